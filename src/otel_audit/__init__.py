@@ -1,0 +1,1 @@
+"""OpenTelemetry instrumentation that turns an application's actions into an audit trail."""

@@ -1,0 +1,369 @@
+"""The record on a span: one mapping to span attributes, and one back.
+
+Sources: the draft OpenTelemetry audit data model (``audit.*``, in development), the stable
+semantic conventions for HTTP, URL, client, user agent and errors, and only then names of our own
+under ``audit.``. JSON values travel as text, because a span knows no nested attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import format_span_id, format_trace_id
+from opentelemetry.util.types import AttributeValue
+
+from otel_audit.errors import InvalidAuditSpanError
+from otel_audit.ids import derived_uuid7
+from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change
+from otel_audit.record import SCHEMA_VERSION as SCHEMA
+
+SCOPE_NAME: Final = "otel_audit"
+"""Instrumentation scope of the audit spans we make ourselves."""
+
+FLAG: Final = "audit.flagged"
+RECORD_ID: Final = "audit.record.id"
+ACTION_ID: Final = "audit.action.id"
+PARENT_ACTION_ID: Final = "audit.action.parent_id"
+PHASE: Final = "audit.phase"
+SCHEMA_VERSION: Final = "audit.schema.version"
+EVENT_NAME: Final = "audit.event.name"
+ACTION: Final = "audit.action"
+OUTCOME: Final = "audit.outcome"
+LEVEL: Final = "audit.level"
+
+ACTOR_ID: Final = "audit.actor.id"
+ACTOR_TYPE: Final = "audit.actor.type"
+ACTOR_ROLE: Final = "audit.actor.role"
+ACTOR_ROLES: Final = "user.roles"
+ACTOR_EMAIL: Final = "user.email"
+ACTOR_VERIFIED: Final = "audit.actor.verified"
+ACTOR_ON_BEHALF_OF: Final = "audit.actor.on_behalf_of"
+ACTOR_REASON: Final = "audit.actor.reason"
+ACTOR_SOURCE: Final = "audit.actor.source"
+USER_ID: Final = "user.id"
+
+TENANT_ID: Final = "audit.tenant.id"
+TENANT_SLUG: Final = "audit.tenant.slug"
+TARGET_TYPE: Final = "audit.target.type"
+TARGET_ID: Final = "audit.target.id"
+SOURCE_ID: Final = "audit.source.id"
+SOURCE_TYPE: Final = "audit.source.type"
+CLIENT_ADDRESS: Final = "client.address"
+USER_AGENT: Final = "user_agent.original"
+SESSION_ID: Final = "session.id"
+
+REQUEST_ID: Final = "audit.request.id"
+HTTP_METHOD: Final = "http.request.method"
+HTTP_ROUTE: Final = "http.route"
+URL_PATH: Final = "url.path"
+URL_QUERY: Final = "url.query"
+HTTP_VERSION: Final = "network.protocol.version"
+HTTP_HOST: Final = "server.address"
+HTTP_STATUS: Final = "http.response.status_code"
+REQUEST_HEADER: Final = "http.request.header."
+RESPONSE_HEADER: Final = "http.response.header."
+REQUEST_BODY: Final = "audit.request.body"
+RESPONSE_BODY: Final = "audit.response.body"
+REQUEST_SIZE: Final = "http.request.body.size"
+RESPONSE_SIZE: Final = "http.response.body.size"
+
+CHANGES: Final = "audit.changes"
+CHANGES_COUNT: Final = "audit.changes.count"
+CHANGES_TOTAL: Final = "audit.changes.total"
+CHANGES_ROLLED_BACK: Final = "audit.changes.rolled_back"
+CHANGES_PROVISIONAL: Final = "audit.changes.provisional"
+ENTITIES: Final = "audit.entities"
+TRANSACTION: Final = "audit.transaction.outcome"
+ERROR_TYPE: Final = "error.type"
+ERROR_MESSAGE: Final = "audit.error.message"
+TRACE_SAMPLED: Final = "audit.trace.sampled"
+PRODUCER_ID: Final = "audit.producer.id"
+SEQUENCE_NUMBER: Final = "audit.sequence.number"
+METADATA: Final = "audit.metadata"
+
+MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
+"""What a span that someone else flags must carry."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
+_decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
+
+_PLAIN: Final = (
+    (RECORD_ID, "record_id"),
+    (ACTION_ID, "action_id"),
+    (PARENT_ACTION_ID, "parent_action_id"),
+    (PHASE, "phase"),
+    (SCHEMA_VERSION, "schema_version"),
+    (EVENT_NAME, "event_name"),
+    (ACTION, "action"),
+    (OUTCOME, "outcome"),
+    (TRANSACTION, "transaction"),
+    (CHANGES_TOTAL, "changes_total"),
+    (CHANGES_ROLLED_BACK, "changes_rolled_back"),
+    (TRACE_SAMPLED, "trace_sampled"),
+    (PRODUCER_ID, "producer_id"),
+    (SEQUENCE_NUMBER, "sequence_number"),
+    (LEVEL, "level"),
+)
+_ACTOR: Final = (
+    (ACTOR_ID, "id"),
+    (ACTOR_TYPE, "type"),
+    (ACTOR_ROLE, "role"),
+    (ACTOR_ROLES, "roles"),
+    (ACTOR_EMAIL, "email"),
+    (ACTOR_VERIFIED, "verified"),
+    (ACTOR_ON_BEHALF_OF, "on_behalf_of"),
+    (ACTOR_REASON, "reason"),
+    (ACTOR_SOURCE, "source"),
+)
+_TENANT: Final = ((TENANT_ID, "id"), (TENANT_SLUG, "slug"))
+_TARGET: Final = ((TARGET_TYPE, "type"), (TARGET_ID, "id"))
+_SOURCE: Final = (
+    (CLIENT_ADDRESS, "address"),
+    (SOURCE_TYPE, "type"),
+    (USER_AGENT, "user_agent"),
+    (SESSION_ID, "session_id"),
+)
+_REQUEST: Final = (
+    (REQUEST_ID, "id"),
+    (HTTP_METHOD, "method"),
+    (HTTP_ROUTE, "route"),
+    (URL_PATH, "path"),
+    (URL_QUERY, "query"),
+    (HTTP_VERSION, "http_version"),
+    (HTTP_HOST, "host"),
+)
+_RESPONSE: Final = ((HTTP_STATUS, "status_code"),)
+_ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
+_BODY_PARTS: Final = ("content_type", "sha256", "absent")
+
+
+def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
+    """Spell a record as span attributes.
+
+    Args:
+        record: The record. Its times, ids of the trace and resource are the span's own and are
+            not among the attributes.
+
+    Returns:
+        Attribute names to values; what the record does not know is absent.
+    """
+    found: dict[str, AttributeValue] = {FLAG: True}
+    _spell(found, record, _PLAIN)
+    _spell(found, record.actor, _ACTOR)
+    if record.tenant is not None:
+        _spell(found, record.tenant, _TENANT)
+    if record.target is not None:
+        _spell(found, record.target, _TARGET)
+    if record.source is not None:
+        _spell(found, record.source, _SOURCE)
+        if record.source.address is not None:
+            found[SOURCE_ID] = record.source.address
+    if record.request is not None:
+        _spell(found, record.request, _REQUEST)
+        _spell_headers(found, REQUEST_HEADER, record.request.headers)
+        _spell_body(found, REQUEST_BODY, REQUEST_SIZE, record.request.body)
+    if record.response is not None:
+        _spell(found, record.response, _RESPONSE)
+        _spell_headers(found, RESPONSE_HEADER, record.response.headers)
+        _spell_body(found, RESPONSE_BODY, RESPONSE_SIZE, record.response.body)
+    if record.error is not None:
+        _spell(found, record.error, _ERROR)
+    if record.changes:
+        found[CHANGES] = _encode(record.changes).decode()
+        found[CHANGES_COUNT] = len(record.changes)
+    if record.metadata:
+        found[METADATA] = _encode(record.metadata).decode()
+    return found
+
+
+def is_flagged(span: ReadableSpan) -> bool:
+    """Tell whether a span carries a record."""
+    return bool(span.attributes) and span.attributes.get(FLAG) is True
+
+
+def record_from_span(span: ReadableSpan) -> AuditRecord:
+    """Read the record that an ended span carries.
+
+    Args:
+        span: A span that is flagged, ours or anyone's. One that is not ours has its own ids as the
+            record's trace and span id, and a record id derived from them.
+
+    Returns:
+        The record.
+
+    Raises:
+        InvalidAuditSpanError: A mandatory attribute is missing, or one has the wrong type or
+            value; the message names it.
+    """
+    context = span.get_span_context()
+    if context is None or span.start_time is None:
+        raise InvalidAuditSpanError(f"audit span {span.name!r} has no context or was never started")
+    ours = span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE_NAME
+    link = span.parent if ours else context
+    trace = (
+        (format_trace_id(link.trace_id), format_span_id(link.span_id)) if link is not None else None
+    )
+    return record_from_attributes(
+        span.attributes or {},
+        name=span.name,
+        start_time=span.start_time,
+        end_time=span.end_time if span.end_time is not None else span.start_time,
+        trace=trace,
+        own_ids=(format_trace_id(context.trace_id), format_span_id(context.span_id)),
+        resource=dict(span.resource.attributes),
+    )
+
+
+def record_from_attributes(
+    attributes: Mapping[str, Any],
+    *,
+    name: str,
+    start_time: int,
+    end_time: int,
+    trace: tuple[str, str] | None,
+    own_ids: tuple[str, str],
+    resource: Mapping[str, Any],
+) -> AuditRecord:
+    """Read a record from attributes, wherever they came from.
+
+    Args:
+        attributes: Attribute names to values.
+        name: The span's name, the event name where no attribute says it.
+        start_time: Unix nanoseconds.
+        end_time: Unix nanoseconds; not before ``start_time``, else the duration is 0.
+        trace: Trace and span id (hex) that the record points to, if any.
+        own_ids: Trace and span id (hex) of the carrying span, to derive a record id from.
+        resource: Resource attributes of the sender.
+
+    Returns:
+        The record.
+
+    Raises:
+        InvalidAuditSpanError: As for `record_from_span`.
+    """
+    missing = [wanted for wanted in MANDATORY if attributes.get(wanted) in (None, "")]
+    if missing:
+        raise InvalidAuditSpanError(
+            f"audit span {name!r} lacks {', '.join(missing)}; "
+            f"a span with {FLAG}=true must carry {', '.join(MANDATORY)}"
+        )
+    record_id = attributes.get(RECORD_ID) or derived_uuid7(start_time, *own_ids)
+    fields: dict[str, Any] = {
+        "phase": "completed",
+        "schema_version": SCHEMA,
+        "transaction": "none",
+        **_collect(attributes, _PLAIN),
+    }
+    fields.update(
+        record_id=record_id,
+        action_id=attributes.get(ACTION_ID) or record_id,
+        event_name=attributes.get(EVENT_NAME) or name,
+        occurred_at=start_time,
+        duration=max(end_time - start_time, 0),
+        actor=_collect(attributes, _ACTOR),
+        resource=_plain_values(resource),
+    )
+    if trace is not None:
+        fields["trace_id"], fields["span_id"] = trace
+    for key, names in (("tenant", _TENANT), ("target", _TARGET), ("error", _ERROR)):
+        part = _collect(attributes, names)
+        if part:
+            fields[key] = part
+    source = _collect(attributes, _SOURCE)
+    if source:
+        fields["source"] = source
+    try:
+        request = _collect(attributes, _REQUEST)
+        request.update(_read_exchange(attributes, REQUEST_HEADER, REQUEST_BODY, REQUEST_SIZE))
+        response = _collect(attributes, _RESPONSE)
+        response.update(_read_exchange(attributes, RESPONSE_HEADER, RESPONSE_BODY, RESPONSE_SIZE))
+        if request:
+            fields["request"] = request
+        if response:
+            fields["response"] = response
+        if CHANGES in attributes:
+            fields["changes"] = _decode_changes(attributes[CHANGES])
+        if METADATA in attributes:
+            fields["metadata"] = _decode_mapping(attributes[METADATA])
+        return msgspec.convert(fields, AuditRecord)
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise InvalidAuditSpanError(f"audit span {name!r}: {error}") from error
+
+
+def _spell(
+    found: dict[str, AttributeValue], part: msgspec.Struct, names: tuple[tuple[str, str], ...]
+) -> None:
+    for attribute, field in names:
+        value = getattr(part, field)
+        if value is not None and value != ():
+            found[attribute] = value
+
+
+def _spell_headers(
+    found: dict[str, AttributeValue], prefix: str, headers: Mapping[str, str]
+) -> None:
+    for key, value in headers.items():
+        found[prefix + key] = [value]
+
+
+def _spell_body(
+    found: dict[str, AttributeValue], name: str, size_name: str, body: Body | None
+) -> None:
+    if body is None:
+        return
+    if body.content is not NO_CONTENT:
+        found[name] = bytes(body.content).decode()
+    if body.size is not None:
+        found[size_name] = body.size
+    for part in _BODY_PARTS:
+        value = getattr(body, part)
+        if value is not None:
+            found[f"{name}.{part}"] = value
+
+
+def _collect(attributes: Mapping[str, Any], names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    return {field: attributes[name] for name, field in names if name in attributes}
+
+
+def _read_exchange(
+    attributes: Mapping[str, Any], header_prefix: str, body_name: str, size_name: str
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    headers = {
+        name[len(header_prefix) :]: value if isinstance(value, str) else ", ".join(map(str, value))
+        for name, value in attributes.items()
+        if name.startswith(header_prefix)
+    }
+    if headers:
+        found["headers"] = headers
+    body: dict[str, Any] = {
+        part: attributes[f"{body_name}.{part}"]
+        for part in _BODY_PARTS
+        if f"{body_name}.{part}" in attributes
+    }
+    if size_name in attributes:
+        body["size"] = attributes[size_name]
+    if body_name in attributes:
+        body["content"] = json_text(attributes[body_name])
+    if body:
+        found["body"] = Body(**body)
+    return found
+
+
+def json_text(text: str) -> msgspec.Raw:
+    """Keep a text that is JSON as it is; quote one that is not, so that it becomes JSON."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return msgspec.Raw(_encode(text))
+    return msgspec.Raw(text.encode())
+
+
+def _plain_values(resource: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in resource.items()
+    }

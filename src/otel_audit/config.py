@@ -1,0 +1,257 @@
+"""All settings, in one typed model: the same in Python, in the environment, and in TOML."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+import platformdirs
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from otel_audit.errors import ConfigurationError
+
+PREFIX = "OTEL_AUDIT_"
+CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
+
+Level = Literal["none", "metadata", "changes", "request", "request_response"]
+
+
+def _listed(value: object) -> object:
+    """Read a list from JSON or from comma-separated words."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        return _json(text)
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _mapped(value: object) -> object:
+    """Read a map from JSON or from comma-separated ``key=value`` pairs."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("{"):
+        return _json(text)
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if any(not middle for _, middle, _ in pairs):
+        raise ValueError("expected a JSON object or comma-separated key=value pairs")
+    return {key.strip(): word.strip() for key, _, word in pairs}
+
+
+def _json(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+
+
+class AuditConfig(BaseSettings):
+    """Settings of the audit trail.
+
+    Every field may be given as an argument, as an environment variable (``OTEL_AUDIT_`` and the
+    field's name in upper case), or in the TOML file that ``OTEL_AUDIT_CONFIG_FILE`` names; the
+    first of these that has it wins. Lists and maps in the environment are JSON or comma-separated.
+
+    Raises:
+        ConfigurationError: A value is invalid, or a variable's or key's name is unknown. The
+            message names each one, and never shows a value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    enabled: bool | None = Field(
+        None, description="Audit or not; by default, if a destination is set."
+    )
+    required: bool = Field(
+        default=False,
+        description="Refuse to start unaudited, rather than start and say so loudly.",
+    )
+    dsn: SecretStr | None = Field(
+        None, description="The audit store: postgresql:// or postgresql+asyncpg://."
+    )
+    exporter: Literal["postgres", "console", "none"] = Field(
+        "postgres", description="Where records go."
+    )
+    log_anonymous: bool = Field(
+        default=True, description="Record successful actions of nobody in particular."
+    )
+    level: Level | None = Field(None, description="One level for all that the policy records.")
+    exclude_paths: Names = Field(
+        ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/redoc",
+         "/openapi.json", "/favicon.ico", "/static"),
+        description="Path prefixes that are never recorded.",
+    )  # fmt: skip
+    sensitive_paths: Names = Field(
+        (), description="Path prefixes whose reads are recorded, at level metadata."
+    )
+    body_limit: int = Field(
+        10_000, ge=0, le=10_000_000, description="Bytes of a body that are copied, each way."
+    )
+    capture_request_body: bool = Field(default=True, description="Copy request bodies.")
+    capture_response_body: bool = Field(default=True, description="Copy response bodies.")
+    capture_headers: Names = Field(
+        ("content-type", "content-length", "accept", "origin", "referer"),
+        description="Request and response headers that are kept, in lower case.",
+    )
+    redact_fields: Names = Field((), description="Field names to redact, beside the defaults.")
+    redact_allow: Names = Field((), description="Field names that are innocent after all.")
+    hmac_key: SecretStr | None = Field(
+        None, description="Key for hashing removed values, so that equal ones can be found."
+    )
+    jwt_key: SecretStr | None = Field(
+        None, description="Secret (HS*) or public key in PEM (RS*, PS*, ES*) of bearer tokens."
+    )
+    jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
+    jwt_audience: str | None = Field(None, description="The `aud` a token must carry.")
+    jwt_issuer: str | None = Field(None, description="The `iss` a token must carry.")
+    jwt_leeway: float = Field(
+        0.0, ge=0, le=600, description="Seconds of clock difference that are forgiven."
+    )
+    jwt_actor_claim: str = Field("sub", description="The claim that is the actor's id.")
+    jwt_role_claim: str = Field("actor_type", description="The claim that is the actor's role.")
+    jwt_tenant_claim: str = Field("tenant_id", description="The claim that is the tenant's id.")
+    actor_type_aliases: Aliases = Field({}, description="The app's own roles to canonical ones.")
+    tenant_header: str | None = Field(None, description="Header that names the tenant.")
+    trusted_proxies: Names = Field(
+        (), description="Addresses or networks whose forwarded headers are believed."
+    )
+    request_id_header: str = Field(
+        "X-Request-ID", description="Request id's header, in and out; empty: none is added."
+    )
+    orm: Literal["observed", "off"] = Field("observed", description="How ORM changes are seen.")
+    span_payload: Literal["summary", "full"] = Field(
+        "summary", description="What of the record the app's own server span gets."
+    )
+    queue_size: int = Field(
+        20_000, ge=1, description="Records that wait for the store, at the most."
+    )
+    batch_size: int = Field(512, ge=1, le=10_000, description="Records in one write.")
+    batch_interval: float = Field(
+        0.2, ge=0, le=60, description="Seconds that a record waits for company."
+    )
+    shutdown_timeout: float = Field(
+        10.0, ge=0, le=600, description="Seconds that a shutdown waits for delivery."
+    )
+    connect_timeout: float = Field(
+        5.0, gt=0, le=120, description="Seconds that connecting to the store may take."
+    )
+    spool_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_state_path("otel-audit"),
+        description="Directory for records that wait for the store.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        """Collect the settings from arguments, environment and file, in this order."""
+        _refuse_unknown_variables(os.environ)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{CONFIG_FILE}: {error}") from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dsn is not None and self.exporter == "postgres":
+            scheme = self.dsn.get_secret_value().partition("://")[0]
+            if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
+                raise ValueError(
+                    f"{PREFIX}DSN: a PostgreSQL DSN is needed, such as "
+                    "postgresql://user:password@host/database"
+                )
+        if self.jwt_key is not None and not self.jwt_algorithms:
+            raise ValueError(
+                f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
+                "for example RS256"
+            )
+        if self.enabled and self.exporter == "postgres" and self.dsn is None:
+            raise ValueError(f"{PREFIX}DSN: missing, and {PREFIX}ENABLED is true")
+        if self.required and not self.active:
+            raise ValueError(
+                f"{PREFIX}REQUIRED is true, but auditing is off: set {PREFIX}DSN "
+                f"(or {PREFIX}EXPORTER=console) and do not set {PREFIX}ENABLED=false"
+            )
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do: enabled, or not said and a destination is set."""
+        if self.enabled is not None:
+            return self.enabled
+        return self.dsn is not None or self.exporter != "postgres"
+
+    @property
+    def asyncpg_dsn(self) -> str | None:
+        """The DSN as asyncpg takes it."""
+        return None if self.dsn is None else plain_dsn(self.dsn.get_secret_value())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments, then the environment, then the TOML file."""
+        file = os.environ.get(CONFIG_FILE)
+        if not file:
+            return init_settings, env_settings
+        if not Path(file).is_file():
+            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {file}")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+
+
+def plain_dsn(dsn: str) -> str:
+    """Turn SQLAlchemy's ``postgresql+asyncpg://`` into ``postgresql://``."""
+    scheme, separator, rest = dsn.partition("://")
+    return f"postgresql://{rest}" if separator and scheme == "postgresql+asyncpg" else dsn
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in AuditConfig.model_fields} | {CONFIG_FILE}
+    unknown = sorted(
+        name for name in environment if name.upper().startswith(PREFIX) and name not in known
+    )
+    if unknown:
+        raise ConfigurationError("; ".join(_unknown(name, known) for name in unknown))
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+    return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        text = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            lines.append(text)
+            continue
+        name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
+        if problem["type"] == "extra_forbidden":
+            known = {f"{PREFIX}{field.upper()}" for field in AuditConfig.model_fields}
+            lines.append(_unknown(name, known))
+        else:
+            lines.append(f"{name}: {text}")
+    return "; ".join(lines)

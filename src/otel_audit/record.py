@@ -1,0 +1,289 @@
+"""The audit record: the one data model in which capture, delivery and every store meet.
+
+Field names follow the draft OpenTelemetry audit data model (``audit.*``) and the stable semantic
+conventions. Times are integers in nanoseconds since the Unix epoch, UTC, as in OTLP.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = "1"
+"""Version of the record's shape, stored with every record."""
+
+Outcome = Literal["success", "failure", "unknown"]
+Phase = Literal["intent", "started", "completed", "continued", "changes"]
+ActorType = Literal["user", "service", "system"]
+TransactionOutcome = Literal["committed", "rolled_back", "mixed", "unknown", "none"]
+Operation = Literal["insert", "update", "delete"]
+ChangeKind = Literal["entity", "relation", "bulk", "untracked"]
+
+
+class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of the record and its parts: immutable, and silent about what is not known."""
+
+
+class Actor(_Part, kw_only=True):
+    """Who did it.
+
+    Attributes:
+        id: Stable identifier, ``anonymous`` where nobody was identified.
+        type: ``user``, ``service`` or ``system``.
+        role: The application's own class of actor, for example ``platform_admin``.
+        email: E-mail address, where the application's token or code gave one.
+        verified: Whether the identity was proved (a verified token, or the app's own code).
+        on_behalf_of: The actor really behind this one under impersonation (RFC 8693 ``act``).
+        reason: Why nobody was identified or verified, for example ``token_expired``.
+        roles: Further roles or scopes, as the token or the app gave them.
+        source: Which resolver named the actor: ``app``, ``jwt``, …
+    """
+
+    id: str
+    type: ActorType
+    role: str | None = None
+    email: str | None = None
+    verified: bool = False
+    on_behalf_of: str | None = None
+    reason: str | None = None
+    roles: tuple[str, ...] = ()
+    source: str | None = None
+
+
+ANONYMOUS = Actor(id="anonymous", type="user")
+"""The actor where nobody was identified."""
+
+
+class Tenant(_Part, kw_only=True):
+    """For which tenant. ``id`` is stable, ``slug`` is the readable name."""
+
+    id: str
+    slug: str | None = None
+
+
+class Target(_Part, kw_only=True):
+    """The thing acted upon, for example ``order`` and ``123``."""
+
+    type: str
+    id: str | None = None
+
+
+class Source(_Part, kw_only=True):
+    """Where the action came from.
+
+    Attributes:
+        address: The client's network address.
+        type: What ``address`` is, ``ip`` by default.
+        user_agent: As the client sent it, bounded.
+        session_id: The session the token or the application named.
+    """
+
+    address: str | None = None
+    type: str = "ip"
+    user_agent: str | None = None
+    session_id: str | None = None
+
+
+NO_CONTENT = msgspec.Raw(b"")
+"""Stands for the body that is not there; always this one object."""
+
+
+class Body(_Part, kw_only=True):
+    """A request or response body, redacted.
+
+    Attributes:
+        content: The redacted body as JSON text, kept as the text it is; ``NO_CONTENT`` where
+            it is absent.
+        size: Bytes that passed on the wire between client and application.
+        content_type: Media type as declared.
+        sha256: Hex digest of the redacted text (never of what was removed).
+        absent: Why there is no content, or why it is cut: ``truncated``, ``binary``,
+            ``not_read``, ``unparsable``, …
+    """
+
+    content: msgspec.Raw = NO_CONTENT
+    size: int | None = None
+    content_type: str | None = None
+    sha256: str | None = None
+    absent: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The content as text, None where it is absent."""
+        return None if self.content is NO_CONTENT else bytes(self.content).decode()
+
+
+class Request(_Part, kw_only=True):
+    """The HTTP request, redacted.
+
+    Attributes:
+        id: The request id, as also returned to the client.
+        method: HTTP method.
+        route: Route template, for example ``/orders/{order_id}``.
+        path: Path as requested.
+        query: Query string, redacted.
+        headers: Chosen headers, names in lower case, redacted.
+        http_version: ``1.1``, ``2``, …
+        host: The authority the client asked for.
+        body: The body, where the level asks for it.
+    """
+
+    id: str | None = None
+    method: str | None = None
+    route: str | None = None
+    path: str | None = None
+    query: str | None = None
+    headers: dict[str, str] = {}
+    http_version: str | None = None
+    host: str | None = None
+    body: Body | None = None
+
+
+class Response(_Part, kw_only=True):
+    """The HTTP response, redacted. ``status_code`` is None where none was sent."""
+
+    status_code: int | None = None
+    headers: dict[str, str] = {}
+    body: Body | None = None
+
+
+class Change(_Part, kw_only=True):
+    """One change in the application's database.
+
+    Attributes:
+        operation: ``insert``, ``update`` or ``delete``.
+        kind: ``entity`` (a mapped object), ``relation`` (rows of an association table),
+            ``bulk`` (one statement over many rows), ``untracked`` (a write that could not be
+            attributed).
+        entity: Name of the mapped class, or of the table.
+        table: Name of the table, with its schema where it has one.
+        key: Primary key, column by column.
+        values: ``{column: [before, after]}``, redacted; for an insert ``before`` is None, for a
+            delete ``after`` is None.
+        unknown_before: Columns whose earlier value could not be had without a hidden query.
+        rows: Rows affected, for ``bulk``.
+        statement: The statement with placeholders, for ``bulk``.
+        parameters: Its parameters, redacted, for ``bulk``.
+        transaction: What became of it; None while it is the action's own answer.
+        note: What could not be read, if anything.
+    """
+
+    operation: Operation
+    kind: ChangeKind = "entity"
+    entity: str
+    table: str
+    key: dict[str, Any] = {}
+    values: dict[str, list[Any]] = {}
+    unknown_before: tuple[str, ...] = ()
+    rows: int | None = None
+    statement: str | None = None
+    parameters: Any = None
+    transaction: TransactionOutcome | None = None
+    note: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """The entity as the store's index knows it: ``order:123``, ``order_line:1,2``."""
+        return entity_reference(self.entity, *self.key.values())
+
+
+class ErrorInfo(_Part, kw_only=True):
+    """What went wrong: the error's type and its redacted message."""
+
+    type: str
+    message: str | None = None
+
+
+class AuditRecord(_Part, kw_only=True):
+    """The finished, immutable fact.
+
+    Attributes:
+        record_id: UUIDv7, made when the action began; the same on every delivery.
+        action_id: Shared by all records of one action.
+        parent_action_id: The action this one was nested in.
+        phase: Which part of the action this record tells.
+        schema_version: Version of this shape.
+        event_name: ``order.created``: resource, past participle.
+        action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….
+        outcome: ``success``, ``failure`` or ``unknown``; from status and transactions.
+        occurred_at: When the action began, Unix nanoseconds.
+        duration: How long it took, nanoseconds.
+        actor, tenant, target, source: Who, for whom, on what, from where.
+        request, response: The HTTP exchange, where there was one.
+        changes: What changed in the database.
+        changes_total: How many changes there were, where ``changes`` does not hold them all.
+        changes_rolled_back: How many flushed changes were rolled back and so are left out.
+        transaction: What became of the transactions that wrote.
+        error: What went wrong.
+        trace_id, span_id: The server span's ids in hex, so that a click lands on it.
+        trace_sampled: Whether that span was sampled.
+        producer_id, sequence_number: The process's numbered stream of records, from 1.
+        level: The policy level it was recorded at.
+        metadata: The application's own, redacted.
+        resource: The producing service, as OpenTelemetry resource attributes.
+    """
+
+    record_id: str
+    action_id: str
+    parent_action_id: str | None = None
+    phase: Phase
+    schema_version: str
+    event_name: str
+    action: str
+    outcome: Outcome
+    occurred_at: int
+    duration: int = 0
+    actor: Actor
+    tenant: Tenant | None = None
+    target: Target | None = None
+    source: Source | None = None
+    request: Request | None = None
+    response: Response | None = None
+    changes: tuple[Change, ...] = ()
+    changes_total: int | None = None
+    changes_rolled_back: int = 0
+    transaction: TransactionOutcome
+    error: ErrorInfo | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    trace_sampled: bool | None = None
+    producer_id: str | None = None
+    sequence_number: int | None = None
+    level: str | None = None
+    metadata: dict[str, Any] = {}
+    resource: dict[str, Any] = {}
+
+    @property
+    def observed_at(self) -> int:
+        """When the action was over and the record made, Unix nanoseconds."""
+        return self.occurred_at + self.duration
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Every entity this record is about, each once: the target, then what changed."""
+        found: dict[str, None] = {}
+        if self.target is not None and self.target.id is not None:
+            found[entity_reference(self.target.type, self.target.id)] = None
+        for change in self.changes:
+            if change.key:
+                found[change.reference] = None
+        return tuple(found)
+
+
+_WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+
+
+def entity_reference(entity: str, *key: object) -> str:
+    """Name an entity as the store's index knows it.
+
+    Args:
+        entity: Class, table or resource name in any style.
+        key: Its primary key, one value a column.
+
+    Returns:
+        ``order_line:1,2``: the name in snake case, a colon, the key's values.
+    """
+    name = _WORD_BREAK.sub("_", entity).strip("_").lower()
+    return f"{name}:{','.join(str(part) for part in key)}"

