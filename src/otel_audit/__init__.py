@@ -1,1 +1,40 @@
-"""OpenTelemetry instrumentation that turns an application's actions into an audit trail."""
+"""OpenTelemetry instrumentation that turns an application's actions into an audit trail.
+
+Everything public is here; all else is private and may change.
+"""
+
+from otel_audit.config import AuditConfig
+from otel_audit.errors import (
+    ConfigurationError,
+    InstrumentationError,
+    InvalidAuditSpanError,
+    MissingExtraError,
+    OtelAuditError,
+    StoreError,
+    StoreUnavailableError,
+)
+from otel_audit.instrument import AuditInstrumentor, flush, health, instrument, uninstrument
+from otel_audit.record import AuditRecord
+from otel_audit.scope import add_metadata, set_actor, set_event, set_target, set_tenant
+
+__all__ = [
+    "AuditConfig",
+    "AuditInstrumentor",
+    "AuditRecord",
+    "ConfigurationError",
+    "InstrumentationError",
+    "InvalidAuditSpanError",
+    "MissingExtraError",
+    "OtelAuditError",
+    "StoreError",
+    "StoreUnavailableError",
+    "add_metadata",
+    "flush",
+    "health",
+    "instrument",
+    "set_actor",
+    "set_event",
+    "set_target",
+    "set_tenant",
+    "uninstrument",
+]

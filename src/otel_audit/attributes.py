@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.ids import derived_uuid7
-from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change
+from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, to_json
 from otel_audit.record import SCHEMA_VERSION as SCHEMA
 
 SCOPE_NAME: Final = "otel_audit"
@@ -87,7 +87,6 @@ METADATA: Final = "audit.metadata"
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
 """What a span that someone else flags must carry."""
 
-_encode = msgspec.json.Encoder().encode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -173,10 +172,10 @@ def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
     if record.error is not None:
         _spell(found, record.error, _ERROR)
     if record.changes:
-        found[CHANGES] = _encode(record.changes).decode()
+        found[CHANGES] = to_json(record.changes).decode()
         found[CHANGES_COUNT] = len(record.changes)
     if record.metadata:
-        found[METADATA] = _encode(record.metadata).decode()
+        found[METADATA] = to_json(record.metadata).decode()
     return found
 
 
@@ -359,7 +358,7 @@ def json_text(text: str) -> msgspec.Raw:
     try:
         msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return msgspec.Raw(_encode(text))
+        return msgspec.Raw(to_json(text))
     return msgspec.Raw(text.encode())
 
 

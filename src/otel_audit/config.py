@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import platformdirs
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -59,6 +67,34 @@ def _json(text: str) -> object:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+
+
+class JwtIssuer(BaseModel):
+    """One of several issuers of bearer tokens: its name, its key or keys, what it may sign with.
+
+    Attributes:
+        issuer: The `iss` of its tokens.
+        algorithms: Signature algorithms that are accepted from it.
+        audience: The `aud` its tokens must carry.
+        key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
+        jwks_url: Where its JWK set is fetched.
+        jwks_file: File with its JWK set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    issuer: str
+    algorithms: Names
+    audience: str | None = None
+    key: SecretStr | None = None
+    jwks_url: str | None = None
+    jwks_file: Path | None = None
+
+
+Issuers = Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(_listed)]
+Rules = Annotated[tuple[Any, ...], NoDecode, BeforeValidator(_listed)]
+Hook = Callable[..., Any] | str
+"""A callable, or where it is found: ``module:name``."""
 
 
 class AuditConfig(BaseSettings):
@@ -113,11 +149,50 @@ class AuditConfig(BaseSettings):
     )
     redact_fields: Names = Field((), description="Field names to redact, beside the defaults.")
     redact_allow: Names = Field((), description="Field names that are innocent after all.")
+    redact_paths: Names = Field(
+        (), description="Paths within a document to redact, such as customer.*.iban."
+    )
+    redact_rules_off: Annotated[
+        tuple[Literal["card", "ssn", "iban"], ...], NoDecode, BeforeValidator(_listed)
+    ] = Field((), description="Value rules that are not applied.")
+    redact_emails: bool = Field(default=False, description="Redact e-mail addresses in values.")
+    redact_mode: Literal["replace", "omit", "hmac"] = Field(
+        "replace", description="What becomes of a redacted value; hmac needs a key."
+    )
     hmac_key: SecretStr | None = Field(
         None, description="Key for hashing removed values, so that equal ones can be found."
     )
+    hmac_key_file: Path | None = Field(
+        None, description="File that holds the hashing key; it wins over the key itself."
+    )
+    hmac_key_id: str = Field(
+        "k1",
+        pattern=r"^[A-Za-z0-9_-]{1,32}$",
+        description="Names the hashing key in each hash; change it when the key changes.",
+    )
+    hmac_previous_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_mapped)] = Field(
+        {}, description="Earlier hashing keys by id, to find what was hashed with them."
+    )
     jwt_key: SecretStr | None = Field(
         None, description="Secret (HS*) or public key in PEM (RS*, PS*, ES*) of bearer tokens."
+    )
+    jwt_jwks_url: str | None = Field(
+        None, description="Where the issuer's JWK set is fetched, in the background."
+    )
+    jwt_jwks_file: Path | None = Field(None, description="File with the issuer's JWK set.")
+    jwt_jwks_refresh: float = Field(
+        300.0, ge=30, le=86_400, description="Seconds after which JWK sets are read again."
+    )
+    jwt_jwks_insecure_http: bool = Field(
+        default=False, description="Fetch JWK sets over plain HTTP from other machines, too."
+    )
+    jwt_issuers: Issuers = Field(
+        (), description="Several issuers, each with its own keys; best given in the file."
+    )
+    jwt_unverified_behind_gateway: bool = Field(
+        default=False,
+        description="Believe bearer tokens unchecked, because a gateway has checked them; "
+        "records then say that the actor is not verified.",
     )
     jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
     jwt_audience: str | None = Field(None, description="The `aud` a token must carry.")
@@ -128,11 +203,54 @@ class AuditConfig(BaseSettings):
     jwt_actor_claim: str = Field("sub", description="The claim that is the actor's id.")
     jwt_role_claim: str = Field("actor_type", description="The claim that is the actor's role.")
     jwt_tenant_claim: str = Field("tenant_id", description="The claim that is the tenant's id.")
+    jwt_email_claim: str = Field("email", description="The claim that is the actor's e-mail.")
+    jwt_roles_claim: str = Field("roles", description="The claim that lists the actor's roles.")
+    jwt_session_claim: str = Field("sid", description="The claim that is the session's id.")
+    jwt_tenant_slug_claim: str = Field(
+        "tenant_slug", description="The claim that is the tenant's readable name."
+    )
     actor_type_aliases: Aliases = Field({}, description="The app's own roles to canonical ones.")
+    actor_order: Names = Field(
+        ("app", "state", "user", "jwt", "api_key", "certificate", "callable"),
+        description="Who is asked for the actor, in this order; what is not named is not asked.",
+    )
+    actor_resolver: Hook | None = Field(
+        None, description="Callable (or module:name) that gets the ASGI scope, returns the actor."
+    )
+    api_key_header: str | None = Field(
+        None, description="Header with an API key; only its keyed hash is kept."
+    )
+    client_certificate_header: str | None = Field(
+        None, description="Header in which a trusted proxy gives the client certificate's subject."
+    )
+    tenant_order: Names = Field(
+        ("app", "state", "jwt", "header", "path", "subdomain", "callable"),
+        description="Who is asked for the tenant, in this order; what is not named is not asked.",
+    )
+    tenant_resolver: Hook | None = Field(
+        None, description="Callable (or module:name) that gets the ASGI scope, returns the tenant."
+    )
+    tenant_path_parameter: str | None = Field(
+        None, description="Path parameter that names the tenant."
+    )
+    tenant_domain: str | None = Field(
+        None, description="Domain whose subdomains are tenants, such as example.com."
+    )
     tenant_header: str | None = Field(None, description="Header that names the tenant.")
     trusted_proxies: Names = Field(
         (), description="Addresses or networks whose forwarded headers are believed."
     )
+    forwarded_header: str = Field(
+        "X-Forwarded-For",
+        description="Header in which trusted proxies pass addresses on: this one, or Forwarded.",
+    )
+    session_cookie: str | None = Field(
+        None, description="Cookie of the session; only its keyed hash is kept."
+    )
+    policy_file: Path | None = Field(
+        None, description="TOML file with policy rules, asked before the defaults."
+    )
+    policy_rules: Rules = Field((), description="Policy rules, asked before those of the file.")
     request_id_header: str = Field(
         "X-Request-ID", description="Request id's header, in and out; empty: none is added."
     )

@@ -163,6 +163,11 @@ class Change(_Part, kw_only=True):
         values: ``{column: [before, after]}``, redacted; for an insert ``before`` is None, for a
             delete ``after`` is None.
         unknown_before: Columns whose earlier value could not be had without a hidden query.
+        unknown_after: Columns whose new value only the database knows (server defaults and the
+            like that the flush did not return).
+        patches: ``{column: RFC 6902 patch}`` from the one redacted value to the other, for JSON.
+        related: References of further entities it is about: both sides of an association, the
+            bases of an inherited class, the key before it was changed.
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
@@ -177,6 +182,9 @@ class Change(_Part, kw_only=True):
     key: dict[str, Any] = {}
     values: dict[str, list[Any]] = {}
     unknown_before: tuple[str, ...] = ()
+    unknown_after: tuple[str, ...] = ()
+    patches: dict[str, list[dict[str, Any]]] = {}
+    related: tuple[str, ...] = ()
     rows: int | None = None
     statement: str | None = None
     parameters: Any = None
@@ -269,6 +277,7 @@ class AuditRecord(_Part, kw_only=True):
         for change in self.changes:
             if change.key:
                 found[change.reference] = None
+            found.update(dict.fromkeys(change.related))
         return tuple(found)
 
 
@@ -287,3 +296,20 @@ def entity_reference(entity: str, *key: object) -> str:
     """
     name = _WORD_BREAK.sub("_", entity).strip("_").lower()
     return f"{name}:{','.join(str(part) for part in key)}"
+
+
+def to_json(value: Any) -> bytes:
+    """Write a record, or a part of one, as JSON text in UTF-8.
+
+    Args:
+        value: A record, a part, or plain values. What JSON does not know is written as its type's
+            name, never as its value; a kind of text is written as text.
+    """
+    return _encode(value)
+
+
+def _plain(value: object) -> str:
+    return str.__str__(value) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode

@@ -6,10 +6,12 @@ what a middleware, a dependency in a thread, or a background task adds is seen b
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from opentelemetry.trace import Span
 
@@ -28,6 +30,10 @@ from otel_audit.record import (
 )
 
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
+_counting = threading.Lock()
+
+LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, list[Change], int], None]"
+"""Takes what a transaction left after the scope had closed: scope, outcome, changes, count."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,10 +46,14 @@ class AuditScope:
         occurred_at: When it began, Unix nanoseconds.
         started: The same on the monotonic clock, nanoseconds.
         server_span: The application's own span of the request, where there is one.
-        changes: Committed changes, and rolled-back ones if they are kept.
+        changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
+            and rolled-back ones if they are kept.
+        changes_total: How many changes were committed or are unknown, also where ``changes``
+            holds a summary of those beyond its bound.
         changes_pending: Flushed changes whose transaction has not ended.
         changes_rolled_back: Flushed changes that were rolled back.
         transactions: How the transactions that wrote ended.
+        late: Takes what a transaction leaves after the scope has closed.
     """
 
     record_id: str = ""
@@ -63,10 +73,12 @@ class AuditScope:
     metadata: dict[str, Any] = field(default_factory=dict)
     server_span: Span | None = None
     changes: list[Change] = field(default_factory=list)
+    changes_total: int = 0
     changes_pending: int = 0
     changes_rolled_back: int = 0
     transactions: set[TransactionOutcome] = field(default_factory=set)
     closed: bool = False
+    late: LateChanges | None = None
 
     def __post_init__(self) -> None:
         self.occurred_at = self.occurred_at or time.time_ns()
@@ -76,26 +88,43 @@ class AuditScope:
 
     def note_flushed(self, count: int) -> None:
         """Count changes that were flushed in a transaction that is still open."""
-        self.changes_pending += count
+        with _counting:
+            self.changes_pending += count
 
-    def note_transaction_end(self, outcome: TransactionOutcome, changes: list[Change]) -> None:
+    def note_transaction_end(
+        self,
+        outcome: TransactionOutcome,
+        changes: list[Change],
+        *,
+        count: int | None = None,
+        keep_rolled_back: bool = False,
+    ) -> None:
         """Take over what a transaction that wrote has left.
 
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
-            changes: What it had flushed, counted before as pending.
+            changes: What it had flushed, as far as it is kept.
+            count: How many changes were counted before as pending; all of ``changes`` by default.
+            keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
         """
-        self.changes_pending -= len(changes)
-        self.transactions.add(outcome)
-        if outcome == "rolled_back":
-            self.changes_rolled_back += len(changes)
-        else:
+        count = len(changes) if count is None else count
+        with _counting:
+            self.changes_pending -= count
+            self.transactions.add(outcome)
+            if outcome == "rolled_back":
+                self.changes_rolled_back += count
+            else:
+                self.changes_total += count
+        if self.closed and self.late is not None:
+            self.late(self, outcome, changes, count)
+        elif outcome != "rolled_back" or keep_rolled_back:
             self.changes.extend(changes)
 
     def note_savepoint_rollback(self, count: int) -> None:
         """Count changes undone by a savepoint whose transaction goes on."""
-        self.changes_pending -= count
-        self.changes_rolled_back += count
+        with _counting:
+            self.changes_pending -= count
+            self.changes_rolled_back += count
 
     @property
     def transaction(self) -> TransactionOutcome:

@@ -1,0 +1,54 @@
+# make demo: see it work.  make test: run the tests.  Both set everything up first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-fast lint types layers bench-quick check matrix lock clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -1
+	@echo "Also: setup, test-fast, lint, types, layers, bench-quick, matrix, lock, clean"
+
+setup: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(CONSTRAINTS) pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[all]' --group dev
+	@touch $(READY)
+
+# KEEP=1 leaves it running
+demo: setup
+	@$(BIN)/python -m demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+bench-quick: setup
+	$(BIN)/python -m pytest tests/benchmarks -p no:cacheprovider -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=median,iqr,rounds --benchmark-min-rounds=5 --benchmark-max-time=0.3
+
+matrix: setup
+	.ci/matrix $(PYTHON)
+
+lock: setup
+	.ci/lock
+
+clean:
+	rm -rf $(VENV) .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .demo

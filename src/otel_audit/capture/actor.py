@@ -1,0 +1,343 @@
+"""Who does an action: an ordered list of resolvers, and nobody where none of them knows."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import msgspec
+
+from otel_audit.capture.certificate import certificate_subject
+from otel_audit.capture.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
+from otel_audit.capture.proxies import Proxies
+from otel_audit.capture.reading import (
+    Scope,
+    claim,
+    first_identifier,
+    header_values,
+    identifier,
+    load_hook,
+    peek,
+    primary_key,
+    state_of,
+    words,
+)
+from otel_audit.capture.source import keyed_label
+from otel_audit.complaints import complain
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.errors import ConfigurationError
+from otel_audit.record import Actor, ActorType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from otel_audit.scope import AuditScope
+
+_logger = logging.getLogger(__name__)
+
+_IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "email", "name")
+_ROLES: Final = ("actor_type", "role")
+_TYPES: Final = ("user", "service", "system")
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What `resolve_actor` goes by; an empty name switches its resolver off.
+
+    Attributes:
+        order: Names of the resolvers to ask, the first answer wins.
+        verifier: Verifies bearer tokens.
+        id_claim, role_claim, email_claim, roles_claim: Claims, or dotted paths into them.
+        aliases: The application's roles to canonical ones.
+        api_key_header: Header with an API key.
+        certificate_header: Header in which a proxy gives the client certificate's subject.
+        proxies: Whose certificate headers are believed.
+        hmac_key: Key for the hash that stands for an API key.
+        resolver: The user's callable; gets the ASGI scope.
+    """
+
+    order: tuple[str, ...] = ("app", "state", "user", "jwt", "api_key", "certificate", "callable")
+    verifier: TokenReader | None = None
+    id_claim: str = "sub"
+    role_claim: str = "actor_type"
+    email_claim: str = "email"
+    roles_claim: str = "roles"
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    api_key_header: str | None = None
+    certificate_header: str | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    hmac_key: bytes | None = field(default=None, repr=False)
+    resolver: Callable[[Scope], object] | None = None
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> ActorOptions:
+        """Read the settings, and make the verifier of bearer tokens.
+
+        Raises:
+            ConfigurationError: A setting is wrong; the message names it.
+            MissingExtraError: Tokens are to be verified, and python-jose is not installed.
+        """
+        unknown = sorted(set(config.actor_order) - set(_RESOLVERS))
+        if unknown:
+            raise ConfigurationError(
+                f"{PREFIX}ACTOR_ORDER: {', '.join(unknown)}: expected {', '.join(_RESOLVERS)}"
+            )
+        if config.client_certificate_header and not config.trusted_proxies:
+            raise ConfigurationError(
+                f"{PREFIX}CLIENT_CERTIFICATE_HEADER: believed from trusted proxies only, "
+                f"and {PREFIX}TRUSTED_PROXIES names none"
+            )
+        key = config.hmac_key
+        return cls(
+            order=config.actor_order,
+            verifier=JwtVerifier.from_config(config),
+            id_claim=config.jwt_actor_claim,
+            role_claim=config.jwt_role_claim,
+            email_claim=config.jwt_email_claim,
+            roles_claim=config.jwt_roles_claim,
+            aliases=MappingProxyType(dict(config.actor_type_aliases)),
+            api_key_header=config.api_key_header or None,
+            certificate_header=config.client_certificate_header or None,
+            proxies=Proxies.from_config(config),
+            hmac_key=None if key is None else key.get_secret_value().encode(),
+            resolver=load_hook(config.actor_resolver, "actor_resolver"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the resolvers look at, and what the bearer token turned out to be."""
+
+    asgi: Scope
+    scope: AuditScope
+    options: ActorOptions
+    token: VerifiedToken | None
+    token_problem: str | None
+
+
+def resolve_actor(asgi_scope: Scope, audit_scope: AuditScope, options: ActorOptions) -> Actor:
+    """Find out who does an action. Never raises for what a client or the application gives.
+
+    Args:
+        asgi_scope: The ASGI scope, as the application left it: authentication runs inside.
+        audit_scope: The action's scope; what the application set there is the resolver ``app``.
+        options: From the settings.
+
+    Returns:
+        The actor. Where no resolver knows, ``anonymous``, with the first reason why not.
+    """
+    token, problem = _bearer(asgi_scope, options)
+    request = _Request(asgi_scope, audit_scope, options, token, problem)
+    reason: str | None = None
+    for name in options.order:
+        found = _ask(name, request)
+        if isinstance(found, Actor):
+            return _finished(found, request)
+        reason = reason or found
+    return Actor(id="anonymous", type="user", verified=False, reason=reason)
+
+
+def verified_claims(asgi_scope: Scope, options: ActorOptions) -> Mapping[str, Any] | None:
+    """Return the claims of the request's bearer token; None unless it is there and verified."""
+    token, _ = _bearer(asgi_scope, options)
+    return token.claims if token is not None and token.verified else None
+
+
+def _ask(name: str, request: _Request) -> Actor | str | None:
+    try:
+        return _RESOLVERS[name](request)
+    except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
+        complain(
+            _logger, f"actor {name}", "actor resolver %s failed; it is left out", name, error=error
+        )
+        return f"{name}_failed"
+
+
+def _finished(actor: Actor, request: _Request) -> Actor:
+    """Use the canonical role, and add what only the token tells of the same actor."""
+    token = None
+    if request.token is not None and actor.source not in ("jwt", "jwt-unverified"):
+        told = _token_actor(request.token, request.options)
+        token = told if isinstance(told, Actor) and told.id == actor.id and told.verified else None
+    role = actor.role or (token.role if token else None)
+    return msgspec.structs.replace(
+        actor,
+        role=request.options.aliases.get(role, role) if role is not None else None,
+        email=actor.email or (token.email if token else None),
+        roles=actor.roles or (token.roles if token else ()),
+        on_behalf_of=actor.on_behalf_of or (token.on_behalf_of if token else None),
+    )
+
+
+def _app(request: _Request) -> Actor | None:
+    return request.scope.actor
+
+
+def _state(request: _Request) -> Actor | None:
+    return actor_from(state_of(request.asgi).get("user"), "request.state")
+
+
+def _user(request: _Request) -> Actor | None:
+    user = request.asgi.get("user")
+    # Starlette's BaseUser always has it; an object without it promises nothing
+    return actor_from(user, "scope.user") if peek(user, "is_authenticated") is True else None
+
+
+def _jwt(request: _Request) -> Actor | str | None:
+    if request.token is None:
+        return request.token_problem
+    return _token_actor(request.token, request.options)
+
+
+def _api_key(request: _Request) -> Actor | str | None:
+    name, key = request.options.api_key_header, request.options.hmac_key
+    given = [value for value in header_values(request.asgi, name) if value] if name else []
+    if not given:
+        return None
+    if len(given) > 1:
+        return "several_api_keys"
+    return Actor(
+        id="api-key" if key is None else f"api-key:{keyed_label(key, 'api key', given[0])}",
+        type="service",
+        verified=False,
+        reason="api_key_not_checked",
+        source="api_key",
+    )
+
+
+def _certificate(request: _Request) -> Actor | str | None:
+    name = request.options.certificate_header
+    given = [value for value in header_values(request.asgi, name) if value.strip()] if name else []
+    if not given:
+        return None
+    if not request.options.proxies.trusts_peer(request.asgi):
+        return "certificate_from_untrusted_peer"
+    subject = certificate_subject(given[0]) if len(given) == 1 else None
+    if subject is None:
+        return "certificate_unreadable"
+    return Actor(id=subject, type="service", verified=True, source="certificate")
+
+
+def _callable(request: _Request) -> Actor | str | None:
+    if request.options.resolver is None:
+        return None
+    found = request.options.resolver(request.asgi)
+    if hasattr(found, "__await__"):
+        getattr(found, "close", lambda: None)()
+        return "callable_is_async"
+    return actor_from(found, "callable")
+
+
+_RESOLVERS: Final[Mapping[str, Callable[[_Request], Actor | str | None]]] = {
+    "app": _app,
+    "state": _state,
+    "user": _user,
+    "jwt": _jwt,
+    "api_key": _api_key,
+    "certificate": _certificate,
+    "callable": _callable,
+}
+
+
+def actor_from(thing: object, source: str) -> Actor | None:
+    """Read an actor from what an application has: an `Actor`, an id, a mapping, or an object.
+
+    Args:
+        thing: Its ``id`` (or ``user_id``, ``sub``, ``pk``, ``uuid``, ``identity``, ``username``,
+            ``email``, ``name``), ``actor_type`` or ``role``, ``email``, ``roles`` are read. A
+            stored SQLAlchemy object is read without a query.
+        source: Who gave it.
+
+    Returns:
+        The actor, verified because the application vouches for it; None where there is no
+        identifier, or where it says that nobody is authenticated.
+    """
+    if thing is None:
+        return None
+    if isinstance(thing, Actor):
+        return msgspec.structs.replace(thing, source=thing.source or source)
+    plain = identifier(thing)
+    if plain is not None:
+        return Actor(id=plain, type="user", verified=True, source=source)
+    if peek(thing, "is_authenticated") is False:
+        return None
+    found = first_identifier(thing, _IDS[:1]) or primary_key(thing) or first_identifier(thing, _IDS)
+    if found is None:
+        return None
+    return Actor(
+        id=found,
+        type=_type(peek(thing, "type")),
+        role=first_identifier(thing, _ROLES),
+        email=_email(peek(thing, "email")),
+        roles=words(peek(thing, "roles")),
+        verified=True,
+        source=source,
+    )
+
+
+def _bearer(asgi: Scope, options: ActorOptions) -> tuple[VerifiedToken | None, str | None]:
+    if options.verifier is None:
+        return None, None
+    given = header_values(asgi, "authorization")
+    if len(given) > 1:
+        return None, "several_authorization_headers"
+    scheme, _, token = given[0].strip().partition(" ") if given else ("", "", "")
+    if scheme.lower() != "bearer":
+        return None, None
+    try:
+        return options.verifier.verify(token.strip()), None
+    except TokenError as problem:
+        return None, problem.reason
+
+
+def _token_actor(token: VerifiedToken, options: ActorOptions) -> Actor | str:
+    claims = token.claims
+    found = identifier(claim(claims, options.id_claim))
+    if found is None:
+        return "token_names_nobody"
+    role = identifier(claim(claims, options.role_claim))
+    return Actor(
+        id=found,
+        type=_token_type(claims, found, options.aliases.get(role or "", role)),
+        role=options.aliases.get(role, role) if role is not None else None,
+        email=_email(claim(claims, options.email_claim)),
+        verified=token.verified,
+        on_behalf_of=_really(claims, options),
+        reason=None if token.verified else "token_not_verified",
+        roles=words(claim(claims, options.roles_claim)) or words(claims.get("scope")),
+        source="jwt" if token.verified else "jwt-unverified",
+    )
+
+
+def _really(claims: Mapping[str, Any], options: ActorOptions) -> str | None:
+    """Name who acts behind the subject: the outermost ``act`` (RFC 8693, section 4.1)."""
+    if "act" not in claims:
+        return None
+    names = (options.id_claim, "sub", "client_id", "azp")
+    # somebody else acts, whoever it is: that must not vanish because the claim is odd
+    return first_identifier(claims["act"], names) or "unknown"
+
+
+def _token_type(claims: Mapping[str, Any], subject: str, role: str | None) -> ActorType:
+    if role in ("service", "system"):
+        return cast("Literal['service', 'system']", role)
+    client = claims.get("client_id") or claims.get("azp")
+    # how the usual providers mark a client-credentials grant (RFC 9068, section 2.2: sub = client)
+    machine = (
+        client == subject
+        or claims.get("gty") == "client-credentials"
+        or claims.get("idtyp") == "app"
+    )
+    return "service" if machine else "user"
+
+
+def _type(value: object) -> ActorType:
+    word = identifier(value)
+    return cast("ActorType", word) if word in _TYPES else "user"
+
+
+def _email(value: object) -> str | None:
+    text = identifier(value)
+    return text if text is not None and "@" in text else None

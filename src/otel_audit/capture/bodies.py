@@ -1,0 +1,331 @@
+"""From the bytes that were copied to the body that is stored: decoded, redacted, bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_plus
+
+import msgspec
+
+from otel_audit.record import NO_CONTENT, Body
+from otel_audit.redaction.adapt import describe_bytes
+from otel_audit.redaction.heads import whole_json, whole_lines, whole_parameters, whole_words
+from otel_audit.redaction.multipart import boundary_of, describe_part, split_parts
+
+if TYPE_CHECKING:
+    from otel_audit.redaction import Redactor
+
+_encode: Final = msgspec.json.Encoder().encode
+
+_LONGEST_TYPE: Final = 256
+_MOST_CODINGS: Final = 3
+_TEXT_CODECS: Final = {
+    "utf-8": "utf-8-sig", "utf8": "utf-8-sig", "us-ascii": "ascii", "ascii": "ascii",
+    "iso-8859-1": "latin-1", "latin-1": "latin-1", "latin1": "latin-1", "windows-1252": "cp1252",
+    "iso-8859-15": "iso-8859-15", "utf-16": "utf-16", "utf-16le": "utf-16-le",
+    "utf-16be": "utf-16-be", "shift_jis": "shift_jis", "gb18030": "gb18030", "euc-kr": "euc-kr",
+}  # fmt: skip
+_JSON_LINES: Final = frozenset({
+    "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines",
+    "application/jsonlines", "application/json-lines",
+})  # fmt: skip
+_TEXT_TYPES: Final = frozenset({
+    "application/xml", "application/javascript", "application/ecmascript", "application/graphql",
+    "application/yaml", "application/x-yaml", "application/toml", "application/sql",
+    "application/jwt", "application/x-sh", "image/svg+xml", "message/http",
+})  # fmt: skip
+_CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What was copied of a body, on its way to being stored."""
+
+    raw: bytes
+    size: int
+    media_type: str
+    content_type: str | None
+    complete: bool
+    codec: str | None
+    redactor: Redactor
+
+
+def make_body(
+    raw: bytes,
+    *,
+    size: int,
+    content_type: str | None,
+    content_encoding: str | None,
+    complete: bool,
+    redactor: Redactor,
+    limit: int,
+) -> Body:
+    """Turn copied bytes into the body that is stored.
+
+    Args:
+        raw: The body, or its head up to the cap.
+        size: Bytes that passed in all.
+        content_type: As declared, None where nothing was.
+        content_encoding: As declared, None where nothing was.
+        complete: Whether ``raw`` is the whole body.
+        redactor: Takes secrets out.
+        limit: Bytes that a compressed body may grow to; what lies beyond counts as cut.
+
+    Returns:
+        The body. Its content is JSON text: the redacted document, a text as a JSON string, or an
+        object that says what was left out and why (``_truncated``, ``_binary``). Where a body is
+        cut, only what of it is whole is redacted and kept. ``sha256`` is that of the content.
+    """
+    shown = None if content_type is None else redactor.text(content_type[:_LONGEST_TYPE])
+    if size == 0:
+        return Body(size=0, content_type=shown)
+    decoded = _decompress(raw, content_encoding, limit)
+    if decoded is None:
+        absent = "unparsable" if _is_known(content_encoding) else "encoded"
+        return Body(size=size, content_type=shown, absent=absent)
+    text, ended = decoded
+    copy = _Copy(
+        raw=text,
+        size=size,
+        media_type=(content_type or "").partition(";")[0].strip().lower(),
+        content_type=content_type,
+        complete=complete and ended,
+        codec=_codec(content_type),
+        redactor=redactor,
+    )
+    content, absent_now = _store(copy)
+    if content is None:
+        return Body(size=size, content_type=shown, absent=absent_now)
+    return Body(
+        content=msgspec.Raw(content),
+        size=size,
+        content_type=shown,
+        sha256=hashlib.sha256(content).hexdigest(),
+        absent=absent_now,
+    )
+
+
+def _store(copy: _Copy) -> tuple[bytes | None, str | None]:
+    """Return the content, None where there is none, and why it is absent or cut."""
+    kind = copy.media_type
+    if kind in ("application/json", "text/json") or kind.endswith("+json"):
+        return _declared_json(copy)
+    if kind in _JSON_LINES:
+        return _json_lines(copy)
+    if kind == "application/x-www-form-urlencoded":
+        return _form(copy)
+    if kind == "multipart/form-data":
+        return _multipart(copy)
+    if kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith("+xml"):
+        return _text(copy)
+    return _binary(copy) if kind else _undeclared(copy)
+
+
+def _declared_json(copy: _Copy) -> tuple[bytes | None, str | None]:
+    document = _as_utf8(copy)
+    if document is None:
+        return None, "unparsable"
+    if copy.complete:
+        found = copy.redactor.json_or_none(document)
+        return (None, "unparsable") if found is None else (found, None)
+    head = whole_json(document)
+    found = None if head is None else copy.redactor.json_or_none(head)
+    return _truncated(copy, found), "truncated"
+
+
+def _json_lines(copy: _Copy) -> tuple[bytes | None, str | None]:
+    document = _as_utf8(copy)
+    if document is None:
+        return None, "unparsable"
+    lines = document if copy.complete else whole_lines(document)
+    found = [copy.redactor.json_or_none(line) for line in lines.splitlines() if line.strip()]
+    if any(line is None for line in found):
+        return (None, "unparsable") if copy.complete else (_truncated(copy, None), "truncated")
+    array = b"[" + b",".join(line for line in found if line is not None) + b"]"
+    return (array, None) if copy.complete else (_truncated(copy, array), "truncated")
+
+
+def _form(copy: _Copy) -> tuple[bytes | None, str | None]:
+    raw = copy.raw if copy.complete else whole_parameters(copy.raw)
+    pairs = [pair.partition("=") for pair in raw.decode("latin-1").split("&") if pair]
+    decoded = ((unquote_plus(name), unquote_plus(value)) for name, _, value in pairs)
+    return _fields(copy, decoded)
+
+
+def _multipart(copy: _Copy) -> tuple[bytes | None, str | None]:
+    boundary = boundary_of(copy.content_type or "")
+    parts = [] if boundary is None else list(split_parts(copy.raw, boundary))
+    if not parts and copy.complete:
+        return None, "unparsable"
+    sensitive = copy.redactor.is_sensitive
+    pairs = (
+        (next(filter(sensitive, part.names), "".join(part.names[:1])), describe_part(part))
+        for part in parts
+    )
+    return _fields(copy, pairs)
+
+
+def _fields(copy: _Copy, pairs: Iterable[tuple[str, Any]]) -> tuple[bytes, str | None]:
+    """Gather named values, a repeated name's in a list, and redact them."""
+    gathered: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        gathered.setdefault(name, []).append(value)
+    plain = {name: found[0] if len(found) == 1 else found for name, found in gathered.items()}
+    content = _encode(copy.redactor.document(plain))
+    if copy.complete:
+        return content, None
+    return _truncated(copy, content if plain else None), "truncated"
+
+
+def _text(copy: _Copy) -> tuple[bytes | None, str | None]:
+    try:
+        text = _decode_head(copy.raw, copy.codec or "utf-8-sig", complete=copy.complete)
+    except (UnicodeDecodeError, LookupError):
+        return _binary(copy)
+    if copy.complete:
+        return _encode(copy.redactor.text(text)), None
+    head = whole_words(text)
+    redacted = _encode(copy.redactor.text(head)) if head else None
+    return _truncated(copy, redacted), "truncated"
+
+
+def _undeclared(copy: _Copy) -> tuple[bytes | None, str | None]:
+    """Without a content type: JSON if it is JSON, text if it reads as text, else binary."""
+    if copy.raw.lstrip()[:1] in (b"{", b"["):
+        content, absent = _declared_json(copy)
+        if absent != "unparsable":
+            return content, absent
+    if not _CONTROLS.isdisjoint(copy.raw):
+        return _binary(copy)
+    return _text(replace(copy, codec="utf-8-sig"))
+
+
+def _binary(copy: _Copy) -> tuple[bytes, str]:
+    facts = describe_bytes(copy.raw) if copy.complete else {"_binary": True, "_truncated": True}
+    return _encode({**facts, "_size": copy.size}), "binary"
+
+
+def _truncated(copy: _Copy, head: bytes | None) -> bytes:
+    found: dict[str, Any] = {"_truncated": True, "_original_size": copy.size}
+    if head is not None:
+        found["_head"] = msgspec.Raw(head)
+    return _encode(found)
+
+
+def _codec(content_type: str | None) -> str | None:
+    """Find the codec of the declared charset: None where none is declared, ``?`` if unknown."""
+    for parameter in (content_type or "").split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return _TEXT_CODECS.get(value.strip().strip('"').lower(), "?")
+    return None
+
+
+def _as_utf8(copy: _Copy) -> bytes | None:
+    """Bring a JSON text to UTF-8 without a byte order mark, None if its charset is unknown."""
+    codec = copy.codec or _detected(copy.raw)
+    if codec in ("utf-8-sig", "ascii"):
+        return copy.raw.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = _decode_head(copy.raw, codec, complete=copy.complete)
+    except (UnicodeDecodeError, LookupError):
+        return None
+    return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
+
+
+def _detected(raw: bytes) -> str:
+    """Tell UTF-16 and UTF-32 from UTF-8 by where the zeros are (RFC 4627, section 3)."""
+    zeros = [byte == 0 for byte in raw[:4]]
+    if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")) or zeros[:3] == [True] * 3:
+        return "utf-32" if raw[:2] in (b"\xff\xfe", b"\x00\x00") and not zeros[3] else "utf-32-be"
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if zeros[1:] == [True] * 3:
+        return "utf-32-le"
+    if zeros[:2] == [True, False]:
+        return "utf-16-be"
+    return "utf-16-le" if zeros[:2] == [False, True] else "utf-8-sig"
+
+
+def _decode_head(raw: bytes, codec: str, *, complete: bool) -> str:
+    """Decode; a character that the cut went through is left out."""
+    if complete:
+        return raw.decode(codec)
+    for missing in range(4):
+        try:
+            return raw[: len(raw) - missing].decode(codec)
+        except UnicodeDecodeError as error:
+            if error.end < len(raw) - missing - 4:
+                raise
+            last = error
+    raise last
+
+
+def _decompress(raw: bytes, content_encoding: str | None, limit: int) -> tuple[bytes, bool] | None:
+    """Undo the content codings (RFC 9110, section 8.4), the last one first.
+
+    Returns:
+        The decoded bytes and whether nothing was cut; None for an unknown coding, or for bytes
+        that are not what was declared.
+    """
+    codings = _codings(content_encoding)
+    if not codings:
+        return raw, True
+    if len(codings) > _MOST_CODINGS or not _is_known(content_encoding):
+        return None
+    ended = True
+    for coding in reversed(codings):
+        try:
+            raw, here = _DECODERS[coding](raw, limit)
+        except zlib.error:
+            return None
+        ended = ended and here
+    return raw, ended
+
+
+def _codings(content_encoding: str | None) -> list[str]:
+    names = (name.strip().lower() for name in (content_encoding or "").split(","))
+    return [name for name in names if name not in ("", "identity")]
+
+
+def _is_known(content_encoding: str | None) -> bool:
+    return all(name in _DECODERS for name in _codings(content_encoding))
+
+
+def _gunzip(raw: bytes, limit: int) -> tuple[bytes, bool]:
+    """Decode gzip members one after the other (RFC 1952, section 2.2)."""
+    found = b""
+    while raw:
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        found += inflater.decompress(raw, max(limit - len(found), 1))
+        if not inflater.eof:
+            return found[:limit], False
+        raw = inflater.unused_data.lstrip(b"\0")
+        if raw and len(found) >= limit:
+            return found[:limit], False
+    return found, True
+
+
+def _inflate(raw: bytes, limit: int) -> tuple[bytes, bool]:
+    """Decode ``deflate``: with the zlib header that it must have, or bare as some send it."""
+    try:
+        return _inflate_as(zlib.MAX_WBITS, raw, limit)
+    except zlib.error:
+        return _inflate_as(-zlib.MAX_WBITS, raw, limit)
+
+
+def _inflate_as(window: int, raw: bytes, limit: int) -> tuple[bytes, bool]:
+    inflater = zlib.decompressobj(window)
+    found = inflater.decompress(raw, max(limit, 1))
+    return found[:limit], inflater.eof
+
+
+_DECODERS: Final[dict[str, Callable[[bytes, int], tuple[bytes, bool]]]] = {
+    "gzip": _gunzip,
+    "x-gzip": _gunzip,
+    "deflate": _inflate,
+}

@@ -1,0 +1,73 @@
+"""What the application's own server span gets of the action: a summary, never the audit mark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+
+from otel_audit import attributes as names
+from otel_audit.record import ANONYMOUS, to_json
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.policy import Decision
+
+
+def enrich(span: Span, audit: AuditScope, decision: Decision, *, full: bool) -> None:
+    """Set what is known of the action on the server span.
+
+    The span may end before the transaction does, so the count of changes is marked provisional
+    while there are changes whose transaction is open.
+
+    Args:
+        span: The application's span of the request, recording.
+        audit: The action; its actor, tenant, request and response are known.
+        decision: Its name and level.
+        full: Whether bodies and changes are set too.
+    """
+    found: dict[str, AttributeValue] = {
+        names.RECORD_ID: audit.record_id,
+        names.ACTION_ID: audit.action_id,
+        names.EVENT_NAME: audit.event_name or decision.event_name,
+        names.ACTION: audit.action or decision.action,
+        names.CHANGES_COUNT: len(audit.changes) + audit.changes_pending,
+    }
+    if audit.changes_pending:
+        found[names.CHANGES_PROVISIONAL] = True
+    actor = audit.actor or ANONYMOUS
+    found[names.ACTOR_ID] = actor.id
+    found[names.ACTOR_TYPE] = actor.type
+    if actor.id != ANONYMOUS.id:
+        found[names.USER_ID] = actor.id
+    if actor.role is not None:
+        found[names.ACTOR_ROLE] = actor.role
+    if actor.email is not None:
+        found[names.ACTOR_EMAIL] = actor.email
+    if audit.tenant is not None:
+        found[names.TENANT_ID] = audit.tenant.id
+        if audit.tenant.slug is not None:
+            found[names.TENANT_SLUG] = audit.tenant.slug
+    target = audit.target or decision.target
+    if target is not None:
+        found[names.TARGET_TYPE] = target.type
+        if target.id is not None:
+            found[names.TARGET_ID] = target.id
+    if audit.request is not None and audit.request.id is not None:
+        found[names.REQUEST_ID] = audit.request.id
+    if full:
+        _add_payload(found, audit)
+    span.set_attributes(found)
+
+
+def _add_payload(found: dict[str, AttributeValue], audit: AuditScope) -> None:
+    for name, part in (
+        (names.REQUEST_BODY, audit.request),
+        (names.RESPONSE_BODY, audit.response),
+    ):
+        text = part.body.text if part is not None and part.body is not None else None
+        if text is not None:
+            found[name] = text
+    if audit.changes:
+        found[names.CHANGES] = to_json(audit.changes).decode()

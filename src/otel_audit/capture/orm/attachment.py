@@ -1,0 +1,161 @@
+"""Attaching to SQLAlchemy: class-level listeners that hear every session and connection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlalchemy import Engine, event
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.pool import Pool
+
+from otel_audit.capture.orm.bulk import BulkReader
+from otel_audit.capture.orm.executions import Executions
+from otel_audit.capture.orm.faults import Faults
+from otel_audit.capture.orm.flushes import Flushes
+from otel_audit.capture.orm.journal import Journal, Orphan
+from otel_audit.capture.orm.listeners import (
+    EngineListeners,
+    MapperListeners,
+    PoolListeners,
+    SessionListeners,
+)
+from otel_audit.capture.orm.masking import Masking, Redactor
+from otel_audit.capture.orm.options import OrmOptions
+from otel_audit.capture.orm.plans import Plans
+from otel_audit.capture.orm.relations import Relations
+from otel_audit.capture.orm.selection import Selection
+from otel_audit.errors import InstrumentationError
+
+
+class _Listener(NamedTuple):
+    target: type
+    name: str
+    call: Callable[..., None]
+    how: dict[str, bool]
+
+
+_lock = threading.Lock()
+_attached: list[Attachment] = []
+
+
+@dataclass(eq=False, slots=True)
+class Attachment:
+    """Capture at work.
+
+    Attributes:
+        redactor: Redacts before anything leaves a listener.
+        options: What is captured.
+    """
+
+    redactor: Redactor
+    options: OrmOptions
+    _faults: Faults
+    _journal: Journal
+    _listeners: list[_Listener] = field(default_factory=list)
+
+    @property
+    def capture_errors(self) -> int:
+        """How many errors of capture itself were caught."""
+        return self._faults.count
+
+    def settle(self) -> None:
+        """Report commits that have been answered; see `Journal.settle`. Never raises."""
+        try:
+            self._journal.settle()
+        except Exception as error:
+            self._faults.note("settle", error)
+
+
+def attach(
+    redactor: Redactor,
+    *,
+    options: OrmOptions | None = None,
+    on_orphan: Orphan | None = None,
+) -> Attachment:
+    """Listen to every session and connection of the process.
+
+    Args:
+        redactor: Redacts values and statements.
+        options: What is captured; everything by default.
+        on_orphan: Takes what a transaction outside any action (or of one that is closed) has
+            left: its outcome, and its changes.
+
+    Returns:
+        The attachment; the one there is, if capture is attached already.
+
+    Raises:
+        InstrumentationError: Capture is attached with another redactor or other options.
+    """
+    options = OrmOptions() if options is None else options
+    with _lock:
+        if _attached:
+            present = _attached[0]
+            if present.redactor is not redactor or present.options != options:
+                raise InstrumentationError(
+                    "ORM capture is attached already, with another redactor or other options: "
+                    "detach it first"
+                )
+            return present
+        attachment = _build(redactor, options, on_orphan)
+        for target, name, listener, how in attachment._listeners:
+            event.listen(target, name, listener, **how)
+        _attached.append(attachment)
+        return attachment
+
+
+def detach(attachment: Attachment) -> None:
+    """Stop listening. Detaching twice does nothing.
+
+    What open transactions have written so far is reported with outcome ``unknown``.
+    """
+    with _lock:
+        if attachment not in _attached:
+            return
+        _attached.remove(attachment)
+        for target, name, listener, _ in attachment._listeners:
+            event.remove(target, name, listener)
+    attachment._journal.close()
+
+
+def _listen(attachment: Attachment) -> None:
+    heard: list[_Listener] = []
+    try:
+        for one in attachment._listeners:  # noqa: SLF001 - made here
+            event.listen(one.target, one.name, one.call, **one.how)
+            heard.append(one)
+    except BaseException:
+        for one in heard:
+            event.remove(one.target, one.name, one.call)
+        raise
+
+
+def _build(redactor: Redactor, options: OrmOptions, on_orphan: Orphan | None) -> Attachment:
+    faults = Faults()
+    journal = Journal(options, faults, on_orphan)
+    selection = Selection(options)
+    masking = Masking(redactor, options.max_value)
+    plans = Plans(selection)
+    flushes = Flushes(plans, masking, Relations(plans, masking), journal, faults)
+    bulk = BulkReader(plans, selection, masking, options)
+    executions = Executions(selection, journal, flushes, bulk, faults)
+    heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
+        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours
+        (
+            Mapper,
+            MapperListeners(flushes, plans, selection, options),
+            {"raw": True, "retval": True},
+        ),
+        (Session, SessionListeners(flushes, executions, journal), {}),
+        (Engine, EngineListeners(executions, journal), {}),
+        (Pool, PoolListeners(journal), {}),
+    )
+    listeners = [
+        _Listener(target, name, faults.guard(getattr(one, name)), how)
+        for target, one, how in heard
+        for name in vars(type(one))
+        if not name.startswith("_")
+    ]
+    return Attachment(redactor, options, faults, journal, listeners)

@@ -1,0 +1,287 @@
+"""The change of one mapped object, read from its state without a query."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import TypeDecorator
+
+from otel_audit.capture.orm.patches import patch_between
+from otel_audit.capture.orm.values import is_described, portable
+from otel_audit.record import Change, Operation, entity_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Dialect
+    from sqlalchemy.orm import InstanceState
+
+    from otel_audit.capture.orm.masking import Masking
+    from otel_audit.capture.orm.plans import ColumnPlan, MapperPlan
+
+_UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
+
+
+class Reader:
+    """Reads values of one database's columns into their redacted form."""
+
+    def __init__(self, masking: Masking, dialect: Dialect) -> None:
+        """Take what reading needs.
+
+        Args:
+            masking: Redacts.
+            dialect: What a `TypeDecorator` may ask for.
+        """
+        self._masking = masking
+        self._dialect = dialect
+        self.unread: list[str] = []
+
+    def read(self, column: ColumnPlan, value: Any) -> Any:
+        """The redacted form of a value; what could not be read is noted, not raised."""
+        if value is None:
+            return None
+        try:
+            form = portable(value)
+            if is_described(form) and isinstance(column.type, TypeDecorator):
+                # what the application's own type makes of it for the database is known better
+                form = portable(column.type.process_bind_param(value, self._dialect))
+            return self._masking.value(column.name, form, mark=column.mark, alias=column.key)
+        except Exception as error:
+            self.unread.append(f"{column.name} ({type(error).__name__})")
+            return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def overwritten(state: InstanceState[Any], plan: MapperPlan) -> dict[str, Any]:
+    """Copy, before a flush writes a row, the values that it is going to overwrite.
+
+    Args:
+        state: The object's state.
+        plan: Its mapper's plan.
+
+    Returns:
+        Attribute names to the earlier values, as far as they are loaded.
+    """
+    loaded = state.dict
+    before = {key: loaded[key] for key in plan.moving if key in loaded}
+    before.update(state.committed_state)
+    return before
+
+
+def missing_before(
+    state: InstanceState[Any], plan: MapperPlan, operation: Operation
+) -> list[ColumnPlan]:
+    """Tell which earlier values are needed and not loaded."""
+    committed = state.committed_state
+    if operation == "delete":
+        return [column for column in plan.columns if _before(state, column.key) is _UNKNOWN]
+    return [
+        column
+        for column in plan.columns
+        if (column.key in committed and committed[column.key] is _UNKNOWN)
+        or (column.moving and column.key not in committed and column.key not in state.dict)
+    ]
+
+
+def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader) -> Change:
+    """Describe a row that was inserted; a column that is not named was NULL."""
+    values: dict[str, list[Any]] = {}
+    unknown: list[str] = []
+    loaded = state.dict
+    for column in plan.columns:
+        value = loaded.get(column.key, _UNKNOWN)
+        if value is None:
+            continue
+        if value is _UNKNOWN:
+            if column.filled:
+                unknown.append(column.name)
+        elif _is_expression(value):
+            unknown.append(column.name)
+        else:
+            values[column.name] = [None, reader.read(column, value)]
+    key = _key(plan, loaded.get, reader)
+    return Change(
+        operation="insert",
+        entity=plan.entity,
+        table=plan.table,
+        key=key,
+        values=values,
+        unknown_after=tuple(unknown),
+        related=_related(plan, key),
+        note=_note(reader),
+    )
+
+
+def describe_update(
+    state: InstanceState[Any],
+    plan: MapperPlan,
+    before: Mapping[str, Any],
+    reader: Reader,
+) -> Change | None:
+    """Describe a row that was updated.
+
+    Args:
+        state: The object's state, after the flush and before it is reset.
+        plan: Its mapper's plan.
+        before: What `overwritten` returned, and what was fetched.
+        reader: Reads the values.
+
+    Returns:
+        The change, None where nothing of what is captured has changed.
+    """
+    loaded = state.dict
+    values: dict[str, list[Any]] = {}
+    unknown_before: list[str] = []
+    unknown_after: list[str] = []
+    patches: dict[str, list[dict[str, Any]]] = {}
+    for name in {**state.committed_state, **before}:
+        column = plan.by_key.get(name)
+        if column is None:
+            continue
+        old = before.get(name, _UNKNOWN)
+        old = state.committed_state.get(name, _UNKNOWN) if old is _UNKNOWN else old
+        new = loaded.get(name, _UNKNOWN)
+        if old is not _UNKNOWN and new is not _UNKNOWN and column.same(new, old) is True:
+            continue
+        pair = [None, None]
+        if old is _UNKNOWN or _is_expression(old):
+            unknown_before.append(column.name)
+        else:
+            pair[0] = reader.read(column, old)
+        if new is _UNKNOWN or _is_expression(new):
+            unknown_after.append(column.name)
+        else:
+            pair[1] = reader.read(column, new)
+        values[column.name] = pair
+        if column.is_json and column.mark is None:
+            patch = patch_between(*pair)
+            if patch:
+                patches[column.name] = patch
+    if not values:
+        return None
+    _add_moved(state, plan, before, reader, values, unknown_before, unknown_after)
+    key = _key(plan, loaded.get, reader)
+    return Change(
+        operation="update",
+        entity=plan.entity,
+        table=plan.table,
+        key=key,
+        values=values,
+        unknown_before=tuple(unknown_before),
+        unknown_after=tuple(unknown_after),
+        patches=patches,
+        related=(*_related(plan, key), *_earlier_key(plan, key, before, reader)),
+        note=_note(reader),
+    )
+
+
+def describe_delete(
+    state: InstanceState[Any], plan: MapperPlan, fetched: Mapping[str, Any], reader: Reader
+) -> Change:
+    """Describe a row that was deleted; a column that is not named was NULL."""
+    values: dict[str, list[Any]] = {}
+    unknown: list[str] = []
+    for column in plan.columns:
+        value = fetched[column.key] if column.key in fetched else _before(state, column.key)
+        if value is _UNKNOWN or _is_expression(value):
+            unknown.append(column.name)
+        elif value is not None:
+            values[column.name] = [reader.read(column, value), None]
+    key = _key(plan, lambda name, _=None: _before(state, name), reader)
+    return Change(
+        operation="delete",
+        entity=plan.entity,
+        table=plan.table,
+        key=key,
+        values=values,
+        unknown_before=tuple(unknown),
+        related=_related(plan, key),
+        note=_note(reader, _cascades(plan)),
+    )
+
+
+def has_changed(state: InstanceState[Any], plan: MapperPlan, before: Mapping[str, Any]) -> bool:
+    """Tell, at little cost, whether `describe_update` would find a change."""
+    loaded = state.dict
+    for name, old in {**state.committed_state, **before}.items():
+        column = plan.by_key.get(name)
+        if column is None:
+            continue
+        new = loaded.get(name, _UNKNOWN)
+        if old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
+            return True
+    return False
+
+
+def _add_moved(
+    state: InstanceState[Any],
+    plan: MapperPlan,
+    before: Mapping[str, Any],
+    reader: Reader,
+    values: dict[str, list[Any]],
+    unknown_before: list[str],
+    unknown_after: list[str],
+) -> None:
+    """Add what the flush has set unasked though it was not loaded before."""
+    for name in plan.moving:
+        column = plan.by_key[name]
+        if name in before or column.name in values:
+            continue
+        unknown_before.append(column.name)
+        if name in state.dict:
+            values[column.name] = [None, reader.read(column, state.dict[name])]
+        else:
+            values[column.name] = [None, None]
+            unknown_after.append(column.name)
+
+
+def _before(state: InstanceState[Any], name: str) -> Any:
+    return state.committed_state.get(name, state.dict.get(name, _UNKNOWN))
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def _key(plan: MapperPlan, get: Callable[..., Any], reader: Reader) -> dict[str, Any]:
+    found = {}
+    for column in plan.key:
+        value = get(column.key, None)
+        found[column.name] = (
+            None if value is _UNKNOWN or _is_expression(value) else reader.read(column, value)
+        )
+    return found
+
+
+def _related(plan: MapperPlan, key: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(entity_reference(base, *key.values()) for base in plan.bases)
+
+
+def _earlier_key(
+    plan: MapperPlan, key: dict[str, Any], before: Mapping[str, Any], reader: Reader
+) -> tuple[str, ...]:
+    if not any(column.key in before for column in plan.key):
+        return ()
+    earlier = dict(key)
+    for column in plan.key:
+        old = before.get(column.key, _UNKNOWN)
+        if old is not _UNKNOWN and not _is_expression(old):
+            earlier[column.name] = reader.read(column, old)
+    if earlier == key:
+        return ()
+    return tuple(entity_reference(name, *earlier.values()) for name in (plan.entity, *plan.bases))
+
+
+def _cascades(plan: MapperPlan) -> str | None:
+    if not plan.database_cascades:
+        return None
+    return f"the database may have changed or deleted rows of: {', '.join(plan.database_cascades)}"
+
+
+def _note(reader: Reader, note: str | None = None) -> str | None:
+    if not reader.unread:
+        return note
+    unread = f"not readable: {', '.join(reader.unread)}"
+    reader.unread = []
+    return unread if note is None else f"{note}; {unread}"

@@ -1,0 +1,184 @@
+"""What each executed statement means for the transaction it ran in."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import TextClause
+from sqlalchemy.sql.elements import SavepointClause
+
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element
+from otel_audit.capture.orm.flushes import Flushes, untracked
+from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction
+from otel_audit.capture.orm.statements import find_control, find_writes
+from otel_audit.scope import current_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.orm import Session
+
+    from otel_audit.capture.orm.faults import Faults
+    from otel_audit.capture.orm.journal import Journal
+    from otel_audit.capture.orm.selection import Selection
+    from otel_audit.record import Change
+
+
+class Executions:
+    """Follows the statements of every connection."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        journal: Journal,
+        flushes: Flushes,
+        bulk: BulkReader,
+        faults: Faults,
+    ) -> None:
+        """Take what following needs."""
+        self._selection = selection
+        self._journal = journal
+        self._flushes = flushes
+        self._bulk = bulk
+        self._faults = faults
+        self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._last: weakref.WeakKeyDictionary[Connection, tuple[Any, Change]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def joined(self, session: Session, connection: Connection) -> None:
+        """A session has begun to use a connection."""
+        self._sessions.setdefault(connection, weakref.WeakSet()).add(session)
+
+    def executed(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
+    ) -> None:
+        """A statement was executed without an error."""
+        if context is None or not _may_write(context):
+            return
+        if not self._selection.takes_connection(connection):
+            return
+        element = compiled_element(context)
+        if isinstance(element, SavepointClause):
+            # the event that announces a savepoint does not tell its name
+            self._journal.of(connection).open_savepoint(element.ident)
+            return
+        sessions = self._sessions.get(connection, ())
+        flush = self._flushes.writing(sessions)
+        if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
+            return
+        if self._selection.by_session and not any(map(self._selection.takes_session, sessions)):
+            return
+        if isinstance(element, TextClause | None) and self._controls(connection, statement):
+            return
+        self._note(connection, cursor, statement, parameters, context)
+        if flush is None:
+            self.end_if_autocommit(connection)
+
+    def failed(self, context: ExceptionContext) -> None:
+        """A statement, or a COMMIT, has raised."""
+        connection = context.connection
+        if connection is None:
+            return
+        ledger = self._journal.find(connection)
+        if ledger is not None and ledger.committing:
+            outcome = commit_failure(context)
+            ledger.committing = False
+            if outcome != "open":
+                self._journal.end(connection, outcome)
+            return
+        if context.statement is None or not self._selection.takes_connection(connection):
+            return
+        dooms = dooms_transaction(context)
+        if dooms is not False:
+            self._journal.of(connection).top.aborted = dooms
+        execution = context.execution_context
+        if (
+            execution is not None
+            and _may_write(execution)
+            and _writes(execution, context.statement)
+        ):
+            self._journal.of(connection).touch(current_scope())
+
+    def end_if_autocommit(self, connection: Connection) -> None:
+        """Report at once what a connection in autocommit mode has written: it is committed."""
+        if is_autocommit(connection) and self._journal.find(connection) is not None:
+            self._journal.end(connection, "committed")
+
+    def _note(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
+    ) -> None:
+        if self._add_to_last(connection, cursor, context):
+            return
+        entries: Iterable[Change]
+        try:
+            entries = self._bulk.describe(context, statement, parameters, cursor)
+        except Exception as error:
+            self._faults.note("statement", error)
+            entries = [untracked("update", "?", "?", type(error).__name__)]
+        for entry in entries:
+            self._journal.write(connection, entry)
+            self._last[connection] = (weakref.ref(context), entry)
+
+    def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:
+        """One INSERT of many rows is sent in several batches: count them as one."""
+        last = self._last.get(connection)
+        if last is None or last[0]() is not context:
+            return False
+        entry = last[1]
+        rows = getattr(cursor, "rowcount", -1)
+        counted = getattr(context, "compiled_parameters", None)
+        if entry.rows is not None and rows >= 0 and entry.rows != len(counted or ()):
+            amended = msgspec.structs.replace(entry, rows=entry.rows + rows)
+            if self._journal.of(connection).replace_last(current_scope(), entry, amended):
+                self._last[connection] = (last[0], amended)
+        return True
+
+    def _controls(self, connection: Connection, statement: str) -> bool:
+        """Follow an application that controls its transaction by texts of its own."""
+        control = find_control(statement)
+        if control is None:
+            return False
+        if control.verb == "commit":
+            self._journal.committed(connection)
+        elif control.verb == "rollback":
+            self._journal.rolled_back(connection)
+        elif control.verb == "savepoint":
+            self._journal.of(connection).open_savepoint(control.name)
+        elif control.verb == "release":
+            self._journal.of(connection).release_savepoint(control.name)
+        else:
+            self._journal.undo_savepoint(connection, control.name, reopen=True)
+        return True
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Whether a connection commits each statement by itself."""
+    chosen = connection.get_execution_options().get("isolation_level")
+    if chosen is not None:
+        return bool(chosen == "AUTOCOMMIT")
+    return getattr(connection.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
+
+
+def _may_write(context: Any) -> bool:
+    """Sort out, at little cost, the statements that only read."""
+    if context.isinsert or context.isupdate or context.isdelete:
+        return True
+    compiled = context.compiled
+    if compiled is None:
+        return not context.isddl
+    return bool(getattr(compiled, "ctes", None)) or isinstance(
+        compiled.statement, TextClause | SavepointClause
+    )
+
+
+def _writes(context: Any, statement: str) -> bool:
+    if context.isinsert or context.isupdate or context.isdelete:
+        return True
+    return bool(find_writes(statement))

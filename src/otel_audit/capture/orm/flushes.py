@@ -1,0 +1,263 @@
+"""What a flush is writing: gathered row by row, described when it is done."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table, select
+
+from otel_audit.capture.orm.bulk import operation_of
+from otel_audit.capture.orm.entities import (
+    Reader,
+    describe_delete,
+    describe_insert,
+    describe_update,
+    has_changed,
+    missing_before,
+    overwritten,
+)
+from otel_audit.record import Change, Operation
+from otel_audit.scope import current_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
+
+    from otel_audit.capture.orm.faults import Faults
+    from otel_audit.capture.orm.journal import Journal
+    from otel_audit.capture.orm.masking import Masking
+    from otel_audit.capture.orm.plans import MapperPlan, Plans
+    from otel_audit.capture.orm.relations import Relations
+
+
+@dataclass(slots=True)
+class Row:
+    """One row that a flush has written."""
+
+    operation: Operation
+    plan: MapperPlan
+    state: InstanceState[Any]
+    before: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Flush:
+    """One flush of one session.
+
+    Attributes:
+        context: SQLAlchemy's unit of work.
+        rows: What was written, by connection.
+        before: Values about to be overwritten, by state.
+        relations: Rows of association tables that were written, with their connections.
+        short: Tables of which fewer rows were deleted than the flush asked for.
+    """
+
+    context: weakref.ref[UOWTransaction]
+    rows: dict[Connection, list[Row]] = field(default_factory=dict)
+    before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
+    relations: list[tuple[Connection, Change]] = field(default_factory=list)
+    short: set[str] = field(default_factory=set)
+
+    @property
+    def writing(self) -> bool:
+        """Whether it has come to write: a flush that finds nothing to do ends without a word."""
+        context = self.context()
+        return context is not None and getattr(context, "transaction", None) is not None
+
+
+class Flushes:
+    """The flushes under way."""
+
+    def __init__(
+        self, plans: Plans, masking: Masking, relations: Relations, journal: Journal, faults: Faults
+    ) -> None:
+        """Begin with none."""
+        self._plans = plans
+        self._masking = masking
+        self._relations = relations
+        self._journal = journal
+        self._faults = faults
+        self._flushes: weakref.WeakKeyDictionary[Session, Flush] = weakref.WeakKeyDictionary()
+
+    def begin(self, session: Session, context: UOWTransaction) -> None:
+        """A session is about to flush."""
+        self._flushes[session] = Flush(weakref.ref(context))
+
+    def of(self, session: Session) -> Flush | None:
+        """The flush of a session that is writing now."""
+        flush = self._flushes.get(session)
+        return flush if flush is not None and flush.writing else None
+
+    def writing(self, sessions: Iterable[Session]) -> Flush | None:
+        """The flush that is writing now among some sessions."""
+        for session in sessions:
+            flush = self.of(session)
+            if flush is not None:
+                return flush
+        return None
+
+    def will_write(
+        self,
+        mapper: Mapper[Any],
+        connection: Connection,
+        state: InstanceState[Any],
+        operation: Operation,
+        *,
+        fetch: bool,
+    ) -> None:
+        """A row is about to be updated or deleted.
+
+        Args:
+            mapper: The object's mapper.
+            connection: Where the row is.
+            state: The object's state.
+            operation: ``update`` or ``delete``.
+            fetch: Whether values that are not loaded may be read from the database.
+        """
+        flush = self._flush_of(state)
+        plan = self._plans.of(mapper)
+        if flush is None or not plan.captured:
+            return
+        before = overwritten(state, plan) if operation == "update" else {}
+        flush.before[state] = before
+        if fetch:
+            before.update(_fetch(mapper, connection, state, plan, operation))
+
+    def has_written(
+        self,
+        mapper: Mapper[Any],
+        connection: Connection,
+        state: InstanceState[Any],
+        operation: Operation,
+    ) -> None:
+        """A row was written."""
+        flush = self._flush_of(state)
+        plan = self._plans.of(mapper)
+        if flush is None or not plan.captured:
+            return
+        before = flush.before.get(state) or {}
+        flush.rows.setdefault(connection, []).append(Row(operation, plan, state, before))
+
+    def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
+        """A flush has executed a statement.
+
+        Returns:
+            Whether it is the unit of work's own; one that a listener of the application has
+            slipped in is not.
+        """
+        element = context.compiled.statement if context.compiled is not None else None
+        table = getattr(element, "table", None)
+        if "compiled_cache" in context.execution_options:
+            self._note_short(flush, context, table, cursor)
+            return True
+        unit = flush.context()
+        plan = None if unit is None else self._relations.of(table, unit.mappers)
+        if plan is None or not isinstance(table, Table):
+            return False
+        operation = operation_of(context)
+        for row in context.compiled_parameters:
+            change = self._relations.describe(plan, operation, row, table)
+            flush.relations.append((connection, change))
+        return True
+
+    def end(self, session: Session) -> set[Connection]:
+        """A flush has written all; describe it.
+
+        Returns:
+            The connections it has written to.
+        """
+        flush = self._flushes.pop(session, None)
+        if flush is None:
+            return set()
+        for connection, rows in flush.rows.items():
+            reader = Reader(self._masking, connection.dialect)
+            for row in rows:
+                self._note(connection, flush, row, reader)
+        for connection, change in flush.relations:
+            self._journal.write(connection, change)
+        return {*flush.rows, *(connection for connection, _ in flush.relations)}
+
+    def fail(self, session: Session) -> Flush | None:
+        """A flush has failed: forget what it has gathered, and hand it over."""
+        flush = self._flushes.get(session)
+        if flush is None or not flush.writing:
+            return None
+        return self._flushes.pop(session, None)
+
+    def _flush_of(self, state: InstanceState[Any]) -> Flush | None:
+        session = state.session
+        return None if session is None else self._flushes.get(session)
+
+    def _note(self, connection: Connection, flush: Flush, row: Row, reader: Reader) -> None:
+        plan = row.plan
+        try:
+            if not self._journal.of(connection).has_room(current_scope()):
+                if row.operation != "update" or has_changed(row.state, plan, row.before):
+                    self._journal.count(connection, row.operation, plan.entity, plan.table)
+                return
+            change = _describe(row, reader)
+            if change is None:
+                return
+            if row.operation == "delete" and plan.table in flush.short:
+                change = _with_note(change, "the database deleted fewer rows than it was asked to")
+        except Exception as error:
+            self._faults.note("describe", error)
+            change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
+        self._journal.write(connection, change)
+
+    @staticmethod
+    def _note_short(flush: Flush, context: Any, table: Any, cursor: Any) -> None:
+        if not context.isdelete or not isinstance(table, Table):
+            return
+        rows = getattr(cursor, "rowcount", -1)
+        if 0 <= rows < len(context.compiled_parameters):
+            flush.short.add(table.fullname)
+
+
+def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:
+    """The entry of a write that could not be described."""
+    return Change(
+        operation=operation,
+        kind="untracked",
+        entity=entity,
+        table=table,
+        note=f"could not be described: {reason}",
+    )
+
+
+def _describe(row: Row, reader: Reader) -> Change | None:
+    if row.operation == "insert":
+        return describe_insert(row.state, row.plan, reader)
+    if row.operation == "update":
+        return describe_update(row.state, row.plan, row.before, reader)
+    return describe_delete(row.state, row.plan, row.before, reader)
+
+
+def _with_note(change: Change, note: str) -> Change:
+    from msgspec.structs import replace
+
+    return replace(change, note=note if change.note is None else f"{change.note}; {note}")
+
+
+def _fetch(
+    mapper: Mapper[Any],
+    connection: Connection,
+    state: InstanceState[Any],
+    plan: MapperPlan,
+    operation: Operation,
+) -> dict[str, Any]:
+    wanted = missing_before(state, plan, operation)
+    identity = state.identity
+    if not wanted or identity is None:
+        return {}
+    columns = [mapper.column_attrs[one.key].columns[0] for one in wanted]
+    criteria = [column == value for column, value in zip(mapper.primary_key, identity, strict=True)]
+    statement = select(*columns).select_from(mapper.persist_selectable).where(*criteria)
+    row = connection.execute(statement).first()
+    if row is None:
+        return {}
+    return {one.key: value for one, value in zip(wanted, row, strict=True)}

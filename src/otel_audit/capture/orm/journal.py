@@ -1,0 +1,180 @@
+"""The ledgers of all connections, and what becomes of them when a transaction ends."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from otel_audit.capture.orm.ledger import Batch, Ledger, Owner
+from otel_audit.record import Change, Operation, TransactionOutcome
+from otel_audit.scope import current_scope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from otel_audit.capture.orm.faults import Faults
+    from otel_audit.capture.orm.options import OrmOptions
+
+Orphan: TypeAlias = Callable[[TransactionOutcome, list[Change]], None]
+"""Takes what a transaction outside any action has left."""
+
+
+class Journal:
+    """What the transactions under way have written."""
+
+    def __init__(self, options: OrmOptions, faults: Faults, on_orphan: Orphan | None) -> None:
+        """Begin with no transaction.
+
+        Args:
+            options: Bounds, and whether undone changes are kept.
+            faults: Where errors of our own are counted.
+            on_orphan: Takes the changes of no action.
+        """
+        self._options = options
+        self._faults = faults
+        self._on_orphan = on_orphan
+        self._ledgers: dict[int, tuple[weakref.ref[Connection], Ledger]] = {}
+
+    def find(self, connection: Connection) -> Ledger | None:
+        """The ledger of a connection's transaction, None if nothing has happened in it."""
+        found = self._ledgers.get(id(connection))
+        return None if found is None else found[1]
+
+    def of(self, connection: Connection) -> Ledger:
+        """The ledger of a connection's transaction."""
+        found = self._ledgers.get(id(connection))
+        if found is not None:
+            return found[1]
+        number = id(connection)
+        ledger = Ledger(self._options.max_entries, self._options.keep_rolled_back)
+        # one that is thrown away unclosed is rolled back by its pool
+        reference = weakref.ref(connection, lambda _: self._lost(number))
+        self._ledgers[number] = (reference, ledger)
+        return ledger
+
+    def write(self, connection: Connection, change: Change) -> None:
+        """Note one change in the connection's transaction, for the action under way."""
+        self.of(connection).add(current_scope(), change)
+        self.flushed(1)
+
+    def count(self, connection: Connection, operation: Operation, entity: str, table: str) -> None:
+        """Note one change that is beyond the bound."""
+        self.of(connection).count(current_scope(), (operation, entity, table))
+        self.flushed(1)
+
+    @staticmethod
+    def flushed(number: int) -> None:
+        """Tell the action under way of changes whose transaction is open."""
+        scope = current_scope()
+        if scope is not None:
+            scope.note_flushed(number)
+
+    def undo_savepoint(self, connection: Connection, name: str, *, reopen: bool = False) -> None:
+        """A savepoint was rolled back."""
+        ledger = self.find(connection)
+        if ledger is None:
+            return
+        for owner, number in ledger.undo_savepoint(name, reopen=reopen).items():
+            if owner is not None and number:
+                owner.note_savepoint_rollback(number)
+
+    def commit_begins(self, connection: Connection) -> None:
+        """A COMMIT is about to be sent."""
+        ledger = self.find(connection)
+        if ledger is not None:
+            ledger.committing = True
+
+    def committed(self, connection: Connection) -> None:
+        """A COMMIT has been answered without an error, which need not mean that it committed."""
+        ledger = self.find(connection)
+        if ledger is None:
+            return
+        aborted = ledger.aborted
+        self.end(
+            connection,
+            "committed" if aborted is False else "rolled_back" if aborted else "unknown",
+        )
+
+    def rolled_back(self, connection: Connection) -> None:
+        """A ROLLBACK is about to be sent, or need not be."""
+        ledger = self.find(connection)
+        if ledger is not None:
+            self.end(connection, "rolled_back")
+
+    def settle(self) -> None:
+        """Report every commit that has been answered.
+
+        SQLAlchemy tells when a COMMIT is sent and when it fails, not when it has worked.
+        """
+        for number, (reference, ledger) in list(self._ledgers.items()):
+            if not ledger.committing:
+                continue
+            connection = reference()
+            if connection is None:
+                self._lost(number)
+            elif not connection.in_transaction():
+                self.committed(connection)
+
+    def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
+        """Report what a transaction has come to, and forget it."""
+        self._end(id(connection), outcome)
+
+    def close(self) -> None:
+        """Report what can be known, and the rest as unknown; for detaching."""
+        self.settle()
+        for number in list(self._ledgers):
+            self._end(number, "unknown")
+
+    def _lost(self, number: int) -> None:
+        found = self._ledgers.get(number)
+        if found is None:
+            return
+        try:
+            ledger = found[1]
+            if ledger.prepared:
+                self._end(number, "unknown")
+            elif ledger.committing:
+                self._end(number, "committed" if ledger.aborted is False else "unknown")
+            else:
+                self._end(number, "rolled_back")
+        except Exception as error:
+            self._faults.note("lost connection", error)
+
+    def _end(self, number: int, outcome: TransactionOutcome) -> None:
+        found = self._ledgers.pop(number, None)
+        if found is None:
+            return
+        ledger = found[1]
+        undone = dict(ledger.undone)
+        for owner, batch in ledger.finish():
+            self._report(owner, outcome, batch, undone.pop(owner, None))
+        for owner, batch in undone.items():
+            self._report_undone(owner, batch)
+
+    def _report(
+        self, owner: Owner, outcome: TransactionOutcome, batch: Batch, undone: Batch | None
+    ) -> None:
+        if undone is not None:
+            self._report_undone(owner, undone)
+        keep = self._options.keep_rolled_back
+        entries = batch.entries(outcome) if outcome != "rolled_back" or keep else []
+        if owner is not None:
+            owner.note_transaction_end(outcome, entries, count=batch.count, keep_rolled_back=keep)
+        if (owner is None or (owner.closed and owner.late is None)) and entries:
+            self._orphaned(outcome, entries)
+
+    def _report_undone(self, owner: Owner, batch: Batch) -> None:
+        entries = batch.entries("rolled_back")
+        if owner is not None:
+            owner.changes.extend(entries)
+        elif entries:
+            self._orphaned("rolled_back", entries)
+
+    def _orphaned(self, outcome: TransactionOutcome, entries: list[Change]) -> None:
+        if self._on_orphan is None:
+            return
+        try:
+            self._on_orphan(outcome, entries)
+        except Exception as error:
+            self._faults.note("on_orphan", error)

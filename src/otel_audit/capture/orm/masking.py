@@ -1,0 +1,74 @@
+"""Redaction of the values of columns and parameters: by mark, then by name, then by length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from otel_audit.capture.orm.values import bounded, portable
+
+REDACTED = "[redacted]"
+"""What stands where a mark says that a value must not be shown."""
+
+WITHHELD = "[withheld]"
+"""What stands where a parameter's column is not known, so that no rule could judge it."""
+
+
+class Redactor(Protocol):
+    """What capture needs of redaction."""
+
+    def field(self, name: str, value: Any) -> Any:
+        """Redact a JSON value that stands under a name."""
+
+    def text(self, text: str) -> str:
+        """Redact free text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """How values become what may be recorded.
+
+    Attributes:
+        redactor: Decides by name and content. One with a method ``hashed(value)`` can serve
+            columns marked ``hash``.
+        longest: Characters of one value's JSON text.
+    """
+
+    redactor: Redactor
+    longest: int
+
+    def value(self, name: str, value: Any, *, mark: str | None = None, alias: str = "") -> Any:
+        """Bring a value to JSON and redact it.
+
+        Args:
+            name: Its column.
+            value: The application's value, or its JSON form.
+            mark: ``redact`` or ``hash``, as the column's ``info`` says.
+            alias: The attribute's name, where it differs: sensitive in either is sensitive.
+
+        Returns:
+            A JSON value that may leave the listener. None stays None.
+        """
+        if value is None:
+            return None
+        form = portable(value)
+        if mark is not None:
+            return self._marked(form, mark)
+        redacted = self.redactor.field(name, form)
+        if alias and alias != name and redacted == form:
+            redacted = self.redactor.field(alias, form)
+        return bounded(redacted, self.longest)
+
+    def text(self, text: str, longest: int) -> str:
+        """Redact free text and cut it."""
+        redacted = self.redactor.text(text)
+        if len(redacted) <= longest:
+            return redacted
+        cut = bounded(redacted, longest)
+        return f"{redacted[:longest]}… [{cut['size']} bytes, sha256 {cut['sha256']}]"
+
+    def _marked(self, form: Any, mark: str) -> Any:
+        hashed = getattr(self.redactor, "hashed", None)
+        if mark == "hash" and callable(hashed):
+            return hashed(form)
+        return REDACTED

@@ -1,0 +1,34 @@
+"""A minimal patch (RFC 6902) from one redacted JSON value to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+try:
+    import jsonpatch  # type: ignore[import-not-found,unused-ignore]
+except ImportError:  # the two values stand beside it anyway
+    jsonpatch = None
+
+_LARGEST = 16_384
+
+
+def patch_between(before: Any, after: Any) -> list[dict[str, Any]] | None:
+    """Make a patch.
+
+    Args:
+        before: A redacted JSON value.
+        after: A redacted JSON value.
+
+    Returns:
+        The operations; None where one of the two is no object or list, where they are too large
+        for the time a flush may take, or where the library is not installed.
+    """
+    if jsonpatch is None or not (
+        isinstance(before, dict | list) and isinstance(after, dict | list)
+    ):
+        return None
+    if len(msgspec.json.encode((before, after))) > _LARGEST:
+        return None
+    return list(jsonpatch.make_patch(before, after))

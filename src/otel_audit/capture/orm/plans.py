@@ -1,0 +1,226 @@
+"""What capture knows of a mapper: computed once, kept as long as the mapper lives."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import JSON, Column, Table
+from sqlalchemy.orm import Mapper, mapperlib
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from otel_audit.capture.orm.selection import Selection
+
+_SECRET_TYPE = re.compile("encrypt|password|secret", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """One column of a mapped class, or a column of a table without one.
+
+    Attributes:
+        key: The attribute's name.
+        name: The column's name; with its table in front where another has the same.
+        mark: ``redact`` or ``hash``.
+        same: Whether two values are equal, as the column's type compares them.
+        filled: Whether the database may fill it on INSERT.
+        refilled: Whether the database may change it on UPDATE.
+        moving: Whether a flush may change it unasked (``onupdate``, a version counter).
+        is_json: Whether a patch makes sense.
+        type: The column's type.
+    """
+
+    key: str
+    name: str
+    mark: str | None
+    same: Callable[[Any, Any], Any]
+    filled: bool
+    refilled: bool
+    moving: bool
+    is_json: bool
+    type: TypeEngine[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MapperPlan:
+    """One mapped class.
+
+    Attributes:
+        entity: Its name.
+        table: Its table, with its schema; of an inheriting class its own table.
+        columns: What is captured of it.
+        by_key: The same, by attribute name.
+        key: The columns of the primary key.
+        moving: Attribute names whose value a flush may change unasked.
+        bases: Names of the mapped classes it inherits from that share its identity.
+        database_cascades: Relationships whose rows the database deletes, unseen by a session.
+        captured: Whether it is captured at all.
+    """
+
+    entity: str
+    table: str
+    columns: tuple[ColumnPlan, ...]
+    by_key: dict[str, ColumnPlan]
+    key: tuple[ColumnPlan, ...]
+    moving: tuple[str, ...]
+    bases: tuple[str, ...]
+    database_cascades: tuple[str, ...]
+    captured: bool
+
+
+class Plans:
+    """The plans of all mappers and tables met so far."""
+
+    def __init__(self, selection: Selection) -> None:
+        """Begin with none.
+
+        Args:
+            selection: What is captured.
+        """
+        self._selection = selection
+        self._mappers: weakref.WeakKeyDictionary[Mapper[Any], MapperPlan] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._tables: weakref.WeakKeyDictionary[Table, weakref.ref[Mapper[Any]] | None] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def of(self, mapper: Mapper[Any]) -> MapperPlan:
+        """The plan of a mapper."""
+        plan = self._mappers.get(mapper)
+        if plan is None:
+            plan = self._mappers[mapper] = _plan_mapper(mapper, self._selection)
+        return plan
+
+    def of_table(self, table: Table) -> MapperPlan | None:
+        """The plan of the class that is mapped to a table; of several the base of all."""
+        mapper = self.mapper_of(table)
+        return None if mapper is None else self.of(mapper)
+
+    def mapper_of(self, table: Table) -> Mapper[Any] | None:
+        """The mapper of a table; of several the base of all."""
+        if table in self._tables:
+            known = self._tables[table]
+            found = None if known is None else known()
+            if found is not None or known is None:
+                return found
+        mapper = _find_mapper(table)
+        self._tables[table] = None if mapper is None else weakref.ref(mapper)
+        return mapper
+
+    def forget_tables(self) -> None:
+        """A class was mapped: a table that had none may have one now."""
+        self._tables.clear()
+
+
+def mark_of(column: Column[Any]) -> str | None:
+    """How a column's values are to be hidden: ``redact``, ``hash`` or not at all.
+
+    A type that encrypts is taken at its word: what is a secret in the table is one here.
+    """
+    mark = column.info.get("audit")
+    if mark in ("redact", "hash"):
+        return str(mark)
+    if mark is not None and mark not in ("omit", True, False):
+        return "redact"
+    return "redact" if _SECRET_TYPE.search(type(column.type).__name__) else None
+
+
+def plan_column(column: Column[Any], key: str, name: str) -> ColumnPlan:
+    """The plan of one column.
+
+    Args:
+        column: The column.
+        key: The attribute it is mapped to.
+        name: What it is called in a record.
+    """
+    database_value = column.computed is not None or column.identity is not None
+    return ColumnPlan(
+        key=key,
+        name=name,
+        mark=mark_of(column),
+        same=column.type.compare_values,
+        filled=column.server_default is not None or database_value or column.default is not None,
+        refilled=column.server_onupdate is not None or column.computed is not None,
+        moving=column.onupdate is not None
+        or column.server_onupdate is not None
+        or column.computed is not None,
+        is_json=_is_json(column.type),
+        type=column.type,
+    )
+
+
+def _is_json(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind.impl if isinstance(kind, TypeDecorator) else kind, JSON)
+
+
+def _plan_mapper(mapper: Mapper[Any], selection: Selection) -> MapperPlan:
+    columns: dict[str, ColumnPlan] = {}
+    key: dict[Column[Any], ColumnPlan] = {}
+    names: set[str] = set()
+    for attribute in mapper.column_attrs:
+        # a column_property over an expression is nothing that is written
+        mapped = [column for column in attribute.columns if isinstance(column, Column)]
+        if not mapped or not isinstance(mapped[0].table, Table):
+            continue
+        column = mapped[0]
+        name = column.name if column.name not in names else f"{column.table.name}.{column.name}"
+        names.add(name)
+        plan = plan_column(column, attribute.key, name)
+        for one in mapped:
+            if one in mapper.primary_key:
+                key[one] = plan
+        if all(selection.takes_column(one) for one in mapped):
+            columns[attribute.key] = plan
+    version = mapper.version_id_col
+    version_key = None if version is None else mapper.get_property_by_column(version).key
+    return MapperPlan(
+        entity=mapper.class_.__name__,
+        table=_table_name(mapper),
+        columns=tuple(columns.values()),
+        by_key=columns,
+        key=tuple(key[column] for column in mapper.primary_key if column in key),
+        moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
+        bases=_bases(mapper),
+        database_cascades=tuple(
+            one.key
+            for one in mapper.relationships
+            if one.passive_deletes and (one.cascade.delete or one.passive_deletes == "all")
+        ),
+        captured=_is_captured(mapper, selection),
+    )
+
+
+def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:
+    tables = [table for table in mapper.tables if isinstance(table, Table)]
+    if not selection.takes_model(mapper.class_):
+        return False
+    return not tables or any(selection.takes_table(table) for table in tables)
+
+
+def _table_name(mapper: Mapper[Any]) -> str:
+    table = mapper.local_table
+    return table.fullname if isinstance(table, Table) else str(getattr(table, "name", table))
+
+
+def _bases(mapper: Mapper[Any]) -> tuple[str, ...]:
+    found = []
+    while mapper.inherits is not None and not mapper.concrete:
+        mapper = mapper.inherits
+        found.append(mapper.class_.__name__)
+    return tuple(found)
+
+
+def _find_mapper(table: Table) -> Mapper[Any] | None:
+    candidates: Iterable[Mapper[Any]] = (
+        mapper
+        for registry in list(mapperlib._all_registries())
+        for mapper in list(registry.mappers)
+        if mapper.local_table is table
+    )
+    return min(candidates, key=lambda mapper: len(_bases(mapper)), default=None)

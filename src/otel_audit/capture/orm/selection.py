@@ -1,0 +1,121 @@
+"""Which engines, sessions, models, tables and columns are captured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, Table
+from sqlalchemy.ext.asyncio import async_scoped_session, async_session, async_sessionmaker
+from sqlalchemy.orm import scoped_session
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Connection
+    from sqlalchemy.orm import Session
+
+    from otel_audit.capture.orm.options import OrmOptions
+
+OWN_SCHEMA = "audit"
+"""The schema of this plugin's own tables, which are never captured."""
+
+
+class Selection:
+    """The answers of one set of options."""
+
+    def __init__(self, options: OrmOptions) -> None:
+        """Compile the options.
+
+        Args:
+            options: What the user asked for.
+        """
+        self._options = options
+        self._engines = tuple(_sync_engine(engine) for engine in options.engines)
+        self._makers = tuple(_session_class(maker) for maker in options.sessionmakers)
+        self._metadata = tuple(base.metadata for base in options.bases if hasattr(base, "metadata"))
+        self._columns_in = frozenset(options.include_columns)
+        self._columns_out = frozenset(options.exclude_columns)
+
+    def takes_connection(self, connection: Connection) -> bool:
+        """Whether what happens on this connection is captured."""
+        if not self._engines:
+            return True
+        # an engine with execution options of its own is another object over the same pool
+        return any(connection.engine.pool is engine.pool for engine in self._engines)
+
+    @property
+    def by_session(self) -> bool:
+        """Whether only given sessionmakers' sessions count."""
+        return bool(self._makers)
+
+    def takes_session(self, session: Session | None) -> bool:
+        """Whether what this session does is captured."""
+        if not self._makers:
+            return True
+        if session is None:
+            return False
+        return isinstance(session, self._makers) or isinstance(async_session(session), self._makers)
+
+    def takes_model(self, model: type) -> bool:
+        """Whether a mapped class is captured, by what is said of the class itself."""
+        options = self._options
+        if getattr(model, "__audit__", True) is False:
+            return False
+        if options.bases and not issubclass(model, options.bases):
+            return False
+        if _is_named(model, options.exclude_models):
+            return False
+        return not options.include_models or _is_named(model, options.include_models)
+
+    def takes_table(self, table: Table) -> bool:
+        """Whether a table is captured, by what is said of the table itself."""
+        if table.info.get("audit") is False:
+            return False
+        if self._metadata and table.metadata not in self._metadata:
+            return False
+        return self.takes_table_name(table.fullname)
+
+    def takes_table_name(self, name: str) -> bool:
+        """Whether a table is captured, by its name with or without a schema."""
+        schema, _, bare = name.rpartition(".")
+        if schema == OWN_SCHEMA:
+            return False
+        options = self._options
+        names = {name, bare}
+        if not names.isdisjoint(options.exclude_tables):
+            return False
+        return not options.include_tables or not names.isdisjoint(options.include_tables)
+
+    def takes_column(self, column: Column[Any]) -> bool:
+        """Whether a column's values are captured."""
+        if column.info.get("audit") in ("omit", False):
+            return False
+        table = column.table
+        names = {column.name, f"{table.name}.{column.name}"}
+        if isinstance(table, Table):
+            names.add(f"{table.fullname}.{column.name}")
+        if not names.isdisjoint(self._columns_out):
+            return False
+        return not self._columns_in or not names.isdisjoint(self._columns_in)
+
+
+def _is_named(model: type, wanted: tuple[type | str, ...]) -> bool:
+    return any(
+        model.__name__ == one if isinstance(one, str) else issubclass(model, one) for one in wanted
+    )
+
+
+def _sync_engine(engine: Any) -> Engine:
+    found = getattr(engine, "sync_engine", engine)
+    if not isinstance(found, Engine):
+        raise TypeError(f"an Engine or AsyncEngine is needed, not {type(engine).__name__}")
+    return found
+
+
+def _session_class(maker: Any) -> type:
+    if isinstance(maker, scoped_session | async_scoped_session):
+        maker = maker.session_factory
+    if isinstance(maker, async_sessionmaker):
+        return maker.class_
+    found = getattr(maker, "class_", maker)
+    if not isinstance(found, type):
+        raise TypeError(f"a sessionmaker is needed, not {type(maker).__name__}")
+    return found

@@ -1,0 +1,225 @@
+"""Values of the application, in a stable JSON form.
+
+| value | JSON |
+|---|---|
+| None, bool, text | as it is; NUL and lone surrogates become U+FFFD |
+| int | a number within 64 bits (signed), else its decimal text |
+| float | a number; ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` |
+| Decimal | its text, digits kept: ``"12.30"`` |
+| UUID, IP address, IP network | its text |
+| datetime | ISO 8601; with a zone in UTC (``+00:00``), without one as it is |
+| date, time | ISO 8601 |
+| timedelta | ISO 8601 duration: ``"P1DT2H"`` |
+| Enum member | its name, which is what SQLAlchemy stores by default |
+| bytes | ``{"bytes": size}``, from 64 bytes on with ``"sha256"``: a short one could be guessed |
+| range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
+| list, tuple, array, vector | a list; a set as a sorted list |
+| mapping | an object with text keys |
+| anything else | ``{"type": "module.Class"}``: its text might say what it must not |
+
+A value whose JSON text is longer than the bound becomes
+``{"cut": "its beginning", "size": bytes, "sha256": "of the redacted text"}``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Set
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_HASHED_FROM = 64
+_SHOWN = 256
+_DEEPEST = 32
+
+_encode = msgspec.json.Encoder().encode
+
+
+def portable(value: Any) -> Any:
+    """Bring a value to its JSON form, see the table above.
+
+    Args:
+        value: Any value of the application.
+
+    Returns:
+        A copy that shares nothing mutable with the value.
+    """
+    return _portable(value, 0)
+
+
+def bounded(value: Any, longest: int) -> Any:
+    """Cut a JSON value that is too long, and say its size and hash.
+
+    Args:
+        value: A JSON value that is redacted already.
+        longest: Characters of its JSON text (of the text itself, for text).
+
+    Returns:
+        The value, or ``{"cut": …, "size": …, "sha256": …}``.
+    """
+    if isinstance(value, str):
+        return value if len(value) <= longest else _cut(value)
+    if isinstance(value, dict | list):
+        text = _encode(value)
+        return value if len(text) <= longest else _cut(text.decode())
+    return value
+
+
+def clean_text(text: str) -> str:
+    """Replace what PostgreSQL cannot store (NUL) and UTF-8 cannot spell (lone surrogates)."""
+    if text.isascii() and "\x00" not in text:
+        return text
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def _cut(text: str) -> dict[str, Any]:
+    data = text.encode()
+    return {
+        "cut": text[:_SHOWN],
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _portable(value: Any, depth: int) -> Any:
+    kind = type(value)
+    convert = _EXACT.get(kind)
+    if convert is not None:
+        return convert(value)
+    if depth >= _DEEPEST:
+        return {"type": _type_name(kind), "note": "nested too deeply"}
+    if kind is dict:
+        return {_key(key): _portable(part, depth + 1) for key, part in value.items()}
+    if kind is list or kind is tuple:
+        return [_portable(part, depth + 1) for part in value]
+    return _rare(value, depth)
+
+
+def _rare(value: Any, depth: int) -> Any:
+    if isinstance(value, Enum):
+        return clean_text(value.name) if value.name is not None else portable(value.value)
+    for kind, convert in _EXACT.items():
+        if isinstance(value, kind):
+            return convert(value)
+    if isinstance(value, Mapping):
+        return {_key(key): _portable(part, depth + 1) for key, part in value.items()}
+    if _is_range(value):
+        return _range(value, depth)
+    if isinstance(value, Set):
+        parts = [_portable(part, depth + 1) for part in value]
+        return sorted(parts, key=_encode)
+    if isinstance(value, list | tuple):
+        return [_portable(part, depth + 1) for part in value]
+    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    if callable(as_list):
+        return _portable(as_list(), depth + 1)
+    return {"type": _type_name(type(value))}
+
+
+def is_described(value: Any) -> bool:
+    """Tell whether a JSON form only names the type of a value that has none."""
+    return isinstance(value, dict) and value.keys() == {"type"}
+
+
+def _key(key: Any) -> str:
+    if type(key) is str:
+        return clean_text(key)
+    form = portable(key)
+    return form if isinstance(form, str) else _encode(form).decode()
+
+
+def _type_name(kind: type) -> str:
+    return clean_text(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _integer(value: int) -> int | str:
+    return int(value) if -(2**63) <= value < 2**63 else _decimal_text(value)
+
+
+def _decimal_text(value: int) -> str:
+    try:
+        return str(int(value))
+    except ValueError:  # more digits than the interpreter turns into text
+        return hex(value)
+
+
+def _float(value: float) -> float | str:
+    if math.isfinite(value):
+        return float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _datetime(value: dt.datetime) -> str:
+    if value.tzinfo is None:
+        return value.isoformat()
+    try:
+        return value.astimezone(dt.UTC).isoformat()
+    except OverflowError:  # next to year 1 or 9999
+        return value.isoformat()
+
+
+def _bytes(value: bytes | bytearray | memoryview) -> dict[str, Any]:
+    data = bytes(value)
+    if len(data) < _HASHED_FROM:
+        return {"bytes": len(data)}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _is_range(value: Any) -> bool:
+    return hasattr(value, "lower") and hasattr(value, "upper") and not isinstance(value, str)
+
+
+def _range(value: Any, depth: int) -> str:
+    empty = getattr(value, "isempty", getattr(value, "is_empty", False))
+    if empty is True:
+        return "empty"
+    bounds = getattr(value, "bounds", None)
+    if not isinstance(bounds, str):
+        lower_inc = getattr(value, "lower_inc", True)
+        upper_inc = getattr(value, "upper_inc", False)
+        bounds = f"{'[' if lower_inc else '('}{']' if upper_inc else ')'}"
+    low, high = (
+        "" if end is None else _plain(_portable(end, depth + 1))
+        for end in (value.lower, value.upper)
+    )
+    return f"{bounds[0]}{low},{high}{bounds[1]}"
+
+
+def _plain(form: Any) -> str:
+    return form if isinstance(form, str) else _encode(form).decode()
+
+
+_EXACT: dict[type, Callable[[Any], Any]] = {
+    str: clean_text,
+    bool: bool,
+    int: _integer,
+    type(None): _same,
+    float: _float,
+    Decimal: str,
+    UUID: str,
+    dt.datetime: _datetime,
+    dt.date: dt.date.isoformat,
+    dt.time: dt.time.isoformat,
+    dt.timedelta: msgspec.to_builtins,
+    bytes: _bytes,
+    bytearray: _bytes,
+    memoryview: _bytes,
+    IPv4Address: str,
+    IPv6Address: str,
+    IPv4Network: str,
+    IPv6Network: str,
+}
+"""Converters by type. Order matters to subclasses: bool before int, datetime before date."""

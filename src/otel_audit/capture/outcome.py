@@ -1,0 +1,32 @@
+"""Whether an action succeeded: from its answer, its error, and what its transactions came to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from otel_audit.record import Outcome, TransactionOutcome
+
+
+def outcome_of(
+    *, status: int | None, error: BaseException | None, transaction: TransactionOutcome
+) -> Outcome:
+    """Judge an HTTP action.
+
+    Args:
+        status: The status the client was sent; None where none was.
+        error: The exception that left the application, if any.
+        transaction: What became of the transactions that wrote.
+
+    Returns:
+        ``success`` only if the answer says so, nothing was raised, and all that was written is
+        committed. ``unknown`` where a commit's fate is unknown or the action was cut off.
+    """
+    if transaction == "unknown":
+        return "unknown"
+    if isinstance(error, asyncio.CancelledError):
+        return "unknown"
+    if error is not None or transaction in ("rolled_back", "mixed"):
+        return "failure"
+    if status is None:
+        return "unknown"
+    return "failure" if status >= 400 else "success"  # noqa: PLR2004 - RFC 9110, section 15

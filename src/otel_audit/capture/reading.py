@@ -1,0 +1,159 @@
+"""Reading what others wrote: headers of a client, attributes of the application's objects.
+
+Nothing here raises for what it reads, calls the database, or returns text that is unbounded or
+holds control characters.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from otel_audit.config import PREFIX, Hook
+from otel_audit.errors import ConfigurationError
+
+LONGEST: Final = 256
+"""Characters of an identifier, a name, or an address that are kept."""
+
+Scope = Mapping[str, Any]
+"""An ASGI scope."""
+
+_UNWANTED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
+
+
+def clean(text: str, limit: int = LONGEST) -> str:
+    """Make text harmless: control characters and lone surrogates become spaces, the end is cut.
+
+    Args:
+        text: Anything.
+        limit: Characters that are kept.
+    """
+    return _UNWANTED.sub(" ", text[: limit * 2]).strip()[:limit]
+
+
+def header_values(scope: Scope, name: str) -> list[str]:
+    """Return all values of a header, in order; ``name`` in any case."""
+    wanted = name.lower().encode("latin-1", "replace")
+    return [
+        value.decode("latin-1")
+        for key, value in scope.get("headers") or ()
+        if key.lower() == wanted
+    ]
+
+
+def state_of(scope: Scope) -> Mapping[str, Any]:
+    """Return what ``request.state`` holds."""
+    state = scope.get("state")
+    if isinstance(state, Mapping):
+        return state
+    inner = getattr(state, "_state", None)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def peek(thing: object, name: str) -> object:
+    """Read one attribute or key of the application's object; None where that fails.
+
+    A mapped object of SQLAlchemy is read without its descriptors: those would load what has
+    expired, a query the application never asked for.
+    """
+    if isinstance(thing, Mapping):
+        return _quietly(lambda: thing.get(name))
+    mapped = _quietly(lambda: vars(thing).get("_sa_instance_state"))
+    if mapped is not None:
+        return _quietly(lambda: vars(thing).get(name))
+    return _quietly(lambda: getattr(thing, name, None))
+
+
+def primary_key(thing: object) -> str | None:
+    """Return the primary key of a stored SQLAlchemy object as text, without a query."""
+    state = _quietly(lambda: vars(thing).get("_sa_instance_state"))
+    identity = _quietly(lambda: state.key[1])
+    parts = [identifier(part) for part in identity] if isinstance(identity, tuple) else []
+    return ",".join(part for part in parts if part) if parts and all(parts) else None
+
+
+def identifier(value: object) -> str | None:
+    """Return a value as the text of an identifier, None where it is not one.
+
+    Text, integers, UUIDs and enumeration members are; of other types those whose text looks like
+    an identifier (ULID, ObjectId, …).
+    """
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str):
+        return clean(value) or None
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, (int, uuid.UUID)):
+        return str(value)[:LONGEST]
+    if type(value).__str__ is object.__str__:
+        return None
+    text = _quietly(lambda: str(value))
+    return text if isinstance(text, str) and _IDENTIFIER.fullmatch(text) else None
+
+
+def first_identifier(thing: object, names: Iterable[str]) -> str | None:
+    """Return the first of some attributes or keys that is an identifier."""
+    for name in names:
+        found = identifier(peek(thing, name))
+        if found is not None:
+            return found
+    return None
+
+
+def words(value: object, limit: int = 50) -> tuple[str, ...]:
+    """Return a list of words from a sequence, or from text with spaces or commas between."""
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        return ()
+    found = [identifier(entry) for entry in list(value)[:limit]]
+    return tuple(word for word in found if word)
+
+
+def claim(claims: Mapping[str, Any], name: str) -> object:
+    """Return a claim by its name, or by a dotted path into nested claims."""
+    if name in claims:
+        return claims[name]
+    found: object = claims
+    for part in name.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(part)
+    return found
+
+
+def load_hook(hook: Hook | None, setting: str) -> Callable[..., Any] | None:
+    """Find the callable that a setting names.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or is not callable; the message names the
+            setting.
+    """
+    if hook is None or callable(hook):
+        return hook
+    name = f"{PREFIX}{setting.upper()}"
+    module, _, attribute = hook.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{name}: cannot import it ({type(error).__name__}); expected module:name"
+        ) from error
+    if not callable(found):
+        raise ConfigurationError(f"{name}: what it names is not callable")
+    return found
+
+
+def _quietly(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception:  # noqa: BLE001 - a property of the application may raise anything
+        return None

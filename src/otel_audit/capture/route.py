@@ -1,0 +1,49 @@
+"""Which route of the application served a request, from the ASGI scope alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def route_template(scope: Mapping[str, Any]) -> str | None:
+    """Find the template of the route that served a request.
+
+    Args:
+        scope: The ASGI scope as the router left it.
+
+    Returns:
+        For example ``/api/v1/orders/{order_id}``, with the prefixes of included routers and
+        mounted applications; None where no route matched.
+    """
+    route = scope.get("route")
+    if route is None:
+        return None
+    path = _included_path(scope, route) or getattr(route, "path", None)
+    if not isinstance(path, str):
+        return None
+    return _mount_prefix(scope) + path
+
+
+def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
+    # FastAPI >= 0.137 leaves the prefix of an included router out of the route itself
+    fastapi_scope = scope.get("fastapi")
+    if not isinstance(fastapi_scope, Mapping):
+        return None
+    context = fastapi_scope.get("effective_route_context")
+    if getattr(context, "original_route", None) is not route:
+        return None
+    path = getattr(context, "path", None)
+    return path if isinstance(path, str) else None
+
+
+def _mount_prefix(scope: Mapping[str, Any]) -> str:
+    root = scope.get("root_path") or ""
+    own = scope.get("app_root_path") or ""
+    prefix = root[len(own) :] if root.startswith(own) else root
+    if "app_root_path" not in scope or not prefix:
+        return ""
+    names = {str(value): name for name, value in (scope.get("path_params") or {}).items()}
+    return "/".join(
+        f"{{{names[segment]}}}" if segment in names else segment for segment in prefix.split("/")
+    )

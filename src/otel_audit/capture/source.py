@@ -1,0 +1,142 @@
+"""Where an action came from: address, user agent, session; and the request's id."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit.capture.proxies import Proxies, parse_address
+from otel_audit.capture.reading import (
+    Scope,
+    claim,
+    clean,
+    header_values,
+    identifier,
+    state_of,
+)
+from otel_audit.ids import uuid7
+from otel_audit.record import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_audit.config import AuditConfig
+
+USER_AGENT_LIMIT: Final = 512
+"""Characters of a user agent that are kept."""
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/@-]{7,127}")
+"""A well-formed request id: 8 to 128 characters, the first a letter or a digit.
+
+UUIDs, ULIDs, base64 and the ids of the usual gateways pass. What could break a log line, a header,
+or a spreadsheet's cell does not.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What `resolve_source` goes by.
+
+    Attributes:
+        proxies: Whose forwarded headers are believed.
+        session_claim: Claim of a verified token that is the session's id.
+        session_cookie: Cookie of the session, if its hash shall be kept.
+        hmac_key: Key of that hash; without it there is none.
+    """
+
+    proxies: Proxies = field(default_factory=Proxies)
+    session_claim: str = "sid"
+    session_cookie: str | None = None
+    hmac_key: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> SourceOptions:
+        """Read the settings.
+
+        Raises:
+            ConfigurationError: As for `Proxies.from_config`.
+        """
+        key = config.hmac_key
+        return cls(
+            proxies=Proxies.from_config(config),
+            session_claim=config.jwt_session_claim,
+            session_cookie=config.session_cookie or None,
+            hmac_key=None if key is None else key.get_secret_value().encode(),
+        )
+
+
+def resolve_source(
+    asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None = None
+) -> Source:
+    """Find out where an action came from. Never raises for what a client sends.
+
+    Args:
+        asgi_scope: The ASGI scope.
+        options: From the settings.
+        claims: Claims of a verified token, for the session; None where there is none.
+
+    Returns:
+        What is known. ``type`` is ``host`` where the server gives a name instead of an address.
+    """
+    address = options.proxies.client(asgi_scope)
+    agents = header_values(asgi_scope, "user-agent")
+    return Source(
+        address=None if address is None else clean(address) or None,
+        type="ip" if address is None or parse_address(address) is not None else "host",
+        user_agent=(clean(agents[0], USER_AGENT_LIMIT) or None) if agents else None,
+        session_id=_session(asgi_scope, options, claims),
+    )
+
+
+def request_id(asgi_scope: Scope, header_name: str) -> str:
+    """Return the request's id: the client's if it is well-formed (`REQUEST_ID`), else a new one.
+
+    Args:
+        asgi_scope: The ASGI scope.
+        header_name: The header to look at; empty: none. Several such headers: none is taken.
+
+    Returns:
+        8 to 128 characters; a new one is a UUIDv7.
+    """
+    given = header_values(asgi_scope, header_name) if header_name else []
+    if len(given) == 1 and REQUEST_ID.fullmatch(given[0].strip()):
+        return given[0].strip()
+    return uuid7()
+
+
+def keyed_label(key: bytes, purpose: str, secret: str) -> str:
+    """Name a secret without keeping it: the same label each time, of no use without the key.
+
+    Args:
+        key: The HMAC key.
+        purpose: Keeps labels of one use apart from those of another.
+        secret: What must not be stored.
+
+    Returns:
+        ``hmac:`` and 32 hex digits of HMAC-SHA-256 (RFC 2104).
+    """
+    message = f"otel-audit {purpose}\x00{secret}".encode("utf-8", "surrogatepass")
+    return f"hmac:{hmac.digest(key, message, 'sha256').hex()[:32]}"
+
+
+def _session(
+    asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
+) -> str | None:
+    told = identifier(state_of(asgi_scope).get("session_id"))
+    if told is None and claims is not None:
+        told = identifier(claim(claims, options.session_claim))
+    if told is not None or options.session_cookie is None or options.hmac_key is None:
+        return told
+    secret = _cookie(asgi_scope, options.session_cookie)
+    return None if secret is None else keyed_label(options.hmac_key, "session", secret)
+
+
+def _cookie(asgi_scope: Scope, name: str) -> str | None:
+    pairs = (
+        pair.strip().partition("=")
+        for line in header_values(asgi_scope, "cookie")
+        for pair in line.split(";")
+    )
+    return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)

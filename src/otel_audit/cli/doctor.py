@@ -1,0 +1,166 @@
+"""`otel-audit doctor`: is everything in place, and if not, what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+import click
+
+from otel_audit.cli.options import dsn_option
+from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.errors import OtelAuditError
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one look has shown.
+
+    Attributes:
+        name: What was looked at.
+        ok: True; False if it must be mended; None if it is a warning, or could not be seen.
+        detail: What was found.
+        remedy: What to do, where something is to be done.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+@click.command()
+@dsn_option
+@click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
+@click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
+def doctor(dsn: str | None, app_dsn: str | None, target: str | None) -> None:
+    """Check settings, hooks, spool and store; print a line each, and what to do.
+
+    Exit status 1 if a check failed. Warnings do not count as failures.
+    """
+    failed = False
+    for check in _checks(dsn, app_dsn, target):
+        failed = failed or check.ok is False
+        click.echo(_line(check))
+    sys.exit(1 if failed else 0)
+
+
+def _line(check: Check) -> str:
+    word, colour = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}[
+        check.ok
+    ]
+    line = f"{click.style(word, fg=colour)}  {check.name}: {check.detail}"
+    return line if check.ok or not check.remedy else f"{line}\n      -> {check.remedy}"
+
+
+def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterator[Check]:
+    try:
+        config = AuditConfig() if dsn is None else AuditConfig(dsn=dsn)
+    except OtelAuditError as error:
+        yield Check("settings", ok=False, detail=str(error), remedy="correct the setting")
+        return
+    yield Check("settings", ok=True, detail="valid")
+    yield from _hooks(target)
+    yield _spool(config)
+    if config.asyncpg_dsn is None:
+        yield Check(
+            "store", ok=False, detail="no audit store", remedy="set OTEL_AUDIT_DSN, or give --dsn"
+        )
+        return
+    from otel_audit_postgres.inspect import inspect
+
+    found = asyncio.run(
+        inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
+    )
+    for finding in found:
+        yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+
+
+def _hooks(target: str | None) -> Iterator[Check]:
+    for group in ("opentelemetry_pre_instrument", "opentelemetry_instrumentor"):
+        found = {point.value for point in entry_points(group=group) if point.name == "otel_audit"}
+        yield Check(
+            f"entry point {group}",
+            ok=len(found) == 1,
+            detail=next(iter(found)) if len(found) == 1 else f"{len(found)} found",
+            remedy="reinstall otel-audit, once, in the application's environment",
+        )
+    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    if {"otel_audit", "*"} & {word.strip() for word in disabled.split(",")}:
+        yield Check(
+            "hooks",
+            ok=False,
+            detail="OTEL_PYTHON_DISABLED_INSTRUMENTATIONS switches them off",
+            remedy="take otel_audit (or *) out of that list",
+        )
+        return
+    yield _taps(target)
+
+
+def _taps(target: str | None) -> Check:
+    """Build a stack as the application would, and look for both taps in it."""
+    from otel_audit.capture.asgi import InnerTap, OuterTap
+    from otel_audit.capture.install import install, uninstall
+    from otel_audit.runtime import Runtime
+
+    name = "hooks"
+    try:
+        from starlette.applications import Starlette
+    except ImportError:
+        return Check(name, ok=None, detail="Starlette is not installed here: no HTTP auditing")
+    try:
+        app = Starlette() if target is None else _load(target)
+        runtime = Runtime(AuditConfig(enabled=True, exporter="none", required=False))
+        install(app, runtime)
+        found = _stack(app.build_middleware_stack())
+        uninstall(app)
+    except (OtelAuditError, ImportError, AttributeError, ValueError) as error:
+        return Check(
+            name, ok=False, detail=f"{target or 'a plain application'}: {error}",
+            remedy="give --app as module:attribute of an application that can be imported here",
+        )  # fmt: skip
+    both = {OuterTap, InnerTap} <= found
+    return Check(
+        name,
+        ok=both,
+        detail="both taps stand in the stack" if both else "the taps do not reach the stack",
+        remedy="report the versions of fastapi and starlette to the project",
+    )
+
+
+def _load(target: str) -> object:
+    module, _, attribute = target.partition(":")
+    sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), attribute or "app")
+
+
+def _stack(layer: object) -> set[type]:
+    found: set[type] = set()
+    while layer is not None:
+        found.add(type(layer))
+        layer = getattr(layer, "app", None)
+    return found
+
+
+def _spool(config: AuditConfig) -> Check:
+    from otel_audit.pipeline.spool import inspect
+
+    found = inspect(config.spool_dir)
+    if found.problems:
+        usable = found.writable and found.private
+        return Check(
+            "spool", ok=None if usable else False, detail=f"{found.directory}: {found.problems[0]}",
+            remedy="; ".join(found.problems[1:]) or "set OTEL_AUDIT_SPOOL_DIR accordingly",
+        )  # fmt: skip
+    left = f", {found.abandoned} left by ended processes" if found.abandoned else ""
+    return Check(
+        "spool",
+        ok=True,
+        detail=f"{found.directory} on {found.file_system}: {found.bytes_used} bytes held, "
+        f"{found.bytes_free} free{left}",
+    )

@@ -1,0 +1,37 @@
+"""The command group, and what all commands share."""
+
+from __future__ import annotations
+
+import click
+
+from otel_audit.cli.doctor import doctor
+from otel_audit.cli.init import init
+from otel_audit.cli.policy import policy
+from otel_audit.cli.redact import redact
+from otel_audit.errors import OtelAuditError
+
+
+class _Group(click.Group):
+    """Turns this package's errors into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OtelAuditError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="otel-audit")
+def cli() -> None:
+    """Set up, check and search an audit trail made by otel-audit.
+
+    Settings are read from OTEL_AUDIT_* variables and from the file that OTEL_AUDIT_CONFIG_FILE
+    names; options given here win.
+    """
+
+
+cli.add_command(doctor)
+cli.add_command(init)
+cli.add_command(policy)
+cli.add_command(redact)

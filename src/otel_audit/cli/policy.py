@@ -1,0 +1,194 @@
+"""``otel-audit policy``: what is recorded, at which level, under which name, and why."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
+from otel_audit.policy import Decision, Policy
+from otel_audit.policy.overrides import MARK, Override
+from otel_audit.policy.routes import KnownRoute, routes_of
+from otel_audit.policy.rules import WRITES
+from otel_audit.record import ANONYMOUS, Actor, Tenant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_BORING = frozenset({"HEAD", "OPTIONS"})
+
+
+@click.group()
+def policy() -> None:
+    """Show what is recorded, at which level, under which name, and by which rule."""
+
+
+@policy.command()
+@click.argument("method")
+@click.argument("path")
+@click.option("--status", type=int, default=200, show_default=True, help="Status of the answer.")
+@click.option("--actor", default="somebody", show_default=True, help="Id; or: anonymous.")
+@click.option("--role", help="The actor's role.")
+@click.option("--tenant", help="The tenant's id.")
+@click.option("--wrote", is_flag=True, help="The request wrote to the database.")
+@click.option("--app", "app_path", help="module:app; its route is then used, with its overrides.")
+def explain(  # noqa: PLR0913, PLR0917 - one argument an option
+    method: str,
+    path: str,
+    status: int,
+    actor: str,
+    role: str | None,
+    tenant: str | None,
+    wrote: bool,
+    app_path: str | None,
+) -> None:
+    """Print the rule that decides on METHOD PATH, the level, and the name."""
+    known = Policy.from_config(AuditConfig())
+    method = method.upper()
+    route, parameters = _route_for(method, path, app_path)
+    template = route.path if route else path if "{" in path else None
+    decision = known.decide(
+        method=method,
+        path=path,
+        route=template,
+        status=status,
+        actor=ANONYMOUS if actor == "anonymous" else Actor(id=actor, type="user", role=role),
+        tenant=None if tenant is None else Tenant(id=tenant),
+        wrote=wrote,
+        scope=_scope(route.override if route else None) | {"path_params": parameters},
+    )
+    _print_pairs(
+        {
+            "rule": decision.rule,
+            "level": decision.level,
+            "event": decision.event_name,
+            "action": decision.action,
+            "target": _target(decision),
+            "route": template or "-",
+            "sampled": f"1 of {decision.sample}" if decision.sample else "-",
+        }
+    )
+
+
+@policy.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--factory", is_flag=True, help="APP is a function that makes the application.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a mutating route is not recorded.")
+def routes(app: str, factory: bool, strict: bool) -> None:
+    """List every route of MODULE:APP with its level and name.
+
+    Warns of routes that may change something and are not recorded, and of what routes say about
+    themselves and cannot be used.
+    """
+    known = Policy.from_config(AuditConfig())
+    listed = list(routes_of(_load(app, factory=factory)))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("METHOD", "ROUTE", "LEVEL", "EVENT", "ACTION", "RULE"):
+        table.add_column(heading, overflow="fold")
+    warnings = [f"{route.path}: {route.problem}" for route in listed if route.problem]
+    unrecorded = 0
+    for method, route, decision in _decisions(known, listed):
+        event = decision.event_name if decision.level != "none" else "-"
+        row = (method, route.path, decision.level, event, decision.action, decision.rule)
+        table.add_row(*row)
+        if method in WRITES and decision.level == "none":
+            unrecorded += 1
+            warnings.append(f"{method} {route.path} may change something, and is not recorded")
+    _console().print(table)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if strict and unrecorded:
+        sys.exit(1)
+
+
+def _decisions(
+    known: Policy, listed: Iterable[KnownRoute]
+) -> Iterable[tuple[str, KnownRoute, Decision]]:
+    for route in listed:
+        for method in route.methods:
+            if method in _BORING and len(route.methods) > 1:
+                continue
+            yield (
+                method,
+                route,
+                known.decide(
+                    method=method,
+                    path=route.path,
+                    route=route.path,
+                    status=200,
+                    actor=Actor(id="somebody", type="user"),
+                    tenant=None,
+                    wrote=False,
+                    scope=_scope(route.override),
+                ),
+            )
+
+
+def _route_for(
+    method: str, path: str, app_path: str | None
+) -> tuple[KnownRoute | None, dict[str, str]]:
+    """Find the route of an application that serves a path, and the path's parameters."""
+    if app_path is None:
+        return None, {}
+    for route in routes_of(_load(app_path, factory=False)):
+        parameters = _parameters(route.path, path)
+        if method in route.methods and parameters is not None:
+            return route, parameters
+    raise click.ClickException(f"{app_path} has no route for {method} {path}")
+
+
+def _parameters(template: str, path: str) -> dict[str, str] | None:
+    parts, words = template.strip("/").split("/"), path.strip("/").split("/")
+    if parts[-1].endswith(":path}"):
+        words = [*words[: len(parts) - 1], "/".join(words[len(parts) - 1 :])]
+    pairs = list(zip(parts, words, strict=False))
+    if len(parts) != len(words) or not all(part == word or "{" in part for part, word in pairs):
+        return None
+    return {part.strip("{}").partition(":")[0]: word for part, word in pairs if "{" in part}
+
+
+def _scope(override: Override | None) -> dict[str, object]:
+    def endpoint() -> None: ...
+
+    if override is None:
+        return {}
+    setattr(endpoint, MARK, override)
+    return {"endpoint": endpoint}
+
+
+def _target(decision: Decision) -> str:
+    if decision.target is None:
+        return "-"
+    return ":".join(part for part in (decision.target.type, decision.target.id) if part)
+
+
+def _load(name: str, *, factory: bool) -> object:
+    module, colon, attribute = name.partition(":")
+    if not colon or not attribute:
+        raise click.BadParameter("expected module:app", param_hint="MODULE:APP")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found() if factory and callable(found) else found
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"{name}: cannot be imported: {error}") from error
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    for name, value in pairs.items():
+        click.echo(f"{name:<8} {value}")
+
+
+def _console() -> Console:
+    # where nobody looks at a screen, lines must not be broken at its width
+    return Console() if sys.stdout.isatty() else Console(width=240)

@@ -1,0 +1,51 @@
+"""`otel-audit redact`: see what redaction makes of a document."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from otel_audit.config import AuditConfig
+from otel_audit.redaction import Redactor
+from otel_audit.redaction.adapt import NotUnderstoodError
+from otel_audit.redaction.walk import parse_json
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option(
+    "--explain", is_flag=True, help="List what would be removed and by which rule; never a value."
+)
+def redact(file: BinaryIO, explain: bool) -> None:
+    """Redact the JSON document in FILE (- for standard input) by the rules in force.
+
+    Prints the redacted document, or with --explain each place and the rule that acts there.
+    """
+    redactor = Redactor.from_config(AuditConfig())
+    raw = file.read()
+    if not explain:
+        redacted = redactor.json_or_none(raw)
+        if redacted is None:
+            raise click.ClickException("not a JSON document, or beyond the bounds: withheld")
+        click.echo(redacted)
+        return
+    try:
+        document = parse_json(raw)
+    except NotUnderstoodError:
+        raise click.ClickException("not a JSON document: it would be withheld") from None
+    _print_findings(redactor, document)
+
+
+def _print_findings(redactor: Redactor, document: object) -> None:
+    findings = redactor.explain(document)
+    if not findings:
+        click.echo("Nothing would be removed.")
+        return
+    table = Table("path", "rule", box=None, pad_edge=False)
+    for finding in findings:
+        table.add_row(Text(finding.path), Text(finding.rule))
+    Console(soft_wrap=True).print(table)

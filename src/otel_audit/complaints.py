@@ -1,0 +1,62 @@
+"""Log lines that a storm of failures cannot turn into a storm of lines."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+INTERVAL = 60.0
+"""Seconds between two lines about the same matter."""
+
+_lock = threading.Lock()
+_last: dict[tuple[str, str], tuple[float, int]] = {}
+
+
+def complain(
+    logger: logging.Logger,
+    matter: str,
+    message: str,
+    *args: object,
+    level: int = logging.ERROR,
+    error: BaseException | None = None,
+) -> None:
+    """Log a line, unless one on the same matter was logged within the last minute.
+
+    Args:
+        logger: Where to.
+        matter: What the line is about; lines on different matters do not hold each other back.
+        message: The line, with ``%`` placeholders; it must not show values of the application.
+        args: For the placeholders.
+        level: The logging level.
+        error: Its type and place are added; its message is not, as that may quote values.
+    """
+    now = time.monotonic()
+    key = (logger.name, matter)
+    with _lock:
+        last, held_back = _last.get(key, (-INTERVAL, 0))
+        if now - last < INTERVAL:
+            _last[key] = (last, held_back + 1)
+            return
+        _last[key] = (now, 0)
+    if held_back:
+        message += f" ({held_back} more such lines were held back)"
+    if error is not None:
+        message += f" [{_place(error)}]"
+    logger.log(level, message, *args)
+
+
+def forget() -> None:
+    """Let the next line on every matter through; for tests."""
+    with _lock:
+        _last.clear()
+
+
+def _place(error: BaseException) -> str:
+    traceback = error.__traceback__
+    if traceback is None:
+        return type(error).__name__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = traceback.tb_frame.f_code
+    return f"{type(error).__name__} at {code.co_filename}:{traceback.tb_lineno}".replace("%", "%%")

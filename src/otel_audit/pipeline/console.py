@@ -1,0 +1,26 @@
+"""A sink for a first look: each record as one line of JSON on standard output. Keeps nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from otel_audit.pipeline.sink import Written
+from otel_audit.record import AuditRecord, to_json
+
+
+class ConsoleSink:
+    """Writes records to standard output."""
+
+    async def check(self) -> None:
+        """Standard output is always there."""
+
+    async def write(self, records: Sequence[AuditRecord]) -> Written:
+        """Print a batch, a line a record."""
+        lines = b"".join(to_json(record) + b"\n" for record in records)
+        sys.stdout.write(lines.decode())
+        sys.stdout.flush()
+        return Written(stored=len(records))
+
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,48 @@
+"""Takes the record out of each audit span as it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from otel_audit.attributes import is_flagged, record_from_span
+from otel_audit.complaints import complain
+from otel_audit.pipeline.counters import Counters
+from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger(__name__)
+
+
+class AuditSpanProcessor(SpanProcessor):
+    """Hands the record of every flagged span to delivery, in the thread that ends the span."""
+
+    def __init__(self, deliver: Callable[[AuditRecord], None], counters: Counters) -> None:
+        """Name where records go.
+
+        Args:
+            deliver: Takes a record in microseconds and keeps it; must not raise.
+            counters: Where a span that cannot be read is counted.
+        """
+        self._deliver = deliver
+        self._counters = counters
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Do nothing: a record is complete only when its span ends."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Deliver the record, if the span carries one. Never raises."""
+        if not is_flagged(span):
+            return
+        try:
+            record = record_from_span(span)
+        except Exception as error:  # noqa: BLE001 - an exception here would reach the application
+            self._counters.add("dropped")
+            complain(
+                _logger, "unreadable span", "An audit span cannot be read; its record is lost",
+                error=error,
+            )  # fmt: skip
+            return
+        self._deliver(record)

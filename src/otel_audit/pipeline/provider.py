@@ -1,0 +1,74 @@
+"""Our own tracer provider: every audit span is recorded whole, whatever the application samples."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from otel_audit.attributes import SCOPE_NAME, to_attributes
+from otel_audit.record import AuditRecord
+
+_UNLIMITED = SpanLimits(
+    max_attributes=SpanLimits.UNSET,
+    max_events=SpanLimits.UNSET,
+    max_links=SpanLimits.UNSET,
+    max_span_attributes=SpanLimits.UNSET,
+    max_event_attributes=SpanLimits.UNSET,
+    max_link_attributes=SpanLimits.UNSET,
+    max_attribute_length=SpanLimits.UNSET,
+    max_span_attribute_length=SpanLimits.UNSET,
+)
+
+
+def application_resource() -> Resource:
+    """The resource of the application's own tracing; one made from the environment without it."""
+    found = getattr(trace.get_tracer_provider(), "resource", None)
+    return found if isinstance(found, Resource) else Resource.create()
+
+
+def make_audit_tracer(resource: Resource, processor: SpanProcessor) -> trace.Tracer:
+    """Make the tracer of audit spans.
+
+    Args:
+        resource: Who produces the records.
+        processor: Takes the ended spans.
+
+    Returns:
+        A tracer whose spans are always recorded, with no limit on attributes; a no-op one under
+        ``OTEL_SDK_DISABLED=true``.
+    """
+    provider = TracerProvider(
+        sampler=ALWAYS_ON, resource=resource, span_limits=_UNLIMITED, shutdown_on_exit=False
+    )
+    provider.add_span_processor(processor)
+    return provider.get_tracer(SCOPE_NAME)
+
+
+def trace_record(
+    tracer: trace.Tracer, record: AuditRecord, server_span: trace.Span | None
+) -> bool:
+    """Make the audit span of a record; it ends at once, so its processor takes the record.
+
+    Args:
+        tracer: From `make_audit_tracer`.
+        record: The finished record.
+        server_span: The application's span that becomes the parent, if any.
+
+    Returns:
+        False where no span can be made because tracing is disabled.
+    """
+    parent = trace.set_span_in_context(
+        server_span if server_span is not None else trace.INVALID_SPAN
+    )
+    span = tracer.start_span(
+        record.event_name,
+        context=parent,
+        attributes=to_attributes(record),
+        start_time=record.occurred_at,
+    )
+    if not span.is_recording():
+        return False
+    span.end(record.observed_at)
+    return True

@@ -1,0 +1,279 @@
+"""The policy: at which level, and under which name, an action is recorded."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit.bounded import BoundedCache
+from otel_audit.config import PREFIX, AuditConfig, Level
+from otel_audit.policy.defaults import default_rules
+from otel_audit.policy.naming import Naming, name_action
+from otel_audit.policy.overrides import Override, override_of
+from otel_audit.policy.rules import (
+    LEVELS,
+    CompiledRule,
+    Facts,
+    Rule,
+    compile_rule,
+    read_rules,
+    rules_from_file,
+)
+from otel_audit.policy.words import split_words
+from otel_audit.record import Target
+
+if TYPE_CHECKING:
+    from otel_audit.record import Actor, Tenant
+
+_RANK: Final[Mapping[Level, int]] = {level: rank for rank, level in enumerate(LEVELS)}
+_NAMES: Final = 2048
+_ID_LIMIT: Final = 256
+_PLACE: Final = re.compile(r"\{([^{}]*)\}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+# path parameters that are no names of things, but let in whoever knows them
+_SECRETS: Final = frozenset({
+    "token", "secret", "password", "passwd", "pwd", "otp", "pin", "credential", "credentials",
+    "signature", "nonce", "jwt", "apikey", "passcode",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What may be needed of a request, judged by its head.
+
+    Attributes:
+        level: The highest level that any answer could lead to.
+        request: Whether its body may be needed.
+        response: Whether the response's body may be needed.
+        body_limit: Bytes of each that are copied, where a rule says so.
+    """
+
+    level: Level
+    request: bool
+    response: bool
+    body_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is recorded of a request.
+
+    Attributes:
+        level: ``none`` where nothing is.
+        event_name: Such as ``order.created``.
+        action: Such as ``CREATE``.
+        target: What is acted upon, as far as the path names it.
+        rule: Name of the rule that decided; ``route`` where the route itself did.
+        sample: Where only one of so many such requests is kept, how many.
+        body_limit: Bytes of each body that are copied, where the rule says so.
+    """
+
+    level: Level
+    event_name: str
+    action: str
+    target: Target | None
+    rule: str
+    sample: int | None = None
+    body_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Decides what is recorded, at which level, under which name. Made once; any thread may ask.
+
+    Attributes:
+        rules: In the order they are asked; the last one matches everything.
+        routes: What routes say about themselves, for `at_start`.
+    """
+
+    rules: tuple[CompiledRule, ...]
+    routes: tuple[CompiledRule, ...] = ()
+    _names: BoundedCache[tuple[str, str], Naming] = field(
+        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
+    )
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> Policy:
+        """Read the rules: those of the settings, then those of the file, then the defaults.
+
+        Raises:
+            ConfigurationError: A rule or a path is wrong; the message names setting and place.
+        """
+        own = read_rules(config.policy_rules, f"{PREFIX}POLICY_RULES")
+        if config.policy_file is not None:
+            own += rules_from_file(config.policy_file, f"{PREFIX}POLICY_FILE")
+        return cls(rules=own + default_rules(config))
+
+    def with_routes(self, routes: Iterable[tuple[Iterable[str], str, Override]]) -> Policy:
+        """Make a policy that knows beforehand what routes say about themselves.
+
+        `decide` needs no such help; `at_start` does, to know that a body will be wanted.
+
+        Args:
+            routes: Methods, template, and override of each route that has one; no methods: all.
+        """
+        known = [
+            compile_rule(
+                Rule(
+                    level=override.level,
+                    methods=tuple(methods),
+                    paths=(template,),
+                    body_limit=override.body_limit,
+                ),
+                template,
+            )
+            for methods, template, override in routes
+            if override.level is not None
+        ]
+        return Policy(self.rules, (*self.routes, *known))
+
+    def at_start(self, method: str, path: str) -> Start:
+        """Say what may be needed of a request, before anything but its head is known.
+
+        Args:
+            method: HTTP method in upper case; ``WEBSOCKET`` for a socket.
+            path: As requested.
+
+        Returns:
+            The most that any rule could still ask for. That a request which writes to the database
+            is recorded in any case needs no body, and is not counted here.
+        """
+        level: Level = "none"
+        limits: list[int] = []
+        for compiled in (*self.routes, *self.rules):
+            if not compiled.concerns(method, path):
+                continue
+            level = max(level, compiled.rule.level, key=_RANK.__getitem__)
+            if compiled.rule.body_limit is not None:
+                limits.append(compiled.rule.body_limit)
+            if compiled.is_certain:
+                break
+        return Start(
+            level=level,
+            request=_RANK[level] >= _RANK["request"],
+            response=level == "request_response",
+            body_limit=max(limits, default=None),
+        )
+
+    def decide(  # noqa: PLR0913 - one argument a fact
+        self,
+        *,
+        method: str,
+        path: str,
+        route: str | None,
+        status: int | None,
+        actor: Actor,
+        tenant: Tenant | None,
+        wrote: bool,
+        scope: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Decision:
+        """Decide on a request, as far as it has come; asked again later it may decide otherwise.
+
+        Args:
+            method: HTTP method in upper case; ``WEBSOCKET`` for a socket.
+            path: As requested.
+            route: The route's template, None where none matched.
+            status: The response's status code, None where there is none.
+            actor: Who.
+            tenant: For whom.
+            wrote: Whether the request wrote to the database: then it is recorded, at least at
+                level ``changes``, whatever the rules say.
+            scope: The ASGI scope, for path parameters and what the route says about itself.
+            key: The record's id: makes the same choice each time for a sampled request.
+
+        Returns:
+            The decision. Never raises for what a client or a route gives.
+        """
+        facts = Facts(
+            method=method,
+            path=path,
+            route=route,
+            status=status,
+            actor_id=actor.id,
+            actor_type=actor.type,
+            actor_role=actor.role,
+            tenant_id=None if tenant is None else tenant.id,
+            tenant_slug=None if tenant is None else tenant.slug,
+            wrote=wrote,
+        )
+        given = scope or {}
+        override = override_of(given.get("endpoint"), given.get("route")) or Override()
+        rule = self._rule(facts)
+        level, name, sample = rule.level, rule.name or "unnamed", rule.sample
+        if override.level is not None:
+            level, name, sample = override.level, "route", None
+        elif sample is not None and not _kept(sample, key):
+            level, name = "none", f"{name} (not the one of {sample})"
+        if wrote and _RANK[level] < _RANK["changes"]:
+            level, name = "changes", f"{name} (but it wrote)"
+        naming = self._naming(method, path, route)
+        parameters = given.get("path_params")
+        return Decision(
+            level=level,
+            event_name=override.event or rule.event or naming.event_name,
+            action=override.action or rule.action or naming.action,
+            target=_target(override, naming, parameters if isinstance(parameters, Mapping) else {}),
+            rule=name,
+            sample=sample,
+            body_limit=override.body_limit if override.body_limit is not None else rule.body_limit,
+        )
+
+    def _rule(self, facts: Facts) -> Rule:
+        return next(compiled.rule for compiled in self.rules if compiled.matches(facts))
+
+    def _naming(self, method: str, path: str, route: str | None) -> Naming:
+        if route is None:
+            return name_action(method, path, is_template=False)
+        known = self._names.get((method, route))
+        if known is None:
+            known = name_action(method, route)
+            self._names.put((method, route), known)
+        return known
+
+
+def _kept(one_of: int, key: str | None) -> bool:
+    if key is None:
+        return random.random() * one_of < 1  # noqa: S311 - a sample, not a secret
+    return zlib.crc32(key.encode()) % one_of == 0
+
+
+def _target(override: Override, naming: Naming, parameters: Mapping[str, Any]) -> Target | None:
+    if override.target is not None:
+        kind, colon, template = override.target.partition(":")
+        return Target(type=kind, id=_filled(template, parameters) if colon else None)
+    if naming.target_type is None:
+        return None
+    value = naming.target_id
+    if naming.target_parameter:
+        value = _parameter(naming.target_parameter, parameters)
+    return Target(type=naming.target_type, id=value)
+
+
+def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
+    """Put path parameters in their places; None where one is missing or secret."""
+    values = {name: _parameter(name, parameters) for name in _PLACE.findall(template)}
+    if None in values.values():
+        return None
+    return _PLACE.sub(lambda place: str(values[place[1]]), template)[:_ID_LIMIT] or None
+
+
+@functools.lru_cache(maxsize=512)
+def _is_secret(name: str) -> bool:
+    return not _SECRETS.isdisjoint(split_words(name))
+
+
+def _parameter(name: str, parameters: Mapping[str, Any]) -> str | None:
+    if name not in parameters or _is_secret(name):
+        return None
+    try:
+        text = str(parameters[name])
+    except Exception:  # noqa: BLE001 - a convertor of the application's may give anything
+        return None
+    return _CONTROL.sub(" ", text[:_ID_LIMIT]) or None

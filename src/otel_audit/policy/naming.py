@@ -1,0 +1,268 @@
+"""The name and the kind of an action, from its method and route."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.policy.verbs import ACCOUNT, ACTIONS, AUTH, UNDER_AUTH
+from otel_audit.policy.words import is_plural, participle, singular, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAME: Final = re.compile(r"[a-z0-9_]+\.[a-z_]+")
+"""What every derived event name looks like."""
+
+_METHODS: Final[Mapping[str, tuple[str, str]]] = {
+    "POST": ("created", "CREATE"),
+    "PUT": ("updated", "UPDATE"),
+    "PATCH": ("updated", "UPDATE"),
+    "DELETE": ("deleted", "DELETE"),
+    "GET": ("accessed", "READ"),
+    "HEAD": ("accessed", "READ"),
+    "OPTIONS": ("accessed", "READ"),
+    "QUERY": ("accessed", "READ"),
+    "WEBSOCKET": ("connected", "EXECUTE"),
+}
+_OTHER_METHOD: Final = ("requested", "EXECUTE")
+_DOING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_MANY: Final = frozenset({"batch", "bulk", "mass", "multi"})
+
+# what a link in a mail or a redirect does, and so a GET
+_BY_LINK: Final = frozenset({
+    "accept", "activate", "callback", "confirm", "decline", "logout", "log_out", "sign_out",
+    "signout", "unsubscribe", "validate", "verify", "verify_email",
+})  # fmt: skip
+_WITH_TOKEN: Final = frozenset({"password_reset", "reset_password", "verify_email"})
+
+_SEGMENTS: Final = 16
+_SEGMENT_LENGTH: Final = 64
+_PREFIX: Final = re.compile(
+    r"(api|rest|rpc|public|internal|private|external|v\d{1,3}([._-]?\w{1,8})?|\d{4}-\d{2}-\d{2}"
+    r"|\d{1,2}\.\d{1,3})",
+    re.IGNORECASE,
+)
+_PREFIX_PARAMETER: Final = re.compile(r"(api_?)?version", re.IGNORECASE)
+_PARAMETER: Final = re.compile(r"\{([^{}:]*)(?::[^{}]*)?\}")
+_LOOKS_LIKE_ID: Final = re.compile(
+    r"\d[\d.,_-]*|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|[0-9a-fA-F]{16,}|[0-9A-HJKMNP-TV-Za-z]{26}"
+    r"|(?=[^/]*\d)[A-Za-z0-9_-]{20,}|[a-z]{2,6}_(?=[^/]*\d)[A-Za-z0-9]{8,}|[^/]*[@%\s][^/]*"
+)
+_SELF: Final = frozenset({"me", "self", "myself", "current"})
+_STATES: Final = frozenset({
+    "active", "inactive", "done", "complete", "read", "unread", "default", "favorite", "spam",
+    "ready", "paid", "open", "live", "public", "private", "final", "out", "in", "all", "up", "down",
+})  # fmt: skip
+_DIGITS: Final = {
+    "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four",
+    "5": "five", "6": "six", "7": "seven", "8": "eight", "9": "nine",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What an action is called.
+
+    Attributes:
+        event_name: Resource, a dot, past participle: ``order.created``.
+        action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN LOGOUT``.
+        target_type: The resource, ``order``; None where the path has none.
+        target_parameter: Path parameter that is its id, None where there is none.
+        target_id: Its id, where the path itself was named, as it had no route.
+    """
+
+    event_name: str
+    action: str
+    target_type: str | None = None
+    target_parameter: str | None = None
+    target_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """One segment: fixed words, or a parameter (an id that stood for one, in a plain path)."""
+
+    words: tuple[str, ...]
+    parameter: str | None = None
+    value: str | None = None
+
+    @property
+    def is_id(self) -> bool:
+        return self.parameter is not None or self.value is not None
+
+    @property
+    def snake(self) -> str:
+        return "_".join(self.words)
+
+
+def name_action(method: str, path: str, *, is_template: bool = True) -> Naming:
+    """Name an action.
+
+    Args:
+        method: HTTP method in upper case; ``WEBSOCKET`` for a socket.
+        path: Route template such as ``/api/v1/orders/{order_id}``, or a path as requested.
+        is_template: Whether it is a template; in a plain path what looks like an id is taken for
+            one, so that names stay few.
+
+    Returns:
+        The naming; its event name always matches `NAME`.
+    """
+    segments = _segments(path, is_template=is_template)
+    return _account(method, segments) or _resource(method, segments)
+
+
+def _account(method: str, segments: list[_Segment]) -> Naming | None:
+    """Name what people do with their account: logging in and out, passwords, tokens."""
+    fixed = [segment.snake for segment in segments if not segment.is_id]
+    if not fixed:
+        return None
+    word, before = fixed[-1], fixed[:-1]
+    found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or word == "token" else None)
+    # a provider's name may stand before its callback, a one-time token behind a reset
+    callback = word == "callback" and before[:1] != [] and before[0] in AUTH
+    if found is None or not (callback or all(word in AUTH for word in before)):
+        return None
+    if any(segment.is_id for segment in segments) and not (callback or word in _WITH_TOKEN):
+        return None
+    # showing the form is not doing it
+    if method not in _DOING and word not in _BY_LINK:
+        return None
+    return Naming(*found, target_type=found[0].partition(".")[0])
+
+
+def _resource(method: str, segments: list[_Segment]) -> Naming:
+    rest = list(segments)
+    verb = _verb(method, rest)
+    if verb is not None and len(rest) > 1:
+        rest.pop()
+    elif verb is not None:
+        return _call(verb, rest[0].words)
+    last = _last_fixed(rest, len(rest))
+    target = _target_of(rest if last is None else rest[last + 1 :])
+    resource = "root" if last is None else _noun(rest[last].words)
+    if verb is not None:
+        return _spell(resource, verb.done, verb.action, target)
+    done, action = _METHODS.get(method, _OTHER_METHOD)
+    owner = _owner_of_property(rest, last)
+    if last is not None and owner is not None:
+        if action == "CREATE":
+            done, action = "set", "UPDATE"
+        of = _target_of(rest[owner + 1 : last])
+        return _spell(_noun(rest[owner].words), f"{rest[last].snake}_{done}", action, of)
+    if resource == "graphql":
+        done, action = "executed", "EXECUTE"
+    elif method == "POST" and target != (None, None):
+        done, action = "updated", "UPDATE"
+    return _spell(resource, done, action, target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verb:
+    done: str
+    action: str
+
+
+def _verb(method: str, segments: list[_Segment]) -> _Verb | None:
+    """Read the last segment as a verb, if it is one and this method does it."""
+    if not segments or segments[-1].is_id:
+        return None
+    words, many = segments[-1].words, ""
+    if len(words) > 1 and words[0] in _MANY:
+        words, many = words[1:], f"{words[0]}_"
+    action = ACTIONS.get(words[0])
+    alone = len(segments) == 1 and len(words) == 1
+    if action is None or (alone and action != "READ"):
+        return None
+    if method not in _DOING and action != "READ" and words[0] not in _BY_LINK:
+        return None  # GET /orders/new shows a form, GET /files/1/share a share
+    if method == "DELETE" and action != "DELETE":
+        return None  # DELETE /files/1/lock takes the lock away
+    return _Verb(many + _phrase(words), action)
+
+
+def _owner_of_property(segments: list[_Segment], last: int | None) -> int | None:
+    """Find the resource of which the last word is a part, not a collection below it."""
+    if last is None or last + 1 < len(segments) or last == 0 or not segments[last - 1].is_id:
+        return None
+    return None if is_plural(segments[last].words[-1]) else _last_fixed(segments, last)
+
+
+def _last_fixed(segments: list[_Segment], before: int) -> int | None:
+    return next((i for i in reversed(range(before)) if not segments[i].is_id), None)
+
+
+def _call(verb: _Verb, words: tuple[str, ...]) -> Naming:
+    """Name a path that is a whole call, as ``/createOrder``, or a verb alone, as ``/search``."""
+    if len(words) == 1:
+        return _spell(words[0], "requested", verb.action, (None, None))
+    done = "accessed" if words[0] in ("get", "fetch", "list") else participle(words[0])
+    return _spell(_noun(words[1:]), done, verb.action, (None, None))
+
+
+def _phrase(words: tuple[str, ...]) -> str:
+    done, rest = participle(words[0]), "_".join(words[1:])
+    if not rest:
+        return done
+    if words[-1] in _STATES or words[-1].endswith("ed") or words[1] in ("as", "to", "for", "by"):
+        return f"{done}_{rest}"
+    return f"{rest}_{done}"
+
+
+def _spell(resource: str, done: str, action: str, target: tuple[str | None, str | None]) -> Naming:
+    for digit, word in _DIGITS.items():
+        done = done.replace(digit, f"{word}_")
+    done = re.sub("_+", "_", done).strip("_") or "requested"
+    parameter, value = target
+    target_type = None if resource == "root" else resource
+    return Naming(f"{resource}.{done}", action, target_type, parameter, value)
+
+
+def _target_of(following: list[_Segment]) -> tuple[str | None, str | None]:
+    ids = [segment for segment in following if segment.is_id]
+    return (ids[-1].parameter, ids[-1].value) if ids else (None, None)
+
+
+def _noun(words: tuple[str, ...]) -> str:
+    return "_".join((*words[:-1], singular(words[-1])))
+
+
+def _segments(path: str, *, is_template: bool) -> list[_Segment]:
+    found: list[_Segment] = []
+    for text in path.split("/")[-_SEGMENTS:]:
+        if text:
+            found.extend(_read(text[:_SEGMENT_LENGTH], is_template=is_template))
+    while found and _is_prefix(found[0]) and len(found) > 1:
+        del found[0]
+    return found
+
+
+def _read(text: str, *, is_template: bool) -> list[_Segment]:
+    # Google's custom methods: /orders/{order_id}:cancel
+    subject, colon, custom = ("", "", "") if "}" in text else text.rpartition(":")
+    if "}" in text:
+        head, colon, custom = text.rpartition("}:")
+        subject = f"{head}}}" if colon else ""
+    if colon and subject and custom.isidentifier():
+        return [*_read(subject, is_template=is_template), _Segment(tuple(split_words(custom)))]
+    if is_template:
+        parameter = _PARAMETER.search(text)
+        if parameter is not None:
+            return [_Segment((), parameter=parameter[1])]
+    elif _LOOKS_LIKE_ID.fullmatch(text) and not _PREFIX.fullmatch(text):
+        return [_Segment((), value=text)]
+    words = tuple(split_words(text))
+    if "_".join(words) in _SELF:
+        return [_Segment((), parameter="")]
+    return [_Segment(words)] if words else []
+
+
+def _is_prefix(segment: _Segment) -> bool:
+    if segment.parameter is not None:
+        return bool(_PREFIX_PARAMETER.fullmatch(segment.parameter))
+    if segment.value is not None:
+        return False
+    return bool(
+        _PREFIX.fullmatch("_".join(segment.words)) or _PREFIX.fullmatch("-".join(segment.words))
+    )

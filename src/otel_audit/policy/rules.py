@@ -1,0 +1,293 @@
+"""Policy rules: what a rule asks of a request, and what it says about it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
+
+import re2
+
+from otel_audit.config import Level
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEVELS: Final[tuple[Level, ...]] = get_args(Level)
+"""From nothing to everything, each with all of the one before."""
+
+WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+READS: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
+
+_EVENT: Final = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+_ACTION: Final = re.compile(r"[A-Z][A-Z_]*")
+_STATUS: Final = re.compile(r"([1-5])xx|([1-5]\d\d)(?:-([1-5]\d\d))?", re.IGNORECASE)
+_WILD: Final = re.compile(r"(/\*\*|\*\*|\*|\{[^{}]*\})")
+
+BODY_LIMIT: Final = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a request when it is over."""
+
+    method: str
+    path: str
+    route: str | None
+    status: int | None
+    actor_id: str
+    actor_type: str
+    actor_role: str | None
+    tenant_id: str | None
+    tenant_slug: str | None
+    wrote: bool
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody was identified."""
+        return self.actor_id == "anonymous"
+
+    @property
+    def refused_or_failed(self) -> bool:
+        """Whether it was denied, failed on our side, or was never answered."""
+        return self.status is None or self.status in (401, 403) or self.status >= 500  # noqa: PLR2004 - server errors
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. It matches a request when all that it asks holds; what is empty is not asked.
+
+    Attributes:
+        level: What is recorded of a request that matches.
+        name: Says in ``policy explain`` and in tests which rule it was.
+        methods: HTTP methods, in any case.
+        paths: Patterns of the path or the route: ``*`` and ``{name}`` stand for one segment,
+            ``**`` for any number; ``/orders`` is that path alone, ``/orders/**`` it and all below.
+        status: ``404``, ``4xx``, or ``500-599``.
+        actors: Ids, or patterns with ``*``; ``anonymous`` is nobody.
+        actor_types: ``user``, ``service``, ``system``.
+        roles: The actor's role.
+        tenants: Ids or slugs, or patterns with ``*``.
+        wrote: Whether the request wrote to the database.
+        sample: Keep one of so many; reads only, and only those that went well.
+        event: Event name instead of the derived one.
+        action: Action instead of the derived one.
+        body_limit: Bytes of a body that are copied, each way, instead of the setting's.
+    """
+
+    level: Level
+    name: str = ""
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    actors: tuple[str, ...] = ()
+    actor_types: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    wrote: bool | None = None
+    sample: int | None = None
+    event: str | None = None
+    action: str | None = None
+    body_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule, ready to be asked; its path patterns take linear time."""
+
+    rule: Rule
+    methods: frozenset[str]
+    paths: tuple[Any, ...]
+    status: tuple[tuple[int, int], ...]
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether method and path alone decide that it matches."""
+        rule = self.rule
+        asked = (self.status, rule.actors, rule.actor_types, rule.roles, rule.tenants)
+        return not any(asked) and rule.wrote is None and rule.sample is None
+
+    def concerns(self, method: str, path: str, route: str | None = None) -> bool:
+        """Tell whether it can match a request, before more than its head is known."""
+        if self.methods and method not in self.methods:
+            return False
+        if not self.paths:
+            return True
+        return any(
+            pattern.fullmatch(path) or (route is not None and pattern.fullmatch(route))
+            for pattern in self.paths
+        )
+
+    def matches(self, facts: Facts) -> bool:
+        """Tell whether it matches a request that is over; sampling is not its matter."""
+        rule = self.rule
+        return (
+            self.concerns(facts.method, facts.path, facts.route)
+            and self._has_status(facts.status)
+            and (not rule.actors or _like(facts.actor_id, rule.actors))
+            and (not rule.actor_types or facts.actor_type in rule.actor_types)
+            and (not rule.roles or facts.actor_role in rule.roles)
+            and (
+                not rule.tenants
+                or _like(facts.tenant_id, rule.tenants)
+                or _like(facts.tenant_slug, rule.tenants)
+            )
+            and (rule.wrote is None or rule.wrote == facts.wrote)
+            and (rule.sample is None or not (facts.wrote or facts.refused_or_failed))
+        )
+
+    def _has_status(self, status: int | None) -> bool:
+        if not self.status:
+            return True
+        return status is not None and any(low <= status <= high for low, high in self.status)
+
+
+def compile_rule(rule: Rule, where: str) -> CompiledRule:
+    """Check a rule and make it ready.
+
+    Args:
+        rule: The rule.
+        where: The setting and place it comes from, for the message.
+
+    Raises:
+        ConfigurationError: It says what no rule can say; the message names place and field.
+    """
+    methods = frozenset(method.upper() for method in rule.methods)
+    if rule.level not in LEVELS:
+        raise ConfigurationError(f"{where}: level: expected one of {', '.join(LEVELS)}")
+    if rule.event is not None and not _EVENT.fullmatch(rule.event):
+        raise ConfigurationError(f"{where}: event: expected a name such as order.refunded")
+    if rule.action is not None and not _ACTION.fullmatch(rule.action):
+        raise ConfigurationError(f"{where}: action: expected a word such as EXECUTE")
+    if rule.body_limit is not None and not 0 <= rule.body_limit <= BODY_LIMIT:
+        raise ConfigurationError(f"{where}: body_limit: expected 0 to {BODY_LIMIT} bytes")
+    if rule.sample is not None:
+        methods = _sampled_methods(rule, methods, where)
+    for path in rule.paths:
+        if not path.startswith(("/", "*")):
+            raise ConfigurationError(f"{where}: paths: a pattern begins with / or *")
+    return CompiledRule(
+        rule=rule,
+        methods=methods,
+        paths=_compile_paths(rule.paths),
+        status=tuple(_status(word, where) for word in rule.status),
+    )
+
+
+def rules_from_file(path: Path, where: str) -> tuple[CompiledRule, ...]:
+    """Read rules from a TOML file: an array of tables ``[[rule]]``.
+
+    Raises:
+        ConfigurationError: It cannot be read, is no TOML, or a rule in it is wrong.
+    """
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        # a parser's message quotes no more than a place
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"{where}: {why}") from None
+    unknown = sorted(found.keys() - {"rule"})
+    if unknown:
+        raise ConfigurationError(f"{where}: {', '.join(unknown)}: expected [[rule]] tables only")
+    return read_rules(found.get("rule", []), where)
+
+
+def read_rules(given: object, where: str) -> tuple[CompiledRule, ...]:
+    """Read a list of rules, each a `Rule` or a mapping with its fields.
+
+    Raises:
+        ConfigurationError: One of them is wrong; the message says which.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigurationError(f"{where}: expected a list of rules")
+    return tuple(
+        compile_rule(
+            one if isinstance(one, Rule) else _from_mapping(one, f"{where}: rule {place}"),
+            f"{where}: rule {place}",
+        )
+        for place, one in enumerate(given, start=1)
+    )
+
+
+def _from_mapping(given: object, where: str) -> Rule:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{where}: expected a table")
+    known = {field.name: str(field.type) for field in fields(Rule)}
+    unknown = sorted(str(name) for name in given if name not in known)
+    if unknown:
+        raise ConfigurationError(
+            f"{where}: {', '.join(unknown)}: unknown; a rule has {', '.join(known)}"
+        )
+    if "level" not in given:
+        raise ConfigurationError(f"{where}: level: missing")
+    return Rule(**{name: _value(name, known[name], given[name], where) for name in given})
+
+
+def _value(name: str, kind: str, value: object, where: str) -> Any:
+    if kind.startswith("tuple"):
+        entries = [value] if isinstance(value, (str, int)) else value
+        if not isinstance(entries, Sequence):
+            raise ConfigurationError(f"{where}: {name}: expected a list of words")
+        return tuple(str(entry) for entry in entries)
+    expected = bool if kind.startswith("bool") else int if kind.startswith("int") else str
+    if type(value) is not expected:
+        raise ConfigurationError(f"{where}: {name}: expected a {expected.__name__}")
+    return value
+
+
+def _sampled_methods(rule: Rule, methods: frozenset[str], where: str) -> frozenset[str]:
+    if cast("int", rule.sample) < 1:
+        raise ConfigurationError(f"{where}: sample: expected 1 or more")
+    if methods - READS:
+        raise ConfigurationError(f"{where}: sample: writes are never sampled; name reads only")
+    return methods or READS
+
+
+def _status(word: str, where: str) -> tuple[int, int]:
+    found = _STATUS.fullmatch(word.strip())
+    if found is None:
+        raise ConfigurationError(f"{where}: status: expected 404, 4xx, or 500-599")
+    family, low, high = found.groups()
+    if family:
+        return int(family) * 100, int(family) * 100 + 99
+    return int(low), int(high or low)
+
+
+def _compile_paths(paths: tuple[str, ...]) -> tuple[Any, ...]:
+    """Make as few patterns as can be, all of linear time."""
+    plain = [_spell(path) for path in paths if _is_linear(path)]
+    hard = [_spell(path) for path in paths if not _is_linear(path)]
+    # re2 takes any pattern in linear time, but its calls cost twenty times as much
+    return (
+        *((re.compile(f"(?s)(?:{'|'.join(plain)})/?"),) if plain else ()),
+        *((re2.compile(f"(?s)(?:{'|'.join(hard)})/?"),) if hard else ()),
+    )
+
+
+def _is_linear(path: str) -> bool:
+    """Tell whether a backtracking matcher has nothing to go back to twice."""
+    segments = path.replace("**", "").split("/")
+    return path.count("**") <= 1 and all(len(_WILD.findall(segment)) <= 1 for segment in segments)
+
+
+def _spell(path: str) -> str:
+    """Spell a path with ``*``, ``**`` and ``{name}`` as a regular expression."""
+    parts = []
+    for piece in _WILD.split(path.rstrip("/") or "/"):
+        if piece == "/**":
+            parts.append("(?:/.*)?")
+        elif piece == "**":
+            parts.append(".*")
+        elif piece == "*" or piece.startswith("{"):
+            parts.append(".*" if piece.endswith(":path}") else "[^/]+")
+        else:
+            parts.append(re.escape(piece))
+    return "".join(parts)
+
+
+def _like(value: str | None, patterns: tuple[str, ...]) -> bool:
+    return value is not None and any(fnmatchcase(value, pattern) for pattern in patterns)

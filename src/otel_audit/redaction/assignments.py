@@ -1,0 +1,113 @@
+"""`name=value` in free text, in the many ways that messages, dumps and queries spell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import unquote
+
+import re2
+
+from otel_audit.redaction.names import NameRules
+from otel_audit.redaction.tokens import is_token
+
+_NAME: Final = rb"[A-Za-z0-9_.$\[\]/%-]|[^\x00-\x7f]"
+_NAMED: Final = re2.compile(
+    rb"((?:(?:" + _NAME + rb")+[ +])?(?:" + _NAME + rb")+)"
+    rb"(\\*[\"'`]?[)\]]?\s{0,8}(?:=>|:=|==|=|:)\s{0,8})"
+)
+_VALUE: Final = re2.compile(
+    rb'(?s)\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
+    rb'|[A-Za-z_.(]*(?:"(?:[^"\\]|\\.)*(?:"|\z)|\'(?:[^\'\\]|\\.)*(?:\'|\z))'
+    rb"|\([^)]*(?:\)|\z)|[\[{][^\]}]*(?:[\]}]|\z)[^\s,;&<>]*"
+    rb"|[^\s;&<>,]+(?:,[^\s;&<>\"'\[{]+)*"
+)
+_CLOSERS: Final = b"\"')]}.,\\"
+_QUOTES: Final = (b'"', b"'")
+
+# What follows a name in prose about it rather than in an assignment: `password: must be …`.
+PROSE: Final = frozenset({
+    "a", "an", "and", "are", "bad", "cannot", "does", "empty", "expected", "expired", "failed",
+    "field", "has", "incorrect", "input", "invalid", "is", "it", "malformed", "may", "mismatch",
+    "missing", "must", "none", "not", "null", "ok", "or", "please", "required", "revoked",
+    "should", "str", "string", "the", "this", "too", "unknown", "value", "was", "were", "wrong",
+    "your",
+})  # fmt: skip
+
+
+def redact_assignments(
+    text: str, names: NameRules, replace: Callable[[str], str], note: Callable[[str], None]
+) -> str:
+    """Take out what is assigned to a sensitive name.
+
+    Names are found first, values are read only behind the sensitive ones: time is linear also for
+    a text that is nothing but assignments.
+
+    Args:
+        text: Well-formed Unicode.
+        names: Judges the names.
+        replace: Makes what stands where a value was taken out.
+        note: Told ``assignment`` if something was taken out.
+
+    Returns:
+        The text without the values.
+    """
+    raw = text.encode()
+    kept: list[bytes] = []
+    end = 0
+    for match in _NAMED.finditer(raw):
+        if match.start() < end:
+            continue
+        value = _VALUE.match(raw, match.end())
+        if value is None or not names_a_secret(names, match.group(1).decode(), _head(value)):
+            continue
+        start, stop = _inside(raw, *value.span())
+        if stop <= start or _is_innocent(match.group(2), raw[start:stop]):
+            continue
+        kept += (raw[end:start], replace(raw[start:stop].decode()).encode())
+        end = stop
+    if not kept:
+        return text
+    note("assignment")
+    return b"".join((*kept, raw[end:])).decode()
+
+
+def names_a_secret(names: NameRules, name: str, value: str) -> bool:
+    """Tell whether a name in a text, perhaps the last of two words, is sensitive."""
+    decoded = unquote(name) if "%" in name else name
+    whole = decoded.strip("/.$-").replace("+", " ")
+    number = value.strip(" ,;.)]}'\"").replace(".", "", 1).isdigit()
+    for candidate in dict.fromkeys((whole, whole.rpartition(" ")[2])):
+        verdict = names.judge(candidate)
+        if verdict.rule is not None:
+            return not (verdict.numbers_pass and number)
+    return False
+
+
+def _head(value: Any) -> str:
+    return str(value.group()[:64].decode(errors="replace"))
+
+
+def _inside(raw: bytes, start: int, stop: int) -> tuple[int, int]:
+    """Leave the quotes, and what closes around a bare word, where they are."""
+    value = raw[start:stop]
+    opening = min((place for q in _QUOTES if (place := value.find(q)) >= 0), default=-1)
+    before = value[:opening].strip(b"\\")
+    if opening < 0 or not (before == b"" or before.replace(b"(", b"").replace(b".", b"").isalpha()):
+        if value[:1] in (b"(", b"[", b"{"):
+            return start, stop
+        return start, start + len(value.rstrip(_CLOSERS))
+    quote = value[opening : opening + 1]
+    closed = stop - start - opening > 1 and value.endswith(quote)
+    inner = value[opening + 1 : -1 if closed else None]
+    if value[:1] == b"\\" and closed:
+        inner = inner.rstrip(b"\\")
+    return start + opening + 1, start + opening + 1 + len(inner)
+
+
+def _is_innocent(between: bytes, value: bytes) -> bool:
+    text = value.decode()
+    if is_token(text) or is_token(text.rstrip("'\")}")):
+        return True
+    spaced_colon = b":" in between and between[-1:].isspace()
+    return spaced_colon and text.lower().rstrip(".,;") in PROSE

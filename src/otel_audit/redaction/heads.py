@@ -1,0 +1,78 @@
+"""The head of a body that was cut: what of it is whole, and so can be judged.
+
+A value that was cut in the middle cannot be recognised (half a token is no token to a rule), so
+nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_OPENERS: Final = {b"{": b"}", b"[": b"]"}
+_CLOSERS: Final = frozenset(_OPENERS.values())
+_NEAR_THE_CUT: Final = 64
+
+
+def whole_json(head: bytes) -> bytes | None:
+    """Close a JSON document behind its last whole value.
+
+    Args:
+        head: The beginning of a JSON text, valid or not.
+
+    Returns:
+        JSON text if ``head`` is the beginning of a valid one; None if no value in it is whole.
+    """
+    open_ends: list[bytes] = []
+    safe: tuple[int, bytes] | None = None
+    place = 0
+    while place < len(head):
+        letter = head[place : place + 1]
+        if letter == b'"':
+            place = _string_end(head, place)
+            continue
+        place += 1
+        if letter in _OPENERS:
+            open_ends.append(_OPENERS[letter])
+            safe = place, b"".join(reversed(open_ends))
+        elif letter in _CLOSERS:
+            if not open_ends or open_ends.pop() != letter:
+                return None
+            safe = place, b"".join(reversed(open_ends))
+        elif letter == b"," and open_ends:
+            safe = place - 1, b"".join(reversed(open_ends))
+    return None if safe is None else head[: safe[0]] + safe[1]
+
+
+def _string_end(head: bytes, start: int) -> int:
+    """Return the place behind a string's closing quote, or the end if it has none."""
+    place = start + 1
+    while (quote := head.find(b'"', place)) >= 0:
+        escapes = quote
+        while head[escapes - 1 : escapes] == b"\\":
+            escapes -= 1
+        if (quote - escapes) % 2 == 0:
+            return quote + 1
+        place = quote + 1
+    return len(head)
+
+
+def whole_lines(head: bytes) -> bytes:
+    """Keep the lines that are whole."""
+    return head[: head.rfind(b"\n") + 1]
+
+
+def whole_parameters(head: bytes) -> bytes:
+    """Keep the parameters of a form that are whole."""
+    return head[: max(head.rfind(b"&"), 0)]
+
+
+def whole_words(head: str) -> str:
+    """Keep a text up to its last whole line, or up to a word well before the cut.
+
+    A number or a phrase may go on over several words, so the last few are left out.
+    """
+    line = head.rfind("\n")
+    if line > len(head) // 2:
+        return head[:line]
+    near = head[: max(len(head) - _NEAR_THE_CUT, 0)]
+    return near[: max(near.rfind(" "), near.rfind("\n"), 0)]

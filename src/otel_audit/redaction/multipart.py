@@ -1,0 +1,107 @@
+"""Multipart forms (RFC 7578): names, values and facts about files, never a file's content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+from typing import Any, Final
+
+from otel_audit.redaction.adapt import describe_bytes
+
+_MOST_PARTS: Final = 1_000
+_LONGEST_HEADER: Final = 8_192
+_LONGEST_BOUNDARY: Final = 70
+"""RFC 2046, section 5.1.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part.
+
+    Attributes:
+        names: The field's name; more than one if the header gives several.
+        filename: The file's name, None for a plain field.
+        content_type: As declared.
+        content: The bytes that are there.
+        complete: Whether they are all.
+    """
+
+    names: tuple[str, ...]
+    filename: str | None
+    content_type: str | None
+    content: bytes
+    complete: bool
+
+
+def boundary_of(content_type: str) -> bytes | None:
+    """Read the boundary from a content type, None if there is none that is valid."""
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_boundary()
+    if not boundary or len(boundary) > _LONGEST_BOUNDARY:
+        return None
+    return boundary.encode("latin-1", "replace")
+
+
+def split_parts(raw: bytes, boundary: bytes) -> Iterator[Part]:
+    """Split a multipart body, whole or cut.
+
+    Args:
+        raw: The body or its head.
+        boundary: Without the leading dashes.
+
+    Yields:
+        Its parts, at most a thousand; the last one is not complete if the body was cut in it. A
+        part whose headers are not whole is left out.
+    """
+    delimiter = b"--" + boundary
+    if not raw.startswith(delimiter):
+        start = raw.find(b"\r\n" + delimiter)
+        if start < 0:
+            return
+        raw = raw[start + 2 :]
+    sections = raw[len(delimiter) :].split(b"\r\n" + delimiter, _MOST_PARTS)
+    for place, section in enumerate(sections):
+        if section.startswith(b"--"):
+            return
+        complete = place + 1 < len(sections)
+        head, blank, content = section.partition(b"\r\n\r\n")
+        if blank and len(head) <= _LONGEST_HEADER and place < _MOST_PARTS:
+            yield _part(head, content, complete=complete)
+
+
+def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
+    headers = Message()
+    for line in head.decode("utf-8", "replace").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon and name.strip().isascii():
+            headers[name.strip()] = value.strip()
+    given = headers.get_params([], header="content-disposition")
+    names = tuple(_text(value) for key, value in given if key.lower() == "name")
+    filename = next((_text(value) for key, value in given if key.lower() == "filename"), None)
+    return Part(names, filename, headers.get("content-type"), content, complete)
+
+
+def _text(value: Any) -> str:
+    return collapse_rfc2231_value(value)
+
+
+def describe_part(part: Part) -> Any:
+    """Spell a part as a value still to be redacted: a text, or what a file is.
+
+    A value that was cut, or is no text, is described and never quoted.
+    """
+    if part.filename is None and part.complete:
+        try:
+            return part.content.decode()
+        except UnicodeDecodeError:
+            return describe_bytes(part.content)
+    if part.filename is None:
+        return {"_truncated": True}
+    found: dict[str, Any] = {"_file": part.filename, "_content_type": part.content_type}
+    if not part.complete:
+        return {**found, "_truncated": True}
+    facts = describe_bytes(part.content)
+    return {**found, **{key: facts[key] for key in ("_size", "_sha256") if key in facts}}

@@ -1,0 +1,77 @@
+"""URL queries and paths: decoded for the match, valid again afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+from otel_audit.redaction.names import squash
+from otel_audit.redaction.text import clean
+from otel_audit.redaction.walk import OMITTED, Rules, Walk
+
+_SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._"
+
+
+def redact_query(rules: Rules, query: str) -> str:
+    """Redact a URL query or a form body (``application/x-www-form-urlencoded``).
+
+    What no rule touches keeps the spelling it has; what is replaced is percent-encoded.
+
+    Args:
+        rules: The configuration's rules.
+        query: Without the question mark.
+
+    Returns:
+        A valid query; parameters are missing only in mode ``omit``.
+    """
+    walk = Walk(rules)
+    parts = query.split("&")
+    is_callback = {"code", "state"} <= {squash(part.partition("=")[0]) for part in parts}
+    redacted = (_parameter(walk, part, is_callback=is_callback) for part in parts)
+    return "&".join(part for part in redacted if part is not None)
+
+
+def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
+    name, equals, value = part.partition("=")
+    decoded_name = clean(unquote_plus(name, errors="replace"))
+    spelled = _respelled(name, decoded_name, walk.key(decoded_name), quote_plus)
+    if not equals:
+        return spelled
+    decoded = clean(unquote_plus(value, errors="replace"))
+    # the code of an OAuth 2.0 callback (RFC 6749, section 4.1.2) is a credential
+    as_name = "auth_code" if is_callback and squash(decoded_name) == "code" else decoded_name
+    redacted = walk.named(as_name, decoded, (None, decoded_name))
+    if redacted is OMITTED:
+        return None
+    return f"{spelled}={_respelled(value, decoded, redacted, quote_plus)}"
+
+
+def redact_path(rules: Rules, path: str) -> str:
+    """Redact a URL path, segment by segment.
+
+    Args:
+        rules: The configuration's rules.
+        path: As requested, percent-encoded or decoded.
+
+    Returns:
+        The path with the segments that a value rule names replaced.
+    """
+    walk = Walk(rules)
+    whole = walk.value(clean(path), None)
+    if whole == path and "%" not in path:
+        return path
+    return "/".join(_segment(walk, segment) for segment in path.split("/"))
+
+
+def _segment(walk: Walk, segment: str) -> str:
+    decoded = clean(unquote(segment, errors="replace"))
+    return _respelled(segment, decoded, walk.value(decoded, None), _quote_segment)
+
+
+def _quote_segment(text: str) -> str:
+    return quote(text, safe=_SAFE_IN_PATH)
+
+
+def _respelled(raw: str, decoded: str, redacted: Any, spell: Callable[[str], str]) -> str:
+    return clean(raw) if redacted == decoded else spell(str(redacted))

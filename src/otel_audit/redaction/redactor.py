@@ -1,0 +1,305 @@
+"""The redactor: one immutable object per configuration, safe to share between threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+from pydantic import SecretStr
+
+from otel_audit.complaints import complain
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.errors import ConfigurationError
+from otel_audit.redaction.adapt import NotUnderstoodError
+from otel_audit.redaction.glance import glance
+from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.redaction.marks import Mark, Marked
+from otel_audit.redaction.names import NameRules
+from otel_audit.redaction.paths import PathRules
+from otel_audit.redaction.queries import redact_path, redact_query
+from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.tokens import REDACTED, WITHHELD
+from otel_audit.redaction.walk import (
+    OMITTED,
+    Finding,
+    Limits,
+    Mode,
+    Rules,
+    Walk,
+    encode,
+    parse_json,
+)
+
+_log: Final = logging.getLogger("otel_audit.redaction")
+_WITHHELD_JSON: Final = encode(WITHHELD)
+
+_NEVER_KEPT: Final = frozenset({
+    "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
+    "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
+})  # fmt: skip
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class Redactor:
+    """Takes out of data what must not be stored.
+
+    No method raises, and none changes its argument: what cannot be understood, or lies beyond a
+    bound, is replaced by ``[WITHHELD]``.
+    """
+
+    def __init__(
+        self,
+        *,
+        fields: Iterable[str] = (),
+        allow: Iterable[str] = (),
+        paths: Iterable[str] = (),
+        rules_off: Iterable[str] = (),
+        emails: bool = False,
+        mode: Mode = "replace",
+        keyed_hash: KeyedHash | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Compile the rules.
+
+        Args:
+            fields: Names or patterns to redact beside the built-in ones.
+            allow: Names or patterns that are innocent after all.
+            paths: Path rules, such as ``customer.*.iban``.
+            rules_off: Value rules not to apply: ``card``, ``ssn``, ``iban``.
+            emails: Whether e-mail addresses are taken out.
+            mode: What becomes of a value: replaced, left out (where it has a name; else
+                replaced), or replaced by its keyed hash.
+            keyed_hash: The key for hashes.
+            limits: How much is looked at.
+        """
+        names = NameRules(fields, allow)
+        self._rules = Rules(
+            names=names,
+            paths=PathRules(paths),
+            text=TextRules(names, off=rules_off, emails=emails),
+            scan=Scan(names.added, emails=emails),
+            hash=keyed_hash or KeyedHash(),
+            mode=mode,
+            limits=limits or Limits(),
+        )
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> Self:
+        """Make the redactor that the settings describe.
+
+        Args:
+            config: The settings.
+
+        Returns:
+            The redactor.
+
+        Raises:
+            ConfigurationError: The key's file cannot be read, or hashing is asked for without a
+                key.
+        """
+        keyed_hash = _keyed_hash(config)
+        if config.redact_mode == "hmac" and not keyed_hash:
+            raise ConfigurationError(
+                f"{PREFIX}REDACT_MODE is hmac: set {PREFIX}HMAC_KEY or {PREFIX}HMAC_KEY_FILE"
+            )
+        return cls(
+            fields=config.redact_fields,
+            allow=config.redact_allow,
+            paths=config.redact_paths,
+            rules_off=config.redact_rules_off,
+            emails=config.redact_emails,
+            mode=config.redact_mode,
+            keyed_hash=keyed_hash,
+            limits=Limits(length=max(Limits().length, 4 * config.body_limit)),
+        )
+
+    def document(self, value: Any) -> Any:
+        """Redact any value.
+
+        Args:
+            value: JSON's types, and what Python programs keep in their place: dates, numbers,
+                bytes, enums, data classes, Pydantic and msgspec models, at any depth.
+
+        Returns:
+            A redacted copy of JSON's types only.
+        """
+        return _guarded(lambda: self._document(value))
+
+    def field(self, name: str, value: Any, *, mark: Mark | None = None) -> Any:
+        """Redact a named value: a column, a parameter, an entry of metadata, a header.
+
+        Args:
+            name: Its name; None stays None under any name.
+            value: As for `document`.
+            mark: What the application says of the field, if it says anything.
+
+        Returns:
+            The redacted value, of JSON's types only. What is to be left out is ``[REDACTED]``
+            here, for the name is the caller's.
+        """
+        marked = value if mark is None else Marked(mark, value)
+        return _guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+
+    def is_sensitive(self, name: str) -> bool:
+        """Tell whether a name alone says that its value must not be stored."""
+        verdict = self._rules.names.judge(name)
+        return verdict.rule is not None and not verdict.numbers_pass
+
+    def text(self, text: str) -> str:
+        """Redact free text by the value rules: messages, URLs, user agents, JSON as text."""
+        return _guarded_text(lambda: str(_kept(Walk(self._rules).value(text, None))))
+
+    def query(self, query_string: str) -> str:
+        """Redact a URL query; names are matched decoded, the result is a valid query."""
+        if len(query_string) > self._rules.limits.length:
+            return "%5BWITHHELD%5D"
+        return _guarded_text(lambda: redact_query(self._rules, query_string), "%5BWITHHELD%5D")
+
+    def path(self, path: str) -> str:
+        """Redact a URL path by the value rules, segment by segment."""
+        return _guarded_text(lambda: redact_path(self._rules, path))
+
+    def headers(
+        self, pairs: Iterable[tuple[bytes, bytes]], keep: Collection[str]
+    ) -> dict[str, str]:
+        """Choose and redact headers.
+
+        Args:
+            pairs: Names and values as ASGI gives them.
+            keep: The names to keep, in lower case.
+
+        Returns:
+            Lower-case names to values, repeated ones joined with ``", "``. Those that carry
+            credentials by their nature are redacted also if they are kept.
+        """
+        found: dict[str, str] = {}
+        for raw_name, raw_value in pairs:
+            name = raw_name.decode("latin-1").lower()
+            if name not in keep:
+                continue
+            value = self._header(name, raw_value.decode("latin-1"))
+            if value is not None:
+                found[name] = f"{found[name]}, {value}" if name in found else value
+        return found
+
+    def _header(self, name: str, value: str) -> str | None:
+        if name in _NEVER_KEPT:
+            return None if self._rules.mode == "omit" else self._rules.replacement(value)
+        result = _guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
+        return None if result is OMITTED else str(result)
+
+    def json_bytes(self, raw: bytes) -> bytes:
+        """Redact a JSON document.
+
+        Args:
+            raw: JSON text in UTF-8.
+
+        Returns:
+            Redacted JSON text in UTF-8; the same bytes where there was nothing to take out.
+            ``"[WITHHELD]"`` if it is not JSON, or beyond the bounds.
+        """
+        found = self.json_or_none(raw)
+        return _WITHHELD_JSON if found is None else found
+
+    def json_or_none(self, raw: bytes) -> bytes | None:
+        """As `json_bytes`, but None where it is not JSON or beyond the bounds."""
+        if len(raw) > self._rules.limits.length:
+            return None
+        found: bytes | None = _guarded(lambda: self._json(raw), None)
+        return found
+
+    def _json(self, raw: bytes) -> bytes | None:
+        try:
+            raw.decode()
+            if self._passes_unseen(raw):
+                return raw
+            parsed = parse_json(raw)
+        except (NotUnderstoodError, UnicodeDecodeError):
+            return None
+        return encode(self._document(parsed))
+
+    def _document(self, value: Any) -> Any:
+        seen = glance(value, self._rules.scan, self._rules.limits)
+        if seen.names_clean and seen.values_clean and not self._rules.paths:
+            return parse_json(encode(value))
+        return _kept(Walk(self._rules, values_clean=seen.values_clean).value(value, None))
+
+    def _passes_unseen(self, raw: bytes) -> bool:
+        """Tell, without parsing it, that a text is JSON and that no rule touches it.
+
+        An escape could spell anything, so a text with a backslash is always parsed.
+        """
+        limit = self._rules.limits.depth
+        if self._rules.paths or b"\\" in raw or raw.count(b"[") + raw.count(b"{") > limit:
+            return False
+        if self._rules.scan.suspects(raw):
+            return False
+        try:
+            _check_json(raw)
+        except (msgspec.MsgspecError, RecursionError):
+            return False
+        return True
+
+    def hashed(self, value: Any) -> str:
+        """Hash a value so that equal values can be found without being known.
+
+        Returns:
+            ``hmac:<key id>:<hex>`` by HMAC-SHA-256, ``[REDACTED]`` where there is no key.
+        """
+        return self._rules.hash.of(value)
+
+    def hash_candidates(self, value: Any) -> list[str]:
+        """Hash a value under the current and every earlier key, to search across a rotation."""
+        return self._rules.hash.candidates(value)
+
+    def explain(self, value: Any) -> list[Finding]:
+        """Say what would be taken out of a document, and by which rule; never a value."""
+        findings: list[Finding] = []
+        _guarded(lambda: Walk(self._rules, findings).value(value, None))
+        return findings
+
+
+def _kept(result: Any) -> Any:
+    return REDACTED if result is OMITTED else result
+
+
+def _keyed_hash(config: AuditConfig) -> KeyedHash:
+    file = config.hmac_key_file
+    return KeyedHash(
+        key_id=config.hmac_key_id,
+        key=_read_key(file) if file is not None else _secret(config.hmac_key),
+        previous={name: _secret(key) for name, key in config.hmac_previous_keys.items()},
+    )
+
+
+def _secret(key: SecretStr | None) -> bytes:
+    return b"" if key is None else key.get_secret_value().encode()
+
+
+def _read_key(file: Path) -> bytes:
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file}: {error.strerror}") from None
+    if not key:
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file} is empty")
+    return key
+
+
+def _guarded(redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
+    """Withhold what our own mistake, or the application's strange object, keeps us from reading."""
+    try:
+        return redact()
+    except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
+        complain(_log, "redaction", "a value was withheld: redaction failed", error=error)
+        return instead
+
+
+def _guarded_text(redact: Callable[[], str], instead: str = WITHHELD) -> str:
+    found = _guarded(redact, instead)
+    return found if isinstance(found, str) else clean(str(found))

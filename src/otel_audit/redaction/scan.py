@@ -1,0 +1,97 @@
+"""One search that says whether a text can hold anything that a rule would take out.
+
+It may be wrong in one direction only: what it calls clean, no rule touches. Names are matched here
+in a broader way than `names.py` judges them, values in a broader way than `values.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import re2
+
+from otel_audit.redaction import names
+from otel_audit.redaction.checks import IBAN_LENGTHS
+
+_GAP = r'[^a-z0-9"\\]*'
+
+_VALUES: Final = (
+    r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
+    r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]", r"slack\.com",
+    r"parameters:|row contains|input_value",
+    r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|(?:akia|asia|abia|acca)[a-z0-9]{8}"
+    r"|xox[a-z]-|xapp-|aiza[a-z0-9_-]{8}|ya29\.|gocspx-|[^a-z0-9]sk-[a-z0-9]{2}|[^a-z0-9]sg\.[a-z0-9_-]{8}"
+    r"|[^a-z0-9]key-[0-9a-f]{8}|[0-9a-f]{8}-us[0-9]|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_"
+    r"|sq0[a-z]|eaaa[a-z0-9_-]{16}|[^a-z0-9]sk[0-9a-f]{16}|[^a-z0-9]hf_|dapi[0-9a-f]{8}|hv[sbr]\."
+    r"|[0-9]:aa[a-z0-9_-]{8}|lin_api|ntn_|pmak-|gl(?:sa|c)_|sntry|nrak-|atatt3|nfp_|pscale_|sbp_",
+)  # fmt: skip
+_NUMBERS: Final = (
+    r"[0-9](?:[^a-z0-9\"\\,:;]{0,2}[0-9]){12}",
+    r"[0-9]{3}[- ][0-9]{2}[- ][0-9]{4}",
+    rf"[^a-z0-9](?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",
+)
+
+
+class Scan:
+    """The search, compiled for one configuration."""
+
+    def __init__(self, added_names: Iterable[str] = (), *, emails: bool = False) -> None:
+        """Compile.
+
+        Args:
+            added_names: Names and patterns that the application redacts beside the built-in ones.
+            emails: Whether e-mail addresses are redacted.
+        """
+        added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
+        pieces = [max(parts, key=len) for parts in added]
+        roots = _roots([*(names.squash(phrase) for phrase in names.PHRASES), *pieces])
+        exact = sorted({names.squash(name) for name in names.EXACT})
+        patterns = [
+            *_VALUES,
+            *_NUMBERS,
+            *(["@"] if emails else []),
+            "|".join(_spread(phrase, r'[^a-z0-9"\\]{0,3}') for phrase in names.PHRASES),
+            "|".join(piece for piece in pieces if piece),
+            rf'"[^"\\]*(?:{"|".join(_letters(root) for root in roots)})[^"\\]*"\s*:',
+            rf'["\[./:][^a-z0-9"\\]*(?:{"|".join(_letters(word) for word in exact)}){_GAP}"\s*:',
+            rf'"(?:{"|".join(exact)})"|[^a-z0-9](?:{"|".join(exact)})[\W_]{{0,4}}[=:>]',
+            r'"[^"\\]*[^\x00-\x7f][^"\\]*"\s*:',
+        ]
+        words = [
+            rf"[^a-z0-9](?:{'|'.join(names.WORDS)})",
+            "(?-i:" + "|".join(f"[a-z0-9]{_capital(word)}" for word in names.WORDS) + ")",
+        ]
+        whole = "|".join(f"(?:{pattern})" for pattern in [*patterns, *words] if pattern)
+        options = re2.Options()
+        options.never_capture = True
+        options.case_sensitive = False
+        options.max_mem = 64 << 20
+        self._search: Any = re2.compile(whole.encode(), options).search
+        self._anything = not all(pieces)
+
+    def suspects(self, text: bytes) -> bool:
+        """Search JSON text, valid UTF-8 and free of backslashes."""
+        return self._anything or self._search(text) is not None
+
+    def suspects_string(self, text: str) -> bool:
+        """Search a string as it would stand in JSON text, quotes around it."""
+        return self.suspects(b'"%b"' % text.encode())
+
+
+def _roots(phrases: Iterable[str]) -> list[str]:
+    """Drop what contains another: whoever looks for `token` finds `access_token`."""
+    every = {phrase for phrase in phrases if phrase}
+    return sorted(p for p in every if not any(q != p and q in p for q in every))
+
+
+def _letters(word: str) -> str:
+    return _GAP.join(word)
+
+
+def _spread(phrase: str, gap: str) -> str:
+    return gap.join(phrase.split("_"))
+
+
+def _capital(word: str) -> str:
+    return word[0].upper() + "".join(f"[{c}{c.upper()}]" for c in word[1:])

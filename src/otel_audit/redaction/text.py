@@ -1,0 +1,144 @@
+"""Redaction of one text: value rules, and `name=value` in the many ways that texts spell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from urllib.parse import unquote
+
+import re2
+
+from otel_audit.redaction import values
+from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
+from otel_audit.redaction.names import NameRules
+from otel_audit.redaction.tokens import WITHHELD, is_token
+from otel_audit.redaction.values import SHAPES, Span, ValueRule
+
+Replace = Callable[[str], str]
+Note = Callable[[str], None]
+
+_DEEPEST_ENCODING: Final = 4
+
+_HEADER_LINE: Final = re2.compile(
+    r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie2?)\s*[:=]\s*([^\s\"'\\][^\r\n]*)"
+)
+_XML: Final = re2.compile(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)")
+_PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
+_ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
+
+
+class TextRules:
+    """The value rules of one configuration, over free text."""
+
+    def __init__(self, rules: NameRules, *, off: Iterable[str] = (), emails: bool = False) -> None:
+        """Choose the rules.
+
+        Args:
+            rules: Judges the names in ``name=value``.
+            off: Names of value rules that are not applied; only those that go by looks.
+            emails: Whether e-mail addresses are taken out.
+        """
+        self._names = rules
+        unwanted = SHAPES.intersection(off)
+        by_looks = [rule for rule in values.NUMBERS if rule.name not in unwanted]
+        if emails:
+            by_looks.append(values.EMAIL)
+        header = ValueRule("header", _HEADER_LINE, self._header)
+        xml = ValueRule("element", _XML, self._element)
+        self._credentials = (*values.CREDENTIALS, header, xml)
+        self._by_looks = tuple(by_looks)
+
+    def redact(
+        self, text: str, replace: Replace, note: Note, *, allowed: bool = False, level: int = 0
+    ) -> str:
+        """Redact a text.
+
+        Args:
+            text: Well-formed Unicode without NUL.
+            replace: Makes what stands where a span was taken out.
+            note: Told each rule that took something out.
+            allowed: Whether the application calls the value innocent; credentials are taken out
+                all the same, what only looks like a card or account number is not.
+            level: How many encodings were undone on the way here.
+
+        Returns:
+            The text without what the rules name.
+        """
+        if is_token(text):
+            return text
+        for rule in self._credentials:
+            text = _apply(rule, text, replace, note)
+        text = redact_assignments(text, self._names, replace, note)
+        for rule in () if allowed else self._by_looks:
+            text = _apply(rule, text, replace, note)
+        if "%" in text:
+            text = self._undo_percent(text, replace, note, allowed=allowed, level=level)
+        if "\\u00" in text:
+            text = self._undo_escapes(text, replace, note, allowed=allowed, level=level)
+        return text
+
+    def number(self, digits: str, replace: Replace, note: Note) -> str:
+        """Redact a whole number, given as its digits."""
+        for rule in self._by_looks:
+            digits = _apply(rule, digits, replace, note)
+        return digits
+
+    def _undo_percent(
+        self, text: str, replace: Replace, note: Note, *, allowed: bool, level: int
+    ) -> str:
+        def word(match: Any) -> str:
+            encoded = str(match.group())
+            decoded = clean(unquote(encoded, errors="replace"))
+            if decoded == encoded:
+                return encoded
+            if level >= _DEEPEST_ENCODING:
+                note("encoding")
+                return WITHHELD
+            found = self.redact(decoded, replace, note, allowed=allowed, level=level + 1)
+            return encoded if found == decoded else found
+
+        return str(_PERCENT.sub(word, text))
+
+    def _undo_escapes(
+        self, text: str, replace: Replace, note: Note, *, allowed: bool, level: int
+    ) -> str:
+        plain = str(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
+        if plain == text:
+            return text
+        if level >= _DEEPEST_ENCODING:
+            note("encoding")
+            return WITHHELD
+        found = self.redact(plain, replace, note, allowed=allowed, level=level + 1)
+        return text if found == plain else found
+
+    def _header(self, match: Any) -> Iterable[Span]:
+        value = match.group(1).strip()
+        return () if is_token(value) or value.lower() in PROSE else (match.span(1),)
+
+    def _element(self, match: Any) -> Iterable[Span]:
+        name, value = match.group(1), match.group(2)
+        if not value.strip() or is_token(value.strip()):
+            return ()
+        return (match.span(2),) if names_a_secret(self._names, name, value) else ()
+
+
+def _apply(rule: ValueRule, text: str, replace: Replace, note: Note) -> str:
+    kept: list[str] = []
+    end = 0
+    for match in rule.pattern.finditer(text):
+        for start, stop in rule.decide(match):
+            kept += (text[end:start], replace(text[start:stop]))
+            end = stop
+    if not kept:
+        return text
+    note(rule.name)
+    return "".join((*kept, text[end:]))
+
+
+def clean(text: str) -> str:
+    """Replace what no store takes, NUL and lone surrogates, by U+FFFD."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,0 +1,22 @@
+"""The words that stand where something was taken out, and how each is recognised again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import re2
+
+REDACTED: Final = "[REDACTED]"
+"""Stands for a value that a rule took out."""
+
+WITHHELD: Final = "[WITHHELD]"
+"""Stands for what was not understood, or was beyond a bound, and so was not passed on."""
+
+_STANDS_FOR_ANOTHER: Final = re2.compile(
+    r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
+)
+
+
+def is_token(text: str) -> bool:
+    """Tell whether a text is exactly one of our own words, so that nothing is redacted twice."""
+    return text[:1] in "[h" and _STANDS_FOR_ANOTHER.fullmatch(text) is not None

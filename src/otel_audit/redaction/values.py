@@ -1,0 +1,261 @@
+"""Value rules: what a text is, whatever its name. Each finds spans; none knows what replaces them.
+
+All patterns are RE2 (linear time). `scan.py` holds a cheaper pattern that matches wherever one of
+these could: change both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import re2
+
+from otel_audit.redaction import checks
+from otel_audit.redaction.tokens import is_token
+
+Span = tuple[int, int]
+Decide = Callable[[Any], Iterable[Span]]
+
+SHAPES: Final = frozenset({"card", "ssn", "iban", "email"})
+"""Rules that go by a number's looks, so that an application may know better."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRule:
+    """One rule.
+
+    Attributes:
+        name: As findings name it.
+        pattern: Compiled by ``re2``.
+        decide: The spans of the whole text that a match of the pattern gives up; none if it is
+            innocent after all.
+    """
+
+    name: str
+    pattern: Any
+    decide: Decide
+
+
+def _whole(match: Any) -> Iterable[Span]:
+    return (match.span(),)
+
+
+def _first_group(match: Any) -> Iterable[Span]:
+    span = match.span(1)
+    return () if span[0] < 0 or is_token(match.group(1)) else (span,)
+
+
+_START = r"(?:^|[^A-Za-z0-9])"
+
+PRIVATE_KEY: Final = ValueRule(
+    "private_key",
+    re2.compile(
+        r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?"
+        r"(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|\z)"
+        r"|PuTTY-User-Key-File-[0-9].*|AGE-SECRET-KEY-1[A-Z0-9]+"
+    ),
+    _whole,
+)
+
+JWT: Final = ValueRule(
+    "jwt",
+    re2.compile(_START + r"(e(?:yJ|yA|wo|wK|yI)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,4})"),
+    _first_group,
+)
+
+# Shapes as the vendors document them, so that their own scanners find leaked keys.
+_VENDOR_SHAPES: Final = (
+    r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{8,}", r"whsec_[A-Za-z0-9+/=]{16,}",  # Stripe
+    r"gh[pousr]_[A-Za-z0-9]{16,}", r"github_pat_[A-Za-z0-9_]{20,}",
+    r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|ffct)-[A-Za-z0-9_.-]{16,}",  # GitLab
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
+    r"xox[abceoprs]-[A-Za-z0-9-]{8,}", r"xapp-[A-Za-z0-9-]{8,}",  # Slack
+    r"AIza[A-Za-z0-9_-]{35}", r"ya29\.[A-Za-z0-9_-]{16,}", r"GOCSPX-[A-Za-z0-9_-]{16,}",  # Google
+    r"sk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_-]{16,}", r"sk-[A-Za-z0-9]{20,}",  # AI
+    r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}", r"key-[0-9a-f]{32}",  # SendGrid, Mailgun
+    r"[0-9a-f]{32}-us[0-9]{1,2}",  # Mailchimp
+    r"npm_[A-Za-z0-9]{36}", r"pypi-[A-Za-z0-9_-]{16,}", r"dckr_pat_[A-Za-z0-9_-]{16,}",
+    r"do[opr]_v1_[0-9a-f]{64}", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",  # DigitalOcean, Shopify
+    r"sq0(?:atp|csp|idp)-[A-Za-z0-9_-]{22,}", r"EAAA[A-Za-z0-9_-]{60}",  # Square
+    r"SK[0-9a-f]{32}", r"hf_[A-Za-z0-9]{30,}", r"dapi[0-9a-f]{32}",  # Twilio, Hugging Face …
+    r"hv[sbr]\.[A-Za-z0-9_-]{20,}", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}",  # Vault, Telegram
+    r"lin_api_[A-Za-z0-9]{32,}", r"ntn_[A-Za-z0-9]{32,}", r"PMAK-[A-Za-z0-9-]{32,}",
+    r"gl(?:sa|c)_[A-Za-z0-9_=+/-]{32,}", r"sntry[su]_[A-Za-z0-9_=+/-]{32,}",  # Grafana, Sentry
+    r"NRAK-[A-Z0-9]{27}", r"ATATT3[A-Za-z0-9_=-]{32,}", r"nfp_[A-Za-z0-9]{32,}",
+    r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{16,}", r"sbp_[0-9a-f]{40}",
+)  # fmt: skip
+VENDOR_KEY: Final = ValueRule(
+    "vendor_key", re2.compile(f"{_START}({'|'.join(_VENDOR_SHAPES)})"), _first_group
+)
+
+_SLACK_HOOK = ValueRule(
+    "vendor_key",
+    re2.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]+)"),
+    _first_group,
+)
+
+
+def _userinfo(match: Any) -> Iterable[Span]:
+    """Give up what stands before the host's ``@``, unless it is a port, or a plain user name."""
+    userinfo = match.group(1)
+    user, colon, rest = userinfo.partition(":")
+    if is_token(userinfo) or _PORT_AND_PATH.match(rest) or "/" in user:
+        return ()
+    return (match.span(1),) if colon or len(user) > _LONGEST_USER_NAME else ()
+
+
+_LONGEST_USER_NAME: Final = 15
+_PORT_AND_PATH: Final = re2.compile(r"[0-9]{1,5}[/?#]")
+
+URL_CREDENTIALS: Final = ValueRule(
+    # up to the last @ of the word, since people forget to escape one in a password
+    "url_credentials",
+    re2.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^\s\"'<>]+)@"),
+    _userinfo,
+)
+
+_BEARER_PROSE: Final = frozenset({
+    "token", "tokens", "auth", "authentication", "authorization", "scheme", "schemes", "format",
+    "certificate", "certificates", "credential", "credentials", "security", "header", "shares",
+    "realm", "error", "scope", "prefix", "method", "type", "must", "should", "required",
+})  # fmt: skip
+_SHORTEST_CREDENTIAL: Final = 6
+
+
+def _scheme_credential(match: Any) -> Iterable[Span]:
+    scheme, token = match.group(1).lower(), match.group(2)
+    word = token.partition("=")[0].strip(".,-").lower()
+    if is_token(token) or word in _BEARER_PROSE or len(token) < _SHORTEST_CREDENTIAL:
+        return ()
+    if scheme == "bearer" or checks.is_basic_credential(token):
+        return (match.span(2),)
+    return ()
+
+
+AUTHORIZATION: Final = ValueRule(
+    "authorization",
+    re2.compile(r"(?i)\b(bearer|basic)(?:\s|\\[nrt]|\+|%20)+([A-Za-z0-9._~+/-]+=*)"),
+    _scheme_credential,
+)
+
+# Error texts of database drivers and of Pydantic that quote values without their names.
+QUOTED_VALUES: Final = (
+    ValueRule("sql_parameters", re2.compile(r"(?s)\[parameters: (.*?)(?:\]\n|\]\z|\z)"),
+              _first_group),
+    ValueRule("sql_row", re2.compile(r"(?s)row contains \((.*?)(?:\)\.?(?:\n|\z)|\z)"),
+              _first_group),
+    ValueRule("input_value", re2.compile(r"(?s)input_value=(.*?)(?:, input_type=|\z)"),
+              _first_group),
+)  # fmt: skip
+
+
+def _card(match: Any) -> Iterable[Span]:
+    """Find card numbers in a run of digits: the run, each group alone, and groups as on a card."""
+    run, offset = match.group(1), match.start(1)
+    if offset < 0:
+        return ()
+    groups = [(found.start(), found.end()) for found in _DIGITS.finditer(run)]
+    digits = "".join(run[start:end] for start, end in groups)
+    if checks.is_card(digits, any_network=_lengths(groups) in _CARD_GROUPS):
+        return (match.span(1),)
+    return tuple((offset + start, offset + end) for start, end in _cards_within(run, groups))
+
+
+def _cards_within(run: str, groups: list[Span]) -> Iterable[Span]:
+    place = 0
+    while place < len(groups):
+        for count in (1, 5, 4, 3):
+            chosen = groups[place : place + count]
+            digits = "".join(run[start:end] for start, end in chosen)
+            grouped = _lengths(chosen) in _CARD_GROUPS
+            if (count == 1 or grouped) and checks.is_card(digits, any_network=grouped):
+                yield chosen[0][0], chosen[-1][1]
+                place += count - 1
+                break
+        place += 1
+
+
+def _lengths(groups: list[Span]) -> tuple[int, ...]:
+    return tuple(end - start for start, end in groups)
+
+
+_DIGITS: Final = re2.compile("[0-9]+")
+_CARD_GROUPS: Final = frozenset({(4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (4, 6, 5), (4, 6, 4)})
+
+CARD: Final = ValueRule(
+    "card",
+    # first what is no card though it has as many digits: a UUID, a fraction
+    re2.compile(
+        r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
+        r"|([0-9]{4}(?:\.[0-9]{4}){3})|[0-9]+\.[0-9]+"
+        r"|([0-9](?:[ \-\x{a0}\x{2010}-\x{2015}\x{2009}\x{202f}]{0,2}[0-9]){12,})"
+    ),
+    lambda match: _card(_group_as_first(match)),
+)
+
+
+class _group_as_first:  # noqa: N801 - reads as the function it stands for
+    """A match whose first group is whichever of two groups matched."""
+
+    def __init__(self, match: Any) -> None:
+        self._match = match
+        self._group = 1 if match.start(1) >= 0 else 2
+
+    def group(self, _: int) -> str:
+        return str(self._match.group(self._group))
+
+    def start(self, _: int) -> int:
+        return int(self._match.start(self._group))
+
+    def span(self, _: int) -> Span:
+        start, end = self._match.span(self._group)
+        return start, end
+
+
+def _ssn(match: Any) -> Iterable[Span]:
+    area, group, serial = match.group(2), match.group(3), match.group(4)
+    return (match.span(1),) if checks.is_ssn(area, group, serial) else ()
+
+
+SSN: Final = ValueRule(
+    "ssn",
+    re2.compile(
+        r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})(?:-| )([0-9]{2})(?:-| )([0-9]{4}))(?:$|[^0-9A-Za-z-])"
+    ),
+    _ssn,
+)
+
+
+def _iban(match: Any) -> Iterable[Span]:
+    """Read on from a country code and check digits for as long as that country's numbers are."""
+    text, start = match.string, match.start(1)
+    wanted = checks.IBAN_LENGTHS.get(match.group(1)[:2].upper())
+    if wanted is None:
+        return ()
+    compact: list[str] = []
+    place = start
+    while place < len(text) and len(compact) < wanted:
+        letter = text[place]
+        if letter.isascii() and letter.isalnum():
+            compact.append(letter.upper())
+        elif letter not in " -\u00a0" or not text[place - 1].isalnum():
+            break
+        place += 1
+    follower = text[place : place + 1]
+    if follower.isascii() and follower.isalnum():
+        return ()
+    return ((start, place),) if checks.is_iban("".join(compact)) else ()
+
+
+IBAN: Final = ValueRule("iban", re2.compile(_START + r"([A-Za-z]{2}[0-9]{2})"), _iban)
+
+EMAIL: Final = ValueRule(
+    "email", re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), _whole
+)
+
+CREDENTIALS: Final = (
+    PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _SLACK_HOOK, AUTHORIZATION, *QUOTED_VALUES,
+)  # fmt: skip
+NUMBERS: Final = (CARD, SSN, IBAN)

@@ -1,0 +1,387 @@
+"""The walk through a document: every value at every depth, within bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import msgspec
+
+from otel_audit.redaction.adapt import (
+    NotUnderstoodError,
+    as_json_float,
+    as_json_int,
+    as_json_shape,
+)
+from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.redaction.marks import Marked
+from otel_audit.redaction.names import NameRules
+from otel_audit.redaction.paths import PathRules
+from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.tokens import REDACTED, WITHHELD, is_token
+
+Mode = Literal["replace", "omit", "hmac"]
+Step = tuple[Any, str | int] | None
+"""Where the walk is: the step before, and the key or index of this one; None at the root."""
+
+OMITTED: Final = object()
+"""What the walk gives for a value that is to be left out altogether."""
+
+_SHORTEST_SUSPECT: Final = 5
+_SMALLEST_SUSPECT: Final = 10**12
+_CACHED_KEY: Final = 128
+
+# Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
+# HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
+_PAIR_NAMES: Final = (
+    "name", "key", "field", "header", "param", "parameter", "variable", "property", "attribute",
+    "column", "setting", "loc", "path", "Name", "Key",
+)  # fmt: skip
+_PAIR_VALUES: Final = frozenset({
+    "value", "values", "val", "input", "new", "old", "new_value", "old_value", "newValue",
+    "oldValue", "before", "after", "from", "to", "content", "data", "default", "text", "Value",
+    "string_value", "stringValue", "ctx",
+})  # fmt: skip
+_PAIR_LENGTH: Final = 2
+_LEAVES: Final = frozenset({str, int, float})
+
+_decode = msgspec.json.Decoder().decode
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that would be taken out.
+
+    Attributes:
+        path: Where, for example ``customer.cards[0].number``; the root is ``$``.
+        rule: By which rule, for example ``name:password``, ``value:card``, ``path:customer.*``.
+    """
+
+    path: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a document is looked at; what lies beyond is withheld.
+
+    Attributes:
+        depth: Levels of containers, also across JSON inside strings.
+        nodes: Values in all.
+        length: Characters of text in all, and bytes of a JSON text.
+    """
+
+    depth: int = 64
+    nodes: int = 100_000
+    length: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Everything that one configuration decides; immutable, shared by all walks."""
+
+    names: NameRules
+    paths: PathRules
+    text: TextRules
+    scan: Scan
+    hash: KeyedHash
+    mode: Mode = "replace"
+    limits: Limits = field(default_factory=Limits)
+    known_key: Callable[[str], str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known_key", lru_cache(maxsize=4_096)(self._clean_key))
+
+    def replacement(self, value: Any) -> str:
+        """Make what stands for a value that was taken out."""
+        return self.hash.of(value) if self.mode == "hmac" else REDACTED
+
+    def plain_text(self, text: str, note: Callable[[str], None], *, allowed: bool = False) -> str:
+        """Redact a text that is not looked into as JSON."""
+        text = clean(text)
+        if len(text) < _SHORTEST_SUSPECT or not self.scan.suspects_string(text):
+            return text
+        return self.text.redact(text, self.replacement, note, allowed=allowed)
+
+    def _clean_key(self, key: str) -> str:
+        return self.plain_text(key, lambda _: None)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON, also the variants that Python's own parser takes (NaN, lone surrogates).
+
+    Raises:
+        NotUnderstoodError: It is neither, or too deep, or holds a number too long to read.
+    """
+    try:
+        return _decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise NotUnderstoodError("JSON") from None
+
+
+class Walk:
+    """One walk through one document: holds what is left of the bounds, and what was found."""
+
+    __slots__ = ("_chars", "_findings", "_nodes", "_rules", "_values_clean")
+
+    def __init__(
+        self, rules: Rules, findings: list[Finding] | None = None, *, values_clean: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            rules: The configuration's rules.
+            findings: Gathers what was taken out, where somebody wants to know.
+            values_clean: Whether a glance has shown that only names and paths can matter.
+        """
+        self._values_clean = values_clean
+        self._rules = rules
+        self._findings = findings
+        self._nodes = rules.limits.nodes
+        self._chars = rules.limits.length
+
+    def value(self, value: Any, step: Step, depth: int = 0, *, allowed: bool = False) -> Any:
+        """Redact a value of any type; the result has JSON's types only, or is `OMITTED`."""
+        kind = type(value)
+        self._nodes -= 1
+        if self._nodes < 0:
+            return self._withhold("bound:nodes", step)
+        if self._values_clean and kind in _LEAVES:
+            return value
+        if kind is str:
+            return self._string(value, step, depth, allowed=allowed)
+        if value is None or kind is bool:
+            return value
+        if kind is dict:
+            return self._mapping(value, step, depth)
+        if kind is list:
+            return self._sequence(value, step, depth, allowed=allowed)
+        if kind is int or kind is float:
+            return self._number(value, step, allowed=allowed)
+        if kind is Marked:
+            return self._marked(value, step)
+        try:
+            shape = as_json_shape(value)
+        except NotUnderstoodError:
+            return self._withhold("unknown_type", step)
+        if depth > self._rules.limits.depth:
+            return self._withhold("bound:depth", step)
+        return self.value(shape, step, depth + 1, allowed=allowed)
+
+    def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
+        """Redact what stands under a name; None stays None, for absence is no secret."""
+        if value is None:
+            return None
+        verdict = self._rules.names.judge(name)
+        rule = verdict.rule
+        if rule is not None and verdict.numbers_pass and isinstance(value, bool | int | float):
+            rule = None
+        if rule is None and self._rules.paths:
+            pattern = self._rules.paths.matching(steps_to(step))
+            rule = None if pattern is None else f"path:{pattern}"
+        if rule is not None:
+            return self._remove(value, rule, step)
+        return self.value(value, step, depth, allowed=verdict.allowed)
+
+    def _mapping(self, value: dict[Any, Any], step: Step, depth: int) -> Any:
+        if depth >= self._rules.limits.depth:
+            return self._withhold("bound:depth", step)
+        paired = self._pair_rule(value)
+        found: dict[str, Any] = {}
+        for seen, (raw_key, item) in enumerate(value.items()):
+            if self._nodes <= 0:
+                found[WITHHELD] = len(value) - seen
+                self._note("bound:nodes", step)
+                break
+            name = raw_key if type(raw_key) is str else _key_text(raw_key)
+            here = (step, name)
+            if paired is not None and item is not None and name in _PAIR_VALUES:
+                result = self._remove(item, paired, here)
+            else:
+                result = self.named(name, item, here, depth + 1)
+            if result is not OMITTED:
+                found[self._free_key(found, name, here)] = result
+        return found
+
+    def _sequence(self, value: Sequence[Any], step: Step, depth: int, *, allowed: bool) -> Any:
+        if depth >= self._rules.limits.depth:
+            return self._withhold("bound:depth", step)
+        paired = not self._values_clean and _is_list_of_pairs(value)
+        found: list[Any] = []
+        for index, item in enumerate(value):
+            if self._nodes <= 0:
+                found.append(self._withhold("bound:nodes", step))
+                break
+            here = (step, index)
+            if paired:
+                result: Any = self._pair(item, here, depth + 1)
+            elif self._rules.paths:
+                result = self.named("", item, here, depth + 1)
+            else:
+                result = self.value(item, here, depth + 1, allowed=allowed)
+            if result is not OMITTED:
+                found.append(result)
+        return found
+
+    def _pair(self, item: Sequence[Any], step: Step, depth: int) -> Any:
+        result = self.named(item[0], item[1], (step, item[0]), depth)
+        return [self.key(item[0], step), REDACTED if result is OMITTED else result]
+
+    def _pair_rule(self, value: dict[Any, Any]) -> str | None:
+        if self._values_clean or _PAIR_VALUES.isdisjoint(value):
+            return None
+        for key in _PAIR_NAMES:
+            names = value.get(key)
+            for name in names if isinstance(names, list | tuple) else (names,):
+                if isinstance(name, str) and self._names_a_secret(name):
+                    return "named_beside"
+        return None
+
+    def _names_a_secret(self, name: str) -> bool:
+        if not name or len(name) > _CACHED_KEY or any(letter.isspace() for letter in name):
+            return False
+        verdict = self._rules.names.judge(clean(name))
+        return (
+            verdict.rule is not None
+            and not verdict.numbers_pass
+            and self._rules.scan.suspects_string(clean(name))
+        )
+
+    def _string(self, value: str, step: Step, depth: int, *, allowed: bool) -> str:
+        self._chars -= len(value)
+        if self._chars < 0:
+            return self._withhold("bound:length", step)
+        text = value if value.isascii() and "\0" not in value else clean(value)
+        if len(text) < _SHORTEST_SUSPECT:
+            return text
+        may_be_json = text.lstrip()[:1] in ("{", "[", '"')
+        if not (may_be_json and "\\" in text) and not self._rules.scan.suspects_string(text):
+            return text
+        if may_be_json and not is_token(text):
+            try:
+                return self._json_inside(text, step, depth)
+            except NotUnderstoodError:
+                pass  # it only begins like JSON; the text rules see it whole
+        return self._rules.text.redact(
+            text, self._rules.replacement, lambda rule: self._note(rule, step), allowed=allowed
+        )
+
+    def _json_inside(self, text: str, step: Step, depth: int) -> str:
+        parsed = parse_json(text)
+        if depth >= self._rules.limits.depth:
+            return self._withhold("bound:depth", step)
+        redacted = self.value(parsed, (step, "(json)"), depth + 1)
+        if redacted == parsed:
+            return text
+        return encode(REDACTED if redacted is OMITTED else redacted).decode()
+
+    def _number(self, value: Any, step: Step, *, allowed: bool) -> Any:
+        if isinstance(value, float):
+            if allowed or not (value.is_integer() and abs(value) >= _SMALLEST_SUSPECT):
+                return as_json_float(value)
+            whole = int(value) if abs(value) < _SMALLEST_SUSPECT**2 else 0
+        else:
+            if -_SMALLEST_SUSPECT < value < _SMALLEST_SUSPECT:
+                return value
+            try:
+                whole = as_json_int(value)
+            except NotUnderstoodError:
+                return self._withhold("bound:number", step)
+        digits = str(abs(whole))
+        note: Callable[[str], None] = lambda rule: self._note(rule, step)  # noqa: E731
+        if not allowed and self._rules.text.number(digits, self._rules.replacement, note) != digits:
+            return self._rules.replacement(digits)
+        return value
+
+    def _marked(self, marked: Marked, step: Step) -> Any:
+        if marked.value is None and marked.mark != "redact":
+            return OMITTED if marked.mark == "omit" else None
+        self._note(f"mark:{marked.mark}", step)
+        if marked.mark == "omit":
+            return OMITTED
+        return self._rules.hash.of(marked.value) if marked.mark == "hash" else REDACTED
+
+    def _remove(self, value: Any, rule: str, step: Step) -> Any:
+        if isinstance(value, str) and is_token(value):
+            return value
+        self._note(rule, step)
+        if self._rules.mode == "omit":
+            return OMITTED
+        if isinstance(value, Marked):
+            value = value.value
+        return self._rules.replacement(value)
+
+    def _free_key(self, found: dict[str, Any], name: str, step: Step) -> str:
+        key = self.key(name, step)
+        if key not in found:
+            return key
+        return f"{key} ({len(found) + 1})"
+
+    def key(self, name: str, step: Step = None) -> str:
+        """Redact a name that itself holds a secret: the value rules, and what no store takes."""
+        if len(name) <= _CACHED_KEY:
+            key = self._rules.known_key(name)
+        else:
+            self._chars -= len(name)
+            key = self._rules.plain_text(name, lambda _: None) if self._chars >= 0 else WITHHELD
+        if key != name:
+            self._note("key", step)
+        return key
+
+    def _withhold(self, rule: str, step: Step) -> str:
+        self._note(rule, step)
+        return WITHHELD
+
+    def _note(self, rule: str, step: Step) -> None:
+        if self._findings is not None:
+            spelled = self._rules.plain_text(spell_path(step), lambda _: None)
+            named = rule if ":" in rule or rule in _OWN_RULES else f"value:{rule}"
+            self._findings.append(Finding(spelled, named))
+
+
+_OWN_RULES: Final = frozenset({"key", "named_beside", "unknown_type"})
+
+
+def steps_to(step: Step) -> list[str | int]:
+    """Unroll where the walk is, from the root; what is inside a JSON string counts on."""
+    found: list[str | int] = []
+    while step is not None:
+        step, name = step
+        if name != "(json)":
+            found.append(name)
+    return found[::-1]
+
+
+def spell_path(step: Step) -> str:
+    """Spell where the walk is: ``orders[0].card``."""
+    parts = [f"[{name}]" if isinstance(name, int) else f".{name}" for name in steps_to(step)]
+    return "".join(parts).removeprefix(".") or "$"
+
+
+def _key_text(key: Any) -> str:
+    """Spell a key that is no string; one that has no obvious spelling is withheld."""
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "replace")
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    try:
+        shape = as_json_shape(key)
+    except NotUnderstoodError:
+        return WITHHELD
+    return str(shape) if isinstance(shape, str | int | float) else WITHHELD
+
+
+def _is_list_of_pairs(value: Sequence[Any]) -> bool:
+    return bool(value) and all(
+        type(item) in (list, tuple) and len(item) == _PAIR_LENGTH and isinstance(item[0], str)
+        for item in value
+    )

@@ -1,0 +1,86 @@
+"""Real uvicorn processes on the loopback interface, for tests from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+BIN = Path(sys.executable).parent
+
+
+class Server:
+    """A running application: its address, its process, what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_until_up(self, timeout: float = 30.0) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}:\n{self.output}")
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{self.url}/up", timeout=1)
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not up in {timeout} s:\n{self.output}")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(timeout)
+
+
+@contextlib.contextmanager
+def uvicorn(
+    directory: Path,
+    environment: Mapping[str, str],
+    *options: str,
+    app: str = "app:app",
+    instrumented: bool = True,
+) -> Iterator[Server]:
+    """Start uvicorn in a directory; under auto-instrumentation unless told otherwise."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(BIN / "uvicorn"), app, "--port", str(port), *options]
+    if instrumented:
+        command.insert(0, str(BIN / "opentelemetry-instrument"))
+    log = directory / f"server-{port}.log"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env={
+                **clean,
+                "OTEL_TRACES_EXPORTER": "none",
+                "OTEL_METRICS_EXPORTER": "none",
+                "OTEL_LOGS_EXPORTER": "none",
+                **environment,
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, log)
+    try:
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from otel_audit.capture.outcome import outcome_of
+
+
+class TestOutcome:
+    @pytest.mark.parametrize(
+        ("status", "error", "transaction", "expected"),
+        [
+            (200, None, "none", "success"),
+            (201, None, "committed", "success"),
+            (302, None, "none", "success"),
+            (404, None, "none", "failure"),
+            (500, RuntimeError(), "none", "failure"),
+            (200, RuntimeError(), "committed", "failure"),
+            (200, None, "rolled_back", "failure"),
+            (200, None, "mixed", "failure"),
+            (200, None, "unknown", "unknown"),
+            (500, RuntimeError(), "unknown", "unknown"),
+            (None, None, "none", "unknown"),
+            (None, asyncio.CancelledError(), "committed", "unknown"),
+        ],
+    )
+    def test_it_is_success_only_if_all_says_so(self, status, error, transaction, expected):
+        """Answer, error and transactions must agree on success; doubt is named as such."""
+        assert outcome_of(status=status, error=error, transaction=transaction) == expected

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from strategies import a_record
+
+from otel_audit import complaints
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.sink import Written
+from otel_audit.record import AuditRecord
+
+QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.01, longest_pause=0.05)
+
+
+class Shelf:
+    """A sink in memory that can be told to fail, to hang, or to be slow."""
+
+    def __init__(self) -> None:
+        self.stored: list[AuditRecord] = []
+        self.batches: list[int] = []
+        self.failures: list[Exception] = []
+        self.hangs = False
+        self.closed = 0
+        self.threads: set[str] = set()
+
+    async def check(self) -> None: ...
+
+    async def write(self, records: Sequence[AuditRecord]) -> Written:
+        self.threads.add(threading.current_thread().name)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.stored += records
+        self.batches.append(len(records))
+        return Written(stored=len(records))
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    complaints.forget()
+    return Shelf()
+
+
+@pytest.fixture
+def deliver_to(shelf: Shelf) -> Iterator[Callable[..., Delivery]]:
+    made: list[Delivery] = []
+
+    def make(options: DeliveryOptions = QUICK) -> Delivery:
+        made.append(Delivery(lambda: shelf, Counters(), options))
+        return made[-1]
+
+    yield make
+    for delivery in made:
+        delivery.close(0)
+
+
+def counted(delivery: Delivery) -> dict[str, int]:
+    return {name: count for name, count in delivery._counters.snapshot().items() if count}
+
+
+class TestDelivering:
+    def test_records_reach_the_sink_in_order(self, deliver_to, shelf):
+        """What is submitted is stored, in the order in which it was submitted."""
+        delivery = deliver_to()
+        records = [a_record(event_name=f"order.{number}") for number in range(1_500)]
+        for record in records:
+            delivery.submit(record)
+        assert delivery.flush(5)
+        assert shelf.stored == records
+        assert max(shelf.batches) <= 512
+        assert counted(delivery) == {"emitted": 1_500, "exported": 1_500}
+
+    def test_the_thread_that_submits_does_not_write(self, deliver_to, shelf):
+        """Writing happens in the worker's own thread."""
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert shelf.threads == {"otel-audit-delivery"}
+
+    def test_many_threads_may_submit(self, deliver_to, shelf):
+        """No record is lost between threads."""
+        delivery = deliver_to()
+        threads = [
+            threading.Thread(target=lambda: [delivery.submit(a_record()) for _ in range(200)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert delivery.flush(5)
+        assert len(shelf.stored) == 1_600
+
+    def test_a_lone_record_does_not_wait_for_a_full_batch(self, deliver_to, shelf):
+        """A record that has no company is written after the batch interval, unasked."""
+        deliver_to().submit(a_record())
+        deadline = time.monotonic() + 5
+        while not shelf.stored and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(shelf.stored) == 1
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        "failure", [StoreUnavailableError("away"), StoreError("no schema"), ValueError("a bug")]
+    )
+    def test_a_failed_write_is_tried_again(self, deliver_to, shelf, failure, caplog):
+        """Whatever the failure, the batch is kept and written when that is possible again."""
+        shelf.failures = [failure] * 3
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert len(shelf.stored) == 1
+        assert counted(delivery)["retries"] == 3
+        assert "takes records again" in caplog.text
+
+    def test_a_storm_of_failures_is_one_line(self, deliver_to, shelf, caplog):
+        """The same failure is logged once a minute, not once a try."""
+        shelf.failures = [StoreUnavailableError("the store is away")] * 5
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert caplog.text.count("the store is away") == 1
+
+    def test_the_message_of_a_foreign_error_is_not_logged(self, deliver_to, shelf, caplog):
+        """A driver's error may quote values, so only its type and place are logged."""
+        shelf.failures = [ValueError("hunter2")]
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert "ValueError" in caplog.text
+        assert "hunter2" not in caplog.text
+
+    def test_flush_says_when_it_did_not_succeed(self, deliver_to, shelf):
+        """A flush that runs out of time says so, and the record is still there."""
+        shelf.hangs = True
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        assert not delivery.flush(0.05)
+        assert delivery.depth == 1
+
+    def test_failing_for_tells_how_long(self, deliver_to, shelf):
+        """While writes fail, the time since the first failure is known; after that it is 0."""
+        shelf.failures = [StoreUnavailableError("away")] * 4
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        seen = 0.0
+        while not shelf.stored:
+            seen = max(seen, delivery.failing_for)
+            time.sleep(0.001)
+        assert delivery.flush(5)
+        assert seen > 0
+        assert delivery.failing_for == 0
+
+
+class TestLosses:
+    def test_a_full_queue_is_counted_and_logged(self, deliver_to, shelf, caplog):
+        """A record that finds the queue full is lost, loudly."""
+        shelf.hangs = True
+        delivery = deliver_to(DeliveryOptions(queue_size=3, batch_interval=0.01))
+        for _ in range(5):
+            delivery.submit(a_record())
+        assert counted(delivery) == {"emitted": 5, "dropped": 2}
+        assert "the queue is full" in caplog.text
+        assert caplog.records[-1].levelno == logging.CRITICAL
+
+    def test_what_is_left_at_the_end_is_counted_and_logged(self, deliver_to, shelf, caplog):
+        """Records that the store did not take in time are lost at the end, loudly."""
+        shelf.hangs = True
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        delivery.submit(a_record())
+        assert not delivery.close(0.1)
+        assert counted(delivery)["dropped"] == 2
+        assert "2 audit records are lost" in caplog.text
+        assert shelf.closed == 1
+
+    def test_after_the_end_nothing_is_taken(self, deliver_to, caplog):
+        """A record that comes after the end is lost, loudly."""
+        delivery = deliver_to()
+        delivery.close(0)
+        delivery.submit(a_record())
+        assert counted(delivery)["dropped"] == 1
+        assert "delivery has ended" in caplog.text
+
+
+class TestEnding:
+    def test_close_delivers_what_waits(self, deliver_to, shelf):
+        """An orderly end loses nothing and closes the sink."""
+        delivery = deliver_to(DeliveryOptions(batch_interval=30))
+        for _ in range(100):
+            delivery.submit(a_record())
+        assert delivery.close(5)
+        assert len(shelf.stored) == 100
+        assert shelf.closed == 1
+
+    def test_close_may_be_called_twice_and_before_anything(self, deliver_to):
+        """Ending what has ended, or has never begun, does nothing."""
+        delivery = deliver_to()
+        assert delivery.close(1)
+        assert delivery.close(1)
+
+
+class TestFork:
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_child_delivers_its_own_and_not_its_parents(self, deliver_to, shelf):
+        """After a fork the child's worker starts anew; the parent's queue stays the parent's."""
+        shelf.hangs = True
+        delivery = deliver_to()
+        delivery.submit(a_record(event_name="of.parent"))
+        child = os.fork()
+        if child == 0:
+            shelf.hangs = False
+            delivery.submit(a_record(event_name="of.child"))
+            well = delivery.flush(5) and [r.event_name for r in shelf.stored] == ["of.child"]
+            os._exit(0 if well else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert delivery.depth == 1

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+
+from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.errors import ConfigurationError
+
+DSN = "postgresql://writer:hunter2@db.example/audit"
+
+
+class TestSources:
+    def test_the_environment_is_read(self, monkeypatch):
+        """Every setting may come from a variable."""
+        monkeypatch.setenv("OTEL_AUDIT_DSN", DSN)
+        monkeypatch.setenv("OTEL_AUDIT_BODY_LIMIT", "123")
+        config = AuditConfig()
+        assert config.asyncpg_dsn == DSN
+        assert config.body_limit == 123
+
+    def test_arguments_win_over_the_environment(self, monkeypatch):
+        """What the program says wins over what the environment says."""
+        monkeypatch.setenv("OTEL_AUDIT_BODY_LIMIT", "123")
+        assert AuditConfig(body_limit=5).body_limit == 5
+
+    def test_the_file_is_read_last(self, monkeypatch, tmp_path):
+        """The environment wins over the file, the file over the default."""
+        file = tmp_path / "audit.toml"
+        file.write_text('body_limit = 7\nsensitive_paths = ["/patients"]\n')
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", str(file))
+        monkeypatch.setenv("OTEL_AUDIT_BODY_LIMIT", "123")
+        config = AuditConfig()
+        assert config.body_limit == 123
+        assert config.sensitive_paths == ("/patients",)
+
+    @pytest.mark.parametrize("text", ["/a, /b", '["/a", "/b"]'])
+    def test_lists_are_json_or_commas(self, monkeypatch, text):
+        """A list may be written either way."""
+        monkeypatch.setenv("OTEL_AUDIT_EXCLUDE_PATHS", text)
+        assert AuditConfig().exclude_paths == ("/a", "/b")
+
+    @pytest.mark.parametrize("text", ["ops_admin=platform_admin", '{"ops_admin":"platform_admin"}'])
+    def test_maps_are_json_or_pairs(self, monkeypatch, text):
+        """A map may be written either way."""
+        monkeypatch.setenv("OTEL_AUDIT_ACTOR_TYPE_ALIASES", text)
+        assert AuditConfig().actor_type_aliases == {"ops_admin": "platform_admin"}
+
+
+class TestFaults:
+    def test_an_unknown_variable_is_named_with_its_likely_meaning(self, monkeypatch):
+        """A typing error is not ignored."""
+        monkeypatch.setenv("OTEL_AUDIT_SENSITVE_PATHS", "/patients")
+        with pytest.raises(
+            ConfigurationError,
+            match="OTEL_AUDIT_SENSITVE_PATHS: .* did you mean OTEL_AUDIT_SENSITIVE_PATHS",
+        ):
+            AuditConfig()
+
+    def test_an_unknown_argument_is_named(self):
+        """Neither is one in the program."""
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_DSM: .* OTEL_AUDIT_DSN"):
+            AuditConfig(dsm=DSN)
+
+    def test_an_unknown_key_in_the_file_is_named(self, monkeypatch, tmp_path):
+        """Nor is one in the file."""
+        file = tmp_path / "audit.toml"
+        file.write_text("boddy_limit = 7\n")
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", str(file))
+        with pytest.raises(ConfigurationError, match="BODDY_LIMIT"):
+            AuditConfig()
+
+    @pytest.mark.parametrize("content", [None, "no = toml = at all"])
+    def test_a_missing_or_broken_file_is_an_error(self, monkeypatch, tmp_path, content):
+        """A file that was named must be there and be TOML."""
+        file = tmp_path / "audit.toml"
+        if content is not None:
+            file.write_text(content)
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", str(file))
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_CONFIG_FILE"):
+            AuditConfig()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("OTEL_AUDIT_BODY_LIMIT", "-1"),
+            ("OTEL_AUDIT_BODY_LIMIT", "plenty"),
+            ("OTEL_AUDIT_EXPORTER", "carrier-pigeon"),
+            ("OTEL_AUDIT_ACTOR_TYPE_ALIASES", "just words"),
+            ("OTEL_AUDIT_EXCLUDE_PATHS", "[broken"),
+            ("OTEL_AUDIT_DSN", "mysql://db/audit"),
+        ],
+    )
+    def test_a_wrong_value_names_its_setting(self, monkeypatch, name, value):
+        """The error names the setting."""
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigurationError, match=name):
+            AuditConfig()
+
+    def test_no_error_shows_a_value(self, monkeypatch):
+        """A secret in the wrong place does not end in a log."""
+        monkeypatch.setenv("OTEL_AUDIT_DSN", "mysql://writer:hunter2@db/audit")
+        monkeypatch.setenv("OTEL_AUDIT_BODY_LIMIT", "hunter2")
+        with pytest.raises(ConfigurationError) as caught:
+            AuditConfig()
+        assert "hunter2" not in str(caught.value)
+        assert "hunter2" not in repr(caught.value)
+
+    def test_a_configuration_does_not_show_its_secrets(self):
+        """Printing the settings shows no password."""
+        assert "hunter2" not in repr(AuditConfig(dsn=DSN))
+
+    @pytest.mark.parametrize("enabled", [None, False])
+    def test_required_and_off_do_not_go_together(self, enabled):
+        """An application that must be audited cannot be so by doing nothing."""
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_REQUIRED"):
+            AuditConfig(required=True, enabled=enabled)
+
+    def test_enabled_needs_a_destination(self):
+        """Auditing that is asked for needs somewhere to go."""
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_DSN"):
+            AuditConfig(enabled=True)
+
+
+class TestActive:
+    @pytest.mark.parametrize(
+        ("settings", "active"),
+        [
+            ({}, False),
+            ({"dsn": DSN}, True),
+            ({"exporter": "console"}, True),
+            ({"dsn": DSN, "enabled": False}, False),
+        ],
+    )
+    def test_it_is_active_when_there_is_a_destination(self, settings, active):
+        """Auditing is on where there is a destination, unless it is switched off."""
+        assert AuditConfig(**settings).active is active
+
+
+class TestPlainDsn:
+    def test_both_forms_are_taken(self):
+        """The form that SQLAlchemy needs is understood too."""
+        assert plain_dsn("postgresql+asyncpg://a@b/c") == "postgresql://a@b/c"
+        assert plain_dsn("postgresql://a@b/c") == "postgresql://a@b/c"
