@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,13 @@ def _clean_environment() -> Iterator[None]:
     os.environ.update(kept)
 
 
+@pytest.fixture(autouse=True)
+def spool_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test leaves records in the user's own spool, or delivers what another one left."""
+    monkeypatch.setenv("OTEL_AUDIT_SPOOL_DIR", str(tmp_path / "spool"))
+    return tmp_path / "spool"
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One server for the whole run: embedded, or the one that TEST_POSTGRES_DSN names."""
@@ -96,8 +103,9 @@ def audit_template(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-async def audit_store(postgres: Postgres, audit_template: str) -> str:
+async def audit_store(postgres: Postgres, audit_template: str) -> AsyncIterator[str]:
     """A database of its own with the audit schema in it; its DSN."""
     name = f"audit_{uuid.uuid4().hex[:12]}"
     await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {audit_template}")
-    return postgres.dsn(name)
+    yield postgres.dsn(name)
+    await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -35,9 +35,7 @@ values = st.recursive(
     max_leaves=8,
 )
 mappings = st.dictionaries(names, values, max_size=3)
-headers = st.dictionaries(
-    st.from_regex(r"[a-z][a-z-]{0,10}", fullmatch=True), texts, max_size=3
-)
+headers = st.dictionaries(st.from_regex(r"[a-z][a-z-]{0,10}", fullmatch=True), texts, max_size=3)
 
 
 @st.composite

@@ -14,6 +14,7 @@ from otel_audit.errors import (
     StoreUnavailableError,
 )
 from otel_audit.instrument import AuditInstrumentor, flush, health, instrument, uninstrument
+from otel_audit.policy import Rule, audited
 from otel_audit.record import AuditRecord
 from otel_audit.scope import add_metadata, set_actor, set_event, set_target, set_tenant
 
@@ -26,9 +27,11 @@ __all__ = [
     "InvalidAuditSpanError",
     "MissingExtraError",
     "OtelAuditError",
+    "Rule",
     "StoreError",
     "StoreUnavailableError",
     "add_metadata",
+    "audited",
     "flush",
     "health",
     "instrument",

@@ -181,7 +181,7 @@ def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
 
 def is_flagged(span: ReadableSpan) -> bool:
     """Tell whether a span carries a record."""
-    return bool(span.attributes) and span.attributes.get(FLAG) is True
+    return span.attributes is not None and span.attributes.get(FLAG) is True
 
 
 def record_from_span(span: ReadableSpan) -> AuditRecord:
@@ -217,7 +217,7 @@ def record_from_span(span: ReadableSpan) -> AuditRecord:
     )
 
 
-def record_from_attributes(
+def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, each by its name
     attributes: Mapping[str, Any],
     *,
     name: str,
@@ -264,7 +264,7 @@ def record_from_attributes(
         occurred_at=start_time,
         duration=max(end_time - start_time, 0),
         actor=_collect(attributes, _ACTOR),
-        resource=_plain_values(resource),
+        resource=plain_values(resource),
     )
     if trace is not None:
         fields["trace_id"], fields["span_id"] = trace
@@ -362,7 +362,8 @@ def json_text(text: str) -> msgspec.Raw:
     return msgspec.Raw(text.encode())
 
 
-def _plain_values(resource: Mapping[str, Any]) -> dict[str, Any]:
+def plain_values(resource: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn resource attributes into what JSON knows."""
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in resource.items()
     }

@@ -255,6 +255,9 @@ class AuditConfig(BaseSettings):
         "X-Request-ID", description="Request id's header, in and out; empty: none is added."
     )
     orm: Literal["observed", "off"] = Field("observed", description="How ORM changes are seen.")
+    orm_outside_actions: bool = Field(
+        default=True, description="Record transactions that no action contains: scripts, start-up."
+    )
     span_payload: Literal["summary", "full"] = Field(
         "summary", description="What of the record the app's own server span gets."
     )
@@ -274,6 +277,24 @@ class AuditConfig(BaseSettings):
     spool_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("otel-audit"),
         description="Directory for records that wait for the store.",
+    )
+    spool_fsync: Literal["never", "interval"] = Field(
+        "interval", description="Whether the worker brings the spool to disk, every 100 ms."
+    )
+    spool_max_bytes: int = Field(
+        1024 * 1024 * 1024, ge=16_384, description="Bound on the bytes of a service's spools."
+    )
+    spool_segment_bytes: int = Field(
+        8 * 1024 * 1024, ge=4096, description="Bytes of one file of the spool."
+    )
+    spool_max_age: float | None = Field(
+        None, gt=0, description="Seconds that a record may wait before new actions are refused."
+    )
+    spool_key: SecretStr | None = Field(
+        None, description="32 bytes in hex: what waits in the spool is encrypted with it."
+    )
+    spool_full: Literal["refuse", "drop"] = Field(
+        "refuse", description="At the bound: refuse audited requests, or count and report losses."
     )
 
     def __init__(self, **values: Any) -> None:
@@ -327,8 +348,8 @@ class AuditConfig(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic names it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments, then the environment, then the TOML file."""
         file = os.environ.get(CONFIG_FILE)

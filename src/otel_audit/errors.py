@@ -26,8 +26,7 @@ class MissingExtraError(OtelAuditError, ImportError):
             extra: The extra of this distribution that brings it.
         """
         super().__init__(
-            f"{needed_for} needs a package that is not installed: "
-            f"pip install 'otel-audit[{extra}]'"
+            f"{needed_for} needs a package that is not installed: pip install 'otel-audit[{extra}]'"
         )
         self.extra = extra
 

@@ -104,7 +104,7 @@ def health() -> dict[str, Any]:
     return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}
 
 
-class AuditInstrumentor(BaseInstrumentor):
+class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
     """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -128,7 +128,7 @@ class AuditInstrumentor(BaseInstrumentor):
             return
         instrument(app_engine=kwargs.get("app_engine"), config=config)
 
-    def _uninstrument(self, **kwargs: Any) -> None:
+    def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002 - the base class names it
         uninstrument()
 
 
@@ -221,7 +221,11 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
         return None
     from otel_audit.capture import orm
 
-    return orm.attach(runtime.redactor, options=orm.OrmOptions(engines=_engines(app_engine)))
+    return orm.attach(
+        runtime.redactor,
+        options=orm.OrmOptions(engines=_engines(app_engine)),
+        on_orphan=runtime.record_outside if runtime.config.orm_outside_actions else None,
+    )
 
 
 def _engines(app_engine: Any) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of the record and its parts: immutable, and silent about what is not known."""
 
 
-class Actor(_Part, kw_only=True):
+class Actor(_Part, frozen=True, kw_only=True):
     """Who did it.
 
     Attributes:
@@ -56,21 +56,21 @@ ANONYMOUS = Actor(id="anonymous", type="user")
 """The actor where nobody was identified."""
 
 
-class Tenant(_Part, kw_only=True):
+class Tenant(_Part, frozen=True, kw_only=True):
     """For which tenant. ``id`` is stable, ``slug`` is the readable name."""
 
     id: str
     slug: str | None = None
 
 
-class Target(_Part, kw_only=True):
+class Target(_Part, frozen=True, kw_only=True):
     """The thing acted upon, for example ``order`` and ``123``."""
 
     type: str
     id: str | None = None
 
 
-class Source(_Part, kw_only=True):
+class Source(_Part, frozen=True, kw_only=True):
     """Where the action came from.
 
     Attributes:
@@ -90,7 +90,7 @@ NO_CONTENT = msgspec.Raw(b"")
 """Stands for the body that is not there; always this one object."""
 
 
-class Body(_Part, kw_only=True):
+class Body(_Part, frozen=True, kw_only=True):
     """A request or response body, redacted.
 
     Attributes:
@@ -115,7 +115,7 @@ class Body(_Part, kw_only=True):
         return None if self.content is NO_CONTENT else bytes(self.content).decode()
 
 
-class Request(_Part, kw_only=True):
+class Request(_Part, frozen=True, kw_only=True):
     """The HTTP request, redacted.
 
     Attributes:
@@ -141,7 +141,7 @@ class Request(_Part, kw_only=True):
     body: Body | None = None
 
 
-class Response(_Part, kw_only=True):
+class Response(_Part, frozen=True, kw_only=True):
     """The HTTP response, redacted. ``status_code`` is None where none was sent."""
 
     status_code: int | None = None
@@ -149,7 +149,7 @@ class Response(_Part, kw_only=True):
     body: Body | None = None
 
 
-class Change(_Part, kw_only=True):
+class Change(_Part, frozen=True, kw_only=True):
     """One change in the application's database.
 
     Attributes:
@@ -197,14 +197,14 @@ class Change(_Part, kw_only=True):
         return entity_reference(self.entity, *self.key.values())
 
 
-class ErrorInfo(_Part, kw_only=True):
+class ErrorInfo(_Part, frozen=True, kw_only=True):
     """What went wrong: the error's type and its redacted message."""
 
     type: str
     message: str | None = None
 
 
-class AuditRecord(_Part, kw_only=True):
+class AuditRecord(_Part, frozen=True, kw_only=True):
     """The finished, immutable fact.
 
     Attributes:

@@ -15,17 +15,20 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit.capture.actor import ActorOptions, resolve_actor, verified_claims
 from otel_audit.capture.exchange import Exchange, Observer, Recorder
 from otel_audit.capture.source import SourceOptions, request_id, resolve_source
+from otel_audit.capture.strays import record_outside
 from otel_audit.capture.tenant import TenantOptions, resolve_tenant
 from otel_audit.complaints import complain
-from otel_audit.config import AuditConfig
-from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from otel_audit.pipeline.console import ConsoleSink
 from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.provider import application_resource
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.sink import Sink
+from otel_audit.pipeline.spool import AesGcmSealing, Sealing, adopt, open_spool
 from otel_audit.policy import Policy
-from otel_audit.record import Actor, AuditRecord, Source, Tenant
+from otel_audit.record import Actor, AuditRecord, Change, Source, Tenant, TransactionOutcome
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope
 
@@ -35,7 +38,17 @@ _logger = logging.getLogger("otel_audit")
 class _NoRecorder:
     """For ``OTEL_AUDIT_EXPORTER=none``: spans are enriched, records go nowhere."""
 
-    def closed(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+    def opened(self, _record: AuditRecord, _span: trace.Span | None, /) -> bool:
+        """Let it begin."""
+        return True
+
+    def answered(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
+        """Let it go on."""
+
+    def discarded(self, _record_id: str, /) -> None:
+        """Let it go."""
+
+    def closed(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
         """Let it go."""
 
 
@@ -58,10 +71,13 @@ class Runtime:
         self.delivery: Delivery | None = None
         recorder: Recorder = _NoRecorder()
         if config.exporter != "none":
-            self.delivery = Delivery(_sink_maker(config), self.counters, _delivery_options(config))
-            recorder = SpanRecorder(self.delivery.submit, self.counters)
+            self.delivery = _make_delivery(config, self.counters)
+            recorder = SpanRecorder(
+                self.delivery, self.counters, refuse_when_full=config.spool_full == "refuse"
+            )
             depth = self.delivery
             publish(metrics.get_meter("otel_audit"), self.counters, lambda: depth.depth)
+        self._recorder = recorder
         self._observer = _make_observer(config, recorder, self.redactor, self._count_error)
 
     def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
@@ -73,16 +89,26 @@ class Runtime:
             complain(_logger, "open", "A request is not audited", error=error)
             return None
 
+    def record_outside(self, outcome: TransactionOutcome, changes: list[Change]) -> None:
+        """Record a transaction that no action contained. Never raises."""
+        try:
+            service = str(application_resource().attributes.get("service.name", "process"))
+            self._recorder.closed(record_outside(outcome, changes, service), None)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._count_error()
+            complain(_logger, "outside", "A transaction is not audited", error=error)
+
     async def started(self) -> None:
-        """Look at the store once, in the background, so that a fault shows before a record waits."""
+        """Look at the store once, in the background: a fault shows before a record waits."""
         if self.delivery is not None:
+            self.delivery.start()
             threading.Thread(target=self.report_store, name="otel-audit-check", daemon=True).start()
 
     async def stopping(self) -> None:
         """Deliver what waits, without holding up the event loop. Never raises."""
         if self.delivery is not None:
-            flush = functools.partial(self.delivery.flush, self.config.shutdown_timeout)
-            await asyncio.get_running_loop().run_in_executor(None, flush)
+            settle = functools.partial(self.delivery.settle, self.config.shutdown_timeout)
+            await asyncio.get_running_loop().run_in_executor(None, settle)
 
     def check_store(self) -> None:
         """See whether the store can take records; blocks for a connection's time.
@@ -105,7 +131,7 @@ class Runtime:
         except StoreUnavailableError as error:
             _logger.warning("%s; records wait until it is back", error)
         except StoreError as error:
-            _logger.error("THIS APPLICATION IS NOT AUDITED: %s", error)
+            _logger.error("THIS APPLICATION IS NOT AUDITED: %s", error)  # noqa: TRY400 - said in full
         except Exception as error:  # noqa: BLE001 - a check in the background
             complain(_logger, "check", "The audit store could not be checked", error=error)
 
@@ -160,11 +186,43 @@ def _sink_maker(config: AuditConfig) -> Callable[[], Sink]:
     return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
 
 
-def _delivery_options(config: AuditConfig) -> DeliveryOptions:
-    return DeliveryOptions(
+def _sealing(config: AuditConfig) -> Sealing | None:
+    if config.spool_key is None:
+        return None
+    try:
+        return AesGcmSealing(bytes.fromhex(config.spool_key.get_secret_value().strip()))
+    except ValueError:
+        raise ConfigurationError(
+            f"{PREFIX}SPOOL_KEY: 32 bytes in hex are needed, for example from `openssl rand -hex 32`"
+        ) from None
+
+
+def _make_delivery(config: AuditConfig, counters: Counters) -> Delivery:
+    options = DeliveryOptions(
         queue_size=config.queue_size,
         batch_size=config.batch_size,
         batch_interval=config.batch_interval,
+    )
+    make_sink = _sink_maker(config)
+    if config.exporter == "console":
+        return Delivery(make_sink, counters, options)
+    service = str(application_resource().attributes.get("service.name", "unknown_service"))
+    sealing = _sealing(config)
+    return Delivery(
+        make_sink,
+        counters,
+        options,
+        spool=functools.partial(
+            open_spool,
+            config.spool_dir,
+            service=service,
+            fsync=config.spool_fsync,
+            max_bytes=config.spool_max_bytes,
+            segment_bytes=config.spool_segment_bytes,
+            max_age=config.spool_max_age,
+            sealing=sealing,
+        ),
+        adopt=functools.partial(adopt, config.spool_dir, service, sealing=sealing),
     )
 
 

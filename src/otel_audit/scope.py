@@ -151,7 +151,7 @@ def leave(token: Token[AuditScope | None]) -> None:
     _current.reset(token)
 
 
-def set_actor(
+def set_actor(  # noqa: PLR0913 - one fact an argument
     id: str,  # noqa: A002 - the field's name
     *,
     type: ActorType = "user",  # noqa: A002 - the field's name

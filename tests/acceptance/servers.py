@@ -72,6 +72,7 @@ def uvicorn(
                 "OTEL_TRACES_EXPORTER": "none",
                 "OTEL_METRICS_EXPORTER": "none",
                 "OTEL_LOGS_EXPORTER": "none",
+                "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool"),
                 **environment,
             },
             stdout=output,

@@ -63,9 +63,7 @@ class TestWheel:
     def test_importing_it_imports_nothing_optional(self, installed):
         """Without the extras in use none of their packages is imported."""
         look = "import otel_audit, otel_audit_postgres\n" + LOOK.rpartition("import sys")[2]
-        told = run(
-            installed / "venv" / "bin" / "python", "-c", f"import sys{look}", cwd=installed
-        )
+        told = run(installed / "venv" / "bin" / "python", "-c", f"import sys{look}", cwd=installed)
         assert "heavy: []" in told
 
     def test_the_command_says_what_it_lacks(self, installed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from opentelemetry.sdk.resources import Resource
+from otel_audit_postgres.rows import to_row
 from strategies import a_record
 
 from otel_audit.attributes import record_from_attributes, to_attributes
@@ -15,7 +16,6 @@ from otel_audit.pipeline.processor import AuditSpanProcessor
 from otel_audit.pipeline.provider import make_audit_tracer, trace_record
 from otel_audit.record import AuditRecord, Body, Change, Request, Response, Source, Target, Tenant
 from otel_audit.redaction import Redactor
-from otel_audit_postgres.rows import to_row
 
 BODY = msgspec.json.encode(
     {

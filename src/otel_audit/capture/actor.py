@@ -11,6 +11,7 @@ import msgspec
 
 from otel_audit.capture.certificate import certificate_subject
 from otel_audit.capture.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
+from otel_audit.capture.labels import keyed_hash
 from otel_audit.capture.proxies import Proxies
 from otel_audit.capture.reading import (
     Scope,
@@ -24,11 +25,11 @@ from otel_audit.capture.reading import (
     state_of,
     words,
 )
-from otel_audit.capture.source import keyed_label
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import Actor, ActorType
+from otel_audit.redaction.hashing import KeyedHash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ class ActorOptions:
         api_key_header: Header with an API key.
         certificate_header: Header in which a proxy gives the client certificate's subject.
         proxies: Whose certificate headers are believed.
-        hmac_key: Key for the hash that stands for an API key.
+        hash: Makes the hash that stands for an API key.
         resolver: The user's callable; gets the ASGI scope.
     """
 
@@ -68,7 +69,7 @@ class ActorOptions:
     api_key_header: str | None = None
     certificate_header: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
-    hmac_key: bytes | None = field(default=None, repr=False)
+    hash: KeyedHash = field(default_factory=KeyedHash)
     resolver: Callable[[Scope], object] | None = None
 
     @classmethod
@@ -89,7 +90,6 @@ class ActorOptions:
                 f"{PREFIX}CLIENT_CERTIFICATE_HEADER: believed from trusted proxies only, "
                 f"and {PREFIX}TRUSTED_PROXIES names none"
             )
-        key = config.hmac_key
         return cls(
             order=config.actor_order,
             verifier=JwtVerifier.from_config(config),
@@ -101,7 +101,7 @@ class ActorOptions:
             api_key_header=config.api_key_header or None,
             certificate_header=config.client_certificate_header or None,
             proxies=Proxies.from_config(config),
-            hmac_key=None if key is None else key.get_secret_value().encode(),
+            hash=keyed_hash(config),
             resolver=load_hook(config.actor_resolver, "actor_resolver"),
         )
 
@@ -162,6 +162,8 @@ def _finished(actor: Actor, request: _Request) -> Actor:
         told = _token_actor(request.token, request.options)
         token = told if isinstance(told, Actor) and told.id == actor.id and told.verified else None
     role = actor.role or (token.role if token else None)
+    if token is None and request.options.aliases.get(role or "", role) == role:
+        return actor
     return msgspec.structs.replace(
         actor,
         role=request.options.aliases.get(role, role) if role is not None else None,
@@ -181,6 +183,8 @@ def _state(request: _Request) -> Actor | None:
 
 def _user(request: _Request) -> Actor | None:
     user = request.asgi.get("user")
+    if user is None:
+        return None
     # Starlette's BaseUser always has it; an object without it promises nothing
     return actor_from(user, "scope.user") if peek(user, "is_authenticated") is True else None
 
@@ -192,14 +196,14 @@ def _jwt(request: _Request) -> Actor | str | None:
 
 
 def _api_key(request: _Request) -> Actor | str | None:
-    name, key = request.options.api_key_header, request.options.hmac_key
+    name, keyed = request.options.api_key_header, request.options.hash
     given = [value for value in header_values(request.asgi, name) if value] if name else []
     if not given:
         return None
     if len(given) > 1:
         return "several_api_keys"
     return Actor(
-        id="api-key" if key is None else f"api-key:{keyed_label(key, 'api key', given[0])}",
+        id=f"api-key:{keyed.of(given[0])}" if keyed else "api-key",
         type="service",
         verified=False,
         reason="api_key_not_checked",

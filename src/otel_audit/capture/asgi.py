@@ -23,7 +23,7 @@ EXCHANGE = "otel_audit.exchange"
 
 
 class Capture(Protocol):
-    """What the taps need: how to open an exchange, and what to do when the server comes and goes."""
+    """What the taps need: how to open an exchange, what to do when the server comes and goes."""
 
     def open(self, scope: Scope) -> Exchange | None:
         """Begin to observe a request; None where there is nothing to observe. Never raises."""
@@ -52,6 +52,7 @@ class OuterTap:
         self._capture = capture
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
@@ -60,6 +61,9 @@ class OuterTap:
         )
         if exchange is None:
             await self.app(scope, receive, send)
+            return
+        if exchange.refused:
+            await _refuse(send)
             return
 
         async def tapped_send(message: Message) -> None:
@@ -103,6 +107,7 @@ class InnerTap:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3)."""
         exchange = scope.get(EXCHANGE)
         if exchange is None or exchange.inner_scope is not None:
             await self.app(scope, receive, send)
@@ -114,9 +119,7 @@ class InnerTap:
         async def tapped_receive() -> Message:
             message = await receive()
             if message["type"] == "http.request":
-                request_copy.add(
-                    message.get("body", b""), last=not message.get("more_body", False)
-                )
+                request_copy.add(message.get("body", b""), last=not message.get("more_body", False))
             return message
 
         async def tapped_send(message: Message) -> None:
@@ -134,6 +137,23 @@ class InnerTap:
             receive if request_copy is None else tapped_receive,
             send if response_copy is None else tapped_send,
         )
+
+
+# a problem document, RFC 9457
+_REFUSAL = (
+    b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The request '
+    b'cannot be recorded in the audit trail now, so it was not carried out. Try again later."}'
+)
+
+
+async def _refuse(send: Send) -> None:
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(_REFUSAL)),
+        (b"retry-after", b"10"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": _REFUSAL})
 
 
 def _is_last(kind: str, message: Message) -> bool:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus
 
 import msgspec
 
-from otel_audit.record import NO_CONTENT, Body
+from otel_audit.record import Body
 from otel_audit.redaction.adapt import describe_bytes
-from otel_audit.redaction.heads import whole_json, whole_lines, whole_parameters, whole_words
+from otel_audit.redaction.heads import (
+    whole_json,
+    whole_lines,
+    whole_parameters,
+    whole_words,
+    withhold_undecided,
+)
 from otel_audit.redaction.multipart import boundary_of, describe_part, split_parts
+from otel_audit.redaction.walk import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from otel_audit.redaction import Redactor
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -54,7 +62,7 @@ class _Copy:
     redactor: Redactor
 
 
-def make_body(
+def make_body(  # noqa: PLR0913 - one fact each
     raw: bytes,
     *,
     size: int,
@@ -132,9 +140,13 @@ def _declared_json(copy: _Copy) -> tuple[bytes | None, str | None]:
     if copy.complete:
         found = copy.redactor.json_or_none(document)
         return (None, "unparsable") if found is None else (found, None)
-    head = whole_json(document)
-    found = None if head is None else copy.redactor.json_or_none(head)
-    return _truncated(copy, found), "truncated"
+    return _truncated(copy, _json_head(copy, whole_json(document))), "truncated"
+
+
+def _json_head(copy: _Copy, head: bytes | None) -> bytes | None:
+    if head is None or not copy.redactor.json_or_none(head):
+        return None
+    return copy.redactor.json_or_none(_encode(withhold_undecided(parse_json(head))))
 
 
 def _json_lines(copy: _Copy) -> tuple[bytes | None, str | None]:
@@ -237,18 +249,25 @@ def _as_utf8(copy: _Copy) -> bytes | None:
     return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
 
 
+_ZEROS: Final = {
+    "utf-32-be": [True, True, True],
+    "utf-32-le": [False, True, True, True],
+    "utf-16-be": [True, False],
+    "utf-16-le": [False, True],
+}
+
+
 def _detected(raw: bytes) -> str:
     """Tell UTF-16 and UTF-32 from UTF-8 by where the zeros are (RFC 4627, section 3)."""
     zeros = [byte == 0 for byte in raw[:4]]
-    if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")) or zeros[:3] == [True] * 3:
-        return "utf-32" if raw[:2] in (b"\xff\xfe", b"\x00\x00") and not zeros[3] else "utf-32-be"
+    if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "utf-32"
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    if zeros[1:] == [True] * 3:
-        return "utf-32-le"
-    if zeros[:2] == [True, False]:
-        return "utf-16-be"
-    return "utf-16-le" if zeros[:2] == [False, True] else "utf-8-sig"
+    for codec, pattern in _ZEROS.items():
+        if zeros[: len(pattern)] == pattern:
+            return codec
+    return "utf-8-sig"
 
 
 def _decode_head(raw: bytes, codec: str, *, complete: bool) -> str:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from otel_audit.policy import Decision
 
 
-def enrich(span: Span, audit: AuditScope, decision: Decision, *, full: bool) -> None:
+def enrich(  # noqa: C901 - one fact after another
+    span: Span, audit: AuditScope, decision: Decision, *, full: bool
+) -> None:
     """Set what is known of the action on the server span.
 
     The span may end before the transaction does, so the count of changes is marked provisional

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextvars import Token
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from opentelemetry import trace
 
@@ -18,6 +19,7 @@ from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.outcome import outcome_of
 from otel_audit.capture.route import route_template
+from otel_audit.capture.strays import record_afterwards
 from otel_audit.complaints import complain
 from otel_audit.record import (
     ANONYMOUS,
@@ -25,17 +27,21 @@ from otel_audit.record import (
     Actor,
     AuditRecord,
     Body,
+    Change,
+    Outcome,
+    Phase,
     Request,
     Response,
     Source,
     Target,
     Tenant,
+    TransactionOutcome,
 )
+from otel_audit.redaction import REDACTED, Redactor
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
     from otel_audit.policy import Decision, Policy
-    from otel_audit.redaction import Redactor
 
 _logger = logging.getLogger("otel_audit.capture")
 
@@ -45,7 +51,16 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Recorder(Protocol):
     """Takes what is known of an action; keeps it in microseconds and never raises."""
 
-    def closed(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+    def opened(self, record: AuditRecord, server_span: trace.Span | None, /) -> bool:
+        """An action has begun; False where it must be refused, as it could not be recorded."""
+
+    def answered(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
+        """The client is about to see the end of its answer."""
+
+    def discarded(self, record_id: str, /) -> None:
+        """What was opened is not recorded after all."""
+
+    def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
         """The action is over and its record is true."""
 
 
@@ -108,6 +123,7 @@ class Exchange:
         self._error: BaseException | None = None
         self._decision: Decision | None = None
         self._resolved = False
+        self._judged: tuple[object, ...] | None = None
         self._token: Token[AuditScope | None] | None = None
         span = trace.get_current_span()
         self.audit = AuditScope(
@@ -115,6 +131,8 @@ class Exchange:
         )
         self._request_id = observer.request_id(scope)
         scope.setdefault("state", {})["request_id"] = self._request_id
+        self._spooled = False
+        self.refused = not self._open(observer)
         start = observer.policy.at_start(scope["method"], self._path)
         self._body_limit = limit = (
             observer.body_limit if start.body_limit is None else start.body_limit
@@ -123,6 +141,30 @@ class Exchange:
         self.response_copy = (
             BodyCopy(limit) if start.response and observer.response_bodies else None
         )
+
+    def _open(self, observer: Observer) -> bool:
+        """Write down that the action has begun, if it is one that is recorded when it succeeds."""
+        try:
+            decision = observer.policy.decide(
+                method=self._scope["method"],
+                path=self._path,
+                route=None,
+                status=None,
+                actor=ANONYMOUS,
+                tenant=None,
+                wrote=False,
+                key=self.audit.record_id,
+            )
+            if decision.level == "none":
+                return True
+            self._spooled = True
+            self.audit.source = observer.source(self._scope)
+            request = self._request(None)
+            record = self._record(decision, phase="started", outcome="unknown", request=request)
+            return observer.recorder.opened(record, self.audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._failed_ourselves(error)
+            return True
 
     def enter(self) -> None:
         """Make the action the current one."""
@@ -142,10 +184,15 @@ class Exchange:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
         try:
             self._decide(wrote=bool(self.audit.changes_pending or self.audit.transactions))
-            span = self.audit.server_span
-            if self._decision is not None and span is not None and span.is_recording():
-                self._collect()
-                enrich(span, self.audit, self._decision, full=self._observer.full_payload)
+            decision, span = self._decision, self.audit.server_span
+            if decision is None:
+                return
+            self._collect(decision)
+            if span is not None and span.is_recording():
+                enrich(span, self.audit, decision, full=self._observer.full_payload)
+            self._spooled = True
+            known = self._record(decision, phase="completed", outcome="unknown")
+            self._observer.recorder.answered(known, span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._failed_ourselves(error)
 
@@ -159,21 +206,51 @@ class Exchange:
         """The application has returned: what its transactions came to is known. Hand it over."""
         if self._token is not None:
             scopes.leave(self._token)
+        self.audit.late = self._told_later
         self.audit.closed = True
         try:
             self._decide(wrote=bool(self.audit.transactions))
-            if self._decision is not None:
-                self._collect()
-                self._observer.recorder.closed(self._record(), self.audit.server_span)
+            decision, recorder = self._decision, self._observer.recorder
+            if decision is not None:
+                self._collect(decision)
+                outcome = outcome_of(
+                    status=self._status, error=self._error, transaction=self.audit.transaction
+                )
+                record = self._record(decision, phase="completed", outcome=outcome)
+                recorder.closed(record, self.audit.server_span)
+            elif self._spooled:
+                recorder.discarded(self.audit.record_id)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._failed_ourselves(error)
+
+    def _told_later(
+        self,
+        audit: AuditScope,
+        outcome: TransactionOutcome,
+        changes: list[Change],
+        _count: int,
+    ) -> None:
+        """A transaction of this action ends after its record: it gets a record of its own."""
+        try:
+            if self._decision is None:
+                self._decide(wrote=True)
+            assert self._decision is not None  # noqa: S101 - what wrote is recorded
+            told = self._record(self._decision, phase="changes", outcome="unknown")
+            record = record_afterwards(told, audit, outcome, changes)
+            self._observer.recorder.closed(record, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._failed_ourselves(error)
 
     def _decide(self, *, wrote: bool) -> None:
-        scope = self.inner_scope if self.inner_scope is not None else self._scope
+        scope = self._asgi
         if not self._resolved:
             self._resolved = True
             self.audit.actor = self._observer.actor(scope, self.audit)
             self.audit.tenant = self._observer.tenant(scope, self.audit)
+        judged = (self._status, wrote, self.audit.actor, self.audit.tenant)
+        if judged == self._judged:
+            return
+        self._judged = judged
         decision = self._observer.policy.decide(
             method=self._scope["method"],
             path=self._path,
@@ -187,37 +264,55 @@ class Exchange:
         )
         self._decision = decision if decision.level != "none" else None
 
-    def _collect(self) -> None:
-        if self.audit.request is not None and self.audit.response is not None:
+    def _collect(self, decision: Decision) -> None:
+        audit, redactor = self.audit, self._observer.redactor
+        if audit.response is not None:
             return
-        observer, audit = self._observer, self.audit
-        decision = self._decision
-        assert decision is not None  # noqa: S101 - only asked for what is recorded
-        scope = self.inner_scope if self.inner_scope is not None else self._scope
         level = decision.level
-        audit.source = observer.source(self._scope)
-        audit.request = Request(
-            id=self._request_id,
-            method=self._scope["method"],
-            route=route_template(scope),
-            path=observer.redactor.path(self._path),
-            query=observer.redactor.query(self._scope.get("query_string", b"").decode("latin-1"))
-            or None,
-            headers=observer.redactor.headers(self._request_headers, observer.kept_headers),
-            http_version=self._scope.get("http_version"),
-            host=_text_header(self._request_headers, b"host"),
-            body=self._body(self.request_copy, self._request_headers)
+        audit.source = self._observer.source(self._asgi)
+        audit.request = self._request(
+            self._body(self.request_copy, self._request_headers)
             if level in ("request", "request_response")
-            else None,
+            else None
         )
-        response_headers = self.inner_response_headers or self._response_headers
+        headers = self.inner_response_headers or self._response_headers
         audit.response = Response(
             status_code=self._status,
-            headers=observer.redactor.headers(response_headers, observer.kept_headers),
-            body=self._body(self.response_copy, response_headers)
-            if level == "request_response"
-            else None,
+            headers=redactor.headers(headers, self._observer.kept_headers),
+            body=self._body(self.response_copy, headers) if level == "request_response" else None,
         )
+
+    @property
+    def _asgi(self) -> MutableMapping[str, Any]:
+        """The scope as the router left it: middleware may have passed on a copy."""
+        return self._scope if self.inner_scope is None else self.inner_scope
+
+    def _request(self, body: Body | None) -> Request:
+        redactor = self._observer.redactor
+        query = self._scope.get("query_string", b"").decode("latin-1")
+        return Request(
+            id=self._request_id,
+            method=self._scope["method"],
+            route=route_template(self._asgi),
+            path=self._shown_path(),
+            query=redactor.query(query) if query else None,
+            headers=redactor.headers(self._request_headers, self._observer.kept_headers),
+            http_version=self._scope.get("http_version"),
+            host=_text_header(self._request_headers, b"host"),
+            body=body,
+        )
+
+    def _shown_path(self) -> str:
+        redactor, scope = self._observer.redactor, self._asgi
+        parameters = scope.get("path_params")
+        segments = self._path.split("/")
+        if parameters is None:
+            # not routed yet, so nobody knows which segment is a secret: fail towards redaction
+            return redactor.path("/".join(map(_unless_token, segments)))
+        secret = {str(value) for name, value in parameters.items() if redactor.is_sensitive(name)}
+        if secret:
+            segments = [REDACTED if segment in secret else segment for segment in segments]
+        return redactor.path("/".join(segments))
 
     def _body(self, copy: BodyCopy | None, headers: Headers) -> Body | None:
         if copy is None or (copy.size == 0 and copy.complete):
@@ -234,41 +329,64 @@ class Exchange:
             limit=self._body_limit,
         )
 
-    def _record(self) -> AuditRecord:
-        audit, decision = self.audit, self._decision
-        assert decision is not None  # noqa: S101 - only asked for what is recorded
-        transaction = audit.transaction
+    def _record(
+        self,
+        decision: Decision,
+        *,
+        phase: Phase,
+        outcome: Outcome,
+        request: Request | None = None,
+    ) -> AuditRecord:
+        audit, redactor = self.audit, self._observer.redactor
         changes = () if decision.level == "metadata" else tuple(audit.changes)
-        target = audit.target or decision.target
+        total = audit.changes_total
         return AuditRecord(
             record_id=audit.record_id,
             action_id=audit.action_id,
             parent_action_id=audit.parent_action_id,
-            phase="completed",
+            phase=phase,
             schema_version=SCHEMA_VERSION,
             event_name=audit.event_name or decision.event_name,
             action=audit.action or decision.action,
-            outcome=outcome_of(status=self._status, error=self._error, transaction=transaction),
+            outcome=outcome,
             occurred_at=audit.occurred_at,
             duration=time.perf_counter_ns() - audit.started,
             actor=audit.actor or ANONYMOUS,
             tenant=audit.tenant,
-            target=_with_new_id(target, audit),
+            target=_with_new_id(audit.target or decision.target, audit),
             source=audit.source,
-            request=audit.request,
+            request=audit.request or request,
             response=audit.response,
             changes=changes,
-            changes_total=len(audit.changes) if len(audit.changes) != len(changes) else None,
+            changes_total=total if total != len(changes) else None,
             changes_rolled_back=audit.changes_rolled_back,
-            transaction=transaction,
-            error=None if self._error is None else describe_error(self._error, self._observer.redactor),
+            transaction=audit.transaction,
+            error=None if self._error is None else describe_error(self._error, redactor),
             level=decision.level,
-            metadata=self._observer.redactor.document(audit.metadata) if audit.metadata else {},
-        )  # fmt: skip
+            metadata=self._metadata(decision),
+        )
+
+    def _metadata(self, decision: Decision) -> dict[str, Any]:
+        found = self._observer.redactor.document(self.audit.metadata) if self.audit.metadata else {}
+        if decision.sample is not None:
+            found["audit.sample.one_of"] = decision.sample
+        return cast("dict[str, Any]", found)
 
     def _failed_ourselves(self, error: Exception) -> None:
         self._observer.on_error()
         complain(_logger, "exchange", "An action was not observed in full", error=error)
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SHORTEST_TOKEN = 16
+
+
+def _unless_token(segment: str) -> str:
+    """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
+    if len(segment) < _SHORTEST_TOKEN or _UUID.fullmatch(segment):
+        return segment
+    mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
+    return REDACTED if mixed else segment
 
 
 def _with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
@@ -278,7 +396,9 @@ def _with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
     created = [
         change.reference.partition(":")[2]
         for change in audit.changes
-        if change.operation == "insert" and change.key and change.reference.startswith(f"{target.type}:")
+        if change.operation == "insert"
+        and change.key
+        and change.reference.startswith(f"{target.type}:")
     ]  # fmt: skip
     return Target(type=target.type, id=created[0]) if len(created) == 1 else target
 

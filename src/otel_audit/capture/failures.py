@@ -26,7 +26,9 @@ def describe_error(error: BaseException, redactor: Redactor) -> ErrorInfo:
         only the count: the rest quotes values.
     """
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"  # fmt: skip
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
     try:
         message = redactor.text(_message(error)[:_LONGEST])
     except Exception:  # noqa: BLE001 - an exception whose text cannot be had is known by its type

@@ -53,7 +53,8 @@ def install(app: Any, capture: Capture) -> None:
     """
     if not hasattr(app, _METHOD) or not hasattr(app, "user_middleware"):
         raise InstrumentationError(
-            f"instrument(app): expected a FastAPI or Starlette application, got {type(app).__name__}"
+            "instrument(app): expected a FastAPI or Starlette application, "
+            f"got {type(app).__name__}"
         )
     if app in _apps:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ UNIX: Final = "unix"
 """Among the trusted proxies: whoever connects through a Unix socket, and so has no address."""
 
 _HOPS: Final = 64
+_LONGEST: Final = 100
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORWARDED_FOR: Final = re.compile(r"""(?:^|;)\s*for\s*=\s*("[^"]*"|[^;,"]*)""", re.IGNORECASE)
 
@@ -117,6 +119,11 @@ def parse_address(text: str) -> Address | None:
         The address, an IPv4 one mapped into IPv6 as IPv4 and without a zone; None for all else
         (RFC 7239 allows ``unknown`` and ``_names``).
     """
+    return _parse(text) if len(text) <= _LONGEST else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(text: str) -> Address | None:
     text = text.strip().strip('"').strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

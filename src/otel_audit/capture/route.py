@@ -40,7 +40,7 @@ def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
 def _mount_prefix(scope: Mapping[str, Any]) -> str:
     root = scope.get("root_path") or ""
     own = scope.get("app_root_path") or ""
-    prefix = root[len(own) :] if root.startswith(own) else root
+    prefix = root.removeprefix(own)
     if "app_root_path" not in scope or not prefix:
         return ""
     names = {str(value): name for name, value in (scope.get("path_params") or {}).items()}

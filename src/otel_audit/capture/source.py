@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_audit.capture.labels import keyed_hash
 from otel_audit.capture.proxies import Proxies, parse_address
 from otel_audit.capture.reading import (
     Scope,
@@ -18,6 +18,7 @@ from otel_audit.capture.reading import (
 )
 from otel_audit.ids import uuid7
 from otel_audit.record import Source
+from otel_audit.redaction.hashing import KeyedHash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,13 +44,13 @@ class SourceOptions:
         proxies: Whose forwarded headers are believed.
         session_claim: Claim of a verified token that is the session's id.
         session_cookie: Cookie of the session, if its hash shall be kept.
-        hmac_key: Key of that hash; without it there is none.
+        hash: Makes that hash; without a key there is none.
     """
 
     proxies: Proxies = field(default_factory=Proxies)
     session_claim: str = "sid"
     session_cookie: str | None = None
-    hmac_key: bytes | None = field(default=None, repr=False)
+    hash: KeyedHash = field(default_factory=KeyedHash)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> SourceOptions:
@@ -58,12 +59,11 @@ class SourceOptions:
         Raises:
             ConfigurationError: As for `Proxies.from_config`.
         """
-        key = config.hmac_key
         return cls(
             proxies=Proxies.from_config(config),
             session_claim=config.jwt_session_claim,
             session_cookie=config.session_cookie or None,
-            hmac_key=None if key is None else key.get_secret_value().encode(),
+            hash=keyed_hash(config),
         )
 
 
@@ -106,31 +106,16 @@ def request_id(asgi_scope: Scope, header_name: str) -> str:
     return uuid7()
 
 
-def keyed_label(key: bytes, purpose: str, secret: str) -> str:
-    """Name a secret without keeping it: the same label each time, of no use without the key.
-
-    Args:
-        key: The HMAC key.
-        purpose: Keeps labels of one use apart from those of another.
-        secret: What must not be stored.
-
-    Returns:
-        ``hmac:`` and 32 hex digits of HMAC-SHA-256 (RFC 2104).
-    """
-    message = f"otel-audit {purpose}\x00{secret}".encode("utf-8", "surrogatepass")
-    return f"hmac:{hmac.digest(key, message, 'sha256').hex()[:32]}"
-
-
 def _session(
     asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
 ) -> str | None:
     told = identifier(state_of(asgi_scope).get("session_id"))
     if told is None and claims is not None:
         told = identifier(claim(claims, options.session_claim))
-    if told is not None or options.session_cookie is None or options.hmac_key is None:
+    if told is not None or options.session_cookie is None or not options.hash:
         return told
     secret = _cookie(asgi_scope, options.session_cookie)
-    return None if secret is None else keyed_label(options.hmac_key, "session", secret)
+    return None if secret is None else options.hash.of(secret)
 
 
 def _cookie(asgi_scope: Scope, name: str) -> str | None:

@@ -113,7 +113,7 @@ def tenant_from(thing: object) -> Tenant | None:
     Args:
         thing: Its ``tenant_id`` or ``id``, and ``tenant_slug`` or ``slug``, are read.
     """
-    if isinstance(thing, Tenant):
+    if thing is None or isinstance(thing, Tenant):
         return thing
     plain = identifier(thing)
     if plain is not None:

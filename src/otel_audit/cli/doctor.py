@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -114,7 +116,7 @@ def _taps(target: str | None) -> Check:
     except ImportError:
         return Check(name, ok=None, detail="Starlette is not installed here: no HTTP auditing")
     try:
-        app = Starlette() if target is None else _load(target)
+        app: Any = Starlette() if target is None else _load(target)
         runtime = Runtime(AuditConfig(enabled=True, exporter="none", required=False))
         install(app, runtime)
         found = _stack(app.build_middleware_stack())
@@ -133,9 +135,9 @@ def _taps(target: str | None) -> Check:
     )
 
 
-def _load(target: str) -> object:
+def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     return getattr(importlib.import_module(module), attribute or "app")
 
 

@@ -20,6 +20,8 @@ class Counters:
         quarantined: Records the store put aside as unfit.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.
+        refused: Requests that were refused because they could not have been recorded.
+        spool_errors: Times that the spool did not take, or not keep, what it should.
     """
 
     emitted: int = 0
@@ -28,6 +30,8 @@ class Counters:
     quarantined: int = 0
     retries: int = 0
     capture_errors: int = 0
+    refused: int = 0
+    spool_errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, count: int = 1) -> None:
@@ -41,7 +45,16 @@ class Counters:
             return {name: getattr(self, name) for name in _COUNTED}
 
 
-_COUNTED = ("emitted", "exported", "dropped", "quarantined", "retries", "capture_errors")
+_COUNTED = (
+    "emitted",
+    "exported",
+    "dropped",
+    "quarantined",
+    "retries",
+    "capture_errors",
+    "refused",
+    "spool_errors",
+)
 
 
 def publish(meter: Meter, counters: Counters, queue_depth: Callable[[], int]) -> None:
@@ -58,6 +71,8 @@ def publish(meter: Meter, counters: Counters, queue_depth: Callable[[], int]) ->
         ("dropped", "audit.records.dropped"),
         ("quarantined", "audit.records.quarantined"),
         ("capture_errors", "audit.capture.errors"),
+        ("refused", "audit.requests.refused"),
+        ("spool_errors", "audit.spool.errors"),
     ):
         meter.create_observable_counter(
             metric, callbacks=[_reader(counters, name)], unit="{record}"
@@ -69,9 +84,7 @@ def publish(meter: Meter, counters: Counters, queue_depth: Callable[[], int]) ->
     meter.create_observable_gauge("audit.queue.depth", callbacks=[depth], unit="{record}")
 
 
-def _reader(
-    counters: Counters, name: str
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _reader(counters: Counters, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def read(_: CallbackOptions) -> Iterable[Observation]:
         yield Observation(counters.snapshot()[name])
 

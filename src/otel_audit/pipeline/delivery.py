@@ -10,16 +10,18 @@ import random
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.pipeline.backlog import Backlog
 from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.recovery import Adopt, batches_of
 from otel_audit.pipeline.sink import Sink
+from otel_audit.pipeline.spool import Kind, Spool, SpoolError
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -33,11 +35,13 @@ class DeliveryOptions:
     """How delivery behaves; times in seconds.
 
     Attributes:
-        queue_size: Records that may wait.
+        queue_size: Records that wait in memory.
         batch_size: Records in one write.
         batch_interval: How long a record waits for company.
         first_pause: Pause after the first failed write; doubles with each, up to ``longest_pause``.
         longest_pause: The cap of the pause.
+        sync_interval: How often the spool is brought to disk.
+        adopt_interval: How often the spools of dead processes are looked for.
     """
 
     queue_size: int = 20_000
@@ -45,39 +49,48 @@ class DeliveryOptions:
     batch_interval: float = 0.2
     first_pause: float = 0.1
     longest_pause: float = 15.0
+    sync_interval: float = 0.1
+    adopt_interval: float = 10.0
 
 
 class Delivery:
-    """A queue, and a worker thread with its own event loop that empties it into a sink.
+    """A backlog, and a worker thread with its own event loop that empties it into a sink.
 
-    The thread starts with the first record, and again after a fork. What waits in a parent's queue
-    is the parent's to deliver.
+    The thread starts when it is first needed, and again after a fork.
     """
 
     def __init__(
         self,
         make_sink: Callable[[], Sink],
         counters: Counters,
-        options: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - immutable
+        options: DeliveryOptions = DeliveryOptions(),
+        *,
+        spool: Callable[[], Spool] | None = None,
+        adopt: Adopt | None = None,
     ) -> None:
-        """Name the sink; nothing is opened yet.
+        """Name the sink, and open the spool; nothing is connected yet.
 
         Args:
             make_sink: Makes the sink, in the worker's thread.
             counters: Where everything is counted.
             options: Sizes and times.
+            spool: Opens the spool; None: records wait in memory only.
+            adopt: Locks the spools of dead processes.
+
+        Raises:
+            ConfigurationError: The spool cannot be kept.
         """
         self._make_sink = make_sink
         self._counters = counters
         self._options = options
+        self._adopt = adopt
+        self.backlog = Backlog(spool, counters, options.queue_size)
         self._reset()
         alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _reset_after_fork(alive))
+        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[AuditRecord] = deque()
-        self._underway = 0
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,32 +100,50 @@ class Delivery:
         self._hurry = False
         self._closing = False
         self._closed = False
-        self._oldest_failure: float | None = None
+        self._failing_since: float | None = None
+        self._next_adoption = 0.0
 
     @property
     def depth(self) -> int:
         """Records that the sink has not acknowledged."""
-        return len(self._waiting) + self._underway
+        return self.backlog.depth
 
     @property
     def failing_for(self) -> float:
         """Seconds since the first of the writes that have been failing until now; else 0."""
-        since = self._oldest_failure
+        since = self._failing_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def start(self) -> None:
+        """Start the worker now: what dead processes left need not wait for the first record."""
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._start()
+
+    def note(self, kind: Kind, record: AuditRecord) -> None:
+        """Write down what is known of an action that is not over.
+
+        Raises:
+            SpoolFullError: A bound of the spool is reached, and the action has only begun.
+        """
+        self.backlog.note(kind, record)
+
+    def discard(self, record_id: str) -> None:
+        """Take back what was written down of an action that is not recorded after all."""
+        self.backlog.discard(record_id)
+
     def submit(self, record: AuditRecord) -> None:
-        """Take over a record; returns in microseconds and never raises."""
+        """Take over a finished record; returns in microseconds and never raises."""
         with self._lock:
             self._counters.add("emitted")
-            if self._closed or self.depth >= self._options.queue_size:
-                self._counters.add("dropped")
+            if self._closed or not self.backlog.put(record):
                 why = "delivery has ended" if self._closed else "the queue is full"
+                self._counters.add("dropped")
                 complain(_logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL)
                 return
-            self._waiting.append(record)
             if self._thread is None:
                 self._start()
-            elif self._asleep or len(self._waiting) == self._options.batch_size:
+            elif self._asleep or self.backlog.ready == self._options.batch_size:
                 self._rouse()
 
     def flush(self, timeout: float) -> bool:
@@ -137,13 +168,16 @@ class Delivery:
         """Deliver what waits, then end the thread.
 
         Args:
-            timeout: Seconds to wait for delivery; what is left then is lost, counted and logged.
+            timeout: Seconds to wait for delivery. What is left then stays in the spool for the next
+                process of this service; without a spool it is lost, counted and logged.
 
         Returns:
             Whether everything was delivered.
         """
         self.flush(timeout)
         with self._lock:
+            if self._closed:
+                return self.depth == 0
             self._closing = self._closed = True
             thread = self._thread
             self._rouse()
@@ -152,16 +186,37 @@ class Delivery:
         if thread is not None:
             thread.join(_LAST_GRACE)
         with self._lock:
-            lost = self.depth
-            self._waiting.clear()
-            self._underway = 0
+            left = self.depth
+            self.tell_what_is_kept()
+            lost = self.backlog.close()
         if lost:
             self._counters.add("dropped", lost)
             _logger.critical(
                 "%d audit records are lost: the store did not take them within %g seconds", lost,
                 timeout,
             )  # fmt: skip
-        return lost == 0
+        return left == 0
+
+    def settle(self, timeout: float) -> None:
+        """Deliver what waits, and leave as little behind as can be: the process may be killed next.
+
+        Args:
+            timeout: Seconds to wait for delivery. Delivery goes on if there is more to do.
+        """
+        if self.flush(timeout):
+            with self._lock:
+                self.backlog.rest()
+        else:
+            self.tell_what_is_kept()
+
+    def tell_what_is_kept(self) -> None:
+        """Log how many records stay in the spool, if any."""
+        spool = self.backlog.open_spool
+        if spool is not None and spool.pending:
+            _logger.warning(
+                "%d audit records are kept in %s; the next process of this service delivers them",
+                spool.pending, spool.path,
+            )  # fmt: skip
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="otel-audit-delivery", daemon=True)
@@ -186,40 +241,55 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         sink = self._make_sink()
+        syncing = asyncio.create_task(self._keep_in_sync())
         try:
-            while await self._something_to_do():
-                await self._deliver(sink, self._take())
+            while not self._closing:
+                try:
+                    await self._adopt_the_dead(sink)
+                    if await self._something_to_do(self._wake):
+                        await self._deliver(sink)
+                except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
+                    self._note_failure(error)
+                    await self._rest(self._options.longest_pause)
         finally:
+            syncing.cancel()
             await sink.close()
 
-    async def _something_to_do(self) -> bool:
-        wake = self._wake
-        assert wake is not None  # noqa: S101 - set before the first call
-        while not self._closing:
-            wake.clear()
-            with self._lock:
-                self._asleep = not self._waiting
-            if self._asleep:
-                await wake.wait()
-            elif self._hurry or len(self._waiting) >= self._options.batch_size:
-                return True
-            else:
-                await _wait(wake, self._options.batch_interval)
-                return True
-        return False
-
-    def _take(self) -> list[AuditRecord]:
+    async def _something_to_do(self, wake: asyncio.Event) -> bool:
+        wake.clear()
         with self._lock:
-            count = min(len(self._waiting), self._options.batch_size)
-            batch = [self._waiting.popleft() for _ in range(count)]
-            self._underway = count
-        return batch
+            self._asleep = not self.backlog.has_work
+        if self._asleep:
+            await _wait(wake, self._until_adoption())
+            wake.clear()
+            if self._closing or not self.backlog.has_work:
+                return False
+        if not self._hurry and self.backlog.ready < self._options.batch_size:
+            await _wait(wake, self._options.batch_interval)
+        return True
 
-    async def _deliver(self, sink: Sink, batch: list[AuditRecord]) -> None:
+    async def _deliver(self, sink: Sink) -> None:
+        with self._lock:
+            batch = self.backlog.take(self._options.batch_size)
+        if batch:
+            if await self._write(sink, [item.record for item in batch]):
+                with self._changed:
+                    self.backlog.done(batch)
+                    self._changed.notify_all()
+            return
+        for items in self.backlog.take_from_disk(self._options.batch_size):
+            if not await self._write(sink, [item.record for item in items]):
+                return
+            with self._changed:
+                self.backlog.done(items)
+                self._changed.notify_all()
+
+    async def _write(self, sink: Sink, records: Sequence[AuditRecord]) -> bool:
+        """Write until it succeeds; False where delivery ends before that."""
         pause = self._options.first_pause
-        while batch and not self._closing:
+        while not self._closing:
             try:
-                written = await sink.write(batch)
+                written = await sink.write(records)
             except Exception as error:  # noqa: BLE001 - whatever it is, the batch must be kept
                 self._note_failure(error)
                 await self._rest(pause)
@@ -227,18 +297,52 @@ class Delivery:
                 continue
             self._counters.add("exported", written.stored)
             self._counters.add("quarantined", written.quarantined)
-            with self._changed:
-                self._underway = 0
-                if self._oldest_failure is not None:
-                    self._oldest_failure = None
-                    _logger.warning("The audit store takes records again")
-                self._changed.notify_all()
+            if self._failing_since is not None:
+                self._failing_since = None
+                _logger.warning("The audit store takes records again")
+            return True
+        return False
+
+    async def _adopt_the_dead(self, sink: Sink) -> None:
+        if self._adopt is None or time.monotonic() < self._next_adoption:
             return
+        self._next_adoption = time.monotonic() + self._options.adopt_interval
+        for spool in self._adopt():
+            recovered = 0
+            try:
+                for batch in batches_of(spool, self._options.batch_size, self._counters):
+                    if not await self._write(sink, batch):
+                        return
+                    recovered += len(batch)
+                spool.remove()
+            finally:
+                spool.release()
+            if recovered:
+                _logger.warning(
+                    "Delivered %d audit records that a dead process had left", recovered
+                )
+
+    def _until_adoption(self) -> float | None:
+        if self._adopt is None:
+            return None
+        return max(self._next_adoption - time.monotonic(), 0.0)
+
+    async def _keep_in_sync(self) -> None:
+        while self.backlog.spool is not None:
+            await asyncio.sleep(self._options.sync_interval)
+            spool = self.backlog.open_spool
+            if spool is None:
+                continue
+            try:
+                await asyncio.to_thread(spool.sync)
+            except (SpoolError, RuntimeError) as error:
+                self._counters.add("spool_errors")
+                complain(_logger, "sync", "The spool is not on disk: %s", error)
 
     def _note_failure(self, error: Exception) -> None:
         self._counters.add("retries")
-        if self._oldest_failure is None:
-            self._oldest_failure = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
         if isinstance(error, StoreUnavailableError):
             complain(_logger, "unavailable", "Audit records wait: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):
@@ -253,7 +357,7 @@ class Delivery:
         await _wait(wake, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -261,7 +365,8 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _reset_after_fork(alive: weakref.ref[Delivery]) -> None:
+def _begin_anew(alive: weakref.ref[Delivery]) -> None:
     delivery = alive()
     if delivery is not None:
         delivery._reset()  # noqa: SLF001 - its own module
+        delivery.backlog.after_fork()

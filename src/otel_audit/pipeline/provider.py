@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from otel_audit.attributes import SCOPE_NAME, to_attributes
+from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
 from otel_audit.record import AuditRecord
 
 _UNLIMITED = SpanLimits(
@@ -26,6 +30,21 @@ def application_resource() -> Resource:
     """The resource of the application's own tracing; one made from the environment without it."""
     found = getattr(trace.get_tracer_provider(), "resource", None)
     return found if isinstance(found, Resource) else Resource.create()
+
+
+def resource_attributes() -> dict[str, Any]:
+    """The attributes of `application_resource`, as plain values."""
+    provider = trace.get_tracer_provider()
+    known = _known.get(provider)
+    if known is None:
+        known = plain_values(application_resource().attributes)
+        _known[provider] = known
+    return known
+
+
+_known: weakref.WeakKeyDictionary[trace.TracerProvider, dict[str, Any]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def make_audit_tracer(resource: Resource, processor: SpanProcessor) -> trace.Tracer:
@@ -47,7 +66,10 @@ def make_audit_tracer(resource: Resource, processor: SpanProcessor) -> trace.Tra
 
 
 def trace_record(
-    tracer: trace.Tracer, record: AuditRecord, server_span: trace.Span | None
+    tracer: trace.Tracer,
+    record: AuditRecord,
+    server_span: trace.Span | None,
+    expect: Callable[[int, AuditRecord], None] | None = None,
 ) -> bool:
     """Make the audit span of a record; it ends at once, so its processor takes the record.
 
@@ -55,6 +77,7 @@ def trace_record(
         tracer: From `make_audit_tracer`.
         record: The finished record.
         server_span: The application's span that becomes the parent, if any.
+        expect: Told which record the span carries, before it ends.
 
     Returns:
         False where no span can be made because tracing is disabled.
@@ -70,5 +93,7 @@ def trace_record(
     )
     if not span.is_recording():
         return False
+    if expect is not None:
+        expect(span.get_span_context().span_id, record)
     span.end(record.observed_at)
     return True

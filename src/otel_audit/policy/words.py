@@ -60,6 +60,7 @@ _PARTICIPLES: Final = {
     "sell": "sold", "send": "sent", "set": "set", "shut": "shut", "spend": "spent",
     "split": "split", "steal": "stolen", "take": "taken", "teach": "taught", "tell": "told",
     "undo": "undone", "unfreeze": "unfrozen", "unbind": "unbound", "upset": "upset",
+    "sync": "synced", "resync": "resynced",
     "withdraw": "withdrawn", "withhold": "withheld", "write": "written", "overwrite":
     "overwritten", "login": "logged_in", "logout": "logged_out", "signin": "signed_in",
     "signout": "signed_out", "signup": "signed_up", "checkout": "checked_out", "checkin":

@@ -65,7 +65,7 @@ def as_json_shape(value: Any) -> Any:
 _NOTHING: Final = object()
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Any) -> Any:  # noqa: PLR0911 - a table
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):

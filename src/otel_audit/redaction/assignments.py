@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import re2
 
-from otel_audit.redaction.names import NameRules
 from otel_audit.redaction.tokens import is_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_audit.redaction.names import NameRules
 
 _NAME: Final = rb"[A-Za-z0-9_.$\[\]/%-]|[^\x00-\x7f]"
 _NAMED: Final = re2.compile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +68,7 @@ def _gather(document: Any, limits: Limits) -> tuple[list[str], list[str]] | None
     level = [document]
     nodes = 0
     for _ in range(limits.depth + 1):
+        nodes += len(level)
         below: list[Any] = []
         for item in level:
             kind = type(item)
@@ -79,20 +79,25 @@ def _gather(document: Any, limits: Limits) -> tuple[list[str], list[str]] | None
                 below += item.values()
             elif kind is list:
                 below += item
-            elif kind is int:
-                if not -(10**12) < item < 10**12:
-                    if item.bit_length() > 4_096:  # noqa: PLR2004 - as in adapt
-                        return None
-                    strings.append(str(abs(item)))
-            elif kind is float:
-                if not math.isfinite(item) or abs(item) >= 10**12:
-                    return None
-            elif item is not None and kind is not bool:
+            elif not _is_plain(item):
                 return None
-        nodes += len(level)
         if nodes > limits.nodes:
             return None
         if not below:
-            return None if any(type(name) is not str for name in names) else (names, strings)
+            return (names, strings) if all(type(name) is str for name in names) else None
         level = below
     return None
+
+
+def _is_plain(item: Any) -> bool:
+    """Tell whether a value is a short number, a bool, or None."""
+    kind = type(item)
+    if kind is int:
+        return bool(-LONG_NUMBER < item < LONG_NUMBER)
+    if kind is float:
+        return bool(-LONG_NUMBER < item < LONG_NUMBER)
+    return item is None or kind is bool
+
+
+LONG_NUMBER = 10**12
+"""What is shorter than any card's number."""

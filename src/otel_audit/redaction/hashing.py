@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from otel_audit.redaction.tokens import REDACTED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

@@ -6,7 +6,10 @@ nothing of it is kept.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+from otel_audit.redaction.tokens import WITHHELD
+from otel_audit.redaction.walk import PAIR_NAMES, PAIR_VALUES
 
 _OPENERS: Final = {b"{": b"}", b"[": b"]"}
 _CLOSERS: Final = frozenset(_OPENERS.values())
@@ -54,6 +57,26 @@ def _string_end(head: bytes, start: int) -> int:
             return quote + 1
         place = quote + 1
     return len(head)
+
+
+def withhold_undecided(document: Any) -> Any:
+    """Withhold, in what the cut left open, values whose name may have stood behind the cut.
+
+    Args:
+        document: What the head of a JSON text parses to; it is changed in place.
+
+    Returns:
+        The document, without the value of ``{"value": …, "name": …}`` where no name is left.
+    """
+    opened = document
+    while opened and isinstance(opened, dict | list):
+        if isinstance(opened, dict):
+            for key in PAIR_VALUES.intersection(opened) if PAIR_NAMES.isdisjoint(opened) else ():
+                opened[key] = WITHHELD
+            opened = next(reversed(opened.values()))
+        else:
+            opened = opened[-1]
+    return document
 
 
 def whole_lines(head: bytes) -> bytes:

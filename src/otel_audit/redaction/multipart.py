@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.redaction.adapt import describe_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MOST_PARTS: Final = 1_000
 _LONGEST_HEADER: Final = 8_192

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import re2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Sensitive wherever they stand in a name, whatever its style: `newPassword`, `DB_PASSWD_OLD`.
 PHRASES: Final = (
@@ -63,17 +65,17 @@ _UNRELATED: Final = (
 _ABOUT: Final = frozenset({
     "accepted", "address", "age", "alg", "algorithm", "algorithms", "amount", "at", "attempts",
     "balance", "banner", "brand", "bucket", "budget", "category", "changed", "check", "checks",
-    "complexity", "consent", "count", "country", "counts", "created", "date", "day", "days", "decimals",
-    "description", "disabled", "enabled", "endpoint", "exp", "expired", "expires", "expiry",
-    "expiration", "failures", "format", "holder", "id", "ids", "in", "issuer", "kind", "label",
-    "last4", "len", "length", "lifetime", "limit", "match", "matched", "matches", "method",
-    "methods", "mode", "month", "name", "names", "network", "policy", "policies", "present",
-    "price", "provided", "provider", "quota", "rate", "ref", "required",
-    "requirements", "result", "revoked", "rotated", "rotation", "rule", "rules", "scheme", "scope",
-    "scopes", "score", "server", "servers", "size", "source", "standard", "status", "strength",
-    "supply", "supported", "symbol", "time", "timestamp", "ttl", "type", "types",
-    "updated", "usage", "valid", "validity", "verified", "version", "window", "year",
-    "years",
+    "complexity", "consent", "count", "country", "counts", "created", "date", "day", "days",
+    "decimals", "description", "disabled", "enabled", "endpoint", "error", "errors", "exp",
+    "expiration", "expired", "expires", "expiry", "failures", "format", "formats", "holder",
+    "id", "ids", "in", "issuer", "kind", "label", "last4", "len", "length", "lengths",
+    "lifetime", "limit", "match", "matched", "matches", "method", "methods", "mode", "month",
+    "name", "names", "network", "policies", "policy", "present", "price", "provided",
+    "provider", "quota", "rate", "ref", "required", "requirements", "result", "revoked",
+    "rotated", "rotation", "rule", "rules", "scheme", "scope", "scopes", "score", "server",
+    "servers", "size", "source", "standard", "status", "strength", "supply", "supported",
+    "symbol", "time", "timestamp", "ttl", "type", "types", "updated", "usage", "valid",
+    "validity", "verified", "version", "window", "year", "years",
 })  # fmt: skip
 _ABOUT_TOGETHER: Final = _ABOUT | {
     *(f"{verb}{end}" for verb in ("changed", "created", "expired", "expires", "issued", "reset",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from otel_audit.redaction.names import squash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class PathRules:

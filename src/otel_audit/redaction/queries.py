@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from otel_audit.redaction.names import squash
 from otel_audit.redaction.text import clean
 from otel_audit.redaction.walk import OMITTED, Rules, Walk
 
-_SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NEEDS_DECODING = frozenset('%+"\\\0')
+_SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._%"
 
 
 def redact_query(rules: Rules, query: str) -> str:
@@ -25,11 +28,23 @@ def redact_query(rules: Rules, query: str) -> str:
     Returns:
         A valid query; parameters are missing only in mode ``omit``.
     """
+    if _passes_unseen(rules, query):
+        return query
     walk = Walk(rules)
     parts = query.split("&")
     is_callback = {"code", "state"} <= {squash(part.partition("=")[0]) for part in parts}
     redacted = (_parameter(walk, part, is_callback=is_callback) for part in parts)
     return "&".join(part for part in redacted if part is not None)
+
+
+def _passes_unseen(rules: Rules, query: str) -> bool:
+    """Tell, by one search over a query as if it were JSON, that no rule touches it."""
+    if rules.paths or len(query) > rules.limits.length or not query.isascii():
+        return False
+    if not _NEEDS_DECODING.isdisjoint(query) or "code=" in query.lower():
+        return False
+    spelled = query.replace("&", '"\n"').replace("=", '":"')
+    return not rules.scan.suspects(b'"%b":' % spelled.encode())
 
 
 def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
@@ -57,11 +72,14 @@ def redact_path(rules: Rules, path: str) -> str:
     Returns:
         The path with the segments that a value rule names replaced.
     """
+    path = clean(path)
     walk = Walk(rules)
-    whole = walk.value(clean(path), None)
+    whole = walk.value(path, None)
     if whole == path and "%" not in path:
         return path
-    return "/".join(_segment(walk, segment) for segment in path.split("/"))
+    segments = "/".join(_segment(walk, segment) for segment in path.split("/"))
+    # a URL as part of a path goes over several segments
+    return _quote_segment(str(walk.value(segments, None))) if whole != path else segments
 
 
 def _segment(walk: Walk, segment: str) -> str:
@@ -70,6 +88,7 @@ def _segment(walk: Walk, segment: str) -> str:
 
 
 def _quote_segment(text: str) -> str:
+    """Spell a redacted segment; its percent signs are those of escapes that were there."""
     return quote(text, safe=_SAFE_IN_PATH)
 
 

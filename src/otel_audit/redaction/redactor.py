@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
-from pydantic import SecretStr
 
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
@@ -34,6 +31,12 @@ from otel_audit.redaction.walk import (
     parse_json,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
 _log: Final = logging.getLogger("otel_audit.redaction")
 _WITHHELD_JSON: Final = encode(WITHHELD)
 
@@ -52,7 +55,7 @@ class Redactor:
     bound, is replaced by ``[WITHHELD]``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a setting
         self,
         *,
         fields: Iterable[str] = (),
@@ -227,7 +230,8 @@ class Redactor:
         seen = glance(value, self._rules.scan, self._rules.limits)
         if seen.names_clean and seen.values_clean and not self._rules.paths:
             return parse_json(encode(value))
-        return _kept(Walk(self._rules, values_clean=seen.values_clean).value(value, None))
+        values_clean = seen.values_clean and not self._rules.paths
+        return _kept(Walk(self._rules, values_clean=values_clean).value(value, None))
 
     def _passes_unseen(self, raw: bytes) -> bool:
         """Tell, without parsing it, that a text is JSON and that no rule touches it.

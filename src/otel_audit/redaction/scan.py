@@ -6,13 +6,15 @@ in a broader way than `names.py` judges them, values in a broader way than `valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import re2
 
 from otel_audit.redaction import names
 from otel_audit.redaction.checks import IBAN_LENGTHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _GAP = r'[^a-z0-9"\\]*'
 
@@ -20,11 +22,12 @@ _VALUES: Final = (
     r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
     r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]", r"slack\.com",
     r"parameters:|row contains|input_value",
-    r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|(?:akia|asia|abia|acca)[a-z0-9]{8}"
-    r"|xox[a-z]-|xapp-|aiza[a-z0-9_-]{8}|ya29\.|gocspx-|[^a-z0-9]sk-[a-z0-9]{2}|[^a-z0-9]sg\.[a-z0-9_-]{8}"
-    r"|[^a-z0-9]key-[0-9a-f]{8}|[0-9a-f]{8}-us[0-9]|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_"
-    r"|sq0[a-z]|eaaa[a-z0-9_-]{16}|[^a-z0-9]sk[0-9a-f]{16}|[^a-z0-9]hf_|dapi[0-9a-f]{8}|hv[sbr]\."
-    r"|[0-9]:aa[a-z0-9_-]{8}|lin_api|ntn_|pmak-|gl(?:sa|c)_|sntry|nrak-|atatt3|nfp_|pscale_|sbp_",
+    # the beginnings of the vendors' shapes
+    r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|ya29\.|gocspx-",
+    r"(?:akia|asia|abia|acca)[a-z0-9]{8}|aiza[a-z0-9_-]{8}|eaaa[a-z0-9_-]{16}|[0-9]:aa[a-z0-9_-]{8}",
+    r"[^a-z0-9](?:sk-[a-z0-9]{2}|sg\.[a-z0-9_-]{8}|key-[0-9a-f]{8}|sk[0-9a-f]{16}|hf_)",
+    r"[0-9a-f]{8}-us[0-9]|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_|sq0[a-z]|dapi[0-9a-f]{8}",
+    r"hv[sbr]\.|lin_api|ntn_|pmak-|gl(?:sa|c)_|sntry|nrak-|atatt3|nfp_|pscale_|sbp_",
 )  # fmt: skip
 _NUMBERS: Final = (
     r"[0-9](?:[^a-z0-9\"\\,:;]{0,2}[0-9]){12}",
@@ -55,7 +58,7 @@ class Scan:
             "|".join(piece for piece in pieces if piece),
             rf'"[^"\\]*(?:{"|".join(_letters(root) for root in roots)})[^"\\]*"\s*:',
             rf'["\[./:][^a-z0-9"\\]*(?:{"|".join(_letters(word) for word in exact)}){_GAP}"\s*:',
-            rf'"(?:{"|".join(exact)})"|[^a-z0-9](?:{"|".join(exact)})[\W_]{{0,4}}[=:>]',
+            rf'["\'](?:{"|".join(exact)})["\']|[^a-z0-9](?:{"|".join(exact)})[\W_]{{0,4}}[=:>]',
             r'"[^"\\]*[^\x00-\x7f][^"\\]*"\s*:',
         ]
         words = [

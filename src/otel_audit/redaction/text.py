@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import re2
 
 from otel_audit.redaction import values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
-from otel_audit.redaction.names import NameRules
 from otel_audit.redaction.tokens import WITHHELD, is_token
 from otel_audit.redaction.values import SHAPES, Span, ValueRule
+
+if TYPE_CHECKING:
+    from otel_audit.redaction.names import NameRules
 
 Replace = Callable[[str], str]
 Note = Callable[[str], None]
@@ -23,6 +25,12 @@ _HEADER_LINE: Final = re2.compile(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie2?)\s*[:=]\s*([^\s\"'\\][^\r\n]*)"
 )
 _XML: Final = re2.compile(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)")
+_NAMED_TAG: Final = re2.compile(
+    r"(?i)<[a-z:]+\s[^<>]*?\b(?:name|key|id|property)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
+)
+_VALUE_OF_TAG: Final = re2.compile(
+    r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
+)
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
 
@@ -45,7 +53,8 @@ class TextRules:
             by_looks.append(values.EMAIL)
         header = ValueRule("header", _HEADER_LINE, self._header)
         xml = ValueRule("element", _XML, self._element)
-        self._credentials = (*values.CREDENTIALS, header, xml)
+        tag = ValueRule("element", _NAMED_TAG, self._named_tag)
+        self._credentials = (*values.CREDENTIALS, header, xml, tag)
         self._by_looks = tuple(by_looks)
 
     def redact(
@@ -114,6 +123,16 @@ class TextRules:
     def _header(self, match: Any) -> Iterable[Span]:
         value = match.group(1).strip()
         return () if is_token(value) or value.lower() in PROSE else (match.span(1),)
+
+    def _named_tag(self, match: Any) -> Iterable[Span]:
+        """Find the value in `<input name="csrf_token" value="…">`."""
+        if not names_a_secret(self._names, match.group(1), ""):
+            return
+        for found in _VALUE_OF_TAG.finditer(match.group()):
+            group = next(number for number in (1, 2, 3) if found.start(number) >= 0)
+            start, end = found.span(group)
+            if end > start and not is_token(found.group(group)):
+                yield match.start() + start, match.start() + end
 
     def _element(self, match: Any) -> Iterable[Span]:
         name, value = match.group(1), match.group(2)

@@ -47,7 +47,8 @@ def _first_group(match: Any) -> Iterable[Span]:
     return () if span[0] < 0 or is_token(match.group(1)) else (span,)
 
 
-_START = r"(?:^|[^A-Za-z0-9])"
+_START: Final = r"(?:^|[^A-Za-z0-9])"
+_UUID: Final = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 
 PRIVATE_KEY: Final = ValueRule(
     "private_key",
@@ -76,7 +77,7 @@ _VENDOR_SHAPES: Final = (
     r"sk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_-]{16,}", r"sk-[A-Za-z0-9]{20,}",  # AI
     r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}", r"key-[0-9a-f]{32}",  # SendGrid, Mailgun
     r"[0-9a-f]{32}-us[0-9]{1,2}",  # Mailchimp
-    r"npm_[A-Za-z0-9]{36}", r"pypi-[A-Za-z0-9_-]{16,}", r"dckr_pat_[A-Za-z0-9_-]{16,}",
+    r"npm_[A-Za-z0-9]{36}", r"pypi-Ag[A-Za-z0-9_-]{16,}", r"dckr_pat_[A-Za-z0-9_-]{16,}",
     r"do[opr]_v1_[0-9a-f]{64}", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",  # DigitalOcean, Shopify
     r"sq0(?:atp|csp|idp)-[A-Za-z0-9_-]{22,}", r"EAAA[A-Za-z0-9_-]{60}",  # Square
     r"SK[0-9a-f]{32}", r"hf_[A-Za-z0-9]{30,}", r"dapi[0-9a-f]{32}",  # Twilio, Hugging Face …
@@ -156,7 +157,7 @@ def _card(match: Any) -> Iterable[Span]:
     run, offset = match.group(1), match.start(1)
     if offset < 0:
         return ()
-    groups = [(found.start(), found.end()) for found in _DIGITS.finditer(run)]
+    groups = _groups_of(run)
     digits = "".join(run[start:end] for start, end in groups)
     if checks.is_card(digits, any_network=_lengths(groups) in _CARD_GROUPS):
         return (match.span(1),)
@@ -164,32 +165,52 @@ def _card(match: Any) -> Iterable[Span]:
 
 
 def _cards_within(run: str, groups: list[Span]) -> Iterable[Span]:
+    lengths = _lengths(groups)
     place = 0
     while place < len(groups):
-        for count in (1, 5, 4, 3):
+        count = _card_groups_at(lengths, place)
+        if count:
             chosen = groups[place : place + count]
             digits = "".join(run[start:end] for start, end in chosen)
-            grouped = _lengths(chosen) in _CARD_GROUPS
-            if (count == 1 or grouped) and checks.is_card(digits, any_network=grouped):
+            if checks.is_card(digits, any_network=count > 1):
                 yield chosen[0][0], chosen[-1][1]
                 place += count - 1
-                break
         place += 1
+
+
+def _card_groups_at(lengths: tuple[int, ...], place: int) -> int:
+    """Tell how many groups from here could be one card's number, 0 if none could."""
+    if lengths[place] in checks.CARD_DIGITS:
+        return 1
+    if lengths[place] != _FIRST_GROUP:
+        return 0
+    return next((n for n in (5, 4, 3) if lengths[place : place + n] in _CARD_GROUPS), 0)
+
+
+def _groups_of(run: str) -> list[Span]:
+    groups: list[Span] = []
+    start = -1
+    for place, letter in enumerate(f"{run} "):
+        if letter.isdigit():
+            start = place if start < 0 else start
+        elif start >= 0:
+            groups.append((start, place))
+            start = -1
+    return groups
 
 
 def _lengths(groups: list[Span]) -> tuple[int, ...]:
     return tuple(end - start for start, end in groups)
 
 
-_DIGITS: Final = re2.compile("[0-9]+")
+_FIRST_GROUP: Final = 4
 _CARD_GROUPS: Final = frozenset({(4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (4, 6, 5), (4, 6, 4)})
 
 CARD: Final = ValueRule(
     "card",
     # first what is no card though it has as many digits: a UUID, a fraction
     re2.compile(
-        r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
-        r"|([0-9]{4}(?:\.[0-9]{4}){3})|[0-9]+\.[0-9]+"
+        _UUID + r"|([0-9]{4}(?:\.[0-9]{4}){3})|[0-9]+\.[0-9]+"
         r"|([0-9](?:[ \-\x{a0}\x{2010}-\x{2015}\x{2009}\x{202f}]{0,2}[0-9]){12,})"
     ),
     lambda match: _card(_group_as_first(match)),
@@ -231,25 +252,29 @@ SSN: Final = ValueRule(
 def _iban(match: Any) -> Iterable[Span]:
     """Read on from a country code and check digits for as long as that country's numbers are."""
     text, start = match.string, match.start(1)
+    if start < 0:
+        return ()
     wanted = checks.IBAN_LENGTHS.get(match.group(1)[:2].upper())
     if wanted is None:
         return ()
-    compact: list[str] = []
-    place = start
-    while place < len(text) and len(compact) < wanted:
-        letter = text[place]
-        if letter.isascii() and letter.isalnum():
-            compact.append(letter.upper())
-        elif letter not in " -\u00a0" or not text[place - 1].isalnum():
-            break
-        place += 1
-    follower = text[place : place + 1]
-    if follower.isascii() and follower.isalnum():
+    ahead = text[start : start + wanted + _MOST_SEPARATORS]
+    compact = ahead.translate(_WITHOUT_SEPARATORS)[:wanted].upper()
+    if not checks.is_iban(compact):
         return ()
-    return ((start, place),) if checks.is_iban("".join(compact)) else ()
+    end = start
+    for _ in compact:
+        while text[end] in _SEPARATORS:
+            end += 1
+        end += 1
+    follower = text[end : end + 1]
+    return () if follower.isascii() and follower.isalnum() else ((start, end),)
 
 
-IBAN: Final = ValueRule("iban", re2.compile(_START + r"([A-Za-z]{2}[0-9]{2})"), _iban)
+_SEPARATORS: Final = " -\u00a0\u202f"
+_WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
+_MOST_SEPARATORS: Final = 12
+
+IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9]{{2}})"), _iban)
 
 EMAIL: Final = ValueRule(
     "email", re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), _whole

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -16,13 +15,18 @@ from otel_audit.redaction.adapt import (
     as_json_int,
     as_json_shape,
 )
-from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.marks import Marked
-from otel_audit.redaction.names import NameRules
-from otel_audit.redaction.paths import PathRules
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.text import TextRules, clean
 from otel_audit.redaction.tokens import REDACTED, WITHHELD, is_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from otel_audit.redaction.hashing import KeyedHash
+    from otel_audit.redaction.names import NameRules
+    from otel_audit.redaction.paths import PathRules
+    from otel_audit.redaction.scan import Scan
 
 Mode = Literal["replace", "omit", "hmac"]
 Step = tuple[Any, str | int] | None
@@ -37,11 +41,11 @@ _CACHED_KEY: Final = 128
 
 # Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
 # HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
-_PAIR_NAMES: Final = (
+PAIR_NAMES: Final = frozenset({
     "name", "key", "field", "header", "param", "parameter", "variable", "property", "attribute",
     "column", "setting", "loc", "path", "Name", "Key",
-)  # fmt: skip
-_PAIR_VALUES: Final = frozenset({
+})  # fmt: skip
+PAIR_VALUES: Final = frozenset({
     "value", "values", "val", "input", "new", "old", "new_value", "old_value", "newValue",
     "oldValue", "before", "after", "from", "to", "content", "data", "default", "text", "Value",
     "string_value", "stringValue", "ctx",
@@ -155,26 +159,28 @@ class Walk:
         self._nodes -= 1
         if self._nodes < 0:
             return self._withhold("bound:nodes", step)
-        if self._values_clean and kind in _LEAVES:
+        if value is None or kind is bool or (self._values_clean and kind in _LEAVES):
             return value
         if kind is str:
             return self._string(value, step, depth, allowed=allowed)
-        if value is None or kind is bool:
-            return value
         if kind is dict:
             return self._mapping(value, step, depth)
         if kind is list:
             return self._sequence(value, step, depth, allowed=allowed)
+        return self._other(value, step, depth, allowed=allowed)
+
+    def _other(self, value: Any, step: Step, depth: int, *, allowed: bool) -> Any:
+        kind = type(value)
         if kind is int or kind is float:
             return self._number(value, step, allowed=allowed)
         if kind is Marked:
             return self._marked(value, step)
+        if depth > self._rules.limits.depth:
+            return self._withhold("bound:depth", step)
         try:
             shape = as_json_shape(value)
         except NotUnderstoodError:
             return self._withhold("unknown_type", step)
-        if depth > self._rules.limits.depth:
-            return self._withhold("bound:depth", step)
         return self.value(shape, step, depth + 1, allowed=allowed)
 
     def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
@@ -197,14 +203,19 @@ class Walk:
             return self._withhold("bound:depth", step)
         paired = self._pair_rule(value)
         found: dict[str, Any] = {}
+        judge = self._rules.names.judge
         for seen, (raw_key, item) in enumerate(value.items()):
             if self._nodes <= 0:
                 found[WITHHELD] = len(value) - seen
                 self._note("bound:nodes", step)
                 break
             name = raw_key if type(raw_key) is str else _key_text(raw_key)
+            if self._values_clean and type(item) in _LEAVES and judge(name) is CLEAR:
+                self._nodes -= 1
+                found[self._free_key(found, name, step)] = item
+                continue
             here = (step, name)
-            if paired is not None and item is not None and name in _PAIR_VALUES:
+            if paired is not None and item is not None and name in PAIR_VALUES:
                 result = self._remove(item, paired, here)
             else:
                 result = self.named(name, item, here, depth + 1)
@@ -237,10 +248,10 @@ class Walk:
         return [self.key(item[0], step), REDACTED if result is OMITTED else result]
 
     def _pair_rule(self, value: dict[Any, Any]) -> str | None:
-        if self._values_clean or _PAIR_VALUES.isdisjoint(value):
+        if self._values_clean or PAIR_VALUES.isdisjoint(value):
             return None
-        for key in _PAIR_NAMES:
-            names = value.get(key)
+        for key in PAIR_NAMES.intersection(value):
+            names = value[key]
             for name in names if isinstance(names, list | tuple) else (names,):
                 if isinstance(name, str) and self._names_a_secret(name):
                     return "named_beside"
@@ -264,7 +275,8 @@ class Walk:
         if len(text) < _SHORTEST_SUSPECT:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
-        if not (may_be_json and "\\" in text) and not self._rules.scan.suspects_string(text):
+        looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
+        if not looked_into and not self._rules.scan.suspects_string(text):
             return text
         if may_be_json and not is_token(text):
             try:

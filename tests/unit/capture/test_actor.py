@@ -58,6 +58,9 @@ def by_state(user: Any, **settings: Any) -> Actor:
     return resolve(scope={"state": {"user": user}}, **settings)
 
 
+DEFAULTS = options()
+
+
 class TestNobody:
     def test_nothing_known(self) -> None:
         """Where nobody says who, it is anonymous, and not verified."""
@@ -292,7 +295,8 @@ class TestApplicationsUser:
     ))  # fmt: skip
     def test_anything(self, user: Any) -> None:
         """Whatever an application puts there, the answer is an actor with a clean id."""
-        found = by_state(user)
+        scope = {"headers": [], "state": {"user": user}}
+        found = resolve_actor(scope, AuditScope(), DEFAULTS)
         assert is_clean(found.id)
         assert 0 < len(found.id) <= 256
 
@@ -323,7 +327,7 @@ class TestApiKey:
 
 
 class TestCertificate:
-    SETTINGS = {"client_certificate_header": "X-Client-DN", "trusted_proxies": "10.0.0.0/8"}  # noqa: RUF012 - read only
+    SETTINGS = {"client_certificate_header": "X-Client-DN", "trusted_proxies": "10.0.0.0/8"}
 
     def test_from_trusted_proxy(self) -> None:
         """A certificate's subject is believed from a trusted proxy."""

@@ -384,6 +384,7 @@ class TestClaims:
         assert checks.verify(token).verified
         now[0] = 1010.0
         assert reason(checks, token) == "token_expired"
+        assert reason(checks, jwt.encode({"sub": "u2", "exp": 1010}, SECRET)) == "token_expired"
 
     def test_memory_is_bounded(self, by_secret: JwtVerifier) -> None:
         """However many tokens come, not many are remembered, and none of them in clear."""
@@ -521,7 +522,7 @@ class Endpoint:
             def do_GET(self) -> None:
                 outer.hits += 1
                 outer.gate.wait(10)
-                self.send_response(outer.status)
+                self.send_response(200 if self.path == "/elsewhere" else outer.status)
                 for name, value in outer.headers.items():
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(outer.body)))
@@ -581,12 +582,12 @@ class TestFetchedKeySets:
 
     @pytest.mark.parametrize(
         ("status", "headers"),
-        [(500, {}), (204, {}), (302, {"location": "http://127.0.0.1:9/evil"})],
+        [(500, {}), (204, {}), (302, {"location": "/elsewhere"})],
     )
     def test_only_a_plain_answer(
         self, endpoint: Endpoint, status: int, headers: dict[str, str]
     ) -> None:
-        """Errors and redirects give no keys."""
+        """Errors and redirects give no keys, though there are keys where a redirect leads."""
         endpoint.status, endpoint.headers = status, headers
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
         assert not checks.ready(10)
@@ -708,6 +709,9 @@ class TestUnverified:
         checks = verifier(jwt_unverified_behind_gateway=True, jwt_audience="shop")
         assert reason(checks, jwt.encode(claims(exp=1), SECRET)) == "token_expired"
         assert reason(checks, jwt.encode(claims(aud="x"), SECRET)) == "wrong_audience"
+        named = verifier(jwt_unverified_behind_gateway=True, jwt_issuer="a")
+        assert reason(named, jwt.encode(claims(iss="b"), SECRET)) == "wrong_issuer"
+        assert reason(named, jwt.encode(claims(), SECRET)) == "missing_issuer"
         assert reason(checks, forge({"alg": "none"}, claims(), lambda _: b"")) == "alg_not_allowed"
 
     def test_not_beside_keys(self) -> None:

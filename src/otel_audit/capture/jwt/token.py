@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LONGEST: Final = 16_384
 """Characters of a token; a longer one is not looked at."""
 
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+")
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]*")
 _SEGMENTS_OF_JWS: Final = 3
 _SEGMENTS_OF_JWE: Final = 5
 _KEY_ID_LIMIT: Final = 256
@@ -110,12 +110,12 @@ def _check_form(token: str) -> str:
     if len(token) > LONGEST:
         raise TokenError("token_too_large")
     segments = token.split(".")
+    if not all(map(_SEGMENT.fullmatch, segments)):
+        raise TokenError("token_malformed")
     if len(segments) == _SEGMENTS_OF_JWE:
         raise TokenError("token_encrypted")
-    if len(segments) != _SEGMENTS_OF_JWS or not all(map(_SEGMENT.fullmatch, segments[:2])):
-        raise TokenError("token_malformed")
     # an empty signature passes here: that is a token with alg none, and is refused by that name
-    if segments[2] and not _SEGMENT.fullmatch(segments[2]):
+    if len(segments) != _SEGMENTS_OF_JWS or not all(segments[:2]):
         raise TokenError("token_malformed")
     return segments[2]
 

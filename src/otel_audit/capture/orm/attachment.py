@@ -137,7 +137,7 @@ def _build(redactor: Redactor, options: OrmOptions, on_orphan: Orphan | None) ->
     journal = Journal(options, faults, on_orphan)
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
-    plans = Plans(selection)
+    plans = Plans(selection, masking.is_innocent)
     flushes = Flushes(plans, masking, Relations(plans, masking), journal, faults)
     bulk = BulkReader(plans, selection, masking, options)
     executions = Executions(selection, journal, flushes, bulk, faults)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Table, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 
-from otel_audit.capture.orm.masking import WITHHELD, Masking
+from otel_audit.capture.orm.masking import Masking
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
 from otel_audit.capture.orm.statements import Write, find_writes, mask_literals
 from otel_audit.capture.orm.values import portable
 from otel_audit.record import Change, Operation
+from otel_audit.redaction import WITHHELD
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.selection import Selection
 
 _COUNTER = re.compile(r"(?:_m?\d+)+$")
+_MOST_PARAMETERS = 200
 _HARMLESS = (bool, int, float)
 
 
@@ -62,9 +64,9 @@ class BulkReader:
         operation = operation_of(context)
         entry = self._entry(
             operation,
-            element.table,
+            table_of(element),
             statement=self._masking.text(statement, self._options.max_statement),
-            parameters=self._parameters(_sets(context), element.table),
+            parameters=self._parameters(_sets(context), table_of(element)),
             rows=affected_rows(context, cursor, element),
             note="upsert: ON CONFLICT" if is_upsert(element) else None,
         )
@@ -79,9 +81,9 @@ class BulkReader:
                 continue
             entry = self._entry(
                 _operation_of_element(element),
-                element.table,
+                table_of(element),
                 statement=self._masking.text(statement, self._options.max_statement),
-                parameters=self._parameters(_sets(context), element.table),
+                parameters=self._parameters(_sets(context), table_of(element)),
                 rows=None,
                 note="inside a WITH clause: the number of rows is not known",
             )
@@ -146,9 +148,12 @@ class BulkReader:
         columns: Mapping[str, Column[Any]],
         plan: MapperPlan | None,
     ) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in parameters.items():
-            column = columns.get(name) or columns.get(_COUNTER.sub("", name))
+            if len(found) >= _MOST_PARAMETERS:
+                found["further_parameters"] = len(parameters) - len(found)
+                break
+            column = columns.get(name, columns.get(_COUNTER.sub("", name)))
             if column is None:
                 found[name] = self._withheld(value)
             elif self._selection.takes_column(column):
@@ -184,6 +189,15 @@ def compiled_element(context: ExecutionContext | Any) -> Any:
     """The SQL element that was executed, None for a plain text given to the driver."""
     compiled = getattr(context, "compiled", None)
     return None if compiled is None else compiled.statement
+
+
+def table_of(element: Any) -> Any:
+    """The table that an INSERT, UPDATE or DELETE writes.
+
+    The ORM gives an annotated copy of it, which is another object.
+    """
+    table = getattr(element, "table", None)
+    return table.metadata.tables.get(table.key, table) if isinstance(table, Table) else table
 
 
 def operation_of(context: Any) -> Operation:

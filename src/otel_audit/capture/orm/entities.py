@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
 from otel_audit.capture.orm.patches import patch_between
-from otel_audit.capture.orm.values import is_described, portable
+from otel_audit.capture.orm.values import HARMLESS, is_described, portable
 from otel_audit.record import Change, Operation, entity_reference
 
 if TYPE_CHECKING:
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 
     from otel_audit.capture.orm.masking import Masking
     from otel_audit.capture.orm.plans import ColumnPlan, MapperPlan
+
+_PLAIN = frozenset(
+    {str, int, float, bool, type(None), bytes, dict, list, Decimal, dt.datetime, dt.date, UUID}
+)
+"""Types that surely are no SQL expressions; others take longer to judge."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
 
@@ -34,7 +43,7 @@ class Reader:
             masking: Redacts.
             dialect: What a `TypeDecorator` may ask for.
         """
-        self._masking = masking
+        self._redact = masking.redact
         self._dialect = dialect
         self.unread: list[str] = []
 
@@ -43,11 +52,15 @@ class Reader:
         if value is None:
             return None
         try:
+            if column.innocent:
+                convert = HARMLESS.get(type(value))
+                if convert is not None:
+                    return convert(value)
             form = portable(value)
-            if is_described(form) and isinstance(column.type, TypeDecorator):
+            if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
                 form = portable(column.type.process_bind_param(value, self._dialect))
-            return self._masking.value(column.name, form, mark=column.mark, alias=column.key)
+            return self._redact(column.name, form, column.mark, column.key)
         except Exception as error:
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
@@ -100,7 +113,7 @@ def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader)
             unknown.append(column.name)
         else:
             values[column.name] = [None, reader.read(column, value)]
-    key = _key(plan, loaded.get, reader)
+    key = _key(plan, loaded.get, reader, values)
     return Change(
         operation="insert",
         entity=plan.entity,
@@ -182,13 +195,16 @@ def describe_delete(
     """Describe a row that was deleted; a column that is not named was NULL."""
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
+    current = {**state.dict, **state.committed_state, **fetched}
     for column in plan.columns:
-        value = fetched[column.key] if column.key in fetched else _before(state, column.key)
+        value = current.get(column.key, _UNKNOWN)
+        if value is None:
+            continue
         if value is _UNKNOWN or _is_expression(value):
             unknown.append(column.name)
-        elif value is not None:
+        else:
             values[column.name] = [reader.read(column, value), None]
-    key = _key(plan, lambda name, _=None: _before(state, name), reader)
+    key = _key(plan, current.get, reader)
     return Change(
         operation="delete",
         entity=plan.entity,
@@ -241,16 +257,26 @@ def _before(state: InstanceState[Any], name: str) -> Any:
 
 
 def _is_expression(value: Any) -> bool:
+    if type(value) in _PLAIN:
+        return False
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
-def _key(plan: MapperPlan, get: Callable[..., Any], reader: Reader) -> dict[str, Any]:
+def _key(
+    plan: MapperPlan,
+    get: Callable[..., Any],
+    reader: Reader,
+    values: Mapping[str, list[Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Read the primary key; what stands among an insert's values already is not read twice."""
     found = {}
     for column in plan.key:
+        if column.name in values:
+            found[column.name] = values[column.name][1]
+            continue
         value = get(column.key, None)
-        found[column.name] = (
-            None if value is _UNKNOWN or _is_expression(value) else reader.read(column, value)
-        )
+        unknown = value is _UNKNOWN or _is_expression(value)
+        found[column.name] = None if unknown else reader.read(column, value)
     return found
 
 

@@ -88,10 +88,7 @@ class Executions:
             return
         ledger = self._journal.find(connection)
         if ledger is not None and ledger.committing:
-            outcome = commit_failure(context)
-            ledger.committing = False
-            if outcome != "open":
-                self._journal.end(connection, outcome)
+            self._journal.end(connection, commit_failure(context))
             return
         if context.statement is None or not self._selection.takes_connection(connection):
             return
@@ -116,14 +113,14 @@ class Executions:
     ) -> None:
         if self._add_to_last(connection, cursor, context):
             return
-        entries: Iterable[Change]
+        entries: list[Change]
         try:
             entries = self._bulk.describe(context, statement, parameters, cursor)
         except Exception as error:
             self._faults.note("statement", error)
             entries = [untracked("update", "?", "?", type(error).__name__)]
+        self._journal.write(connection, entries)
         for entry in entries:
-            self._journal.write(connection, entry)
             self._last[connection] = (weakref.ref(context), entry)
 
     def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:

@@ -6,9 +6,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sqlalchemy import Table, select
 
-from otel_audit.capture.orm.bulk import operation_of
+from otel_audit.capture.orm.bulk import operation_of, table_of
 from otel_audit.capture.orm.entities import (
     Reader,
     describe_delete,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from otel_audit.capture.orm.faults import Faults
     from otel_audit.capture.orm.journal import Journal
+    from otel_audit.capture.orm.ledger import Ledger, Owner
     from otel_audit.capture.orm.masking import Masking
     from otel_audit.capture.orm.plans import MapperPlan, Plans
     from otel_audit.capture.orm.relations import Relations
@@ -150,7 +152,7 @@ class Flushes:
             slipped in is not.
         """
         element = context.compiled.statement if context.compiled is not None else None
-        table = getattr(element, "table", None)
+        table = table_of(element)
         if "compiled_cache" in context.execution_options:
             self._note_short(flush, context, table, cursor)
             return True
@@ -173,12 +175,17 @@ class Flushes:
         flush = self._flushes.pop(session, None)
         if flush is None:
             return set()
+        scope = current_scope()
         for connection, rows in flush.rows.items():
             reader = Reader(self._masking, connection.dialect)
+            ledger = self._journal.of(connection)
+            before = ledger.written(scope)
             for row in rows:
-                self._note(connection, flush, row, reader)
+                self._note(ledger, scope, flush, row, reader)
+            if scope is not None:
+                scope.note_flushed(ledger.written(scope) - before)
         for connection, change in flush.relations:
-            self._journal.write(connection, change)
+            self._journal.write(connection, [change])
         return {*flush.rows, *(connection for connection, _ in flush.relations)}
 
     def fail(self, session: Session) -> Flush | None:
@@ -192,22 +199,22 @@ class Flushes:
         session = state.session
         return None if session is None else self._flushes.get(session)
 
-    def _note(self, connection: Connection, flush: Flush, row: Row, reader: Reader) -> None:
+    def _note(self, ledger: Ledger, owner: Owner, flush: Flush, row: Row, reader: Reader) -> None:
         plan = row.plan
         try:
-            if not self._journal.of(connection).has_room(current_scope()):
+            if not ledger.has_room(owner):
                 if row.operation != "update" or has_changed(row.state, plan, row.before):
-                    self._journal.count(connection, row.operation, plan.entity, plan.table)
+                    ledger.count(owner, (row.operation, plan.entity, plan.table))
                 return
             change = _describe(row, reader)
             if change is None:
                 return
             if row.operation == "delete" and plan.table in flush.short:
                 change = _with_note(change, "the database deleted fewer rows than it was asked to")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("describe", error)
             change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
-        self._journal.write(connection, change)
+        ledger.add(owner, change)
 
     @staticmethod
     def _note_short(flush: Flush, context: Any, table: Any, cursor: Any) -> None:
@@ -238,9 +245,9 @@ def _describe(row: Row, reader: Reader) -> Change | None:
 
 
 def _with_note(change: Change, note: str) -> Change:
-    from msgspec.structs import replace
-
-    return replace(change, note=note if change.note is None else f"{change.note}; {note}")
+    return msgspec.structs.replace(
+        change, note=note if change.note is None else f"{change.note}; {note}"
+    )
 
 
 def _fetch(

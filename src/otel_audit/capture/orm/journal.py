@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from otel_audit.capture.orm.ledger import Batch, Ledger, Owner
-from otel_audit.record import Change, Operation, TransactionOutcome
+from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
@@ -53,21 +53,15 @@ class Journal:
         self._ledgers[number] = (reference, ledger)
         return ledger
 
-    def write(self, connection: Connection, change: Change) -> None:
-        """Note one change in the connection's transaction, for the action under way."""
-        self.of(connection).add(current_scope(), change)
-        self.flushed(1)
-
-    def count(self, connection: Connection, operation: Operation, entity: str, table: str) -> None:
-        """Note one change that is beyond the bound."""
-        self.of(connection).count(current_scope(), (operation, entity, table))
-        self.flushed(1)
-
-    @staticmethod
-    def flushed(number: int) -> None:
-        """Tell the action under way of changes whose transaction is open."""
+    def write(self, connection: Connection, changes: Iterable[Change]) -> None:
+        """Note changes in the connection's transaction, for the action under way."""
         scope = current_scope()
-        if scope is not None:
+        ledger = self.of(connection)
+        number = 0
+        for change in changes:
+            ledger.add(scope, change)
+            number += 1
+        if scope is not None and number:
             scope.note_flushed(number)
 
     def undo_savepoint(self, connection: Connection, name: str, *, reopen: bool = False) -> None:

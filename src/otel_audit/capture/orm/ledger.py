@@ -47,10 +47,11 @@ class Batch:
 
     def entries(self, outcome: TransactionOutcome) -> list[Change]:
         """All changes, each with its outcome, and one summary for each sort beyond the bound."""
-        return [
-            *(msgspec.structs.replace(change, transaction=outcome) for change in self.kept),
-            *(_summary(sort, number, outcome) for sort, number in self.rest.items()),
-        ]
+        for change in self.kept:
+            # nobody else has seen it yet
+            msgspec.structs.force_setattr(change, "transaction", outcome)
+        rest = (_summary(sort, number, outcome) for sort, number in self.rest.items())
+        return [*self.kept, *rest]
 
 
 @dataclass(slots=True)
@@ -105,6 +106,11 @@ class Ledger:
         """Whether one more change of this action is kept in full."""
         earlier = 0 if owner is None else len(owner.changes)
         return self._kept.get(owner, 0) + earlier < self.limit
+
+    def written(self, owner: Owner) -> int:
+        """How many changes of an action the innermost frame holds."""
+        batch = self.top.batches.get(owner)
+        return 0 if batch is None else batch.count
 
     def touch(self, owner: Owner) -> None:
         """An action has tried to write."""

@@ -109,10 +109,11 @@ class SessionListeners:
         for connection, rows in failed.rows.items():
             if not is_autocommit(connection):
                 continue
-            for row in rows:
-                plan = row.plan
-                entry = untracked(row.operation, plan.entity, plan.table, "the flush failed")
-                self._journal.write(connection, entry)
+            lost = [
+                untracked(row.operation, row.plan.entity, row.plan.table, "the flush failed")
+                for row in rows
+            ]
+            self._journal.write(connection, lost)
             self._executions.end_if_autocommit(connection)
 
     def after_commit(self, _session: Session) -> None:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from otel_audit.capture.orm.values import bounded, portable
+from otel_audit.redaction import REDACTED
 
-REDACTED = "[redacted]"
-"""What stands where a mark says that a value must not be shown."""
 
-WITHHELD = "[withheld]"
-"""What stands where a parameter's column is not known, so that no rule could judge it."""
+_PROBES = ("x", 1, True)
 
 
 class Redactor(Protocol):
@@ -49,15 +47,20 @@ class Masking:
         Returns:
             A JSON value that may leave the listener. None stays None.
         """
-        if value is None:
-            return None
-        form = portable(value)
+        return None if value is None else self.redact(name, portable(value), mark, alias)
+
+    def redact(self, name: str, form: Any, mark: str | None, alias: str) -> Any:
+        """Redact a value that is in its JSON form already; as `value`."""
         if mark is not None:
             return self._marked(form, mark)
         redacted = self.redactor.field(name, form)
         if alias and alias != name and redacted == form:
             redacted = self.redactor.field(alias, form)
         return bounded(redacted, self.longest)
+
+    def is_innocent(self, name: str) -> bool:
+        """Tell whether nothing is redacted for this name alone."""
+        return all(self.redactor.field(name, probe) == probe for probe in _PROBES)
 
     def text(self, text: str, longest: int) -> str:
         """Redact free text and cut it."""

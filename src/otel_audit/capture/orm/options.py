@@ -17,7 +17,8 @@ class OrmOptions:
     Attributes:
         engines: Only connections of these engines (``Engine`` or ``AsyncEngine``).
         sessionmakers: Only sessions made by these (``sessionmaker``, ``async_sessionmaker``, or
-            ``scoped_session`` and ``async_scoped_session`` over one).
+            ``scoped_session`` and ``async_scoped_session`` over one). An ``async_sessionmaker``
+            is told by its class and its engine: two that share both are one.
         bases: Only classes that derive from these, and tables in their metadata.
         include_tables: Only these tables.
         exclude_tables: Not these tables.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
-CommitFailure = Literal["rolled_back", "unknown", "open"]
+CommitFailure = Literal["rolled_back", "unknown"]
 
 _ABORTING_DIALECTS = frozenset({"postgresql", "cockroachdb", "redshift"})
 """Databases in which a failed statement dooms the transaction, though COMMIT raises nothing."""
@@ -26,14 +26,14 @@ def commit_failure(context: ExceptionContext) -> CommitFailure:
         context: SQLAlchemy's account of the error.
 
     Returns:
-        ``rolled_back`` only where the database itself has refused, ``open`` where it keeps the
-        transaction open (SQLite), else ``unknown``.
+        ``rolled_back`` only where the database itself has refused, else ``unknown``. SQLite keeps
+        a refused transaction open, but SQLAlchemy lets nothing follow on it but a rollback.
     """
     if context.is_disconnect:
         return "unknown"
     error = context.original_exception
     if isinstance(error, sqlite3.DatabaseError):
-        return "open"
+        return "rolled_back"
     state = sqlstate(error)
     if state is not None:
         refused = not state.startswith(_UNCERTAIN_CLASSES) and state not in _UNCERTAIN_STATES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Column, Table
@@ -32,6 +32,8 @@ class ColumnPlan:
         refilled: Whether the database may change it on UPDATE.
         moving: Whether a flush may change it unasked (``onupdate``, a version counter).
         is_json: Whether a patch makes sense.
+        innocent: Whether nothing is redacted for its name or mark alone, so that a number or a
+            time in it need not be looked at.
         type: The column's type.
     """
 
@@ -43,6 +45,7 @@ class ColumnPlan:
     refilled: bool
     moving: bool
     is_json: bool
+    innocent: bool
     type: TypeEngine[Any]
 
 
@@ -76,13 +79,15 @@ class MapperPlan:
 class Plans:
     """The plans of all mappers and tables met so far."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, is_innocent: Callable[[str], bool]) -> None:
         """Begin with none.
 
         Args:
             selection: What is captured.
+            is_innocent: Whether nothing is redacted for a name alone.
         """
         self._selection = selection
+        self._is_innocent = is_innocent
         self._mappers: weakref.WeakKeyDictionary[Mapper[Any], MapperPlan] = (
             weakref.WeakKeyDictionary()
         )
@@ -94,7 +99,7 @@ class Plans:
         """The plan of a mapper."""
         plan = self._mappers.get(mapper)
         if plan is None:
-            plan = self._mappers[mapper] = _plan_mapper(mapper, self._selection)
+            plan = self._mappers[mapper] = _plan_mapper(mapper, self._selection, self._is_innocent)
         return plan
 
     def of_table(self, table: Table) -> MapperPlan | None:
@@ -131,19 +136,23 @@ def mark_of(column: Column[Any]) -> str | None:
     return "redact" if _SECRET_TYPE.search(type(column.type).__name__) else None
 
 
-def plan_column(column: Column[Any], key: str, name: str) -> ColumnPlan:
+def plan_column(
+    column: Column[Any], key: str, name: str, is_innocent: Callable[[str], bool]
+) -> ColumnPlan:
     """The plan of one column.
 
     Args:
         column: The column.
         key: The attribute it is mapped to.
         name: What it is called in a record.
+        is_innocent: Whether nothing is redacted for a name alone.
     """
+    mark = mark_of(column)
     database_value = column.computed is not None or column.identity is not None
     return ColumnPlan(
         key=key,
         name=name,
-        mark=mark_of(column),
+        mark=mark,
         same=column.type.compare_values,
         filled=column.server_default is not None or database_value or column.default is not None,
         refilled=column.server_onupdate is not None or column.computed is not None,
@@ -151,6 +160,7 @@ def plan_column(column: Column[Any], key: str, name: str) -> ColumnPlan:
         or column.server_onupdate is not None
         or column.computed is not None,
         is_json=_is_json(column.type),
+        innocent=mark is None and is_innocent(name) and is_innocent(key),
         type=column.type,
     )
 
@@ -159,7 +169,9 @@ def _is_json(kind: TypeEngine[Any]) -> bool:
     return isinstance(kind.impl if isinstance(kind, TypeDecorator) else kind, JSON)
 
 
-def _plan_mapper(mapper: Mapper[Any], selection: Selection) -> MapperPlan:
+def _plan_mapper(
+    mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool]
+) -> MapperPlan:
     columns: dict[str, ColumnPlan] = {}
     key: dict[Column[Any], ColumnPlan] = {}
     names: set[str] = set()
@@ -171,10 +183,11 @@ def _plan_mapper(mapper: Mapper[Any], selection: Selection) -> MapperPlan:
         column = mapped[0]
         name = column.name if column.name not in names else f"{column.table.name}.{column.name}"
         names.add(name)
-        plan = plan_column(column, attribute.key, name)
+        plan = plan_column(column, attribute.key, name, is_innocent)
+        hidden = column.info.get("audit") in ("omit", False)
         for one in mapped:
             if one in mapper.primary_key:
-                key[one] = plan
+                key[one] = replace(plan, mark="redact", innocent=False) if hidden else plan
         if all(selection.takes_column(one) for one in mapped):
             columns[attribute.key] = plan
     version = mapper.version_id_col

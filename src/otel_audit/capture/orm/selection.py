@@ -29,7 +29,15 @@ class Selection:
         """
         self._options = options
         self._engines = tuple(_sync_engine(engine) for engine in options.engines)
-        self._makers = tuple(_session_class(maker) for maker in options.sessionmakers)
+        makers = [_unscoped(maker) for maker in options.sessionmakers]
+        self._makers = tuple(
+            _session_class(maker) for maker in makers if not isinstance(maker, async_sessionmaker)
+        )
+        self._async_makers = tuple(
+            (maker.class_, maker.kw.get("bind"))
+            for maker in makers
+            if isinstance(maker, async_sessionmaker)
+        )
         self._metadata = tuple(base.metadata for base in options.bases if hasattr(base, "metadata"))
         self._columns_in = frozenset(options.include_columns)
         self._columns_out = frozenset(options.exclude_columns)
@@ -44,15 +52,20 @@ class Selection:
     @property
     def by_session(self) -> bool:
         """Whether only given sessionmakers' sessions count."""
-        return bool(self._makers)
+        return bool(self._makers or self._async_makers)
 
     def takes_session(self, session: Session | None) -> bool:
         """Whether what this session does is captured."""
-        if not self._makers:
+        if not self.by_session:
             return True
         if session is None:
             return False
-        return isinstance(session, self._makers) or isinstance(async_session(session), self._makers)
+        if isinstance(session, self._makers):
+            return True
+        outer = async_session(session)
+        return outer is not None and any(
+            isinstance(outer, kind) and outer.bind is bind for kind, bind in self._async_makers
+        )
 
     def takes_model(self, model: type) -> bool:
         """Whether a mapped class is captured, by what is said of the class itself."""
@@ -110,11 +123,12 @@ def _sync_engine(engine: Any) -> Engine:
     return found
 
 
+def _unscoped(maker: Any) -> Any:
+    scoped = isinstance(maker, scoped_session | async_scoped_session)
+    return maker.session_factory if scoped else maker
+
+
 def _session_class(maker: Any) -> type:
-    if isinstance(maker, scoped_session | async_scoped_session):
-        maker = maker.session_factory
-    if isinstance(maker, async_sessionmaker):
-        return maker.class_
     found = getattr(maker, "class_", maker)
     if not isinstance(found, type):
         raise TypeError(f"a sessionmaker is needed, not {type(maker).__name__}")

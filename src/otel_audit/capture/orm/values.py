@@ -223,3 +223,14 @@ _EXACT: dict[type, Callable[[Any], Any]] = {
     IPv6Network: str,
 }
 """Converters by type. Order matters to subclasses: bool before int, datetime before date."""
+
+HARMLESS: dict[type, Callable[[Any], Any]] = {
+    bool: bool,
+    float: _float,
+    dt.datetime: _datetime,
+    dt.date: dt.date.isoformat,
+    dt.time: dt.time.isoformat,
+    dt.timedelta: msgspec.to_builtins,
+    UUID: str,
+}
+"""Converters of values that can be no secret by themselves, only by their name."""

@@ -1,0 +1,39 @@
+"""Runs a command to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+
+class CommandError(RuntimeError):
+    """A command failed; the message is what it said."""
+
+
+def our_program(name: str) -> str:
+    """A command of the environment that this Python belongs to."""
+    return str(Path(sys.executable).with_name(name))
+
+
+async def output_of(program: str, *arguments: str) -> bytes:
+    """Run a command and give what it writes.
+
+    Raises:
+        CommandError: Its exit status is not 0.
+    """
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        output, complaint = await process.communicate()
+    finally:
+        if process.returncode is None:  # we were interrupted
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        name = Path(program).name
+        raise CommandError(
+            f"{name} ended with status {process.returncode}:\n{complaint.decode(errors='replace')}"
+        )
+    return output

@@ -1,0 +1,184 @@
+"""What PostgreSQL's catalogs say about the audit store.
+
+Catalogs may be read by everybody, so these queries work whatever the role may do; names that need
+rights on the schema to be looked up (``'audit.x'::regclass``) are avoided where these may lack.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.migrations import migrations
+from otel_audit_postgres.rows import COLUMNS
+
+TABLES: Final = ("audit_logs", "audit_logs_default", "quarantine", "schema_version")
+
+_TABLES: Final = """
+SELECT relname FROM pg_catalog.pg_class
+WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'audit')
+  AND relname = ANY($1::text[]) AND relkind IN ('r', 'p')
+"""
+_LACKING: Final = """
+SELECT 'INSERT on audit.audit_logs (' || wanted || ')' FROM unnest($1::text[]) AS wanted
+WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'INSERT')
+UNION ALL
+SELECT 'SELECT on audit.audit_logs (' || wanted || ')' FROM unnest(ARRAY['id', 'content_hash'])
+    AS wanted
+WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'SELECT')
+UNION ALL
+SELECT 'INSERT on audit.quarantine (' || wanted || ')'
+FROM unnest(ARRAY['content_hash', 'record_id', 'received', 'reason']) AS wanted
+WHERE NOT has_column_privilege('audit.quarantine', wanted, 'INSERT')
+"""
+# the tables that must be guarded: the trail, every partition of it, the quarantine
+_GUARDED: Final = """
+guarded AS (
+    SELECT c.oid, 'audit.' || c.relname AS name, c.relname <> 'quarantine' AS is_trail
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'audit' AND c.relname IN ('audit_logs', 'quarantine')
+    UNION
+    SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
+    FROM pg_catalog.pg_inherits i
+    JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+    JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+    JOIN pg_catalog.pg_class part ON part.oid = i.inhrelid
+    JOIN pg_catalog.pg_namespace pn ON pn.oid = part.relnamespace
+    WHERE n.nspname = 'audit' AND p.relname = 'audit_logs'
+)"""
+# tgtype is a sum: 1 for each row, 2 before, 8 delete, 16 update, 32 truncate (pg_trigger.h)
+_GUARDS: Final = """
+guards AS (
+    SELECT t.tgrelid, t.tgtype, t.tgenabled, t.oid
+    FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+    JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+    WHERE n.nspname = 'audit' AND f.proname = 'refuse_change' AND f.prosrc = $1
+      AND t.tgqual IS NULL AND t.tgattr::text = ''
+)"""
+_UNGUARDED: Final = f"""
+WITH {_GUARDED}, {_GUARDS}
+SELECT name || ' has no trigger, ENABLE ALWAYS, against UPDATE, DELETE and TRUNCATE'
+FROM guarded
+WHERE NOT EXISTS (SELECT FROM guards
+                  WHERE tgrelid = guarded.oid AND tgtype & 59 = 58 AND tgenabled = 'A')
+UNION ALL
+SELECT name || ' has no row trigger, ENABLE ALWAYS, against UPDATE and DELETE'
+FROM guarded
+WHERE is_trail AND NOT EXISTS (SELECT FROM guards
+                               WHERE tgrelid = guarded.oid AND tgtype & 27 = 27 AND tgenabled = 'A')
+ORDER BY 1
+"""  # noqa: S608 - constants
+# a BEFORE INSERT trigger or a rule could make records vanish
+_STRANGERS: Final = f"""
+WITH {_GUARDED}, {_GUARDS}
+SELECT 'trigger ' || t.tgname || ' on ' || name
+FROM guarded JOIN pg_catalog.pg_trigger t ON t.tgrelid = guarded.oid
+WHERE NOT t.tgisinternal AND t.oid NOT IN (SELECT oid FROM guards)
+UNION ALL
+SELECT 'rule ' || r.rulename || ' on ' || name
+FROM guarded JOIN pg_catalog.pg_rewrite r ON r.ev_class = guarded.oid
+ORDER BY 1
+"""  # noqa: S608 - constants
+_CHANGING_RIGHTS: Final = f"""
+WITH {_GUARDED}
+SELECT wanted || ' on ' || name
+FROM guarded CROSS JOIN unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS wanted
+WHERE has_table_privilege($1::name, guarded.oid, wanted)
+   OR wanted = 'UPDATE' AND has_any_column_privilege($1::name, guarded.oid, wanted)
+ORDER BY 1
+"""  # noqa: S608 - constants
+_OWNERSHIP: Final = """
+WITH me AS (SELECT * FROM pg_catalog.pg_roles WHERE rolname = $1::name),
+owners AS (
+    SELECT nspowner AS owner FROM pg_catalog.pg_namespace WHERE nspname = 'audit'
+    UNION
+    SELECT relowner FROM pg_catalog.pg_class
+    WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'audit')
+    UNION
+    SELECT proowner FROM pg_catalog.pg_proc
+    WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'audit')
+)
+SELECT 'is a superuser' FROM me WHERE rolsuper
+UNION ALL
+SELECT CASE WHEN me.oid = owner THEN 'owns things in schema audit'
+            ELSE 'is a member of ' || pg_get_userbyid(owner) || ', the owner of things there'
+       END
+FROM me, owners WHERE NOT rolsuper AND pg_has_role(me.oid, owner, 'MEMBER')
+UNION ALL
+SELECT 'has CREATEROLE, with which it can make itself a member of the owner before PostgreSQL 16'
+FROM me
+WHERE rolcreaterole AND NOT rolsuper
+  AND current_setting('server_version_num')::int < 160000
+"""
+_PARTITIONS: Final = """
+SELECT part.relname
+FROM pg_catalog.pg_inherits i
+JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+JOIN pg_catalog.pg_class part ON part.oid = i.inhrelid
+WHERE n.nspname = 'audit' AND p.relname = 'audit_logs'
+"""
+
+
+async def missing_tables(connection: Connection[Any]) -> list[str]:
+    """Name the tables of the store that are not there."""
+    found = {row["relname"] for row in await connection.fetch(_TABLES, TABLES)}
+    return [name for name in TABLES if name not in found]
+
+
+async def schema_version(connection: Connection[Any]) -> int:
+    """The number of the last migration that was applied, 0 where there is none."""
+    version: int = await connection.fetchval(
+        "SELECT coalesce(max(version), 0) FROM audit.schema_version"
+    )
+    return version
+
+
+async def lacking_rights(connection: Connection[Any]) -> list[str]:
+    """Name the rights that a writer needs and the connection's role lacks."""
+    return await _texts(connection, _LACKING, [name for name, _ in COLUMNS])
+
+
+async def unguarded(connection: Connection[Any]) -> list[str]:
+    """Name what is not protected against change as the migrations left it."""
+    return await _texts(connection, _UNGUARDED, _guard_source())
+
+
+async def strangers(connection: Connection[Any]) -> list[str]:
+    """Name triggers and rules on the store's tables that are not ours."""
+    return await _texts(connection, _STRANGERS, _guard_source())
+
+
+async def changing_rights(connection: Connection[Any], role: str) -> list[str]:
+    """Name the rights with which a role could try to change or delete records."""
+    return await _texts(connection, _CHANGING_RIGHTS, role)
+
+
+async def powers(connection: Connection[Any], role: str) -> list[str]:
+    """Say how a role stands above the guards, if it does."""
+    return await _texts(connection, _OWNERSHIP, role)
+
+
+async def partitions(connection: Connection[Any]) -> set[str]:
+    """Names of the partitions of ``audit.audit_logs``."""
+    return {row["relname"] for row in await connection.fetch(_PARTITIONS)}
+
+
+async def _texts(connection: Connection[Any], query: str, *parameters: Any) -> list[str]:
+    return [row[0] for row in await connection.fetch(query, *parameters)]
+
+
+def _guard_source() -> str:
+    """The text that the guarding function must have, from the last migration that defines it."""
+    bodies = [
+        found[1]
+        for step in migrations()
+        for found in re.finditer(
+            r"CREATE (?:OR REPLACE )?FUNCTION audit\.refuse_change\(\).*?AS \$\$(.*?)\$\$",
+            step.sql,
+            re.DOTALL,
+        )
+    ]
+    return bodies[-1]

@@ -1,0 +1,219 @@
+"""A plain OpenTelemetry exporter for spans that somebody flagged as audit spans: best effort.
+
+``OTEL_TRACES_EXPORTER=otlp,audit_postgres`` puts it behind a `BatchSpanProcessor`, which skips
+spans that are not sampled, drops the oldest when its queue is full, and does not try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import format_span_id, format_trace_id
+
+from otel_audit.attributes import MANDATORY, RECORD_ID, is_flagged, record_from_span
+from otel_audit.complaints import complain
+from otel_audit.config import AuditConfig
+from otel_audit.errors import (
+    ConfigurationError,
+    InvalidAuditSpanError,
+    StoreError,
+    StoreUnavailableError,
+)
+from otel_audit.record import AuditRecord
+from otel_audit_postgres.background import BackgroundLoop
+from otel_audit_postgres.mending import written_down
+from otel_audit_postgres.sink import PostgresSink, Refused
+
+_logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 2.0
+_LAST_GRACE: Final = 2.0
+"""Seconds that closing the connection and the thread may take at shutdown."""
+
+_best_effort_said = threading.Event()
+
+
+class PostgresAuditSpanExporter(SpanExporter):
+    """Stores audit-flagged spans as records; ignores all others.
+
+    A flagged span that lacks a mandatory attribute goes to ``audit.quarantine``. Safe to use from
+    several threads; the connection lives on a thread of its own and is opened when it is first
+    needed, also after a fork.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        timeout: float = 10.0,
+        connect_timeout: float | None = None,
+    ) -> None:
+        """Remember where to store; nothing is opened yet.
+
+        Args:
+            dsn: The audit store; by default what ``OTEL_AUDIT_DSN`` or the settings' file says.
+            timeout: Seconds that one export may take, trying again included.
+            connect_timeout: Seconds that connecting may take; by default as set.
+
+        Raises:
+            ConfigurationError: There is no DSN, or a setting is wrong.
+        """
+        if dsn is None or connect_timeout is None:
+            config = AuditConfig()
+            dsn = dsn or config.asyncpg_dsn
+            connect_timeout = connect_timeout or config.connect_timeout
+        if not dsn:
+            raise ConfigurationError(
+                "OTEL_AUDIT_DSN is not set, and the exporter audit_postgres needs it, such as "
+                "postgresql://user:password@host/database"
+            )
+        self._dsn = dsn
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._background = BackgroundLoop("otel-audit-exporter")
+        self._ended = False
+        if not _best_effort_said.is_set():
+            _best_effort_said.set()
+            _logger.warning(
+                "The exporter audit_postgres is best effort: under a BatchSpanProcessor spans that "
+                "are not sampled, or do not fit its queue, are not stored. Records that otel-audit "
+                "makes itself do not need it: they have a delivery of their own"
+            )
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Store the flagged ones among the spans.
+
+        Args:
+            spans: Ended spans.
+
+        Returns:
+            SUCCESS when all flagged ones are stored, or in quarantine; FAILURE when not.
+        """
+        flagged = [span for span in spans if is_flagged(span)]
+        if not flagged:
+            return SpanExportResult.SUCCESS
+        if self._ended:
+            self._complain(len(flagged), "the exporter was shut down")
+            return SpanExportResult.FAILURE
+        try:
+            self._background.run(lambda: self._store(flagged), self._timeout)
+        except StoreError as error:
+            self._complain(len(flagged), str(error))
+        except TimeoutError:
+            self._complain(len(flagged), f"no answer within {self._timeout:g} seconds")
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
+            self._complain(len(flagged), f"an unexpected {type(error).__name__}")
+        else:
+            return SpanExportResult.SUCCESS
+        return SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait for exports under way; nothing else waits here.
+
+        Args:
+            timeout_millis: Milliseconds to wait.
+
+        Returns:
+            Whether none is under way any more.
+        """
+        return self._background.wait_idle(timeout_millis / 1000)
+
+    def shutdown(self, timeout_millis: int = 30_000) -> None:
+        """Let exports under way end, then close the connection and the thread.
+
+        Args:
+            timeout_millis: Milliseconds to wait in all; what is under way then is cancelled.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        until = time.monotonic() + timeout_millis / 1000
+        self._background.wait_idle(max(timeout_millis / 1000 - _LAST_GRACE, 0))
+        try:
+            if self._background.kept is not None:
+                self._background.run(self._close, _left(until))
+        except Exception as error:  # noqa: BLE001 - the end must not fail
+            complain(_logger, "shutdown", "The exporter did not close in time", error=error)
+        self._background.stop(_left(until))
+
+    async def _store(self, spans: Sequence[ReadableSpan]) -> None:
+        """Store; try again while the store is away. Whoever waits cancels this in the end."""
+        records, refused = _read(spans)
+        until = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE
+        async with self._connection() as sink:
+            while True:
+                try:
+                    await sink.write(records)
+                    await sink.quarantine(refused)
+                except StoreUnavailableError:
+                    if time.monotonic() + pause >= until:
+                        raise
+                else:
+                    return
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[PostgresSink]:
+        """One export at a time, as there is one connection."""
+        if self._background.kept is None:
+            sink = PostgresSink(
+                self._dsn, connect_timeout=self._connect_timeout, statement_timeout=self._timeout
+            )
+            self._background.kept = (sink, asyncio.Lock())
+        sink, lock = self._background.kept
+        async with lock:
+            yield sink
+
+    async def _close(self) -> None:
+        async with self._connection() as sink:
+            await sink.close()
+
+    def _complain(self, count: int, why: str) -> None:
+        complain(_logger, "export", "%d audit spans were not stored: %s", count, why)
+
+
+def _read(spans: Sequence[ReadableSpan]) -> tuple[list[AuditRecord], list[Refused]]:
+    records, refused = [], []
+    for span in spans:
+        try:
+            records.append(record_from_span(span))
+        except InvalidAuditSpanError:
+            refused.append(_as_received(span))
+    return records, refused
+
+
+def _as_received(span: ReadableSpan) -> Refused:
+    attributes = dict(span.attributes or {})
+    lacking = [name for name in MANDATORY if attributes.get(name) in (None, "")]
+    context = span.get_span_context()
+    received = {
+        "name": span.name,
+        "trace_id": None if context is None else format_trace_id(context.trace_id),
+        "span_id": None if context is None else format_span_id(context.span_id),
+        "start_time": span.start_time,
+        "end_time": span.end_time,
+        "attributes": attributes,
+        "resource": dict(span.resource.attributes),
+    }
+    reason = (
+        f"the audit span lacks {', '.join(lacking)}"
+        if lacking
+        else "an attribute of the audit span has a wrong type or value"
+    )
+    return Refused(str(attributes.get(RECORD_ID, "")), written_down(received), reason)
+
+
+def _left(until: float) -> float:
+    """Seconds until then, at least a moment."""
+    return max(until - time.monotonic(), 0.05)

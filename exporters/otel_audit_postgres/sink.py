@@ -1,0 +1,304 @@
+"""Writes batches of records to PostgreSQL, and returns only after they are committed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.complaints import complain
+from otel_audit.pipeline.sink import Written
+from otel_audit.record import AuditRecord
+from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
+from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
+from otel_audit_postgres.mending import written_down
+from otel_audit_postgres.readiness import refuse_unready
+from otel_audit_postgres.rows import COLUMNS, Row, UnstorableRecordError, to_row
+
+_logger = logging.getLogger(__name__)
+
+LARGEST_STATEMENT: Final = 8_000_000
+"""Bytes of payload that go into one statement; a larger batch is sent in several."""
+
+# one array a column; arrays of arrays cannot be unnested, so entities travel as array literals
+_SENT_AS: Final = {"text[]": "text", "json": "text"}
+_NAMES: Final = ", ".join(name for name, _ in COLUMNS)
+_VALUES: Final = ", ".join(
+    f"{name}::{kind}" if kind in _SENT_AS else name for name, kind in COLUMNS
+)
+_ARRAYS: Final = ", ".join(
+    f"${number}::{_SENT_AS.get(kind, kind)}[]" for number, (_, kind) in enumerate(COLUMNS, 1)
+)
+_INSERT: Final = (
+    f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
+    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
+)
+_STORED: Final = "SELECT id, content_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+_SET_ASIDE: Final = (
+    "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
+    "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
+)
+# COMMIT must mean durable, whatever the role's or the server's default is
+_DURABLE: Final = (
+    "SELECT set_config('synchronous_commit', 'on', false) "
+    "WHERE current_setting('synchronous_commit') = 'off'"
+)
+_UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
+
+_ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
+_PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that the table does not take.
+
+    Attributes:
+        record_id: Its id as it came.
+        received: The record as text, UTF-8 as far as it is valid.
+        reason: Why, without showing values.
+    """
+
+    record_id: str
+    received: bytes
+    reason: str
+
+
+class PostgresSink:
+    """A `otel_audit.pipeline.sink.Sink` over one connection, opened when it is first needed.
+
+    Writing is idempotent by the record's id. A record that the table refuses goes to
+    ``audit.quarantine`` with the reason, and holds up no other. After any error the connection is
+    dropped, and the next call opens a new one.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        connect_timeout: float = 5.0,
+        statement_timeout: float = 30.0,
+    ) -> None:
+        """Remember where to connect; nothing is opened yet.
+
+        Args:
+            dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
+            connect_timeout: Seconds that connecting may take.
+            statement_timeout: Seconds that one statement may take.
+        """
+        self._dsn = dsn
+        self._connect_timeout = connect_timeout
+        self._statement_timeout = statement_timeout
+        self._connection: Connection[Any] | None = None
+        self._upkept_on: date | None = None
+
+    async def check(self) -> None:
+        """See whether the store can take records.
+
+        Raises:
+            StoreUnavailableError: It cannot be reached now, or takes no writes now.
+            StoreError: The schema is missing or of another version, or the role lacks a right;
+                the message says the remedy.
+        """
+        async with self._session("check the audit store") as connection:
+            await refuse_unready(connection)
+
+    async def write(self, records: Sequence[AuditRecord]) -> Written:
+        """Store a batch; return only after it is durable. Writing twice stores once.
+
+        Args:
+            records: The batch, any size.
+
+        Returns:
+            How many are stored (also those that were before), and how many are in quarantine.
+
+        Raises:
+            StoreUnavailableError: Not all of the batch is known to be stored; try again later.
+            StoreError: As for `check`; trying again helps only after somebody has acted.
+        """
+        if not records:
+            return Written(stored=0)
+        rows, refused = _to_rows(records)
+        async with self._session("write to the audit store") as connection:
+            for part in _parts(rows):
+                refused += await self._store(connection, part)
+            await self._set_aside(connection, refused)
+        return Written(stored=len(records) - len(refused), quarantined=len(refused))
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Keep what never became a record, with the reason.
+
+        Args:
+            refused: What was received.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        async with self._session("write to the audit store") as connection:
+            await self._set_aside(connection, refused)
+
+    async def close(self) -> None:
+        """Give back the connection. Never raises."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            await connection.close(timeout=self._connect_timeout)
+        except Exception:  # noqa: BLE001 - it is gone either way, and everything written is committed
+            connection.terminate()
+
+    @asynccontextmanager
+    async def _session(self, doing: str) -> AsyncIterator[Connection[Any]]:
+        """Lend the connection; after any error drop it, and raise what to do about the error."""
+        with suppress_instrumentation():
+            try:
+                yield await self._connected()
+            except BaseException as error:
+                self._drop()
+                if not isinstance(error, Exception):
+                    raise
+                raise as_store_error(error, doing) from None
+
+    async def _connected(self) -> Connection[Any]:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._dsn, self._connect_timeout)
+            await self._connection.execute(_DURABLE, timeout=self._statement_timeout)
+            self._upkept_on = None
+        today = datetime.now(UTC).date()
+        if self._upkept_on != today:
+            await self._make_partitions(self._connection)
+            self._upkept_on = today
+        return self._connection
+
+    async def _make_partitions(self, connection: Connection[Any]) -> None:
+        try:
+            partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
+        except InsufficientPrivilegeError:
+            # without them records go to the default partition, which is better than nowhere
+            complain(
+                _logger,
+                "partitions",
+                "The role of OTEL_AUDIT_DSN may not make partitions: "
+                "grant it EXECUTE on audit.ensure_partitions(integer)",
+                level=logging.WARNING,
+            )
+            return
+        for made in partitions:
+            if made["state"] in ("blocked", "busy"):
+                complain(
+                    _logger,
+                    made["partition"],
+                    "Partition audit.%s was not made: %s; until then "
+                    "its records go to the default partition",
+                    made["partition"],
+                    made["detail"],
+                    level=logging.WARNING,
+                )
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def _store(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
+        """Insert rows; those that the table refuses are found by halving."""
+        try:
+            status = await connection.execute(
+                _INSERT, *_arrays(rows), timeout=self._statement_timeout
+            )
+        except Exception as error:
+            if not is_poison(error):
+                raise
+            if len(rows) == 1:
+                return [_refused(rows[0], poison_reason(error))]
+            middle = len(rows) // 2
+            first = await self._store(connection, rows[:middle])
+            return first + await self._store(connection, rows[middle:])
+        if int(status.rpartition(" ")[2]) == len(rows):
+            return []
+        return await self._conflicting(connection, rows)
+
+    async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
+        """Tell a record that comes a second time from another one under the same id."""
+        found = await connection.fetch(
+            _STORED, [row.values[0] for row in rows], timeout=self._statement_timeout
+        )
+        stored = {(row["id"], row["content_hash"]) for row in found}
+        return [
+            _refused(row, "another record with this id is in the store")
+            for row in rows
+            if (row.values[0], row.content_hash) not in stored
+        ]
+
+    async def _set_aside(self, connection: Connection[Any], refused: Sequence[Refused]) -> None:
+        if not refused:
+            return
+        texts = [item.received.decode("utf-8", "replace").replace("\x00", "�") for item in refused]
+        await connection.execute(
+            _SET_ASIDE,
+            [hashlib.sha256(text.encode()).digest() for text in texts],
+            [_plain(item.record_id) for item in refused],
+            texts,
+            [item.reason for item in refused],
+            timeout=self._statement_timeout,
+        )
+        complain(
+            _logger,
+            "quarantine",
+            "%d audit records could not be stored and are in audit.quarantine; the first: %s",
+            len(refused),
+            refused[0].reason,
+        )
+
+
+def _to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:
+    rows, refused = [], []
+    for record in records:
+        try:
+            rows.append(to_row(record))
+        except UnstorableRecordError as error:
+            refused.append(Refused(error.record_id, error.received, error.reason))
+        except Exception as error:  # noqa: BLE001 - one record must not hold up the others
+            reason = f"an unexpected {type(error).__name__}"
+            refused.append(Refused(str(record.record_id), written_down(record), reason))
+    return rows, refused
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Split rows so that no statement carries more than `LARGEST_STATEMENT`, or one row."""
+    first, size = 0, 0
+    for number, row in enumerate(rows):
+        size += len(row.payload)
+        if size > LARGEST_STATEMENT and number > first:
+            yield rows[first:number]
+            first, size = number, len(row.payload)
+    if first < len(rows):
+        yield rows[first:]
+
+
+def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
+    arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
+    arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
+    arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
+    return arrays
+
+
+def _literal(texts: Sequence[str]) -> str:
+    """Write a ``text[]`` literal (PostgreSQL documentation, 8.15.6)."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
+
+
+def _refused(row: Row, reason: str) -> Refused:
+    return Refused(row.record_id, row.payload, reason)
+
+
+def _plain(text: object) -> str:
+    return str(text).encode("utf-8", "replace").decode().replace("\x00", "�")[:1000]

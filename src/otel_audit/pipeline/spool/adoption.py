@@ -1,0 +1,338 @@
+"""What dead processes left: their spools are locked, read through, delivered, and removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from otel_audit.pipeline.spool.directory import (
+    bytes_in,
+    read_label,
+    remove_empty,
+    segments_in,
+    slug,
+    spools_in,
+)
+from otel_audit.pipeline.spool.errors import SealError
+from otel_audit.pipeline.spool.filesystem import file_system
+from otel_audit.pipeline.spool.frames import (
+    BUFFER_BYTES,
+    Damage,
+    Frame,
+    Kind,
+    Reason,
+    record_name,
+    scan,
+)
+from otel_audit.pipeline.spool.label import FORMAT, Label
+from otel_audit.pipeline.spool.locks import lock_if_dead, release
+from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
+
+_DAMAGES_LISTED: Final = 100
+_log = logging.getLogger("otel_audit")
+_warned: set[tuple[Path, str]] = set()
+
+
+class Recovered(NamedTuple):
+    """What is known of one action of a dead process.
+
+    Attributes:
+        record_id: UUID, 36 characters, lower case.
+        kind: ``CLOSED``: complete. ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
+        payload: As it was appended.
+        appended_at: When, Unix nanoseconds.
+    """
+
+    record_id: str
+    kind: Kind
+    payload: bytes
+    appended_at: int
+
+
+class DamagedBytes(NamedTuple):
+    """Bytes of a segment that are no frame.
+
+    Attributes:
+        file: The segment's name.
+        offset: Of the first such byte.
+        size: How many.
+        reason: See `Damage`; ``torn`` is the ordinary trace of a kill, all others are losses.
+    """
+
+    file: str
+    offset: int
+    size: int
+    reason: Reason
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What was found in an abandoned spool.
+
+    Attributes:
+        frames: Whole frames.
+        torn_bytes: Bytes of frames whose append had not returned.
+        damaged_frames: Places where one or more frames were altered.
+        damages: The first hundred places, torn ones among them.
+        unreadable: Segments that could not be read to their end; they are not removed.
+    """
+
+    frames: int = 0
+    torn_bytes: int = 0
+    damaged_frames: int = 0
+    damages: list[DamagedBytes] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, as far as can be seen."""
+        return not self.damaged_frames and not self.unreadable
+
+    def note(self, file: str, damage: Damage) -> None:
+        """Count damage."""
+        size = damage.end - damage.start
+        if damage.reason == "torn":
+            self.torn_bytes += size
+        else:
+            self.damaged_frames += 1
+        if len(self.damages) < _DAMAGES_LISTED:
+            self.damages.append(DamagedBytes(file, damage.start, size, damage.reason))
+
+
+class AbandonedSpool:
+    """A dead process's spool, locked by this one. Use from one thread.
+
+    Attributes:
+        path: Its directory.
+        label: What it says of its process; None if that is lost.
+    """
+
+    def __init__(self, path: Path, lock: int, label: Label | None, sealing: Sealing | None) -> None:
+        """Take over a directory whose lock is held."""
+        self.path = path
+        self.label = label
+        self._lock: int | None = lock
+        self._pid = os.getpid()
+        self._cipher = _cipher(path.name, sealing)
+
+    @property
+    def producer_id(self) -> str:
+        """The dead process's own id."""
+        return self.path.name
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes on disk."""
+        return bytes_in(self.path)
+
+    @property
+    def report(self) -> RecoveryReport:
+        """What was found; reads the spool through when it is first asked for."""
+        return self._survey.report
+
+    def records(self) -> Iterator[Recovered]:
+        """Give one item for each action, in the order of the frames they come from.
+
+        An action's closed frame wins over its answered one, and that over its opened one. Reads
+        twice, and keeps in memory only where the frames of unfinished actions are. What was
+        acknowledged shortly before the process died comes again.
+
+        Yields:
+            Each action once, except for one that was closed twice.
+        """
+        survey = self._survey
+        for segment in survey.segments:
+            try:
+                with segment.open("rb", buffering=BUFFER_BYTES) as file:
+                    yield from self._records_in(segment, file, survey)
+            except (OSError, EOFError) as error:
+                _note_unreadable(survey.report, segment, error)
+
+    def remove(self) -> bool:
+        """Remove it after all its records are stored, and give its lock back.
+
+        Returns:
+            Whether it is gone: a segment that could not be read stays, and is reported again.
+        """
+        survey = self._survey
+        try:
+            for segment in survey.segments:
+                if segment.name not in survey.report.unreadable:
+                    segment.unlink(missing_ok=True)
+            if survey.report.unreadable:
+                return False
+            remove_empty(self.path)
+        except OSError as error:
+            _warn_once(self.path, f"cannot be removed: {error.strerror}")
+            return False
+        finally:
+            self.release()
+        return True
+
+    def release(self) -> None:
+        """Give its lock back and leave it for the next adopter; a second time does nothing."""
+        if self._lock is not None:
+            held, self._lock = self._lock, None
+            if os.getpid() == self._pid:
+                release(held)
+
+    @cached_property
+    def _survey(self) -> _Survey:
+        report = RecoveryReport()
+        survey = _Survey(segments_in(self.path), {}, report)
+        for number, segment in enumerate(survey.segments):
+            try:
+                with segment.open("rb", buffering=BUFFER_BYTES) as file:
+                    self._survey_segment(number, segment, file, survey)
+            except (OSError, EOFError) as error:
+                _note_unreadable(report, segment, error)
+        return survey
+
+    def _survey_segment(self, number: int, segment: Path, file: BinaryIO, survey: _Survey) -> None:
+        unfinished = survey.unfinished
+        for found in scan(file, end=_size(file)):
+            if isinstance(found, Damage):
+                survey.report.note(segment.name, found)
+                continue
+            try:
+                self._open(found)
+            except SealError:
+                survey.report.note(segment.name, Damage(found.start, found.end, "seal"))
+                continue
+            survey.report.frames += 1
+            if found.kind in (Kind.CLOSED, Kind.DISCARDED):
+                unfinished.pop(found.record_id, None)
+            else:
+                known = unfinished.get(found.record_id)
+                if known is None or known.kind <= found.kind:
+                    unfinished[found.record_id] = _Place(found.kind, number, found.start)
+
+    def _records_in(self, segment: Path, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
+        number = survey.segments.index(segment)
+        for found in scan(file, end=_size(file)):
+            if isinstance(found, Damage) or not _is_wanted(found, number, survey):
+                continue
+            try:
+                payload = self._open(found)
+            except SealError:
+                continue
+            record_id = record_name(found.record_id)
+            yield Recovered(record_id, found.kind, payload, found.appended_at)
+
+    def _open(self, frame: Frame) -> bytes:
+        if not frame.sealed:
+            return frame.payload
+        if self._cipher is None:
+            raise SealError("the payload is sealed, and there is no key")
+        return self._cipher.open(frame.payload, context_of(frame.kind, frame.record_id))
+
+
+class _Place(NamedTuple):
+    kind: Kind
+    segment: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    segments: list[Path]
+    unfinished: dict[bytes, _Place]
+    report: RecoveryReport
+
+
+def adopt(directory: Path, service: str, *, sealing: Sealing | None = None) -> list[AbandonedSpool]:
+    """Lock the spools that dead processes of this service left.
+
+    Left alone, with one line in the log: spools of another version of the format, of a key that is
+    not this one, and, on file systems whose locks may not reach other hosts, of another host.
+
+    Args:
+        directory: The same as for `open_spool`.
+        service: The service's name.
+        sealing: The key, if payloads are sealed.
+
+    Returns:
+        Oldest first; for each, `AbandonedSpool.remove` or `.release` is to be called. Empty if
+        there are none, or if the directory cannot be read (which is logged).
+    """
+    home = Path(directory) / slug(service)
+    found: list[AbandonedSpool] = []
+    try:
+        spools = spools_in(home)
+    except OSError as error:
+        _warn_once(home, f"cannot be listed: {error.strerror}")
+        return found
+    for path in spools:
+        try:
+            spool = _adopt(path, service, sealing)
+        except OSError as error:
+            _warn_once(path, f"cannot be adopted: {error.strerror}")
+            continue
+        if spool is not None:
+            found.append(spool)
+    return found
+
+
+def _adopt(path: Path, service: str, sealing: Sealing | None) -> AbandonedSpool | None:
+    lock = lock_if_dead(path)
+    if lock is None:
+        return None
+    try:
+        label = read_label(path)
+        obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
+    except BaseException:
+        release(lock)
+        raise
+    if obstacle is None:
+        return AbandonedSpool(path, lock, label, sealing)
+    release(lock)
+    _warn_once(path, f"is left alone: {obstacle}")
+    return None
+
+
+def obstacle_to_adoption(
+    path: Path, label: Label, service: str, sealing: Sealing | None
+) -> str | None:
+    """Say why a dead process's spool must be left alone, None if it may be adopted."""
+    if label.format != FORMAT:
+        return f"it has format {label.format}, and this version reads format {FORMAT}"
+    if label.service != service:
+        return "it is another service's"
+    if label.key_id and (sealing is None or sealing.key_id != label.key_id):
+        return "it is encrypted with a key that OTEL_AUDIT_SPOOL_KEY does not hold"
+    if label.host != socket.gethostname() and file_system(path).shared:
+        return f"it is of host {label.host}, and locks may not reach there on this file system"
+    return None
+
+
+def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:
+    if frame.kind is Kind.CLOSED:
+        return True
+    return survey.unfinished.get(frame.record_id) == (frame.kind, segment, frame.start)
+
+
+def _cipher(producer_id: str, sealing: Sealing | None) -> Cipher | None:
+    return None if sealing is None else sealing.for_spool(producer_id)
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _note_unreadable(report: RecoveryReport, segment: Path, error: Exception) -> None:
+    if segment.name not in report.unreadable:
+        report.unreadable.append(segment.name)
+        _warn_once(segment, f"cannot be read: {error}")
+
+
+def _warn_once(path: Path, what: str) -> None:
+    """Say it once for each process: adopters come by every few seconds."""
+    if (path, what) not in _warned:
+        _warned.add((path, what))
+        _log.warning("audit spool %s %s", path, what)

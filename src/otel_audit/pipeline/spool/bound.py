@@ -1,0 +1,87 @@
+"""How much a service's spools may hold, and for how long."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+from otel_audit.pipeline.spool.directory import bytes_in, spools_in
+from otel_audit.pipeline.spool.errors import SpoolFullError
+from otel_audit.pipeline.spool.settings import SpoolSettings
+
+RECOUNT_SECONDS: Final = 1.0
+
+
+class Bound:
+    """Bounds of one spool, and what the other spools of its service hold. Not thread-safe.
+
+    Attributes:
+        others: Bytes that the other spools held at the last count.
+        room: Bytes that this spool may have.
+        room_to_begin: Bytes that it may have with the first frame of an action.
+    """
+
+    __slots__ = ("_counted", "_settings", "_spool", "others", "room", "room_to_begin")
+
+    def __init__(self, settings: SpoolSettings, spool: Path) -> None:
+        """Measure the other spools.
+
+        Args:
+            settings: The bounds.
+            spool: The directory that is not counted among the others.
+        """
+        self._settings = settings
+        self._spool = spool
+        self._count()
+
+    def refuse(self, own: int, *, begins: bool) -> None:
+        """Say no, unless the other spools hold less than they did at the last count.
+
+        Args:
+            own: Bytes that this spool would have, more than `room` or `room_to_begin`.
+            begins: Whether an action begins with it.
+
+        Raises:
+            SpoolFullError: The bound is reached.
+        """
+        self.recount()
+        if own > (self.room_to_begin if begins else self.room):
+            raise SpoolFullError(
+                f"the spool is at its bound of {self._settings.max_bytes} bytes "
+                "(OTEL_AUDIT_SPOOL_MAX_BYTES)"
+            )
+
+    def check_age(self, age: float) -> None:
+        """See that no record has waited too long.
+
+        Args:
+            age: Seconds that the oldest one has waited.
+
+        Raises:
+            SpoolFullError: It is too long.
+        """
+        if self._settings.max_age is not None and age > self._settings.max_age:
+            raise SpoolFullError(
+                f"the oldest record has waited longer than {self._settings.max_age} s "
+                "(OTEL_AUDIT_SPOOL_MAX_AGE)"
+            )
+
+    def recount(self) -> None:
+        """Measure the other spools again; at most once a second, they may be many."""
+        if time.monotonic() - self._counted >= RECOUNT_SECONDS:
+            self._count()
+
+    def _count(self) -> None:
+        self._counted = time.monotonic()
+        self.others = self._count_others()
+        self.room = self._settings.max_bytes - self.others
+        # an action that was admitted may finish: what begins is refused sooner
+        self.room_to_begin = self.room - self._settings.segment_bytes
+
+    def _count_others(self) -> int:
+        try:
+            spools = spools_in(self._spool.parent)
+        except OSError:
+            return 0
+        return sum(bytes_in(spool) for spool in spools if spool != self._spool)

@@ -1,0 +1,60 @@
+"""Reading a living spool's closed frames back from its segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from errno import EIO
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from otel_audit.pipeline.spool.errors import SpoolReadError
+from otel_audit.pipeline.spool.frames import BUFFER_BYTES, Damage, Frame, Kind, scan
+
+_CLOSED: Final = frozenset({int(Kind.CLOSED)})
+
+
+class Found(NamedTuple):
+    """A closed frame, and the position of its end."""
+
+    position: int
+    frame: Frame
+
+
+class Lost(NamedTuple):
+    """Frames that end after one position and not after another cannot be read any more."""
+
+    after: int
+    through: int
+    reason: str
+
+
+def read_closed(path: Path, *, base: int, start: int, end: int) -> Iterator[Found | Lost]:
+    """Read the closed frames of a segment.
+
+    Args:
+        path: The segment's file.
+        base: Position of its first byte.
+        start: Offset in the file to begin at, where a frame begins.
+        end: Offset in the file to stop at, where a frame ends.
+
+    Yields:
+        In order, what is there and what is lost: altered, cut off, on a bad sector, deleted.
+
+    Raises:
+        SpoolReadError: It cannot be read now (too many open files, no memory, …); later it may.
+    """
+    done = start
+    try:
+        with path.open("rb", buffering=BUFFER_BYTES) as file:
+            for found in scan(file, start=start, end=end, kinds=_CLOSED):
+                done = found.end
+                if isinstance(found, Damage):
+                    yield Lost(base + found.start, base + found.end, found.reason)
+                else:
+                    yield Found(base + found.end, found)
+    except (FileNotFoundError, EOFError) as error:
+        yield Lost(base + done, base + end, f"the segment was deleted or cut: {error}")
+    except OSError as error:
+        if error.errno != EIO:
+            raise SpoolReadError(f"the spool cannot be read ({error.strerror})") from error
+        yield Lost(base + done, base + end, "the disk cannot be read")

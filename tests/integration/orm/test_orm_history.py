@@ -1,0 +1,269 @@
+"""The recorded history against the one that triggers in the database have written."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter as Tally
+from pathlib import Path
+
+from conftest import action, capturing
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from sqlalchemy import ForeignKey, create_engine, delete, event, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from otel_audit.capture.orm import OrmOptions
+
+
+class HistoryBase(DeclarativeBase):
+    pass
+
+
+class Shelf(HistoryBase):
+    __tablename__ = "shelf"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str | None]
+    books: Mapped[list[Book]] = relationship(back_populates="shelf")
+
+
+class Book(HistoryBase):
+    __tablename__ = "book"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str | None]
+    pages: Mapped[int | None]
+    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
+    shelf: Mapped[Shelf | None] = relationship(back_populates="books")
+
+
+TABLES = {"shelf": ("id", "label"), "book": ("id", "title", "pages", "shelf_id")}
+
+
+def make_triggers(connection) -> None:
+    """Let the database write down what happens to it, in the same transaction."""
+    connection.exec_driver_sql("CREATE TABLE history (op TEXT, tab TEXT, before TEXT, after TEXT)")
+    for table, columns in TABLES.items():
+        old, new = (
+            "json_object(" + ", ".join(f"'{c}', {side}.{c}" for c in columns) + ")"
+            for side in ("OLD", "NEW")
+        )
+        for operation, before, after in (
+            ("insert", "NULL", new),
+            ("update", old, new),
+            ("delete", old, "NULL"),
+        ):
+            connection.exec_driver_sql(
+                f"CREATE TRIGGER {table}_{operation} AFTER {operation} ON {table} BEGIN "
+                f"INSERT INTO history VALUES ('{operation}', '{table}', {before}, {after}); END"
+            )
+
+
+def differences(operation: str, before: dict | None, after: dict | None) -> dict:
+    """What a trigger saw, in the form of a recorded entry."""
+    names = (before or after or {}).keys()
+    pairs = {name: [(before or {}).get(name), (after or {}).get(name)] for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+class History(RuleBasedStateMachine):
+    """Random sessions, flushes, savepoints, rollbacks and statements, and one true history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        path = Path(self.directory.name) / "history.db"
+        self.engine = create_engine(f"sqlite:///{path}")
+        event.listen(self.engine, "connect", self._connect)
+        event.listen(self.engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        HistoryBase.metadata.create_all(self.engine)
+        with self.engine.begin() as connection:
+            make_triggers(connection)
+        self.capturing = capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
+        self.capture = self.capturing.__enter__()
+        self.acting = action()
+        self.scope = self.acting.__enter__()
+        self.session = Session(self.engine)
+        self.savepoints = []
+
+    @staticmethod
+    def _connect(connection, _record) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    def teardown(self) -> None:
+        self.session.close()
+        self.acting.__exit__(None, None, None)
+        self.capturing.__exit__(None, None, None)
+        self.engine.dispose()
+        self.directory.cleanup()
+
+    def pick(self, model, number):
+        found = self.session.scalars(select(model).order_by(model.id)).all()
+        return found[number % len(found)] if found else None
+
+    @rule(label=st.text("ab", max_size=2))
+    def add_shelf(self, label):
+        self.session.add(Shelf(label=label))
+
+    @rule(title=st.none() | st.text("ab", max_size=2), pages=st.none() | st.integers(0, 3))
+    def add_book(self, title, pages):
+        self.session.add(Book(title=title, pages=pages))
+
+    @rule(number=st.integers(0, 5), title=st.none() | st.text("ab", max_size=2), load=st.booleans())
+    def change_book(self, number, title, load):
+        book = self.pick(Book, number)
+        if book is not None:
+            if not load:
+                self.session.expire(book)
+            book.title = title
+
+    @rule(number=st.integers(0, 5), shelf=st.integers(0, 5))
+    def move_book(self, number, shelf):
+        book, other = self.pick(Book, number), self.pick(Shelf, shelf)
+        if book is not None:
+            book.shelf = other
+
+    @rule(number=st.integers(0, 5))
+    def delete_book(self, number):
+        book = self.pick(Book, number)
+        if book is not None:
+            self.session.delete(book)
+
+    @rule(number=st.integers(0, 5))
+    def delete_shelf(self, number):
+        shelf = self.pick(Shelf, number)
+        if shelf is not None:
+            self.session.delete(shelf)
+
+    @rule(pages=st.integers(0, 3), least=st.integers(0, 3))
+    def bulk_update(self, pages, least):
+        self.session.execute(update(Book).where(Book.pages >= least).values(pages=pages))
+
+    @rule(pages=st.integers(0, 3))
+    def bulk_delete(self, pages):
+        self.session.execute(delete(Book).where(Book.pages == pages))
+
+    @rule(titles=st.lists(st.text("ab", max_size=2), min_size=1, max_size=3))
+    def bulk_insert(self, titles):
+        self.session.execute(insert(Book), [{"title": title} for title in titles])
+
+    @rule()
+    def write_by_text(self):
+        self.session.execute(text("UPDATE shelf SET label = 'text' WHERE id % 2 = 0"))
+        self.session.expire_all()
+
+    @rule()
+    def flush(self):
+        self.session.flush()
+
+    @rule()
+    def fail_to_flush(self):
+        shelf = self.pick(Shelf, 0)
+        if shelf is None:
+            return
+        self.session.flush()
+        self.session.expunge(shelf)
+        self.session.add_all([Book(title="lost"), Shelf(id=shelf.id)])
+        try:
+            self.session.flush()
+        except IntegrityError:
+            self.undo()
+
+    def undo(self):
+        # a failed flush has rolled back the innermost savepoint, or everything
+        if self.savepoints:
+            self.savepoints.pop().rollback()
+        else:
+            self.session.rollback()
+
+    @rule()
+    def savepoint(self):
+        self.savepoints.append(self.session.begin_nested())
+
+    @rule()
+    def release(self):
+        if self.savepoints:
+            self.savepoints.pop().commit()
+
+    @rule(depth=st.integers(0, 2))
+    def rollback_savepoint(self, depth):
+        if self.savepoints:
+            position = max(len(self.savepoints) - 1 - depth, 0)
+            self.savepoints[position].rollback()
+            del self.savepoints[position:]
+
+    @rule()
+    def commit(self):
+        self.session.commit()
+        self.savepoints.clear()
+
+    @rule()
+    def rollback(self):
+        self.session.rollback()
+        self.savepoints.clear()
+
+    @rule()
+    def new_session(self):
+        self.session.close()
+        self.session = Session(self.engine)
+        self.savepoints.clear()
+
+    @invariant()
+    def records_what_happened(self):
+        """Entries of objects say what the triggers saw; statements say how many rows."""
+        with self.engine.connect() as other:
+            rows = other.exec_driver_sql("SELECT op, tab, before, after FROM history").all()
+        seen: Tally = Tally()
+        written: Tally = Tally()
+        true: list = []
+        for operation, table, before, after in rows:
+            old, new = (None if side is None else json.loads(side) for side in (before, after))
+            written[operation, table] += 1
+            key = (new or old)["id"]
+            true.append((operation, table, key, differences(operation, old, new)))
+        for change in self.scope.changes:
+            assert change.transaction == "committed"
+            assert change.kind in ("entity", "bulk")
+            if change.kind == "bulk":
+                assert change.rows is not None
+                seen[change.operation, change.table] += change.rows
+                continue
+            seen[change.operation, change.table] += 1
+            self.find(true, change)
+        assert seen == written
+        assert self.capture.errors == 0
+
+    @staticmethod
+    def find(true, change):
+        """Find what the triggers saw of this entry, once."""
+        for position, (operation, table, key, values) in enumerate(true):
+            if (operation, table, key) != (change.operation, change.table, change.key["id"]):
+                continue
+            recorded = {
+                name: pair
+                for name, pair in change.values.items()
+                if pair != [None, None] or name in change.unknown_before
+            }
+            known = {
+                name: pair for name, pair in recorded.items() if name not in change.unknown_before
+            }
+            guessed = {name: recorded[name][1] for name in recorded if name not in known}
+            if all(values.get(name) == pair for name, pair in known.items()) and all(
+                name not in values or values[name][1] == after for name, after in guessed.items()
+            ) and set(values) <= set(recorded) | set(change.unknown_before):
+                del true[position]
+                return
+        raise AssertionError(f"never happened: {change}")
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,688 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import asyncpg
+import pytest
+from conftest import action, capturing
+from orm_models import Base, Counter, Customer, Order, OrderLine, Tag
+from sqlalchemy import create_engine, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from otel_audit.capture.orm import OrmOptions
+from otel_audit.scope import AuditScope, enter, leave
+
+
+def names(scope):
+    return [change.values["name"][1] for change in scope.changes]
+
+
+class TestOutcome:
+    async def test_rollback(self, capture, store):
+        """What is rolled back is counted and left out."""
+        with action() as scope:
+            await store.run(
+                lambda s: (s.add(Customer(full_name="a")), s.flush(), s.rollback()),
+            )
+        assert scope.transaction == "rolled_back"
+        assert scope.changes == []
+        assert (scope.changes_rolled_back, scope.changes_pending) == (1, 0)
+
+    async def test_rollback_that_is_kept(self, store):
+        """With `keep_rolled_back` it is there, and marked."""
+        with capturing(OrmOptions(keep_rolled_back=True)), action() as scope:
+            await store.run(
+                lambda s: (s.add(Customer(full_name="a")), s.flush(), s.rollback()),
+            )
+        assert [change.transaction for change in scope.changes] == ["rolled_back"]
+        assert scope.changes_rolled_back == 1
+
+    async def test_closed_without_commit(self, capture, store):
+        """A session that is closed without a commit has rolled back."""
+        with action() as scope:
+            await store.run(lambda s: (s.add(Customer(full_name="a")), s.flush()))
+        assert scope.transaction == "rolled_back"
+
+    async def test_reading_is_no_transaction(self, capture, store):
+        """A session that only read is never reported, however it ends."""
+        with action() as scope:
+            await store.run(lambda s: s.scalars(select(Customer)).all())
+            await store.run(lambda s: (s.scalars(select(Customer)).all(), s.rollback()))
+        assert scope.transaction == "none"
+
+    async def test_pending_until_the_end(self, capture, store):
+        """Flushed changes are pending as long as their transaction is open."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.flush()
+                assert (scope.changes_pending, scope.changes, scope.transaction) == (1, [], "none")
+                session.commit()
+
+            await store.run(work)
+        assert (scope.changes_pending, len(scope.changes)) == (0, 1)
+
+    async def test_flushed_by_the_commit(self, capture, store):
+        """What only the commit flushes is part of it."""
+        with action() as scope:
+            await store.run(lambda s: (s.add(Customer(full_name="a")), s.commit()))
+        assert (scope.transaction, names(scope)) == ("committed", ["a"])
+
+    async def test_commit_then_rollback(self, capture, store):
+        """Two transactions of one action that end differently make it mixed."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.commit()
+                session.add(Customer(full_name="b"))
+                session.flush()
+                session.rollback()
+
+            await store.run(work)
+        assert scope.transaction == "mixed"
+        assert names(scope) == ["a"]
+
+    async def test_session_begin_block(self, capture, store):
+        """A `begin()` block commits at its end, and rolls back on an exception."""
+        with action() as scope:
+
+            def work(session):
+                with session.begin():
+                    session.add(Customer(full_name="a"))
+                with pytest.raises(ZeroDivisionError), session.begin():
+                    session.add(Customer(full_name="b"))
+                    session.flush()
+                    1 / 0  # noqa: B018
+
+            await store.run(work)
+        assert names(scope) == ["a"]
+        assert scope.changes_rolled_back == 1
+
+    async def test_session_thrown_away(self, capture, sqlite):
+        """A session that nobody closes is rolled back when it is collected."""
+        with action() as scope:
+            session = Session(sqlite.engine)
+            session.add(Customer(full_name="a"))
+            session.flush()
+            del session
+            gc.collect()
+        assert scope.transaction == "rolled_back"
+
+
+class TestFailures:
+    async def test_failed_flush(self, capture, store):
+        """A flush that fails has written nothing that stays, and the action did not succeed."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Tag(code="red"))
+                session.flush()
+                session.add(Customer(full_name="a"))
+                session.execute(insert(Tag).values(code="blue"))
+                session.expunge_all()
+                session.add_all([Customer(full_name="b"), Tag(code="red")])
+                with pytest.raises(IntegrityError):
+                    session.flush()
+                session.rollback()
+
+            await store.run(work)
+        assert scope.transaction == "rolled_back"
+        assert scope.changes == []
+        assert scope.changes_pending == 0
+
+    async def test_first_write_fails(self, capture, store):
+        """A transaction whose only write failed is rolled back, not unheard of."""
+        await store.run(lambda s: (s.add(Tag(code="red")), s.commit()))
+        with action() as scope:
+
+            def work(session):
+                session.add(Tag(code="red"))
+                with pytest.raises(IntegrityError):
+                    session.commit()
+
+            await store.run(work)
+        assert scope.transaction == "rolled_back"
+
+    async def test_write_attempted_in_a_savepoint(self, capture, store):
+        """Get-or-create: a failed attempt in a savepoint is no failure of the action."""
+        await store.run(lambda s: (s.add(Tag(code="red")), s.commit()))
+        with action() as scope:
+
+            def work(session):
+                with pytest.raises(IntegrityError), session.begin_nested():
+                    session.add(Tag(code="red"))
+                assert session.get(Tag, "red")
+                session.commit()
+
+            await store.run(work)
+        assert scope.transaction == "none"
+
+    async def test_deferred_constraint(self, capture, pg):
+        """A COMMIT that a deferred constraint refuses has rolled back."""
+        await pg.run(
+            lambda s: (
+                s.execute(text("DROP TABLE IF EXISTS deferred_ref")),
+                s.execute(
+                    text(
+                        "CREATE TABLE deferred_ref (tag text REFERENCES tag "
+                        "DEFERRABLE INITIALLY DEFERRED)"
+                    )
+                ),
+                s.commit(),
+            )
+        )
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.execute(text("INSERT INTO deferred_ref VALUES ('none')"))
+                with pytest.raises(IntegrityError):
+                    session.commit()
+
+            await pg.run(work)
+        assert scope.transaction == "rolled_back"
+        assert (scope.changes, scope.changes_rolled_back) == ([], 2)
+        await pg.run(lambda s: (s.execute(text("DROP TABLE deferred_ref")), s.commit()))
+
+    async def test_deferred_constraint_in_sqlite(self, capture, sqlite):
+        """SQLite keeps such a transaction open: it is reported when it is rolled back."""
+        with sqlite.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE deferred_ref (tag text REFERENCES tag(code) "
+                "DEFERRABLE INITIALLY DEFERRED)"
+            )
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.execute(text("INSERT INTO deferred_ref VALUES ('none')"))
+                with pytest.raises(IntegrityError):
+                    session.commit()
+
+            await sqlite.run(work)
+        assert scope.transaction == "rolled_back"
+
+    async def test_serialization_failure(self, capture, pg):
+        """A COMMIT refused for a conflict of serializable transactions has rolled back."""
+        await pg.run(lambda s: (s.add_all([Customer(id=n, full_name="x") for n in (1, 2)]), s.commit()))
+        engine = pg.async_engine.execution_options(isolation_level="SERIALIZABLE")
+        with action() as first, action() as second:
+            async with AsyncSession(engine) as one, AsyncSession(engine) as other:
+                for session in (one, other):
+                    await session.scalars(select(Customer.full_name))
+                token = enter(first)
+                (await one.get(Customer, 1)).full_name = "one"
+                await one.flush()
+                leave(token)
+                (await other.get(Customer, 2)).full_name = "other"
+                await other.flush()
+                await one.commit()
+                with pytest.raises(DBAPIError):
+                    await other.commit()
+        assert first.transaction == "committed"
+        assert second.transaction == "rolled_back"
+
+    async def test_commit_after_a_swallowed_error(self, capture, pg):
+        """PostgreSQL answers COMMIT of a failed transaction with a silent ROLLBACK: so do we."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.flush()
+                with pytest.raises(DBAPIError):
+                    session.execute(text("SELECT 1/0"))
+                session.commit()
+
+            await pg.run(work)
+        assert await pg.run(lambda s: s.scalars(select(Customer)).all()) == []
+        assert scope.transaction == "rolled_back"
+        assert scope.changes == []
+
+    async def test_error_before_anything_was_sent(self, capture, pg):
+        """An error that the driver raised on its own does not doom the transaction."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.flush()
+                with pytest.raises(DBAPIError):
+                    session.execute(text("SELECT cast(:n AS integer)"), {"n": "no number"})
+                session.commit()
+
+            await pg.run(work)
+        assert len(await pg.run(lambda s: s.scalars(select(Customer)).all())) == 1
+        assert scope.transaction == "committed"
+
+    async def test_error_inside_a_savepoint(self, capture, pg):
+        """A failed savepoint that is rolled back does not doom what is around it."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                session.flush()
+                with pytest.raises(DBAPIError), session.begin_nested():
+                    session.execute(text("SELECT 1/0"))
+                session.commit()
+
+            await pg.run(work)
+        assert scope.transaction == "committed"
+
+    async def test_lost_connection_before_the_commit(self, capture, pg):
+        """A connection that is lost before its COMMIT was answered leaves the outcome unknown."""
+        with action() as scope:
+            session = AsyncSession(pg.async_engine)
+            session.add(Customer(full_name="a"))
+            await session.flush()
+            number = await session.scalar(text("SELECT pg_backend_pid()"))
+            async with AsyncSession(pg.async_engine) as other:
+                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
+            await asyncio.sleep(0.1)
+            with pytest.raises(DBAPIError):
+                await session.commit()
+            await session.close()
+        assert scope.transaction == "unknown"
+        assert [change.transaction for change in scope.changes] == ["unknown"]
+
+    async def test_lost_connection_before_a_flush(self, capture, pg):
+        """A connection that is lost without a COMMIT in sight has rolled back."""
+        with action() as scope:
+            session = AsyncSession(pg.async_engine)
+            session.add(Customer(full_name="a"))
+            await session.flush()
+            number = await session.scalar(text("SELECT pg_backend_pid()"))
+            async with AsyncSession(pg.async_engine) as other:
+                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
+            await asyncio.sleep(0.1)
+            with pytest.raises(DBAPIError):
+                await session.execute(select(Customer))
+            await session.close()
+        assert scope.transaction == "rolled_back"
+
+
+class TestSavepoints:
+    async def test_released(self, capture, store):
+        """What a released savepoint holds commits with the transaction around it."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                with session.begin_nested():
+                    session.add(Customer(full_name="b"))
+                assert scope.changes == []
+                session.commit()
+
+            await store.run(work)
+        assert names(scope) == ["a", "b"]
+
+    async def test_rolled_back(self, capture, store):
+        """What a rolled-back savepoint holds is counted; the transaction around it goes on."""
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                savepoint = session.begin_nested()
+                session.add(Customer(full_name="b"))
+                session.flush()
+                savepoint.rollback()
+                session.add(Customer(full_name="c"))
+                session.commit()
+
+            await store.run(work)
+        assert names(scope) == ["a", "c"]
+        assert scope.changes_rolled_back == 1
+        assert scope.transaction == "committed"
+
+    async def test_rolled_back_and_kept(self, store):
+        """With `keep_rolled_back` it is there, and marked."""
+        with capturing(OrmOptions(keep_rolled_back=True)), action() as scope:
+
+            def work(session):
+                savepoint = session.begin_nested()
+                session.add(Customer(full_name="b"))
+                session.flush()
+                savepoint.rollback()
+                session.add(Customer(full_name="c"))
+                session.commit()
+
+            await store.run(work)
+        assert [(c.values["name"][1], c.transaction) for c in scope.changes] == [
+            ("b", "rolled_back"),
+            ("c", "committed"),
+        ]
+
+    async def test_nested(self, capture, store):
+        """Savepoints in savepoints: an outer rollback takes what an inner one has released."""
+        with action() as scope:
+
+            def work(session):
+                outer = session.begin_nested()
+                with session.begin_nested():
+                    session.add(Customer(full_name="inner"))
+                session.add(Customer(full_name="outer"))
+                session.flush()
+                outer.rollback()
+                with session.begin_nested():
+                    inner = session.begin_nested()
+                    session.add(Customer(full_name="gone"))
+                    session.flush()
+                    inner.rollback()
+                    session.add(Customer(full_name="kept"))
+                session.commit()
+
+            await store.run(work)
+        assert names(scope) == ["kept"]
+        assert scope.changes_rolled_back == 3
+
+    async def test_savepoints_of_the_application(self, capture, store):
+        """Savepoints that the application sets by SQL of its own count as well."""
+        with action() as scope:
+
+            def work(session):
+                session.execute(text("SAVEPOINT mine"))
+                session.add(Customer(full_name="a"))
+                session.flush()
+                session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+                session.expunge_all()
+                session.add(Customer(full_name="b"))
+                session.flush()
+                session.execute(text("RELEASE SAVEPOINT mine"))
+                session.commit()
+
+            await store.run(work)
+        assert names(scope) == ["b"]
+        assert scope.changes_rolled_back == 1
+
+
+class TestConnections:
+    async def test_core_transaction(self, capture, sqlite):
+        """A Core connection without any session has a transaction of its own."""
+        with action() as scope:
+            with sqlite.engine.begin() as connection:
+                connection.execute(insert(Tag).values(code="a"))
+            with sqlite.engine.connect() as connection:
+                connection.execute(insert(Tag).values(code="b"))
+                connection.rollback()
+                connection.execute(insert(Tag).values(code="c"))
+                connection.commit()
+                connection.execute(insert(Tag).values(code="d"))
+        assert [change.parameters["code"] for change in scope.changes] == ["a", "c"]
+        assert scope.changes_rolled_back == 2
+
+    async def test_settling(self, capture, sqlite):
+        """A commit of a connection that stays open is known when it is asked for."""
+        with action() as scope, sqlite.engine.connect() as connection:
+            connection.execute(insert(Tag).values(code="a"))
+            connection.commit()
+            capture.attachment.settle()
+            assert scope.transaction == "committed"
+
+    async def test_session_in_a_foreign_transaction(self, capture, sqlite):
+        """A session that joins a connection's transaction shares its fate, not its own."""
+        with action() as scope, sqlite.engine.connect() as connection:
+            transaction = connection.begin()
+            with Session(connection, join_transaction_mode="create_savepoint") as session:
+                session.add(Customer(full_name="a"))
+                session.commit()
+            assert scope.changes == []
+            transaction.rollback()
+        assert scope.transaction == "rolled_back"
+
+    async def test_autocommit(self, capture, pg):
+        """In autocommit mode each write is committed, whatever is said afterwards."""
+        engine = pg.async_engine.execution_options(isolation_level="AUTOCOMMIT")
+        with action() as scope:
+            async with AsyncSession(engine) as session:
+                session.add(Customer(full_name="a"))
+                await session.flush()
+                await session.execute(insert(Tag).values(code="t"))
+                await session.rollback()
+        assert scope.transaction == "committed"
+        assert [change.entity for change in scope.changes] == ["Customer", "Tag"]
+
+    async def test_failed_flush_in_autocommit(self, capture, pg):
+        """In autocommit mode what a failing flush wrote before it failed is not missing."""
+        await pg.run(lambda s: (s.add(Tag(code="red")), s.commit()))
+        engine = pg.async_engine.execution_options(isolation_level="AUTOCOMMIT")
+        with action() as scope:
+            async with AsyncSession(engine) as session:
+                session.add_all([Customer(full_name="a"), Tag(code="red")])
+                with pytest.raises(IntegrityError):
+                    await session.flush()
+        assert [(c.entity, c.kind) for c in scope.changes] == [("Customer", "untracked")]
+
+    async def test_two_databases(self, capture, store, tmp_path):
+        """Of two databases in one session each has its own outcome."""
+        with action() as scope:
+            other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+            Base.metadata.create_all(other)
+            scope.changes.clear()
+
+            def work(session):
+                with Session(other) as second:
+                    second.add(Customer(full_name="second"))
+                    session.add(Customer(full_name="first"))
+                    session.flush()
+                    second.commit()
+                session.rollback()
+
+            await store.run(work)
+            other.dispose()
+        assert names(scope) == ["second"]
+        assert scope.transaction == "mixed"
+
+    async def test_one_session_over_two_databases(self, capture, sqlite, tmp_path):
+        """The same within one session that binds its models to different engines."""
+        other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+        Base.metadata.create_all(other)
+        make = sessionmaker(binds={Customer: sqlite.engine, Tag: other})
+        with action() as scope:
+            with make() as session:
+                session.add_all([Customer(full_name="a"), Tag(code="t")])
+                session.commit()
+        other.dispose()
+        assert sorted(change.entity for change in scope.changes) == ["Customer", "Tag"]
+
+    async def test_two_phase_commit(self, capture, postgres, pg):
+        """A two-phase transaction is committed with its second phase."""
+        allowed = await pg.run(lambda s: s.scalar(text("SHOW max_prepared_transactions")))
+        if allowed == "0":
+            pytest.skip("the server allows no prepared transactions")
+        with action() as scope:
+            await pg.run(lambda s: (s.add(Customer(full_name="a")), s.commit()), twophase=True)
+        assert names(scope) == ["a"]
+
+    async def test_refused_two_phase_commit(self, capture, pg):
+        """A first phase that the server refuses has rolled back."""
+        allowed = await pg.run(lambda s: s.scalar(text("SHOW max_prepared_transactions")))
+        if allowed != "0":
+            pytest.skip("the server allows prepared transactions")
+        with action() as scope:
+
+            def work(session):
+                session.add(Customer(full_name="a"))
+                with pytest.raises(DBAPIError):
+                    session.commit()
+
+            await pg.run(work, twophase=True)
+        assert scope.transaction == "rolled_back"
+
+
+class TestScopes:
+    async def test_commit_outside_the_action(self, capture, sqlite):
+        """A session that outlives the block it was flushed in reports to that action."""
+        session = Session(sqlite.engine)
+        with action() as scope:
+            session.add(Customer(full_name="a"))
+            session.flush()
+        session.commit()
+        session.close()
+        assert names(scope) == ["a"]
+        assert capture.orphans == []
+
+    async def test_one_transaction_of_two_actions(self, capture, sqlite):
+        """Of one transaction each action has what was flushed in it."""
+        with Session(sqlite.engine) as session:
+            with action() as first:
+                session.add(Customer(full_name="a"))
+                session.flush()
+            with action() as second:
+                session.add(Customer(full_name="b"))
+                session.commit()
+        assert (names(first), names(second)) == (["a"], ["b"])
+
+    async def test_no_action(self, capture, store):
+        """Outside any action what a transaction has left is handed over."""
+        await store.run(lambda s: (s.add(Customer(full_name="a")), s.commit()))
+        ((outcome, changes),) = capture.orphans
+        assert outcome == "committed"
+        assert changes[0].values["name"] == [None, "a"]
+
+    async def test_closed_action(self, capture, sqlite):
+        """What comes after an action has been recorded is handed over, not lost."""
+        with Session(sqlite.engine) as session:
+            with action() as scope:
+                session.add(Customer(full_name="a"))
+                session.flush()
+            scope.closed = True
+            session.commit()
+        assert [outcome for outcome, _ in capture.orphans] == ["committed"]
+
+    async def test_closed_action_that_takes_late_changes(self, capture, sqlite):
+        """A scope may take what comes late, with its count."""
+        late = []
+        with Session(sqlite.engine) as session:
+            with action() as scope:
+                session.add(Customer(full_name="a"))
+                session.flush()
+            scope.closed = True
+            scope.late = lambda *what: late.append(what)
+            session.commit()
+        ((found, outcome, changes, count),) = late
+        assert (found, outcome, len(changes), count) == (scope, "committed", 1, 1)
+        assert capture.orphans == []
+
+    async def test_scoped_async_session(self, capture, pg):
+        """An `async_scoped_session` is a session like any other."""
+        factory = async_scoped_session(
+            async_sessionmaker(pg.async_engine), scopefunc=asyncio.current_task
+        )
+        with action() as scope:
+            factory.add(Customer(full_name="a"))
+            await factory.commit()
+            await factory.remove()
+        assert names(scope) == ["a"]
+
+    async def test_threads(self, capture, sqlite):
+        """Sessions of threads report to the action whose context they run in."""
+        scopes = [AuditScope() for _ in range(4)]
+
+        def work(scope, number):
+            token = enter(scope)
+            for _ in range(5):
+                with Session(sqlite.engine) as session, session.begin():
+                    session.add(Customer(full_name=str(number)))
+            leave(token)
+
+        threads = [
+            threading.Thread(target=work, args=(scope, number))
+            for number, scope in enumerate(scopes)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number, scope in enumerate(scopes):
+            assert names(scope) == [str(number)] * 5
+
+    async def test_concurrent_tasks(self, capture, pg):
+        """Sessions of tasks that run at the same time do not mix."""
+
+        async def work(number):
+            with action() as scope:
+                async with AsyncSession(pg.async_engine) as session:
+                    for _ in range(3):
+                        session.add(Customer(full_name=str(number)))
+                        await session.flush()
+                    await (session.commit() if number % 2 else session.rollback())
+            return scope
+
+        scopes = await asyncio.gather(*(work(number) for number in range(8)))
+        for number, scope in enumerate(scopes):
+            assert names(scope) == ([str(number)] * 3 if number % 2 else [])
+            assert scope.changes_rolled_back == (0 if number % 2 else 3)
+
+    async def test_cancelled_in_a_commit(self, capture, pg):
+        """A task that is cancelled while it writes leaves no change pending."""
+
+        async def work():
+            async with AsyncSession(pg.async_engine) as session:
+                session.add(Customer(full_name="a"))
+                await session.flush()
+                await session.execute(text("SELECT pg_sleep(5)"))
+                await session.commit()
+
+        with action() as scope:
+            task = asyncio.create_task(work())
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert scope.transaction == "rolled_back"
+        assert scope.changes_pending == 0
+
+
+class TestSize:
+    async def test_bound(self, sqlite):
+        """Beyond the bound changes are counted by entity and operation, not kept."""
+        with capturing(OrmOptions(max_entries=10)), action() as scope:
+
+            def work(session):
+                session.add_all([Customer(full_name=str(n)) for n in range(30)])
+                session.flush()
+                session.execute(update(Customer).values(note="n"))
+                session.add_all([Counter(value=n) for n in range(5)])
+                session.commit()
+
+            await sqlite.run(work)
+        assert len(scope.changes) == 13
+        summary = {(c.entity, c.operation): c.rows for c in scope.changes[10:]}
+        assert summary == {
+            ("Customer", "insert"): 20,
+            ("Customer", "update"): 1,
+            ("Counter", "insert"): 5,
+        }
+        assert {c.kind for c in scope.changes[10:]} == {"untracked"}
+        assert scope.changes_total == 36
+        assert scope.changes_pending == 0
+
+    async def test_bound_over_several_transactions(self, sqlite):
+        """The bound is the action's, not the transaction's."""
+        with capturing(OrmOptions(max_entries=3)), action() as scope:
+
+            def work(session):
+                for number in range(5):
+                    session.add(Customer(full_name=str(number)))
+                    session.commit()
+
+            await sqlite.run(work)
+        assert [change.kind for change in scope.changes[:3]] == ["entity"] * 3
+        assert {change.kind for change in scope.changes[3:]} == {"untracked"}
+        assert scope.changes_total == 5
+
+    async def test_memory(self, sqlite):
+        """A unit of work of many rows leaves no trace of each."""
+        with capturing(OrmOptions(max_entries=5)), action() as scope:
+            await sqlite.run(
+                lambda s: (
+                    s.add(Order(lines=[OrderLine(number=n) for n in range(3000)])),
+                    s.commit(),
+                )
+            )
+        assert scope.changes_total == 3001
+        assert len(scope.changes) <= 7

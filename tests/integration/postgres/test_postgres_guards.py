@@ -1,0 +1,170 @@
+"""Rows stay as they are, whoever tries and however."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from otel_audit_postgres import PostgresSink
+from strategies import a_record
+
+from otel_audit.ids import uuid7
+
+CHANGES = (
+    "UPDATE {table} SET recorded_at = recorded_at",
+    "DELETE FROM {table}",
+    "TRUNCATE {table}",
+    "TRUNCATE ONLY {table}",
+    "DELETE FROM ONLY {table}",
+    "MERGE INTO {table} t USING (SELECT 1) s ON true WHEN MATCHED THEN DELETE",
+)
+
+
+@pytest.fixture
+async def owner(audit_store):
+    """A connection of the tables' owner, who is a superuser too, to a store with rows."""
+    sink = PostgresSink(audit_store)
+    await sink.write([a_record(), a_record(record_id=uuid7()), a_record(record_id="no id")])
+    await sink.close()
+    connection = await asyncpg.connect(audit_store)
+    yield connection
+    await connection.close()
+
+
+async def tables(connection):
+    rows = await connection.fetch(
+        "SELECT 'audit.' || relname FROM pg_class WHERE relnamespace = 'audit'::regnamespace "
+        "AND relkind IN ('r', 'p') AND relname <> 'schema_version' ORDER BY 1"
+    )
+    return [row[0] for row in rows]
+
+
+async def contents(connection):
+    return (
+        await connection.fetch("SELECT *, payload::text FROM audit.audit_logs ORDER BY id"),
+        await connection.fetch("SELECT * FROM audit.quarantine"),
+    )
+
+
+class TestGuards:
+    @pytest.mark.parametrize("mode", ["origin", "replica", "local"])
+    @pytest.mark.parametrize("change", CHANGES)
+    async def test_refuse_on_every_table(self, owner, change, mode):
+        """The trail, each partition and the quarantine refuse, also their owner as a replica."""
+        before = await contents(owner)
+        await owner.execute(f"SET session_replication_role = {mode}")
+        for table in await tables(owner):
+            if change.startswith("TRUNCATE ONLY") and table == "audit.audit_logs":
+                continue  # PostgreSQL itself refuses this one
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+                await owner.execute(change.format(table=table))
+        assert await contents(owner) == before
+
+    async def test_refuse_an_upsert(self, owner):
+        """ON CONFLICT DO UPDATE is an update."""
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+            await owner.execute(
+                "INSERT INTO audit.quarantine SELECT * FROM audit.quarantine "
+                "ON CONFLICT (content_hash) DO UPDATE SET reason = ''"
+            )
+
+    async def test_refuse_truncate_cascade(self, owner):
+        """Nor does a TRUNCATE of another table reach them."""
+        await owner.execute("CREATE TABLE other (x int)")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+            await owner.execute("TRUNCATE other, audit.audit_logs CASCADE")
+
+    async def test_are_on_partitions_made_later(self, owner):
+        """A partition of a later month is guarded from its first moment."""
+        made = await owner.fetchrow("SELECT * FROM audit.make_partition('2031-05-17')")
+        assert tuple(made) == ("audit_logs_2031_05", "made", None)
+        for change in CHANGES:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+                await owner.execute(change.format(table="audit.audit_logs_2031_05"))
+        enabled = await owner.fetch(
+            "SELECT tgenabled::text FROM pg_trigger "
+            "WHERE tgrelid = 'audit.audit_logs_2031_05'::regclass AND NOT tgisinternal"
+        )
+        assert [row[0] for row in enabled] == ["A", "A"]
+
+    async def test_are_on_rows_of_partitions_made_by_hand(self, owner):
+        """Rows are guarded even in a partition that somebody attached without our function."""
+        await owner.execute(
+            "CREATE TABLE audit.by_hand PARTITION OF audit.audit_logs FOR VALUES "
+            "FROM (audit.uuid_at('2035-01-01Z')) TO (audit.uuid_at('2035-02-01Z'))"
+        )
+        await owner.execute("SET session_replication_role = replica")
+        await owner.execute(
+            "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object("
+            "'id', audit.uuid_at('2035-01-02Z')))).* FROM audit.audit_logs a LIMIT 1"
+        )
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+            await owner.execute("DELETE FROM audit.by_hand")
+
+
+class TestPartitions:
+    async def test_hold_the_records_of_their_month(self, owner):
+        """A record of now is in this month's partition, one of last year in the default one."""
+        found = await owner.fetch(
+            "SELECT tableoid::regclass::text FROM audit.audit_logs ORDER BY id"
+        )
+        month = await owner.fetchval("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')")
+        assert found[-1][0] == f"audit.audit_logs_{month}"
+
+    async def test_reach_from_last_month_to_the_one_after_the_next(self, owner):
+        """Asked again, all of them are there."""
+        found = await owner.fetch("SELECT * FROM audit.ensure_partitions()")
+        assert [row["state"] for row in found] == ["exists"] * 4
+
+    async def test_do_not_fail_over_rows_in_the_default_partition(self, audit_store, owner):
+        """A month whose rows are in the default partition is reported, the others are made."""
+        late = await owner.fetchval("SELECT audit.uuid_at(now() + interval '120 days')::text")
+        sink = PostgresSink(audit_store)
+        await sink.write([a_record(record_id=late)])
+        await sink.close()
+        found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
+        states = [row["state"] for row in found]
+        assert states.count("blocked") == 1
+        assert states.count("made") == 3
+        blocked = next(row for row in found if row["state"] == "blocked")
+        assert "audit_logs_default" in blocked["detail"]
+
+    async def test_are_no_way_to_fill_the_catalog(self, owner):
+        """However many months a writer asks for, it gets a year."""
+        assert len(await owner.fetch("SELECT * FROM audit.ensure_partitions(100000)")) == 14
+
+    async def test_are_not_made_while_somebody_holds_on_to_the_default_one(
+        self, audit_store, owner
+    ):
+        """A lock that cannot be had is reported in seconds; inserting goes on meanwhile."""
+        other = await asyncpg.connect(audit_store)
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("SELECT count(*) FROM audit.audit_logs_default")
+        made = await owner.fetch("SELECT state FROM audit.ensure_partitions(3)")
+        assert [row["state"] for row in made][-1] == "busy"
+        await transaction.rollback()
+        await other.close()
+        made = await owner.fetch("SELECT state FROM audit.ensure_partitions(3)")
+        assert [row["state"] for row in made][-1] == "made"
+
+    @pytest.mark.parametrize("moment", ["1970-01-01Z", "2026-11-01Z", "2026-11-21 12:34:56.789Z"])
+    async def test_begin_where_uuids_of_that_time_begin(self, owner, moment):
+        """The bound is the smallest UUIDv7 of its millisecond."""
+        bound = await owner.fetchval("SELECT audit.uuid_at($1::text::timestamptz)::text", moment)
+        ns = (
+            await owner.fetchval(
+                "SELECT (extract(epoch FROM $1::text::timestamptz) * 1000)::bigint", moment
+            )
+            * 1_000_000
+        )
+        assert uuid7(ns - 1) < bound < uuid7(ns) if ns else bound < uuid7(0)
+
+    async def test_are_pruned_by_time(self, owner):
+        """A question about a time looks only at its partitions."""
+        plan = await owner.fetch(
+            "EXPLAIN SELECT * FROM audit.audit_logs "
+            "WHERE id >= audit.uuid_at(now()) AND id < audit.uuid_at(now() + interval '1 second')"
+        )
+        text = "\n".join(row[0] for row in plan)
+        assert "Subplans Removed: 4" in text
+        assert "audit_logs_default" not in text

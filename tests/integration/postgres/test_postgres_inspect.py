@@ -1,0 +1,206 @@
+"""What `otel-audit doctor` sees of a store."""
+
+from __future__ import annotations
+
+import uuid
+
+import asyncpg
+import pytest
+from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres.inspect import inspect
+from strategies import a_record
+
+from otel_audit.ids import uuid7
+
+
+@pytest.fixture
+async def owner(audit_store):
+    connection = await asyncpg.connect(audit_store)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def writer_dsn(postgres, audit_store):
+    """The store with its roles, as a writer reaches it."""
+    role = f"writer_{uuid.uuid4().hex[:8]}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN")
+    await init(audit_store, roles=True, writer=role)
+    return postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+
+
+async def look(dsn, **kwargs):
+    return {finding.name: finding for finding in await inspect(dsn, **kwargs)}
+
+
+def wrong(findings):
+    return {name for name, finding in findings.items() if finding.ok is not True}
+
+
+LETS_PASS = """
+CREATE OR REPLACE FUNCTION audit.refuse_change() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RETURN OLD; END $$
+"""
+BY_HAND = """
+CREATE TABLE audit.by_hand PARTITION OF audit.audit_logs
+FOR VALUES FROM (audit.uuid_at('2035-01-01Z')) TO (audit.uuid_at('2035-02-01Z'))
+"""
+NEVER = """
+DROP TRIGGER refuse_change ON audit.quarantine;
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit.quarantine
+FOR EACH STATEMENT WHEN (false) EXECUTE FUNCTION audit.refuse_change();
+ALTER TABLE audit.quarantine ENABLE ALWAYS TRIGGER refuse_change
+"""
+SWALLOWS = """
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER swallow BEFORE INSERT ON audit.audit_logs
+FOR EACH ROW EXECUTE FUNCTION swallow()
+"""
+
+
+class TestInspect:
+    async def test_finds_nothing_wrong_with_a_proper_store(self, writer_dsn):
+        """A store with roles, seen by its writer, is as it must be; every check has a word."""
+        found = await look(writer_dsn)
+        assert wrong(found) == set()
+        assert set(found) >= {
+            "reachable", "server_version", "schema", "schema_version", "guards", "may_insert",
+            "may_not_change", "not_owner", "partitions", "default_partition", "quarantine",
+        }  # fmt: skip
+        assert all(finding.detail and not finding.remedy for finding in found.values())
+
+    async def test_finds_an_owner_at_work(self, audit_store):
+        """A store without roles works, and its weakness is named."""
+        found = await look(audit_store)
+        assert wrong(found) == {"may_not_change", "not_owner"}
+        assert "superuser" in found["not_owner"].detail
+        assert "--roles" in found["not_owner"].remedy
+
+    async def test_finds_a_member_of_the_owner(self, writer_dsn, owner):
+        """Being able to become the owner is as good as being the owner."""
+        role = writer_dsn.partition("://")[2].partition("@")[0]
+        await owner.execute(f"GRANT otel_audit_owner TO {role}")
+        found = await look(writer_dsn)
+        assert "member of otel_audit_owner" in found["not_owner"].detail
+        assert found["may_not_change"].ok is False
+
+    async def test_finds_that_nobody_answers(self):
+        """One finding, which names the setting and not the password."""
+        (found,) = await inspect("postgresql://u:hunter2@127.0.0.1:1/x")
+        assert (found.name, found.ok) == ("reachable", False)
+        assert "OTEL_AUDIT_DSN" in found.detail + found.remedy
+        assert "hunter2" not in repr(found)
+
+    async def test_finds_that_nothing_is_set_up(self, database):
+        """An empty database needs init."""
+        found = await look(database)
+        assert wrong(found) == {"schema"}
+        assert "otel-audit init" in found["schema"].remedy
+
+    async def test_finds_another_version(self, audit_store, owner):
+        """A schema of a newer version needs a newer package."""
+        await owner.execute("INSERT INTO audit.schema_version VALUES (999, 'x')")
+        found = await look(audit_store)
+        assert found["schema_version"].ok is False
+        assert found["schema_version"].remedy == "upgrade otel-audit"
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            "DROP TRIGGER refuse_change ON audit.audit_logs_default",
+            "DROP TRIGGER refuse_row_change ON audit.audit_logs",
+            "ALTER TABLE audit.quarantine DISABLE TRIGGER refuse_change",
+            "ALTER TABLE audit.audit_logs ENABLE TRIGGER refuse_change",
+            "ALTER TABLE audit.audit_logs_default ENABLE REPLICA TRIGGER refuse_row_change",
+            LETS_PASS,
+            BY_HAND,
+            NEVER,
+        ],
+    )
+    async def test_finds_a_removed_guard(self, writer_dsn, owner, attack):
+        """A trigger that is gone, off, conditional, or not ALWAYS, and a function that lets pass."""
+        await owner.execute(attack)
+        found = await look(writer_dsn)
+        assert found["guards"].ok is False
+        assert "audit." in found["guards"].detail
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            SWALLOWS,
+            "CREATE RULE swallow AS ON INSERT TO audit.quarantine DO INSTEAD NOTHING",
+        ],
+    )
+    async def test_finds_what_could_swallow_records(self, writer_dsn, owner, attack):
+        """A trigger or rule that is not ours is named."""
+        await owner.execute(attack)
+        found = await look(writer_dsn)
+        assert found["strangers"].ok is False
+        assert "swallow" in found["strangers"].detail
+
+    async def test_finds_missing_rights(self, writer_dsn, owner):
+        """A writer that may not write is told what it lacks."""
+        await owner.execute("REVOKE INSERT (actor_id) ON audit.audit_logs FROM otel_audit_writer")
+        found = await look(writer_dsn)
+        assert wrong(found) == {"may_insert"}
+        assert "INSERT on audit.audit_logs (actor_id)" in found["may_insert"].detail
+
+    async def test_finds_a_role_without_any_rights(self, postgres, audit_store, owner):
+        """Even who may not enter the schema gets findings, not an error."""
+        role = f"nobody_{uuid.uuid4().hex[:8]}"
+        await owner.execute(f"CREATE ROLE {role} LOGIN")
+        dsn = postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+        found = await look(dsn)
+        assert wrong(found) == {"may_insert"}
+        assert "USAGE" in found["may_insert"].detail
+
+    async def test_finds_the_right_to_change(self, writer_dsn, owner):
+        """A right on a single column or partition is enough to be named."""
+        role = writer_dsn.partition("://")[2].partition("@")[0]
+        await owner.execute(
+            f"GRANT UPDATE (actor_id) ON audit.audit_logs TO {role}; "
+            f"GRANT DELETE ON audit.audit_logs_default TO {role}"
+        )
+        found = await look(writer_dsn)
+        assert found["may_not_change"].ok is False
+        assert "UPDATE on audit.audit_logs" in found["may_not_change"].detail
+        assert "DELETE on audit.audit_logs_default" in found["may_not_change"].detail
+
+    async def test_finds_missing_partitions(self, writer_dsn, owner):
+        """This month's and the next one's must be there."""
+        month = await owner.fetchval("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')")
+        await owner.execute(f"DROP TABLE audit.audit_logs_{month}")
+        found = await look(writer_dsn)
+        assert f"audit_logs_{month}" in found["partitions"].detail
+        assert found["partitions"].ok is False
+
+    async def test_counts_what_asks_for_attention(self, writer_dsn):
+        """Rows in the default partition and in quarantine are for a person to judge."""
+        sink = PostgresSink(writer_dsn)
+        await sink.write([a_record(record_id=uuid7(1)), a_record(record_id="bad")])
+        await sink.close()
+        found = await look(writer_dsn)
+        assert found["default_partition"].ok is None
+        assert found["default_partition"].detail.startswith("1 row")
+        assert found["quarantine"].ok is None
+        assert found["quarantine"].remedy
+
+
+class TestApplication:
+    async def test_may_live_in_another_database_of_the_server(self, postgres, writer_dsn, database):
+        """A role without power over the store is fine."""
+        role = f"app_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        app = postgres.dsn(database.partition("?")[0].rpartition("/")[2], role)
+        assert (await look(writer_dsn, app_dsn=app))["app_role"].ok is True
+
+    async def test_must_not_be_superuser(self, writer_dsn, database):
+        """An application whose role stands above the guards is named."""
+        found = (await look(writer_dsn, app_dsn=database))["app_role"]
+        assert found.ok is False
+        assert "role postgres is a superuser" in found.detail
+
+    async def test_may_be_away(self, writer_dsn):
+        """A database that cannot be reached is not judged."""
+        found = await look(writer_dsn, app_dsn="postgresql://127.0.0.1:1/x")
+        assert found["app_role"].ok is None
