@@ -94,13 +94,13 @@ class Body(_Part, frozen=True, kw_only=True):
     """A request or response body, redacted.
 
     Attributes:
-        content: The redacted body as JSON text, kept as the text it is; ``NO_CONTENT`` where
-            it is absent.
+        content: The redacted body as JSON text, kept as the text it is; of a binary or cut body
+            a description; ``NO_CONTENT`` where it is absent.
         size: Bytes that passed on the wire between client and application.
         content_type: Media type as declared.
         sha256: Hex digest of the redacted text (never of what was removed).
         absent: Why there is no content, or why it is cut: ``truncated``, ``binary``,
-            ``not_read``, ``unparsable``, …
+            ``encoded`` (an unknown content coding), ``not_read``, ``unparsable``.
     """
 
     content: msgspec.Raw = NO_CONTENT

@@ -71,7 +71,8 @@ def run_and_kill(home: Path, fsync: str, mode: str, lines: int) -> dict[str, int
     last: dict[str, int] = {}
     for line in told:
         kind, _, record_id = line.decode().rstrip("\n").partition(" ")
-        if line.endswith(b"\n"):
+        if line.endswith(b"\n") and last.get(record_id) != 0:
+            # a delivery may be told before the append it follows: it stays the last word
             last[record_id] = 0 if kind == "0" else max(int(kind), last.get(record_id, 1))
     return last
 

@@ -30,7 +30,7 @@ def describe_error(error: BaseException, redactor: Redactor) -> ErrorInfo:
     if kind.__module__ != "builtins":
         name = f"{kind.__module__}.{name}"
     try:
-        message = redactor.text(_message(error)[:_LONGEST])
+        message = redactor.text(_message(error))[:_LONGEST]
     except Exception:  # noqa: BLE001 - an exception whose text cannot be had is known by its type
         message = ""
     return ErrorInfo(type=name, message=message or None)

@@ -143,7 +143,9 @@ def orm_dsn(postgres) -> str:
 
 
 def _url(dsn: str) -> str:
-    return dsn.replace("postgresql://", "postgresql+asyncpg://").replace("postgres://", "postgresql+asyncpg://")
+    return dsn.replace("postgresql://", "postgresql+asyncpg://").replace(
+        "postgres://", "postgresql+asyncpg://"
+    )
 
 
 @pytest.fixture

@@ -265,9 +265,7 @@ class Parent(Base):
     children: Mapped[list[Child]] = relationship(
         cascade="all, delete", passive_deletes=True, foreign_keys="Child.parent_id"
     )
-    favourite: Mapped[Child | None] = relationship(
-        foreign_keys=favourite_id, post_update=True
-    )
+    favourite: Mapped[Child | None] = relationship(foreign_keys=favourite_id, post_update=True)
 
 
 class Child(Base):
@@ -293,7 +291,9 @@ class OwnRow(PostgresBase):
 class Measurement(PostgresBase):
     __tablename__ = "measurement"
     id: Mapped[int] = mapped_column(primary_key=True)
-    zoned: Mapped[dt.datetime | None] = mapped_column(type_=func.now().type.__class__(timezone=True))
+    zoned: Mapped[dt.datetime | None] = mapped_column(
+        type_=func.now().type.__class__(timezone=True)
+    )
     span: Mapped[dt.timedelta | None]
     address: Mapped[str | None] = mapped_column(INET)
     window: Mapped[Range[int] | None] = mapped_column(INT4RANGE)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import NameRedactor, action, capturing
 from orm_models import BrokenType, Customer, Money, Shape
-from sqlalchemy import create_engine, event, insert, text
+from sqlalchemy import event, insert, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 

@@ -3,8 +3,21 @@ from __future__ import annotations
 import pytest
 from conftest import action
 from orm_models import Child, Counter, Customer, Order, Parent, Tag, Unwatched, order_tag
-from sqlalchemy import Column, Integer, MetaData, String, Table, delete, event, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite as sqlite_dialect
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 people = [{"full_name": name} for name in ("Ada", "Bea", "Cyd")]
 
@@ -39,7 +52,8 @@ class TestOrmStatements:
         def work(session):
             customers = session.scalars(select(Customer)).all()
             session.execute(
-                update(Customer).values(note="n"), execution_options={"synchronize_session": "fetch"}
+                update(Customer).values(note="n"),
+                execution_options={"synchronize_session": "fetch"},
             )
             assert {customer.note for customer in customers} == {"n"}
 
@@ -71,7 +85,9 @@ class TestOrmStatements:
 
     async def test_insert_of_several_value_lists(self, store, capture):
         """The same with all rows in one VALUES."""
-        (change,) = await store.changes(lambda s: s.execute(insert(Tag).values([{"code": "a"}, {"code": "b"}])))
+        (change,) = await store.changes(
+            lambda s: s.execute(insert(Tag).values([{"code": "a"}, {"code": "b"}]))
+        )
         assert change.rows == 2
         assert change.parameters == {"code_m0": "a", "code_m1": "b"}
 
@@ -184,7 +200,10 @@ class TestCoreStatements:
             changes = await store.changes(lambda s: s.add(Customer(full_name="a")))
         finally:
             event.remove(Customer, "after_insert", slip_in)
-        assert sorted((c.kind, c.entity) for c in changes) == [("bulk", "Tag"), ("entity", "Customer")]
+        assert sorted((c.kind, c.entity) for c in changes) == [
+            ("bulk", "Tag"),
+            ("entity", "Customer"),
+        ]
 
     async def test_in_a_with_clause(self, peopled, capture):
         """A write inside a WITH clause of a SELECT is found."""
@@ -201,9 +220,13 @@ class TestCoreStatements:
     async def test_unmapped_table(self, capture, sqlite):
         """A table that no class knows is recorded by its name."""
         metadata = MetaData()
-        loose = Table("loose", metadata, Column("id", Integer, primary_key=True), Column("a", String))
+        loose = Table(
+            "loose", metadata, Column("id", Integer, primary_key=True), Column("a", String)
+        )
         metadata.create_all(sqlite.engine)
-        (change,) = await sqlite.changes(lambda s: s.execute(loose.insert(), [{"a": "1"}, {"a": "2"}]))
+        (change,) = await sqlite.changes(
+            lambda s: s.execute(loose.insert(), [{"a": "1"}, {"a": "2"}])
+        )
         assert (change.entity, change.table, change.rows) == ("loose", "loose", 2)
 
     async def test_definitions_are_no_changes(self, capture, sqlite):
@@ -221,7 +244,9 @@ class TestTexts:
     async def test_text(self, peopled, capture):
         """A textual statement is known by the table that it names."""
         (change,) = await peopled.changes(
-            lambda s: s.execute(text("UPDATE customer SET note = :note WHERE id = 1"), {"note": "n"})
+            lambda s: s.execute(
+                text("UPDATE customer SET note = :note WHERE id = 1"), {"note": "n"}
+            )
         )
         assert (change.operation, change.kind, change.table) == ("update", "bulk", "customer")
         assert (change.rows, change.parameters) == (1, {"note": "n"})
@@ -275,7 +300,15 @@ class TestParameters:
 
         def work(session):
             session.execute(
-                insert(Customer).values(full_name="a", password="x", api_login="y", ssn="1", card="22", scratch="s", vault="v")  # noqa: E501
+                insert(Customer).values(
+                    full_name="a",
+                    password="x",
+                    api_login="y",
+                    ssn="1",
+                    card="22",
+                    scratch="s",
+                    vault="v",
+                )  # noqa: E501
             )
             session.execute(update(Customer).where(Customer.ssn == "1").values(note="n"))
 

@@ -143,9 +143,7 @@ class TestDocuments:
             customer.settings = {"a": 2, "password": "x"}
 
         change = (await store.changes(work))[1]
-        assert change.values == {
-            "settings": [{"a": 1, "password": "x"}, {"a": 2, "password": "x"}]
-        }
+        assert change.values == {"settings": [{"a": 1, "password": "x"}, {"a": 2, "password": "x"}]}
         assert change.patches == {"settings": [{"op": "replace", "path": "/a", "value": 2}]}
 
     async def test_edited_mutable(self, capture, store):

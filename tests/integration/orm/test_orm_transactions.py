@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 
-import asyncpg
 import pytest
 from conftest import action, capturing
 from orm_models import Base, Counter, Customer, Order, OrderLine, Tag
@@ -210,7 +209,9 @@ class TestFailures:
 
     async def test_serialization_failure(self, capture, pg):
         """A COMMIT refused for a conflict of serializable transactions has rolled back."""
-        await pg.run(lambda s: (s.add_all([Customer(id=n, full_name="x") for n in (1, 2)]), s.commit()))
+        await pg.run(
+            lambda s: (s.add_all([Customer(id=n, full_name="x") for n in (1, 2)]), s.commit())
+        )
         engine = pg.async_engine.execution_options(isolation_level="SERIALIZABLE")
         with action() as first, action() as second:
             async with AsyncSession(engine) as one, AsyncSession(engine) as other:
@@ -481,10 +482,9 @@ class TestConnections:
         other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
         Base.metadata.create_all(other)
         make = sessionmaker(binds={Customer: sqlite.engine, Tag: other})
-        with action() as scope:
-            with make() as session:
-                session.add_all([Customer(full_name="a"), Tag(code="t")])
-                session.commit()
+        with action() as scope, make() as session:
+            session.add_all([Customer(full_name="a"), Tag(code="t")])
+            session.commit()
         other.dispose()
         assert sorted(change.entity for change in scope.changes) == ["Customer", "Tag"]
 

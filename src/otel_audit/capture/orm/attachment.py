@@ -65,7 +65,7 @@ class Attachment:
         """Report commits that have been answered; see `Journal.settle`. Never raises."""
         try:
             self._journal.settle()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("settle", error)
 
 
@@ -117,13 +117,13 @@ def detach(attachment: Attachment) -> None:
         _attached.remove(attachment)
         for target, name, listener, _ in attachment._listeners:
             event.remove(target, name, listener)
-    attachment._journal.close()
+    attachment._journal.close()  # noqa: SLF001 - made here
 
 
 def _listen(attachment: Attachment) -> None:
     heard: list[_Listener] = []
     try:
-        for one in attachment._listeners:  # noqa: SLF001 - made here
+        for one in attachment._listeners:  # noqa: SLF001 - made here  # noqa: SLF001 - made here
             event.listen(one.target, one.name, one.call, **one.how)
             heard.append(one)
     except BaseException:

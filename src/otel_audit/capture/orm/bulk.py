@@ -220,7 +220,7 @@ def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
     if element.is_insert and not is_upsert(element) and element_has_values(element):
         multiple = getattr(element, "_multi_values", ())
         return sum(len(rows) for rows in multiple) if multiple else len(sets)
-    if element._returning and context.dialect.name == "sqlite":
+    if element._returning and context.dialect.name == "sqlite":  # noqa: SLF001 - no public way
         return None  # counts only once all rows have been fetched
     return _row_count(cursor)
 

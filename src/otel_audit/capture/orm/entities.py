@@ -13,7 +13,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
 from otel_audit.capture.orm.patches import patch_between
-from otel_audit.capture.orm.values import HARMLESS, is_described, portable
+from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described, portable
 from otel_audit.record import Change, Operation, entity_reference
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Reader:
             return None
         try:
             if column.innocent:
-                convert = HARMLESS.get(type(value))
+                kind = type(value)
+                if kind is int and -SMALL < value < SMALL:
+                    return value
+                convert = HARMLESS.get(kind)
                 if convert is not None:
                     return convert(value)
             form = portable(value)
@@ -61,7 +64,7 @@ class Reader:
                 # what the application's own type makes of it for the database is known better
                 form = portable(column.type.process_bind_param(value, self._dialect))
             return self._redact(column.name, form, column.mark, column.key)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
 
@@ -144,46 +147,33 @@ def describe_update(
         The change, None where nothing of what is captured has changed.
     """
     loaded = state.dict
-    values: dict[str, list[Any]] = {}
-    unknown_before: list[str] = []
-    unknown_after: list[str] = []
-    patches: dict[str, list[dict[str, Any]]] = {}
-    for name in {**state.committed_state, **before}:
+    committed = state.committed_state
+    found = _Differences(reader)
+    for name in {**committed, **before}:
         column = plan.by_key.get(name)
         if column is None:
             continue
         old = before.get(name, _UNKNOWN)
-        old = state.committed_state.get(name, _UNKNOWN) if old is _UNKNOWN else old
+        old = committed.get(name, _UNKNOWN) if old is _UNKNOWN else old
         new = loaded.get(name, _UNKNOWN)
-        if old is not _UNKNOWN and new is not _UNKNOWN and column.same(new, old) is True:
-            continue
-        pair = [None, None]
-        if old is _UNKNOWN or _is_expression(old):
-            unknown_before.append(column.name)
-        else:
-            pair[0] = reader.read(column, old)
-        if new is _UNKNOWN or _is_expression(new):
-            unknown_after.append(column.name)
-        else:
-            pair[1] = reader.read(column, new)
-        values[column.name] = pair
-        if column.is_json and column.mark is None:
-            patch = patch_between(*pair)
-            if patch:
-                patches[column.name] = patch
-    if not values:
+        if old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
+            found.add(column, old, new)
+    if not found.values:
         return None
-    _add_moved(state, plan, before, reader, values, unknown_before, unknown_after)
+    for name in plan.moving:
+        # what the flush has set unasked though it was not loaded before
+        if name not in before and name not in committed:
+            found.add(plan.by_key[name], _UNKNOWN, loaded.get(name, _UNKNOWN))
     key = _key(plan, loaded.get, reader)
     return Change(
         operation="update",
         entity=plan.entity,
         table=plan.table,
         key=key,
-        values=values,
-        unknown_before=tuple(unknown_before),
-        unknown_after=tuple(unknown_after),
-        patches=patches,
+        values=found.values,
+        unknown_before=tuple(found.unknown_before),
+        unknown_after=tuple(found.unknown_after),
+        patches=found.patches,
         related=(*_related(plan, key), *_earlier_key(plan, key, before, reader)),
         note=_note(reader),
     )
@@ -230,26 +220,32 @@ def has_changed(state: InstanceState[Any], plan: MapperPlan, before: Mapping[str
     return False
 
 
-def _add_moved(
-    state: InstanceState[Any],
-    plan: MapperPlan,
-    before: Mapping[str, Any],
-    reader: Reader,
-    values: dict[str, list[Any]],
-    unknown_before: list[str],
-    unknown_after: list[str],
-) -> None:
-    """Add what the flush has set unasked though it was not loaded before."""
-    for name in plan.moving:
-        column = plan.by_key[name]
-        if name in before or column.name in values:
-            continue
-        unknown_before.append(column.name)
-        if name in state.dict:
-            values[column.name] = [None, reader.read(column, state.dict[name])]
-        else:
-            values[column.name] = [None, None]
-            unknown_after.append(column.name)
+class _Differences:
+    """The changed columns of one row."""
+
+    __slots__ = ("_reader", "patches", "unknown_after", "unknown_before", "values")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.values: dict[str, list[Any]] = {}
+        self.unknown_before: list[str] = []
+        self.unknown_after: list[str] = []
+        self.patches: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, column: ColumnPlan, old: Any, new: Any) -> None:
+        before = self._read(column, old, self.unknown_before)
+        after = self._read(column, new, self.unknown_after)
+        self.values[column.name] = [before, after]
+        if column.is_json and column.mark is None:
+            patch = patch_between(before, after)
+            if patch:
+                self.patches[column.name] = patch
+
+    def _read(self, column: ColumnPlan, value: Any, unknown: list[str]) -> Any:
+        if value is _UNKNOWN or _is_expression(value):
+            unknown.append(column.name)
+            return None
+        return self._reader.read(column, value)
 
 
 def _before(state: InstanceState[Any], name: str) -> Any:

@@ -16,8 +16,6 @@ from otel_audit.capture.orm.statements import find_control, find_writes
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import Session
@@ -116,7 +114,7 @@ class Executions:
         entries: list[Change]
         try:
             entries = self._bulk.describe(context, statement, parameters, cursor)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
             entries = [untracked("update", "?", "?", type(error).__name__)]
         self._journal.write(connection, entries)

@@ -43,7 +43,7 @@ class Faults:
         def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
             try:
                 listener(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - must not reach the application
                 self.note(name, error)
 
         return guarded

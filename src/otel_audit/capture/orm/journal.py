@@ -132,7 +132,7 @@ class Journal:
                 self._end(number, "committed" if ledger.aborted is False else "unknown")
             else:
                 self._end(number, "rolled_back")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - runs wherever the garbage collector does
             self._faults.note("lost connection", error)
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
@@ -170,5 +170,5 @@ class Journal:
             return
         try:
             self._on_orphan(outcome, entries)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("on_orphan", error)

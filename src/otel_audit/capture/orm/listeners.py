@@ -163,7 +163,7 @@ class EngineListeners:
         """Report what was written as rolled back."""
         self._journal.rolled_back(connection)
 
-    def after_cursor_execute(  # noqa: PLR0913, PLR0917 - SQLAlchemy's signature
+    def after_cursor_execute(
         self,
         connection: Connection,
         cursor: Any,

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from otel_audit.capture.orm.values import bounded, portable
 from otel_audit.redaction import REDACTED
 
-
 _PROBES = ("x", 1, True)
 
 

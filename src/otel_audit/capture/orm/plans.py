@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Column, Table
+from sqlalchemy import JSON, Column, ColumnElement, Table
 from sqlalchemy.orm import Mapper, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -173,7 +173,7 @@ def _plan_mapper(
     mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool]
 ) -> MapperPlan:
     columns: dict[str, ColumnPlan] = {}
-    key: dict[Column[Any], ColumnPlan] = {}
+    key: dict[ColumnElement[Any], ColumnPlan] = {}
     names: set[str] = set()
     for attribute in mapper.column_attrs:
         # a column_property over an expression is nothing that is written
@@ -232,7 +232,7 @@ def _bases(mapper: Mapper[Any]) -> tuple[str, ...]:
 def _find_mapper(table: Table) -> Mapper[Any] | None:
     candidates: Iterable[Mapper[Any]] = (
         mapper
-        for registry in list(mapperlib._all_registries())
+        for registry in list(mapperlib._all_registries())  # noqa: SLF001 - no public way to all mappers
         for mapper in list(registry.mappers)
         if mapper.local_table is table
     )

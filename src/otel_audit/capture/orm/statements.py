@@ -19,21 +19,24 @@ _HIDDEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_NAME = r"""(?P<name>(?:"[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$]+)(?:\s*\.\s*(?:"[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$]+))*)"""
-_WRITES: tuple[tuple[re.Pattern[str], Operation], ...] = tuple(
-    (re.compile(pattern + _NAME, re.IGNORECASE), operation)
-    for pattern, operation in (
-        (r"\bINSERT\s+(?:OR\s+\w+\s+)?(?:IGNORE\s+)?INTO\s+", "insert"),
-        (r"\bREPLACE\s+INTO\s+", "insert"),
-        (r"\bCOPY\s+(?=[^(]\S*(?:\s*\([^)]*\))?\s+FROM\b)", "insert"),
-        (r"\bMERGE\s+INTO\s+", "update"),
-        (
-            r"(?<!\bDO\s)(?<!\bFOR\s)(?<!\bKEY\s)(?<!\bON\s)\bUPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?(?!SET\b)",
-            "update",
-        ),
-        (r"\bDELETE\s+FROM\s+(?:ONLY\s+)?", "delete"),
-        (r"\bTRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?", "delete"),
-    )
+_PART = r"""(?:"[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$]+)"""
+_NAME = rf"(?P<name>{_PART}(?:\s*\.\s*{_PART})*)"
+_WRITE_VERBS: tuple[tuple[str, Operation], ...] = (
+    (r"\bINSERT\s+(?:OR\s+\w+\s+)?(?:IGNORE\s+)?INTO\s+", "insert"),
+    (r"\bREPLACE\s+INTO\s+", "insert"),
+    (r"\bCOPY\s+(?=[^(]\S*(?:\s*\([^)]*\))?\s+FROM\b)", "insert"),
+    (r"\bMERGE\s+INTO\s+", "update"),
+    # not DO UPDATE, FOR [NO KEY] UPDATE, ON UPDATE
+    (
+        r"(?<!\bDO\s)(?<!\bFOR\s)(?<!\bKEY\s)(?<!\bON\s)"
+        r"\bUPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?(?!SET\b)",
+        "update",
+    ),
+    (r"\bDELETE\s+FROM\s+(?:ONLY\s+)?", "delete"),
+    (r"\bTRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?", "delete"),
+)
+_WRITES = tuple(
+    (re.compile(verb + _NAME, re.IGNORECASE), operation) for verb, operation in _WRITE_VERBS
 )
 _MAY_WRITE = re.compile(
     r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|COPY|CALL|DO|EXECUTE)\b", re.IGNORECASE

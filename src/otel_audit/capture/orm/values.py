@@ -27,7 +27,8 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -40,6 +41,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _HASHED_FROM = 64
 _SHOWN = 256
 _DEEPEST = 32
+SMALL = 10**9
+"""Numbers below it are too short to be a card's, a bank's, or a person's."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -104,7 +107,7 @@ def _portable(value: Any, depth: int) -> Any:
     return _rare(value, depth)
 
 
-def _rare(value: Any, depth: int) -> Any:
+def _rare(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one return a kind of value
     if isinstance(value, Enum):
         return clean_text(value.name) if value.name is not None else portable(value.value)
     for kind, convert in _EXACT.items():
@@ -114,7 +117,7 @@ def _rare(value: Any, depth: int) -> Any:
         return {_key(key): _portable(part, depth + 1) for key, part in value.items()}
     if _is_range(value):
         return _range(value, depth)
-    if isinstance(value, Set):
+    if isinstance(value, AbstractSet):
         parts = [_portable(part, depth + 1) for part in value]
         return sorted(parts, key=_encode)
     if isinstance(value, list | tuple):
