@@ -71,7 +71,7 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     yield _spool(config)
     if config.asyncpg_dsn is None:
         yield Check(
-            "store", ok=False, detail="no audit store", remedy="set OTEL_AUDIT_DSN, or give --dsn"
+            "store", ok=False, detail="OTEL_AUDIT_DSN is not set", remedy="set it, or give --dsn"
         )
         return
     from otel_audit_postgres.inspect import inspect

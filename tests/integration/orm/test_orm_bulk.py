@@ -308,7 +308,7 @@ class TestParameters:
                     card="22",
                     scratch="s",
                     vault="v",
-                )  # noqa: E501
+                )
             )
             session.execute(update(Customer).where(Customer.ssn == "1").values(note="n"))
 

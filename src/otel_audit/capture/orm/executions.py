@@ -62,22 +62,38 @@ class Executions:
             return
         if not self._selection.takes_connection(connection):
             return
+        try:
+            flushing = self._follow(connection, cursor, statement, parameters, context)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._faults.note("statement", error)
+            self._journal.write(connection, [untracked("update", "?", "?", type(error).__name__)])
+            flushing = False
+        if not flushing:
+            self.end_if_autocommit(connection)
+
+    def _follow(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
+    ) -> bool:
+        """Note what a statement has done; tell whether a flush is under way."""
         element = compiled_element(context)
         if isinstance(element, SavepointClause):
             # the event that announces a savepoint does not tell its name
             self._journal.of(connection).open_savepoint(element.ident)
-            return
+            return False
         sessions = self._sessions.get(connection, ())
         flush = self._flushes.writing(sessions)
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
-            return
+            return True
         if self._selection.by_session and not any(map(self._selection.takes_session, sessions)):
-            return
+            return False
         if isinstance(element, TextClause | None) and self._controls(connection, statement):
-            return
-        self._note(connection, cursor, statement, parameters, context)
-        if flush is None:
-            self.end_if_autocommit(connection)
+            return False
+        if not self._add_to_last(connection, cursor, context):
+            entries = self._bulk.describe(context, statement, parameters, cursor)
+            self._journal.write(connection, entries)
+            for entry in entries:
+                self._last[connection] = (weakref.ref(context), entry)
+        return flush is not None
 
     def failed(self, context: ExceptionContext) -> None:
         """A statement, or a COMMIT, has raised."""
@@ -105,21 +121,6 @@ class Executions:
         """Report at once what a connection in autocommit mode has written: it is committed."""
         if is_autocommit(connection) and self._journal.find(connection) is not None:
             self._journal.end(connection, "committed")
-
-    def _note(
-        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
-    ) -> None:
-        if self._add_to_last(connection, cursor, context):
-            return
-        entries: list[Change]
-        try:
-            entries = self._bulk.describe(context, statement, parameters, cursor)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("statement", error)
-            entries = [untracked("update", "?", "?", type(error).__name__)]
-        self._journal.write(connection, entries)
-        for entry in entries:
-            self._last[connection] = (weakref.ref(context), entry)
 
     def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:
         """One INSERT of many rows is sent in several batches: count them as one."""

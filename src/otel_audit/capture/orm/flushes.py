@@ -54,14 +54,14 @@ class Flush:
         context: SQLAlchemy's unit of work.
         rows: What was written, by connection.
         before: Values about to be overwritten, by state.
-        relations: Rows of association tables that were written, with their connections.
+        others: Rows of association tables, and what could not be read, with their connections.
         short: Tables of which fewer rows were deleted than the flush asked for.
     """
 
     context: weakref.ref[UOWTransaction]
     rows: dict[Connection, list[Row]] = field(default_factory=dict)
     before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
-    relations: list[tuple[Connection, Change]] = field(default_factory=list)
+    others: list[tuple[Connection, Change]] = field(default_factory=list)
     short: set[str] = field(default_factory=set)
 
     @property
@@ -138,11 +138,19 @@ class Flushes:
     ) -> None:
         """A row was written."""
         flush = self._flush_of(state)
-        plan = self._plans.of(mapper)
-        if flush is None or not plan.captured:
+        if flush is None:
             return
-        before = flush.before.get(state) or {}
-        flush.rows.setdefault(connection, []).append(Row(operation, plan, state, before))
+        try:
+            plan = self._plans.of(mapper)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._faults.note("plan", error)
+            table = str(mapper.local_table)
+            entry = untracked(operation, mapper.class_.__name__, table, type(error).__name__)
+            flush.others.append((connection, entry))
+            return
+        if plan.captured:
+            before = flush.before.get(state) or {}
+            flush.rows.setdefault(connection, []).append(Row(operation, plan, state, before))
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
         """A flush has executed a statement.
@@ -162,8 +170,12 @@ class Flushes:
             return False
         operation = operation_of(context)
         for row in context.compiled_parameters:
-            change = self._relations.describe(plan, operation, row, table)
-            flush.relations.append((connection, change))
+            try:
+                change = self._relations.describe(plan, operation, row, table)
+            except Exception as error:  # noqa: BLE001 - must not reach the application
+                self._faults.note("relation", error)
+                change = untracked(operation, plan.name, plan.table, type(error).__name__)
+            flush.others.append((connection, change))
         return True
 
     def end(self, session: Session) -> set[Connection]:
@@ -184,9 +196,9 @@ class Flushes:
                 self._note(ledger, scope, flush, row, reader)
             if scope is not None:
                 scope.note_flushed(ledger.written(scope) - before)
-        for connection, change in flush.relations:
+        for connection, change in flush.others:
             self._journal.write(connection, [change])
-        return {*flush.rows, *(connection for connection, _ in flush.relations)}
+        return {*flush.rows, *(connection for connection, _ in flush.others)}
 
     def fail(self, session: Session) -> Flush | None:
         """A flush has failed: forget what it has gathered, and hand it over."""

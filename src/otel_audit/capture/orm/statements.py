@@ -28,8 +28,10 @@ _WRITE_VERBS: tuple[tuple[str, Operation], ...] = (
     (r"\bMERGE\s+INTO\s+", "update"),
     # not DO UPDATE, FOR [NO KEY] UPDATE, ON UPDATE
     (
-        r"(?<!\bDO\s)(?<!\bFOR\s)(?<!\bKEY\s)(?<!\bON\s)"
-        r"\bUPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?(?!SET\b)",
+        (
+            r"(?<!\bDO\s)(?<!\bFOR\s)(?<!\bKEY\s)(?<!\bON\s)"
+            r"\bUPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?(?!SET\b)"
+        ),
         "update",
     ),
     (r"\bDELETE\s+FROM\s+(?:ONLY\s+)?", "delete"),
@@ -39,7 +41,7 @@ _WRITES = tuple(
     (re.compile(verb + _NAME, re.IGNORECASE), operation) for verb, operation in _WRITE_VERBS
 )
 _MAY_WRITE = re.compile(
-    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|COPY|CALL|DO|EXECUTE)\b", re.IGNORECASE
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|COPY|CALL|DO|EXEC|EXECUTE)\b", re.IGNORECASE
 )
 _OPAQUE = re.compile(r"\s*(?:CALL|DO|EXECUTE|EXEC)\b", re.IGNORECASE)
 _DEFINITION = re.compile(

@@ -1,0 +1,1 @@
+"""The ledger: a Merkle tree over the stored rows, signed, anchored, and provable offline."""

@@ -1,0 +1,131 @@
+"""The command, run as a person runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import pytest
+from servers import BIN
+
+
+async def otel_audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run otel-audit with the given variables beside the machine's own."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [str(BIN / "otel-audit"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+    )
+
+
+@pytest.fixture
+async def roles(postgres, database):
+    """A store set up with roles; DSNs of its writer and of the application's own role."""
+    name = database.partition("?")[0].rpartition("/")[2]
+    writer, app = f"w_{name}", f"a_{name}"
+    await postgres.execute(f"CREATE ROLE {writer} LOGIN", f"CREATE ROLE {app} LOGIN")
+    done = await otel_audit("init", "--roles", "--writer", writer, OTEL_AUDIT_DSN=database)
+    assert done.returncode == 0, done.stderr
+    yield postgres.dsn(name, writer), postgres.dsn(name, app)
+    await postgres.execute(
+        f"REVOKE otel_audit_writer FROM {writer}", f"DROP ROLE {writer}", f"DROP ROLE {app}"
+    )
+
+
+class TestInit:
+    async def test_it_makes_the_store_and_says_what_it_made(self, database):
+        """init makes schema and tables, tells so, and does nothing the second time."""
+        first = await otel_audit("init", "--dsn", database)
+        second = await otel_audit("init", "--dsn", database)
+        assert (first.returncode, second.returncode) == (0, 0)
+        assert "schema audit: created" in first.stdout
+        assert "up to date" in second.stdout
+        connection = await asyncpg.connect(database)
+        assert await connection.fetchval("SELECT count(*) FROM audit.audit_logs") == 0
+        await connection.close()
+
+    async def test_the_sql_can_be_had_instead(self, database):
+        """--sql prints a script that makes the same, and touches nothing."""
+        script = await otel_audit("init", "--sql")
+        assert script.returncode == 0
+        connection = await asyncpg.connect(database)
+        assert await connection.fetchval("SELECT to_regclass('audit.audit_logs')") is None
+        await connection.execute(script.stdout)
+        assert await connection.fetchval("SELECT count(*) FROM audit.audit_logs") == 0
+        await connection.close()
+
+    async def test_without_a_store_it_names_the_setting(self):
+        """No DSN: one line that names the setting, status 1, no traceback."""
+        done = await otel_audit("init")
+        assert done.returncode == 1
+        assert "OTEL_AUDIT_DSN" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    async def test_an_unreachable_store_is_one_line_without_the_password(self):
+        """A store that cannot be reached is named, its password is not."""
+        done = await otel_audit("init", "--dsn", "postgresql://me:hunter2@127.0.0.1:1/audit")
+        assert done.returncode == 1
+        assert "hunter2" not in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+
+
+class TestDoctor:
+    async def test_a_sound_installation_passes(self, roles):
+        """Settings, hooks, spool, store and roles are in order: a line each, status 0."""
+        writer, app = roles
+        done = await otel_audit("doctor", "--app-dsn", app, OTEL_AUDIT_DSN=writer)
+        assert done.returncode == 0, done.stdout
+        assert "FAIL" not in done.stdout
+        for looked_at in ("settings", "entry point", "hooks", "spool", "may_insert", "app_role"):
+            assert looked_at in done.stdout
+
+    async def test_an_owner_who_writes_is_a_hole(self, database):
+        """Whoever owns the trail can change it: doctor fails and names the remedy."""
+        await otel_audit("init", "--dsn", database)
+        done = await otel_audit("doctor", OTEL_AUDIT_DSN=database)
+        assert done.returncode == 1
+        assert "FAIL  not_owner" in done.stdout
+        assert "otel-audit init --roles --writer" in done.stdout
+
+    async def test_an_application_that_owns_the_trail_is_a_hole(self, roles, database):
+        """The application's own role is looked at, too."""
+        writer, _ = roles
+        done = await otel_audit("doctor", "--app-dsn", database, OTEL_AUDIT_DSN=writer)
+        assert done.returncode == 1
+        assert "FAIL  app_role" in done.stdout
+
+    async def test_a_missing_schema_names_init(self, database):
+        """A database without the schema: what to run is said."""
+        done = await otel_audit("doctor", OTEL_AUDIT_DSN=database)
+        assert done.returncode == 1
+        assert "otel-audit init" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            ({"OTEL_AUDIT_BODY_LIMITS": "5"}, "OTEL_AUDIT_BODY_LIMITS"),
+            ({"OTEL_AUDIT_BODY_LIMIT": "five"}, "OTEL_AUDIT_BODY_LIMIT"),
+            ({}, "OTEL_AUDIT_DSN"),
+            ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "otel_audit"}, "DISABLED_INSTRUMENTATIONS"),
+            ({"OTEL_AUDIT_SPOOL_DIR": "/proc/1"}, "spool"),
+        ],
+    )
+    async def test_what_is_wrong_is_named(self, settings, named):
+        """A wrong setting, a missing one, hooks switched off, a spool that cannot be: status 1."""
+        done = await otel_audit("doctor", **settings)
+        assert done.returncode == 1
+        assert named in next(line for line in done.stdout.splitlines() if "FAIL" in line)
+
+    async def test_the_hooks_of_an_application_are_looked_at(self, roles):
+        """--app loads an application and sees whether the taps reach its stack."""
+        writer, _ = roles
+        done = await otel_audit("doctor", "--app", "no_such:app", OTEL_AUDIT_DSN=writer)
+        assert done.returncode == 1
+        assert "FAIL  hooks: no_such:app" in done.stdout
