@@ -32,12 +32,13 @@ SELECT 'INSERT on audit.quarantine (' || wanted || ')'
 FROM unnest(ARRAY['content_hash', 'record_id', 'received', 'reason']) AS wanted
 WHERE NOT has_column_privilege('audit.quarantine', wanted, 'INSERT')
 """
-# the tables that must be guarded: the trail, every partition of it, the quarantine
+# the tables that must be guarded: the trail, every partition of it, the quarantine, the ledger
 _GUARDED: Final = """
 guarded AS (
-    SELECT c.oid, 'audit.' || c.relname AS name, c.relname <> 'quarantine' AS is_trail
+    SELECT c.oid, 'audit.' || c.relname AS name, c.relname = 'audit_logs' AS is_trail
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname IN ('audit_logs', 'quarantine')
+    WHERE n.nspname = 'audit' AND c.relname IN
+        ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i
@@ -47,7 +48,7 @@ guarded AS (
     JOIN pg_catalog.pg_namespace pn ON pn.oid = part.relnamespace
     WHERE n.nspname = 'audit' AND p.relname = 'audit_logs'
 )"""
-# tgtype is a sum: 1 for each row, 2 before, 8 delete, 16 update, 32 truncate (pg_trigger.h)
+# tgtype is a sum (pg_trigger.h): 1 each row, 2 before, 4 insert, 8 delete, 16 update, 32 truncate
 _GUARDS: Final = """
 guards AS (
     SELECT t.tgrelid, t.tgtype, t.tgenabled, t.oid
@@ -56,6 +57,17 @@ guards AS (
     JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = 'audit' AND f.proname = 'refuse_change' AND f.prosrc = $1
       AND t.tgqual IS NULL AND t.tgattr::text = ''
+),
+queueing AS (
+    SELECT t.oid
+    FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+    JOIN pg_catalog.pg_namespace tn ON tn.oid = c.relnamespace
+    JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+    JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+    WHERE tn.nspname = 'audit' AND c.relname = 'audit_logs'
+      AND n.nspname = 'audit' AND f.proname = 'queue_for_sealing' AND f.prosrc = $2
+      AND t.tgtype = 4 AND t.tgenabled = 'A' AND t.tgqual IS NULL
 )"""
 _UNGUARDED: Final = f"""
 WITH {_GUARDED}, {_GUARDS}
@@ -68,6 +80,9 @@ SELECT name || ' has no row trigger, ENABLE ALWAYS, against UPDATE and DELETE'
 FROM guarded
 WHERE is_trail AND NOT EXISTS (SELECT FROM guards
                                WHERE tgrelid = guarded.oid AND tgtype & 27 = 27 AND tgenabled = 'A')
+UNION ALL
+SELECT 'audit.audit_logs has no trigger, ENABLE ALWAYS, that queues records for sealing'
+WHERE NOT EXISTS (SELECT FROM queueing)
 ORDER BY 1
 """  # noqa: S608 - constants
 # a BEFORE INSERT trigger or a rule could make records vanish
@@ -75,7 +90,8 @@ _STRANGERS: Final = f"""
 WITH {_GUARDED}, {_GUARDS}
 SELECT 'trigger ' || t.tgname || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_trigger t ON t.tgrelid = guarded.oid
-WHERE NOT t.tgisinternal AND t.oid NOT IN (SELECT oid FROM guards)
+WHERE NOT t.tgisinternal
+  AND t.oid NOT IN (SELECT oid FROM guards UNION SELECT oid FROM queueing)
 UNION ALL
 SELECT 'rule ' || r.rulename || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_rewrite r ON r.ev_class = guarded.oid
@@ -143,12 +159,12 @@ async def lacking_rights(connection: Connection[Any]) -> list[str]:
 
 async def unguarded(connection: Connection[Any]) -> list[str]:
     """Name what is not protected against change as the migrations left it."""
-    return await _texts(connection, _UNGUARDED, _guard_source())
+    return await _texts(connection, _UNGUARDED, *_sources())
 
 
 async def strangers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
-    return await _texts(connection, _STRANGERS, _guard_source())
+    return await _texts(connection, _STRANGERS, *_sources())
 
 
 async def changing_rights(connection: Connection[Any], role: str) -> list[str]:
@@ -170,13 +186,18 @@ async def _texts(connection: Connection[Any], query: str, *parameters: Any) -> l
     return [row[0] for row in await connection.fetch(query, *parameters)]
 
 
-def _guard_source() -> str:
-    """The text that the guarding function must have, from the last migration that defines it."""
+def _sources() -> tuple[str, str]:
+    """The texts that the guarding and the queueing function must have."""
+    return _source("refuse_change"), _source("queue_for_sealing")
+
+
+def _source(function: str) -> str:
+    """The text of a trigger function, from the last migration that defines it."""
     bodies = [
         found[1]
         for step in migrations()
         for found in re.finditer(
-            r"CREATE (?:OR REPLACE )?FUNCTION audit\.refuse_change\(\).*?AS \$\$(.*?)\$\$",
+            rf"CREATE (?:OR REPLACE )?FUNCTION audit\.{function}\(\).*?AS \$\$(.*?)\$\$",
             step.sql,
             re.DOTALL,
         )

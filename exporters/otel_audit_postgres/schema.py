@@ -24,6 +24,7 @@ from otel_audit_postgres.migrations import (
 OWNER: Final = "otel_audit_owner"
 WRITER: Final = "otel_audit_writer"
 READER: Final = "otel_audit_reader"
+SEALER: Final = "otel_audit_sealer"
 
 _CONNECT_TIMEOUT: Final = 10.0
 _LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480013)"  # an arbitrary key of our own
@@ -69,6 +70,7 @@ async def init(
     roles: bool = False,
     writer: str | None = None,
     reader: str | None = None,
+    sealer: str | None = None,
 ) -> InitReport:
     """Create the audit schema, or bring it up to date; nothing is done twice.
 
@@ -77,30 +79,38 @@ async def init(
     Args:
         dsn_or_engine: ``postgresql://…``, ``postgresql+asyncpg://…``, or an `AsyncEngine` of
             SQLAlchemy over asyncpg.
-        roles: Create the group roles otel_audit_owner, otel_audit_writer and otel_audit_reader,
-            give everything to the owner and to the others what they need. This needs a superuser,
-            or CREATEROLE and CREATE on the database.
+        roles: Create the group roles otel_audit_owner, otel_audit_writer, otel_audit_reader and
+            otel_audit_sealer, give everything to the owner and to the others what they need. This
+            needs a superuser, or CREATEROLE and CREATE on the database.
         writer: An existing login role that is to write; with ``roles``.
         reader: An existing login role that is to read; with ``roles``.
+        sealer: An existing login role that is to seal; with ``roles``.
 
     Returns:
         What was found and done.
 
     Raises:
-        ConfigurationError: ``writer`` or ``reader`` without ``roles``, or an unfit engine.
+        ConfigurationError: ``writer``, ``reader`` or ``sealer`` without ``roles``, or an unfit
+            engine.
         StoreUnavailableError: The database cannot be reached now.
         StoreError: The schema is newer than this package, a right is missing, or the database is
             not in UTF-8; nothing was changed.
     """
-    if (writer or reader) and not roles:
-        raise ConfigurationError("init: writer= and reader= need roles=True (--roles)")
+    members = _members(writer, reader, sealer)
+    if members and not roles:
+        raise ConfigurationError("init: writer=, reader= and sealer= need roles=True (--roles)")
     with suppress_instrumentation(), _explained():
         async with _connection(dsn_or_engine) as connection, connection.transaction():
-            return await _init(connection, roles=roles, writer=writer, reader=reader)
+            return await _init(connection, roles=roles, members=members)
 
 
 def schema_sql(
-    *, roles: bool = False, writer: str | None = None, reader: str | None = None, since: int = 0
+    *,
+    roles: bool = False,
+    writer: str | None = None,
+    reader: str | None = None,
+    sealer: str | None = None,
+    since: int = 0,
 ) -> str:
     """Write down what `init` would run, for those who apply SQL themselves.
 
@@ -108,16 +118,20 @@ def schema_sql(
         roles: As for `init`; the script then has to be run by a superuser.
         writer: As for `init`.
         reader: As for `init`.
+        sealer: As for `init`.
         since: The version that is installed already; 0 for none.
 
     Returns:
         A script for ``psql``, in one transaction.
 
     Raises:
-        ConfigurationError: ``writer`` or ``reader`` without ``roles``.
+        ConfigurationError: ``writer``, ``reader`` or ``sealer`` without ``roles``.
     """
-    if (writer or reader) and not roles:
-        raise ConfigurationError("schema_sql: writer= and reader= need roles=True (--roles)")
+    members = _members(writer, reader, sealer)
+    if members and not roles:
+        raise ConfigurationError(
+            "schema_sql: writer=, reader= and sealer= need roles=True (--roles)"
+        )
     parts = ["BEGIN;", f"{_LOCK};"]
     if roles:
         parts.append(roles_sql())
@@ -127,14 +141,12 @@ def schema_sql(
     parts.append("SELECT * FROM audit.ensure_partitions();")
     if roles:
         parts += [ownership_sql(), grants_sql()]
-        parts += [
-            f"GRANT {group} TO {_quoted(login)};" for group, login in _members(writer, reader)
-        ]
+        parts += [f"GRANT {group} TO {_quoted(login)};" for group, login in members]
     return "\n".join([*parts, "COMMIT;", ""])
 
 
 async def _init(
-    connection: Connection[Any], *, roles: bool, writer: str | None, reader: str | None
+    connection: Connection[Any], *, roles: bool, members: list[tuple[str, str]]
 ) -> InitReport:
     lines: list[str] = []
     await connection.execute(_PATIENCE)
@@ -163,7 +175,7 @@ async def _init(
     if others:
         await connection.execute(f"SET LOCAL ROLE {_quoted(state['me'])}")
     if roles:
-        await _hand_over(connection, _members(writer, reader), lines)
+        await _hand_over(connection, members, lines)
     for role in borrowed:
         await connection.execute(f"REVOKE {_quoted(role)} FROM {_quoted(state['me'])}")
     return InitReport(latest_version(), tuple(step.name for step in pending), made, tuple(lines))
@@ -224,7 +236,9 @@ async def _hand_over(
 ) -> None:
     await connection.execute(ownership_sql())
     await connection.execute(grants_sql())
-    lines.append(f"roles {OWNER} (owns), {WRITER} (appends), {READER} (reads): in place")
+    lines.append(
+        f"roles {OWNER} (owns), {WRITER} (appends), {READER} (reads), {SEALER} (seals): in place"
+    )
     for group, login in members:
         if not await connection.fetchval(
             "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", login
@@ -245,8 +259,9 @@ def _noted(step: Migration) -> str:
     return _NOTE.format(version=step.version, name=step.name)
 
 
-def _members(writer: str | None, reader: str | None) -> list[tuple[str, str]]:
-    return [(group, login) for group, login in ((WRITER, writer), (READER, reader)) if login]
+def _members(writer: str | None, reader: str | None, sealer: str | None) -> list[tuple[str, str]]:
+    wanted = ((WRITER, writer), (READER, reader), (SEALER, sealer))
+    return [(group, login) for group, login in wanted if login]
 
 
 def _quoted(name: str) -> str:

@@ -6,14 +6,13 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
-from otel_audit.pipeline.sink import Written
+from otel_audit.pipeline.sink import Receipt, Refused, Written
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
 from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
@@ -40,6 +39,7 @@ _INSERT: Final = (
     f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
 )
 _STORED: Final = "SELECT id, content_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+_RECEIPT: Final = "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = $1::uuid"
 _SET_ASIDE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
@@ -53,21 +53,6 @@ _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()
 
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A record that the table does not take.
-
-    Attributes:
-        record_id: Its id as it came.
-        received: The record as text, UTF-8 as far as it is valid.
-        reason: Why, without showing values.
-    """
-
-    record_id: str
-    received: bytes
-    reason: str
 
 
 class PostgresSink:
@@ -135,14 +120,35 @@ class PostgresSink:
         """Keep what never became a record, with the reason.
 
         Args:
-            refused: What was received.
+            refused: What was received; nothing is done where it is empty.
 
         Raises:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
+        if not refused:
+            return
         async with self._session("write to the audit store") as connection:
             await self._set_aside(connection, refused)
+
+    async def receipt(self, record_id: str) -> Receipt | None:
+        """Say what is stored under a record's id.
+
+        Args:
+            record_id: A UUID as text.
+
+        Returns:
+            The receipt; None where there is no such row.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        async with self._session("read a receipt from the audit store") as connection:
+            row = await connection.fetchrow(_RECEIPT, record_id, timeout=self._statement_timeout)
+        if row is None:
+            return None
+        return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""

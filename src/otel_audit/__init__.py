@@ -3,6 +3,7 @@
 Everything public is here; all else is private and may change.
 """
 
+from otel_audit.capture.manual import audit, emit
 from otel_audit.config import AuditConfig
 from otel_audit.errors import (
     ConfigurationError,
@@ -13,7 +14,15 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.instrument import AuditInstrumentor, flush, health, instrument, uninstrument
+from otel_audit.instrument import (
+    AuditInstrumentor,
+    flush,
+    health,
+    instrument,
+    receipt,
+    uninstrument,
+)
+from otel_audit.pipeline.sink import Receipt
 from otel_audit.policy import Rule, audited
 from otel_audit.record import AuditRecord
 from otel_audit.scope import add_metadata, set_actor, set_event, set_target, set_tenant
@@ -27,14 +36,18 @@ __all__ = [
     "InvalidAuditSpanError",
     "MissingExtraError",
     "OtelAuditError",
+    "Receipt",
     "Rule",
     "StoreError",
     "StoreUnavailableError",
     "add_metadata",
+    "audit",
     "audited",
+    "emit",
     "flush",
     "health",
     "instrument",
+    "receipt",
     "set_actor",
     "set_event",
     "set_target",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 
@@ -50,6 +51,15 @@ def forget() -> None:
     """Let the next line on every matter through; for tests."""
     with _lock:
         _last.clear()
+
+
+def _fresh_lock() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603 - a lock cannot be given back for somebody else
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
 
 
 def _place(error: BaseException) -> str:

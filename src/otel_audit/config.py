@@ -254,12 +254,33 @@ class AuditConfig(BaseSettings):
     request_id_header: str = Field(
         "X-Request-ID", description="Request id's header, in and out; empty: none is added."
     )
+    request_log: bool = Field(
+        default=False,
+        description="Write one line of JSON a request on the logger otel_audit.requests.",
+    )
+    long_action_after: float | None = Field(
+        30.0, gt=0, le=86_400,
+        description="Seconds after which an action that still runs is recorded as started.",
+    )  # fmt: skip
     orm: Literal["observed", "off"] = Field("observed", description="How ORM changes are seen.")
     orm_outside_actions: bool = Field(
         default=True, description="Record transactions that no action contains: scripts, start-up."
     )
     span_payload: Literal["summary", "full"] = Field(
         "summary", description="What of the record the app's own server span gets."
+    )
+    child_spans: bool = Field(
+        default=False,
+        description="Set actor and tenant on the app's other spans of an action, too.",
+    )
+    baggage_send: bool = Field(
+        default=False,
+        description="Pass the ids of actor and tenant on to called services, as W3C Baggage.",
+    )
+    baggage_trust: bool = Field(
+        default=False,
+        description="Believe the actor and tenant that a caller's baggage names, if nothing else "
+        "does; only where nobody from outside can send any.",
     )
     queue_size: int = Field(
         20_000, ge=1, description="Records that wait for the store, at the most."
@@ -274,12 +295,41 @@ class AuditConfig(BaseSettings):
     connect_timeout: float = Field(
         5.0, gt=0, le=120, description="Seconds that connecting to the store may take."
     )
+    delivery: Literal["spool", "strict"] = Field(
+        "spool",
+        description="Whether an action may begin before the store has its intent.",
+    )
+    strict_timeout: float = Field(
+        2.0, gt=0, le=120,
+        description="Seconds that a request waits for its intent before it is refused.",
+    )  # fmt: skip
+    flagged_spans: bool = Field(
+        default=True,
+        description="Record each span of the app's own tracing that has audit.flagged=true.",
+    )
+    stream_records: bool = Field(
+        default=True,
+        description="Let each process record that it began, lives, and ended in order.",
+    )
+    heartbeat_interval: float = Field(
+        300.0, ge=0, le=86_400,
+        description="Seconds of idleness after which a process records that it lives; 0: never.",
+    )  # fmt: skip
+    unhealthy_after: float = Field(
+        300.0, gt=0,
+        description="Seconds that a record may wait before the health report calls it overdue.",
+    )  # fmt: skip
+    health_path: str = Field(
+        "", pattern="^(/.*)?$", description="Path of the health endpoint; empty: there is none."
+    )
     spool_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("otel-audit"),
         description="Directory for records that wait for the store.",
     )
-    spool_fsync: Literal["never", "interval"] = Field(
-        "interval", description="Whether the worker brings the spool to disk, every 100 ms."
+    spool_fsync: Literal["never", "interval", "always"] = Field(
+        "interval",
+        description="When the spool is brought to disk: never, every 100 ms, or before each "
+        "answer's end.",
     )
     spool_max_bytes: int = Field(
         1024 * 1024 * 1024, ge=16_384, description="Bound on the bytes of a service's spools."
@@ -295,6 +345,26 @@ class AuditConfig(BaseSettings):
     )
     spool_full: Literal["refuse", "drop"] = Field(
         "refuse", description="At the bound: refuse audited requests, or count and report losses."
+    )
+
+    signing_key_file: Path | None = Field(
+        None, description="File with the ledger's private key; make one: otel-audit keygen."
+    )
+    signing_key: SecretStr | None = Field(
+        None, description="The ledger's private key itself; the file wins."
+    )
+    verify_keys: Names = Field(
+        (), description="Public keys of the ledger, or files that hold one, for verifying."
+    )
+    anchor: Names = Field(
+        (),
+        description="Where checkpoints are published: file:PATH, dir:PATH, https://…, log:.",
+    )
+    seal_interval: float = Field(
+        1.0, ge=0.01, le=3600, description="Seconds between two rounds of sealing."
+    )
+    seal_batch: int = Field(
+        5000, ge=1, le=100_000, description="Rows that are sealed together, at the most."
     )
 
     def __init__(self, **values: Any) -> None:
@@ -323,6 +393,11 @@ class AuditConfig(BaseSettings):
             )
         if self.enabled and self.exporter == "postgres" and self.dsn is None:
             raise ValueError(f"{PREFIX}DSN: missing, and {PREFIX}ENABLED is true")
+        if self.delivery == "strict" and self.exporter != "postgres":
+            raise ValueError(
+                f"{PREFIX}DELIVERY=strict needs a store that says when it has an intent: "
+                f"{PREFIX}EXPORTER=postgres"
+            )
         if self.required and not self.active:
             raise ValueError(
                 f"{PREFIX}REQUIRED is true, but auditing is off: set {PREFIX}DSN "
@@ -358,6 +433,22 @@ class AuditConfig(BaseSettings):
         if not Path(file).is_file():
             raise ConfigurationError(f"{CONFIG_FILE}: there is no file {file}")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+
+
+def said_yes(setting: str) -> bool:
+    """Tell whether a variable of the environment is true, whatever else may be wrong there.
+
+    Args:
+        setting: The field's name, such as ``required``.
+    """
+    word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
+    return word.strip().lower() in ("1", "true", "yes", "on")
+
+
+def said_no(setting: str) -> bool:
+    """Tell whether a variable of the environment is false; see `said_yes`."""
+    word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
+    return word.strip().lower() in ("0", "false", "no", "off")
 
 
 def plain_dsn(dsn: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import uuid
 
 _VERSION_7 = 0x7 << 76
 _VARIANT = 0x2 << 62
@@ -51,4 +50,5 @@ def _compose(unix_ns: int, entropy: int) -> str:
         | _VARIANT
         | (entropy & ((1 << 62) - 1))
     )
-    return str(uuid.UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

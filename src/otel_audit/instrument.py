@@ -14,9 +14,16 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
     BaseInstrumentor,
 )
 
-from otel_audit.capture import install
-from otel_audit.config import PREFIX, AuditConfig
-from otel_audit.errors import ConfigurationError, InstrumentationError, OtelAuditError
+from otel_audit.capture import install, recording
+from otel_audit.capture.observer import Recorder
+from otel_audit.config import PREFIX, AuditConfig, said_yes
+from otel_audit.errors import (
+    ConfigurationError,
+    InstrumentationError,
+    MissingExtraError,
+    OtelAuditError,
+)
+from otel_audit.pipeline.sink import Receipt
 from otel_audit.runtime import Runtime
 
 _logger = logging.getLogger("otel_audit")
@@ -57,10 +64,32 @@ def instrument(
         runtime = _begin(config, app_engine)
         if runtime is None:
             return
-        if app is None:
-            install.install_for_all(runtime)
-        else:
-            install.install(app, runtime)
+        _install(app, runtime)
+
+
+def instrument_into(
+    recorder: Recorder, app: Any = None, *, app_engine: Any = None, config: AuditConfig
+) -> None:
+    """As `instrument`, but the records go to a recorder instead of a store.
+
+    Args:
+        recorder: Takes the records.
+        app: As for `instrument`.
+        app_engine: As for `instrument`.
+        config: The settings.
+
+    Raises:
+        InstrumentationError: The application cannot be instrumented, or auditing is at work in
+            this process already.
+        ConfigurationError: A setting is wrong.
+    """
+    with _lock:
+        if _runtime is not None:
+            raise InstrumentationError(
+                "auditing is at work in this process already: call otel_audit.uninstrument() "
+                "first, or set OTEL_AUDIT_ENABLED=false where the application starts it"
+            )
+        _install(app, _start(Runtime(config, recorder), app_engine))
 
 
 def uninstrument(app: Any = None) -> None:
@@ -92,13 +121,39 @@ def flush(timeout: float = 10.0) -> bool:
     return runtime.delivery.flush(timeout)
 
 
+async def receipt(record_id: str, *, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
+    """Wait until the store has a record, and get what it says of it.
+
+    The record must be finished: what `emit` made, or an `audit` block that has ended; the record of
+    a request is finished after its answer. The event loop goes on meanwhile.
+
+    Args:
+        record_id: As `emit` returns it, or `record_id` of an action.
+        timeout: Seconds to wait.
+
+    Returns:
+        The record's id, the hash of its text as stored, and the store's time.
+
+    Raises:
+        StoreUnavailableError: The store does not have it in time; it is kept until it has.
+        ConfigurationError: Nothing is audited in this process, or not to a store.
+        ValueError: The id is no UUID.
+    """
+    runtime = _runtime
+    if runtime is None:
+        raise ConfigurationError("receipt(): nothing is audited in this process")
+    return await runtime.receipt(record_id, timeout)
+
+
 def health() -> dict[str, Any]:
     """Say how the audit trail of this process is doing.
 
     Returns:
         ``auditing`` (bool), and if so ``healthy`` (bool), ``queue_depth`` (records that wait),
         ``failing_for_seconds``, and the counts ``emitted``, ``exported``, ``dropped``,
-        ``quarantined``, ``retries``, ``capture_errors`` since the process began.
+        ``quarantined``, ``retries``, ``capture_errors``, ``refused``, ``spool_errors`` since the
+        process began; ``oldest_seconds`` (how long the oldest record waits), ``overdue`` (longer
+        than ``unhealthy_after``), ``spool_bytes``.
     """
     runtime = _runtime
     return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}
@@ -141,7 +196,7 @@ def pre_instrument() -> None:
         "THIS APPLICATION IS NOT AUDITED: OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names "
         "otel_audit (or *); take it out of that list"
     )
-    if _is_required():
+    if said_yes("required"):
         _refuse_to_start(message)
     _logger.warning(message)
 
@@ -155,10 +210,10 @@ def attach() -> None:
         with _lock:
             runtime = _begin(None, None, said_by_environment=True)
             if runtime is not None:
-                install.install_for_all(runtime)
+                _install(None, runtime)
     except OtelAuditError as error:
         message = f"THIS APPLICATION IS NOT AUDITED: {error}"
-        if _is_required():
+        if said_yes("required"):
             _refuse_to_start(message)
         _logger.error(message)  # noqa: TRY400 - the message says it all
 
@@ -166,7 +221,6 @@ def attach() -> None:
 def _begin(
     config: AuditConfig | None, app_engine: Any, *, said_by_environment: bool = False
 ) -> Runtime | None:
-    global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
     if _runtime is not None:
         if config is not None and config != _runtime.config:
             raise InstrumentationError(
@@ -182,14 +236,54 @@ def _begin(
     runtime = Runtime(settings)
     if settings.required:
         runtime.check_store()
+    return _start(runtime, app_engine)
+
+
+def _start(runtime: Runtime, app_engine: Any) -> Runtime:
+    global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
     _orm = _attach_orm(runtime, app_engine)
+    if _orm is not None:
+        runtime.settle_changes = _orm.settle
     _runtime = runtime
+    runtime.watch_spans()
+    recording.use(runtime.recording)
     atexit.register(runtime.close)
+    _close_with_child(runtime)
     return runtime
 
 
+def _close_with_child(runtime: Runtime) -> None:
+    # a child that multiprocessing has forked ends without atexit
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, runtime.close, exitpriority=-100)
+
+
+def _after_fork() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _runtime is not None:
+        # only now: multiprocessing forgets its parent's finalizers after this
+        util.register_after_fork(_runtime, _close_with_child)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _install(app: Any, runtime: Runtime) -> None:
+    if app is not None:
+        install.install(app, runtime)
+        return
+    try:
+        install.install_for_all(runtime)
+    except MissingExtraError:
+        # a script or a worker has no use for it
+        _logger.debug("Starlette is not installed, so no HTTP requests are audited")
+
+
 def _end() -> None:
-    global _runtime, _orm  # noqa: PLW0603 - see _begin
+    global _runtime, _orm  # noqa: PLW0603 - see _start
+    recording.use(None)
     if _orm is not None:
         from otel_audit.capture import orm
 
@@ -202,6 +296,7 @@ def _end() -> None:
 
 def _say_inactive(settings: AuditConfig, *, said_by_environment: bool) -> None:
     if settings.enabled is False:
+        recording.leave_out()
         _logger.info("Auditing is off: %sENABLED=false", PREFIX)
         return
     message = f"{PREFIX}DSN: missing, so there is nowhere to keep audit records"
@@ -214,13 +309,11 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
     if runtime.config.orm == "off":
         return None
     try:
-        import sqlalchemy  # noqa: F401
-    except ImportError:
+        from otel_audit.capture import orm
+    except MissingExtraError:
         if app_engine is not None:
             raise
         return None
-    from otel_audit.capture import orm
-
     return orm.attach(
         runtime.redactor,
         options=orm.OrmOptions(engines=_engines(app_engine)),
@@ -238,11 +331,6 @@ def _engines(app_engine: Any) -> tuple[Any, ...]:
 def _disabled_by_name() -> bool:
     named = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
     return bool({"otel_audit", "*"} & {word.strip() for word in named.split(",")})
-
-
-def _is_required() -> bool:
-    # read by itself: the rest of the settings may be what is wrong
-    return os.environ.get(f"{PREFIX}REQUIRED", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _refuse_to_start(message: str) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.capture.actor import ActorOptions, resolve_actor, verified_claims
-from otel_audit.capture.exchange import Exchange, Observer, Recorder
+from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
+from otel_audit.capture.childspans import ChildSpans
+from otel_audit.capture.exchange import Exchange
+from otel_audit.capture.headers import kept_headers
+from otel_audit.capture.observer import Claims, Observer, Recorder
+from otel_audit.capture.recording import Recording
+from otel_audit.capture.requestlog import begin_request_log, log_request
+from otel_audit.capture.routed import RoutedCapture
 from otel_audit.capture.source import SourceOptions, request_id, resolve_source
 from otel_audit.capture.strays import record_outside
 from otel_audit.capture.tenant import TenantOptions, resolve_tenant
@@ -23,14 +32,26 @@ from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableEr
 from otel_audit.pipeline.console import ConsoleSink
 from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.foreign import FlaggedSpans
+from otel_audit.pipeline.intents import Intents
 from otel_audit.pipeline.provider import application_resource
+from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
-from otel_audit.pipeline.sink import Sink
+from otel_audit.pipeline.sink import Receipt, Sink
 from otel_audit.pipeline.spool import AesGcmSealing, Sealing, adopt, open_spool
+from otel_audit.pipeline.stream import StreamOptions, configuration_hash
 from otel_audit.policy import Policy
-from otel_audit.record import Actor, AuditRecord, Change, Source, Tenant, TransactionOutcome
+from otel_audit.record import (
+    ANONYMOUS,
+    Actor,
+    AuditRecord,
+    Change,
+    Source,
+    Tenant,
+    TransactionOutcome,
+)
 from otel_audit.redaction import Redactor
-from otel_audit.scope import AuditScope
+from otel_audit.scope import AuditScope, Origin
 
 _logger = logging.getLogger("otel_audit")
 
@@ -55,11 +76,12 @@ class _NoRecorder:
 class Runtime:
     """What the taps report to, and what brings their records to the store."""
 
-    def __init__(self, config: AuditConfig) -> None:
+    def __init__(self, config: AuditConfig, recorder: Recorder | None = None) -> None:
         """Build everything; nothing is opened or connected yet.
 
         Args:
             config: The settings.
+            recorder: Takes the records, in place of delivery to a store.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -69,46 +91,100 @@ class Runtime:
         self.counters = Counters()
         self.redactor = Redactor.from_config(config)
         self.delivery: Delivery | None = None
-        recorder: Recorder = _NoRecorder()
-        if config.exporter != "none":
+        self._stream: SpanRecorder | None = None
+        if recorder is None and config.exporter == "none":
+            recorder = _NoRecorder()
+        if recorder is None:
             self.delivery = _make_delivery(config, self.counters)
-            recorder = SpanRecorder(
-                self.delivery, self.counters, refuse_when_full=config.spool_full == "refuse"
+            recorder = self._stream = SpanRecorder(
+                self.delivery,
+                self.counters,
+                refuse_when_full=config.spool_full == "refuse",
+                stream=_stream_options(config),
+                intents=_intents(config, self.counters),
             )
-            depth = self.delivery
-            publish(metrics.get_meter("otel_audit"), self.counters, lambda: depth.depth)
+            self.delivery.observe = publish(
+                metrics.get_meter("otel_audit"), self.counters, self.delivery
+            )
         self._recorder = recorder
-        self._observer = _make_observer(config, recorder, self.redactor, self._count_error)
+        self._flagged_spans = (
+            FlaggedSpans(self._stream, self.redactor, self._count_error)
+            if self._stream is not None and config.flagged_spans
+            else None
+        )
+        self._observer = self._waiting(
+            _make_observer(config, recorder, self.redactor, self._count_error)
+        )
+        self.settle_changes: Callable[[], None] = _nothing
+        self._spans = ChildSpans() if config.child_spans else None
+        self._sending = Sending() if config.baggage_send else None
+        self.recording = Recording(
+            recorder=recorder,
+            redactor=self.redactor,
+            aliases=config.actor_type_aliases,
+            service=_service_name,
+            settle=self._settle_changes,
+            around=told_by_context if config.baggage_trust else Origin,
+            opened=self._begins,
+            on_error=self._count_error,
+            required=config.required,
+        )
 
     def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
         """Begin to observe a request. Never raises."""
+        return self.open_with(self._observer, scope)
+
+    def open_with(self, observer: Observer, scope: MutableMapping[str, Any]) -> Exchange | None:
+        """Begin to observe a request as an observer says. Never raises."""
         try:
-            return Exchange(self._observer, scope)
+            self._begins()
+            return Exchange(observer, scope)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
             complain(_logger, "open", "A request is not audited", error=error)
             return None
 
+    def for_app(self, app: Any) -> RoutedCapture:
+        """Return what observes one application, by what its routes say about themselves."""
+        return RoutedCapture(self, self._observer, app)
+
     def record_outside(self, outcome: TransactionOutcome, changes: list[Change]) -> None:
         """Record a transaction that no action contained. Never raises."""
         try:
-            service = str(application_resource().attributes.get("service.name", "process"))
-            self._recorder.closed(record_outside(outcome, changes, service), None)
+            self._recorder.closed(record_outside(outcome, changes, _service_name()), None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
             complain(_logger, "outside", "A transaction is not audited", error=error)
+
+    def watch_spans(self) -> None:
+        """Look for flagged spans in the application's own tracing, if it has begun."""
+        if self._flagged_spans is not None:
+            self._flagged_spans.attach(trace.get_tracer_provider())
 
     async def started(self) -> None:
         """Look at the store once, in the background: a fault shows before a record waits."""
         if self.delivery is not None:
             self.delivery.start()
+            self.watch_spans()
+            if self._stream is not None:
+                self._stream.begin()
             threading.Thread(target=self.report_store, name="otel-audit-check", daemon=True).start()
 
     async def stopping(self) -> None:
         """Deliver what waits, without holding up the event loop. Never raises."""
         if self.delivery is not None:
+            if self._stream is not None:
+                self._stream.end()
             settle = functools.partial(self.delivery.settle, self.config.shutdown_timeout)
             await asyncio.get_running_loop().run_in_executor(None, settle)
+
+    async def receipt(self, record_id: str, timeout: float) -> Receipt:  # noqa: ASYNC109
+        """Wait until the store has a record, and say what it says; see `await_receipt`."""
+        if self.delivery is None or self.config.exporter != "postgres":
+            raise ConfigurationError(f"receipts need a store: set {PREFIX}EXPORTER=postgres")
+        with suppress_instrumentation():
+            make_sink = cast("Callable[[], GivesReceipts]", _sink_maker(self.config))
+            return await await_receipt(make_sink, self.delivery.hurry, record_id, timeout)
 
     def check_store(self) -> None:
         """See whether the store can take records; blocks for a connection's time.
@@ -138,20 +214,66 @@ class Runtime:
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""
         delivery = self.delivery
+        oldest = 0.0 if delivery is None else delivery.oldest_age
+        overdue = oldest > self.config.unhealthy_after
         return {
-            "healthy": delivery is None or delivery.failing_for == 0,
+            "healthy": not overdue and (delivery is None or delivery.failing_for == 0),
+            "overdue": overdue,
+            "oldest_seconds": oldest,
+            "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self.counters.snapshot(),
         }
 
+    def health_at(self, path: str) -> dict[str, Any] | None:
+        """Report the health if this is its endpoint's path."""
+        return self.health() if path == self.config.health_path else None
+
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
+        if self._spans is not None:
+            self._spans.detach()
+        if self._sending is not None:
+            self._sending.detach()
+        if self._flagged_spans is not None:
+            self._flagged_spans.detach()
+        if self._stream is not None:
+            self._stream.close()
         if self.delivery is not None:
             self.delivery.close(self.config.shutdown_timeout)
 
+    def _waiting(self, observer: Observer) -> Observer:
+        """Add what an exchange waits for, where the settings ask for it."""
+        if self.delivery is None or self._stream is None:
+            return observer
+        return dataclasses.replace(
+            observer,
+            durable=self.delivery.synced if self.config.spool_fsync == "always" else None,
+            intended=self._stream.intended if self.config.exporter == "postgres" else None,
+            strict=self.config.delivery == "strict",
+        )
+
+    def _begins(self) -> None:
+        # the application may set its tracing up, or anew, whenever it likes
+        if self._spans is not None:
+            self._spans.attach()
+        if self._sending is not None:
+            self._sending.attach()
+
+    def _settle_changes(self) -> None:
+        self.settle_changes()
+
     def _count_error(self) -> None:
         self.counters.add("capture_errors")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _service_name() -> str:
+    return str(application_resource().attributes.get("service.name", "process"))
 
 
 class _Check(threading.Thread):
@@ -193,8 +315,20 @@ def _sealing(config: AuditConfig) -> Sealing | None:
         return AesGcmSealing(bytes.fromhex(config.spool_key.get_secret_value().strip()))
     except ValueError:
         raise ConfigurationError(
-            f"{PREFIX}SPOOL_KEY: 32 bytes in hex are needed, for example from `openssl rand -hex 32`"
+            f"{PREFIX}SPOOL_KEY: 32 bytes in hex are needed, such as `openssl rand -hex 32` makes"
         ) from None
+
+
+def _intents(config: AuditConfig, counters: Counters) -> Callable[[], Intents] | None:
+    if config.exporter != "postgres":
+        return None
+    return functools.partial(Intents, _sink_maker(config), counters, config.strict_timeout)
+
+
+def _stream_options(config: AuditConfig) -> StreamOptions | None:
+    if not config.stream_records:
+        return None
+    return StreamOptions(configuration_hash(config), heartbeat=config.heartbeat_interval)
 
 
 def _make_delivery(config: AuditConfig, counters: Counters) -> Delivery:
@@ -234,27 +368,43 @@ def _make_observer(
     source_options = SourceOptions.from_config(config)
 
     def actor(scope: Mapping[str, Any], audit: AuditScope) -> Actor:
-        return resolve_actor(scope, audit, actor_options)
+        found = resolve_actor(scope, audit, actor_options)
+        # a reason means that somebody claimed to be known, and is not
+        if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
+            return told_by_request(scope).actor or found
+        return found
 
-    def tenant(scope: Mapping[str, Any], audit: AuditScope) -> Tenant | None:
-        return resolve_tenant(scope, audit, verified_claims(scope, actor_options), tenant_options)
+    def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
+        found = resolve_tenant(scope, audit, claims, tenant_options)
+        return told_by_request(scope).tenant if found is None and config.baggage_trust else found
 
-    def source(scope: Mapping[str, Any]) -> Source:
-        return resolve_source(scope, source_options, verified_claims(scope, actor_options))
+    # clients say the same again and again, and what they say is free text
+    redacted = functools.lru_cache(maxsize=1024)(redactor.text)
 
+    def source(scope: Mapping[str, Any], claims: Claims) -> Source:
+        found = resolve_source(scope, source_options, claims)
+        if found.user_agent is None or redacted(found.user_agent) == found.user_agent:
+            return found
+        return msgspec.structs.replace(found, user_agent=redacted(found.user_agent))
+
+    if config.request_log:
+        begin_request_log()
     return Observer(
         recorder=recorder,
         policy=Policy.from_config(config),
         redactor=redactor,
+        claims=lambda scope: verified_claims(scope, actor_options),
         actor=actor,
         tenant=tenant,
         source=source,
         request_id=functools.partial(request_id, header_name=config.request_id_header),
-        kept_headers=frozenset(name.lower() for name in config.capture_headers),
+        kept_headers=kept_headers(config.capture_headers),
         request_id_header=config.request_id_header.lower().encode("latin-1"),
         body_limit=config.body_limit,
         request_bodies=config.capture_request_body,
         response_bodies=config.capture_response_body,
         full_payload=config.span_payload == "full",
+        long_after=config.long_action_after,
+        log=log_request if config.request_log else None,
         on_error=on_error,
     )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from opentelemetry.trace import Span
 
@@ -36,6 +36,15 @@ LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, list[Change]
 """Takes what a transaction left after the scope had closed: scope, outcome, changes, count."""
 
 
+class Origin(NamedTuple):
+    """What an action inside another one takes over from it, as far as it is known now."""
+
+    actor: Actor | None = None
+    tenant: Tenant | None = None
+    source: Source | None = None
+    request_id: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class AuditScope:
     """What is known so far of one action.
@@ -54,6 +63,8 @@ class AuditScope:
         changes_rolled_back: Flushed changes that were rolled back.
         transactions: How the transactions that wrote ended.
         late: Takes what a transaction leaves after the scope has closed.
+        nested: How many actions were recorded inside of this one.
+        origin: Finds out who does it, for whom and from where; None: only what stands here.
     """
 
     record_id: str = ""
@@ -79,6 +90,8 @@ class AuditScope:
     transactions: set[TransactionOutcome] = field(default_factory=set)
     closed: bool = False
     late: LateChanges | None = None
+    nested: int = 0
+    origin: Callable[[], Origin] | None = None
 
     def __post_init__(self) -> None:
         self.occurred_at = self.occurred_at or time.time_ns()
@@ -125,6 +138,17 @@ class AuditScope:
         with _counting:
             self.changes_pending -= count
             self.changes_rolled_back += count
+
+    def note_nested(self) -> None:
+        """Count an action that is recorded inside of this one."""
+        with _counting:
+            self.nested += 1
+
+    def known_origin(self) -> Origin:
+        """Say who does it, for whom and from where, as far as that is known now."""
+        if self.origin is not None:
+            return self.origin()
+        return Origin(self.actor, self.tenant, self.source)
 
     @property
     def transaction(self) -> TransactionOutcome:

@@ -26,6 +26,16 @@ def up():
 def create(order: dict):
     return {"id": 1, **order}
 
+@app.post("/reports", status_code=202)
+def report():
+    from opentelemetry import trace
+    told = {"audit.flagged": True, "audit.actor.id": "reporter", "audit.actor.type": "service",
+            "audit.action": "EXECUTE", "audit.outcome": "success"}
+    with trace.get_tracer("shop").start_as_current_span("report.made", attributes=told):
+        pass
+    with trace.get_tracer("shop").start_as_current_span("bad", attributes={"audit.flagged": True}):
+        pass
+
 @app.post("/orders/{order_id}/die")
 def die(order_id: int):
     import os, signal
@@ -99,6 +109,22 @@ class TestZeroCode:
             place_orders(server.url, 1)
             server.stop()
         assert len(await rows_of(audit_store)) == 1
+
+    @pytest.mark.parametrize("sampler", ["always_off", "parentbased_always_off", "always_on"])
+    async def test_a_flagged_span_of_the_application_is_a_row(
+        self, directory, audit_store, sampler
+    ):
+        """Whatever is sampled: a row for the request and one for the span that the app flagged."""
+        settings = {"OTEL_AUDIT_DSN": audit_store, "OTEL_TRACES_SAMPLER": sampler}
+        with uvicorn(directory, settings) as server:
+            server.wait_until_up()
+            assert httpx.post(f"{server.url}/reports").status_code == 202
+            server.stop()
+            assert "a flagged span goes to quarantine" in server.output.lower()
+        flagged, request = sorted(await rows_of(audit_store), key=lambda row: row["actor_id"])[::-1]
+        assert (flagged["event_name"], flagged["actor_id"]) == ("report.made", "reporter")
+        assert flagged["trace_id"] == request["trace_id"]
+        assert {flagged["sequence_number"], request["sequence_number"]} == {1, 2}
 
     async def test_without_settings_nothing_is_audited_and_it_says_so(self, directory):
         """Installed but not configured: the application runs as ever, and a line says so."""

@@ -12,10 +12,12 @@ import asyncpg
 import fastapi
 import httpx
 import pytest
+import sqlalchemy
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -366,6 +368,38 @@ class TestCommits:
         assert undone["outcome"] == "failure"
         assert undone["transaction_outcome"] == "rolled_back"
         assert '"changes":' not in undone["payload"]
+
+
+class TestBesideSqlSpans:
+    @pytest.mark.skipif(
+        not sqlalchemy.__version__.startswith("2.0."),
+        reason="contrib's SQLAlchemy instrumentation declines 2.1",
+    )
+    async def test_contribs_statement_spans_go_on(self, database, config, tracing, store):
+        """contrib's SQLAlchemy spans are there as ever, and the change is in the row."""
+        engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        instrumentor = SQLAlchemyInstrumentor()
+        instrumentor.instrument(engine=engine.sync_engine, tracer_provider=tracing.provider)
+        app = FastAPI(telemetry={"tracer_provider": tracing.provider})
+
+        @app.post("/orders")
+        async def create() -> None:
+            async with AsyncSession(engine) as session, session.begin():
+                session.add(Order(item="tea"))
+
+        otel_audit.instrument(app, config=config)
+        try:
+            async with client_of(app) as client:
+                await client.post("/orders")
+            (row,) = await store()
+        finally:
+            instrumentor.uninstrument()
+            await engine.dispose()
+        names = [span.name.split()[0] for span in tracing.exporter.get_finished_spans()]
+        assert "INSERT" in names
+        assert row["entities"] == ["order:1"]
 
 
 class TestUninstrument:

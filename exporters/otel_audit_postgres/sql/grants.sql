@@ -9,3 +9,16 @@ GRANT INSERT (content_hash, record_id, received, reason) ON audit.quarantine TO 
 GRANT EXECUTE ON FUNCTION audit.ensure_partitions(integer) TO otel_audit_writer;
 
 GRANT SELECT ON audit.audit_logs TO otel_audit_reader;
+
+-- The sealer reads the rows, appends to the ledger, and takes from the queue what it has sealed.
+GRANT USAGE ON SCHEMA audit TO otel_audit_sealer;
+GRANT SELECT ON audit.schema_version, audit.audit_logs, audit.ledger_log, audit.ledger_queue,
+    audit.ledger_blocks, audit.ledger_checkpoints TO otel_audit_sealer;
+GRANT INSERT (origin) ON audit.ledger_log TO otel_audit_sealer;
+GRANT INSERT (first, ids, hashes, lowest, highest) ON audit.ledger_blocks TO otel_audit_sealer;
+GRANT INSERT (size, note) ON audit.ledger_checkpoints TO otel_audit_sealer;
+GRANT DELETE ON audit.ledger_queue TO otel_audit_sealer;
+
+-- Who reads may verify: the ledger holds ids and hashes, no content.
+GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,
+    audit.ledger_checkpoints TO otel_audit_reader;

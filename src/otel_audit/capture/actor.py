@@ -11,7 +11,6 @@ import msgspec
 
 from otel_audit.capture.certificate import certificate_subject
 from otel_audit.capture.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
-from otel_audit.capture.labels import keyed_hash
 from otel_audit.capture.proxies import Proxies
 from otel_audit.capture.reading import (
     Scope,
@@ -101,7 +100,7 @@ class ActorOptions:
             api_key_header=config.api_key_header or None,
             certificate_header=config.client_certificate_header or None,
             proxies=Proxies.from_config(config),
-            hash=keyed_hash(config),
+            hash=KeyedHash.from_config(config),
             resolver=load_hook(config.actor_resolver, "actor_resolver"),
         )
 

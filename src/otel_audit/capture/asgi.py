@@ -7,10 +7,11 @@ sees them, before any middleware of the application encodes them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from otel_audit.capture.exchange import Exchange
+from otel_audit.capture.healthpoint import answer_health
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,12 +22,21 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 EXCHANGE = "otel_audit.exchange"
 """The ASGI scope's key under which the exchange under way is found."""
 
+_OBSERVED = frozenset({"http", "websocket"})
+_TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
+
 
 class Capture(Protocol):
     """What the taps need: how to open an exchange, what to do when the server comes and goes."""
 
     def open(self, scope: Scope) -> Exchange | None:
         """Begin to observe a request; None where there is nothing to observe. Never raises."""
+
+    def for_app(self, app: Any) -> Capture:
+        """Return what observes one application, by what its routes say about themselves."""
+
+    def health_at(self, path: str) -> Mapping[str, Any] | None:
+        """Report the trail's health if this is its endpoint's path. Never raises."""
 
     async def started(self) -> None:
         """The application has started. Never raises."""
@@ -53,36 +63,40 @@ class OuterTap:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
-        if scope["type"] == "lifespan":
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        exchange = (
-            self._capture.open(scope) if scope["type"] == "http" and EXCHANGE not in scope else None
-        )
+        health = self._capture.health_at(scope["path"]) if kind == "http" else None
+        if health is not None:
+            await answer_health(health, scope["method"], send)
+            return
+        observed = kind in _OBSERVED and EXCHANGE not in scope
+        exchange = self._capture.open(scope) if observed else None
         if exchange is None:
             await self.app(scope, receive, send)
             return
-        if exchange.refused:
-            await _refuse(send)
+        if exchange.refused or not await exchange.admitted():
+            await _refuse(scope, receive, send)
             return
 
         async def tapped_send(message: Message) -> None:
-            kind = message["type"]
-            if kind == "http.response.start":
-                message = exchange.response_started(message)
-            elif _is_last(kind, message):
-                exchange.answered()
+            message = exchange.sent(message)
+            if exchange.waits_for_disk:
+                await exchange.durable()
             await send(message)
 
         scope[EXCHANGE] = exchange
         exchange.enter()
         try:
-            await self.app(scope, receive, tapped_send)
+            await self.app(scope, _tapped_receive(exchange, receive), tapped_send)
         except BaseException as error:
             exchange.failed(error)
-            raise
-        finally:
             exchange.close()
+            if exchange.waits_for_disk and isinstance(error, Exception):
+                await exchange.durable()
+            raise
+        exchange.close()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def tapped_send(message: Message) -> None:
@@ -108,35 +122,46 @@ class InnerTap:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
-        exchange = scope.get(EXCHANGE)
-        if exchange is None or exchange.inner_scope is not None:
+        exchange: Exchange | None = scope.get(EXCHANGE)
+        if exchange is None or not exchange.routed(scope) or exchange.socket is not None:
             await self.app(scope, receive, send)
             return
-        exchange.inner_scope = scope
-        request_copy = exchange.request_copy
-        response_copy = exchange.response_copy
+        request_copy = exchange.passage.request_inside
 
         async def tapped_receive() -> Message:
             message = await receive()
-            if message["type"] == "http.request":
-                request_copy.add(message.get("body", b""), last=not message.get("more_body", False))
+            if request_copy is not None:
+                exchange.received(request_copy, message)
             return message
 
         async def tapped_send(message: Message) -> None:
-            kind = message["type"]
-            if kind == "http.response.body":
-                response_copy.add(
-                    message.get("body", b""), last=not message.get("more_body", False)
-                )
-            elif kind == "http.response.start":
-                exchange.inner_response_headers = message.get("headers", ())
+            exchange.sent_inside(message)
             await send(message)
 
-        await self.app(
-            scope,
-            receive if request_copy is None else tapped_receive,
-            send if response_copy is None else tapped_send,
-        )
+        await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
+
+
+def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
+    """Let the exchange see what the application or its middleware asks for, if it needs to."""
+    if exchange.socket is not None:
+
+        async def received_by_socket() -> Message:
+            message = await receive()
+            exchange.received_by_socket(message)
+            return message
+
+        return received_by_socket
+
+    copy = exchange.passage.request_outside
+    if copy is None:
+        return receive
+
+    async def received() -> Message:
+        message = await receive()
+        exchange.received(copy, message)
+        return message
+
+    return received
 
 
 # a problem document, RFC 9457
@@ -144,19 +169,21 @@ _REFUSAL = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The request '
     b'cannot be recorded in the audit trail now, so it was not carried out. Try again later."}'
 )
+_REFUSAL_HEADERS = [
+    (b"content-type", b"application/problem+json"),
+    (b"content-length", b"%d" % len(_REFUSAL)),
+    (b"retry-after", b"10"),
+]
 
 
-async def _refuse(send: Send) -> None:
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % len(_REFUSAL)),
-        (b"retry-after", b"10"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": _REFUSAL})
-
-
-def _is_last(kind: str, message: Message) -> bool:
-    if kind == "http.response.body":
-        return not message.get("more_body", False)
-    return kind == "http.response.pathsend"
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    prefix = ""
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
+            return
+        prefix = "websocket."
+    start = {"type": f"{prefix}http.response.start", "status": 503, "headers": [*_REFUSAL_HEADERS]}
+    await send(start)
+    await send({"type": f"{prefix}http.response.body", "body": _REFUSAL})

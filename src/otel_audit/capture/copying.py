@@ -36,6 +36,12 @@ class BodyCopy:
             self._chunks.append(head if type(head) is bytes else bytes(head))
             self._kept += len(head)
 
+    def restart(self) -> None:
+        """Forget what was seen: it was not what is sent in the end."""
+        self._chunks.clear()
+        self._kept = self.size = 0
+        self.complete = False
+
     @property
     def head(self) -> bytes:
         """What was kept."""

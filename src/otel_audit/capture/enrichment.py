@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import attributes as names
-from otel_audit.record import ANONYMOUS, to_json
+from otel_audit.record import ANONYMOUS, Target, to_json
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def enrich(  # noqa: C901 - one fact after another
-    span: Span, audit: AuditScope, decision: Decision, *, full: bool
+    span: Span, audit: AuditScope, decision: Decision, *, target: Target | None, full: bool
 ) -> None:
     """Set what is known of the action on the server span.
 
@@ -27,6 +27,7 @@ def enrich(  # noqa: C901 - one fact after another
         span: The application's span of the request, recording.
         audit: The action; its actor, tenant, request and response are known.
         decision: Its name and level.
+        target: What it acts upon, as the record shows it.
         full: Whether bodies and changes are set too.
     """
     found: dict[str, AttributeValue] = {
@@ -51,7 +52,6 @@ def enrich(  # noqa: C901 - one fact after another
         found[names.TENANT_ID] = audit.tenant.id
         if audit.tenant.slug is not None:
             found[names.TENANT_SLUG] = audit.tenant.slug
-    target = audit.target or decision.target
     if target is not None:
         found[names.TARGET_TYPE] = target.type
         if target.id is not None:

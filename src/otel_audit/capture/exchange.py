@@ -3,103 +3,63 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextvars import Token
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 from opentelemetry import trace
 
 from otel_audit import scope as scopes
-from otel_audit.capture.bodies import make_body
-from otel_audit.capture.copying import BodyCopy
+from otel_audit.capture.description import RequestHead, secret_parameters
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
+from otel_audit.capture.long import call_after, record_started
+from otel_audit.capture.observer import Observer
 from otel_audit.capture.outcome import outcome_of
+from otel_audit.capture.passage import Passage, add
+from otel_audit.capture.reading import state_of
 from otel_audit.capture.route import route_template
 from otel_audit.capture.strays import record_afterwards
+from otel_audit.capture.targets import shown_target, with_new_id
+from otel_audit.capture.websocket import SocketTally
 from otel_audit.complaints import complain
+from otel_audit.errors import StoreUnavailableError
+from otel_audit.ids import uuid7
+from otel_audit.policy import override_of
 from otel_audit.record import (
     ANONYMOUS,
     SCHEMA_VERSION,
-    Actor,
     AuditRecord,
-    Body,
     Change,
+    ErrorInfo,
     Outcome,
     Phase,
     Request,
     Response,
-    Source,
     Target,
-    Tenant,
     TransactionOutcome,
 )
-from otel_audit.redaction import REDACTED, Redactor
-from otel_audit.scope import AuditScope
+from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
-    from otel_audit.policy import Decision, Policy
+    import asyncio
+
+    from otel_audit.capture.copying import BodyCopy
+    from otel_audit.policy import Decision, Start
 
 _logger = logging.getLogger("otel_audit.capture")
 
-Headers = Iterable[tuple[bytes, bytes]]
-
-
-class Recorder(Protocol):
-    """Takes what is known of an action; keeps it in microseconds and never raises."""
-
-    def opened(self, record: AuditRecord, server_span: trace.Span | None, /) -> bool:
-        """An action has begun; False where it must be refused, as it could not be recorded."""
-
-    def answered(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
-        """The client is about to see the end of its answer."""
-
-    def discarded(self, record_id: str, /) -> None:
-        """What was opened is not recorded after all."""
-
-    def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
-        """The action is over and its record is true."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observer:
-    """How exchanges are observed: everything that is settled when the configuration is read.
-
-    Attributes:
-        recorder: Takes the records.
-        policy: Says what is recorded, and at which level.
-        redactor: Takes secrets out.
-        actor, tenant, source, request_id: Read who, for whom, from where, and the request's id
-            out of an ASGI scope.
-        kept_headers: Names of the headers that are kept, in lower case.
-        request_id_header: The name of the response header, as bytes in lower case; empty: none.
-        body_limit: Bytes of a body that are copied.
-        request_bodies, response_bodies: Whether they are copied at all.
-        full_payload: Whether the server span gets bodies and changes too.
-        on_error: Told of each failure of ours.
-    """
-
-    recorder: Recorder
-    policy: Policy
-    redactor: Redactor
-    actor: Callable[[Mapping[str, Any], AuditScope], Actor]
-    tenant: Callable[[Mapping[str, Any], AuditScope], Tenant | None]
-    source: Callable[[Mapping[str, Any]], Source]
-    request_id: Callable[[Mapping[str, Any]], str]
-    kept_headers: frozenset[str]
-    request_id_header: bytes
-    body_limit: int
-    request_bodies: bool
-    response_bodies: bool
-    full_payload: bool
-    on_error: Callable[[], None]
+_FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
+_WITH_REQUEST = frozenset({"request", "request_response"})
+_WITH_HEADERS = frozenset({
+    "http.response.start", "websocket.accept", "websocket.http.response.start",
+})  # fmt: skip
 
 
 class Exchange:
-    """One HTTP request and its response, as far as they have come.
+    """One HTTP request and its response, or one WebSocket, as far as they have come.
 
     None of the public methods raises: a failure of ours is counted and logged, and the application
     goes on.
@@ -114,114 +74,261 @@ class Exchange:
         """
         self._observer = observer
         self._scope = scope
+        self.socket = SocketTally() if scope["type"] == "websocket" else None
         self.inner_scope: MutableMapping[str, Any] | None = None
-        self.inner_response_headers: Headers | None = None
-        self._path: str = scope["path"]
-        self._request_headers: Headers = scope["headers"]
-        self._response_headers: Headers = ()
-        self._status: int | None = None
+        self.passage = Passage()
         self._error: BaseException | None = None
-        self._decision: Decision | None = None
-        self._resolved = False
+        self._described_error: ErrorInfo | None = None
+        self._judgement: Decision | None = None
         self._judged: tuple[object, ...] | None = None
+        self._resolved = False
+        self._secrets: frozenset[str] = frozenset()
+        self._shown_target: tuple[Target, Target | None] | None = None
         self._token: Token[AuditScope | None] | None = None
+        self._clock: asyncio.TimerHandle | None = None
+        self._told_of_start: Decision | None = None
         span = trace.get_current_span()
-        self.audit = AuditScope(
-            server_span=span if span.get_span_context().is_valid else None,
+        self.audit = AuditScope(server_span=span if span.get_span_context().is_valid else None)
+        self.audit.origin = self._origin
+        self._head = RequestHead(
+            scope,
+            method="WEBSOCKET" if self.socket is not None else scope["method"],
+            request_id=observer.request_id(scope),
+            redactor=observer.redactor,
+            keep=observer.kept_headers,
         )
-        self._request_id = observer.request_id(scope)
-        scope.setdefault("state", {})["request_id"] = self._request_id
-        self._spooled = False
-        self.refused = not self._open(observer)
-        start = observer.policy.at_start(scope["method"], self._path)
-        self._body_limit = limit = (
-            observer.body_limit if start.body_limit is None else start.body_limit
-        )
-        self.request_copy = BodyCopy(limit) if start.request and observer.request_bodies else None
-        self.response_copy = (
-            BodyCopy(limit) if start.response and observer.response_bodies else None
-        )
+        scope.setdefault("state", {})["request_id"] = self._head.id
+        self._spooled = self._is_quiet = False
+        self._intent: AuditRecord | None = None
+        self.refused = not self._open()
 
-    def _open(self, observer: Observer) -> bool:
+    def _open(self) -> bool:
         """Write down that the action has begun, if it is one that is recorded when it succeeds."""
         try:
-            decision = observer.policy.decide(
-                method=self._scope["method"],
-                path=self._path,
-                route=None,
-                status=None,
-                actor=ANONYMOUS,
-                tenant=None,
-                wrote=False,
-                key=self.audit.record_id,
-            )
+            if self._observe_bodies().level == "none":
+                self._is_quiet = self._observer.log is None
+                return True
+            decision = self._judge(route=None, wrote=False, scope=None)
             if decision.level == "none":
                 return True
             self._spooled = True
-            self.audit.source = observer.source(self._scope)
-            request = self._request(None)
+            source = self._observer.source(self._scope, None)
+            self.audit.source = source
+            request = self._head.describe(self._scope, None)
             record = self._record(decision, phase="started", outcome="unknown", request=request)
-            return observer.recorder.opened(record, self.audit.server_span)
+            strict = self._observer.strict if decision.strict is None else decision.strict
+            if strict and self._observer.intended is not None:
+                self._intent = record
+            return self._observer.recorder.opened(record, self.audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._failed_ourselves(error)
+            self.failed_ourselves(error)
             return True
 
-    def enter(self) -> None:
-        """Make the action the current one."""
-        self._token = scopes.enter(self.audit)
+    def _observe_bodies(self) -> Start:
+        observer = self._observer
+        start = observer.policy.at_start(self._head.method, self._head.path)
+        if self.socket is None and start.request:
+            self.passage.copy(
+                max(observer.body_limit, start.body_limit or 0),
+                request=observer.request_bodies,
+                response=start.response and observer.response_bodies,
+            )
+        return start
 
-    def response_started(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """See the response's head; return it with the request id's header."""
-        self._status = message["status"]
+    async def admitted(self) -> bool:
+        """Wait until the intent is stored, where one is asked for; False: the action must not be.
+
+        The refusal is then recorded, and this exchange is over.
+        """
+        intent, store = self._intent, self._observer.intended
+        if intent is None or store is None:
+            return True
+        stored = False
+        try:
+            stored = await store(self._as_intent(intent), self.audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+        finally:
+            if not stored:
+                self.passage.status = 503
+                self.failed(StoreUnavailableError("its intent could not be stored in time"))
+                self.close()
+        return stored
+
+    def _as_intent(self, record: AuditRecord) -> AuditRecord:
+        scope, observer = self._scope, self._observer
+        claims = observer.claims(scope)
+        actor = observer.actor(scope, self.audit) if claims is not None else ANONYMOUS
+        return msgspec.structs.replace(record, record_id=uuid7(), phase="intent", actor=actor)
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether the client must not see the answer's end before the disk has the record."""
+        return self._observer.durable is not None and (
+            self.passage.ended or self._error is not None
+        )
+
+    async def durable(self) -> None:
+        """Wait until what was recorded is on disk."""
+        try:
+            if self._observer.durable is not None:
+                await self._observer.durable()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def enter(self) -> None:
+        """Make the action the current one, and set the clock for a long one."""
+        self._token = scopes.enter(self.audit)
+        if self._observer.long_after is not None:
+            self._clock = call_after(self._observer.long_after, self._takes_long)
+
+    def routed(self, scope: MutableMapping[str, Any]) -> bool:
+        """Learn which scope the router works on; tell whether it is the first to be met."""
+        first = self.inner_scope is None
+        # a mounted application's own middleware may have passed on a copy
+        self.inner_scope = scope
+        return first
+
+    def sent_inside(self, message: Mapping[str, Any]) -> None:
+        """See a message of the response before the application's middleware sees it."""
+        try:
+            self.passage.sent_inside(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def received(self, copy: BodyCopy, message: Mapping[str, Any]) -> None:
+        """See a message of the request that someone has asked for."""
+        try:
+            if message["type"] == "http.request":
+                add(copy, message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def received_by_socket(self, message: Mapping[str, Any]) -> None:
+        """See a message that a WebSocket receives."""
+        try:
+            if self.socket is not None:
+                self.socket.received(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def sent(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """See a message that goes to the server; return what is sent in its place."""
+        try:
+            kind = message["type"]
+            if self.socket is not None:
+                self.socket.sent(message)
+                self.passage.status = self.socket.status
+            elif kind == "http.response.start":
+                self.passage.started(message)
+            elif self.passage.sent(kind, message):
+                self._answered()
+            if kind in _WITH_HEADERS:
+                return self._with_request_id(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+        return message
+
+    def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         headers = message.get("headers", ())
-        self._response_headers = headers
         name = self._observer.request_id_header
         if not name or any(key.lower() == name for key, _ in headers):
             return message
-        return {**message, "headers": [*headers, (name, self._request_id.encode("latin-1"))]}
+        return {**message, "headers": [*headers, (name, self._head.id.encode("latin-1"))]}
 
-    def answered(self) -> None:
+    def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
-        try:
-            self._decide(wrote=bool(self.audit.changes_pending or self.audit.transactions))
-            decision, span = self._decision, self.audit.server_span
-            if decision is None:
-                return
-            self._collect(decision)
-            if span is not None and span.is_recording():
-                enrich(span, self.audit, decision, full=self._observer.full_payload)
-            self._spooled = True
-            known = self._record(decision, phase="completed", outcome="unknown")
-            self._observer.recorder.answered(known, span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._failed_ourselves(error)
+        decision = self._decide(wrote=bool(self.audit.changes_pending or self.audit.transactions))
+        if decision is None:
+            return
+        self._collect(decision)
+        self._enrich(decision)
+        self._spooled = True
+        known = self._record(decision, phase="completed", outcome="unknown")
+        self._observer.recorder.answered(known, self.audit.server_span)
+
+    def _enrich(self, decision: Decision) -> None:
+        span = self.audit.server_span
+        if span is not None and span.is_recording():
+            full = self._observer.full_payload
+            enrich(span, self.audit, decision, target=self._target(decision), full=full)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; whoever stands outside of it makes the answer."""
         self._error = error
-        if self._status is None and isinstance(error, Exception):
-            self._status = 500
+        if not isinstance(error, Exception):
+            return
+        if self.passage.status is None:
+            self.passage.status = 500
+        if self.socket is not None and self.socket.code is None:
+            self.socket.code = _FAILED_SOCKET
 
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
-        if self._token is not None:
-            scopes.leave(self._token)
-        self.audit.late = self._told_later
-        self.audit.closed = True
+        audit = self.audit
         try:
-            self._decide(wrote=bool(self.audit.transactions))
-            decision, recorder = self._decision, self._observer.recorder
+            if self._clock is not None:
+                self._clock.cancel()
+            if self._token is not None:
+                scopes.leave(self._token)
+            audit.late = self._told_later
+            audit.closed = True
+            decision = self._decide(wrote=bool(audit.transactions)) or self._told_of_start
             if decision is not None:
-                self._collect(decision)
-                outcome = outcome_of(
-                    status=self._status, error=self._error, transaction=self.audit.transaction
-                )
-                record = self._record(decision, phase="completed", outcome=outcome)
-                recorder.closed(record, self.audit.server_span)
-            elif self._spooled:
-                recorder.discarded(self.audit.record_id)
+                self._finish(decision)
+            else:
+                if self._spooled:
+                    self._observer.recorder.discarded(audit.record_id)
+                self._log_unrecorded()
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._failed_ourselves(error)
+            self.failed_ourselves(error)
+
+    def _finish(self, decision: Decision) -> None:
+        audit, observer = self.audit, self._observer
+        self._collect(decision)
+        if self.socket is not None:
+            self._enrich(decision)
+        record = self._record(decision, phase="completed", outcome=self._outcome())
+        observer.recorder.closed(record, audit.server_span)
+        if observer.log is not None:
+            observer.log(record, audit.server_span)
+
+    def _outcome(self) -> Outcome:
+        socket = self.socket
+        if socket is not None and socket.ended_badly and self.audit.transaction != "unknown":
+            return "failure"
+        return outcome_of(
+            status=self.passage.status,
+            error=self._error,
+            transaction=self.audit.transaction,
+            cut_off=socket is None and not self.passage.ended,
+        )
+
+    def _log_unrecorded(self) -> None:
+        log, decision = self._observer.log, self._judgement
+        if log is not None and decision is not None:
+            self._collect(decision)
+            log(
+                self._record(decision, phase="completed", outcome=self._outcome()),
+                self.audit.server_span,
+            )
+
+    def _takes_long(self) -> None:
+        """The action still runs: a record says so. Who it is may not be settled yet."""
+        audit = self.audit
+        kept = audit.actor, audit.tenant, self._resolved, self._judged
+        try:
+            decision = self._decide(wrote=bool(audit.changes_pending or audit.transactions))
+            found = audit.actor, audit.tenant
+            if decision is not None:
+                request = audit.request or self._head.describe(self._asgi, None)
+                known = self._record(decision, phase="started", outcome="unknown", request=request)
+                self._told_of_start = decision
+                self._observer.recorder.closed(record_started(known), audit.server_span)
+            if (audit.actor, audit.tenant) == found and not self.passage.ended:
+                audit.actor, audit.tenant, self._resolved, self._judged = kept
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
 
     def _told_later(
         self,
@@ -232,102 +339,95 @@ class Exchange:
     ) -> None:
         """A transaction of this action ends after its record: it gets a record of its own."""
         try:
-            if self._decision is None:
-                self._decide(wrote=True)
-            assert self._decision is not None  # noqa: S101 - what wrote is recorded
-            told = self._record(self._decision, phase="changes", outcome="unknown")
+            # what wrote is recorded, whatever was decided before
+            decision = self._decide(wrote=True) or self._judgement
+            assert decision is not None  # noqa: S101 - made when the exchange began
+            told = self._record(decision, phase="changes", outcome="unknown")
             record = record_afterwards(told, audit, outcome, changes)
             self._observer.recorder.closed(record, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._failed_ourselves(error)
+            self.failed_ourselves(error)
 
-    def _decide(self, *, wrote: bool) -> None:
-        scope = self._asgi
+    def _origin(self) -> Origin:
+        """Say what an action inside of this one takes over; more may be known later."""
+        scope, audit, observer = self._asgi, self.audit, self._observer
+        claims = observer.claims(scope)
+        return Origin(
+            actor=audit.actor if self._resolved else observer.actor(scope, audit),
+            tenant=audit.tenant if self._resolved else observer.tenant(scope, audit, claims),
+            source=observer.source(scope, claims),
+            request_id=self._head.id,
+        )
+
+    def _decide(self, *, wrote: bool) -> Decision | None:
+        """Decide by what is known now; None where the action is not recorded."""
+        scope, audit, observer = self._asgi, self.audit, self._observer
+        # what was recorded by hand inside of this action must not lead back to nothing
+        wrote = wrote or audit.nested > 0
+        if self._is_quiet and not wrote and not _asks_for_more(scope):
+            return None
         if not self._resolved:
             self._resolved = True
-            self.audit.actor = self._observer.actor(scope, self.audit)
-            self.audit.tenant = self._observer.tenant(scope, self.audit)
-        judged = (self._status, wrote, self.audit.actor, self.audit.tenant)
-        if judged == self._judged:
-            return
-        self._judged = judged
-        decision = self._observer.policy.decide(
-            method=self._scope["method"],
-            path=self._path,
-            route=route_template(scope),
-            status=self._status,
+            claims = observer.claims(scope)
+            audit.actor = observer.actor(scope, audit)
+            audit.tenant = observer.tenant(scope, audit, claims)
+            parameters = scope.get("path_params")
+            self._shown_target = None
+            if parameters:
+                self._secrets = secret_parameters(parameters, observer.redactor)
+        judged = (self.passage.status, wrote, audit.actor, audit.tenant)
+        if judged != self._judged:
+            self._judged = judged
+            self._judge(route=route_template(scope), wrote=wrote, scope=scope)
+        decision = self._judgement
+        return decision if decision is not None and decision.level != "none" else None
+
+    def _judge(
+        self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None
+    ) -> Decision:
+        self._judgement = decision = self._observer.policy.decide(
+            method=self._head.method,
+            path=self._head.path,
+            route=route,
+            status=self.passage.status,
             actor=self.audit.actor or ANONYMOUS,
             tenant=self.audit.tenant,
             wrote=wrote,
             scope=scope,
             key=self.audit.record_id,
+            name_all=self._observer.log is not None,
         )
-        self._decision = decision if decision.level != "none" else None
+        return decision
 
     def _collect(self, decision: Decision) -> None:
-        audit, redactor = self.audit, self._observer.redactor
+        audit, redactor, observer = self.audit, self._observer.redactor, self._observer
         if audit.response is not None:
             return
-        level = decision.level
-        audit.source = self._observer.source(self._asgi)
-        audit.request = self._request(
-            self._body(self.request_copy, self._request_headers)
-            if level in ("request", "request_response")
-            else None
-        )
-        headers = self.inner_response_headers or self._response_headers
+        level, scope = decision.level, self._asgi
+        claims = observer.claims(scope)
+        if audit.source is None or claims is not None or "session_id" in state_of(scope):
+            audit.source = observer.source(scope, claims)
+        own = decision.body_limit
+        limit = observer.body_limit if own is None else own
+        passage, is_socket = self.passage, self.socket is not None
+        request_body = response_body = None
+        if level in _WITH_REQUEST and observer.request_bodies and not is_socket:
+            request_body = passage.request_body(self._scope["headers"], redactor, limit)
+        if level == "request_response" and observer.response_bodies and not is_socket:
+            response_body = passage.response_body(
+                redactor, limit, may_exist=self._head.method != "HEAD" and self._error is None
+            )
+        audit.request = self._head.describe(scope, request_body)
         audit.response = Response(
-            status_code=self._status,
-            headers=redactor.headers(headers, self._observer.kept_headers),
-            body=self._body(self.response_copy, headers) if level == "request_response" else None,
+            status_code=passage.status,
+            headers=redactor.headers(passage.headers, observer.kept_headers),
+            body=response_body,
         )
 
     @property
     def _asgi(self) -> MutableMapping[str, Any]:
         """The scope as the router left it: middleware may have passed on a copy."""
         return self._scope if self.inner_scope is None else self.inner_scope
-
-    def _request(self, body: Body | None) -> Request:
-        redactor = self._observer.redactor
-        query = self._scope.get("query_string", b"").decode("latin-1")
-        return Request(
-            id=self._request_id,
-            method=self._scope["method"],
-            route=route_template(self._asgi),
-            path=self._shown_path(),
-            query=redactor.query(query) if query else None,
-            headers=redactor.headers(self._request_headers, self._observer.kept_headers),
-            http_version=self._scope.get("http_version"),
-            host=_text_header(self._request_headers, b"host"),
-            body=body,
-        )
-
-    def _shown_path(self) -> str:
-        redactor, scope = self._observer.redactor, self._asgi
-        parameters = scope.get("path_params")
-        segments = self._path.split("/")
-        if parameters is None:
-            # not routed yet, so nobody knows which segment is a secret: fail towards redaction
-            return redactor.path("/".join(map(_unless_token, segments)))
-        secret = {str(value) for name, value in parameters.items() if redactor.is_sensitive(name)}
-        if secret:
-            segments = [REDACTED if segment in secret else segment for segment in segments]
-        return redactor.path("/".join(segments))
-
-    def _body(self, copy: BodyCopy | None, headers: Headers) -> Body | None:
-        if copy is None or (copy.size == 0 and copy.complete):
-            return None
-        if copy.size == 0:
-            return Body(absent="not_read")
-        return make_body(
-            copy.head,
-            size=copy.size,
-            content_type=_text_header(headers, b"content-type"),
-            content_encoding=_text_header(headers, b"content-encoding"),
-            complete=copy.whole,
-            redactor=self._observer.redactor,
-            limit=self._body_limit,
-        )
 
     def _record(
         self,
@@ -337,7 +437,7 @@ class Exchange:
         outcome: Outcome,
         request: Request | None = None,
     ) -> AuditRecord:
-        audit, redactor = self.audit, self._observer.redactor
+        audit = self.audit
         changes = () if decision.level == "metadata" else tuple(audit.changes)
         total = audit.changes_total
         return AuditRecord(
@@ -353,7 +453,7 @@ class Exchange:
             duration=time.perf_counter_ns() - audit.started,
             actor=audit.actor or ANONYMOUS,
             tenant=audit.tenant,
-            target=_with_new_id(audit.target or decision.target, audit),
+            target=self._target(decision),
             source=audit.source,
             request=audit.request or request,
             response=audit.response,
@@ -361,50 +461,42 @@ class Exchange:
             changes_total=total if total != len(changes) else None,
             changes_rolled_back=audit.changes_rolled_back,
             transaction=audit.transaction,
-            error=None if self._error is None else describe_error(self._error, redactor),
+            error=self._error_info(),
             level=decision.level,
             metadata=self._metadata(decision),
         )
+
+    def _target(self, decision: Decision) -> Target | None:
+        found = with_new_id(self.audit.target or decision.target, self.audit)
+        if found is None or found.id is None:
+            return found
+        known = self._shown_target
+        if known is None or known[0] != found:
+            routed = self._asgi.get("route") is not None
+            shown = shown_target(found, self._secrets, self._observer.redactor, routed=routed)
+            self._shown_target = known = found, shown
+        return known[1]
+
+    def _error_info(self) -> ErrorInfo | None:
+        if self._error is not None and self._described_error is None:
+            self._described_error = describe_error(self._error, self._observer.redactor)
+        return self._described_error
 
     def _metadata(self, decision: Decision) -> dict[str, Any]:
         found = self._observer.redactor.document(self.audit.metadata) if self.audit.metadata else {}
         if decision.sample is not None:
             found["audit.sample.one_of"] = decision.sample
+        if self.socket is not None:
+            found["websocket"] = self.socket.facts()
         return cast("dict[str, Any]", found)
 
-    def _failed_ourselves(self, error: Exception) -> None:
+    def failed_ourselves(self, error: Exception) -> None:
+        """Count and log a failure of ours."""
         self._observer.on_error()
         complain(_logger, "exchange", "An action was not observed in full", error=error)
 
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_SHORTEST_TOKEN = 16
-
-
-def _unless_token(segment: str) -> str:
-    """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
-    if len(segment) < _SHORTEST_TOKEN or _UUID.fullmatch(segment):
-        return segment
-    mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
-    return REDACTED if mixed else segment
-
-
-def _with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
-    """Name the one entity that was created, where the path could not name it yet."""
-    if target is None or target.id is not None:
-        return target
-    created = [
-        change.reference.partition(":")[2]
-        for change in audit.changes
-        if change.operation == "insert"
-        and change.key
-        and change.reference.startswith(f"{target.type}:")
-    ]  # fmt: skip
-    return Target(type=target.type, id=created[0]) if len(created) == 1 else target
-
-
-def _text_header(headers: Headers, name: bytes) -> str | None:
-    for key, value in headers:
-        if key.lower() == name:
-            return value.decode("latin-1")
-    return None
+def _asks_for_more(scope: Mapping[str, Any]) -> bool:
+    """Tell whether a route that nobody knew when the request began has a level of its own."""
+    override = override_of(scope.get("endpoint"), scope.get("route"))
+    return override is not None and override.level not in (None, "none")

@@ -129,7 +129,7 @@ def _wrap(
         from starlette.middleware import Middleware
 
         self.user_middleware = [
-            Middleware(OuterTap, capture=capture),
+            Middleware(OuterTap, capture=capture.for_app(self)),
             *mine,
             Middleware(InnerTap),
         ]

@@ -8,7 +8,11 @@ from otel_audit.record import Outcome, TransactionOutcome
 
 
 def outcome_of(
-    *, status: int | None, error: BaseException | None, transaction: TransactionOutcome
+    *,
+    status: int | None,
+    error: BaseException | None,
+    transaction: TransactionOutcome,
+    cut_off: bool = False,
 ) -> Outcome:
     """Judge an HTTP action.
 
@@ -16,6 +20,7 @@ def outcome_of(
         status: The status the client was sent; None where none was.
         error: The exception that left the application, if any.
         transaction: What became of the transactions that wrote.
+        cut_off: Whether the answer ended before its last chunk.
 
     Returns:
         ``success`` only if the answer says so, nothing was raised, and all that was written is
@@ -27,6 +32,6 @@ def outcome_of(
         return "unknown"
     if error is not None or transaction in ("rolled_back", "mixed"):
         return "failure"
-    if status is None:
-        return "unknown"
-    return "failure" if status >= 400 else "success"  # noqa: PLR2004 - RFC 9110, section 15
+    if status is not None and status >= 400:  # noqa: PLR2004 - RFC 9110, section 15
+        return "failure"
+    return "unknown" if status is None or cut_off else "success"

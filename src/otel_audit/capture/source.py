@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit.capture.labels import keyed_hash
 from otel_audit.capture.proxies import Proxies, parse_address
 from otel_audit.capture.reading import (
     Scope,
@@ -63,7 +62,7 @@ class SourceOptions:
             proxies=Proxies.from_config(config),
             session_claim=config.jwt_session_claim,
             session_cookie=config.session_cookie or None,
-            hash=keyed_hash(config),
+            hash=KeyedHash.from_config(config),
         )
 
 

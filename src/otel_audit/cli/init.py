@@ -11,12 +11,18 @@ from otel_audit.cli.options import chosen_dsn, dsn_option
 
 @click.command()
 @dsn_option
-@click.option("--roles", is_flag=True, help="Create the owner, writer and reader roles as well.")
+@click.option("--roles", is_flag=True, help="Create the owner, writer, reader and sealer roles.")
 @click.option("--writer", metavar="ROLE", help="Login role that is to write; with --roles.")
 @click.option("--reader", metavar="ROLE", help="Login role that is to read; with --roles.")
+@click.option("--sealer", metavar="ROLE", help="Login role that is to seal; with --roles.")
 @click.option("--sql", "show_sql", is_flag=True, help="Print the SQL instead of running it.")
-def init(
-    dsn: str | None, roles: bool, writer: str | None, reader: str | None, show_sql: bool
+def init(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    roles: bool,
+    writer: str | None,
+    reader: str | None,
+    sealer: str | None,
+    show_sql: bool,
 ) -> None:
     """Create the schema audit and its tables, or bring them up to date.
 
@@ -27,8 +33,10 @@ def init(
     from otel_audit_postgres.schema import schema_sql
 
     if show_sql:
-        click.echo(schema_sql(roles=roles, writer=writer, reader=reader))
+        click.echo(schema_sql(roles=roles, writer=writer, reader=reader, sealer=sealer))
         return
-    report = asyncio.run(make_schema(chosen_dsn(dsn), roles=roles, writer=writer, reader=reader))
+    report = asyncio.run(
+        make_schema(chosen_dsn(dsn), roles=roles, writer=writer, reader=reader, sealer=sealer)
+    )
     for line in report.lines:
         click.echo(line)

@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple
-
-import msgspec
+from itertools import islice, takewhile
+from typing import Final, NamedTuple
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError
 from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.spool import Kind, Position, Spool, SpoolError, SpoolFullError, reopen
+from otel_audit.pipeline.entries import Entry, read_back
+from otel_audit.pipeline.spool import (
+    Kind,
+    Position,
+    Spool,
+    SpoolClosedError,
+    SpooledRecord,
+    SpoolError,
+    SpoolWriteError,
+    reopen,
+)
 from otel_audit.record import AuditRecord, to_json
 
 _logger = logging.getLogger(__name__)
 
-_decode = msgspec.json.Decoder(AuditRecord).decode
+_OPENING_PAUSE: Final = 1.0
+"""Seconds between two tries to open a spool that cannot be opened."""
 
 
 class Item(NamedTuple):
-    """A finished record that waits; its position in the spool, None where it is not on disk."""
+    """A finished entry that waits; its position in the spool, None where it is not on disk."""
 
-    record: AuditRecord
+    entry: Entry
     position: Position | None
 
 
 class Backlog:
-    """Records that the store has not acknowledged. The caller's lock guards what says so.
+    """Entries that the store has not acknowledged. The caller's lock guards what says so.
 
-    A record on disk that does not fit into memory is read back when memory has been emptied.
+    What is on disk and does not fit into memory is read back when memory has been emptied; until
+    then everything goes to disk alone, so that nothing overtakes it for ever.
     """
 
     def __init__(
@@ -43,37 +54,36 @@ class Backlog:
         Args:
             spool: Opens it.
             counters: Where failures of the spool are counted.
-            queue_size: Records kept in memory.
+            queue_size: Entries kept in memory.
 
         Raises:
             ConfigurationError: The spool cannot be kept.
         """
         self._counters = counters
         self._queue_size = queue_size
-        self._memory: deque[Item] = deque()
-        self._underway = 0
-        self._spilled = False
-        self._opening = threading.Lock()
-        self._at_rest = False
+        self._next_opening = 0.0
         self.spool = None if spool is None else spool()
+        self.after_fork()
 
     def after_fork(self) -> None:
         """Begin anew in a child: what waits is the parent's to deliver."""
-        self._opening = threading.Lock()
-        self._memory.clear()
-        self._underway = 0
+        # held for an append at the most; else a rest could close the spool under it
+        self._using = threading.Lock()
+        self._memory: deque[Item] = deque()
+        self._memory_only = 0
         self._spilled = False
+        self._at_rest = False
+        self._damaged = 0
 
     @property
     def depth(self) -> int:
-        """Records that wait, those of a write under way included."""
-        held = len(self._memory) + self._underway
+        """Entries that wait, those of a write under way included."""
         spool = self.open_spool
-        return held if spool is None else max(held, spool.pending)
+        return self._memory_only + (0 if spool is None else spool.pending)
 
     @property
     def ready(self) -> int:
-        """Records in memory."""
+        """Entries in memory."""
         return len(self._memory)
 
     @property
@@ -85,64 +95,89 @@ class Backlog:
         """Write down what is known of an action that is not over; nothing without a spool.
 
         Raises:
-            SpoolFullError: A bound of the spool is reached, and the action has only begun.
+            SpoolError: The spool does not take it, and the action has only begun.
         """
-        self._note(kind, record.record_id, to_json(record))
+        try:
+            self._append(kind, record.record_id, to_json(record))
+        except SpoolError as error:
+            if kind is Kind.OPENED and not isinstance(error, SpoolClosedError):
+                raise
+            self._complain_of_spool(error)
+        except ValueError as error:
+            self._complain_of_spool(error)
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
-        self._note(Kind.DISCARDED, record_id, b"")
-
-    def _note(self, kind: Kind, record_id: str, payload: bytes) -> None:
-        spool = self._own_spool()
-        if spool is None:
-            return
         try:
-            spool.append(kind, record_id, payload)
+            self._append(Kind.DISCARDED, record_id, b"")
         except (SpoolError, ValueError) as error:
-            if kind is Kind.OPENED and isinstance(error, SpoolFullError):
-                raise
             self._complain_of_spool(error)
 
-    def put(self, record: AuditRecord) -> bool:
-        """Take over a finished record; call it under the lock.
+    def put(self, entry: Entry) -> bool:
+        """Take over a finished entry; call it under the lock.
 
         Returns:
             Whether it is kept; False where it is neither on disk nor fits into memory.
         """
-        position = self._append(record)
-        if len(self._memory) < self._queue_size:
-            self._memory.append(Item(record, position))
+        position = self._append_finished(entry)
+        if position is None:
+            if len(self._memory) >= self._queue_size:
+                return False
+            self._memory_only += 1
+        elif self._spilled or len(self._memory) >= self._queue_size:
+            self._spilled = True
             return True
-        self._spilled = self._spilled or position is not None
-        return position is not None
+        self._memory.append(Item(entry, position))
+        return True
 
     def take(self, count: int) -> list[Item]:
-        """Take records out of memory, to be written; call it under the lock."""
+        """Take entries out of memory, to be written; call it under the lock."""
         number = min(len(self._memory), count)
-        self._underway = number
         return [self._memory.popleft() for _ in range(number)]
 
-    def take_from_disk(self, count: int) -> Iterator[list[Item]]:
-        """Read back everything that waits on disk, a batch at a time; blocks, needs no lock."""
+    def begin_reading(self) -> Position | None:
+        """See whether it is time to read back what is only on disk; call it under the lock.
+
+        Returns:
+            How far to read; None where memory has to be emptied first, or there is nothing.
+        """
+        spool = self.open_spool
+        if self._memory or not self._spilled or spool is None:
+            return None
+        self._spilled = False
+        return spool.appended
+
+    def read(self, through: Position, count: int) -> Iterator[list[Item]]:
+        """Read back what waits on disk, a batch at a time; blocks, needs no lock.
+
+        Args:
+            through: From `begin_reading`; what came later is in memory.
+            count: Entries in a batch.
+
+        Raises:
+            SpoolReadError: It cannot be read now; later it may.
+        """
         spool = self.open_spool
         if spool is None:
             return
-        self._spilled = False
         try:
-            found = (Item(_decode(kept.payload), kept.position) for kept in spool.read())
+            wanted = takewhile(lambda kept: kept.position <= through, spool.read())
+            found = (_item(kept) for kept in wanted)
             while batch := list(islice(found, count)):
                 yield batch
         except BaseException:
             self._spilled = True
             raise
+        finally:
+            self._count_damage(spool)
 
     def done(self, items: Iterable[Item]) -> None:
-        """Let go of records that the store has acknowledged."""
-        self._underway = 0
+        """Let go of entries that the store has acknowledged; call it under the lock."""
+        positions = [item.position for item in items]
+        self._memory_only -= positions.count(None)
         spool = self.open_spool
         if spool is not None:
-            spool.acknowledge(item.position for item in items if item.position is not None)
+            spool.acknowledge(position for position in positions if position is not None)
 
     @property
     def open_spool(self) -> Spool | None:
@@ -155,7 +190,7 @@ class Backlog:
 
         Call it under the lock.
         """
-        with self._opening:
+        with self._using:
             spool = self.open_spool
             if spool is not None and self.depth == 0 and spool.open_actions == 0:
                 self._at_rest = True
@@ -165,42 +200,48 @@ class Backlog:
         """End in order; what is on disk stays there for the next process.
 
         Returns:
-            Records that are lost, because they were only in memory.
+            Entries that are lost, because they were only in memory.
         """
-        lost = sum(1 for item in self._memory if item.position is None)
-        if self.spool is None:
-            lost += self._underway
-        elif self.open_spool is not None:
-            self.open_spool.close()
+        lost, self._memory_only = self._memory_only, 0
+        with self._using:
+            if self.open_spool is not None:
+                self.open_spool.close()
         self._memory.clear()
-        self._underway = 0
         return lost
+
+    def _append(self, kind: Kind, record_id: str, payload: bytes) -> Position | None:
+        with self._using:
+            spool = self._own_spool()
+            return None if spool is None else spool.append(kind, record_id, payload)
+
+    def _append_finished(self, entry: Entry) -> Position | None:
+        try:
+            return self._append(Kind.CLOSED, entry.record_id, to_json(entry))
+        except (SpoolError, ValueError) as error:
+            # a ValueError: too long for a frame, or no UTF-8; the store has its own ways with that
+            self._complain_of_spool(error)
+        return None
 
     def _own_spool(self) -> Spool | None:
         """The spool of this very process: a forked child, or one after a rest, opens its own."""
         spool = self.spool
         if spool is None or not (spool.forked or self._at_rest):
             return spool
-        with self._opening:
-            if self.spool is not None and (self.spool.forked or self._at_rest):
-                try:
-                    self.spool = reopen(self.spool)
-                    self._at_rest = False
-                except OtelAuditError as error:
-                    self.spool = None
-                    _logger.critical("Records wait in memory only: %s", error)
+        if time.monotonic() < self._next_opening:
+            raise SpoolWriteError("it could not be opened a moment ago")
+        try:
+            self.spool = reopen(spool)
+        except OtelAuditError as error:
+            self._next_opening = time.monotonic() + _OPENING_PAUSE
+            raise SpoolWriteError(f"it cannot be opened again: {error}") from error
+        self._at_rest = False
+        self._damaged = 0
         return self.spool
 
-    def _append(self, record: AuditRecord) -> Position | None:
-        spool = self._own_spool()
-        if spool is None:
-            return None
-        try:
-            return spool.append(Kind.CLOSED, record.record_id, to_json(record))
-        except (SpoolError, ValueError) as error:
-            # a ValueError: too long for a frame, or no UTF-8; the store has its own ways with that
-            self._complain_of_spool(error)
-        return None
+    def _count_damage(self, spool: Spool) -> None:
+        # the spool itself has logged it
+        self._counters.add("dropped", spool.damaged - self._damaged)
+        self._damaged = spool.damaged
 
     def _complain_of_spool(self, error: Exception) -> None:
         self._counters.add("spool_errors")
@@ -210,3 +251,7 @@ class Backlog:
             error if isinstance(error, SpoolError) else "it cannot be written down",
             level=logging.CRITICAL, error=error,
         )  # fmt: skip
+
+
+def _item(kept: SpooledRecord) -> Item:
+    return Item(read_back(kept.record_id, kept.payload), kept.position)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from otel_audit.pipeline.sink import Written
+from otel_audit.pipeline.sink import Refused, Written
 from otel_audit.record import AuditRecord, to_json
 
 
@@ -21,6 +21,12 @@ class ConsoleSink:
         sys.stdout.write(lines.decode())
         sys.stdout.flush()
         return Written(stored=len(records))
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Print what never became a record, a line each."""
+        lines = b"".join(to_json({"refused": item.reason}) + b"\n" for item in refused)
+        sys.stdout.write(lines.decode())
+        sys.stdout.flush()
 
     async def close(self) -> None:
         """Nothing to close."""

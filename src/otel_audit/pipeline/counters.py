@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Counters:
-    """Counts since the process began.
+    """Counts since the process began; a forked child counts from 0.
 
     Attributes:
         emitted: Records handed to delivery.
@@ -33,6 +37,10 @@ class Counters:
     refused: int = 0
     spool_errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        alive = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
 
     def add(self, name: str, count: int = 1) -> None:
         """Count; safe from any thread."""
@@ -57,35 +65,72 @@ _COUNTED = (
 )
 
 
-def publish(meter: Meter, counters: Counters, queue_depth: Callable[[], int]) -> None:
+def _begin_anew(alive: weakref.ref[Counters]) -> None:
+    counters = alive()
+    if counters is not None:
+        # another thread of the parent may have held it
+        counters._lock = threading.Lock()  # noqa: SLF001 - its own module
+        for name in _COUNTED:
+            setattr(counters, name, 0)
+
+
+class Watched(Protocol):
+    """What gauges are read from."""
+
+    @property
+    def depth(self) -> int:
+        """Records that wait."""
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of the spool."""
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the oldest record has waited."""
+
+
+def publish(meter: Meter, counters: Counters, watched: Watched) -> Callable[[float], None]:
     """Offer the counts as OpenTelemetry metrics; reading them costs the hot path nothing.
 
     Args:
         meter: Where to; a no-op meter where the application has no metrics.
         counters: What to read.
-        queue_depth: Gives the number of records that wait now.
+        watched: What to read the gauges from.
+
+    Returns:
+        To be told how long each successful write took, in seconds.
     """
-    for name, metric in (
-        ("emitted", "audit.records.emitted"),
-        ("exported", "audit.records.exported"),
-        ("dropped", "audit.records.dropped"),
-        ("quarantined", "audit.records.quarantined"),
-        ("capture_errors", "audit.capture.errors"),
-        ("refused", "audit.requests.refused"),
-        ("spool_errors", "audit.spool.errors"),
+    for name, metric in _METRICS:
+        count = functools.partial(_count, counters, name)
+        meter.create_observable_counter(metric, callbacks=[_reader(count)], unit="{record}")
+    for metric, unit, read in (
+        ("audit.queue.depth", "{record}", lambda: watched.depth),
+        ("audit.spool.bytes", "By", lambda: watched.spool_bytes),
+        ("audit.spool.oldest_age", "s", lambda: watched.oldest_age),
     ):
-        meter.create_observable_counter(
-            metric, callbacks=[_reader(counters, name)], unit="{record}"
-        )
-
-    def depth(_: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(queue_depth())
-
-    meter.create_observable_gauge("audit.queue.depth", callbacks=[depth], unit="{record}")
+        meter.create_observable_gauge(metric, callbacks=[_reader(read)], unit=unit)
+    return meter.create_histogram("audit.export.duration", unit="s").record
 
 
-def _reader(counters: Counters, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _count(counters: Counters, name: str) -> int:
+    return counters.snapshot()[name]
+
+
+def _reader(value: Callable[[], float]) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def read(_: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(counters.snapshot()[name])
+        yield Observation(value())
 
     return read
+
+
+_METRICS = (
+    ("emitted", "audit.records.emitted"),
+    ("exported", "audit.records.exported"),
+    ("dropped", "audit.records.dropped"),
+    ("quarantined", "audit.records.quarantined"),
+    ("retries", "audit.export.retries"),
+    ("capture_errors", "audit.capture.errors"),
+    ("refused", "audit.requests.refused"),
+    ("spool_errors", "audit.spool.errors"),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -17,11 +18,13 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.pipeline.backlog import Backlog
+from otel_audit.pipeline.backlog import Backlog, Item
 from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.recovery import Adopt, batches_of
-from otel_audit.pipeline.sink import Sink
+from otel_audit.pipeline.entries import Entry
+from otel_audit.pipeline.recovery import Adopt, Recovery
+from otel_audit.pipeline.sink import Refused, Sink
 from otel_audit.pipeline.spool import Kind, Spool, SpoolError
+from otel_audit.pipeline.syncing import GroupSync
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -83,8 +86,10 @@ class Delivery:
         self._make_sink = make_sink
         self._counters = counters
         self._options = options
-        self._adopt = adopt
+        self._recovery = None if adopt is None else Recovery(adopt, counters)
         self.backlog = Backlog(spool, counters, options.queue_size)
+        self._periodic: list[tuple[float, Callable[[], None]]] = []
+        self.observe: Callable[[float], None] = _forget
         self._reset()
         alive = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
@@ -97,11 +102,12 @@ class Delivery:
         self._task: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self._asleep = False
-        self._hurry = False
+        self._hurry = 0
         self._closing = False
         self._closed = False
         self._failing_since: float | None = None
         self._next_adoption = 0.0
+        self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
 
     @property
     def depth(self) -> int:
@@ -114,29 +120,60 @@ class Delivery:
         since = self._failing_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the oldest record has waited, as far as is known; 0 where none does."""
+        spool = self.backlog.open_spool
+        age = 0.0 if spool is None else spool.oldest_age
+        return max(age, self.failing_for) if self.depth else age
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of this process's spool on disk."""
+        spool = self.backlog.open_spool
+        return 0 if spool is None else spool.bytes_used
+
     def start(self) -> None:
         """Start the worker now: what dead processes left need not wait for the first record."""
         with self._lock:
             if self._thread is None and not self._closed:
                 self._start()
 
+    def hurry(self) -> None:
+        """Let what waits for company go now."""
+        with self._lock:
+            self._rouse()
+
+    def every(self, interval: float, call: Callable[[], None]) -> None:
+        """Have something called now and then in the worker's thread; before it starts.
+
+        Args:
+            interval: Seconds between two calls.
+            call: Must not block or raise.
+        """
+        self._periodic.append((interval, call))
+
     def note(self, kind: Kind, record: AuditRecord) -> None:
         """Write down what is known of an action that is not over.
 
         Raises:
-            SpoolFullError: A bound of the spool is reached, and the action has only begun.
+            SpoolError: The spool does not take it, and the action has only begun.
         """
         self.backlog.note(kind, record)
+
+    async def synced(self) -> None:
+        """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
+        await self._group.wait()
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
         self.backlog.discard(record_id)
 
-    def submit(self, record: AuditRecord) -> None:
-        """Take over a finished record; returns in microseconds and never raises."""
+    def submit(self, entry: Entry) -> None:
+        """Take over what is finished; returns in microseconds and never raises."""
         with self._lock:
             self._counters.add("emitted")
-            if self._closed or not self.backlog.put(record):
+            if self._closed or not self.backlog.put(entry):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
                 complain(_logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL)
@@ -158,10 +195,10 @@ class Delivery:
         with self._changed:
             if self._thread is None:
                 return self.depth == 0
-            self._hurry = True
+            self._hurry += 1
             self._rouse()
             done = self._changed.wait_for(lambda: self.depth == 0, timeout)
-            self._hurry = False
+            self._hurry -= 1
         return done
 
     def close(self, timeout: float) -> bool:
@@ -181,8 +218,7 @@ class Delivery:
             self._closing = self._closed = True
             thread = self._thread
             self._rouse()
-            if self.depth and self._loop is not None and self._task is not None:
-                self._loop.call_soon_threadsafe(self._task.cancel)
+            self._cut_short()
         if thread is not None:
             thread.join(_LAST_GRACE)
         with self._lock:
@@ -218,6 +254,12 @@ class Delivery:
                 spool.pending, spool.path,
             )  # fmt: skip
 
+    def _cut_short(self) -> None:
+        """End what is under way: what was not stored is kept, or counted by whoever ends."""
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(task.cancel)
+
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="otel-audit-delivery", daemon=True)
         self._thread.start()
@@ -241,7 +283,8 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         sink = self._make_sink()
-        syncing = asyncio.create_task(self._keep_in_sync())
+        beside = [asyncio.create_task(self._keep_in_sync())]
+        beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
             while not self._closing:
                 try:
@@ -252,7 +295,8 @@ class Delivery:
                     self._note_failure(error)
                     await self._rest(self._options.longest_pause)
         finally:
-            syncing.cancel()
+            for task in beside:
+                task.cancel()
             await sink.close()
 
     async def _something_to_do(self, wake: asyncio.Event) -> bool:
@@ -271,59 +315,60 @@ class Delivery:
     async def _deliver(self, sink: Sink) -> None:
         with self._lock:
             batch = self.backlog.take(self._options.batch_size)
+            through = self.backlog.begin_reading() if not batch else None
         if batch:
-            if await self._write(sink, [item.record for item in batch]):
-                with self._changed:
-                    self.backlog.done(batch)
-                    self._changed.notify_all()
-            return
-        for items in self.backlog.take_from_disk(self._options.batch_size):
-            if not await self._write(sink, [item.record for item in items]):
-                return
+            await self._write_items(sink, batch)
+        elif through is not None:
+            for items in self.backlog.read(through, self._options.batch_size):
+                if not await self._write_items(sink, items):
+                    return
             with self._changed:
-                self.backlog.done(items)
                 self._changed.notify_all()
 
-    async def _write(self, sink: Sink, records: Sequence[AuditRecord]) -> bool:
+    async def _write_items(self, sink: Sink, items: Sequence[Item]) -> bool:
+        if not await self._write(sink, [item.entry for item in items]):
+            return False
+        with self._changed:
+            self.backlog.done(items)
+            self._changed.notify_all()
+        return True
+
+    async def _write(self, sink: Sink, entries: Sequence[Entry]) -> bool:
         """Write until it succeeds; False where delivery ends before that."""
         pause = self._options.first_pause
         while not self._closing:
             try:
-                written = await sink.write(records)
+                await self._write_once(sink, entries)
             except Exception as error:  # noqa: BLE001 - whatever it is, the batch must be kept
                 self._note_failure(error)
                 await self._rest(pause)
                 pause = min(pause * 2, self._options.longest_pause)
                 continue
-            self._counters.add("exported", written.stored)
-            self._counters.add("quarantined", written.quarantined)
             if self._failing_since is not None:
                 self._failing_since = None
                 _logger.warning("The audit store takes records again")
             return True
         return False
 
+    async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> None:
+        refused = [entry for entry in entries if isinstance(entry, Refused)]
+        records = [entry for entry in entries if not isinstance(entry, Refused)]
+        began = time.perf_counter()
+        if refused:
+            await sink.quarantine(refused)
+        written = await sink.write(records)
+        self.observe(time.perf_counter() - began)
+        self._counters.add("exported", written.stored)
+        self._counters.add("quarantined", written.quarantined + len(refused))
+
     async def _adopt_the_dead(self, sink: Sink) -> None:
-        if self._adopt is None or time.monotonic() < self._next_adoption:
+        if self._recovery is None or time.monotonic() < self._next_adoption:
             return
         self._next_adoption = time.monotonic() + self._options.adopt_interval
-        for spool in self._adopt():
-            recovered = 0
-            try:
-                for batch in batches_of(spool, self._options.batch_size, self._counters):
-                    if not await self._write(sink, batch):
-                        return
-                    recovered += len(batch)
-                spool.remove()
-            finally:
-                spool.release()
-            if recovered:
-                _logger.warning(
-                    "Delivered %d audit records that a dead process had left", recovered
-                )
+        await self._recovery.deliver(functools.partial(self._write, sink), self._options.batch_size)
 
     def _until_adoption(self) -> float | None:
-        if self._adopt is None:
+        if self._recovery is None:
             return None
         return max(self._next_adoption - time.monotonic(), 0.0)
 
@@ -363,6 +408,16 @@ async def _wait(event: asyncio.Event, seconds: float | None) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+def _forget(_seconds: float) -> None:
+    """Nobody wants to know how long a write took."""
+
+
+async def _repeat(interval: float, call: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        call()
 
 
 def _begin_anew(alive: weakref.ref[Delivery]) -> None:

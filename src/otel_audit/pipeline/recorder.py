@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable
 
 import msgspec
@@ -15,6 +17,8 @@ from otel_audit.complaints import complain
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery
+from otel_audit.pipeline.entries import Entry
+from otel_audit.pipeline.intents import Intents
 from otel_audit.pipeline.processor import AuditSpanProcessor
 from otel_audit.pipeline.provider import (
     application_resource,
@@ -22,7 +26,9 @@ from otel_audit.pipeline.provider import (
     resource_attributes,
     trace_record,
 )
-from otel_audit.pipeline.spool import Kind, SpoolFullError
+from otel_audit.pipeline.sink import Refused
+from otel_audit.pipeline.spool import Kind, SpoolError
+from otel_audit.pipeline.stream import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -37,26 +43,78 @@ class SpanRecorder:
     application has long set up its tracing, so that both have the same resource.
     """
 
-    def __init__(self, delivery: Delivery, counters: Counters, *, refuse_when_full: bool) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        counters: Counters,
+        *,
+        refuse_when_full: bool,
+        stream: StreamOptions | None = None,
+        intents: Callable[[], Intents] | None = None,
+    ) -> None:
         """Name where records go.
 
         Args:
             delivery: Takes what is known of actions, and finished records, in microseconds each.
             counters: Where a span that cannot be read is counted.
             refuse_when_full: Whether an action shall be refused that the spool has no room for.
+            stream: What the stream says of itself, and how often; None: nothing.
+            intents: Makes what stores intents; None: there are none.
         """
         self._delivery = delivery
         self._counters = counters
         self._refuse_when_full = refuse_when_full
-        self._lock = threading.Lock()
+        self._stream = stream
+        self._make_intents = intents
         self._begin()
+        alive = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        if stream is not None and stream.heartbeat:
+            delivery.every(stream.heartbeat / 2, lambda: _beat(alive))
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._beginning = threading.Lock()
         self.producer_id = uuid7()
         self._last = 0
+        self._last_at = time.monotonic()
+        self._announced = False
+        self._ended = False
         self._making: tuple[trace.Tracer, Expect] | None = None
+        self._intents = None if self._make_intents is None else self._make_intents()
+
+    def begin(self) -> None:
+        """Say that the stream has begun, unless that is said already. Never raises."""
+        if self._stream is None or self._announced:
+            return
+        # others wait: the first number is that of the beginning
+        with self._beginning:
+            if not self._announced:
+                self._tell(STARTED)
+                self._announced = True
+
+    def end(self) -> None:
+        """Say that the stream has ended in order; what comes after it takes that back."""
+        if self._announced and not self._ended:
+            self._tell(ENDED)
+            self._ended = True
+
+    def beat(self) -> None:
+        """Say that the process lives, if it has said nothing for as long as the heartbeat."""
+        if self._stream is None or not self._announced or self._ended:
+            return
+        # called twice as often, so the pause is at most one and a half
+        if time.monotonic() - self._last_at >= self._stream.heartbeat:
+            self._tell(ALIVE)
+
+    def _tell(self, event: str) -> None:
+        try:
+            configuration = "" if self._stream is None else self._stream.configuration
+            resource = resource_attributes()
+            self._send(stream_record(event, self.producer_id, resource, configuration), None)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._counters.add("capture_errors")
+            complain(_logger, event, "The stream's own record %s was not made", event, error=error)
 
     def opened(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
         """Write down that an action has begun.
@@ -66,12 +124,44 @@ class SpanRecorder:
         """
         try:
             self._delivery.note(Kind.OPENED, self._placed(record, server_span))
-        except SpoolFullError as error:
-            complain(_logger, "full", "The audit spool is full: %s", error, level=logging.CRITICAL)
+        except SpoolError as error:
+            complain(
+                _logger, "opened", "The audit spool takes no new action: %s", error,
+                level=logging.CRITICAL,
+            )  # fmt: skip
             if self._refuse_when_full:
                 self._counters.add("refused")
                 return False
         return True
+
+    async def intended(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        """Bring an intent to the store, before what it tells of begins.
+
+        Returns:
+            Whether the store has it; where not, what it tells of must be refused. The intent is
+            then delivered like any record, so that its number is not missing.
+        """
+        if self._intents is None:
+            return True
+        self.begin()
+        record = self._placed(record, server_span, self._next()[2])
+        try:
+            stored = await self._intents.store(record)
+        except BaseException:
+            self._delivery.submit(record)
+            raise
+        if stored:
+            self._counters.add("emitted")
+        else:
+            self._counters.add("refused")
+            self._delivery.submit(record)
+        return stored
+
+    def close(self) -> None:
+        """Say that the stream has ended, and give back what intents needed. Never raises."""
+        self.end()
+        if self._intents is not None:
+            self._intents.close()
 
     def answered(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         """Write down all that is known before the client sees the end of its answer."""
@@ -88,8 +178,22 @@ class SpanRecorder:
             record: The record, complete but for its place in the stream and in a trace.
             server_span: The application's own span of the action, if any.
         """
-        if self._pid != os.getpid():
-            self._begin()
+        self.begin()
+        self._send(record, server_span)
+
+    def adopted(self, entry: Entry) -> None:
+        """Deliver what somebody else's span told; it has been a span already."""
+        if isinstance(entry, Refused):
+            self._delivery.submit(entry)
+            return
+        self.begin()
+        self._delivery.submit(
+            msgspec.structs.replace(
+                entry, producer_id=self.producer_id, sequence_number=self._next()[2]
+            )
+        )
+
+    def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         tracer, expect, number = self._next()
         record = self._placed(record, server_span, number)
         try:
@@ -102,8 +206,6 @@ class SpanRecorder:
     def _placed(
         self, record: AuditRecord, server_span: trace.Span | None, number: int | None = None
     ) -> AuditRecord:
-        if self._pid != os.getpid():
-            self._begin()
         context = None if server_span is None else server_span.get_span_context()
         return msgspec.structs.replace(
             record,
@@ -118,8 +220,22 @@ class SpanRecorder:
     def _next(self) -> tuple[trace.Tracer, Expect, int]:
         with self._lock:
             self._last += 1
+            self._last_at = time.monotonic()
+            self._ended = False
             if self._making is None:
                 processor = AuditSpanProcessor(self._delivery.submit, self._counters)
                 tracer = make_audit_tracer(application_resource(), processor)
                 self._making = tracer, processor.expect
             return *self._making, self._last
+
+
+def _begin_anew(alive: weakref.ref[SpanRecorder]) -> None:
+    recorder = alive()
+    if recorder is not None:
+        recorder._begin()  # noqa: SLF001 - its own module
+
+
+def _beat(alive: weakref.ref[SpanRecorder]) -> None:
+    recorder = alive()
+    if recorder is not None:
+        recorder.beat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from otel_audit.record import AuditRecord
@@ -20,6 +21,36 @@ class Written:
 
     stored: int
     quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What cannot become a row of the trail, kept aside with the reason.
+
+    Attributes:
+        record_id: Its id as it came, empty where it has none.
+        received: It as text, UTF-8 as far as it is valid; redacted like any record.
+        reason: Why, without showing values.
+    """
+
+    record_id: str
+    received: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the store says of a record that it has.
+
+    Attributes:
+        record_id: The record's id, a UUID as text.
+        content_hash: SHA-256 of the record's text as it is stored, in hex.
+        recorded_at: When the store took it, by the store's own clock; UTC.
+    """
+
+    record_id: str
+    content_hash: str
+    recorded_at: datetime
 
 
 class Sink(Protocol):
@@ -39,6 +70,14 @@ class Sink(Protocol):
         Raises:
             StoreUnavailableError: Nothing of the batch is known to be stored; try again later.
             StoreError: As for `check`; trying again helps only after somebody has acted.
+        """
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Keep what never became a record, with the reason. Doing so twice keeps it once.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
         """
 
     async def close(self) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _RANK: Final[Mapping[Level, int]] = {level: rank for rank, level in enumerate(LEVELS)}
 _NAMES: Final = 2048
+_CACHED_PATH: Final = 256
+_UNNAMED: Final = Naming("http.request", "EXECUTE")
 _ID_LIMIT: Final = 256
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -72,6 +74,7 @@ class Decision:
         rule: Name of the rule that decided; ``route`` where the route itself did.
         sample: Where only one of so many such requests is kept, how many.
         body_limit: Bytes of each body that are copied, where the rule says so.
+        strict: Whether the intent must be stored first, where the rule says so.
     """
 
     level: Level
@@ -81,6 +84,7 @@ class Decision:
     rule: str
     sample: int | None = None
     body_limit: int | None = None
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,9 @@ class Policy:
     rules: tuple[CompiledRule, ...]
     routes: tuple[CompiledRule, ...] = ()
     _names: BoundedCache[tuple[str, str], Naming] = field(
+        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
+    )
+    _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
 
@@ -173,6 +180,7 @@ class Policy:
         wrote: bool,
         scope: Mapping[str, Any] | None = None,
         key: str | None = None,
+        name_all: bool = True,
     ) -> Decision:
         """Decide on a request, as far as it has come; asked again later it may decide otherwise.
 
@@ -187,6 +195,7 @@ class Policy:
                 level ``changes``, whatever the rules say.
             scope: The ASGI scope, for path parameters and what the route says about itself.
             key: The record's id: makes the same choice each time for a sampled request.
+            name_all: Whether a request that is not recorded gets a name, too.
 
         Returns:
             The decision. Never raises for what a client or a route gives.
@@ -213,7 +222,8 @@ class Policy:
             level, name = "none", f"{name} (not the one of {sample})"
         if wrote and _RANK[level] < _RANK["changes"]:
             level, name = "changes", f"{name} (but it wrote)"
-        naming = self._naming(method, path, route)
+        is_named = name_all or level != "none"
+        naming = self._naming(method, path, route) if is_named else _UNNAMED
         parameters = given.get("path_params")
         return Decision(
             level=level,
@@ -223,6 +233,7 @@ class Policy:
             rule=name,
             sample=sample,
             body_limit=override.body_limit if override.body_limit is not None else rule.body_limit,
+            strict=rule.strict,
         )
 
     def _rule(self, facts: Facts) -> Rule:
@@ -230,11 +241,19 @@ class Policy:
 
     def _naming(self, method: str, path: str, route: str | None) -> Naming:
         if route is None:
-            return name_action(method, path, is_template=False)
+            return self._naming_of_path(method, path)
         known = self._names.get((method, route))
         if known is None:
             known = name_action(method, route)
             self._names.put((method, route), known)
+        return known
+
+    def _naming_of_path(self, method: str, path: str) -> Naming:
+        known = self._paths.get((method, path))
+        if known is None:
+            known = name_action(method, path, is_template=False)
+            if len(path) <= _CACHED_PATH:
+                self._paths.put((method, path), known)
         return known
 
 

@@ -77,6 +77,8 @@ class Rule:
         event: Event name instead of the derived one.
         action: Action instead of the derived one.
         body_limit: Bytes of a body that are copied, each way, instead of the setting's.
+        strict: Whether the intent must be in the store before the handler runs, instead of what
+            the setting says. Only what is known of a request before it runs can decide it.
     """
 
     level: Level
@@ -93,6 +95,7 @@ class Rule:
     event: str | None = None
     action: str | None = None
     body_limit: int | None = None
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

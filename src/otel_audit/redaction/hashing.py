@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.tokens import REDACTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydantic import SecretStr
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -30,6 +35,20 @@ class KeyedHash:
     key_id: str = "k1"
     key: bytes = field(default=b"", repr=False)
     previous: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> Self:
+        """Make the hash that the settings describe; false where they give no key.
+
+        Raises:
+            ConfigurationError: The key's file cannot be read, or is empty.
+        """
+        file = config.hmac_key_file
+        return cls(
+            key_id=config.hmac_key_id,
+            key=_read_key(file) if file is not None else _secret(config.hmac_key),
+            previous={name: _secret(key) for name, key in config.hmac_previous_keys.items()},
+        )
 
     def __bool__(self) -> bool:
         return bool(self.key)
@@ -73,3 +92,17 @@ def _bytes_of(value: Any) -> bytes | None:
         return None
     # a UUID or a date is spelled as a JSON string; its hash is that of its text
     return text[1:-1] if text[:1] == b'"' else text
+
+
+def _secret(key: SecretStr | None) -> bytes:
+    return b"" if key is None else key.get_secret_value().encode()
+
+
+def _read_key(file: Path) -> bytes:
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file}: {error.strerror}") from None
+    if not key:
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file} is empty")
+    return key

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
+import re2
 
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
@@ -14,8 +16,9 @@ from otel_audit.redaction.adapt import NotUnderstoodError
 from otel_audit.redaction.glance import glance
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.marks import Mark, Marked
-from otel_audit.redaction.names import NameRules
+from otel_audit.redaction.names import CLEAR, NameRules
 from otel_audit.redaction.paths import PathRules
+from otel_audit.redaction.plain import is_plain
 from otel_audit.redaction.queries import redact_path, redact_query
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.text import TextRules, clean
@@ -33,11 +36,9 @@ from otel_audit.redaction.walk import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-    from pathlib import Path
-
-    from pydantic import SecretStr
 
 _log: Final = logging.getLogger("otel_audit.redaction")
+_SANITIZE: Final = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
 _WITHHELD_JSON: Final = encode(WITHHELD)
 
 _NEVER_KEPT: Final = frozenset({
@@ -66,6 +67,7 @@ class Redactor:
         mode: Mode = "replace",
         keyed_hash: KeyedHash | None = None,
         limits: Limits | None = None,
+        headers: Iterable[str] = (),
     ) -> None:
         """Compile the rules.
 
@@ -79,7 +81,12 @@ class Redactor:
                 replaced), or replaced by its keyed hash.
             keyed_hash: The key for hashes.
             limits: How much is looked at.
+            headers: Regular expressions; a header whose name has a match is redacted.
+
+        Raises:
+            ConfigurationError: One of ``headers`` is no regular expression.
         """
+        self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])
         names = NameRules(fields, allow)
         self._rules = Rules(
             names=names,
@@ -105,7 +112,7 @@ class Redactor:
             ConfigurationError: The key's file cannot be read, or hashing is asked for without a
                 key.
         """
-        keyed_hash = _keyed_hash(config)
+        keyed_hash = KeyedHash.from_config(config)
         if config.redact_mode == "hmac" and not keyed_hash:
             raise ConfigurationError(
                 f"{PREFIX}REDACT_MODE is hmac: set {PREFIX}HMAC_KEY or {PREFIX}HMAC_KEY_FILE"
@@ -119,6 +126,7 @@ class Redactor:
             mode=config.redact_mode,
             keyed_hash=keyed_hash,
             limits=Limits(length=max(Limits().length, 4 * config.body_limit)),
+            headers=os.environ.get(_SANITIZE, "").split(","),
         )
 
     def document(self, value: Any) -> Any:
@@ -145,8 +153,13 @@ class Redactor:
             The redacted value, of JSON's types only. What is to be left out is ``[REDACTED]``
             here, for the name is the caller's.
         """
+        if mark is None and is_plain(value) and self._is_clear(name):
+            return value
         marked = value if mark is None else Marked(mark, value)
         return _guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+
+    def _is_clear(self, name: str) -> bool:
+        return not self._rules.paths and self._rules.names.judge(name) is CLEAR
 
     def is_sensitive(self, name: str) -> bool:
         """Tell whether a name alone says that its value must not be stored."""
@@ -191,7 +204,8 @@ class Redactor:
         return found
 
     def _header(self, name: str, value: str) -> str | None:
-        if name in _NEVER_KEPT:
+        pattern = self._header_pattern
+        if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
         result = _guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
         return None if result is OMITTED else str(result)
@@ -272,27 +286,13 @@ def _kept(result: Any) -> Any:
     return REDACTED if result is OMITTED else result
 
 
-def _keyed_hash(config: AuditConfig) -> KeyedHash:
-    file = config.hmac_key_file
-    return KeyedHash(
-        key_id=config.hmac_key_id,
-        key=_read_key(file) if file is not None else _secret(config.hmac_key),
-        previous={name: _secret(key) for name, key in config.hmac_previous_keys.items()},
-    )
-
-
-def _secret(key: SecretStr | None) -> bytes:
-    return b"" if key is None else key.get_secret_value().encode()
-
-
-def _read_key(file: Path) -> bytes:
+def _header_pattern(patterns: list[str]) -> re2.Pattern | None:
+    if not patterns:
+        return None
     try:
-        key = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file}: {error.strerror}") from None
-    if not key:
-        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file} is empty")
-    return key
+        return re2.compile("|".join(f"(?i:{pattern.strip()})" for pattern in patterns))
+    except re2.error as error:
+        raise ConfigurationError(f"{_SANITIZE}: not a regular expression: {error}") from None
 
 
 def _guarded(redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:

@@ -3,72 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from orm_harness import Capture, PostgresStore, SqliteStore, capturing
 from orm_models import Base, PostgresBase
-from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
-
-from otel_audit.capture.orm import Attachment, OrmOptions, attach, detach
-from otel_audit.record import Change, TransactionOutcome
-from otel_audit.scope import AuditScope, enter, leave
-
-
-class NameRedactor:
-    """Redacts what is called a password or a token."""
-
-    def field(self, name: str, value: Any) -> Any:
-        return "***" if "password" in name or "token" in name else value
-
-    def text(self, text: str) -> str:
-        return text.replace("hunter2", "***")
-
-    def hashed(self, value: Any) -> str:
-        return f"hash:{len(str(value))}"
-
-
-@dataclass
-class Capture:
-    """An attachment, and what came of transactions outside any action."""
-
-    attachment: Attachment
-    orphans: list[tuple[TransactionOutcome, list[Change]]] = field(default_factory=list)
-
-    @property
-    def errors(self) -> int:
-        return self.attachment.capture_errors
-
-
-@contextmanager
-def capturing(options: OrmOptions | None = None) -> Iterator[Capture]:
-    """Capture while the block runs."""
-    orphans: list[tuple[TransactionOutcome, list[Change]]] = []
-    attachment = attach(
-        NameRedactor(),
-        options=options,
-        on_orphan=lambda outcome, changes: orphans.append((outcome, changes)),
-    )
-    try:
-        yield Capture(attachment, orphans)
-    finally:
-        detach(attachment)
-
-
-@contextmanager
-def action() -> Iterator[AuditScope]:
-    """An action under way while the block runs."""
-    scope = AuditScope()
-    token = enter(scope)
-    try:
-        yield scope
-    finally:
-        leave(token)
 
 
 @pytest.fixture
@@ -77,51 +19,6 @@ def capture() -> Iterator[Capture]:
     with capturing() as found:
         yield found
     assert found.errors == 0
-
-
-class Store:
-    """A database that runs an application's synchronous session code."""
-
-    name: str
-
-    async def run(self, work: Callable[[Session], Any], **session: Any) -> Any:
-        """Run code in a session that is closed afterwards, and committed only by the code."""
-        raise NotImplementedError
-
-    async def changes(self, work: Callable[[Session], Any], **session: Any) -> list[Change]:
-        """Run code in a session, commit, and return what was recorded."""
-
-        def committing(found: Session) -> None:
-            work(found)
-            found.commit()
-
-        with action() as scope:
-            await self.run(committing, **session)
-        assert scope.changes_pending == 0
-        return scope.changes
-
-
-class SqliteStore(Store):
-    name = "sqlite"
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    async def run(self, work, **session):
-        with Session(self.engine, **session) as found:
-            return work(found)
-
-
-class PostgresStore(Store):
-    name = "postgres"
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self.async_engine = engine
-        self.engine = engine.sync_engine
-
-    async def run(self, work, **session):
-        async with AsyncSession(self.async_engine, **session) as found:
-            return await found.run_sync(work)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import logging
 import sys
 
 import pytest
-from conftest import NameRedactor, action, capturing
+from orm_harness import NameRedactor, action, capturing
 from orm_models import BrokenType, Customer, Money, Shape
 from sqlalchemy import event, insert, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import action
+from orm_harness import action
 from orm_models import Child, Counter, Customer, Order, Parent, Tag, Unwatched, order_tag
 from sqlalchemy import (
     Column,

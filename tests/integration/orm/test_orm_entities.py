@@ -5,7 +5,7 @@ import uuid
 from decimal import Decimal
 
 import pytest
-from conftest import action, capturing
+from orm_harness import action, capturing
 from orm_models import (
     Clerk,
     Counter,

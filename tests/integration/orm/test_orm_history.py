@@ -8,10 +8,10 @@ from collections import Counter as Tally
 from pathlib import Path
 
 import pytest
-from conftest import action, capturing
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from orm_harness import action, capturing
 from sqlalchemy import ForeignKey, create_engine, delete, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship

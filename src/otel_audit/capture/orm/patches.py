@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+jsonpatch: Any
 try:
-    import jsonpatch  # type: ignore[import-not-found,unused-ignore]
+    import jsonpatch
 except ImportError:  # the two values stand beside it anyway
     jsonpatch = None
 

@@ -1,0 +1,196 @@
+"""Places outside the database where checkpoints are published.
+
+Whoever can rewrite the database cannot, there, take back what was said. Another kind of place is a
+class with the three members of `Anchor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from otel_audit.errors import ConfigurationError, OtelAuditError
+from otel_audit_postgres.ledger.notes import read_checkpoint
+
+_logger = logging.getLogger(__name__)
+
+_HTTP_TIMEOUT: Final = 10.0
+_LARGEST_ANSWER: Final = 1_000_000
+_NOT_FOUND: Final = 404
+
+
+class AnchorError(OtelAuditError):
+    """An anchor cannot be read or written now."""
+
+
+class Anchor(Protocol):
+    """Where checkpoints are published."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    async def last(self) -> str | None:
+        """The note published last; None if there is none, or it cannot be asked for.
+
+        Raises:
+            AnchorError: The anchor cannot be reached now.
+        """
+
+    async def publish(self, note: str) -> None:
+        """Publish a note.
+
+        Raises:
+            AnchorError: It could not be done now.
+        """
+
+
+class FileAnchor:
+    """A file that holds the latest note, or a directory that also keeps every one.
+
+    In a directory each checkpoint is ``checkpoint-<size>`` and the latest is ``latest``. It is
+    worth what its storage is worth: a volume that the database's administrators cannot write to.
+    """
+
+    def __init__(self, path: Path, *, directory: bool) -> None:
+        """Remember where; nothing is touched yet."""
+        self._path = path
+        self._directory = directory
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return str(self._path)
+
+    async def last(self) -> str | None:
+        """The latest note, None before the first."""
+        return await asyncio.to_thread(self._read)
+
+    async def publish(self, note: str) -> None:
+        """Write the note; it is on disk when this returns."""
+        await asyncio.to_thread(self._write, note)
+
+    @property
+    def _latest(self) -> Path:
+        return self._path / "latest" if self._directory else self._path
+
+    def _read(self) -> str | None:
+        try:
+            return self._latest.read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise AnchorError(f"{self.name} cannot be read ({type(error).__name__})") from error
+
+    def _write(self, note: str) -> None:
+        try:
+            self._latest.parent.mkdir(parents=True, exist_ok=True)
+            if self._directory:
+                _replace(self._path / f"checkpoint-{read_checkpoint(note).size:015}", note)
+            _replace(self._latest, note)
+        except OSError as error:
+            raise AnchorError(f"{self.name} cannot be written ({type(error).__name__})") from error
+
+
+class HttpAnchor:
+    """An address that keeps what is PUT there: a small service, or an object store's signed URL.
+
+    GET gives the note that was PUT last, or 404; PUT takes one as ``text/plain``.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Remember where; nothing is opened yet."""
+        self._url = url
+
+    @property
+    def name(self) -> str:
+        """Its address, without user, password and query, which may be secrets."""
+        scheme, _, rest = self._url.partition("://")
+        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+    async def last(self) -> str | None:
+        """The latest note, None before the first."""
+        return await asyncio.to_thread(self._send, "GET", None)
+
+    async def publish(self, note: str) -> None:
+        """PUT the note."""
+        await asyncio.to_thread(self._send, "PUT", note.encode())
+
+    def _send(self, method: str, body: bytes | None) -> str | None:
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+            self._url, body, {"Content-Type": "text/plain; charset=utf-8"}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT) as answer:  # noqa: S310
+                raw: bytes = answer.read(_LARGEST_ANSWER)
+                return raw.decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == _NOT_FOUND and method == "GET":
+                    return None
+            raise AnchorError(f"{self.name} answered {method} with {error.code}") from None
+        except (OSError, ValueError) as error:
+            raise AnchorError(f"{self.name} cannot be reached ({type(error).__name__})") from None
+
+
+class LogAnchor:
+    """A line in the log, where logs are shipped to a place of their own."""
+
+    name = "log:"
+
+    async def last(self) -> str | None:
+        """Nothing: a log cannot be asked."""
+        return None
+
+    async def publish(self, note: str) -> None:
+        """Log the checkpoint, its lines joined by a blank."""
+        _logger.info("audit checkpoint %s", " ".join(note.split("\n")).strip())
+
+
+def anchors_from(settings: Sequence[str]) -> list[Anchor]:
+    """Make the anchors that the settings name.
+
+    Args:
+        settings: ``file:PATH``, ``dir:PATH``, ``log:``, ``https://…`` or ``http://…`` each.
+
+    Raises:
+        ConfigurationError: One is none of these.
+    """
+    return [_anchor(setting) for setting in settings]
+
+
+def _anchor(setting: str) -> Anchor:
+    kind, _, rest = setting.partition(":")
+    if kind == "log" and not rest:
+        return LogAnchor()
+    if kind in ("http", "https") and rest.startswith("//"):
+        return HttpAnchor(setting)
+    if kind in ("file", "dir") and rest.removeprefix("//"):
+        return FileAnchor(Path(rest.removeprefix("//")), directory=kind == "dir")
+    raise ConfigurationError(
+        "OTEL_AUDIT_ANCHOR: an anchor is file:PATH, dir:PATH, https://ADDRESS or log:"
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a file in place at once and durably."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise

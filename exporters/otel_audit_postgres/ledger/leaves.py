@@ -1,0 +1,96 @@
+"""What of a row is a leaf of the tree."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from otel_audit_postgres.ledger.merkle import HASH_SIZE, leaf_hash
+
+TAG: Final = b"otel-audit leaf 1\n"
+ID_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Leaf:
+    """One row as the ledger knows it; in a block they stand in this order.
+
+    Attributes:
+        recorded_at: Microseconds since 1970 UTC, as the database recorded it.
+        id: The record's id, 16 bytes.
+        content_hash: SHA-256 of the payload's text, 32 bytes.
+    """
+
+    recorded_at: int
+    id: bytes
+    content_hash: bytes
+
+    def entry(self) -> bytes:
+        """The bytes that are hashed: tag, id, content hash, time as a signed big-endian 64 bit."""
+        return TAG + self.id + self.content_hash + struct.pack(">q", self.recorded_at)
+
+    def hash(self) -> bytes:
+        """The leaf's hash in the tree, 32 bytes."""
+        return leaf_hash(self.entry())
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Leaves that were sealed together, as they are stored.
+
+    Attributes:
+        first: Index of its first leaf in the log, from 0.
+        ids: The rows' ids, 16 bytes each, without separators.
+        hashes: The leaf hashes, 32 bytes each, without separators.
+        recorded_at: When the database took it; None before that.
+    """
+
+    first: int
+    ids: bytes
+    hashes: bytes
+    recorded_at: datetime | None = None
+
+    @property
+    def count(self) -> int:
+        """Leaves in it."""
+        return len(self.hashes) // HASH_SIZE
+
+    def is_whole(self) -> bool:
+        """Whether there is one id for each hash, and at least one."""
+        return (
+            bool(self.hashes)
+            and len(self.hashes) % HASH_SIZE == 0
+            and len(self.ids) == self.count * ID_SIZE
+        )
+
+    def leaf_hashes(self) -> list[bytes]:
+        """Its leaf hashes in their order, 32 bytes each."""
+        return [self.hashes[at : at + HASH_SIZE] for at in range(0, len(self.hashes), HASH_SIZE)]
+
+    def row_ids(self) -> list[uuid.UUID]:
+        """The rows' ids in their order."""
+        return [
+            uuid.UUID(bytes=self.ids[at : at + ID_SIZE])
+            for at in range(0, len(self.ids) // ID_SIZE * ID_SIZE, ID_SIZE)
+        ]
+
+
+def packed(first: int, leaves: list[Leaf]) -> Block:
+    """Pack leaves, already in their order, into a block.
+
+    Args:
+        first: Index of the first one in the log.
+        leaves: The leaves.
+    """
+    return Block(
+        first, b"".join(leaf.id for leaf in leaves), b"".join(leaf.hash() for leaf in leaves)
+    )
+
+
+def content_hash(payload: str) -> bytes:
+    """Hash a payload's text, as `otel_audit_postgres.rows` does: SHA-256 of UTF-8, 32 bytes."""
+    return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).digest()

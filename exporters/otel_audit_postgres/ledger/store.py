@@ -1,0 +1,240 @@
+"""The ledger's tables: what is read and appended, and nothing about why."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import OtelAuditError, StoreError
+from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.ledger.leaves import Block, Leaf
+from otel_audit_postgres.rows import COLUMNS
+
+BLOCKS_AT_ONCE: Final = 64
+
+# exact in numeric; a time that cannot be said in microseconds is one that nobody recorded
+_MICROSECONDS: Final = (
+    "CASE WHEN isfinite({0}recorded_at) "
+    "THEN (extract(epoch FROM {0}recorded_at) * 1000000)::bigint ELSE -1 END AS recorded_us"
+)
+_NAMES: Final = ", ".join(f"a.{name}" for name, _ in COLUMNS)
+# one at a time seals; the lock ends with the transaction, so also behind a pooler
+_TRY_LEAD: Final = "SELECT pg_try_advisory_xact_lock(7301962839480014)"  # an arbitrary key
+_INSTALLED: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'audit' AND c.relname = 'ledger_checkpoints')
+"""
+_QUEUED: Final = (
+    f"SELECT position, id, tenant_id, content_hash, {_MICROSECONDS.format('')} "  # noqa: S608
+    "FROM audit.ledger_queue WHERE position > $2 ORDER BY position LIMIT $1"
+)
+_ROWS: Final = (
+    f"SELECT {_NAMES}, {_MICROSECONDS.format('a.')} "  # noqa: S608 - constants
+    "FROM audit.audit_logs a WHERE a.id = ANY($1::uuid[])"
+)
+_BLOCKS: Final = (
+    "SELECT first, ids, hashes, recorded_at FROM audit.ledger_blocks "
+    "WHERE first >= $1 ORDER BY first LIMIT $2"
+)
+_LAST_NOTE: Final = "SELECT note FROM audit.ledger_checkpoints ORDER BY size DESC LIMIT 1"
+_NOTES: Final = (
+    "SELECT size, note FROM audit.ledger_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size"
+)
+_SIZE: Final = "SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints"
+_WAITING_SINCE: Final = "SELECT min(recorded_at) FROM audit.ledger_queue"
+_ROW_COUNT: Final = "SELECT count(*) FROM audit.audit_logs"
+_STORED_IDS: Final = """
+SELECT a.id, bool_and(q.id IS NOT NULL), count(*)
+FROM audit.audit_logs a
+LEFT JOIN audit.ledger_queue q ON q.id = a.id AND q.tenant_id = a.tenant_id
+GROUP BY a.id ORDER BY a.id
+"""
+# numbers count from 1 in each producer; a producer still at work may have some under way
+_GAPS: Final = """
+SELECT producer_id, max(sequence_number) - count(DISTINCT sequence_number), max(sequence_number)
+FROM audit.audit_logs WHERE producer_id IS NOT NULL AND sequence_number > 0
+GROUP BY producer_id
+HAVING max(sequence_number) > count(DISTINCT sequence_number)
+ORDER BY 2 DESC LIMIT 100
+"""
+_ORIGIN: Final = "SELECT origin FROM audit.ledger_log"
+_APPEND_BLOCK: Final = (
+    "INSERT INTO audit.ledger_blocks (first, ids, hashes, lowest, highest) "
+    "VALUES ($1, $2, $3, $4, $5)"
+)
+_APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
+_TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
+_BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
+_ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
+_CANDIDATES: Final = (
+    "SELECT first, ids, hashes, recorded_at FROM audit.ledger_blocks "
+    "WHERE lowest <= $1 AND highest >= $1 ORDER BY first"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A row that waits to be sealed, as it was when it was inserted.
+
+    Attributes:
+        position: Its place in the queue.
+        tenant_id: The row's tenant, empty where there is none.
+        leaf: The leaf that it will be.
+    """
+
+    position: int
+    tenant_id: str
+    leaf: Leaf
+
+
+@asynccontextmanager
+async def opened(dsn: str, doing: str, timeout: float = 10.0) -> AsyncIterator[Connection[Any]]:  # noqa: ASYNC109
+    """Open a connection for one piece of work, and say what went wrong in terms of the remedy.
+
+    Args:
+        dsn: The audit store.
+        doing: What is done, in the infinitive.
+        timeout: Seconds that connecting may take.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The store is not what it must be.
+    """
+    with suppress_instrumentation():
+        connection = await connect(dsn, timeout)
+        try:
+            await refuse_without_ledger(connection)
+            yield connection
+        except OtelAuditError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            raise as_store_error(error, doing) from None
+        finally:
+            connection.terminate()
+
+
+async def refuse_without_ledger(connection: Connection[Any]) -> None:
+    """Raise if the store is older than the ledger.
+
+    Raises:
+        StoreError: It is; the message names the remedy.
+    """
+    if not await connection.fetchval(_INSTALLED):
+        raise StoreError("this audit store has no ledger: run `otel-audit init`")
+
+
+async def try_to_lead(connection: Connection[Any]) -> bool:
+    """Become the one who seals until the transaction ends, if nobody else is."""
+    leads: bool = await connection.fetchval(_TRY_LEAD)
+    return leads
+
+
+async def origin(connection: Connection[Any]) -> str | None:
+    """The log's name, None if nothing was ever sealed."""
+    found: str | None = await connection.fetchval(_ORIGIN)
+    return found
+
+
+async def begin_log(connection: Connection[Any], name: str) -> None:
+    """Name the log, once and for all."""
+    await connection.execute(_BEGIN_LOG, name)
+
+
+async def queued(connection: Connection[Any], most: int, after: int = -1) -> list[Queued]:
+    """The rows that wait longest, of those after a place in the queue."""
+    return [
+        Queued(
+            row["position"],
+            row["tenant_id"],
+            Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"]),
+        )
+        for row in await connection.fetch(_QUEUED, most, after)
+    ]
+
+
+async def rows(connection: Connection[Any], ids: Sequence[uuid.UUID]) -> list[Mapping[str, Any]]:
+    """The stored rows of these ids: the columns of a writer, and ``recorded_us``."""
+    found: list[Mapping[str, Any]] = await connection.fetch(_ROWS, ids)
+    return found
+
+
+async def blocks(connection: Connection[Any], since: int = 0) -> AsyncIterator[Block]:
+    """Blocks in their order, from the one that begins at leaf ``since`` on."""
+    while True:
+        found = await connection.fetch(_BLOCKS, since, BLOCKS_AT_ONCE)
+        for row in found:
+            yield Block(*row.values())
+        if len(found) < BLOCKS_AT_ONCE:
+            return
+        since = found[-1]["first"] + 1
+
+
+async def blocks_about(connection: Connection[Any], record_id: uuid.UUID) -> list[Block]:
+    """The blocks that may hold a record."""
+    found = await connection.fetch(_CANDIDATES, record_id)
+    return [Block(*row.values()) for row in found]
+
+
+async def last_note(connection: Connection[Any]) -> str | None:
+    """The latest checkpoint's note, None if nothing was ever sealed."""
+    note: str | None = await connection.fetchval(_LAST_NOTE)
+    return note
+
+
+async def ids_about(connection: Connection[Any], entity: str) -> list[uuid.UUID]:
+    """The ids of the records about an entity, such as ``order:123``, in their order."""
+    return [row["id"] for row in await connection.fetch(_ABOUT, entity)]
+
+
+async def notes(connection: Connection[Any], after: int, upto: int) -> dict[int, str]:
+    """The notes of the checkpoints of more than ``after`` leaves and of ``upto`` at the most."""
+    return {row["size"]: row["note"] for row in await connection.fetch(_NOTES, after, upto)}
+
+
+async def size(connection: Connection[Any]) -> int:
+    """Leaves under the latest checkpoint."""
+    leaves: int = await connection.fetchval(_SIZE)
+    return leaves
+
+
+async def waiting_since(connection: Connection[Any]) -> datetime | None:
+    """When the oldest row in the queue was recorded."""
+    moment: datetime | None = await connection.fetchval(_WAITING_SINCE)
+    return moment
+
+
+async def row_count(connection: Connection[Any]) -> int:
+    """Rows in the trail."""
+    count: int = await connection.fetchval(_ROW_COUNT)
+    return count
+
+
+async def stored_ids(connection: Connection[Any]) -> AsyncIterator[tuple[uuid.UUID, bool, int]]:
+    """Every id in the trail: whether its rows are in the queue, and how many rows have it."""
+    async for row in connection.cursor(_STORED_IDS, prefetch=5000):
+        yield row[0], row[1], row[2]
+
+
+async def gaps(connection: Connection[Any]) -> list[tuple[str, int, int]]:
+    """Producers whose numbers have gaps: how many are missing, and the highest number."""
+    return [tuple(row.values()) for row in await connection.fetch(_GAPS)]
+
+
+async def append(
+    connection: Connection[Any], block: Block, note: str, positions: Sequence[int]
+) -> None:
+    """Append a block and its checkpoint, and take from the queue what is in it."""
+    ids = block.row_ids()
+    await connection.execute(
+        _APPEND_BLOCK, block.first, block.ids, block.hashes, min(ids), max(ids)
+    )
+    await connection.execute(_APPEND_NOTE, block.first + block.count, note)
+    await connection.execute(_TAKE, positions)

@@ -1,0 +1,157 @@
+"""Verification: every row, leaf, root, signature, guard and anchor, without changing anything."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from otel_audit_postgres import catalog
+from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.anchors import Anchor
+from otel_audit_postgres.ledger.findings import Findings, Kind, Report, in_order
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.strays import check_strays
+from otel_audit_postgres.ledger.walk import Progress, Task, Walk, walk_log
+from otel_audit_postgres.ledger.witness import Testimony, testimonies
+
+WAITS_TOO_LONG: Final = timedelta(minutes=5)
+
+
+async def verify(  # noqa: PLR0913 - each a choice of its own
+    dsn: str,
+    *,
+    keys: Sequence[PublicKey] = (),
+    anchors: Sequence[Anchor] = (),
+    since: datetime | None = None,
+    sample: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Verify an audit store in one read-only transaction.
+
+    The whole tree is always built again from its leaves; ``since`` and ``sample`` only choose
+    which rows are read and hashed again.
+
+    Args:
+        dsn: The audit store, as a role that may read it.
+        keys: Public keys that may sign; without any, signatures are not checked.
+        anchors: Where checkpoints were published; without any, an old copy that was restored as a
+            whole cannot be told from the original.
+        since: Read only rows that were sealed at this time or later, aware.
+        sample: Read only so many rows, chosen at random.
+        progress: Called now and then.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The store has no ledger, or the role lacks a right.
+    """
+    begun = time.monotonic()
+    findings = Findings()
+    # asked before the database, so that none of them can be ahead of it
+    seen = await testimonies(anchors, keys, findings)
+    async with (
+        store.opened(dsn, "verify the audit store") as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        for problem in await catalog.unguarded(connection) + await catalog.strangers(connection):
+            findings.add(Kind.GUARD_REMOVED, problem)
+        origin = await store.origin(connection)
+        total = await store.size(connection)
+        sizes = sorted({testimony.checkpoint.size for testimony in seen})
+        chosen = None if sample is None else _sampled(total, sample)
+        walk = await walk_log(
+            Task(connection, findings, origin, keys, sizes, since, chosen, total, progress)
+        )
+        complete = since is None and sample is None
+        _judge_missing(walk, findings, complete=complete)
+        waiting = await check_strays(
+            connection, sealed=walk.tree.size, matched=walk.checked if complete else None,
+            findings=findings,
+        )  # fmt: skip
+        await _judge_waiting(connection, findings)
+        await _note_gaps(connection, findings)
+    _judge_end(walk, keys, findings)
+    _judge_testimonies(walk, origin, seen, findings)
+    return Report(
+        origin, walk.tree.size, walk.checkpoints, walk.signed_size, walk.checked, waiting,
+        in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
+        time.monotonic() - begun,
+    )  # fmt: skip
+
+
+def _judge_missing(walk: Walk, findings: Findings, *, complete: bool) -> None:
+    for leaf, record_id in walk.missing:
+        is_tail = complete and leaf > walk.last_present
+        findings.add(
+            Kind.TRUNCATED_TAIL if is_tail else Kind.DELETED,
+            "the row was sealed and is gone" + (", with all after it" if is_tail else ""),
+            str(record_id),
+            leaf,
+        )
+
+
+async def _judge_waiting(connection: Connection[Any], findings: Findings) -> None:
+    oldest = await store.waiting_since(connection)
+    if oldest is not None and datetime.now(UTC) - oldest > WAITS_TOO_LONG:
+        findings.warnings.append(
+            f"rows wait to be sealed since {oldest.isoformat()}: see that `otel-audit seal` runs"
+        )
+
+
+async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
+    findings.warnings.extend(
+        f"producer {producer}: {missing} sequence numbers up to {last} are not in the store"
+        for producer, missing, last in await store.gaps(connection)
+    )
+
+
+def _judge_end(walk: Walk, keys: Sequence[PublicKey], findings: Findings) -> None:
+    if not keys:
+        findings.warnings.append(
+            "signatures were not checked, as no public key was given: whoever owns the database "
+            "could have rewritten rows and ledger together"
+        )
+    elif walk.signed_size < walk.noted:
+        findings.add(
+            Kind.FORGED_SIGNATURE,
+            f"the checkpoints after leaf {walk.signed_size} are not signed by a given key",
+            leaf=walk.signed_size,
+        )
+
+
+def _judge_testimonies(
+    walk: Walk, origin: str | None, seen: Sequence[Testimony], findings: Findings
+) -> None:
+    if not seen:
+        findings.warnings.append(
+            "no anchor was asked: an old copy of the whole store would pass for the original"
+        )
+    cut = bool(findings.counts[Kind.TRUNCATED_TAIL] or findings.counts[Kind.INSERTED])
+    for testimony in seen:
+        there, size = testimony.checkpoint, walk.tree.size
+        if there.size > size:
+            findings.add(
+                Kind.TRUNCATED_TAIL if cut else Kind.RESTORED_OLD_COPY,
+                f"anchor {testimony.anchor} has seen {there.size} leaves, the ledger has {size}",
+                leaf=size,
+            )
+        elif there.origin != origin:
+            findings.add(
+                Kind.RESTORED_OLD_COPY,
+                f"anchor {testimony.anchor} knows another log, {there.origin}",
+            )
+        elif walk.intact and walk.roots.get(there.size, there.root) != there.root:
+            findings.add(
+                Kind.RESTORED_OLD_COPY,
+                f"the first {there.size} leaves are not those that anchor {testimony.anchor} saw",
+            )
+
+
+def _sampled(total: int, count: int) -> frozenset[int]:
+    return frozenset(random.SystemRandom().sample(range(total), min(count, total)))

@@ -1,0 +1,311 @@
+"""Questions to the audit trail: typed, asynchronous, a page at a time."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import ConfigurationError, OtelAuditError
+from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.rows import key_text
+
+LARGEST_PAGE: Final = 10_000
+
+_CONNECT_TIMEOUT: Final = 10.0
+_FOUND: Final = (
+    "id, tenant_id, occurred_at, recorded_at, event_name, outcome, actor_id, target_type, "
+    "target_id, status_code, request_id, trace_id"
+)
+_SHOWN: Final = (
+    f"SELECT {_FOUND}, payload, content_hash "  # noqa: S608 - constants
+    "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
+)
+_VOLUME: Final = """
+SELECT (occurred_at AT TIME ZONE 'UTC')::date AS day, event_name, count(*) AS records
+FROM audit.audit_logs WHERE occurred_at >= $1
+GROUP BY 1, 2 ORDER BY 1 DESC, 3 DESC, 2
+"""
+_SIZES: Final = """
+SELECT c.relname AS name, greatest(c.reltuples, 0)::bigint AS rows,
+       pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What records are looked for; what is None does not matter.
+
+    Attributes:
+        since: At this time or later, aware.
+        until: Before this time, aware.
+        actor: The actor's id.
+        tenant: The tenant's id; empty for records without one.
+        event: The event's name, such as ``order.created``.
+        outcome: ``success``, ``failure`` or ``unknown``.
+        target: The target, as ``type:id`` or ``type``.
+        entity: What it is about, as target or by a change: ``order:123``.
+        request_id: The request's id.
+        trace_id: The trace's id, 32 hex digits.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    actor: str | None = None
+    tenant: str | None = None
+    event: str | None = None
+    outcome: str | None = None
+    target: str | None = None
+    entity: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One record, in short.
+
+    Attributes:
+        id: The record's id.
+        tenant_id: The tenant's id, empty where there is none.
+        occurred_at: When it happened.
+        recorded_at: When the database took it.
+        event_name: What happened.
+        outcome: How it ended.
+        actor_id: Who did it.
+        target_type: To what kind of thing.
+        target_id: To which one.
+        status_code: The response's status.
+        request_id: The request's id.
+        trace_id: The trace's id.
+    """
+
+    id: uuid.UUID
+    tenant_id: str
+    occurred_at: datetime
+    recorded_at: datetime
+    event_name: str
+    outcome: str
+    actor_id: str
+    target_type: str | None
+    target_id: str | None
+    status_code: int | None
+    request_id: str | None
+    trace_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of what was found.
+
+    Attributes:
+        records: In the order that was asked for.
+        next: Where the next page begins; None if there is none.
+    """
+
+    records: tuple[Found, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One record in full.
+
+    Attributes:
+        found: The record, in short.
+        payload: Its complete text, as it was hashed.
+        content_hash: SHA-256 of that text, 32 bytes.
+    """
+
+    found: Found
+    payload: str
+    content_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """How many records of one event there were on one day (UTC)."""
+
+    day: str
+    event_name: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a table is: rows as last estimated by the database, bytes with TOAST."""
+
+    name: str
+    rows: int
+    table_bytes: int
+    index_bytes: int
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
+    """Open a connection for questions.
+
+    Args:
+        dsn: The audit store, as a role that may read it.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The schema is missing, or the role lacks a right.
+    """
+    with suppress_instrumentation():
+        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        try:
+            yield connection
+        except OtelAuditError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            raise as_store_error(error, "read the audit store") from None
+        finally:
+            connection.terminate()
+
+
+async def search(
+    connection: Connection[Any],
+    criteria: Criteria,
+    *,
+    limit: int = 50,
+    after: str | None = None,
+    oldest_first: bool = False,
+) -> Page:
+    """Look for records, by the order of their ids, which is that of their time.
+
+    Args:
+        connection: To the store.
+        criteria: What to look for.
+        limit: Records on a page, from 1 to `LARGEST_PAGE`.
+        after: The ``next`` of the page before.
+        oldest_first: Begin with the oldest, not with the newest.
+
+    Returns:
+        The page. Records that arrive meanwhile shift none of the pages that follow.
+
+    Raises:
+        ConfigurationError: ``limit`` or ``after`` is unfit.
+    """
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
+    conditions, values = _conditions(criteria)
+    if after is not None:
+        values += _place(after)
+        sign = ">" if oldest_first else "<"
+        number = len(values)
+        conditions.append(f"(id, tenant_id) {sign} (${number - 1}::uuid, ${number}::text)")
+    direction = "ASC" if oldest_first else "DESC"
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+    query = (
+        f"SELECT {_FOUND} FROM audit.audit_logs {where}"  # noqa: S608 - constants and numbers
+        f"ORDER BY id {direction}, tenant_id {direction} LIMIT {limit + 1}"
+    )
+    rows = [Found(*row.values()) for row in await connection.fetch(query, *values)]
+    more = len(rows) > limit
+    last = rows[limit - 1] if more else None
+    return Page(tuple(rows[:limit]), None if last is None else f"{last.id}/{last.tenant_id}")
+
+
+async def history(
+    connection: Connection[Any], entity: str, *, limit: int = 50, after: str | None = None
+) -> Page:
+    """Everything that happened to an entity, the oldest first.
+
+    Args:
+        connection: To the store.
+        entity: Such as ``order:123``.
+        limit: As for `search`.
+        after: As for `search`.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigurationError: As for `search`.
+    """
+    return await search(
+        connection, Criteria(entity=entity), limit=limit, after=after, oldest_first=True
+    )
+
+
+async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]:
+    """One record in full.
+
+    Args:
+        connection: To the store.
+        record_id: Its id.
+
+    Returns:
+        The record; none if there is none, several only where tenants share an id.
+
+    Raises:
+        ConfigurationError: ``record_id`` is no UUID.
+    """
+    try:
+        wanted = uuid.UUID(record_id)
+    except ValueError:
+        raise ConfigurationError(f"{record_id} is not a record's id, which is a UUID") from None
+    rows = await connection.fetch(_SHOWN, wanted)
+    return tuple(
+        Shown(Found(*tuple(row.values())[:-2]), row["payload"], row["content_hash"]) for row in rows
+    )
+
+
+async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, ...]:
+    """Count records by day and event.
+
+    Args:
+        connection: To the store.
+        since: From this time on, aware.
+
+    Returns:
+        The newest day first, on each day the most frequent event first.
+    """
+    rows = await connection.fetch(_VOLUME, since)
+    return tuple(Volume(row["day"].isoformat(), row["event_name"], row["records"]) for row in rows)
+
+
+async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
+    """How large the tables of the store and their indexes are."""
+    return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
+
+
+def _conditions(criteria: Criteria) -> tuple[list[str], list[Any]]:
+    target_type, separator, target_id = (criteria.target or "").partition(":")
+    wanted: Sequence[tuple[str, Any]] = (
+        ("occurred_at >= {}", criteria.since),
+        ("occurred_at < {}", criteria.until),
+        ("actor_id = {}", _key(criteria.actor)),
+        ("tenant_id = {}", _key(criteria.tenant)),
+        ("event_name = {}", _key(criteria.event)),
+        ("outcome = {}", criteria.outcome),
+        ("target_type = {}", _key(target_type or None)),
+        ("target_id = {}", _key(target_id if separator else None)),
+        ("entities @> ARRAY[{}::text]", _key(criteria.entity)),
+        ("request_id = {}", _key(criteria.request_id)),
+        ("trace_id = {}", _key(criteria.trace_id)),
+    )
+    given = [(condition, value) for condition, value in wanted if value is not None]
+    conditions = [condition.format(f"${number}") for number, (condition, _) in enumerate(given, 1)]
+    return conditions, [value for _, value in given]
+
+
+def _key(text: str | None) -> str | None:
+    return None if text is None else key_text(text)
+
+
+def _place(after: str) -> list[Any]:
+    record_id, separator, tenant_id = after.partition("/")
+    try:
+        return [uuid.UUID(record_id if separator else "")] + [tenant_id]
+    except ValueError:
+        raise ConfigurationError("after: not a place that a page before gave") from None

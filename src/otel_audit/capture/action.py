@@ -1,0 +1,282 @@
+"""One action that is recorded by hand, from its beginning to its record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextvars import Token
+from typing import Any
+
+from opentelemetry import trace
+
+from otel_audit import scope as scopes
+from otel_audit.capture.failures import describe_error
+from otel_audit.capture.recording import Recording
+from otel_audit.capture.strays import record_afterwards
+from otel_audit.capture.told import (
+    Told,
+    action_told,
+    actor_told,
+    event_told,
+    metadata_told,
+    target_told,
+    tenant_told,
+    with_canonical_role,
+)
+from otel_audit.complaints import complain
+from otel_audit.errors import StoreUnavailableError
+from otel_audit.ids import uuid7
+from otel_audit.policy.events import action_of_event
+from otel_audit.record import (
+    SCHEMA_VERSION,
+    Actor,
+    AuditRecord,
+    Change,
+    ErrorInfo,
+    Outcome,
+    Phase,
+    Request,
+    Target,
+    TransactionOutcome,
+)
+from otel_audit.scope import AuditScope, Origin
+
+_logger = logging.getLogger("otel_audit.capture")
+
+_CUT_OFF = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
+"""What ends a block from outside: how far it had come nobody knows."""
+
+
+class Action:
+    """An action under way. None of its methods raises for what the application gives."""
+
+    def __init__(self, told: Told, recording: Recording | None) -> None:
+        """Take what the caller says; see `audit`.
+
+        Args:
+            told: What the caller says.
+            recording: Where to; None: nowhere.
+        """
+        self._told = told
+        self._recording = recording
+        self._pid = os.getpid()
+        self._phase: Phase = "completed"
+        self._token: Token[AuditScope | None] | None = None
+        self._failure: ErrorInfo | None = None
+        self._unnumbered: tuple[Target | None, object] = (None, None)
+        self._outer = scopes.current_scope()
+        span = trace.get_current_span()
+        self._scope = AuditScope(
+            parent_action_id=None if self._outer is None else self._outer.action_id,
+            server_span=span if span.get_span_context().is_valid else None,
+            origin=self._origin,
+        )
+        if recording is not None:
+            self._guarded(lambda: self._read(recording))
+
+    @property
+    def action_id(self) -> str:
+        """The action's id: what the records of nested actions name as their parent."""
+        return self._scope.action_id
+
+    @property
+    def record_id(self) -> str:
+        """The record's id: the row's primary key in the store."""
+        return self._scope.record_id
+
+    def is_of(self, scope: AuditScope | None) -> bool:
+        """Tell whether this is the action that a scope belongs to."""
+        return self._scope is scope
+
+    def add_metadata(self, **values: Any) -> None:
+        """Add the application's own facts; they are redacted when recorded."""
+        self._scope.metadata.update(values)
+
+    def set_target(self, target: object) -> None:
+        """Say what is acted upon; see `audit`."""
+        recording = self._recording
+        if recording is not None:
+            self._guarded(lambda: self._aim(recording, target))
+
+    def fail(self, reason: str) -> None:
+        """Make the outcome ``failure``, without an exception.
+
+        Args:
+            reason: Recorded as the error's type; a word such as ``quota_exceeded``.
+        """
+        if self._recording is not None:
+            self._failure = ErrorInfo(type=event_told(reason, self._recording.redactor))
+
+    def begin(self) -> None:
+        """Make the action the current one, and write down that it has begun.
+
+        Raises:
+            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set.
+        """
+        recording = self._recording
+        if recording is None:
+            return
+        begun = self._guarded(lambda: self._open(recording))
+        if begun is False and recording.required:
+            raise StoreUnavailableError(
+                "The action cannot be recorded in the audit trail now, so it was not begun"
+            )
+        self._token = scopes.enter(self._scope)
+
+    def end(self, error: BaseException | None) -> None:
+        """Hand over the record. Ending twice does nothing.
+
+        Args:
+            error: What left the block, if anything.
+        """
+        self._leave()
+        recording, scope = self._recording, self._scope
+        if recording is None or scope.closed:
+            return
+        if self._pid != os.getpid():
+            # a fork in the middle: the parent tells the action, the child what it did of it
+            scope.record_id, self._phase = uuid7(), "continued"
+        recording.settle()
+        scope.late = self._told_later
+        scope.closed = True
+        if self._failure is None and error is not None and not _is_orderly_exit(error):
+            self._failure = describe_error(error, recording.redactor)
+        self.tell(self._outcome(error))
+
+    def tell(self, outcome: Outcome) -> None:
+        """Record the action as it is now. Never raises."""
+        recording = self._recording
+        if recording is not None:
+            self._guarded(lambda: self._close(recording, outcome))
+
+    def _read(self, recording: Recording) -> None:
+        told, scope, redactor = self._told, self._scope, recording.redactor
+        recording.opened()
+        scope.event_name = event_told(told.event, redactor)
+        scope.action = action_told(told.action) or action_of_event(scope.event_name)
+        scope.actor = actor_told(told.actor)
+        scope.tenant = tenant_told(told.tenant)
+        self._aim(recording, told.target)
+        scope.metadata = metadata_told(told.metadata)
+        if self._outer is not None:
+            self._outer.note_nested()
+
+    def _aim(self, recording: Recording, target: object) -> None:
+        found = target_told(target, recording.redactor)
+        self._scope.target = found
+        if found is not None and found.id is None:
+            self._unnumbered = (found, target)
+
+    def _open(self, recording: Recording) -> bool:
+        record = self._record(recording, phase="started", outcome="unknown")
+        return recording.recorder.opened(record, self._scope.server_span)
+
+    def _close(self, recording: Recording, outcome: Outcome) -> None:
+        scope = self._scope
+        found, thing = self._unnumbered
+        if found is not None and found is scope.target:
+            # an object that the block has stored has its key by now
+            scope.target = target_told(thing, recording.redactor)
+        record = self._record(recording, phase=self._phase, outcome=outcome)
+        recording.recorder.closed(record, scope.server_span)
+
+    def _leave(self) -> None:
+        if self._token is None:
+            return
+        token, self._token = self._token, None
+        try:
+            scopes.leave(token)
+        except ValueError:
+            # frameworks end some blocks in another context than they began them in; there, nothing
+            # is to be undone
+            return
+
+    def _origin(self) -> Origin:
+        scope = self._scope
+        around = self._around() if self._outer is None else self._outer.known_origin()
+        return Origin(
+            actor=self._own_actor() or around.actor,
+            tenant=scope.tenant or around.tenant,
+            source=scope.source or around.source,
+            request_id=around.request_id,
+        )
+
+    def _own_actor(self) -> Actor | None:
+        # the application may have set it in the meantime, with a role of its own
+        actor, recording = self._scope.actor, self._recording
+        if actor is None or recording is None:
+            return actor
+        return with_canonical_role(actor, recording.aliases)
+
+    def _around(self) -> Origin:
+        return Origin() if self._recording is None else self._recording.around()
+
+    def _outcome(self, error: BaseException | None) -> Outcome:
+        transaction = self._transaction
+        if isinstance(error, _CUT_OFF) or transaction == "unknown":
+            return "unknown"
+        failed = self._failure is not None or transaction in ("rolled_back", "mixed")
+        return "failure" if failed else "success"
+
+    @property
+    def _transaction(self) -> TransactionOutcome:
+        """As the scope says it; unknown while a transaction is open that has written."""
+        return "unknown" if self._scope.changes_pending > 0 else self._scope.transaction
+
+    def _told_later(
+        self, scope: AuditScope, outcome: TransactionOutcome, changes: list[Change], _count: int
+    ) -> None:
+        recording = self._recording
+        if recording is None:
+            return
+
+        def tell() -> None:
+            told = self._record(recording, phase="changes", outcome="unknown")
+            record = record_afterwards(told, scope, outcome, changes)
+            recording.recorder.closed(record, scope.server_span)
+
+        self._guarded(tell)
+
+    def _record(self, recording: Recording, *, phase: Phase, outcome: Outcome) -> AuditRecord:
+        scope, origin = self._scope, self._origin()
+        total = scope.changes_total
+        return AuditRecord(
+            record_id=scope.record_id,
+            action_id=scope.action_id,
+            parent_action_id=scope.parent_action_id,
+            phase=phase,
+            schema_version=SCHEMA_VERSION,
+            event_name=scope.event_name or "unnamed",
+            action=scope.action or "EXECUTE",
+            outcome=outcome,
+            occurred_at=scope.occurred_at,
+            duration=time.perf_counter_ns() - scope.started,
+            actor=origin.actor or Actor(id=recording.service(), type="system", source="process"),
+            tenant=origin.tenant,
+            target=scope.target,
+            source=origin.source,
+            request=None if origin.request_id is None else Request(id=origin.request_id),
+            changes=tuple(scope.changes),
+            changes_total=total if total != len(scope.changes) else None,
+            changes_rolled_back=scope.changes_rolled_back,
+            transaction=self._transaction,
+            error=self._failure,
+            level="changes",
+            metadata=recording.redactor.document(scope.metadata) if scope.metadata else {},
+        )
+
+    def _guarded(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            assert self._recording is not None  # noqa: S101 - nothing is done without
+            self._recording.on_error()
+            complain(_logger, "manual", "An action was not recorded in full", error=error)
+            return None
+
+
+def _is_orderly_exit(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code in (None, 0)

@@ -1,0 +1,184 @@
+"""What a record says of a request and its answer, redacted before it is kept anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.capture.bodies import make_body
+from otel_audit.capture.route import route_template
+from otel_audit.record import Body, Request
+from otel_audit.redaction import REDACTED
+
+if TYPE_CHECKING:
+    from otel_audit.capture.copying import BodyCopy
+    from otel_audit.redaction import Redactor
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class RequestHead:
+    """The head of a request. What cannot change is redacted once, for all records of the action."""
+
+    __slots__ = ("_headers", "_host", "_keep", "_path", "_query", "_redactor", "_scope", "id",
+                 "method", "path")  # fmt: skip
+
+    def __init__(
+        self,
+        scope: Mapping[str, Any],
+        *,
+        method: str,
+        request_id: str,
+        redactor: Redactor,
+        keep: Collection[str],
+    ) -> None:
+        """Remember where to look; nothing is read before it is asked for.
+
+        Args:
+            scope: The ASGI scope, as the server made it.
+            method: HTTP method; ``WEBSOCKET`` for a socket.
+            request_id: The request's id.
+            redactor: Takes secrets out.
+            keep: Names of the headers that are kept, in lower case.
+        """
+        self.id = request_id
+        self.method = method
+        self.path: str = scope["path"]
+        self._scope = scope
+        self._redactor = redactor
+        self._keep = keep
+        self._path: tuple[str, str] | None = None
+        self._headers: dict[str, str] | None = None
+        self._query: str | None = None
+        self._host: str | None = None
+
+    def describe(self, routed: Mapping[str, Any], body: Body | None) -> Request:
+        """Say what is known of the request.
+
+        Args:
+            routed: The ASGI scope, as far as the router has come with it.
+            body: The body, where it is kept.
+        """
+        if self._headers is None:
+            self._headers = self._redactor.headers(self._scope["headers"], self._keep)
+            query = self._scope.get("query_string", b"").decode("latin-1")
+            self._query = self._redactor.query(query) if query else None
+            self._host = header_of(self._scope["headers"], b"host")
+        return Request(
+            id=self.id,
+            method=self.method,
+            route=route_template(routed),
+            path=self._shown_path(routed),
+            query=self._query,
+            headers=self._headers,
+            http_version=self._scope.get("http_version"),
+            host=self._host,
+            body=body,
+        )
+
+    def _shown_path(self, routed: Mapping[str, Any]) -> str:
+        parameters = routed.get("path_params")
+        if not parameters and routed.get("route") is None:
+            # not routed yet, so nobody knows which segment is a secret: fail towards redaction
+            text = "/".join(map(unless_token, self.path.split("/")))
+        else:
+            found = _without(self.path, secret_parameters(parameters or {}, self._redactor))
+            if found is None:
+                # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
+                return route_template(routed) or REDACTED
+            text = found
+        if self._path is None or self._path[0] != text:
+            self._path = text, self._redactor.path(text)
+        return self._path[1]
+
+
+def secret_parameters(parameters: Mapping[str, Any], redactor: Redactor) -> frozenset[str]:
+    """Return the values of path parameters whose names say that they are secrets."""
+    return frozenset(
+        str(value) for name, value in parameters.items() if redactor.is_sensitive(name)
+    )
+
+
+def describe_body(  # noqa: PLR0913 - one fact each
+    copy: BodyCopy | None,
+    headers: Headers,
+    *,
+    redactor: Redactor,
+    limit: int,
+    may_exist: bool,
+    passed_as_file: bool = False,
+) -> Body | None:
+    """Turn what was copied of a body into what is stored.
+
+    Args:
+        copy: The copy, None where none was made because nothing said beforehand that it is wanted.
+        headers: Those that describe the body.
+        redactor: Takes secrets out.
+        limit: Bytes of it that are kept.
+        may_exist: Whether the head promises a body.
+        passed_as_file: Whether the application named a file for the server to send.
+
+    Returns:
+        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None where there
+        was nothing.
+    """
+    if passed_as_file:
+        return Body(content_type=header_of(headers, b"content-type"), absent="file")
+    if copy is None:
+        return Body(absent="not_copied") if may_exist else None
+    if copy.size == 0:
+        return Body(absent="not_read") if may_exist and not copy.complete else None
+    head = copy.head
+    return make_body(
+        head[:limit],
+        size=copy.size,
+        content_type=header_of(headers, b"content-type"),
+        content_encoding=header_of(headers, b"content-encoding"),
+        complete=copy.whole and len(head) <= limit,
+        redactor=redactor,
+        limit=limit,
+    )
+
+
+def promises_body(headers: Headers) -> bool:
+    """Tell whether a request's head announces a body (RFC 9112, section 6)."""
+    length = header_of(headers, b"content-length")
+    if length is not None:
+        return length.strip() != "0"
+    return header_of(headers, b"transfer-encoding") is not None
+
+
+def header_of(headers: Headers, name: bytes) -> str | None:
+    """Return the first value of a header, ``name`` in lower case; None where there is none."""
+    for key, value in headers:
+        if key == name or key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SHORTEST_TOKEN = 16
+
+
+def unless_token(segment: str) -> str:
+    """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
+    if len(segment) < _SHORTEST_TOKEN or _UUID.fullmatch(segment):
+        return segment
+    mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
+    return REDACTED if mixed else segment
+
+
+def _without(path: str, secrets: frozenset[str]) -> str | None:
+    """Take secret parameters out of a path; None where one cannot be found in it."""
+    if not secrets:
+        return path
+    segments = path.split("/")
+    for secret in secrets:
+        if secret in segments:
+            segments = [REDACTED if segment == secret else segment for segment in segments]
+        elif "/" in secret and secret in path:
+            segments = "/".join(segments).replace(secret, REDACTED).split("/")
+        elif secret:
+            return None
+    return "/".join(segments)

@@ -1,0 +1,170 @@
+"""Recording by hand: for jobs, scripts, workers, and what a request's record does not tell.
+
+Works with and without HTTP, tracing and a database; inside a request, an action gets a record of
+its own that names the request's action as its parent.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar, cast, get_args
+
+from otel_audit.capture.action import Action
+from otel_audit.capture.recording import in_use
+from otel_audit.capture.told import Told
+from otel_audit.errors import ConfigurationError
+from otel_audit.record import Outcome
+from otel_audit.scope import current_scope
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def audit(  # noqa: PLR0913 - one fact an argument
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+) -> Audit:
+    """Record what a block or a function does, as an action of its own.
+
+    ``with`` and ``async with`` record a block, ``@audit(…)`` a function or a coroutine function::
+
+        with otel_audit.audit("tenant.provisioned", actor="job-7", target="tenant:42") as action:
+            action.add_metadata(plan="trial")
+
+    What the database sessions change inside belongs to the action. An exception makes its outcome
+    ``failure``, and goes on as it would without. Everything is redacted.
+
+    Args:
+        event: Event name: resource, past participle, such as ``tenant.provisioned``.
+        actor: Who: an id, a mapping or an object with ``id`` (and ``type``, ``role``, ``email``,
+            ``roles``). None: who does the action around this one; without one, the process itself.
+        tenant: For whom: an id, or a mapping or object with ``id`` and ``slug``. None: as around.
+        target: What is acted upon: ``type:id``, or an object that has an id when the block ends.
+        metadata: The application's own facts, a mapping.
+        action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; from the event name if None.
+
+    Returns:
+        What ``with`` takes, and what decorates.
+    """
+    if callable(event):
+        raise ConfigurationError('audit: name the event, as in @audit("report.built")')
+    return Audit(Told(event, actor, tenant, target, metadata, action))
+
+
+def emit(  # noqa: PLR0913 - one fact an argument
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    outcome: Outcome = "success",
+) -> str | None:
+    """Record that something has happened. Never raises, but where `audit` does.
+
+    Args:
+        event: As for `audit`, and so are the next five.
+        actor: Who.
+        tenant: For whom.
+        target: What was acted upon.
+        metadata: The application's own facts.
+        action: What kind of action.
+        outcome: ``success``, ``failure`` or ``unknown``.
+
+    Returns:
+        The record's id; None where nothing is audited.
+
+    Raises:
+        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+    """
+    recording = in_use()
+    if recording is None:
+        return None
+    told = Action(Told(event, actor, tenant, target, metadata, action), recording)
+    told.tell(outcome if outcome in get_args(Outcome) else "unknown")
+    return told.record_id
+
+
+class Audit:
+    """What `audit` returns: for ``with``, for ``async with``, and as a decorator."""
+
+    def __init__(self, told: Told) -> None:
+        """Take what the caller says; see `audit`."""
+        self._told = told
+        self._underway: list[Action] = []
+
+    def __enter__(self) -> Action:
+        """Begin an action; see `audit`.
+
+        Raises:
+            ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set.
+        """
+        action = Action(self._told, in_use())
+        action.begin()
+        self._underway.append(action)
+        return action
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """End it; an exception goes on."""
+        self._last().end(error)
+
+    async def __aenter__(self) -> Action:
+        """As ``with``: nothing here waits."""
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """As ``with``."""
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, function: F) -> F:
+        """Record each call of a function or a coroutine function.
+
+        Raises:
+            ConfigurationError: It is a generator function: what it does happens between its
+                steps, in the middle of its caller. Use ``with`` inside of it.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"audit: {function.__qualname__} is a generator function; use `with` inside of it"
+            )
+        told = self._told
+
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            with Audit(told):
+                return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        async def recorded_async(*args: Any, **kwargs: Any) -> Any:
+            with Audit(told):
+                return await function(*args, **kwargs)
+
+        is_async = inspect.iscoroutinefunction(function)
+        return cast("F", recorded_async if is_async else recorded)
+
+    def _last(self) -> Action:
+        """The action that ends: of several that use this very object, the one of this context."""
+        current = current_scope()
+        mine = [action for action in self._underway if action.is_of(current)]
+        action = (mine or self._underway)[-1]
+        self._underway.remove(action)
+        return action

@@ -1,0 +1,81 @@
+"""How exchanges are observed: everything that is settled when the configuration is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry import trace
+
+from otel_audit.record import Actor, AuditRecord, Source, Tenant
+from otel_audit.redaction import Redactor
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.policy import Policy
+
+Claims = Mapping[str, Any] | None
+"""Claims of a verified token; None where there is none."""
+
+
+class Recorder(Protocol):
+    """Takes what is known of an action; keeps it in microseconds and never raises."""
+
+    def opened(self, record: AuditRecord, server_span: trace.Span | None, /) -> bool:
+        """An action has begun; False where it must be refused, as it could not be recorded."""
+
+    def answered(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
+        """The client is about to see the end of its answer."""
+
+    def discarded(self, record_id: str, /) -> None:
+        """What was opened is not recorded after all."""
+
+    def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
+        """The action is over and its record is true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """How exchanges are observed.
+
+    Attributes:
+        recorder: Takes the records.
+        policy: Says what is recorded, and at which level.
+        redactor: Takes secrets out.
+        claims: Reads the claims of the request's token, verified, out of an ASGI scope.
+        actor, tenant, source, request_id: Read who, for whom, from where, and the request's id.
+        kept_headers: Names of the headers that are kept, in lower case.
+        request_id_header: The name of the response header, as bytes in lower case; empty: none.
+        body_limit: Bytes of a body that are copied.
+        request_bodies, response_bodies: Whether they are copied at all.
+        full_payload: Whether the server span gets bodies and changes too.
+        long_after: Seconds after which an action that still runs gets a record that it has
+            started; None: never.
+        log: Writes the line of the request log; None where there is no such log.
+        on_error: Told of each failure of ours.
+        durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
+        intended: Brings an intent to the store; says whether the action may begin.
+        strict: Whether every action needs an intent, where the policy does not say so.
+    """
+
+    recorder: Recorder
+    policy: Policy
+    redactor: Redactor
+    claims: Callable[[Mapping[str, Any]], Claims]
+    actor: Callable[[Mapping[str, Any], AuditScope], Actor]
+    tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
+    source: Callable[[Mapping[str, Any], Claims], Source]
+    request_id: Callable[[Mapping[str, Any]], str]
+    kept_headers: Collection[str]
+    request_id_header: bytes
+    body_limit: int
+    request_bodies: bool
+    response_bodies: bool
+    full_payload: bool
+    long_after: float | None
+    log: Callable[[AuditRecord, trace.Span | None], None] | None
+    on_error: Callable[[], None]
+    durable: Callable[[], Awaitable[None]] | None = None
+    intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
+    strict: bool = False

@@ -1,0 +1,112 @@
+"""What passes in an HTTP exchange, seen at two places and copied up to a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.capture.copying import BodyCopy
+from otel_audit.capture.description import Headers, describe_body, promises_body
+
+if TYPE_CHECKING:
+    from otel_audit.record import Body
+    from otel_audit.redaction import Redactor
+
+_BODILESS = frozenset({101, 204, 304})
+
+
+class Passage:
+    """The bodies and the response's head, inside and outside of the application's middleware.
+
+    The inside is what the handler sees and says, before any middleware encodes it; it counts,
+    unless middleware answers in the handler's place.
+
+    Attributes:
+        request_inside, request_outside: Copies of the request's body; None where none is wanted.
+        status: What the client was sent; None where nothing was.
+        ended: Whether the response's last chunk has been seen.
+    """
+
+    __slots__ = ("_as_file", "_headers", "_inner_headers", "_inner_status", "_outside", "_response",
+                 "ended", "request_inside", "request_outside", "status")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.request_inside: BodyCopy | None = None
+        self.request_outside: BodyCopy | None = None
+        self._response: BodyCopy | None = None
+        self._inner_status: int | None = None
+        self._inner_headers: Headers = ()
+        self._headers: Headers = ()
+        self._outside = self._as_file = self.ended = False
+        self.status: int | None = None
+
+    def copy(self, limit: int, *, request: bool, response: bool) -> None:
+        """Make copies, of at most ``limit`` bytes each."""
+        if request:
+            self.request_inside, self.request_outside = BodyCopy(limit), BodyCopy(limit)
+        if response:
+            self._response = BodyCopy(limit)
+
+    def sent_inside(self, message: Mapping[str, Any]) -> None:
+        """See a message of the response before the application's middleware sees it."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._inner_status = message["status"]
+            # a copy, because middleware may change the very list (Starlette's GZipMiddleware does)
+            self._inner_headers = tuple(message.get("headers", ()))
+        elif kind == "http.response.body" and self._response is not None and not self._outside:
+            add(self._response, message)
+
+    def started(self, message: Mapping[str, Any]) -> None:
+        """See the head of the response that goes to the server."""
+        self.status = message["status"]
+        self._headers = tuple(message.get("headers", ()))
+        if self._inner_status != self.status:
+            # the application's own middleware answers, or answers otherwise
+            self._outside = True
+            if self._response is not None:
+                self._response.restart()
+
+    def sent(self, kind: str, message: Mapping[str, Any]) -> bool:
+        """See what follows the head; return whether it is the last of the response."""
+        if kind == "http.response.body":
+            if self._outside and self._response is not None:
+                add(self._response, message)
+        elif kind in ("http.response.pathsend", "http.response.zerocopysend"):
+            self._as_file = True
+        else:
+            return False
+        if self.ended or message.get("more_body", False):
+            return False
+        self.ended = True
+        return True
+
+    @property
+    def headers(self) -> Headers:
+        """The headers that describe the body which was copied."""
+        return self._headers if self._outside else self._inner_headers
+
+    def request_body(self, headers: Headers, redactor: Redactor, limit: int) -> Body | None:
+        """Turn the request's body into what is stored; None where it has none."""
+        copy = self.request_inside
+        if copy is not None and copy.size == 0:
+            # the application's own middleware may have read it, and not passed it on
+            copy = self.request_outside
+        promised = promises_body(headers)
+        return describe_body(copy, headers, redactor=redactor, limit=limit, may_exist=promised)
+
+    def response_body(self, redactor: Redactor, limit: int, *, may_exist: bool) -> Body | None:
+        """Turn the response's body into what is stored; None where it has none."""
+        return describe_body(
+            self._response,
+            self.headers,
+            redactor=redactor,
+            limit=limit,
+            may_exist=may_exist and self.status not in _BODILESS,
+            passed_as_file=self._as_file,
+        )
+
+
+def add(copy: BodyCopy, message: Mapping[str, Any]) -> None:
+    """Copy the chunk that a message carries."""
+    copy.add(message.get("body", b""), last=not message.get("more_body", False))

@@ -1,0 +1,46 @@
+"""What an action acts upon, where more, or less, is to be said than the path says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_audit.capture.description import unless_token
+from otel_audit.record import Target
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.redaction import Redactor
+
+
+def shown_target(
+    target: Target | None, secrets: frozenset[str], redactor: Redactor, *, routed: bool
+) -> Target | None:
+    """Leave out the id of a target where it is, or holds, a secret.
+
+    Args:
+        target: As the application, the route or the path name it.
+        secrets: Values of the path parameters whose names say that they are secrets.
+        redactor: Knows secrets by their shape.
+        routed: Whether a route was found; where none was, an id that looks like a token is none.
+    """
+    if target is None or target.id is None:
+        return target
+    known = any(map(target.id.__contains__, secrets))
+    is_token = not routed and unless_token(target.id) != target.id
+    if known or is_token or redactor.text(target.id) != target.id:
+        return Target(type=target.type)
+    return target
+
+
+def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
+    """Name the one entity that was created, where the path could not name it yet."""
+    if target is None or target.id is not None:
+        return target
+    created = [
+        change.reference.partition(":")[2]
+        for change in audit.changes
+        if change.operation == "insert"
+        and change.key
+        and change.reference.startswith(f"{target.type}:")
+    ]  # fmt: skip
+    return Target(type=target.type, id=created[0]) if len(created) == 1 else target

@@ -1,0 +1,114 @@
+"""What a caller says of an action that is recorded by hand, read into the parts of a record.
+
+Nothing here raises for what the application gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from otel_audit.capture.actor import actor_from
+from otel_audit.capture.reading import clean, first_identifier, identifier, primary_key
+from otel_audit.capture.tenant import tenant_from
+from otel_audit.complaints import complain
+from otel_audit.record import Actor, Target, Tenant, entity_reference
+
+if TYPE_CHECKING:
+    from otel_audit.redaction import Redactor
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_NAME = 128
+_ACTION = re.compile(r"[A-Z][A-Z_]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says, unread: see `otel_audit.audit` for each."""
+
+    event: str
+    actor: object = None
+    tenant: object = None
+    target: object = None
+    metadata: object = None
+    action: str | None = None
+
+
+def event_told(event: object, redactor: Redactor) -> str:
+    """Read an event name; one that is none becomes ``unnamed``."""
+    name = clean(redactor.text(event), _LONGEST_NAME) if isinstance(event, str) else ""
+    if not name:
+        complain(_logger, "event", "An audit event has no name; it is recorded as: unnamed")
+    return name or "unnamed"
+
+
+def action_told(action: object) -> str | None:
+    """Read a kind of action; None where it is none: words in capitals."""
+    return action if isinstance(action, str) and _ACTION.fullmatch(action) else None
+
+
+def actor_told(actor: object) -> Actor | None:
+    """Read an actor; None where none is given.
+
+    Returns:
+        For what names nobody: ``anonymous`` with a reason, as nobody else must stand for it.
+    """
+    if actor is None:
+        return None
+    found = actor_from(actor, "app")
+    if found is None:
+        complain(_logger, "actor", "The actor of an audit event has no id that could be read")
+        return Actor(id="anonymous", type="user", source="app", reason="actor_unreadable")
+    return found
+
+
+def with_canonical_role(actor: Actor, aliases: Mapping[str, str]) -> Actor:
+    """Use the canonical name of the actor's role."""
+    role = None if actor.role is None else aliases.get(actor.role)
+    return actor if role is None else msgspec.structs.replace(actor, role=role)
+
+
+def tenant_told(tenant: object) -> Tenant | None:
+    """Read a tenant; None where none is given, or where it has no id that could be read."""
+    found = tenant_from(tenant)
+    if found is None and tenant is not None:
+        complain(_logger, "tenant", "The tenant of an audit event has no id that could be read")
+    return found
+
+
+def target_told(target: object, redactor: Redactor) -> Target | None:
+    """Read a target: ``type:id``, a type alone, a `Target`, or an object with an id.
+
+    An object that the database has not numbered yet has no id; ask again when it has.
+    """
+    if target is None:
+        return None
+    if isinstance(target, Target):
+        kind, number = target.type, target.id
+    elif isinstance(target, str):
+        kind, _, rest = target.partition(":")
+        number = rest or None
+    else:
+        kind = entity_reference(type(target).__name__).rstrip(":")
+        number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
+    number = None if number is None else identifier(redactor.text(str(number)))
+    return Target(type=clean(redactor.text(kind)) or "unnamed", id=number)
+
+
+def metadata_told(metadata: object) -> dict[str, Any]:
+    """Copy metadata, so that it may be added to; what is no mapping stands under ``value``."""
+    if metadata is None:
+        return {}
+    if isinstance(metadata, Mapping):
+        try:
+            return {str(name): value for name, value in metadata.items()}
+        except Exception as error:  # noqa: BLE001 - a mapping of the application's may raise anything
+            complain(_logger, "metadata", "Metadata cannot be read", error=error)
+            return {"audit.metadata.unreadable": True}
+    return {"value": metadata}

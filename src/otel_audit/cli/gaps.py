@@ -1,0 +1,83 @@
+"""`otel-audit gaps`: what is missing from the trail, by the numbers of its records."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.gaps import Stream
+
+_RANGES_SHOWN = 20
+
+
+@click.command()
+@dsn_option
+@click.option(
+    "--since",
+    type=click.DateTime(),
+    help="Only what began after this time (UTC).",
+)
+@click.option(
+    "--quiet-after",
+    type=click.FloatRange(min=0),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A process that has not said that it ended is missing after so long a silence. "
+    "Give more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
+)
+def gaps(dsn: str | None, since: datetime | None, quiet_after: float) -> None:
+    """Report missing numbers, and processes that ended without saying so.
+
+    Each process numbers its records from 1. Exit status 1 if anything is missing.
+    """
+    from otel_audit_postgres.gaps import find_gaps
+
+    when = None if since is None else since.replace(tzinfo=UTC)
+    streams = asyncio.run(find_gaps(chosen_dsn(dsn), since=when))
+    faulty = [stream for stream in streams if stream.missing or _is_cut_off(stream, quiet_after)]
+    for stream in faulty:
+        for line in _lines(stream, quiet_after):
+            click.echo(line)
+    missing = sum(stream.missing_count for stream in streams)
+    at_least = sum(stream.lost_at_least for stream in streams)
+    cut_off = sum(_is_cut_off(stream, quiet_after) for stream in streams)
+    click.echo(
+        f"{len(streams)} producers: {missing} numbers missing, at least {at_least} records lost, "
+        f"{cut_off} ended without saying so"
+    )
+    sys.exit(1 if faulty else 0)
+
+
+def _is_cut_off(stream: Stream, quiet_after: float) -> bool:
+    return not stream.ended and stream.silent_for >= quiet_after
+
+
+def _lines(stream: Stream, quiet_after: float) -> Iterator[str]:
+    service = stream.service or "unknown service"
+    yield f"producer {stream.producer_id} ({service}), numbers up to {stream.highest}:"
+    if stream.missing:
+        shown = ", ".join(
+            str(first) if first == last else f"{first}-{last}"
+            for first, last in stream.missing[:_RANGES_SHOWN]
+        )
+        more = len(stream.missing) - _RANGES_SHOWN
+        yield f"  missing: {shown}" + (f", and {more} more ranges" if more > 0 else "")
+    if stream.unnumbered:
+        yield (
+            f"  {stream.unnumbered} records of actions that were cut down before they had a number"
+        )
+    if _is_cut_off(stream, quiet_after):
+        yield (
+            f"  ended without saying so, last heard of {stream.heard:%Y-%m-%d %H:%M:%S %Z}: "
+            f"what came after number {stream.highest} is not known"
+        )
+    yield f"  at least {stream.lost_at_least} records lost"

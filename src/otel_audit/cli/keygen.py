@@ -1,0 +1,29 @@
+"""`otel-audit keygen`: make the ledger's key."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--name",
+    help="The log's name in its checkpoints, such as audit.example.com/orders; a random one else.",
+)
+def keygen(file: Path, name: str | None) -> None:
+    """Make an Ed25519 key: the private half in FILE, the public one in FILE.pub.
+
+    Whoever holds FILE can sign any history: keep it where only the sealer runs. Give FILE.pub to
+    whoever is to verify.
+    """
+    from otel_audit_postgres.ledger.keys import generate, write_key_files
+
+    key = generate(name or f"otel-audit/{secrets.token_hex(8)}")
+    public = write_key_files(key, file)
+    click.echo(f"private key: {file} (readable for you alone)")
+    click.echo(f"public key:  {public}")
+    click.echo(key.public.text())

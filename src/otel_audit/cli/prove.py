@@ -1,0 +1,63 @@
+"""`otel-audit prove`: evidence for those who have no access to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.trust import chosen_public_keys
+from otel_audit.config import AuditConfig
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.prove import Bundle
+
+
+@click.command()
+@dsn_option
+@click.argument("record_id", required=False)
+@click.option("--entity", help="Prove every sealed record about it, such as order:123.")
+@click.option(
+    "--grown-from", type=click.File("r", encoding="utf-8"), metavar="FILE",
+    help="Prove that the log begins with the log of an earlier checkpoint, held in FILE.",
+)  # fmt: skip
+@click.option("--key", "keys", multiple=True, help="Public key, or its file, to put in.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
+def prove(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    record_id: str | None,
+    entity: str | None,
+    grown_from: TextIO | None,
+    keys: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Write an evidence bundle for RECORD_ID, an entity's history, or the log's growth.
+
+    The directory holds evidence.json and verify.py, which checks it with Python alone, offline.
+    """
+    if sum(given is not None for given in (record_id, entity, grown_from)) != 1:
+        raise click.UsageError("give one of RECORD_ID, --entity and --grown-from")
+    from otel_audit_postgres.ledger import prove as ledger
+
+    public, store = chosen_public_keys(AuditConfig(), keys), chosen_dsn(dsn)
+    bundle: Bundle
+    if record_id is not None:
+        bundle = asyncio.run(ledger.prove_record(store, record_id, public))
+    elif entity is not None:
+        bundle = asyncio.run(ledger.prove_entity(store, entity, public))
+    else:
+        assert grown_from is not None  # noqa: S101 - one of the three is given
+        bundle = asyncio.run(ledger.prove_growth(store, grown_from.read(), public))
+    directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
+    ledger.write(bundle, directory)
+    click.echo(f"{directory}: to check it there, run: python verify.py")
+    if not public:
+        click.secho("no public key is in it: name one with --key", fg="yellow", err=True)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name)[:100]

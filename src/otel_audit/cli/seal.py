@@ -1,0 +1,86 @@
+"""`otel-audit seal`: seal what is stored into the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.trust import chosen_signer
+from otel_audit.config import AuditConfig
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.sealer import Sealer
+
+_UNSIGNED = (
+    "UNSIGNED: no OTEL_AUDIT_SIGNING_KEY_FILE is set. Whoever owns the database can rewrite rows "
+    "and ledger together, and verify will not see it. Make a key: otel-audit keygen FILE"
+)
+
+
+@click.command()
+@dsn_option
+@click.option("--once", is_flag=True, help="Seal what waits now, and end.")
+@click.option("--key-file", type=click.Path(path_type=Path), help="The private key's file.")
+@click.option("--anchor", "anchors", multiple=True, help="Where to publish; may be repeated.")
+def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str, ...]) -> None:
+    """Seal stored rows into the ledger, sign what it has become, and publish it.
+
+    Runs until SIGTERM or SIGINT, unless --once is given. Any number may run: one works, the others
+    stand by. Run it apart from the applications, as a role of otel_audit_sealer.
+    """
+    from otel_audit_postgres.ledger.anchors import anchors_from
+    from otel_audit_postgres.ledger.sealer import Sealer
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = AuditConfig()
+    signer = chosen_signer(config, key_file)
+    if signer is None:
+        click.secho(_UNSIGNED, fg="yellow", err=True)
+    sealer = Sealer(
+        chosen_dsn(dsn),
+        signer=signer,
+        anchors=anchors_from(anchors or config.anchor),
+        batch=config.seal_batch,
+        connect_timeout=config.connect_timeout,
+    )
+    asyncio.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
+
+
+async def _once(sealer: Sealer) -> None:
+    try:
+        done = await sealer.seal()
+        rows, faulty = done.rows, list(done.faulty)
+        while done.rows:
+            done = await sealer.seal()
+            rows += done.rows
+            faulty += done.faulty
+    finally:
+        await sealer.close()
+    if not done.leads:
+        click.echo("another sealer is at work")
+        return
+    click.echo(f"sealed {rows} rows; the log has {done.size}")
+    if faulty:
+        raise click.ClickException(
+            f"{len(faulty)} rows were changed or deleted before they were sealed; "
+            f"the first is {faulty[0]}"
+        )
+    if sealer.failed_publications:
+        raise click.ClickException("a checkpoint could not be published; see the log")
+
+
+async def _for_ever(sealer: Sealer, interval: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await sealer.run(stop, interval)
+    finally:
+        await sealer.close()

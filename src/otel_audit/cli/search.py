@@ -1,0 +1,165 @@
+"""`otel-audit search`, `history`, `show` and `stats`: questions to the trail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.verify import moment
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.queries import Found, Page
+
+T = TypeVar("T")
+
+_COLUMNS = ("time", "event", "outcome", "actor", "tenant", "target", "status", "id")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
+_limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
+_after_option = click.option("--after", help="Go on where a page before ended.")
+
+
+@click.command()
+@dsn_option
+@click.option("--since", metavar="TIME", help="At or after: ISO 8601, or how long ago: 12h, 7d.")
+@click.option("--until", metavar="TIME", help="Before: as for --since.")
+@click.option("--actor", help="The actor's id.")
+@click.option("--tenant", help="The tenant's id.")
+@click.option("--event", help="The event's name, such as order.created.")
+@click.option("--outcome", type=click.Choice(["success", "failure", "unknown"]))
+@click.option("--target", help="type:id, or type.")
+@click.option("--request-id", help="The request's id.")
+@click.option("--trace-id", help="The trace's id.")
+@_limit_option
+@_after_option
+@_json_option
+def search(
+    dsn: str | None,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+    **wanted: str | None,
+) -> None:
+    """Look for records, the newest first."""
+    from otel_audit_postgres import queries
+
+    criteria = queries.Criteria(since=moment(since), until=moment(until), **wanted)
+    _print_page(
+        _ask(dsn, lambda store: queries.search(store, criteria, limit=limit, after=after)), as_json
+    )
+
+
+@click.command()
+@dsn_option
+@click.argument("entity")
+@_limit_option
+@_after_option
+@_json_option
+def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json: bool) -> None:
+    """Show everything that happened to ENTITY, such as order:123, the oldest first."""
+    from otel_audit_postgres import queries
+
+    _print_page(
+        _ask(dsn, lambda store: queries.history(store, entity, limit=limit, after=after)), as_json
+    )
+
+
+@click.command()
+@dsn_option
+@click.argument("record_id")
+def show(dsn: str | None, record_id: str) -> None:
+    """Show the record RECORD_ID in full, as JSON."""
+    from otel_audit_postgres import queries
+
+    found = _ask(dsn, lambda store: queries.show(store, record_id))
+    if not found:
+        raise click.ClickException(f"there is no record {record_id} in the store")
+    for shown in found:
+        click.echo(json.dumps(json.loads(shown.payload), indent=2, ensure_ascii=False))
+        click.echo(
+            f"recorded at {shown.found.recorded_at.isoformat()}, "
+            f"content hash {shown.content_hash.hex()}",
+            err=True,
+        )
+
+
+@click.command()
+@dsn_option
+@click.option("--since", metavar="TIME", default="7d", show_default=True, help="Count from here.")
+@_json_option
+def stats(dsn: str | None, since: str, as_json: bool) -> None:
+    """Show volume per day and event, and the size of tables and indexes."""
+    from otel_audit_postgres import queries
+
+    begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
+    volume = _ask(dsn, lambda store: queries.volume(store, begin))
+    sizes = _ask(dsn, queries.sizes)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"volume": [asdict(row) for row in volume], "sizes": [asdict(row) for row in sizes]}
+            )
+        )
+        return
+    _print_table(
+        ("day", "event", "records"), [(row.day, row.event_name, row.records) for row in volume]
+    )
+    _print_table(
+        ("table", "rows (estimated)", "table bytes", "index bytes"),
+        [(row.name, row.rows, row.table_bytes, row.index_bytes) for row in sizes],
+    )
+
+
+def _ask(dsn: str | None, question: Callable[[Any], Awaitable[T]]) -> T:
+    from otel_audit_postgres import queries
+
+    async def answer() -> T:
+        async with queries.opened(chosen_dsn(dsn)) as connection:
+            return await question(connection)
+
+    return asyncio.run(answer())
+
+
+def _print_page(page: Page, as_json: bool) -> None:
+    if as_json:
+        for record in page.records:
+            click.echo(json.dumps(asdict(record), default=_plain, ensure_ascii=False))
+    else:
+        _print_table(_COLUMNS, [_row(record) for record in page.records])
+    if page.next is not None:
+        click.echo(f"more: --after '{page.next}'", err=True)
+
+
+def _row(record: Found) -> tuple[Any, ...]:
+    target = ":".join(part for part in (record.target_type, record.target_id) if part)
+    return (
+        record.occurred_at.isoformat(timespec="milliseconds"), record.event_name, record.outcome,
+        record.actor_id, record.tenant_id, target, record.status_code, record.id,
+    )  # fmt: skip
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text("" if value is None else _visible(str(value))) for value in row))
+    Console(soft_wrap=True).print(table)
+
+
+def _visible(text: str) -> str:
+    """What came from outside moves no cursor and colours nothing."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,64 @@
+"""Keys and anchors of the ledger, from options and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.keys import PublicKey, SigningKey
+
+_PLUS_SIGNS = 2  # of a key in its text form, at the least
+
+
+def chosen_signer(config: AuditConfig, key_file: Path | None) -> SigningKey | None:
+    """Take the signing key of the option, else of the settings; None if there is none.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is no key.
+    """
+    from otel_audit_postgres.ledger.keys import read_key_file, read_signing_key
+
+    if key_file is not None:
+        return read_key_file(key_file, "--key-file")
+    if config.signing_key_file is not None:
+        return read_key_file(config.signing_key_file, "OTEL_AUDIT_SIGNING_KEY_FILE")
+    if config.signing_key is not None:
+        return read_signing_key(config.signing_key.get_secret_value(), "OTEL_AUDIT_SIGNING_KEY")
+    return None
+
+
+def chosen_public_keys(config: AuditConfig, keys: Sequence[str]) -> list[PublicKey]:
+    """Take the public keys of the options, else of the settings, else that of the signing key.
+
+    Args:
+        config: The settings.
+        keys: Keys in their text form, or files that hold one.
+
+    Raises:
+        ConfigurationError: One is no key.
+    """
+    if keys:
+        return [_public_key(key, "--key") for key in keys]
+    if config.verify_keys:
+        return [_public_key(key, "OTEL_AUDIT_VERIFY_KEYS") for key in config.verify_keys]
+    signer = chosen_signer(config, None)
+    return [] if signer is None else [signer.public]
+
+
+def _public_key(text: str, setting: str) -> PublicKey:
+    from otel_audit_postgres.ledger.keys import read_public_key
+
+    if text.count("+") < _PLUS_SIGNS:
+        path = Path(text)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{setting}: {path} cannot be read ({type(error).__name__})"
+            ) from None
+    return read_public_key(text, setting)

@@ -1,0 +1,126 @@
+"""`otel-audit verify`: is the store what was recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.trust import chosen_public_keys
+from otel_audit.config import AuditConfig
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.findings import Report
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LISTED = 20
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a time: ISO 8601, or how long ago (``90m``, ``12h``, ``7d``, ``2w``).
+
+    Raises:
+        click.BadParameter: It is neither.
+    """
+    if text is None:
+        return None
+    ago = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    if ago:
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text} is no time: 2026-11-21T12:00:00Z, or 7d") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@click.command()
+@dsn_option
+@click.option("--full", is_flag=True, help="Read every row; this is what is done by default.")
+@click.option("--since", metavar="TIME", help="Read rows sealed since: ISO 8601, or 12h, 7d.")
+@click.option("--sample", type=click.IntRange(0), help="Read so many rows, chosen at random.")
+@click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
+@click.option("--anchor", "anchors", multiple=True, help="Where it was published; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    full: bool,
+    since: str | None,
+    sample: int | None,
+    keys: tuple[str, ...],
+    anchors: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Verify guards, rows, tree, signatures and anchors; name what was tampered with.
+
+    Reads only. The tree is always built again as a whole; --since and --sample choose which rows
+    are read and hashed again. Exit status 0: nothing found; 1: tampering; 2: wrong use.
+    """
+    if full and (since is not None or sample is not None):
+        raise click.UsageError("--full is the opposite of --since and --sample")
+    from otel_audit_postgres.ledger import verify as ledger
+    from otel_audit_postgres.ledger.anchors import anchors_from
+
+    config = AuditConfig()
+    with _bar(visible=not as_json) as bar:
+        task = bar.add_task("leaves", total=None)
+        report = asyncio.run(
+            ledger.verify(
+                chosen_dsn(dsn),
+                keys=chosen_public_keys(config, keys),
+                anchors=anchors_from(anchors or config.anchor),
+                since=moment(since),
+                sample=sample,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        )
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else _text(report))
+    sys.exit(0 if report.ok else 1)
+
+
+def _bar(*, visible: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not visible or not console.is_terminal,
+    )
+
+
+def _text(report: Report) -> str:
+    rate = report.rows_checked / report.seconds if report.seconds else 0
+    lines = [
+        (
+            f"log {report.origin or '(nothing sealed yet)'}: {report.size} rows sealed, "
+            f"{report.waiting} waiting"
+        ),
+        (
+            f"checked {report.rows_checked} rows and {report.checkpoints} checkpoints "
+            f"in {report.seconds:.1f} s ({rate:.0f} rows/s); signed up to row {report.signed_size}"
+        ),
+    ]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    if report.ok:
+        return "\n".join([*lines, click.style("OK: nothing was tampered with", fg="green")])
+    for problem in report.problems[:_LISTED]:
+        place = "" if problem.leaf is None else f" leaf {problem.leaf}"
+        record = f" record {problem.record_id}" if problem.record_id else ""
+        lines.append(f"{problem.kind}:{place}{record}: {problem.detail}")
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+    first = report.first_bad
+    assert first is not None  # noqa: S101 - there are problems
+    named = first.record_id or first.detail
+    return "\n".join(
+        [*lines, click.style(f"TAMPERED: {counts}; first bad: {named} ({first.kind})", fg="red")]
+    )

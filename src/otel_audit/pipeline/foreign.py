@@ -1,0 +1,198 @@
+"""Spans that somebody else has flagged: each becomes a record, sampled or not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
+
+from otel_audit import attributes as names
+from otel_audit.complaints import complain
+from otel_audit.errors import InvalidAuditSpanError
+from otel_audit.ids import derived_uuid7
+from otel_audit.pipeline.entries import Entry
+from otel_audit.pipeline.sampler import AuditSampler
+from otel_audit.pipeline.sink import Refused
+from otel_audit.record import AuditRecord, to_json
+from otel_audit.redaction import Redactor
+
+_logger = logging.getLogger(__name__)
+
+_JSON: Final = frozenset({
+    names.CHANGES, names.METADATA, names.REQUEST_BODY, names.RESPONSE_BODY,
+})  # fmt: skip
+_TEXTS: Final = frozenset({names.ERROR_MESSAGE, names.USER_AGENT})
+_HEADERS: Final = (names.REQUEST_HEADER, names.RESPONSE_HEADER)
+
+
+class TakesSpans(Protocol):
+    """What a flagged span is handed to."""
+
+    def adopted(self, entry: Entry, /) -> None:
+        """Deliver what a span told. Never raises."""
+
+
+class FlaggedSpans(SpanProcessor):
+    """Reads the record out of each flagged span of the application's own tracing."""
+
+    def __init__(
+        self, recorder: TakesSpans, redactor: Redactor, on_error: Callable[[], None]
+    ) -> None:
+        """Name who takes the records.
+
+        Args:
+            recorder: Takes them.
+            redactor: Takes secrets out, before anything is kept.
+            on_error: Told of each failure of ours.
+        """
+        self._recorder = recorder
+        self._redactor = redactor
+        self._on_error = on_error
+        self._provider: TracerProvider | None = None
+
+    def attach(self, provider: object) -> bool:
+        """Look at a provider's spans from now on; a second time it does nothing.
+
+        Args:
+            provider: The application's tracer provider.
+
+        Returns:
+            Whether its spans are seen now: it must be the SDK's own.
+        """
+        if self._provider is not None or not isinstance(provider, TracerProvider):
+            return self._provider is not None
+        self._provider = provider
+        sampler = AuditSampler(provider.sampler)
+        for tracer in _tracers_of(provider):
+            if tracer.sampler is provider.sampler:
+                tracer.sampler = sampler
+        provider.sampler = sampler
+        provider.add_span_processor(self)
+        return True
+
+    def detach(self) -> None:
+        """Look at no span any more, and leave the provider's sampler as it was."""
+        provider, self._provider = self._provider, None
+        if provider is None or not isinstance(provider.sampler, AuditSampler):
+            return
+        ours = provider.sampler
+        for tracer in _tracers_of(provider):
+            if tracer.sampler is ours:
+                tracer.sampler = ours.inner
+        provider.sampler = ours.inner
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Deliver the record, if the span carries one. Never raises."""
+        if self._provider is None or not names.is_flagged(span):
+            return
+        try:
+            self._recorder.adopted(self._read(span))
+        except Exception as error:  # noqa: BLE001 - an exception here would reach the application
+            self._on_error()
+            complain(_logger, "flagged", "A flagged span gave no record", error=error)
+
+    def _read(self, span: ReadableSpan) -> Entry:
+        context = span.get_span_context()
+        if context is None or span.start_time is None:
+            raise InvalidAuditSpanError("a span without a context, or that was never started")
+        told = redacted(span.attributes or {}, self._redactor)
+        try:
+            return self._record(span, context, span.start_time, told)
+        except InvalidAuditSpanError:
+            refused = self._refused(span, context, span.start_time, told)
+            complain(
+                _logger, "invalid", "A flagged span goes to quarantine: %s", refused.reason,
+                level=logging.WARNING,
+            )  # fmt: skip
+            return refused
+
+    def _record(
+        self, span: ReadableSpan, context: SpanContext, start: int, told: Mapping[str, Any]
+    ) -> AuditRecord:
+        own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
+        if names.ERROR_MESSAGE in told:
+            # the semantic conventions' word for a type that nobody has named
+            told = {names.ERROR_TYPE: "_OTHER", **told}
+        return names.record_from_attributes(
+            {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
+            name=self._redactor.text(span.name),
+            start_time=start,
+            end_time=start if span.end_time is None else span.end_time,
+            trace=own_ids,
+            own_ids=own_ids,
+            resource=dict(span.resource.attributes),
+        )
+
+    def _refused(
+        self, span: ReadableSpan, context: SpanContext, start: int, told: Mapping[str, Any]
+    ) -> Refused:
+        lacking = [name for name in names.MANDATORY if told.get(name) in (None, "")]
+        trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
+        received = {
+            "name": self._redactor.text(span.name),
+            "trace_id": trace_id,
+            "span_id": span_id,
+            "start_time": start,
+            "end_time": span.end_time,
+            # what is no attribute of a record has not been looked at yet
+            "attributes": self._redactor.document(dict(told)),
+            "resource": names.plain_values(span.resource.attributes),
+        }
+        reason = (
+            f"the audit span lacks {', '.join(lacking)}"
+            if lacking
+            else "an attribute of the audit span has a wrong type or value"
+        )
+        return Refused(derived_uuid7(start, trace_id, span_id), to_json(received), reason)
+
+
+def redacted(attributes: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """Take secrets out of a span's attributes.
+
+    Args:
+        attributes: As the span has them; spelled as in `otel_audit.attributes`.
+        redactor: The rules.
+
+    Returns:
+        A copy. Hashes of bodies are made anew, of the redacted text.
+    """
+    found = {name: _redacted(name, value, redactor) for name, value in attributes.items()}
+    for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
+        digest = f"{body}.sha256"
+        found.pop(digest, None)
+        if isinstance(found.get(body), str):
+            found[digest] = hashlib.sha256(found[body].encode()).hexdigest()
+    return found
+
+
+def _redacted(name: str, value: Any, redactor: Redactor) -> Any:
+    for prefix in _HEADERS:
+        if name.startswith(prefix):
+            header = name.removeprefix(prefix)
+            values = [value] if isinstance(value, str) else value
+            return ", ".join(str(redactor.field(header, one)) for one in values)
+    if not isinstance(value, str):
+        return value
+    if name in _JSON:
+        return redactor.json_bytes(value.encode("utf-8", "replace")).decode()
+    if name in _TEXTS:
+        return redactor.text(value)
+    if name == names.URL_QUERY:
+        return redactor.query(value)
+    return redactor.path(value) if name == names.URL_PATH else value
+
+
+def _tracers_of(provider: TracerProvider) -> list[Any]:
+    """The tracers that were made already: each copied the provider's sampler."""
+    made = getattr(provider, "_tracers", None)
+    if made is None:
+        _logger.warning(
+            "Tracers that were made before auditing began cannot be reached in this version of "
+            "the OpenTelemetry SDK: a flagged span of theirs that is not sampled gives no record"
+        )
+        return []
+    return list(made.values())

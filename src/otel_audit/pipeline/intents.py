@@ -1,0 +1,154 @@
+"""Strict mode: what is about to be done is in the store before it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.complaints import complain
+from otel_audit.errors import StoreError
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.sink import Sink
+from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger(__name__)
+
+_LARGEST_BATCH: Final = 512
+_LAST_GRACE: Final = 5.0
+"""Seconds that the thread has to close its connection."""
+
+
+class _Intent(NamedTuple):
+    record: AuditRecord
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[bool]
+
+
+class Intents:
+    """Writes intents to the store while their requests wait; all that wait share a round trip.
+
+    It has a thread, an event loop and a connection of its own, so that no backlog stands before
+    it. The thread is started when it is first needed. Make a new one in a forked child.
+    """
+
+    def __init__(self, make_sink: Callable[[], Sink], counters: Counters, timeout: float) -> None:
+        """Name the store; nothing is connected yet.
+
+        Args:
+            make_sink: Makes the sink, in the thread that uses it.
+            counters: Where everything is counted.
+            timeout: Seconds that a request waits at the most.
+        """
+        self._make_sink = make_sink
+        self._counters = counters
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._waiting: list[_Intent] = []
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+        self._closing = False
+
+    async def store(self, record: AuditRecord) -> bool:
+        """Wait until the store has an intent.
+
+        Returns:
+            Whether it has it for sure; False after the time limit, and at once where the store
+            does not take it. It may then have it all the same.
+        """
+        loop = asyncio.get_running_loop()
+        intent = _Intent(record, loop, loop.create_future())
+        with self._lock:
+            if self._closing:
+                return False
+            self._waiting.append(intent)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="otel-audit-intents", daemon=True
+                )
+                self._thread.start()
+            self._rouse()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await intent.future
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        """End the thread; whoever waits is told no. Never raises."""
+        with self._lock:
+            self._closing = True
+            self._rouse()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_LAST_GRACE)
+
+    def _rouse(self) -> None:
+        if self._loop is not None and self._wake is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _run(self) -> None:
+        with (
+            suppress_instrumentation(),
+            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+        ):
+            runner.run(self._work())
+
+    async def _work(self) -> None:
+        sink = self._make_sink()
+        wake = asyncio.Event()
+        with self._lock:
+            self._wake, self._loop = wake, asyncio.get_running_loop()
+        try:
+            while not self._closing:
+                batch = self._take()
+                if batch:
+                    await self._write(sink, batch)
+                else:
+                    await wake.wait()
+                    wake.clear()
+        finally:
+            for intent in self._take(everything=True):
+                _answer(intent, stored=False)
+            await sink.close()
+
+    def _take(self, *, everything: bool = False) -> list[_Intent]:
+        with self._lock:
+            size = len(self._waiting) if everything else _LARGEST_BATCH
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        # nobody waits any more for those that are done: their time was up
+        return [intent for intent in batch if not intent.future.done()]
+
+    async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
+        stored = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                written = await sink.write([intent.record for intent in batch])
+            stored = True
+            self._counters.add("exported", written.stored)
+            self._counters.add("quarantined", written.quarantined)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
+            self._counters.add("retries")
+            message = "no answer in time" if isinstance(error, TimeoutError) else ""
+            complain(
+                _logger, "intents", "Requests are refused, as their intents cannot be stored: %s",
+                str(error) if isinstance(error, StoreError) else message or type(error).__name__,
+            )  # fmt: skip
+        for intent in batch:
+            _answer(intent, stored=stored)
+
+
+def _answer(intent: _Intent, *, stored: bool) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop has ended, and so has whoever waited
+        intent.loop.call_soon_threadsafe(_set, intent.future, stored)
+
+
+def _set(future: asyncio.Future[bool], stored: bool) -> None:  # noqa: FBT001 - a callback's argument
+    if not future.done():
+        future.set_result(stored)

@@ -1,0 +1,38 @@
+"""Values so plain that no value rule can find anything in them: most columns hold such ones."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_SHORTEST_FIND = 9
+"""Characters; no value rule matches a text of letters and digits below this."""
+
+_FEW_DIGITS = 10**9
+"""Below this a number is no card, account or social security number."""
+
+_AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")
+_MOMENT = re.compile(
+    r"[12][0-9]{3}-[01][0-9]-[0-3][0-9]"
+    r"(?:T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3}(?:[0-9]{3})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value can be seen at a glance to hold no secret by its content.
+
+    Args:
+        value: Of any type; only JSON's own small ones are ever plain.
+
+    Returns:
+        True for booleans, small integers, short words, amounts, dates and times. False says
+        nothing: such a value has to be looked at.
+    """
+    kind = type(value)
+    if kind is str:
+        if value.isascii() and value.isalnum() and len(value) < _SHORTEST_FIND:
+            return True
+        return _AMOUNT.fullmatch(value) is not None or _MOMENT.fullmatch(value) is not None
+    if kind is int:
+        return bool(-_FEW_DIGITS < value < _FEW_DIGITS)
+    return kind is bool

@@ -1,0 +1,46 @@
+"""What is asked for and not installed is named, with the command that brings it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+for name in {missing!r}:
+    sys.modules[name] = None
+import otel_audit
+from starlette.applications import Starlette
+config = otel_audit.AuditConfig(**{settings!r})
+otel_audit.instrument(Starlette(), config=config, app_engine={engine!r})
+"""
+DSN = "postgresql://nobody@127.0.0.1:1/audit"
+
+
+def run(missing: list[str], settings: dict[str, object], engine: object = None) -> str:
+    program = PROGRAM.format(missing=missing, settings=settings, engine=engine)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    return "fine" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+class TestMissingExtras:
+    @pytest.mark.parametrize(
+        ("missing", "settings", "engine", "extra"),
+        [
+            (["asyncpg"], {"dsn": DSN}, None, "postgres"),
+            (["jose"], {"dsn": DSN, "jwt_key": "k" * 32, "jwt_algorithms": ["HS256"]}, None, "jwt"),
+            (["sqlalchemy"], {"dsn": DSN}, "an engine", "sqlalchemy"),
+            (["cryptography"], {"dsn": DSN, "spool_key": "ab" * 32}, None, "encryption"),
+        ],
+    )
+    def test_the_extra_is_named(self, missing, settings, engine, extra):
+        """An option whose package is missing fails at once, naming the extra that brings it."""
+        assert f"pip install 'otel-audit[{extra}]'" in run(missing, settings, engine)
+
+    def test_what_is_not_asked_for_may_be_missing(self):
+        """Without SQLAlchemy and python-jose HTTP requests are audited all the same."""
+        assert run(["sqlalchemy", "jose"], {"dsn": DSN}) == "fine"

@@ -1,0 +1,358 @@
+"""Sealing: every row once, in order, by one sealer at a time, and never over a changed past."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import uuid
+
+import asyncpg
+import pytest
+from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres.ledger.anchors import FileAnchor, HttpAnchor
+from otel_audit_postgres.ledger.keys import generate, write_key_files
+from otel_audit_postgres.ledger.merkle import Frontier
+from otel_audit_postgres.ledger.notes import read_checkpoint, read_note
+from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
+from otel_audit_postgres.migrations import migrations
+from strategies import a_record
+
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.ids import uuid7
+
+
+async def leaves(connection):
+    rows = await connection.fetch("SELECT ids, hashes FROM audit.ledger_blocks ORDER BY first")
+    return (
+        [uuid.UUID(bytes=row["ids"][at : at + 16]) for row in rows for at in range(0, len(row["ids"]), 16)],
+        [row["hashes"][at : at + 32] for row in rows for at in range(0, len(row["hashes"]), 32)],
+    )  # fmt: skip
+
+
+class TestSeal:
+    async def test_seals_every_row_once(self, log, connection):
+        """Each row is a leaf, the queue is empty, the checkpoint says it with a signature."""
+        written = await log.write(10) + await log.write(5)
+        done = await log.seal()
+        assert (done.rows, done.size, done.faulty) == (15, 15, ())
+        ids, hashes = await leaves(connection)
+        assert sorted(map(str, ids)) == sorted(written)
+        assert await connection.fetchval("SELECT count(*) FROM audit.ledger_queue") == 0
+        note = await connection.fetchval("SELECT note FROM audit.ledger_checkpoints")
+        checkpoint = read_checkpoint(note)
+        assert checkpoint.size == 15
+        assert checkpoint.root == Frontier().extended(hashes).root()
+        assert checkpoint.origin == log.key.name
+        assert read_note(note).signed_by([log.key.public]) == [log.key.public]
+        assert await log.anchor.last() == note
+
+    async def test_does_nothing_where_nothing_waits(self, log, connection):
+        """No rows, no checkpoint."""
+        await log.seal()
+        assert await connection.fetchval("SELECT count(*) FROM audit.ledger_checkpoints") == 0
+        assert await log.anchor.last() is None
+
+    async def test_goes_on_where_another_sealer_ended(self, log, connection):
+        """A new sealer reads the tree and appends to it."""
+        for count in (3, 1, 7):
+            await log.write(count)
+            await log.seal()
+        _, hashes = await leaves(connection)
+        note = await connection.fetchval(
+            "SELECT note FROM audit.ledger_checkpoints ORDER BY size DESC LIMIT 1"
+        )
+        assert read_checkpoint(note).root == Frontier().extended(hashes).root()
+        assert len(hashes) == 11
+
+    async def test_seals_in_blocks_of_the_size_wanted(self, log, connection):
+        """What is more than one batch becomes several blocks."""
+        await log.write(25)
+        await log.seal(batch=10)
+        sizes = await connection.fetch("SELECT size FROM audit.ledger_checkpoints ORDER BY size")
+        assert [row[0] for row in sizes] == [10, 20, 25]
+
+    async def test_seals_a_late_commit(self, log, connection):
+        """A row whose transaction commits after later rows were sealed is sealed then."""
+        await log.write(1)
+        async with connection.transaction():
+            await connection.execute(
+                "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object("
+                "'id', $1::text))).* FROM audit.audit_logs a",
+                uuid7(),
+            )
+            await log.write(3)
+            assert (await log.seal()).size == 4
+        assert (await log.seal()).size == 5
+
+    async def test_takes_no_row_that_comes_twice(self, log):
+        """Delivering again queues nothing."""
+        record, sink = a_record(record_id=uuid7()), PostgresSink(log.dsn)
+        await sink.write([record])
+        await sink.write([record, record])
+        await sink.close()
+        assert (await log.seal()).size == 1
+
+    async def test_works_without_a_key(self, log, connection):
+        """Unsigned checkpoints are notes without signature lines."""
+        await log.write(2)
+        assert (await log.seal(signer=None)).size == 2
+        note = await connection.fetchval("SELECT note FROM audit.ledger_checkpoints")
+        assert read_note(note).signatures == ()
+        assert read_checkpoint(note).origin.startswith("otel-audit/")
+
+    async def test_leaves_the_work_to_one(self, log, connection):
+        """While somebody else seals, nothing is done."""
+        await log.write(1)
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(7301962839480014)")
+            sealer = log.sealer()
+            done = await sealer.seal()
+            assert (done.rows, done.leads) == (0, False)
+        assert (await sealer.seal()).rows == 1
+        await sealer.close()
+
+    @pytest.mark.parametrize(
+        ("tampering", "word"),
+        [
+            ("UPDATE audit.audit_logs SET actor_id = 'nobody'", "changed"),
+            ("UPDATE audit.audit_logs SET recorded_at = recorded_at - interval '1 h'", "changed"),
+            ("DELETE FROM audit.audit_logs", "deleted"),
+        ],
+    )
+    async def test_tells_what_was_changed_before(self, log, administrator, caplog, tampering, word):
+        """A row changed in the seconds before sealing is named, and sealed as it was."""
+        (record_id,) = await log.write(1)
+        await administrator.does(tampering)
+        assert (await log.seal()).faulty == (record_id,)
+        assert f"were {word} before they were sealed; the first is {record_id}" in caplog.text
+        problem = (await log.verify()).first_bad
+        assert problem.record_id == record_id
+
+
+class TestRefusal:
+    async def test_of_a_ledger_whose_tail_was_cut(self, sealed, administrator):
+        """A tree smaller than the anchor's is not signed."""
+        await administrator.does("DELETE FROM audit.ledger_checkpoints WHERE size > 11")
+        await administrator.does("DELETE FROM audit.ledger_blocks WHERE first >= 11")
+        await sealed.write(20)
+        with pytest.raises(LedgerError, match="has seen 23 leaves, the ledger has 11"):
+            await sealed.seal()
+
+    async def test_also_when_nothing_waits(self, sealed, administrator):
+        """The anchor's larger checkpoint is never overwritten by a smaller one."""
+        await administrator.does("DELETE FROM audit.ledger_checkpoints WHERE size > 11")
+        await administrator.does("DELETE FROM audit.ledger_blocks WHERE first >= 11")
+        kept = await sealed.anchor.last()
+        with pytest.raises(LedgerError, match="has seen 23 leaves"):
+            await sealed.seal()
+        assert await sealed.anchor.last() == kept
+
+    async def test_of_another_history(self, sealed, administrator, connection):
+        """A tree as large, but different, is not signed, whoever signed it."""
+        await administrator.does("TRUNCATE audit.ledger_blocks, audit.ledger_checkpoints")
+        await administrator.does(
+            "DELETE FROM audit.audit_logs WHERE id = (SELECT min(id::text)::uuid "
+            "FROM audit.audit_logs)"
+        )
+        await sealed.write(1)
+        await administrator.does(
+            "INSERT INTO audit.ledger_queue (id, tenant_id, content_hash, recorded_at) "
+            "SELECT id, tenant_id, content_hash, recorded_at FROM audit.audit_logs a "
+            "WHERE NOT EXISTS (SELECT FROM audit.ledger_queue q WHERE q.id = a.id)"
+        )
+        await sealed.seal(anchors=[])
+        with pytest.raises(LedgerError, match="not those that the anchor"):
+            await sealed.seal()
+
+    async def test_of_an_anchor_of_another_log(self, log, tmp_path):
+        """Two logs that share an anchor by mistake are told so."""
+        other = FileAnchor(tmp_path / "other", directory=False)
+        await log.write(1)
+        await log.seal()
+        note = (await log.anchor.last()).replace(log.key.name, "elsewhere", 1)
+        await other.publish(note)
+        with pytest.raises(LedgerError, match="another log, elsewhere"):
+            await log.seal(anchors=[other])
+
+    async def test_while_it_lives(self, sealed, administrator):
+        """A running sealer remembers without any anchor what it has sealed."""
+        sealer = sealed.sealer(anchors=[])
+        await sealer.seal()
+        await administrator.does("DELETE FROM audit.ledger_checkpoints WHERE size > 11")
+        await administrator.does("DELETE FROM audit.ledger_blocks WHERE first >= 11")
+        await sealed.write(1)
+        with pytest.raises(LedgerError, match="run `otel-audit verify`"):
+            await sealer.seal()
+        await sealer.close()
+
+    async def test_of_a_store_without_ledger(self, database):
+        """A store of an earlier version is told what to do, by sealer and sink."""
+        connection = await asyncpg.connect(database)
+        await connection.execute(f"CREATE SCHEMA audit; {migrations()[0].sql}")
+        await connection.execute("INSERT INTO audit.schema_version VALUES (1, 'audit_store')")
+        with pytest.raises(StoreError, match="otel-audit init"):
+            await Sealer(database).seal()
+        sink = PostgresSink(database)
+        with pytest.raises(StoreError, match=r"version 1.*`otel-audit init`"):
+            await sink.check()
+        assert (await sink.write([a_record(record_id=uuid7())])).stored == 1
+        await sink.close()
+        await connection.close()
+        assert (await init(database)).applied == ("ledger",)
+        sealer = Sealer(database)
+        assert (await sealer.seal()).size == 1
+        await sealer.close()
+
+    async def test_says_that_nobody_answers(self):
+        """No server: unavailable."""
+        with pytest.raises(StoreUnavailableError):
+            await Sealer("postgresql://postgres@127.0.0.1:1/x").seal()
+
+
+class TestAnchors:
+    async def test_do_not_hold_up_sealing(self, log, tmp_path, caplog):
+        """An anchor that is away is reported, and gets the checkpoint when it is back."""
+        (tmp_path / "blocked").write_text("a file where a directory is wanted")
+        anchor = FileAnchor(tmp_path / "blocked", directory=True)
+        sealer = log.sealer(anchors=[anchor, log.anchor])
+        await log.write(2)
+        assert (await sealer.seal()).size == 2
+        assert sealer.failed_publications >= 1
+        assert "not published" in caplog.text
+        assert read_checkpoint(await log.anchor.last()).size == 2
+        (tmp_path / "blocked").unlink()
+        await sealer.seal()
+        assert read_checkpoint(await anchor.last()).size == 2
+        assert (tmp_path / "blocked" / "checkpoint-000000000000002").is_file()
+        await sealer.close()
+
+    async def test_may_be_an_address(self, log, tmp_path):
+        """A service that keeps what is PUT holds the checkpoint; 503 is a failure like another."""
+        kept = {}
+
+        async def serve(reader, writer):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = next(
+                (int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")), 0,
+            )  # fmt: skip
+            body = await reader.readexactly(length)
+            if kept.get("down"):
+                answer = b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            elif head.startswith("PUT"):
+                kept["note"] = body
+                answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            elif "note" in kept:
+                size = str(len(kept["note"])).encode()
+                answer = (
+                    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " + size + b"\r\n\r\n"
+                )
+                answer += kept["note"]
+            else:
+                answer = b"HTTP/1.1 404 None\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        anchor = HttpAnchor(f"http://127.0.0.1:{port}/note?token=secret")
+        assert "secret" not in anchor.name
+        sealer = log.sealer(anchors=[anchor])
+        await log.write(1)
+        kept["down"] = True
+        assert (await sealer.seal()).size == 1
+        assert sealer.failed_publications == 1
+        kept["down"] = False
+        await sealer.seal()
+        assert read_checkpoint(kept["note"].decode()).size == 1
+        report = await log.verify(anchors=[anchor])
+        assert report.ok
+        await sealer.close()
+        server.close()
+
+
+class TestRun:
+    async def test_seals_until_told_to_stop(self, log):
+        """Rows are sealed within the interval; stopping ends it cleanly."""
+        stop, sealer = asyncio.Event(), log.sealer(batch=10)
+        running = asyncio.create_task(sealer.run(stop, interval=0.05))
+        await log.write(25)
+        async with asyncio.timeout(10):
+            while not (last := await log.anchor.last()) or read_checkpoint(last).size < 25:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        stop.set()
+        await running
+        await sealer.close()
+
+    async def test_waits_for_a_server_that_is_away(self, caplog):
+        """Unavailable is tried again, and said once."""
+        stop = asyncio.Event()
+        running = asyncio.create_task(
+            Sealer("postgresql://postgres@127.0.0.1:1/x").run(stop, interval=0.01)
+        )
+        await asyncio.sleep(0.2)
+        stop.set()
+        await running
+        assert caplog.text.count("Sealing waits") == 1
+
+
+class TestMany:
+    @pytest.mark.slow
+    async def test_writers_and_killed_leaders_leave_no_row_unsealed(self, log, tmp_path):
+        """Sixteen write, sealers are killed at random: every row is sealed, and all verifies."""
+        write_key_files(log.key, tmp_path / "key")
+        program = textwrap.dedent(f"""
+            import asyncio
+            from pathlib import Path
+            from otel_audit_postgres.ledger.anchors import FileAnchor
+            from otel_audit_postgres.ledger.keys import read_key_file
+            from otel_audit_postgres.ledger.sealer import Sealer
+            key = read_key_file(Path({str(tmp_path / "key")!r}), "key")
+            anchor = FileAnchor(Path({str(tmp_path / "anchor")!r}), directory=False)
+            sealer = Sealer({log.dsn!r}, signer=key, anchors=[anchor], batch=50)
+            asyncio.run(sealer.run(asyncio.Event(), interval=0.01))
+        """)
+
+        def start():
+            return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+
+        async def write(number):
+            for _ in range(12):
+                await log.write(10, producer_id=f"writer-{number}")
+
+        dice, sealers = random.Random(7), [start(), start()]
+        writers = asyncio.gather(*(write(number) for number in range(16)))
+        kills = 0
+        while not writers.done() or kills < 4:
+            await asyncio.sleep(dice.uniform(0.3, 0.9))
+            victim = dice.randrange(2)
+            sealers[victim].send_signal(signal.SIGKILL)
+            sealers[victim].communicate()
+            sealers[victim] = start()
+            kills += 1
+        await writers
+        for sealer in sealers:
+            sealer.kill()
+            _, errors = sealer.communicate()
+            assert b"LedgerError" not in errors
+        done = await log.seal()
+        assert done.size == 16 * 12 * 10
+        report = await log.verify()
+        assert report.problems == ()
+        assert (report.rows_checked, report.waiting) == (1920, 0)
+
+    async def test_keys_can_be_changed(self, log):
+        """A new key goes on with the log under its old name; verifying takes both."""
+        await log.write(3)
+        await log.seal()
+        new = generate("audit.example.com/log")
+        await log.write(2)
+        await log.seal(signer=new)
+        report = await log.verify(keys=[log.key.public, new.public])
+        assert report.ok
+        assert report.signed_size == 5
+        assert not (await log.verify()).ok

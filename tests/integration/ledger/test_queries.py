@@ -1,0 +1,178 @@
+"""Questions: the right records, in order, page by page, for people and programs."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+from otel_audit_postgres import PostgresSink, queries
+from otel_audit_postgres.queries import Criteria
+from strategies import a_record
+
+from otel_audit.cli.main import cli
+from otel_audit.errors import ConfigurationError
+from otel_audit.ids import uuid7
+from otel_audit.record import Actor, Change, Request, Target, Tenant
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def trail(audit_store):
+    """Twenty records, a minute apart, each a little different; their ids."""
+    records = []
+    for number in range(20):
+        occurred_at = int((START + timedelta(minutes=number)).timestamp()) * 10**9
+        records.append(
+            a_record(
+                record_id=uuid7(occurred_at),
+                occurred_at=occurred_at,
+                event_name="order.created" if number % 2 else "order.deleted",
+                outcome="failure" if number % 5 == 0 else "success",
+                actor=Actor(id=f"user-{number % 3}\x1b[31m", type="user"),
+                tenant=Tenant(id="acme") if number % 4 else None,
+                target=Target(type="order", id=str(number)),
+                request=Request(id=f"request-{number}"),
+                trace_id=f"{number:032x}",
+                changes=(Change(operation="update", entity="Stock", table="stock", key={"id": 7}),)
+                if number in (3, 9)
+                else (),
+            )
+        )
+    sink = PostgresSink(audit_store)
+    assert (await sink.write(records)).stored == 20
+    await sink.close()
+    return [record.record_id for record in records]
+
+
+@pytest.fixture
+async def store(audit_store):
+    async with queries.opened(audit_store) as connection:
+        yield connection
+
+
+class TestSearch:
+    @pytest.mark.parametrize(
+        ("criteria", "expected"),
+        [
+            (Criteria(), range(20)),
+            (Criteria(since=START + timedelta(minutes=18)), [18, 19]),
+            (Criteria(until=START + timedelta(minutes=2)), [0, 1]),
+            (Criteria(event="order.created", outcome="failure"), [5, 15]),
+            (Criteria(tenant=""), [0, 4, 8, 12, 16]),
+            (Criteria(tenant="acme", outcome="failure"), [5, 10, 15]),
+            (Criteria(target="order:7"), [7]),
+            (Criteria(target="invoice"), []),
+            (Criteria(entity="stock:7"), [3, 9]),
+            (Criteria(request_id="request-11"), [11]),
+            (Criteria(trace_id=f"{12:032x}"), [12]),
+            (Criteria(actor="user-1\x1b[31m"), range(1, 20, 3)),
+            (Criteria(actor="' OR true --"), []),
+        ],
+    )
+    async def test_finds_what_is_asked_for(self, store, trail, criteria, expected):
+        """The newest first, and nothing else."""
+        page = await queries.search(store, criteria)
+        found = [trail.index(str(record.id)) for record in page.records]
+        assert found == sorted(expected, reverse=True)
+        assert page.next is None
+
+    @pytest.mark.parametrize("limit", [1, 7, 19, 20, 21])
+    async def test_goes_on_page_by_page(self, audit_store, store, trail, limit):
+        """Every record once, also while newer ones arrive."""
+        seen, after = [], None
+        while True:
+            page = await queries.search(store, Criteria(), limit=limit, after=after)
+            seen += [str(record.id) for record in page.records]
+            after = page.next
+            if after is None:
+                break
+            sink = PostgresSink(audit_store)
+            await sink.write([a_record(record_id=uuid7())])
+            await sink.close()
+        assert seen == trail[::-1]
+
+    @pytest.mark.parametrize(
+        "unfit", [{"limit": 0}, {"limit": 10_001}, {"after": "x"}, {"after": "x/y"}]
+    )
+    async def test_refuses_what_is_unfit(self, store, unfit):
+        """The option is named."""
+        with pytest.raises(ConfigurationError, match=next(iter(unfit))):
+            await queries.search(store, Criteria(), **unfit)
+
+
+class TestHistory:
+    async def test_tells_what_happened_the_oldest_first(self, store, trail):
+        """By target or by a change."""
+        page = await queries.history(store, "stock:7", limit=1)
+        assert [trail.index(str(record.id)) for record in page.records] == [3]
+        page = await queries.history(store, "stock:7", limit=1, after=page.next)
+        assert [trail.index(str(record.id)) for record in page.records] == [9]
+        assert page.next is None
+
+
+class TestStats:
+    async def test_count_by_day_and_event(self, store, trail):
+        """Each day, the most frequent first."""
+        found = await queries.volume(store, START)
+        assert [(row.day, row.event_name, row.records) for row in found] == [
+            ("2026-11-01", "order.created", 10),
+            ("2026-11-01", "order.deleted", 10),
+        ]
+
+    async def test_measure_tables_and_indexes(self, store, trail):
+        """Every table of the store has a size."""
+        found = {row.name: row for row in await queries.sizes(store)}
+        assert found["audit_logs_2026_11"].table_bytes > 0
+        assert found["audit_logs_2026_11"].index_bytes > 0
+        assert "ledger_blocks" in found
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, audit_store, trail, monkeypatch):
+        monkeypatch.setenv("OTEL_AUDIT_DSN", audit_store)
+
+        def call(*arguments, status=0):
+            result = CliRunner().invoke(cli, arguments)
+            assert result.exit_code == status, result.output
+            return result
+
+        return call
+
+    def test_search_prints_a_table(self, run, trail):
+        """A line each, without letting a value write to the terminal; then where to go on."""
+        output = run("search", "--limit", "3", "--event", "order.created").output
+        assert trail[19] in output
+        assert "\x1b[31m" not in output
+        assert "more: --after" in output
+
+    def test_search_prints_json(self, run, trail):
+        """One object a line."""
+        lines = run("search", "--target", "order:7", "--json").stdout.splitlines()
+        assert [json.loads(line)["id"] for line in lines] == [trail[7]]
+
+    def test_history_prints_the_oldest_first(self, run, trail):
+        """As for search."""
+        lines = run("history", "stock:7", "--json").stdout.splitlines()
+        assert [json.loads(line)["id"] for line in lines] == [trail[3], trail[9]]
+
+    def test_show_prints_the_whole_record(self, run, trail):
+        """The record's text, and its hash beside it."""
+        result = run("show", trail[7])
+        assert json.loads(result.stdout)["record_id"] == trail[7]
+        assert "content hash" in result.stderr
+
+    def test_show_says_what_is_not_there(self, run):
+        """An unknown id and what is no id."""
+        assert "no record" in run("show", uuid7(), status=1).output
+        assert "not a record's id" in run("show", "x", status=1).output
+
+    def test_stats_print_both(self, run):
+        """Volume and sizes, as a table and as JSON."""
+        assert "order.created" in run("stats", "--since", "2026-10-01").output
+        found = json.loads(run("stats", "--since", "2026-10-01", "--json").output)
+        assert len(found["volume"]) == 2
+        assert found["sizes"]

@@ -1,0 +1,130 @@
+"""Bringing intents to the store while their requests wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from strategies import a_record
+
+from otel_audit import complaints
+from otel_audit.errors import StoreUnavailableError
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.intents import Intents
+from otel_audit.pipeline.sink import Refused, Written
+from otel_audit.record import AuditRecord
+
+
+class Shelf:
+    """A sink in memory that takes its time."""
+
+    def __init__(self) -> None:
+        self.stored: list[AuditRecord] = []
+        self.batches: list[int] = []
+        self.takes = 0.02
+        self.failure: Exception | None = None
+        self.closed = 0
+        self.threads: set[str] = set()
+
+    async def check(self) -> None: ...
+
+    async def write(self, records: Sequence[AuditRecord]) -> Written:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(len(records))
+        await asyncio.sleep(self.takes)
+        if self.failure is not None:
+            raise self.failure
+        self.stored += records
+        return Written(stored=len(records))
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None: ...
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    complaints.forget()
+    return Shelf()
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def intents_to(shelf: Shelf, counters: Counters) -> Iterator[Callable[..., Intents]]:
+    made: list[Intents] = []
+
+    def make(timeout: float = 2.0) -> Intents:
+        made.append(Intents(lambda: shelf, counters, timeout))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+    assert shelf.closed == len([one for one in made if one._thread])
+
+
+class TestIntents:
+    async def test_it_is_stored_when_the_wait_is_over(self, intents_to, shelf, counters):
+        """True means that the store had said so before."""
+        record = a_record(phase="intent")
+        assert await intents_to().store(record)
+        assert shelf.stored == [record]
+        assert shelf.threads == {"otel-audit-intents"}
+        assert counters.exported == 1
+
+    async def test_those_who_wait_share_a_round_trip(self, intents_to, shelf):
+        """A hundred requests at once need a few writes, and each has its intent stored."""
+        intents = intents_to()
+        records = [a_record() for _ in range(100)]
+        assert all(await asyncio.gather(*map(intents.store, records)))
+        assert {r.record_id for r in shelf.stored} == {r.record_id for r in records}
+        assert len(shelf.batches) <= 3
+
+    async def test_several_event_loops_may_wait(self, intents_to, shelf):
+        """Applications on loops of their own share one connection."""
+        intents = intents_to()
+        results = await asyncio.gather(
+            *(asyncio.to_thread(lambda: asyncio.run(intents.store(a_record()))) for _ in range(4))
+        )
+        assert results == [True] * 4
+        assert len(shelf.stored) == 4
+
+    async def test_a_store_that_fails_says_no_at_once(self, intents_to, shelf, caplog):
+        """Nobody waits for the time limit where the answer is known."""
+        shelf.failure = StoreUnavailableError("away")
+        began = time.monotonic()
+        assert not await intents_to(timeout=30).store(a_record())
+        assert time.monotonic() - began < 5
+        assert "Requests are refused" in caplog.text
+
+    async def test_a_store_that_hangs_says_no_in_time(self, intents_to, shelf):
+        """After the time limit the answer is no; when the store is back it is yes again."""
+        shelf.takes = 60
+        intents = intents_to(timeout=0.1)
+        began = time.monotonic()
+        answers = await asyncio.gather(*(intents.store(a_record()) for _ in range(5)))
+        assert answers == [False] * 5
+        assert time.monotonic() - began < 2
+        shelf.takes = 0
+        await asyncio.sleep(0.15)
+        assert await intents.store(a_record())
+
+    async def test_after_the_end_the_answer_is_no(self, intents_to, shelf):
+        """What waits at the end is told no, and so is whoever comes later."""
+        shelf.takes = 0.3
+        intents = intents_to()
+        first = asyncio.ensure_future(intents.store(a_record()))
+        await asyncio.sleep(0.05)
+        second = asyncio.ensure_future(intents.store(a_record()))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(intents.close)
+        assert (await first, await second) == (True, False)
+        assert not await intents.store(a_record())

@@ -1,0 +1,139 @@
+"""Delivering what dead processes left."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from pathlib import Path
+
+import pytest
+from strategies import a_record
+
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.recovery import Recovery
+from otel_audit.pipeline.sink import Refused
+from otel_audit.pipeline.spool import Kind, adopt, open_spool
+from otel_audit.pipeline.spool.directory import segments_in
+from otel_audit.record import Actor, AuditRecord, to_json
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "spools"
+
+
+def leave(home: Path, *frames: tuple[Kind, AuditRecord]) -> Path:
+    """Leave a spool as a process does that ends with undelivered records."""
+    spool = open_spool(home, service="shop", fsync="never")
+    for kind, record in frames:
+        spool.append(kind, record.record_id, to_json(record))
+    assert not spool.close()
+    return spool.path
+
+
+class Store:
+    """Takes batches; says no from the given call on."""
+
+    def __init__(self, fails_from: int = 10**9) -> None:
+        self.got: list = []
+        self.calls = 0
+        self._fails_from = fails_from
+
+    async def write(self, batch) -> bool:
+        self.calls += 1
+        if self.calls >= self._fails_from:
+            return False
+        self.got += batch
+        return True
+
+
+def a_recovery(home: Path) -> Recovery:
+    return Recovery(functools.partial(adopt, home, "shop"), Counters())
+
+
+def deliver(recovery: Recovery, store: Store, size: int = 2) -> None:
+    asyncio.run(recovery.deliver(store.write, size))
+
+
+class TestRecovery:
+    def test_every_record_is_delivered_and_the_spool_removed(self, home):
+        """Closed, answered and opened actions of two dead processes are stored, then forgotten."""
+        records = [a_record() for _ in range(5)]
+        paths = [
+            leave(home, *((Kind.CLOSED, record) for record in records[:3])),
+            leave(home, (Kind.ANSWERED, records[3]), (Kind.OPENED, records[4])),
+        ]
+        store = Store()
+        deliver(a_recovery(home), store)
+        assert store.got == records
+        assert not any(path.exists() for path in paths)
+
+    def test_an_end_in_the_middle_leaves_every_spool_for_the_next(self, home):
+        """Where delivery ends first, nothing is removed, and every lock is given back."""
+        for _ in range(3):
+            leave(home, (Kind.CLOSED, a_record()), (Kind.CLOSED, a_record()))
+        deliver(a_recovery(home), Store(fails_from=2), size=1)
+        store = Store()
+        deliver(a_recovery(home), store)
+        assert len(store.got) == 6
+
+    def test_an_error_gives_every_lock_back(self, home):
+        """Whatever goes wrong while one spool is read, another process may adopt all of them."""
+        for _ in range(2):
+            leave(home, (Kind.CLOSED, a_record()))
+
+        async def fail(batch) -> bool:
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            asyncio.run(a_recovery(home).deliver(fail, 10))
+        store = Store()
+        deliver(a_recovery(home), store)
+        assert len(store.got) == 2
+
+    def test_a_record_of_wrong_types_is_kept_aside(self, home):
+        """What cannot be read as a record goes to quarantine with its text, and is not lost."""
+        odd = a_record(actor=Actor(id="u", type="robot"))  # type: ignore[arg-type]
+        leave(home, (Kind.CLOSED, odd), (Kind.CLOSED, a_record()))
+        recovery, store = a_recovery(home), Store()
+        deliver(recovery, store)
+        refused, record = store.got
+        assert isinstance(refused, Refused)
+        assert refused.received == to_json(odd)
+        assert isinstance(record, AuditRecord)
+        assert recovery._counters.dropped == 0
+
+    def test_damage_is_counted_once_and_loudly(self, home, caplog):
+        """Altered frames are lost: counted, told of, and the rest is delivered."""
+        path = leave(home, *((Kind.CLOSED, a_record(event_name=f"no.{n}")) for n in range(3)))
+        (segment,) = segments_in(path)
+        segment.write_bytes(segment.read_bytes().replace(b"no.1", b"no.X"))
+        recovery, store = a_recovery(home), Store()
+        deliver(recovery, store)
+        deliver(recovery, store)
+        assert [record.event_name for record in store.got] == ["no.0", "no.2"]
+        assert recovery._counters.dropped == 1
+        assert caplog.text.count("is damaged") == 1
+
+    def test_what_cannot_be_removed_is_not_delivered_for_ever(self, home, monkeypatch):
+        """A spool that stays, because a file of it cannot be read, is delivered once."""
+        leave(home, (Kind.CLOSED, a_record()))
+        monkeypatch.setattr(
+            "otel_audit.pipeline.spool.adoption.remove_empty",
+            lambda path: (_ for _ in ()).throw(PermissionError(1, "not allowed")),
+        )
+        monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        recovery, store = a_recovery(home), Store()
+        deliver(recovery, store)
+        deliver(recovery, store)
+        assert len(store.got) == 1
+
+    def test_a_living_process_is_left_alone(self, home):
+        """The spool of a process that lives is not touched."""
+        spool = open_spool(home, service="shop")
+        spool.append(Kind.CLOSED, (record := a_record()).record_id, to_json(record))
+        store = Store()
+        deliver(a_recovery(home), store)
+        assert store.got == []
+        assert spool.path.exists()
+        spool.close()

@@ -1,0 +1,116 @@
+"""Waiting for the disk without stopping the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from strategies import a_record
+
+from otel_audit import complaints
+from otel_audit.pipeline import syncing
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.spool import Kind, Spool, open_spool
+from otel_audit.pipeline.syncing import GroupSync
+from otel_audit.record import to_json
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    complaints.forget()
+    opened = open_spool(tmp_path, service="shop", fsync="always")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A disk that takes 50 ms; the times at which it was asked."""
+    asked: list[float] = []
+    real = os.fdatasync
+
+    def fdatasync(file: int) -> None:
+        asked.append(time.monotonic())
+        time.sleep(0.05)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return asked
+
+
+def append(spool: Spool) -> int:
+    record = a_record()
+    return spool.append(Kind.ANSWERED, record.record_id, to_json(record))
+
+
+class TestGroupSync:
+    async def test_whoever_waits_goes_on_when_the_disk_has_it(self, spool, slow_disk):
+        """After the wait everything that was appended before it is synced."""
+        position = append(spool)
+        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert spool.synced >= position
+        assert len(slow_disk) == 1
+
+    async def test_the_event_loop_goes_on(self, spool, slow_disk):
+        """While the disk is busy the loop turns: no turn takes as long as the disk."""
+        group = GroupSync(lambda: spool, Counters())
+        append(spool)
+        waiting = asyncio.ensure_future(group.wait())
+        longest, last = 0.0, time.monotonic()
+        while not waiting.done():
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+        assert longest < 0.045
+
+    async def test_those_who_wait_share_a_sync(self, spool, slow_disk):
+        """A hundred answers at once need a few syncs, not a hundred."""
+        group = GroupSync(lambda: spool, Counters())
+
+        async def answer(number: int) -> bool:
+            await asyncio.sleep(number / 1000)
+            append(spool)
+            return await group.wait()
+
+        assert all(await asyncio.gather(*(answer(number) for number in range(100))))
+        assert len(slow_disk) <= 8
+
+    async def test_what_is_synced_already_waits_for_nothing(self, spool, slow_disk):
+        """Without anything new the disk is not asked."""
+        append(spool)
+        spool.sync()
+        slow_disk.clear()
+        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert not slow_disk
+
+    async def test_a_disk_that_fails_is_told_and_nobody_hangs(self, spool, monkeypatch, caplog):
+        """Where syncing fails, those who wait go on; it is counted and logged."""
+        counters = Counters()
+        append(spool)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
+            assert not await GroupSync(lambda: spool, counters).wait()
+        assert counters.spool_errors == 1
+        assert "before its record was on disk" in caplog.text
+
+    async def test_a_disk_that_hangs_stops_nobody_for_ever(self, spool, slow_disk, monkeypatch):
+        """After the longest wait the answer goes out, counted."""
+        monkeypatch.setattr(syncing, "LONGEST_WAIT", 0.01)
+        counters = Counters()
+        append(spool)
+        assert not await GroupSync(lambda: spool, counters).wait()
+        assert counters.spool_errors == 1
+
+    async def test_whoever_gives_up_harms_nobody(self, spool, slow_disk):
+        """A request that is cancelled while it waits leaves the others waiting for the disk."""
+        group = GroupSync(lambda: spool, Counters())
+        append(spool)
+        given_up = asyncio.ensure_future(group.wait())
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        append(spool)
+        assert await group.wait()

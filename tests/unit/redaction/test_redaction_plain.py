@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel_audit.config import AuditConfig
+from otel_audit.redaction import Redactor
+from otel_audit.redaction.plain import is_plain
+
+WORDS = st.text(string.ascii_letters + string.digits, max_size=8)
+PLAIN = (
+    st.booleans()
+    | st.integers(-(10**9) + 1, 10**9 - 1)
+    | WORDS
+    | st.decimals(-9_999_999, 9_999_999, places=2).map(str)
+    | st.datetimes(timezones=st.none() | st.timezones()).map(lambda when: when.isoformat())
+    | st.dates().map(lambda day: day.isoformat())
+)
+STRICTEST = Redactor.from_config(AuditConfig(redact_emails=True))
+
+
+class TestIsPlain:
+    @settings(max_examples=500)
+    @given(PLAIN)
+    def test_what_is_plain_passes_the_full_look_too(self, value):
+        """The glance never lets pass what the rules would take out."""
+        if is_plain(value):
+            assert STRICTEST.document([value]) == [value]
+
+    @pytest.mark.parametrize("value", ["open", "129.00", "2026-11-21T22:48:24.840063", 17, True])
+    def test_ordinary_values_are_plain(self, value):
+        """What most columns hold is seen at a glance."""
+        assert is_plain(value)
+
+    @pytest.mark.parametrize(
+        "value",
+        ["4111111111111111", 4111111111111111, "hunter2=x", "078-05-1120", "Bearer abc", 1.5, None,
+         "a@b.c", "2026-11-21 4111", "1234567890123", "pwd:x"],
+    )  # fmt: skip
+    def test_everything_else_is_looked_at(self, value):
+        """What might match a rule is not plain."""
+        assert not is_plain(value)
+
+
+class TestField:
+    @pytest.mark.parametrize("value", ["open", 17, "129.00"])
+    def test_a_sensitive_name_redacts_plain_values_too(self, value):
+        """The glance is about the value; the name is judged as ever."""
+        assert STRICTEST.field("password", value) == "[REDACTED]"
+        assert STRICTEST.field("status", value) == value
+
+    def test_a_path_rule_redacts_plain_values_too(self):
+        """Path rules are not passed by."""
+        redactor = Redactor.from_config(AuditConfig(redact_paths=["status"]))
+        assert redactor.field("status", "open") == "[REDACTED]"

@@ -1,0 +1,70 @@
+"""Every example in the documentation is run, and every setting and name in it exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import settings_table
+from docs_runner import parts_of, run_page
+
+import otel_audit
+from otel_audit import AuditConfig
+
+ROOT = Path(__file__).parents[2]
+RUN = ("capture", "recording-by-hand", "policy", "redaction", "actors-and-tenants", "configuration")
+PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
+
+
+def names_of(pages: list[Path]) -> list[str]:
+    return [page.stem for page in pages]
+
+
+class TestExamples:
+    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    def test_each_one_does_what_the_page_says(self, page, tmp_path):
+        """Blocks are executed, files written, commands typed, outputs compared."""
+        assert run_page(page, tmp_path) > 0
+
+    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    def test_none_is_only_for_show(self, page):
+        """A block of a language that can be run, is."""
+        shown = {"python", "console", "check"}
+        assert [
+            part.line for part in parts_of(page) if part.name is None and part.language not in shown
+        ] == []
+
+
+class TestNames:
+    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    def test_every_setting_exists(self, page):
+        """No page names a setting that is not there."""
+        known = {f"OTEL_AUDIT_{name.upper()}" for name in AuditConfig.model_fields}
+        named = set(re.findall(r"OTEL_AUDIT_[A-Z_]+", page.read_text()))
+        # the second is there to show what becomes of a mistake
+        others = {"OTEL_AUDIT_CONFIG_FILE", "OTEL_AUDIT_BODYLIMIT"}
+        assert named - known - others == set()
+
+    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    def test_every_function_exists(self, page):
+        """What a page calls in the package is public."""
+        named = set(re.findall(r"otel_audit\.(\w+)\(", page.read_text()))
+        assert named - set(otel_audit.__all__) == set()
+
+    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    def test_every_link_leads_somewhere(self, page):
+        """Pages that are linked to are there."""
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+class TestConfiguration:
+    def test_the_table_is_that_of_the_code(self):
+        """To write it anew: python tests/settings_table.py."""
+        page = settings_table.PAGE.read_text()
+        assert page == settings_table.with_table(page), "run: python tests/settings_table.py"
+
+    def test_every_setting_is_described(self):
+        """No line of the table is empty."""
+        assert [n for n, f in AuditConfig.model_fields.items() if not f.description] == []
