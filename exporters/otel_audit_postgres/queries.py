@@ -306,6 +306,6 @@ def _key(text: str | None) -> str | None:
 def _place(after: str) -> list[Any]:
     record_id, separator, tenant_id = after.partition("/")
     try:
-        return [uuid.UUID(record_id if separator else "")] + [tenant_id]
+        return [uuid.UUID(record_id if separator else ""), tenant_id]
     except ValueError:
         raise ConfigurationError("after: not a place that a page before gave") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,6 +44,14 @@ SELECT EXISTS (
     WHERE member = $1::text::regrole AND roleid = $2::text::regrole
       AND (grantor = member OR current_setting('server_version_num')::int < 160000))
 """
+_MAY_READ: Final = (
+    "INSERT INTO audit.reader_tenants (role_name, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+)
+_ENTERED: Final = (
+    "INSERT INTO audit.reader_tenants (role_name) SELECT {role} "
+    "WHERE NOT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = {role});"
+)
+_IS_ENTERED: Final = "SELECT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = $1)"
 _NOTE: Final = "INSERT INTO audit.schema_version (version, name) VALUES ({version}, '{name}')"
 
 
@@ -64,13 +72,14 @@ class InitReport:
     lines: tuple[str, ...]
 
 
-async def init(
+async def init(  # noqa: PLR0913 - one for each role
     dsn_or_engine: Any,
     *,
     roles: bool = False,
     writer: str | None = None,
     reader: str | None = None,
     sealer: str | None = None,
+    tenants: Sequence[str] = (),
 ) -> InitReport:
     """Create the audit schema, or bring it up to date; nothing is done twice.
 
@@ -85,6 +94,8 @@ async def init(
         writer: An existing login role that is to write; with ``roles``.
         reader: An existing login role that is to read; with ``roles``.
         sealer: An existing login role that is to seal; with ``roles``.
+        tenants: The only tenants that ``reader`` is to see. None: what it was entered for before,
+            or all if it was not.
 
     Returns:
         What was found and done.
@@ -99,9 +110,11 @@ async def init(
     members = _members(writer, reader, sealer)
     if members and not roles:
         raise ConfigurationError("init: writer=, reader= and sealer= need roles=True (--roles)")
+    if tenants and not reader:
+        raise ConfigurationError("init: tenants= needs reader= (--tenant, --reader)")
     with suppress_instrumentation(), _explained():
         async with _connection(dsn_or_engine) as connection, connection.transaction():
-            return await _init(connection, roles=roles, members=members)
+            return await _init(connection, roles=roles, members=members, tenants=tenants)
 
 
 def schema_sql(
@@ -142,11 +155,17 @@ def schema_sql(
     if roles:
         parts += [ownership_sql(), grants_sql()]
         parts += [f"GRANT {group} TO {_quoted(login)};" for group, login in members]
+    if reader:
+        parts.append(_ENTERED.format(role="'" + reader.replace("'", "''") + "'"))
     return "\n".join([*parts, "COMMIT;", ""])
 
 
 async def _init(
-    connection: Connection[Any], *, roles: bool, members: list[tuple[str, str]]
+    connection: Connection[Any],
+    *,
+    roles: bool,
+    members: list[tuple[str, str]],
+    tenants: Sequence[str],
 ) -> InitReport:
     lines: list[str] = []
     await connection.execute(_PATIENCE)
@@ -175,7 +194,7 @@ async def _init(
     if others:
         await connection.execute(f"SET LOCAL ROLE {_quoted(state['me'])}")
     if roles:
-        await _hand_over(connection, members, lines)
+        await _hand_over(connection, members, tenants, lines)
     for role in borrowed:
         await connection.execute(f"REVOKE {_quoted(role)} FROM {_quoted(state['me'])}")
     return InitReport(latest_version(), tuple(step.name for step in pending), made, tuple(lines))
@@ -232,7 +251,10 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
 
 
 async def _hand_over(
-    connection: Connection[Any], members: list[tuple[str, str]], lines: list[str]
+    connection: Connection[Any],
+    members: list[tuple[str, str]],
+    tenants: Sequence[str],
+    lines: list[str],
 ) -> None:
     await connection.execute(ownership_sql())
     await connection.execute(grants_sql())
@@ -248,7 +270,18 @@ async def _hand_over(
                 f"CREATE ROLE {_quoted(login)} LOGIN PASSWORD …"
             )
         await connection.execute(f"GRANT {group} TO {_quoted(login)}")
+        if group == READER:
+            await _enter(connection, login, tenants)
         lines.append(f"role {login}: member of {group}")
+
+
+async def _enter(connection: Connection[Any], reader: str, tenants: Sequence[str]) -> None:
+    """Say whose records a reader sees; what was said before is not widened in passing."""
+    if tenants:
+        await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", reader)
+        await connection.executemany(_MAY_READ, [(reader, tenant) for tenant in tenants])
+    elif not await connection.fetchval(_IS_ENTERED, reader):
+        await connection.execute(_MAY_READ, reader, None)
 
 
 def _pending(version: int) -> tuple[Migration, ...]:

@@ -235,7 +235,11 @@ def _begin(
         return None
     runtime = Runtime(settings)
     if settings.required:
-        runtime.check_store()
+        try:
+            runtime.check_store()
+        except BaseException:
+            runtime.close()
+            raise
     return _start(runtime, app_engine)
 
 

@@ -128,6 +128,7 @@ class Runtime:
             opened=self._begins,
             on_error=self._count_error,
             required=config.required,
+            intended=self._observer.intended if config.delivery == "strict" else None,
         )
 
     def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
@@ -256,10 +257,14 @@ class Runtime:
 
     def _begins(self) -> None:
         # the application may set its tracing up, or anew, whenever it likes
-        if self._spans is not None:
-            self._spans.attach()
-        if self._sending is not None:
-            self._sending.attach()
+        try:
+            if self._spans is not None:
+                self._spans.attach()
+            if self._sending is not None:
+                self._sending.attach()
+        except Exception as error:  # noqa: BLE001 - the action is audited all the same
+            self._count_error()
+            complain(_logger, "attach", "Actor and tenant are not passed on", error=error)
 
     def _settle_changes(self) -> None:
         self.settle_changes()

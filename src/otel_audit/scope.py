@@ -65,6 +65,7 @@ class AuditScope:
         late: Takes what a transaction leaves after the scope has closed.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
+        outer: The action that it was nested in, which knows what this one does not.
     """
 
     record_id: str = ""
@@ -92,6 +93,7 @@ class AuditScope:
     late: LateChanges | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
+    outer: AuditScope | None = None
 
     def __post_init__(self) -> None:
         self.occurred_at = self.occurred_at or time.time_ns()
@@ -146,9 +148,20 @@ class AuditScope:
 
     def known_origin(self) -> Origin:
         """Say who does it, for whom and from where, as far as that is known now."""
-        if self.origin is not None:
-            return self.origin()
-        return Origin(self.actor, self.tenant, self.source)
+        found = Origin()
+        scope: AuditScope | None = self
+        # a loop: actions may be nested as deep as the application's own functions
+        while scope is not None:
+            own = Origin(scope.actor, scope.tenant, scope.source)
+            here = own if scope.origin is None else scope.origin()
+            found = Origin(
+                actor=found.actor or here.actor,
+                tenant=found.tenant or here.tenant,
+                source=found.source or here.source,
+                request_id=found.request_id or here.request_id,
+            )
+            scope = scope.outer
+        return found
 
     @property
     def transaction(self) -> TransactionOutcome:

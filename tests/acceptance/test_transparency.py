@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import itertools
 import shutil
 import socket
 import time
@@ -197,7 +196,7 @@ class TestBytes:
 class TestTime:
     @pytest.mark.parametrize("path", ["/stream", "/sse"])
     def test_chunks_arrive_when_they_are_made(self, pair, path):
-        """Each line comes a pause after the one before it: nothing waits for the end."""
+        """The first line is there long before the last one: nothing waits for the end."""
 
         def arrivals(server: Server) -> list[float]:
             times, seen = [], 0
@@ -208,9 +207,9 @@ class TestTime:
             return times
 
         for times in pair.both(arrivals):
-            gaps = [after - before for before, after in itertools.pairwise(times)]
             assert len(times) >= 3
-            assert all(gap > PAUSE * 0.4 for gap in gaps), times
+            # a busy machine may let two of them arrive together, but not all
+            assert times[-1] - times[0] > PAUSE * (len(times) - 1) * 0.5, times
 
 
 class TestEvents:

@@ -126,6 +126,34 @@ class TestZeroCode:
         assert flagged["trace_id"] == request["trace_id"]
         assert {flagged["sequence_number"], request["sequence_number"]} == {1, 2}
 
+    @pytest.mark.parametrize(
+        "tracing",
+        [
+            {
+                "OTEL_TRACES_SAMPLER": "traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "0.01",
+                "OTEL_ATTRIBUTE_COUNT_LIMIT": "2",
+                "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "4",
+                "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS": "orders",
+            },
+            {"OTEL_SDK_DISABLED": "true"},
+        ],
+        ids=["limits", "disabled"],
+    )
+    async def test_no_setting_of_tracing_takes_anything_away(self, directory, audit_store, tracing):
+        """Sampling, limits, excluded URLs, a disabled SDK: each record is there, and whole."""
+        with uvicorn(directory, {"OTEL_AUDIT_DSN": audit_store, **tracing}) as server:
+            server.wait_until_up()
+            for number in range(5):
+                order = {"item": "tea" * 50, "number": number}
+                httpx.post(f"{server.url}/orders", json=order, headers={"User-Agent": "till/7"})
+            server.stop()
+        rows = await rows_of(audit_store)
+        assert len(rows) == 5
+        for row in rows:
+            assert "tea" * 50 in row["payload"]
+            assert (row["user_agent"], row["http_route"]) == ("till/7", "/orders")
+
     async def test_without_settings_nothing_is_audited_and_it_says_so(self, directory):
         """Installed but not configured: the application runs as ever, and a line says so."""
         with uvicorn(directory, {}) as server:

@@ -81,7 +81,9 @@ def traced(app: FastAPI) -> FastAPI:
 @pytest.fixture
 async def variants(audit_store: str) -> Any:
     audited = traced(an_app())
-    otel_audit.instrument(audited, config=AuditConfig(dsn=audit_store, sensitive_paths=("/orders",)))
+    otel_audit.instrument(
+        audited, config=AuditConfig(dsn=audit_store, sensitive_paths=("/orders",))
+    )
     yield {"plain": asker(an_app()), "traced": asker(traced(an_app())), "audited": asker(audited)}
     await asyncio.to_thread(otel_audit.uninstrument)
 

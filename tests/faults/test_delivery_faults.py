@@ -106,6 +106,8 @@ def settings_for(dsn: str, **more: str) -> dict[str, str]:
     return {
         "OTEL_AUDIT_DSN": dsn,
         "OTEL_AUDIT_STREAM_RECORDS": "true",
+        # what is not audited at all must not look like a loss
+        "OTEL_AUDIT_REQUIRED": "true",
         "OTEL_SERVICE_NAME": "shop",
         **{f"OTEL_AUDIT_{name}": value for name, value in more.items()},
     }
@@ -291,7 +293,9 @@ class TestTheStore:
         hole = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
         port = hole.sockets[0].getsockname()[1]
         nowhere = f"postgresql://nobody:x@127.0.0.1:{port}/audit"
-        with serving(directory, settings_for(nowhere, SHUTDOWN_TIMEOUT="0.2")) as server:
+        with serving(
+            directory, settings_for(nowhere, SHUTDOWN_TIMEOUT="0.2", REQUIRED="false")
+        ) as server:
             async with Load(server.url).running() as load:
                 await load.until_answered(300)
             await asyncio.to_thread(server.stop)
@@ -300,6 +304,7 @@ class TestTheStore:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+        await hole.wait_closed()
         assert load.slowest < 5
         with serving(directory, settings_for(audit_store)) as server:
             found = await stored(audit_store, load.answered, within=30)

@@ -64,6 +64,24 @@ async def store(audit_store: str) -> AsyncIterator[Callable[..., Any]]:
     await connection.close()
 
 
+@contextlib.asynccontextmanager
+async def black_hole() -> AsyncIterator[str]:
+    """A server that accepts connections and never answers; its DSN."""
+    accepted: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"postgresql://nobody:x@127.0.0.1:{port}/audit"
+        await asyncio.to_thread(otel_audit.uninstrument)
+    finally:
+        server.close()
+        for writer in accepted:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        await server.wait_closed()
+
+
 class TestStrict:
     async def test_the_intent_is_stored_before_the_handler_runs(self, audit_store, store):
         """While the handler works, the database already has the intent; then comes the outcome."""
@@ -113,28 +131,13 @@ class TestStrict:
 
     async def test_a_store_that_never_answers_is_waited_for_no_longer_than_said(self, store):
         """A socket that accepts and says nothing: the refusal comes after the time limit."""
-        accepted: list[asyncio.StreamWriter] = []
-        server = await asyncio.start_server(
-            lambda _, writer: accepted.append(writer), "127.0.0.1", 0
-        )
-        port = server.sockets[0].getsockname()[1]
-        shop = Shop(
-            dsn=f"postgresql://nobody:x@127.0.0.1:{port}/audit",
-            delivery="strict",
-            strict_timeout=0.3,
-            shutdown_timeout=0.1,
-        )
-        began = time.monotonic()
-        answers = await asyncio.gather(*(shop.ask("POST", f"/orders/{n}") for n in range(10)))
-        assert {answer.status_code for answer in answers} == {503}
-        assert 0.25 < time.monotonic() - began < 3
-        assert shop.done == []
-        await asyncio.to_thread(otel_audit.uninstrument)
-        server.close()
-        for writer in accepted:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        async with black_hole() as dsn:
+            shop = Shop(dsn=dsn, delivery="strict", strict_timeout=0.3, shutdown_timeout=0.1)
+            began = time.monotonic()
+            answers = await asyncio.gather(*(shop.ask("POST", f"/orders/{n}") for n in range(10)))
+            assert {answer.status_code for answer in answers} == {503}
+            assert 0.25 < time.monotonic() - began < 3
+            assert shop.done == []
 
     async def test_what_was_refused_is_recorded_when_the_store_is_back(
         self, audit_store, postgres, store
@@ -220,3 +223,25 @@ class TestWaitingForTheDisk:
             await shop.ask("POST", f"/orders/{number}")
             took.append(time.monotonic() - started)
         assert min(took) < 0.05
+
+
+class TestTheEventLoop:
+    async def test_an_outage_does_not_hold_it_up(self, store):
+        """While the store swallows everything, no turn of the application's loop takes long."""
+        longest, last = 0.0, time.monotonic()
+
+        async def watch() -> None:
+            nonlocal longest, last
+            while True:
+                await asyncio.sleep(0.001)
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+
+        async with black_hole() as dsn:
+            shop = Shop(dsn=dsn, connect_timeout=3, shutdown_timeout=0.1)
+            watching = asyncio.create_task(watch())
+            for number in range(100):
+                assert (await shop.ask("POST", f"/orders/{number}")).status_code == 201
+            watching.cancel()
+        # a blocking connect would take its whole time limit
+        assert longest < 1

@@ -188,6 +188,20 @@ class TestSending:
             propagate.inject(carrier, context=forged)
         assert entries(carrier) == {"kept": "yes"}
 
+    def test_a_broken_propagator_costs_no_record(self, propagator):
+        """What fails while the ids are passed on is counted; the action is recorded."""
+
+        class Broken(TraceContextTextMapPropagator):
+            @property
+            def fields(self) -> set[str]:
+                raise RuntimeError
+
+        propagate.set_global_textmap(Broken())
+        with recorded(config=settings(baggage_send=True)) as records:
+            otel_audit.emit("a.done", actor="x")
+            assert otel_audit.health()["capture_errors"] == 1
+        assert records.one("a.done").actor.id == "x"
+
     def test_the_propagator_is_given_back(self, propagator):
         """After the end everything is as it was."""
         before = propagate.get_global_textmap()

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import otel_audit
-from otel_audit import AuditConfig
+from otel_audit import AuditConfig, complaints
 
 
 class Base(DeclarativeBase):
@@ -233,6 +233,89 @@ class TestInsideARequest:
         assert (await answer(app, "POST", "/handled")).json() == "handled"
         inner, outer = await rows()
         assert (inner["outcome"], outer["outcome"]) == ("failure", "success")
+
+
+class TestStrict:
+    """With strict delivery no block begins before the store has its intent."""
+
+    @pytest.fixture
+    async def strict(self, audit_store: str) -> AsyncIterator[Rows]:
+        connection = await asyncpg.connect(audit_store)
+        await asyncio.to_thread(
+            otel_audit.instrument,
+            config=AuditConfig(
+                dsn=audit_store, batch_interval=60, delivery="strict", strict_timeout=20
+            ),
+        )
+
+        async def read() -> list[asyncpg.Record]:
+            return await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY id")
+
+        yield read
+        await asyncio.to_thread(otel_audit.uninstrument)
+        await connection.close()
+
+    @pytest.fixture
+    async def away(self, tmp_path: Any) -> AsyncIterator[None]:
+        """A store that cannot be reached."""
+        dsn = f"postgresql://nobody@/audit?host={tmp_path}"
+        config = AuditConfig(dsn=dsn, delivery="strict", strict_timeout=1, shutdown_timeout=0)
+        otel_audit.instrument(config=config)
+        yield
+        await asyncio.to_thread(otel_audit.uninstrument)
+
+    async def test_the_store_has_the_intent_when_the_block_runs(self, strict):
+        """In a coroutine, and in a thread with a plain `with`; an inner action needs none."""
+        async with otel_audit.audit("a.done", actor="x") as action:
+            (intent,) = await strict()
+            async with otel_audit.audit("inner.done"):
+                assert len(await strict()) == 1
+        assert (intent["phase"], intent["outcome"], intent["actor_id"]) == (
+            "intent",
+            "unknown",
+            "x",
+        )
+        assert str(intent["action_id"]) == action.action_id
+        seen: list[int] = []
+
+        def work(loop: asyncio.AbstractEventLoop) -> None:
+            with otel_audit.audit("b.done"):
+                look = asyncio.run_coroutine_threadsafe(strict(), loop)
+                seen.append(len([row for row in look.result(10) if row["phase"] == "intent"]))
+
+        await asyncio.to_thread(work, asyncio.get_running_loop())
+        assert seen == [2]
+        assert await asyncio.to_thread(otel_audit.flush, 10)
+        assert len(await strict()) == 5
+
+    async def test_without_the_store_no_block_begins(self, away):
+        """Neither in a coroutine nor in a thread nor as a function: an error says why."""
+        ran = []
+
+        @otel_audit.audit("c.done")
+        async def work() -> None:
+            ran.append("function")
+
+        def block() -> None:
+            with otel_audit.audit("b.done"):
+                ran.append("thread")
+
+        with pytest.raises(otel_audit.StoreUnavailableError, match="not begun"):
+            async with otel_audit.audit("a.done"):
+                ran.append("coroutine")
+        with pytest.raises(otel_audit.StoreUnavailableError, match="not begun"):
+            await asyncio.to_thread(block)
+        with pytest.raises(otel_audit.StoreUnavailableError, match="not begun"):
+            await work()
+        assert ran == []
+        assert otel_audit.health()["refused"] == 3
+
+    async def test_a_plain_with_in_a_coroutine_holds_nobody_up(self, away, caplog):
+        """It cannot wait there, so it goes on without an intent and says what to use instead."""
+        complaints.forget()
+        with otel_audit.audit("a.done"):
+            pass
+        assert "use `async with otel_audit.audit" in caplog.text
 
 
 class TestTracing:

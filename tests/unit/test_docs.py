@@ -22,6 +22,7 @@ def names_of(pages: list[Path]) -> list[str]:
 
 
 class TestExamples:
+    @pytest.mark.slow
     @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
     def test_each_one_does_what_the_page_says(self, page, tmp_path):
         """Blocks are executed, files written, commands typed, outputs compared."""

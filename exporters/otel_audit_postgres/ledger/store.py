@@ -32,6 +32,13 @@ SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'audit' AND c.relname = 'ledger_checkpoints')
 """
+# a role whose view is limited to some tenants; roles exist where row security is active
+_SEES_ALL: Final = """
+SELECT CASE WHEN row_security_active('audit.audit_logs')
+       THEN pg_has_role('otel_audit_sealer', 'MEMBER')
+            OR EXISTS (SELECT FROM audit.reader_tenants WHERE tenant_id IS NULL)
+       ELSE true END
+"""
 _QUEUED: Final = (
     f"SELECT position, id, tenant_id, content_hash, {_MICROSECONDS.format('')} "  # noqa: S608
     "FROM audit.ledger_queue WHERE position > $2 ORDER BY position LIMIT $1"
@@ -129,6 +136,19 @@ async def refuse_without_ledger(connection: Connection[Any]) -> None:
     """
     if not await connection.fetchval(_INSTALLED):
         raise StoreError("this audit store has no ledger: run `otel-audit init`")
+
+
+async def refuse_partial_view(connection: Connection[Any]) -> None:
+    """Raise if row-level security hides rows from this role: they would seem to be deleted.
+
+    Raises:
+        StoreError: It does; the message names the remedy.
+    """
+    if not await connection.fetchval(_SEES_ALL):
+        raise StoreError(
+            "this role sees some tenants only, and so cannot tell what is missing: verify as one "
+            "that sees all (`otel-audit init --roles --reader ROLE`)"
+        )
 
 
 async def try_to_lead(connection: Connection[Any]) -> bool:

@@ -49,7 +49,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
-        StoreError: The store has no ledger, or the role lacks a right.
+        StoreError: The store has no ledger, or the role lacks a right or sees some tenants only.
     """
     begun = time.monotonic()
     findings = Findings()
@@ -59,6 +59,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         store.opened(dsn, "verify the audit store") as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
+        await store.refuse_partial_view(connection)
         for problem in await catalog.unguarded(connection) + await catalog.strangers(connection):
             findings.add(Kind.GUARD_REMOVED, problem)
         origin = await store.origin(connection)

@@ -71,3 +71,22 @@ ALTER TABLE audit.audit_logs ENABLE ALWAYS TRIGGER queue_for_sealing;
 -- What an earlier version stored is sealed from here on.
 INSERT INTO audit.ledger_queue (id, tenant_id, content_hash, recorded_at)
 SELECT id, tenant_id, content_hash, recorded_at FROM audit.audit_logs ORDER BY recorded_at, id;
+
+-- Who reads which tenants, where there are roles (the policies come with the grants).
+CREATE TABLE audit.reader_tenants (
+    role_name  name NOT NULL,
+    tenant_id  text,
+    UNIQUE NULLS NOT DISTINCT (role_name, tenant_id)
+);
+COMMENT ON TABLE audit.reader_tenants IS
+    'The tenants whose records a reading role sees; tenant_id NULL is all of them.';
+
+-- Who could read before goes on reading everything.
+INSERT INTO audit.reader_tenants (role_name)
+SELECT member.rolname
+FROM pg_catalog.pg_roles reader
+JOIN pg_catalog.pg_auth_members m ON m.roleid = reader.oid
+JOIN pg_catalog.pg_roles member ON member.oid = m.member
+WHERE reader.rolname = 'otel_audit_reader'
+  AND has_table_privilege(reader.oid, 'audit.audit_logs', 'SELECT')
+ON CONFLICT DO NOTHING;

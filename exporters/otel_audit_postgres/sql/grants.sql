@@ -22,3 +22,27 @@ GRANT DELETE ON audit.ledger_queue TO otel_audit_sealer;
 -- Who reads may verify: the ledger holds ids and hashes, no content.
 GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,
     audit.ledger_checkpoints TO otel_audit_reader;
+
+-- A reader sees the tenants that it is entered for, and who has no entry sees none.
+ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.audit_logs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.ledger_queue ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS own ON audit.reader_tenants;
+DROP POLICY IF EXISTS appending ON audit.audit_logs;
+DROP POLICY IF EXISTS receipts ON audit.audit_logs;
+DROP POLICY IF EXISTS reading ON audit.audit_logs;
+DROP POLICY IF EXISTS reading ON audit.ledger_queue;
+DROP POLICY IF EXISTS sealing ON audit.ledger_queue;
+
+GRANT SELECT ON audit.reader_tenants TO otel_audit_reader;
+CREATE POLICY own ON audit.reader_tenants FOR SELECT TO otel_audit_reader USING (
+    role_name IN (SELECT rolname FROM pg_catalog.pg_roles WHERE pg_has_role(oid, 'MEMBER')));
+CREATE POLICY appending ON audit.audit_logs FOR INSERT TO otel_audit_writer WITH CHECK (true);
+CREATE POLICY receipts ON audit.audit_logs FOR SELECT TO otel_audit_writer, otel_audit_sealer
+    USING (true);
+CREATE POLICY reading ON audit.audit_logs FOR SELECT TO otel_audit_reader USING (
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+    OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t));
+CREATE POLICY reading ON audit.ledger_queue FOR SELECT TO otel_audit_reader USING (
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL));
+CREATE POLICY sealing ON audit.ledger_queue TO otel_audit_sealer USING (true);

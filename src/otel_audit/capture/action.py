@@ -14,6 +14,7 @@ from opentelemetry import trace
 
 from otel_audit import scope as scopes
 from otel_audit.capture.failures import describe_error
+from otel_audit.capture.intending import Intended, as_intent, is_stored, is_stored_blocking
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.capture.told import (
@@ -46,6 +47,8 @@ from otel_audit.scope import AuditScope, Origin
 
 _logger = logging.getLogger("otel_audit.capture")
 
+_REFUSED = "The action cannot be recorded in the audit trail now, so it was not begun"
+
 _CUT_OFF = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 """What ends a block from outside: how far it had come nobody knows."""
 
@@ -67,12 +70,13 @@ class Action:
         self._token: Token[AuditScope | None] | None = None
         self._failure: ErrorInfo | None = None
         self._unnumbered: tuple[Target | None, object] = (None, None)
-        self._outer = scopes.current_scope()
+        outer = scopes.current_scope()
         span = trace.get_current_span()
         self._scope = AuditScope(
-            parent_action_id=None if self._outer is None else self._outer.action_id,
+            parent_action_id=None if outer is None else outer.action_id,
             server_span=span if span.get_span_context().is_valid else None,
             origin=self._origin,
+            outer=outer,
         )
         if recording is not None:
             self._guarded(lambda: self._read(recording))
@@ -114,16 +118,23 @@ class Action:
         """Make the action the current one, and write down that it has begun.
 
         Raises:
-            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set.
+            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set;
+                or delivery is strict, and the store does not take its intent.
         """
-        recording = self._recording
-        if recording is None:
+        if self._recording is None:
             return
-        begun = self._guarded(lambda: self._open(recording))
-        if begun is False and recording.required:
-            raise StoreUnavailableError(
-                "The action cannot be recorded in the audit trail now, so it was not begun"
-            )
+        intended, intent = self._open_or_refuse(self._recording)
+        if intended is not None and intent is not None:
+            self._admit(stored=is_stored_blocking(intended, intent, self._scope.server_span))
+        self._token = scopes.enter(self._scope)
+
+    async def begin_async(self) -> None:
+        """As `begin`, but it waits for an intent without holding up the event loop."""
+        if self._recording is None:
+            return
+        intended, intent = self._open_or_refuse(self._recording)
+        if intended is not None and intent is not None:
+            self._admit(stored=await is_stored(intended, intent, self._scope.server_span))
         self._token = scopes.enter(self._scope)
 
     def end(self, error: BaseException | None) -> None:
@@ -154,15 +165,15 @@ class Action:
 
     def _read(self, recording: Recording) -> None:
         told, scope, redactor = self._told, self._scope, recording.redactor
-        recording.opened()
         scope.event_name = event_told(told.event, redactor)
         scope.action = action_told(told.action) or action_of_event(scope.event_name)
         scope.actor = actor_told(told.actor)
         scope.tenant = tenant_told(told.tenant)
         self._aim(recording, told.target)
         scope.metadata = metadata_told(told.metadata)
-        if self._outer is not None:
-            self._outer.note_nested()
+        if scope.outer is not None:
+            scope.outer.note_nested()
+        recording.opened()
 
     def _aim(self, recording: Recording, target: object) -> None:
         found = target_told(target, recording.redactor)
@@ -170,9 +181,23 @@ class Action:
         if found is not None and found.id is None:
             self._unnumbered = (found, target)
 
-    def _open(self, recording: Recording) -> bool:
+    def _open_or_refuse(self, recording: Recording) -> tuple[Intended | None, AuditRecord | None]:
+        """Write down that it begins; return who takes an intent, and the intent, if one is due."""
+        begun, intent = self._guarded(lambda: self._open(recording)) or (True, None)
+        if not begun and recording.required:
+            raise StoreUnavailableError(_REFUSED)
+        # an action inside of another one is covered by what is known of that
+        return recording.intended, intent if self._scope.outer is None else None
+
+    def _open(self, recording: Recording) -> tuple[bool, AuditRecord]:
         record = self._record(recording, phase="started", outcome="unknown")
-        return recording.recorder.opened(record, self._scope.server_span)
+        return recording.recorder.opened(record, self._scope.server_span), as_intent(record)
+
+    def _admit(self, *, stored: bool) -> None:
+        if not stored:
+            refusal = StoreUnavailableError(_REFUSED)
+            self.end(refusal)
+            raise refusal
 
     def _close(self, recording: Recording, outcome: Outcome) -> None:
         scope = self._scope
@@ -195,24 +220,15 @@ class Action:
             return
 
     def _origin(self) -> Origin:
-        scope = self._scope
-        around = self._around() if self._outer is None else self._outer.known_origin()
-        return Origin(
-            actor=self._own_actor() or around.actor,
-            tenant=scope.tenant or around.tenant,
-            source=scope.source or around.source,
-            request_id=around.request_id,
-        )
-
-    def _own_actor(self) -> Actor | None:
-        # the application may have set it in the meantime, with a role of its own
-        actor, recording = self._scope.actor, self._recording
-        if actor is None or recording is None:
-            return actor
-        return with_canonical_role(actor, recording.aliases)
-
-    def _around(self) -> Origin:
-        return Origin() if self._recording is None else self._recording.around()
+        scope, recording = self._scope, self._recording
+        if recording is None:
+            return Origin(scope.actor, scope.tenant, scope.source)
+        around = recording.around() if scope.outer is None else Origin()
+        actor = scope.actor
+        if actor is not None:
+            # the application may have set it in the meantime, with a role of its own
+            actor = with_canonical_role(actor, recording.aliases)
+        return Origin(actor or around.actor, scope.tenant or around.tenant, scope.source)
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         transaction = self._transaction
@@ -241,7 +257,7 @@ class Action:
         self._guarded(tell)
 
     def _record(self, recording: Recording, *, phase: Phase, outcome: Outcome) -> AuditRecord:
-        scope, origin = self._scope, self._origin()
+        scope, origin = self._scope, self._scope.known_origin()
         total = scope.changes_total
         return AuditRecord(
             record_id=scope.record_id,

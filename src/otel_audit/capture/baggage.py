@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -90,11 +91,16 @@ class Sending:
     """Keeps the process's propagator wrapped, also where the application sets another one."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._mine: IdentityPropagator | None = None
 
     def attach(self) -> None:
         """Wrap the propagator there is, unless it is wrapped already."""
-        current = propagate.get_global_textmap()
+        if propagate.get_global_textmap() is not self._mine:
+            with self._lock:
+                self._wrap(propagate.get_global_textmap())
+
+    def _wrap(self, current: TextMapPropagator) -> None:
         if current is self._mine:
             return
         if "baggage" not in current.fields:
@@ -103,12 +109,16 @@ class Sending:
                 "%sBAGGAGE_SEND has no effect: baggage is not among OTEL_PROPAGATORS", PREFIX,
                 level=logging.WARNING,
             )  # fmt: skip
-        self.detach()
+        self._give_back()
         self._mine = IdentityPropagator(propagate.get_global_textmap())
         propagate.set_global_textmap(self._mine)
 
     def detach(self) -> None:
         """Give the propagator back; where another one has wrapped ours, ours does nothing more."""
+        with self._lock:
+            self._give_back()
+
+    def _give_back(self) -> None:
         mine, self._mine = self._mine, None
         if mine is None:
             return

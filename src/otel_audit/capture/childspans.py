@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from contextvars import ContextVar
 
@@ -27,14 +28,18 @@ class ChildSpans(SpanProcessor):
 
     def __init__(self) -> None:
         self._active = True
+        self._lock = threading.Lock()
         self._providers: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
 
     def attach(self) -> None:
         """Listen to the application's tracer provider, which may be set at any time."""
         provider = trace.get_tracer_provider()
-        if isinstance(provider, TracerProvider) and provider not in self._providers:
-            self._providers.add(provider)
-            provider.add_span_processor(self)
+        if not isinstance(provider, TracerProvider) or provider in self._providers:
+            return
+        with self._lock:
+            if provider not in self._providers:
+                self._providers.add(provider)
+                provider.add_span_processor(self)
 
     def detach(self) -> None:
         """Do nothing from now on: a provider does not let go of a processor."""

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, MutableMapping
 from contextvars import Token
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from opentelemetry import trace
 
 from otel_audit import scope as scopes
-from otel_audit.capture.description import RequestHead, secret_parameters
-from otel_audit.capture.enrichment import enrich
-from otel_audit.capture.failures import describe_error
+from otel_audit.capture.account import Account
 from otel_audit.capture.long import call_after, record_started
 from otel_audit.capture.observer import Observer
-from otel_audit.capture.outcome import outcome_of
-from otel_audit.capture.passage import Passage, add
-from otel_audit.capture.reading import state_of
-from otel_audit.capture.route import route_template
+from otel_audit.capture.passage import add
 from otel_audit.capture.strays import record_afterwards
-from otel_audit.capture.targets import shown_target, with_new_id
-from otel_audit.capture.websocket import SocketTally
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
-from otel_audit.policy import override_of
 from otel_audit.record import (
     ANONYMOUS,
-    SCHEMA_VERSION,
     AuditRecord,
     Change,
-    ErrorInfo,
-    Outcome,
-    Phase,
-    Request,
-    Response,
-    Target,
     TransactionOutcome,
 )
-from otel_audit.scope import AuditScope, Origin
+from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,7 +35,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_audit.capture")
 
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
-_WITH_REQUEST = frozenset({"request", "request_response"})
 _WITH_HEADERS = frozenset({
     "http.response.start", "websocket.accept", "websocket.http.response.start",
 })  # fmt: skip
@@ -73,32 +55,16 @@ class Exchange:
             scope: The ASGI scope; gets the request id under ``state``.
         """
         self._observer = observer
+        self._account = account = Account(observer, scope)
+        self.audit = account.audit
+        self.passage = account.passage
+        self.socket = account.socket
         self._scope = scope
-        self.socket = SocketTally() if scope["type"] == "websocket" else None
-        self.inner_scope: MutableMapping[str, Any] | None = None
-        self.passage = Passage()
-        self._error: BaseException | None = None
-        self._described_error: ErrorInfo | None = None
-        self._judgement: Decision | None = None
-        self._judged: tuple[object, ...] | None = None
-        self._resolved = False
-        self._secrets: frozenset[str] = frozenset()
-        self._shown_target: tuple[Target, Target | None] | None = None
         self._token: Token[AuditScope | None] | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._told_of_start: Decision | None = None
-        span = trace.get_current_span()
-        self.audit = AuditScope(server_span=span if span.get_span_context().is_valid else None)
-        self.audit.origin = self._origin
-        self._head = RequestHead(
-            scope,
-            method="WEBSOCKET" if self.socket is not None else scope["method"],
-            request_id=observer.request_id(scope),
-            redactor=observer.redactor,
-            keep=observer.kept_headers,
-        )
-        scope.setdefault("state", {})["request_id"] = self._head.id
-        self._spooled = self._is_quiet = False
+        scope.setdefault("state", {})["request_id"] = self._account.head.id
+        self._spooled = False
         self._intent: AuditRecord | None = None
         self.refused = not self._open()
 
@@ -106,16 +72,18 @@ class Exchange:
         """Write down that the action has begun, if it is one that is recorded when it succeeds."""
         try:
             if self._observe_bodies().level == "none":
-                self._is_quiet = self._observer.log is None
+                self._account.is_quiet = self._observer.log is None
                 return True
-            decision = self._judge(route=None, wrote=False, scope=None)
+            decision = self._account.judge(route=None, wrote=False, scope=None)
             if decision.level == "none":
                 return True
             self._spooled = True
             source = self._observer.source(self._scope, None)
             self.audit.source = source
-            request = self._head.describe(self._scope, None)
-            record = self._record(decision, phase="started", outcome="unknown", request=request)
+            request = self._account.head.describe(self._scope, None)
+            record = self._account.record(
+                decision, phase="started", outcome="unknown", request=request
+            )
             strict = self._observer.strict if decision.strict is None else decision.strict
             if strict and self._observer.intended is not None:
                 self._intent = record
@@ -126,7 +94,7 @@ class Exchange:
 
     def _observe_bodies(self) -> Start:
         observer = self._observer
-        start = observer.policy.at_start(self._head.method, self._head.path)
+        start = observer.policy.at_start(self._account.head.method, self._account.head.path)
         if self.socket is None and start.request:
             self.passage.copy(
                 max(observer.body_limit, start.body_limit or 0),
@@ -165,7 +133,7 @@ class Exchange:
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
         return self._observer.durable is not None and (
-            self.passage.ended or self._error is not None
+            self.passage.ended or self._account.error is not None
         )
 
     async def durable(self) -> None:
@@ -184,9 +152,9 @@ class Exchange:
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
-        first = self.inner_scope is None
+        first = self._account.inner_scope is None
         # a mounted application's own middleware may have passed on a copy
-        self.inner_scope = scope
+        self._account.inner_scope = scope
         return first
 
     def sent_inside(self, message: Mapping[str, Any]) -> None:
@@ -234,28 +202,24 @@ class Exchange:
         name = self._observer.request_id_header
         if not name or any(key.lower() == name for key, _ in headers):
             return message
-        return {**message, "headers": [*headers, (name, self._head.id.encode("latin-1"))]}
+        return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
-        decision = self._decide(wrote=bool(self.audit.changes_pending or self.audit.transactions))
+        decision = self._account.decide(
+            wrote=bool(self.audit.changes_pending or self.audit.transactions)
+        )
         if decision is None:
             return
-        self._collect(decision)
-        self._enrich(decision)
+        self._account.collect(decision)
+        self._account.enrich(decision)
         self._spooled = True
-        known = self._record(decision, phase="completed", outcome="unknown")
+        known = self._account.record(decision, phase="completed", outcome="unknown")
         self._observer.recorder.answered(known, self.audit.server_span)
-
-    def _enrich(self, decision: Decision) -> None:
-        span = self.audit.server_span
-        if span is not None and span.is_recording():
-            full = self._observer.full_payload
-            enrich(span, self.audit, decision, target=self._target(decision), full=full)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; whoever stands outside of it makes the answer."""
-        self._error = error
+        self._account.error = error
         if not isinstance(error, Exception):
             return
         if self.passage.status is None:
@@ -273,7 +237,7 @@ class Exchange:
                 scopes.leave(self._token)
             audit.late = self._told_later
             audit.closed = True
-            decision = self._decide(wrote=bool(audit.transactions)) or self._told_of_start
+            decision = self._account.decide(wrote=bool(audit.transactions)) or self._told_of_start
             if decision is not None:
                 self._finish(decision)
             else:
@@ -285,48 +249,39 @@ class Exchange:
 
     def _finish(self, decision: Decision) -> None:
         audit, observer = self.audit, self._observer
-        self._collect(decision)
+        self._account.collect(decision)
         if self.socket is not None:
-            self._enrich(decision)
-        record = self._record(decision, phase="completed", outcome=self._outcome())
+            self._account.enrich(decision)
+        record = self._account.record(decision, phase="completed", outcome=self._account.outcome())
         observer.recorder.closed(record, audit.server_span)
         if observer.log is not None:
             observer.log(record, audit.server_span)
 
-    def _outcome(self) -> Outcome:
-        socket = self.socket
-        if socket is not None and socket.ended_badly and self.audit.transaction != "unknown":
-            return "failure"
-        return outcome_of(
-            status=self.passage.status,
-            error=self._error,
-            transaction=self.audit.transaction,
-            cut_off=socket is None and not self.passage.ended,
-        )
-
     def _log_unrecorded(self) -> None:
-        log, decision = self._observer.log, self._judgement
+        log, decision = self._observer.log, self._account.judgement
         if log is not None and decision is not None:
-            self._collect(decision)
+            self._account.collect(decision)
             log(
-                self._record(decision, phase="completed", outcome=self._outcome()),
+                self._account.record(decision, phase="completed", outcome=self._account.outcome()),
                 self.audit.server_span,
             )
 
     def _takes_long(self) -> None:
         """The action still runs: a record says so. Who it is may not be settled yet."""
         audit = self.audit
-        kept = audit.actor, audit.tenant, self._resolved, self._judged
+        kept = audit.actor, audit.tenant, self._account.resolved, self._account.judged
         try:
-            decision = self._decide(wrote=bool(audit.changes_pending or audit.transactions))
+            decision = self._account.decide(wrote=bool(audit.changes_pending or audit.transactions))
             found = audit.actor, audit.tenant
             if decision is not None:
-                request = audit.request or self._head.describe(self._asgi, None)
-                known = self._record(decision, phase="started", outcome="unknown", request=request)
+                request = audit.request or self._account.head.describe(self._account.routed, None)
+                known = self._account.record(
+                    decision, phase="started", outcome="unknown", request=request
+                )
                 self._told_of_start = decision
                 self._observer.recorder.closed(record_started(known), audit.server_span)
             if (audit.actor, audit.tenant) == found and not self.passage.ended:
-                audit.actor, audit.tenant, self._resolved, self._judged = kept
+                audit.actor, audit.tenant, self._account.resolved, self._account.judged = kept
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
 
@@ -340,163 +295,15 @@ class Exchange:
         """A transaction of this action ends after its record: it gets a record of its own."""
         try:
             # what wrote is recorded, whatever was decided before
-            decision = self._decide(wrote=True) or self._judgement
+            decision = self._account.decide(wrote=True) or self._account.judgement
             assert decision is not None  # noqa: S101 - made when the exchange began
-            told = self._record(decision, phase="changes", outcome="unknown")
+            told = self._account.record(decision, phase="changes", outcome="unknown")
             record = record_afterwards(told, audit, outcome, changes)
             self._observer.recorder.closed(record, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
 
-    def _origin(self) -> Origin:
-        """Say what an action inside of this one takes over; more may be known later."""
-        scope, audit, observer = self._asgi, self.audit, self._observer
-        claims = observer.claims(scope)
-        return Origin(
-            actor=audit.actor if self._resolved else observer.actor(scope, audit),
-            tenant=audit.tenant if self._resolved else observer.tenant(scope, audit, claims),
-            source=observer.source(scope, claims),
-            request_id=self._head.id,
-        )
-
-    def _decide(self, *, wrote: bool) -> Decision | None:
-        """Decide by what is known now; None where the action is not recorded."""
-        scope, audit, observer = self._asgi, self.audit, self._observer
-        # what was recorded by hand inside of this action must not lead back to nothing
-        wrote = wrote or audit.nested > 0
-        if self._is_quiet and not wrote and not _asks_for_more(scope):
-            return None
-        if not self._resolved:
-            self._resolved = True
-            claims = observer.claims(scope)
-            audit.actor = observer.actor(scope, audit)
-            audit.tenant = observer.tenant(scope, audit, claims)
-            parameters = scope.get("path_params")
-            self._shown_target = None
-            if parameters:
-                self._secrets = secret_parameters(parameters, observer.redactor)
-        judged = (self.passage.status, wrote, audit.actor, audit.tenant)
-        if judged != self._judged:
-            self._judged = judged
-            self._judge(route=route_template(scope), wrote=wrote, scope=scope)
-        decision = self._judgement
-        return decision if decision is not None and decision.level != "none" else None
-
-    def _judge(
-        self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None
-    ) -> Decision:
-        self._judgement = decision = self._observer.policy.decide(
-            method=self._head.method,
-            path=self._head.path,
-            route=route,
-            status=self.passage.status,
-            actor=self.audit.actor or ANONYMOUS,
-            tenant=self.audit.tenant,
-            wrote=wrote,
-            scope=scope,
-            key=self.audit.record_id,
-            name_all=self._observer.log is not None,
-        )
-        return decision
-
-    def _collect(self, decision: Decision) -> None:
-        audit, redactor, observer = self.audit, self._observer.redactor, self._observer
-        if audit.response is not None:
-            return
-        level, scope = decision.level, self._asgi
-        claims = observer.claims(scope)
-        if audit.source is None or claims is not None or "session_id" in state_of(scope):
-            audit.source = observer.source(scope, claims)
-        own = decision.body_limit
-        limit = observer.body_limit if own is None else own
-        passage, is_socket = self.passage, self.socket is not None
-        request_body = response_body = None
-        if level in _WITH_REQUEST and observer.request_bodies and not is_socket:
-            request_body = passage.request_body(self._scope["headers"], redactor, limit)
-        if level == "request_response" and observer.response_bodies and not is_socket:
-            response_body = passage.response_body(
-                redactor, limit, may_exist=self._head.method != "HEAD" and self._error is None
-            )
-        audit.request = self._head.describe(scope, request_body)
-        audit.response = Response(
-            status_code=passage.status,
-            headers=redactor.headers(passage.headers, observer.kept_headers),
-            body=response_body,
-        )
-
-    @property
-    def _asgi(self) -> MutableMapping[str, Any]:
-        """The scope as the router left it: middleware may have passed on a copy."""
-        return self._scope if self.inner_scope is None else self.inner_scope
-
-    def _record(
-        self,
-        decision: Decision,
-        *,
-        phase: Phase,
-        outcome: Outcome,
-        request: Request | None = None,
-    ) -> AuditRecord:
-        audit = self.audit
-        changes = () if decision.level == "metadata" else tuple(audit.changes)
-        total = audit.changes_total
-        return AuditRecord(
-            record_id=audit.record_id,
-            action_id=audit.action_id,
-            parent_action_id=audit.parent_action_id,
-            phase=phase,
-            schema_version=SCHEMA_VERSION,
-            event_name=audit.event_name or decision.event_name,
-            action=audit.action or decision.action,
-            outcome=outcome,
-            occurred_at=audit.occurred_at,
-            duration=time.perf_counter_ns() - audit.started,
-            actor=audit.actor or ANONYMOUS,
-            tenant=audit.tenant,
-            target=self._target(decision),
-            source=audit.source,
-            request=audit.request or request,
-            response=audit.response,
-            changes=changes,
-            changes_total=total if total != len(changes) else None,
-            changes_rolled_back=audit.changes_rolled_back,
-            transaction=audit.transaction,
-            error=self._error_info(),
-            level=decision.level,
-            metadata=self._metadata(decision),
-        )
-
-    def _target(self, decision: Decision) -> Target | None:
-        found = with_new_id(self.audit.target or decision.target, self.audit)
-        if found is None or found.id is None:
-            return found
-        known = self._shown_target
-        if known is None or known[0] != found:
-            routed = self._asgi.get("route") is not None
-            shown = shown_target(found, self._secrets, self._observer.redactor, routed=routed)
-            self._shown_target = known = found, shown
-        return known[1]
-
-    def _error_info(self) -> ErrorInfo | None:
-        if self._error is not None and self._described_error is None:
-            self._described_error = describe_error(self._error, self._observer.redactor)
-        return self._described_error
-
-    def _metadata(self, decision: Decision) -> dict[str, Any]:
-        found = self._observer.redactor.document(self.audit.metadata) if self.audit.metadata else {}
-        if decision.sample is not None:
-            found["audit.sample.one_of"] = decision.sample
-        if self.socket is not None:
-            found["websocket"] = self.socket.facts()
-        return cast("dict[str, Any]", found)
-
     def failed_ourselves(self, error: Exception) -> None:
         """Count and log a failure of ours."""
         self._observer.on_error()
         complain(_logger, "exchange", "An action was not observed in full", error=error)
-
-
-def _asks_for_more(scope: Mapping[str, Any]) -> bool:
-    """Tell whether a route that nobody knew when the request began has a level of its own."""
-    override = override_of(scope.get("endpoint"), scope.get("route"))
-    return override is not None and override.level not in (None, "none")

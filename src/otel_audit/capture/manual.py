@@ -106,7 +106,8 @@ class Audit:
 
         Raises:
             ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
-            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set.
+            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set;
+                or delivery is strict, and the store does not take its intent.
         """
         action = Action(self._told, in_use())
         action.begin()
@@ -123,8 +124,11 @@ class Audit:
         self._last().end(error)
 
     async def __aenter__(self) -> Action:
-        """As ``with``: nothing here waits."""
-        return self.__enter__()
+        """As ``with``; with strict delivery it waits until the store has the intent."""
+        action = Action(self._told, in_use())
+        await action.begin_async()
+        self._underway.append(action)
+        return action
 
     async def __aexit__(
         self,
@@ -155,7 +159,7 @@ class Audit:
 
         @functools.wraps(function)
         async def recorded_async(*args: Any, **kwargs: Any) -> Any:
-            with Audit(told):
+            async with Audit(told):
                 return await function(*args, **kwargs)
 
         is_async = inspect.iscoroutinefunction(function)

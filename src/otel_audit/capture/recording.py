@@ -11,6 +11,7 @@ from otel_audit.config import PREFIX, said_no, said_yes
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit.capture.intending import Intended
     from otel_audit.capture.observer import Recorder
     from otel_audit.redaction import Redactor
     from otel_audit.scope import Origin
@@ -31,6 +32,7 @@ class Recording:
         around: Says who and for whom, where no action is around.
         opened: Told of each action that begins, before anything else.
         on_error: Told of each failure of ours.
+        intended: Brings the intent of an action to the store before it begins; None: none is due.
         required: Whether an action that cannot be recorded must not begin.
     """
 
@@ -43,6 +45,7 @@ class Recording:
     opened: Callable[[], None]
     on_error: Callable[[], None]
     required: bool
+    intended: Intended | None = None
 
 
 class _State:

@@ -5,6 +5,7 @@ Nothing here raises for what the application gives.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Told:
 
 def event_told(event: object, redactor: Redactor) -> str:
     """Read an event name; one that is none becomes ``unnamed``."""
-    name = clean(redactor.text(event), _LONGEST_NAME) if isinstance(event, str) else ""
+    name = _word(event, redactor) if isinstance(event, str) else ""
     if not name:
         complain(_logger, "event", "An audit event has no name; it is recorded as: unnamed")
     return name or "unnamed"
@@ -98,7 +99,7 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
         kind = entity_reference(type(target).__name__).rstrip(":")
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
     number = None if number is None else identifier(redactor.text(str(number)))
-    return Target(type=clean(redactor.text(kind)) or "unnamed", id=number)
+    return Target(type=_word(kind, redactor) or "unnamed", id=number)
 
 
 def metadata_told(metadata: object) -> dict[str, Any]:
@@ -112,3 +113,9 @@ def metadata_told(metadata: object) -> dict[str, Any]:
             complain(_logger, "metadata", "Metadata cannot be read", error=error)
             return {"audit.metadata.unreadable": True}
     return {"value": metadata}
+
+
+# an application has few names, and uses them often
+@functools.lru_cache(maxsize=512)
+def _word(text: str, redactor: Redactor) -> str:
+    return clean(redactor.text(text), _LONGEST_NAME)

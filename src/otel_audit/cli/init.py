@@ -14,6 +14,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option
 @click.option("--roles", is_flag=True, help="Create the owner, writer, reader and sealer roles.")
 @click.option("--writer", metavar="ROLE", help="Login role that is to write; with --roles.")
 @click.option("--reader", metavar="ROLE", help="Login role that is to read; with --roles.")
+@click.option("--tenant", "tenants", multiple=True, help="Let --reader see this one only; repeat.")
 @click.option("--sealer", metavar="ROLE", help="Login role that is to seal; with --roles.")
 @click.option("--sql", "show_sql", is_flag=True, help="Print the SQL instead of running it.")
 def init(  # noqa: PLR0913, PLR0917 - one for each option
@@ -22,6 +23,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     writer: str | None,
     reader: str | None,
     sealer: str | None,
+    tenants: tuple[str, ...],
     show_sql: bool,
 ) -> None:
     """Create the schema audit and its tables, or bring them up to date.
@@ -32,11 +34,20 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.schema import init as make_schema
     from otel_audit_postgres.schema import schema_sql
 
+    if show_sql and tenants:
+        raise click.UsageError("--tenant cannot be printed: enter it in audit.reader_tenants")
     if show_sql:
         click.echo(schema_sql(roles=roles, writer=writer, reader=reader, sealer=sealer))
         return
     report = asyncio.run(
-        make_schema(chosen_dsn(dsn), roles=roles, writer=writer, reader=reader, sealer=sealer)
+        make_schema(
+            chosen_dsn(dsn),
+            roles=roles,
+            writer=writer,
+            reader=reader,
+            sealer=sealer,
+            tenants=tenants,
+        )
     )
     for line in report.lines:
         click.echo(line)

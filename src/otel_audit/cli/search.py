@@ -10,9 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.verify import moment
@@ -42,7 +39,7 @@ _after_option = click.option("--after", help="Go on where a page before ended.")
 @_limit_option
 @_after_option
 @_json_option
-def search(
+def search(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     since: str | None,
     until: str | None,
@@ -150,10 +147,13 @@ def _row(record: Found) -> tuple[Any, ...]:
 
 
 def _print_table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text("" if value is None else _visible(str(value))) for value in row))
-    Console(soft_wrap=True).print(table)
+    """Print columns side by side, never cut: ids are there to be copied."""
+    texts = [["" if value is None else _visible(str(value)) for value in row] for row in rows]
+    lines = [list(columns), *texts]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
+    for line in lines:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
 
 
 def _visible(text: str) -> str:

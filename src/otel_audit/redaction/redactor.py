@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("otel_audit.redaction")
 _SANITIZE: Final = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
 _WITHHELD_JSON: Final = encode(WITHHELD)
+
+_ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
@@ -97,6 +100,8 @@ class Redactor:
             mode=mode,
             limits=limits or Limits(),
         )
+        # each request says the same of itself
+        self._ordinary_header = functools.lru_cache(maxsize=512)(self._header)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> Self:
@@ -198,7 +203,8 @@ class Redactor:
             name = raw_name.decode("latin-1").lower()
             if name not in keep:
                 continue
-            value = self._header(name, raw_value.decode("latin-1"))
+            read = self._ordinary_header if name in _ORDINARY else self._header
+            value = read(name, raw_value.decode("latin-1"))
             if value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value
         return found

@@ -19,6 +19,7 @@ from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.notes import read_checkpoint
 
 from otel_audit.cli.main import cli
+from otel_audit.record import Tenant
 
 
 @pytest.fixture
@@ -213,6 +214,55 @@ class TestRoles:
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 asyncio.run(execute(dsns["writer"], statement))
+
+
+class TestTenants:
+    def test_are_kept_apart(self, run, key, postgres, database):
+        """A reader of one tenant sees its records alone, by whatever way, and cannot verify."""
+        logins = {
+            group: f"{group}_{os.getpid()}_{time.monotonic_ns()}"
+            for group in ("all", "one", "none")
+        }
+        for login in logins.values():
+            asyncio.run(postgres.execute(f"CREATE ROLE {login} LOGIN"))
+        run("init", "--dsn", database, "--roles", "--reader", logins["all"])
+        one = ("init", "--dsn", database, "--roles", "--reader", logins["one"])
+        run(*one, "--tenant", "acme")
+        run(*one)  # without a word about tenants nothing is widened
+        asyncio.run(postgres.execute(f"GRANT otel_audit_reader TO {logins['none']}"))
+        name = database.partition("?")[0].rpartition("/")[2]
+        dsns = {group: postgres.dsn(name, login) for group, login in logins.items()}
+        store = Log.__new__(Log)
+        store.dsn = database
+        asyncio.run(store.write(2, tenant=Tenant(id="acme")))
+        asyncio.run(store.write(3, tenant=Tenant(id="other")))
+        asyncio.run(store.write(1))
+        for group, expected in (("all", 6), ("one", 2), ("none", 0)):
+            for query in ("audit.audit_logs", "(SELECT * FROM audit.audit_logs WHERE true) x"):
+                rows = asyncio.run(fetch(dsns[group], f"SELECT tenant_id FROM {query}"))
+                assert len(rows) == expected
+            queued = asyncio.run(fetch(dsns[group], "SELECT * FROM audit.ledger_queue"))
+            assert len(queued) == (6 if group == "all" else 0)
+            others = asyncio.run(fetch(dsns[group], "SELECT * FROM audit.reader_tenants"))
+            assert {row["role_name"] for row in others} <= {logins[group]}
+        lines = run("search", "--json", "--dsn", dsns["one"]).splitlines()
+        assert {json.loads(line)["tenant_id"] for line in lines} == {"acme"}
+        assert "OK" in run("verify", "--dsn", dsns["all"])
+        assert "some tenants only" in run("verify", "--dsn", dsns["one"], status=1)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            asyncio.run(execute(dsns["one"], "DELETE FROM audit.reader_tenants"))
+
+    def test_need_a_reader(self, run, database):
+        """A tenant without a reader is a mistake, and said to be one."""
+        assert "--reader" in run("init", "--dsn", database, "--tenant", "acme", status=1)
+
+
+async def fetch(dsn, query):
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(query)
+    finally:
+        await connection.close()
 
 
 async def execute(dsn, statement):

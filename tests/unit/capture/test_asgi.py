@@ -169,6 +169,18 @@ class TestMessages:
         assert tapped.kept.kinds == ["opened", "closed"]
         assert tapped.kept.record.outcome == "unknown"
 
+    async def test_a_request_that_cannot_be_observed_goes_on(self):
+        """A scope that no server makes is the application's to handle; that we saw is counted."""
+        ran: list[bool] = []
+
+        async def app(scope, receive, send):
+            ran.append(True)
+
+        tapped = Tapped(app)
+        await tapped.ask(path=None)
+        assert (ran, tapped.kept.frames) == ([True], [])
+        assert tapped.runtime.counters.capture_errors > 0
+
     async def test_nested_taps_make_one_record(self):
         """A mounted application's own taps stay out of the way of the outer ones."""
         inner = Tapped(answer(b'{"id": 1}'))
@@ -316,6 +328,16 @@ class TestBodies:
         assert whole.kept.record.response.body.text == '{"id": 1, "more": 2}'
 
 
+class TestSource:
+    async def test_what_a_client_says_of_itself_is_free_text(self):
+        """A secret in the user agent is taken out, an ordinary one stays."""
+        for agent, shown in (("curl password=hunter2-x", False), ("curl/8.4 (linux)", True)):
+            tapped = Tapped(answer())
+            await tapped.ask(headers=[(b"user-agent", agent.encode())])
+            assert (tapped.kept.record.source.user_agent == agent) is shown
+            assert "hunter2" not in repr(tapped.kept.frames)
+
+
 class TestRequestId:
     async def test_one_id_is_in_state_header_and_record(self):
         """The application, the client and the auditor have the same one."""
@@ -390,6 +412,20 @@ class TestPath:
         await tapped.ask(path="/reset/8f3a9c0d7e6b5a4f3c2d")
         (opened,) = tapped.kept.all("opened")
         assert opened.request.path == "/reset/[REDACTED]"
+
+    async def test_nor_does_what_looks_like_a_secret(self):
+        """A parameter of an innocent name that holds a credential is none in the target."""
+        secret = "ghp_" + "a1B2c3D4e5F6" * 3
+        tapped = Tapped(self.routed("/links/{link_id}", link_id=secret))
+        await tapped.ask(path=f"/links/{secret}")
+        assert tapped.kept.record.target.id is None
+        assert secret not in repr(tapped.kept.frames)
+
+    async def test_without_a_route_what_looks_like_a_token_names_no_target(self):
+        """The path alone tells no id from a token."""
+        tapped = Tapped(answer(status=404))
+        await tapped.ask(path="/reset/8f3a9c0d7e6b5a4f3c2d")
+        assert "8f3a9c0d7e6b5a4f3c2d" not in repr(tapped.kept.frames)
 
     async def test_ids_stay(self):
         """What names a thing is what an auditor looks for."""

@@ -6,6 +6,7 @@ import pytest
 from unit.capture.asgi_app import Tapped, say
 
 import otel_audit
+from otel_audit.capture.long import call_after
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
@@ -44,9 +45,9 @@ class TestLongActions:
         async def app(scope, receive, send):
             await say(send)
 
-        tapped = Tapped(app, long_action_after=SOON)
+        tapped = Tapped(app, long_action_after=SOON * 10)
         await tapped.ask()
-        await asyncio.sleep(SOON * 3)
+        await asyncio.sleep(SOON * 12)
         assert [record.phase for record in tapped.kept.all("closed")] == ["completed"]
 
     async def test_who_becomes_known_later_is_in_the_record_at_the_end(self):
@@ -98,6 +99,10 @@ class TestLongActions:
         assert started.metadata["websocket"]["opened"] is True
         assert "close_code" not in started.metadata["websocket"]
         assert completed.metadata["websocket"]["close_code"] == 1000
+
+    def test_without_an_event_loop_of_asyncio_there_is_no_clock(self):
+        """On another kind of loop long actions leave their record at the end only."""
+        assert call_after(1, lambda: None) is None
 
     def test_a_wrong_time_is_refused(self):
         """Zero would be a record for every action; the message names the setting."""

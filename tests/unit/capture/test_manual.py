@@ -222,6 +222,18 @@ class TestNesting:
         assert current_scope() is None
         assert records.one("a.done").outcome == "success"
 
+    def test_actions_nest_as_deep_as_functions_do(self, records):
+        """Nearly as deep as Python itself goes, each one still knows who does it."""
+
+        @otel_audit.audit("tree.walked")
+        def walk(depth: int) -> None:
+            if depth:
+                walk(depth - 1)
+
+        with otel_audit.audit("import.run", actor="root"):
+            walk(300)
+        assert len(records.find("tree.walked", actor__id="root")) == 301
+
     async def test_tasks_do_not_see_each_others_actions(self, records):
         """Each of many tasks at once has its own action, and all have the same parent."""
 

@@ -1,0 +1,103 @@
+"""Work that goes on when the client has its answer, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.responses import StreamingResponse
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import otel_audit
+from otel_audit import AuditConfig
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Mail(Base):
+    __tablename__ = "mails"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    subject: Mapped[str]
+
+
+@pytest.fixture
+async def shop(database: str, audit_store: str) -> AsyncIterator[FastAPI]:
+    engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    sessions = async_sessionmaker(engine)
+    app = FastAPI()
+    app.state.later = []
+
+    async def write(subject: str) -> None:
+        async with sessions() as opened:
+            opened.add(Mail(subject=subject))
+            await opened.commit()
+
+    @app.post("/orders")
+    async def create(tasks: BackgroundTasks) -> None:
+        tasks.add_task(write, "thank you")
+
+    @app.post("/exports")
+    async def export() -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            for number in range(3):
+                await write(f"line {number}")
+                yield f"{number}\n"
+
+        return StreamingResponse(lines())
+
+    @app.post("/forgotten")
+    async def forgotten() -> None:
+        async def much_later() -> None:
+            await asyncio.sleep(0.2)
+            await write("much later")
+
+        app.state.later.append(asyncio.create_task(much_later()))
+
+    config = AuditConfig(dsn=audit_store, batch_interval=0.01)
+    otel_audit.instrument(app, app_engine=engine, config=config)
+    yield app
+    await asyncio.to_thread(otel_audit.uninstrument)
+    await engine.dispose()
+
+
+async def rows_after(app: FastAPI, path: str, store: str) -> list[Any]:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        await client.post(path)
+    await asyncio.gather(*app.state.later)
+    assert await asyncio.to_thread(otel_audit.flush, 10)
+    connection = await asyncpg.connect(store)
+    try:
+        return await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY id")
+    finally:
+        await connection.close()
+
+
+class TestBackgroundWork:
+    async def test_what_a_background_task_commits_is_in_the_requests_row(self, shop, audit_store):
+        """It is the same action, though the client has long had its answer."""
+        (row,) = await rows_after(shop, "/orders", audit_store)
+        assert (row["entities"], row["transaction_outcome"]) == (["mail:1"], "committed")
+        assert row["outcome"] == "success"
+
+    async def test_what_a_stream_commits_on_its_way_is_in_its_row(self, shop, audit_store):
+        """Each transaction of the generator belongs to the one action."""
+        (row,) = await rows_after(shop, "/exports", audit_store)
+        assert sorted(row["entities"]) == ["mail:1", "mail:2", "mail:3"]
+
+    async def test_what_outlives_the_action_gets_a_record_of_its_own(self, shop, audit_store):
+        """A task that nobody awaits ends after the row was told: the same action, phase changes."""
+        completed, changes = await rows_after(shop, "/forgotten", audit_store)
+        assert (completed["phase"], completed["entities"]) == ("completed", [])
+        assert (changes["phase"], changes["entities"]) == ("changes", ["mail:1"])
+        assert changes["action_id"] == completed["action_id"]

@@ -1,0 +1,59 @@
+"""Refusing what could not be recorded."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from strategies import a_record
+
+from otel_audit import complaints
+from otel_audit.pipeline.console import ConsoleSink
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.delivery import Delivery
+from otel_audit.pipeline.recorder import SpanRecorder
+from otel_audit.pipeline.spool import open_spool
+
+
+def a_recorder(home: Path, *, refuse: bool, **options) -> tuple[SpanRecorder, Counters]:
+    complaints.forget()
+    counters = Counters()
+    spool = functools.partial(open_spool, home, service="shop", **options)
+    delivery = Delivery(ConsoleSink, counters, spool=spool)
+    return SpanRecorder(delivery, counters, refuse_when_full=refuse), counters
+
+
+class TestOpened:
+    @pytest.mark.parametrize("refuse", [True, False])
+    def test_a_full_spool_refuses_or_goes_on_as_configured(self, tmp_path, caplog, refuse):
+        """At the bound: refused and counted, or allowed; in both cases loudly."""
+        recorder, counters = a_recorder(
+            tmp_path / "spools", refuse=refuse, max_bytes=16_384, segment_bytes=4096
+        )
+        big = a_record(metadata={"note": "x" * 20_000})
+        assert recorder.opened(big, None) is not refuse
+        assert counters.refused == refuse
+        assert "takes no new action" in caplog.text
+        assert caplog.records[-1].levelno == logging.CRITICAL
+
+    @pytest.mark.parametrize("refuse", [True, False])
+    def test_a_spool_that_cannot_be_written_does_the_same(self, tmp_path, refuse):
+        """A disk that takes nothing is like a full one: no action begins that would be lost."""
+        home = tmp_path / "spools"
+        recorder, counters = a_recorder(home, refuse=refuse)
+        recorder._delivery.backlog.rest()
+        shutil.rmtree(home)
+        home.write_text("in the way")
+        assert recorder.opened(a_record(), None) is not refuse
+        assert counters.refused == refuse
+
+    def test_after_the_end_nothing_is_refused(self, tmp_path):
+        """When delivery has ended the application goes on; what it does then is counted as lost."""
+        recorder, counters = a_recorder(tmp_path / "spools", refuse=True)
+        recorder._delivery.close(0)
+        assert recorder.opened(a_record(), None)
+        recorder.closed(a_record(), None)
+        assert counters.dropped == 1
