@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import msgspec
 
-jsonpatch: Any
-try:
-    import jsonpatch
-except ImportError:  # the two values stand beside it anyway
-    jsonpatch = None
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("jsonpatch")
+    except ImportError:  # the two values stand beside it anyway
+        return None
+
+
+_jsonpatch = _library()
 
 _LARGEST = 16_384
 
@@ -26,10 +31,10 @@ def patch_between(before: Any, after: Any) -> list[dict[str, Any]] | None:
         The operations; None where one of the two is no object or list, where they are too large
         for the time a flush may take, or where the library is not installed.
     """
-    if jsonpatch is None or not (
+    if _jsonpatch is None or not (
         isinstance(before, dict | list) and isinstance(after, dict | list)
     ):
         return None
     if len(msgspec.json.encode((before, after))) > _LARGEST:
         return None
-    return list(jsonpatch.make_patch(before, after))
+    return list(_jsonpatch.make_patch(before, after))
