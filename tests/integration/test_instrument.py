@@ -186,6 +186,18 @@ class TestBesideTracing:
         assert "audit.flagged" not in span.attributes
         assert "audit.request.body" not in span.attributes
 
+    @pytest.mark.parametrize("instrumented", TRACED)
+    async def test_the_span_of_a_handler_that_raised_is_enriched_too(
+        self, instrumented, config, tracing, store
+    ):
+        """The 500 is made outside of our taps; the span says all the same what was recorded."""
+        async with client_of(instrumented(config, tracing)) as client:
+            assert (await client.get("/boom")).status_code == 500
+        (row,) = await store()
+        (span,) = tracing.server_spans
+        assert span.attributes["audit.record.id"] == str(row["id"])
+        assert span.attributes["audit.actor.id"] == row["actor_id"]
+
     async def test_the_full_payload_is_put_on_the_span_if_asked(self, audit_store, tracing, store):
         """With span_payload=full the span carries the redacted bodies."""
         config = AuditConfig(dsn=audit_store, batch_interval=0.01, span_payload="full")

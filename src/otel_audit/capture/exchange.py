@@ -250,7 +250,8 @@ class Exchange:
     def _finish(self, decision: Decision) -> None:
         audit, observer = self.audit, self._observer
         self._account.collect(decision)
-        if self.socket is not None:
+        if self.socket is not None or not self.passage.ended:
+            # no last chunk has passed here: the handler raised, and who stands outside answers
             self._account.enrich(decision)
         record = self._account.record(decision, phase="completed", outcome=self._account.outcome())
         observer.recorder.closed(record, audit.server_span)
