@@ -98,6 +98,22 @@ class TestZeroCode:
             server.stop()
         assert len(await rows_of(audit_store)) == 40
 
+    @pytest.mark.parametrize(
+        "tracing",
+        [
+            {"OTEL_TRACES_SAMPLER": "always_off"},
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"},
+            {"OTEL_SDK_DISABLED": "true"},
+        ],
+    )
+    async def test_what_is_not_sampled_is_a_row_all_the_same(self, directory, audit_store, tracing):
+        """Sampled away, sampled at 1 %, or tracing switched off: every action is a row."""
+        with uvicorn(directory, {"OTEL_AUDIT_DSN": audit_store, **tracing}) as server:
+            server.wait_until_up()
+            place_orders(server.url, 20)
+            server.stop()
+        assert len(await rows_of(audit_store)) == 20
+
     async def test_contribs_instrumentors_may_be_disabled(self, directory, audit_store):
         """Disabling contrib's FastAPI instrumentation leaves auditing on."""
         settings = {

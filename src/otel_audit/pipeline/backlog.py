@@ -28,6 +28,9 @@ from otel_audit.record import AuditRecord, to_json
 
 _logger = logging.getLogger(__name__)
 
+_NOT_WRITABLE = (ValueError, TypeError, RecursionError)
+"""Too long for a frame, no UTF-8, no JSON, too deep: the store mends it or quarantines it."""
+
 _OPENING_PAUSE: Final = 1.0
 """Seconds between two tries to open a spool that cannot be opened."""
 
@@ -103,7 +106,7 @@ class Backlog:
             if kind is Kind.OPENED and not isinstance(error, SpoolClosedError):
                 raise
             self._complain_of_spool(error)
-        except ValueError as error:
+        except _NOT_WRITABLE as error:
             self._complain_of_spool(error)
 
     def discard(self, record_id: str) -> None:
@@ -217,8 +220,7 @@ class Backlog:
     def _append_finished(self, entry: Entry) -> Position | None:
         try:
             return self._append(Kind.CLOSED, entry.record_id, to_json(entry))
-        except (SpoolError, ValueError) as error:
-            # a ValueError: too long for a frame, or no UTF-8; the store has its own ways with that
+        except (SpoolError, *_NOT_WRITABLE) as error:
             self._complain_of_spool(error)
         return None
 

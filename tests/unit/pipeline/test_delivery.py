@@ -127,6 +127,21 @@ class TestDelivering:
         assert len(shelf.stored) == 1
 
 
+class TestOddRecords:
+    def test_what_json_cannot_say_does_not_cost_the_record(self, deliver_to, shelf, caplog):
+        """A record that cannot be written to the spool waits in memory, and is told of."""
+        delivery = deliver_to()
+        deep: list[object] = []
+        for _ in range(20_000):
+            deep = [deep]
+        odd = a_record(metadata={"deep": deep})
+        delivery.submit(odd)
+        assert delivery.flush(5)
+        assert [record.record_id for record in shelf.stored] == [odd.record_id]
+        assert counted(delivery)["spool_errors"] == 1
+        assert "in memory only" in caplog.text
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         "failure", [StoreUnavailableError("away"), StoreError("no schema"), ValueError("a bug")]
