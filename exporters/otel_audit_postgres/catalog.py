@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from otel_audit_postgres.connecting import Connection
-from otel_audit_postgres.migrations import migrations
+from otel_audit_postgres.migrations import event_trigger_sql, migrations
 from otel_audit_postgres.rows import COLUMNS
 
 TABLES: Final = ("audit_logs", "audit_logs_default", "quarantine", "schema_version")
@@ -24,7 +24,7 @@ _LACKING: Final = """
 SELECT 'INSERT on audit.audit_logs (' || wanted || ')' FROM unnest($1::text[]) AS wanted
 WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'INSERT')
 UNION ALL
-SELECT 'SELECT on audit.audit_logs (' || wanted || ')' FROM unnest(ARRAY['id', 'content_hash'])
+SELECT 'SELECT on audit.audit_logs (' || wanted || ')' FROM unnest(ARRAY['id', 'content_hash', 'received_hash'])
     AS wanted
 WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'SELECT')
 UNION ALL
@@ -38,7 +38,8 @@ guarded AS (
     SELECT c.oid, 'audit.' || c.relname AS name, c.relname = 'audit_logs' AS is_trail
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'audit' AND c.relname IN
-        ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints')
+        ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
+         'ledger_prunings', 'ledger_pruned', 'receiving_key')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i
@@ -83,6 +84,28 @@ WHERE is_trail AND NOT EXISTS (SELECT FROM guards
 UNION ALL
 SELECT 'audit.audit_logs has no trigger, ENABLE ALWAYS, that queues records for sealing'
 WHERE NOT EXISTS (SELECT FROM queueing)
+UNION ALL
+SELECT 'audit.ledger_queue has no trigger, ENABLE ALWAYS, against UPDATE and TRUNCATE'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'audit' AND c.relname = 'ledger_queue' AND NOT EXISTS (
+    SELECT FROM guards WHERE tgrelid = c.oid AND tgtype & 51 = 50 AND tgenabled = 'A')
+UNION ALL
+SELECT 'event trigger ' || evtname || ' is not ENABLE ALWAYS, or calls another function'
+FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc f ON f.oid = e.evtfoid
+WHERE evtname IN ('otel_audit_refuse_ddl', 'otel_audit_refuse_drop')
+  AND (evtenabled <> 'A' OR f.prosrc <> $3)
+UNION ALL
+-- its function is there, so it was installed
+SELECT 'event trigger ' || wanted || ' is gone'
+FROM unnest(ARRAY['otel_audit_refuse_ddl', 'otel_audit_refuse_drop']) AS wanted
+WHERE EXISTS (SELECT FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+              WHERE n.nspname = 'audit' AND f.proname = 'refuse_ddl')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = wanted)
+UNION ALL
+SELECT 'function ' || f.oid::regprocedure || ' is not as otel-audit made it'
+FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+JOIN unnest($4::text[], $5::text[]) AS ours (name, source) ON f.proname = ours.name
+WHERE n.nspname = 'audit' AND f.prosrc <> ours.source
 ORDER BY 1
 """  # noqa: S608 - constants
 # a BEFORE INSERT trigger or a rule could make records vanish
@@ -128,6 +151,11 @@ FROM me
 WHERE rolcreaterole AND NOT rolsuper
   AND current_setting('server_version_num')::int < 160000
 """
+# one statement at a time, so that a function in plain SQL does not lend its name to the next body
+_FUNCTION: Final = re.compile(
+    r"CREATE (?:OR REPLACE )?FUNCTION audit\.(?P<name>\w+)\([^;$]*?AS \$\$(?P<body>.*?)\$\$", re.DOTALL
+)
+_EVENT_SOURCE: Final = next(_FUNCTION.finditer(event_trigger_sql()))["body"]
 _PARTITIONS: Final = """
 SELECT part.relname
 FROM pg_catalog.pg_inherits i
@@ -159,7 +187,10 @@ async def lacking_rights(connection: Connection[Any]) -> list[str]:
 
 async def unguarded(connection: Connection[Any]) -> list[str]:
     """Name what is not protected against change as the migrations left it."""
-    return await _texts(connection, _UNGUARDED, *_sources())
+    sources = function_sources()
+    return await _texts(
+        connection, _UNGUARDED, *_sources(), _EVENT_SOURCE, list(sources), list(sources.values())
+    )
 
 
 async def strangers(connection: Connection[Any]) -> list[str]:
@@ -186,20 +217,16 @@ async def _texts(connection: Connection[Any], query: str, *parameters: Any) -> l
     return [row[0] for row in await connection.fetch(query, *parameters)]
 
 
+def function_sources() -> dict[str, str]:
+    """Names of the functions in PL/pgSQL, each with the text that the last migration gave it."""
+    return {
+        found["name"]: found["body"]
+        for step in migrations()
+        for found in _FUNCTION.finditer(step.sql)
+    }
+
+
 def _sources() -> tuple[str, str]:
     """The texts that the guarding and the queueing function must have."""
-    return _source("refuse_change"), _source("queue_for_sealing")
-
-
-def _source(function: str) -> str:
-    """The text of a trigger function, from the last migration that defines it."""
-    bodies = [
-        found[1]
-        for step in migrations()
-        for found in re.finditer(
-            rf"CREATE (?:OR REPLACE )?FUNCTION audit\.{function}\(\).*?AS \$\$(.*?)\$\$",
-            step.sql,
-            re.DOTALL,
-        )
-    ]
-    return bodies[-1]
+    sources = function_sources()
+    return sources["refuse_change"], sources["queue_for_sealing"]

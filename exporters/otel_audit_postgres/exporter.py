@@ -27,10 +27,10 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.background import BackgroundLoop
-from otel_audit_postgres.mending import written_down
 from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)

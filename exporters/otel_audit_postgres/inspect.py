@@ -11,7 +11,7 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import StoreError
-from otel_audit_postgres import catalog
+from otel_audit_postgres import catalog, weaknesses
 from otel_audit_postgres.connecting import Connection, connect
 from otel_audit_postgres.failures import INIT, as_store_error
 from otel_audit_postgres.readiness import refuse_version
@@ -133,6 +133,7 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
             f"role {role} is neither owner nor superuser",
             _ROLES,
         ),
+        *await _weaknesses(connection),
         _partitions(await catalog.partitions(connection)),
     ]
     if not server["may_use"]:
@@ -146,6 +147,68 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
             ),
         ]
     return [*found, *await _look_inside(connection, role)]
+
+
+async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
+    """What roles and rights leave open, beyond the role that looks."""
+    found = [
+        _none_of(
+            "search_path",
+            await weaknesses.search_path_tricks(connection),
+            "no function of the store follows its caller's search_path",
+            "find out who changed it; drop it, or revoke the right",
+        )
+    ]
+    if not await weaknesses.has_roles(connection):
+        return [
+            *found,
+            Finding(
+                "roles",
+                None,
+                "there are no group roles: who owns the tables can switch the guards off",
+                _ROLES,
+            ),
+        ]
+    makers = await weaknesses.role_makers(connection)
+    again = "run `otel-audit migrate` as an administrator; then find out who changed it"
+    return [
+        *found,
+        _none_of(
+            "owner_alone",
+            await weaknesses.owners(connection),
+            "nobody but superusers can act as the owner",
+            "REVOKE that membership or attribute",
+        ),
+        _none_of(
+            "grants",
+            await weaknesses.wrong_grants(connection),
+            "each group has what it needs, and no more",
+            again,
+        ),
+        _none_of(
+            "tenants_apart",
+            await weaknesses.tenant_leaks(connection),
+            "readers see their tenants' rows alone, in the partitions too",
+            again,
+        ),
+        Finding("role_makers", ok=True, detail="no role but superusers can become the owner")
+        if not makers
+        else Finding(
+            "role_makers",
+            None,
+            "; ".join(makers[:_LISTED]),
+            "let no application log in as one of these; PostgreSQL 16 closes this",
+        ),
+        Finding("event_trigger", ok=True, detail="DDL in schema audit is refused")
+        if await weaknesses.has_event_triggers(connection)
+        else Finding(
+            "event_trigger",
+            None,
+            "DDL is not refused: a member of otel_audit_owner can switch the guards off, which "
+            "verify shows only while they are off",
+            "run `otel-audit migrate` as a superuser, where the service has one",
+        ),
+    ]
 
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:

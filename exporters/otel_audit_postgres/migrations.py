@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Final
 
 from otel_audit_postgres.rows import COLUMNS
+
+_MADE: Final = re.compile(r"^CREATE (TABLE|SEQUENCE|FUNCTION) audit\.(\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,15 @@ class Migration:
     version: int
     name: str
     sql: str
+
+    @property
+    def title(self) -> str:
+        """How it is called in messages: ``0002 ledger``."""
+        return f"{self.version:04} {self.name}"
+
+    def makes(self) -> dict[str, str]:
+        """What it adds to schema audit: names to ``table``, ``sequence`` or ``function``."""
+        return {found[2]: found[1].lower() for found in _MADE.finditer(self.sql)}
 
 
 @cache
@@ -42,20 +55,34 @@ def latest_version() -> int:
     return migrations()[-1].version
 
 
+def pending(version: int) -> tuple[Migration, ...]:
+    """The migrations that a store of this version lacks; 0 for none at all."""
+    return tuple(step for step in migrations() if step.version > version)
+
+
 def roles_sql() -> str:
     """Statements that create the group roles where they are missing."""
-    return (_folder() / "roles.sql").read_text("utf-8")
+    return _text("roles.sql")
 
 
 def ownership_sql() -> str:
     """Statements that give everything in the schema to the owner role."""
-    return (_folder() / "ownership.sql").read_text("utf-8")
+    return _text("ownership.sql")
 
 
 def grants_sql() -> str:
     """Statements that grant to the group roles what each may do."""
     columns = ", ".join(name for name, _ in COLUMNS)
-    return (_folder() / "grants.sql").read_text("utf-8").replace("{columns}", columns)
+    return _text("grants.sql").replace("{columns}", columns)
+
+
+def event_trigger_sql() -> str:
+    """Statements that install the guard against DDL; for a superuser, after roles and grants."""
+    return _text("event_trigger.sql")
+
+
+def _text(name: str) -> str:
+    return (_folder() / name).read_text("utf-8")
 
 
 def _folder() -> resources.abc.Traversable:

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from otel_audit.record import AuditRecord
-from otel_audit_postgres.mending import mend_record, needs_mending
+from otel_audit.pipeline.mending import mend_record, needs_mending
+from otel_audit.record import AuditRecord, Received
 
 COLUMNS: Final = (
     ("id", "uuid"),
@@ -52,8 +52,12 @@ COLUMNS: Final = (
     ("schema_version", "text"),
     ("payload", "json"),
     ("content_hash", "bytea"),
+    ("received_by", "text"),
+    ("received_hash", "bytea"),
 )
 """Columns that a writer fills, each with its type; ``recorded_at`` is the database's own."""
+
+_RECEIVED_HASH: Final = [name for name, _ in COLUMNS].index("received_hash")
 
 LONGEST_KEY: Final = 255
 """Characters that an indexed text keeps; PostgreSQL's B-tree refuses entries beyond 2,704 bytes."""
@@ -63,7 +67,16 @@ _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 _DIGEST_DIGITS: Final = 32
 
-_encode = msgspec.json.Encoder().encode
+
+
+def _exact_text(value: object) -> str:
+    """Take a kind of text, such as SQLAlchemy's names, as the text that it is."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError
+
+
+_encode = msgspec.json.Encoder(enc_hook=_exact_text).encode
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
 
@@ -82,6 +95,12 @@ class Row:
     record_id: str
     payload: bytes
     content_hash: bytes
+
+    @property
+    def received_hash(self) -> bytes | None:
+        """The keyed hash of the record as received, None where it came directly."""
+        found: bytes | None = self.values[_RECEIVED_HASH]
+        return found
 
 
 class UnstorableRecordError(ValueError):
@@ -248,6 +267,8 @@ def _project(
         record.schema_version,
         payload,
         content_hash,
+        None if record.received is None else key_text(record.received.by),
+        _digest(record.received),
     )
 
 
@@ -264,6 +285,10 @@ def _milliseconds(ns: int) -> float:
         return ns / 1e6
     except OverflowError:
         return float("-inf") if ns < 0 else float("inf")
+
+
+def _digest(received: Received | None) -> bytes | None:
+    return None if received is None or received.hash is None else bytes.fromhex(received.hash)
 
 
 def _fitting(number: int | None, bits: int) -> int | None:

@@ -11,53 +11,42 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError
 from otel_audit_postgres.connecting import Connection, connect
-from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.failures import INIT, as_store_error
+from otel_audit_postgres.halfway import installed_version
 from otel_audit_postgres.migrations import (
     Migration,
+    event_trigger_sql,
     grants_sql,
     latest_version,
-    migrations,
     ownership_sql,
+    pending,
     roles_sql,
 )
+from otel_audit_postgres.roles import OWNER, Members, borrow, hand_over, quoted
 
-OWNER: Final = "otel_audit_owner"
-WRITER: Final = "otel_audit_writer"
-READER: Final = "otel_audit_reader"
-SEALER: Final = "otel_audit_sealer"
+LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480013)"  # an arbitrary key of our own
+PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
+"""Says to the event trigger that a superuser means to change the schema."""
 
 _CONNECT_TIMEOUT: Final = 10.0
-_LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480013)"  # an arbitrary key of our own
 _PATIENCE: Final = "SET LOCAL lock_timeout = '30s'"
 _STATE: Final = """
 SELECT current_user AS me, pg_get_userbyid(n.nspowner) AS owner,
        current_setting('server_encoding') AS encoding,
        current_setting('server_version_num')::int / 10000 AS server,
        EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = 'schema_version')
-           AS installed
+           AS installed,
+       EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'otel_audit_refuse_ddl')
+           AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS barred
 FROM (SELECT 1) AS one LEFT JOIN pg_namespace n ON n.nspname = 'audit'
 """
-# before PostgreSQL 16 a role is a member once; since then once for each who granted it
-_IS_MEMBER: Final = """
-SELECT EXISTS (
-    SELECT FROM pg_auth_members
-    WHERE member = $1::text::regrole AND roleid = $2::text::regrole
-      AND (grantor = member OR current_setting('server_version_num')::int < 160000))
-"""
-_MAY_READ: Final = (
-    "INSERT INTO audit.reader_tenants (role_name, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
-)
-_ENTERED: Final = (
-    "INSERT INTO audit.reader_tenants (role_name) SELECT {role} "
-    "WHERE NOT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = {role});"
-)
-_IS_ENTERED: Final = "SELECT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = $1)"
 _NOTE: Final = "INSERT INTO audit.schema_version (version, name) VALUES ({version}, '{name}')"
+_NOTHING: Final = Members()
 
 
 @dataclass(frozen=True, slots=True)
 class InitReport:
-    """What `init` found and did.
+    """What `init` or `migrate` found and did.
 
     Attributes:
         version: The schema's version now.
@@ -79,6 +68,7 @@ async def init(  # noqa: PLR0913 - one for each role
     writer: str | None = None,
     reader: str | None = None,
     sealer: str | None = None,
+    retention: str | None = None,
     tenants: Sequence[str] = (),
 ) -> InitReport:
     """Create the audit schema, or bring it up to date; nothing is done twice.
@@ -88,12 +78,13 @@ async def init(  # noqa: PLR0913 - one for each role
     Args:
         dsn_or_engine: ``postgresql://…``, ``postgresql+asyncpg://…``, or an `AsyncEngine` of
             SQLAlchemy over asyncpg.
-        roles: Create the group roles otel_audit_owner, otel_audit_writer, otel_audit_reader and
-            otel_audit_sealer, give everything to the owner and to the others what they need. This
-            needs a superuser, or CREATEROLE and CREATE on the database.
+        roles: Create the group roles (otel_audit_owner, _writer, _reader, _sealer, _retention),
+            give everything to the owner and to the others what they need. This needs CREATEROLE
+            and CREATE on the database; a superuser also installs the event trigger against DDL.
         writer: An existing login role that is to write; with ``roles``.
         reader: An existing login role that is to read; with ``roles``.
         sealer: An existing login role that is to seal; with ``roles``.
+        retention: An existing login role that is to drop sealed months; with ``roles``.
         tenants: The only tenants that ``reader`` is to see. None: what it was entered for before,
             or all if it was not.
 
@@ -101,28 +92,71 @@ async def init(  # noqa: PLR0913 - one for each role
         What was found and done.
 
     Raises:
-        ConfigurationError: ``writer``, ``reader`` or ``sealer`` without ``roles``, or an unfit
-            engine.
+        ConfigurationError: A login role is named without ``roles``, or an unfit engine.
         StoreUnavailableError: The database cannot be reached now.
-        StoreError: The schema is newer than this package, a right is missing, or the database is
-            not in UTF-8; nothing was changed.
+        StoreError: The schema is newer than this package or half migrated, a right is missing, or
+            the database is not in UTF-8; nothing was changed.
     """
-    members = _members(writer, reader, sealer)
-    if members and not roles:
-        raise ConfigurationError("init: writer=, reader= and sealer= need roles=True (--roles)")
+    members = Members(writer, reader, sealer, retention, tenants)
+    if not roles:
+        members.refuse_without_roles("init")
     if tenants and not reader:
         raise ConfigurationError("init: tenants= needs reader= (--tenant, --reader)")
-    with suppress_instrumentation(), _explained():
-        async with _connection(dsn_or_engine) as connection, connection.transaction():
-            return await _init(connection, roles=roles, members=members, tenants=tenants)
+    async with _begun(dsn_or_engine) as connection:
+        return await _bring_up(connection, await _state(connection), members, roles=roles)
 
 
-def schema_sql(
+async def migrate(dsn_or_engine: Any) -> InitReport:
+    """Bring an existing audit schema up to date, roles and guards with it; never makes a new one.
+
+    All of it happens in one transaction, and only one at a time does it. There is no way back:
+    a schema never goes to an earlier version.
+
+    Args:
+        dsn_or_engine: As for `init`.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        ConfigurationError: An unfit engine.
+        StoreUnavailableError: The database cannot be reached now.
+        StoreError: There is no audit schema, it is newer than this package or half migrated, or a
+            right is missing; nothing was changed.
+    """
+    async with _begun(dsn_or_engine) as connection:
+        state = await _state(connection)
+        if not state["installed"]:
+            raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+        return await _bring_up(connection, state, _NOTHING, roles=state["owner"] == OWNER)
+
+
+async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
+    """Look at a store without changing it.
+
+    Args:
+        dsn_or_engine: As for `init`.
+
+    Returns:
+        The version that is installed, and whether it has the group roles.
+
+    Raises:
+        StoreError: As for `migrate`.
+    """
+    async with _begun(dsn_or_engine) as connection:
+        state = await _state(connection)
+        if not state["installed"]:
+            raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+        return await installed_version(connection), state["owner"] == OWNER
+
+
+def schema_sql(  # noqa: PLR0913 - one for each role
     *,
     roles: bool = False,
     writer: str | None = None,
     reader: str | None = None,
     sealer: str | None = None,
+    retention: str | None = None,
     since: int = 0,
 ) -> str:
     """Write down what `init` would run, for those who apply SQL themselves.
@@ -132,75 +166,77 @@ def schema_sql(
         writer: As for `init`.
         reader: As for `init`.
         sealer: As for `init`.
+        retention: As for `init`.
         since: The version that is installed already; 0 for none.
 
     Returns:
         A script for ``psql``, in one transaction.
 
     Raises:
-        ConfigurationError: ``writer``, ``reader`` or ``sealer`` without ``roles``.
+        ConfigurationError: A login role is named without ``roles``.
     """
-    members = _members(writer, reader, sealer)
-    if members and not roles:
-        raise ConfigurationError(
-            "schema_sql: writer=, reader= and sealer= need roles=True (--roles)"
-        )
-    parts = ["BEGIN;", f"{_LOCK};"]
+    members = Members(writer, reader, sealer, retention)
+    if not roles:
+        members.refuse_without_roles("schema_sql")
+    parts = ["BEGIN;", f"{LOCK};", f"{PERMIT};"]
     if roles:
         parts.append(roles_sql())
     parts.append("CREATE SCHEMA IF NOT EXISTS audit;")
-    for step in _pending(since):
-        parts += [step.sql, f"{_noted(step)};"]
+    for step in pending(since):
+        parts += [step.sql, f"{noted(step)};"]
     parts.append("SELECT * FROM audit.ensure_partitions();")
     if roles:
-        parts += [ownership_sql(), grants_sql()]
-        parts += [f"GRANT {group} TO {_quoted(login)};" for group, login in members]
-    if reader:
-        parts.append(_ENTERED.format(role="'" + reader.replace("'", "''") + "'"))
+        parts += [ownership_sql(), grants_sql(), *members.statements(), event_trigger_sql()]
     return "\n".join([*parts, "COMMIT;", ""])
 
 
-async def _init(
-    connection: Connection[Any],
-    *,
-    roles: bool,
-    members: list[tuple[str, str]],
-    tenants: Sequence[str],
+def noted(step: Migration) -> str:
+    """The statement that notes a migration as applied."""
+    return _NOTE.format(version=step.version, name=step.name)
+
+
+async def _bring_up(
+    connection: Connection[Any], state: Any, members: Members, *, roles: bool
 ) -> InitReport:
     lines: list[str] = []
-    await connection.execute(_PATIENCE)
-    await connection.execute(_LOCK)
-    state = await connection.fetchrow(_STATE)
-    assert state is not None  # noqa: S101 - the query has one row
-    _refuse_unfit(state)
-    version = await _version(connection) if state["installed"] else 0
-    pending = _pending(version)
+    version = await installed_version(connection) if state["installed"] else 0
+    steps = pending(version)
+    if state["barred"] and (roles or steps):
+        raise StoreError(
+            "an event trigger guards schema audit against DDL, and only a superuser may change "
+            "it: run this as one, or print what to run with --sql"
+        )
     if roles:
         await connection.execute(roles_sql())
-    others = state["owner"] not in (None, state["me"]) and (roles or bool(pending))
-    needed = {state["owner"]} if others else set()
+    me, owner = state["me"], state["owner"]
+    others = owner not in (None, me) and (roles or bool(steps))
+    needed = {owner} if others else set()
     needed |= {OWNER} if roles else set()
-    borrowed = [role for role in sorted(needed) if await _borrow(connection, state, role)]
-    if state["owner"] is None:
+    borrowed = [role for role in sorted(needed) if await borrow(connection, me, role)]
+    if owner is None:
         await connection.execute("CREATE SCHEMA audit")
         lines.append("schema audit: created")
     if others:
-        await connection.execute(f"SET LOCAL ROLE {_quoted(state['owner'])}")
-    await _apply(connection, pending)
-    lines += [f"migration {step.version:04} {step.name}: applied" for step in pending]
-    if not pending:
+        await connection.execute(f"SET LOCAL ROLE {quoted(owner)}")
+    for step in steps:
+        await connection.execute(step.sql)
+        await connection.execute(noted(step))
+        lines.append(f"migration {step.title}: applied")
+    if not steps:
         lines.append(f"schema audit: up to date at version {version}")
     made = await _make_partitions(connection, lines)
     if others:
-        await connection.execute(f"SET LOCAL ROLE {_quoted(state['me'])}")
+        await connection.execute(f"SET LOCAL ROLE {quoted(me)}")
     if roles:
-        await _hand_over(connection, members, tenants, lines)
+        lines += await hand_over(connection, members)
     for role in borrowed:
-        await connection.execute(f"REVOKE {_quoted(role)} FROM {_quoted(state['me'])}")
-    return InitReport(latest_version(), tuple(step.name for step in pending), made, tuple(lines))
+        await connection.execute(f"REVOKE {quoted(role)} FROM {quoted(me)}")
+    return InitReport(latest_version(), tuple(step.name for step in steps), made, tuple(lines))
 
 
-def _refuse_unfit(state: Any) -> None:
+async def _state(connection: Connection[Any]) -> Any:
+    state = await connection.fetchrow(_STATE)
+    assert state is not None  # noqa: S101 - the query has one row
     if state["encoding"] != "UTF8":
         raise StoreError(
             f"the audit store's database has encoding {state['encoding']}; "
@@ -208,34 +244,7 @@ def _refuse_unfit(state: Any) -> None:
         )
     if state["server"] < 15:  # noqa: PLR2004 - the oldest that is tested
         raise StoreError(f"PostgreSQL {state['server']} is too old: 15 or newer is needed")
-
-
-async def _version(connection: Connection[Any]) -> int:
-    version: int = await connection.fetchval(
-        "SELECT coalesce(max(version), 0) FROM audit.schema_version"
-    )
-    if version > latest_version():
-        raise StoreError(
-            f"schema audit is at version {version}, this otel-audit knows {latest_version()}: "
-            "upgrade otel-audit; nothing was changed"
-        )
-    return version
-
-
-async def _apply(connection: Connection[Any], pending: tuple[Migration, ...]) -> None:
-    for step in pending:
-        await connection.execute(step.sql)
-        await connection.execute(_noted(step))
-
-
-async def _borrow(connection: Connection[Any], state: Any, role: str) -> bool:
-    """Become a member of a role for as long as this takes; tell whether a grant was needed."""
-    me = state["me"]
-    if await connection.fetchval("SELECT pg_has_role($1::name, $2::name, 'USAGE')", me, role):
-        return False
-    is_member = await connection.fetchval(_IS_MEMBER, _quoted(me), _quoted(role))
-    await connection.execute(f"GRANT {_quoted(role)} TO {_quoted(me)}")
-    return not is_member
+    return state
 
 
 async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tuple[str, ...]:
@@ -250,57 +259,15 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
     return tuple(row["partition"] for row in found if row["state"] == "made")
 
 
-async def _hand_over(
-    connection: Connection[Any],
-    members: list[tuple[str, str]],
-    tenants: Sequence[str],
-    lines: list[str],
-) -> None:
-    await connection.execute(ownership_sql())
-    await connection.execute(grants_sql())
-    lines.append(
-        f"roles {OWNER} (owns), {WRITER} (appends), {READER} (reads), {SEALER} (seals): in place"
-    )
-    for group, login in members:
-        if not await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", login
-        ):
-            raise ConfigurationError(
-                f"init: there is no role {login}; create it first: "
-                f"CREATE ROLE {_quoted(login)} LOGIN PASSWORD …"
-            )
-        await connection.execute(f"GRANT {group} TO {_quoted(login)}")
-        if group == READER:
-            await _enter(connection, login, tenants)
-        lines.append(f"role {login}: member of {group}")
-
-
-async def _enter(connection: Connection[Any], reader: str, tenants: Sequence[str]) -> None:
-    """Say whose records a reader sees; what was said before is not widened in passing."""
-    if tenants:
-        await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", reader)
-        await connection.executemany(_MAY_READ, [(reader, tenant) for tenant in tenants])
-    elif not await connection.fetchval(_IS_ENTERED, reader):
-        await connection.execute(_MAY_READ, reader, None)
-
-
-def _pending(version: int) -> tuple[Migration, ...]:
-    return tuple(step for step in migrations() if step.version > version)
-
-
-def _noted(step: Migration) -> str:
-    return _NOTE.format(version=step.version, name=step.name)
-
-
-def _members(writer: str | None, reader: str | None, sealer: str | None) -> list[tuple[str, str]]:
-    wanted = ((WRITER, writer), (READER, reader), (SEALER, sealer))
-    return [(group, login) for group, login in wanted if login]
-
-
-def _quoted(name: str) -> str:
-    """Quote an identifier (PostgreSQL documentation, 4.1.1)."""
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
+@asynccontextmanager
+async def _begun(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
+    """A transaction in which nobody else changes the schema."""
+    with suppress_instrumentation(), _explained():
+        async with _connection(dsn_or_engine) as connection, connection.transaction():
+            await connection.execute(_PATIENCE)
+            await connection.execute(LOCK)
+            await connection.execute(PERMIT)
+            yield connection
 
 
 @contextmanager

@@ -9,16 +9,23 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
+import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
+from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Receipt, Refused, Written
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
 from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
-from otel_audit_postgres.mending import written_down
 from otel_audit_postgres.readiness import refuse_unready
-from otel_audit_postgres.rows import COLUMNS, Row, UnstorableRecordError, to_row
+from otel_audit_postgres.rows import (
+    COLUMNS,
+    Row,
+    UnstorableRecordError,
+    record_from_payload,
+    to_row,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -38,8 +45,15 @@ _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
     f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
 )
-_STORED: Final = "SELECT id, content_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+_STORED: Final = (
+    "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+)
+_KNOWN: Final = "SELECT DISTINCT id FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 _RECEIPT: Final = "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = $1::uuid"
+_RECEIPTS: Final = (
+    "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+)
+_RECEIVING_KEY: Final = "SELECT key FROM audit.receiving_key"
 _SET_ASIDE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
@@ -50,6 +64,9 @@ _DURABLE: Final = (
     "WHERE current_setting('synchronous_commit') = 'off'"
 )
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
+
+CONFLICT: Final = "another record with this id is in the store"
+"""Why a record is in quarantine whose id is taken."""
 
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
@@ -130,6 +147,80 @@ class PostgresSink:
             return
         async with self._session("write to the audit store") as connection:
             await self._set_aside(connection, refused)
+
+    async def accept(
+        self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
+    ) -> list[Refused]:
+        """Store what others sent; return only after it is durable. Twice stores once.
+
+        Unlike `write`, it does not take a second record under an id that another tenant has: who
+        sends may not be who made the first.
+
+        Args:
+            records: The batch, each with its `received` mark.
+            refused: What never became a record, for the quarantine.
+
+        Returns:
+            Those of the records that are in quarantine instead.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        rows, unfit = _to_rows(records)
+        async with self._session("write to the audit store") as connection:
+            for part in _parts(rows):
+                unfit += await self._store_new(connection, part)
+            await self._set_aside(connection, [*unfit, *refused])
+        return unfit
+
+    async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
+        """Say what is stored under several records' ids.
+
+        Args:
+            record_ids: UUIDs as text.
+
+        Returns:
+            Ids to receipts, without those that are not stored.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        async with self._session("read receipts from the audit store") as connection:
+            rows = await connection.fetch(
+                _RECEIPTS, list(record_ids), timeout=self._statement_timeout
+            )
+        return {
+            str(row["id"]): Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
+            for row in rows
+        }
+
+    async def receiving_key(self) -> bytes:
+        """Read the key under which received records are hashed; 32 bytes, one for the store.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        async with self._session("read the receiving key of the audit store") as connection:
+            key = await connection.fetchval(_RECEIVING_KEY, timeout=self._statement_timeout)
+        if key is None:
+            raise StoreError("audit.receiving_key is empty: it must hold one row, made by init")
+        return bytes(key)
+
+    async def known(self, record_ids: Sequence[str]) -> set[str]:
+        """Tell which records are stored already, of whatever tenant.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+        async with self._session("look into the audit store") as connection:
+            found = await connection.fetch(
+                _KNOWN, list(record_ids), timeout=self._statement_timeout
+            )
+        return {str(row["id"]) for row in found}
 
     async def receipt(self, record_id: str) -> Receipt | None:
         """Say what is stored under a record's id.
@@ -231,16 +322,31 @@ class PostgresSink:
             return []
         return await self._conflicting(connection, rows)
 
+    async def _store_new(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
+        """Insert rows whose ids are in no other row, of whatever tenant."""
+        ids = [row.values[0] for row in rows]
+        found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
+        taken = {row["id"] for row in found}
+        fresh, others = [], []
+        for row in rows:
+            (others if row.values[0] in taken else fresh).append(row)
+            taken.add(row.values[0])
+        refused = await self._store(connection, fresh) if fresh else []
+        return refused + (await self._conflicting(connection, others) if others else [])
+
     async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
         """Tell a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
             _STORED, [row.values[0] for row in rows], timeout=self._statement_timeout
         )
         stored = {(row["id"], row["content_hash"]) for row in found}
+        received = {(row["id"], row["received_hash"]) for row in found}
         return [
-            _refused(row, "another record with this id is in the store")
+            _refused(row, CONFLICT)
             for row in rows
             if (row.values[0], row.content_hash) not in stored
+            and (row.received_hash is None or (row.values[0], row.received_hash) not in received)
+            and not _came_directly(row, stored)
         ]
 
     async def _set_aside(self, connection: Connection[Any], refused: Sequence[Refused]) -> None:
@@ -300,6 +406,14 @@ def _literal(texts: Sequence[str]) -> str:
     """Write a ``text[]`` literal (PostgreSQL documentation, 8.15.6)."""
     quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
     return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
+
+
+def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
+    """Tell whether the store has a received record already from the application itself."""
+    if row.received_hash is None:
+        return False
+    unmarked = msgspec.structs.replace(record_from_payload(row.payload), received=None)
+    return (row.values[0], to_row(unmarked).content_hash) in stored
 
 
 def _refused(row: Row, reason: str) -> Refused:

@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.ids import derived_uuid7
-from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, to_json
+from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, Source, to_json
 from otel_audit.record import SCHEMA_VERSION as SCHEMA
 
 SCOPE_NAME: Final = "otel_audit"
@@ -87,6 +87,7 @@ METADATA: Final = "audit.metadata"
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
 """What a span that someone else flags must carry."""
 
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -138,6 +139,7 @@ _REQUEST: Final = (
 _RESPONSE: Final = ((HTTP_STATUS, "status_code"),)
 _ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
 _BODY_PARTS: Final = ("content_type", "sha256", "absent")
+_USUAL_SOURCE: Final = Source().type
 
 
 def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
@@ -251,11 +253,12 @@ def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, eac
             f"a span with {FLAG}=true must carry {', '.join(MANDATORY)}"
         )
     record_id = attributes.get(RECORD_ID) or derived_uuid7(start_time, *own_ids)
+    parts = _sorted_out(attributes)
     fields: dict[str, Any] = {
         "phase": "completed",
         "schema_version": SCHEMA,
         "transaction": "none",
-        **_collect(attributes, _PLAIN),
+        **parts[""],
     }
     fields.update(
         record_id=record_id,
@@ -263,23 +266,24 @@ def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, eac
         event_name=attributes.get(EVENT_NAME) or name,
         occurred_at=start_time,
         duration=max(end_time - start_time, 0),
-        actor=_collect(attributes, _ACTOR),
+        actor=parts["actor"],
         resource=plain_values(resource),
     )
     if trace is not None:
         fields["trace_id"], fields["span_id"] = trace
-    for key, names in (("tenant", _TENANT), ("target", _TARGET), ("error", _ERROR)):
-        part = _collect(attributes, names)
-        if part:
-            fields[key] = part
-    source = _collect(attributes, _SOURCE)
+    for key in ("tenant", "target", "error"):
+        if parts[key]:
+            fields[key] = parts[key]
+    source = parts["source"]
     if source:
+        if source.get("type") == _USUAL_SOURCE:
+            # the default itself, which is left out of the record's text as it was before
+            source["type"] = _USUAL_SOURCE
         fields["source"] = source
     try:
-        request = _collect(attributes, _REQUEST)
-        request.update(_read_exchange(attributes, REQUEST_HEADER, REQUEST_BODY, REQUEST_SIZE))
-        response = _collect(attributes, _RESPONSE)
-        response.update(_read_exchange(attributes, RESPONSE_HEADER, RESPONSE_BODY, RESPONSE_SIZE))
+        request, response = parts["request"], parts["response"]
+        _complete(request, parts["request headers"], parts["request body"])
+        _complete(response, parts["response headers"], parts["response body"])
         if request:
             fields["request"] = request
         if response:
@@ -324,39 +328,63 @@ def _spell_body(
             found[f"{name}.{part}"] = value
 
 
-def _collect(attributes: Mapping[str, Any], names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    return {field: attributes[name] for name, field in names if name in attributes}
+def _sorted_out(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Put each attribute where it belongs, in one pass; what belongs nowhere is left out."""
+    parts: dict[str, dict[str, Any]] = {name: {} for name in _PARTS}
+    for name, value in attributes.items():
+        place = _PLACES.get(name)
+        if place is not None:
+            parts[place[0]][place[1]] = value
+        elif name.startswith(REQUEST_HEADER):
+            parts["request headers"][name[len(REQUEST_HEADER) :]] = _header_text(value)
+        elif name.startswith(RESPONSE_HEADER):
+            parts["response headers"][name[len(RESPONSE_HEADER) :]] = _header_text(value)
+    return parts
 
 
-def _read_exchange(
-    attributes: Mapping[str, Any], header_prefix: str, body_name: str, size_name: str
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    headers = {
-        name[len(header_prefix) :]: value if isinstance(value, str) else ", ".join(map(str, value))
-        for name, value in attributes.items()
-        if name.startswith(header_prefix)
-    }
+def _header_text(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
+
+
+def _complete(exchange: dict[str, Any], headers: dict[str, str], body: dict[str, Any]) -> None:
+    """Add headers and body, where there are any."""
     if headers:
-        found["headers"] = headers
-    body: dict[str, Any] = {
-        part: attributes[f"{body_name}.{part}"]
-        for part in _BODY_PARTS
-        if f"{body_name}.{part}" in attributes
-    }
-    if size_name in attributes:
-        body["size"] = attributes[size_name]
-    if body_name in attributes:
-        body["content"] = json_text(attributes[body_name])
+        exchange["headers"] = headers
     if body:
-        found["body"] = Body(**body)
+        if "content" in body:
+            body["content"] = json_text(body["content"])
+        exchange["body"] = Body(**body)
+
+
+def _placed() -> dict[str, tuple[str, str]]:
+    found = {
+        attribute: (part, field)
+        for part, names in (
+            ("", _PLAIN), ("actor", _ACTOR), ("tenant", _TENANT), ("target", _TARGET),
+            ("source", _SOURCE), ("request", _REQUEST), ("response", _RESPONSE), ("error", _ERROR),
+        )
+        for attribute, field in names
+    }  # fmt: skip
+    for part, body, size in (
+        ("request body", REQUEST_BODY, REQUEST_SIZE),
+        ("response body", RESPONSE_BODY, RESPONSE_SIZE),
+    ):
+        found[size] = (part, "size")
+        found[body] = (part, "content")
+        found.update({f"{body}.{name}": (part, name) for name in _BODY_PARTS})
     return found
+
+
+_PLACES: Final = _placed()
+_PARTS: Final = (
+    *dict.fromkeys(part for part, _ in _PLACES.values()), "request headers", "response headers",
+)  # fmt: skip
 
 
 def json_text(text: str) -> msgspec.Raw:
     """Keep a text that is JSON as it is; quote one that is not, so that it becomes JSON."""
     try:
-        msgspec.json.decode(text)
+        _check_json(text)
     except (msgspec.DecodeError, RecursionError):
         return msgspec.Raw(to_json(text))
     return msgspec.Raw(text.encode())

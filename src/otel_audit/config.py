@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 import msgspec
 import platformdirs
@@ -56,6 +57,14 @@ def _mapped(value: object) -> object:
     if any(not middle for _, middle, _ in pairs):
         raise ValueError("expected a JSON object or comma-separated key=value pairs")
     return {key.strip(): word.strip() for key, _, word in pairs}
+
+
+def _mapped_percent_decoded(value: object) -> object:
+    """Read a map as OpenTelemetry writes headers: JSON, or pairs that are percent-encoded."""
+    found = _mapped(value)
+    if not isinstance(value, str) or not isinstance(found, dict) or value.strip().startswith("{"):
+        return found
+    return {unquote(name): unquote(word) for name, word in found.items()}
 
 
 def _json(text: str) -> object:
@@ -123,8 +132,36 @@ class AuditConfig(BaseSettings):
     dsn: SecretStr | None = Field(
         None, description="The audit store: postgresql:// or postgresql+asyncpg://."
     )
-    exporter: Literal["postgres", "console", "none"] = Field(
-        "postgres", description="Where records go."
+    exporter: Literal["postgres", "otlp", "console", "none"] = Field(
+        "postgres",
+        description="Where records go; otlp where an OTLP endpoint is set and no DSN.",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP receiver, such as https://collector:4318; /v1/traces is added "
+        "unless the path ends with it. No OTEL_EXPORTER_OTLP_* variable is looked at.",
+    )
+    otlp_headers: Annotated[
+        dict[str, SecretStr], NoDecode, BeforeValidator(_mapped_percent_decoded)
+    ] = Field(
+        {},
+        description="Headers for the receiver, such as Authorization=Bearer%20TOKEN; "
+        "percent-encoded unless they are JSON.",
+    )
+    otlp_certificate: Path | None = Field(
+        None, description="PEM file with the authorities that the receiver's certificate is from."
+    )
+    otlp_client_certificate: Path | None = Field(
+        None, description="PEM file with our certificate for mutual TLS."
+    )
+    otlp_client_key: Path | None = Field(
+        None, description="PEM file with the key of our certificate, if it is not in the same file."
+    )
+    otlp_compression: Literal["gzip", "none"] = Field(
+        "gzip", description="How what is sent is compressed."
+    )
+    otlp_timeout: float = Field(
+        10.0, gt=0, le=600, description="Seconds that one request to the receiver may take."
     )
     log_anonymous: bool = Field(
         default=True, description="Record successful actions of nobody in particular."
@@ -143,6 +180,10 @@ class AuditConfig(BaseSettings):
     )
     capture_request_body: bool = Field(default=True, description="Copy request bodies.")
     capture_response_body: bool = Field(default=True, description="Copy response bodies.")
+    capture_socket_messages: bool = Field(
+        default=False,
+        description="Copy the messages of WebSockets, too: `body_limit` bytes each way.",
+    )
     capture_headers: Names = Field(
         ("content-type", "content-length", "accept", "origin", "referer"),
         description="Request and response headers that are kept, in lower case.",
@@ -262,9 +303,53 @@ class AuditConfig(BaseSettings):
         30.0, gt=0, le=86_400,
         description="Seconds after which an action that still runs is recorded as started.",
     )  # fmt: skip
-    orm: Literal["observed", "off"] = Field("observed", description="How ORM changes are seen.")
+    orm: Literal["observed", "transactional", "off"] = Field(
+        "observed",
+        description="How database changes are recorded: beside their transactions, or in them.",
+    )
+    outbox_dsn: SecretStr | None = Field(
+        None,
+        description="The application's database, as a role that takes records out of audit.outbox; "
+        "by default the audit store's.",
+    )
+    outbox_relay: bool = Field(
+        default=True,
+        description="Relay the outbox from this process; else `otel-audit relay` has to.",
+    )
+    outbox_interval: float = Field(
+        1.0, gt=0, le=3600,
+        description="Seconds between two looks at the outbox, for what other processes left.",
+    )  # fmt: skip
     orm_outside_actions: bool = Field(
         default=True, description="Record transactions that no action contains: scripts, start-up."
+    )
+    orm_include_tables: Names = Field((), description="Tables whose changes are recorded; all.")
+    orm_exclude_tables: Names = Field((), description="Tables whose changes are not recorded.")
+    orm_include_models: Names = Field((), description="Mapped classes that are recorded; all.")
+    orm_exclude_models: Names = Field((), description="Mapped classes that are not recorded.")
+    orm_include_columns: Names = Field(
+        (), description="Columns, or table.column, whose values are recorded; all."
+    )
+    orm_exclude_columns: Names = Field(
+        (), description="Columns, or table.column, whose values are not recorded."
+    )
+    orm_keep_rolled_back: bool = Field(
+        default=False, description="Record changes that were rolled back too, marked as such."
+    )
+    orm_fetch_unknown: bool = Field(
+        default=False,
+        description="Read earlier values that are not loaded, with one SELECT a row.",
+    )
+    orm_before_images: Names = Field(
+        (),
+        description="Tables of which bulk UPDATE and DELETE are recorded row by row, too.",
+    )
+    orm_max_before_images: int = Field(
+        1_000, ge=1, le=1_000_000,
+        description="Rows of one such statement that are read; of more none is.",
+    )  # fmt: skip
+    orm_max_entries: int = Field(
+        1_000, ge=1, le=100_000, description="Changes in one record; more go into further records."
     )
     span_payload: Literal["summary", "full"] = Field(
         "summary", description="What of the record the app's own server span gets."
@@ -360,12 +445,52 @@ class AuditConfig(BaseSettings):
         (),
         description="Where checkpoints are published: file:PATH, dir:PATH, https://…, log:.",
     )
+    seal: bool = Field(
+        default=False,
+        description="Seal within this process, too, if its role may; apart from it is stronger.",
+    )
     seal_interval: float = Field(
         1.0, ge=0.01, le=3600, description="Seconds between two rounds of sealing."
     )
     seal_batch: int = Field(
         5000, ge=1, le=100_000, description="Rows that are sealed together, at the most."
     )
+    record_views: Literal["required", "tried", "off"] = Field(
+        "required",
+        description="Whether who searches the trail is recorded in it: before anything is shown, "
+        "if that can be done, or not at all.",
+    )
+
+    serve_tokens_file: Path | None = Field(
+        None, description="The OTLP sink's file of tokens and certificates that are let in."
+    )
+    serve_no_auth: Literal["no", "loopback", "anywhere"] = Field(
+        "no", description="From where the OTLP sink takes records without any authentication."
+    )
+    serve_max_body_bytes: int = Field(
+        24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as it comes."
+    )
+    serve_max_message_bytes: int = Field(
+        32 * 1024 * 1024, ge=1024, description="Bytes of one request, decompressed."
+    )
+    serve_max_in_flight_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024,
+        description="Bytes of all requests under way; beyond it the sink answers 429.",
+    )  # fmt: skip
+    serve_max_record_bytes: int = Field(
+        1024 * 1024, ge=1024,
+        description="Bytes of one record that the sink stores; larger ones go to quarantine.",
+    )  # fmt: skip
+    serve_body_timeout: float = Field(
+        20.0, gt=0, le=600, description="Seconds in which a request's body must have come."
+    )
+    serve_connections: int = Field(
+        2, ge=1, le=64, description="The OTLP sink's connections to the store."
+    )
+    serve_retry_after: int = Field(
+        5, ge=1, le=3600,
+        description="Seconds after which senders are asked to try again while the store is away.",
+    )  # fmt: skip
 
     def __init__(self, **values: Any) -> None:
         """Collect the settings from arguments, environment and file, in this order."""
@@ -376,6 +501,13 @@ class AuditConfig(BaseSettings):
             raise ConfigurationError(_explain(error)) from None
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{CONFIG_FILE}: {error}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _endpoint_alone_means_otlp(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("otlp_endpoint") and not values.get("dsn"):
+            return {"exporter": "otlp", **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -393,15 +525,32 @@ class AuditConfig(BaseSettings):
             )
         if self.enabled and self.exporter == "postgres" and self.dsn is None:
             raise ValueError(f"{PREFIX}DSN: missing, and {PREFIX}ENABLED is true")
+        if self.exporter == "otlp" and self.enabled is not False and not self.otlp_endpoint:
+            raise ValueError(
+                f"{PREFIX}OTLP_ENDPOINT: missing, and {PREFIX}EXPORTER is otlp; name the receiver, "
+                "such as http://127.0.0.1:4318"
+            )
         if self.delivery == "strict" and self.exporter != "postgres":
             raise ValueError(
                 f"{PREFIX}DELIVERY=strict needs a store that says when it has an intent: "
                 f"{PREFIX}EXPORTER=postgres"
             )
+        if (
+            self.orm == "transactional"
+            and self.outbox_relay
+            and self.exporter in ("otlp", "console")
+            and self.outbox_asyncpg_dsn is None
+        ):
+            raise ValueError(
+                f"{PREFIX}OUTBOX_DSN: missing, and {PREFIX}ORM is transactional; name the "
+                f"application's database, or set {PREFIX}OUTBOX_RELAY=false and run "
+                "`otel-audit relay`"
+            )
         if self.required and not self.active:
             raise ValueError(
-                f"{PREFIX}REQUIRED is true, but auditing is off: set {PREFIX}DSN "
-                f"(or {PREFIX}EXPORTER=console) and do not set {PREFIX}ENABLED=false"
+                f"{PREFIX}REQUIRED is true, but auditing is off: set {PREFIX}DSN or "
+                f"{PREFIX}OTLP_ENDPOINT (or {PREFIX}EXPORTER=console), and do not set "
+                f"{PREFIX}ENABLED=false"
             )
         return self
 
@@ -416,6 +565,12 @@ class AuditConfig(BaseSettings):
     def asyncpg_dsn(self) -> str | None:
         """The DSN as asyncpg takes it."""
         return None if self.dsn is None else plain_dsn(self.dsn.get_secret_value())
+
+    @property
+    def outbox_asyncpg_dsn(self) -> str | None:
+        """The DSN of the outbox as asyncpg takes it: its own, or the store's."""
+        found = self.outbox_dsn if self.outbox_dsn is not None else self.dsn
+        return None if found is None else plain_dsn(found.get_secret_value())
 
     @classmethod
     def settings_customise_sources(

@@ -40,4 +40,13 @@ class StoreError(OtelAuditError):
 
 
 class StoreUnavailableError(StoreError):
-    """The audit store cannot be reached now; trying again may help."""
+    """The audit store cannot be reached now; trying again may help.
+
+    Attributes:
+        retry_after: Seconds that it asks to be left alone; None where it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Say what happened, and when to come again if that is known."""
+        super().__init__(message)
+        self.retry_after = retry_after

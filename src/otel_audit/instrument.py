@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
+from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.capture import install, recording
 from otel_audit.capture.observer import Recorder
@@ -41,6 +43,7 @@ def instrument(
     *,
     app_engine: Any = None,
     config: AuditConfig | None = None,
+    audit_span_processors: Sequence[SpanProcessor] = (),
 ) -> None:
     """Begin to audit: HTTP requests of an application, and the changes its database sessions make.
 
@@ -50,8 +53,11 @@ def instrument(
 
     Args:
         app: A FastAPI or Starlette application; None: every one that is made from now on.
-        app_engine: The SQLAlchemy engine (or several) whose changes are recorded; None: all.
+        app_engine: What of SQLAlchemy's is recorded: an engine, a sessionmaker, a declarative
+            base, or several of these; None: all.
         config: The settings; read from environment and file if None.
+        audit_span_processors: Where each finished record shall also be a span, beside its delivery:
+            they see it start and end at once. Best effort, as all spans are.
 
     Raises:
         ConfigurationError: A setting is wrong or missing; the message names it.
@@ -61,7 +67,7 @@ def instrument(
         MissingExtraError: Something that was asked for needs a package that is not installed.
     """
     with _lock:
-        runtime = _begin(config, app_engine)
+        runtime = _begin(config, app_engine, audit_span_processors)
         if runtime is None:
             return
         _install(app, runtime)
@@ -118,7 +124,11 @@ def flush(timeout: float = 10.0) -> bool:
     runtime = _runtime
     if runtime is None or runtime.delivery is None:
         return True
-    return runtime.delivery.flush(timeout)
+    began = time.monotonic()
+    delivered = runtime.delivery.flush(timeout)
+    if runtime.atomic is None:
+        return delivered
+    return runtime.atomic.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
 
 
 async def receipt(record_id: str, *, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
@@ -178,10 +188,18 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
         config = kwargs.get("config")
         if config is None and _runtime is None and _disabled_by_name():
             return
-        if config is None and _runtime is None and kwargs.get("app_engine") is None:
+        if (
+            config is None
+            and _runtime is None
+            and not (kwargs.get("app_engine") or kwargs.get("audit_span_processors"))
+        ):
             attach()
             return
-        instrument(app_engine=kwargs.get("app_engine"), config=config)
+        instrument(
+            app_engine=kwargs.get("app_engine"),
+            config=config,
+            audit_span_processors=kwargs.get("audit_span_processors", ()),
+        )
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002 - the base class names it
         uninstrument()
@@ -219,7 +237,11 @@ def attach() -> None:
 
 
 def _begin(
-    config: AuditConfig | None, app_engine: Any, *, said_by_environment: bool = False
+    config: AuditConfig | None,
+    app_engine: Any,
+    span_processors: Sequence[SpanProcessor] = (),
+    *,
+    said_by_environment: bool = False,
 ) -> Runtime | None:
     if _runtime is not None:
         if config is not None and config != _runtime.config:
@@ -233,7 +255,7 @@ def _begin(
     if not settings.active:
         _say_inactive(settings, said_by_environment=said_by_environment)
         return None
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, span_processors=span_processors)
     if settings.required:
         try:
             runtime.check_store()
@@ -245,7 +267,11 @@ def _begin(
 
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
-    _orm = _attach_orm(runtime, app_engine)
+    try:
+        _orm = _attach_orm(runtime, app_engine)
+    except BaseException:
+        runtime.close()
+        raise
     if _orm is not None:
         runtime.settle_changes = _orm.settle
     _runtime = runtime
@@ -315,21 +341,32 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
     try:
         from otel_audit.capture import orm
     except MissingExtraError:
-        if app_engine is not None:
+        if app_engine is not None or runtime.config.orm == "transactional":
             raise
         return None
-    return orm.attach(
+    sources, atomic = orm.sources_of(app_engine), runtime.atomic
+    if atomic is not None:
+        _refuse_other_databases(sources["engines"])
+    attachment = orm.attach(
         runtime.redactor,
-        options=orm.OrmOptions(engines=_engines(app_engine)),
+        options=orm.OrmOptions.from_config(
+            runtime.config, aside_cipher=runtime.aside_cipher(), **sources
+        ),
         on_orphan=runtime.record_outside if runtime.config.orm_outside_actions else None,
+        transactional=None if atomic is None else atomic.transactional(),
     )
+    if atomic is not None:
+        atomic.attachment = attachment
+    return attachment
 
 
-def _engines(app_engine: Any) -> tuple[Any, ...]:
-    if app_engine is None:
-        return ()
-    several = app_engine if isinstance(app_engine, Iterable) else (app_engine,)
-    return tuple(getattr(engine, "sync_engine", engine) for engine in several)
+def _refuse_other_databases(engines: Iterable[Any]) -> None:
+    for engine in engines:
+        if engine.dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"{PREFIX}ORM=transactional works in transactions of PostgreSQL, and app_engine is "
+                f"one of {engine.dialect.name}: use {PREFIX}ORM=observed for it"
+            )
 
 
 def _disabled_by_name() -> bool:

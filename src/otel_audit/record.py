@@ -6,6 +6,7 @@ conventions. Times are integers in nanoseconds since the Unix epoch, UTC, as in 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, Literal
 
@@ -204,6 +205,20 @@ class ErrorInfo(_Part, frozen=True, kw_only=True):
     message: str | None = None
 
 
+class Received(_Part, frozen=True, kw_only=True):
+    """How a record came in, where it came over the network; only the receiver writes this.
+
+    Attributes:
+        by: Who sent it, by the credential it came with: ``token:gateway-eu``,
+            ``certificate:CN=gateway-eu``; ``nobody`` where the receiver asked for none.
+        hash: HMAC-SHA-256, in hex, of the record as it was received, before the receiver redacted
+            it; under a key that only receivers can read, as short secrets can be guessed.
+    """
+
+    by: str
+    hash: str | None = None
+
+
 class AuditRecord(_Part, frozen=True, kw_only=True):
     """The finished, immutable fact.
 
@@ -231,6 +246,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         level: The policy level it was recorded at.
         metadata: The application's own, redacted.
         resource: The producing service, as OpenTelemetry resource attributes.
+        received: How it came in, where it came over the network.
     """
 
     record_id: str
@@ -262,6 +278,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
     level: str | None = None
     metadata: dict[str, Any] = {}
     resource: dict[str, Any] = {}
+    received: Received | None = None
 
     @property
     def observed_at(self) -> int:
@@ -294,8 +311,12 @@ def entity_reference(entity: str, *key: object) -> str:
     Returns:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
-    name = _WORD_BREAK.sub("_", entity).strip("_").lower()
-    return f"{name}:{','.join(str(part) for part in key)}"
+    return f"{_snake_case(entity)}:{','.join([str(part) for part in key])}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _snake_case(name: str) -> str:
+    return _WORD_BREAK.sub("_", name).strip("_").lower()
 
 
 def to_json(value: Any) -> bytes:

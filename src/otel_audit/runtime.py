@@ -7,18 +7,21 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
-import msgspec
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_audit.aside import Cipher, Pages
 from otel_audit.capture.actor import ActorOptions, resolve_actor, verified_claims
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
+from otel_audit.capture.continued import with_continuations
 from otel_audit.capture.exchange import Exchange
 from otel_audit.capture.headers import kept_headers
+from otel_audit.capture.identity import shown_actor, shown_source, shown_tenant
 from otel_audit.capture.observer import Claims, Observer, Recorder
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.requestlog import begin_request_log, log_request
@@ -29,29 +32,32 @@ from otel_audit.capture.tenant import TenantOptions, resolve_tenant
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from otel_audit.ids import uuid7
+from otel_audit.loops import in_thread, on_any_loop
 from otel_audit.pipeline.console import ConsoleSink
 from otel_audit.pipeline.counters import Counters, publish
-from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
 from otel_audit.pipeline.provider import application_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
+from otel_audit.pipeline.relay import Outbox
+from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
 from otel_audit.pipeline.sink import Receipt, Sink
-from otel_audit.pipeline.spool import AesGcmSealing, Sealing, adopt, open_spool
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
     Actor,
     AuditRecord,
-    Change,
     Source,
     Tenant,
     TransactionOutcome,
 )
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Origin
+from otel_audit.transactional import CommitAtomic, outbox_maker
 
 _logger = logging.getLogger("otel_audit")
 
@@ -76,12 +82,19 @@ class _NoRecorder:
 class Runtime:
     """What the taps report to, and what brings their records to the store."""
 
-    def __init__(self, config: AuditConfig, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        config: AuditConfig,
+        recorder: Recorder | None = None,
+        *,
+        span_processors: Sequence[SpanProcessor] = (),
+    ) -> None:
         """Build everything; nothing is opened or connected yet.
 
         Args:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
+            span_processors: See the audit span of each record that is delivered.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -89,31 +102,36 @@ class Runtime:
         """
         self.config = config
         self.counters = Counters()
-        self.redactor = Redactor.from_config(config)
+        self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
         self._stream: SpanRecorder | None = None
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
-            self.delivery = _make_delivery(config, self.counters)
+            self.delivery = make_delivery(
+                config, sink_maker(config), self.counters, spooled=config.exporter != "console"
+            )
             recorder = self._stream = SpanRecorder(
                 self.delivery,
                 self.counters,
                 refuse_when_full=config.spool_full == "refuse",
                 stream=_stream_options(config),
                 intents=_intents(config, self.counters),
+                span_processors=span_processors,
             )
             self.delivery.observe = publish(
                 metrics.get_meter("otel_audit"), self.counters, self.delivery
             )
         self._recorder = recorder
+        self.atomic = self._commit_atomic()
         self._flagged_spans = (
             FlaggedSpans(self._stream, self.redactor, self._count_error)
             if self._stream is not None and config.flagged_spans
             else None
         )
-        self._observer = self._waiting(
-            _make_observer(config, recorder, self.redactor, self._count_error)
+        self._observer = dataclasses.replace(
+            self._waiting(_make_observer(config, recorder, self.redactor, self._count_error)),
+            on_loss=self._count_loss,
         )
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
@@ -127,7 +145,9 @@ class Runtime:
             around=told_by_context if config.baggage_trust else Origin,
             opened=self._begins,
             on_error=self._count_error,
+            on_loss=self._count_loss,
             required=config.required,
+            ride=None if self.atomic is None else self.atomic.ride,
             intended=self._observer.intended if config.delivery == "strict" else None,
         )
 
@@ -142,20 +162,22 @@ class Runtime:
             return Exchange(observer, scope)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
-            complain(_logger, "open", "A request is not audited", error=error)
+            self._count_loss(error)
             return None
 
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
 
-    def record_outside(self, outcome: TransactionOutcome, changes: list[Change]) -> None:
+    def record_outside(self, outcome: TransactionOutcome, changes: Pages) -> None:
         """Record a transaction that no action contained. Never raises."""
         try:
-            self._recorder.closed(record_outside(outcome, changes, _service_name()), None)
+            record, further = record_outside(outcome, changes, _service_name())
+            for one in with_continuations(record, further):
+                self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
-            complain(_logger, "outside", "A transaction is not audited", error=error)
+            self._count_loss(error)
 
     def watch_spans(self) -> None:
         """Look for flagged spans in the application's own tracing, if it has begun."""
@@ -169,6 +191,8 @@ class Runtime:
             self.watch_spans()
             if self._stream is not None:
                 self._stream.begin()
+            if self.atomic is not None:
+                self.atomic.start()
             threading.Thread(target=self.report_store, name="otel-audit-check", daemon=True).start()
 
     async def stopping(self) -> None:
@@ -177,15 +201,19 @@ class Runtime:
             if self._stream is not None:
                 self._stream.end()
             settle = functools.partial(self.delivery.settle, self.config.shutdown_timeout)
-            await asyncio.get_running_loop().run_in_executor(None, settle)
+            await in_thread(settle)
+            if self.atomic is not None:
+                flush = functools.partial(self.atomic.flush, self.config.shutdown_timeout)
+                await in_thread(flush)
 
     async def receipt(self, record_id: str, timeout: float) -> Receipt:  # noqa: ASYNC109
         """Wait until the store has a record, and say what it says; see `await_receipt`."""
         if self.delivery is None or self.config.exporter != "postgres":
             raise ConfigurationError(f"receipts need a store: set {PREFIX}EXPORTER=postgres")
         with suppress_instrumentation():
-            make_sink = cast("Callable[[], GivesReceipts]", _sink_maker(self.config))
-            return await await_receipt(make_sink, self.delivery.hurry, record_id, timeout)
+            make_sink = cast("Callable[[], GivesReceipts]", sink_maker(self.config))
+            ask = on_any_loop(await_receipt)
+            return await ask(make_sink, self.delivery.hurry, record_id, timeout)
 
     def check_store(self) -> None:
         """See whether the store can take records; blocks for a connection's time.
@@ -194,8 +222,9 @@ class Runtime:
             StoreUnavailableError: It cannot be reached now.
             StoreError: It is not in the state it must be in.
         """
-        if self.config.exporter != "none":
-            worker = _Check(_sink_maker(self.config))
+        check_store(self.config)
+        if self.atomic is not None and self.atomic.relay is not None:
+            worker = _Check(outbox_maker(self.config))
             worker.start()
             worker.join()
             if worker.error is not None:
@@ -217,15 +246,33 @@ class Runtime:
         delivery = self.delivery
         oldest = 0.0 if delivery is None else delivery.oldest_age
         overdue = oldest > self.config.unhealthy_after
+        relay = None if self.atomic is None else self.atomic.relay
+        if relay is not None:
+            oldest = max(oldest, relay.oldest_age)
+            overdue = oldest > self.config.unhealthy_after
+        failing = 0.0 if relay is None else relay.failing_for
         return {
-            "healthy": not overdue and (delivery is None or delivery.failing_for == 0),
+            "healthy": not overdue
+            and failing == 0
+            and (delivery is None or delivery.failing_for == 0),
             "overdue": overdue,
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
+            **self._set_aside(),
+            **({} if relay is None else {
+                "outbox_depth": relay.depth,
+                "outbox_oldest_seconds": relay.oldest_age,
+                "outbox_failing_for_seconds": failing,
+            }),
             **self.counters.snapshot(),
         }
+
+    def _set_aside(self) -> dict[str, int]:
+        if self.config.exporter != "otlp":
+            return {}
+        return {"quarantine_files": len(local_quarantine(self.config).files())}
 
     def health_at(self, path: str) -> dict[str, Any] | None:
         """Report the health if this is its endpoint's path."""
@@ -241,18 +288,42 @@ class Runtime:
             self._flagged_spans.detach()
         if self._stream is not None:
             self._stream.close()
+        if self.atomic is not None:
+            self.atomic.close(self.config.shutdown_timeout)
         if self.delivery is not None:
             self.delivery.close(self.config.shutdown_timeout)
 
+    def _commit_atomic(self) -> CommitAtomic | None:
+        if self.config.orm != "transactional":
+            return None
+        stream = self._stream
+        return CommitAtomic(
+            self.config,
+            self.counters,
+            None if stream is None else sink_maker(self.config),
+            _unplaced if stream is None else stream.placed,
+            _service_name,
+        )
+
+    def aside_cipher(self) -> Cipher | None:
+        """Make what encrypts large transactions on disk; None where nothing on disk is encrypted.
+
+        Raises:
+            ConfigurationError: The key of the spool is none.
+        """
+        sealing = spool_sealing(self.config)
+        return None if sealing is None else sealing.for_spool(uuid7())
+
     def _waiting(self, observer: Observer) -> Observer:
         """Add what an exchange waits for, where the settings ask for it."""
-        if self.delivery is None or self._stream is None:
+        config, stream = self.config, self._stream
+        if self.delivery is None or stream is None:
             return observer
         return dataclasses.replace(
             observer,
-            durable=self.delivery.synced if self.config.spool_fsync == "always" else None,
-            intended=self._stream.intended if self.config.exporter == "postgres" else None,
-            strict=self.config.delivery == "strict",
+            durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
+            intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
+            strict=config.delivery == "strict",
         )
 
     def _begins(self) -> None:
@@ -269,12 +340,26 @@ class Runtime:
     def _settle_changes(self) -> None:
         self.settle_changes()
 
+    def _count_redaction_error(self) -> None:
+        self.counters.add("redaction_errors")
+
     def _count_error(self) -> None:
         self.counters.add("capture_errors")
+
+    def _count_loss(self, error: Exception) -> None:
+        self.counters.add("dropped")
+        complain(
+            _logger, "loss", "An audit record is lost, because it could not be made",
+            level=logging.CRITICAL, error=error,
+        )  # fmt: skip
 
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _unplaced(record: AuditRecord, _span: trace.Span | None) -> AuditRecord:
+    return record
 
 
 def _service_name() -> str:
@@ -284,7 +369,7 @@ def _service_name() -> str:
 class _Check(threading.Thread):
     """Asks a sink of its own, on a loop of its own, so that it may run wherever it is wanted."""
 
-    def __init__(self, make_sink: Callable[[], Sink]) -> None:
+    def __init__(self, make_sink: Callable[[], Sink | Outbox]) -> None:
         super().__init__(name="otel-audit-check", daemon=True)
         self._make_sink = make_sink
         self.error: Exception | None = None
@@ -304,7 +389,26 @@ class _Check(threading.Thread):
             await sink.close()
 
 
-def _sink_maker(config: AuditConfig) -> Callable[[], Sink]:
+def check_store(config: AuditConfig) -> None:
+    """See whether the store takes records; blocks for a connection's time.
+
+    Raises:
+        StoreUnavailableError: It cannot be reached now.
+        StoreError: It is not in the state it must be in.
+        ConfigurationError: The settings do not say where it is.
+    """
+    if config.exporter != "none":
+        worker = _Check(sink_maker(config))
+        worker.start()
+        worker.join()
+        if worker.error is not None:
+            raise worker.error
+
+
+def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
+    """Name the sink that the settings say; nothing is connected yet."""
+    if config.exporter == "otlp":
+        return _otlp_sink_maker(config)
     dsn = config.asyncpg_dsn
     if config.exporter == "console" or dsn is None:
         return ConsoleSink
@@ -313,56 +417,25 @@ def _sink_maker(config: AuditConfig) -> Callable[[], Sink]:
     return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
 
 
-def _sealing(config: AuditConfig) -> Sealing | None:
-    if config.spool_key is None:
-        return None
-    try:
-        return AesGcmSealing(bytes.fromhex(config.spool_key.get_secret_value().strip()))
-    except ValueError:
-        raise ConfigurationError(
-            f"{PREFIX}SPOOL_KEY: 32 bytes in hex are needed, such as `openssl rand -hex 32` makes"
-        ) from None
+def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:
+    from otel_audit_otlp.endpoint import Endpoint
+    from otel_audit_otlp.sink import OtlpSink
+
+    endpoint = Endpoint.from_config(config)
+    endpoint.warn_of_clear_text()
+    return functools.partial(OtlpSink, endpoint, local_quarantine(config).keep)
 
 
 def _intents(config: AuditConfig, counters: Counters) -> Callable[[], Intents] | None:
     if config.exporter != "postgres":
         return None
-    return functools.partial(Intents, _sink_maker(config), counters, config.strict_timeout)
+    return functools.partial(Intents, sink_maker(config), counters, config.strict_timeout)
 
 
 def _stream_options(config: AuditConfig) -> StreamOptions | None:
     if not config.stream_records:
         return None
     return StreamOptions(configuration_hash(config), heartbeat=config.heartbeat_interval)
-
-
-def _make_delivery(config: AuditConfig, counters: Counters) -> Delivery:
-    options = DeliveryOptions(
-        queue_size=config.queue_size,
-        batch_size=config.batch_size,
-        batch_interval=config.batch_interval,
-    )
-    make_sink = _sink_maker(config)
-    if config.exporter == "console":
-        return Delivery(make_sink, counters, options)
-    service = str(application_resource().attributes.get("service.name", "unknown_service"))
-    sealing = _sealing(config)
-    return Delivery(
-        make_sink,
-        counters,
-        options,
-        spool=functools.partial(
-            open_spool,
-            config.spool_dir,
-            service=service,
-            fsync=config.spool_fsync,
-            max_bytes=config.spool_max_bytes,
-            segment_bytes=config.spool_segment_bytes,
-            max_age=config.spool_max_age,
-            sealing=sealing,
-        ),
-        adopt=functools.partial(adopt, config.spool_dir, service, sealing=sealing),
-    )
 
 
 def _make_observer(
@@ -376,21 +449,18 @@ def _make_observer(
         found = resolve_actor(scope, audit, actor_options)
         # a reason means that somebody claimed to be known, and is not
         if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
-            return told_by_request(scope).actor or found
-        return found
+            found = told_by_request(scope).actor or found
+        return shown_actor(found, redactor)
 
     def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
         found = resolve_tenant(scope, audit, claims, tenant_options)
-        return told_by_request(scope).tenant if found is None and config.baggage_trust else found
+        if found is None and config.baggage_trust:
+            found = told_by_request(scope).tenant
+        return shown_tenant(found, redactor)
 
-    # clients say the same again and again, and what they say is free text
-    redacted = functools.lru_cache(maxsize=1024)(redactor.text)
-
-    def source(scope: Mapping[str, Any], claims: Claims) -> Source:
-        found = resolve_source(scope, source_options, claims)
-        if found.user_agent is None or redacted(found.user_agent) == found.user_agent:
-            return found
-        return msgspec.structs.replace(found, user_agent=redacted(found.user_agent))
+    def source(scope: Mapping[str, Any], claims: Claims, known: Source | None) -> Source:
+        found = resolve_source(scope, source_options, claims, known)
+        return found if found is known else shown_source(found, redactor)
 
     if config.request_log:
         begin_request_log()
@@ -408,6 +478,7 @@ def _make_observer(
         body_limit=config.body_limit,
         request_bodies=config.capture_request_body,
         response_bodies=config.capture_response_body,
+        socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
         long_after=config.long_action_after,
         log=log_request if config.request_log else None,

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from opentelemetry.trace import Span
 
+from otel_audit.aside import Pages
 from otel_audit.ids import uuid7
 from otel_audit.record import (
     Actor,
     ActorType,
+    AuditRecord,
     Change,
     ErrorInfo,
     Request,
@@ -32,8 +35,15 @@ from otel_audit.record import (
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
 _counting = threading.Lock()
 
-LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, list[Change], int], None]"
-"""Takes what a transaction left after the scope had closed: scope, outcome, changes, count."""
+LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, Pages], None]"
+"""Takes what a transaction left after the scope had closed: scope, outcome, changes."""
+
+
+class OpenTransaction(Protocol):
+    """A transaction that has written, and has not ended."""
+
+    def pending(self, owner: AuditScope, /) -> Iterator[Change]:
+        """What an action has written in it so far, as far as it is in memory."""
 
 
 class Origin(NamedTuple):
@@ -56,13 +66,18 @@ class AuditScope:
         started: The same on the monotonic clock, nanoseconds.
         server_span: The application's own span of the request, where there is one.
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
-            and rolled-back ones if they are kept.
-        changes_total: How many changes were committed or are unknown, also where ``changes``
-            holds a summary of those beyond its bound.
+            and rolled-back ones if they are kept; the first thousand, or as configured.
+        further: The changes beyond that.
+        told: Ids of the records that stand in the transactions themselves and tell their changes,
+            which are not in ``changes`` then.
+        changes_total: How many changes were committed or are unknown, wherever they are told.
         changes_pending: Flushed changes whose transaction has not ended.
         changes_rolled_back: Flushed changes that were rolled back.
+        open: The transactions in which they are.
         transactions: How the transactions that wrote ended.
         late: Takes what a transaction leaves after the scope has closed.
+        teller: Makes records of changes that are about to be committed; none where the action is
+            not recorded, or its changes are not.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
@@ -85,12 +100,16 @@ class AuditScope:
     metadata: dict[str, Any] = field(default_factory=dict)
     server_span: Span | None = None
     changes: list[Change] = field(default_factory=list)
+    further: Pages | None = None
+    told: list[str] = field(default_factory=list)
+    open: set[OpenTransaction] = field(default_factory=set)
     changes_total: int = 0
     changes_pending: int = 0
     changes_rolled_back: int = 0
     transactions: set[TransactionOutcome] = field(default_factory=set)
     closed: bool = False
     late: LateChanges | None = None
+    teller: Callable[[Pages], Iterable[AuditRecord]] | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
     outer: AuditScope | None = None
@@ -101,39 +120,67 @@ class AuditScope:
         self.record_id = self.record_id or uuid7(self.occurred_at)
         self.action_id = self.action_id or self.record_id
 
-    def note_flushed(self, count: int) -> None:
+    def note_flushed(self, count: int, transaction: OpenTransaction) -> None:
         """Count changes that were flushed in a transaction that is still open."""
         with _counting:
             self.changes_pending += count
+            self.open.add(transaction)
+
+    def pending(self, most: int) -> list[Change]:
+        """What was flushed and may yet be undone, as far as it is in memory.
+
+        Args:
+            most: How many changes are wanted.
+        """
+        with _counting:
+            transactions = list(self.open)
+        found = (change for one in transactions for change in one.pending(self))
+        return list(islice(found, most))
 
     def note_transaction_end(
         self,
         outcome: TransactionOutcome,
-        changes: list[Change],
+        changes: Pages,
         *,
-        count: int | None = None,
+        told: int = 0,
         keep_rolled_back: bool = False,
+        transaction: OpenTransaction | None = None,
     ) -> None:
         """Take over what a transaction that wrote has left.
 
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
-            changes: What it had flushed, as far as it is kept.
-            count: How many changes were counted before as pending; all of ``changes`` by default.
+            changes: What it had flushed.
+            told: How many more changes it had, which stand in the transaction itself.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
+            transaction: The transaction, as it was given to `note_flushed`.
         """
-        count = len(changes) if count is None else count
+        count = changes.count + told
         with _counting:
+            if transaction is not None:
+                self.open.discard(transaction)
             self.changes_pending -= count
             self.transactions.add(outcome)
             if outcome == "rolled_back":
                 self.changes_rolled_back += count
             else:
                 self.changes_total += count
-        if self.closed and self.late is not None:
-            self.late(self, outcome, changes, count)
-        elif outcome != "rolled_back" or keep_rolled_back:
-            self.changes.extend(changes)
+        if outcome == "rolled_back" and not keep_rolled_back:
+            changes = Pages()
+        if not self.closed or self.late is None:
+            self.keep(changes)
+        elif not told or changes or outcome != "committed":
+            self.late(self, outcome, changes)
+
+    def keep(self, changes: Pages) -> None:
+        """Keep changes: the first of the action here, those beyond the bound in ``further``."""
+        with _counting:
+            if self.further is not None:
+                self.further.absorb(changes)
+                return
+            first, further = changes.split(changes.room.page - len(self.changes))
+            self.changes.extend(first)
+            self.further = further or None
 
     def note_savepoint_rollback(self, count: int) -> None:
         """Count changes undone by a savepoint whose transaction goes on."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -55,17 +55,34 @@ def uvicorn(
     instrumented: bool = True,
 ) -> Iterator[Server]:
     """Start uvicorn in a directory; under auto-instrumentation unless told otherwise."""
+
+    def command(port: int) -> list[str]:
+        return [str(BIN / "uvicorn"), app, "--port", str(port), *options]
+
+    with started(directory, environment, command, instrumented=instrumented) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(
+    directory: Path,
+    environment: Mapping[str, str],
+    command: Callable[[int], list[str]],
+    *,
+    instrumented: bool = True,
+) -> Iterator[Server]:
+    """Start any server in a directory: its command for a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(BIN / "uvicorn"), app, "--port", str(port), *options]
+    line = command(port)
     if instrumented:
-        command.insert(0, str(BIN / "opentelemetry-instrument"))
+        line.insert(0, str(BIN / "opentelemetry-instrument"))
     log = directory / f"server-{port}.log"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            line,
             cwd=directory,
             env={
                 **clean,

@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 import otel_audit
 from otel_audit import AuditConfig, AuditInstrumentor
+from otel_audit.attributes import record_from_span
 
 
 class Base(DeclarativeBase):
@@ -225,6 +226,34 @@ class TestBesideTracing:
             for span in tracing.exporter.get_finished_spans()
             if span.instrumentation_scope.name == "otel_audit"
         ]
+
+
+class TestAuditSpans:
+    async def test_whoever_asks_sees_each_record_as_a_span(self, config, tracing, store):
+        """A processor of the caller's gets an audit span beside the row: flagged, a child."""
+        seen = InMemorySpanExporter()
+        app = make_app()
+        FastAPIInstrumentor.instrument_app(app, tracer_provider=tracing.provider)
+        otel_audit.instrument(app, config=config, audit_span_processors=[SimpleSpanProcessor(seen)])
+        await place_order(app)
+        (row,) = await store()
+        (span,) = seen.get_finished_spans()
+        assert record_from_span(span).record_id == str(row["id"])
+        assert span.attributes["audit.flagged"] is True
+        assert trace.format_span_id(span.parent.span_id) == row["span_id"]
+
+    async def test_a_processor_that_raises_costs_its_span_alone(self, config, store):
+        """The record is on its way before anybody looks at the span."""
+
+        class Broken(SpanProcessor):
+            def on_end(self, span):
+                raise RuntimeError("no")
+
+        app = make_app()
+        otel_audit.instrument(app, config=config, audit_span_processors=[Broken()])
+        assert (await place_order(app)).status_code == 201
+        assert len(await store()) == 1
+        assert otel_audit.health()["capture_errors"] == 1
 
 
 class TestWithoutTracing:

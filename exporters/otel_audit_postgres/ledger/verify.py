@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from otel_audit_postgres import catalog
+from otel_audit_postgres import catalog, weaknesses
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor
@@ -60,7 +60,11 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await store.refuse_partial_view(connection)
-        for problem in await catalog.unguarded(connection) + await catalog.strangers(connection):
+        for problem in [
+            *await catalog.unguarded(connection),
+            *await catalog.strangers(connection),
+            *await weaknesses.opened_ways(connection),
+        ]:
             findings.add(Kind.GUARD_REMOVED, problem)
         origin = await store.origin(connection)
         total = await store.size(connection)

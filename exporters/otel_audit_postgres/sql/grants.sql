@@ -4,7 +4,9 @@ GRANT SELECT ON audit.schema_version TO otel_audit_writer, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.exceptional_rows() TO otel_audit_writer, otel_audit_reader;
 
 GRANT INSERT ({columns}) ON audit.audit_logs TO otel_audit_writer;
-GRANT SELECT (id, content_hash, recorded_at) ON audit.audit_logs TO otel_audit_writer;
+GRANT SELECT (id, content_hash, recorded_at, received_hash) ON audit.audit_logs
+    TO otel_audit_writer;
+GRANT SELECT ON audit.receiving_key TO otel_audit_writer;
 GRANT INSERT (content_hash, record_id, received, reason) ON audit.quarantine TO otel_audit_writer;
 GRANT EXECUTE ON FUNCTION audit.ensure_partitions(integer) TO otel_audit_writer;
 
@@ -22,6 +24,21 @@ GRANT DELETE ON audit.ledger_queue TO otel_audit_sealer;
 -- Who reads may verify: the ledger holds ids and hashes, no content.
 GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,
     audit.ledger_checkpoints TO otel_audit_reader;
+
+GRANT SELECT ON audit.ledger_prunings, audit.ledger_pruned
+    TO otel_audit_reader, otel_audit_sealer, otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.ledger_state(), audit.default_partition_months()
+    TO otel_audit_writer, otel_audit_reader, otel_audit_sealer, otel_audit_retention;
+-- Who reads leaves a record of it, and can make no other.
+GRANT EXECUTE ON FUNCTION audit.record_view(text, jsonb, bigint, text, text, text)
+    TO otel_audit_reader;
+
+-- Retention: months go, and only as the functions let them.
+GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
+GRANT SELECT ON audit.schema_version, audit.ledger_blocks TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(integer),
+    audit.retire_partition(text), audit.drop_partition(text, uuid),
+    audit.collapse_leaves(bigint, bigint), audit.is_sealed(uuid) TO otel_audit_retention;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;

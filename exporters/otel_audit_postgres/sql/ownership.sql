@@ -17,7 +17,8 @@ BEGIN
             'ALTER FUNCTION %s OWNER TO otel_audit_owner', oid::pg_catalog.regprocedure)
         FROM pg_catalog.pg_proc
         WHERE pronamespace = 'audit'::pg_catalog.regnamespace
-          AND proowner <> 'otel_audit_owner'::pg_catalog.regrole
+          AND pg_catalog.pg_get_userbyid(proowner)
+              NOT IN ('otel_audit_owner', 'otel_audit_maintainer')
     LOOP
         EXECUTE statement;
     END LOOP;

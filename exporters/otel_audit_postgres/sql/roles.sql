@@ -4,7 +4,8 @@ DECLARE
     wanted text;
 BEGIN
     FOREACH wanted IN ARRAY
-        ARRAY['otel_audit_owner', 'otel_audit_writer', 'otel_audit_reader', 'otel_audit_sealer']
+        ARRAY['otel_audit_owner', 'otel_audit_writer', 'otel_audit_reader', 'otel_audit_sealer',
+              'otel_audit_retention']
     LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = wanted) THEN
             EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import trace
 
+from otel_audit.capture.continued import with_told
 from otel_audit.capture.description import RequestHead, secret_parameters
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
-from otel_audit.capture.observer import Observer
+from otel_audit.capture.observer import Claims, Observer
 from otel_audit.capture.outcome import outcome_of
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import state_of
 from otel_audit.capture.route import route_template
 from otel_audit.capture.targets import shown_target, with_new_id
+from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
 from otel_audit.policy import override_of
 from otel_audit.record import (
@@ -28,6 +30,7 @@ from otel_audit.record import (
     Phase,
     Request,
     Response,
+    Source,
     Target,
 )
 from otel_audit.scope import AuditScope, Origin
@@ -71,6 +74,7 @@ class Account:
         self.judgement: Decision | None = None
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
+        self._claims: tuple[object, Claims] | None = None
         self._secrets: frozenset[str] = frozenset()
         self._shown_target: tuple[Target, Target | None] | None = None
         span = trace.get_current_span()
@@ -96,7 +100,7 @@ class Account:
         return Origin(
             actor=audit.actor if self.resolved else observer.actor(scope, audit),
             tenant=audit.tenant if self.resolved else observer.tenant(scope, audit, claims),
-            source=observer.source(scope, claims),
+            source=observer.source(scope, claims, self._known_source(scope)),
             request_id=self.head.id,
         )
 
@@ -109,7 +113,7 @@ class Account:
             return None
         if not self.resolved:
             self.resolved = True
-            claims = observer.claims(scope)
+            claims = self._claims_of(scope)
             audit.actor = observer.actor(scope, audit)
             audit.tenant = observer.tenant(scope, audit, claims)
             parameters = scope.get("path_params")
@@ -122,6 +126,22 @@ class Account:
             self.judge(route=route_template(scope), wrote=wrote, scope=scope)
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
+
+    def _claims_of(self, scope: Mapping[str, Any]) -> Claims:
+        """The claims of the request's verified token, read once from the same headers."""
+        headers = scope.get("headers")
+        if self._claims is None or self._claims[0] is not headers:
+            self._claims = headers, self._observer.claims(scope)
+        return self._claims[1]
+
+    def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
+        """What is known of where it came from, unless a middleware knows it better."""
+        first = self._scope
+        same = scope is first or (
+            scope.get("client") == first.get("client")
+            and scope.get("headers") is first.get("headers")
+        )
+        return self.audit.source if same else None
 
     def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
         """Decide by the given facts, and remember what was decided."""
@@ -145,13 +165,18 @@ class Account:
         if audit.response is not None:
             return
         level, scope = decision.level, self.routed
-        claims = observer.claims(scope)
+        claims = self._claims_of(scope)
         if audit.source is None or claims is not None or "session_id" in state_of(scope):
-            audit.source = observer.source(scope, claims)
+            audit.source = observer.source(scope, claims, self._known_source(scope))
         own = decision.body_limit
         limit = observer.body_limit if own is None else own
         passage, is_socket = self.passage, self.socket is not None
+        messages = observer.socket_messages if decision.messages is None else decision.messages
         request_body = response_body = None
+        if self.socket is not None and messages:
+            request_body, response_body = self.socket.bodies(
+                redactor, limit, received=level in _WITH_REQUEST, sent=level == "request_response"
+            )
         if level in _WITH_REQUEST and observer.request_bodies and not is_socket:
             request_body = passage.request_body(self._scope["headers"], redactor, limit)
         if level == "request_response" and observer.response_bodies and not is_socket:
@@ -182,7 +207,14 @@ class Account:
         span = self.audit.server_span
         if span is not None and span.is_recording():
             full = self._observer.full_payload
-            enrich(span, self.audit, decision, target=self._target(decision), full=full)
+            enrich(
+                span,
+                self.audit,
+                decision,
+                event_name=self._event_name(decision),
+                target=self._target(decision),
+                full=full,
+            )
 
     def record(
         self,
@@ -202,8 +234,8 @@ class Account:
             parent_action_id=audit.parent_action_id,
             phase=phase,
             schema_version=SCHEMA_VERSION,
-            event_name=audit.event_name or decision.event_name,
-            action=audit.action or decision.action,
+            event_name=self._event_name(decision),
+            action=action_told(audit.action) or decision.action,
             outcome=outcome,
             occurred_at=audit.occurred_at,
             duration=time.perf_counter_ns() - audit.started,
@@ -221,6 +253,10 @@ class Account:
             level=decision.level,
             metadata=self._metadata(decision),
         )
+
+    def _event_name(self, decision: Decision) -> str:
+        told = self.audit.event_name
+        return event_told(told, self._observer.redactor) if told else decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
         found = with_new_id(self.audit.target or decision.target, self.audit)
@@ -244,7 +280,7 @@ class Account:
             found["audit.sample.one_of"] = decision.sample
         if self.socket is not None:
             found["websocket"] = self.socket.facts()
-        return cast("dict[str, Any]", found)
+        return with_told(cast("dict[str, Any]", found), self.audit)
 
 
 def _asks_for_more(scope: Mapping[str, Any]) -> bool:

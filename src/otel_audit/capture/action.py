@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Token
 from typing import Any
 
 from opentelemetry import trace
 
 from otel_audit import scope as scopes
+from otel_audit.aside import Pages
+from otel_audit.capture.continued import with_continuations, with_told
 from otel_audit.capture.failures import describe_error
+from otel_audit.capture.identity import shown_actor, shown_tenant
 from otel_audit.capture.intending import Intended, as_intent, is_stored, is_stored_blocking
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.strays import record_afterwards
@@ -30,12 +32,12 @@ from otel_audit.capture.told import (
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
+from otel_audit.loops import is_cancellation
 from otel_audit.policy.events import action_of_event
 from otel_audit.record import (
     SCHEMA_VERSION,
     Actor,
     AuditRecord,
-    Change,
     ErrorInfo,
     Outcome,
     Phase,
@@ -49,7 +51,7 @@ _logger = logging.getLogger("otel_audit.capture")
 
 _REFUSED = "The action cannot be recorded in the audit trail now, so it was not begun"
 
-_CUT_OFF = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
+_CUT_OFF = (GeneratorExit, KeyboardInterrupt)
 """What ends a block from outside: how far it had come nobody knows."""
 
 
@@ -77,6 +79,7 @@ class Action:
             server_span=span if span.get_span_context().is_valid else None,
             origin=self._origin,
             outer=outer,
+            teller=self._tell,
         )
         if recording is not None:
             self._guarded(lambda: self._read(recording))
@@ -161,7 +164,16 @@ class Action:
         """Record the action as it is now. Never raises."""
         recording = self._recording
         if recording is not None:
-            self._guarded(lambda: self._close(recording, outcome))
+            self._guarded(lambda: self._close(recording, outcome), makes_record=True)
+
+    def finished(self, recording: Recording, outcome: Outcome) -> AuditRecord:
+        """Make the record of the action as it is now, for whoever delivers it otherwise."""
+        return self._record(recording, phase=self._phase, outcome=outcome)
+
+    @property
+    def span(self) -> trace.Span | None:
+        """The span that was current when the action began."""
+        return self._scope.server_span
 
     def _read(self, recording: Recording) -> None:
         told, scope, redactor = self._told, self._scope, recording.redactor
@@ -206,7 +218,8 @@ class Action:
             # an object that the block has stored has its key by now
             scope.target = target_told(thing, recording.redactor)
         record = self._record(recording, phase=self._phase, outcome=outcome)
-        recording.recorder.closed(record, scope.server_span)
+        for one in with_continuations(record, scope.further):
+            recording.recorder.closed(one, scope.server_span)
 
     def _leave(self) -> None:
         if self._token is None:
@@ -228,11 +241,17 @@ class Action:
         if actor is not None:
             # the application may have set it in the meantime, with a role of its own
             actor = with_canonical_role(actor, recording.aliases)
-        return Origin(actor or around.actor, scope.tenant or around.tenant, scope.source)
+        actor = actor or around.actor
+        return Origin(
+            None if actor is None else shown_actor(actor, recording.redactor),
+            shown_tenant(scope.tenant or around.tenant, recording.redactor),
+            scope.source,
+        )
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         transaction = self._transaction
-        if isinstance(error, _CUT_OFF) or transaction == "unknown":
+        cut_off = is_cancellation(error) or isinstance(error, _CUT_OFF)
+        if cut_off or transaction == "unknown":
             return "unknown"
         failed = self._failure is not None or transaction in ("rolled_back", "mixed")
         return "failure" if failed else "success"
@@ -242,8 +261,16 @@ class Action:
         """As the scope says it; unknown while a transaction is open that has written."""
         return "unknown" if self._scope.changes_pending > 0 else self._scope.transaction
 
+    def _tell(self, changes: Pages) -> Iterator[AuditRecord]:
+        """Make the records of a transaction that is about to be committed."""
+        if self._recording is None:
+            return
+        told = self._record(self._recording, phase="changes", outcome="unknown")
+        record, further = record_afterwards(told, self._scope, "committed", changes)
+        yield from with_continuations(record, further)
+
     def _told_later(
-        self, scope: AuditScope, outcome: TransactionOutcome, changes: list[Change], _count: int
+        self, scope: AuditScope, outcome: TransactionOutcome, changes: Pages
     ) -> None:
         recording = self._recording
         if recording is None:
@@ -251,10 +278,11 @@ class Action:
 
         def tell() -> None:
             told = self._record(recording, phase="changes", outcome="unknown")
-            record = record_afterwards(told, scope, outcome, changes)
-            recording.recorder.closed(record, scope.server_span)
+            record, further = record_afterwards(told, scope, outcome, changes)
+            for one in with_continuations(record, further):
+                recording.recorder.closed(one, scope.server_span)
 
-        self._guarded(tell)
+        self._guarded(tell, makes_record=True)
 
     def _record(self, recording: Recording, *, phase: Phase, outcome: Outcome) -> AuditRecord:
         scope, origin = self._scope, self._scope.known_origin()
@@ -281,16 +309,20 @@ class Action:
             transaction=self._transaction,
             error=self._failure,
             level="changes",
-            metadata=recording.redactor.document(scope.metadata) if scope.metadata else {},
+            metadata=with_told(
+                recording.redactor.document(scope.metadata) if scope.metadata else {}, scope
+            ),
         )
 
-    def _guarded(self, step: Callable[[], Any]) -> Any:
+    def _guarded(self, step: Callable[[], Any], *, makes_record: bool = False) -> Any:
         try:
             return step()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             assert self._recording is not None  # noqa: S101 - nothing is done without
             self._recording.on_error()
             complain(_logger, "manual", "An action was not recorded in full", error=error)
+            if makes_record:
+                self._recording.on_loss(error)
             return None
 
 

@@ -105,8 +105,7 @@ class ActorOptions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     """What the resolvers look at, and what the bearer token turned out to be."""
 
     asgi: Scope

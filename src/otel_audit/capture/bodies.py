@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus
 
 import msgspec
 
 from otel_audit.record import Body
-from otel_audit.redaction.adapt import describe_bytes
+from otel_audit.redaction.adapt import NotUnderstoodError, describe_bytes
 from otel_audit.redaction.heads import (
     whole_json,
     whole_lines,
@@ -19,8 +18,9 @@ from otel_audit.redaction.heads import (
     whole_words,
     withhold_undecided,
 )
-from otel_audit.redaction.multipart import boundary_of, describe_part, split_parts
+from otel_audit.redaction.multipart import Part, boundary_of, describe_part, split_parts
 from otel_audit.redaction.walk import parse_json
+from otel_audit.redaction.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,6 +31,8 @@ _encode: Final = msgspec.json.Encoder().encode
 
 _LONGEST_TYPE: Final = 256
 _MOST_CODINGS: Final = 3
+_MOST_ITEMS: Final = 1_000
+"""Lines of JSON, or fields of a form, that are kept."""
 _TEXT_CODECS: Final = {
     "utf-8": "utf-8-sig", "utf8": "utf-8-sig", "us-ascii": "ascii", "ascii": "ascii",
     "iso-8859-1": "latin-1", "latin-1": "latin-1", "latin1": "latin-1", "windows-1252": "cp1252",
@@ -49,8 +51,7 @@ _TEXT_TYPES: Final = frozenset({
 _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
+class _Copy(msgspec.Struct, frozen=True):
     """What was copied of a body, on its way to being stored."""
 
     raw: bytes
@@ -60,6 +61,7 @@ class _Copy:
     complete: bool
     codec: str | None
     redactor: Redactor
+    work: Work
 
 
 def make_body(  # noqa: PLR0913 - one fact each
@@ -71,6 +73,7 @@ def make_body(  # noqa: PLR0913 - one fact each
     complete: bool,
     redactor: Redactor,
     limit: int,
+    work: Work | None = None,
 ) -> Body:
     """Turn copied bytes into the body that is stored.
 
@@ -82,13 +85,14 @@ def make_body(  # noqa: PLR0913 - one fact each
         complete: Whether ``raw`` is the whole body.
         redactor: Takes secrets out.
         limit: Bytes that a compressed body may grow to; what lies beyond counts as cut.
+        work: What redacting it may cost, where several bodies share that; by its size if None.
 
     Returns:
         The body. Its content is JSON text: the redacted document, a text as a JSON string, or an
         object that says what was left out and why (``_truncated``, ``_binary``). Where a body is
         cut, only what of it is whole is redacted and kept. ``sha256`` is that of the content.
     """
-    shown = None if content_type is None else redactor.text(content_type[:_LONGEST_TYPE])
+    shown = None if content_type is None else redactor.phrase(content_type[:_LONGEST_TYPE])
     if size == 0:
         return Body(size=0, content_type=shown)
     decoded = _decompress(raw, content_encoding, limit)
@@ -104,6 +108,7 @@ def make_body(  # noqa: PLR0913 - one fact each
         complete=complete and ended,
         codec=_codec(content_type),
         redactor=redactor,
+        work=Work(len(text)) if work is None else work,
     )
     content, absent_now = _store(copy)
     if content is None:
@@ -138,57 +143,67 @@ def _declared_json(copy: _Copy) -> tuple[bytes | None, str | None]:
     if document is None:
         return None, "unparsable"
     if copy.complete:
-        found = copy.redactor.json_or_none(document)
+        found = copy.redactor.json_or_none(document, copy.work)
         return (None, "unparsable") if found is None else (found, None)
     return _truncated(copy, _json_head(copy, whole_json(document))), "truncated"
 
 
 def _json_head(copy: _Copy, head: bytes | None) -> bytes | None:
-    if head is None or not copy.redactor.json_or_none(head):
+    if head is None:
         return None
-    return copy.redactor.json_or_none(_encode(withhold_undecided(parse_json(head))))
+    try:
+        document = withhold_undecided(parse_json(head.decode()))
+    except (NotUnderstoodError, UnicodeDecodeError):
+        return None
+    return _encode(copy.redactor.document(document, copy.work))
 
 
 def _json_lines(copy: _Copy) -> tuple[bytes | None, str | None]:
     document = _as_utf8(copy)
     if document is None:
         return None, "unparsable"
-    lines = document if copy.complete else whole_lines(document)
-    found = [copy.redactor.json_or_none(line) for line in lines.splitlines() if line.strip()]
+    whole = document if copy.complete else whole_lines(document)
+    lines = [line for line in whole.splitlines() if line.strip()]
+    complete = copy.complete and len(lines) <= _MOST_ITEMS
+    found = [copy.redactor.json_or_none(line, copy.work) for line in lines[:_MOST_ITEMS]]
     if any(line is None for line in found):
-        return (None, "unparsable") if copy.complete else (_truncated(copy, None), "truncated")
+        return (None, "unparsable") if complete else (_truncated(copy, None), "truncated")
     array = b"[" + b",".join(line for line in found if line is not None) + b"]"
-    return (array, None) if copy.complete else (_truncated(copy, array), "truncated")
+    return (array, None) if complete else (_truncated(copy, array), "truncated")
 
 
 def _form(copy: _Copy) -> tuple[bytes | None, str | None]:
     raw = copy.raw if copy.complete else whole_parameters(copy.raw)
-    pairs = [pair.partition("=") for pair in raw.decode("latin-1").split("&") if pair]
-    decoded = ((unquote_plus(name), unquote_plus(value)) for name, _, value in pairs)
-    return _fields(copy, decoded)
+    pairs = [pair for pair in raw.decode("latin-1").split("&") if pair]
+    split = (pair.partition("=") for pair in pairs[:_MOST_ITEMS])
+    decoded = ((unquote_plus(name), unquote_plus(value)) for name, _, value in split)
+    return _fields(copy, decoded, complete=copy.complete and len(pairs) <= _MOST_ITEMS)
 
 
 def _multipart(copy: _Copy) -> tuple[bytes | None, str | None]:
     boundary = boundary_of(copy.content_type or "")
-    parts = [] if boundary is None else list(split_parts(copy.raw, boundary))
+    parts, all_of_them = ([], True) if boundary is None else split_parts(copy.raw, boundary)
     if not parts and copy.complete:
         return None, "unparsable"
-    sensitive = copy.redactor.is_sensitive
-    pairs = (
-        (next(filter(sensitive, part.names), "".join(part.names[:1])), describe_part(part))
-        for part in parts
-    )
-    return _fields(copy, pairs)
+    pairs = ((_field_name(copy.redactor, part), describe_part(part)) for part in parts)
+    return _fields(copy, pairs, complete=copy.complete and all_of_them)
 
 
-def _fields(copy: _Copy, pairs: Iterable[tuple[str, Any]]) -> tuple[bytes, str | None]:
+def _field_name(redactor: Redactor, part: Part) -> str:
+    """Choose, of several names that a field has, one that says that it is a secret."""
+    return next(filter(redactor.is_sensitive, part.names), "".join(part.names[:1]))
+
+
+def _fields(
+    copy: _Copy, pairs: Iterable[tuple[str, Any]], *, complete: bool
+) -> tuple[bytes, str | None]:
     """Gather named values, a repeated name's in a list, and redact them."""
     gathered: dict[str, list[Any]] = {}
     for name, value in pairs:
         gathered.setdefault(name, []).append(value)
     plain = {name: found[0] if len(found) == 1 else found for name, found in gathered.items()}
-    content = _encode(copy.redactor.document(plain))
-    if copy.complete:
+    content = _encode(copy.redactor.document(plain, copy.work))
+    if complete:
         return content, None
     return _truncated(copy, content if plain else None), "truncated"
 
@@ -199,9 +214,9 @@ def _text(copy: _Copy) -> tuple[bytes | None, str | None]:
     except (UnicodeDecodeError, LookupError):
         return _binary(copy)
     if copy.complete:
-        return _encode(copy.redactor.text(text)), None
+        return _encode(copy.redactor.text(text, copy.work)), None
     head = whole_words(text)
-    redacted = _encode(copy.redactor.text(head)) if head else None
+    redacted = _encode(copy.redactor.text(head, copy.work)) if head else None
     return _truncated(copy, redacted), "truncated"
 
 
@@ -213,7 +228,7 @@ def _undeclared(copy: _Copy) -> tuple[bytes | None, str | None]:
             return content, absent
     if not _CONTROLS.isdisjoint(copy.raw):
         return _binary(copy)
-    return _text(replace(copy, codec="utf-8-sig"))
+    return _text(msgspec.structs.replace(copy, codec="utf-8-sig"))
 
 
 def _binary(copy: _Copy) -> tuple[bytes, str]:

@@ -8,6 +8,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import attributes as names
+from otel_audit.capture.told import action_told
 from otel_audit.record import ANONYMOUS, Target, to_json
 from otel_audit.scope import AuditScope
 
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from otel_audit.policy import Decision
 
 
-def enrich(  # noqa: C901 - one fact after another
-    span: Span, audit: AuditScope, decision: Decision, *, target: Target | None, full: bool
+def enrich(  # noqa: C901, PLR0913 - one fact after another
+    span: Span,
+    audit: AuditScope,
+    decision: Decision,
+    *,
+    event_name: str,
+    target: Target | None,
+    full: bool,
 ) -> None:
     """Set what is known of the action on the server span.
 
@@ -27,14 +34,15 @@ def enrich(  # noqa: C901 - one fact after another
         span: The application's span of the request, recording.
         audit: The action; its actor, tenant, request and response are known.
         decision: Its name and level.
+        event_name: What it is called, as the record shows it.
         target: What it acts upon, as the record shows it.
         full: Whether bodies and changes are set too.
     """
     found: dict[str, AttributeValue] = {
         names.RECORD_ID: audit.record_id,
         names.ACTION_ID: audit.action_id,
-        names.EVENT_NAME: audit.event_name or decision.event_name,
-        names.ACTION: audit.action or decision.action,
+        names.EVENT_NAME: event_name,
+        names.ACTION: action_told(audit.action) or decision.action,
         names.CHANGES_COUNT: len(audit.changes) + audit.changes_pending,
     }
     if audit.changes_pending:

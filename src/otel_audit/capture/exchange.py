@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from otel_audit import scope as scopes
+from otel_audit.aside import Pages
 from otel_audit.capture.account import Account
-from otel_audit.capture.long import call_after, record_started
+from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.long import record_started
 from otel_audit.capture.observer import Observer
 from otel_audit.capture.passage import add
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
+from otel_audit.loops import Timer, call_after
 from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
-    Change,
     TransactionOutcome,
 )
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    import asyncio
-
     from otel_audit.capture.copying import BodyCopy
     from otel_audit.policy import Decision, Start
 
@@ -61,11 +61,12 @@ class Exchange:
         self.socket = account.socket
         self._scope = scope
         self._token: Token[AuditScope | None] | None = None
-        self._clock: asyncio.TimerHandle | None = None
+        self._clock: Timer | None = None
         self._told_of_start: Decision | None = None
         scope.setdefault("state", {})["request_id"] = self._account.head.id
         self._spooled = False
         self._intent: AuditRecord | None = None
+        self.audit.teller = self._tell
         self.refused = not self._open()
 
     def _open(self) -> bool:
@@ -78,7 +79,7 @@ class Exchange:
             if decision.level == "none":
                 return True
             self._spooled = True
-            source = self._observer.source(self._scope, None)
+            source = self._observer.source(self._scope, None, None)
             self.audit.source = source
             request = self._account.head.describe(self._scope, None)
             record = self._account.record(
@@ -95,12 +96,14 @@ class Exchange:
     def _observe_bodies(self) -> Start:
         observer = self._observer
         start = observer.policy.at_start(self._account.head.method, self._account.head.path)
-        if self.socket is None and start.request:
-            self.passage.copy(
-                max(observer.body_limit, start.body_limit or 0),
-                request=observer.request_bodies,
-                response=start.response and observer.response_bodies,
-            )
+        if not start.request:
+            return start
+        limit = max(observer.body_limit, start.body_limit or 0)
+        response = start.response and observer.response_bodies
+        if self.socket is None:
+            self.passage.copy(limit, request=observer.request_bodies, response=response)
+        elif start.messages or observer.socket_messages:
+            self.socket.copy(limit, received=observer.request_bodies, sent=response)
         return start
 
     async def admitted(self) -> bool:
@@ -230,6 +233,7 @@ class Exchange:
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
         audit = self.audit
+        wanted = True
         try:
             if self._clock is not None:
                 self._clock.cancel()
@@ -238,6 +242,7 @@ class Exchange:
             audit.late = self._told_later
             audit.closed = True
             decision = self._account.decide(wrote=bool(audit.transactions)) or self._told_of_start
+            wanted = decision is not None
             if decision is not None:
                 self._finish(decision)
             else:
@@ -246,6 +251,8 @@ class Exchange:
                 self._log_unrecorded()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
+            if wanted:
+                self._observer.on_loss(error)
 
     def _finish(self, decision: Decision) -> None:
         audit, observer = self.audit, self._observer
@@ -254,7 +261,8 @@ class Exchange:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             self._account.enrich(decision)
         record = self._account.record(decision, phase="completed", outcome=self._account.outcome())
-        observer.recorder.closed(record, audit.server_span)
+        for one in with_continuations(record, audit.further):
+            observer.recorder.closed(one, audit.server_span)
         if observer.log is not None:
             observer.log(record, audit.server_span)
 
@@ -286,12 +294,27 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
 
+    def _tell(self, changes: Pages) -> Iterator[AuditRecord]:
+        """Make the records of a transaction that is about to be committed.
+
+        Who it is may not be settled yet; then it is settled again later.
+        """
+        audit, account = self.audit, self._account
+        kept = audit.actor, audit.tenant, account.resolved, account.judged
+        decision = account.decide(wrote=True)
+        if decision is not None and decision.level != "metadata":
+            request = audit.request or account.head.describe(account.routed, None)
+            told = account.record(decision, phase="changes", outcome="unknown", request=request)
+            record, further = record_afterwards(told, audit, "committed", changes)
+            yield from with_continuations(record, further)
+        if not self.passage.ended and not audit.closed:
+            audit.actor, audit.tenant, account.resolved, account.judged = kept
+
     def _told_later(
         self,
         audit: AuditScope,
         outcome: TransactionOutcome,
-        changes: list[Change],
-        _count: int,
+        changes: Pages,
     ) -> None:
         """A transaction of this action ends after its record: it gets a record of its own."""
         try:
@@ -299,10 +322,12 @@ class Exchange:
             decision = self._account.decide(wrote=True) or self._account.judgement
             assert decision is not None  # noqa: S101 - made when the exchange began
             told = self._account.record(decision, phase="changes", outcome="unknown")
-            record = record_afterwards(told, audit, outcome, changes)
-            self._observer.recorder.closed(record, audit.server_span)
+            record, further = record_afterwards(told, audit, outcome, changes)
+            for one in with_continuations(record, further):
+                self._observer.recorder.closed(one, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
+            self._observer.on_loss(error)
 
     def failed_ourselves(self, error: Exception) -> None:
         """Count and log a failure of ours."""

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from otel_audit.ids import uuid7
 from otel_audit.record import AuditRecord
-
-
-def call_after(seconds: float, act: Callable[[], None]) -> asyncio.TimerHandle | None:
-    """Have something done when a time is over, unless the handle is cancelled before.
-
-    Args:
-        seconds: The time.
-        act: Is called on the event loop, in an empty context; must not raise.
-
-    Returns:
-        The handle; None where no asyncio loop runs.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-    # an empty context: what the request's own holds is not kept alive by the clock
-    return loop.call_later(seconds, act, context=contextvars.Context())
 
 
 def record_started(known: AuditRecord) -> AuditRecord:

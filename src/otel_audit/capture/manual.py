@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, overload
 
 from otel_audit.capture.action import Action
 from otel_audit.capture.recording import in_use
@@ -18,6 +18,11 @@ from otel_audit.capture.told import Told
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import Outcome
 from otel_audit.scope import current_scope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +63,34 @@ def audit(  # noqa: PLR0913 - one fact an argument
     return Audit(Told(event, actor, tenant, target, metadata, action))
 
 
+@overload
+def emit(
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    outcome: Outcome = "success",
+    session: AsyncSession | AsyncConnection | async_scoped_session[Any],
+) -> Awaitable[str | None]: ...
+
+
+@overload
+def emit(
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    outcome: Outcome = "success",
+    session: Session | Connection | scoped_session[Any] | None = None,
+) -> str | None: ...
+
+
 def emit(  # noqa: PLR0913 - one fact an argument
     event: str,
     *,
@@ -67,8 +100,14 @@ def emit(  # noqa: PLR0913 - one fact an argument
     metadata: object = None,
     action: str | None = None,
     outcome: Outcome = "success",
-) -> str | None:
+    session: Any = None,
+) -> str | Awaitable[str | None] | None:
     """Record that something has happened. Never raises, but where `audit` does.
+
+    With ``session`` the event rides in the caller's own transaction: it is recorded if and only if
+    that is committed. This needs ``OTEL_AUDIT_ORM=transactional``, and then it does raise::
+
+        await otel_audit.emit("order.refunded", target=order, session=db)
 
     Args:
         event: As for `audit`, and so are the next five.
@@ -78,19 +117,41 @@ def emit(  # noqa: PLR0913 - one fact an argument
         metadata: The application's own facts.
         action: What kind of action.
         outcome: ``success``, ``failure`` or ``unknown``.
+        session: A session or connection of SQLAlchemy with the transaction to ride in. With an
+            asynchronous one the call has to be awaited.
 
     Returns:
         The record's id; None where nothing is audited.
 
     Raises:
-        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set; or ``session``
+            is given, and the settings do not allow it.
+        StoreError: ``session`` is given, and its database has no outbox for the event.
     """
     recording = in_use()
     if recording is None:
-        return None
+        return _nothing() if hasattr(session, "run_sync") else None
     told = Action(Told(event, actor, tenant, target, metadata, action), recording)
-    told.tell(outcome if outcome in get_args(Outcome) else "unknown")
-    return told.record_id
+    outcome = outcome if outcome in get_args(Outcome) else "unknown"
+    if session is None:
+        told.tell(outcome)
+        return told.record_id
+    if recording.ride is None:
+        raise ConfigurationError(
+            "emit(session=…) writes to audit.outbox in the application's database: "
+            "set OTEL_AUDIT_ORM=transactional"
+        )
+    written = recording.ride(session, told.finished(recording, outcome), told.span)
+    return told.record_id if written is None else _after(written, told.record_id)
+
+
+async def _nothing() -> None:
+    """Give an awaitable to who awaits."""
+
+
+async def _after(written: Awaitable[None], record_id: str) -> str:
+    await written
+    return record_id
 
 
 class Audit:

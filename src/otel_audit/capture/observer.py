@@ -44,16 +44,19 @@ class Observer:
         policy: Says what is recorded, and at which level.
         redactor: Takes secrets out.
         claims: Reads the claims of the request's token, verified, out of an ASGI scope.
-        actor, tenant, source, request_id: Read who, for whom, from where, and the request's id.
+        actor, tenant, source, request_id: Read who, for whom, from where (also given what was read
+            before of the same connection), and the request's id.
         kept_headers: Names of the headers that are kept, in lower case.
         request_id_header: The name of the response header, as bytes in lower case; empty: none.
         body_limit: Bytes of a body that are copied.
         request_bodies, response_bodies: Whether they are copied at all.
+        socket_messages: Whether the messages of WebSockets are, where the policy does not say so.
         full_payload: Whether the server span gets bodies and changes too.
         long_after: Seconds after which an action that still runs gets a record that it has
             started; None: never.
         log: Writes the line of the request log; None where there is no such log.
         on_error: Told of each failure of ours.
+        on_loss: Told of each failure of ours that costs a record.
         durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
         intended: Brings an intent to the store; says whether the action may begin.
         strict: Whether every action needs an intent, where the policy does not say so.
@@ -65,7 +68,7 @@ class Observer:
     claims: Callable[[Mapping[str, Any]], Claims]
     actor: Callable[[Mapping[str, Any], AuditScope], Actor]
     tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
-    source: Callable[[Mapping[str, Any], Claims], Source]
+    source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
     request_id: Callable[[Mapping[str, Any]], str]
     kept_headers: Collection[str]
     request_id_header: bytes
@@ -79,3 +82,5 @@ class Observer:
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False
+    socket_messages: bool = False
+    on_loss: Callable[[Exception], None] = lambda _error: None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+from otel_audit.loops import is_cancellation
 from otel_audit.record import Outcome, TransactionOutcome
 
 
@@ -28,7 +27,7 @@ def outcome_of(
     """
     if transaction == "unknown":
         return "unknown"
-    if isinstance(error, asyncio.CancelledError):
+    if is_cancellation(error):
         return "unknown"
     if error is not None or transaction in ("rolled_back", "mixed"):
         return "failure"

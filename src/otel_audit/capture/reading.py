@@ -7,6 +7,7 @@ holds control characters.
 from __future__ import annotations
 
 import enum
+import functools
 import importlib
 import re
 import uuid
@@ -38,12 +39,17 @@ def clean(text: str, limit: int = LONGEST) -> str:
 
 def header_values(scope: Scope, name: str) -> list[str]:
     """Return all values of a header, in order; ``name`` in any case."""
-    wanted = name.lower().encode("latin-1", "replace")
+    wanted = _as_header(name)
     return [
         value.decode("latin-1")
         for key, value in scope.get("headers") or ()
-        if key.lower() == wanted
+        if key == wanted or key.lower() == wanted
     ]
+
+
+@functools.lru_cache(maxsize=64)
+def _as_header(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")
 
 
 def state_of(scope: Scope) -> Mapping[str, Any]:

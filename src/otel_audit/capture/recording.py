@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_audit.config import PREFIX, said_no, said_yes
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from otel_audit.capture.intending import Intended
     from otel_audit.capture.observer import Recorder
+    from otel_audit.record import AuditRecord
     from otel_audit.redaction import Redactor
     from otel_audit.scope import Origin
 
@@ -32,6 +35,9 @@ class Recording:
         around: Says who and for whom, where no action is around.
         opened: Told of each action that begins, before anything else.
         on_error: Told of each failure of ours.
+        on_loss: Told of each failure of ours that costs a record.
+        ride: Writes a record in the transaction of a session of the application, and returns
+            something to await for an asynchronous one; None: the settings do not allow it.
         intended: Brings the intent of an action to the store before it begins; None: none is due.
         required: Whether an action that cannot be recorded must not begin.
     """
@@ -45,7 +51,9 @@ class Recording:
     opened: Callable[[], None]
     on_error: Callable[[], None]
     required: bool
+    ride: Callable[[Any, AuditRecord, Span | None], Any] | None = None
     intended: Intended | None = None
+    on_loss: Callable[[Exception], None] = lambda _error: None
 
 
 class _State:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from otel_audit.capture.proxies import Proxies, parse_address
 from otel_audit.capture.reading import (
     Scope,
@@ -67,7 +69,10 @@ class SourceOptions:
 
 
 def resolve_source(
-    asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None = None
+    asgi_scope: Scope,
+    options: SourceOptions,
+    claims: Mapping[str, Any] | None = None,
+    known: Source | None = None,
 ) -> Source:
     """Find out where an action came from. Never raises for what a client sends.
 
@@ -75,17 +80,23 @@ def resolve_source(
         asgi_scope: The ASGI scope.
         options: From the settings.
         claims: Claims of a verified token, for the session; None where there is none.
+        known: What this said before of the same connection: only the session may be news.
 
     Returns:
         What is known. ``type`` is ``host`` where the server gives a name instead of an address.
     """
+    session = _session(asgi_scope, options, claims)
+    if known is not None:
+        if session == known.session_id:
+            return known
+        return msgspec.structs.replace(known, session_id=session)
     address = options.proxies.client(asgi_scope)
     agents = header_values(asgi_scope, "user-agent")
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
         user_agent=(clean(agents[0], USER_AGENT_LIMIT) or None) if agents else None,
-        session_id=_session(asgi_scope, options, claims),
+        session_id=session,
     )
 
 

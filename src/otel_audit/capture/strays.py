@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
+from otel_audit.aside import Pages
+from otel_audit.capture.continued import without_exchange
 from otel_audit.ids import uuid7
 from otel_audit.record import (
     SCHEMA_VERSION,
     Actor,
     AuditRecord,
-    Change,
     Outcome,
     TransactionOutcome,
 )
@@ -25,8 +26,8 @@ _OUTCOMES: dict[TransactionOutcome, Outcome] = {"committed": "success", "unknown
 
 
 def record_outside(
-    outcome: TransactionOutcome, changes: Sequence[Change], service: str
-) -> AuditRecord:
+    outcome: TransactionOutcome, changes: Pages, service: str
+) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that no action contained: a script, a worker, a start-up.
 
     Args:
@@ -35,12 +36,15 @@ def record_outside(
         service: The process's service name, which stands in for the actor.
 
     Returns:
-        A record named ``database.changed``, by an actor of type ``system``.
+        A record named ``database.changed``, by an actor of type ``system``, and the changes that
+        are too many for it.
     """
     record_id = uuid7()
-    operations = {change.operation for change in changes}
+    total = changes.count
+    first, further = changes.split(changes.room.page)
+    operations = {change.operation for change in first}
     action = _ACTIONS[operations.pop()] if len(operations) == 1 else "EXECUTE"
-    return AuditRecord(
+    record = AuditRecord(
         record_id=record_id,
         action_id=record_id,
         phase="completed",
@@ -50,15 +54,17 @@ def record_outside(
         outcome=_OUTCOMES.get(outcome, "failure"),
         occurred_at=time.time_ns(),
         actor=Actor(id=service, type="system", source="process"),
-        changes=tuple(changes),
+        changes=tuple(first),
+        changes_total=total if total != len(first) else None,
         transaction=outcome,
         level="changes",
     )
+    return record, further
 
 
 def record_afterwards(
-    told: AuditRecord, scope: AuditScope, outcome: TransactionOutcome, changes: Sequence[Change]
-) -> AuditRecord:
+    told: AuditRecord, scope: AuditScope, outcome: TransactionOutcome, changes: Pages
+) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that ended after its action's record was told.
 
     Args:
@@ -68,20 +74,21 @@ def record_afterwards(
         changes: What it changed, as far as it is kept.
 
     Returns:
-        A record of phase ``changes`` with the same action id, and without the bodies.
+        A record of phase ``changes`` with the same action id, and without the bodies; and the
+        changes that are too many for it.
     """
-    request = told.request
-    return msgspec.structs.replace(
-        told,
+    total = changes.count
+    first, further = changes.split(changes.room.page)
+    record = msgspec.structs.replace(
+        without_exchange(told),
         record_id=uuid7(),
         phase="changes",
         outcome=_OUTCOMES.get(outcome, "failure"),
         occurred_at=time.time_ns(),
         duration=0,
-        request=None if request is None else msgspec.structs.replace(request, body=None),
-        response=None,
-        changes=tuple(changes),
-        changes_total=None,
+        changes=tuple(first),
+        changes_total=total if total != len(first) else None,
         changes_rolled_back=scope.changes_rolled_back,
         transaction=outcome,
     )
+    return record, further

@@ -36,11 +36,13 @@ def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
     """Name the one entity that was created, where the path could not name it yet."""
     if target is None or target.id is not None:
         return target
-    created = [
-        change.reference.partition(":")[2]
-        for change in audit.changes
-        if change.operation == "insert"
-        and change.key
-        and change.reference.startswith(f"{target.type}:")
-    ]  # fmt: skip
-    return Target(type=target.type, id=created[0]) if len(created) == 1 else target
+    prefix = f"{target.type}:"
+    created: list[str] = []
+    for change in audit.changes:
+        if change.operation == "insert" and change.key:
+            reference = change.reference
+            if reference.startswith(prefix):
+                created.append(reference.removeprefix(prefix))
+                if len(created) > 1:
+                    return target
+    return Target(type=target.type, id=created[0]) if created else target

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from otel_audit.capture.messages import MessageCopies
+
+if TYPE_CHECKING:
+    from otel_audit.record import Body
+    from otel_audit.redaction import Redactor
 
 SWITCHING: int = 101
 """Status of a connection that was opened (RFC 6455, section 4.2.2)."""
@@ -13,7 +20,7 @@ _GOOD_ENDS = frozenset({1000, 1001, 1005})  # RFC 6455, section 7.4.1
 
 
 class SocketTally:
-    """Counts what passes over one connection. Messages are counted, their contents not kept.
+    """Counts what passes over one connection, and keeps messages where that is asked for.
 
     Attributes:
         status: What the client's handshake was answered with; None while it was not.
@@ -23,15 +30,23 @@ class SocketTally:
         bytes_received, bytes_sent: Of their payloads; of text the characters.
     """
 
-    __slots__ = ("bytes_received", "bytes_sent", "closed_by", "code", "messages_received",
-                 "messages_sent", "status")  # fmt: skip
+    __slots__ = ("_began", "_copied_in", "_copied_out", "bytes_received", "bytes_sent", "closed_by",
+                 "code", "messages_received", "messages_sent", "status")  # fmt: skip
 
     def __init__(self) -> None:
+        self._copied_in: MessageCopies | None = None
+        self._copied_out: MessageCopies | None = None
+        self._began = time.monotonic()
         self.status: int | None = None
         self.code: int | None = None
         self.closed_by: Literal["client", "application"] | None = None
         self.messages_received = self.messages_sent = 0
         self.bytes_received = self.bytes_sent = 0
+
+    def copy(self, limit: int, *, received: bool, sent: bool) -> None:
+        """Keep messages from now on, at most ``limit`` bytes of them each way."""
+        self._copied_in = MessageCopies(limit) if received else None
+        self._copied_out = MessageCopies(limit) if sent else None
 
     def received(self, message: Mapping[str, Any]) -> None:
         """See a message that the application receives."""
@@ -39,6 +54,7 @@ class SocketTally:
         if kind == "websocket.receive":
             self.messages_received += 1
             self.bytes_received += _length(message)
+            self._keep(self._copied_in, message)
         elif kind == "websocket.disconnect" and self.closed_by is None:
             self.closed_by = "client"
             self.code = message.get("code", 1005)
@@ -49,6 +65,7 @@ class SocketTally:
         if kind == "websocket.send":
             self.messages_sent += 1
             self.bytes_sent += _length(message)
+            self._keep(self._copied_out, message)
         elif kind == "websocket.accept":
             self.status = SWITCHING
         elif kind == "websocket.http.response.start":
@@ -59,6 +76,21 @@ class SocketTally:
                 self.status = _REFUSED
             else:
                 self.code = message.get("code", 1000)
+
+    def _keep(self, copies: MessageCopies | None, message: Mapping[str, Any]) -> None:
+        if copies is not None:
+            number = self.messages_received + self.messages_sent
+            copies.add(message, number, round((time.monotonic() - self._began) * 1000))
+
+    def bodies(
+        self, redactor: Redactor, limit: int, *, received: bool, sent: bool
+    ) -> tuple[Body | None, Body | None]:
+        """Turn what was kept into what is stored, as far as it is wanted after all."""
+        into, out = self._copied_in, self._copied_out
+        return (
+            into.body(redactor, limit) if received and into is not None else None,
+            out.body(redactor, limit) if sent and out is not None else None,
+        )
 
     @property
     def ended_badly(self) -> bool:

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from otel_audit.cli.options import dsn_option
 from otel_audit.config import AuditConfig, plain_dsn
 from otel_audit.errors import OtelAuditError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.inspect import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     yield Check("settings", ok=True, detail="valid")
     yield from _hooks(target)
     yield _spool(config)
+    if config.exporter == "otlp":
+        yield from _otlp(config)
+        if config.asyncpg_dsn is None:
+            return
     if config.asyncpg_dsn is None:
         yield Check(
             "store", ok=False, detail="OTEL_AUDIT_DSN is not set", remedy="set it, or give --dsn"
@@ -79,8 +86,29 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     found = asyncio.run(
         inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
     )
-    for finding in found:
+    for finding in [*found, *_ledger(config, config.asyncpg_dsn)]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+    if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
+        from otel_audit_postgres.outbox import inspect_outbox
+
+        app = None if app_dsn is None else plain_dsn(app_dsn)
+        for finding in asyncio.run(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app)):
+            yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+
+
+def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
+    from otel_audit_postgres.inspect import Finding
+    from otel_audit_postgres.ledger.anchors import anchors_from
+    from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
+    from otel_audit_postgres.ledger.trust import chosen_public_keys
+
+    yield from inspect_key_file(config.signing_key_file, seals_here=config.seal)
+    try:
+        keys, anchors = chosen_public_keys(config), anchors_from(config.anchor)
+    except OtelAuditError as error:
+        yield Finding("ledger settings", False, str(error), "correct the setting")
+        return
+    yield from asyncio.run(inspect_ledger(dsn, keys=keys, anchors=anchors))
 
 
 def _hooks(target: str | None) -> Iterator[Check]:
@@ -165,4 +193,24 @@ def _spool(config: AuditConfig) -> Check:
         ok=True,
         detail=f"{found.directory} on {found.file_system}: {found.bytes_used} bytes held, "
         f"{found.bytes_free} free{left}",
+    )
+
+
+def _otlp(config: AuditConfig) -> Iterator[Check]:
+    from otel_audit.pipeline.setup import local_quarantine
+    from otel_audit.runtime import check_store
+
+    try:
+        check_store(config)
+    except OtelAuditError as error:
+        yield Check("receiver", ok=False, detail=str(error), remedy="mend it, and look again")
+    else:
+        yield Check("receiver", ok=True, detail=f"{config.otlp_endpoint} takes records")
+    kept = local_quarantine(config)
+    number = len(kept.files())
+    yield Check(
+        "quarantine",
+        ok=None if number else True,
+        detail=f"{number} records that the receiver refused are in {kept.path}",
+        remedy="see why: otel-audit quarantine",
     )

@@ -8,11 +8,15 @@ from otel_audit.cli.doctor import doctor
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
+from otel_audit.cli.migrate import maintain, migrate
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
+from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
+from otel_audit.cli.relay import relay
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import history, search, show, stats
+from otel_audit.cli.serve import serve
 from otel_audit.cli.verify import verify
 from otel_audit.errors import OtelAuditError
 
@@ -42,11 +46,16 @@ cli.add_command(gaps)
 cli.add_command(history)
 cli.add_command(init)
 cli.add_command(keygen)
+cli.add_command(maintain)
+cli.add_command(migrate)
 cli.add_command(policy)
 cli.add_command(prove)
+cli.add_command(quarantine)
 cli.add_command(redact)
+cli.add_command(relay)
 cli.add_command(seal)
 cli.add_command(search)
+cli.add_command(serve)
 cli.add_command(show)
 cli.add_command(stats)
 cli.add_command(verify)

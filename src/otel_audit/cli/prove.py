@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.trust import chosen_public_keys
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     if sum(given is not None for given in (record_id, entity, grown_from)) != 1:
         raise click.UsageError("give one of RECORD_ID, --entity and --grown-from")
     from otel_audit_postgres.ledger import prove as ledger
+    from otel_audit_postgres.ledger.trust import chosen_public_keys
 
     public, store = chosen_public_keys(AuditConfig(), keys), chosen_dsn(dsn)
     bundle: Bundle

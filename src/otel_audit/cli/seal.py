@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.trust import chosen_signer
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.sealer import Sealer
+    from otel_audit_postgres.ledger.trust import chosen_signer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = AuditConfig()

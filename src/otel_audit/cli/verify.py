@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.trust import chosen_public_keys
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.UsageError("--full is the opposite of --since and --sample")
     from otel_audit_postgres.ledger import verify as ledger
     from otel_audit_postgres.ledger.anchors import anchors_from
+    from otel_audit_postgres.ledger.trust import chosen_public_keys
 
     config = AuditConfig()
     with _bar(visible=not as_json) as bar:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
@@ -77,6 +77,7 @@ class Backlog:
         self._spilled = False
         self._at_rest = False
         self._damaged = 0
+        self._to_take_back: set[str] = set()
 
     @property
     def depth(self) -> int:
@@ -174,13 +175,18 @@ class Backlog:
         finally:
             self._count_damage(spool)
 
-    def done(self, items: Iterable[Item]) -> None:
+    def done(self, items: Sequence[Item]) -> None:
         """Let go of entries that the store has acknowledged; call it under the lock."""
         positions = [item.position for item in items]
         self._memory_only -= positions.count(None)
         spool = self.open_spool
         if spool is not None:
             spool.acknowledge(position for position in positions if position is not None)
+            self._to_take_back.update(
+                item.entry.record_id for item in items if item.position is None
+            )
+            if self._to_take_back:
+                self._take_back(spool)
 
     @property
     def open_spool(self) -> Spool | None:
@@ -208,9 +214,25 @@ class Backlog:
         lost, self._memory_only = self._memory_only, 0
         with self._using:
             if self.open_spool is not None:
+                self._take_back(self.open_spool)
                 self.open_spool.close()
         self._memory.clear()
         return lost
+
+    def _take_back(self, spool: Spool) -> None:
+        """Take back what the spool has of actions whose record went to the store from memory.
+
+        Else whoever adopts the spool would tell of them once more, as cut down.
+        """
+        for record_id in list(self._to_take_back):
+            try:
+                if spool.is_open(record_id):
+                    spool.append(Kind.DISCARDED, record_id, b"")
+            except SpoolError:
+                continue  # tried again with the next acknowledgement
+            except ValueError:
+                pass  # no id that the spool could know
+            self._to_take_back.discard(record_id)
 
     def _append(self, kind: Kind, record_id: str, payload: bytes) -> Position | None:
         with self._using:

@@ -28,5 +28,9 @@ class ConsoleSink:
         sys.stdout.write(lines.decode())
         sys.stdout.flush()
 
+    async def known(self, _record_ids: Sequence[str]) -> set[str]:
+        """Nothing is kept, so nothing is known."""
+        return set()
+
     async def close(self) -> None:
         """Nothing to close."""

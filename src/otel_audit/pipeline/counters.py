@@ -24,8 +24,11 @@ class Counters:
         quarantined: Records the store put aside as unfit.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.
+        redaction_errors: Values that were withheld because redacting them failed.
         refused: Requests that were refused because they could not have been recorded.
         spool_errors: Times that the spool did not take, or not keep, what it should.
+        relayed: Records of the outbox that the store has acknowledged.
+        outbox_errors: Transactions that failed because the outbox did not take their entries.
     """
 
     emitted: int = 0
@@ -34,8 +37,11 @@ class Counters:
     quarantined: int = 0
     retries: int = 0
     capture_errors: int = 0
+    redaction_errors: int = 0
     refused: int = 0
     spool_errors: int = 0
+    relayed: int = 0
+    outbox_errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,8 +66,11 @@ _COUNTED = (
     "quarantined",
     "retries",
     "capture_errors",
+    "redaction_errors",
     "refused",
     "spool_errors",
+    "relayed",
+    "outbox_errors",
 )
 
 
@@ -131,6 +140,9 @@ _METRICS = (
     ("quarantined", "audit.records.quarantined"),
     ("retries", "audit.export.retries"),
     ("capture_errors", "audit.capture.errors"),
+    ("redaction_errors", "audit.redaction.errors"),
     ("refused", "audit.requests.refused"),
     ("spool_errors", "audit.spool.errors"),
+    ("relayed", "audit.outbox.relayed"),
+    ("outbox_errors", "audit.outbox.errors"),
 )

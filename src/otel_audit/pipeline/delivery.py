@@ -11,8 +11,9 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -22,12 +23,14 @@ from otel_audit.pipeline.backlog import Backlog, Item
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.entries import Entry
 from otel_audit.pipeline.recovery import Adopt, Recovery
-from otel_audit.pipeline.sink import Refused, Sink
+from otel_audit.pipeline.sink import Refused, Sink, Written
 from otel_audit.pipeline.spool import Kind, Spool, SpoolError
 from otel_audit.pipeline.syncing import GroupSync
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LAST_GRACE = 5.0
 """Seconds that the thread has to close its connections after the last write."""
@@ -335,22 +338,34 @@ class Delivery:
 
     async def _write(self, sink: Sink, entries: Sequence[Entry]) -> bool:
         """Write until it succeeds; False where delivery ends before that."""
+        return await self._persist(lambda: self._write_once(sink, entries)) is not None
+
+    async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
+        """Ask until there is an answer; None where delivery ends before that."""
+        return await self._persist(lambda: sink.known(record_ids))
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Call until it succeeds; None where delivery ends before that."""
         pause = self._options.first_pause
         while not self._closing:
             try:
-                await self._write_once(sink, entries)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the batch must be kept
+                answer = await call()
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be given up
                 self._note_failure(error)
-                await self._rest(pause)
+                if isinstance(error, StoreUnavailableError) and error.retry_after:
+                    # asked for by the store: nothing wakes this up but the end
+                    await asyncio.sleep(error.retry_after)
+                else:
+                    await self._rest(pause)
                 pause = min(pause * 2, self._options.longest_pause)
                 continue
             if self._failing_since is not None:
                 self._failing_since = None
                 _logger.warning("The audit store takes records again")
-            return True
-        return False
+            return answer
+        return None
 
-    async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> None:
+    async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> Written:
         refused = [entry for entry in entries if isinstance(entry, Refused)]
         records = [entry for entry in entries if not isinstance(entry, Refused)]
         began = time.perf_counter()
@@ -360,12 +375,17 @@ class Delivery:
         self.observe(time.perf_counter() - began)
         self._counters.add("exported", written.stored)
         self._counters.add("quarantined", written.quarantined + len(refused))
+        return written
 
     async def _adopt_the_dead(self, sink: Sink) -> None:
         if self._recovery is None or time.monotonic() < self._next_adoption:
             return
         self._next_adoption = time.monotonic() + self._options.adopt_interval
-        await self._recovery.deliver(functools.partial(self._write, sink), self._options.batch_size)
+        await self._recovery.deliver(
+            functools.partial(self._write, sink),
+            functools.partial(self._known, sink),
+            self._options.batch_size,
+        )
 
     def _until_adoption(self) -> float | None:
         if self._recovery is None:

@@ -90,64 +90,38 @@ class FlaggedSpans(SpanProcessor):
         if self._provider is None or not names.is_flagged(span):
             return
         try:
-            self._recorder.adopted(self._read(span))
+            self._recorder.adopted(read_flagged(span, self._redactor))
         except Exception as error:  # noqa: BLE001 - an exception here would reach the application
             self._on_error()
             complain(_logger, "flagged", "A flagged span gave no record", error=error)
 
-    def _read(self, span: ReadableSpan) -> Entry:
-        context = span.get_span_context()
-        if context is None or span.start_time is None:
-            raise InvalidAuditSpanError("a span without a context, or that was never started")
-        told = redacted(span.attributes or {}, self._redactor)
-        try:
-            return self._record(span, context, span.start_time, told)
-        except InvalidAuditSpanError:
-            refused = self._refused(span, context, span.start_time, told)
-            complain(
-                _logger, "invalid", "A flagged span goes to quarantine: %s", refused.reason,
-                level=logging.WARNING,
-            )  # fmt: skip
-            return refused
 
-    def _record(
-        self, span: ReadableSpan, context: SpanContext, start: int, told: Mapping[str, Any]
-    ) -> AuditRecord:
-        own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
-        if names.ERROR_MESSAGE in told:
-            # the semantic conventions' word for a type that nobody has named
-            told = {names.ERROR_TYPE: "_OTHER", **told}
-        return names.record_from_attributes(
-            {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
-            name=self._redactor.text(span.name),
-            start_time=start,
-            end_time=start if span.end_time is None else span.end_time,
-            trace=own_ids,
-            own_ids=own_ids,
-            resource=dict(span.resource.attributes),
-        )
+def read_flagged(span: ReadableSpan, redactor: Redactor) -> Entry:
+    """Read what a flagged span of somebody else's tells.
 
-    def _refused(
-        self, span: ReadableSpan, context: SpanContext, start: int, told: Mapping[str, Any]
-    ) -> Refused:
-        lacking = [name for name in names.MANDATORY if told.get(name) in (None, "")]
-        trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
-        received = {
-            "name": self._redactor.text(span.name),
-            "trace_id": trace_id,
-            "span_id": span_id,
-            "start_time": start,
-            "end_time": span.end_time,
-            # what is no attribute of a record has not been looked at yet
-            "attributes": self._redactor.document(dict(told)),
-            "resource": names.plain_values(span.resource.attributes),
-        }
-        reason = (
-            f"the audit span lacks {', '.join(lacking)}"
-            if lacking
-            else "an attribute of the audit span has a wrong type or value"
-        )
-        return Refused(derived_uuid7(start, trace_id, span_id), to_json(received), reason)
+    Args:
+        span: An ended span with ``audit.flagged``.
+        redactor: Takes secrets out, before anything is kept.
+
+    Returns:
+        The record; where the span lacks what a record must say, what is to be kept aside, and why.
+
+    Raises:
+        InvalidAuditSpanError: The span was never started, so that it tells nothing.
+    """
+    context = span.get_span_context()
+    if context is None or span.start_time is None:
+        raise InvalidAuditSpanError("a span without a context, or that was never started")
+    told = redacted(span.attributes or {}, redactor)
+    try:
+        return _record(span, context, span.start_time, told, redactor)
+    except InvalidAuditSpanError:
+        refused = _refused(span, context, span.start_time, told, redactor)
+        complain(
+            _logger, "invalid", "A flagged span goes to quarantine: %s", refused.reason,
+            level=logging.WARNING,
+        )  # fmt: skip
+        return refused
 
 
 def redacted(attributes: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
@@ -167,6 +141,55 @@ def redacted(attributes: Mapping[str, Any], redactor: Redactor) -> dict[str, Any
         if isinstance(found.get(body), str):
             found[digest] = hashlib.sha256(found[body].encode()).hexdigest()
     return found
+
+
+def _record(
+    span: ReadableSpan,
+    context: SpanContext,
+    start: int,
+    told: Mapping[str, Any],
+    redactor: Redactor,
+) -> AuditRecord:
+    own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
+    if names.ERROR_MESSAGE in told:
+        # the semantic conventions' word for a type that nobody has named
+        told = {names.ERROR_TYPE: "_OTHER", **told}
+    return names.record_from_attributes(
+        {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
+        name=redactor.text(span.name),
+        start_time=start,
+        end_time=start if span.end_time is None else span.end_time,
+        trace=own_ids,
+        own_ids=own_ids,
+        resource=dict(span.resource.attributes),
+    )
+
+
+def _refused(
+    span: ReadableSpan,
+    context: SpanContext,
+    start: int,
+    told: Mapping[str, Any],
+    redactor: Redactor,
+) -> Refused:
+    lacking = [name for name in names.MANDATORY if told.get(name) in (None, "")]
+    trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
+    received = {
+        "name": redactor.text(span.name),
+        "trace_id": trace_id,
+        "span_id": span_id,
+        "start_time": start,
+        "end_time": span.end_time,
+        # what is no attribute of a record has not been looked at yet
+        "attributes": redactor.document(dict(told)),
+        "resource": names.plain_values(span.resource.attributes),
+    }
+    reason = (
+        f"the audit span lacks {', '.join(lacking)}"
+        if lacking
+        else "an attribute of the audit span has a wrong type or value"
+    )
+    return Refused(derived_uuid7(start, trace_id, span_id), to_json(received), reason)
 
 
 def _redacted(name: str, value: Any, redactor: Redactor) -> Any:

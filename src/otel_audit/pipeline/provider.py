@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
@@ -47,12 +46,12 @@ _known: weakref.WeakKeyDictionary[trace.TracerProvider, dict[str, Any]] = (
 )
 
 
-def make_audit_tracer(resource: Resource, processor: SpanProcessor) -> trace.Tracer:
+def make_audit_tracer(resource: Resource, *processors: SpanProcessor) -> trace.Tracer:
     """Make the tracer of audit spans.
 
     Args:
         resource: Who produces the records.
-        processor: Takes the ended spans.
+        processors: See the spans.
 
     Returns:
         A tracer whose spans are always recorded, with no limit on attributes; a no-op one under
@@ -61,26 +60,18 @@ def make_audit_tracer(resource: Resource, processor: SpanProcessor) -> trace.Tra
     provider = TracerProvider(
         sampler=ALWAYS_ON, resource=resource, span_limits=_UNLIMITED, shutdown_on_exit=False
     )
-    provider.add_span_processor(processor)
+    for processor in processors:
+        provider.add_span_processor(processor)
     return provider.get_tracer(SCOPE_NAME)
 
 
-def trace_record(
-    tracer: trace.Tracer,
-    record: AuditRecord,
-    server_span: trace.Span | None,
-    expect: Callable[[int, AuditRecord], None] | None = None,
-) -> bool:
-    """Make the audit span of a record; it ends at once, so its processor takes the record.
+def trace_record(tracer: trace.Tracer, record: AuditRecord, server_span: trace.Span | None) -> None:
+    """Make the audit span of a record; it is over at once, and was never the current one.
 
     Args:
         tracer: From `make_audit_tracer`.
         record: The finished record.
         server_span: The application's span that becomes the parent, if any.
-        expect: Told which record the span carries, before it ends.
-
-    Returns:
-        False where no span can be made because tracing is disabled.
     """
     parent = trace.set_span_in_context(
         server_span if server_span is not None else trace.INVALID_SPAN
@@ -91,9 +82,4 @@ def trace_record(
         attributes=to_attributes(record),
         start_time=record.occurred_at,
     )
-    if not span.is_recording():
-        return False
-    if expect is not None:
-        expect(span.get_span_context().span_id, record)
     span.end(record.observed_at)
-    return True

@@ -1,4 +1,4 @@
-"""Numbers the finished records of this process and sends each on its way as an audit span."""
+"""Numbers the finished records of this process and sends each on its way."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_audit.complaints import complain
@@ -19,7 +20,6 @@ from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.entries import Entry
 from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.processor import AuditSpanProcessor
 from otel_audit.pipeline.provider import (
     application_resource,
     make_audit_tracer,
@@ -33,17 +33,16 @@ from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
 
-Expect = Callable[[int, AuditRecord], None]
-
 
 class SpanRecorder:
-    """One producer: a numbered stream of records, from 1, each carried by an audit span.
+    """One producer: a numbered stream of records, from 1.
 
-    A forked child is a producer of its own. The tracer is made with the first record, when the
-    application has long set up its tracing, so that both have the same resource.
+    A forked child is a producer of its own. Where somebody listens each record is also made an
+    audit span; its tracer is made with the first one, when the application has long set up its
+    tracing, so that both have the same resource.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a part
         self,
         delivery: Delivery,
         counters: Counters,
@@ -51,6 +50,7 @@ class SpanRecorder:
         refuse_when_full: bool,
         stream: StreamOptions | None = None,
         intents: Callable[[], Intents] | None = None,
+        span_processors: Sequence[SpanProcessor] = (),
     ) -> None:
         """Name where records go.
 
@@ -60,12 +60,14 @@ class SpanRecorder:
             refuse_when_full: Whether an action shall be refused that the spool has no room for.
             stream: What the stream says of itself, and how often; None: nothing.
             intents: Makes what stores intents; None: there are none.
+            span_processors: Who wants to see the audit spans.
         """
         self._delivery = delivery
         self._counters = counters
         self._refuse_when_full = refuse_when_full
         self._stream = stream
         self._make_intents = intents
+        self._span_processors = span_processors
         self._begin()
         alive = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
@@ -80,7 +82,7 @@ class SpanRecorder:
         self._last_at = time.monotonic()
         self._announced = False
         self._ended = False
-        self._making: tuple[trace.Tracer, Expect] | None = None
+        self._tracer: trace.Tracer | None = None
         self._intents = None if self._make_intents is None else self._make_intents()
 
     def begin(self) -> None:
@@ -144,7 +146,7 @@ class SpanRecorder:
         if self._intents is None:
             return True
         self.begin()
-        record = self._placed(record, server_span, self._next()[2])
+        record = self._placed(record, server_span, self._next())
         try:
             stored = await self._intents.store(record)
         except BaseException:
@@ -189,19 +191,29 @@ class SpanRecorder:
         self.begin()
         self._delivery.submit(
             msgspec.structs.replace(
-                entry, producer_id=self.producer_id, sequence_number=self._next()[2]
+                entry, producer_id=self.producer_id, sequence_number=self._next()
             )
         )
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        tracer, expect, number = self._next()
-        record = self._placed(record, server_span, number)
-        try:
-            if trace_record(tracer, record, server_span, expect):
-                return
-        except Exception as error:  # noqa: BLE001 - a record that no span can carry goes without
-            complain(_logger, "span", "An audit record goes without its span", error=error)
+        record = self._placed(record, server_span, self._next())
         self._delivery.submit(record)
+        if self._span_processors:
+            self._trace(record, server_span)
+
+    def _trace(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        """Make the audit span; the record is on its way already, whatever becomes of the span."""
+        try:
+            if self._tracer is None:
+                self._tracer = make_audit_tracer(application_resource(), *self._span_processors)
+            trace_record(self._tracer, record, server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._counters.add("capture_errors")
+            complain(_logger, "span", "An audit record goes without its span", error=error)
+
+    def placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
+        """Say in a record who made it and in which trace, without giving it a number."""
+        return self._placed(record, server_span)
 
     def _placed(
         self, record: AuditRecord, server_span: trace.Span | None, number: int | None = None
@@ -217,16 +229,12 @@ class SpanRecorder:
             resource=resource_attributes(),
         )
 
-    def _next(self) -> tuple[trace.Tracer, Expect, int]:
+    def _next(self) -> int:
         with self._lock:
             self._last += 1
             self._last_at = time.monotonic()
             self._ended = False
-            if self._making is None:
-                processor = AuditSpanProcessor(self._delivery.submit, self._counters)
-                tracer = make_audit_tracer(application_resource(), processor)
-                self._making = tracer, processor.expect
-            return *self._making, self._last
+            return self._last
 
 
 def _begin_anew(alive: weakref.ref[SpanRecorder]) -> None:

@@ -7,18 +7,28 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.entries import Entry, read_back
-from otel_audit.pipeline.spool import AbandonedSpool
+from otel_audit.pipeline.spool import AbandonedSpool, Kind
 
 _logger = logging.getLogger(__name__)
 
 Adopt = Callable[[], list[AbandonedSpool]]
 Write = Callable[[Sequence[Entry]], Awaitable[bool]]
+Known = Callable[[Sequence[str]], Awaitable[set[str] | None]]
 
 
-def batches_of(spool: AbandonedSpool, size: int, counters: Counters) -> Iterator[list[Entry]]:
+class Found(NamedTuple):
+    """An entry of a dead process, the id that the spool knows it by, and whether it was over."""
+
+    entry: Entry
+    record_id: str
+    finished: bool
+
+
+def batches_of(spool: AbandonedSpool, size: int, counters: Counters) -> Iterator[list[Found]]:
     """Read the records of a dead process: closed ones as they are, cut-down ones as far as known.
 
     Args:
@@ -42,9 +52,10 @@ def batches_of(spool: AbandonedSpool, size: int, counters: Counters) -> Iterator
         )  # fmt: skip
 
 
-def _entries(spool: AbandonedSpool) -> Iterator[Entry]:
+def _entries(spool: AbandonedSpool) -> Iterator[Found]:
     for recovered in spool.records():
-        yield read_back(recovered.record_id, recovered.payload)
+        entry = read_back(recovered.record_id, recovered.payload)
+        yield Found(entry, recovered.record_id, recovered.kind is Kind.CLOSED)
 
 
 class Recovery:
@@ -65,11 +76,13 @@ class Recovery:
         self._counters = counters
         self._left_alone: set[Path] = set()
 
-    async def deliver(self, write: Write, size: int) -> None:
+    async def deliver(self, write: Write, known: Known, size: int) -> None:
         """Deliver what can be adopted now, and remove it.
 
         Args:
             write: Stores a batch, however long it takes; False where delivery ends before that.
+            known: Tells which records the store has, of whatever tenant, however long it takes;
+                None where delivery ends before that.
             size: Entries in a batch.
         """
         with ExitStack() as held:
@@ -79,17 +92,30 @@ class Recovery:
             for spool in spools:
                 if spool.path in self._left_alone:
                     continue
-                if not await self._deliver(spool, write, size):
+                if not await self._deliver(spool, write, known, size):
                     return
 
-    async def _deliver(self, spool: AbandonedSpool, write: Write, size: int) -> bool:
+    async def _deliver(self, spool: AbandonedSpool, write: Write, known: Known, size: int) -> bool:
         recovered = 0
         for batch in batches_of(spool, size, self._counters):
-            if not await write(batch):
+            entries = await _not_told_better(batch, known)
+            if entries is None or (entries and not await write(entries)):
                 return False
-            recovered += len(batch)
+            recovered += len(entries)
         if not spool.remove():
             self._left_alone.add(spool.path)
         if recovered:
             _logger.warning("Delivered %d audit records that a dead process had left", recovered)
         return True
+
+
+async def _not_told_better(batch: Sequence[Found], known: Known) -> list[Entry] | None:
+    """Leave out what was cut down in the spool alone: its record went to the store from memory.
+
+    What is known of such an action here may lack its tenant, and would be a second row then.
+    """
+    cut_down = [found.record_id for found in batch if not found.finished]
+    told = await known(cut_down) if cut_down else set()
+    if told is None:
+        return None
+    return [found.entry for found in batch if found.finished or found.record_id not in told]

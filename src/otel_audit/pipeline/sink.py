@@ -80,5 +80,13 @@ class Sink(Protocol):
             StoreError: As for `write`.
         """
 
+    async def known(self, record_ids: Sequence[str]) -> set[str]:
+        """Tell which records are stored already, of whatever tenant; none where it cannot tell.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+
     async def close(self) -> None:
         """Give back connections. Never raises."""

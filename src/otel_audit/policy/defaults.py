@@ -15,7 +15,8 @@ def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
     """Make the last rules: together they decide on every request.
 
     Writes in full; denials, failures, sensitive reads and sockets at ``metadata``; other reads
-    not at all. A level in the settings takes the place of all of these levels.
+    not at all. Sockets in full where their messages are wanted. A level in the settings takes the
+    place of all of these levels.
 
     Raises:
         ConfigurationError: A path in the settings is wrong; the message names the setting.
@@ -35,6 +36,8 @@ def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
     ]
     if config.sensitive_paths:
         rules.append(Rule(little, "sensitive_paths", paths=_below(config.sensitive_paths)))
+    if config.capture_socket_messages:
+        rules.append(Rule(full, "sockets", methods=("WEBSOCKET",)))
     rules += [
         Rule("none", "reads", methods=tuple(sorted(READS))),
         # sockets, and methods nobody knows: these may do anything

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from otel_audit.bounded import BoundedCache
 from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.defaults import default_rules
+from otel_audit.policy.index import PathIndex
 from otel_audit.policy.naming import Naming, name_action
 from otel_audit.policy.overrides import Override, override_of
 from otel_audit.policy.rules import (
@@ -45,8 +48,10 @@ _SECRETS: Final = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+_NOTHING_SAID: Final = Override()
+
+
+class Start(msgspec.Struct, frozen=True):
     """What may be needed of a request, judged by its head.
 
     Attributes:
@@ -54,16 +59,17 @@ class Start:
         request: Whether its body may be needed.
         response: Whether the response's body may be needed.
         body_limit: Bytes of each that are copied, where a rule says so.
+        messages: Whether a rule asks for a WebSocket's messages, whatever the setting says.
     """
 
     level: Level
     request: bool
     response: bool
     body_limit: int | None = None
+    messages: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What is recorded of a request.
 
     Attributes:
@@ -75,6 +81,7 @@ class Decision:
         sample: Where only one of so many such requests is kept, how many.
         body_limit: Bytes of each body that are copied, where the rule says so.
         strict: Whether the intent must be stored first, where the rule says so.
+        messages: Whether the messages of a WebSocket are kept, where rule or route says so.
     """
 
     level: Level
@@ -85,6 +92,7 @@ class Decision:
     sample: int | None = None
     body_limit: int | None = None
     strict: bool | None = None
+    messages: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,10 @@ class Policy:
     _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
+    _index: PathIndex = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", PathIndex(self.routes))
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> Policy:
@@ -128,15 +140,16 @@ class Policy:
         known = [
             compile_rule(
                 Rule(
-                    level=override.level,
+                    level=override.level or "request_response",
                     methods=tuple(methods),
                     paths=(template,),
                     body_limit=override.body_limit,
+                    messages=override.messages,
                 ),
                 template,
             )
             for methods, template, override in routes
-            if override.level is not None
+            if override.level is not None or override.messages
         ]
         return Policy(self.rules, (*self.routes, *known))
 
@@ -153,12 +166,14 @@ class Policy:
         """
         level: Level = "none"
         limits: list[int] = []
-        for compiled in (*self.routes, *self.rules):
+        messages = False
+        for compiled in (*self._index.candidates(path), *self.rules):
             if not compiled.concerns(method, path):
                 continue
             level = max(level, compiled.rule.level, key=_RANK.__getitem__)
             if compiled.rule.body_limit is not None:
                 limits.append(compiled.rule.body_limit)
+            messages = messages or compiled.rule.messages is True
             if compiled.is_certain:
                 break
         return Start(
@@ -166,6 +181,7 @@ class Policy:
             request=_RANK[level] >= _RANK["request"],
             response=level == "request_response",
             body_limit=max(limits, default=None),
+            messages=messages,
         )
 
     def decide(  # noqa: PLR0913 - one argument a fact
@@ -213,7 +229,7 @@ class Policy:
             wrote=wrote,
         )
         given = scope or {}
-        override = override_of(given.get("endpoint"), given.get("route")) or Override()
+        override = override_of(given.get("endpoint"), given.get("route")) or _NOTHING_SAID
         rule = self._rule(facts)
         level, name, sample = rule.level, rule.name or "unnamed", rule.sample
         if override.level is not None:
@@ -234,6 +250,7 @@ class Policy:
             sample=sample,
             body_limit=override.body_limit if override.body_limit is not None else rule.body_limit,
             strict=rule.strict,
+            messages=override.messages if override.messages is not None else rule.messages,
         )
 
     def _rule(self, facts: Facts) -> Rule:

@@ -38,6 +38,7 @@ class Override:
         action: Action.
         level: Level, for every answer of this route.
         body_limit: Bytes of a body that are copied, each way.
+        messages: Whether the messages of a WebSocket are kept.
     """
 
     event: str | None = None
@@ -45,15 +46,17 @@ class Override:
     action: str | None = None
     level: Level | None = None
     body_limit: int | None = None
+    messages: bool | None = None
 
 
-def audited(
+def audited(  # noqa: PLR0913 - one fact an argument
     event: str | None = None,
     *,
     target: str | None = None,
     action: str | None = None,
     level: Level | None = None,
     body_limit: int | None = None,
+    messages: bool | None = None,
 ) -> Callable[[F], F]:
     """Say how the actions of an endpoint are recorded.
 
@@ -69,6 +72,7 @@ def audited(
         action: ``CREATE READ UPDATE DELETE EXECUTE`` …; derived if None.
         level: ``none metadata changes request request_response``; by the policy if None.
         body_limit: Bytes of a body that are copied, each way; the setting's if None.
+        messages: Whether the messages of a WebSocket are kept; as the setting says if None.
 
     Returns:
         A decorator that returns the function it gets.
@@ -76,7 +80,7 @@ def audited(
     Raises:
         ConfigurationError: An argument is wrong; the message names it.
     """
-    override = Override(event, target, action, level, body_limit)
+    override = Override(event, target, action, level, body_limit, messages)
     check(override, "audited")
 
     def mark(function: F) -> F:
@@ -138,17 +142,18 @@ def check(override: Override, where: str) -> None:
     """
     for field in fields(Override):
         value = getattr(override, field.name)
-        expected = int if field.name == "body_limit" else str
+        expected = {"body_limit": int, "messages": bool}.get(field.name, str)
         if value is not None and type(value) is not expected:
             raise ConfigurationError(f"{where}: {field.name}: expected a {expected.__name__}")
     if override.target is not None and not _TARGET.fullmatch(override.target):
         raise ConfigurationError(f"{where}: target: expected type:id, such as order:{{order_id}}")
     compile_rule(
         Rule(
-            level=override.level or "metadata",
+            level=override.level or "request_response",
             event=override.event,
             action=override.action,
             body_limit=override.body_limit,
+            messages=override.messages,
         ),
         where,
     )

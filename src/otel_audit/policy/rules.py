@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
+import msgspec
 import re2
 
 from otel_audit.config import Level
@@ -31,8 +32,7 @@ _WILD: Final = re.compile(r"(/\*\*|\*\*|\*|\{[^{}]*\})")
 BODY_LIMIT: Final = 10_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What is known of a request when it is over."""
 
     method: str
@@ -79,6 +79,8 @@ class Rule:
         body_limit: Bytes of a body that are copied, each way, instead of the setting's.
         strict: Whether the intent must be in the store before the handler runs, instead of what
             the setting says. Only what is known of a request before it runs can decide it.
+        messages: Whether the messages of a WebSocket are kept, instead of what the setting says:
+            those received at level ``request``, those sent, too, at ``request_response``.
     """
 
     level: Level
@@ -96,6 +98,7 @@ class Rule:
     action: str | None = None
     body_limit: int | None = None
     strict: bool | None = None
+    messages: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,8 @@ def compile_rule(rule: Rule, where: str) -> CompiledRule:
         raise ConfigurationError(f"{where}: action: expected a word such as EXECUTE")
     if rule.body_limit is not None and not 0 <= rule.body_limit <= BODY_LIMIT:
         raise ConfigurationError(f"{where}: body_limit: expected 0 to {BODY_LIMIT} bytes")
+    if rule.messages and rule.level not in ("request", "request_response"):
+        raise ConfigurationError(f"{where}: messages: needs level request or request_response")
     if rule.sample is not None:
         methods = _sampled_methods(rule, methods, where)
     for path in rule.paths:

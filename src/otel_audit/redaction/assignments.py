@@ -12,7 +12,8 @@ from otel_audit.redaction.tokens import is_token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_audit.redaction.names import NameRules
+    from otel_audit.redaction.names import NameRules, Verdict
+    from otel_audit.redaction.work import Work
 
 _NAME: Final = rb"[A-Za-z0-9_.$\[\]/%-]|[^\x00-\x7f]"
 _NAMED: Final = re2.compile(
@@ -38,8 +39,19 @@ PROSE: Final = frozenset({
 })  # fmt: skip
 
 
+# units of work, each measured
+_MATCH: Final = 4
+_FIRST_MET: Final = 8
+_VALUE_READ: Final = 12
+_VALUE_CHARACTER: Final = 1 / 64
+
+
 def redact_assignments(
-    text: str, names: NameRules, replace: Callable[[str], str], note: Callable[[str], None]
+    text: str,
+    names: NameRules,
+    replace: Callable[[str], str],
+    note: Callable[[str], None],
+    work: Work,
 ) -> str:
     """Take out what is assigned to a sensitive name.
 
@@ -51,20 +63,37 @@ def redact_assignments(
         names: Judges the names.
         replace: Makes what stands where a value was taken out.
         note: Told ``assignment`` if something was taken out.
+        work: What this may cost.
 
     Returns:
         The text without the values.
+
+    Raises:
+        WorkSpentError: It would cost more.
     """
     raw = text.encode()
     kept: list[bytes] = []
+    innocent: set[bytes] = set()
     end = 0
     for match in _NAMED.finditer(raw):
-        if match.start() < end:
+        work.spend(_MATCH)
+        first, behind = match.span(1)
+        if first < end:
+            continue
+        spelled = raw[first:behind]
+        if spelled in innocent:
+            continue
+        name = spelled.decode()
+        if work.is_new_name(name):
+            work.spend(_FIRST_MET + len(name) / 4)
+        if not may_name_a_secret(names, name):
+            innocent.add(spelled)
             continue
         value = _VALUE.match(raw, match.end())
-        if value is None or not names_a_secret(names, match.group(1).decode(), _head(value)):
+        if value is None or not names_a_secret(names, name, _head(value)):
             continue
         start, stop = _inside(raw, *value.span())
+        work.spend(_VALUE_READ + (stop - start) * _VALUE_CHARACTER)
         if stop <= start or _is_innocent(match.group(2), raw[start:stop]):
             continue
         kept += (raw[end:start], replace(raw[start:stop].decode()).encode())
@@ -77,14 +106,26 @@ def redact_assignments(
 
 def names_a_secret(names: NameRules, name: str, value: str) -> bool:
     """Tell whether a name in a text, perhaps the last of two words, is sensitive."""
+    verdict = _verdict(names, name)
+    if verdict is None:
+        return False
+    number = value.strip(" ,;.)]}'\"").replace(".", "", 1).isdigit()
+    return not (verdict.numbers_pass and number)
+
+
+def may_name_a_secret(names: NameRules, name: str) -> bool:
+    """Tell whether a name is sensitive for some value."""
+    return _verdict(names, name) is not None
+
+
+def _verdict(names: NameRules, name: str) -> Verdict | None:
     decoded = unquote(name) if "%" in name else name
     whole = decoded.strip("/.$-").replace("+", " ")
-    number = value.strip(" ,;.)]}'\"").replace(".", "", 1).isdigit()
     for candidate in dict.fromkeys((whole, whole.rpartition(" ")[2])):
         verdict = names.judge(candidate)
         if verdict.rule is not None:
-            return not (verdict.numbers_pass and number)
-    return False
+            return verdict
+    return None
 
 
 def _head(value: Any) -> str:

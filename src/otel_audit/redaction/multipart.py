@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from otel_audit.redaction.adapt import describe_bytes
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_MOST_PARTS: Final = 1_000
+_MOST_PARTS: Final = 100
+_MOST_NAMES: Final = 8
 _LONGEST_HEADER: Final = 8_192
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
@@ -47,31 +45,35 @@ def boundary_of(content_type: str) -> bytes | None:
     return boundary.encode("latin-1", "replace")
 
 
-def split_parts(raw: bytes, boundary: bytes) -> Iterator[Part]:
+def split_parts(raw: bytes, boundary: bytes) -> tuple[list[Part], bool]:
     """Split a multipart body, whole or cut.
 
     Args:
         raw: The body or its head.
         boundary: Without the leading dashes.
 
-    Yields:
-        Its parts, at most a thousand; the last one is not complete if the body was cut in it. A
-        part whose headers are not whole is left out.
+    Returns:
+        Its parts, at most a hundred, and whether they are all; the last one is not complete if the
+        body was cut in it. A part whose headers are not whole is left out.
     """
     delimiter = b"--" + boundary
     if not raw.startswith(delimiter):
         start = raw.find(b"\r\n" + delimiter)
         if start < 0:
-            return
+            return [], True
         raw = raw[start + 2 :]
+    parts: list[Part] = []
     sections = raw[len(delimiter) :].split(b"\r\n" + delimiter, _MOST_PARTS)
     for place, section in enumerate(sections):
         if section.startswith(b"--"):
-            return
+            break
+        if place == _MOST_PARTS:
+            return parts, False
         complete = place + 1 < len(sections)
         head, blank, content = section.partition(b"\r\n\r\n")
-        if blank and len(head) <= _LONGEST_HEADER and place < _MOST_PARTS:
-            yield _part(head, content, complete=complete)
+        if blank and len(head) <= _LONGEST_HEADER:
+            parts.append(_part(head, content, complete=complete))
+    return parts, True
 
 
 def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
@@ -82,6 +84,9 @@ def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
             headers[name.strip()] = value.strip()
     given = headers.get_params([], header="content-disposition")
     names = tuple(_text(value) for key, value in given if key.lower() == "name")
+    if len(names) > _MOST_NAMES:
+        # nobody can say which of them the application believes, and no client does so
+        return Part((), None, None, b"", complete=False)
     filename = next((_text(value) for key, value in given if key.lower() == "filename"), None)
     return Part(names, filename, headers.get("content-type"), content, complete)
 

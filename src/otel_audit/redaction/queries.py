@@ -7,12 +7,17 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from otel_audit.redaction.names import squash
 from otel_audit.redaction.text import clean
+from otel_audit.redaction.tokens import WITHHELD_FOR_WORK
 from otel_audit.redaction.walk import OMITTED, Rules, Walk
+from otel_audit.redaction.work import Work, WorkSpentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NEEDS_DECODING = frozenset('%+"\\\0')
+_PIECE = 6
+"""Units of work that decoding one parameter or segment costs."""
+
 _SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._%"
 
 
@@ -26,15 +31,29 @@ def redact_query(rules: Rules, query: str) -> str:
         query: Without the question mark.
 
     Returns:
-        A valid query; parameters are missing only in mode ``omit``.
+        A valid query; parameters are missing only in mode ``omit``. Those that would cost more
+        work than the query may are withheld, in one.
     """
     if _passes_unseen(rules, query):
         return query
-    walk = Walk(rules)
+    work = Work(len(query))
+    walk = Walk(rules, work=work)
     parts = query.split("&")
-    is_callback = {"code", "state"} <= {squash(part.partition("=")[0]) for part in parts}
-    redacted = (_parameter(walk, part, is_callback=is_callback) for part in parts)
-    return "&".join(part for part in redacted if part is not None)
+    kept: list[str | None] = []
+    try:
+        is_callback = _is_callback(parts, work)
+        for part in parts:
+            work.spend(_PIECE)
+            kept.append(_parameter(walk, part, is_callback=is_callback))
+    except WorkSpentError:
+        kept.append(quote_plus(WITHHELD_FOR_WORK))
+    return "&".join(part for part in kept if part is not None)
+
+
+def _is_callback(parts: list[str], work: Work) -> bool:
+    names = {part.partition("=")[0] for part in parts}
+    work.spend(len(names) * _PIECE)
+    return {"code", "state"} <= {squash(name) for name in names}
 
 
 def _passes_unseen(rules: Rules, query: str) -> bool:
@@ -72,17 +91,25 @@ def redact_path(rules: Rules, path: str) -> str:
     Returns:
         The path with the segments that a value rule names replaced.
     """
-    path = clean(path)
-    walk = Walk(rules)
+    try:
+        return _redacted_path(rules, clean(path))
+    except WorkSpentError:
+        return WITHHELD_FOR_WORK
+
+
+def _redacted_path(rules: Rules, path: str) -> str:
+    work = Work(len(path))
+    walk = Walk(rules, work=work)
     whole = walk.value(path, None)
     if whole == path and "%" not in path:
         return path
-    segments = "/".join(_segment(walk, segment) for segment in path.split("/"))
+    segments = "/".join(_segment(walk, segment, work) for segment in path.split("/"))
     # a URL as part of a path goes over several segments
     return _quote_segment(str(walk.value(segments, None))) if whole != path else segments
 
 
-def _segment(walk: Walk, segment: str) -> str:
+def _segment(walk: Walk, segment: str, work: Work) -> str:
+    work.spend(_PIECE)
     decoded = clean(unquote(segment, errors="replace"))
     return _respelled(segment, decoded, walk.value(decoded, None), _quote_segment)
 

@@ -19,11 +19,12 @@ from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.marks import Mark, Marked
 from otel_audit.redaction.names import CLEAR, NameRules
 from otel_audit.redaction.paths import PathRules
-from otel_audit.redaction.plain import is_plain
+from otel_audit.redaction.plain import is_plain, is_plain_path
 from otel_audit.redaction.queries import redact_path, redact_query
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.text import TextRules, clean
 from otel_audit.redaction.tokens import REDACTED, WITHHELD
+from otel_audit.redaction.unseen import passes_unseen
 from otel_audit.redaction.walk import (
     OMITTED,
     Finding,
@@ -34,6 +35,7 @@ from otel_audit.redaction.walk import (
     encode,
     parse_json,
 )
+from otel_audit.redaction.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -71,6 +73,7 @@ class Redactor:
         keyed_hash: KeyedHash | None = None,
         limits: Limits | None = None,
         headers: Iterable[str] = (),
+        on_error: Callable[[], None] | None = None,
     ) -> None:
         """Compile the rules.
 
@@ -85,10 +88,12 @@ class Redactor:
             keyed_hash: The key for hashes.
             limits: How much is looked at.
             headers: Regular expressions; a header whose name has a match is redacted.
+            on_error: Told of each value that was withheld because redacting it failed.
 
         Raises:
             ConfigurationError: One of ``headers`` is no regular expression.
         """
+        self._on_error = on_error or _nobody_counts
         self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])
         names = NameRules(fields, allow)
         self._rules = Rules(
@@ -101,14 +106,16 @@ class Redactor:
             limits=limits or Limits(),
         )
         # each request says the same of itself
+        self._phrases = functools.lru_cache(maxsize=1024)(self.text)
         self._ordinary_header = functools.lru_cache(maxsize=512)(self._header)
 
     @classmethod
-    def from_config(cls, config: AuditConfig) -> Self:
+    def from_config(cls, config: AuditConfig, on_error: Callable[[], None] | None = None) -> Self:
         """Make the redactor that the settings describe.
 
         Args:
             config: The settings.
+            on_error: Told of each value that was withheld because redacting it failed.
 
         Returns:
             The redactor.
@@ -132,19 +139,21 @@ class Redactor:
             keyed_hash=keyed_hash,
             limits=Limits(length=max(Limits().length, 4 * config.body_limit)),
             headers=os.environ.get(_SANITIZE, "").split(","),
+            on_error=on_error,
         )
 
-    def document(self, value: Any) -> Any:
+    def document(self, value: Any, work: Work | None = None) -> Any:
         """Redact any value.
 
         Args:
             value: JSON's types, and what Python programs keep in their place: dates, numbers,
                 bytes, enums, data classes, Pydantic and msgspec models, at any depth.
+            work: What this may cost, together with what else shares it; by the size if None.
 
         Returns:
-            A redacted copy of JSON's types only.
+            A redacted copy of JSON's types only. What would cost more is ``[WITHHELD: work]``.
         """
-        return _guarded(lambda: self._document(value))
+        return self._guarded(lambda: self._document(value, work))
 
     def field(self, name: str, value: Any, *, mark: Mark | None = None) -> Any:
         """Redact a named value: a column, a parameter, an entry of metadata, a header.
@@ -158,10 +167,34 @@ class Redactor:
             The redacted value, of JSON's types only. What is to be left out is ``[REDACTED]``
             here, for the name is the caller's.
         """
-        if mark is None and is_plain(value) and self._is_clear(name):
-            return value
+        if mark is None and self._is_clear(name):
+            if is_plain(value):
+                return value
+            if type(value) is dict or type(value) is list:
+                return self.document(value)
         marked = value if mark is None else Marked(mark, value)
-        return _guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+        return self._guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+
+    def clean_copy(self, value: Any) -> tuple[Any, int] | None:
+        """Copy a document in which nothing could be redacted, whatever its name.
+
+        Args:
+            value: Any value.
+
+        Returns:
+            The copy, of JSON's types only, and the bytes of its JSON text; None where one look
+            does not tell that it is clean.
+        """
+        if self._rules.paths:
+            return None
+        try:
+            seen = glance(value, self._rules.scan, self._rules.limits)
+            if not (seen.names_clean and seen.values_clean):
+                return None
+            text = encode(value)
+            return parse_json(text), len(text)
+        except Exception:  # noqa: BLE001 - whoever walks it finds out what is the matter
+            return None
 
     def _is_clear(self, name: str) -> bool:
         return not self._rules.paths and self._rules.names.judge(name) is CLEAR
@@ -171,19 +204,33 @@ class Redactor:
         verdict = self._rules.names.judge(name)
         return verdict.rule is not None and not verdict.numbers_pass
 
-    def text(self, text: str) -> str:
-        """Redact free text by the value rules: messages, URLs, user agents, JSON as text."""
-        return _guarded_text(lambda: str(_kept(Walk(self._rules).value(text, None))))
+    def text(self, text: str, work: Work | None = None) -> str:
+        """Redact free text by the value rules: messages, URLs, user agents, JSON as text.
+
+        Args:
+            text: The text.
+            work: As for `document`.
+        """
+        if is_plain(text):
+            return text
+        walk = Walk(self._rules, work=work)
+        return self._guarded_text(lambda: str(_kept(walk.value(text, None))))
+
+    def phrase(self, text: str) -> str:
+        """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
+        return self._phrases(text)
 
     def query(self, query_string: str) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query."""
         if len(query_string) > self._rules.limits.length:
             return "%5BWITHHELD%5D"
-        return _guarded_text(lambda: redact_query(self._rules, query_string), "%5BWITHHELD%5D")
+        return self._guarded_text(lambda: redact_query(self._rules, query_string), "%5BWITHHELD%5D")
 
     def path(self, path: str) -> str:
         """Redact a URL path by the value rules, segment by segment."""
-        return _guarded_text(lambda: redact_path(self._rules, path))
+        if is_plain_path(path):
+            return path
+        return self._guarded_text(lambda: redact_path(self._rules, path))
 
     def headers(
         self, pairs: Iterable[tuple[bytes, bytes]], keep: Collection[str]
@@ -213,7 +260,7 @@ class Redactor:
         pattern = self._header_pattern
         if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
-        result = _guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
+        result = self._guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
         return None if result is OMITTED else str(result)
 
     def json_bytes(self, raw: bytes) -> bytes:
@@ -229,45 +276,39 @@ class Redactor:
         found = self.json_or_none(raw)
         return _WITHHELD_JSON if found is None else found
 
-    def json_or_none(self, raw: bytes) -> bytes | None:
+    def json_or_none(self, raw: bytes, work: Work | None = None) -> bytes | None:
         """As `json_bytes`, but None where it is not JSON or beyond the bounds."""
         if len(raw) > self._rules.limits.length:
             return None
-        found: bytes | None = _guarded(lambda: self._json(raw), None)
+        shared = Work(len(raw)) if work is None else work
+        found: bytes | None = self._guarded(lambda: self._json(raw, shared), None)
         return found
 
-    def _json(self, raw: bytes) -> bytes | None:
+    def _json(self, raw: bytes, work: Work) -> bytes | None:
         try:
             raw.decode()
-            if self._passes_unseen(raw):
+            if passes_unseen(raw, self._rules):
                 return raw
             parsed = parse_json(raw)
         except (NotUnderstoodError, UnicodeDecodeError):
             return None
-        return encode(self._document(parsed))
+        return encode(self._document(parsed, work))
 
-    def _document(self, value: Any) -> Any:
+    def _document(self, value: Any, work: Work | None) -> Any:
         seen = glance(value, self._rules.scan, self._rules.limits)
         if seen.names_clean and seen.values_clean and not self._rules.paths:
             return parse_json(encode(value))
         values_clean = seen.values_clean and not self._rules.paths
-        return _kept(Walk(self._rules, values_clean=values_clean).value(value, None))
+        walk = Walk(self._rules, values_clean=values_clean, work=work)
+        return _kept(walk.value(value, None))
 
-    def _passes_unseen(self, raw: bytes) -> bool:
-        """Tell, without parsing it, that a text is JSON and that no rule touches it.
+    def passes_unseen(self, raw: bytes) -> bool:
+        """Tell, without building its values, that a text is JSON and that no rule touches it.
 
-        An escape could spell anything, so a text with a backslash is always parsed.
+        Args:
+            raw: The text, valid UTF-8.
         """
-        limit = self._rules.limits.depth
-        if self._rules.paths or b"\\" in raw or raw.count(b"[") + raw.count(b"{") > limit:
-            return False
-        if self._rules.scan.suspects(raw):
-            return False
-        try:
-            _check_json(raw)
-        except (msgspec.MsgspecError, RecursionError):
-            return False
-        return True
+        return len(raw) <= self._rules.limits.length and passes_unseen(raw, self._rules)
 
     def hashed(self, value: Any) -> str:
         """Hash a value so that equal values can be found without being known.
@@ -284,8 +325,25 @@ class Redactor:
     def explain(self, value: Any) -> list[Finding]:
         """Say what would be taken out of a document, and by which rule; never a value."""
         findings: list[Finding] = []
-        _guarded(lambda: Walk(self._rules, findings).value(value, None))
+        self._guarded(lambda: Walk(self._rules, findings).value(value, None))
         return findings
+
+    def _guarded(self, redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
+        """Withhold what a mistake of ours, or the application's strange object, keeps unread."""
+        try:
+            return redact()
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
+            self._on_error()
+            complain(_log, "redaction", "a value was withheld: redaction failed", error=error)
+            return instead
+
+    def _guarded_text(self, redact: Callable[[], str], instead: str = WITHHELD) -> str:
+        found = self._guarded(redact, instead)
+        return found if isinstance(found, str) else clean(str(found))
+
+
+def _nobody_counts() -> None:
+    """Count nothing."""
 
 
 def _kept(result: Any) -> Any:
@@ -299,17 +357,3 @@ def _header_pattern(patterns: list[str]) -> re2.Pattern | None:
         return re2.compile("|".join(f"(?i:{pattern.strip()})" for pattern in patterns))
     except re2.error as error:
         raise ConfigurationError(f"{_SANITIZE}: not a regular expression: {error}") from None
-
-
-def _guarded(redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
-    """Withhold what our own mistake, or the application's strange object, keeps us from reading."""
-    try:
-        return redact()
-    except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
-        complain(_log, "redaction", "a value was withheld: redaction failed", error=error)
-        return instead
-
-
-def _guarded_text(redact: Callable[[], str], instead: str = WITHHELD) -> str:
-    found = _guarded(redact, instead)
-    return found if isinstance(found, str) else clean(str(found))

@@ -10,11 +10,13 @@ import re2
 
 from otel_audit.redaction import values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
+from otel_audit.redaction.checks import is_card
 from otel_audit.redaction.tokens import WITHHELD, is_token
 from otel_audit.redaction.values import SHAPES, Span, ValueRule
 
 if TYPE_CHECKING:
     from otel_audit.redaction.names import NameRules
+    from otel_audit.redaction.work import Work
 
 Replace = Callable[[str], str]
 Note = Callable[[str], None]
@@ -31,8 +33,17 @@ _NAMED_TAG: Final = re2.compile(
 _VALUE_OF_TAG: Final = re2.compile(
     r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
 )
+_MOST_VALUES_OF_TAG: Final = 8
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
+
+# units of work, each measured
+_TEXT: Final = 8
+_RULE: Final = 4
+_MATCH: Final = 9
+_SPAN: Final = 5
+_ESCAPE: Final = 6
+_PER_CHARACTER: Final = 1 / 64
 
 
 class TextRules:
@@ -51,14 +62,22 @@ class TextRules:
         by_looks = [rule for rule in values.NUMBERS if rule.name not in unwanted]
         if emails:
             by_looks.append(values.EMAIL)
-        header = ValueRule("header", _HEADER_LINE, self._header)
-        xml = ValueRule("element", _XML, self._element)
-        tag = ValueRule("element", _NAMED_TAG, self._named_tag)
+        header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
+        xml = ValueRule("element", _XML, self._element, ("<",))
+        tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
         self._credentials = (*values.CREDENTIALS, header, xml, tag)
         self._by_looks = tuple(by_looks)
+        self._takes_cards = values.CARD in by_looks
 
-    def redact(
-        self, text: str, replace: Replace, note: Note, *, allowed: bool = False, level: int = 0
+    def redact(  # noqa: PLR0913 - one fact each
+        self,
+        text: str,
+        replace: Replace,
+        note: Note,
+        work: Work,
+        *,
+        allowed: bool = False,
+        level: int = 0,
     ) -> str:
         """Redact a text.
 
@@ -66,58 +85,67 @@ class TextRules:
             text: Well-formed Unicode without NUL.
             replace: Makes what stands where a span was taken out.
             note: Told each rule that took something out.
+            work: What this may cost.
             allowed: Whether the application calls the value innocent; credentials are taken out
                 all the same, what only looks like a card or account number is not.
             level: How many encodings were undone on the way here.
 
         Returns:
             The text without what the rules name.
+
+        Raises:
+            WorkSpentError: It would cost more.
         """
         if is_token(text):
             return text
+        work.spend(_TEXT + len(text) * _PER_CHARACTER)
+        folded = _folded(text)
         for rule in self._credentials:
-            text = _apply(rule, text, replace, note)
-        text = redact_assignments(text, self._names, replace, note)
+            if rule.may_match(folded):
+                text = _apply(rule, text, replace, note, work)
+        if "=" in text or ":" in text:
+            text = redact_assignments(text, self._names, replace, note, work)
         for rule in () if allowed else self._by_looks:
-            text = _apply(rule, text, replace, note)
+            if rule.may_match(folded):
+                text = _apply(rule, text, replace, note, work)
         if "%" in text:
-            text = self._undo_percent(text, replace, note, allowed=allowed, level=level)
+            text = self._undo_percent(text, replace, note, work, allowed=allowed, level=level)
         if "\\u00" in text:
-            text = self._undo_escapes(text, replace, note, allowed=allowed, level=level)
+            text = self._undo_escapes(text, replace, note, work, allowed=allowed, level=level)
         return text
 
-    def number(self, digits: str, replace: Replace, note: Note) -> str:
-        """Redact a whole number, given as its digits."""
-        for rule in self._by_looks:
-            digits = _apply(rule, digits, replace, note)
-        return digits
+    def is_number_taken(self, digits: str) -> bool:
+        """Tell whether a whole number, given as its digits, is taken out: what a card's is."""
+        return self._takes_cards and is_card(digits)
 
-    def _undo_percent(
-        self, text: str, replace: Replace, note: Note, *, allowed: bool, level: int
+    def _undo_percent(  # noqa: PLR0913 - as for `redact`
+        self, text: str, replace: Replace, note: Note, work: Work, *, allowed: bool, level: int
     ) -> str:
         def word(match: Any) -> str:
             encoded = str(match.group())
+            work.spend(_MATCH + len(encoded) * _PER_CHARACTER)
             decoded = clean(unquote(encoded, errors="replace"))
             if decoded == encoded:
                 return encoded
             if level >= _DEEPEST_ENCODING:
                 note("encoding")
                 return WITHHELD
-            found = self.redact(decoded, replace, note, allowed=allowed, level=level + 1)
+            found = self.redact(decoded, replace, note, work, allowed=allowed, level=level + 1)
             return encoded if found == decoded else found
 
         return str(_PERCENT.sub(word, text))
 
-    def _undo_escapes(
-        self, text: str, replace: Replace, note: Note, *, allowed: bool, level: int
+    def _undo_escapes(  # noqa: PLR0913 - as for `redact`
+        self, text: str, replace: Replace, note: Note, work: Work, *, allowed: bool, level: int
     ) -> str:
+        work.spend(_ESCAPE * text.count("u00"))
         plain = str(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
         if plain == text:
             return text
         if level >= _DEEPEST_ENCODING:
             note("encoding")
             return WITHHELD
-        found = self.redact(plain, replace, note, allowed=allowed, level=level + 1)
+        found = self.redact(plain, replace, note, work, allowed=allowed, level=level + 1)
         return text if found == plain else found
 
     def _header(self, match: Any) -> Iterable[Span]:
@@ -128,7 +156,10 @@ class TextRules:
         """Find the value in `<input name="csrf_token" value="…">`."""
         if not names_a_secret(self._names, match.group(1), ""):
             return
-        for found in _VALUE_OF_TAG.finditer(match.group()):
+        for count, found in enumerate(_VALUE_OF_TAG.finditer(match.group())):
+            if count == _MOST_VALUES_OF_TAG:
+                yield match.start() + found.start(), match.end()
+                return
             group = next(number for number in (1, 2, 3) if found.start(number) >= 0)
             start, end = found.span(group)
             if end > start and not is_token(found.group(group)):
@@ -141,17 +172,26 @@ class TextRules:
         return (match.span(2),) if names_a_secret(self._names, name, value) else ()
 
 
-def _apply(rule: ValueRule, text: str, replace: Replace, note: Note) -> str:
+def _apply(rule: ValueRule, text: str, replace: Replace, note: Note, work: Work) -> str:
+    work.spend(_RULE + len(text) * _PER_CHARACTER)
     kept: list[str] = []
     end = 0
     for match in rule.pattern.finditer(text):
+        first, last = match.span()
+        work.spend(_MATCH + (last - first) * rule.weight)
         for start, stop in rule.decide(match):
+            work.spend(_SPAN)
             kept += (text[end:start], replace(text[start:stop]))
             end = stop
     if not kept:
         return text
     note(rule.name)
     return "".join((*kept, text[end:]))
+
+
+def _folded(text: str) -> str:
+    # casefold finds also what the patterns' own folding takes for a letter, such as a long s
+    return text.lower() if text.isascii() else text.casefold()
 
 
 def clean(text: str) -> str:

@@ -12,8 +12,11 @@ REDACTED: Final = "[REDACTED]"
 WITHHELD: Final = "[WITHHELD]"
 """Stands for what was not understood, or was beyond a bound, and so was not passed on."""
 
+WITHHELD_FOR_WORK: Final = "[WITHHELD: work]"
+"""Stands for what was not looked at, because the document had used up the work it may cause."""
+
 _STANDS_FOR_ANOTHER: Final = re2.compile(
-    r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
+    r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD(?:: work)?\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
 )
 
 

@@ -6,6 +6,7 @@ these could: change both together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,11 +32,28 @@ class ValueRule:
         pattern: Compiled by ``re2``.
         decide: The spans of the whole text that a match of the pattern gives up; none if it is
             innocent after all.
+        hints: Texts in lower case; where none of them occurs, the pattern cannot match. Empty:
+            nobody knows.
+        shortest: Characters below which the pattern cannot match.
+        weight: Units of work that each character of a match costs.
     """
 
     name: str
     pattern: Any
     decide: Decide
+    hints: tuple[str, ...] = ()
+    shortest: int = 0
+    weight: float = 0.0
+
+    def may_match(self, folded: str) -> bool:
+        """Tell, without a search, whether the pattern could match a text.
+
+        Args:
+            folded: The text in lower case.
+        """
+        if len(folded) < self.shortest:
+            return False
+        return not self.hints or any(hint in folded for hint in self.hints)
 
 
 def _whole(match: Any) -> Iterable[Span]:
@@ -58,12 +76,14 @@ PRIVATE_KEY: Final = ValueRule(
         r"|PuTTY-User-Key-File-[0-9].*|AGE-SECRET-KEY-1[A-Z0-9]+"
     ),
     _whole,
+    hints=("private key", "putty-user-key-file-", "age-secret-key-1"),
 )
 
 JWT: Final = ValueRule(
     "jwt",
     re2.compile(_START + r"(e(?:yJ|yA|wo|wK|yI)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,4})"),
     _first_group,
+    hints=("eyj", "eya", "ewo", "ewk", "eyi"),
 )
 
 # Shapes as the vendors document them, so that their own scanners find leaked keys.
@@ -88,13 +108,17 @@ _VENDOR_SHAPES: Final = (
     r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{16,}", r"sbp_[0-9a-f]{40}",
 )  # fmt: skip
 VENDOR_KEY: Final = ValueRule(
-    "vendor_key", re2.compile(f"{_START}({'|'.join(_VENDOR_SHAPES)})"), _first_group
+    "vendor_key",
+    re2.compile(f"{_START}({'|'.join(_VENDOR_SHAPES)})"),
+    _first_group,
+    shortest=13,
 )
 
 _SLACK_HOOK = ValueRule(
     "vendor_key",
     re2.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]+)"),
     _first_group,
+    hints=("hooks.slack.com",),
 )
 
 
@@ -115,6 +139,7 @@ URL_CREDENTIALS: Final = ValueRule(
     "url_credentials",
     re2.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^\s\"'<>]+)@"),
     _userinfo,
+    hints=("://",),
 )
 
 _BEARER_PROSE: Final = frozenset({
@@ -139,16 +164,17 @@ AUTHORIZATION: Final = ValueRule(
     "authorization",
     re2.compile(r"(?i)\b(bearer|basic)(?:\s|\\[nrt]|\+|%20)+([A-Za-z0-9._~+/-]+=*)"),
     _scheme_credential,
+    hints=("bearer", "basic"),
 )
 
 # Error texts of database drivers and of Pydantic that quote values without their names.
 QUOTED_VALUES: Final = (
     ValueRule("sql_parameters", re2.compile(r"(?s)\[parameters: (.*?)(?:\]\n|\]\z|\z)"),
-              _first_group),
+              _first_group, hints=("[parameters: ",)),
     ValueRule("sql_row", re2.compile(r"(?s)row contains \((.*?)(?:\)\.?(?:\n|\z)|\z)"),
-              _first_group),
+              _first_group, hints=("row contains (",)),
     ValueRule("input_value", re2.compile(r"(?s)input_value=(.*?)(?:, input_type=|\z)"),
-              _first_group),
+              _first_group, hints=("input_value=",)),
 )  # fmt: skip
 
 
@@ -188,15 +214,10 @@ def _card_groups_at(lengths: tuple[int, ...], place: int) -> int:
 
 
 def _groups_of(run: str) -> list[Span]:
-    groups: list[Span] = []
-    start = -1
-    for place, letter in enumerate(f"{run} "):
-        if letter.isdigit():
-            start = place if start < 0 else start
-        elif start >= 0:
-            groups.append((start, place))
-            start = -1
-    return groups
+    return [group.span() for group in _DIGITS.finditer(run)]
+
+
+_DIGITS: Final = re.compile("[0-9]+")
 
 
 def _lengths(groups: list[Span]) -> tuple[int, ...]:
@@ -214,6 +235,8 @@ CARD: Final = ValueRule(
         r"|([0-9](?:[ \-\x{a0}\x{2010}-\x{2015}\x{2009}\x{202f}]{0,2}[0-9]){12,})"
     ),
     lambda match: _card(_group_as_first(match)),
+    shortest=checks.CARD_DIGITS[0],
+    weight=0.5,
 )
 
 
@@ -246,6 +269,8 @@ SSN: Final = ValueRule(
         r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})(?:-| )([0-9]{2})(?:-| )([0-9]{4}))(?:$|[^0-9A-Za-z-])"
     ),
     _ssn,
+    hints=("-", " "),
+    shortest=11,
 )
 
 
@@ -274,10 +299,14 @@ _SEPARATORS: Final = " -\u00a0\u202f"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
 
-IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9]{{2}})"), _iban)
+IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9]{{2}})"), _iban,
+                 shortest=min(checks.IBAN_LENGTHS.values()))  # fmt: skip
 
 EMAIL: Final = ValueRule(
-    "email", re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), _whole
+    "email",
+    re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+    _whole,
+    hints=("@",),
 )
 
 CREDENTIALS: Final = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,7 +19,8 @@ from otel_audit.redaction.adapt import (
 from otel_audit.redaction.marks import Marked
 from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.text import TextRules, clean
-from otel_audit.redaction.tokens import REDACTED, WITHHELD, is_token
+from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
+from otel_audit.redaction.work import Work, WorkSpentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +40,16 @@ OMITTED: Final = object()
 _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
 _CACHED_KEY: Final = 128
+_UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+# units of work, each measured
+_NODE: Final = 1
+_CONTAINER: Final = 3
+_SEARCH: Final = 3
+_NUMBER: Final = 3
+_NEW_NAME: Final = 10
+_PER_CHARACTER: Final = 1 / 64
+_PARSED_CHARACTER: Final = 1 / 16
 
 # Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
 # HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
@@ -96,7 +108,7 @@ class Rules:
     hash: KeyedHash
     mode: Mode = "replace"
     limits: Limits = field(default_factory=Limits)
-    known_key: Callable[[str], str] = field(init=False)
+    known_key: Callable[[str], tuple[str, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known_key", lru_cache(maxsize=4_096)(self._clean_key))
@@ -105,15 +117,30 @@ class Rules:
         """Make what stands for a value that was taken out."""
         return self.hash.of(value) if self.mode == "hmac" else REDACTED
 
-    def plain_text(self, text: str, note: Callable[[str], None], *, allowed: bool = False) -> str:
+    def plain_text(self, text: str, note: Callable[[str], None], work: Work) -> str:
         """Redact a text that is not looked into as JSON."""
         text = clean(text)
         if len(text) < _SHORTEST_SUSPECT or not self.scan.suspects_string(text):
             return text
-        return self.text.redact(text, self.replacement, note, allowed=allowed)
+        try:
+            return self.text.redact(text, self.replacement, note, work)
+        except WorkSpentError:
+            return WITHHELD_FOR_WORK
 
-    def _clean_key(self, key: str) -> str:
-        return self.plain_text(key, lambda _: None)
+    def _clean_key(self, key: str) -> tuple[str, float]:
+        """Redact a key; say also what it costs a document that has it."""
+        work = Work(len(key))
+        before = work.left
+        return self.plain_text(key, _nobody_notes, work), before - work.left
+
+
+def _cost_of_name(name: str) -> float:
+    # beyond ASCII a character may stand for up to 18 (NFKD)
+    return _NEW_NAME + len(name) * (0.25 if name.isascii() else 3)
+
+
+def _nobody_notes(_: str) -> None:
+    """Take note of nothing."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -135,10 +162,15 @@ def parse_json(text: str | bytes) -> Any:
 class Walk:
     """One walk through one document: holds what is left of the bounds, and what was found."""
 
-    __slots__ = ("_chars", "_findings", "_nodes", "_rules", "_values_clean")
+    __slots__ = ("_chars", "_findings", "_nodes", "_rules", "_values_clean", "_work")
 
     def __init__(
-        self, rules: Rules, findings: list[Finding] | None = None, *, values_clean: bool = False
+        self,
+        rules: Rules,
+        findings: list[Finding] | None = None,
+        *,
+        values_clean: bool = False,
+        work: Work | None = None,
     ) -> None:
         """Begin.
 
@@ -146,19 +178,27 @@ class Walk:
             rules: The configuration's rules.
             findings: Gathers what was taken out, where somebody wants to know.
             values_clean: Whether a glance has shown that only names and paths can matter.
+            work: What the walk may cost, where several share it or the size is known.
         """
+        self._work = Work() if work is None else work
         self._values_clean = values_clean
         self._rules = rules
         self._findings = findings
         self._nodes = rules.limits.nodes
         self._chars = rules.limits.length
 
-    def value(self, value: Any, step: Step, depth: int = 0, *, allowed: bool = False) -> Any:
+    def value(  # noqa: PLR0911 - a table
+        self, value: Any, step: Step, depth: int = 0, *, allowed: bool = False
+    ) -> Any:
         """Redact a value of any type; the result has JSON's types only, or is `OMITTED`."""
         kind = type(value)
         self._nodes -= 1
         if self._nodes < 0:
             return self._withhold("bound:nodes", step)
+        work = self._work
+        work.left -= _NODE
+        if work.left < 0:
+            return self._withhold_for_work(step)
         if value is None or kind is bool or (self._values_clean and kind in _LEAVES):
             return value
         if kind is str:
@@ -177,6 +217,7 @@ class Walk:
             return self._marked(value, step)
         if depth > self._rules.limits.depth:
             return self._withhold("bound:depth", step)
+        self._work.left -= _CONTAINER
         try:
             shape = as_json_shape(value)
         except NotUnderstoodError:
@@ -203,15 +244,16 @@ class Walk:
             return self._withhold("bound:depth", step)
         paired = self._pair_rule(value)
         found: dict[str, Any] = {}
-        judge = self._rules.names.judge
+        judge, work = self._rules.names.judge, self._work
+        work.left -= _CONTAINER
         for seen, (raw_key, item) in enumerate(value.items()):
-            if self._nodes <= 0:
-                found[WITHHELD] = len(value) - seen
-                self._note("bound:nodes", step)
+            if self._nodes <= 0 or work.left <= 0:
+                found[self._withhold_rest(step)] = len(value) - seen
                 break
             name = raw_key if type(raw_key) is str else _key_text(raw_key)
             if self._values_clean and type(item) in _LEAVES and judge(name) is CLEAR:
                 self._nodes -= 1
+                work.left -= _NODE
                 found[self._free_key(found, name, step)] = item
                 continue
             here = (step, name)
@@ -228,9 +270,10 @@ class Walk:
             return self._withhold("bound:depth", step)
         paired = not self._values_clean and _is_list_of_pairs(value)
         found: list[Any] = []
+        self._work.left -= _CONTAINER
         for index, item in enumerate(value):
-            if self._nodes <= 0:
-                found.append(self._withhold("bound:nodes", step))
+            if self._nodes <= 0 or self._work.left <= 0:
+                found.append(self._withhold_rest(step))
                 break
             here = (step, index)
             if paired:
@@ -276,18 +319,28 @@ class Walk:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
         looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
-        if not looked_into and not self._rules.scan.suspects_string(text):
+        work = self._work
+        work.left += len(text) * work.rate - _SEARCH - len(text) * _PER_CHARACTER
+        if _UUID.fullmatch(text) or not (looked_into or self._rules.scan.suspects_string(text)):
             return text
-        if may_be_json and not is_token(text):
-            try:
-                return self._json_inside(text, step, depth)
-            except NotUnderstoodError:
-                pass  # it only begins like JSON; the text rules see it whole
-        return self._rules.text.redact(
-            text, self._rules.replacement, lambda rule: self._note(rule, step), allowed=allowed
-        )
+        try:
+            if may_be_json and not is_token(text):
+                try:
+                    return self._json_inside(text, step, depth)
+                except NotUnderstoodError:
+                    pass  # it only begins like JSON; the text rules see it whole
+            return self._rules.text.redact(
+                text,
+                self._rules.replacement,
+                lambda rule: self._note(rule, step),
+                work,
+                allowed=allowed,
+            )
+        except WorkSpentError:
+            return self._withhold_for_work(step)
 
     def _json_inside(self, text: str, step: Step, depth: int) -> str:
+        self._work.spend(_SEARCH + len(text) * _PARSED_CHARACTER)
         parsed = parse_json(text)
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
@@ -308,9 +361,10 @@ class Walk:
                 whole = as_json_int(value)
             except NotUnderstoodError:
                 return self._withhold("bound:number", step)
+        self._work.left -= _NUMBER
         digits = str(abs(whole))
-        note: Callable[[str], None] = lambda rule: self._note(rule, step)  # noqa: E731
-        if not allowed and self._rules.text.number(digits, self._rules.replacement, note) != digits:
+        if not allowed and self._rules.text.is_number_taken(digits):
+            self._note("card", step)
             return self._rules.replacement(digits)
         return value
 
@@ -340,11 +394,17 @@ class Walk:
 
     def key(self, name: str, step: Step = None) -> str:
         """Redact a name that itself holds a secret: the value rules, and what no store takes."""
+        work = self._work
         if len(name) <= _CACHED_KEY:
-            key = self._rules.known_key(name)
+            key, cost = self._rules.known_key(name)
+            if work.is_new_key(name):
+                work.left += len(name) * work.rate - _cost_of_name(name) - cost
         else:
             self._chars -= len(name)
-            key = self._rules.plain_text(name, lambda _: None) if self._chars >= 0 else WITHHELD
+            work.left += len(name) * work.rate - _cost_of_name(name)
+            key = WITHHELD
+            if self._chars >= 0:
+                key = self._rules.plain_text(name, _nobody_notes, work)
         if key != name:
             self._note("key", step)
         return key
@@ -353,9 +413,19 @@ class Walk:
         self._note(rule, step)
         return WITHHELD
 
+    def _withhold_for_work(self, step: Step) -> str:
+        self._note("bound:work", step)
+        return WITHHELD_FOR_WORK
+
+    def _withhold_rest(self, step: Step) -> str:
+        if self._nodes <= 0:
+            return self._withhold("bound:nodes", step)
+        return self._withhold_for_work(step)
+
     def _note(self, rule: str, step: Step) -> None:
         if self._findings is not None:
-            spelled = self._rules.plain_text(spell_path(step), lambda _: None)
+            path = spell_path(step)
+            spelled = self._rules.plain_text(path, _nobody_notes, Work(len(path)))
             named = rule if ":" in rule or rule in _OWN_RULES else f"value:{rule}"
             self._findings.append(Finding(spelled, named))
 

@@ -48,7 +48,7 @@ def capturing(options: OrmOptions | None = None) -> Iterator[Capture]:
     attachment = attach(
         NameRedactor(),
         options=options,
-        on_orphan=lambda outcome, changes: orphans.append((outcome, changes)),
+        on_orphan=lambda outcome, changes: orphans.append((outcome, list(changes))),
     )
     try:
         yield Capture(attachment, orphans)

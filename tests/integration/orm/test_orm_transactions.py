@@ -624,10 +624,10 @@ class TestScopes:
                 session.add(Customer(full_name="a"))
                 session.flush()
             scope.closed = True
-            scope.late = lambda *what: late.append(what)
+            scope.late = lambda _scope, outcome, changes: late.append((outcome, list(changes)))
             session.commit()
-        ((found, outcome, changes, count),) = late
-        assert (found, outcome, len(changes), count) == (scope, "committed", 1, 1)
+        ((outcome, changes),) = late
+        assert (outcome, len(changes)) == ("committed", 1)
         assert capture.orphans == []
 
     async def test_scoped_async_session(self, capture, pg):
@@ -702,7 +702,7 @@ class TestScopes:
 
 class TestSize:
     async def test_bound(self, sqlite):
-        """Beyond the bound changes are counted by entity and operation, not kept."""
+        """Beyond the bound changes are put aside, in their order, and each is there in the end."""
         with capturing(OrmOptions(max_entries=10)), action() as scope:
 
             def work(session):
@@ -713,14 +713,16 @@ class TestSize:
                 session.commit()
 
             await sqlite.run(work)
-        assert len(scope.changes) == 13
-        summary = {(c.entity, c.operation): c.rows for c in scope.changes[10:]}
-        assert summary == {
-            ("Customer", "insert"): 20,
-            ("Customer", "update"): 1,
-            ("Counter", "insert"): 5,
-        }
-        assert {c.kind for c in scope.changes[10:]} == {"untracked"}
+        assert [change.entity for change in scope.changes] == ["Customer"] * 10
+        further = list(scope.further)
+        assert [change.entity for change in further] == ["Customer"] * 21 + ["Counter"] * 5
+        assert [change.operation for change in further] == ["insert"] * 20 + ["update"] + [
+            "insert"
+        ] * 5
+        assert further[20].rows == 30
+        everything = [*scope.changes, *further]
+        assert {change.transaction for change in everything} == {"committed"}
+        assert [one.values["name"][1] for one in everything[:30]] == [str(n) for n in range(30)]
         assert scope.changes_total == 36
         assert scope.changes_pending == 0
 
@@ -729,23 +731,54 @@ class TestSize:
         with capturing(OrmOptions(max_entries=3)), action() as scope:
 
             def work(session):
-                for number in range(5):
+                for number in range(9):
                     session.add(Customer(full_name=str(number)))
                     session.commit()
 
             await sqlite.run(work)
-        assert [change.kind for change in scope.changes[:3]] == ["entity"] * 3
-        assert {change.kind for change in scope.changes[3:]} == {"untracked"}
-        assert scope.changes_total == 5
+        assert names(scope) == ["0", "1", "2"]
+        assert [one.values["name"][1] for one in scope.further] == [str(n) for n in range(3, 9)]
+        assert [len(part) for part in scope.further.parts()] == [3, 3]
+        assert scope.changes_total == 9
 
-    async def test_memory(self, sqlite):
-        """A unit of work of many rows leaves no trace of each."""
-        with capturing(OrmOptions(max_entries=5)), action() as scope:
-            await sqlite.run(
-                lambda s: (
-                    s.add(Order(lines=[OrderLine(number=n) for n in range(3000)])),
-                    s.commit(),
-                )
-            )
-        assert scope.changes_total == 3001
-        assert len(scope.changes) <= 7
+    async def test_undone_savepoint_of_many(self, sqlite):
+        """What was put aside is undone with its savepoint."""
+        with capturing(OrmOptions(max_entries=3)), action() as scope:
+
+            def work(session):
+                session.add_all([Customer(full_name=str(n)) for n in range(5)])
+                session.flush()
+                with session.begin_nested() as savepoint:
+                    session.add_all([Customer(full_name="undone") for n in range(7)])
+                    session.flush()
+                    savepoint.rollback()
+                session.commit()
+
+            await sqlite.run(work)
+        assert [change.values["name"][1] for change in (*scope.changes, *scope.further)] == [
+            str(n) for n in range(5)
+        ]
+        assert (scope.changes_total, scope.changes_rolled_back) == (5, 7)
+
+    async def test_nowhere_to_put_them(self, sqlite, monkeypatch, caplog):
+        """Where they cannot be put aside they are counted by entity and operation, loudly."""
+
+        def full(*_args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.pwrite", full)
+        with capturing(OrmOptions(max_entries=10)) as capture, action() as scope:
+
+            def work(session):
+                session.add_all([Customer(full_name=str(n)) for n in range(25)])
+                session.commit()
+
+            await sqlite.run(work)
+        assert scope.changes_total == 25
+        entries = [*scope.changes, *scope.further]
+        (summary,) = [entry for entry in entries if entry.kind == "untracked"]
+        assert (summary.entity, summary.operation, summary.rows) == ("Customer", "insert", 20)
+        assert summary.transaction == "committed"
+        assert len(entries) == 6
+        assert capture.errors == 2
+        assert "only counted" in caplog.text

@@ -16,6 +16,7 @@ from otel_audit.ids import uuid7
 @pytest.fixture
 async def owner(audit_store):
     connection = await asyncpg.connect(audit_store)
+    await connection.execute("SET otel_audit.permit_ddl = 'on'")  # a superuser who means it
     yield connection
     await connection.close()
 
@@ -26,7 +27,12 @@ async def writer_dsn(postgres, audit_store):
     role = f"writer_{uuid.uuid4().hex[:8]}"
     await postgres.execute(f"CREATE ROLE {role} LOGIN")
     await init(audit_store, roles=True, writer=role)
-    return postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+    yield postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+    # roles are the whole server's: what one test gave, another would find
+    await postgres.execute(
+        f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}",
+        database=audit_store.partition("?")[0].rpartition("/")[2],
+    )
 
 
 async def look(dsn, **kwargs):
@@ -65,14 +71,15 @@ class TestInspect:
         assert wrong(found) == set()
         assert set(found) >= {
             "reachable", "server_version", "schema", "schema_version", "guards", "may_insert",
-            "may_not_change", "not_owner", "partitions", "default_partition", "quarantine",
+            "may_not_change", "not_owner", "search_path", "owner_alone", "grants", "tenants_apart",
+            "role_makers", "event_trigger", "partitions", "default_partition", "quarantine",
         }  # fmt: skip
         assert all(finding.detail and not finding.remedy for finding in found.values())
 
     async def test_finds_an_owner_at_work(self, audit_store):
         """A store without roles works, and its weakness is named."""
         found = await look(audit_store)
-        assert wrong(found) == {"may_not_change", "not_owner"}
+        assert wrong(found) == {"may_not_change", "not_owner", "roles"}
         assert "superuser" in found["not_owner"].detail
         assert "--roles" in found["not_owner"].remedy
 
@@ -83,6 +90,86 @@ class TestInspect:
         found = await look(writer_dsn)
         assert "member of otel_audit_owner" in found["not_owner"].detail
         assert found["may_not_change"].ok is False
+        assert f"role {role} is a member of otel_audit_owner" in found["owner_alone"].detail
+
+    @pytest.mark.parametrize(
+        ("attack", "name", "detail"),
+        [
+            (
+                "ALTER FUNCTION audit.ensure_partitions(integer) RESET search_path",
+                "search_path", "function ensure_partitions does not pin its search_path",
+            ),
+            (
+                "GRANT CREATE ON SCHEMA audit TO otel_audit_writer",
+                "search_path", "role otel_audit_writer may create things in schema audit",
+            ),
+            (
+                "ALTER TABLE audit.audit_logs DISABLE ROW LEVEL SECURITY",
+                "tenants_apart", "row level security is off on audit.audit_logs",
+            ),
+            (
+                "CREATE POLICY hole ON audit.audit_logs FOR SELECT TO otel_audit_reader USING (true)",
+                "tenants_apart", "policy hole on audit.audit_logs is not of otel-audit",
+            ),
+            (
+                "GRANT SELECT ON audit.audit_logs_default TO otel_audit_reader",
+                "tenants_apart", "otel_audit_reader has SELECT on audit.audit_logs_default, past row",
+            ),
+            (
+                "GRANT SELECT (payload) ON audit.audit_logs_default TO PUBLIC",
+                "tenants_apart", "PUBLIC has SELECT on audit.audit_logs_default",
+            ),
+            (
+                "REVOKE SELECT ON audit.ledger_blocks FROM otel_audit_reader",
+                "grants", "otel_audit_reader lacks SELECT on audit.ledger_blocks",
+            ),
+            (
+                "GRANT UPDATE (note) ON audit.ledger_checkpoints TO otel_audit_sealer",
+                "grants", "otel_audit_sealer has UPDATE on audit.ledger_checkpoints",
+            ),
+            (
+                "GRANT INSERT ON audit.reader_tenants TO otel_audit_reader",
+                "grants", "otel_audit_reader has INSERT on audit.reader_tenants",
+            ),
+            ("DROP EVENT TRIGGER otel_audit_refuse_drop", "event_trigger", "switch the guards off"),
+            (
+                "ALTER EVENT TRIGGER otel_audit_refuse_ddl DISABLE",
+                "guards", "event trigger otel_audit_refuse_ddl is not ENABLE ALWAYS",
+            ),
+            (
+                "ALTER TABLE audit.ledger_queue DISABLE TRIGGER refuse_change",
+                "guards", "audit.ledger_queue has no trigger",
+            ),
+            (
+                "CREATE OR REPLACE FUNCTION audit.drop_partition(partition text, manifest uuid) "
+                "RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
+                "guards", "drop_partition(text,uuid) is not as otel-audit made it",
+            ),
+        ],
+    )  # fmt: skip
+    async def test_names_the_hole(self, writer_dsn, owner, attack, name, detail):
+        """Each way around the guards that somebody opened is named, with a remedy."""
+        await owner.execute(attack)
+        found = (await look(writer_dsn))[name]
+        assert found.ok is not True
+        assert detail in found.detail
+        assert found.remedy
+
+    @pytest.mark.parametrize("attribute", ["CREATEROLE", "BYPASSRLS"])
+    async def test_names_a_role_with_a_dangerous_attribute(self, postgres, writer_dsn, attribute):
+        """CREATEROLE opens the owner before PostgreSQL 16, BYPASSRLS every tenant's records."""
+        role = f"strong_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} {attribute}", f"GRANT otel_audit_reader TO {role}")
+        try:
+            found = await look(writer_dsn)
+        finally:
+            await postgres.execute(f"DROP ROLE {role}")
+        if attribute == "BYPASSRLS":
+            assert f"role {role} has BYPASSRLS" in found["tenants_apart"].detail
+        elif "PostgreSQL 15" in found["server_version"].detail:
+            assert f"role {role} has CREATEROLE" in found["role_makers"].detail
+        else:
+            assert found["role_makers"].ok is True
 
     async def test_finds_that_nobody_answers(self):
         """One finding, which names the setting and not the password."""
@@ -151,7 +238,7 @@ class TestInspect:
         await owner.execute(f"CREATE ROLE {role} LOGIN")
         dsn = postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
         found = await look(dsn)
-        assert wrong(found) == {"may_insert"}
+        assert wrong(found) == {"may_insert", "roles"}
         assert "USAGE" in found["may_insert"].detail
 
     async def test_finds_the_right_to_change(self, writer_dsn, owner):

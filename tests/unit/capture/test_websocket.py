@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 from unit.capture.asgi_app import Tapped
+
+from otel_audit.errors import ConfigurationError
 
 RULES = [{"level": "changes", "methods": ["WEBSOCKET"], "event": "feed.followed"}]
 
@@ -76,6 +81,112 @@ class TestConnection:
         tapped = Tapped(talk(code=1000))
         (accept, _) = await tapped.connect()
         assert dict(accept["headers"])[b"x-request-id"].decode() == tapped.kept.record.request.id
+
+
+def messages(body) -> list:
+    """What is kept of the messages of one direction; their times are no matter."""
+    return [
+        {name: value for name, value in entry.items() if name != "at_ms"}
+        for entry in json.loads(body.text)
+    ]
+
+
+class TestMessages:
+    async def test_both_directions_are_kept_where_the_setting_asks_for_it(self):
+        """JSON as JSON, text as text, redacted; numbered in the order in which they passed."""
+        tapped = Tapped(
+            talk({"text": "thanks"}, {"text": '{"token":"hunter2"}'}), capture_socket_messages=True
+        )
+        pin = {"type": "websocket.receive", "text": '{"pin":"hunter2","item":"tea"}'}
+        await tapped.connect(TEXT, pin, GONE)
+        record = tapped.kept.record
+        assert messages(record.request.body) == [
+            {"n": 1, "message": "password=[REDACTED]"},
+            {"n": 3, "message": {"pin": "[REDACTED]", "item": "tea"}},
+        ]
+        assert messages(record.response.body) == [
+            {"n": 2, "message": "thanks"},
+            {"n": 4, "message": {"token": "[REDACTED]"}},
+        ]
+        assert record.request.body.size == len(TEXT["text"]) + len(pin["text"])
+        assert record.level == "request_response"
+        assert "hunter2" not in repr(tapped.kept.frames)
+
+    async def test_binary_ones_are_described(self):
+        """Size and hash, as for bodies; what is short enough to be guessed has no hash."""
+        data = bytes(range(100))
+        tapped = Tapped(talk({"bytes": b"12345"}), capture_socket_messages=True)
+        await tapped.connect({"type": "websocket.receive", "bytes": data, "text": None}, GONE)
+        (received,) = messages(tapped.kept.record.request.body)
+        (sent,) = messages(tapped.kept.record.response.body)
+        digest = hashlib.sha256(data).hexdigest()
+        assert received["message"] == {"_binary": True, "_size": 100, "_sha256": digest}
+        assert sent["message"] == {"_binary": True, "_size": 5}
+
+    @pytest.mark.parametrize("rule", [{"messages": True}, {"messages": True, "body_limit": 20}])
+    async def test_they_share_the_bound_of_a_body(self, rule):
+        """The message at the bound is cut, later ones are counted; each says so."""
+        tapped = Tapped(
+            talk({"text": "ok"}),
+            body_limit=20 if "body_limit" not in rule else 10_000,
+            policy_rules=[{"level": "request", **rule}],
+        )
+        words = {"type": "websocket.receive", "text": "one two three"}
+        await tapped.connect(words, words, words, words, GONE)
+        record = tapped.kept.record
+        assert messages(record.request.body) == [
+            {"n": 1, "message": "one two three"},
+            {"n": 3, "message": {"_truncated": True, "_original_size": 13}},
+            {"_truncated": True, "_messages_left_out": 2, "_original_size": 52},
+        ]
+        assert (record.request.body.absent, record.response.body) == ("truncated", None)
+
+    async def test_there_is_a_bound_on_their_number(self):
+        """Thousands of empty messages are not kept one by one."""
+        tapped = Tapped(talk(), capture_socket_messages=True)
+        empty = {"type": "websocket.receive", "text": ""}
+        await tapped.connect(*[empty] * 1_000, GONE)
+        kept = messages(tapped.kept.record.request.body)
+        assert kept[0] == {"n": 1, "message": ""}
+        assert kept[-1] == {"_truncated": True, "_messages_left_out": 800, "_original_size": 0}
+
+    async def test_a_rule_may_ask_for_them(self):
+        """Where the setting does not."""
+        rules = [{"level": "request_response", "paths": ["/feed"], "messages": True}]
+        for path, kept in (("/feed", True), ("/other", False)):
+            tapped = Tapped(talk({"text": "ok"}), policy_rules=rules)
+            await tapped.connect(TEXT, GONE, path=path)
+            assert (tapped.kept.record.request.body is not None) is kept
+
+    async def test_a_rule_may_refuse_them(self):
+        """Where the setting asks for them."""
+        rules = [{"level": "request_response", "messages": False}]
+        tapped = Tapped(talk({"text": "ok"}), policy_rules=rules, capture_socket_messages=True)
+        await tapped.connect(TEXT, GONE)
+        assert tapped.kept.record.request.body is None
+        assert tapped.kept.record.response.body is None
+
+    async def test_a_full_level_alone_does_not_ask_for_them(self):
+        """Who wants all bodies of requests has not asked for conversations."""
+        tapped = Tapped(talk({"text": "ok"}), level="request_response")
+        await tapped.connect(TEXT, GONE)
+        assert tapped.kept.record.request.body is None
+
+    @pytest.mark.parametrize("side", ["request", "response"])
+    async def test_either_direction_may_be_switched_off(self, side):
+        """The settings for bodies hold for messages, too."""
+        tapped = Tapped(
+            talk({"text": "ok"}), capture_socket_messages=True, **{f"capture_{side}_body": False}
+        )
+        await tapped.connect(TEXT, GONE)
+        record = tapped.kept.record
+        assert getattr(record, side).body is None
+        assert {"request": record.response, "response": record.request}[side].body is not None
+
+    def test_a_rule_that_could_keep_none_is_refused(self):
+        """At level metadata no message is ever kept."""
+        with pytest.raises(ConfigurationError, match=r"rule 1: messages: needs level request"):
+            Tapped(talk(), policy_rules=[{"level": "metadata", "messages": True}])
 
 
 class TestOutcome:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_audit.aside import Pages, Room
 from otel_audit.capture.orm.ledger import Ledger
 from otel_audit.record import Change
 
@@ -13,13 +14,13 @@ def change(number: int) -> Change:
 
 def numbers(ledger: Ledger) -> list[int]:
     batches = dict(ledger.finish())
-    return [one.key["id"] for one in batches[None].kept] if None in batches else []
+    return [one.key["id"] for one in batches[None]] if None in batches else []
 
 
 class TestLedger:
     def test_released_savepoint(self):
         """What a released savepoint holds is the transaction's."""
-        ledger = Ledger(10)
+        ledger = Ledger()
         ledger.open_savepoint("a")
         ledger.add(None, change(1))
         ledger.release_savepoint("a")
@@ -27,7 +28,7 @@ class TestLedger:
 
     def test_undone_savepoint(self):
         """What an undone savepoint holds is gone, and its number is told."""
-        ledger = Ledger(10)
+        ledger = Ledger()
         ledger.add(None, change(1))
         ledger.open_savepoint("a")
         ledger.open_savepoint("b")
@@ -37,7 +38,7 @@ class TestLedger:
 
     def test_reopened_savepoint(self):
         """A bare ROLLBACK TO leaves the savepoint open."""
-        ledger = Ledger(10)
+        ledger = Ledger()
         ledger.open_savepoint("a")
         ledger.add(None, change(1))
         ledger.undo_savepoint("a", reopen=True)
@@ -46,24 +47,15 @@ class TestLedger:
 
     def test_unknown_savepoint(self):
         """A savepoint that was set before capture began changes nothing."""
-        ledger = Ledger(10)
+        ledger = Ledger()
         ledger.add(None, change(1))
         assert ledger.undo_savepoint("x") == {}
         ledger.release_savepoint("x")
         assert numbers(ledger) == [1]
 
-    def test_undone_room_is_free_again(self):
-        """What was undone does not use up the bound."""
-        ledger = Ledger(1)
-        ledger.open_savepoint("a")
-        ledger.add(None, change(1))
-        assert not ledger.has_room(None)
-        ledger.undo_savepoint("a")
-        assert ledger.has_room(None)
-
     def test_aborted(self):
         """A failed savepoint dooms the transaction only as long as it is open."""
-        ledger = Ledger(1)
+        ledger = Ledger()
         assert ledger.aborted is False
         ledger.open_savepoint("a")
         ledger.top.aborted = True
@@ -74,20 +66,20 @@ class TestLedger:
         assert ledger.aborted is None
 
     @given(
-        st.integers(0, 5),
+        st.integers(1, 5),
         st.lists(st.sampled_from(["add", "open", "release", "undo"]), max_size=40),
     )
-    def test_counts(self, limit, steps):
-        """Kept and counted changes together are exactly those that were not undone."""
-        ledger = Ledger(limit)
-        model: list[int] = [0]
+    def test_order(self, page, steps):
+        """Whatever the size of a page, what is left is what was not undone, in its order."""
+        ledger = Ledger(Room(page=page))
+        model: list[list[int]] = [[]]
         for number, step in enumerate(steps):
             if step == "add":
                 ledger.add(None, change(number))
-                model[-1] += 1
+                model[-1].append(number)
             elif step == "open":
                 ledger.open_savepoint(str(len(model)))
-                model.append(0)
+                model.append([])
             elif len(model) > 1:
                 top = model.pop()
                 name = str(len(model))
@@ -95,13 +87,14 @@ class TestLedger:
                     ledger.release_savepoint(name)
                     model[-1] += top
                 else:
-                    assert ledger.undo_savepoint(name).get(None, 0) == top
-        batches = dict(ledger.finish())
-        batch = batches.get(None)
-        count = 0 if batch is None else batch.count
-        assert count == sum(model)
-        if batch is not None:
-            assert len(batch.kept) <= limit
-            assert len(batch.kept) + sum(batch.rest.values()) == count
-            entries = batch.entries("committed")
-            assert {entry.transaction for entry in entries} <= {"committed"}
+                    assert ledger.undo_savepoint(name).get(None, 0) == len(top)
+        expected = [number for numbers in model for number in numbers]
+        batch = dict(ledger.finish()).get(None, Pages())
+        assert batch.count == len(expected)
+        batch.settle("committed")
+        assert [one.key["id"] for one in batch] == expected
+        assert {one.transaction for one in batch} <= {"committed"}
+        assert len(batch.recent) <= page
+        first, rest = batch.split(3)
+        assert [one.key["id"] for one in first] == expected[:3]
+        assert [one.key["id"] for one in rest] == expected[3:]

@@ -17,7 +17,7 @@ from otel_audit import complaints
 from otel_audit.pipeline.backlog import Backlog
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Refused
-from otel_audit.pipeline.spool import Kind, SpoolError, SpoolFullError, open_spool
+from otel_audit.pipeline.spool import Kind, Spool, SpoolError, SpoolFullError, adopt, open_spool
 from otel_audit.pipeline.spool.directory import segments_in
 from otel_audit.record import Actor
 
@@ -43,6 +43,10 @@ def next_of(backlog: Backlog, count: int) -> list:
             backlog.done(items)
             taken += items
     return [item.entry for item in taken]
+
+
+def _full(*_: object) -> None:
+    raise SpoolFullError("full")
 
 
 def everything(backlog: Backlog) -> list:
@@ -146,6 +150,35 @@ class TestASpoolThatFails:
         assert backlog._counters.spool_errors == 1
         assert "in memory only" in caplog.text
         assert backlog.close() == 1
+
+    def test_what_was_stored_from_memory_is_not_told_again_as_cut_down(self, home, monkeypatch):
+        """The spool took the beginning and not the end: once stored, the beginning is taken back."""
+        backlog = a_backlog(home)
+        record = a_record()
+        backlog.note(Kind.OPENED, record)
+        with monkeypatch.context() as full:
+            full.setattr(Spool, "append", _full)
+            assert backlog.put(record)
+            backlog.done(backlog.take(1))
+            assert backlog.spool.open_actions == 1
+        other = a_record()
+        backlog.put(other)
+        backlog.done(backlog.take(1))
+        assert backlog.spool.open_actions == 0
+        backlog.close()
+        assert adopt(home, "shop") == []
+
+    def test_what_could_not_be_taken_back_is_at_the_end(self, home, monkeypatch):
+        """There is room again only at the end."""
+        backlog = a_backlog(home)
+        record = a_record()
+        backlog.note(Kind.OPENED, record)
+        with monkeypatch.context() as full:
+            full.setattr(Spool, "append", _full)
+            backlog.put(record)
+            backlog.done(backlog.take(1))
+        backlog.close()
+        assert adopt(home, "shop") == []
 
     def test_one_under_way_that_is_only_in_memory_counts_as_lost_at_the_end(self, home):
         """A record that is on no disk and was being written when the end came is lost, counted."""

@@ -51,6 +51,9 @@ class Shelf:
         self.batches.append(len(records))
         return Written(stored=len(records))
 
+    async def known(self, record_ids) -> set[str]:
+        return set()
+
     async def close(self) -> None:
         self.closed += 1
 

@@ -42,6 +42,9 @@ class Shelf:
 
     async def quarantine(self, refused: Sequence[Refused]) -> None: ...
 
+    async def known(self, record_ids) -> set[str]:
+        return set()
+
     async def close(self) -> None:
         self.closed += 1
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from pathlib import Path
 
+import msgspec
 import pytest
 from strategies import a_record
 
@@ -14,7 +15,7 @@ from otel_audit.pipeline.recovery import Recovery
 from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Kind, adopt, open_spool
 from otel_audit.pipeline.spool.directory import segments_in
-from otel_audit.record import Actor, AuditRecord, to_json
+from otel_audit.record import Actor, AuditRecord, Tenant, to_json
 
 
 @pytest.fixture
@@ -39,6 +40,9 @@ class Store:
         self.calls = 0
         self._fails_from = fails_from
 
+    async def known(self, record_ids) -> set[str]:
+        return set(record_ids) & {entry.record_id for entry in self.got}
+
     async def write(self, batch) -> bool:
         self.calls += 1
         if self.calls >= self._fails_from:
@@ -52,7 +56,7 @@ def a_recovery(home: Path) -> Recovery:
 
 
 def deliver(recovery: Recovery, store: Store, size: int = 2) -> None:
-    asyncio.run(recovery.deliver(store.write, size))
+    asyncio.run(recovery.deliver(store.write, store.known, size))
 
 
 class TestRecovery:
@@ -67,6 +71,29 @@ class TestRecovery:
         deliver(a_recovery(home), store)
         assert store.got == records
         assert not any(path.exists() for path in paths)
+
+    def test_what_the_store_has_better_is_not_told_again(self, home):
+        """A cut-down action whose record went to the store from memory gives no second row."""
+        known = a_record(tenant=Tenant(id="acme"))
+        poorer = msgspec.structs.replace(known, tenant=None, outcome="unknown")
+        other = a_record(outcome="unknown")
+        leave(home, (Kind.OPENED, poorer), (Kind.OPENED, other))
+        store = Store()
+        store.got.append(known)
+        deliver(a_recovery(home), store)
+        assert store.got == [known, other]
+
+    def test_an_end_before_the_store_has_said_it_leaves_the_spool(self, home):
+        """Delivery ends while the store is asked: nothing is written or removed."""
+        path = leave(home, (Kind.OPENED, a_record()))
+
+        async def ended(record_ids) -> None:
+            return None
+
+        store = Store()
+        asyncio.run(a_recovery(home).deliver(store.write, ended, 10))
+        assert store.got == []
+        assert path.exists()
 
     def test_an_end_in_the_middle_leaves_every_spool_for_the_next(self, home):
         """Where delivery ends first, nothing is removed, and every lock is given back."""
@@ -86,7 +113,7 @@ class TestRecovery:
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
-            asyncio.run(a_recovery(home).deliver(fail, 10))
+            asyncio.run(a_recovery(home).deliver(fail, Store().known, 10))
         store = Store()
         deliver(a_recovery(home), store)
         assert len(store.got) == 2

@@ -448,3 +448,44 @@ class TestPolicyFile:
         """A wrong path in the settings names its setting."""
         with pytest.raises(ConfigurationError, match="OTEL_AUDIT_EXCLUDE_PATHS"):
             policy(exclude_paths="health")
+
+
+SEGMENTS = st.sampled_from(
+    ["orders", "users", "", "a", "{id}", "*", "**", "{rest:path}", "x{id}", "{a}{b}", "v1", "a.b"]
+)
+TEMPLATES = st.lists(SEGMENTS, max_size=4).map(lambda parts: "/" + "/".join(parts))
+PATHS = st.one_of(
+    st.lists(
+        st.sampled_from(["orders", "users", "", "a", "x7", "v1", "a.b", "a-b"]), max_size=5
+    ).map(lambda parts: "/" + "/".join(parts)),
+    st.sampled_from(["*", "", "orders", "//", "/orders/", "/orders//"]),
+)
+LEVELS_OR_NONE = st.sampled_from([*LEVELS, None])
+
+
+class TestManyRoutes:
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([("GET",), ("POST",), ()]),
+                TEMPLATES,
+                st.builds(Override, level=LEVELS_OR_NONE, body_limit=st.sampled_from([None, 5, 9])),
+            ),
+            max_size=8,
+        ),
+        st.sampled_from(["GET", "POST", "WEBSOCKET"]),
+        PATHS,
+    )
+    def test_the_index_finds_what_asking_each_would(
+        self, routes: Any, method: str, path: str
+    ) -> None:
+        """What may be needed of a request is the same as if every route were asked in turn."""
+        indexed = policy().with_routes(routes)
+        asked = Policy((*indexed.routes, *indexed.rules))
+        assert indexed.at_start(method, path) == asked.at_start(method, path)
+
+    def test_a_route_may_ask_for_messages(self) -> None:
+        """Also without a level of its own."""
+        made = policy().with_routes([(("WEBSOCKET",), "/feed/{id}", Override(messages=True))])
+        assert made.at_start("WEBSOCKET", "/feed/7").messages
+        assert not made.at_start("WEBSOCKET", "/other").messages

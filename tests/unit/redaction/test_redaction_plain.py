@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.plain import is_plain
+from otel_audit.redaction.plain import is_plain, is_plain_path
+from otel_audit.redaction.queries import redact_path
 
 WORDS = st.text(string.ascii_letters + string.digits, max_size=8)
 PLAIN = (
@@ -43,6 +44,37 @@ class TestIsPlain:
     def test_everything_else_is_looked_at(self, value):
         """What might match a rule is not plain."""
         assert not is_plain(value)
+
+
+SEGMENTS = (
+    st.text(string.ascii_letters, max_size=24)
+    | WORDS
+    | st.integers(0, 10**9).map(str)
+    | st.sampled_from(["api", "v1", "orders", "bearer", "basic", "password", "token", "GB29", "4111"])
+)
+
+
+class TestIsPlainPath:
+    @settings(max_examples=500)
+    @given(st.lists(SEGMENTS, max_size=8).map(lambda segments: "/" + "/".join(segments)))
+    def test_what_is_plain_passes_the_full_look_too(self, path):
+        """The glance never lets pass what the rules would take out."""
+        if is_plain_path(path):
+            assert redact_path(STRICTEST._rules, path) == path
+
+    @pytest.mark.parametrize("path", ["/", "/orders", "/api/v1/orders/1234567", "/a1b2c3/items/"])
+    def test_ordinary_paths_are_plain(self, path):
+        """What most applications are asked for is seen at a glance."""
+        assert is_plain_path(path)
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/4111/1111/1111/1111", "/078-05-1120", "/a@b.example", "/hf_abc", "/x%41", "orders",
+         "/eyJhbGciOiJIUzI1NiJ9", "/1234567/89"],
+    )  # fmt: skip
+    def test_everything_else_is_looked_at(self, path):
+        """What might match a rule is not plain."""
+        assert not is_plain_path(path)
 
 
 class TestField:

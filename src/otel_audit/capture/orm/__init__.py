@@ -13,6 +13,15 @@ except ImportError:
 
 from otel_audit.capture.orm.attachment import Attachment, attach, detach
 from otel_audit.capture.orm.masking import Redactor
-from otel_audit.capture.orm.options import OrmOptions
+from otel_audit.capture.orm.options import OrmOptions, sources_of
+from otel_audit.capture.orm.outbox import Transactional
 
-__all__ = ["Attachment", "OrmOptions", "Redactor", "attach", "detach"]
+__all__ = [
+    "Attachment",
+    "OrmOptions",
+    "Redactor",
+    "Transactional",
+    "attach",
+    "detach",
+    "sources_of",
+]

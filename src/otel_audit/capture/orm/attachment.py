@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import Pool
 
@@ -24,6 +24,7 @@ from otel_audit.capture.orm.listeners import (
 )
 from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
+from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
 from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.relations import Relations
 from otel_audit.capture.orm.selection import Selection
@@ -61,6 +62,10 @@ class Attachment:
         """How many errors of capture itself were caught."""
         return self._faults.count
 
+    def rides(self, connection: Connection) -> None:
+        """Say that the connection's transaction holds a record that the application has made."""
+        self._journal.of(connection).rides = True
+
     def settle(self) -> None:
         """Report commits that have been answered; see `Journal.settle`. Never raises."""
         try:
@@ -74,6 +79,7 @@ def attach(
     *,
     options: OrmOptions | None = None,
     on_orphan: Orphan | None = None,
+    transactional: Transactional | None = None,
 ) -> Attachment:
     """Listen to every session and connection of the process.
 
@@ -82,6 +88,7 @@ def attach(
         options: What is captured; everything by default.
         on_orphan: Takes what a transaction outside any action (or of one that is closed) has
             left: its outcome, and its changes.
+        transactional: Writes changes in the transactions themselves; None: they are observed.
 
     Returns:
         The attachment; the one there is, if capture is attached already.
@@ -99,7 +106,7 @@ def attach(
                     "detach it first"
                 )
             return present
-        attachment = _build(redactor, options, on_orphan)
+        attachment = _build(redactor, options, on_orphan, transactional)
         for target, name, listener, how in attachment._listeners:  # noqa: SLF001 - made here
             event.listen(target, name, listener, **how)
         _attached.append(attachment)
@@ -120,21 +127,15 @@ def detach(attachment: Attachment) -> None:
     attachment._journal.close()  # noqa: SLF001 - made here
 
 
-def _listen(attachment: Attachment) -> None:
-    heard: list[_Listener] = []
-    try:
-        for one in attachment._listeners:  # noqa: SLF001 - made here  # noqa: SLF001 - made here
-            event.listen(one.target, one.name, one.call, **one.how)
-            heard.append(one)
-    except BaseException:
-        for one in heard:
-            event.remove(one.target, one.name, one.call)
-        raise
-
-
-def _build(redactor: Redactor, options: OrmOptions, on_orphan: Orphan | None) -> Attachment:
+def _build(
+    redactor: Redactor,
+    options: OrmOptions,
+    on_orphan: Orphan | None,
+    transactional: Transactional | None,
+) -> Attachment:
     faults = Faults()
-    journal = Journal(options, faults, on_orphan)
+    on_told = (lambda: None) if transactional is None else transactional.committed
+    journal = Journal(options, faults, on_orphan, on_told)
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
     plans = Plans(selection, masking.is_innocent)
@@ -155,7 +156,16 @@ def _build(redactor: Redactor, options: OrmOptions, on_orphan: Orphan | None) ->
     listeners = [
         _Listener(target, name, faults.guard(getattr(one, name)), how)
         for target, one, how in heard
-        for name in vars(type(one))
-        if not name.startswith("_")
+        for name in _events(one)
     ]
+    if transactional is not None:
+        promised = OutboxListeners(transactional, journal)
+        # unguarded, as a transaction that cannot be told must not be committed; and first of all
+        listeners[:0] = [
+            _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
+        ]
     return Attachment(redactor, options, faults, journal, listeners)
+
+
+def _events(listeners: object) -> list[str]:
+    return [name for name in vars(type(listeners)) if not name.startswith("_")]

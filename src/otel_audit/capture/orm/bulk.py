@@ -126,9 +126,9 @@ class BulkReader:
         plan = self._plans.of_table(table)
         if not self._selection.takes_table(table) or (plan is not None and not plan.captured):
             return None
-        entity = table.name if plan is None else plan.entity
+        entity = str(table.name) if plan is None else plan.entity
         return Change(
-            operation=operation, kind="bulk", entity=entity, table=table.fullname, **parts
+            operation=operation, kind="bulk", entity=entity, table=str(table.fullname), **parts
         )
 
     def _parameters(self, sets: Sequence[Mapping[str, Any]], table: Any) -> Any:

@@ -44,6 +44,7 @@ class Reader:
             dialect: What a `TypeDecorator` may ask for.
         """
         self._redact = masking.redact
+        self._clean_copy = masking.clean_copy
         self._dialect = dialect
         self.unread: list[str] = []
 
@@ -59,6 +60,10 @@ class Reader:
                 convert = HARMLESS.get(kind)
                 if convert is not None:
                     return convert(value)
+                if kind is dict or kind is list:
+                    copy = self._clean_copy(value)
+                    if copy is not None:
+                        return copy
             form = portable(value)
             if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
@@ -205,19 +210,6 @@ def describe_delete(
         related=_related(plan, key),
         note=_note(reader, _cascades(plan)),
     )
-
-
-def has_changed(state: InstanceState[Any], plan: MapperPlan, before: Mapping[str, Any]) -> bool:
-    """Tell, at little cost, whether `describe_update` would find a change."""
-    loaded = state.dict
-    for name, old in {**state.committed_state, **before}.items():
-        column = plan.by_key.get(name)
-        if column is None:
-            continue
-        new = loaded.get(name, _UNKNOWN)
-        if old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
-            return True
-    return False
 
 
 class _Differences:

@@ -29,6 +29,11 @@ class Faults:
     count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def tally(self) -> None:
+        """Count an error that is logged elsewhere."""
+        with self._lock:
+            self.count += 1
+
     def note(self, matter: str, error: BaseException) -> None:
         """Count an error and log its type and place, never its message."""
         with self._lock:

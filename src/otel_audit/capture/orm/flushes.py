@@ -15,7 +15,6 @@ from otel_audit.capture.orm.entities import (
     describe_delete,
     describe_insert,
     describe_update,
-    has_changed,
     missing_before,
     overwritten,
 )
@@ -191,11 +190,11 @@ class Flushes:
         for connection, rows in flush.rows.items():
             reader = Reader(self._masking, connection.dialect)
             ledger = self._journal.of(connection)
-            before = ledger.written(scope)
+            written = 0
             for row in rows:
-                self._note(ledger, scope, flush, row, reader)
+                written += self._note(ledger, scope, flush, row, reader)
             if scope is not None:
-                scope.note_flushed(ledger.written(scope) - before)
+                scope.note_flushed(written, ledger)
         for connection, change in flush.others:
             self._journal.write(connection, [change])
         return {*flush.rows, *(connection for connection, _ in flush.others)}
@@ -211,22 +210,20 @@ class Flushes:
         session = state.session
         return None if session is None else self._flushes.get(session)
 
-    def _note(self, ledger: Ledger, owner: Owner, flush: Flush, row: Row, reader: Reader) -> None:
+    def _note(self, ledger: Ledger, owner: Owner, flush: Flush, row: Row, reader: Reader) -> int:
+        """Describe one row; tell how many changes that makes."""
         plan = row.plan
         try:
-            if not ledger.has_room(owner):
-                if row.operation != "update" or has_changed(row.state, plan, row.before):
-                    ledger.count(owner, (row.operation, plan.entity, plan.table))
-                return
             change = _describe(row, reader)
             if change is None:
-                return
+                return 0
             if row.operation == "delete" and plan.table in flush.short:
                 change = _with_note(change, "the database deleted fewer rows than it was asked to")
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("describe", error)
             change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
         ledger.add(owner, change)
+        return 1
 
     @staticmethod
     def _note_short(flush: Flush, context: Any, table: Any, cursor: Any) -> None:

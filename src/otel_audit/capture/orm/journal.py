@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from otel_audit.capture.orm.ledger import Batch, Ledger, Owner
+from otel_audit.aside import Pages, Room
+from otel_audit.capture.orm.ledger import Ledger, Owner, Told
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import current_scope
 
@@ -16,24 +17,38 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.faults import Faults
     from otel_audit.capture.orm.options import OrmOptions
 
-Orphan: TypeAlias = Callable[[TransactionOutcome, list[Change]], None]
+Orphan: TypeAlias = Callable[[TransactionOutcome, Pages], None]
 """Takes what a transaction outside any action has left."""
 
 
 class Journal:
     """What the transactions under way have written."""
 
-    def __init__(self, options: OrmOptions, faults: Faults, on_orphan: Orphan | None) -> None:
+    def __init__(
+        self,
+        options: OrmOptions,
+        faults: Faults,
+        on_orphan: Orphan | None,
+        on_told: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin with no transaction.
 
         Args:
             options: Bounds, and whether undone changes are kept.
             faults: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
+            on_told: Told when a transaction is over that holds records itself.
         """
         self._options = options
         self._faults = faults
+        self._room = Room(
+            page=max(options.max_entries, 1),
+            directory=options.aside,
+            cipher=options.aside_cipher,
+            on_error=faults.tally,
+        )
         self._on_orphan = on_orphan
+        self._on_told = on_told
         self._ledgers: dict[int, tuple[weakref.ref[Connection], Ledger]] = {}
 
     def find(self, connection: Connection) -> Ledger | None:
@@ -47,7 +62,7 @@ class Journal:
         if found is not None:
             return found[1]
         number = id(connection)
-        ledger = Ledger(self._options.max_entries, self._options.keep_rolled_back)
+        ledger = Ledger(self._room, self._options.keep_rolled_back)
         # one that is thrown away unclosed is rolled back by its pool
         reference = weakref.ref(connection, lambda _: self._lost(number))
         self._ledgers[number] = (reference, ledger)
@@ -62,7 +77,7 @@ class Journal:
             ledger.add(scope, change)
             number += 1
         if scope is not None and number:
-            scope.note_flushed(number)
+            scope.note_flushed(number, ledger)
 
     def undo_savepoint(self, connection: Connection, name: str, *, reopen: bool = False) -> None:
         """A savepoint was rolled back."""
@@ -140,35 +155,53 @@ class Journal:
         if found is None:
             return
         ledger = found[1]
-        undone = dict(ledger.undone)
-        for owner, batch in ledger.finish():
-            self._report(owner, outcome, batch, undone.pop(owner, None))
-        for owner, batch in undone.items():
+        if (ledger.told or ledger.rides) and outcome != "rolled_back":
+            self._on_told()
+        for owner, batch in ledger.undone.items():
+            batch.settle("rolled_back")
             self._report_undone(owner, batch)
+        told = dict(ledger.told)
+        for owner, batch in ledger.finish():
+            if outcome == "rolled_back" and owner in told:
+                # it was undone with the rest
+                whole = told.pop(owner).changes
+                whole.absorb(batch)
+                batch = whole  # noqa: PLW2901 - the same batch, complete
+            batch.settle(outcome)
+            self._report(owner, outcome, batch, ledger, told.pop(owner, None))
 
     def _report(
-        self, owner: Owner, outcome: TransactionOutcome, batch: Batch, undone: Batch | None
+        self,
+        owner: Owner,
+        outcome: TransactionOutcome,
+        batch: Pages,
+        ledger: Ledger,
+        told: Told | None,
     ) -> None:
-        if undone is not None:
-            self._report_undone(owner, undone)
-        keep = self._options.keep_rolled_back
-        entries = batch.entries(outcome) if outcome != "rolled_back" or keep else []
         if owner is not None:
-            owner.note_transaction_end(outcome, entries, count=batch.count, keep_rolled_back=keep)
-        if (owner is None or (owner.closed and owner.late is None)) and entries:
-            self._orphaned(outcome, entries)
+            if told is not None:
+                owner.told += told.records
+            owner.note_transaction_end(
+                outcome,
+                batch,
+                told=0 if told is None else told.changes.count,
+                keep_rolled_back=self._options.keep_rolled_back,
+                transaction=ledger,
+            )
+        is_lost = owner is None or (owner.closed and owner.late is None)
+        if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
+            self._orphaned(outcome, batch)
 
-    def _report_undone(self, owner: Owner, batch: Batch) -> None:
-        entries = batch.entries("rolled_back")
+    def _report_undone(self, owner: Owner, batch: Pages) -> None:
         if owner is not None:
-            owner.changes.extend(entries)
-        elif entries:
-            self._orphaned("rolled_back", entries)
+            owner.keep(batch)
+        elif batch:
+            self._orphaned("rolled_back", batch)
 
-    def _orphaned(self, outcome: TransactionOutcome, entries: list[Change]) -> None:
+    def _orphaned(self, outcome: TransactionOutcome, changes: Pages) -> None:
         if self._on_orphan is None:
             return
         try:
-            self._on_orphan(outcome, entries)
+            self._on_orphan(outcome, changes)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("on_orphan", error)

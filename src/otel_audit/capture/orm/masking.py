@@ -57,6 +57,12 @@ class Masking:
             redacted = self.redactor.field(alias, form)
         return bounded(redacted, self.longest)
 
+    def clean_copy(self, value: Any) -> Any:
+        """Copy a list or an object that holds nothing to redact or to cut; None: look closer."""
+        copy = getattr(self.redactor, "clean_copy", None)
+        found = None if copy is None else copy(value)
+        return None if found is None or found[1] > self.longest else found[0]
+
     def is_innocent(self, name: str) -> bool:
         """Tell whether nothing is redacted for this name alone."""
         try:

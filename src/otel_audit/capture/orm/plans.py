@@ -181,7 +181,9 @@ def _plan_mapper(
         if not mapped or not isinstance(mapped[0].table, Table):
             continue
         column = mapped[0]
-        name = column.name if column.name not in names else f"{column.table.name}.{column.name}"
+        name = (
+            str(column.name) if column.name not in names else f"{column.table.name}.{column.name}"
+        )
         names.add(name)
         plan = plan_column(column, attribute.key, name, is_innocent)
         hidden = column.info.get("audit") in ("omit", False)
@@ -218,7 +220,8 @@ def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:
 
 def _table_name(mapper: Mapper[Any]) -> str:
     table = mapper.local_table
-    return table.fullname if isinstance(table, Table) else str(getattr(table, "name", table))
+    # SQLAlchemy's names are a kind of text of their own, which costs every encoder a detour
+    return str(table.fullname if isinstance(table, Table) else getattr(table, "name", table))
 
 
 def _bases(mapper: Mapper[Any]) -> tuple[str, ...]:

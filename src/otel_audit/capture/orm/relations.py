@@ -128,7 +128,7 @@ class Relations:
                 sides.append(side)
         order = [column.name for column in table.columns]
         sides.sort(key=lambda side: order.index(side.columns[0]))
-        return RelationPlan(table.name, table.fullname, tuple(sides))
+        return RelationPlan(str(table.name), str(table.fullname), tuple(sides))
 
     def _side(self, mapper: Mapper[Any], columns: Mapping[Any, Any]) -> Side | None:
         plan = self._plans.of(mapper)

@@ -174,6 +174,14 @@ class Spool:
         """Actions that have not closed."""
         return len(self._actions)
 
+    def is_open(self, record_id: str) -> bool:
+        """Whether there is a frame of an action that has not closed.
+
+        Raises:
+            ValueError: The record id is no UUID.
+        """
+        return record_key(record_id) in self._actions
+
     @property
     def bytes_used(self) -> int:
         """Bytes of this spool on disk."""

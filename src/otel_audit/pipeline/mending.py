@@ -1,4 +1,4 @@
-r"""The slow path of `rows`: make storable what PostgreSQL would refuse, and lose little of it.
+r"""Make storable what a store would refuse, and lose little of it: the slow path.
 
 A single NUL character in a header must not decide whether an action is recorded. PostgreSQL's
 ``json`` takes ``\u0000`` and lone surrogates as they are, but then every query that looks into

@@ -1,28 +1,31 @@
-"""Keys and anchors of the ledger, from options and settings."""
+"""Keys and anchors of the ledger, as the settings name them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from otel_audit_postgres.ledger.keys import PublicKey, SigningKey
+from otel_audit_postgres.ledger.anchors import anchors_from
+from otel_audit_postgres.ledger.keys import (
+    PublicKey,
+    SigningKey,
+    read_key_file,
+    read_public_key,
+    read_signing_key,
+)
+from otel_audit_postgres.ledger.sealer import Sealer
 
 _PLUS_SIGNS = 2  # of a key in its text form, at the least
 
 
-def chosen_signer(config: AuditConfig, key_file: Path | None) -> SigningKey | None:
-    """Take the signing key of the option, else of the settings; None if there is none.
+def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> SigningKey | None:
+    """Take the signing key of the argument, else of the settings; None if there is none.
 
     Raises:
         ConfigurationError: It cannot be read, or is no key.
     """
-    from otel_audit_postgres.ledger.keys import read_key_file, read_signing_key
-
     if key_file is not None:
         return read_key_file(key_file, "--key-file")
     if config.signing_key_file is not None:
@@ -32,8 +35,8 @@ def chosen_signer(config: AuditConfig, key_file: Path | None) -> SigningKey | No
     return None
 
 
-def chosen_public_keys(config: AuditConfig, keys: Sequence[str]) -> list[PublicKey]:
-    """Take the public keys of the options, else of the settings, else that of the signing key.
+def chosen_public_keys(config: AuditConfig, keys: Sequence[str] = ()) -> list[PublicKey]:
+    """Take the public keys of the argument, else of the settings, else that of the signing key.
 
     Args:
         config: The settings.
@@ -46,13 +49,32 @@ def chosen_public_keys(config: AuditConfig, keys: Sequence[str]) -> list[PublicK
         return [_public_key(key, "--key") for key in keys]
     if config.verify_keys:
         return [_public_key(key, "OTEL_AUDIT_VERIFY_KEYS") for key in config.verify_keys]
-    signer = chosen_signer(config, None)
+    signer = chosen_signer(config)
     return [] if signer is None else [signer.public]
 
 
-def _public_key(text: str, setting: str) -> PublicKey:
-    from otel_audit_postgres.ledger.keys import read_public_key
+def sealer_from(config: AuditConfig) -> Sealer:
+    """Make the sealer that the settings describe; nothing is opened yet.
 
+    Args:
+        config: The settings; with a DSN.
+
+    Raises:
+        ConfigurationError: There is no DSN, or key or anchor are unfit.
+    """
+    dsn = config.asyncpg_dsn
+    if dsn is None:
+        raise ConfigurationError("sealing needs the audit store: set OTEL_AUDIT_DSN")
+    return Sealer(
+        dsn,
+        signer=chosen_signer(config),
+        anchors=anchors_from(config.anchor),
+        batch=config.seal_batch,
+        connect_timeout=config.connect_timeout,
+    )
+
+
+def _public_key(text: str, setting: str) -> PublicKey:
     if text.count("+") < _PLUS_SIGNS:
         path = Path(text)
         try:

@@ -1,0 +1,129 @@
+"""What a receiver's answer means for what was sent (OTLP specification, OTLP/HTTP response)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import msgspec
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from otel_audit.errors import StoreError, StoreUnavailableError
+
+LONGEST_RETRY_AFTER: Final = 300.0
+"""Seconds that a receiver is left alone at the most, whatever it asks for."""
+
+_WHO: Final = "the receiver that OTEL_AUDIT_OTLP_ENDPOINT names"
+_OK: Final = 200
+_PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
+_REMEDIES: Final = {
+    401: "correct the token in OTEL_AUDIT_OTLP_HEADERS, or OTEL_AUDIT_OTLP_CLIENT_CERTIFICATE",
+    403: "it knows us and does not let us in: see which token or certificate it expects",
+    404: "there is nothing at this path: correct the URL; records go to …/v1/traces",
+    405: "this path takes no POST: is it an OTLP/HTTP receiver?",
+    407: "a proxy stands in between: name the receiver itself",
+    411: "it wants what HTTP/1.1 always has: is it an OTLP/HTTP receiver?",
+    415: "it takes no protobuf, or no gzip: set OTEL_AUDIT_OTLP_COMPRESSION=none, or look whether "
+    "it is an OTLP/HTTP receiver",
+    421: "it is not responsible for this host: correct the URL",
+    426: "it wants another protocol: correct the URL",
+}
+_JSON: Final = "application/json"
+_PROTOBUF: Final = "application/x-protobuf"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer, as far as we look at it; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def objection_of(answer: Answer) -> str | None:
+    """Tell what an answer says of the records that were sent.
+
+    Args:
+        answer: The receiver's answer.
+
+    Returns:
+        None where the receiver has taken all of them; else why it does not take at least one.
+
+    Raises:
+        StoreUnavailableError: It cannot take records now; this says nothing about them.
+        StoreError: It will take none before somebody has acted; the message says the remedy.
+    """
+    status = answer.status
+    if status == _OK:
+        return _objection_in_success(answer)
+    if status in _PASSING or status >= 500:  # noqa: PLR2004 - RFC 9110, 15.6
+        raise StoreUnavailableError(
+            f"{_WHO} takes nothing now (status {status})", retry_after=_retry_after(answer.headers)
+        )
+    remedy = _REMEDIES.get(status)
+    if remedy is None and not 400 <= status < 500:  # noqa: PLR2004 - RFC 9110, 15.5
+        remedy = "records go to no other address and need no other method: correct the URL"
+    if remedy is not None:
+        raise StoreError(f"{_WHO} answers with status {status}; {remedy}")
+    return f"the receiver answered with status {status}{_in_its_words(answer)}"
+
+
+def _objection_in_success(answer: Answer) -> str | None:
+    response = ExportTraceServiceResponse()
+    if not _read_into(response, answer):
+        raise StoreError(
+            f"{_WHO} answers with status 200, but not as OTLP does; is it an OTLP/HTTP receiver?"
+        )
+    partial = response.partial_success
+    if not partial.rejected_spans:
+        return None
+    return f"the receiver rejected it in a partial success{_quoted(partial.error_message)}"
+
+
+def _in_its_words(answer: Answer) -> str:
+    status = Status()
+    return _quoted(status.message) if _read_into(status, answer) else ""
+
+
+def _read_into(message: Message, answer: Answer) -> bool:
+    """Read the body, in the encoding that the answer names; False where it is no such message."""
+    kind = _media_type(answer)
+    try:
+        if kind == _JSON:
+            said = msgspec.json.decode(answer.body, type=dict[str, Any])
+            ParseDict(said, message, ignore_unknown_fields=True)
+        elif kind == _PROTOBUF:
+            message.ParseFromString(answer.body)
+        else:
+            return not (kind or answer.body)
+    except (DecodeError, ParseError, msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def _quoted(message: str) -> str:
+    printable = "".join(char if char.isprintable() else " " for char in message[:500]).strip()
+    return f": {printable}" if printable else ""
+
+
+def _media_type(answer: Answer) -> str:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None where there is none."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), LONGEST_RETRY_AFTER)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -1,0 +1,174 @@
+"""Sends batches of records over OTLP/HTTP, and returns only after the receiver has taken them."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import ssl
+from collections.abc import AsyncIterable, Callable, Sequence
+from typing import Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.complaints import complain
+from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
+from otel_audit.pipeline.sink import Refused, Written
+from otel_audit.record import AuditRecord, to_json
+from otel_audit_otlp.answers import Answer, objection_of
+from otel_audit_otlp.encoding import Carried, carry, parts_of, to_request
+from otel_audit_otlp.endpoint import Endpoint
+
+try:
+    import httpx
+except ImportError as missing:
+    raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_ANSWER: Final = 1_000_000
+_COMPRESSION_LEVEL: Final = 3
+_TO: Final = "could not send to OTEL_AUDIT_OTLP_ENDPOINT"
+
+
+class OtlpSink:
+    """A `otel_audit.pipeline.sink.Sink` over one connection, opened when it is first needed.
+
+    The receiver must answer only when what it got is safe, as `otel-audit serve` does, and a
+    Collector with a persistent queue. A record that it refuses is found by halving, is set aside
+    on this machine with the reason, and holds up no other.
+    """
+
+    def __init__(self, endpoint: Endpoint, set_aside: Callable[[Sequence[Refused]], None]) -> None:
+        """Remember where to send; nothing is opened yet.
+
+        Args:
+            endpoint: The receiver.
+            set_aside: Keeps what the receiver refuses; blocks; raises `StoreError` if it cannot.
+        """
+        self._endpoint = endpoint
+        self._set_aside = set_aside
+        # not a client: one would follow proxies of the environment, and log each request
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=endpoint.tls or False, trust_env=False, limits=httpx.Limits(max_connections=1)
+        )
+        self._headers = {
+            "content-type": "application/x-protobuf",
+            "user-agent": "otel-audit",
+            **endpoint.headers,
+        }
+        if endpoint.compression == "gzip":
+            self._headers["content-encoding"] = "gzip"
+
+    async def check(self) -> None:
+        """See whether the receiver takes a request, with nothing in it.
+
+        Raises:
+            StoreUnavailableError: It cannot be reached, or takes nothing now.
+            StoreError: It refuses us; the message says the remedy.
+        """
+        objection = objection_of(await self._post(b""))
+        if objection is not None:
+            raise StoreError(f"{objection}; is OTEL_AUDIT_OTLP_ENDPOINT an OTLP/HTTP receiver?")
+
+    async def write(self, records: Sequence[AuditRecord]) -> Written:
+        """Send a batch; return only after the receiver has taken it.
+
+        Args:
+            records: The batch, any size.
+
+        Returns:
+            How many the receiver has taken, and how many are set aside.
+
+        Raises:
+            StoreUnavailableError: Not all of the batch is known to be taken; try again later.
+            StoreError: As for `check`, or what is refused cannot be set aside.
+        """
+        carried, refused = carry(records)
+        for part in parts_of(carried):
+            refused += await self._send(part)
+        await self.quarantine(refused)
+        return Written(stored=len(records) - len(refused), quarantined=len(refused))
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Keep what never became a record on this machine, with the reason.
+
+        Raises:
+            StoreError: It cannot be kept.
+        """
+        if refused:
+            await asyncio.to_thread(self._set_aside, refused)
+
+    async def known(self, _record_ids: Sequence[str]) -> set[str]:
+        """A receiver does not say what is stored: it collapses what comes twice."""
+        return set()
+
+    async def close(self) -> None:
+        """Give back the connection. Never raises."""
+        try:
+            async with asyncio.timeout(self._endpoint.timeout):
+                await self._transport.aclose()
+        except Exception as error:  # noqa: BLE001 - it is gone either way
+            complain(_logger, "close", "A connection was not closed in order", error=error)
+
+    async def _send(self, part: Sequence[Carried]) -> list[Refused]:
+        """Send spans; those that the receiver refuses are found by halving."""
+        objection = objection_of(await self._post(to_request(part)))
+        if objection is None:
+            return []
+        if len(part) == 1:
+            record = part[0].record
+            return [Refused(record.record_id, to_json(record), objection)]
+        middle = len(part) // 2
+        first = await self._send(part[:middle])
+        return first + await self._send(part[middle:])
+
+    async def _post(self, body: bytes) -> Answer:
+        if self._endpoint.compression == "gzip":
+            body = gzip.compress(body, _COMPRESSION_LEVEL)
+        request = httpx.Request("POST", self._endpoint.url, headers=self._headers, content=body)
+        with suppress_instrumentation():
+            try:
+                async with asyncio.timeout(self._endpoint.timeout):
+                    return await self._answer(request)
+            except TimeoutError:
+                raise StoreUnavailableError(f"{_TO}: no answer in time") from None
+            except (httpx.HTTPError, OSError) as error:
+                raise _as_store_error(error) from None
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        response = await self._transport.handle_async_request(request)
+        try:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status_code, headers, await _bounded(response.aiter_bytes()))
+        finally:
+            await response.aclose()
+
+
+async def _bounded(chunks: AsyncIterable[bytes]) -> bytes:
+    read = bytearray()
+    async for chunk in chunks:
+        read += chunk
+        if len(read) > _LONGEST_ANSWER:
+            raise StoreError(f"{_TO}: its answer is too long for an OTLP/HTTP receiver's")
+    return bytes(read)
+
+
+def _as_store_error(error: httpx.HTTPError | OSError) -> StoreError:
+    seen = type(error).__name__
+    if _is_about_certificates(error):
+        return StoreError(
+            f"{_TO}: the certificates do not fit [{seen}]; name the authority of the receiver's in "
+            "OTEL_AUDIT_OTLP_CERTIFICATE, and ours in OTEL_AUDIT_OTLP_CLIENT_CERTIFICATE"
+        )
+    return StoreUnavailableError(f"{_TO}: no connection, or it broke; does it run? [{seen}]")
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and not isinstance(
+            error, ssl.SSLEOFError | ssl.SSLZeroReturnError
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

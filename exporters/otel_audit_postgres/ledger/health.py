@@ -1,0 +1,159 @@
+"""How sealing is doing, and what its set-up is worth: for ``otel-audit doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from otel_audit.errors import ConfigurationError, StoreError
+from otel_audit_postgres.inspect import Finding
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.keys import PublicKey, read_key_file
+from otel_audit_postgres.ledger.notes import NoteError, read_checkpoint, read_note
+
+WAITS_TOO_LONG: Final = 300.0
+"""Seconds after which a row that is not sealed is a finding."""
+
+_STATE: Final = "SELECT * FROM audit.ledger_state()"
+_KEYGEN: Final = "make a key with `otel-audit keygen FILE`, for the sealer alone"
+_ALONE: Final = "run `otel-audit seal` apart from the applications, as a role of otel_audit_sealer"
+
+
+async def inspect_ledger(
+    dsn: str, *, keys: Sequence[PublicKey] = (), anchors: Sequence[Anchor] = ()
+) -> list[Finding]:
+    """Look at queue, checkpoints and anchors. Changes nothing.
+
+    Args:
+        dsn: The audit store, as any of its roles.
+        keys: Public keys that may sign; without any, it is only seen whether somebody signed.
+        anchors: Where checkpoints are published.
+
+    Returns:
+        What was found. Never raises for what the ledger is like.
+    """
+    try:
+        async with store.opened(dsn, "inspect the ledger") as connection:
+            state = await connection.fetchrow(_STATE)
+    except StoreError as error:
+        return [Finding("ledger", None, str(error))]
+    found = [_lag(state), _signature(state, keys)]
+    if not anchors:
+        return [*found, _NO_ANCHOR]
+    return [*found, *[await _anchor(anchor, state["size"]) for anchor in anchors]]
+
+
+_NO_ANCHOR: Final = Finding(
+    "anchor",
+    None,
+    "none: an old copy of the whole store, put back, would pass as the original",
+    "set OTEL_AUDIT_ANCHOR to a place that the database's administrators cannot rewrite",
+)
+
+
+def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
+    """Look at the private key's file, where this environment names one.
+
+    Args:
+        path: What OTEL_AUDIT_SIGNING_KEY_FILE says.
+        seals_here: Whether the applications' own workers seal.
+    """
+    found = []
+    if path is not None:
+        try:
+            key = read_key_file(path, "OTEL_AUDIT_SIGNING_KEY_FILE")
+        except ConfigurationError as error:
+            found.append(Finding("signing_key", ok=False, detail=str(error), remedy=_KEYGEN))
+        else:
+            detail = f"{path} is readable for its owner alone; its public key is {key.public.text()}"
+            found.append(Finding("signing_key", ok=True, detail=detail))
+    if seals_here:
+        found.append(
+            Finding(
+                "sealer_apart",
+                None,
+                "OTEL_AUDIT_SEAL is on: the application seals its own records, and whoever takes "
+                "it over can also sign another history",
+                _ALONE,
+            )
+        )
+    return found
+
+
+def _lag(state: Any) -> Finding:
+    waiting, seconds = state["waiting"], state["waiting_for"] or 0.0
+    if waiting and seconds > WAITS_TOO_LONG:
+        return Finding(
+            "sealing",
+            None,
+            f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then a change "
+            "of them by the database's owner does not show",
+            f"see that the sealer runs: {_ALONE}",
+        )
+    return Finding(
+        "sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait"
+    )
+
+
+def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
+    name = "signature"
+    if state["note"] is None:
+        return Finding(name, None, "nothing is sealed yet", _ALONE)
+    try:
+        note = read_note(state["note"])
+        signers = note.signed_by(keys)
+    except NoteError as error:
+        return Finding(name, False, f"the last checkpoint: {error}", "run `otel-audit verify`")
+    if not note.signatures:
+        return Finding(
+            name,
+            None,
+            "the last checkpoint is unsigned: whoever owns the database can write rows and ledger "
+            "anew, and verify will not see it beyond what an anchor kept",
+            f"{_KEYGEN}, and set OTEL_AUDIT_SIGNING_KEY_FILE where it runs",
+        )
+    if not keys:
+        names = ", ".join(signature[0] for signature in note.signatures)
+        return Finding(
+            name,
+            None,
+            f"signed in the name of {names}, which was not checked: no public key is known here",
+            "set OTEL_AUDIT_VERIFY_KEYS",
+        )
+    if not signers:
+        return Finding(
+            name,
+            ok=False,
+            detail="the last checkpoint is not signed by a known key",
+            remedy="run `otel-audit verify`; if the key was changed, add it to "
+            "OTEL_AUDIT_VERIFY_KEYS",
+        )
+    return Finding(name, ok=True, detail=f"signed by {signers[0].text()}")
+
+
+async def _anchor(anchor: Anchor, size: int) -> Finding:
+    name = f"anchor {anchor.name}"
+    try:
+        note = await anchor.last()
+    except AnchorError as error:
+        return Finding(name, None, str(error), "the sealer tries again; see that it can be reached")
+    if note is None:
+        return Finding(name, None, "holds no checkpoint, or cannot be asked", _ALONE)
+    try:
+        seen = read_checkpoint(note).size
+    except NoteError as error:
+        return Finding(name, False, str(error), "find out who wrote there")
+    if seen > size:
+        return Finding(
+            name,
+            ok=False,
+            detail=f"has seen {seen} rows, the ledger has {size}",
+            remedy="an old copy of the store was put back: run `otel-audit verify`",
+        )
+    if seen < size:
+        return Finding(
+            name, None, f"is {size - seen} rows behind", "see the sealer's log; it tries again"
+        )
+    return Finding(name, ok=True, detail=f"has the last checkpoint, of {seen} rows")

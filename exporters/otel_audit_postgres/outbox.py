@@ -1,0 +1,358 @@
+"""The outbox in the application's own database: its table, its grants, and taking out of it.
+
+A record stands in it if and only if the transaction that wrote it was committed. Several relays on
+several hosts may take out of it at the same time: each locks what it takes, and skips what others
+have locked. A row is deleted in the transaction that has locked it, after the store has
+acknowledged the record; who dies before that leaves it to the next.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from importlib import resources
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
+from otel_audit.pipeline.relay import OutboxState, Waiting
+from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.failures import sqlstate
+from otel_audit_postgres.inspect import Finding
+from otel_audit_postgres.roles import quoted
+
+LARGEST_BATCH: Final = 4_000_000
+"""Bytes of records that are taken at once; of a larger one only that one."""
+
+_REMEDY: Final = "run `otel-audit init --outbox --application ROLE --relay ROLE` on that database"
+_GRANTS: Final = (
+    ("application", "GRANT USAGE ON SCHEMA audit TO {role}"),
+    ("application", "GRANT INSERT (record_id, record) ON audit.outbox TO {role}"),
+    ("relay", "GRANT USAGE ON SCHEMA audit TO {role}"),
+    # locking a row needs the right to update some column of it
+    ("relay", "GRANT SELECT, DELETE, UPDATE (written_at) ON audit.outbox TO {role}"),
+)
+_LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480014)"  # an arbitrary key of our own
+_PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
+_ROLE: Final = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
+_THERE: Final = "SELECT to_regclass('audit.outbox') IS NOT NULL"
+
+_TAKE: Final = """
+SELECT record_id, octet_length(record) AS size FROM audit.outbox
+ORDER BY record_id LIMIT $1 FOR UPDATE SKIP LOCKED
+"""
+_READ: Final = "SELECT record_id, record FROM audit.outbox WHERE record_id = ANY($1::uuid[])"
+_DELETE: Final = "DELETE FROM audit.outbox WHERE record_id = ANY($1::uuid[])"
+_STATE: Final = """
+SELECT (SELECT count(*) FROM (SELECT FROM audit.outbox LIMIT $1) AS counted) AS depth,
+       coalesce((SELECT extract(epoch FROM clock_timestamp() - written_at)
+                 FROM audit.outbox ORDER BY record_id LIMIT 1), 0)::float8 AS age
+"""
+_EARLIER: Final = "SELECT EXISTS (SELECT FROM audit.outbox WHERE record_id <= $1)"
+_MOST_COUNTED: Final = 100_000
+_RIGHTS: Final = """
+SELECT r.rolname, has_table_privilege(r.oid, t.oid, 'SELECT') AS may_read,
+       has_table_privilege(r.oid, t.oid, 'DELETE') AS may_delete,
+       has_any_column_privilege(r.oid, t.oid, 'INSERT') AS may_insert,
+       has_any_column_privilege(r.oid, t.oid, 'UPDATE') AS may_lock,
+       has_schema_privilege(r.oid, t.relnamespace, 'USAGE') AS may_use
+FROM pg_catalog.pg_class t, pg_catalog.pg_roles r
+WHERE t.oid = to_regclass('audit.outbox') AND r.rolname = current_user
+"""
+
+
+def outbox_sql(*, application: str | None = None, relay: str | None = None) -> str:
+    """Write down what `init_outbox` runs, for those who apply SQL themselves.
+
+    Args:
+        application: The application's login role, which gets INSERT and nothing else.
+        relay: The relay's login role, which may take records out.
+
+    Returns:
+        A script for ``psql``, in one transaction.
+    """
+    statements = [f"{one};" for one in _grants(application, relay)]
+    parts = ["BEGIN;", f"{_LOCK};", f"{_PERMIT};", _table(), *statements, "COMMIT;", ""]
+    return "\n".join(parts)
+
+
+async def init_outbox(
+    dsn: str, *, application: str | None = None, relay: str | None = None
+) -> tuple[str, ...]:
+    """Make the outbox in an application's database, with its grants; nothing is done twice.
+
+    Args:
+        dsn: The application's database, as a role that may create a schema in it.
+        application: The application's login role, which gets INSERT and nothing else.
+        relay: The relay's login role, which may take records out.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        ConfigurationError: A role that is named does not exist.
+        StoreUnavailableError: The database cannot be reached now.
+        StoreError: A right is missing; nothing was changed.
+    """
+    with suppress_instrumentation(), _explained("make the outbox"):
+        connection = await connect(dsn, 10.0)
+        try:
+            async with connection.transaction():
+                return await _make(connection, application, relay)
+        finally:
+            await connection.close()
+
+
+async def _make(
+    connection: Connection[Any], application: str | None, relay: str | None
+) -> tuple[str, ...]:
+    await connection.execute(_LOCK)
+    await connection.execute(_PERMIT)
+    for role in filter(None, (application, relay)):
+        if not await connection.fetchval(_ROLE, role):
+            raise ConfigurationError(
+                f"init: there is no role {role}; create it first: "
+                f"CREATE ROLE {quoted(role)} LOGIN PASSWORD …"
+            )
+    existed = await connection.fetchval(_THERE)
+    if not existed:
+        await connection.execute(_table())
+    for statement in _grants(application, relay):
+        await connection.execute(statement)
+    lines = [f"table audit.outbox: {'in place' if existed else 'created'}"]
+    if application:
+        lines.append(f"role {application}: may write to it, and nothing else")
+    if relay:
+        lines.append(f"role {relay}: may take out of it")
+    return tuple(lines)
+
+
+def _grants(application: str | None, relay: str | None) -> list[str]:
+    roles = {"application": application, "relay": relay}
+    return [
+        statement.format(role=quoted(role))
+        for who, statement in _GRANTS
+        if (role := roles[who]) is not None
+    ]
+
+
+def _table() -> str:
+    return (resources.files("otel_audit_postgres") / "sql" / "outbox.sql").read_text("utf-8")
+
+
+class PostgresOutbox:
+    """A `otel_audit.pipeline.relay.Outbox` over one connection, opened when it is first needed.
+
+    After any error the connection is dropped, and the next call opens a new one.
+    """
+
+    def __init__(
+        self, dsn: str, *, connect_timeout: float = 5.0, statement_timeout: float = 30.0
+    ) -> None:
+        """Remember where to connect; nothing is opened yet.
+
+        Args:
+            dsn: The application's database, as the relay's role.
+            connect_timeout: Seconds that connecting may take.
+            statement_timeout: Seconds that one statement may take.
+        """
+        self._dsn = dsn
+        self._connect_timeout = connect_timeout
+        self._timeout = statement_timeout
+        self._connection: Connection[Any] | None = None
+
+    @asynccontextmanager
+    async def take(self, most: int) -> AsyncIterator[Sequence[Waiting]]:
+        """Lend the earliest records that nobody else has taken; they are deleted if all goes well.
+
+        Args:
+            most: Records at once; fewer where they are large.
+
+        Yields:
+            The records; none where nothing waits.
+
+        Raises:
+            StoreUnavailableError: The database cannot be reached now.
+            StoreError: There is no outbox, or a right is missing; the message says the remedy.
+        """
+        async with self._session() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            with _explained("read the outbox"):
+                found = await connection.fetch(_TAKE, most, timeout=self._timeout)
+                ids = list(_first(found))
+                rows = await connection.fetch(_READ, ids, timeout=self._timeout) if ids else []
+            waiting = sorted(Waiting(str(row["record_id"]), row["record"]) for row in rows)
+            yield waiting
+            with _explained("delete from the outbox"):
+                if ids:
+                    await connection.execute(_DELETE, ids, timeout=self._timeout)
+                await transaction.commit()
+
+    async def state(self) -> OutboxState:
+        """Say how much waits, and how long."""
+        async with self._session() as connection:
+            with _explained("read the outbox"):
+                row = await connection.fetchrow(_STATE, _MOST_COUNTED, timeout=self._timeout)
+        assert row is not None  # noqa: S101 - the query has one row
+        return OutboxState(depth=row["depth"], oldest_age=max(row["age"], 0.0))
+
+    async def holds_earlier(self, record_id: str) -> bool:
+        """Tell whether a record waits whose id is not greater, that is, which is not younger."""
+        async with self._session() as connection:
+            with _explained("read the outbox"):
+                return bool(
+                    await connection.fetchval(_EARLIER, uuid.UUID(record_id), timeout=self._timeout)
+                )
+
+    async def check(self) -> None:
+        """See whether there is an outbox that this role may take from.
+
+        Raises:
+            StoreUnavailableError: The database cannot be reached now.
+            StoreError: There is none, or a right is missing; the message says the remedy.
+        """
+        for finding in await self._findings():
+            if finding.ok is False:
+                raise StoreError(f"{finding.detail}: {finding.remedy}")
+
+    async def close(self) -> None:
+        """Give back the connection. Never raises."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            await connection.close(timeout=self._connect_timeout)
+        except Exception:  # noqa: BLE001 - it is gone either way
+            connection.terminate()
+
+    async def _findings(self) -> list[Finding]:
+        async with self._session() as connection:
+            with _explained("look at the outbox"):
+                found = await connection.fetchrow(_RIGHTS, timeout=self._timeout)
+        return [_judge_relay(found)]
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Connection[Any]]:
+        with suppress_instrumentation():
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    with _explained("connect to the outbox"):
+                        self._connection = await connect(self._dsn, self._connect_timeout)
+                yield self._connection
+            except BaseException:
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    connection.terminate()
+                raise
+
+
+async def inspect_outbox(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
+    """Look at an outbox; for ``otel-audit doctor``.
+
+    Args:
+        dsn: The application's database, as the relay's role.
+        app_dsn: The same, as the application's own role, where that is to be checked too.
+
+    Returns:
+        What was found; nothing is raised.
+    """
+    findings = []
+    for name, address in (("outbox", dsn), ("outbox, as the application", app_dsn)):
+        if address is None:
+            continue
+        outbox = PostgresOutbox(address)
+        try:
+            if address is dsn:
+                findings += await outbox._findings()  # noqa: SLF001 - its own module
+                state = await outbox.state()
+                findings.append(_judge_state(state))
+            else:
+                async with outbox._session() as connection:  # noqa: SLF001 - its own module
+                    findings.append(_judge_application(await connection.fetchrow(_RIGHTS)))
+        except OtelAuditError as error:
+            findings.append(Finding(name, ok=False, detail=str(error), remedy=_REMEDY))
+        finally:
+            await outbox.close()
+    return findings
+
+
+def _judge_relay(found: Any) -> Finding:
+    if found is None:
+        return Finding("outbox", ok=False, detail="there is no table audit.outbox", remedy=_REMEDY)
+    missing = [
+        right
+        for right, has in (
+            ("USAGE on schema audit", found["may_use"]),
+            ("SELECT", found["may_read"]),
+            ("DELETE", found["may_delete"]),
+            ("UPDATE (written_at)", found["may_lock"]),
+        )
+        if not has
+    ]
+    if missing:
+        detail = f"role {found['rolname']} lacks {', '.join(missing)} on audit.outbox"
+        return Finding("outbox", ok=False, detail=detail, remedy=_REMEDY)
+    return Finding("outbox", ok=True, detail=f"role {found['rolname']} may take records out")
+
+
+def _judge_application(found: Any) -> Finding:
+    name = "outbox, as the application"
+    if found is None:
+        return Finding(name, ok=False, detail="there is no table audit.outbox", remedy=_REMEDY)
+    role = found["rolname"]
+    if not (found["may_insert"] and found["may_use"]):
+        return Finding(
+            name, ok=False, detail=f"role {role} may not write to audit.outbox", remedy=_REMEDY
+        )
+    if found["may_delete"] or found["may_lock"]:
+        return Finding(
+            name,
+            ok=None,
+            detail=f"role {role} may also change or delete what waits there",
+            remedy="let the application log in as a role that may only INSERT into it",
+        )
+    return Finding(name, ok=True, detail=f"role {role} may write to it, and nothing else")
+
+
+def _judge_state(state: OutboxState) -> Finding:
+    detail = f"{state.depth} records wait, the oldest for {state.oldest_age:.0f} s"
+    late = state.oldest_age > 300  # noqa: PLR2004 - as the health report's default
+    return Finding(
+        "outbox backlog",
+        ok=None if late else True,
+        detail=detail,
+        remedy="is a relay running? `otel-audit relay` delivers them now" if late else "",
+    )
+
+
+def _first(found: Sequence[Any]) -> Iterator[uuid.UUID]:
+    size = 0
+    for row in found:
+        size += row["size"]
+        if size > LARGEST_BATCH and size > row["size"]:
+            return
+        yield row["record_id"]
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """Turn what PostgreSQL and the network report into what to do about it."""
+    try:
+        yield
+    except OtelAuditError as error:
+        text = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_OUTBOX_DSN")
+        text = text.replace("the audit store", "the application's database")
+        raise type(error)(text) from error
+    except Exception as error:
+        state, seen = sqlstate(error), type(error).__name__
+        if state.startswith("42") or state == "3F000":
+            raise StoreError(f"could not {doing}: {_REMEDY} [{seen} {state}]") from None
+        module = type(error).__module__
+        if isinstance(error, OSError | TimeoutError) or module.startswith("asyncpg"):
+            raise StoreUnavailableError(
+                f"could not {doing} where OTEL_AUDIT_OUTBOX_DSN points [{seen} {state}]"
+            ) from None
+        raise

@@ -1,0 +1,82 @@
+"""What has to be done to a store now and then: partitions ahead, and a look at what is beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit_postgres.connecting import connect
+from otel_audit_postgres.failures import as_store_error
+
+MOST_AHEAD: Final = 12
+
+_CONNECT_TIMEOUT: Final = 10.0
+_ENSURE: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"
+_MONTHS: Final = "SELECT month, rows FROM audit.default_partition_months()"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What became of one month's partition.
+
+    Attributes:
+        name: The partition's name.
+        state: ``exists``, ``made``, ``dropped`` (the month was retired), ``blocked`` (its rows are
+            in the default partition) or ``busy`` (a lock could not be had; try again).
+        detail: Why, where it was not made.
+    """
+
+    name: str
+    state: str
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What `maintain` found and did.
+
+    Attributes:
+        partitions: From last month to the last one ahead.
+        in_default: Months (``2026-11``) of which rows are in the default partition, and how many.
+            They are as safe there as elsewhere, sealed and verified; only dropping their month
+            and looking by time are less quick.
+    """
+
+    partitions: tuple[Partition, ...]
+    in_default: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every month has its partition."""
+        return all(one.state in ("exists", "made", "dropped") for one in self.partitions)
+
+
+async def maintain(dsn: str, *, ahead: int = 2) -> Upkeep:
+    """Make the partitions of last month, this month and the months ahead.
+
+    Args:
+        dsn: The audit store, as its writer, its retention role, or its owner.
+        ahead: Months ahead, up to `MOST_AHEAD`.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The schema is missing or too old, or the role lacks a right.
+    """
+    connection = await connect(dsn, _CONNECT_TIMEOUT)
+    try:
+        with suppress_instrumentation():
+            made = await connection.fetch(_ENSURE, min(ahead, MOST_AHEAD))
+            months = await connection.fetch(_MONTHS)
+    except Exception as error:  # noqa: BLE001 - each becomes one of ours
+        raise as_store_error(error, "maintain the audit store") from None
+    finally:
+        await connection.close()
+    return Upkeep(
+        tuple(Partition(*row.values()) for row in made),
+        {row["month"]: row["rows"] for row in months},
+    )

@@ -1,0 +1,61 @@
+"""Changes that are too many for one record: further records of the same action."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from otel_audit.aside import Pages
+from otel_audit.ids import uuid7
+from otel_audit.record import AuditRecord
+from otel_audit.scope import AuditScope
+
+PART = "audit.part"
+"""Which of the records of one set of changes this is; the record that they continue is 1."""
+
+
+TOLD = "audit.changes.records"
+"""Ids of the records in which an action's own transactions tell what they have changed."""
+
+_MOST_NAMED = 100
+
+
+def with_continuations(record: AuditRecord, further: Pages | None) -> Iterator[AuditRecord]:
+    """Give a record, and after it one of phase ``continued`` for each page of further changes.
+
+    Each has an id of its own, the same action id, and the same total of changes.
+
+    Args:
+        record: The record, with the first changes; without any, further ones are not wanted.
+        further: The changes after those.
+    """
+    yield record
+    if further is None or not record.changes:
+        return
+    bare = without_exchange(record)
+    for number, part in enumerate(further.parts(), 2):
+        metadata: dict[str, Any] = {**record.metadata, PART: number}
+        yield msgspec.structs.replace(
+            bare,
+            record_id=uuid7(),
+            phase="continued",
+            changes=tuple(part),
+            metadata=metadata,
+        )
+
+
+def without_exchange(record: AuditRecord) -> AuditRecord:
+    """Leave out the bodies and the answer, which the action's own record has."""
+    request = record.request
+    return msgspec.structs.replace(
+        record,
+        request=None if request is None else msgspec.structs.replace(request, body=None),
+        response=None,
+    )
+
+
+def with_told(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
+    """Add where the changes are told that the action's record itself does not tell."""
+    return {**metadata, TOLD: scope.told[:_MOST_NAMED]} if scope.told else metadata

@@ -1,0 +1,62 @@
+"""`otel-audit migrate` and `maintain`: keep the store up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+
+
+@click.command()
+@dsn_option
+@click.option("--sql", "show_sql", is_flag=True, help="Print the SQL instead of running it.")
+@click.option(
+    "--from", "since", type=click.IntRange(0), metavar="VERSION",
+    help="With --sql: the version that is there, so that the database is not asked.",
+)  # fmt: skip
+@click.option("--roles", is_flag=True, help="With --from: the store has the group roles.")
+def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> None:
+    """Bring an existing audit store up to date.
+
+    All in one transaction, one at a time, and nothing twice. A store never goes back to an earlier
+    version, and one that is half migrated is refused. Run it as whoever ran init.
+    """
+    from otel_audit_postgres import schema
+
+    if (since is not None or roles) and not show_sql:
+        raise click.UsageError("--from and --roles are for --sql")
+    if not show_sql:
+        for line in asyncio.run(schema.migrate(chosen_dsn(dsn))).lines:
+            click.echo(line)
+        return
+    if since is None:
+        since, roles = asyncio.run(schema.missing_migrations(chosen_dsn(dsn)))
+    click.echo(schema.schema_sql(roles=roles, since=since))
+
+
+@click.command()
+@dsn_option
+@click.option(
+    "--ahead", type=click.IntRange(0, 12), default=2, show_default=True, metavar="MONTHS",
+    help="How many months ahead partitions are made.",
+)  # fmt: skip
+def maintain(dsn: str | None, ahead: int) -> None:
+    """Make the partitions of the months ahead, and report what is in the default one.
+
+    For a timer; a running application does the same once a day. Exit status 1 if a month is left
+    without a partition: its records are then kept in the default one, and nothing is lost.
+    """
+    from otel_audit_postgres.upkeep import maintain as keep_up
+
+    done = asyncio.run(keep_up(chosen_dsn(dsn), ahead=ahead))
+    for partition in done.partitions:
+        detail = f": {partition.detail}" if partition.detail else ""
+        click.echo(f"partition {partition.name}: {partition.state}{detail}")
+    for month, rows in done.in_default.items():
+        click.echo(f"default partition: {rows} rows of {month}")
+    if not done.in_default:
+        click.echo("default partition: empty")
+    sys.exit(0 if done.ok else 1)

@@ -1,0 +1,80 @@
+"""`otel-audit relay`: bring to the store what applications have left in their outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import click
+
+from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.errors import ConfigurationError
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.relay import Outbox, Relay, RelayOptions, relay_all
+from otel_audit.pipeline.sink import Sink
+
+
+@click.command()
+@click.option("--outbox-dsn", metavar="DSN", help="The application's database; by default what "
+              "OTEL_AUDIT_OUTBOX_DSN says, else OTEL_AUDIT_DSN.")  # fmt: skip
+@click.option("--follow", is_flag=True, help="Go on until SIGTERM or SIGINT.")
+def relay(outbox_dsn: str | None, *, follow: bool) -> None:
+    """Bring records from audit.outbox to the audit store, and remove them there.
+
+    For when the application is gone, or does not relay itself. Any number may run at the same
+    time, beside the applications. Where records go is set as for an application: OTEL_AUDIT_DSN,
+    or OTEL_AUDIT_EXPORTER and what belongs to it.
+    """
+    from otel_audit_postgres.outbox import PostgresOutbox
+
+    from otel_audit.runtime import sink_maker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = AuditConfig()
+    dsn = config.outbox_asyncpg_dsn if outbox_dsn is None else plain_dsn(outbox_dsn)
+    if dsn is None:
+        raise ConfigurationError("no outbox: set OTEL_AUDIT_OUTBOX_DSN, or give --outbox-dsn")
+    if not config.active or config.exporter == "none":
+        raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN")
+    make_sink = sink_maker(config)
+    outbox = PostgresOutbox(dsn, connect_timeout=config.connect_timeout)
+    if follow:
+        asyncio.run(_follow(outbox, make_sink(), config))
+    else:
+        asyncio.run(_once(outbox, make_sink(), config.batch_size))
+
+
+async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
+    counters = Counters()
+    try:
+        await outbox.check()
+        await sink.check()
+        await relay_all(outbox, sink, counters, batch_size)
+        left = (await outbox.state()).depth
+    finally:
+        await outbox.close()
+        await sink.close()
+    click.echo(f"relayed {counters.relayed} records")
+    if counters.quarantined:
+        click.echo(f"{counters.quarantined} were no records, or unfit, and are in quarantine")
+    if left:
+        click.echo(f"{left} are there still: written in the meantime, or taken by another relay")
+
+
+async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig) -> None:
+    counters = Counters()
+    options = RelayOptions(interval=config.outbox_interval, batch_size=config.batch_size)
+    worker = Relay(lambda: outbox, lambda: sink, counters, options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await outbox.check()
+    finally:
+        await outbox.close()
+    worker.start()
+    await stop.wait()
+    await asyncio.to_thread(worker.close, config.shutdown_timeout)
+    click.echo(f"relayed {counters.relayed} records")

@@ -1,0 +1,135 @@
+"""`otel-audit serve`: the OTLP sink, and its tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otel_audit.cli.options import dsn_option
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError, MissingExtraError
+
+_IN_CLEAR = (
+    "Tokens and records travel in clear to {host}: give --tls-cert and --tls-key, or put a proxy "
+    "that speaks TLS in front"
+)
+_path = click.Path(path_type=Path)
+
+
+@click.group(invoke_without_command=True)
+@dsn_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=4318, show_default=True, help="Port of OTLP/HTTP.")
+@click.option("--tokens", type=_path, help="File of tokens and certificates that are let in.")
+@click.option("--tls-cert", type=_path, help="The server's certificate, PEM.")
+@click.option("--tls-key", type=_path, help="Its key, PEM, where that is another file.")
+@click.option("--tls-client-ca", type=_path, help="Authorities of client certificates, PEM.")
+@click.option("--connections", default=1000, show_default=True, help="Connections at once.")
+@click.option(
+    "--insecure-no-auth",
+    is_flag=False,
+    flag_value="loopback",
+    type=click.Choice(["loopback", "anywhere"]),
+    help="Let in everybody: from this machine, or (=anywhere) from wherever.",
+)
+@click.pass_context
+def serve(  # noqa: PLR0913, PLR0917 - one for each option
+    context: click.Context,
+    dsn: str | None,
+    host: str,
+    port: int,
+    tokens: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    connections: int,
+    insecure_no_auth: str | None,
+) -> None:
+    """Take records over OTLP and store them; answer only after COMMIT.
+
+    POST /v1/traces takes audit-flagged spans, POST /v1/audit takes audit log records, both in
+    protobuf or JSON. GET /health says whether it lives, GET /ready whether it can store. Runs until
+    SIGTERM or SIGINT. Any number may run beside each other.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    given: dict[str, Any] = {
+        "dsn": dsn,
+        "serve_tokens_file": tokens,
+        "serve_no_auth": insecure_no_auth,
+    }
+    config = AuditConfig(**{name: value for name, value in given.items() if value is not None})
+    _refuse_open_door(config, host)
+    try:
+        from otel_audit.serve.asgi import create_app
+        from otel_audit.serve.server import Listening, log_to_stderr, run
+    except ImportError as error:
+        raise MissingExtraError("otel-audit serve", "server") from error
+    log_to_stderr()
+    if tls_cert is None and not _is_loopback(host):
+        click.secho(_IN_CLEAR.format(host=host), fg="yellow", err=True)
+    app = create_app(config, any_certificate=tls_client_ca is not None)
+    run(
+        app,
+        Listening(host, port, tls_cert, tls_key, tls_client_ca, connections),
+        shutdown_timeout=config.shutdown_timeout,
+    )
+
+
+def _refuse_open_door(config: AuditConfig, host: str) -> None:
+    if config.serve_no_auth == "loopback" and not _is_loopback(host):
+        raise ConfigurationError(
+            f"--insecure-no-auth lets in only this machine, and --host is {host}: make a token "
+            "(otel-audit serve token new NAME), or say --insecure-no-auth=anywhere"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@serve.group()
+def token() -> None:
+    """Make tokens."""
+
+
+@token.command()
+@click.argument("name")
+@click.option("--tenant", help="Bind it to a tenant: it may send for no other.")
+@click.option("--service", help="Bind it to a service.name: it may send for no other.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.")
+@click.option("--file", type=_path, help="Add it to this file; else its lines are printed.")
+def new(
+    name: str, tenant: str | None, service: str | None, days: int | None, file: Path | None
+) -> None:
+    """Make a token and print it, once.
+
+    Only its hash is kept. To rotate: make another one of the same NAME, give it to the sender,
+    then delete the earlier entry; a server that runs sees the change within a second.
+    """
+    from otel_audit.serve.senders import new_token
+
+    expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    secret, lines = new_token(name, tenant=tenant, service=service, expires=expires)
+    if file is None:
+        click.echo(lines)
+    else:
+        _append(file, lines)
+        click.echo(f"added {name} to {file}", err=True)
+    click.echo(secret)
+
+
+def _append(file: Path, lines: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as target:
+        target.write(("\n" if target.tell() else "") + lines)

@@ -1,0 +1,94 @@
+"""Asyncio and Trio: whichever of them runs the application, what is ours runs on asyncio.
+
+Trio is no dependency: it is looked at only where the application has imported it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Timer(Protocol):
+    """Something that will be done, unless it is cancelled before."""
+
+    def cancel(self) -> object:
+        """Do not do it."""
+
+
+def call_after(seconds: float, act: Callable[[], None]) -> Timer | None:
+    """Have something done when a time is over, unless the timer is cancelled before.
+
+    Args:
+        seconds: The time.
+        act: Is called on the event loop, in an empty context; must not raise.
+
+    Returns:
+        The timer; None where no event loop runs here.
+    """
+    # an empty context: what the request's own holds is not kept alive by the clock
+    context = contextvars.Context()
+    trio = _running_trio()
+    if trio is not None:
+        cancellation = trio.CancelScope()
+
+        async def wait() -> None:
+            with cancellation:
+                await trio.sleep(seconds)
+                act()
+
+        trio.lowlevel.spawn_system_task(wait, name="otel-audit-clock", context=context)
+        found: Timer = cancellation
+        return found
+    try:
+        return asyncio.get_running_loop().call_later(seconds, act, context=context)
+    except RuntimeError:
+        return None
+
+
+async def in_thread(act: Callable[[], T]) -> T:
+    """Call something that blocks without holding up the event loop."""
+    trio = _running_trio()
+    if trio is None:
+        return await asyncio.get_running_loop().run_in_executor(None, act)
+    found: T = await trio.to_thread.run_sync(act)
+    return found
+
+
+def on_any_loop(ask: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make a coroutine function of asyncio one that may be awaited under Trio, too.
+
+    There it runs on an event loop of its own in a thread, which costs some 100 microseconds.
+    """
+
+    async def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await ask(*args, **kwargs)
+
+    @functools.wraps(ask)
+    async def asked_anywhere(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _running_trio() is None:
+            return await ask(*args, **kwargs)
+        return await in_thread(lambda: asyncio.run(asked(*args, **kwargs)))
+
+    return asked_anywhere
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Tell whether an exception is how asyncio or Trio cuts a task off."""
+    if isinstance(error, asyncio.CancelledError):
+        return True
+    trio = sys.modules.get("trio")
+    return trio is not None and isinstance(error, trio.Cancelled)
+
+
+def _running_trio() -> Any:
+    """Return Trio if it runs the task that asks, else None."""
+    trio = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None

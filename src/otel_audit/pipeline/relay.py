@@ -1,0 +1,359 @@
+"""Brings to the store what the application's own transactions have left in its outbox.
+
+A thread of its own with an event loop of its own, so that a store that is away holds up nothing
+else. There is no leader: every process of every host may run one, and `otel-audit relay` another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import msgspec
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from otel_audit.complaints import complain
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.ids import uuid7
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.sink import Refused, Sink, Written
+from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger(__name__)
+
+_decode = msgspec.json.Decoder(AuditRecord).decode
+
+
+class Waiting(NamedTuple):
+    """A record that waits: its id, and its JSON text."""
+
+    record_id: str
+    text: str
+
+
+class OutboxState(NamedTuple):
+    """How many records wait (counted up to a bound), and seconds that the oldest has waited."""
+
+    depth: int
+    oldest_age: float
+
+
+class Outbox(Protocol):
+    """Where the application's transactions leave records. Used from one event loop only."""
+
+    def take(self, most: int) -> AbstractAsyncContextManager[Sequence[Waiting]]:
+        """Lend the earliest records; they are gone when the block ends without an error."""
+
+    async def state(self) -> OutboxState:
+        """Say how much waits, and how long."""
+
+    async def holds_earlier(self, record_id: str) -> bool:
+        """Tell whether a record waits whose id is not greater."""
+
+    async def check(self) -> None:
+        """See whether records can be taken; raises `StoreError` where they cannot."""
+
+    async def close(self) -> None:
+        """Give back connections. Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """How the relay behaves; times in seconds.
+
+    Attributes:
+        interval: Pause after the outbox was found empty, unless something is known to wait.
+        batch_size: Records that are taken at once.
+        first_pause: Pause after the first failure; doubles with each, up to ``longest_pause``.
+        longest_pause: The cap of the pause.
+    """
+
+    interval: float = 1.0
+    batch_size: int = 512
+    first_pause: float = 0.1
+    longest_pause: float = 15.0
+
+
+async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, most: int = 512) -> int:
+    """Bring one batch to the store. Doing so twice stores once, as the store knows records by id.
+
+    Args:
+        outbox: Where from.
+        sink: Where to.
+        counters: Where it is counted.
+        most: Records at the most.
+
+    Returns:
+        How many records have left the outbox; 0 where nothing waits that is not taken by others.
+
+    Raises:
+        StoreError: One of the two cannot be reached, or is not as it must be; nothing is lost.
+    """
+    async with outbox.take(most) as waiting:
+        if not waiting:
+            return 0
+        records, refused = _read(waiting)
+        if refused:
+            await sink.quarantine(refused)
+        written = await _write(sink, records)
+    counters.add("relayed", written.stored)
+    counters.add("quarantined", written.quarantined + len(refused))
+    return len(waiting)
+
+
+async def relay_all(outbox: Outbox, sink: Sink, counters: Counters, most: int = 512) -> int:
+    """Bring over all that waits now; returns how many records that was.
+
+    Raises:
+        StoreError: As for `relay_once`.
+    """
+    total = 0
+    while taken := await relay_once(outbox, sink, counters, most):
+        total += taken
+    return total
+
+
+async def _write(sink: Sink, records: Sequence[AuditRecord]) -> Written:
+    try:
+        return await sink.write(records)
+    except (StoreError, asyncio.CancelledError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        # one record that no sink can take must not hold up the others for ever
+        if len(records) == 1:
+            complain(_logger, "poison", "A record of the outbox is put aside", error=error)
+            text = msgspec.json.encode(records[0])
+            await sink.quarantine([Refused(records[0].record_id, text, type(error).__name__)])
+            return Written(stored=0, quarantined=1)
+        middle = len(records) // 2
+        first, second = await _write(sink, records[:middle]), await _write(sink, records[middle:])
+        return Written(first.stored + second.stored, first.quarantined + second.quarantined)
+
+
+def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]:
+    records, refused = [], []
+    for one in waiting:
+        try:
+            record = _decode(one.text)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            reason = f"the outbox holds no record ({type(error).__name__})"
+            refused.append(Refused(one.record_id, one.text.encode("utf-8", "replace"), reason))
+            continue
+        if record.record_id == one.record_id:
+            records.append(record)
+        else:
+            reason = "the outbox holds it under another id"
+            refused.append(Refused(one.record_id, one.text.encode("utf-8", "replace"), reason))
+    if refused:
+        complain(
+            _logger, "outbox", "%d entries of the outbox are no audit records; put aside",
+            len(refused),
+        )  # fmt: skip
+    return records, refused
+
+
+class Relay:
+    """A thread that empties an outbox into a sink, for as long as the process lives.
+
+    It starts when it is first needed, and again after a fork.
+    """
+
+    def __init__(
+        self,
+        make_outbox: Callable[[], Outbox],
+        make_sink: Callable[[], Sink],
+        counters: Counters,
+        options: RelayOptions = RelayOptions(),
+    ) -> None:
+        """Name where from and where to; nothing is connected yet.
+
+        Args:
+            make_outbox: Makes the outbox, in the relay's thread.
+            make_sink: Makes the sink, in the relay's thread.
+            counters: Where everything is counted.
+            options: Sizes and times.
+        """
+        self._make_outbox = make_outbox
+        self._make_sink = make_sink
+        self._counters = counters
+        self._options = options
+        self._reset()
+        alive = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._emptied = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+        self._closing = False
+        self._seen = OutboxState(0, 0.0)
+        self._failing_since: float | None = None
+        self._wanted = ""
+        self._through = ""
+
+    @property
+    def depth(self) -> int:
+        """Records that waited when the outbox was looked at last."""
+        return self._seen.depth
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the oldest of them has waited, or that relaying fails."""
+        return max(self._seen.oldest_age, self.failing_for)
+
+    @property
+    def failing_for(self) -> float:
+        """Seconds since the first of the tries that have been failing until now; else 0."""
+        since = self._failing_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def start(self) -> None:
+        """Start now: what others have left need not wait for this process's first record."""
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(
+                    target=self._run, name="otel-audit-relay", daemon=True
+                )
+                self._thread.start()
+
+    def nudge(self) -> None:
+        """Say that something waits. Costs next to nothing; never raises."""
+        if self._thread is None:
+            self.start()
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
+                loop.call_soon_threadsafe(wake.set)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what stands in the outbox now has left it.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Returns:
+            Whether it has.
+        """
+        marker = uuid7()
+        with self._emptied:
+            self._wanted = max(self._wanted, marker)
+        self.nudge()
+        with self._emptied:
+            return self._emptied.wait_for(lambda: self._through >= marker, timeout)
+
+    def close(self, timeout: float) -> None:
+        """End, after a last look at the outbox. What is left stays there. Never raises.
+
+        Args:
+            timeout: Seconds that the last look may take.
+        """
+        if self._thread is None:
+            return
+        if not self.flush(timeout) and self.depth:
+            _logger.warning(
+                "About %d audit records wait in the outbox; another process, or "
+                "`otel-audit relay`, delivers them", self.depth,
+            )  # fmt: skip
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        self.nudge()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
+
+    def _run(self) -> None:
+        with (
+            suppress_instrumentation(),
+            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+        ):
+            runner.run(self._work())
+
+    async def _work(self) -> None:
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        outbox, sink = self._make_outbox(), self._make_sink()
+        pause = self._options.first_pause
+        try:
+            while not self._closing:
+                try:
+                    await self._pass(outbox, sink)
+                except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
+                    self._note_failure(error)
+                    await self._rest(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+                    pause = min(pause * 2, self._options.longest_pause)
+                    continue
+                pause = self._options.first_pause
+                if self._failing_since is not None:
+                    self._failing_since = None
+                    _logger.warning("The audit outbox is relayed again")
+                if self._wanted <= self._through:
+                    await self._rest(self._options.interval)
+                else:
+                    # others have locked what is waited for
+                    await asyncio.sleep(0.02)
+        finally:
+            await outbox.close()
+            await sink.close()
+
+    async def _pass(self, outbox: Outbox, sink: Sink) -> None:
+        wanted = self._wanted
+        while not self._closing:
+            if await relay_once(outbox, sink, self._counters, self._options.batch_size) == 0:
+                break
+        self._seen = await outbox.state()
+        if wanted > self._through and not await outbox.holds_earlier(wanted):
+            with self._emptied:
+                self._through = wanted
+                self._emptied.notify_all()
+
+    def _note_failure(self, error: Exception) -> None:
+        self._counters.add("retries")
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        if isinstance(error, StoreError):
+            level = logging.WARNING if isinstance(error, StoreUnavailableError) else logging.ERROR
+            complain(
+                _logger, "relay", "Audit records wait in the outbox: %s", error, level=level
+            )  # fmt: skip
+        else:
+            complain(_logger, "relay failure", "Relaying the outbox failed", error=error)
+
+    async def _rest(self, pause: float) -> None:
+        wake = self._wake
+        assert wake is not None  # noqa: S101 - set before the first call
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await wake.wait()
+        wake.clear()
+
+
+def publish_outbox(meter: Meter, relay: Relay) -> None:
+    """Offer the outbox's depth and oldest age as OpenTelemetry metrics."""
+
+    def depth(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(relay.depth)]
+
+    def age(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(relay.oldest_age)]
+
+    meter.create_observable_gauge("audit.outbox.depth", callbacks=[depth], unit="{record}")
+    meter.create_observable_gauge("audit.outbox.oldest_age", callbacks=[age], unit="s")
+
+
+def _begin_anew(alive: weakref.ref[Relay]) -> None:
+    relay = alive()
+    if relay is not None:
+        relay._reset()  # noqa: SLF001 - its own module

@@ -1,0 +1,63 @@
+"""What came in, before it is a record: one shape for spans and log records of either encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Origin:
+    """The resource that several items of a request share.
+
+    Attributes:
+        attributes: The resource's attributes.
+    """
+
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """An audit-flagged span, or an audit log record.
+
+    Attributes:
+        name: The span's name, or the log record's event name.
+        trace_id: In hex, empty where there is none.
+        span_id: In hex, empty where there is none.
+        parent_span_id: In hex, empty where there is none.
+        start_time: Unix nanoseconds as they came, 0 where they did not.
+        end_time: Unix nanoseconds as they came.
+        attributes: Names to values; of several with one name the last one.
+        scope: The instrumentation scope's name.
+        origin: The resource.
+        is_log: Whether it is a log record.
+        body: A log record's body.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    start_time: int
+    end_time: int
+    attributes: dict[str, Any]
+    scope: str
+    origin: Origin
+    is_log: bool = False
+    body: Any = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a request holds.
+
+    Attributes:
+        items: What is to be recorded.
+        ignored: How many spans were not flagged.
+        broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
+    """
+
+    items: list[Incoming] = field(default_factory=list)
+    ignored: int = 0
+    broken: list[tuple[Incoming, str]] = field(default_factory=list)

@@ -1,0 +1,275 @@
+"""Group commit: what requests bring at the same time is stored together, and answered after it is.
+
+Each writer has a connection of its own. What comes while all are busy waits, and goes with the next
+one that is free, so that batches grow with the load and nobody waits for company without need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from otel_audit.complaints import complain
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.pipeline.sink import Receipt, Refused
+from otel_audit.record import AuditRecord
+from otel_audit.serve.problems import unavailable
+
+_logger = logging.getLogger(__name__)
+
+_PAUSE: Final = 1.0
+"""Seconds for which a store that failed is not asked again."""
+
+_AWAY: Final = "the audit store cannot be reached now; nothing was stored"
+_ENDING: Final = "this server is ending; nothing was stored"
+
+
+class Store(Protocol):
+    """What is needed of `otel_audit_postgres.PostgresSink`."""
+
+    async def check(self) -> None:
+        """See whether the store can take records."""
+
+    async def receiving_key(self) -> bytes:
+        """Read the key under which received records are hashed."""
+
+    async def accept(
+        self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
+    ) -> list[Refused]:
+        """Store a batch, and name what went to quarantine."""
+
+    async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
+        """Say what is stored."""
+
+    async def close(self) -> None:
+        """Give back the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of one request's records.
+
+    Attributes:
+        quarantined: Those that the store put aside.
+        receipts: What it says of the others, where that was asked for.
+    """
+
+    quarantined: list[Refused]
+    receipts: dict[str, Receipt]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    records: Sequence[AuditRecord]
+    refused: Sequence[Refused]
+    wants_receipts: bool
+    done: asyncio.Future[Stored]
+    ids: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = frozenset(record.record_id for record in self.records)
+
+
+class Intake:
+    """Takes what requests bring, and stores it."""
+
+    def __init__(
+        self,
+        make_store: Callable[[], Store],
+        *,
+        writers: int = 2,
+        batch: int = 1000,
+        retry_after: int = 5,
+        observe: Callable[[float, int], None] = lambda _seconds, _records: None,
+    ) -> None:
+        """Say how; nothing is opened yet.
+
+        Args:
+            make_store: Makes a connection's store; called once a writer.
+            writers: Connections.
+            batch: Records that are stored together; one request's are never taken apart.
+            retry_after: Seconds after which to try again, for those who are sent away.
+            observe: Told of each write: seconds, and records.
+        """
+        self._make_store = make_store
+        self._writers = writers
+        self._batch = batch
+        self._retry_after = retry_after
+        self._observe = observe
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._asking: Store | None = None
+        self._asking_lock = asyncio.Lock()
+        self._key: bytes | None = None
+        self._away_until = 0.0
+        self._ending = False
+
+    @property
+    def depth(self) -> int:
+        """Records that wait for a writer."""
+        return sum(len(one.records) for one in self._waiting)
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._ending
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._tasks = [
+            asyncio.create_task(self._write_for_ever(), name=f"otel-audit-writer-{number}")
+            for number in range(self._writers)
+        ]
+
+    def refuse_if_away(self) -> None:
+        """Send away at once, before anything is read, who could not be served.
+
+        Raises:
+            Problem: 503.
+        """
+        if self._ending:
+            raise unavailable(_ENDING, self._retry_after)
+        if time.monotonic() < self._away_until:
+            raise unavailable(_AWAY, self._retry_after)
+
+    async def store(
+        self,
+        records: Sequence[AuditRecord],
+        refused: Sequence[Refused],
+        *,
+        receipts: bool = False,
+    ) -> Stored:
+        """Store one request's records; return only after they are committed.
+
+        Raises:
+            Problem: 503, where they may not be stored; to be sent again.
+        """
+        self.refuse_if_away()
+        if not records and not refused:
+            return Stored([], {})
+        one = _Waiting(records, refused, receipts, asyncio.get_running_loop().create_future())
+        async with self._wake:
+            self._waiting.append(one)
+            self._wake.notify()
+        return await one.done
+
+    async def receiving_key(self) -> bytes:
+        """The key of the store, read once.
+
+        Raises:
+            Problem: 503, where it cannot be read.
+        """
+        if self._key is None:
+            async with self._asking_lock:
+                try:
+                    self._key = self._key or await self._asked().receiving_key()
+                except StoreError as error:
+                    self._note_away(error)
+                    raise unavailable(_AWAY, self._retry_after) from None
+        return self._key
+
+    async def check(self) -> None:
+        """See whether the store can take records.
+
+        Raises:
+            StoreError: It cannot; the message says why, and the remedy.
+        """
+        async with self._asking_lock:
+            await self._asked().check()
+        self._away_until = 0.0
+
+    async def stop(self, patience: float) -> None:
+        """Store what waits, send away what comes, and close the connections. Never raises.
+
+        Args:
+            patience: Seconds that it may take.
+        """
+        self._ending = True
+        async with self._wake:
+            self._wake.notify_all()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for one in self._waiting:
+            _fail(one, unavailable(_ENDING, self._retry_after))
+        self._waiting.clear()
+        if self._asking is not None:
+            await self._asking.close()
+
+    def _asked(self) -> Store:
+        if self._asking is None:
+            self._asking = self._make_store()
+        return self._asking
+
+    async def _write_for_ever(self) -> None:
+        store = self._make_store()
+        try:
+            while group := await self._next_group():
+                try:
+                    await self._write(store, group)
+                except asyncio.CancelledError:
+                    for one in group:
+                        _fail(one, unavailable(_ENDING, self._retry_after))
+                    raise
+        finally:
+            await store.close()
+
+    async def _next_group(self) -> list[_Waiting]:
+        """Wait for work; empty at the end."""
+        async with self._wake:
+            await self._wake.wait_for(lambda: self._waiting or self._ending)
+            group: list[_Waiting] = []
+            ids: set[str] = set()
+            count = 0
+            while self._waiting and count < self._batch:
+                # two under one id apart, so that each learns what became of its own
+                if not ids.isdisjoint(self._waiting[0].ids):
+                    break
+                one = self._waiting.popleft()
+                group.append(one)
+                ids |= one.ids
+                count += len(one.records)
+            if self._waiting:
+                self._wake.notify()
+            return group
+
+    async def _write(self, store: Store, group: Sequence[_Waiting]) -> None:
+        records = [record for one in group for record in one.records]
+        refused = [item for one in group for item in one.refused]
+        asked = [id_ for one in group if one.wants_receipts for id_ in one.ids]
+        began = time.monotonic()
+        try:
+            quarantined = await store.accept(records, refused)
+            receipts = await store.receipts(asked) if asked else {}
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody is told that it is stored
+            self._note_away(error)
+            for one in group:
+                _fail(one, unavailable(_AWAY, self._retry_after))
+            return
+        self._observe(time.monotonic() - began, len(records))
+        for one in group:
+            if not one.done.done():
+                own = [item for item in quarantined if item.record_id in one.ids]
+                one.done.set_result(Stored(own, receipts if one.wants_receipts else {}))
+
+    def _note_away(self, error: Exception) -> None:
+        self._away_until = time.monotonic() + _PAUSE
+        if isinstance(error, StoreUnavailableError):
+            complain(_logger, "away", "Nothing is taken: %s", error, level=logging.WARNING)
+        elif isinstance(error, StoreError):
+            complain(_logger, "unfit", "NOTHING IS TAKEN until somebody acts: %s", error)
+        else:
+            complain(_logger, "write", "Nothing is taken: writing failed", error=error)
+
+
+def _fail(one: _Waiting, problem: Exception) -> None:
+    if not one.done.done():
+        one.done.set_exception(problem)

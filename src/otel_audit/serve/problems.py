@@ -1,0 +1,136 @@
+"""What is answered when a request cannot be taken, in the form that OTLP asks for.
+
+OTLP/HTTP answers errors with a ``google.rpc.Status`` in the request's own encoding
+(https://opentelemetry.io/docs/specs/otlp/#failures-1). A client tries again on 429, 502, 503 and
+504 only, and drops its batch on every other error.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+
+
+class Code(IntEnum):
+    """The codes of ``google.rpc.Code`` that are used here."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+class Problem(Exception):  # noqa: N818 - an answer, as much as an error
+    """A request that gets an error for an answer.
+
+    Attributes:
+        status: The HTTP status.
+        code: The code of ``google.rpc.Status``, which is the gRPC status as well.
+        message: What was wrong and what to do; it shows no values of records and no secrets.
+        kind: One word for the counter.
+        retry_after: Seconds after which to try again, None where that does not help.
+    """
+
+    def __init__(
+        self, status: int, code: Code, kind: str, message: str, *, retry_after: int | None = None
+    ) -> None:
+        """Keep what is to be answered."""
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.message = message
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        """The headers that belong to the answer."""
+        found = {}
+        if self.retry_after is not None:
+            found["Retry-After"] = str(self.retry_after)
+        if self.code is Code.UNAUTHENTICATED:
+            found["WWW-Authenticate"] = "Bearer"
+        return found
+
+
+def undecodable(message: str) -> Problem:
+    """What cannot be read at all; the only thing for which OTLP data is refused for good."""
+    return Problem(400, Code.INVALID_ARGUMENT, "undecodable", message)
+
+
+def too_large(message: str) -> Problem:
+    """More than a bound allows."""
+    return Problem(413, Code.INVALID_ARGUMENT, "too_large", message)
+
+
+def unavailable(message: str, retry_after: int) -> Problem:
+    """The store is away, or this server is ending: nothing was taken."""
+    return Problem(503, Code.UNAVAILABLE, "unavailable", message, retry_after=retry_after)
+
+
+def overloaded(message: str, retry_after: int = 1) -> Problem:
+    """More is under way than the bound allows."""
+    return Problem(429, Code.RESOURCE_EXHAUSTED, "overloaded", message, retry_after=retry_after)
+
+
+def unauthenticated(message: str) -> Problem:
+    """Nobody that is known sends this."""
+    return Problem(401, Code.UNAUTHENTICATED, "unauthenticated", message)
+
+
+def forbidden(message: str) -> Problem:
+    """Who sends this may not."""
+    return Problem(403, Code.PERMISSION_DENIED, "forbidden", message)
+
+
+def as_status(problem: Problem, content_type: str) -> bytes:
+    """Write the ``google.rpc.Status`` of a problem.
+
+    Args:
+        problem: What was wrong.
+        content_type: `PROTOBUF`, or else JSON is written.
+
+    Returns:
+        The response's body.
+    """
+    if content_type == PROTOBUF:
+        return status_message(problem.code, problem.message)
+    return msgspec.json.encode({"code": int(problem.code), "message": problem.message})
+
+
+def status_message(code: int, message: str, *details: bytes) -> bytes:
+    """Write a ``google.rpc.Status`` as protobuf.
+
+    Three fields of one message, which would not be worth a dependency.
+
+    Args:
+        code: Field 1.
+        message: Field 2.
+        details: Field 3: messages ``google.protobuf.Any``, serialized.
+
+    Returns:
+        The serialized message.
+    """
+    text = message.encode("utf-8", "replace")
+    parts = [b"\x08", varint(code), b"\x12", varint(len(text)), text]
+    for detail in details:
+        parts += [b"\x1a", varint(len(detail)), detail]
+    return b"".join(parts)
+
+
+def varint(number: int) -> bytes:
+    """Write a base-128 varint (https://protobuf.dev/programming-guides/encoding/#varints)."""
+    found = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)

@@ -1,0 +1,102 @@
+"""The answer of ``/v1/audit``: receipts beside what OTLP defines.
+
+The draft of the audit signal asks for a receipt of each record: its id, its hash, the sink's time.
+The draft is no standard and names no shape, so this one is ours. In JSON:
+
+.. code-block:: json
+
+    {"auditReceipts": [{"recordId": "…", "contentHash": "…", "sinkTimeUnixNano": "…"}],
+     "auditQuarantined": [{"recordId": "…", "reason": "…"}]}
+
+In protobuf, fields of ``ExportLogsServiceResponse`` that others skip as unknown:
+
+.. code-block:: protobuf
+
+    message AuditReceipt {
+      string record_id = 1;
+      string content_hash = 2;
+      fixed64 sink_time_unix_nano = 3;
+    }
+    message AuditQuarantined {
+      string record_id = 1;
+      string reason = 2;
+    }
+    repeated AuditReceipt audit_receipts = 1000;
+    repeated AuditQuarantined audit_quarantined = 1001;
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from otel_audit.pipeline.sink import Receipt, Refused
+from otel_audit.serve.problems import JSON, varint
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_RECEIPTS: Final = 1000
+_QUARANTINED: Final = 1001
+_LENGTH: Final = 2
+_FIXED64: Final = 1
+
+
+def answer(
+    receipts: Sequence[Receipt], quarantined: Sequence[Refused], content_type: str
+) -> bytes:
+    """Write the response.
+
+    Args:
+        receipts: Of the records that are stored.
+        quarantined: The records that are in quarantine instead.
+        content_type: JSON, or else protobuf is written.
+
+    Returns:
+        An ``ExportLogsServiceResponse`` with our additions.
+    """
+    if content_type == JSON:
+        return _json(receipts, quarantined)
+    parts = [_field(_RECEIPTS, _receipt(one)) for one in receipts]
+    parts += [
+        _field(_QUARANTINED, _text(1, one.record_id) + _text(2, one.reason)) for one in quarantined
+    ]
+    return b"".join(parts)
+
+
+def _json(receipts: Sequence[Receipt], quarantined: Sequence[Refused]) -> bytes:
+    found: dict[str, object] = {}
+    if receipts:
+        found["auditReceipts"] = [
+            {
+                "recordId": one.record_id,
+                "contentHash": one.content_hash,
+                "sinkTimeUnixNano": str(_nanoseconds(one.recorded_at)),
+            }
+            for one in receipts
+        ]
+    if quarantined:
+        found["auditQuarantined"] = [
+            {"recordId": one.record_id, "reason": one.reason} for one in quarantined
+        ]
+    return msgspec.json.encode(found)
+
+
+def _receipt(one: Receipt) -> bytes:
+    time = struct.pack("<Q", _nanoseconds(one.recorded_at))
+    return _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
+
+
+def _text(number: int, text: str) -> bytes:
+    return _field(number, text.encode("utf-8", "replace"))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | _LENGTH) + varint(len(content)) + content
+
+
+def _nanoseconds(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000

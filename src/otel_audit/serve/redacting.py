@@ -1,0 +1,193 @@
+"""Redaction of what came in, once more: who sent it may not have done it, or not as we would.
+
+What the sender has redacted already costs one search; only what may hold a secret is looked at
+closely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from otel_audit import attributes as names
+from otel_audit.bounded import BoundedCache
+from otel_audit.record import Change, to_json
+from otel_audit.redaction import REDACTED, Redactor
+
+_decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
+
+Treatment = Callable[[Redactor, Any], Any]
+
+_MOST_NAMES: Final = 2000
+_MOST_CLEAN: Final = 4096
+_SHORT: Final = 256
+_NOT_MET: Final = object()
+
+
+class Redacting:
+    """Redaction of attributes by one configuration; remembers short texts that are clean."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        """Name the rules."""
+        self._redactor = redactor
+        # user agents, paths, headers: the same few come all the time
+        self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)
+        self._treatments: dict[str, Any] = dict(_TREATMENTS)
+
+    def redact(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Take secrets out of attributes.
+
+        Args:
+            attributes: As they came; spelled as in `otel_audit.attributes`.
+
+        Returns:
+            The same object where there is nothing to change, else a copy. Hashes of bodies are
+            those of the redacted text.
+        """
+        changed: dict[str, Any] = {}
+        treatments = self._treatments
+        for name, value in attributes.items():
+            treatment = treatments.get(name, _NOT_MET)
+            if treatment is _NOT_MET:
+                treatment = self._treatment(name)
+            if treatment is None:
+                continue
+            # a header is a list, mostly of one
+            text = value[0] if type(value) is list and len(value) == 1 else value
+            if type(text) is str and self._clean.get((name, text)):
+                continue
+            treated = treatment(self._redactor, value)
+            if treated is not value and treated != value:
+                changed[name] = treated
+            elif type(text) is str and len(text) <= _SHORT:
+                self._clean.put((name, text), True)
+        told = {**attributes, **changed} if changed else attributes
+        return _with_digests(told)
+
+    def name(self, name: str) -> str:
+        """Take secrets out of a span's name."""
+        if self._clean.get(("", name)):
+            return name
+        treated = self._redactor.text(name)
+        if treated == name and len(name) <= _SHORT:
+            self._clean.put(("", name), True)
+        return treated
+
+    def _treatment(self, name: str) -> Treatment | None:
+        found = _choose(name)
+        if len(self._treatments) < _MOST_NAMES:
+            self._treatments[name] = found
+        return found
+
+
+def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """See that each body's hash is that of its text, whatever the sender says."""
+    found = told
+    for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
+        text, name = told.get(body), f"{body}.sha256"
+        digest = hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
+        if told.get(name) != digest:
+            found = {key: value for key, value in found.items() if key != name}
+            if digest is not None:
+                found[name] = digest
+    return found
+
+
+def _choose(name: str) -> Treatment | None:
+    for prefix in (names.REQUEST_HEADER, names.RESPONSE_HEADER):
+        if name.startswith(prefix):
+            header = name.removeprefix(prefix)
+            return lambda redactor, value: _header(redactor, header, value)
+    return None
+
+
+def _header(redactor: Redactor, header: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return str(redactor.field(header, value))
+    if not isinstance(value, list):
+        return value
+    redacted = [str(redactor.field(header, one)) for one in value]
+    return value if redacted == value else redacted
+
+
+def _json(redactor: Redactor, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    raw = value.encode("utf-8", "replace")
+    if redactor.passes_unseen(raw):
+        return value
+    redacted = redactor.json_bytes(raw)
+    return value if redacted == raw else redacted.decode()
+
+
+def _changes(redactor: Redactor, value: Any) -> Any:
+    """Redact changes by column: a whole document's rules would take `[before, after]` for one."""
+    if not isinstance(value, str):
+        return value
+    raw = value.encode("utf-8", "replace")
+    if redactor.passes_unseen(raw):
+        return value
+    try:
+        changes = _decode_changes(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return value  # it becomes no record, and the quarantine redacts it as a document
+    return to_json([_change(redactor, change) for change in changes]).decode()
+
+
+def _change(redactor: Redactor, change: Change) -> Change:
+    return msgspec.structs.replace(
+        change,
+        entity=redactor.text(change.entity),
+        table=redactor.text(change.table),
+        key=_columns(redactor, change.key),
+        values={
+            column: [redactor.field(column, value) for value in values]
+            for column, values in change.values.items()
+        },
+        patches={
+            column: _patch(redactor, column, patch) for column, patch in change.patches.items()
+        },
+        related=tuple(redactor.text(reference) for reference in change.related),
+        statement=None if change.statement is None else redactor.text(change.statement),
+        parameters=redactor.document(change.parameters),
+        note=None if change.note is None else redactor.text(change.note),
+    )
+
+
+def _columns(redactor: Redactor, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {column: redactor.field(column, value) for column, value in values.items()}
+
+
+def _patch(redactor: Redactor, column: str, patch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if redactor.is_sensitive(column):
+        return [{"op": "replace", "path": "", "value": REDACTED}]
+    found: list[dict[str, Any]] = redactor.document(patch)
+    return found
+
+
+def _text(redactor: Redactor, value: Any) -> Any:
+    return redactor.text(value) if isinstance(value, str) else value
+
+
+def _query(redactor: Redactor, value: Any) -> Any:
+    return redactor.query(value) if isinstance(value, str) else value
+
+
+def _path(redactor: Redactor, value: Any) -> Any:
+    return redactor.path(value) if isinstance(value, str) else value
+
+
+_TREATMENTS: Final[dict[str, Treatment]] = {
+    names.REQUEST_BODY: _json,
+    names.RESPONSE_BODY: _json,
+    names.METADATA: _json,
+    names.CHANGES: _changes,
+    names.ERROR_MESSAGE: _text,
+    names.USER_AGENT: _text,
+    names.EVENT_NAME: _text,
+    names.URL_QUERY: _query,
+    names.URL_PATH: _path,
+}

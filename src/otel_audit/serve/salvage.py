@@ -1,0 +1,187 @@
+"""What can be saved of a protobuf message that cannot be decoded as a whole.
+
+One span with a text that is not UTF-8 makes the whole request invalid, and a Collector passes such
+texts on. If that were answered with 400, the batch's other records would be lost for good; so the
+message is taken apart by its framing alone (https://protobuf.dev/programming-guides/encoding/),
+each item is decoded by itself, and only those that cannot be are put aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from otel_audit.serve.incoming import Incoming, Origin
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LONGEST_VARINT: Final = 10
+
+# the same numbers in requests of traces and of logs
+_GROUPS = _RESOURCE = _SCOPE = 1
+_SCOPED = _ITEMS = 2
+
+NOT_UTF8: Final = "it cannot be decoded: a text in it is not UTF-8, or it is cut"
+
+Field = tuple[int, Any]
+
+
+class FramingError(ValueError):
+    """Not even the framing holds."""
+
+
+def items(message: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Take an export request apart.
+
+    Args:
+        message: An ``ExportTraceServiceRequest`` or ``ExportLogsServiceRequest``.
+
+    Yields:
+        The bytes of each span or log record, of its resource, and of its scope.
+
+    Raises:
+        FramingError: It is neither.
+    """
+    for group in _all(message, _GROUPS):
+        resource = b"".join(_all(group, _RESOURCE))
+        for scoped in _all(group, _SCOPED):
+            scope = b"".join(_all(scoped, _SCOPE))
+            for item in _all(scoped, _ITEMS):
+                yield item, resource, scope
+
+
+def resource_pairs(resource: bytes) -> list[KeyValue]:
+    """Decode a resource's attributes, those that can be."""
+    try:
+        return list(Resource.FromString(resource).attributes)
+    except DecodeError:
+        return [pair for pair in map(_pair, _found(resource, 1)) if pair is not None]
+
+
+def scope_name(scope: bytes) -> str:
+    """Decode a scope's name, empty where it cannot be."""
+    try:
+        return InstrumentationScope.FromString(scope).name
+    except DecodeError:
+        return ""
+
+
+def mended(raw: bytes, scope: str, whence: Origin, *, is_log: bool) -> Incoming:
+    """Read what can be read of an item that cannot be decoded, for the quarantine.
+
+    Texts that are not UTF-8 have U+FFFD in them; of what cannot be read only size and hash are
+    kept, for nobody could find the secrets in it.
+    """
+    told: dict[str, Any] = {
+        "undecodable.bytes": len(raw),
+        "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
+    }
+    attributes, name, start, end, trace_id, span_id = (
+        (6, 12, 1, 1, 9, 10) if is_log else (9, 5, 7, 8, 1, 2)
+    )
+    for pair in _found(raw, attributes):
+        text = _text_of(pair)
+        if text is not None:
+            told[text[0]] = text[1]
+    return Incoming(
+        _first_text(raw, name),
+        _first(raw, trace_id, b"").hex(),
+        _first(raw, span_id, b"").hex(),
+        "",
+        _first(raw, start, 0),
+        _first(raw, end, 0),
+        told,
+        scope,
+        whence,
+        is_log=is_log,
+    )
+
+
+def _pair(raw: Any) -> KeyValue | None:
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        return KeyValue.FromString(raw)
+    except DecodeError:
+        return None
+
+
+def _text_of(pair: Any) -> tuple[str, Any] | None:
+    decoded = _pair(pair)
+    if decoded is not None:
+        value = decoded.value
+        kind = value.WhichOneof("value")
+        plain = kind in ("string_value", "bool_value", "int_value", "double_value")
+        return decoded.key, getattr(value, kind) if plain and kind is not None else "[UNREAD]"
+    if not isinstance(pair, bytes):
+        return None
+    key = _first_text(pair, 1)
+    value_bytes = _first(pair, 2, b"")
+    return key, _first_text(value_bytes, 1) if isinstance(value_bytes, bytes) else "[UNREAD]"
+
+
+def _first_text(message: bytes, number: int) -> str:
+    found = _first(message, number, b"")
+    return found.decode("utf-8", "replace") if isinstance(found, bytes) else ""
+
+
+def _first(message: bytes, number: int, default: Any) -> Any:
+    found = next(_found(message, number), default)
+    return found if type(found) is type(default) else default
+
+
+def _all(message: bytes, wanted: int) -> list[bytes]:
+    return [value for number, value in _fields(message) if number == wanted and type(value) is bytes]
+
+
+def _found(message: bytes, wanted: int) -> Iterator[Any]:
+    """The fields of a number, as far as the framing holds."""
+    try:
+        for number, value in _fields(message):
+            if number == wanted:
+                yield value
+    except FramingError:
+        return
+
+
+def _fields(message: bytes) -> Iterator[Field]:
+    at, end = 0, len(message)
+    while at < end:
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind == _BYTES:
+            length, at = _varint(message, at)
+        elif kind in (_FIXED64, _FIXED32):
+            length = 8 if kind == _FIXED64 else 4
+        else:
+            raise FramingError(f"wire type {kind}")
+        if at + length > end:
+            raise FramingError("it is cut")
+        piece = message[at : at + length]
+        at += length
+        if kind == _BYTES:
+            yield tag >> 3, piece
+        else:
+            yield tag >> 3, struct.unpack("<Q" if length == 8 else "<I", piece)[0]  # noqa: PLR2004
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(_LONGEST_VARINT):
+        if at >= len(message):
+            raise FramingError("it is cut")
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:  # noqa: PLR2004 - the last byte
+            return number, at
+    raise FramingError("a varint is too long")

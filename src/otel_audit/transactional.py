@@ -1,0 +1,152 @@
+"""Commit-atomic mode brought to life: who composes the records, and who relays them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from opentelemetry import metrics, trace
+
+from otel_audit.aside import Pages
+from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.strays import record_outside
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.relay import Relay, RelayOptions, publish_outbox
+from otel_audit.pipeline.sink import Sink
+from otel_audit.record import AuditRecord
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.outbox import PostgresOutbox
+
+    from otel_audit.capture.orm import Attachment, Transactional
+
+Place = Callable[[AuditRecord, trace.Span | None], AuditRecord]
+"""Says in a record by which process it was made, and in which trace."""
+
+
+class CommitAtomic:
+    """What the application's transactions tell themselves, on its way to the store.
+
+    Attributes:
+        relay: Brings it there; None where that is left to others.
+        attachment: What listens to the sessions, once it does.
+    """
+
+    def __init__(
+        self,
+        config: AuditConfig,
+        counters: Counters,
+        make_sink: Callable[[], Sink] | None,
+        place: Place,
+        service: Callable[[], str],
+    ) -> None:
+        """Build it; nothing is connected yet.
+
+        Args:
+            config: The settings.
+            counters: Where everything is counted.
+            make_sink: Makes the sink; None: nothing is relayed from here.
+            place: Says where a record comes from.
+            service: Names the process.
+
+        Raises:
+            MissingExtraError: A package is not installed that this needs.
+        """
+        self._config = config
+        self._counters = counters
+        self._place = place
+        self._service = service
+        self.attachment: Attachment | None = None
+        self.relay: Relay | None = None
+        if make_sink is not None and config.outbox_relay:
+            options = RelayOptions(interval=config.outbox_interval, batch_size=config.batch_size)
+            self.relay = Relay(outbox_maker(config), make_sink, counters, options)
+            publish_outbox(metrics.get_meter("otel_audit"), self.relay)
+
+    def transactional(self) -> Transactional:
+        """Make what the listeners need."""
+        from otel_audit.capture.orm import Transactional
+
+        return Transactional(
+            compose=self._compose,
+            encode=encode,
+            committed=self._committed,
+            failed=functools.partial(self._counters.add, "outbox_errors"),
+        )
+
+    def ride(self, session: Any, record: AuditRecord, span: trace.Span | None) -> Any:
+        """Write a record in the transaction of a session; see `otel_audit.emit`.
+
+        Returns:
+            None; for an asynchronous session something to await.
+        """
+        from otel_audit.capture.orm.riding import ride
+
+        if self.attachment is None:
+            raise ConfigurationError("emit(session=…): the database sessions are not audited")
+        return ride(session, encode(self._place(record, span)), self.attachment.rides)
+
+    def start(self) -> None:
+        """Begin to relay."""
+        if self.relay is not None:
+            self.relay.start()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what is committed now is relayed; True where others do that."""
+        return self.relay is None or self.relay.flush(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Relay what waits, and end. Never raises."""
+        if self.relay is not None:
+            self.relay.close(timeout)
+
+    def _committed(self) -> None:
+        if self.relay is not None:
+            self.relay.nudge()
+
+    def _compose(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
+        span = None if owner is None else owner.server_span
+        return (self._place(one, span) for one in self._told(owner, changes))
+
+    def _told(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
+        if owner is not None and owner.teller is not None:
+            yield from owner.teller(changes)
+            return
+        if owner is None and not self._config.orm_outside_actions:
+            return
+        record, further = record_outside("committed", changes, self._service())
+        if owner is not None:
+            record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
+        yield from with_continuations(record, further)
+
+
+def outbox_maker(config: AuditConfig) -> Callable[[], PostgresOutbox]:
+    """Name the outbox that the settings say.
+
+    Raises:
+        ConfigurationError: They name none.
+        MissingExtraError: The package for it is not installed.
+    """
+    dsn = config.outbox_asyncpg_dsn
+    if dsn is None:
+        raise ConfigurationError(
+            "no outbox: set OTEL_AUDIT_OUTBOX_DSN to the application's database"
+        )
+    from otel_audit_postgres.outbox import PostgresOutbox
+
+    return functools.partial(PostgresOutbox, dsn, connect_timeout=config.connect_timeout)
+
+
+def encode(record: AuditRecord) -> tuple[str, str]:
+    """Write a record down as it will be stored: its id, and its JSON text."""
+    try:
+        from otel_audit_postgres.rows import to_row
+    except ImportError as missing:
+        raise MissingExtraError("OTEL_AUDIT_ORM=transactional", "postgres") from missing
+    row = to_row(record)
+    return row.record_id, row.payload.decode()

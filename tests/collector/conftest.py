@@ -1,0 +1,157 @@
+"""A real Collector for the tests, and the pipeline that collector-config/ describes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from collector.collectors import (
+    AGENT,
+    BIN,
+    GATEWAY,
+    REPOSITORY,
+    Certificates,
+    Collector,
+    Process,
+    collector,
+    free_port,
+    make_certificates,
+    running,
+)
+
+from demo.receiver import Receiver, running_receiver
+
+HOW_TO_GET_IT = (
+    "no OpenTelemetry Collector here: `make collector` builds it (it needs Go and some minutes), "
+    "or name one with the same components in OTEL_AUDIT_COLLECTOR"
+)
+
+
+@pytest.fixture(scope="session")
+def binary() -> Path:
+    """The Collector of builder-config.yaml."""
+    given = os.environ.get("OTEL_AUDIT_COLLECTOR")
+    command = [str(REPOSITORY / ".ci" / "collector"), "--path"]
+    found = Path(
+        given or subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    )
+    if not found.exists():
+        if os.environ.get("OTEL_AUDIT_REQUIRE_COLLECTOR"):
+            pytest.fail(HOW_TO_GET_IT)
+        pytest.skip(HOW_TO_GET_IT)
+    return found
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """What agents and gateways know each other by."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def backend() -> Iterator[Receiver]:
+    """The usual trace backend."""
+    with running_receiver() as receiver:
+        yield receiver
+
+
+@dataclass
+class Sink(Process):
+    """`otel-audit serve`."""
+
+    url: str = ""
+
+
+def serving(store: str, directory: Path, name: str = "sink") -> Sink:
+    """Describe a sink, and make the token that it takes; it is not started."""
+    tokens, token = directory / "tokens.toml", directory / "sink.token"
+    if not token.exists():
+        command = [
+            str(BIN / "otel-audit"),
+            "serve",
+            "token",
+            "new",
+            "gateway",
+            "--file",
+            str(tokens),
+        ]
+        made = subprocess.run(command, check=True, capture_output=True, text=True)
+        token.write_text(made.stdout)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    return Sink(
+        name,
+        [str(BIN / "otel-audit"), "serve", "--port", str(port), "--tokens", str(tokens)],
+        {"OTEL_AUDIT_DSN": store, "OTEL_AUDIT_SERVE_RETRY_AFTER": "1", "PATH": os.environ["PATH"]},
+        directory,
+        f"{url}/health",
+        url=url,
+    )
+
+
+@dataclass
+class Pipeline:
+    """Agent, gateway and sink, as the README's drawing has them; the traces end in `backend`."""
+
+    agent: Collector
+    gateway: Collector
+    sink: Sink
+    backend: Receiver
+    store: str
+
+    @property
+    def url(self) -> str:
+        """Where an application sends."""
+        return self.agent.url("AGENT_HTTP")
+
+
+@pytest.fixture
+def pipeline(
+    binary: Path, certificates: Certificates, audit_store: str, tmp_path: Path, backend: Receiver
+) -> Callable[..., AbstractContextManager[Pipeline]]:
+    """Make a pipeline: `with pipeline() as it`; what is asked for may differ from the files."""
+
+    @contextmanager
+    def make(
+        *overlays: str,
+        agent: Mapping[str, str] | None = None,
+        gateway: Mapping[str, str] | None = None,
+        store: str = audit_store,
+    ) -> Iterator[Pipeline]:
+        sink = serving(store, tmp_path)
+        below = collector(
+            binary,
+            "gateway",
+            files=("gateway.yaml", *overlays),
+            environment={
+                **certificates.environment(),
+                "AUDIT_SINK_ENDPOINT": sink.url,
+                "AUDIT_SINK_TOKEN_FILE": str(tmp_path / "sink.token"),
+                "TRACES_ENDPOINT": backend.endpoint,
+                **(gateway or {}),
+            },
+            directory=tmp_path,
+            listen=GATEWAY,
+        )
+        above = collector(
+            binary,
+            "agent",
+            files=("agent.yaml",),
+            environment={
+                **certificates.environment(),
+                "AUDIT_GATEWAY_ENDPOINT": below.url("GATEWAY_AUDIT_HTTP", "https"),
+                "TRACES_ENDPOINT": below.url("GATEWAY_HTTP", "https"),
+                **(agent or {}),
+            },
+            directory=tmp_path,
+            listen=AGENT,
+        )
+        with running(sink, below, above):
+            yield Pipeline(above, below, sink, backend, store)
+
+    return make
