@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-fast lint types layers bench-quick check matrix lock clean
+.PHONY: help setup demo test test-fast lint types layers bench-quick check collector matrix lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, test-fast, lint, types, layers, bench-quick, matrix, lock, clean"
+	@echo "Also: setup, test-fast, lint, types, layers, bench-quick, collector, matrix, lock, clean"
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ layers: setup
 
 bench-quick: setup
 	$(BIN)/python -m pytest tests/benchmarks -p no:cacheprovider -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=median,iqr,rounds --benchmark-min-rounds=5 --benchmark-max-time=0.3
+
+# the OpenTelemetry Collector of collector-config/, for the tests marked so; prints its path
+collector:
+	@.ci/collector
 
 matrix: setup
 	.ci/matrix $(PYTHON)

@@ -23,6 +23,12 @@ settings.register_profile("usual", deadline=None, max_examples=60)
 settings.load_profile("usual")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-losses", action="store_true", help="write what fault tests measure; loss_table.py"
+    )
+
+
 @dataclass(frozen=True)
 class Postgres:
     """A running PostgreSQL server, reached as its superuser through a Unix socket."""

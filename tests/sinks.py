@@ -105,9 +105,19 @@ def serving(
         yield sink
     finally:
         sink.client.close()
-        if process.poll() is None:
-            process.kill()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, so that its workers end, too; and see that it does."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait(10)
+        raise
 
 
 def attributes(**told: Any) -> dict[str, Any]:
@@ -130,8 +140,8 @@ def span(number: int = 1, name: str = "order.created", **told: Any) -> Span:
         trace_id=bytes.fromhex(trace_of(str(found.get("audit.actor.id")))),
         span_id=number.to_bytes(8, "big"),
         name=name,
-        start_time_unix_nano=START + number,
-        end_time_unix_nano=START + number + 5_000_000,
+        start_time_unix_nano=START + 1000 * number,
+        end_time_unix_nano=START + 1000 * number + 5_000_000,
         attributes=pairs(found),
     )
 
@@ -161,9 +171,7 @@ def request(*spans: Span, service: str = "orders", scope: str = "app") -> bytes:
         resource_spans=[
             ResourceSpans(
                 resource=Resource(attributes=pairs({"service.name": service})),
-                scope_spans=[
-                    ScopeSpans(scope=InstrumentationScope(name=scope), spans=list(spans))
-                ],
+                scope_spans=[ScopeSpans(scope=InstrumentationScope(name=scope), spans=list(spans))],
             )
         ]
     ).SerializeToString()

@@ -38,9 +38,7 @@ _TOKEN: Final = re.compile(
 )
 # text() of SQLAlchemy takes :name for a parameter
 _PARAMETER: Final = re.compile(r"(?<![:\w\\]):(?=\w)")
-_VERSION: Final = (
-    "SELECT CASE WHEN to_regclass('audit.schema_version') IS NULL THEN 0 ELSE 1 END"
-)
+_VERSION: Final = "SELECT CASE WHEN to_regclass('audit.schema_version') IS NULL THEN 0 ELSE 1 END"
 _APPLIED: Final = "SELECT coalesce(max(version), 0) FROM audit.schema_version"
 
 

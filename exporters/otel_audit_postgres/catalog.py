@@ -24,8 +24,8 @@ _LACKING: Final = """
 SELECT 'INSERT on audit.audit_logs (' || wanted || ')' FROM unnest($1::text[]) AS wanted
 WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'INSERT')
 UNION ALL
-SELECT 'SELECT on audit.audit_logs (' || wanted || ')' FROM unnest(ARRAY['id', 'content_hash', 'received_hash'])
-    AS wanted
+SELECT 'SELECT on audit.audit_logs (' || wanted || ')'
+FROM unnest(ARRAY['id', 'content_hash', 'received_hash']) AS wanted
 WHERE NOT has_column_privilege('audit.audit_logs', wanted, 'SELECT')
 UNION ALL
 SELECT 'INSERT on audit.quarantine (' || wanted || ')'
@@ -39,7 +39,7 @@ guarded AS (
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
-         'ledger_prunings', 'ledger_pruned', 'receiving_key')
+         'ledger_prunings', 'ledger_pruned', 'receiving_key', 'schema_version')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i
@@ -98,8 +98,9 @@ UNION ALL
 -- its function is there, so it was installed
 SELECT 'event trigger ' || wanted || ' is gone'
 FROM unnest(ARRAY['otel_audit_refuse_ddl', 'otel_audit_refuse_drop']) AS wanted
-WHERE EXISTS (SELECT FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
-              WHERE n.nspname = 'audit' AND f.proname = 'refuse_ddl')
+WHERE EXISTS (SELECT FROM pg_catalog.pg_proc f
+              JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+              WHERE n.nspname = 'audit_guard' AND f.proname = 'refuse_ddl')
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = wanted)
 UNION ALL
 SELECT 'function ' || f.oid::regprocedure || ' is not as otel-audit made it'
@@ -153,7 +154,9 @@ WHERE rolcreaterole AND NOT rolsuper
 """
 # one statement at a time, so that a function in plain SQL does not lend its name to the next body
 _FUNCTION: Final = re.compile(
-    r"CREATE (?:OR REPLACE )?FUNCTION audit\.(?P<name>\w+)\([^;$]*?AS \$\$(?P<body>.*?)\$\$", re.DOTALL
+    r"CREATE (?:OR REPLACE )?FUNCTION audit(?:_guard)?\.(?P<name>\w+)\([^;$]*?"
+    r"AS \$\$(?P<body>.*?)\$\$",
+    re.DOTALL,
 )
 _EVENT_SOURCE: Final = next(_FUNCTION.finditer(event_trigger_sql()))["body"]
 _PARTITIONS: Final = """

@@ -36,6 +36,12 @@ _PASSING: Final = {
     "58": "the server met a system error",
     "XX": "the server met an internal error",
 }
+_REFUSING: Final = (
+    "function audit.drop_partition(", "function audit.partition_content(",
+    "function audit.collapse_leaves(", "function audit.record_view(",
+    "function audit_guard.refuse_ddl(",
+)  # fmt: skip
+"""Functions of the schema that refuse with a reason."""
 _POISON: Final = ("22", "23", "54")
 """Classes of errors that a record's own content causes: data, constraints, limits."""
 
@@ -76,6 +82,8 @@ def as_store_error(error: BaseException, doing: str) -> StoreError:
     if isinstance(error, StoreError):
         return error
     seen = f"{type(error).__name__} {sqlstate(error)}".strip()
+    if _is_ours(error):
+        return StoreError(f"could not {doing}: {_said(error)}")
     if sqlstate(error):
         return _from_server(sqlstate(error), doing, seen)
     if isinstance(error, TimeoutError):
@@ -86,6 +94,18 @@ def as_store_error(error: BaseException, doing: str) -> StoreError:
             f"is it running, and reachable from here? [{seen}]"
         )
     return StoreError(f"could not {doing}: unexpected [{seen}]")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a function of the schema refused it: its text is ours, and shows no values."""
+    context = getattr(error, "context", None) or ""
+    return any(name in context.split("\n")[0] for name in _REFUSING)
+
+
+def _said(error: BaseException) -> str:
+    hint = getattr(error, "hint", None)
+    text = str(getattr(error, "message", None) or error).partition("\n")[0]
+    return f"{text}; {hint}" if hint else text
 
 
 def _from_server(state: str, doing: str, seen: str) -> StoreError:

@@ -46,7 +46,8 @@ async def installed_version(connection: Connection[Any]) -> int:
         _refuse_other(step, applied.get(step.version))
     present = {row["name"] for row in await connection.fetch(_PRESENT)}
     for step in migrations()[:version]:
-        missing = [f"{kind} audit.{name}" for name, kind in step.makes().items() if name not in present]
+        made = step.makes().items()
+        missing = [f"{kind} audit.{name}" for name, kind in made if name not in present]
         if missing:
             raise StoreError(
                 f"migration {step.title} is recorded as applied, but {missing[0]} is missing: "

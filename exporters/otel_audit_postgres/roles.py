@@ -105,10 +105,11 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
     """
     await connection.execute(ownership_sql())
     await connection.execute(grants_sql())
-    lines = [
+    done = (
         f"roles {OWNER} (owns), {WRITER} (appends), {READER} (reads), {SEALER} (seals), "
         f"{RETENTION} (drops sealed months): in place"
-    ]
+    )
+    lines = [done]
     for group, login in members.groups():
         if not await connection.fetchval(
             "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", login

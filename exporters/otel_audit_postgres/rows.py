@@ -68,7 +68,6 @@ _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 _DIGEST_DIGITS: Final = 32
 
 
-
 def _exact_text(value: object) -> str:
     """Take a kind of text, such as SQLAlchemy's names, as the text that it is."""
     if isinstance(value, str):

@@ -13,6 +13,7 @@ import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
+from otel_audit.errors import StoreError
 from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Receipt, Refused, Written
 from otel_audit.record import AuditRecord
@@ -327,7 +328,8 @@ class PostgresSink:
         ids = [row.values[0] for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
-        fresh, others = [], []
+        fresh: list[Row] = []
+        others: list[Row] = []
         for row in rows:
             (others if row.values[0] in taken else fresh).append(row)
             taken.add(row.values[0])

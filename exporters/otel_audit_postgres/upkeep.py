@@ -1,4 +1,4 @@
-"""What has to be done to a store now and then: partitions ahead, and a look at what is beside them."""
+"""What a store needs now and then: partitions ahead, and a look at what is beside them."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ async def opened_ways(connection: Connection[Any]) -> list[str]:
 async def wrong_grants(connection: Connection[Any]) -> list[str]:
     """Which rights the group roles lack, and which somebody has too many."""
     return [
-        *await _texts(connection, _LACKING, *(list(column) for column in zip(*_NEEDED, strict=True))),
+        *await _texts(connection, _LACKING, *map(list, zip(*_NEEDED, strict=True))),
         *await _texts(connection, _EXCESSIVE),
     ]
 

@@ -262,7 +262,7 @@ class AuditConfig(BaseSettings):
         None, description="Header with an API key; only its keyed hash is kept."
     )
     client_certificate_header: str | None = Field(
-        None, description="Header in which a trusted proxy gives the client certificate's subject."
+        None, description="Header in which a trusted proxy gives the client certificate or its subject."
     )
     tenant_order: Names = Field(
         ("app", "state", "jwt", "header", "path", "subdomain", "callable"),
@@ -438,12 +438,19 @@ class AuditConfig(BaseSettings):
     signing_key: SecretStr | None = Field(
         None, description="The ledger's private key itself; the file wins."
     )
+    signer: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="A callable that returns who signs, module:name, for a key management service; "
+        "it wins over a key.",
+    )
     verify_keys: Names = Field(
         (), description="Public keys of the ledger, or files that hold one, for verifying."
     )
     anchor: Names = Field(
         (),
-        description="Where checkpoints are published: file:PATH, dir:PATH, https://…, log:.",
+        description="Where checkpoints are published: file:PATH, dir:PATH, https://…, log:, "
+        "python:module:name.",
     )
     seal: bool = Field(
         default=False,

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.capture import install, recording
 from otel_audit.capture.observer import Recorder
+from otel_audit.capture.recording import made_last
 from otel_audit.config import PREFIX, AuditConfig, said_yes
 from otel_audit.errors import (
     ConfigurationError,
@@ -131,14 +132,19 @@ def flush(timeout: float = 10.0) -> bool:
     return runtime.atomic.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
 
 
-async def receipt(record_id: str, *, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
+async def receipt(
+    record_id: str | None = None,
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109
+) -> Receipt:
     """Wait until the store has a record, and get what it says of it.
 
     The record must be finished: what `emit` made, or an `audit` block that has ended; the record of
     a request is finished after its answer. The event loop goes on meanwhile.
 
     Args:
-        record_id: As `emit` returns it, or `record_id` of an action.
+        record_id: As `emit` returns it, or `record_id` of an action. None: of what was recorded by
+            hand last, in this task or thread.
         timeout: Seconds to wait.
 
     Returns:
@@ -147,11 +153,17 @@ async def receipt(record_id: str, *, timeout: float = 10.0) -> Receipt:  # noqa:
     Raises:
         StoreUnavailableError: The store does not have it in time; it is kept until it has.
         ConfigurationError: Nothing is audited in this process, or not to a store.
-        ValueError: The id is no UUID.
+        ValueError: The id is no UUID, or none is given and nothing was recorded by hand before.
     """
     runtime = _runtime
     if runtime is None:
         raise ConfigurationError("receipt(): nothing is audited in this process")
+    record_id = made_last.get() if record_id is None else record_id
+    if record_id is None:
+        raise ValueError(
+            "receipt(): nothing was recorded by hand before in this task; a request's own record "
+            "is made after its answer"
+        )
     return await runtime.receipt(record_id, timeout)
 
 
@@ -161,9 +173,9 @@ def health() -> dict[str, Any]:
     Returns:
         ``auditing`` (bool), and if so ``healthy`` (bool), ``queue_depth`` (records that wait),
         ``failing_for_seconds``, and the counts ``emitted``, ``exported``, ``dropped``,
-        ``quarantined``, ``retries``, ``capture_errors``, ``refused``, ``spool_errors`` since the
-        process began; ``oldest_seconds`` (how long the oldest record waits), ``overdue`` (longer
-        than ``unhealthy_after``), ``spool_bytes``.
+        ``quarantined``, ``retries``, ``capture_errors``, ``redaction_errors``, ``refused``,
+        ``spool_errors`` since the process began; ``oldest_seconds`` (how long the oldest record
+        waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``.
     """
     runtime = _runtime
     return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}

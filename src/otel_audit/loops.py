@@ -35,7 +35,7 @@ def call_after(seconds: float, act: Callable[[], None]) -> Timer | None:
     """
     # an empty context: what the request's own holds is not kept alive by the clock
     context = contextvars.Context()
-    trio = _running_trio()
+    trio = running_trio()
     if trio is not None:
         cancellation = trio.CancelScope()
 
@@ -55,7 +55,7 @@ def call_after(seconds: float, act: Callable[[], None]) -> Timer | None:
 
 async def in_thread(act: Callable[[], T]) -> T:
     """Call something that blocks without holding up the event loop."""
-    trio = _running_trio()
+    trio = running_trio()
     if trio is None:
         return await asyncio.get_running_loop().run_in_executor(None, act)
     found: T = await trio.to_thread.run_sync(act)
@@ -73,7 +73,7 @@ def on_any_loop(ask: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
 
     @functools.wraps(ask)
     async def asked_anywhere(*args: P.args, **kwargs: P.kwargs) -> T:
-        if _running_trio() is None:
+        if running_trio() is None:
             return await ask(*args, **kwargs)
         return await in_thread(lambda: asyncio.run(asked(*args, **kwargs)))
 
@@ -88,7 +88,7 @@ def is_cancellation(error: BaseException | None) -> bool:
     return trio is not None and isinstance(error, trio.Cancelled)
 
 
-def _running_trio() -> Any:
+def running_trio() -> Any:
     """Return Trio if it runs the task that asks, else None."""
     trio = sys.modules.get("trio")
     return trio if trio is not None and trio.lowlevel.in_trio_task() else None

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -291,14 +294,37 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         found: dict[str, None] = {}
         if self.target is not None and self.target.id is not None:
             found[entity_reference(self.target.type, self.target.id)] = None
-        for change in self.changes:
-            if change.key:
-                found[change.reference] = None
-            found.update(dict.fromkeys(change.related))
+        found.update(dict.fromkeys(entities_of(self.changes)))
         return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the store says of a record that it has.
+
+    Attributes:
+        record_id: The record's id, a UUID as text.
+        content_hash: SHA-256 of the record's text as it is stored, in hex.
+        recorded_at: When the store took it, by the store's own clock; UTC.
+    """
+
+    record_id: str
+    content_hash: str
+    recorded_at: datetime
+
+
 _WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+
+
+def entities_of(changes: Iterable[Change]) -> Iterator[str]:
+    """Name every entity that changes are about, each once."""
+    found: dict[str, None] = {}
+    for change in changes:
+        named = (change.reference, *change.related) if change.key else change.related
+        for name in named:
+            if name not in found:
+                found[name] = None
+                yield name
 
 
 def entity_reference(entity: str, *key: object) -> str:

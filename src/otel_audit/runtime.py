@@ -8,7 +8,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -22,6 +22,7 @@ from otel_audit.capture.continued import with_continuations
 from otel_audit.capture.exchange import Exchange
 from otel_audit.capture.headers import kept_headers
 from otel_audit.capture.identity import shown_actor, shown_source, shown_tenant
+from otel_audit.capture.long import Watch
 from otel_audit.capture.observer import Claims, Observer, Recorder
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.requestlog import begin_request_log, log_request
@@ -31,7 +32,12 @@ from otel_audit.capture.strays import record_outside
 from otel_audit.capture.tenant import TenantOptions, resolve_tenant
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
-from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from otel_audit.errors import (
+    ConfigurationError,
+    OtelAuditError,
+    StoreError,
+    StoreUnavailableError,
+)
 from otel_audit.ids import uuid7
 from otel_audit.loops import in_thread, on_any_loop
 from otel_audit.pipeline.console import ConsoleSink
@@ -58,6 +64,9 @@ from otel_audit.record import (
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Origin
 from otel_audit.transactional import CommitAtomic, outbox_maker
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.within import SealingThread
 
 _logger = logging.getLogger("otel_audit")
 
@@ -105,6 +114,7 @@ class Runtime:
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
         self._stream: SpanRecorder | None = None
+        self._sealing: SealingThread | None = None
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
@@ -146,6 +156,7 @@ class Runtime:
             opened=self._begins,
             on_error=self._count_error,
             on_loss=self._count_loss,
+            receipt=self.receipt,
             required=config.required,
             ride=None if self.atomic is None else self.atomic.ride,
             intended=self._observer.intended if config.delivery == "strict" else None,
@@ -194,6 +205,8 @@ class Runtime:
             if self.atomic is not None:
                 self.atomic.start()
             threading.Thread(target=self.report_store, name="otel-audit-check", daemon=True).start()
+            if self._sealing is None:
+                self._sealing = _begin_sealing(self.config)
 
     async def stopping(self) -> None:
         """Deliver what waits, without holding up the event loop. Never raises."""
@@ -205,6 +218,10 @@ class Runtime:
             if self.atomic is not None:
                 flush = functools.partial(self.atomic.flush, self.config.shutdown_timeout)
                 await in_thread(flush)
+            if self._sealing is not None:
+                stop = functools.partial(self._sealing.stop, self.config.shutdown_timeout)
+                await in_thread(stop)
+                self._sealing = None
 
     async def receipt(self, record_id: str, timeout: float) -> Receipt:  # noqa: ASYNC109
         """Wait until the store has a record, and say what it says; see `await_receipt`."""
@@ -280,6 +297,7 @@ class Runtime:
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
+        self.settle_changes()
         if self._spans is not None:
             self._spans.detach()
         if self._sending is not None:
@@ -316,6 +334,7 @@ class Runtime:
 
     def _waiting(self, observer: Observer) -> Observer:
         """Add what an exchange waits for, where the settings ask for it."""
+        observer = dataclasses.replace(observer, settle=self._settle_changes)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
             return observer
@@ -472,7 +491,11 @@ def _make_observer(
         actor=actor,
         tenant=tenant,
         source=source,
-        request_id=functools.partial(request_id, header_name=config.request_id_header),
+        request_id=functools.partial(
+            request_id,
+            header_name=config.request_id_header,
+            is_safe=lambda given: redactor.text(given) == given,
+        ),
         kept_headers=kept_headers(config.capture_headers),
         request_id_header=config.request_id_header.lower().encode("latin-1"),
         body_limit=config.body_limit,
@@ -480,7 +503,26 @@ def _make_observer(
         response_bodies=config.capture_response_body,
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
-        long_after=config.long_action_after,
+        watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
     )
+
+
+def _begin_sealing(config: AuditConfig) -> SealingThread | None:
+    """Seal within this process, where the settings say so."""
+    if not config.seal or config.exporter != "postgres":
+        return None
+    try:
+        from otel_audit_postgres.ledger.metering import publish as publish_sealing
+        from otel_audit_postgres.ledger.trust import sealer_from
+        from otel_audit_postgres.ledger.within import SealingThread
+
+        sealer = sealer_from(config)
+    except OtelAuditError as error:
+        complain(_logger, "seal", "This process does not seal: %s", error)
+        return None
+    publish_sealing(metrics.get_meter("otel_audit"), sealer)
+    sealing = SealingThread(sealer, config.seal_interval)
+    sealing.start()
+    return sealing

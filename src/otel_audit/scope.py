@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import msgspec
 from opentelemetry.trace import Span
 
 from otel_audit.aside import Pages
@@ -33,7 +33,8 @@ from otel_audit.record import (
 )
 
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
-_counting = threading.Lock()
+# reentrant: a session that nobody has closed may be collected, and reported, at any allocation
+_counting = threading.RLock()
 
 LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, Pages], None]"
 """Takes what a transaction left after the scope had closed: scope, outcome, changes."""
@@ -55,8 +56,7 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class AuditScope:
+class AuditScope(msgspec.Struct, eq=False):
     """What is known so far of one action.
 
     Attributes:
@@ -97,16 +97,16 @@ class AuditScope:
     request: Request | None = None
     response: Response | None = None
     error: ErrorInfo | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
-    changes: list[Change] = field(default_factory=list)
+    changes: list[Change] = msgspec.field(default_factory=list)
     further: Pages | None = None
-    told: list[str] = field(default_factory=list)
-    open: set[OpenTransaction] = field(default_factory=set)
+    told: list[str] = msgspec.field(default_factory=list)
+    open: set[OpenTransaction] = msgspec.field(default_factory=set)
     changes_total: int = 0
     changes_pending: int = 0
     changes_rolled_back: int = 0
-    transactions: set[TransactionOutcome] = field(default_factory=set)
+    transactions: set[TransactionOutcome] = msgspec.field(default_factory=set)
     closed: bool = False
     late: LateChanges | None = None
     teller: Callable[[Pages], Iterable[AuditRecord]] | None = None
@@ -175,12 +175,16 @@ class AuditScope:
     def keep(self, changes: Pages) -> None:
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
         with _counting:
-            if self.further is not None:
-                self.further.absorb(changes)
-                return
-            first, further = changes.split(changes.room.page - len(self.changes))
-            self.changes.extend(first)
-            self.further = further or None
+            if self.further is None:
+                first, changes = changes.split(changes.room.page - len(self.changes))
+                self.changes.extend(first)
+            self._keep_further(changes)
+
+    def _keep_further(self, changes: Pages) -> None:
+        if self.further is not None:
+            self.further.absorb(changes)
+        elif changes:
+            self.further = changes
 
     def note_savepoint_rollback(self, count: int) -> None:
         """Count changes undone by a savepoint whose transaction goes on."""

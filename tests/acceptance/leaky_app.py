@@ -91,6 +91,18 @@ async def metadata(request: Request, tasks: BackgroundTasks) -> None:
     tasks.add_task(otel_audit.add_metadata, later={"pin": secret})
 
 
+@app.post("/identity")
+async def identity(request: Request) -> None:
+    secret = (await request.json())["password"]
+    request.state.session_id = secret
+    otel_audit.set_actor(secret, role=secret, email=secret, on_behalf_of=secret, roles=(secret,))
+    otel_audit.set_tenant(secret, slug=secret)
+    otel_audit.set_target("customer", secret)
+    otel_audit.set_event(f"customer.{secret}")
+    async with otel_audit.audit(secret, actor=secret, tenant=secret, target=f"customer:{secret}"):
+        pass
+
+
 @app.post("/customers")
 async def create(request: Request, db: AsyncSession = Session) -> int:
     secret = (await request.json())["password"]

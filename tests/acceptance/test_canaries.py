@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ import asyncpg
 import httpx
 import pytest
 import websockets.sync.client
+from google.protobuf.json_format import MessageToJson
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from servers import uvicorn
+
+from demo.receiver import running_receiver
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +96,7 @@ def multipart(client: httpx.Client, canary: str) -> Any:
 def socket(client: httpx.Client, canary: str) -> Any:
     url = str(client.base_url).replace("http", "ws") + f"/feed?token={canary}&page=1"
     with websockets.sync.client.connect(url, additional_headers={"cookie": f"a={canary}"}) as feed:
-        feed.send(json.dumps({"password": canary}))
+        feed.send(json.dumps({"password": canary, "note": INNOCENT}))
         return feed.recv()
 
 
@@ -145,6 +150,10 @@ POSITIONS: dict[str, tuple[Callable[[], str], Callable[[httpx.Client, str], Any]
     "path": (word, post("/password-reset/SECRET")),
     "path of no route": (word, post("/no/such/reset/SECRET")),
     "socket": (word, socket),
+    "identity": (any_jwt, post("/identity", json={"password": "SECRET"})),
+    "request id": (lambda: "ghp_" + secrets.token_hex(18),
+                   post("/anything", headers={"x-request-id": "SECRET"})),
+    "tenant's header": (any_jwt, post("/anything", headers={"x-tenant": "SECRET"})),
     "card": (lambda: luhn(f"4{digits(14)}"), in_text()),
     "SSN": (lambda: f"{secrets.randbelow(600) + 100}-{secrets.randbelow(89) + 10}-{digits(4)}",
             in_text()),
@@ -167,9 +176,9 @@ class Run:
     rows: list[asyncpg.Record]
 
 
-@pytest.fixture(scope="module")
-def run(postgres, audit_template, tmp_path_factory) -> Run:
-    """Send every canary once; look at the spool while it holds all, then at all the rest."""
+@pytest.fixture(scope="module", params=["full", "summary"])
+def run(request, postgres, audit_template, tmp_path_factory) -> Run:
+    """Send every canary once, to an app whose spans and metrics go to a collector of its own too; look at the spool while it holds all, then at all the rest."""
     directory = tmp_path_factory.mktemp("leaky")
     shutil.copy(Path(__file__).parent / "leaky_app.py", directory / "app.py")
     store, shop = (f"{kind}_{uuid.uuid4().hex[:8]}" for kind in ("store", "shop"))
@@ -177,12 +186,17 @@ def run(postgres, audit_template, tmp_path_factory) -> Run:
                               f"CREATE DATABASE {shop}"))  # fmt: skip
     settings = {
         "APP_DSN": postgres.dsn(shop).replace("postgresql://", "postgresql+asyncpg://"),
-        "OTEL_TRACES_EXPORTER": "console",
+        "OTEL_TRACES_EXPORTER": "console,otlp",
+        "OTEL_METRICS_EXPORTER": "console",
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "PYTHONUNBUFFERED": "1",
         "OTEL_AUDIT_DSN": postgres.dsn(store),
         "OTEL_AUDIT_BATCH_INTERVAL": "60",
-        "OTEL_AUDIT_SPAN_PAYLOAD": "full",
+        "OTEL_AUDIT_SPAN_PAYLOAD": request.param,
+        "OTEL_AUDIT_CAPTURE_SOCKET_MESSAGES": "true",
+        "OTEL_AUDIT_TENANT_HEADER": "x-tenant",
         "OTEL_AUDIT_REQUEST_LOG": "true",
         "OTEL_AUDIT_CAPTURE_HEADERS": ",".join(HEADERS),
         "OTEL_AUDIT_API_KEY_HEADER": "x-api-key",
@@ -194,18 +208,31 @@ def run(postgres, audit_template, tmp_path_factory) -> Run:
     canaries = {name: make() for name, (make, _) in POSITIONS.items()}
     # what uvicorn itself says of requests and exceptions is not ours to redact
     quiet = ("--no-access-log", "--log-level", "critical")
-    with uvicorn(directory, settings, *quiet) as server:
+    with running_receiver() as collector, ExitStack() as stack:
+        settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
+        server = stack.enter_context(uvicorn(directory, settings, *quiet))
         server.wait_until_up()
         one_each = httpx.Limits(max_keepalive_connections=0)
+        answers: list[Any] = []
         with httpx.Client(base_url=server.url, timeout=30, limits=one_each) as client:
             for name, (_, send) in POSITIONS.items():
-                send(client, canaries[name])
-        time.sleep(1)  # the spans' own exporter is no concern of an orderly stop
+                answers.append(send(client, canaries[name]))
+        time.sleep(2)  # the spans' and metrics' own exporters are no concern of an orderly stop
         spool = b"".join(p.read_bytes() for p in (directory / "spool").rglob("*") if p.is_file())
         server.stop()
-        logs, spans = split(server.output)
+        logs, spans, metrics = split(server.output)
+        exported = "\n".join(map(own_parts, collector.received))
     tables, rows = wait_for(everything(postgres.dsn(store)))
-    places = {"spool": spool, "database": tables, "logs": logs.encode(), "spans": spans.encode()}
+    pages = [f"{a.headers}{a.text}" for a in answers if getattr(a, "status_code", 0) >= 500]
+    places = {
+        "spool": spool,
+        "database": tables,
+        "logs": logs.encode(),
+        "spans": spans.encode(),
+        "collector": exported.encode(),
+        "metrics": metrics.encode(),
+        "error pages": "\n".join(pages).encode(),
+    }
     return Run(canaries, places, rows)
 
 
@@ -246,19 +273,35 @@ OTHERS = (
 )
 
 
-def split(output: str) -> tuple[str, str]:
-    """Part what was printed into log lines and spans; of spans, leave out what others set."""
-    decoder, logs, spans, at = json.JSONDecoder(), [], [], 0
+def split(output: str) -> tuple[str, str, str]:
+    """Part what was printed into log lines, spans, metrics; of spans, leave out what others set."""
+    decoder, logs, spans, metrics, at = json.JSONDecoder(), [], [], [], 0
     while at < len(output):
         if output.startswith("{\n", at):
-            span, at = decoder.raw_decode(output, at)
-            own = {k: v for k, v in span["attributes"].items() if not k.startswith(OTHERS)}
-            spans.append(json.dumps({**span, "attributes": own, "events": [], "status": {}}))
+            found, at = decoder.raw_decode(output, at)
+            if "resource_metrics" in found:
+                metrics.append(json.dumps(found))
+                continue
+            own = {k: v for k, v in found["attributes"].items() if not k.startswith(OTHERS)}
+            spans.append(json.dumps({**found, "attributes": own, "events": [], "status": {}}))
             continue
         line, _, _ = output[at:].partition("\n")
         logs.append(line)
         at += len(line) + 1
-    return "\n".join(logs), "\n".join(spans)
+    return "\n".join(logs), "\n".join(spans), "\n".join(metrics)
+
+
+def own_parts(received: bytes) -> str:
+    """Spell what a collector got, without what others set on the spans."""
+    request = ExportTraceServiceRequest.FromString(received)
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                own = [a for a in span.attributes if not a.key.startswith(OTHERS)]
+                for name in ("attributes", "events", "status"):
+                    span.ClearField(name)
+                span.attributes.extend(own)
+    return MessageToJson(request, ensure_ascii=False)
 
 
 def forms(canary: str) -> Iterator[bytes]:
@@ -286,10 +329,29 @@ class TestCanaries:
         ]
         assert found == []
 
-    @pytest.mark.parametrize("place", ["spool", "database", "spans"])
-    def test_what_is_innocent_is_there(self, run, place):
+    @pytest.mark.parametrize(
+        ("place", "trace"),
+        [("spool", INNOCENT), ("database", INNOCENT), ("spans", "audit.event.name"),
+         ("collector", "audit.event.name"), ("metrics", "audit.records.emitted"),
+         ("error pages", "Internal Server Error")],
+    )  # fmt: skip
+    def test_what_is_innocent_is_there(self, run, place, trace):
         """Each place was really written to, and keeps what is no secret."""
-        assert INNOCENT.encode() in run.places[place]
+        assert trace.encode() in run.places[place]
+
+    @pytest.mark.parametrize("place", ["spans", "collector"])
+    def test_spans_have_bodies_where_that_is_asked_for(self, run, place, request):
+        """Where only a summary is, there is none."""
+        full = request.node.callspec.params["run"] == "full"
+        assert (INNOCENT.encode() in run.places[place]) is full
+
+    def test_messages_of_the_socket_are_there(self, run):
+        """Both ways, without the secret in them."""
+        (row,) = [row for row in run.rows if row["url_path"] == "/feed"]
+        payload = json.loads(row["payload"])
+        for side in ("request", "response"):
+            (kept,) = payload[side]["body"]["content"]
+            assert kept["message"] == {"password": "[REDACTED]", "note": INNOCENT}
 
     def test_every_request_is_a_row(self, run):
         """No canary has cost its request the record."""

@@ -1,6 +1,6 @@
 """How many audit spans a second one sink process stores: real server, real PostgreSQL.
 
-    python tests/benchmarks/bench_sink.py [--spans 20000] [--batch 200] [--senders 4] [--dsn DSN]
+    python tests/benchmarks/bench_sink.py [--spans 20000] [--batch 200] [--senders 4] [--workers 2] [--dsn DSN]
 
 Prints one JSON object: spans a second, and the CPU time of the sink and of PostgreSQL for each
 span. The requests are made beforehand, so that the sender takes little of the machine.
@@ -157,19 +157,20 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, object]
     try:
         dsn = server.get_uri()
         asyncio.run(_init(dsn))
-        with serving(directory, dsn) as sink:
+        with serving(directory, dsn, "--workers", str(arguments.workers)) as sink:
             send(sink.url, sink.token, requests(2000, arguments.batch, arguments.shape), 1)
             bodies = requests(arguments.spans, arguments.batch, arguments.shape)
             ours, database = psutil.Process(sink.process.pid), postgres_process(directory / "pg")
             before = cpu(ours), cpu(database)
             seconds = send(sink.url, sink.token, bodies, arguments.senders)
             after = cpu(ours), cpu(database)
-            memory = ours.memory_info().rss
+            memory = sum(one.memory_info().rss for one in (ours, *ours.children(recursive=True)))
         return {
             "shape": arguments.shape,
             "spans": arguments.spans,
             "spans_in_a_request": arguments.batch,
             "senders": arguments.senders,
+            "workers": arguments.workers,
             "bytes_in_a_request_gzip": len(bodies[0]),
             "seconds": round(seconds, 2),
             "spans_per_second": round(arguments.spans / seconds),
@@ -189,6 +190,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spans", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--senders", type=int, default=4)
     parser.add_argument("--shape", choices=["plugin", "plain"], default="plugin")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:

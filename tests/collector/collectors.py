@@ -146,6 +146,40 @@ class Process:
         self.start()
 
 
+@dataclass
+class Sink(Process):
+    """`otel-audit serve`."""
+
+    url: str = ""
+
+
+def serving(store: str, directory: Path, name: str = "sink") -> Sink:
+    """Describe a sink, and make the token that it takes; it is not started."""
+    tokens, token = directory / "tokens.toml", directory / "sink.token"
+    if not token.exists():
+        command = [
+            str(BIN / "otel-audit"),
+            "serve",
+            "token",
+            "new",
+            "gateway",
+            "--file",
+            str(tokens),
+        ]
+        made = subprocess.run(command, check=True, capture_output=True, text=True)
+        token.write_text(made.stdout)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    return Sink(
+        name,
+        [str(BIN / "otel-audit"), "serve", "--port", str(port), "--tokens", str(tokens)],
+        {"OTEL_AUDIT_DSN": store, "OTEL_AUDIT_SERVE_RETRY_AFTER": "1", "PATH": os.environ["PATH"]},
+        directory,
+        f"{url}/health",
+        url=url,
+    )
+
+
 @contextlib.contextmanager
 def running(*processes: Process) -> Iterator[None]:
     """Start processes, all at once, and leave none behind."""

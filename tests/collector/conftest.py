@@ -12,36 +12,35 @@ from pathlib import Path
 import pytest
 from collector.collectors import (
     AGENT,
-    BIN,
     GATEWAY,
     REPOSITORY,
     Certificates,
     Collector,
-    Process,
+    Sink,
     collector,
-    free_port,
     make_certificates,
     running,
+    serving,
 )
 
 from demo.receiver import Receiver, running_receiver
 
 HOW_TO_GET_IT = (
     "no OpenTelemetry Collector here: `make collector` builds it (it needs Go and some minutes), "
-    "or name one with the same components in OTEL_AUDIT_COLLECTOR"
+    "or name one with the same components in TEST_COLLECTOR"
 )
 
 
 @pytest.fixture(scope="session")
 def binary() -> Path:
     """The Collector of builder-config.yaml."""
-    given = os.environ.get("OTEL_AUDIT_COLLECTOR")
+    given = os.environ.get("TEST_COLLECTOR")
     command = [str(REPOSITORY / ".ci" / "collector"), "--path"]
     found = Path(
         given or subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     )
     if not found.exists():
-        if os.environ.get("OTEL_AUDIT_REQUIRE_COLLECTOR"):
+        if os.environ.get("TEST_COLLECTOR_REQUIRED"):
             pytest.fail(HOW_TO_GET_IT)
         pytest.skip(HOW_TO_GET_IT)
     return found
@@ -58,40 +57,6 @@ def backend() -> Iterator[Receiver]:
     """The usual trace backend."""
     with running_receiver() as receiver:
         yield receiver
-
-
-@dataclass
-class Sink(Process):
-    """`otel-audit serve`."""
-
-    url: str = ""
-
-
-def serving(store: str, directory: Path, name: str = "sink") -> Sink:
-    """Describe a sink, and make the token that it takes; it is not started."""
-    tokens, token = directory / "tokens.toml", directory / "sink.token"
-    if not token.exists():
-        command = [
-            str(BIN / "otel-audit"),
-            "serve",
-            "token",
-            "new",
-            "gateway",
-            "--file",
-            str(tokens),
-        ]
-        made = subprocess.run(command, check=True, capture_output=True, text=True)
-        token.write_text(made.stdout)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    return Sink(
-        name,
-        [str(BIN / "otel-audit"), "serve", "--port", str(port), "--tokens", str(tokens)],
-        {"OTEL_AUDIT_DSN": store, "OTEL_AUDIT_SERVE_RETRY_AFTER": "1", "PATH": os.environ["PATH"]},
-        directory,
-        f"{url}/health",
-        url=url,
-    )
 
 
 @dataclass

@@ -93,14 +93,16 @@ class Sender:
     def client(self) -> httpx.Client:
         return httpx.Client(verify=self.verify, timeout=self.timeout)
 
-    def send(self, count: int, *, batch: int = 5, give_up_after: float = 60.0) -> list[str]:
+    def send(
+        self, count: int, *, batch: int = 5, give_up_after: float = 60.0, note: str = ""
+    ) -> list[str]:
         """Send so many audit spans, each batch until it is accepted; their request ids."""
         sent: list[str] = []
         deadline = time.monotonic() + give_up_after
         with self.client() as client:
             while len(sent) < count:
                 ids = [secrets.token_hex(8) for _ in range(min(batch, count - len(sent)))]
-                body = request_of([audit_span(one) for one in ids])
+                body = request_of([audit_span(one, **{"audit.note": note}) for one in ids])
                 while not self.post(body, client):
                     assert time.monotonic() < deadline, self.answers
                     time.sleep(0.1)

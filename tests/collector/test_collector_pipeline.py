@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
-from collector.collectors import BIN, Process, free_port, running
+from collector.collectors import BIN, Collector, Process, free_port, running
 from collector.senders import (
     MANDATORY,
     Sender,
@@ -126,7 +126,7 @@ async def test_all_the_records_and_only_the_sampled_traces(pipeline, tmp_path):
 async def test_the_traces_lose_what_is_heavy_or_personal(pipeline):
     """A flagged span of someone else: a whole row in the store, a lean span in the backend."""
     personal = {
-        "audit.request.body": '{"iban":"DE02"}',
+        "audit.request.body": '{"item":"tea"}',
         "audit.request.body.content_type": "application/json",
         "audit.changes": '[{"operation":"insert","entity":"Invoice","table":"invoice"}]',
         "audit.metadata": '{"note":"x"}',
@@ -154,7 +154,7 @@ async def test_the_traces_lose_what_is_heavy_or_personal(pipeline):
     payload = json.loads(row["payload"])
     assert payload["actor"]["email"] == "a@b.example"
     assert payload["metadata"] == {"note": "x"}
-    assert payload["request"]["body"]["content"] == {"iban": "DE02"}
+    assert payload["request"]["body"]["content"] == {"item": "tea"}
     assert row["trace_id"] == trace.hex()
     assert sorted(len(one["names"]) for one in spans) == [1, 6]
     assert {one["trace"] for one in spans} == {trace.hex()}
@@ -192,3 +192,37 @@ async def test_only_known_certificates_may_send_to_the_gateway(pipeline):
         for variable in ("GATEWAY_HTTP", "GATEWAY_AUDIT_HTTP"):
             with pytest.raises(httpx.TransportError):
                 httpx.post(f"{it.gateway.url(variable, 'https')}/v1/traces", verify=False)
+
+
+async def test_what_the_readme_says_to_watch_can_be_watched(pipeline):
+    """Depth and bound of the queue, and what was given up."""
+    with pipeline() as it:
+        it.sink.kill()
+        Sender(it.url).send(5)
+
+        async def depth() -> float:
+            return metric(it.gateway, "otelcol_exporter_queue_size")
+
+        await eventually(depth, lambda found: found > 0)
+        assert metric(it.gateway, "otelcol_exporter_queue_capacity") == 4 << 30
+
+
+async def test_a_refusal_for_good_is_a_loss_and_is_counted(pipeline, backend):
+    """What remains: a Collector drops what is answered 404, as by a wrong path or a proxy."""
+    with pipeline(gateway={"AUDIT_SINK_ENDPOINT": f"{backend.endpoint}/elsewhere"}) as it:
+        Sender(it.url).send(5)
+
+        async def lost() -> float:
+            return metric(it.gateway, "otelcol_exporter_send_failed_spans")
+
+        assert await eventually(lost, bool) == 5
+
+
+def metric(collector: Collector, name: str) -> float:
+    """The value that a Collector's own metrics give for its audit exporter."""
+    (variable,) = (one for one in collector.ports if one.endswith("METRICS_PORT"))
+    text = httpx.get(f"{collector.url(variable)}/metrics").text
+    for line in text.splitlines():
+        if line.startswith(f"{name}{{") and 'exporter="otlp_http/audit"' in line:
+            return float(line.rpartition(" ")[2])
+    return 0.0

@@ -123,7 +123,8 @@ class Verdict:
         lost: Those of them that are not stored.
         twice: Actions with more than one row.
         cut_down: Actions that the application had begun, and never ended.
-        untold: Those of them that are not stored with outcome ``unknown``.
+        untold: Those of them that are not stored with outcome ``unknown``, and those that ended
+            unseen by a client and are not stored at all.
         invented: Rows of actions that nobody asked for.
     """
 
@@ -191,7 +192,7 @@ class Site:
         asked = answered.union(*(load.cut_off | load.refused for load in self.loads))
         begun, done = self.journal
         cut_down = begun - done
-        missing = begun - count.keys()
+        missing = begun - count.keys() - answered
         return Verdict(
             answered=frozenset(answered),
             lost=frozenset(answered - count.keys()),

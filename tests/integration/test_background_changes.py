@@ -1,4 +1,4 @@
-"""Work that goes on when the client has its answer, on a real database."""
+"""Changes beside requests: when the client has its answer already, and where there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import otel_audit
@@ -29,10 +29,8 @@ class Mail(Base):
 
 
 @pytest.fixture
-async def shop(database: str, audit_store: str) -> AsyncIterator[FastAPI]:
-    engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+async def shop(engine_with: Any, audit_store: str) -> AsyncIterator[FastAPI]:
+    engine = await engine_with(Base.metadata)
     sessions = async_sessionmaker(engine)
     app = FastAPI()
     app.state.later = []
@@ -67,7 +65,6 @@ async def shop(database: str, audit_store: str) -> AsyncIterator[FastAPI]:
     otel_audit.instrument(app, app_engine=engine, config=config)
     yield app
     await asyncio.to_thread(otel_audit.uninstrument)
-    await engine.dispose()
 
 
 async def rows_after(app: FastAPI, path: str, store: str) -> list[Any]:
@@ -75,6 +72,10 @@ async def rows_after(app: FastAPI, path: str, store: str) -> list[Any]:
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         await client.post(path)
     await asyncio.gather(*app.state.later)
+    return await rows_of(store)
+
+
+async def rows_of(store: str) -> list[Any]:
     assert await asyncio.to_thread(otel_audit.flush, 10)
     connection = await asyncpg.connect(store)
     try:
@@ -100,4 +101,32 @@ class TestBackgroundWork:
         completed, changes = await rows_after(shop, "/forgotten", audit_store)
         assert (completed["phase"], completed["entities"]) == ("completed", [])
         assert (changes["phase"], changes["entities"]) == ("changes", ["mail:1"])
+        assert changes["outcome"] == "success"
         assert changes["action_id"] == completed["action_id"]
+
+
+class TestOutsideAnyAction:
+    @pytest.fixture(autouse=True)
+    async def _end(self) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(otel_audit.uninstrument)
+
+    async def test_a_transaction_of_a_script_is_a_record_of_its_own(self, engine_with, audit_store):
+        """A committed transaction outside any action is recorded, by the process itself."""
+        engine = await engine_with(Base.metadata)
+        otel_audit.instrument(app_engine=engine, config=AuditConfig(dsn=audit_store))
+        async with AsyncSession(engine) as session, session.begin():
+            session.add(Mail(subject="hello"))
+        (row,) = await rows_of(audit_store)
+        assert (row["event_name"], row["action"]) == ("database.changed", "CREATE")
+        assert (row["actor_type"], row["transaction_outcome"]) == ("system", "committed")
+        assert row["entities"] == ["mail:1"]
+
+    async def test_it_may_be_switched_off(self, engine_with, audit_store):
+        """orm_outside_actions=false leaves such transactions out."""
+        engine = await engine_with(Base.metadata)
+        config = AuditConfig(dsn=audit_store, orm_outside_actions=False)
+        otel_audit.instrument(app_engine=engine, config=config)
+        async with AsyncSession(engine) as session, session.begin():
+            session.add(Mail(subject="hello"))
+        assert await rows_of(audit_store) == []

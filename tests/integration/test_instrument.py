@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -349,11 +349,9 @@ class TestTheRow:
 
 class TestCommits:
     @pytest.fixture
-    async def shop(self, database: str, config: AuditConfig, store: Any) -> AsyncIterator[FastAPI]:
+    async def shop(self, engine_with: Any, config: AuditConfig, store: Any) -> FastAPI:
         """An application whose session commits when its dependency is torn down."""
-        engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+        engine = await engine_with(Base.metadata)
         sessions = async_sessionmaker(engine)
 
         async def session() -> AsyncIterator[AsyncSession]:
@@ -385,8 +383,7 @@ class TestCommits:
             return {"price": 9}
 
         otel_audit.instrument(app, app_engine=engine, config=config)
-        yield app
-        await engine.dispose()
+        return app
 
     async def test_the_row_tells_what_was_committed_after_the_answer(self, shop, store):
         """A commit in the teardown of a dependency is in the row, with before and after."""
@@ -416,11 +413,9 @@ class TestBesideSqlSpans:
         not sqlalchemy.__version__.startswith("2.0."),
         reason="contrib's SQLAlchemy instrumentation declines 2.1",
     )
-    async def test_contribs_statement_spans_go_on(self, database, config, tracing, store):
+    async def test_contribs_statement_spans_go_on(self, engine_with, config, tracing, store):
         """contrib's SQLAlchemy spans are there as ever, and the change is in the row."""
-        engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+        engine = await engine_with(Base.metadata)
         instrumentor = SQLAlchemyInstrumentor()
         instrumentor.instrument(engine=engine.sync_engine, tracer_provider=tracing.provider)
         app = FastAPI(telemetry={"tracer_provider": tracing.provider})
@@ -437,7 +432,6 @@ class TestBesideSqlSpans:
             (row,) = await store()
         finally:
             instrumentor.uninstrument()
-            await engine.dispose()
         names = [span.name.split()[0] for span in tracing.exporter.get_finished_spans()]
         assert "INSERT" in names
         assert row["entities"] == ["order:1"]

@@ -13,7 +13,7 @@ import pytest
 from fastapi import BackgroundTasks, FastAPI, Request
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import otel_audit
@@ -50,12 +50,8 @@ async def rows(audit_store: str) -> AsyncIterator[Rows]:
 
 
 @pytest.fixture
-async def sessions(database: str) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-    engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    yield async_sessionmaker(engine, expire_on_commit=False)
-    await engine.dispose()
+async def sessions(engine_with: Any) -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(await engine_with(Base.metadata), expire_on_commit=False)
 
 
 async def answer(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:

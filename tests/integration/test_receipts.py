@@ -46,6 +46,39 @@ class TestReceipt:
             pass
         assert (await otel_audit.receipt(action.record_id)).record_id == action.record_id
 
+    async def test_an_action_gives_its_own(self, audit_store):
+        """Asked after its block; inside of it there is no record yet, and the error says so."""
+        otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=audit_store))
+        async with otel_audit.audit("tenant.provisioned", actor="job-7") as action:
+            with pytest.raises(otel_audit.ConfigurationError, match="not over"):
+                await action.receipt()
+        assert (await action.receipt()).record_id == action.record_id
+
+    async def test_without_an_id_it_is_that_of_what_was_recorded_last(self, audit_store):
+        """An event, a block, a function: the last one of this very task."""
+        otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=audit_store))
+
+        @otel_audit.audit("report.built")
+        async def build() -> None: ...
+
+        async def other() -> None:
+            otel_audit.emit("report.read")
+
+        emitted = otel_audit.emit("report.made")
+        assert (await otel_audit.receipt()).record_id == emitted
+        async with otel_audit.audit("tenant.provisioned") as action:
+            pass
+        await asyncio.create_task(other())
+        assert (await otel_audit.receipt()).record_id == action.record_id
+        await build()
+        assert (await otel_audit.receipt()).record_id not in (emitted, action.record_id)
+
+    async def test_without_an_id_and_anything_recorded_it_is_an_error(self, audit_store):
+        """There is nothing that it could be of."""
+        otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=audit_store))
+        with pytest.raises(ValueError, match="nothing was recorded by hand"):
+            await otel_audit.receipt()
+
     async def test_what_is_not_stored_in_time_has_none(self, audit_store, tmp_path):
         """An id that is not there, or a store that is away: an error that says so, in time."""
         otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=audit_store))

@@ -13,7 +13,15 @@ import otel_audit
 from otel_audit import AuditConfig
 
 ROOT = Path(__file__).parents[2]
-RUN = ("capture", "recording-by-hand", "policy", "redaction", "actors-and-tenants", "configuration")
+RUN = (
+    "capture",
+    "recording-by-hand",
+    "orm",
+    "policy",
+    "redaction",
+    "actors-and-tenants",
+    "configuration",
+)
 PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
 
 

@@ -13,12 +13,13 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.notes import read_checkpoint
+from otel_audit_postgres.ledger.plugged import called
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class FileAnchor:
 
 
 class HttpAnchor:
-    """An address that keeps what is PUT there: a small service, or an object store's signed URL.
+    """An address that keeps what is PUT there: a small service, or a store that speaks WebDAV.
 
     GET gives the note that was PUT last, or 404; PUT takes one as ``text/plain``.
     """
@@ -141,6 +142,43 @@ class HttpAnchor:
             raise AnchorError(f"{self.name} cannot be reached ({type(error).__name__})") from None
 
 
+class ObjectAnchor:
+    """One object of an object store, reached through two callables of yours.
+
+    Object stores differ in names, credentials and locks, so what talks to yours is yours: a few
+    lines over its own client. Keep versions (or an object lock) there, so that nobody can take a
+    checkpoint back.
+    """
+
+    def __init__(
+        self, name: str, get: Callable[[], str | None], put: Callable[[str], object]
+    ) -> None:
+        """Remember how; nothing is called yet.
+
+        Args:
+            name: What to call it in messages.
+            get: Gives the note that was put last, None if there is none. It may block.
+            put: Takes a note, and returns once it is kept. It may block.
+        """
+        self.name = name
+        self._get = get
+        self._put = put
+
+    async def last(self) -> str | None:
+        """The latest note, None before the first."""
+        try:
+            return await asyncio.to_thread(self._get)
+        except Exception as error:
+            raise AnchorError(f"{self.name} cannot be read ({type(error).__name__})") from error
+
+    async def publish(self, note: str) -> None:
+        """Put the note."""
+        try:
+            await asyncio.to_thread(self._put, note)
+        except Exception as error:
+            raise AnchorError(f"{self.name} cannot be written ({type(error).__name__})") from error
+
+
 class LogAnchor:
     """A line in the log, where logs are shipped to a place of their own."""
 
@@ -159,7 +197,8 @@ def anchors_from(settings: Sequence[str]) -> list[Anchor]:
     """Make the anchors that the settings name.
 
     Args:
-        settings: ``file:PATH``, ``dir:PATH``, ``log:``, ``https://…`` or ``http://…`` each.
+        settings: ``file:PATH``, ``dir:PATH``, ``log:``, ``https://…`` or ``http://…`` each, or
+            ``python:module:name`` for a callable that returns an `Anchor`.
 
     Raises:
         ConfigurationError: One is none of these.
@@ -175,9 +214,22 @@ def _anchor(setting: str) -> Anchor:
         return HttpAnchor(setting)
     if kind in ("file", "dir") and rest.removeprefix("//"):
         return FileAnchor(Path(rest.removeprefix("//")), directory=kind == "dir")
+    if kind == "python":
+        return _made_by(rest)
     raise ConfigurationError(
-        "OTEL_AUDIT_ANCHOR: an anchor is file:PATH, dir:PATH, https://ADDRESS or log:"
+        "OTEL_AUDIT_ANCHOR: an anchor is file:PATH, dir:PATH, https://ADDRESS, log: or "
+        "python:module:name"
     )
+
+
+def _made_by(place: str) -> Anchor:
+    made = called(place, "OTEL_AUDIT_ANCHOR")
+    if not all(hasattr(made, member) for member in ("name", "last", "publish")):
+        raise ConfigurationError(
+            f"OTEL_AUDIT_ANCHOR: {place} returned {type(made).__name__}, which has not the name, "
+            "last() and publish() of an anchor"
+        )
+    return cast("Anchor", made)
 
 
 def _replace(path: Path, text: str) -> None:

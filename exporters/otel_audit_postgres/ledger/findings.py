@@ -63,6 +63,15 @@ class Findings:
         if self.counts[kind] <= WRITTEN_OUT:
             self.problems.append(Problem(kind, detail, record_id, leaf))
 
+    def take(self, other: Findings) -> None:
+        """Take in what was found elsewhere."""
+        for problem in sorted(other.problems, key=lambda problem: problem.leaf or 0):
+            kept = sum(mine.kind == problem.kind for mine in self.problems)
+            if kept < WRITTEN_OUT:
+                self.problems.append(problem)
+        self.counts.update(other.counts)
+        self.warnings += other.warnings
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -80,6 +89,8 @@ class Report:
         counts: How many problems of each kind there are.
         warnings: What weakens the result, without being tampering.
         seconds: How long it took.
+        dropped: Rows that went with their partitions, as a sealed record of each says.
+        last_note: The last checkpoint's note, None if nothing was ever sealed.
     """
 
     origin: str | None
@@ -92,6 +103,8 @@ class Report:
     counts: dict[Kind, int]
     warnings: tuple[str, ...]
     seconds: float
+    dropped: int = 0
+    last_note: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -115,6 +128,7 @@ class Report:
             "signed_size": self.signed_size,
             "rows_checked": self.rows_checked,
             "waiting": self.waiting,
+            "dropped": self.dropped,
             "first_bad": None if first is None else _plain(first),
             "problems": [_plain(problem) for problem in self.problems],
             "counts": {kind.value: count for kind, count in self.counts.items()},

@@ -37,6 +37,7 @@ async def inspect_ledger(
     try:
         async with store.opened(dsn, "inspect the ledger") as connection:
             state = await connection.fetchrow(_STATE)
+            assert state is not None  # noqa: S101 - a function without SETOF has a row
     except StoreError as error:
         return [Finding("ledger", None, str(error))]
     found = [_lag(state), _signature(state, keys)]
@@ -67,7 +68,7 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
         except ConfigurationError as error:
             found.append(Finding("signing_key", ok=False, detail=str(error), remedy=_KEYGEN))
         else:
-            detail = f"{path} is readable for its owner alone; its public key is {key.public.text()}"
+            detail = f"{path} is its owner's alone; the public key is {key.public.text()}"
             found.append(Finding("signing_key", ok=True, detail=detail))
     if seals_here:
         found.append(
@@ -88,13 +89,11 @@ def _lag(state: Any) -> Finding:
         return Finding(
             "sealing",
             None,
-            f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then a change "
-            "of them by the database's owner does not show",
+            f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then a "
+            "change of them by the database's owner does not show",
             f"see that the sealer runs: {_ALONE}",
         )
-    return Finding(
-        "sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait"
-    )
+    return Finding("sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait")
 
 
 def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
@@ -105,7 +104,9 @@ def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
         note = read_note(state["note"])
         signers = note.signed_by(keys)
     except NoteError as error:
-        return Finding(name, False, f"the last checkpoint: {error}", "run `otel-audit verify`")
+        return Finding(
+            name, ok=False, detail=f"the last checkpoint: {error}", remedy="run `otel-audit verify`"
+        )
     if not note.signatures:
         return Finding(
             name,
@@ -144,7 +145,7 @@ async def _anchor(anchor: Anchor, size: int) -> Finding:
     try:
         seen = read_checkpoint(note).size
     except NoteError as error:
-        return Finding(name, False, str(error), "find out who wrote there")
+        return Finding(name, ok=False, detail=str(error), remedy="find out who wrote there")
     if seen > size:
         return Finding(
             name,

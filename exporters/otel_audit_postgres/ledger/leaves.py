@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from otel_audit_postgres.ledger.merkle import HASH_SIZE, leaf_hash
+from otel_audit_postgres.ledger.merkle import HASH_SIZE, Frontier, leaf_hash
 
 TAG: Final = b"otel-audit leaf 1\n"
 ID_SIZE: Final = 16
@@ -77,6 +77,33 @@ class Block:
             uuid.UUID(bytes=self.ids[at : at + ID_SIZE])
             for at in range(0, len(self.ids) // ID_SIZE * ID_SIZE, ID_SIZE)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Leaves whose rows were dropped in order, collapsed to the hash of their subtree.
+
+    Attributes:
+        first: Index of its first leaf in the log, from 0.
+        count: Leaves in it, a power of two that divides ``first``.
+        hash: The subtree's root, 32 bytes.
+    """
+
+    first: int
+    count: int
+    hash: bytes
+
+    def is_whole(self) -> bool:
+        """Whether it can be a subtree at its place."""
+        power = self.count > 0 and self.count & (self.count - 1) == 0
+        return power and self.first % self.count == 0 and len(self.hash) == HASH_SIZE
+
+
+def grown(tree: Frontier, piece: Block | Pruned) -> Frontier:
+    """The tree after a whole piece was appended."""
+    if isinstance(piece, Pruned):
+        return tree.joined(piece.hash, piece.count)
+    return tree.extended(piece.leaf_hashes())
 
 
 def packed(first: int, leaves: list[Leaf]) -> Block:

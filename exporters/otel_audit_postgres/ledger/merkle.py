@@ -6,8 +6,9 @@ Leaves come in as hashes (`leaf_hash` of an entry), so that nothing here needs t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 HASH_SIZE: Final = 32
@@ -51,6 +52,24 @@ class Frontier:
             size += 1
         return Frontier(size, tuple(hashes))
 
+    def joined(self, subtree: bytes, count: int) -> Frontier:
+        """The frontier after a complete subtree was appended, known by its hash alone.
+
+        Args:
+            subtree: The subtree's root hash.
+            count: Its leaves: a power of two that divides ``size``.
+
+        Raises:
+            ValueError: It is no complete subtree at this place.
+        """
+        if count < 1 or count & (count - 1) or self.size % count:
+            raise ValueError(f"no subtree of {count} leaves after {self.size}")
+        hashes, node, level = list(self.hashes), subtree, self.size // count
+        while level & 1:
+            node = node_hash(hashes.pop(), node)
+            level >>= 1
+        return Frontier(self.size + count, (*hashes, node))
+
     def root(self) -> bytes:
         """The tree's root hash, 32 bytes."""
         if not self.hashes:
@@ -64,17 +83,28 @@ class Frontier:
 class Tree:
     """A whole tree in memory, which answers for itself and for each smaller tree it grew from."""
 
-    def __init__(self, leaves: Iterable[bytes]) -> None:
+    def __init__(
+        self,
+        leaves: Iterable[bytes | None],
+        pruned: Mapping[tuple[int, int], bytes] = MappingProxyType({}),
+    ) -> None:
         """Hash all complete subtrees, about as many as there are leaves.
 
         Args:
-            leaves: Leaf hashes, 32 bytes each, in their order.
+            leaves: Leaf hashes, 32 bytes each, in their order; None where pruned.
+            pruned: Hashes of pruned subtrees, by first leaf and count.
         """
         self._levels = [list(leaves)]
+        _place(self._levels[0], 0, pruned)
         while len(self._levels[-1]) > 1:
             below = self._levels[-1]
             pairs = zip(below[0::2], below[1::2], strict=False)
-            self._levels.append([node_hash(left, right) for left, right in pairs])
+            above = [
+                None if left is None or right is None else node_hash(left, right)
+                for left, right in pairs
+            ]
+            _place(above, len(self._levels), pruned)
+            self._levels.append(above)
 
     @property
     def size(self) -> int:
@@ -153,13 +183,23 @@ class Tree:
         count = end - start
         if count & (count - 1) == 0:
             level = count.bit_length() - 1
-            return self._levels[level][start >> level]
+            found = self._levels[level][start >> level]
+            if found is None:
+                raise ValueError(f"leaves {start} to {end - 1} were pruned")
+            return found
         middle = start + _split(count)
         return node_hash(self._range(start, middle), self._range(middle, end))
 
     def _refuse_beyond(self, size: int) -> None:
         if not 0 <= size <= self.size:
             raise ValueError(f"the tree has {self.size} leaves, not {size}")
+
+
+def _place(nodes: list[bytes | None], level: int, pruned: Mapping[tuple[int, int], bytes]) -> None:
+    """Put the hashes of pruned subtrees of one level in their places."""
+    for (first, count), found in pruned.items():
+        if count == 1 << level:
+            nodes[first >> level] = found
 
 
 def verify_inclusion(

@@ -14,12 +14,15 @@ from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, Tree
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint
 from otel_audit_postgres.ledger.rowcheck import leaf_of
 
 EVIDENCE: Final = "otel-audit evidence 1"
 CONSISTENCY: Final = "otel-audit consistency 1"
+
+_DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
 Bundle = Mapping[str, Any]
 """What `write` writes down: plain values."""
@@ -97,7 +100,11 @@ async def prove_growth(dsn: str, note: str, keys: Sequence[PublicKey]) -> Bundle
         new_note, new, tree = await _tree(connection)
     if old.origin != new.origin:
         raise ProofError(f"the earlier checkpoint is of another log, {old.origin}")
-    if not 1 <= old.size <= new.size or tree.root(old.size) != old.root:
+    try:
+        is_beginning = 1 <= old.size <= new.size and tree.root(old.size) == old.root
+    except ValueError as error:
+        raise ProofError(f"the log's growth from {old.size} rows: {error}") from None
+    if not is_beginning:
         raise ProofError(
             f"the log did not grow from that checkpoint of {old.size} rows: run `otel-audit verify`"
         )
@@ -169,10 +176,19 @@ async def _tree(connection: Connection[Any]) -> tuple[str, Checkpoint, Tree]:
         checkpoint = read_checkpoint(note)
     except NoteError as error:
         raise ProofError(f"the last checkpoint: {error}: run `otel-audit verify`") from None
-    leaves = [leaf async for block in store.blocks(connection) for leaf in block.leaf_hashes()]
-    tree = Tree(leaves)
+    leaves: list[bytes | None] = []
+    pruned: dict[tuple[int, int], bytes] = {}
+    async for piece in store.pieces(connection):
+        if piece.first != len(leaves) or not piece.is_whole():
+            raise ProofError(_DAMAGED)
+        if isinstance(piece, Pruned):
+            pruned[piece.first, piece.count] = piece.hash
+            leaves += [None] * piece.count
+        else:
+            leaves += piece.leaf_hashes()
+    tree = Tree(leaves, pruned)
     if tree.size < checkpoint.size or tree.root(checkpoint.size) != checkpoint.root:
-        raise ProofError("the ledger is damaged: run `otel-audit verify`")
+        raise ProofError(_DAMAGED)
     return note, checkpoint, tree
 
 

@@ -23,7 +23,7 @@ from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
 from otel_audit_postgres.ledger.keys import Signer
-from otel_audit_postgres.ledger.leaves import packed
+from otel_audit_postgres.ledger.leaves import Pruned, grown, packed
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, signed
 from otel_audit_postgres.ledger.rowcheck import altered_columns, leaf_of
@@ -84,8 +84,15 @@ class Sealer:
         self._connection: Connection[Any] | None = None
         self._tree = Frontier()
         self._published: dict[int, int] = {}
+        self.sealed_rows = 0
         self.faulty_rows = 0
         self.failed_publications = 0
+        self.lag = 0.0
+
+    @property
+    def size(self) -> int:
+        """Leaves under the last checkpoint, as far as this sealer knows."""
+        return self._tree.size
 
     async def seal(self) -> Sealed:
         """Seal what waits, one block at the most, and publish the checkpoint.
@@ -107,12 +114,15 @@ class Sealer:
                     if not await store.try_to_lead(connection):
                         return Sealed(0, self._tree.size, leads=False)
                     done, tree, note, agreeing = await self._seal(connection)
+                    oldest = await store.waiting_for(connection)
                 self._tree = tree
+                self.lag = oldest
             except BaseException as error:
                 self._drop()
                 if isinstance(error, OtelAuditError) or not isinstance(error, Exception):
                     raise
                 raise as_store_error(error, "seal the audit store") from None
+        self.sealed_rows += done.rows
         self.faulty_rows += len(done.faulty)
         if note is not None:
             await self._publish(note, agreeing)
@@ -170,19 +180,21 @@ class Sealer:
         faulty = await _faulty(connection, waiting)
         block = packed(tree.size, sorted(entry.leaf for entry in waiting))
         tree = tree.extended(block.leaf_hashes())
-        note = signed(Checkpoint(origin, tree.size, tree.root()), self._signers)
+        checkpoint = Checkpoint(origin, tree.size, tree.root())
+        # a key management service is asked over the network
+        note = await asyncio.to_thread(signed, checkpoint, self._signers)
         await store.append(connection, block, note, [entry.position for entry in waiting])
         return Sealed(len(waiting), tree.size, faulty), tree, note, agreeing
 
     async def _caught_up(self, connection: Connection[Any]) -> Frontier:
         """Read what others have sealed since, and see that it fits what was seen before."""
         tree = self._tree
-        async for block in store.blocks(connection, tree.size):
-            if block.first != tree.size or not block.is_whole():
+        async for piece in store.pieces(connection, tree.size):
+            if piece.first != tree.size or not piece.is_whole():
                 raise LedgerError(
                     f"the ledger is damaged at leaf {tree.size}: run `otel-audit verify`"
                 )
-            tree = tree.extended(block.leaf_hashes())
+            tree = grown(tree, piece)
         note = await store.last_note(connection)
         if note is None:
             if tree.size:
@@ -281,21 +293,27 @@ async def _refuse_other(
             f"the anchor {anchor} has seen {seen.size} leaves, the ledger has {tree.size}: "
             "an old copy was restored, or its tail cut off; run `otel-audit verify`"
         )
-    if await _root_at(connection, tree, seen.size) != seen.root:
+    if await _root_at(connection, tree, seen.size) not in (seen.root, None):
         raise LedgerError(
             f"the first {seen.size} leaves are not those that the anchor {anchor} has seen: "
             "run `otel-audit verify`"
         )
 
 
-async def _root_at(connection: Connection[Any], tree: Frontier, size: int) -> bytes:
+async def _root_at(connection: Connection[Any], tree: Frontier, size: int) -> bytes | None:
+    """The root of an earlier tree; None where its leaves were pruned."""
     if size == tree.size:
         return tree.root()
     earlier = Frontier()
-    async for block in store.blocks(connection):
+    async for piece in store.pieces(connection):
         if earlier.size >= size:
             break
-        earlier = earlier.extended(block.leaf_hashes()[: size - earlier.size])
+        if isinstance(piece, Pruned):
+            if earlier.size + piece.count > size:
+                return None
+            earlier = grown(earlier, piece)
+        else:
+            earlier = earlier.extended(piece.leaf_hashes()[: size - earlier.size])
     return earlier.root()
 
 

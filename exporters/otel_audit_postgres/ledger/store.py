@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit.errors import OtelAuditError, StoreError
 from otel_audit_postgres.connecting import Connection, connect
 from otel_audit_postgres.failures import as_store_error
-from otel_audit_postgres.ledger.leaves import Block, Leaf
+from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
 
 BLOCKS_AT_ONCE: Final = 64
@@ -47,16 +48,27 @@ _ROWS: Final = (
     f"SELECT {_NAMES}, {_MICROSECONDS.format('a.')} "  # noqa: S608 - constants
     "FROM audit.audit_logs a WHERE a.id = ANY($1::uuid[])"
 )
-_BLOCKS: Final = (
-    "SELECT first, ids, hashes, recorded_at FROM audit.ledger_blocks "
-    "WHERE first >= $1 ORDER BY first LIMIT $2"
+_BLOCKS: Final = """
+SELECT first, ids, hashes, recorded_at, NULL::bigint AS leaves FROM audit.ledger_blocks
+WHERE first >= $1
+UNION ALL
+SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1
+ORDER BY first, leaves LIMIT $2
+"""
+_PRUNINGS: Final = (
+    "SELECT partition, manifest_id, lowest, above, rows FROM audit.ledger_prunings ORDER BY above"
 )
+_SNAPSHOT: Final = "SELECT pg_export_snapshot()"
 _LAST_NOTE: Final = "SELECT note FROM audit.ledger_checkpoints ORDER BY size DESC LIMIT 1"
 _NOTES: Final = (
     "SELECT size, note FROM audit.ledger_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size"
 )
 _SIZE: Final = "SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints"
 _WAITING_SINCE: Final = "SELECT min(recorded_at) FROM audit.ledger_queue"
+_WAITING_FOR: Final = (
+    "SELECT coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 "
+    "FROM audit.ledger_queue"
+)
 _ROW_COUNT: Final = "SELECT count(*) FROM audit.audit_logs"
 _STORED_IDS: Final = """
 SELECT a.id, bool_and(q.id IS NOT NULL), count(*)
@@ -100,6 +112,29 @@ class Queued:
     position: int
     tenant_id: str
     leaf: Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """A partition that was dropped.
+
+    Attributes:
+        partition: Its name.
+        manifest_id: The record that says what was in it.
+        lowest: The lowest id that it could hold.
+        above: The id above the highest one.
+        rows: How many rows it had.
+    """
+
+    partition: str
+    manifest_id: uuid.UUID
+    lowest: uuid.UUID
+    above: uuid.UUID
+    rows: int
+
+    def held(self, record_id: uuid.UUID) -> bool:
+        """Whether a record of this id was in it, if it was anywhere."""
+        return self.lowest <= record_id < self.above
 
 
 @asynccontextmanager
@@ -186,15 +221,42 @@ async def rows(connection: Connection[Any], ids: Sequence[uuid.UUID]) -> list[Ma
     return found
 
 
-async def blocks(connection: Connection[Any], since: int = 0) -> AsyncIterator[Block]:
-    """Blocks in their order, from the one that begins at leaf ``since`` on."""
+async def pieces(
+    connection: Connection[Any], since: int = 0, until: int = sys.maxsize
+) -> AsyncIterator[Block | Pruned]:
+    """The log's blocks and pruned subtrees in their order, of those that begin in a range."""
     while True:
         found = await connection.fetch(_BLOCKS, since, BLOCKS_AT_ONCE)
         for row in found:
-            yield Block(*row.values())
+            if row["first"] >= until:
+                return
+            if row["leaves"] is None:
+                yield Block(row["first"], row["ids"], row["hashes"], row["recorded_at"])
+            else:
+                yield Pruned(row["first"], row["leaves"], row["hashes"])
         if len(found) < BLOCKS_AT_ONCE:
             return
         since = found[-1]["first"] + 1
+
+
+async def blocks(
+    connection: Connection[Any], since: int = 0, until: int = sys.maxsize
+) -> AsyncIterator[Block]:
+    """The log's blocks alone, as `pieces`."""
+    async for piece in pieces(connection, since, until):
+        if isinstance(piece, Block):
+            yield piece
+
+
+async def prunings(connection: Connection[Any]) -> list[Pruning]:
+    """The partitions that were dropped, the latest month last."""
+    return [Pruning(*row.values()) for row in await connection.fetch(_PRUNINGS)]
+
+
+async def exported_snapshot(connection: Connection[Any]) -> str:
+    """What others need to see exactly what this transaction sees."""
+    name: str = await connection.fetchval(_SNAPSHOT)
+    return name
 
 
 async def blocks_about(connection: Connection[Any], record_id: uuid.UUID) -> list[Block]:
@@ -229,6 +291,12 @@ async def waiting_since(connection: Connection[Any]) -> datetime | None:
     """When the oldest row in the queue was recorded."""
     moment: datetime | None = await connection.fetchval(_WAITING_SINCE)
     return moment
+
+
+async def waiting_for(connection: Connection[Any]) -> float:
+    """Seconds since the oldest row in the queue was recorded, 0 where none waits."""
+    seconds: float = await connection.fetchval(_WAITING_FOR)
+    return max(seconds, 0.0)
 
 
 async def row_count(connection: Connection[Any]) -> int:

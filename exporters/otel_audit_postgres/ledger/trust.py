@@ -4,30 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.ledger.anchors import anchors_from
 from otel_audit_postgres.ledger.keys import (
     PublicKey,
+    Signer,
     SigningKey,
     read_key_file,
     read_public_key,
     read_signing_key,
 )
+from otel_audit_postgres.ledger.plugged import called
 from otel_audit_postgres.ledger.sealer import Sealer
 
 _PLUS_SIGNS = 2  # of a key in its text form, at the least
 
 
-def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> SigningKey | None:
-    """Take the signing key of the argument, else of the settings; None if there is none.
+def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> Signer | None:
+    """Take the signer of the argument, else of the settings; None if there is none.
 
     Raises:
-        ConfigurationError: It cannot be read, or is no key.
+        ConfigurationError: It cannot be read or made, or is no key.
     """
     if key_file is not None:
         return read_key_file(key_file, "--key-file")
+    if config.signer is not None:
+        return _signer(config.signer)
+    return _signing_key(config)
+
+
+def _signer(place: str) -> Signer:
+    made = called(place, "OTEL_AUDIT_SIGNER")
+    if not all(hasattr(made, member) for member in ("name", "key_id", "sign")):
+        raise ConfigurationError(
+            f"OTEL_AUDIT_SIGNER: {place} returned {type(made).__name__}, which has not the name, "
+            "key_id and sign() of a signer"
+        )
+    return cast("Signer", made)
+
+
+def _signing_key(config: AuditConfig) -> SigningKey | None:
     if config.signing_key_file is not None:
         return read_key_file(config.signing_key_file, "OTEL_AUDIT_SIGNING_KEY_FILE")
     if config.signing_key is not None:
@@ -49,8 +68,8 @@ def chosen_public_keys(config: AuditConfig, keys: Sequence[str] = ()) -> list[Pu
         return [_public_key(key, "--key") for key in keys]
     if config.verify_keys:
         return [_public_key(key, "OTEL_AUDIT_VERIFY_KEYS") for key in config.verify_keys]
-    signer = chosen_signer(config)
-    return [] if signer is None else [signer.public]
+    key = _signing_key(config)
+    return [] if key is None else [key.public]
 
 
 def sealer_from(config: AuditConfig) -> Sealer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -14,8 +15,18 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.findings import Findings, Kind, Report, in_order
 from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.memory import SPOT_CHECKS, Remembered
+from otel_audit_postgres.ledger.prunings import sound_prunings, unaccounted
+from otel_audit_postgres.ledger.rowpass import (
+    Choice,
+    Progress,
+    Rows,
+    blame,
+    check_rows,
+    check_rows_together,
+)
 from otel_audit_postgres.ledger.strays import check_strays
-from otel_audit_postgres.ledger.walk import Progress, Task, Walk, walk_log
+from otel_audit_postgres.ledger.walk import Task, Walk, walk_tree
 from otel_audit_postgres.ledger.witness import Testimony, testimonies
 
 WAITS_TOO_LONG: Final = timedelta(minutes=5)
@@ -28,12 +39,14 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     anchors: Sequence[Anchor] = (),
     since: datetime | None = None,
     sample: int | None = None,
+    remembered: Remembered | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Verify an audit store in one read-only transaction.
+    """Verify an audit store; it is only read, and all of it as it is at one moment.
 
-    The whole tree is always built again from its leaves; ``since`` and ``sample`` only choose
-    which rows are read and hashed again.
+    The whole tree is always built again from its leaves; ``since``, ``sample`` and ``remembered``
+    only choose which rows are read and hashed again.
 
     Args:
         dsn: The audit store, as a role that may read it.
@@ -42,6 +55,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
             whole cannot be told from the original.
         since: Read only rows that were sealed at this time or later, aware.
         sample: Read only so many rows, chosen at random.
+        remembered: Read only what was sealed since then, and some of the rows before.
+        jobs: Processes that read and hash rows side by side.
         progress: Called now and then.
 
     Returns:
@@ -55,6 +70,9 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     findings = Findings()
     # asked before the database, so that none of them can be ahead of it
     seen = await testimonies(anchors, keys, findings)
+    witnesses = [*seen]
+    if remembered is not None:
+        witnesses.append(Testimony("(the last verification)", remembered.checkpoint))
     async with (
         store.opened(dsn, "verify the audit store") as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
@@ -67,32 +85,88 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         ]:
             findings.add(Kind.GUARD_REMOVED, problem)
         origin = await store.origin(connection)
-        total = await store.size(connection)
-        sizes = sorted({testimony.checkpoint.size for testimony in seen})
-        chosen = None if sample is None else _sampled(total, sample)
-        walk = await walk_log(
-            Task(connection, findings, origin, keys, sizes, since, chosen, total, progress)
-        )
-        complete = since is None and sample is None
-        _judge_missing(walk, findings, complete=complete)
+        sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
+        walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
+        choice = _choice(walk.tree.size, since, sample, remembered)
+        rows = await _rows(dsn, connection, walk, choice, jobs, progress)
+        await _judge_rows(connection, walk, rows, findings)
+        prunings = await sound_prunings(connection, findings)
+        missing = unaccounted(rows.missing, walk.pruned, prunings, findings, complete=choice.is_all)
+        _judge_missing(missing, rows.last_present, findings, complete=choice.is_all)
+        dropped = sum(pruning.rows for pruning in prunings)
         waiting = await check_strays(
-            connection, sealed=walk.tree.size, matched=walk.checked if complete else None,
-            findings=findings,
+            connection, sealed=walk.tree.size - dropped,
+            matched=rows.checked if choice.is_all else None, findings=findings,
         )  # fmt: skip
         await _judge_waiting(connection, findings)
         await _note_gaps(connection, findings)
     _judge_end(walk, keys, findings)
-    _judge_testimonies(walk, origin, seen, findings)
+    if not seen:
+        findings.warnings.append(
+            "no anchor was asked: an old copy of the whole store would pass for the original"
+        )
+    _judge_testimonies(walk, origin, witnesses, findings)
     return Report(
-        origin, walk.tree.size, walk.checkpoints, walk.signed_size, walk.checked, waiting,
+        origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
-        time.monotonic() - begun,
+        time.monotonic() - begun, dropped, walk.last_note,
     )  # fmt: skip
 
 
-def _judge_missing(walk: Walk, findings: Findings, *, complete: bool) -> None:
-    for leaf, record_id in walk.missing:
-        is_tail = complete and leaf > walk.last_present
+async def size_of(dsn: str) -> int:
+    """Leaves in a store's log, as its last checkpoint says.
+
+    Raises:
+        StoreError: As for `verify`.
+    """
+    async with store.opened(dsn, "verify the audit store") as connection:
+        return await store.size(connection)
+
+
+def _choice(
+    size: int, since: datetime | None, sample: int | None, remembered: Remembered | None
+) -> Choice:
+    if remembered is None:
+        return Choice(since, leaves=None if sample is None else _sampled(size, sample))
+    before = min(remembered.checkpoint.size, size)
+    spots = SPOT_CHECKS if sample is None else sample
+    return Choice(since, before, _sampled(before, spots))
+
+
+async def _rows(  # noqa: PLR0913, PLR0917 - what verify was given
+    dsn: str,
+    connection: Connection[Any],
+    walk: Walk,
+    choice: Choice,
+    jobs: int,
+    progress: Progress | None,
+) -> Rows:
+    if jobs > 1 and walk.stretches:
+        return await check_rows_together(dsn, connection, walk.stretches, choice, jobs, progress)
+    return await check_rows(connection, walk.stretches, choice, progress)
+
+
+async def _judge_rows(
+    connection: Connection[Any], walk: Walk, rows: Rows, findings: Findings
+) -> None:
+    findings.take(rows.findings)
+    block = walk.suspect
+    if block is None:
+        return
+    leaves = range(block.first, block.first + block.count)
+    if not any(problem.leaf in leaves for problem in rows.findings.problems):
+        await blame(connection, block, findings)
+
+
+def _judge_missing(
+    missing: Sequence[tuple[int, uuid.UUID]],
+    last_present: int,
+    findings: Findings,
+    *,
+    complete: bool,
+) -> None:
+    for leaf, record_id in missing:
+        is_tail = complete and leaf > last_present
         findings.add(
             Kind.TRUNCATED_TAIL if is_tail else Kind.DELETED,
             "the row was sealed and is gone" + (", with all after it" if is_tail else ""),
@@ -133,10 +207,6 @@ def _judge_end(walk: Walk, keys: Sequence[PublicKey], findings: Findings) -> Non
 def _judge_testimonies(
     walk: Walk, origin: str | None, seen: Sequence[Testimony], findings: Findings
 ) -> None:
-    if not seen:
-        findings.warnings.append(
-            "no anchor was asked: an old copy of the whole store would pass for the original"
-        )
     cut = bool(findings.counts[Kind.TRUNCATED_TAIL] or findings.counts[Kind.INSERTED])
     for testimony in seen:
         there, size = testimony.checkpoint, walk.tree.size
@@ -150,6 +220,11 @@ def _judge_testimonies(
             findings.add(
                 Kind.RESTORED_OLD_COPY,
                 f"anchor {testimony.anchor} knows another log, {there.origin}",
+            )
+        elif walk.intact and there.size and there.size not in walk.roots:
+            findings.warnings.append(
+                f"anchor {testimony.anchor} saw {there.size} leaves, within those that were pruned "
+                "since: only what came after them could be compared"
             )
         elif walk.intact and walk.roots.get(there.size, there.root) != there.root:
             findings.add(

@@ -25,6 +25,7 @@ COMMENT ON TABLE audit.ledger_pruned IS
 
 SELECT audit.guard('audit.ledger_prunings');
 SELECT audit.guard('audit.ledger_pruned');
+SELECT audit.guard('audit.schema_version');
 
 -- What a partition holds, to be said in its manifest and compared before it goes.
 CREATE FUNCTION audit.partition_content(
@@ -120,6 +121,30 @@ BEGIN
 END
 $$;
 
+-- Whether one of these ids, 16 bytes each, is of a month that was not dropped, or has a row.
+CREATE FUNCTION audit.holds_live_leaves(ids bytea) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT EXISTS (
+        SELECT FROM generate_series(0, octet_length(ids) / 16 - 1) AS n,
+            LATERAL (SELECT encode(substr(ids, n * 16 + 1, 16), 'hex')::uuid AS id) AS leaf
+        WHERE NOT EXISTS (
+                SELECT FROM audit.ledger_prunings p WHERE leaf.id >= p.lowest AND leaf.id < p.above)
+           OR EXISTS (SELECT FROM audit.audit_logs a WHERE a.id = leaf.id));
+END;
+
+CREATE FUNCTION audit.collapsible_blocks() RETURNS TABLE (first bigint, leaves bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT b.first, octet_length(b.hashes) / 32 FROM audit.ledger_blocks b
+    WHERE EXISTS (SELECT FROM audit.ledger_prunings p
+                  WHERE b.lowest >= p.lowest AND b.lowest < p.above)
+      AND NOT audit.holds_live_leaves(b.ids)
+    ORDER BY b.first;
+END;
+COMMENT ON FUNCTION audit.collapsible_blocks() IS
+    'Blocks all of whose rows went with their partitions: the first leaf of each, and how many.';
+
 CREATE FUNCTION audit.collapse_leaves(from_leaf bigint, to_leaf bigint) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
@@ -135,19 +160,13 @@ BEGIN
     SELECT string_agg(b.hashes, '' ORDER BY b.first), string_agg(b.ids, '' ORDER BY b.first)
     INTO hashes, ids
     FROM audit.ledger_blocks b WHERE b.first >= from_leaf AND b.first < to_leaf;
-    IF coalesce(octet_length(hashes), 0) <> (to_leaf - from_leaf) * 32
+    IF to_leaf <= from_leaf OR coalesce(octet_length(hashes), 0) <> (to_leaf - from_leaf) * 32
         OR octet_length(ids) <> (to_leaf - from_leaf) * 16
         OR NOT EXISTS (SELECT FROM audit.ledger_blocks b WHERE b.first = from_leaf) THEN
         RAISE EXCEPTION 'leaves % to % are not whole blocks', from_leaf, to_leaf
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF EXISTS (
-        SELECT FROM generate_series(0, to_leaf - from_leaf - 1) AS n,
-            LATERAL (SELECT encode(substr(ids, (n * 16 + 1)::integer, 16), 'hex')::uuid AS id) AS leaf
-        WHERE NOT EXISTS (
-                SELECT FROM audit.ledger_prunings p WHERE leaf.id >= p.lowest AND leaf.id < p.above)
-           OR EXISTS (SELECT FROM audit.audit_logs a WHERE a.id = leaf.id)
-    ) THEN
+    IF audit.holds_live_leaves(ids) THEN
         RAISE EXCEPTION 'leaves % to % are not all of dropped partitions', from_leaf, to_leaf
             USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -326,6 +345,7 @@ COMMENT ON FUNCTION audit.retire_partition(text) IS
 REVOKE ALL ON FUNCTION
     audit.partition_content(text), audit.is_sealed(uuid), audit.drop_partition(text, uuid),
     audit.subtree_hash(bytea), audit.collapse_leaves(bigint, bigint),
+    audit.holds_live_leaves(bytea), audit.collapsible_blocks(),
     audit.ledger_state(), audit.default_partition_months(), audit.retire_partition(text),
     audit.record_event(text, text, text, text, jsonb, text),
     audit.record_view(text, jsonb, bigint, text, text, text)

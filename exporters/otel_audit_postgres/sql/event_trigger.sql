@@ -15,7 +15,9 @@ ALTER FUNCTION audit.ensure_partitions(integer) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.drop_partition(text, uuid) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.collapse_leaves(bigint, bigint) OWNER TO otel_audit_maintainer;
 
-CREATE OR REPLACE FUNCTION audit.refuse_ddl() RETURNS event_trigger
+-- apart from the schema that it guards: else dropping that would drop the guard first
+CREATE SCHEMA IF NOT EXISTS audit_guard;
+CREATE OR REPLACE FUNCTION audit_guard.refuse_ddl() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched text;
@@ -60,15 +62,14 @@ BEGIN
     END IF;
 END
 $$;
-REVOKE ALL ON FUNCTION audit.refuse_ddl() FROM PUBLIC;
-ALTER FUNCTION audit.refuse_ddl() OWNER TO otel_audit_owner;
+REVOKE ALL ON FUNCTION audit_guard.refuse_ddl() FROM PUBLIC;
 
 DROP EVENT TRIGGER IF EXISTS otel_audit_refuse_ddl;
 DROP EVENT TRIGGER IF EXISTS otel_audit_refuse_drop;
 CREATE EVENT TRIGGER otel_audit_refuse_ddl ON ddl_command_end
-    EXECUTE FUNCTION audit.refuse_ddl();
+    EXECUTE FUNCTION audit_guard.refuse_ddl();
 CREATE EVENT TRIGGER otel_audit_refuse_drop ON sql_drop
-    EXECUTE FUNCTION audit.refuse_ddl();
+    EXECUTE FUNCTION audit_guard.refuse_ddl();
 -- ALWAYS: else session_replication_role = replica walks past them
 ALTER EVENT TRIGGER otel_audit_refuse_ddl ENABLE ALWAYS;
 ALTER EVENT TRIGGER otel_audit_refuse_drop ENABLE ALWAYS;

@@ -35,10 +35,10 @@ GRANT EXECUTE ON FUNCTION audit.record_view(text, jsonb, bigint, text, text, tex
 
 -- Retention: months go, and only as the functions let them.
 GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
-GRANT SELECT ON audit.schema_version, audit.ledger_blocks TO otel_audit_retention;
+GRANT SELECT ON audit.schema_version TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(integer),
     audit.retire_partition(text), audit.drop_partition(text, uuid),
-    audit.collapse_leaves(bigint, bigint), audit.is_sealed(uuid) TO otel_audit_retention;
+    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks() TO otel_audit_retention;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;

@@ -17,7 +17,7 @@ from otel_audit.capture.continued import with_continuations, with_told
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.identity import shown_actor, shown_tenant
 from otel_audit.capture.intending import Intended, as_intent, is_stored, is_stored_blocking
-from otel_audit.capture.recording import Recording
+from otel_audit.capture.recording import Recording, made_last
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.capture.told import (
     Told,
@@ -30,7 +30,7 @@ from otel_audit.capture.told import (
     with_canonical_role,
 )
 from otel_audit.complaints import complain
-from otel_audit.errors import StoreUnavailableError
+from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.ids import uuid7
 from otel_audit.loops import is_cancellation
 from otel_audit.policy.events import action_of_event
@@ -41,6 +41,7 @@ from otel_audit.record import (
     ErrorInfo,
     Outcome,
     Phase,
+    Receipt,
     Request,
     Target,
     TransactionOutcome,
@@ -93,6 +94,23 @@ class Action:
     def record_id(self) -> str:
         """The record's id: the row's primary key in the store."""
         return self._scope.record_id
+
+    async def receipt(self, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
+        """Wait until the store has the record of this action, and get what it says of it.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            ConfigurationError: The action is not over, so that its record is not made yet; or
+                nothing is audited, or not to a store.
+            StoreUnavailableError: The store does not have it in time; it is kept until it has.
+        """
+        if self._recording is None or self._recording.receipt is None:
+            raise ConfigurationError("receipt(): nothing is audited in this process")
+        if not self._scope.closed:
+            raise ConfigurationError("receipt(): the action is not over; ask after its block")
+        return await self._recording.receipt(self.record_id, timeout)
 
     def is_of(self, scope: AuditScope | None) -> bool:
         """Tell whether this is the action that a scope belongs to."""
@@ -165,6 +183,7 @@ class Action:
         recording = self._recording
         if recording is not None:
             self._guarded(lambda: self._close(recording, outcome), makes_record=True)
+            made_last.set(self.record_id)
 
     def finished(self, recording: Recording, outcome: Outcome) -> AuditRecord:
         """Make the record of the action as it is now, for whoever delivers it otherwise."""
@@ -269,9 +288,7 @@ class Action:
         record, further = record_afterwards(told, self._scope, "committed", changes)
         yield from with_continuations(record, further)
 
-    def _told_later(
-        self, scope: AuditScope, outcome: TransactionOutcome, changes: Pages
-    ) -> None:
+    def _told_later(self, scope: AuditScope, outcome: TransactionOutcome, changes: Pages) -> None:
         recording = self._recording
         if recording is None:
             return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 
-from otel_audit.capture.certificate import certificate_subject
+from otel_audit.capture.certificate import certificate_subject, check_readable
 from otel_audit.capture.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
 from otel_audit.capture.proxies import Proxies
 from otel_audit.capture.reading import (
@@ -77,7 +77,8 @@ class ActorOptions:
 
         Raises:
             ConfigurationError: A setting is wrong; the message names it.
-            MissingExtraError: Tokens are to be verified, and python-jose is not installed.
+            MissingExtraError: Tokens are to be verified, and python-jose is not installed; or
+                certificates are to be read, and cryptography is not.
         """
         unknown = sorted(set(config.actor_order) - set(_RESOLVERS))
         if unknown:
@@ -89,6 +90,7 @@ class ActorOptions:
                 f"{PREFIX}CLIENT_CERTIFICATE_HEADER: believed from trusted proxies only, "
                 f"and {PREFIX}TRUSTED_PROXIES names none"
             )
+        check_readable(config.client_certificate_header or "")
         return cls(
             order=config.actor_order,
             verifier=JwtVerifier.from_config(config),

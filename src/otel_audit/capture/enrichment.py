@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import Span
@@ -9,11 +10,15 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_audit import attributes as names
 from otel_audit.capture.told import action_told
-from otel_audit.record import ANONYMOUS, Target, to_json
+from otel_audit.record import ANONYMOUS, Change, Target, entities_of, to_json
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
     from otel_audit.policy import Decision
+
+_MOST_CHANGES = 200
+_MOST_ENTITIES = 100
+"""What a span is told of; the record has all of them."""
 
 
 def enrich(  # noqa: C901, PLR0913 - one fact after another
@@ -27,8 +32,8 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
 ) -> None:
     """Set what is known of the action on the server span.
 
-    The span may end before the transaction does, so the count of changes is marked provisional
-    while there are changes whose transaction is open.
+    The span may end before the transaction does: what is told of changes, entities and count is
+    marked provisional while there are changes whose transaction is open.
 
     Args:
         span: The application's span of the request, recording.
@@ -43,10 +48,14 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
         names.ACTION_ID: audit.action_id,
         names.EVENT_NAME: event_name,
         names.ACTION: action_told(audit.action) or decision.action,
-        names.CHANGES_COUNT: len(audit.changes) + audit.changes_pending,
+        names.CHANGES_COUNT: audit.changes_total + audit.changes_pending,
     }
+    changes: list[Change] = []
     if audit.changes_pending:
         found[names.CHANGES_PROVISIONAL] = True
+    if (audit.changes or audit.changes_pending) and decision.level != "metadata":
+        changes = [*audit.changes[:_MOST_CHANGES], *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
+        found[names.ENTITIES] = tuple(islice(entities_of(changes), _MOST_ENTITIES))
     actor = audit.actor or ANONYMOUS
     found[names.ACTOR_ID] = actor.id
     found[names.ACTOR_TYPE] = actor.type
@@ -67,11 +76,13 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
     if audit.request is not None and audit.request.id is not None:
         found[names.REQUEST_ID] = audit.request.id
     if full:
-        _add_payload(found, audit)
+        _add_payload(found, audit, changes)
     span.set_attributes(found)
 
 
-def _add_payload(found: dict[str, AttributeValue], audit: AuditScope) -> None:
+def _add_payload(
+    found: dict[str, AttributeValue], audit: AuditScope, changes: list[Change]
+) -> None:
     for name, part in (
         (names.REQUEST_BODY, audit.request),
         (names.RESPONSE_BODY, audit.response),
@@ -79,5 +90,5 @@ def _add_payload(found: dict[str, AttributeValue], audit: AuditScope) -> None:
         text = part.body.text if part is not None and part.body is not None else None
         if text is not None:
             found[name] = text
-    if audit.changes:
-        found[names.CHANGES] = to_json(audit.changes).decode()
+    if changes:
+        found[names.CHANGES] = to_json(changes).decode()

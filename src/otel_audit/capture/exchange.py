@@ -13,14 +13,13 @@ from otel_audit import scope as scopes
 from otel_audit.aside import Pages
 from otel_audit.capture.account import Account
 from otel_audit.capture.continued import with_continuations
-from otel_audit.capture.long import record_started
+from otel_audit.capture.long import Watching, record_started
 from otel_audit.capture.observer import Observer
 from otel_audit.capture.passage import add
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
-from otel_audit.loops import Timer, call_after
 from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
@@ -61,7 +60,7 @@ class Exchange:
         self.socket = account.socket
         self._scope = scope
         self._token: Token[AuditScope | None] | None = None
-        self._clock: Timer | None = None
+        self._watched: Watching | None = None
         self._told_of_start: Decision | None = None
         scope.setdefault("state", {})["request_id"] = self._account.head.id
         self._spooled = False
@@ -150,8 +149,9 @@ class Exchange:
     def enter(self) -> None:
         """Make the action the current one, and set the clock for a long one."""
         self._token = scopes.enter(self.audit)
-        if self._observer.long_after is not None:
-            self._clock = call_after(self._observer.long_after, self._takes_long)
+        watch = self._observer.watch
+        if watch is not None:
+            self._watched = watch.begin(self._takes_long)
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
@@ -235,12 +235,15 @@ class Exchange:
         audit = self.audit
         wanted = True
         try:
-            if self._clock is not None:
-                self._clock.cancel()
+            if self._watched is not None:
+                self._watched.end(self._takes_long)
             if self._token is not None:
                 scopes.leave(self._token)
+            self._observer.settle()
             audit.late = self._told_later
             audit.closed = True
+            if self.socket is not None:
+                self.socket.returned()
             decision = self._account.decide(wrote=bool(audit.transactions)) or self._told_of_start
             wanted = decision is not None
             if decision is not None:

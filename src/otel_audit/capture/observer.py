@@ -13,6 +13,7 @@ from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
+    from otel_audit.capture.long import Watch
     from otel_audit.policy import Policy
 
 Claims = Mapping[str, Any] | None
@@ -52,13 +53,14 @@ class Observer:
         request_bodies, response_bodies: Whether they are copied at all.
         socket_messages: Whether the messages of WebSockets are, where the policy does not say so.
         full_payload: Whether the server span gets bodies and changes too.
-        long_after: Seconds after which an action that still runs gets a record that it has
-            started; None: never.
+        watch: Tells actions that still run, so that they get a record that they have started;
+            None: nobody does.
         log: Writes the line of the request log; None where there is no such log.
         on_error: Told of each failure of ours.
         on_loss: Told of each failure of ours that costs a record.
         durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
         intended: Brings an intent to the store; says whether the action may begin.
+        settle: Brings home what the database has answered, so that it is in this action's record.
         strict: Whether every action needs an intent, where the policy does not say so.
     """
 
@@ -76,11 +78,12 @@ class Observer:
     request_bodies: bool
     response_bodies: bool
     full_payload: bool
-    long_after: float | None
+    watch: Watch | None
     log: Callable[[AuditRecord, trace.Span | None], None] | None
     on_error: Callable[[], None]
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False
+    settle: Callable[[], None] = lambda: None
     socket_messages: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
     from otel_audit.capture.intending import Intended
     from otel_audit.capture.observer import Recorder
-    from otel_audit.record import AuditRecord
+    from otel_audit.record import AuditRecord, Receipt
     from otel_audit.redaction import Redactor
     from otel_audit.scope import Origin
 
 _logger = logging.getLogger("otel_audit")
+
+made_last: ContextVar[str | None] = ContextVar("otel_audit_made_last", default=None)
+"""Id of the record that was made by hand last, in this task or thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Recording:
         opened: Told of each action that begins, before anything else.
         on_error: Told of each failure of ours.
         on_loss: Told of each failure of ours that costs a record.
+        receipt: Waits until the store has a record, at most so many seconds; None: there is no
+            store that says so.
         ride: Writes a record in the transaction of a session of the application, and returns
             something to await for an asynchronous one; None: the settings do not allow it.
         intended: Brings the intent of an action to the store before it begins; None: none is due.
@@ -54,6 +60,7 @@ class Recording:
     ride: Callable[[Any, AuditRecord, Span | None], Any] | None = None
     intended: Intended | None = None
     on_loss: Callable[[Exception], None] = lambda _error: None
+    receipt: Callable[[str, float], Awaitable[Receipt]] | None = None
 
 
 class _State:

@@ -22,7 +22,7 @@ from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from otel_audit.config import AuditConfig
 
@@ -100,18 +100,19 @@ def resolve_source(
     )
 
 
-def request_id(asgi_scope: Scope, header_name: str) -> str:
+def request_id(asgi_scope: Scope, header_name: str, is_safe: Callable[[str], bool] = bool) -> str:
     """Return the request's id: the client's if it is well-formed (`REQUEST_ID`), else a new one.
 
     Args:
         asgi_scope: The ASGI scope.
         header_name: The header to look at; empty: none. Several such headers: none is taken.
+        is_safe: Tells whether an id of the client's may be stored: it may be a token.
 
     Returns:
         8 to 128 characters; a new one is a UUIDv7.
     """
     given = header_values(asgi_scope, header_name) if header_name else []
-    if len(given) == 1 and REQUEST_ID.fullmatch(given[0].strip()):
+    if len(given) == 1 and REQUEST_ID.fullmatch(given[0].strip()) and is_safe(given[0].strip()):
         return given[0].strip()
     return uuid7()
 

@@ -16,7 +16,8 @@ SWITCHING: int = 101
 """Status of a connection that was opened (RFC 6455, section 4.2.2)."""
 
 _REFUSED = 403  # what a server answers where the application closes before it has accepted
-_GOOD_ENDS = frozenset({1000, 1001, 1005})  # RFC 6455, section 7.4.1
+_LEFT_OPEN = 1006  # RFC 6455, section 7.1.5: no close frame, so never one that was sent
+_GOOD_ENDS = frozenset({1000, 1001, 1005, _LEFT_OPEN})  # RFC 6455, section 7.4.1
 
 
 class SocketTally:
@@ -76,6 +77,11 @@ class SocketTally:
                 self.status = _REFUSED
             else:
                 self.code = message.get("code", 1000)
+
+    def returned(self) -> None:
+        """See the application return; a connection that it left open the server drops."""
+        if self.status == SWITCHING and self.closed_by is None and self.code is None:
+            self.closed_by, self.code = "application", _LEFT_OPEN
 
     def _keep(self, copies: MessageCopies | None, message: Mapping[str, Any]) -> None:
         if copies is not None:

@@ -106,7 +106,7 @@ def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
     try:
         keys, anchors = chosen_public_keys(config), anchors_from(config.anchor)
     except OtelAuditError as error:
-        yield Finding("ledger settings", False, str(error), "correct the setting")
+        yield Finding("ledger settings", ok=False, detail=str(error), remedy="correct the setting")
         return
     yield from asyncio.run(inspect_ledger(dsn, keys=keys, anchors=anchors))
 

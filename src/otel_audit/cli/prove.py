@@ -43,7 +43,8 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.ledger import prove as ledger
     from otel_audit_postgres.ledger.trust import chosen_public_keys
 
-    public, store = chosen_public_keys(AuditConfig(), keys), chosen_dsn(dsn)
+    config = AuditConfig()
+    public, store = chosen_public_keys(config, keys), chosen_dsn(dsn)
     bundle: Bundle
     if record_id is not None:
         bundle = asyncio.run(ledger.prove_record(store, record_id, public))
@@ -52,11 +53,20 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     else:
         assert grown_from is not None  # noqa: S101 - one of the three is given
         bundle = asyncio.run(ledger.prove_growth(store, grown_from.read(), public))
+    asyncio.run(_record(store, config, record_id or entity or "growth", bundle))
     directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
     ledger.write(bundle, directory)
     click.echo(f"{directory}: to check it there, run: python verify.py")
     if not public:
         click.secho("no public key is in it: name one with --key", fg="yellow", err=True)
+
+
+async def _record(store: str, config: AuditConfig, what: str, bundle: Bundle) -> None:
+    """Evidence that leaves the store is a look into it."""
+    from otel_audit_postgres.trail import open_trail
+
+    async with open_trail(store, views=config.record_views) as trail:
+        await trail.proved(what, len(bundle.get("records", ())))
 
 
 def _plain(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from opentelemetry import metrics
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.config import AuditConfig
@@ -34,6 +35,7 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     stand by. Run it apart from the applications, as a role of otel_audit_sealer.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
+    from otel_audit_postgres.ledger.metering import publish
     from otel_audit_postgres.ledger.sealer import Sealer
     from otel_audit_postgres.ledger.trust import chosen_signer
 
@@ -49,6 +51,7 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
         batch=config.seal_batch,
         connect_timeout=config.connect_timeout,
     )
+    publish(metrics.get_meter("otel_audit"), sealer)
     asyncio.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
 
 

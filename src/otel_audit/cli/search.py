@@ -13,9 +13,11 @@ import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.verify import moment
+from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
     from otel_audit_postgres.queries import Found, Page
+    from otel_audit_postgres.trail import Trail
 
 T = TypeVar("T")
 
@@ -48,13 +50,14 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     as_json: bool,
     **wanted: str | None,
 ) -> None:
-    """Look for records, the newest first."""
+    """Look for records, the newest first.
+
+    That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
+    """
     from otel_audit_postgres import queries
 
     criteria = queries.Criteria(since=moment(since), until=moment(until), **wanted)
-    _print_page(
-        _ask(dsn, lambda store: queries.search(store, criteria, limit=limit, after=after)), as_json
-    )
+    _print_page(_ask(dsn, lambda trail: trail.search(criteria, limit=limit, after=after)), as_json)
 
 
 @click.command()
@@ -65,11 +68,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
 @_json_option
 def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json: bool) -> None:
     """Show everything that happened to ENTITY, such as order:123, the oldest first."""
-    from otel_audit_postgres import queries
-
-    _print_page(
-        _ask(dsn, lambda store: queries.history(store, entity, limit=limit, after=after)), as_json
-    )
+    _print_page(_ask(dsn, lambda trail: trail.history(entity, limit=limit, after=after)), as_json)
 
 
 @click.command()
@@ -77,9 +76,7 @@ def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json
 @click.argument("record_id")
 def show(dsn: str | None, record_id: str) -> None:
     """Show the record RECORD_ID in full, as JSON."""
-    from otel_audit_postgres import queries
-
-    found = _ask(dsn, lambda store: queries.show(store, record_id))
+    found = _ask(dsn, lambda trail: trail.show(record_id))
     if not found:
         raise click.ClickException(f"there is no record {record_id} in the store")
     for shown in found:
@@ -97,11 +94,9 @@ def show(dsn: str | None, record_id: str) -> None:
 @_json_option
 def stats(dsn: str | None, since: str, as_json: bool) -> None:
     """Show volume per day and event, and the size of tables and indexes."""
-    from otel_audit_postgres import queries
-
     begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
-    volume = _ask(dsn, lambda store: queries.volume(store, begin))
-    sizes = _ask(dsn, queries.sizes)
+    volume = _ask(dsn, lambda trail: trail.volume(begin))
+    sizes = _ask(dsn, lambda trail: trail.sizes())
     if as_json:
         click.echo(
             json.dumps(
@@ -118,12 +113,12 @@ def stats(dsn: str | None, since: str, as_json: bool) -> None:
     )
 
 
-def _ask(dsn: str | None, question: Callable[[Any], Awaitable[T]]) -> T:
-    from otel_audit_postgres import queries
+def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
+    from otel_audit_postgres.trail import open_trail
 
     async def answer() -> T:
-        async with queries.opened(chosen_dsn(dsn)) as connection:
-            return await question(connection)
+        async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:
+            return await question(trail)
 
     return asyncio.run(answer())
 

@@ -6,12 +6,11 @@ import ipaddress
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
 from otel_audit.cli.options import dsn_option
-from otel_audit.config import AuditConfig
+from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 _IN_CLEAR = (
@@ -25,10 +24,18 @@ _path = click.Path(path_type=Path)
 @dsn_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=4318, show_default=True, help="Port of OTLP/HTTP.")
+@click.option("--grpc-port", type=int, help="Take OTLP over gRPC, too, on this port.")
 @click.option("--tokens", type=_path, help="File of tokens and certificates that are let in.")
 @click.option("--tls-cert", type=_path, help="The server's certificate, PEM.")
 @click.option("--tls-key", type=_path, help="Its key, PEM, where that is another file.")
 @click.option("--tls-client-ca", type=_path, help="Authorities of client certificates, PEM.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that share the port.",
+)
 @click.option("--connections", default=1000, show_default=True, help="Connections at once.")
 @click.option(
     "--insecure-no-auth",
@@ -37,18 +44,24 @@ _path = click.Path(path_type=Path)
     type=click.Choice(["loopback", "anywhere"]),
     help="Let in everybody: from this machine, or (=anywhere) from wherever.",
 )
+@click.option(
+    "--seal", is_flag=True, help="Seal the ledger, too, with OTEL_AUDIT_SIGNING_KEY_FILE."
+)
 @click.pass_context
 def serve(  # noqa: PLR0913, PLR0917 - one for each option
     context: click.Context,
     dsn: str | None,
     host: str,
     port: int,
+    grpc_port: int | None,
     tokens: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
+    workers: int,
     connections: int,
     insecure_no_auth: str | None,
+    seal: bool,
 ) -> None:
     """Take records over OTLP and store them; answer only after COMMIT.
 
@@ -58,25 +71,28 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     """
     if context.invoked_subcommand is not None:
         return
-    given: dict[str, Any] = {
-        "dsn": dsn,
-        "serve_tokens_file": tokens,
-        "serve_no_auth": insecure_no_auth,
+    given = {
+        "DSN": dsn,
+        "SERVE_TOKENS_FILE": tokens,
+        "SERVE_NO_AUTH": insecure_no_auth,
+        "SEAL": "true" if seal else None,
     }
-    config = AuditConfig(**{name: value for name, value in given.items() if value is not None})
+    # worker processes read the same
+    os.environ.update(
+        {f"{PREFIX}{name}": str(value) for name, value in given.items() if value is not None}
+    )
+    config = AuditConfig()
     _refuse_open_door(config, host)
     try:
-        from otel_audit.serve.asgi import create_app
-        from otel_audit.serve.server import Listening, log_to_stderr, run
+        from otel_audit.serve.journal import to_stderr
+        from otel_audit.serve.server import Listening, run
     except ImportError as error:
         raise MissingExtraError("otel-audit serve", "server") from error
-    log_to_stderr()
+    to_stderr()
     if tls_cert is None and not _is_loopback(host):
         click.secho(_IN_CLEAR.format(host=host), fg="yellow", err=True)
-    app = create_app(config, any_certificate=tls_client_ca is not None)
     run(
-        app,
-        Listening(host, port, tls_cert, tls_key, tls_client_ca, connections),
+        Listening(host, port, tls_cert, tls_key, tls_client_ca, grpc_port, connections, workers),
         shutdown_timeout=config.shutdown_timeout,
     )
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
+import platformdirs
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.config import AuditConfig
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LISTED = 20
+_WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
 
 
 def moment(text: str | None) -> datetime | None:
@@ -48,6 +61,23 @@ def moment(text: str | None) -> datetime | None:
 @click.option("--sample", type=click.IntRange(0), help="Read so many rows, chosen at random.")
 @click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
 @click.option("--anchor", "anchors", multiple=True, help="Where it was published; may be repeated.")
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Read what was sealed since the last verification, and some of the rows before.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where it is remembered how far that came; implies --incremental.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Processes that read rows side by side; by default by the size of the log.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
@@ -56,34 +86,63 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     sample: int | None,
     keys: tuple[str, ...],
     anchors: tuple[str, ...],
+    incremental: bool,
+    state: Path | None,
+    jobs: int | None,
     as_json: bool,
 ) -> None:
     """Verify guards, rows, tree, signatures and anchors; name what was tampered with.
 
-    Reads only. The tree is always built again as a whole; --since and --sample choose which rows
-    are read and hashed again. Exit status 0: nothing found; 1: tampering; 2: wrong use.
+    Reads only. The tree is always built again as a whole; --since, --sample and --incremental
+    choose which rows are read and hashed again. Exit status 0: nothing found; 1: tampering, or the
+    store cannot be verified; 2: wrong use.
     """
-    if full and (since is not None or sample is not None):
-        raise click.UsageError("--full is the opposite of --since and --sample")
+    if full and (since is not None or sample is not None or incremental):
+        raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
+    if since is not None and (incremental or state is not None):
+        raise click.UsageError("--since and --incremental exclude each other")
+    from otel_audit_postgres.ledger import memory
     from otel_audit_postgres.ledger import verify as ledger
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.trust import chosen_public_keys
 
-    config = AuditConfig()
+    config, store = AuditConfig(), chosen_dsn(dsn)
+    public = chosen_public_keys(config, keys)
+    file = state or (_state_file(store) if incremental else None)
+    remembered = None if file is None or full else memory.recall(file, public)
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
         report = asyncio.run(
             ledger.verify(
-                chosen_dsn(dsn),
-                keys=chosen_public_keys(config, keys),
+                store,
+                keys=public,
                 anchors=anchors_from(anchors or config.anchor),
                 since=moment(since),
                 sample=sample,
+                remembered=remembered,
+                jobs=jobs or _jobs(store),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
+    if file is not None and report.ok and report.last_note is not None:
+        memory.remember(file, report.last_note)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else _text(report))
     sys.exit(0 if report.ok else 1)
+
+
+def _state_file(dsn: str) -> Path:
+    """One file a store: named by where it is, without what is secret."""
+    parts = urlsplit(dsn)
+    place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path}?{parts.query}"
+    name = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return platformdirs.user_state_path("otel-audit") / "verified" / f"{name}.json"
+
+
+def _jobs(dsn: str) -> int:
+    """One process for a small log; for a large one, as many as there are processors, up to four."""
+    from otel_audit_postgres.ledger.verify import size_of
+
+    return 1 if asyncio.run(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
 
 
 def _bar(*, visible: bool) -> Progress:
@@ -92,6 +151,8 @@ def _bar(*, visible: bool) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not visible or not console.is_terminal,
@@ -104,6 +165,7 @@ def _text(report: Report) -> str:
         (
             f"log {report.origin or '(nothing sealed yet)'}: {report.size} rows sealed, "
             f"{report.waiting} waiting"
+            + (f", {report.dropped} dropped with their months" if report.dropped else "")
         ),
         (
             f"checked {report.rows_checked} rows and {report.checkpoints} checkpoints "

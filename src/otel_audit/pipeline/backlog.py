@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from otel_audit.complaints import complain
@@ -30,6 +30,12 @@ _logger = logging.getLogger(__name__)
 
 _NOT_WRITABLE = (ValueError, TypeError, RecursionError)
 """Too long for a frame, no UTF-8, no JSON, too deep: the store mends it or quarantines it."""
+
+_MANY_CHANGES: Final = 200
+"""Changes of one record that is not kept in memory as long as it is on disk."""
+
+_BATCH_BYTES: Final = 4_000_000
+"""Bytes of records that are read back at once, or a record more."""
 
 _OPENING_PAUSE: Final = 1.0
 """Seconds between two tries to open a spool that cannot be opened."""
@@ -128,7 +134,7 @@ class Backlog:
             if len(self._memory) >= self._queue_size:
                 return False
             self._memory_only += 1
-        elif self._spilled or len(self._memory) >= self._queue_size:
+        elif self._spilled or len(self._memory) >= self._queue_size or _is_large(entry):
             self._spilled = True
             return True
         self._memory.append(Item(entry, position))
@@ -166,9 +172,7 @@ class Backlog:
             return
         try:
             wanted = takewhile(lambda kept: kept.position <= through, spool.read())
-            found = (_item(kept) for kept in wanted)
-            while batch := list(islice(found, count)):
-                yield batch
+            yield from _batches(wanted, count)
         except BaseException:
             self._spilled = True
             raise
@@ -275,6 +279,24 @@ class Backlog:
             error if isinstance(error, SpoolError) else "it cannot be written down",
             level=logging.CRITICAL, error=error,
         )  # fmt: skip
+
+
+def _is_large(entry: Entry) -> bool:
+    """Tell the records of a transaction of many rows: each holds about a megabyte of objects."""
+    return isinstance(entry, AuditRecord) and len(entry.changes) > _MANY_CHANGES
+
+
+def _batches(kept: Iterable[SpooledRecord], count: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    size = 0
+    for one in kept:
+        batch.append(_item(one))
+        size += len(one.payload)
+        if len(batch) >= count or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _item(kept: SpooledRecord) -> Item:

@@ -292,6 +292,7 @@ class Relay:
                     await self._pass(outbox, sink)
                 except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                     self._note_failure(error)
+                    await self._look(outbox)
                     await self._rest(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     pause = min(pause * 2, self._options.longest_pause)
                     continue
@@ -318,6 +319,11 @@ class Relay:
             with self._emptied:
                 self._through = wanted
                 self._emptied.notify_all()
+
+    async def _look(self, outbox: Outbox) -> None:
+        """See how much waits while the store is away, if the outbox itself can be seen."""
+        with contextlib.suppress(StoreError):
+            self._seen = await outbox.state()
 
     def _note_failure(self, error: Exception) -> None:
         self._counters.add("retries")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
-from otel_audit.record import AuditRecord
+from otel_audit.record import AuditRecord, Receipt
+
+__all__ = ["Receipt", "Refused", "Sink", "Written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,6 @@ class Refused:
     record_id: str
     received: bytes
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What the store says of a record that it has.
-
-    Attributes:
-        record_id: The record's id, a UUID as text.
-        content_hash: SHA-256 of the record's text as it is stored, in hex.
-        recorded_at: When the store took it, by the store's own clock; UTC.
-    """
-
-    record_id: str
-    content_hash: str
-    recorded_at: datetime
 
 
 class Sink(Protocol):

@@ -109,13 +109,8 @@ class CompiledRule:
     methods: frozenset[str]
     paths: tuple[Any, ...]
     status: tuple[tuple[int, int], ...]
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether method and path alone decide that it matches."""
-        rule = self.rule
-        asked = (self.status, rule.actors, rule.actor_types, rule.roles, rule.tenants)
-        return not any(asked) and rule.wrote is None and rule.sample is None
+    is_certain: bool
+    """Whether method and path alone decide that it matches."""
 
     def concerns(self, method: str, path: str, route: str | None = None) -> bool:
         """Tell whether it can match a request, before more than its head is known."""
@@ -178,11 +173,13 @@ def compile_rule(rule: Rule, where: str) -> CompiledRule:
     for path in rule.paths:
         if not path.startswith(("/", "*")):
             raise ConfigurationError(f"{where}: paths: a pattern begins with / or *")
+    asked = (rule.status, rule.actors, rule.actor_types, rule.roles, rule.tenants)
     return CompiledRule(
         rule=rule,
         methods=methods,
         paths=_compile_paths(rule.paths),
         status=tuple(_status(word, where) for word in rule.status),
+        is_certain=not any(asked) and rule.wrote is None and rule.sample is None,
     )
 
 

@@ -23,7 +23,7 @@ from otel_audit.redaction.plain import is_plain, is_plain_path
 from otel_audit.redaction.queries import redact_path, redact_query
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.text import TextRules, clean
-from otel_audit.redaction.tokens import REDACTED, WITHHELD
+from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.unseen import passes_unseen
 from otel_audit.redaction.walk import (
     OMITTED,
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("otel_audit.redaction")
 _SANITIZE: Final = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
 _WITHHELD_JSON: Final = encode(WITHHELD)
+_WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
+
+_DOCUMENT: Final = 10
+"""Units of work that a document costs however small it is; see `otel_audit.redaction.work`."""
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 
@@ -285,6 +289,9 @@ class Redactor:
         return found
 
     def _json(self, raw: bytes, work: Work) -> bytes | None:
+        work.left -= _DOCUMENT
+        if work.left < 0:
+            return _WITHHELD_FOR_WORK_JSON
         try:
             raw.decode()
             if passes_unseen(raw, self._rules):

@@ -21,7 +21,7 @@ _GAP = r'[^a-z0-9"\\]*'
 _VALUES: Final = (
     r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
     r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]", r"slack\.com",
-    r"parameters:|row contains|input_value",
+    r"parameters:|row contains|input_value|--[a-z]",
     # the beginnings of the vendors' shapes
     r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|ya29\.|gocspx-",
     r"(?:akia|asia|abia|acca)[a-z0-9]{8}|aiza[a-z0-9_-]{8}|eaaa[a-z0-9_-]{16}|[0-9]:aa[a-z0-9_-]{8}",

@@ -33,6 +33,9 @@ _NAMED_TAG: Final = re2.compile(
 _VALUE_OF_TAG: Final = re2.compile(
     r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
 )
+_FLAG: Final = re2.compile(
+    r"(?:^|[\s\"'`])--([A-Za-z][A-Za-z0-9_-]*)\s+(?:\"([^\"]*)|'([^']*)|([^\s\"'`-][^\s\"'`]*))"
+)
 _MOST_VALUES_OF_TAG: Final = 8
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
@@ -65,7 +68,8 @@ class TextRules:
         header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
-        self._credentials = (*values.CREDENTIALS, header, xml, tag)
+        flag = ValueRule("flag", _FLAG, self._flag, ("--",))
+        self._credentials = (*values.CREDENTIALS, header, xml, tag, flag)
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
 
@@ -123,7 +127,7 @@ class TextRules:
     ) -> str:
         def word(match: Any) -> str:
             encoded = str(match.group())
-            work.spend(_MATCH + len(encoded) * _PER_CHARACTER)
+            work.spend(2 * _MATCH + len(encoded) * _PER_CHARACTER)
             decoded = clean(unquote(encoded, errors="replace"))
             if decoded == encoded:
                 return encoded
@@ -151,6 +155,14 @@ class TextRules:
     def _header(self, match: Any) -> Iterable[Span]:
         value = match.group(1).strip()
         return () if is_token(value) or value.lower() in PROSE else (match.span(1),)
+
+    def _flag(self, match: Any) -> Iterable[Span]:
+        """Find the value in `--password hunter2`, as a command line has it."""
+        group = next(number for number in (2, 3, 4) if match.start(number) >= 0)
+        value = match.group(group)
+        if not value or is_token(value) or not names_a_secret(self._names, match.group(1), value):
+            return ()
+        return (match.span(group),)
 
     def _named_tag(self, match: Any) -> Iterable[Span]:
         """Find the value in `<input name="csrf_token" value="…">`."""

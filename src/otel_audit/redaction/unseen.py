@@ -1,6 +1,7 @@
 """Whether a JSON text may pass as it is: told by one search over it, without building its values.
 
-It may be wrong in one direction only: what passes, no rule would touch.
+It may be wrong in one direction only: what passes holds nothing that a rule would take out. What
+stands for a value that was taken out before is nothing of the kind.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def passes_unseen(raw: bytes, rules: Rules) -> bool:
-    """Tell whether a text is JSON, within the bounds, and touched by no rule.
+    """Tell whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
 
     Args:
         raw: The text, valid UTF-8.

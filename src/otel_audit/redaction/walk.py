@@ -48,6 +48,7 @@ _CONTAINER: Final = 3
 _SEARCH: Final = 3
 _NUMBER: Final = 3
 _NEW_NAME: Final = 10
+_NOT_JSON: Final = 16
 _PER_CHARACTER: Final = 1 / 64
 _PARSED_CHARACTER: Final = 1 / 16
 
@@ -328,7 +329,8 @@ class Walk:
                 try:
                     return self._json_inside(text, step, depth)
                 except NotUnderstoodError:
-                    pass  # it only begins like JSON; the text rules see it whole
+                    # it only begins like JSON; the text rules see it whole
+                    work.spend(_NOT_JSON)
             return self._rules.text.redact(
                 text,
                 self._rules.replacement,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
-import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from opentelemetry import metrics
@@ -20,8 +21,8 @@ from starlette.routing import Route
 
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
-from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit.serve import otlpjson, protobuf, receipts
+from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
+from otel_audit.serve import journal, otlpjson, protobuf, receipts
 from otel_audit.serve.access import Access
 from otel_audit.serve.bodies import decompressed, read_body
 from otel_audit.serve.incoming import Batch
@@ -38,15 +39,16 @@ from otel_audit.serve.problems import (
 from otel_audit.serve.senders import Sender, Senders
 from otel_audit.serve.service import Outcome, Service, kind_of
 
-_logger = logging.getLogger("otel_audit.serve")
-_access_log = logging.getLogger("otel_audit.serve.access")
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.within import SealingThread
+
+    from otel_audit.serve.rpc import GrpcListening, GrpcServer
 
 _REFUSAL: Final = "x-otel-audit-refusal"
 """Header by which a sender asks to be refused for now, with 503, where it is not let in: a
 Collector takes 401 and 403 for final, and drops what it has acknowledged to others."""
 
 _LARGEST_HEADERS: Final = 32_768
-_LONGEST_ADDRESS: Final = 200
 
 Decoder = Callable[[bytes], Iterator[Batch]]
 
@@ -60,6 +62,7 @@ def create_app(
     config: AuditConfig | None = None,
     *,
     any_certificate: bool = False,
+    grpc: GrpcListening | None = None,
     make_store: Callable[[], Store] | None = None,
 ) -> Starlette:
     """Make the sink, for any ASGI server that runs lifespans.
@@ -68,6 +71,7 @@ def create_app(
         config: The settings; by default from the environment.
         any_certificate: Let in every client certificate that the server has verified, where the
             file of senders names none.
+        grpc: Where to take OTLP over gRPC as well, if anywhere.
         make_store: Makes what stands for a connection to the store; by default to the one of
             ``OTEL_AUDIT_DSN``.
 
@@ -76,9 +80,11 @@ def create_app(
 
     Raises:
         ConfigurationError: There is no store, or nobody is authenticated and that is not asked for.
+        MissingExtraError: A package of the extra ``grpc`` is not installed, and it is asked for.
     """
     config = config or AuditConfig()
     service = Service(config, _access(config, any_certificate), make_store or _store_maker(config))
+    beside = _Beside(_sealing(config), _grpc_server(service, grpc))
     app = Starlette(
         routes=[
             Route("/v1/traces", functools.partial(_export, service), methods=["POST"]),
@@ -87,7 +93,7 @@ def create_app(
             Route("/ready", functools.partial(_ready, service), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _no_such_thing},
-        lifespan=functools.partial(_lifespan, service),
+        lifespan=functools.partial(_lifespan, service, beside),
     )
     app.state.service = service
     return app
@@ -114,17 +120,63 @@ def _store_maker(config: AuditConfig) -> Callable[[], Store]:
     return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
 
 
+def _sealing(config: AuditConfig) -> SealingThread | None:
+    """Make what seals beside the sink, where the settings ask for it."""
+    if not config.seal:
+        return None
+    from otel_audit_postgres.ledger.metering import publish
+    from otel_audit_postgres.ledger.trust import sealer_from
+    from otel_audit_postgres.ledger.within import SealingThread
+
+    sealer = sealer_from(config)
+    publish(metrics.get_meter("otel_audit.serve"), sealer)
+    return SealingThread(sealer, config.seal_interval)
+
+
+def _grpc_server(service: Service, listening: GrpcListening | None) -> GrpcServer | None:
+    if listening is None:
+        return None
+    try:
+        from otel_audit.serve.rpc import GrpcServer
+    except ImportError as error:
+        raise MissingExtraError("OTLP over gRPC", "grpc") from error
+    return GrpcServer(service, listening)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What runs beside the application for as long as it does."""
+
+    sealing: SealingThread | None
+    grpc: GrpcServer | None
+
+    async def start(self) -> None:
+        if self.sealing is not None:
+            self.sealing.start()
+        if self.grpc is not None:
+            await self.grpc.start()
+
+    async def stop(self, patience: float) -> None:
+        if self.sealing is not None:
+            await asyncio.to_thread(self.sealing.stop, patience)
+
+
 @contextlib.asynccontextmanager
-async def _lifespan(service: Service, _: Starlette) -> AsyncIterator[None]:
+async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIterator[None]:
+    patience = service.config.shutdown_timeout
     service.intake.start()
     service.meters.publish(
         metrics.get_meter("otel_audit.serve"),
         lambda: service.budget.taken,
         lambda: service.intake.depth,
     )
+    await beside.start()
     with _reloading(service):
         yield
-    await service.intake.stop(service.config.shutdown_timeout)
+    if beside.grpc is not None:
+        await beside.grpc.stop(patience)
+    await service.intake.stop(patience)
+    await beside.stop(patience)
 
 
 @contextlib.contextmanager
@@ -180,7 +232,7 @@ async def _export(service: Service, request: Request) -> Response:
     except ClientDisconnect:
         problem = Problem(499, Code.UNAVAILABLE, "disconnected", "the client went away")
     except Exception as error:  # noqa: BLE001 - a 500 would make exporters drop their batch
-        complain(_logger, "request", "A request failed and is to be sent again", error=error)
+        complain(journal.logger, "request", "A request failed and is to be sent again", error=error)
         problem = unavailable("an unexpected error; nothing is known to be stored", 5)
     if problem is not None:
         service.meters.refused[problem.kind] += 1
@@ -190,7 +242,9 @@ async def _export(service: Service, request: Request) -> Response:
         )
         told["problem"] = problem.message
     service.meters.requests[request.url.path, response.status_code] += 1
-    _log(request, response, told, time.perf_counter() - began)
+    client = request.client.host if request.client is not None else None
+    seconds = time.perf_counter() - began
+    journal.write(request.method, request.url.path, response.status_code, client, seconds, told)
     return response
 
 
@@ -277,17 +331,3 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
         what = "this method is not taken here"
     problem = Problem(error.status_code, Code.UNIMPLEMENTED, "path", what)
     return Response(as_status(problem, kind), error.status_code, error.headers, media_type=kind)
-
-
-def _log(request: Request, response: Response, told: dict[str, Any], seconds: float) -> None:
-    if not _access_log.isEnabledFor(logging.INFO):
-        return
-    line = {
-        "method": request.method,
-        "path": request.url.path[:_LONGEST_ADDRESS],
-        "status": response.status_code,
-        "client": request.client.host if request.client is not None else None,
-        "duration_ms": round(seconds * 1000, 1),
-        **told,
-    }
-    _access_log.info("%s", msgspec.json.encode(line).decode())

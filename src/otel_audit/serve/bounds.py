@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from otel_audit.serve.problems import overloaded
 
 
@@ -58,7 +60,7 @@ class Lease:
                 raise
             self.held = size
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         """Begin."""
         return self
 

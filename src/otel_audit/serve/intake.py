@@ -7,8 +7,10 @@ one that is free, so that batches grow with the load and nobody waits for compan
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -248,7 +250,7 @@ class Intake:
         began = time.monotonic()
         try:
             quarantined = await store.accept(records, refused)
-            receipts = await store.receipts(asked) if asked else {}
+            receipts = await _receipts(store, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody is told that it is stored
             self._note_away(error)
             for one in group:
@@ -258,7 +260,11 @@ class Intake:
         for one in group:
             if not one.done.done():
                 own = [item for item in quarantined if item.record_id in one.ids]
-                one.done.set_result(Stored(own, receipts if one.wants_receipts else {}))
+                kept_aside = {item.record_id for item in own}
+                wanted = one.ids - kept_aside if one.wants_receipts else ()
+                one.done.set_result(
+                    Stored(own, {id_: receipts[id_] for id_ in wanted if id_ in receipts})
+                )
 
     def _note_away(self, error: Exception) -> None:
         self._away_until = time.monotonic() + _PAUSE
@@ -268,6 +274,16 @@ class Intake:
             complain(_logger, "unfit", "NOTHING IS TAKEN until somebody acts: %s", error)
         else:
             complain(_logger, "write", "Nothing is taken: writing failed", error=error)
+
+
+async def _receipts(store: Store, record_ids: Sequence[str]) -> dict[str, Receipt]:
+    """Ask for receipts, by ids as their senders wrote them; what is no UUID has none."""
+    spelled = {}
+    for record_id in record_ids:
+        with contextlib.suppress(ValueError):
+            spelled[record_id] = str(uuid.UUID(record_id))
+    found = await store.receipts(list(spelled.values())) if spelled else {}
+    return {ours: found[theirs] for ours, theirs in spelled.items() if theirs in found}
 
 
 def _fail(one: _Waiting, problem: Exception) -> None:

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
-
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 
 class Meters:
@@ -19,7 +18,8 @@ class Meters:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.refused: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
-        self.observe_write: Callable[[float, int], None] = lambda _seconds, _records: None
+        self._duration: Histogram | None = None
+        self._size: Histogram | None = None
 
     def snapshot(self) -> dict[str, Any]:
         """All counts, as plain values."""
@@ -64,14 +64,14 @@ class Meters:
         meter.create_observable_gauge(
             "audit.sink.queue.depth", callbacks=[_one(waiting)], unit="{record}"
         )
-        duration = meter.create_histogram("audit.sink.write.duration", unit="s")
-        size = meter.create_histogram("audit.sink.write.records", unit="{record}")
+        self._duration = meter.create_histogram("audit.sink.write.duration", unit="s")
+        self._size = meter.create_histogram("audit.sink.write.records", unit="{record}")
 
-        def observe(seconds: float, records: int) -> None:
-            duration.record(seconds)
-            size.record(records)
-
-        self.observe_write = observe
+    def observe_write(self, seconds: float, records: int) -> None:
+        """Note one write to the store."""
+        if self._duration is not None and self._size is not None:
+            self._duration.record(seconds)
+            self._size.record(records)
 
     def _requests(self, _: CallbackOptions) -> Iterable[Observation]:
         for (route, status), count in list(self.requests.items()):
@@ -82,7 +82,5 @@ def _one(value: Callable[[], int]) -> Callable[[CallbackOptions], Iterable[Obser
     return lambda _: [Observation(value())]
 
 
-def _each(
-    counts: Counter[str], label: str
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _each(counts: Counter[str], label: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     return lambda _: [Observation(count, {label: name}) for name, count in list(counts.items())]

@@ -32,6 +32,8 @@ _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
 _IDS: Final = 36
 
+_decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
+
 
 @dataclass(frozen=True, slots=True)
 class Unfit(Refused):
@@ -89,11 +91,10 @@ class Reader:
             reason = f"its schema version is not {SCHEMA_VERSION}, the one that this server knows"
             return self._unfit(item, sender, "invalid", reason)
         came = self._as_it_came(item)
-        text = to_json(came)
+        text = _told(came)
         if len(text) > self._largest:
             reason = f"it is larger than {self._largest} bytes"
             return self._unfit(item, sender, "too_large", reason)
-        digest = self._digest(came)
         service = item.origin.attributes.get(_SERVICE_NAME)
         if sender.service is not None and service != sender.service:
             reason = f"{sender.identity} may not send for another service than its own"
@@ -109,7 +110,9 @@ class Reader:
             self._redacted(item, came),
             resource=self._resource(item.origin),
             tenant=tenant,
-            received=Received(by=sender.identity, hash=digest),
+            received=Received(
+                by=sender.identity, hash=hmac.digest(self._key, text, "sha256").hex()
+            ),
         )
 
     def _as_it_came(self, item: Incoming) -> AuditRecord:
@@ -138,14 +141,6 @@ class Reader:
             self._resources[origin] = found
         return found
 
-    def _digest(self, came: AuditRecord) -> str:
-        """Hash a record as it came, without what a Collector may add to it on the way."""
-        resource = {
-            name: value for name, value in came.resource.items() if name.startswith(_SERVICE)
-        }
-        text = to_json(msgspec.structs.replace(came, resource=resource))
-        return hmac.digest(self._key, text, "sha256").hex()
-
     def _unfit(self, item: Incoming, sender: Sender, kind: str, reason: str) -> Unfit:
         record_id = item.attributes.get(names.RECORD_ID)
         if not isinstance(record_id, str) or len(record_id) > _IDS:
@@ -166,6 +161,12 @@ class Reader:
         if len(text) > self._largest:
             text = text[:_LONGEST_REFUSED] + b" [cut]"
         return Unfit(record_id, text, reason, kind)
+
+
+def _told(came: AuditRecord) -> bytes:
+    """Write a record as it came, without what a Collector may add to it on the way."""
+    service = {name: value for name, value in came.resource.items() if name.startswith(_SERVICE)}
+    return to_json(msgspec.structs.replace(came, resource=service))
 
 
 def _record(item: Incoming, told: Mapping[str, Any], name: str) -> AuditRecord:
@@ -191,7 +192,10 @@ def _with_details(told: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
         return told
     metadata: dict[str, Any] = {"details": body}
     if isinstance(told.get(names.METADATA), str):
-        metadata.update(msgspec.json.decode(told[names.METADATA], type=dict[str, Any]))
+        try:
+            metadata.update(_decode_mapping(told[names.METADATA]))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise InvalidAuditSpanError(f"{names.METADATA}: {error}") from error
     return {**told, names.METADATA: to_json(metadata).decode()}
 
 
@@ -199,7 +203,9 @@ def _own_ids(item: Incoming) -> tuple[str, str]:
     """What tells an item without an id from others of the same time."""
     if not item.is_log and item.span_id:
         return item.trace_id, item.span_id
-    content = to_json([item.name, item.trace_id, item.span_id, item.attributes, item.body])
+    content = to_json([
+        item.start_time, item.name, item.trace_id, item.span_id, item.attributes, item.body,
+    ])  # fmt: skip
     return hashlib.sha256(content).hexdigest(), ""
 
 

@@ -44,9 +44,7 @@ _LENGTH: Final = 2
 _FIXED64: Final = 1
 
 
-def answer(
-    receipts: Sequence[Receipt], quarantined: Sequence[Refused], content_type: str
-) -> bytes:
+def answer(receipts: Sequence[Receipt], quarantined: Sequence[Refused], content_type: str) -> bytes:
     """Write the response.
 
     Args:

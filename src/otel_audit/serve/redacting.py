@@ -34,7 +34,7 @@ class Redacting:
         """Name the rules."""
         self._redactor = redactor
         # user agents, paths, headers: the same few come all the time
-        self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)
+        self._clean: BoundedCache[tuple[str, str], str] = BoundedCache(_MOST_CLEAN)
         self._treatments: dict[str, Any] = dict(_TREATMENTS)
 
     def redact(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ class Redacting:
             if treated is not value and treated != value:
                 changed[name] = treated
             elif type(text) is str and len(text) <= _SHORT:
-                self._clean.put((name, text), True)
+                self._clean.put((name, text), "clean")
         told = {**attributes, **changed} if changed else attributes
         return _with_digests(told)
 
@@ -73,7 +73,7 @@ class Redacting:
             return name
         treated = self._redactor.text(name)
         if treated == name and len(name) <= _SHORT:
-            self._clean.put(("", name), True)
+            self._clean.put(("", name), "clean")
         return treated
 
     def _treatment(self, name: str) -> Treatment | None:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
@@ -66,9 +66,10 @@ def resource_pairs(resource: bytes) -> list[KeyValue]:
 def scope_name(scope: bytes) -> str:
     """Decode a scope's name, empty where it cannot be."""
     try:
-        return InstrumentationScope.FromString(scope).name
+        name: str = InstrumentationScope.FromString(scope).name
     except DecodeError:
         return ""
+    return name
 
 
 def mended(raw: bytes, scope: str, whence: Origin, *, is_log: bool) -> Incoming:
@@ -106,9 +107,10 @@ def _pair(raw: Any) -> KeyValue | None:
     if not isinstance(raw, bytes):
         return None
     try:
-        return KeyValue.FromString(raw)
+        found: KeyValue = KeyValue.FromString(raw)
     except DecodeError:
         return None
+    return found
 
 
 def _text_of(pair: Any) -> tuple[str, Any] | None:
@@ -136,7 +138,8 @@ def _first(message: bytes, number: int, default: Any) -> Any:
 
 
 def _all(message: bytes, wanted: int) -> list[bytes]:
-    return [value for number, value in _fields(message) if number == wanted and type(value) is bytes]
+    found = [value for number, value in _fields(message) if number == wanted]
+    return [value for value in found if isinstance(value, bytes)]
 
 
 def _found(message: bytes, wanted: int) -> Iterator[Any]:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import h11
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.serve import journal
 from otel_audit.serve.access import CERTIFICATE
+from otel_audit.serve.asgi import create_app
 from otel_audit.serve.problems import JSON, Problem, as_status, undecodable
 from otel_audit.serve.senders import Certificate
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from otel_audit.serve.rpc import GrpcListening
+
 _LARGEST_HEAD: Final = 65_536
+_PASSED_ON: Final = "_OTEL_AUDIT_SERVE"
+_BETWEEN_COLLECTIONS: Final = 50_000
 _HEAD_TIMEOUT: Final = 10.0
 """Seconds in which a connection must have brought a request's head."""
 
@@ -49,7 +57,9 @@ class Listening:
         certificate: PEM file with the server's certificate and what leads to its authority.
         key: PEM file with its key, where that is another file.
         client_ca: PEM file with the authorities of client certificates.
-        connections: Connections at once; more get 503.
+        grpc_port: Port of OTLP over gRPC, if any.
+        connections: Connections at once, in each process; more get 503.
+        workers: Processes that share the port.
     """
 
     host: str = "127.0.0.1"
@@ -57,7 +67,9 @@ class Listening:
     certificate: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None
+    grpc_port: int | None = None
     connections: int = 1000
+    workers: int = 1
 
 
 class Protocol(H11Protocol):
@@ -114,40 +126,52 @@ class Protocol(H11Protocol):
             self._deadline = None
 
 
-def run(app: Starlette, listening: Listening, *, shutdown_timeout: float) -> None:
+def run(listening: Listening, *, shutdown_timeout: float) -> None:
     """Serve until SIGTERM or SIGINT; what is under way then is finished.
 
     Args:
-        app: The sink.
         listening: Where.
         shutdown_timeout: Seconds that requests under way may take at the end.
 
     Raises:
-        ConfigurationError: The certificates cannot be read, or do not belong together.
+        ConfigurationError: As for `otel_audit.serve.asgi.create_app`; or the certificates cannot
+            be read, or do not belong together; or the port cannot be had.
     """
-    config = uvicorn.Config(
-        app,
-        host=listening.host,
-        port=listening.port,
-        http=Protocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        limit_concurrency=listening.connections,
-        h11_max_incomplete_event_size=_LARGEST_HEAD,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(shutdown_timeout) or 1,
-        log_config=None,
-    )
-    config.load()
-    if listening.certificate is not None:
-        config.ssl = _tls(listening)
-    elif listening.client_ca is not None:
+    if listening.client_ca is not None and listening.certificate is None:
         raise ConfigurationError("--tls-client-ca needs --tls-cert: there is no TLS without it")
-    server = uvicorn.Server(config)
+    _refuse_unusable(listening)
+    # so that what is wrong is said here, before a worker fails
+    several, app = listening.workers > 1, _app(listening)
+    _pass_on(listening)
+    settings: dict[str, Any] = {
+        "app": f"{__name__}:worker_app" if several else app,
+        "factory": several,
+        "workers": listening.workers,
+        "host": listening.host,
+        "port": listening.port,
+        "http": Protocol,
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "limit_concurrency": listening.connections,
+        "h11_max_incomplete_event_size": _LARGEST_HEAD,
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": int(shutdown_timeout) or 1,
+        "log_config": None,
+        "ssl_certfile": listening.certificate,
+        "ssl_keyfile": listening.key,
+        "ssl_ca_certs": None if listening.client_ca is None else str(listening.client_ca),
+        # asked for here and demanded by the application, so that probes need none
+        "ssl_cert_reqs": ssl.CERT_NONE if listening.client_ca is None else ssl.CERT_OPTIONAL,
+    }
+    if several:
+        uvicorn.run(**settings)
+        return
+    _collect_seldom()
+    server = uvicorn.Server(uvicorn.Config(**settings))
     server.run()
     if not server.started:
         raise ConfigurationError(
@@ -155,20 +179,58 @@ def run(app: Starlette, listening: Listening, *, shutdown_timeout: float) -> Non
         )
 
 
-def _tls(listening: Listening) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+def worker_app() -> Starlette:
+    """Make the application in a worker process, from what its parent has passed on."""
+    journal.to_stderr()
+    _collect_seldom()
+    told = msgspec.json.decode(os.environ[_PASSED_ON], type=Listening, dec_hook=_made)
+    return _app(told)
+
+
+def _made(kind: type[Path], text: str) -> Path:
+    return kind(text)
+
+
+def _pass_on(listening: Listening) -> None:
+    """Leave to worker processes, which begin anew, what the settings do not say."""
+    os.environ[_PASSED_ON] = msgspec.json.encode(listening, enc_hook=str).decode()
+
+
+def _app(listening: Listening) -> Starlette:
+    return create_app(any_certificate=listening.client_ca is not None, grpc=_grpc(listening))
+
+
+def _grpc(listening: Listening) -> GrpcListening | None:
+    if listening.grpc_port is None:
+        return None
     try:
-        context.load_cert_chain(str(listening.certificate), listening.key)
+        from otel_audit.serve.rpc import GrpcListening
+    except ImportError as error:
+        raise MissingExtraError("otel-audit serve --grpc-port", "grpc") from error
+    return GrpcListening(
+        listening.host, listening.grpc_port, listening.certificate, listening.key,
+        listening.client_ca, shared=listening.workers > 1,
+    )  # fmt: skip
+
+
+def _collect_seldom() -> None:
+    """Look for garbage less often: a batch makes many objects, and nearly none in cycles."""
+    gc.freeze()
+    gc.set_threshold(_BETWEEN_COLLECTIONS, 20, 20)
+
+
+def _refuse_unusable(listening: Listening) -> None:
+    if listening.certificate is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(listening.certificate, listening.key)
         if listening.client_ca is not None:
             context.load_verify_locations(listening.client_ca)
-            # asked for here and demanded by the application, so that probes need none
-            context.verify_mode = ssl.CERT_OPTIONAL
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
             f"TLS: certificate, key or authorities cannot be used: {error}"
         ) from None
-    return context
 
 
 def _client_certificate(tls: Any) -> Certificate | None:
@@ -193,14 +255,3 @@ def _escaped(value: str) -> str:
     if found.endswith(" ") and not found.endswith("\\ "):
         found = found[:-1] + "\\ "
     return found.replace("\x00", "\\00")
-
-
-def log_to_stderr() -> None:
-    """Write log lines to standard error; those of the access log are JSON alone."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    access = logging.getLogger("otel_audit.serve.access")
-    if not access.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        access.addHandler(handler)
-        access.propagate = False

@@ -64,7 +64,7 @@ class Service:
             make_store,
             writers=config.serve_connections,
             retry_after=config.serve_retry_after,
-            observe=lambda seconds, records: self.meters.observe_write(seconds, records),
+            observe=self.meters.observe_write,
         )
         self._redactor = Redactor.from_config(config)
         self._reader: Reader | None = None

@@ -13,7 +13,13 @@ import uuid
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
-from otel_audit_postgres.ledger.anchors import FileAnchor, HttpAnchor
+from otel_audit_postgres.ledger.anchors import (
+    FileAnchor,
+    HttpAnchor,
+    ObjectAnchor,
+    anchors_from,
+)
+from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.keys import generate, write_key_files
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.notes import read_checkpoint, read_note
@@ -21,7 +27,7 @@ from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
 from otel_audit_postgres.migrations import migrations
 from strategies import a_record
 
-from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
 
 
@@ -132,6 +138,66 @@ class TestSeal:
         problem = (await log.verify()).first_bad
         assert problem.record_id == record_id
 
+    async def test_is_not_confused_by_a_clock_that_goes_back(self, log, administrator):
+        """Rows of an earlier time that come later are later leaves; all verifies."""
+        await log.write(3)
+        await log.seal()
+        for back in ("1 hour", "2 days", "1 minute"):
+            await administrator.connection.execute(
+                "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object("
+                "'recorded_at', a.recorded_at - $1::text::interval, 'tenant_id', $1::text, "
+                "'content_hash', a.content_hash))).* FROM audit.audit_logs a LIMIT 1", back,
+            )  # fmt: skip
+        done = await log.seal()
+        assert done.size == 6
+        later = await log.write(1)
+        await log.seal()
+        report = await log.verify()
+        assert set(report.counts) <= {Kind.CHANGED, Kind.INSERTED}  # tenants that no payload has
+        assert report.size == 7
+        assert later[0] not in [problem.record_id for problem in report.problems]
+
+    async def test_can_have_its_key_elsewhere(self, log, monkeypatch):
+        """A signer is anything that has a name, an id, and signs: a key management service."""
+        asked = []
+
+        class Service:
+            name, key_id = log.key.name, log.key.key_id
+
+            def sign(self, message):
+                asked.append(message)
+                return log.key.sign(message)
+
+        await log.write(2)
+        await log.seal(signer=Service())
+        assert len(asked) == 1
+        assert (await log.verify()).signed_size == 2
+
+    async def test_offers_its_numbers(self, log, tmp_path):
+        """Rows, size, lag and failed publications are OpenTelemetry metrics."""
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from otel_audit_postgres.ledger.metering import publish
+
+        (tmp_path / "file").write_text("")
+        away = FileAnchor(tmp_path / "file" / "below", directory=False)
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader])
+        sealer = log.sealer(batch=4, anchors=[away])
+        publish(provider.get_meter("x"), sealer)
+        await log.write(6)
+        await sealer.seal()
+        await sealer.close()
+        seen = {
+            metric.name: metric.data.data_points[0].value
+            for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        }
+        provider.shutdown()
+        assert seen["audit.seal.rows"] == seen["audit.seal.size"] == 4
+        assert seen["audit.seal.lag"] > 0
+        assert seen["audit.seal.publish_failures"] >= 1
+        assert seen["audit.seal.faulty_rows"] == 0
+
 
 class TestRefusal:
     async def test_of_a_ledger_whose_tail_was_cut(self, sealed, administrator):
@@ -199,8 +265,13 @@ class TestRefusal:
         sink = PostgresSink(database)
         with pytest.raises(StoreError, match=r"version 1.*`otel-audit init`"):
             await sink.check()
-        assert (await sink.write([a_record(record_id=uuid7())])).stored == 1
         await sink.close()
+        await connection.execute(
+            "INSERT INTO audit.audit_logs (id, action_id, phase, occurred_at, duration_ms, event_name, "
+            "action, outcome, actor_id, actor_type, transaction_outcome, schema_version, payload, "
+            "content_hash) VALUES (gen_random_uuid(), 'a', 'completed', now(), 0, 'e', 'READ', "
+            "'success', 'x', 'user', 'none', '1', '{}', sha256('{}'))"
+        )
         await connection.close()
         assert (await init(database)).applied == tuple(step.name for step in migrations()[1:])
         sealer = Sealer(database)
@@ -273,6 +344,100 @@ class TestAnchors:
         assert report.ok
         await sealer.close()
         server.close()
+
+    async def test_may_be_an_object_store(self, log):
+        """Two callables over its own client are enough; a failing one is reported and retried."""
+        kept = {}
+
+        def put(note):
+            if kept.pop("down", None):
+                raise OSError("503")
+            kept["note"] = note
+
+        anchor = ObjectAnchor("s3://audit/log", lambda: kept.get("note"), put)
+        kept["down"] = True
+        sealer = log.sealer(anchors=[anchor])
+        await log.write(1)
+        await sealer.seal()
+        assert (sealer.failed_publications, kept) == (1, {})
+        await sealer.seal()
+        await sealer.close()
+        assert read_checkpoint(kept["note"]).size == 1
+        assert (await log.verify(anchors=[anchor])).ok
+
+    async def test_may_be_named_in_the_settings(self, tmp_path, monkeypatch):
+        """python:module:name is called; what is no anchor, or cannot be made, is named."""
+        (tmp_path / "my_anchor.py").write_text(
+            "from otel_audit_postgres.ledger.anchors import ObjectAnchor\n"
+            "def make(): return ObjectAnchor('mine', lambda: None, print)\n"
+            "def wrong(): return 5\n"
+            "def broken(): raise RuntimeError('no credentials')\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        (anchor,) = anchors_from(["python:my_anchor:make"])
+        assert anchor.name == "mine"
+        for place, message in (
+            ("my_anchor:wrong", "returned int"),
+            ("my_anchor:broken", "no credentials"),
+            ("my_anchor:none", "my_anchor:none could not be made"),
+            ("my_anchor", "module:name"),
+        ):
+            with pytest.raises(ConfigurationError, match=message) as raised:
+                anchors_from([f"python:{place}"])
+            assert "OTEL_AUDIT_ANCHOR" in str(raised.value)
+
+
+class TestWithinAnApplication:
+    async def test_seals_beside_the_writer(self, log, tmp_path, monkeypatch):
+        """With OTEL_AUDIT_SEAL the process that records seals too, to the last row."""
+        from otel_audit.config import AuditConfig
+        from otel_audit.runtime import Runtime
+
+        write_key_files(log.key, tmp_path / "key")
+        runtime = Runtime(
+            AuditConfig(
+                dsn=log.dsn, seal=True, seal_interval=0.05, signing_key_file=tmp_path / "key",
+                anchor=[f"file:{tmp_path / 'anchor'}"],
+            )
+        )  # fmt: skip
+        await runtime.started()
+        await log.write(5)
+        async with asyncio.timeout(10):
+            while (await log.verify()).waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await log.write(2)
+        await runtime.stopping()
+        report = await log.verify()
+        assert (report.ok, report.size, report.signed_size) == (True, 7, 7)
+
+    async def test_says_why_it_does_not(self, tmp_path, log, caplog):
+        """A key that others may read is refused, and the application goes on."""
+        from otel_audit.config import AuditConfig
+        from otel_audit.runtime import Runtime
+
+        write_key_files(log.key, tmp_path / "key")
+        (tmp_path / "key").chmod(0o644)
+        runtime = Runtime(AuditConfig(dsn=log.dsn, seal=True, signing_key_file=tmp_path / "key"))
+        await runtime.started()
+        await runtime.stopping()
+        assert (
+            "This process does not seal: OTEL_AUDIT_SIGNING_KEY_FILE: others may read"
+            in caplog.text
+        )
+
+    async def test_complains_where_the_role_may_not(self, log, postgres, caplog):
+        """A writer that may not seal records all the same."""
+        from otel_audit_postgres.ledger.within import SealingThread
+
+        role = f"plain_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        dsn = postgres.dsn(log.dsn.partition("?")[0].rpartition("/")[2], role)
+        sealing = SealingThread(Sealer(dsn), 0.05)
+        sealing.start()
+        async with asyncio.timeout(10):
+            while "Sealing is not possible" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        sealing.stop(5)
 
 
 class TestRun:

@@ -134,6 +134,7 @@ class TestCommands:
     @pytest.fixture
     def run(self, audit_store, trail, monkeypatch):
         monkeypatch.setenv("OTEL_AUDIT_DSN", audit_store)
+        monkeypatch.setenv("OTEL_AUDIT_RECORD_VIEWS", "off")
 
         def call(*arguments, status=0):
             result = CliRunner().invoke(cli, arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import tempfile
 from collections import Counter as Tally
@@ -10,11 +12,28 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from orm_harness import action, capturing
-from sqlalchemy import ForeignKey, create_engine, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.util import greenlet_spawn
 
 from otel_audit.capture.orm import OrmOptions
 
@@ -82,28 +101,67 @@ def differences(operation: str, before: dict | None, after: dict | None) -> dict
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def within(step):
+    """Let a step of the machine run where its database can be talked to."""
+
+    @functools.wraps(step)
+    def stepped(self, *arguments, **named):
+        return self.run(lambda: step(self, *arguments, **named))
+
+    return stepped
+
+
 class History(RuleBasedStateMachine):
     """Random sessions, flushes, savepoints, rollbacks and statements, and one true history."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        path = Path(self.directory.name) / "history.db"
-        self.engine = create_engine(f"sqlite:///{path}")
-        event.listen(self.engine, "connect", self._connect)
-        event.listen(self.engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
-        HistoryBase.metadata.create_all(self.engine)
-        with self.engine.begin() as connection:
-            make_triggers(connection)
+        self.engine = self.open()
         self.capturing = capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
         self.capture = self.capturing.__enter__()
         self.acting = action()
         self.scope = self.acting.__enter__()
         self.session = Session(self.engine)
         self.savepoints = []
+        self.begin()
+
+    def open(self) -> Engine:
+        """Make the database."""
+        self.directory = tempfile.TemporaryDirectory()
+        path = Path(self.directory.name) / "history.db"
+        engine = create_engine(f"sqlite:///{path}")
+        event.listen(engine, "connect", self._connect)
+        event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        HistoryBase.metadata.create_all(engine)
+        with engine.begin() as connection:
+            make_triggers(connection)
+        return engine
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self.directory.cleanup()
+
+    def run(self, step):
+        """Run what talks to the database."""
+        return step()
+
+    @within
+    def begin(self) -> None:
         for number in range(3):
             self.session.add(Shelf(books=[Book(title="first", pages=number), Book()]))
         self.session.commit()
+
+    @within
+    def history(self) -> list[tuple[str, str, dict | None, dict | None]]:
+        """What the triggers have written down, as far as it is committed."""
+        with self.engine.connect() as other:
+            rows = other.exec_driver_sql(self.HISTORY).all()
+        return [
+            (operation, table, *(None if side is None else json.loads(side) for side in sides))
+            for operation, table, *sides in rows
+        ]
+
+    HISTORY = "SELECT op, tab, before, after FROM history"
 
     @staticmethod
     def _connect(connection, _record) -> None:
@@ -114,27 +172,28 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.session.commit()
+            self.run(self.session.commit)
             self.records_what_happened()
         finally:
             self.leave()
 
     def leave(self) -> None:
-        self.session.close()
+        self.run(self.session.close)
         self.acting.__exit__(None, None, None)
         self.capturing.__exit__(None, None, None)
-        self.engine.dispose()
-        self.directory.cleanup()
+        self.close()
 
     def pick(self, model, number):
         found = self.session.scalars(select(model).order_by(model.id)).all()
         return found[number % len(found)] if found else None
 
     @rule(kind=st.sampled_from(WRITES), number=st.integers(0, 5), other=st.integers(0, 5))
+    @within
     def write(self, kind, number, other):
         getattr(self, kind)(number, other)
 
     @rule(kind=st.sampled_from(WRITES), number=st.integers(0, 5), flush=st.booleans())
+    @within
     def write_in_savepoint(self, kind, number, flush):
         """Set a savepoint and write in it; whether it stays is for later."""
         self.savepoints.append(self.session.begin_nested())
@@ -143,6 +202,7 @@ class History(RuleBasedStateMachine):
             self.session.flush()
 
     @rule(depth=st.integers(0, 2), keep=st.booleans())
+    @within
     def leave_savepoint(self, depth, keep):
         if not self.savepoints:
             return
@@ -154,11 +214,13 @@ class History(RuleBasedStateMachine):
         del self.savepoints[position:]
 
     @rule(how=st.sampled_from(["commit", "commit", "commit", "rollback", "close"]))
+    @within
     def end(self, how):
         getattr(self.session, how)()
         self.savepoints.clear()
 
     @rule()
+    @within
     def fail_to_flush(self):
         shelf = self.pick(Shelf, 0)
         if shelf is None:
@@ -221,13 +283,10 @@ class History(RuleBasedStateMachine):
     @invariant()
     def records_what_happened(self):
         """Entries of objects say what the triggers saw; statements say how many rows."""
-        with self.engine.connect() as other:
-            rows = other.exec_driver_sql("SELECT op, tab, before, after FROM history").all()
         seen: Tally = Tally()
         written: Tally = Tally()
         true: list = []
-        for operation, table, before, after in rows:
-            old, new = (None if side is None else json.loads(side) for side in (before, after))
+        for operation, table, old, new in self.history():
             written[operation, table] += 1
             key = (new or old)["id"]
             true.append((operation, table, key, differences(operation, old, new)))
@@ -269,6 +328,73 @@ class History(RuleBasedStateMachine):
                 del true[position]
                 return
         raise AssertionError(f"never happened: {change}")
+
+
+class PostgresHistory(History):
+    """The same through asyncpg, against PostgreSQL's own triggers."""
+
+    HISTORY = "SELECT op, tab, before::text, after::text FROM history"
+    dsn = ""
+
+    def open(self) -> Engine:
+        self.loop = asyncio.new_event_loop()
+        engine = create_async_engine(self.dsn).sync_engine
+
+        def empty():
+            with engine.begin() as connection:
+                connection.exec_driver_sql("TRUNCATE shelf, book, history RESTART IDENTITY")
+
+        self.run(empty)
+        return engine
+
+    def run(self, step):
+        return self.loop.run_until_complete(greenlet_spawn(step))
+
+    def close(self) -> None:
+        self.run(self.engine.dispose)
+        self.loop.close()
+
+
+PG_TRIGGERS = """
+CREATE TABLE history (op text, tab text, before jsonb, after jsonb);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO history VALUES (lower(TG_OP), TG_TABLE_NAME, to_jsonb(OLD), to_jsonb(NEW));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON shelf
+    FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON book
+    FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_history_on_postgres(postgres):
+    """Random sessions on a real PostgreSQL, and no difference."""
+
+    async def make() -> None:
+        await postgres.execute("CREATE DATABASE orm_history")
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            await connection.run_sync(HistoryBase.metadata.create_all)
+        await engine.dispose()
+        await postgres.execute(PG_TRIGGERS, database="orm_history")
+
+    dsn = postgres.dsn("orm_history")
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    asyncio.run(make())
+    PostgresHistory.dsn = url
+    run_state_machine_as_test(
+        PostgresHistory,
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 TestHistory = History.TestCase

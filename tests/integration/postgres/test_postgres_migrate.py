@@ -8,6 +8,7 @@ import uuid
 
 import asyncpg
 import pytest
+from alembic import command
 from alembic.config import Config
 from click.testing import CliRunner
 from ledger_store import Log
@@ -15,7 +16,6 @@ from otel_audit_postgres import PostgresSink, init, maintain, migrate, schema_sq
 from otel_audit_postgres.migrations import latest_version, migrations
 from strategies import a_record
 
-from alembic import command
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
 from otel_audit.ids import uuid7
@@ -35,7 +35,9 @@ async def old_store(connection, version):
     for step in migrations()[:version]:
         await connection.execute(step.sql)
         await connection.execute(
-            "INSERT INTO audit.schema_version (version, name) VALUES ($1, $2)", step.version, step.name
+            "INSERT INTO audit.schema_version (version, name) VALUES ($1, $2)",
+            step.version,
+            step.name,
         )
 
 
@@ -99,7 +101,9 @@ class TestRefusal:
         """Backwards is never; nothing is touched."""
         await init(database)
         await connection.execute("INSERT INTO audit.schema_version VALUES (999, 'future')")
-        with pytest.raises(StoreError, match="version 999.*never goes backwards.*upgrade otel-audit"):
+        with pytest.raises(
+            StoreError, match="version 999.*never goes backwards.*upgrade otel-audit"
+        ):
             await call(database)
 
     @pytest.mark.parametrize("call", [init, migrate])
@@ -124,10 +128,15 @@ class TestRefusal:
             ),
         ],
     )
-    async def test_of_a_half_migrated_store(self, database, connection, call, done_by_hand, message):
+    async def test_of_a_half_migrated_store(
+        self, database, connection, call, done_by_hand, message
+    ):
         """What was done by hand is named, with what to do, and nothing is changed."""
         await init(database)
-        await connection.execute(done_by_hand)
+        await connection.execute(
+            "ALTER TABLE audit.schema_version DISABLE TRIGGER USER; "
+            f"{done_by_hand}; ALTER TABLE audit.schema_version ENABLE ALWAYS TRIGGER refuse_change"
+        )
         before = await columns(connection)
         with pytest.raises(StoreError, match=message):
             await call(database)
@@ -196,20 +205,22 @@ class TestMissingPartition:
             "FROM pg_inherits WHERE inhparent = 'audit.audit_logs'::regclass "
             "AND inhrelid <> 'audit.audit_logs_default'::regclass LOOP EXECUTE 'DROP TABLE ' || p; "
             "END LOOP; END $$")  # fmt: skip
-        # as a writer that may not make any
-        await connection.execute(
-            "CREATE OR REPLACE FUNCTION audit.ensure_partitions(ahead integer DEFAULT 2) "
-            "RETURNS TABLE (partition text, state text, detail text) LANGUAGE sql AS "
-            "'SELECT NULL::text, ''busy'', ''x'' WHERE false'"
-        )
+        # tables of other makers stand where partitions would be made
+        for month in ("now()", "now() - interval '1 month'", "now() + interval '1 month'"):
+            name = await connection.fetchval(
+                f"SELECT to_char(({month}) AT TIME ZONE 'UTC', 'YYYY_MM')"
+            )
+            await connection.execute(f"CREATE TABLE audit.audit_logs_{name} (x int)")
         log = Log(database, tmp_path)
         await log.write(3)
         assert await connection.fetchval("SELECT count(*) FROM audit.audit_logs_default") == 3
         await log.seal()
         report = await log.verify()
         assert (report.ok, report.rows_checked) == (True, 3)
-        found = (await maintain(database)).in_default
-        assert sum(found.values()) == 3
+        done = await maintain(database)
+        assert sum(done.in_default.values()) == 3
+        assert not done.ok
+        assert "it is no partition" in done.partitions[0].detail
 
 
 REVISION = '''

@@ -245,7 +245,9 @@ class TestRoles:
 
     async def test_can_be_made_without_a_superuser(self, postgres, database, login):
         """CREATEROLE and CREATE on the database are enough, and no membership stays behind."""
-        groups = [f"otel_audit_{name}" for name in ("owner", "writer", "reader", "sealer", "retention")]
+        groups = [
+            f"otel_audit_{name}" for name in ("owner", "writer", "reader", "sealer", "retention")
+        ]
         for group in groups:
             await postgres.execute(
                 f"DO $$ BEGIN CREATE ROLE {group} NOLOGIN; "
@@ -254,10 +256,7 @@ class TestRoles:
         admin, writer = await login("CREATEROLE"), await login()
         await postgres.execute(
             f"GRANT CREATE ON DATABASE {name_of(database)} TO {admin}",
-            *(
-                f"GRANT {group} TO {admin} WITH ADMIN OPTION"
-                for group in groups
-            ),
+            *(f"GRANT {group} TO {admin} WITH ADMIN OPTION" for group in groups),
         )
         dsn = postgres.dsn(name_of(database), admin)
         await init(dsn, roles=True, writer=writer)

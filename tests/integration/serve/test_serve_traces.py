@@ -16,7 +16,6 @@ from strategies import a_record
 from otel_audit.ids import uuid7
 from otel_audit.record import Change, Request, Tenant
 
-
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -37,7 +36,7 @@ class TestTraces:
         assert row["service_name"] == "orders"
         assert row["received_by"] == "token:test"
         payload = json.loads(row["payload"])
-        assert payload["occurred_at"] == START + 1
+        assert payload["occurred_at"] == START + 1000
         assert payload["duration"] == 5_000_000
         assert payload["received"]["by"] == "token:test"
         assert bytes.fromhex(payload["received"]["hash"]) == row["received_hash"]

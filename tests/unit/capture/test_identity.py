@@ -126,3 +126,53 @@ class TestInARecord:
         )
         assert (record.actor.id, record.tenant) == ("[REDACTED]", Tenant(id="[REDACTED]"))
         assert record.actor.reason == "id_withheld"
+
+
+class TestFailures:
+    async def test_a_value_that_cannot_be_redacted_is_withheld_and_counted(
+        self, caplog: Any
+    ) -> None:
+        """Apart from failures to observe: the record is there, without that value."""
+
+        class Broken(dict[str, str]):
+            def items(self) -> Any:
+                raise RuntimeError(SECRETS["key"])
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            otel_audit.add_metadata(broken=Broken())
+            await say(send)
+
+        tapped = Tapped(app, kept=Kept())
+        await tapped.ask()
+        health = tapped.runtime.health()
+        assert (health["redaction_errors"] > 0, health["capture_errors"]) == (True, 0)
+        assert "redaction failed" in caplog.text
+        assert SECRETS["key"] not in caplog.text + repr(tapped.kept.frames)
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("kind", ["JWT", "key", "GitHub token"])
+    async def test_a_secret_is_replaced(self, kind: str) -> None:
+        """A client may send a token as the request's id: it is well-formed, but not stored."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await say(send)
+
+        tapped = Tapped(app, kept=Kept())
+        await tapped.ask(headers=[(b"x-request-id", SECRETS[kind].encode())])
+        assert SECRETS[kind] not in repr(tapped.kept.frames)
+        assert SECRETS[kind] not in repr(tapped.sent)
+
+    @pytest.mark.parametrize(
+        "given",
+        ["0190163d-8694-739b-aea5-966c26f8ad91", "req-20240101-000017", "Root=1-67891233-a"],
+    )
+    async def test_an_ordinary_one_is_taken(self, given: str) -> None:
+        """As the usual gateways make them."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await say(send)
+
+        tapped = Tapped(app, kept=Kept())
+        await tapped.ask(headers=[(b"x-request-id", given.encode())])
+        assert tapped.kept.record.request.id == given

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import pytest
 from unit.capture.asgi_app import Tapped, say
 
 import otel_audit
+from otel_audit.capture.long import Watch
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.loops import call_after
 
 SOON = 0.02
 
@@ -100,11 +101,42 @@ class TestLongActions:
         assert "close_code" not in started.metadata["websocket"]
         assert completed.metadata["websocket"]["close_code"] == 1000
 
-    def test_without_an_event_loop_there_is_no_clock(self):
-        """Nothing could ever go off."""
-        assert call_after(1, lambda: None) is None
-
     def test_a_wrong_time_is_refused(self):
         """Zero would be a record for every action; the message names the setting."""
         with pytest.raises(ConfigurationError, match="OTEL_AUDIT_LONG_ACTION_AFTER"):
             AuditConfig(exporter="none", long_action_after=0)
+
+
+class TestWatch:
+    async def test_each_is_told_when_its_own_time_is_over(self):
+        """One timer serves all: those that began later are told later, those that ended never."""
+        told: list[str] = []
+        watch = Watch(SOON * 4)
+        first, second, ended = (functools.partial(told.append, name) for name in "abc")
+        watch.begin(first)
+        watched = watch.begin(ended)
+        await asyncio.sleep(SOON * 2)
+        watch.begin(second)
+        watched.end(ended)
+        await asyncio.sleep(SOON * 3)
+        assert told == ["a"]
+        await asyncio.sleep(SOON * 4)
+        assert told == ["a", "b"]
+
+    def test_it_works_on_one_loop_after_the_other(self):
+        """A test runner, or a server that restarts, has a new loop in the same thread."""
+        told: list[int] = []
+        watch = Watch(SOON)
+
+        async def act(number: int) -> None:
+            watch.begin(functools.partial(told.append, number))
+            if number:
+                await asyncio.sleep(SOON * 3)
+
+        asyncio.run(act(0))
+        asyncio.run(act(1))
+        assert told == [1]
+
+    def test_without_a_loop_nobody_is_told(self):
+        """There is nobody who could."""
+        assert Watch(SOON).begin(lambda: None) is None

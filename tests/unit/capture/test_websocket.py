@@ -207,6 +207,18 @@ class TestOutcome:
         await tapped.connect({**GONE, "code": 1006})
         assert tapped.kept.record.outcome == "success"
 
+    async def test_one_that_the_application_leaves_open_is_dropped(self):
+        """It returns and has not closed: the client sees no close frame, the record 1006."""
+
+        async def app(scope, receive, send):
+            await send({"type": "websocket.accept"})
+
+        tapped = Tapped(app)
+        await tapped.connect()
+        facts = tapped.kept.record.metadata["websocket"]
+        assert (facts["close_code"], facts["closed_by"]) == (1006, "application")
+        assert tapped.kept.record.outcome == "success"
+
     async def test_one_that_is_not_accepted_is_a_denial(self):
         """Servers answer it with 403, and so says the record."""
         tapped = Tapped(talk(accept=False, code=1000))

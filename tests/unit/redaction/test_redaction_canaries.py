@@ -89,6 +89,8 @@ TEXTS = {
     "colon": f"api_key: {CANARY}",
     "two words": f"the api key: {CANARY}",
     "ini": f"[db]\nuser=a\ndb_password={CANARY}\nhost=b",
+    "option": f"mysqldump --password {CANARY} shop",
+    "option in quotes": f"login --client-secret '{CANARY} with words' --verbose",
     "env": f"export DATABASE_PASSWORD='{CANARY} with words'",
     "dsn": f"host=h user=u password={CANARY} dbname=d",
     "odbc": f"Server=h;Uid=u;Pwd={CANARY};",

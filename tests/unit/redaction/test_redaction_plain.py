@@ -50,7 +50,9 @@ SEGMENTS = (
     st.text(string.ascii_letters, max_size=24)
     | WORDS
     | st.integers(0, 10**9).map(str)
-    | st.sampled_from(["api", "v1", "orders", "bearer", "basic", "password", "token", "GB29", "4111"])
+    | st.sampled_from(
+        ["api", "v1", "orders", "bearer", "basic", "password", "token", "GB29", "4111"]
+    )
 )
 
 

@@ -202,6 +202,21 @@ class TestScan:
             assert scan.suspects_string(text)
 
 
+@given(
+    st.sampled_from(
+        ["password", "pin", "otp", "api-key", "Card-Number", "db_pass", "IBAN", "pass"]
+    ),
+    st.sampled_from(["", "run ", 'x "', "a\n"]),
+    st.sampled_from(["value", "'two words'", '"v', "1"]),
+)
+def test_the_scan_suspects_options(name: str, before: str, value: str) -> None:
+    """A command line with a sensitive option is suspected."""
+    text = f"{before}--{name} {value}"
+    redacted = redactor.text(text)
+    assert redacted != text
+    assert scan.suspects_string(text)
+
+
 def test_names_are_squashed_once() -> None:
     """The tables hold nothing that squashing would empty."""
     assert all(squash(name) for name in (*PHRASES, *EXACT, *WORDS))

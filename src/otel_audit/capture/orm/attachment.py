@@ -15,6 +15,7 @@ from otel_audit.capture.orm.bulk import BulkReader
 from otel_audit.capture.orm.executions import Executions
 from otel_audit.capture.orm.faults import Faults
 from otel_audit.capture.orm.flushes import Flushes
+from otel_audit.capture.orm.images import ImageListeners
 from otel_audit.capture.orm.journal import Journal, Orphan
 from otel_audit.capture.orm.listeners import (
     EngineListeners,
@@ -153,6 +154,9 @@ def _build(
         (Engine, EngineListeners(executions, journal), {}),
         (Pool, PoolListeners(journal), {}),
     )
+    if options.before_images:
+        images = ImageListeners(plans, selection, masking, executions, journal, options)
+        heard += ((Engine, images, {}),)
     listeners = [
         _Listener(target, name, faults.guard(getattr(one, name)), how)
         for target, one, how in heard

@@ -157,7 +157,7 @@ class BulkReader:
             if column is None:
                 found[name] = self._withheld(value)
             elif self._selection.takes_column(column):
-                alias = _attribute(plan, column.name)
+                alias = "" if plan is None else plan.attribute_of(column.name)
                 mark = mark_of(column)
                 found[name] = self._masking.value(column.name, value, mark=mark, alias=alias)
         return found
@@ -262,9 +262,3 @@ def _columns(table: Any) -> Mapping[str, Column[Any]]:
             found.setdefault(column.key, column)
             found.setdefault(column.name, column)
     return found
-
-
-def _attribute(plan: MapperPlan | None, column: str) -> str:
-    if plan is None:
-        return ""
-    return next((one.key for one in plan.columns if one.name == column), "")

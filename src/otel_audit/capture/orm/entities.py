@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -17,7 +19,7 @@ from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described, portabl
 from otel_audit.record import Change, Operation, entity_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sqlalchemy import Dialect
     from sqlalchemy.orm import InstanceState
@@ -29,6 +31,14 @@ _PLAIN = frozenset(
     {str, int, float, bool, type(None), bytes, dict, list, Decimal, dt.datetime, dt.date, UUID}
 )
 """Types that surely are no SQL expressions; others take longer to judge."""
+
+_FEW = 24
+_GROUP = 64
+"""Texts that are looked at together: so many that the look is cheap, so few that one of them that
+has to be redacted does not make many others be looked at alone."""
+
+LONGEST_TEXT = 256
+"""Characters; longer ones are looked at alone, and maybe cut."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
 
@@ -45,16 +55,36 @@ class Reader:
         """
         self._redact = masking.redact
         self._clean_copy = masking.clean_copy
+        self._are_clean = masking.are_clean
+        self._clean: set[str] = set()
         self._dialect = dialect
         self.unread: list[str] = []
 
-    def read(self, column: ColumnPlan, value: Any) -> Any:
+    def look_at(self, texts: Mapping[ColumnPlan, Iterable[str]]) -> None:
+        """Look at the texts of many rows at once: most have nothing to redact.
+
+        Args:
+            texts: By column, as a column with addresses, say, must not spoil the look at others.
+        """
+        few = list(chain.from_iterable(texts.values()))
+        if len(few) <= _FEW and self._are_clean(few):
+            self._clean.update(few)
+            return
+        for some in texts.values():
+            rest = iter(some)
+            while group := list(islice(rest, _GROUP)):
+                if self._are_clean(group):
+                    self._clean.update(group)
+
+    def read(self, column: ColumnPlan, value: Any) -> Any:  # noqa: PLR0911 - quick ways out
         """The redacted form of a value; what could not be read is noted, not raised."""
         if value is None:
             return None
         try:
             if column.innocent:
                 kind = type(value)
+                if kind is str and value in self._clean:
+                    return value
                 if kind is int and -SMALL < value < SMALL:
                     return value
                 convert = HARMLESS.get(kind)
@@ -105,23 +135,53 @@ def missing_before(
     ]
 
 
+def gather_texts(
+    state: InstanceState[Any],
+    plan: MapperPlan,
+    before: Mapping[str, Any] | None,
+    found: dict[ColumnPlan, set[str]],
+) -> None:
+    """Collect the texts of a row that will have to be looked at.
+
+    Args:
+        state: The object's state.
+        plan: Its mapper's plan.
+        before: For an update, the earlier values; None where all columns are read.
+        found: Where to; by column.
+    """
+    loaded = state.dict
+    if before is None:
+        for column in plan.innocent:
+            value = loaded.get(column.key)
+            if type(value) is str and len(value) <= LONGEST_TEXT:
+                found.setdefault(column, set()).add(value)
+        return
+    for name, old in before.items():
+        changed = plan.by_key.get(name)
+        if changed is None or not changed.innocent:
+            continue
+        for value in (old, loaded.get(name)):
+            if type(value) is str and len(value) <= LONGEST_TEXT:
+                found.setdefault(changed, set()).add(value)
+
+
 def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader) -> Change:
     """Describe a row that was inserted; a column that is not named was NULL."""
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    loaded = state.dict
+    get, read = state.dict.get, reader.read
     for column in plan.columns:
-        value = loaded.get(column.key, _UNKNOWN)
+        value = get(column.key, _UNKNOWN)
         if value is None:
             continue
         if value is _UNKNOWN:
             if column.filled:
                 unknown.append(column.name)
-        elif _is_expression(value):
+        elif type(value) not in _PLAIN and _is_expression(value):
             unknown.append(column.name)
         else:
-            values[column.name] = [None, reader.read(column, value)]
-    key = _key(plan, loaded.get, reader, values)
+            values[column.name] = [None, read(column, value)]
+    key = _key(plan, get, reader, values)
     return Change(
         operation="insert",
         entity=plan.entity,

@@ -15,6 +15,7 @@ from otel_audit.capture.orm.entities import (
     describe_delete,
     describe_insert,
     describe_update,
+    gather_texts,
     missing_before,
     overwritten,
 )
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.ledger import Ledger, Owner
     from otel_audit.capture.orm.masking import Masking
-    from otel_audit.capture.orm.plans import MapperPlan, Plans
+    from otel_audit.capture.orm.plans import ColumnPlan, MapperPlan, Plans
     from otel_audit.capture.orm.relations import Relations
+
+
+_UNDER_WAY = "_otel_audit_flush"
+"""Where a session keeps its flush: found for each row, and gone with the session."""
+
+_LOOKED_AT = 2_000
+"""Rows whose texts are gathered at once."""
 
 
 @dataclass(slots=True)
@@ -54,6 +62,7 @@ class Flush:
         rows: What was written, by connection.
         before: Values about to be overwritten, by state.
         others: Rows of association tables, and what could not be read, with their connections.
+        plans: The plans of the mappers that have written.
         short: Tables of which fewer rows were deleted than the flush asked for.
     """
 
@@ -61,6 +70,7 @@ class Flush:
     rows: dict[Connection, list[Row]] = field(default_factory=dict)
     before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
     others: list[tuple[Connection, Change]] = field(default_factory=list)
+    plans: dict[Mapper[Any], MapperPlan] = field(default_factory=dict)
     short: set[str] = field(default_factory=set)
 
     @property
@@ -82,15 +92,14 @@ class Flushes:
         self._relations = relations
         self._journal = journal
         self._faults = faults
-        self._flushes: weakref.WeakKeyDictionary[Session, Flush] = weakref.WeakKeyDictionary()
 
     def begin(self, session: Session, context: UOWTransaction) -> None:
         """A session is about to flush."""
-        self._flushes[session] = Flush(weakref.ref(context))
+        session.__dict__[_UNDER_WAY] = Flush(weakref.ref(context))
 
     def of(self, session: Session) -> Flush | None:
         """The flush of a session that is writing now."""
-        flush = self._flushes.get(session)
+        flush: Flush | None = session.__dict__.get(_UNDER_WAY)
         return flush if flush is not None and flush.writing else None
 
     def writing(self, sessions: Iterable[Session]) -> Flush | None:
@@ -119,9 +128,11 @@ class Flushes:
             operation: ``update`` or ``delete``.
             fetch: Whether values that are not loaded may be read from the database.
         """
-        flush = self._flush_of(state)
-        plan = self._plans.of(mapper)
-        if flush is None or not plan.captured:
+        flush = _flush_of(state)
+        if flush is None:
+            return
+        plan = self._plan(flush, mapper)
+        if not plan.captured:
             return
         before = overwritten(state, plan) if operation == "update" else {}
         flush.before[state] = before
@@ -136,11 +147,11 @@ class Flushes:
         operation: Operation,
     ) -> None:
         """A row was written."""
-        flush = self._flush_of(state)
+        flush = _flush_of(state)
         if flush is None:
             return
         try:
-            plan = self._plans.of(mapper)
+            plan = self._plan(flush, mapper)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("plan", error)
             table = str(mapper.local_table)
@@ -149,7 +160,10 @@ class Flushes:
             return
         if plan.captured:
             before = flush.before.get(state) or {}
-            flush.rows.setdefault(connection, []).append(Row(operation, plan, state, before))
+            rows = flush.rows.get(connection)
+            if rows is None:
+                rows = flush.rows[connection] = []
+            rows.append(Row(operation, plan, state, before))
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
         """A flush has executed a statement.
@@ -183,12 +197,13 @@ class Flushes:
         Returns:
             The connections it has written to.
         """
-        flush = self._flushes.pop(session, None)
+        flush: Flush | None = session.__dict__.pop(_UNDER_WAY, None)
         if flush is None:
             return set()
         scope = current_scope()
         for connection, rows in flush.rows.items():
             reader = Reader(self._masking, connection.dialect)
+            self._look_at(rows, reader)
             ledger = self._journal.of(connection)
             written = 0
             for row in rows:
@@ -201,14 +216,27 @@ class Flushes:
 
     def fail(self, session: Session) -> Flush | None:
         """A flush has failed: forget what it has gathered, and hand it over."""
-        flush = self._flushes.get(session)
-        if flush is None or not flush.writing:
-            return None
-        return self._flushes.pop(session, None)
+        flush = self.of(session)
+        if flush is not None:
+            del session.__dict__[_UNDER_WAY]
+        return flush
 
-    def _flush_of(self, state: InstanceState[Any]) -> Flush | None:
-        session = state.session
-        return None if session is None else self._flushes.get(session)
+    def _look_at(self, rows: list[Row], reader: Reader) -> None:
+        try:
+            for first in range(0, len(rows), _LOOKED_AT):
+                texts: dict[ColumnPlan, set[str]] = {}
+                for row in rows[first : first + _LOOKED_AT]:
+                    before = row.before if row.operation == "update" else None
+                    gather_texts(row.state, row.plan, before, texts)
+                reader.look_at(texts)
+        except Exception as error:  # noqa: BLE001 - then each value is looked at alone
+            self._faults.note("look", error)
+
+    def _plan(self, flush: Flush, mapper: Mapper[Any]) -> MapperPlan:
+        plan = flush.plans.get(mapper)
+        if plan is None:
+            plan = flush.plans[mapper] = self._plans.of(mapper)
+        return plan
 
     def _note(self, ledger: Ledger, owner: Owner, flush: Flush, row: Row, reader: Reader) -> int:
         """Describe one row; tell how many changes that makes."""
@@ -232,6 +260,11 @@ class Flushes:
         rows = getattr(cursor, "rowcount", -1)
         if 0 <= rows < len(context.compiled_parameters):
             flush.short.add(table.fullname)
+
+
+def _flush_of(state: InstanceState[Any]) -> Flush | None:
+    session = state.session
+    return None if session is None else session.__dict__.get(_UNDER_WAY)
 
 
 def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -50,6 +51,7 @@ class Journal:
         self._on_orphan = on_orphan
         self._on_told = on_told
         self._ledgers: dict[int, tuple[weakref.ref[Connection], Ledger]] = {}
+        self._gone: deque[Ledger] = deque()
 
     def find(self, connection: Connection) -> Ledger | None:
         """The ledger of a connection's transaction, None if nothing has happened in it."""
@@ -61,6 +63,7 @@ class Journal:
         found = self._ledgers.get(id(connection))
         if found is not None:
             return found[1]
+        self._report_gone()
         number = id(connection)
         ledger = Ledger(self._room, self._options.keep_rolled_back)
         # one that is thrown away unclosed is rolled back by its pool
@@ -93,6 +96,7 @@ class Journal:
         ledger = self.find(connection)
         if ledger is not None:
             ledger.committing = True
+            ledger.driver_connection = id(connection.connection.dbapi_connection)
 
     def committed(self, connection: Connection) -> None:
         """A COMMIT has been answered without an error, which need not mean that it committed."""
@@ -116,10 +120,25 @@ class Journal:
 
         SQLAlchemy tells when a COMMIT is sent and when it fails, not when it has worked.
         """
-        for number, (reference, ledger) in list(self._ledgers.items()):
-            if not ledger.committing:
+        self._report_gone()
+        self._settle(None)
+
+    def returned(self, driver_connection: object) -> None:
+        """A connection came back to its pool, and so its COMMIT, if any, has been answered.
+
+        It may come back from the garbage collector, which may run anywhere: then nothing can be
+        reported, as that might wait for a lock that this very thread holds.
+        """
+        self._settle(id(driver_connection))
+
+    def _settle(self, driver_connection: int | None) -> None:
+        for number in list(self._ledgers):
+            found = self._ledgers.get(number)
+            if found is None or not found[1].committing:
                 continue
-            connection = reference()
+            if driver_connection not in (None, found[1].driver_connection):
+                continue
+            connection = found[0]()
             if connection is None:
                 self._lost(number)
             elif not connection.in_transaction():
@@ -136,25 +155,30 @@ class Journal:
             self._end(number, "unknown")
 
     def _lost(self, number: int) -> None:
-        found = self._ledgers.get(number)
-        if found is None:
-            return
-        try:
-            ledger = found[1]
+        """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
+        found = self._ledgers.pop(number, None)
+        if found is not None:
+            self._gone.append(found[1])
+
+    def _report_gone(self) -> None:
+        while self._gone:
+            try:
+                ledger = self._gone.popleft()
+            except IndexError:  # another thread was faster
+                return
             if ledger.prepared:
-                self._end(number, "unknown")
+                self._finish(ledger, "unknown")
             elif ledger.committing:
-                self._end(number, "committed" if ledger.aborted is False else "unknown")
+                self._finish(ledger, "committed" if ledger.aborted is False else "unknown")
             else:
-                self._end(number, "rolled_back")
-        except Exception as error:  # noqa: BLE001 - runs wherever the garbage collector does
-            self._faults.note("lost connection", error)
+                self._finish(ledger, "rolled_back")
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
         found = self._ledgers.pop(number, None)
-        if found is None:
-            return
-        ledger = found[1]
+        if found is not None:
+            self._finish(found[1], outcome)
+
+    def _finish(self, ledger: Ledger, outcome: TransactionOutcome) -> None:
         if (ledger.told or ledger.rides) and outcome != "rolled_back":
             self._on_told()
         for owner, batch in ledger.undone.items():

@@ -75,6 +75,7 @@ class Ledger:
         told: What stands in the transaction itself already, to be reported by nobody else.
         rides: Whether more stands in it than that: events that the application has recorded.
         committing: Whether a COMMIT was sent whose answer is not known yet.
+        driver_connection: The identity of the driver's connection, once a COMMIT was sent.
         prepared: Whether the first phase of a two-phase commit was sent.
     """
 
@@ -85,6 +86,7 @@ class Ledger:
     told: dict[Owner, Told] = field(default_factory=dict)
     rides: bool = False
     committing: bool = False
+    driver_connection: int = 0
     prepared: bool = False
 
     def __post_init__(self) -> None:

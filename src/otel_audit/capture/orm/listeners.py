@@ -187,6 +187,6 @@ class PoolListeners:
         """Take what listening needs."""
         self._journal = journal
 
-    def checkin(self, _dbapi_connection: Any, _record: Any) -> None:
-        """Learn that the commits sent before have worked."""
-        self._journal.settle()
+    def checkin(self, dbapi_connection: Any, _record: Any) -> None:
+        """Learn that the commit sent before has worked."""
+        self._journal.returned(dbapi_connection)

@@ -63,6 +63,11 @@ class Masking:
         found = None if copy is None else copy(value)
         return None if found is None or found[1] > self.longest else found[0]
 
+    def are_clean(self, texts: list[str]) -> bool:
+        """Tell whether one look shows that none of some short texts holds anything to redact."""
+        copy = getattr(self.redactor, "clean_copy", None)
+        return copy is not None and copy(texts) is not None
+
     def is_innocent(self, name: str) -> bool:
         """Tell whether nothing is redacted for this name alone."""
         try:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 CommitFailure = Literal["rolled_back", "unknown"]
 
-_ABORTING_DIALECTS = frozenset({"postgresql", "cockroachdb", "redshift"})
+ABORTING_DIALECTS = frozenset({"postgresql", "cockroachdb", "redshift"})
 """Databases in which a failed statement dooms the transaction, though COMMIT raises nothing."""
 
 _UNCERTAIN_CLASSES = ("08", "57", "58", "F0", "XX")
@@ -52,7 +52,7 @@ def dooms_transaction(context: ExceptionContext) -> bool | None:
         True where a COMMIT can now only roll back, False where the transaction goes on, None
         where it cannot be told.
     """
-    if context.dialect is None or context.dialect.name not in _ABORTING_DIALECTS:
+    if context.dialect is None or context.dialect.name not in ABORTING_DIALECTS:
         return False
     if not isinstance(context.original_exception, Exception):
         return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SECRET_TYPE = re.compile("encrypt|password|secret", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ColumnPlan:
     """One column of a mapped class, or a column of a table without one.
 
@@ -49,7 +49,7 @@ class ColumnPlan:
     type: TypeEngine[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MapperPlan:
     """One mapped class.
 
@@ -57,6 +57,7 @@ class MapperPlan:
         entity: Its name.
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
+        innocent: Those whose values need a look only for what they say, not for their name.
         by_key: The same, by attribute name.
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
@@ -68,12 +69,17 @@ class MapperPlan:
     entity: str
     table: str
     columns: tuple[ColumnPlan, ...]
+    innocent: tuple[ColumnPlan, ...]
     by_key: dict[str, ColumnPlan]
     key: tuple[ColumnPlan, ...]
     moving: tuple[str, ...]
     bases: tuple[str, ...]
     database_cascades: tuple[str, ...]
     captured: bool
+
+    def attribute_of(self, column: str) -> str:
+        """The attribute that a column is mapped to; empty where there is none."""
+        return next((one.key for one in self.columns if one.name == column), "")
 
 
 class Plans:
@@ -198,6 +204,7 @@ def _plan_mapper(
         entity=mapper.class_.__name__,
         table=_table_name(mapper),
         columns=tuple(columns.values()),
+        innocent=tuple(one for one in columns.values() if one.innocent),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),

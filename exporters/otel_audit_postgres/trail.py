@@ -1,0 +1,197 @@
+"""The audit trail, to be asked: typed, asynchronous, a page at a time, and each look is recorded.
+
+Example::
+
+    async with open_trail(dsn) as trail:
+        page = await trail.search(Criteria(actor="user-1"))
+        async for record in trail.pages(Criteria(entity="order:123")):
+            ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from otel_audit.complaints import complain
+from otel_audit.errors import StoreError
+from otel_audit_postgres import queries
+from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.failures import sqlstate
+from otel_audit_postgres.queries import Criteria, Found, Page, Shown, Size, Volume
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Views = Literal["required", "tried", "off"]
+"""Whether looks are recorded: before anything is shown, if that can be done, or not at all."""
+
+_RECORD: Final = "SELECT audit.record_view($1, $2::jsonb, $3, $4, $5, $6)"
+
+
+class Trail:
+    """An open connection to the trail; made by `open_trail`.
+
+    Every question is one transaction: the answer is read, that it was given is recorded as
+    ``audit.viewed`` (who: the database role that logged in; what was asked; how many records), and
+    only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
+    """
+
+    def __init__(
+        self, connection: Connection[Any], *, views: Views = "required", viewer: str | None = None
+    ) -> None:
+        """Use a connection; see `open_trail`."""
+        self._connection = connection
+        self._views: Views = views
+        self._viewer = viewer
+
+    async def search(
+        self,
+        criteria: Criteria,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
+        """Look for records; see `otel_audit_postgres.queries.search`."""
+        return await self._ask(
+            "search",
+            {**_given(criteria), "limit": limit, "after": after, "oldest_first": oldest_first},
+            lambda connection: queries.search(
+                connection, criteria, limit=limit, after=after, oldest_first=oldest_first
+            ),
+            _records,
+        )
+
+    async def pages(
+        self, criteria: Criteria, *, page_size: int = 500, oldest_first: bool = False
+    ) -> AsyncIterator[Found]:
+        """All that is found, read a page at a time; each page is a look of its own."""
+        after: str | None = None
+        while True:
+            page = await self.search(
+                criteria, limit=page_size, after=after, oldest_first=oldest_first
+            )
+            for record in page.records:
+                yield record
+            if page.next is None:
+                return
+            after = page.next
+
+    async def history(self, entity: str, *, limit: int = 50, after: str | None = None) -> Page:
+        """Everything that happened to an entity, such as ``order:123``, the oldest first."""
+        return await self._ask(
+            "history",
+            {"entity": entity, "limit": limit, "after": after},
+            lambda connection: queries.history(connection, entity, limit=limit, after=after),
+            _records,
+            ("audit_history", entity),
+        )
+
+    async def show(self, record_id: str) -> tuple[Shown, ...]:
+        """One record in full; see `otel_audit_postgres.queries.show`."""
+        return await self._ask(
+            "show",
+            {"id": record_id},
+            lambda connection: queries.show(connection, record_id),
+            len,
+            ("audit_record", record_id.lower()),
+        )
+
+    async def volume(self, since: datetime) -> tuple[Volume, ...]:
+        """Count records by day and event, from a time on."""
+        return await self._ask(
+            "stats",
+            {"since": since.isoformat()},
+            lambda connection: queries.volume(connection, since),
+            lambda _: 0,
+        )
+
+    async def sizes(self) -> tuple[Size, ...]:
+        """How large the tables are; it shows no record, and is not recorded."""
+        return await queries.sizes(self._connection)
+
+    async def proved(self, what: str, records: int) -> None:
+        """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
+        await self._ask("prove", {"what": what}, _nothing, lambda _: records)
+
+    async def _ask(
+        self,
+        question: str,
+        asked: dict[str, Any],
+        answer: Callable[[Connection[Any]], Awaitable[T]],
+        count: Callable[[T], int],
+        target: tuple[str, str] | None = None,
+    ) -> T:
+        if self._views == "off":
+            return await answer(self._connection)
+        said = {key: value for key, value in asked.items() if value is not None}
+        async with self._connection.transaction():
+            found = await answer(self._connection)
+            await self._record(question, said, count(found), target)
+        return found
+
+    async def _record(
+        self, question: str, asked: dict[str, Any], records: int, target: tuple[str, str] | None
+    ) -> None:
+        kind, thing = target or (None, None)
+        text = msgspec.json.encode(asked, enc_hook=str).decode()
+        try:
+            async with self._connection.transaction():
+                await self._connection.fetchval(
+                    _RECORD, question, text, records, kind, thing, self._viewer
+                )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the look is not recorded
+            if self._views == "required":
+                raise StoreError(
+                    "nothing is shown, as it could not be recorded that somebody looked "
+                    f"[{type(error).__name__} {sqlstate(error)}]: run `otel-audit migrate` and let "
+                    "this role be a reader; or set OTEL_AUDIT_RECORD_VIEWS to tried or off"
+                ) from None
+            complain(
+                _logger, "viewed", "A look into the trail is not recorded", error=error,
+                level=logging.WARNING,
+            )  # fmt: skip
+
+
+@asynccontextmanager
+async def open_trail(
+    dsn: str, *, views: Views = "required", viewer: str | None = None
+) -> AsyncIterator[Trail]:
+    """Open the trail for questions.
+
+    Args:
+        dsn: The audit store, as a role that may read it; it needs no right to write: the looks are
+            recorded by a function of the store, under the name of the role that logged in.
+        views: ``required``: what cannot be recorded is not shown. ``tried``: it is shown, and the
+            log says so. ``off``: nothing is recorded.
+        viewer: On whose behalf a service asks, where people do not log in to the database.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The schema is missing, the role lacks a right, or a look cannot be recorded.
+    """
+    async with queries.opened(dsn) as connection:
+        yield Trail(connection, views=views, viewer=viewer)
+
+
+def _given(criteria: Criteria) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(criteria).items()
+    }
+
+
+def _records(page: Page) -> int:
+    return len(page.records)
+
+
+async def _nothing(_: Connection[Any]) -> None:
+    """There is no answer to read."""

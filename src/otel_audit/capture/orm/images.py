@@ -1,0 +1,236 @@
+"""Before-images: what one UPDATE or DELETE over many rows does to each of them.
+
+For chosen tables the rows that a statement is going to affect are read first, in its transaction
+and locked where the database can, and after an UPDATE once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
+
+from otel_audit.capture.orm.bulk import table_of
+from otel_audit.capture.orm.executions import is_autocommit
+from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS
+from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
+from otel_audit.complaints import complain
+from otel_audit.record import Change, entity_reference
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from otel_audit.capture.orm.executions import Executions
+    from otel_audit.capture.orm.journal import Journal
+    from otel_audit.capture.orm.masking import Masking
+    from otel_audit.capture.orm.options import OrmOptions
+    from otel_audit.capture.orm.selection import Selection
+
+_logger = logging.getLogger("otel_audit.capture")
+
+_Row: TypeAlias = dict[str, Any]
+
+_AT_ONCE = 200
+"""Keys in one SELECT of rows that were updated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """The rows that a statement is about to affect."""
+
+    statement: Update | Delete
+    table: Table
+    columns: tuple[Column[Any], ...]
+    rows: list[_Row]
+
+
+class ImageListeners:
+    """Hears statements before and after they are executed."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each that it asks
+        self,
+        plans: Plans,
+        selection: Selection,
+        masking: Masking,
+        executions: Executions,
+        journal: Journal,
+        options: OrmOptions,
+    ) -> None:
+        """Take what reading and describing needs."""
+        self._plans = plans
+        self._selection = selection
+        self._masking = masking
+        self._executions = executions
+        self._journal = journal
+        self._tables = frozenset(options.before_images)
+        self._most = options.max_before_images
+        self._before: weakref.WeakKeyDictionary[Connection, _Before] = weakref.WeakKeyDictionary()
+
+    def before_execute(
+        self,
+        connection: Connection,
+        statement: Any,
+        multiparams: Sequence[Any],
+        params: Any,
+        execution_options: Any,
+    ) -> None:
+        """Read the rows that a statement is about to affect."""
+        if not isinstance(statement, Update | Delete) or "compiled_cache" in execution_options:
+            return
+        self._before.pop(connection, None)
+        table = table_of(statement)
+        if not isinstance(table, Table) or not self._takes(connection, table):
+            return
+        if len(multiparams) > 1:
+            _say_unread(table, "it was given many sets of parameters")
+            return
+        columns = tuple(
+            one for one in table.columns if one.primary_key or self._selection.takes_column(one)
+        )
+        given = params or (multiparams[0] if multiparams else None) or {}
+        query = _rows_of(statement, columns).limit(self._most + 1)
+        names = set(query.compile(dialect=connection.dialect).params)
+        found = _read_safely(
+            connection, query, {name: given[name] for name in names.intersection(given)}
+        )
+        rows = _distinct(found, columns, table)
+        if len(rows) > self._most:
+            _say_unread(table, f"it affects more than {self._most} rows")
+            return
+        self._before[connection] = _Before(statement, table, columns, rows)
+
+    def after_execute(
+        self,
+        connection: Connection,
+        statement: Any,
+        _multiparams: object,
+        _params: object,
+        _execution_options: object,
+        _result: object,
+    ) -> None:
+        """Describe what became of them."""
+        before = self._before.get(connection)
+        if before is None or before.statement is not statement:
+            return
+        del self._before[connection]
+        after = _after(connection, before) if isinstance(statement, Update) else {}
+        self._journal.write(connection, list(self._describe(before, after)))
+        self._executions.end_if_autocommit(connection)
+
+    def _takes(self, connection: Connection, table: Table) -> bool:
+        wanted = not self._tables.isdisjoint({table.name, table.fullname})
+        return (
+            wanted
+            and bool(table.primary_key.columns)
+            and self._selection.takes_table(table)
+            and self._selection.takes_connection(connection)
+        )
+
+    def _describe(self, before: _Before, after: dict[tuple[Any, ...], _Row]) -> Iterator[Change]:
+        is_update = isinstance(before.statement, Update)
+        plan = self._plans.of_table(before.table)
+        for row in before.rows:
+            now = after.get(_key(row, before.table))
+            values = {
+                column.name: [self._read(column, row, plan), self._read(column, now, plan)]
+                for column in before.columns
+                if _differs(column, row, now)
+            }
+            if is_update and now is not None and not values:
+                continue
+            lost = is_update and now is None
+            key = {one.name: self._read(one, row, plan) for one in before.table.primary_key.columns}
+            bases = () if plan is None else plan.bases
+            yield Change(
+                operation="update" if is_update else "delete",
+                entity=before.table.name if plan is None else plan.entity,
+                table=before.table.fullname,
+                key=key,
+                values=values,
+                unknown_after=tuple(values) if lost else (),
+                related=tuple(entity_reference(base, *key.values()) for base in bases),
+                note="not found again by its key: the statement may have changed that"
+                if lost
+                else None,
+            )
+
+    def _read(self, column: Column[Any], row: _Row | None, plan: MapperPlan | None) -> Any:
+        if row is None:
+            return None
+        alias = "" if plan is None else plan.attribute_of(column.name)
+        return self._masking.value(column.name, row[column.key], mark=mark_of(column), alias=alias)
+
+
+def _rows_of(statement: Update | Delete, columns: Sequence[Column[Any]]) -> Any:
+    query = select(*columns).where(*statement._where_criteria)  # noqa: SLF001 - no public way
+    subject = statement._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
+    criterion = getattr(subject, "_single_table_criterion", None)
+    if criterion is not None:
+        query = query.where(criterion)
+    # as the statement itself will lock them
+    return query.with_for_update(key_share=isinstance(statement, Update), of=columns[0].table)
+
+
+def _read_safely(connection: Connection, query: Any, parameters: _Row) -> Sequence[Any]:
+    """Read without harm: where a failed SELECT dooms the transaction, behind a savepoint."""
+    if connection.dialect.name not in ABORTING_DIALECTS or is_autocommit(connection):
+        return connection.execute(query, parameters).all()
+    with connection.begin_nested():
+        return connection.execute(query, parameters).all()
+
+
+def _distinct(found: Sequence[Any], columns: Sequence[Column[Any]], table: Table) -> list[_Row]:
+    """The rows, each once: a statement over several tables may find one more than once."""
+    rows: dict[tuple[Any, ...], _Row] = {}
+    for one in found:
+        row = {column.key: value for column, value in zip(columns, one, strict=True)}
+        rows.setdefault(_key(row, table), row)
+    return list(rows.values())
+
+
+def _after(connection: Connection, before: _Before) -> dict[tuple[Any, ...], _Row]:
+    keys = [_key(row, before.table) for row in before.rows]
+    found: dict[tuple[Any, ...], _Row] = {}
+    primary = list(before.table.primary_key.columns)
+    for first in range(0, len(keys), _AT_ONCE):
+        some = keys[first : first + _AT_ONCE]
+        wanted = (
+            primary[0].in_([key[0] for key in some])
+            if len(primary) == 1
+            else or_(
+                *(
+                    and_(*(one == part for one, part in zip(primary, key, strict=True)))
+                    for key in some
+                )
+            )
+        )
+        for row in _distinct(
+            _read_safely(connection, select(*before.columns).where(wanted), {}),
+            before.columns,
+            before.table,
+        ):
+            found[_key(row, before.table)] = row
+    return found
+
+
+def _key(row: _Row, table: Table) -> tuple[Any, ...]:
+    return tuple(row[column.key] for column in table.primary_key.columns)
+
+
+def _differs(column: Column[Any], before: _Row, after: _Row | None) -> bool:
+    old = before[column.key]
+    if after is None:
+        return old is not None
+    return column.type.compare_values(old, after[column.key]) is not True
+
+
+def _say_unread(table: Table, reason: str) -> None:
+    complain(
+        _logger, f"before-images {table.fullname}",
+        "A statement on %s is recorded as one change, not row by row: %s", table.fullname, reason,
+        level=logging.WARNING,
+    )  # fmt: skip

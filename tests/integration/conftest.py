@@ -1,0 +1,25 @@
+"""Fixtures of the tests on a real database: the application's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from sqlalchemy import MetaData
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+EngineWith = Callable[[MetaData], Awaitable[AsyncEngine]]
+
+
+@pytest.fixture
+async def engine_with(database: str) -> AsyncIterator[EngineWith]:
+    """Makes the application's engine, on a database of its own in which the given tables are."""
+    engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+
+    async def create(tables: MetaData) -> AsyncEngine:
+        async with engine.begin() as connection:
+            await connection.run_sync(tables.create_all)
+        return engine
+
+    yield create
+    await engine.dispose()
