@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-fast lint types layers bench-quick check collector matrix lock clean
+.PHONY: help setup demo test test-fast lint types layers bench bench-quick check collector matrix lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, test-fast, lint, types, layers, bench-quick, collector, matrix, lock, clean"
+	@echo "Also: setup, test-fast, lint, types, layers, bench, bench-quick, collector, matrix, lock, clean"
 
 setup: $(READY)
 
@@ -40,6 +40,10 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+# the whole comparison, in less than half an hour; BENCH="--quick" takes a few minutes
+bench: setup
+	$(BIN)/python -m tests.benchmarks.suite run $(BENCH)
 
 bench-quick: setup
 	$(BIN)/python -m pytest tests/benchmarks -p no:cacheprovider -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=median,iqr,rounds --benchmark-min-rounds=5 --benchmark-max-time=0.3

@@ -16,11 +16,11 @@ def our_program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-async def output_of(program: str, *arguments: str) -> bytes:
+async def output_of(program: str, *arguments: str, expected: tuple[int, ...] = (0,)) -> bytes:
     """Run a command and give what it writes.
 
     Raises:
-        CommandError: Its exit status is not 0.
+        CommandError: Its exit status is not an expected one.
     """
     process = await asyncio.create_subprocess_exec(
         program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -31,7 +31,7 @@ async def output_of(program: str, *arguments: str) -> bytes:
         if process.returncode is None:  # we were interrupted
             process.kill()
             await process.wait()
-    if process.returncode:
+    if process.returncode not in expected:
         name = Path(program).name
         raise CommandError(
             f"{name} ended with status {process.returncode}:\n{complaint.decode(errors='replace')}"

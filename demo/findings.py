@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from demo.client import Sent
 from demo.receiver import ReceivedSpan, Receiver
+from demo.sealing import Sealing
 from demo.secrets_sent import SecretsSent
 from demo.store import Attempt, Row
 from demo.traffic import CONTROL, STATUS
@@ -34,6 +35,7 @@ class Evidence:
     searches: Sequence[Search]
     control_found: bool
     receiver: Receiver
+    sealing: Sealing | None = None
 
     def row_of(self, label: str) -> Row | None:
         """The row of a request of the story."""
@@ -87,7 +89,19 @@ def examine(evidence: Evidence) -> list[str]:
     _nothing_could_be_changed(expect, evidence)
     _no_secret_was_found(expect, evidence)
     _traces_go_on(expect, evidence)
+    if evidence.sealing is not None:
+        _tampering_shows(expect, evidence.sealing)
     return expect.failures
+
+
+def _tampering_shows(expect: Expectations, sealing: Sealing) -> None:
+    problems = sealing.report["problems"]
+    expect.that(sealing.report["ok"], f"the sealed trail does not verify: {problems[:1]}")
+    found = sealing.first_bad.get("record_id")
+    expect.that(
+        found == sealing.changed_row,
+        f"row {sealing.changed_row} was changed by a superuser, and verify named {found}",
+    )
 
 
 def _story_went_as_told(expect: Expectations, sent: Iterable[Sent]) -> None:

@@ -17,6 +17,7 @@ from demo.client import ShopClient, make_http
 from demo.findings import Evidence, Search, examine, search
 from demo.postgres import AUDIT, READER_ROLE, SHOP, SUPERUSER, running_postgres
 from demo.receiver import Receiver, running_receiver
+from demo.sealing import seal_and_verify
 from demo.server import COMMAND, running_shop
 from demo.stage import INIT, Stage, make_audit_store, open_shop
 
@@ -104,6 +105,7 @@ async def _gather(stage: Stage, client: ShopClient, entity: str) -> Evidence:
         searches=_search_everywhere(stage, dumped),
         control_found=traffic.CONTROL.encode() in dumped,
         receiver=stage.receiver,
+        sealing=await seal_and_verify(stage.server, stage.directory, rows[-1].id) if rows else None,
     )
 
 
@@ -136,6 +138,9 @@ def _show(console: Console, stage: Stage, evidence: Evidence, entity: str) -> No
     screen.show_searches(console, evidence, stage.secrets)
     screen.show_section(console, 6, "Traces are sampled at 10 %, the audit trail is not")
     screen.show_sampling(console, evidence)
+    if evidence.sealing is not None:
+        screen.show_section(console, 7, "Whoever owns the database cannot change it unseen")
+        screen.show_sealing(console, evidence.sealing)
 
 
 async def _keep_running(console: Console, stage: Stage) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from demo.client import Sent
 from demo.findings import Evidence
+from demo.sealing import Sealing
 from demo.secrets_sent import SecretsSent
 from demo.store import Attempt, Row
 from demo.traffic import CONTROL
@@ -161,6 +162,28 @@ def show_sampling(console: Console, evidence: Evidence) -> None:
         f"\n   [dim]{len(evidence.linked_spans)} of the {len(arrived)} server spans are of audited"
         f" requests: {len(evidence.enriched_spans)} of these say who did it (audit.actor.id, …).[/]"
     )
+
+
+def show_sealing(console: Console, sealing: Sealing) -> None:
+    report, bad = sealing.report, sealing.first_bad
+    table = Table.grid(padding=(0, 2))
+    table.add_row("otel-audit seal", Text(sealing.sealed, style="dim"))
+    table.add_row(
+        "otel-audit verify",
+        Text.assemble(
+            ("OK  ", "green") if report["ok"] else ("TAMPERED  ", "bold red"),
+            (f"{report['rows_checked']} rows, signed up to row {report['signed_size']}", "dim"),
+        ),
+    )
+    table.add_row("a superuser, guards off", Text(f"actor of {sealing.changed_row} changed", "dim"))
+    table.add_row(
+        "otel-audit verify",
+        Text.assemble(
+            ("found  ", "green") if bad else ("NOT FOUND  ", "bold red"),
+            (f"{bad.get('kind')}: {bad.get('record_id')}: {bad.get('detail')}", "dim"),
+        ),
+    )
+    console.print(Padding(table, (0, 0, 0, 3), expand=False))
 
 
 def show_next(console: Console, lines: Sequence[tuple[str, str]]) -> None:

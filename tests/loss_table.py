@@ -85,13 +85,12 @@ def tell(row: Row, *, write: bool) -> None:
 def table() -> str:
     """All that was measured, for docs/loss.md."""
     lines = [
-        "| event | answered | of these lost | stored twice | cut down, told as `unknown` "
-        "| what shows it | test |",
+        "| event | answered | lost | twice | cut down, told as `unknown` | what shows it | test |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.event} | {row.answered} | {_lost(row.lost)} | {row.twice} "
-        f"| {row.cut_down - row.untold} of {row.cut_down} | {row.shows} | `{row.test}` |"
+        f"| {_told(row.cut_down, row.untold)} | {row.shows} | `{row.test}` |"
         for row in rows().values()
     ]
     return "\n".join(lines) + "\n"
@@ -103,8 +102,7 @@ def summary() -> str:
     for row in rows().values():
         kinds.setdefault(_TOGETHER.get(row.test, row.event), []).append(row)
     lines = [
-        "| under test | actions seen answered | of these lost | stored twice | cut down, told as "
-        "`unknown` |",
+        "| under test | seen answered | lost | stored twice | cut down, told as `unknown` |",
         "|---|---|---|---|---|",
     ]
     for kind, found in kinds.items():
@@ -113,13 +111,17 @@ def summary() -> str:
             for name in ("answered", "lost", "twice", "cut_down", "untold")
         )
         lines.append(
-            f"| {kind} | {answered:,} | {_lost(lost)} | {twice} | {cut_down - untold} of {cut_down} |"
+            f"| {kind} | {answered:,} | {_lost(lost)} | {twice} | {_told(cut_down, untold)} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _lost(number: int) -> str:
     return f"{number}, each counted" if number else "0"
+
+
+def _told(cut_down: int, untold: int) -> str:
+    return f"{cut_down - untold} of {cut_down}" if cut_down else "none was"
 
 
 def with_table(page: str, made: str) -> str:

@@ -8,9 +8,34 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import pytest
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL server, reached as its superuser through a Unix socket."""
+
+    server_dsn: str
+
+    def dsn(self, database: str, user: str = "postgres") -> str:
+        base, _, query = self.server_dsn.partition("?")
+        head = base.rsplit("/", 1)[0]
+        if user != "postgres":
+            scheme, _, address = head.partition("://")
+            head = f"{scheme}://{user}@{address.rpartition('@')[2]}"
+        return f"{head}/{database}" + (f"?{query}" if query else "")
+
+    async def execute(self, *statements: str, database: str = "postgres") -> None:
+        connection = await asyncpg.connect(self.dsn(database))
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
 
 
 @contextmanager

@@ -9,12 +9,18 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import msgspec
-from google.protobuf.json_format import ParseDict, ParseError
-from google.protobuf.message import DecodeError, Message
-from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
+
+try:
+    from google.protobuf.json_format import ParseDict, ParseError
+    from google.protobuf.message import DecodeError, Message
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+        ExportTracePartialSuccess,
+        ExportTraceServiceResponse,
+    )
+except ImportError as missing:
+    raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
 
 LONGEST_RETRY_AFTER: Final = 300.0
 """Seconds that a receiver is left alone at the most, whatever it asks for."""
@@ -88,8 +94,17 @@ def _objection_in_success(answer: Answer) -> str | None:
 
 
 def _in_its_words(answer: Answer) -> str:
-    status = Status()
-    return _quoted(status.message) if _read_into(status, answer) else ""
+    """The message of the ``google.rpc.Status`` in the body, if there is one."""
+    if _media_type(answer) == _JSON:
+        try:
+            message = msgspec.json.decode(answer.body, type=dict[str, Any]).get("message")
+        except (msgspec.MsgspecError, RecursionError):
+            return ""
+        return _quoted(message) if isinstance(message, str) else ""
+    # a message of the same beginning: an integer, a text; the rest is passed over
+    status = ExportTracePartialSuccess()
+    is_status = _media_type(answer) == _PROTOBUF and _read_into(status, answer)
+    return _quoted(status.error_message) if is_status else ""
 
 
 def _read_into(message: Message, answer: Answer) -> bool:

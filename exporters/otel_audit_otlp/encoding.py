@@ -8,46 +8,31 @@ the same on every delivery.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from otel_audit.attributes import SCOPE_NAME, to_attributes
-from otel_audit.errors import MissingExtraError
 from otel_audit.pipeline.mending import mend_record, written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord
-
-try:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    from opentelemetry.proto.common.v1.common_pb2 import (
-        AnyValue,
-        ArrayValue,
-        InstrumentationScope,
-        KeyValue,
-        KeyValueList,
-    )
-    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
-except ImportError as missing:
-    raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
+from otel_audit_otlp import wire
 
 LARGEST_REQUEST: Final = 3_500_000
 """Bytes of spans in one request; receivers take 4 MiB (gRPC's default) behind them, or more."""
 
-_SCOPE: Final = InstrumentationScope(name=SCOPE_NAME)
 _UNFIT: Final = (
     TypeError, ValueError, OverflowError, RecursionError, AttributeError, msgspec.MsgspecError,
 )  # fmt: skip
 
 
 class Carried(NamedTuple):
-    """A record, and the span that carries it."""
+    """A record, and the span that carries it, in protobuf."""
 
     record: AuditRecord
-    span: Span
+    span: bytes
 
 
 def carry(records: Sequence[AuditRecord]) -> tuple[list[Carried], list[Refused]]:
@@ -60,17 +45,25 @@ def carry(records: Sequence[AuditRecord]) -> tuple[list[Carried], list[Refused]]
         Those that a span can carry, in order; and those that none can, with the reason.
     """
     carried, refused = [], []
+    checked: Mapping[str, Any] | None = None
     for record in records:
         try:
-            carried.append(_carried(record))
-        except _UNFIT as error:
-            reason = f"no span can carry the record: {type(error).__name__}"
-            refused.append(Refused(str(record.record_id), written_down(record), reason))
+            if record.resource != checked:
+                # one that cannot be written must show here, where it costs one record only
+                wire.pairs(wire.RESOURCE_ATTRIBUTE, record.resource)
+                checked = record.resource
+            carried.append(Carried(record, to_span(record)))
+        except _UNFIT:
+            kept = _mended(record)
+            if isinstance(kept, Refused):
+                refused.append(kept)
+            else:
+                carried.append(kept)
     return carried, refused
 
 
-def to_span(record: AuditRecord) -> Span:
-    """Write a record as a span.
+def to_span(record: AuditRecord) -> bytes:
+    """Write a record as a ``Span``.
 
     Args:
         record: The record; its resource goes beside the span, see `to_request`.
@@ -80,38 +73,41 @@ def to_span(record: AuditRecord) -> Span:
             before 1970.
     """
     trace_id, parent = _place(record)
-    return Span(
-        trace_id=trace_id,
-        span_id=hashlib.sha256(f"span {record.record_id}".encode()).digest()[:8],
-        parent_span_id=parent,
-        name=record.event_name,
-        kind=Span.SPAN_KIND_INTERNAL,
-        start_time_unix_nano=record.occurred_at,
-        end_time_unix_nano=record.observed_at,
-        attributes=_pairs(to_attributes(record)),
-    )
+    return b"".join((
+        wire.part(wire.SPAN_TRACE_ID, trace_id),
+        wire.part(wire.SPAN_ID, hashlib.sha256(f"span {record.record_id}".encode()).digest()[:8]),
+        wire.part(wire.SPAN_PARENT_ID, parent) if parent else b"",
+        wire.part(wire.SPAN_NAME, record.event_name.encode()),
+        wire.SPAN_KIND_INTERNAL,
+        wire.time(wire.SPAN_START, record.occurred_at),
+        wire.time(wire.SPAN_END, record.observed_at),
+        wire.pairs(wire.SPAN_ATTRIBUTE, to_attributes(record)),
+    ))  # fmt: skip
 
 
 def to_request(carried: Sequence[Carried]) -> bytes:
     """Write spans as an ``ExportTraceServiceRequest``, neighbours of the same resource together."""
-    request = ExportTraceServiceRequest(
-        resource_spans=[
-            ResourceSpans(
-                resource=Resource(attributes=_pairs(resource)),
-                scope_spans=[ScopeSpans(scope=_SCOPE, spans=[item.span for item in group])],
-            )
-            for resource, group in groupby(carried, key=lambda item: item.record.resource)
-        ]
+    groups = groupby(carried, key=lambda item: item.record.resource)
+    return b"".join(
+        wire.part(wire.REQUEST_RESOURCE_SPANS, _resource_spans(resource, group))
+        for resource, group in groups
     )
-    encoded: bytes = request.SerializeToString()
-    return encoded
+
+
+def _resource_spans(resource: Mapping[str, Any], group: Iterable[Carried]) -> bytes:
+    spans = b"".join(wire.part(wire.SCOPE_SPANS_SPAN, item.span) for item in group)
+    scope = wire.part(wire.SCOPE_NAME, SCOPE_NAME.encode())
+    told = wire.pairs(wire.RESOURCE_ATTRIBUTE, resource)
+    return wire.part(wire.RESOURCE_SPANS_RESOURCE, told) + wire.part(
+        wire.RESOURCE_SPANS_SCOPE_SPANS, wire.part(wire.SCOPE_SPANS_SCOPE, scope) + spans
+    )
 
 
 def parts_of(carried: Sequence[Carried]) -> Iterator[Sequence[Carried]]:
     """Split what is to be sent into requests of at most `LARGEST_REQUEST` bytes, or one span."""
     first, size = 0, 0
     for number, item in enumerate(carried):
-        own = item.span.ByteSize()
+        own = len(item.span)
         size += own
         if size > LARGEST_REQUEST and number > first:
             yield carried[first:number]
@@ -120,14 +116,14 @@ def parts_of(carried: Sequence[Carried]) -> Iterator[Sequence[Carried]]:
         yield carried[first:]
 
 
-def _carried(record: AuditRecord) -> Carried:
+def _mended(record: AuditRecord) -> Carried | Refused:
     try:
-        _pairs(record.resource)
-        return Carried(record, to_span(record))
-    except _UNFIT:
         mended = mend_record(record)
-        _pairs(mended.resource)
+        wire.pairs(wire.RESOURCE_ATTRIBUTE, mended.resource)
         return Carried(mended, to_span(mended))
+    except _UNFIT as error:
+        reason = f"no span can carry the record: {type(error).__name__}"
+        return Refused(str(record.record_id), written_down(record), reason)
 
 
 def _place(record: AuditRecord) -> tuple[bytes, bytes]:
@@ -138,25 +134,3 @@ def _place(record: AuditRecord) -> tuple[bytes, bytes]:
     if len(trace_id) != 16 or len(span_id) != 8:  # noqa: PLR2004 - W3C Trace Context
         raise ValueError("trace ids have 16 bytes, span ids 8")
     return trace_id, span_id
-
-
-def _pairs(attributes: Mapping[str, Any]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_any(value)) for key, value in attributes.items()]
-
-
-def _any(value: Any) -> AnyValue:  # noqa: PLR0911 - one for each kind
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if value is None:
-        return AnyValue()
-    if isinstance(value, list | tuple):
-        return AnyValue(array_value=ArrayValue(values=[_any(one) for one in value]))
-    if isinstance(value, Mapping):
-        return AnyValue(kvlist_value=KeyValueList(values=_pairs(value)))
-    raise TypeError(f"an attribute cannot be a {type(value).__name__}")

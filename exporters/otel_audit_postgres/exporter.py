@@ -16,9 +16,8 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.trace import format_span_id, format_trace_id
 
-from otel_audit.attributes import MANDATORY, RECORD_ID, is_flagged, record_from_span
+from otel_audit.attributes import is_flagged
 from otel_audit.complaints import complain
 from otel_audit.config import AuditConfig
 from otel_audit.errors import (
@@ -27,9 +26,11 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from otel_audit.pipeline.foreign import read_flagged
 from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord
+from otel_audit.redaction import Redactor
 from otel_audit_postgres.background import BackgroundLoop
 from otel_audit_postgres.sink import PostgresSink
 
@@ -68,10 +69,10 @@ class PostgresAuditSpanExporter(SpanExporter):
         Raises:
             ConfigurationError: There is no DSN, or a setting is wrong.
         """
-        if dsn is None or connect_timeout is None:
-            config = AuditConfig()
-            dsn = dsn or config.asyncpg_dsn
-            connect_timeout = connect_timeout or config.connect_timeout
+        config = AuditConfig()
+        dsn = dsn or config.asyncpg_dsn
+        connect_timeout = connect_timeout or config.connect_timeout
+        self._redactor = Redactor.from_config(config)
         if not dsn:
             raise ConfigurationError(
                 "OTEL_AUDIT_DSN is not set, and the exporter audit_postgres needs it, such as "
@@ -148,7 +149,7 @@ class PostgresAuditSpanExporter(SpanExporter):
 
     async def _store(self, spans: Sequence[ReadableSpan]) -> None:
         """Store; try again while the store is away. Whoever waits cancels this in the end."""
-        records, refused = _read(spans)
+        records, refused = _read(spans, self._redactor)
         until = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE
         async with self._connection() as sink:
@@ -184,35 +185,20 @@ class PostgresAuditSpanExporter(SpanExporter):
         complain(_logger, "export", "%d audit spans were not stored: %s", count, why)
 
 
-def _read(spans: Sequence[ReadableSpan]) -> tuple[list[AuditRecord], list[Refused]]:
+def _read(
+    spans: Sequence[ReadableSpan], redactor: Redactor
+) -> tuple[list[AuditRecord], list[Refused]]:
     records, refused = [], []
     for span in spans:
         try:
-            records.append(record_from_span(span))
-        except InvalidAuditSpanError:
-            refused.append(_as_received(span))
+            entry = read_flagged(span, redactor)
+        except InvalidAuditSpanError as error:
+            entry = Refused("", written_down({"name": redactor.text(span.name)}), str(error))
+        if isinstance(entry, Refused):
+            refused.append(entry)
+        else:
+            records.append(entry)
     return records, refused
-
-
-def _as_received(span: ReadableSpan) -> Refused:
-    attributes = dict(span.attributes or {})
-    lacking = [name for name in MANDATORY if attributes.get(name) in (None, "")]
-    context = span.get_span_context()
-    received = {
-        "name": span.name,
-        "trace_id": None if context is None else format_trace_id(context.trace_id),
-        "span_id": None if context is None else format_span_id(context.span_id),
-        "start_time": span.start_time,
-        "end_time": span.end_time,
-        "attributes": attributes,
-        "resource": dict(span.resource.attributes),
-    }
-    reason = (
-        f"the audit span lacks {', '.join(lacking)}"
-        if lacking
-        else "an attribute of the audit span has a wrong type or value"
-    )
-    return Refused(str(attributes.get(RECORD_ID, "")), written_down(received), reason)
 
 
 def _left(until: float) -> float:

@@ -175,7 +175,8 @@ def health() -> dict[str, Any]:
         ``failing_for_seconds``, and the counts ``emitted``, ``exported``, ``dropped``,
         ``quarantined``, ``retries``, ``capture_errors``, ``redaction_errors``, ``refused``,
         ``spool_errors`` since the process began; ``oldest_seconds`` (how long the oldest record
-        waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``.
+        waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``; where an outbox is
+        relayed ``outbox_depth``, ``outbox_oldest_seconds``, ``outbox_failing_for_seconds``.
     """
     runtime = _runtime
     return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}

@@ -464,12 +464,15 @@ def _make_observer(
     tenant_options = TenantOptions.from_config(config)
     source_options = SourceOptions.from_config(config)
 
+    # the same actors come again and again
+    shown = functools.lru_cache(maxsize=1024)(functools.partial(shown_actor, redactor=redactor))
+
     def actor(scope: Mapping[str, Any], audit: AuditScope) -> Actor:
         found = resolve_actor(scope, audit, actor_options)
         # a reason means that somebody claimed to be known, and is not
         if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
             found = told_by_request(scope).actor or found
-        return shown_actor(found, redactor)
+        return shown(found)
 
     def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
         found = resolve_tenant(scope, audit, claims, tenant_options)

@@ -77,7 +77,7 @@ class AuditScope(msgspec.Struct, eq=False):
         transactions: How the transactions that wrote ended.
         late: Takes what a transaction leaves after the scope has closed.
         teller: Makes records of changes that are about to be committed; none where the action is
-            not recorded, or its changes are not.
+            not recorded.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.

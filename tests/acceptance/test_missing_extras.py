@@ -35,6 +35,8 @@ class TestMissingExtras:
             (["jose"], {"dsn": DSN, "jwt_key": "k" * 32, "jwt_algorithms": ["HS256"]}, None, "jwt"),
             (["sqlalchemy"], {"dsn": DSN}, "an engine", "sqlalchemy"),
             (["cryptography"], {"dsn": DSN, "spool_key": "ab" * 32}, None, "encryption"),
+            (["httpx"], {"otlp_endpoint": "http://127.0.0.1:1"}, None, "otlp"),
+            (["opentelemetry.proto"], {"otlp_endpoint": "http://127.0.0.1:1"}, None, "otlp"),
         ],
     )
     def test_the_extra_is_named(self, missing, settings, engine, extra):
@@ -44,3 +46,8 @@ class TestMissingExtras:
     def test_what_is_not_asked_for_may_be_missing(self):
         """Without SQLAlchemy and python-jose HTTP requests are audited all the same."""
         assert run(["sqlalchemy", "jose"], {"dsn": DSN}) == "fine"
+
+    def test_over_otlp_no_database_driver_is_needed(self):
+        """Nor what only OpenTelemetry's own exporters bring."""
+        settings = {"otlp_endpoint": "http://127.0.0.1:1"}
+        assert run(["asyncpg", "google.rpc"], settings) == "fine"

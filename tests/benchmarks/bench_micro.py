@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import msgspec
 import pytest
+from jose import jwt
 from opentelemetry.sdk.resources import Resource
 from otel_audit_postgres.rows import to_row
 from strategies import a_record
 
+import otel_audit
 from otel_audit.attributes import record_from_attributes, to_attributes
+from otel_audit.capture.jwt import JwtVerifier
 from otel_audit.config import AuditConfig
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.provider import make_audit_tracer, trace_record
-from otel_audit.record import AuditRecord, Body, Change, Request, Response, Source, Target, Tenant
+from otel_audit.pipeline.spool import Kind, open_spool
+from otel_audit.policy import Policy
+from otel_audit.record import (
+    Actor,
+    AuditRecord,
+    Body,
+    Change,
+    Request,
+    Response,
+    Source,
+    Target,
+    Tenant,
+)
 from otel_audit.redaction import Redactor
+from otel_audit.testing import recorded
 
 BODY = msgspec.json.encode(
     {
@@ -85,3 +104,66 @@ def bench_redact_a_kilobyte_with_secrets(benchmark):
     redactor = Redactor.from_config(AuditConfig())
     body = BODY.replace(b'"note":"please', b'"password":"please', 1)
     assert b"[REDACTED]" in benchmark(redactor.json_bytes, body)
+
+
+def bench_action_by_hand(benchmark):
+    """A scope opened and closed, and its record made."""
+
+    def act():
+        with otel_audit.audit("report.built", actor="job-7"):
+            pass
+
+    with recorded():
+        benchmark(act)
+
+
+def bench_spool_append(benchmark, record, tmp_path):
+    """The three frames of one action."""
+    spool = open_spool(tmp_path, service="bench", fsync="never")
+    payload = msgspec.json.encode(record)
+
+    def append():
+        record_id = uuid7()
+        spool.append(Kind.OPENED, record_id, payload[:600])
+        spool.append(Kind.ANSWERED, record_id, payload)
+        position = spool.append(Kind.CLOSED, record_id, payload)
+        spool.acknowledge([position])
+
+    benchmark(append)
+    spool.close()
+
+
+def bench_policy(benchmark):
+    """What a request's head may need, and what is decided at its end."""
+    policy = Policy.from_config(AuditConfig())
+    actor, numbers = Actor(id="user-1", type="user", verified=True), itertools.count()
+
+    def ask():
+        path = f"/api/v1/orders/{next(numbers)}/lines"
+        policy.at_start("POST", path)
+        policy.decide(
+            method="POST", path=path, route="/api/v1/orders/{order_id}/lines", status=201,
+            actor=actor, tenant=None, wrote=True,
+        )  # fmt: skip
+
+    benchmark(ask)
+
+
+KEY = "a shared key of forty characters, or so."
+
+
+def a_token(number: int) -> str:
+    claims = {"sub": f"user-{number}", "exp": int(time.time()) + 36_000, "email": "u@shop.example"}
+    return jwt.encode(claims, KEY, algorithm="HS256")
+
+
+def bench_token_seen_before(benchmark):
+    verifier = JwtVerifier.from_config(AuditConfig(jwt_key=KEY, jwt_algorithms=("HS256",)))
+    token = a_token(1)
+    assert benchmark(verifier.verify, token).claims["sub"] == "user-1"
+
+
+def bench_token_not_seen_before(benchmark):
+    verifier = JwtVerifier.from_config(AuditConfig(jwt_key=KEY, jwt_algorithms=("HS256",)))
+    tokens = itertools.cycle([a_token(number) for number in range(20_000)])
+    benchmark(lambda: verifier.verify(next(tokens)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from collector.senders import (
     Sender,
     audit_span,
     eventually,
+    quarantined,
     request_of,
     span,
     stored_ids,
@@ -121,6 +123,42 @@ async def test_all_the_records_and_only_the_sampled_traces(pipeline, tmp_path):
         assert len(payload["changes"]) == 1
         sampled = [row for row in rows if json.loads(row["payload"]).get("trace_sampled")]
         assert 7 <= len(sampled) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+async def test_the_application_holds_what_the_agent_cannot_take(pipeline, tmp_path, how):
+    """Agent away: records stay in the application's spool, over its own end too."""
+    with pipeline() as it:
+        app = shop(it.url, tmp_path)
+        orders = f"{app.up_at.removesuffix('/up')}/orders"
+        with running(app):
+
+            def order(count: int) -> None:
+                with httpx.Client() as client:
+                    for _ in range(count):
+                        assert client.post(orders, json={"item": "tea"}).status_code == 201
+
+            order(5)
+            it.agent.kill()
+            order(20)
+            app.restart(how)
+            order(5)
+            it.agent.start()
+
+            async def stored() -> int:
+                return len(await rows_of(it.store))
+
+            await eventually(stored, lambda count: count >= 30)
+            app.stop()
+        rows = await rows_of(it.store)
+        assert len(rows) == 30
+        # killed after the answer, before the action's end: known, and not known how it ended
+        unknown = [row for row in rows if row["outcome"] == "unknown"]
+        assert len(unknown) <= (how == signal.SIGKILL)
+        assert {row["outcome"] for row in rows} - {"unknown"} == {"success"}
+        assert await quarantined(it.store) == []
 
 
 async def test_the_traces_lose_what_is_heavy_or_personal(pipeline):

@@ -38,7 +38,7 @@ class TestKilled:
         settings = {**settings_for(audit_store, SPOOL_FSYNC=fsync), "WORK": "0.05"}
         with site.serving(settings) as server:
             async with site.load(server, clients=12).running() as load:
-                await load.until_answered(random.Random(seed).randint(50, 400))
+                await load.until_answered(random.Random(seed).randint(50, 250))
                 server.stop(signal.SIGKILL)
         with site.serving(settings) as server:
             verdict = await site.verdict(audit_store, within=30)
@@ -77,7 +77,7 @@ class TestStopped:
         """Told to stop under load: everything answered is stored when the process has ended."""
         with site.serving(settings_for(audit_store)) as server:
             async with site.load(server).running() as load:
-                await load.until_answered(300)
+                await load.until_answered(150)
                 await asyncio.to_thread(server.stop)
         verdict = (await site.verdict(audit_store)).assert_sound()
         (stream,) = await find_gaps(audit_store)
@@ -90,7 +90,7 @@ class TestStopped:
         options = ("--workers", "4", "--timeout-worker-healthcheck", "60")
         with site.serving(settings_for(audit_store), *options) as server:
             async with site.load(server).running() as load:
-                await load.until_answered(600)
+                await load.until_answered(300)
                 await asyncio.to_thread(server.stop, timeout=60)
         verdict = (await site.verdict(audit_store)).assert_sound()
         streams = await find_gaps(audit_store)
@@ -213,7 +213,7 @@ class TestClock:
             async with site.load(server).running() as load:
                 for jump in (0, -3600, 86_400, 5 * 365 * 86_400, 0):
                     (site.path / "clock").write_text(str(jump))
-                    await load.until_more(60)
+                    await load.until_more(30)
             await asyncio.to_thread(server.stop)
         verdict = (await site.verdict(audit_store)).assert_sound()
         (stream,) = await find_gaps(audit_store)

@@ -45,10 +45,10 @@ SERVERS = {
     "hypercorn": hypercorn(),
     "granian": granian(),
 }
-STOPS = [(name, signal.SIGTERM) for name in SERVERS if name != "uvicorn"] + [
-    # hitting Ctrl-C; SIGTERM to plain uvicorn stands with the other processes
-    (name, signal.SIGINT)
-    for name in ("uvicorn", "uvicorn --workers", "uvicorn --reload")
+# SIGTERM to plain uvicorn, and to its workers, stands with the other processes
+ELSEWHERE = ("uvicorn", "uvicorn --workers")
+STOPS = [(name, signal.SIGTERM) for name in SERVERS if name not in ELSEWHERE] + [
+    (name, signal.SIGINT) for name in ("uvicorn", "uvicorn --workers", "uvicorn --reload")
 ]
 
 

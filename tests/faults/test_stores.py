@@ -74,7 +74,7 @@ class TestAway:
         with site.serving(settings_for(audit_store, BATCH_INTERVAL="0.01")) as server:
             async with site.load(server).running() as load:
                 for _ in range(10):
-                    await load.until_more(30)
+                    await load.until_more(15)
                     await postgres.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                         "WHERE application_name = 'otel-audit'"
@@ -96,7 +96,7 @@ class TestAway:
             settings = settings_for(nowhere, SHUTDOWN_TIMEOUT="0.2", REQUIRED="false")
             with site.serving(settings) as server:
                 async with site.load(server).running() as load:
-                    await load.until_answered(300)
+                    await load.until_answered(150)
                 assert await longest_turn(server.url) < LONGEST_TURN
                 await asyncio.to_thread(server.stop)
         assert load.slowest < 5

@@ -124,8 +124,8 @@ def read_checkpoint(note: str, keys: list[str]) -> tuple[str, int, bytes]:
             if (key_name, key_id) == (name, blob[:4]):
                 need(signature_holds(key, text.encode(), blob[4:]), "a signature does not hold")
                 signed = True
-    need(signed, "the checkpoint is not signed by a known key")
     origin, leaves, encoded_root = text.split("\n")[:3]
+    need(signed, f"the checkpoint of log {origin} is not signed by a known key")
     need(leaves == str(int(leaves)), "not a checkpoint")
     return origin, int(leaves), unbase64(encoded_root)
 

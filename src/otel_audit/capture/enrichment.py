@@ -53,7 +53,7 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
     changes: list[Change] = []
     if audit.changes_pending:
         found[names.CHANGES_PROVISIONAL] = True
-    if (audit.changes or audit.changes_pending) and decision.level != "metadata":
+    if audit.changes or audit.changes_pending:
         changes = [*audit.changes[:_MOST_CHANGES], *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
         found[names.ENTITIES] = tuple(islice(entities_of(changes), _MOST_ENTITIES))
     actor = audit.actor or ANONYMOUS

@@ -305,7 +305,7 @@ class Exchange:
         audit, account = self.audit, self._account
         kept = audit.actor, audit.tenant, account.resolved, account.judged
         decision = account.decide(wrote=True)
-        if decision is not None and decision.level != "metadata":
+        if decision is not None:
             request = audit.request or account.head.describe(account.routed, None)
             told = account.record(decision, phase="changes", outcome="unknown", request=request)
             record, further = record_afterwards(told, audit, "committed", changes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
@@ -19,14 +18,9 @@ from otel_audit.pipeline.sampler import AuditSampler
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord, to_json
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.spans import Redacting
 
 _logger = logging.getLogger(__name__)
-
-_JSON: Final = frozenset({
-    names.CHANGES, names.METADATA, names.REQUEST_BODY, names.RESPONSE_BODY,
-})  # fmt: skip
-_TEXTS: Final = frozenset({names.ERROR_MESSAGE, names.USER_AGENT})
-_HEADERS: Final = (names.REQUEST_HEADER, names.RESPONSE_HEADER)
 
 
 class TakesSpans(Protocol):
@@ -112,7 +106,7 @@ def read_flagged(span: ReadableSpan, redactor: Redactor) -> Entry:
     context = span.get_span_context()
     if context is None or span.start_time is None:
         raise InvalidAuditSpanError("a span without a context, or that was never started")
-    told = redacted(span.attributes or {}, redactor)
+    told = Redacting(redactor).redact(span.attributes or {})
     try:
         return _record(span, context, span.start_time, told, redactor)
     except InvalidAuditSpanError:
@@ -124,25 +118,6 @@ def read_flagged(span: ReadableSpan, redactor: Redactor) -> Entry:
         return refused
 
 
-def redacted(attributes: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
-    """Take secrets out of a span's attributes.
-
-    Args:
-        attributes: As the span has them; spelled as in `otel_audit.attributes`.
-        redactor: The rules.
-
-    Returns:
-        A copy. Hashes of bodies are made anew, of the redacted text.
-    """
-    found = {name: _redacted(name, value, redactor) for name, value in attributes.items()}
-    for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
-        digest = f"{body}.sha256"
-        found.pop(digest, None)
-        if isinstance(found.get(body), str):
-            found[digest] = hashlib.sha256(found[body].encode()).hexdigest()
-    return found
-
-
 def _record(
     span: ReadableSpan,
     context: SpanContext,
@@ -151,15 +126,20 @@ def _record(
     redactor: Redactor,
 ) -> AuditRecord:
     own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
+    scope = span.instrumentation_scope
+    # an audit span of ours only carries the record: what it tells of is its parent
+    link = span.parent if scope is not None and scope.name == names.SCOPE_NAME else context
     if names.ERROR_MESSAGE in told:
         # the semantic conventions' word for a type that nobody has named
         told = {names.ERROR_TYPE: "_OTHER", **told}
     return names.record_from_attributes(
-        {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
+        told if link is not context else {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
         name=redactor.text(span.name),
         start_time=start,
         end_time=start if span.end_time is None else span.end_time,
-        trace=own_ids,
+        trace=None
+        if link is None
+        else (format_trace_id(link.trace_id), format_span_id(link.span_id)),
         own_ids=own_ids,
         resource=dict(span.resource.attributes),
     )
@@ -189,24 +169,9 @@ def _refused(
         if lacking
         else "an attribute of the audit span has a wrong type or value"
     )
-    return Refused(derived_uuid7(start, trace_id, span_id), to_json(received), reason)
-
-
-def _redacted(name: str, value: Any, redactor: Redactor) -> Any:
-    for prefix in _HEADERS:
-        if name.startswith(prefix):
-            header = name.removeprefix(prefix)
-            values = [value] if isinstance(value, str) else value
-            return ", ".join(str(redactor.field(header, one)) for one in values)
-    if not isinstance(value, str):
-        return value
-    if name in _JSON:
-        return redactor.json_bytes(value.encode("utf-8", "replace")).decode()
-    if name in _TEXTS:
-        return redactor.text(value)
-    if name == names.URL_QUERY:
-        return redactor.query(value)
-    return redactor.path(value) if name == names.URL_PATH else value
+    named = told.get(names.RECORD_ID)
+    record_id = named if isinstance(named, str) else derived_uuid7(start, trace_id, span_id)
+    return Refused(record_id, to_json(received), reason)
 
 
 def _tracers_of(provider: TracerProvider) -> list[Any]:

@@ -212,8 +212,11 @@ class SpanRecorder:
             complain(_logger, "span", "An audit record goes without its span", error=error)
 
     def placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
-        """Say in a record who made it and in which trace, without giving it a number."""
-        return self._placed(record, server_span)
+        """Say in a record whose trace it belongs to, without giving it a place in the stream.
+
+        For records that may yet be undone: a number that is never stored would be a gap.
+        """
+        return msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
 
     def _placed(
         self, record: AuditRecord, server_span: trace.Span | None, number: int | None = None

@@ -110,6 +110,8 @@ class Intake:
         self._asking_lock = asyncio.Lock()
         self._key: bytes | None = None
         self._away_until = 0.0
+        self._check_again = 0.0
+        self._found_wrong: str | None = None
         self._ending = False
 
     @property
@@ -177,14 +179,22 @@ class Intake:
         return self._key
 
     async def check(self) -> None:
-        """See whether the store can take records.
+        """See whether the store can take records; asks it once a second at the most.
 
         Raises:
             StoreError: It cannot; the message says why, and the remedy.
         """
         async with self._asking_lock:
-            await self._asked().check()
-        self._away_until = 0.0
+            if time.monotonic() >= self._check_again:
+                self._found_wrong = None
+                try:
+                    await self._asked().check()
+                    self._away_until = 0.0
+                except StoreError as error:
+                    self._found_wrong = str(error)
+                self._check_again = time.monotonic() + _PAUSE
+            if self._found_wrong is not None:
+                raise StoreError(self._found_wrong)
 
     async def stop(self, patience: float) -> None:
         """Store what waits, send away what comes, and close the connections. Never raises.

@@ -20,8 +20,8 @@ from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import SCHEMA_VERSION, AuditRecord, Received, Tenant, to_json
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.spans import Redacting
 from otel_audit.serve.incoming import Incoming, Origin
-from otel_audit.serve.redacting import Redacting
 from otel_audit.serve.senders import Sender
 
 _logger = logging.getLogger(__name__)

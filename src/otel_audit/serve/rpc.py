@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import grpc  # type: ignore[import-untyped]
-from google.protobuf.any_pb2 import Any as AnyMessage  # type: ignore[import-untyped]
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError, MissingExtraError

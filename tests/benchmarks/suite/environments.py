@@ -23,10 +23,11 @@ class Peer:
     name: str
     version: str
     extra: tuple[str, ...] = ()
+    beside: tuple[str, ...] = COMMON
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        return (f"{self.name}=={self.version}", *self.extra, *COMMON)
+        return (f"{self.name}=={self.version}", *self.extra, *self.beside)
 
 
 FASTAPI_AUDIT = Peer("fastapi-audit", "0.2.3")

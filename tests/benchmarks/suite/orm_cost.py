@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import asyncpg
+
 from tests.benchmarks.suite import environments
 from tests.benchmarks.suite.environments import Peer, python_of
 from tests.benchmarks.suite.measures import ratio, summary, tree_cpu_seconds
@@ -22,26 +24,43 @@ from tests.benchmarks.suite.shops import SERVED, clean_environment
 
 @dataclass(frozen=True)
 class Way:
-    """One way of recording changed rows."""
+    """One way of recording changed rows.
+
+    Attributes:
+        key: What `served.rows` knows it by.
+        title: What it is called in tables.
+        peer: Whose environment it needs; None: the project's.
+        recorded: Counts the changes that it has stored.
+    """
 
     key: str
     title: str
     peer: Peer | None = None
+    recorded: str | None = None
 
 
+OURS = "SELECT coalesce(sum(json_array_length(payload->'changes')), 0) FROM audit.audit_logs"
 WAYS = (
     Way("plain", "plain SQLAlchemy"),
-    Way("observed", "otel-audit, observed"),
-    Way("transactional", "otel-audit, transactional"),
-    Way("sqlalchemy-audit-trail", "sqlalchemy-audit-trail 0.2.0", environments.AUDIT_TRAIL),
-    Way("postgresql-audit", "postgresql-audit 0.18.0 (triggers)", environments.POSTGRESQL_AUDIT),
-    Way("continuum", "SQLAlchemy-Continuum 2.0.0", environments.CONTINUUM),
+    Way("observed", "otel-audit, observed", recorded=OURS),
+    Way("transactional", "otel-audit, transactional", recorded=OURS),
     Way(
-        "continuum-native",
-        "SQLAlchemy-Continuum 2.0.0, native (triggers)",
-        environments.CONTINUUM,
+        "sqlalchemy-audit-trail", "sqlalchemy-audit-trail 0.2.0", environments.AUDIT_TRAIL,
+        "SELECT count(*) FROM audit.audit_activity",
     ),
-)
+    Way(
+        "postgresql-audit", "postgresql-audit 0.18.0 (triggers)", environments.POSTGRESQL_AUDIT,
+        "SELECT count(*) FROM activity",
+    ),
+    Way(
+        "continuum", "SQLAlchemy-Continuum 2.0.0", environments.CONTINUUM,
+        "SELECT count(*) FROM items_version",
+    ),
+    Way(
+        "continuum-native", "SQLAlchemy-Continuum 2.0.0, native (triggers)",
+        environments.CONTINUUM, "SELECT count(*) FROM items_version",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,8 @@ class Worker:
 
     def __init__(self, way: Way, app: str, store: str, directory: Path) -> None:
         self.way = way
+        self.places = app, store
+        self.flushed = 3000
         self.log = directory / f"{way.key}.log"
         environment = clean_environment(variant=way.key, app=app, store=store)
         environment["OTEL_AUDIT_SPOOL_DIR"] = str(directory / way.key)
@@ -87,7 +108,20 @@ class Worker:
         sent.write(json.dumps(asked) + "\n")
         sent.flush()
         told: dict[str, float] = self.answer()
+        self.flushed += asked["rows"] * asked["transactions"]
         return told
+
+    async def recorded(self) -> int | None:
+        """How many changes are stored; None where nothing is."""
+        if self.way.recorded is None:
+            return None
+        app, store = self.places
+        connection = await asyncpg.connect(store if self.way.peer is None else app)
+        try:
+            count: int = await connection.fetchval(self.way.recorded)
+        finally:
+            await connection.close()
+        return count
 
     def end(self) -> None:
         for pipe in self.pipes():
@@ -124,7 +158,14 @@ def measure(databases: Databases, plan: Plan, ways: Sequence[Way] = WAYS) -> dic
                 found[f"{what}/{rows}"] = _measure(
                     databases, workers, plan.rounds, what, rows, transactions
                 )
-            return {"cases": found, "failed": failed, "rounds": plan.rounds}
+            recorded = {worker.way.key: asyncio.run(worker.recorded()) for worker in workers}
+            return {
+                "cases": found,
+                "failed": failed,
+                "rounds": plan.rounds,
+                "flushed": workers[0].flushed,
+                "recorded": recorded,
+            }
         finally:
             for worker in workers:
                 worker.end()

@@ -82,6 +82,15 @@ class Plan:
     scenarios: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs."""
+
+    databases: Databases
+    plan: Plan
+    load: Load
+
+
 @dataclass
 class Seen:
     """What one variant has shown in one scenario, a value a round."""
@@ -106,7 +115,12 @@ def measure(databases: Databases, plan: Plan) -> dict[str, Any]:
                 shop.wait_until_up()
                 shop.meter()
             with a_load() as load:
-                return _measure(databases, plan, shops, load)
+                found = _measure(databases, plan, shops, load)
+            found["trails"] = {
+                shop.variant.key: {"asked": shop.asked, "rows": asyncio.run(stored(shop))}
+                for shop in shops
+            }
+            return found
         finally:
             for shop in shops:
                 shop.end()
@@ -116,9 +130,7 @@ async def _make(databases: Databases, chosen: Sequence[Variant], directory: Path
     return [await a_shop(databases, one, directory, "cost") for one in chosen]
 
 
-def _measure(
-    databases: Databases, plan: Plan, shops: Sequence[Shop], load: Load
-) -> dict[str, Any]:
+def _measure(databases: Databases, plan: Plan, shops: Sequence[Shop], load: Load) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scenario in SCENARIOS:
         if plan.scenarios and scenario.key not in plan.scenarios:
@@ -130,18 +142,15 @@ def _measure(
                 # each round begins with another variant, so that none always follows the same
                 turn = number % len(shops)
                 for shop in (*shops[turn:], *shops[:turn]):
-                    _once(
-                        databases, plan, shop, scenario, connections, load,
-                        seen[shop.variant.key] if number else Seen(),
-                    )  # fmt: skip
+                    kept = seen[shop.variant.key] if number else Seen()
+                    _once(Bench(databases, plan, load), shop, scenario, connections, kept)
             found[f"{scenario.key}/{connections}"] = {
                 "title": scenario.title,
                 "connections": connections,
                 "variants": _told(seen, shops),
             }
             print(
-                f"  {scenario.title}, {connections} connections: "
-                f"{time.monotonic() - began:.0f} s",
+                f"  {scenario.title}, {connections} connections: {time.monotonic() - began:.0f} s",
                 file=sys.stderr,
             )
     return {
@@ -152,20 +161,12 @@ def _measure(
     }
 
 
-def _once(
-    databases: Databases,
-    plan: Plan,
-    shop: Shop,
-    scenario: Scenario,
-    connections: int,
-    load: Load,
-    seen: Seen,
-) -> None:
+def _once(bench: Bench, shop: Shop, scenario: Scenario, connections: int, seen: Seen) -> None:
     shop.meter()
     forget_peak(shop.pid)
     at_rest = memory_mb(shop.pid)
-    began, database = cpu_seconds(shop.pid), tree_cpu_seconds(databases.pid)
-    answer = load.make(
+    began, database = cpu_seconds(shop.pid), tree_cpu_seconds(bench.databases.pid)
+    answer = bench.load.make(
         port=shop.port,
         method=scenario.method,
         path=scenario.path,
@@ -173,7 +174,7 @@ def _once(
         connections=connections,
         body=scenario.body,
         body_size=scenario.body_size,
-        seconds=plan.seconds * scenario.seconds,
+        seconds=bench.plan.seconds * scenario.seconds,
         headers={"Content-Type": scenario.content_type, "Authorization": f"Bearer {TOKEN}"},
     )
     if answer["wrong"]:
@@ -182,9 +183,10 @@ def _once(
     spent = cpu_seconds(shop.pid) - began
     requests = answer["requests"]
     seen.requests += requests
+    shop.asked += requests
     seen.note(
         cpu_us=spent / requests * 1e6,
-        postgres_cpu_us=(tree_cpu_seconds(databases.pid) - database) / requests * 1e6,
+        postgres_cpu_us=(tree_cpu_seconds(bench.databases.pid) - database) / requests * 1e6,
         rps=requests / answer["seconds"],
         p50_ms=answer["p50_ms"],
         p99_ms=answer["p99_ms"],
@@ -209,7 +211,7 @@ def _told(seen: dict[str, Seen], shops: Sequence[Shop]) -> dict[str, Any]:
             if other in seen and other != key:
                 told[key][f"to_{other}"] = {
                     name: ratio(values[name], seen[other].values[name])
-                    for name in ("cpu_us", "rps", "p50_ms", "p99_ms")
+                    for name in ("cpu_us", "rps", "p50_ms", "p99_ms", "first_byte_ms")
                 }
     return told
 

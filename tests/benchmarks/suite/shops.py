@@ -76,6 +76,7 @@ class Shop:
         self.variant = variant
         self.app, self.store = app, store
         self.directory = directory
+        self.asked = 0
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]

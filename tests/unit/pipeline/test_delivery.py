@@ -107,6 +107,30 @@ class TestDelivering:
         assert delivery.flush(5)
         assert shelf.threads == {"otel-audit-delivery"}
 
+    def test_a_store_that_asks_for_a_pause_gets_it(self, deliver_to, shelf):
+        """Neither a hurry nor new records shorten it; then delivery goes on."""
+        shelf.failures = [StoreUnavailableError("later", retry_after=0.5)]
+        delivery = deliver_to()
+        began = time.monotonic()
+        delivery.submit(a_record())
+        wait_for(lambda: not shelf.failures)
+        delivery.submit(a_record())
+        assert delivery.flush(5)
+        assert time.monotonic() - began >= 0.5
+        assert len(shelf.stored) == 2
+
+    def test_an_end_does_not_wait_for_the_pause(self, deliver_to, shelf):
+        """A store that asks for five minutes does not hold up a shutdown."""
+        shelf.failures = [StoreUnavailableError("later", retry_after=300)]
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        wait_for(lambda: not shelf.failures)
+        began = time.monotonic()
+        assert not delivery.close(0.1)
+        assert time.monotonic() - began < 4
+        assert delivery._thread is not None
+        assert not delivery._thread.is_alive()
+
     def test_many_threads_may_submit(self, deliver_to, shelf):
         """No record is lost between threads."""
         delivery = deliver_to()

@@ -137,3 +137,18 @@ async def test_at_the_end_what_is_not_stored_in_time_is_sent_away(store):
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(one) for one in found} == {Problem}
     assert store.records == {}
+
+
+async def test_the_store_is_asked_once_a_second_at_the_most(store, intake):
+    """Whoever asks whether it is ready needs no token."""
+    store.error = StoreError("no schema")
+    with pytest.raises(StoreError, match="no schema"):
+        await intake.check()
+    store.error = None
+    with pytest.raises(StoreError, match="no schema"):
+        await intake.check()
+
+    await asyncio.sleep(1.05)
+    await intake.check()
+    store.error = StoreError("no schema")
+    await intake.check()

@@ -56,7 +56,7 @@ class Reader:
         self._redact = masking.redact
         self._clean_copy = masking.clean_copy
         self._are_clean = masking.are_clean
-        self._clean: set[str] = set()
+        self.clean: set[str] = set()
         self._dialect = dialect
         self.unread: list[str] = []
 
@@ -68,13 +68,13 @@ class Reader:
         """
         few = list(chain.from_iterable(texts.values()))
         if len(few) <= _FEW and self._are_clean(few):
-            self._clean.update(few)
+            self.clean.update(few)
             return
         for some in texts.values():
             rest = iter(some)
             while group := list(islice(rest, _GROUP)):
                 if self._are_clean(group):
-                    self._clean.update(group)
+                    self.clean.update(group)
 
     def read(self, column: ColumnPlan, value: Any) -> Any:  # noqa: PLR0911 - quick ways out
         """The redacted form of a value; what could not be read is noted, not raised."""
@@ -83,7 +83,7 @@ class Reader:
         try:
             if column.innocent:
                 kind = type(value)
-                if kind is str and value in self._clean:
+                if kind is str and value in self.clean:
                     return value
                 if kind is int and -SMALL < value < SMALL:
                     return value
@@ -151,14 +151,14 @@ def gather_texts(
     """
     loaded = state.dict
     if before is None:
-        for column in plan.innocent:
+        for column in plan.texts:
             value = loaded.get(column.key)
             if type(value) is str and len(value) <= LONGEST_TEXT:
                 found.setdefault(column, set()).add(value)
         return
     for name, old in before.items():
         changed = plan.by_key.get(name)
-        if changed is None or not changed.innocent:
+        if changed is None or not (changed.innocent and changed.is_text):
             continue
         for value in (old, loaded.get(name)):
             if type(value) is str and len(value) <= LONGEST_TEXT:
@@ -169,15 +169,21 @@ def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader)
     """Describe a row that was inserted; a column that is not named was NULL."""
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    get, read = state.dict.get, reader.read
+    get, read, clean = state.dict.get, reader.read, reader.clean
     for column in plan.columns:
         value = get(column.key, _UNKNOWN)
         if value is None:
             continue
-        if value is _UNKNOWN:
+        kind = type(value)
+        if column.innocent and (
+            (kind is str and value in clean) or (kind is int and -SMALL < value < SMALL)
+        ):
+            # what `read` would find, without the call
+            values[column.name] = [None, value]
+        elif value is _UNKNOWN:
             if column.filled:
                 unknown.append(column.name)
-        elif type(value) not in _PLAIN and _is_expression(value):
+        elif kind not in _PLAIN and _is_expression(value):
             unknown.append(column.name)
         else:
             values[column.name] = [None, read(column, value)]

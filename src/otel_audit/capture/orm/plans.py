@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Column, ColumnElement, Table
+from sqlalchemy import JSON, Column, ColumnElement, String, Table
 from sqlalchemy.orm import Mapper, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -31,6 +31,7 @@ class ColumnPlan:
         filled: Whether the database may fill it on INSERT.
         refilled: Whether the database may change it on UPDATE.
         moving: Whether a flush may change it unasked (``onupdate``, a version counter).
+        is_text: Whether its values are texts, mostly.
         is_json: Whether a patch makes sense.
         innocent: Whether nothing is redacted for its name or mark alone, so that a number or a
             time in it need not be looked at.
@@ -44,6 +45,7 @@ class ColumnPlan:
     filled: bool
     refilled: bool
     moving: bool
+    is_text: bool
     is_json: bool
     innocent: bool
     type: TypeEngine[Any]
@@ -57,7 +59,8 @@ class MapperPlan:
         entity: Its name.
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
-        innocent: Those whose values need a look only for what they say, not for their name.
+        texts: Those that hold texts, which need a look only for what they say, not for their
+            name.
         by_key: The same, by attribute name.
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
@@ -69,7 +72,7 @@ class MapperPlan:
     entity: str
     table: str
     columns: tuple[ColumnPlan, ...]
-    innocent: tuple[ColumnPlan, ...]
+    texts: tuple[ColumnPlan, ...]
     by_key: dict[str, ColumnPlan]
     key: tuple[ColumnPlan, ...]
     moving: tuple[str, ...]
@@ -165,6 +168,7 @@ def plan_column(
         moving=column.onupdate is not None
         or column.server_onupdate is not None
         or column.computed is not None,
+        is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
         innocent=mark is None and is_innocent(name) and is_innocent(key),
         type=column.type,
@@ -204,7 +208,7 @@ def _plan_mapper(
         entity=mapper.class_.__name__,
         table=_table_name(mapper),
         columns=tuple(columns.values()),
-        innocent=tuple(one for one in columns.values() if one.innocent),
+        texts=tuple(one for one in columns.values() if one.innocent and one.is_text),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import decimal
 import json
 import sys
@@ -29,7 +29,7 @@ from sqlalchemy.orm import (
 SAID = attach.told()
 VARIANT: str = SAID["variant"]
 DSN: str = SAID["app"]
-MOMENT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+MOMENT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 class Base(DeclarativeBase): ...
@@ -64,7 +64,7 @@ class Columns:
     status: Mapped[str] = mapped_column(String(20))
     price: Mapped[decimal.Decimal] = mapped_column(Numeric(12, 2))
     quantity: Mapped[int] = mapped_column(Integer)
-    made_at: Mapped[datetime.datetime]
+    made_at: Mapped[dt.datetime]
 
 
 Item: Any = type("Item", (*mixins, Columns, Base), {**extra, "__module__": __name__})
@@ -81,6 +81,9 @@ async def prepare() -> None:
         with plain.begin() as connection:
             connection.execute(text("CREATE EXTENSION IF NOT EXISTS btree_gist"))
             connection.execute(text("CREATE EXTENSION IF NOT EXISTS hstore"))
+            if VARIANT == "postgresql-audit":
+                versioning_manager.transaction_cls.__table__.create(connection)
+                versioning_manager.activity_cls.__table__.create(connection)
             Base.metadata.create_all(connection)
         plain.dispose()
     else:

@@ -1,4 +1,4 @@
-"""Redaction of what came in, once more: who sent it may not have done it, or not as we would.
+"""Redaction of a span's attributes: who flagged it may not have done it, or not as we would.
 
 What the sender has redacted already costs one search; only what may hold a secret is looked at
 closely.
@@ -15,7 +15,8 @@ import msgspec
 from otel_audit import attributes as names
 from otel_audit.bounded import BoundedCache
 from otel_audit.record import Change, to_json
-from otel_audit.redaction import REDACTED, Redactor
+from otel_audit.redaction.redactor import Redactor
+from otel_audit.redaction.tokens import REDACTED
 
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 
@@ -25,6 +26,7 @@ _MOST_NAMES: Final = 2000
 _MOST_CLEAN: Final = 4096
 _SHORT: Final = 256
 _NOT_MET: Final = object()
+_LISTS: Final = (list, tuple)
 
 
 class Redacting:
@@ -56,7 +58,7 @@ class Redacting:
             if treatment is None:
                 continue
             # a header is a list, mostly of one
-            text = value[0] if type(value) is list and len(value) == 1 else value
+            text = value[0] if type(value) in _LISTS and len(value) == 1 else value
             if type(text) is str and self._clean.get((name, text)):
                 continue
             treated = treatment(self._redactor, value)
@@ -107,10 +109,10 @@ def _choose(name: str) -> Treatment | None:
 def _header(redactor: Redactor, header: str, value: Any) -> Any:
     if isinstance(value, str):
         return str(redactor.field(header, value))
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         return value
     redacted = [str(redactor.field(header, one)) for one in value]
-    return value if redacted == value else redacted
+    return value if redacted == list(value) else redacted
 
 
 def _json(redactor: Redactor, value: Any) -> Any:

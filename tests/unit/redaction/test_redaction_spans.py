@@ -13,7 +13,7 @@ from strategies import a_record, records
 from otel_audit.attributes import record_from_attributes, to_attributes
 from otel_audit.record import Change
 from otel_audit.redaction import Redactor
-from otel_audit.serve.redacting import Redacting
+from otel_audit.redaction.spans import Redacting
 
 SECRETS = ["4111 1111 1111 1111", "sk_live_51H8abcdefghijklmnop", "AKIAIOSFODNN7EXAMPLE"]
 KEY = "hunter2-of-mine"

@@ -1,0 +1,155 @@
+"""Measures what otel-audit costs, against what a user would pick instead, and writes it down.
+
+python -m tests.benchmarks.suite run [--quick] [--only request,orm] [--results DIRECTORY]
+python -m tests.benchmarks.suite render [--results DIRECTORY]
+python -m tests.benchmarks.suite install
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.suite import (
+    environments,
+    growth,
+    loss,
+    machine,
+    micro,
+    orm_cost,
+    postgres,
+    profile,
+    render,
+    request_cost,
+    writing,
+)
+
+DOCS = Path(__file__).parents[3] / "docs"
+RESULTS = DOCS / "performance"
+PAGE = DOCS / "performance.md"
+
+Measure = Callable[[postgres.Databases], dict[str, Any]]
+
+
+def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
+    """What there is to measure, at the size that was asked for."""
+    quick: bool = asked.quick
+    rows: int = asked.growth_rows or (5_000 if quick else 50_000)
+    if quick:
+        request = request_cost.Plan(
+            rounds=3,
+            seconds=0.3,
+            variants=(
+                "plain", "contrib", "audit:none", "audit:metadata", "audit:request_response",
+                "peer:fastapi-audit",
+            ),
+        )  # fmt: skip
+        orm = orm_cost.Plan(rows=200, singles=10, rounds=3)
+        write = writing.Plan(rows=1024, rounds=3, batches=(100, 512))
+        lost = loss.Plan(seconds=1, outage=2, patience=8)
+    else:
+        request = request_cost.Plan(rounds=asked.rounds, seconds=asked.seconds)
+        orm = orm_cost.Plan(rounds=asked.rounds)
+        write = writing.Plan(rounds=max(asked.rounds - 1, 3))
+        lost = loss.Plan()
+    return {
+        "request": lambda databases: request_cost.measure(databases, request),
+        "orm": lambda databases: orm_cost.measure(databases, orm),
+        "writing": lambda databases: writing.measure(databases, write),
+        "micro": lambda _: micro.measure(0.1 if quick else 0.5),
+        "profile": lambda databases: profile.measure(databases, 4 if quick else 15),
+        "loss": lambda databases: loss.measure(databases, lost),
+        "growth": lambda databases: growth.measure(databases, rows, 2 if quick else 5),
+    }
+
+
+def run(asked: argparse.Namespace) -> None:
+    directory: Path = asked.results
+    directory.mkdir(parents=True, exist_ok=True)
+    for part, measure in measurements(asked).items():
+        if asked.only and part not in asked.only:
+            continue
+        print(f"{part} …", file=sys.stderr)
+        began, where = time.monotonic(), machine.describe()
+        with postgres.a_server() as databases:
+            results = measure(databases)
+        told = {"machine": where, "quick": asked.quick, "results": results}
+        (directory / f"{part}.json").write_text(json.dumps(_rounded(told), indent=1) + "\n")
+        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    write(asked)
+
+
+def write(asked: argparse.Namespace) -> None:
+    """Tables and plots; into the page only where the results are those of the page."""
+    results = render.read(asked.results)
+    if not results:
+        raise SystemExit(f"no results in {asked.results}: measure first, with run")
+    render.plots(results, asked.results)
+    if asked.results.resolve() == RESULTS.resolve():
+        render.into_page(PAGE, results)
+        print(f"written: {PAGE.relative_to(DOCS.parent)}", file=sys.stderr)
+        return
+    report = asked.results / "report.md"
+    report.write_text(
+        "\n\n".join(f"## {name}\n\n{block}" for name, block in render.blocks(results).items())
+        + "\n"
+    )
+    print(report.read_text())
+
+
+def install(_: argparse.Namespace) -> None:
+    for peer in (*environments.PEERS, profile.PY_SPY):
+        environments.python_of(peer)
+
+
+def _rounded(told: Any) -> Any:
+    """Four digits are more than any of this is good for."""
+    if isinstance(told, dict):
+        return {name: _rounded(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_rounded(value) for value in told]
+    return float(f"{told:.4g}") if isinstance(told, float) else told
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.suite",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    parts = commands.add_parser("run", help="measure, and write the report")
+    parts.add_argument("--quick", action="store_true", help="a few minutes, coarse figures")
+    parts.add_argument(
+        "--only", type=lambda text: set(text.split(",")), help=f"some of {','.join(render.PARTS)}"
+    )
+    parts.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
+    parts.add_argument("--seconds", type=float, default=0.9, help="of load in one measurement")
+    parts.add_argument("--growth-rows", type=int, help="let the store grow to so many rows")
+    parts.add_argument("--results", type=Path, help="where JSON and plots go")
+    parts.set_defaults(act=run)
+    again = commands.add_parser("render", help="write the report again, from the results")
+    again.add_argument("--results", type=Path, default=RESULTS)
+    again.set_defaults(act=write)
+    commands.add_parser("install", help="make the environments of the peers").set_defaults(
+        act=install
+    )
+    asked = parser.parse_args(arguments)
+    if getattr(asked, "only", None) and not asked.only <= set(render.PARTS):
+        parser.error(f"--only: choose from {', '.join(render.PARTS)}")
+    if asked.act is run and asked.results is None:
+        # a quick look does not replace the figures that are published
+        asked.results = (
+            Path(tempfile.mkdtemp(prefix="otel-audit-bench-")) if asked.quick else RESULTS
+        )
+    asked.act(asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Tables in Markdown, from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+Results = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |"]
+    lines.append("|---|" + "---:|" * (len(head) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def machine(results: Results) -> str:
+    told = results["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    return (
+        f"Measured {told['measured_at']} on {told['cores']} cores ({told['processor']}), "
+        f"{told['memory_gb']} GB, {told['system']}, Python {told['python']}; {packages}. "
+        f"Load of the machine before: {told['load_before']}."
+    )
+
+
+def _spread(seen: dict[str, float], digits: int = 0) -> str:
+    return f"{seen['median']:,.{digits}f} ({seen['low']:,.{digits}f}–{seen['high']:,.{digits}f})"
+
+
+def _times(compared: dict[str, Any] | None, what: str = "cpu_us") -> str:
+    if not compared:
+        return "–"
+    seen = compared[what]
+    return f"{seen['ratio']:.2f} ({seen['low']:.2f}–{seen['high']:.2f})"
+
+
+def requests(results: Results) -> Iterator[str]:
+    for case in results["request"]["scenarios"].values():
+        many = "connections" if case["connections"] > 1 else "connection"
+        yield f"**{case['title']}, {case['connections']} {many}**"
+        rows = [
+            (
+                seen["title"],
+                _spread(seen["cpu_us"]),
+                _times(seen.get("to_plain")),
+                _times(seen.get("to_contrib")),
+                f"{seen['rps']['median']:,.0f}",
+                f"{seen['p50_ms']['median']:.1f}",
+                f"{seen['p99_ms']['median']:.1f}",
+                f"{seen['first_byte_ms']['median']:.1f}",
+                f"{seen['rss_mb']['median']:.0f} + {seen['rss_grown_mb']['median']:.0f}",
+                f"{seen['lag_p99_ms']['median']:.1f}",
+            )
+            for seen in case["variants"].values()
+        ]
+        yield table(
+            (
+                "", "CPU µs a request", "x plain", "x OpenTelemetry", "requests/s", "p50 ms",
+                "p99 ms", "first byte ms", "MB + peak", "loop lag p99 ms",
+            ),
+            rows,
+        )  # fmt: skip
+
+    trails = results["request"].get("trails", {})
+    rows = [
+        (
+            results["request"]["scenarios"]["write/1"]["variants"][key]["title"],
+            f"{trail['asked']:,}", f"{trail['rows']:,}",
+        )
+        for key, trail in trails.items()
+        if trail["rows"] is not None
+    ]  # fmt: skip
+    if rows:
+        yield "What the trails hold after all that, the first requests of each process included:"
+        yield table(("", "requests made", "rows in the trail"), rows)
+
+
+def orm(results: Results) -> Iterator[str]:
+    found = results["orm"]
+    head = ["µs of CPU a row", *(_case(name) for name in found["cases"])]
+    first = next(iter(found["cases"].values()))
+    rows = []
+    for key, way in first["ways"].items():
+        row = [way["title"]]
+        for case in found["cases"].values():
+            seen = case["ways"][key]
+            text = f"{seen['thread_us']['median']:,.0f}"
+            if "added_us" in seen:
+                text += f" (+{seen['added_us']['median']:,.0f})"
+            row.append(text)
+        rows.append(row)
+    yield table(head, rows)
+    rows = []
+    for key, way in first["ways"].items():
+        row = [way["title"]]
+        for case in found["cases"].values():
+            seen = case["ways"][key]
+            row.append(
+                f"{seen['process_us']['median']:,.0f} + {seen['postgres_us']['median']:,.0f}"
+            )
+        rows.append(row)
+    yield "The same with the delivery of what is recorded: the process, and PostgreSQL:"
+    yield table(head, rows)
+    for title, why in found["failed"].items():
+        yield f"{title} does not run here: {why}"
+
+
+def _case(name: str) -> str:
+    what, _, rows = name.partition("/")
+    return f"{what}, {int(rows):,} a transaction"
+
+
+def writing(results: Results) -> Iterator[str]:
+    found = results["writing"]
+    cases = found["cases"].values()
+    names = list(next(iter(cases))["ways"])
+    rows = []
+    for case in cases:
+        row = [
+            f"{case['batch']:,} rows, {case['connections']} conn., "
+            + ("sealer beside" if case["sealed"] else "no sealer")
+        ]
+        for name in names:
+            seen = case["ways"][name]
+            row.append(
+                f"{seen['rows_per_second']['median']:,.0f} ({seen['client_cpu_us']['median']:.0f})"
+            )
+        ours = case["ways"]["otel-audit"]["to_copy"]
+        row.append(f"{ours['ratio']:.0%} ({ours['low']:.0%}–{ours['high']:.0%})")
+        rows.append(row)
+    yield table(["rows/s (client µs a row)", *names, "otel-audit of COPY"], rows)
+    yield f"Turning one record into its row takes {_spread(found['encoding_us'])} µs of these."
+
+
+def loss(results: Results) -> Iterator[str]:
+    found = results["loss"]
+    rows = [
+        (
+            fault, seen["title"], f"{seen['acknowledged']:,}", f"{seen['stored']:,}",
+            f"**{seen['lost']:,}**", f"{seen['twice']:,}",
+        )
+        for fault, compared in found["faults"].items()
+        for seen in compared.values()
+    ]  # fmt: skip
+    yield table(("fault", "", "acknowledged", "stored", "lost", "stored twice"), rows)
+
+
+def growth(results: Results) -> Iterator[str]:
+    found = results["growth"]
+    questions = list(found["growth"][0]["query_ms"])
+    head = ["rows", "insert rows/s", "seal rows/s", "bytes a row: table + indexes + ledger"]
+    rows = [
+        [
+            f"{step['rows']:,}", f"{step['insert_rows_per_s']:,}", f"{step['seal_rows_per_s']:,}",
+            (f"{step['table_bytes_per_row']:,} + {step['index_bytes_per_row']:,} + "
+            f"{step['ledger_bytes_per_row']:,}"),
+            *(f"{step['query_ms'][name]:.2f}" for name in questions),
+        ]
+        for step in found["growth"]
+    ]  # fmt: skip
+    yield table([*head, *(f"{name}, ms" for name in questions)], rows)
+    lag = found["sealing_lag"]
+    verified = ", ".join(
+        f"{rate:,} rows/s with {jobs} process{'es' if jobs != '1' else ''}"
+        for jobs, rate in found["verify_rows_per_s_by_jobs"].items()
+    )
+    yield (
+        f"While {lag['rows_per_s']:,} rows a second were written, the oldest row that waited for "
+        f"its seal had waited {lag['median_s']:.2f} s (median), {lag['max_s']:.2f} s (most). "
+        f"Verification: {verified}."
+    )
+
+
+def micro(results: Results) -> Iterator[str]:
+    whole = None
+    case = results.get("request", {}).get("scenarios", {}).get("write/1")
+    if case and "audit:request_response" in case["variants"]:
+        whole = case["variants"]["audit:request_response"]["cpu_us"]["median"]
+    rows = []
+    for name, seen in results["micro"]["steps"].items():
+        share = f"{seen['median'] / whole:.1%}" if whole else "–"
+        rows.append((name, f"{seen['median']:.1f}", f"{seen['low']:.1f}–{seen['high']:.1f}", share))
+    yield table(("step", "µs", "quartiles", "of a recorded write"), rows)
+
+
+def profile(results: Results) -> Iterator[str]:
+    for case, seen in results["profile"].items():
+        yield (
+            f"**{case}**: {seen['ours']:.1%} of the main thread's {seen['samples']:,} samples "
+            "are in otel-audit, and beneath it:"
+        )
+        rows = [(f"`{name}`", f"{share:.1%}") for name, share in seen["within"].items()]
+        yield table(("function, with all that it calls", "of the request"), rows)

@@ -1,0 +1,158 @@
+"""The targets, and whether the results meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.benchmarks.suite.tables import Results, table
+
+FULL = "audit:request_response"
+MANY, SLOW = 5_000_000, 5
+_VERDICTS = {True: "met", False: "**missed**", None: "too few rows to tell"}
+
+
+def judged(results: Results) -> str:
+    """A table: target, measured, met or missed; only of what was measured."""
+    rows = [
+        (what, wanted, seen, _VERDICTS[met])
+        for part, judge in _JUDGES.items()
+        if part in results
+        for what, wanted, seen, met in judge(results[part])
+    ]
+    lines = table(("target", "wanted", "measured", ""), rows)
+    return lines.replace("|---|---:|---:|---:|", "|---|---|---|---|")
+
+
+Judged = Iterator[tuple[str, str, str, bool | None]]
+
+
+def _requests(found: dict[str, Any]) -> Judged:
+    cases = found["scenarios"]
+    for key, case in cases.items():
+        name, _, connections = key.partition("/")
+        seen = case["variants"]
+        many = f"{connections} connection{'s' if connections != '1' else ''}"
+        if name == "write" and FULL in seen:
+            yield _most(f"write in full, {many}: CPU to OpenTelemetry",
+                        seen[FULL]["to_contrib"]["cpu_us"], 1.15)  # fmt: skip
+            yield _most(
+                f"write in full, {many}: CPU to plain", seen[FULL]["to_plain"]["cpu_us"], 1.45
+            )
+            yield _most(f"write in full, {many}: p99 to OpenTelemetry",
+                        seen[FULL]["to_contrib"]["p99_ms"], 1.10)  # fmt: skip
+        if name == "read" and "audit:metadata" in seen:
+            yield _most(f"read at level metadata, {many}: CPU to OpenTelemetry",
+                        seen["audit:metadata"]["to_contrib"]["cpu_us"], 1.08)  # fmt: skip
+        if name == "stream" and FULL in seen:
+            yield from _streamed(seen[FULL], seen["contrib"])
+        if name in ("read", "json") and "audit:none" in seen:
+            one = seen["audit:none"]["to_contrib"]["cpu_us"]
+            yield (
+                f"{name} at level none, {many}: CPU to OpenTelemetry",
+                "95 % interval holds 1.00",
+                _told(one),
+                one["low"] <= 1.0,
+            )
+
+
+def _streamed(ours: dict[str, Any], base: dict[str, Any]) -> Judged:
+    first, other = ours["first_byte_ms"], base["first_byte_ms"]
+    yield (
+        "stream of 10 MB: first byte",
+        "as under OpenTelemetry: at most its upper quartile",
+        (
+            f"{first['median']:.1f} ms, to {other['median']:.1f} ms "
+            f"({other['low']:.1f}–{other['high']:.1f})"
+        ),
+        first["median"] <= other["high"],
+    )
+    more = ours["rss_grown_mb"]["median"] - base["rss_grown_mb"]["median"]
+    yield (
+        "stream of 10 MB: memory",
+        "as under OpenTelemetry: within 1 MB",
+        f"{more:+.1f} MB",
+        more <= 1,
+    )
+
+
+def _most(what: str, seen: dict[str, float], bound: float) -> tuple[str, str, str, bool]:
+    return what, f"at most {bound:.2f} x", _told(seen), seen["ratio"] <= bound
+
+
+def _told(seen: dict[str, float]) -> str:
+    return f"{seen['ratio']:.2f} x ({seen['low']:.2f}–{seen['high']:.2f})"
+
+
+def _orm(found: dict[str, Any]) -> Judged:
+    for what, bound in (("insert", 40), ("update", 60)):
+        for name, case in found["cases"].items():
+            if name.startswith(what) and case["rows"] > 1:
+                added = case["ways"]["observed"]["added_us"]
+                yield (
+                    f"observed ORM capture, {what}, {case['rows']:,} rows",
+                    f"at most {bound} µs a row",
+                    f"{added['median']:.0f} µs ({added['low']:.0f}–{added['high']:.0f})",
+                    added["median"] <= bound,
+                )
+
+
+def _writing(found: dict[str, Any]) -> Judged:
+    encoding = found["encoding_us"]["median"]
+    for case in found["cases"].values():
+        if case["batch"] != 512:
+            continue
+        bound = 0.60 if case["sealed"] else 0.85
+        ours = case["ways"]["otel-audit"]
+        beside = "sealer beside" if case["sealed"] else "no sealer"
+        name = f"batches of 512, {case['connections']} conn., {beside}"
+        yield (
+            f"{name}: rows/s of raw COPY",
+            f"at least {bound:.0%}",
+            (
+                f"{ours['to_copy']['ratio']:.0%} ({ours['to_copy']['low']:.0%}–"
+                f"{ours['to_copy']['high']:.0%})"
+            ),
+            ours["to_copy"]["ratio"] >= bound,
+        )
+        beyond = ours["client_cpu_us"]["median"] - encoding
+        yield (
+            f"{name}: client CPU beyond the record's encoding",
+            "at most 15 µs a row",
+            f"{beyond:.0f} µs",
+            beyond <= 15,
+        )
+
+
+def _loss(found: dict[str, Any]) -> Judged:
+    for fault, compared in found["faults"].items():
+        seen = compared[FULL]
+        yield (
+            f"{fault}: acknowledged requests without a record",
+            "0",
+            f"{seen['lost']} of {seen['acknowledged']:,}",
+            seen["lost"] == 0,
+        )
+
+
+def _growth(found: dict[str, Any]) -> Judged:
+    last = found["growth"][-1]
+    for name in ("show", "history of an order", "by actor", "by trace id"):
+        taken = last["query_ms"][name]
+        # fewer rows than the target names can show that it is missed, not that it is met
+        told = last["rows"] >= MANY or taken >= SLOW
+        yield (
+            f"{name}, at {last['rows']:,} rows",
+            f"under {SLOW} ms at {MANY:,}",
+            f"{taken:.2f} ms",
+            taken < SLOW if told else None,
+        )
+
+
+_JUDGES = {
+    "request": _requests,
+    "orm": _orm,
+    "writing": _writing,
+    "loss": _loss,
+    "growth": _growth,
+}

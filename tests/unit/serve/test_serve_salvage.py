@@ -1,0 +1,64 @@
+"""What is saved of a request that cannot be decoded as a whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sinks import request, span
+
+from otel_audit.serve import salvage
+from otel_audit.serve.problems import Problem
+from otel_audit.serve.protobuf import spans
+
+BAD = b"\xff\xfe\x80"
+
+
+def broken_request(*found, old: bytes = b"MMM") -> bytes:
+    """A request in which a text of three letters is not UTF-8 any more."""
+    return request(*found).replace(old, BAD)
+
+
+def test_only_what_is_broken_is_put_aside():
+    found = list(
+        spans(broken_request(span(1), span(2, audit__session="MMM"), span(3, audit__flagged=None)))
+    )
+
+    assert [item.span_id for batch in found for item in batch.items] == ["0000000000000001"]
+    ((item, why),) = [broken for batch in found for broken in batch.broken]
+    assert (item.name, item.span_id) == ("order.created", "0000000000000002")
+    assert item.attributes["audit.session"] == "���"
+    assert item.attributes["audit.actor.id"] == "user-1"
+    assert item.start_time == span(2).start_time_unix_nano
+    assert "not UTF-8" in why
+    assert sum(batch.ignored for batch in found) == 1
+
+
+def test_a_broken_span_that_is_not_flagged_is_nobodys_business():
+    (batch,) = spans(broken_request(span(1, "MMM", audit__flagged=None)))
+
+    assert (batch.items, batch.broken, batch.ignored) == ([], [], 1)
+
+
+def test_a_broken_resource_costs_only_the_broken_attribute():
+    (batch,) = spans(request(span(1), service="ordMMM").replace(b"ordMMM", b"ord" + BAD))
+
+    assert [item.origin.attributes for item in batch.items] == [{}]
+
+
+@pytest.mark.parametrize("body", [b"\x0a\xff\xff\xff\xff\x7f", b"\x0b", b"\x80" * 11, b"\x0a\x05a"])
+def test_where_the_framing_does_not_hold_nothing_is_read(body):
+    with pytest.raises(Problem) as refused:
+        list(spans(body))
+    assert refused.value.status == 400
+
+
+@given(raw=st.binary(max_size=200))
+def test_anything_can_be_mended(raw):
+    """What is left of it never raises, and is bounded by what came."""
+    from otel_audit.serve.incoming import Origin
+
+    found = salvage.mended(raw, "", Origin({}), is_log=False)
+
+    assert found.attributes["undecodable.bytes"] == len(raw)
+    assert sum(len(str(value)) for value in found.attributes.values()) < 4 * len(raw) + 200
