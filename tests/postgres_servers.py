@@ -47,7 +47,7 @@ def system_postgres(major: int) -> Iterator[str]:
         return
     binaries = Path(f"/usr/lib/postgresql/{major}/bin")
     if not (binaries / "initdb").exists():
-        if os.environ.get("OTEL_AUDIT_REQUIRE_POSTGRES") == str(major):
+        if os.environ.get("TEST_REQUIRE_POSTGRES") == str(major):
             pytest.fail(f"PostgreSQL {major} is required here, and is not in {binaries}")
         pytest.skip(
             f"needs PostgreSQL {major}: apt-get install postgresql-{major}, "

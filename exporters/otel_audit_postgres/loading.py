@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from otel_audit.complaints import complain
-from otel_audit.errors import StoreUnavailableError
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.failures import is_poison, sqlstate
 from otel_audit_postgres.rows import COLUMNS, Row
 
 _logger = logging.getLogger(__name__)
 
-SMALLEST_LOAD: Final = 32
+SMALLEST_LOAD: Final = 64
 """Rows from which on loading is quicker than one statement, for all its four round trips."""
 
 _TABLE: Final = "otel_audit_batch"
@@ -35,7 +34,7 @@ _INSERT: Final = (
     f"FROM pg_temp.{_TABLE} ON CONFLICT DO NOTHING"
 )
 
-_NOT_HERE: Final = ("0A", "25", "26", "3F", "42", "53")
+_NOT_HERE: Final = ("0A", "25P", "26", "3F", "42", "53")
 """Classes of errors that loading may meet where a plain statement does not: no right to temporary
 tables, no room for them, or a proxy that hands every transaction to another backend."""
 _UNENCODABLE: Final = (ValueError, TypeError, OverflowError, AttributeError)
@@ -98,10 +97,7 @@ class Loader:
                 _TABLE, schema_name="pg_temp", columns=_COLUMNS, records=_copied(rows)
             )
         status = await self._run(_INSERT)
-        if await self._run("COMMIT") != "COMMIT":
-            raise StoreUnavailableError(
-                "could not write to the audit store: the server rolled the transaction back"
-            )
+        await self._run("COMMIT")
         return int(status.rpartition(" ")[2])
 
     async def _run(self, statement: str) -> str:

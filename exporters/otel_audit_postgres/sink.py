@@ -19,6 +19,7 @@ from otel_audit.pipeline.sink import Receipt, Refused, Written
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
 from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
+from otel_audit_postgres.loading import SMALLEST_LOAD, Loader
 from otel_audit_postgres.readiness import refuse_unready
 from otel_audit_postgres.rows import (
     COLUMNS,
@@ -99,6 +100,8 @@ class PostgresSink:
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
+        self._loader: Loader | None = None
+        self._has_broken_loading = False
         self._upkept_on: date | None = None
 
     async def check(self) -> None:
@@ -268,6 +271,7 @@ class PostgresSink:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._dsn, self._connect_timeout)
             await self._connection.execute(_DURABLE, timeout=self._statement_timeout)
+            self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
         today = datetime.now(UTC).date()
         if self._upkept_on != today:
@@ -308,9 +312,7 @@ class PostgresSink:
     async def _store(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
         """Insert rows; those that the table refuses are found by halving."""
         try:
-            status = await connection.execute(
-                _INSERT, *_arrays(rows), timeout=self._statement_timeout
-            )
+            new = await self._insert(connection, rows)
         except Exception as error:
             if not is_poison(error):
                 raise
@@ -319,9 +321,22 @@ class PostgresSink:
             middle = len(rows) // 2
             first = await self._store(connection, rows[:middle])
             return first + await self._store(connection, rows[middle:])
-        if int(status.rpartition(" ")[2]) == len(rows):
-            return []
-        return await self._conflicting(connection, rows)
+        return [] if new == len(rows) else await self._conflicting(connection, rows)
+
+    async def _insert(self, connection: Connection[Any], rows: Sequence[Row]) -> int:
+        """Insert rows, all or none, the quicker way for so many; how many are new."""
+        # what broke a connection once may do so always: the next attempt goes the plain way
+        if len(rows) >= SMALLEST_LOAD and self._loader and not self._has_broken_loading:
+            try:
+                loaded = await self._loader.load(rows)
+            except BaseException as error:
+                self._has_broken_loading = not is_poison(error)
+                raise
+            if loaded is not None:
+                return loaded
+        status = await connection.execute(_INSERT, *_arrays(rows), timeout=self._statement_timeout)
+        self._has_broken_loading = False
+        return int(status.rpartition(" ")[2])
 
     async def _store_new(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
         """Insert rows whose ids are in no other row, of whatever tenant."""

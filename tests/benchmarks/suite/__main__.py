@@ -8,6 +8,7 @@ python -m tests.benchmarks.suite install
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from tests.benchmarks.suite import (
     profile,
     render,
     request_cost,
+    shops,
     writing,
 )
 
@@ -58,15 +60,25 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
         orm = orm_cost.Plan(rounds=asked.rounds)
         write = writing.Plan(rounds=max(asked.rounds - 1, 3))
         lost = loss.Plan()
+    ways = [way for way in orm_cost.WAYS if way.peer is None or not asked.without_peers]
+    compared = [key for key in loss.COMPARED if not _is_left_out(key, asked)]
+    chosen = request.variants or tuple(variant.key for variant in shops.VARIANTS)
+    request = dataclasses.replace(
+        request, variants=tuple(key for key in chosen if not _is_left_out(key, asked))
+    )
     return {
         "request": lambda databases: request_cost.measure(databases, request),
-        "orm": lambda databases: orm_cost.measure(databases, orm),
+        "orm": lambda databases: orm_cost.measure(databases, orm, ways),
         "writing": lambda databases: writing.measure(databases, write),
         "micro": lambda _: micro.measure(0.1 if quick else 0.5),
         "profile": lambda databases: profile.measure(databases, 4 if quick else 15),
-        "loss": lambda databases: loss.measure(databases, lost),
+        "loss": lambda databases: loss.measure(databases, lost, compared),
         "growth": lambda databases: growth.measure(databases, rows, 2 if quick else 5),
     }
+
+
+def _is_left_out(variant: str, asked: argparse.Namespace) -> bool:
+    return asked.without_peers and variant.startswith("peer:")
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -132,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
     parts.add_argument("--seconds", type=float, default=0.9, help="of load in one measurement")
     parts.add_argument("--growth-rows", type=int, help="let the store grow to so many rows")
+    parts.add_argument(
+        "--without-peers", action="store_true", help="install and measure nothing of others"
+    )
     parts.add_argument("--results", type=Path, help="where JSON and plots go")
     parts.set_defaults(act=run)
     again = commands.add_parser("render", help="write the report again, from the results")

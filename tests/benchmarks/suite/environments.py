@@ -59,12 +59,17 @@ def python_of(peer: Peer | None) -> str:
         return str(python)
     print(f"installing {peer.name} {peer.version} into its own environment", file=sys.stderr)
     venv.create(place, clear=True, with_pip=True)
-    subprocess.run(
+    done = subprocess.run(
         [
             str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
             "-c", str(CONSTRAINTS), *peer.requirements,
         ],
-        check=True,
+        check=False,
     )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(
+            f"{peer.name} {peer.version} could not be installed into {place}, see above; "
+            "--without-peers measures without what others have made"
+        )
     (place / ".ready").touch()
     return str(python)

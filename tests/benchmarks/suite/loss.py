@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ def _order(note: str) -> bytes:
     )
 
 
-def measure(databases: Databases, plan: Plan) -> dict[str, Any]:
+def measure(databases: Databases, plan: Plan, compared: Sequence[str] = COMPARED) -> dict[str, Any]:
     """Each fault, for each of those compared."""
     found: dict[str, Any] = {fault: {} for fault in FAULTS}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         for fault in FAULTS:
-            for variant in (one for one in VARIANTS if one.key in COMPARED):
+            for variant in (one for one in VARIANTS if one.key in compared):
                 shop = asyncio.run(a_shop(databases, variant, Path(scratch), f"loss_{fault}"))
                 try:
                     shop.start()

@@ -116,7 +116,12 @@ class TestDoctor:
         monkeypatch.setenv("OTEL_AUDIT_ANCHOR", f"file:{tmp_path / 'anchor'}")
         monkeypatch.setenv("OTEL_AUDIT_SEAL", "true")
         output = CliRunner().invoke(cli, ["doctor"]).output
-        for line in ("sealing: 23 rows are sealed", "signature: signed by", "anchor ", "sealer_apart:"):
+        for line in (
+            "sealing: 23 rows are sealed",
+            "signature: signed by",
+            "anchor ",
+            "sealer_apart:",
+        ):
             assert line in output, output
 
     def test_names_a_wrong_setting(self, sealed, monkeypatch):
@@ -152,7 +157,10 @@ class TestBadInput:
             (("verify", "--key", "/nowhere/key.pub"), "--key: /nowhere/key.pub cannot be read"),
             (("verify", "--key", "a+b+c"), "--key: a key looks like name+id+base64"),
             (("verify", "--anchor", "ftp://x"), "an anchor is file:PATH"),
-            (("seal", "--once", "--key-file", "/nowhere/key"), "--key-file: /nowhere/key cannot be read"),
+            (
+                ("seal", "--once", "--key-file", "/nowhere/key"),
+                "--key-file: /nowhere/key cannot be read",
+            ),
             (("search", "--after", "x"), "not a place that a page before gave"),
             (("verify", "--dsn", "postgresql://postgres@127.0.0.1:1/x"), "OTEL_AUDIT_DSN"),
         ],
@@ -168,11 +176,15 @@ class TestBadInput:
 
     async def test_of_a_private_key_in_place_of_a_public_one(self, sealed, monkeypatch, tmp_path):
         """A secret that was given by mistake is not repeated."""
-        result = CliRunner().invoke(cli, ["verify", "--dsn", sealed.dsn, "--key", sealed.key.text()])
+        result = CliRunner().invoke(
+            cli, ["verify", "--dsn", sealed.dsn, "--key", sealed.key.text()]
+        )
         assert "this is a private key" in result.output
         assert sealed.key.text() not in result.output
 
-    async def test_of_another_log_s_bundle_names_the_log(self, sealed, log, tmp_path, connection, capsys):
+    async def test_of_another_log_s_bundle_names_the_log(
+        self, sealed, log, tmp_path, connection, capsys
+    ):
         """Under the key that the auditor holds, a bundle of another log does not hold."""
         row = await connection.fetchval("SELECT id::text FROM audit.audit_logs LIMIT 1")
         write(await prove_record(sealed.dsn, row, [sealed.key.public]), tmp_path / "out")

@@ -302,7 +302,7 @@ CELLS = st.sampled_from(
             "target_type", "target_id", "source_address", "user_agent", "session_id",
             "error_type", "service_name", "http_method", "http_route", "url_path", "status_code",
             "request_id", "trace_id", "span_id", "transaction_outcome", "entities",
-            "producer_id", "sequence_number", "schema_version", "payload", "content_hash",
+            "producer_id", "sequence_number", "schema_version", "payload", "content_hash", "received_by",
         )
     ]
     + [("ledger_blocks", "first"), ("ledger_blocks", "ids"), ("ledger_blocks", "hashes")]

@@ -1,0 +1,299 @@
+"""Large batches go by COPY, small ones by one statement: whichever it is, the store is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+import asyncpg
+import msgspec
+import pytest
+from otel_audit_postgres import PostgresSink, init, record_from_payload
+from otel_audit_postgres.loading import SMALLEST_LOAD
+from otel_audit_postgres.rows import projections
+from otel_audit_postgres.sink import CONFLICT
+from strategies import a_record
+
+from otel_audit import complaints
+from otel_audit.errors import StoreUnavailableError
+from otel_audit.ids import uuid7
+from otel_audit.pipeline.sink import Written
+from otel_audit.record import Actor, Change, Received, Tenant
+
+LARGE = SMALLEST_LOAD * 3
+TABLE = "pg_temp.otel_audit_batch"
+
+
+@pytest.fixture
+async def reader(audit_store):
+    connection = await asyncpg.connect(audit_store)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def writer_dsn(postgres, audit_store):
+    """A role that may do what `init --roles` allows a writer, and is bound by row-level security."""
+    role = f"loading_{uuid.uuid4().hex[:8]}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN")
+    await init(audit_store, roles=True, writer=role)
+    yield postgres.dsn(name_of(audit_store), role)
+    await postgres.execute(f"DROP OWNED BY {role}", database=name_of(audit_store))
+    await postgres.execute(f"DROP ROLE {role}")
+
+
+@pytest.fixture
+async def sink(writer_dsn):
+    complaints.forget()
+    sink = PostgresSink(writer_dsn)
+    yield sink
+    await sink.close()
+
+
+def name_of(dsn):
+    return dsn.partition("?")[0].rpartition("/")[2]
+
+
+def new_record(**fields):
+    return a_record(record_id=uuid7(), **fields)
+
+
+def a_batch(size=LARGE):
+    return [new_record(sequence_number=number) for number in range(size)]
+
+
+async def stored(reader):
+    return await reader.fetchval("SELECT count(*) FROM audit.audit_logs")
+
+
+async def loads(sink):
+    """Whether the sink's connection has a table to load into; nothing may be left in it."""
+    connection = sink._connection
+    if await connection.fetchval(f"SELECT to_regclass('{TABLE}')") is None:
+        return False
+    assert await connection.fetchval(f"SELECT count(*) FROM {TABLE}") == 0
+    return True
+
+
+@pytest.mark.parametrize("size", [SMALLEST_LOAD - 1, SMALLEST_LOAD, LARGE])
+class TestBothWays:
+    async def test_store_the_same_rows(self, sink, reader, size):
+        """Every column is what follows from the payload, whatever the texts are like."""
+        batch = a_batch(size - 3)
+        batch += [
+            new_record(
+                tenant=Tenant(id="ä\x00\ud800"),
+                actor=Actor(id='"\\{},\t\n', type="user"),
+                changes=tuple(
+                    Change(operation="insert", entity='E"\\,{}', table="t", key={"id": key})
+                    for key in ('"', "\\", "{", ",", "NULL", "", " ", "\x00")
+                ),
+            ),
+            new_record(occurred_at=2**200, duration=2**200, metadata={"n": 10**100}),
+            new_record(received=Received(by="shop", hash="ab" * 32)),
+        ]
+        assert await sink.write(batch) == Written(stored=size)
+        assert await loads(sink) == (size >= SMALLEST_LOAD)
+        rows = await reader.fetch("SELECT * FROM audit.audit_logs")
+        assert len(rows) == size
+        for row in rows:
+            expected = projections(row["payload"])
+            expected["payload"] = expected["payload"].decode()
+            assert {name: row[name] for name in expected} == expected
+        assert [bytes(row["received_hash"]) for row in rows if row["received_by"]] == [b"\xab" * 32]
+
+    async def test_store_once_what_comes_twice(self, sink, reader, size):
+        """Again, within one batch, and beside new ones."""
+        batch = a_batch(size)
+        assert await sink.write(batch) == Written(stored=size)
+        assert await sink.write(batch) == Written(stored=size)
+        assert await sink.write([*batch, *batch, new_record()]) == Written(stored=2 * size + 1)
+        assert await stored(reader) == size + 1
+
+    async def test_set_another_record_under_a_known_id_aside(self, sink, reader, size):
+        """Also where the other one is in the same batch."""
+        batch = a_batch(size - 1)
+        other = msgspec.structs.replace(batch[0], event_name="order.deleted")
+        assert await sink.write([*batch, other]) == Written(stored=size - 1, quarantined=1)
+        row = await reader.fetchrow("SELECT * FROM audit.quarantine")
+        assert row["reason"] == CONFLICT
+        assert record_from_payload(row["received"]) == other
+
+    async def test_find_what_the_server_refuses(self, sink, reader, size):
+        """A record that is no JSON is in quarantine, all others are stored."""
+        bad = new_record(metadata={"x": msgspec.Raw(b"{")})
+        batch = a_batch(size - 1)
+        batch.insert(size // 3, bad)
+        assert await sink.write(batch) == Written(stored=size - 1, quarantined=1)
+        assert await stored(reader) == size - 1
+        row = await reader.fetchrow("SELECT * FROM audit.quarantine")
+        assert row["record_id"] == bad.record_id
+        assert "22P02" in row["reason"]
+
+    @pytest.mark.parametrize("field", ["action_id", "span_id", "schema_version"])
+    async def test_find_what_cannot_be_sent(self, sink, reader, size, field):
+        """A value of a wrong type costs its own record only, and the connection goes on."""
+        bad = new_record(**{field: 5})
+        batch = a_batch(size - 1)
+        batch.insert(size // 3, bad)
+        await sink.check()
+        connection = sink._connection
+        assert await sink.write(batch) == Written(stored=size - 1, quarantined=1)
+        assert await sink.write(a_batch(size)) == Written(stored=size)
+        assert await stored(reader) == 2 * size - 1
+        assert sink._connection is connection
+        assert await loads(sink) == (size >= SMALLEST_LOAD)
+        assert await reader.fetchval("SELECT record_id FROM audit.quarantine") == bad.record_id
+
+    async def test_take_no_id_of_another_tenant_from_others(self, sink, reader, size):
+        """What was received is held against all that is stored."""
+        first = new_record(tenant=Tenant(id="acme"))
+        await sink.write([first])
+        forged = msgspec.structs.replace(first, tenant=Tenant(id="evil"))
+        refused = await sink.accept([*a_batch(size), forged])
+        assert [item.reason for item in refused] == [CONFLICT]
+        assert await stored(reader) == size + 1
+
+    async def test_leave_nothing_when_cancelled(self, sink, reader, size):
+        """What was cut short is not half there, and can be written again."""
+        batch = a_batch(size)
+        await sink.check()
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        writing = asyncio.create_task(sink.write(batch))
+        await until_it_waits(reader)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await transaction.rollback()
+        assert await stored(reader) == 0
+        for _ in range(2):
+            assert await sink.write(batch) == Written(stored=size)
+        assert await stored(reader) == size
+
+    async def test_begin_anew_on_another_connection(self, sink, reader, size):
+        """Cut between two writes and within one: no record is lost, none is there twice."""
+        assert await sink.write(a_batch(size)) == Written(stored=size)
+        await cut(reader)
+        assert await sink.write(a_batch(size)) == Written(stored=size)
+        assert await loads(sink) == (size >= SMALLEST_LOAD)
+        batch = a_batch(size)
+        async with reader.transaction():
+            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+            writing = asyncio.create_task(sink.write(batch))
+            await until_it_waits(reader)
+            await cut(reader)
+            with pytest.raises(StoreUnavailableError):
+                await writing
+        assert await sink.write(batch) == Written(stored=size)
+        assert await stored(reader) == 3 * size
+
+
+class TestWhereLoadingDoesNotWork:
+    async def test_the_right_to_temporary_tables_is_not_needed(
+        self, sink, reader, postgres, audit_store, caplog
+    ):
+        """It is tried once for a connection, said once, and everything is stored."""
+        await postgres.execute(f"REVOKE TEMPORARY ON DATABASE {name_of(audit_store)} FROM PUBLIC")
+        await sink.check()
+        connection, sent = sink._connection, []
+        connection.add_query_logger(lambda query: sent.append(query.query))
+        with caplog.at_level(logging.INFO):
+            for _ in range(3):
+                assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await stored(reader) == 3 * LARGE
+        assert sink._connection is connection
+        assert sum("CREATE TEMPORARY TABLE" in query for query in sent) == 1
+        said = [line for line in caplog.messages if "TEMPORARY" in line]
+        assert len(said) == 1
+        assert "42501" in said[0]
+
+    @pytest.mark.parametrize("statement", [f"DROP TABLE {TABLE}", "DISCARD ALL"])
+    async def test_the_table_may_vanish(self, sink, reader, caplog, statement):
+        """As behind a proxy that hands the next transaction to another backend."""
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        connection = sink._connection
+        await connection.execute(statement)
+        with caplog.at_level(logging.INFO):
+            for _ in range(2):
+                assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await stored(reader) == 3 * LARGE
+        assert sink._connection is connection
+        assert not await loads(sink)
+        assert "pooled by transaction" in caplog.text
+
+    async def test_a_bad_record_is_found_all_the_same(self, sink, reader):
+        """In the batch that finds out that the table is gone."""
+        await sink.write(a_batch())
+        await sink._connection.execute(f"DROP TABLE {TABLE}")
+        batch = [*a_batch(), new_record(metadata={"x": msgspec.Raw(b"{")}), new_record(span_id=5)]
+        assert await sink.write(batch) == Written(stored=LARGE, quarantined=2)
+        assert await stored(reader) == 2 * LARGE
+
+    async def test_a_table_of_that_name_is_not_used(self, sink, reader):
+        """One that this sink did not make, as on a backend that a proxy shares out."""
+        await sink.check()
+        await sink._connection.execute(
+            "CREATE TEMPORARY TABLE otel_audit_batch (LIKE audit.schema_version)"
+        )
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await stored(reader) == LARGE
+
+    async def test_the_next_attempt_after_a_break_goes_the_plain_way(self, sink, reader):
+        """What breaks connections each time would else hold up the records for ever."""
+        sink._statement_timeout = 0.5
+        await sink.check()
+        async with reader.transaction():
+            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreUnavailableError, match="no answer in time"):
+                await asyncio.wait_for(sink.write(a_batch()), 10)
+        sink._statement_timeout = 30
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert not await loads(sink)
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await loads(sink)
+        assert await stored(reader) == 2 * LARGE
+
+
+class TestNames:
+    async def test_no_table_of_the_session_stands_in(self, sink, reader):
+        """Neither a temporary table nor another schema captures what is written."""
+        await sink.check()
+        await sink._connection.execute(
+            "CREATE TEMPORARY TABLE audit_logs (LIKE audit.schema_version); "
+            "CREATE TEMPORARY TABLE text (x int); SET search_path = pg_temp, public"
+        )
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await loads(sink)
+        assert await stored(reader) == LARGE
+
+    async def test_a_load_is_durable_when_it_returns(self, writer_dsn, reader):
+        """Also for a role that commits asynchronously by default."""
+        role = writer_dsn.partition("://")[2].partition("@")[0]
+        await reader.execute(f"ALTER ROLE {role} SET synchronous_commit = off")
+        sink = PostgresSink(writer_dsn)
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await loads(sink)
+        assert await sink._connection.fetchval("SHOW synchronous_commit") == "on"
+        await sink.close()
+
+
+async def until_it_waits(reader):
+    """Until our own backend waits for a lock that the reader holds."""
+    async with asyncio.timeout(20):
+        while not await reader.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND application_name = 'otel-audit' AND datname = current_database()"
+        ):
+            await reader.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0.01)
+
+
+async def cut(reader):
+    """Terminate our own backends of this database, and wait until they are gone."""
+    await reader.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE application_name = 'otel-audit' AND datname = current_database()"
+    )
