@@ -25,11 +25,14 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: setup
 	@$(BIN)/python -m demo
 
+# most of the time goes into waiting for real servers, so three at once suit two cores
+TEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

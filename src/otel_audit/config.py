@@ -262,7 +262,8 @@ class AuditConfig(BaseSettings):
         None, description="Header with an API key; only its keyed hash is kept."
     )
     client_certificate_header: str | None = Field(
-        None, description="Header in which a trusted proxy gives the client certificate or its subject."
+        None,
+        description="Header in which a trusted proxy gives the client certificate or its subject.",
     )
     tenant_order: Names = Field(
         ("app", "state", "jwt", "header", "path", "subdomain", "callable"),

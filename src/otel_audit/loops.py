@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import functools
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -60,6 +60,26 @@ async def in_thread(act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(None, act)
     found: T = await trio.to_thread.run_sync(act)
     return found
+
+
+async def in_slices(steps: Iterator[object]) -> None:
+    """Take all steps, and let the event loop go on between one and the next.
+
+    A task that is cancelled meanwhile takes at once what is left: none is left out.
+
+    Args:
+        steps: Each does its part when it is asked for; must not raise.
+    """
+    try:
+        for _ in steps:
+            trio = running_trio()
+            if trio is None:
+                await asyncio.sleep(0)
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+    finally:
+        for _ in steps:
+            pass
 
 
 def on_any_loop(ask: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:

@@ -278,11 +278,15 @@ class Runtime:
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),
-            **({} if relay is None else {
-                "outbox_depth": relay.depth,
-                "outbox_oldest_seconds": relay.oldest_age,
-                "outbox_failing_for_seconds": failing,
-            }),
+            **(
+                {}
+                if relay is None
+                else {
+                    "outbox_depth": relay.depth,
+                    "outbox_oldest_seconds": relay.oldest_age,
+                    "outbox_failing_for_seconds": failing,
+                }
+            ),
             **self.counters.snapshot(),
         }
 

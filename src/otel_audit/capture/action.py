@@ -32,7 +32,7 @@ from otel_audit.capture.told import (
 from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.ids import uuid7
-from otel_audit.loops import is_cancellation
+from otel_audit.loops import in_slices, is_cancellation
 from otel_audit.policy.events import action_of_event
 from otel_audit.record import (
     SCHEMA_VERSION,
@@ -164,10 +164,31 @@ class Action:
         Args:
             error: What left the block, if anything.
         """
+        outcome = self._over(error)
+        if outcome is not None:
+            self.tell(outcome)
+
+    async def end_async(self, error: BaseException | None) -> None:
+        """As `end`, but the event loop goes on between one record and the next.
+
+        Args:
+            error: What left the block, if anything.
+        """
+        outcome, recording = self._over(error), self._recording
+        if outcome is None or recording is None:
+            return
+        if not self._scope.further:
+            self.tell(outcome)
+            return
+        made_last.set(self.record_id)
+        await in_slices(self._telling(recording, outcome))
+
+    def _over(self, error: BaseException | None) -> Outcome | None:
+        """Leave the action; None where it was left before, or nothing is audited."""
         self._leave()
         recording, scope = self._recording, self._scope
         if recording is None or scope.closed:
-            return
+            return None
         if self._pid != os.getpid():
             # a fork in the middle: the parent tells the action, the child what it did of it
             scope.record_id, self._phase = uuid7(), "continued"
@@ -176,13 +197,14 @@ class Action:
         scope.closed = True
         if self._failure is None and error is not None and not _is_orderly_exit(error):
             self._failure = describe_error(error, recording.redactor)
-        self.tell(self._outcome(error))
+        return self._outcome(error)
 
     def tell(self, outcome: Outcome) -> None:
         """Record the action as it is now. Never raises."""
         recording = self._recording
         if recording is not None:
-            self._guarded(lambda: self._close(recording, outcome), makes_record=True)
+            for _ in self._telling(recording, outcome):
+                pass
             made_last.set(self.record_id)
 
     def finished(self, recording: Recording, outcome: Outcome) -> AuditRecord:
@@ -230,7 +252,14 @@ class Action:
             self.end(refusal)
             raise refusal
 
-    def _close(self, recording: Recording, outcome: Outcome) -> None:
+    def _telling(self, recording: Recording, outcome: Outcome) -> Iterator[None]:
+        """Hand over one record with each step. Never raises."""
+        steps = self._close(recording, outcome)
+        # one that fails is over, and so the next step is the last
+        while not self._guarded(lambda: next(steps, True), makes_record=True):
+            yield
+
+    def _close(self, recording: Recording, outcome: Outcome) -> Iterator[None]:
         scope = self._scope
         found, thing = self._unnumbered
         if found is not None and found is scope.target:
@@ -239,6 +268,7 @@ class Action:
         record = self._record(recording, phase=self._phase, outcome=outcome)
         for one in with_continuations(record, scope.further):
             recording.recorder.closed(one, scope.server_span)
+            yield
 
     def _leave(self) -> None:
         if self._token is None:

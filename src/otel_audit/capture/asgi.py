@@ -96,7 +96,7 @@ class OuterTap:
             if exchange.waits_for_disk and isinstance(error, Exception):
                 await exchange.durable()
             raise
-        exchange.close()
+        await exchange.close_async()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def tapped_send(message: Message) -> None:

@@ -20,6 +20,7 @@ from otel_audit.capture.strays import record_afterwards
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
+from otel_audit.loops import in_slices
 from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
@@ -65,6 +66,7 @@ class Exchange:
         scope.setdefault("state", {})["request_id"] = self._account.head.id
         self._spooled = False
         self._intent: AuditRecord | None = None
+        self._further: Iterator[AuditRecord] | None = None
         self.audit.teller = self._tell
         self.refused = not self._open()
 
@@ -232,6 +234,28 @@ class Exchange:
 
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
+        self._close()
+        if self._further is not None:
+            for _ in self._continuing(self._further):
+                pass
+
+    async def close_async(self) -> None:
+        """As `close`, but the event loop goes on between one record and the next."""
+        self._close()
+        if self._further is not None:
+            await in_slices(self._continuing(self._further))
+
+    def _continuing(self, further: Iterator[AuditRecord]) -> Iterator[None]:
+        """Hand over one record with each step. Never raises."""
+        try:
+            for one in further:
+                self._observer.recorder.closed(one, self.audit.server_span)
+                yield
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            self._observer.on_loss(error)
+
+    def _close(self) -> None:
         audit = self.audit
         wanted = True
         try:
@@ -264,8 +288,11 @@ class Exchange:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             self._account.enrich(decision)
         record = self._account.record(decision, phase="completed", outcome=self._account.outcome())
-        for one in with_continuations(record, audit.further):
-            observer.recorder.closed(one, audit.server_span)
+        observer.recorder.closed(record, audit.server_span)
+        if audit.further:
+            self._further = with_continuations(record, audit.further)
+            # that is the record itself
+            next(self._further)
         if observer.log is not None:
             observer.log(record, audit.server_span)
 

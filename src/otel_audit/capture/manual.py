@@ -193,12 +193,12 @@ class Audit:
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
+        _type: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: TracebackType | None,
     ) -> None:
-        """As ``with``."""
-        self.__exit__(kind, error, traceback)
+        """As ``with``; the event loop goes on between the records of an action that needs many."""
+        await self._last().end_async(error)
 
     def __call__(self, function: F) -> F:
         """Record each call of a function or a coroutine function.

@@ -181,13 +181,25 @@ QUOTED_VALUES: Final = (
 def _card(match: Any) -> Iterable[Span]:
     """Find card numbers in a run of digits: the run, each group alone, and groups as on a card."""
     run, offset = match.group(1), match.start(1)
-    if offset < 0:
+    if offset < 0 or _is_in_digest(match.string, *match.span(1)):
         return ()
     groups = _groups_of(run)
     digits = "".join(run[start:end] for start, end in groups)
     if checks.is_card(digits, any_network=_lengths(groups) in _CARD_GROUPS):
         return (match.span(1),)
     return tuple((offset + start, offset + end) for start, end in _cards_within(run, groups))
+
+
+def _is_in_digest(text: str, start: int, end: int) -> bool:
+    """Tell whether digits are part of a hash, a trace id, or a UUID without hyphens."""
+    first, last = start, end
+    while first > 0 and start - first <= _LONGEST_DIGEST and text[first - 1] in _HEX:
+        first -= 1
+    while last < len(text) and last - end <= _LONGEST_DIGEST and text[last] in _HEX:
+        last += 1
+    whole = text[first:last]
+    alone = not (text[first - 1 : first].isalnum() or text[last : last + 1].isalnum())
+    return alone and len(whole) in _DIGESTS and sum(map(str.isalpha, whole)) >= _DIGEST_LETTERS
 
 
 def _cards_within(run: str, groups: list[Span]) -> Iterable[Span]:
@@ -225,6 +237,12 @@ def _lengths(groups: list[Span]) -> tuple[int, ...]:
 
 
 _FIRST_GROUP: Final = 4
+_HEX: Final = frozenset("0123456789abcdef")
+_DIGESTS: Final = frozenset({32, 40, 56, 64, 96, 128})
+"""Hexadecimal digits of UUIDs, trace ids, MD5, and the SHA family."""
+_LONGEST_DIGEST: Final = 128
+_DIGEST_LETTERS: Final = 4
+"""Of 10,000 random ids of 32 digits four have fewer."""
 _CARD_GROUPS: Final = frozenset({(4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (4, 6, 5), (4, 6, 4)})
 
 CARD: Final = ValueRule(
@@ -246,6 +264,10 @@ class _group_as_first:  # noqa: N801 - reads as the function it stands for
     def __init__(self, match: Any) -> None:
         self._match = match
         self._group = 1 if match.start(1) >= 0 else 2
+
+    @property
+    def string(self) -> str:
+        return str(self._match.string)
 
     def group(self, _: int) -> str:
         return str(self._match.group(self._group))

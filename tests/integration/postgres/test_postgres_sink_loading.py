@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink, init, record_from_payload
 from otel_audit_postgres.loading import SMALLEST_LOAD
-from otel_audit_postgres.rows import projections
+from otel_audit_postgres.rows import COLUMNS, projections
 from otel_audit_postgres.sink import CONFLICT
 from strategies import a_record
 
@@ -90,7 +90,7 @@ class TestBothWays:
                     for key in ('"', "\\", "{", ",", "NULL", "", " ", "\x00")
                 ),
             ),
-            new_record(occurred_at=2**200, duration=2**200, metadata={"n": 10**100}),
+            new_record(occurred_at=-(10**18), duration=2**200, metadata={"n": 10**100}),
             new_record(received=Received(by="shop", hash="ab" * 32)),
         ]
         assert await sink.write(batch) == Written(stored=size)
@@ -177,6 +177,9 @@ class TestBothWays:
         """Cut between two writes and within one: no record is lost, none is there twice."""
         assert await sink.write(a_batch(size)) == Written(stored=size)
         await cut(reader)
+        async with asyncio.timeout(20):
+            while not sink._connection.is_closed():  # noqa: ASYNC110 - until the end is read
+                await asyncio.sleep(0.01)
         assert await sink.write(a_batch(size)) == Written(stored=size)
         assert await loads(sink) == (size >= SMALLEST_LOAD)
         batch = a_batch(size)
@@ -235,11 +238,11 @@ class TestWhereLoadingDoesNotWork:
     async def test_a_table_of_that_name_is_not_used(self, sink, reader):
         """One that this sink did not make, as on a backend that a proxy shares out."""
         await sink.check()
-        await sink._connection.execute(
-            "CREATE TEMPORARY TABLE otel_audit_batch (LIKE audit.schema_version)"
-        )
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS)
+        await sink._connection.execute(f"CREATE TEMPORARY TABLE otel_audit_batch ({columns})")
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await stored(reader) == LARGE
+        assert await loads(sink)  # it is there, and empty
 
     async def test_the_next_attempt_after_a_break_goes_the_plain_way(self, sink, reader):
         """What breaks connections each time would else hold up the records for ever."""
@@ -258,16 +261,21 @@ class TestWhereLoadingDoesNotWork:
 
 
 class TestNames:
-    async def test_no_table_of_the_session_stands_in(self, sink, reader):
-        """Neither a temporary table nor another schema captures what is written."""
+    async def test_no_other_table_stands_in(self, sink, reader):
+        """Neither a temporary table nor one that the search_path finds first."""
+        await reader.execute(
+            "CREATE TABLE public.otel_audit_batch (LIKE audit.audit_logs INCLUDING DEFAULTS); "
+            "GRANT ALL ON public.otel_audit_batch TO PUBLIC"
+        )
         await sink.check()
         await sink._connection.execute(
             "CREATE TEMPORARY TABLE audit_logs (LIKE audit.schema_version); "
-            "CREATE TEMPORARY TABLE text (x int); SET search_path = pg_temp, public"
+            "CREATE TEMPORARY TABLE text (x int); SET search_path = public, pg_temp"
         )
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await loads(sink)
         assert await stored(reader) == LARGE
+        assert await reader.fetchval("SELECT count(*) FROM public.otel_audit_batch") == 0
 
     async def test_a_load_is_durable_when_it_returns(self, writer_dsn, reader):
         """Also for a role that commits asynchronously by default."""

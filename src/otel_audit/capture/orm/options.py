@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, MetaData
 from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import scoped_session, sessionmaker
 
@@ -122,7 +122,7 @@ def _kind(one: Any) -> str:
         return "engines"
     if isinstance(one, sessionmaker | async_sessionmaker | scoped_session | async_scoped_session):
         return "sessionmakers"
-    if isinstance(one, type) and hasattr(one, "metadata"):
+    if isinstance(one, type) and isinstance(getattr(one, "metadata", None), MetaData):
         return "bases"
     raise InstrumentationError(
         "app_engine: an engine, a sessionmaker or a declarative base of SQLAlchemy is needed, "
