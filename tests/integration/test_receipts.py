@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -76,8 +77,9 @@ class TestReceipt:
     async def test_without_an_id_and_anything_recorded_it_is_an_error(self, audit_store):
         """There is nothing that it could be of."""
         otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=audit_store))
+        loop, nothing_yet = asyncio.get_running_loop(), contextvars.Context()
         with pytest.raises(ValueError, match="nothing was recorded by hand"):
-            await otel_audit.receipt()
+            await loop.create_task(otel_audit.receipt(), context=nothing_yet)
 
     async def test_what_is_not_stored_in_time_has_none(self, audit_store, tmp_path):
         """An id that is not there, or a store that is away: an error that says so, in time."""
