@@ -20,11 +20,15 @@ ROOT = Path(__file__).parents[2]
 LOOK = """
 import importlib.metadata as m
 import importlib.resources as r
+from otel_audit.errors import MissingExtraError
 for group in ("opentelemetry_pre_instrument", "opentelemetry_instrumentor",
               "opentelemetry_traces_exporter"):
     for point in m.entry_points(group=group):
         if point.value.startswith("otel_audit"):
-            print(group, point.name, point.load().__name__)
+            try:
+                print(group, point.name, point.load().__name__)
+            except MissingExtraError as error:
+                print(group, point.name, error)
 print(sorted(p.name for p in r.files("otel_audit_postgres").joinpath("sql").iterdir()))
 print(r.files("otel_audit").joinpath("py.typed").is_file())
 """
@@ -62,6 +66,8 @@ class TestWheel:
         assert "opentelemetry_pre_instrument otel_audit pre_instrument" in told
         assert "opentelemetry_instrumentor otel_audit AuditInstrumentor" in told
         assert "opentelemetry_traces_exporter audit_postgres PostgresAuditSpanExporter" in told
+        assert "opentelemetry_traces_exporter audit_otlp" in told
+        assert "otel-audit[otlp]" in told
         assert "0001_" in told
         assert "True" in told
 

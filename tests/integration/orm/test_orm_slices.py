@@ -102,7 +102,7 @@ async def test_request(engine):
             assert (await client.post("/items")).status_code == 200
         assert_complete(records)
         # the action's own record, and the first that continues it
-        assert watcher.most_at_once() == 2
+        assert watcher.most_at_once() <= 2
         watching.cancel()
 
 
