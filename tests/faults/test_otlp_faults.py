@@ -22,7 +22,9 @@ def settings_for(url: str) -> dict[str, str]:
 
 def verdict_of(site, receiver: Receiver) -> Verdict:
     """As of a store that collapses what comes twice, and finds two that differ."""
-    found = {record.record_id: record for record in receiver.stored}
+    # a copy: the receiver goes on
+    stored = list(receiver.stored)
+    found = {record.record_id: record for record in stored}
     by_request: dict[str, list] = {}
     for record in found.values():
         by_request.setdefault(record.request.id, []).append(record)
@@ -31,9 +33,7 @@ def verdict_of(site, receiver: Receiver) -> Verdict:
     begun, done = site.journal
     unknown = {name for name, told in by_request.items() if told[0].outcome == "unknown"}
     cut_down = begun - done
-    differing = {
-        record.request.id for record in receiver.stored if found[record.record_id] != record
-    }
+    differing = {record.request.id for record in stored if found[record.record_id] != record}
     return Verdict(
         answered=frozenset(answered),
         lost=frozenset(answered - by_request.keys()),

@@ -58,7 +58,8 @@ def shop(receiver: Receiver) -> Iterator[Callable]:
 
 
 async def flushed() -> bool:
-    return await asyncio.to_thread(otel_audit.flush, 10)
+    # seven failures one after another take up to 13 seconds of pauses
+    return await asyncio.to_thread(otel_audit.flush, 40)
 
 
 class TestDelivery:
