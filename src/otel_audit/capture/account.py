@@ -260,8 +260,8 @@ class Account:
 
     def _target(self, decision: Decision) -> Target | None:
         found = with_new_id(self.audit.target or decision.target, self.audit)
-        if found is None or found.id is None:
-            return found
+        if found is None:
+            return None
         known = self._shown_target
         if known is None or known[0] != found:
             routed = self.routed.get("route") is not None

@@ -332,7 +332,7 @@ class Action:
         self._guarded(tell, makes_record=True)
 
     def _record(self, recording: Recording, *, phase: Phase, outcome: Outcome) -> AuditRecord:
-        scope, origin = self._scope, self._scope.known_origin()
+        scope, origin, redactor = self._scope, self._scope.known_origin(), recording.redactor
         total = scope.changes_total
         return AuditRecord(
             record_id=scope.record_id,
@@ -340,14 +340,15 @@ class Action:
             parent_action_id=scope.parent_action_id,
             phase=phase,
             schema_version=SCHEMA_VERSION,
-            event_name=scope.event_name or "unnamed",
-            action=scope.action or "EXECUTE",
+            event_name=event_told(scope.event_name, redactor) if scope.event_name else "unnamed",
+            action=action_told(scope.action) or "EXECUTE",
             outcome=outcome,
             occurred_at=scope.occurred_at,
             duration=time.perf_counter_ns() - scope.started,
             actor=origin.actor or Actor(id=recording.service(), type="system", source="process"),
             tenant=origin.tenant,
-            target=scope.target,
+            # what is said inside of the block may be anything
+            target=target_told(scope.target, redactor),
             source=origin.source,
             request=None if origin.request_id is None else Request(id=origin.request_id),
             changes=tuple(scope.changes),
@@ -356,9 +357,7 @@ class Action:
             transaction=self._transaction,
             error=self._failure,
             level="changes",
-            metadata=with_told(
-                recording.redactor.document(scope.metadata) if scope.metadata else {}, scope
-            ),
+            metadata=with_told(redactor.document(scope.metadata) if scope.metadata else {}, scope),
         )
 
     def _guarded(self, step: Callable[[], Any], *, makes_record: bool = False) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_audit.capture.description import unless_token
+from otel_audit.capture.told import name_told
 from otel_audit.record import Target
 from otel_audit.scope import AuditScope
 
@@ -23,13 +24,16 @@ def shown_target(
         redactor: Knows secrets by their shape.
         routed: Whether a route was found; where none was, an id that looks like a token is none.
     """
-    if target is None or target.id is None:
-        return target
+    if target is None:
+        return None
+    kind = name_told(target.type, redactor)
+    if target.id is None:
+        return target if kind == target.type else Target(type=kind)
     known = any(map(target.id.__contains__, secrets))
     is_token = not routed and unless_token(target.id) != target.id
     if known or is_token or redactor.text(target.id) != target.id:
-        return Target(type=target.type)
-    return target
+        return Target(type=kind)
+    return target if kind == target.type else Target(type=kind, id=target.id)
 
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:

@@ -43,7 +43,7 @@ class Told:
 
 def event_told(event: object, redactor: Redactor) -> str:
     """Read an event name; one that is none becomes ``unnamed``."""
-    name = _word(event, redactor) if isinstance(event, str) else ""
+    name = name_told(event, redactor) if isinstance(event, str) else ""
     if not name:
         complain(_logger, "event", "An audit event has no name; it is recorded as: unnamed")
     return name or "unnamed"
@@ -99,7 +99,7 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
         kind = entity_reference(type(target).__name__).rstrip(":")
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
     number = None if number is None else identifier(redactor.text(str(number)))
-    return Target(type=_word(kind, redactor) or "unnamed", id=number)
+    return Target(type=name_told(kind, redactor) or "unnamed", id=number)
 
 
 def metadata_told(metadata: object) -> dict[str, Any]:
@@ -117,5 +117,6 @@ def metadata_told(metadata: object) -> dict[str, Any]:
 
 # an application has few names, and uses them often
 @functools.lru_cache(maxsize=512)
-def _word(text: str, redactor: Redactor) -> str:
+def name_told(text: str, redactor: Redactor) -> str:
+    """Make a name fit to be stored: redacted, on one line, bounded."""
     return clean(redactor.text(text), _LONGEST_NAME)

@@ -108,6 +108,8 @@ class TestInARecord:
             lambda scope: scope["state"].update(tenant={"tenant_id": SECRETS["JWT"]}),
             lambda scope: scope["state"].update(session_id=SECRETS["JWT"]),
             lambda _: otel_audit.set_target("order", SECRETS["JWT"]),
+            lambda _: otel_audit.set_target(SECRETS["JWT"], "1"),
+            lambda _: otel_audit.set_target(SECRETS["JWT"]),
             lambda _: otel_audit.set_event(f"order.{SECRETS['JWT']}", action=SECRETS["JWT"]),
         ],
     )

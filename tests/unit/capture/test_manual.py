@@ -24,6 +24,7 @@ from otel_audit.scope import current_scope
 from otel_audit.testing import Recorded, recorded
 
 SECRET = "hunter2-canary"
+CARD = "4111111111111111"
 
 
 @pytest.fixture
@@ -363,6 +364,24 @@ class TestRedaction:
         records.clear()
         otel_audit.emit("a.done", metadata={"password": value})
         assert SECRET not in str(records[0])
+
+    @pytest.mark.parametrize(
+        "say",
+        [
+            lambda: otel_audit.set_event(f"paid with {CARD}"),
+            lambda: otel_audit.set_event("card.paid", action=CARD),
+            lambda: otel_audit.set_target("card", CARD),
+            lambda: otel_audit.set_target(CARD),
+            lambda: otel_audit.set_tenant(CARD),
+            lambda: otel_audit.set_actor(CARD),
+        ],
+        ids=["event", "action", "target", "kind of target", "tenant", "actor"],
+    )
+    def test_what_is_said_inside_of_a_block_is_redacted_too(self, records, say):
+        """The helpers that a request has work on a block, and let no more through there."""
+        with otel_audit.audit("card.paid"):
+            say()
+        assert CARD not in to_json(records[0]).decode()
 
 
 class Hostile:
