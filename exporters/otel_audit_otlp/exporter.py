@@ -17,6 +17,7 @@ from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.foreign import read_flagged
 from otel_audit.pipeline.setup import local_quarantine, make_delivery
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.spans import Redacting
 from otel_audit_otlp.endpoint import Endpoint
 from otel_audit_otlp.sink import OtlpSink
 
@@ -49,7 +50,7 @@ class OtlpAuditExporter(SpanExporter):
         config = AuditConfig(exporter="otlp") if config is None else config
         endpoint = Endpoint.from_config(config)
         endpoint.warn_of_clear_text()
-        self._redactor = Redactor.from_config(config)
+        self._redacting = Redacting(Redactor.from_config(config))
         self._counters = Counters()
         make_sink = functools.partial(OtlpSink, endpoint, local_quarantine(config).keep)
         self._delivery = make_delivery(config, make_sink, self._counters)
@@ -106,7 +107,7 @@ class OtlpAuditExporter(SpanExporter):
 
     def _take(self, span: ReadableSpan) -> None:
         try:
-            entry = read_flagged(span, self._redactor)
+            entry = read_flagged(span, self._redacting)
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
             self._counters.add("dropped")
             complain(_logger, "take", "A flagged span gave no record", error=error)

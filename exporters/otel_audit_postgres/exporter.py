@@ -31,6 +31,7 @@ from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.spans import Redacting
 from otel_audit_postgres.background import BackgroundLoop
 from otel_audit_postgres.sink import PostgresSink
 
@@ -72,7 +73,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         config = AuditConfig()
         dsn = dsn or config.asyncpg_dsn
         connect_timeout = connect_timeout or config.connect_timeout
-        self._redactor = Redactor.from_config(config)
+        self._redacting = Redacting(Redactor.from_config(config))
         if not dsn:
             raise ConfigurationError(
                 "OTEL_AUDIT_DSN is not set, and the exporter audit_postgres needs it, such as "
@@ -149,7 +150,7 @@ class PostgresAuditSpanExporter(SpanExporter):
 
     async def _store(self, spans: Sequence[ReadableSpan]) -> None:
         """Store; try again while the store is away. Whoever waits cancels this in the end."""
-        records, refused = _read(spans, self._redactor)
+        records, refused = _read(spans, self._redacting)
         until = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE
         async with self._connection() as sink:
@@ -186,14 +187,14 @@ class PostgresAuditSpanExporter(SpanExporter):
 
 
 def _read(
-    spans: Sequence[ReadableSpan], redactor: Redactor
+    spans: Sequence[ReadableSpan], redacting: Redacting
 ) -> tuple[list[AuditRecord], list[Refused]]:
     records, refused = [], []
     for span in spans:
         try:
-            entry = read_flagged(span, redactor)
+            entry = read_flagged(span, redacting)
         except InvalidAuditSpanError as error:
-            entry = Refused("", written_down({"name": redactor.text(span.name)}), str(error))
+            entry = Refused("", written_down({"name": redacting.name(span.name)}), str(error))
         if isinstance(entry, Refused):
             refused.append(entry)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -70,6 +71,8 @@ _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken."""
 
+# to see what came, to read it, to read the end of the stream, to tell the connection
+_TURNS_TO_HEAR: Final = 4
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -268,6 +271,8 @@ class PostgresSink:
                 raise as_store_error(error, doing) from None
 
     async def _connected(self) -> Connection[Any]:
+        if self._connection is not None:
+            await _hear()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._dsn, self._connect_timeout)
             await self._connection.execute(_DURABLE, timeout=self._statement_timeout)
@@ -385,6 +390,12 @@ class PostgresSink:
             len(refused),
             refused[0].reason,
         )
+
+
+async def _hear() -> None:
+    """Let the loop read what the server said since, such as that it has closed the connection."""
+    for _ in range(_TURNS_TO_HEAR):
+        await asyncio.sleep(0)
 
 
 def _to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:

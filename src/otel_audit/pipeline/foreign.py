@@ -44,7 +44,7 @@ class FlaggedSpans(SpanProcessor):
             on_error: Told of each failure of ours.
         """
         self._recorder = recorder
-        self._redactor = redactor
+        self._redacting = Redacting(redactor)
         self._on_error = on_error
         self._provider: TracerProvider | None = None
 
@@ -84,18 +84,18 @@ class FlaggedSpans(SpanProcessor):
         if self._provider is None or not names.is_flagged(span):
             return
         try:
-            self._recorder.adopted(read_flagged(span, self._redactor))
+            self._recorder.adopted(read_flagged(span, self._redacting))
         except Exception as error:  # noqa: BLE001 - an exception here would reach the application
             self._on_error()
             complain(_logger, "flagged", "A flagged span gave no record", error=error)
 
 
-def read_flagged(span: ReadableSpan, redactor: Redactor) -> Entry:
+def read_flagged(span: ReadableSpan, redacting: Redacting) -> Entry:
     """Read what a flagged span of somebody else's tells.
 
     Args:
         span: An ended span with ``audit.flagged``.
-        redactor: Takes secrets out, before anything is kept.
+        redacting: Takes secrets out, before anything is kept.
 
     Returns:
         The record; where the span lacks what a record must say, what is to be kept aside, and why.
@@ -106,11 +106,11 @@ def read_flagged(span: ReadableSpan, redactor: Redactor) -> Entry:
     context = span.get_span_context()
     if context is None or span.start_time is None:
         raise InvalidAuditSpanError("a span without a context, or that was never started")
-    told = Redacting(redactor).redact(span.attributes or {})
+    told = redacting.redact(span.attributes or {})
     try:
-        return _record(span, context, span.start_time, told, redactor)
+        return _record(span, context, span.start_time, told, redacting.name(span.name))
     except InvalidAuditSpanError:
-        refused = _refused(span, context, span.start_time, told, redactor)
+        refused = _refused(span, context, span.start_time, told, redacting)
         complain(
             _logger, "invalid", "A flagged span goes to quarantine: %s", refused.reason,
             level=logging.WARNING,
@@ -123,7 +123,7 @@ def _record(
     context: SpanContext,
     start: int,
     told: Mapping[str, Any],
-    redactor: Redactor,
+    name: str,
 ) -> AuditRecord:
     own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
     scope = span.instrumentation_scope
@@ -134,7 +134,7 @@ def _record(
         told = {names.ERROR_TYPE: "_OTHER", **told}
     return names.record_from_attributes(
         told if link is not context else {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
-        name=redactor.text(span.name),
+        name=name,
         start_time=start,
         end_time=start if span.end_time is None else span.end_time,
         trace=None
@@ -150,18 +150,18 @@ def _refused(
     context: SpanContext,
     start: int,
     told: Mapping[str, Any],
-    redactor: Redactor,
+    redacting: Redacting,
 ) -> Refused:
     lacking = [name for name in names.MANDATORY if told.get(name) in (None, "")]
     trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
     received = {
-        "name": redactor.text(span.name),
+        "name": redacting.name(span.name),
         "trace_id": trace_id,
         "span_id": span_id,
         "start_time": start,
         "end_time": span.end_time,
         # what is no attribute of a record has not been looked at yet
-        "attributes": redactor.document(dict(told)),
+        "attributes": redacting.redactor.document(dict(told)),
         "resource": names.plain_values(span.resource.attributes),
     }
     reason = (

@@ -34,7 +34,7 @@ class Redacting:
 
     def __init__(self, redactor: Redactor) -> None:
         """Name the rules."""
-        self._redactor = redactor
+        self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
         self._clean: BoundedCache[tuple[str, str], str] = BoundedCache(_MOST_CLEAN)
         self._treatments: dict[str, Any] = dict(_TREATMENTS)
@@ -61,7 +61,7 @@ class Redacting:
             text = value[0] if type(value) in _LISTS and len(value) == 1 else value
             if type(text) is str and self._clean.get((name, text)):
                 continue
-            treated = treatment(self._redactor, value)
+            treated = treatment(self.redactor, value)
             if treated is not value and treated != value:
                 changed[name] = treated
             elif type(text) is str and len(text) <= _SHORT:
@@ -73,7 +73,7 @@ class Redacting:
         """Take secrets out of a span's name."""
         if self._clean.get(("", name)):
             return name
-        treated = self._redactor.text(name)
+        treated = self.redactor.text(name)
         if treated == name and len(name) <= _SHORT:
             self._clean.put(("", name), "clean")
         return treated
