@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -17,6 +17,19 @@ from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+
+# word for word the condition of the index audit_logs_astray, or the index is of no use
+_ASTRAY: Final = (
+    "abs(('x' || left(id::text, 8) || substr(id::text, 10, 4))::bit(48)::bigint"
+    " - (extract(epoch FROM occurred_at - '1970-01-01 00:00:00+00'::timestamptz) * 1000)::bigint"
+    ") > 1000"
+)
+_ASTRAY_FROM: Final = 1002
+"""Milliseconds that an id may be from its record's time and not be astray, with rounding."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_ID: Final = (1 << 128) - 1
+# a plan for any values at all does not know how few they select
+_PLAN_FOR_VALUES: Final = "SET plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
 _FOUND: Final = (
@@ -163,6 +176,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
     with suppress_instrumentation():
         connection = await connect(dsn, _CONNECT_TIMEOUT)
         try:
+            await connection.execute(_PLAN_FOR_VALUES)
             yield connection
         except OtelAuditError:
             raise
@@ -204,11 +218,13 @@ async def search(
         number = len(values)
         conditions.append(f"(id, tenant_id) {sign} (${number - 1}::uuid, ${number}::text)")
     direction = "ASC" if oldest_first else "DESC"
-    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-    query = (
-        f"SELECT {_FOUND} FROM audit.audit_logs {where}"  # noqa: S608 - constants and numbers
-        f"ORDER BY id {direction}, tenant_id {direction} LIMIT {limit + 1}"
-    )
+    order = f"ORDER BY id {direction}, tenant_id {direction} LIMIT {limit + 1}"
+    if criteria.entity is not None:
+        query = _gathered(conditions, order)
+    elif criteria.since is not None or criteria.until is not None:
+        query = _by_time(criteria, conditions, values, order)
+    else:
+        query = f"{_selecting(conditions)} {order}"
     rows = [Found(*row.values()) for row in await connection.fetch(query, *values)]
     more = len(rows) > limit
     last = rows[limit - 1] if more else None
@@ -279,6 +295,39 @@ async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
+def _selecting(conditions: Sequence[str]) -> str:
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {_FOUND} FROM audit.audit_logs{where}"  # noqa: S608 - constants and numbers
+
+
+def _gathered(conditions: Sequence[str], order: str) -> str:
+    """Find all, then order them: their index knows no order, another one leads past too many."""
+    selecting = f"WITH found AS MATERIALIZED ({_selecting(conditions)})"
+    return f"{selecting} SELECT {_FOUND} FROM found {order}"  # noqa: S608 - as above
+
+
+def _by_time(criteria: Criteria, conditions: list[str], values: list[Any], order: str) -> str:
+    """Walk along the ids of that time; those that are astray come from an index of their own."""
+    between = list(conditions)
+    if criteria.since is not None:
+        values.append(_id_at(criteria.since, -_ASTRAY_FROM))
+        between.append(f"id >= ${len(values)}::uuid")
+    if criteria.until is not None:
+        values.append(_id_at(criteria.until, _ASTRAY_FROM))
+        between.append(f"id <= ${len(values)}::uuid")
+    return (
+        f"WITH astray AS MATERIALIZED ({_selecting([*conditions, _ASTRAY])}) "  # noqa: S608
+        f"SELECT {_FOUND} FROM (({_selecting(between)} {order}) UNION SELECT {_FOUND} FROM astray) "
+        f"AS found {order}"
+    )
+
+
+def _id_at(moment: datetime, milliseconds: int) -> uuid.UUID:
+    """The lowest UUID of a millisecond, so many after a moment."""
+    found = (moment - _EPOCH) // timedelta(milliseconds=1) + milliseconds
+    return uuid.UUID(int=min(max(found << 80, 0), _LATEST_ID))
+
+
 def _conditions(criteria: Criteria) -> tuple[list[str], list[Any]]:
     target_type, separator, target_id = (criteria.target or "").partition(":")
     wanted: Sequence[tuple[str, Any]] = (
@@ -290,7 +339,7 @@ def _conditions(criteria: Criteria) -> tuple[list[str], list[Any]]:
         ("outcome = {}", criteria.outcome),
         ("target_type = {}", _key(target_type or None)),
         ("target_id = {}", _key(target_id if separator else None)),
-        ("entities @> ARRAY[{}::text]", _key(criteria.entity)),
+        ("(id, tenant_id) IN (SELECT id, tenant_id FROM audit.about({}))", _key(criteria.entity)),
         ("request_id = {}", _key(criteria.request_id)),
         ("trace_id = {}", _key(criteria.trace_id)),
     )

@@ -37,6 +37,7 @@ from otel_audit.record import Actor, AuditRecord, Change, Request, Response, Sou
 
 BATCH = 500
 ASKED = 30
+_READING = "INSERT INTO audit.reader_tenants (role_name) VALUES ('otel_audit_reader')"
 _SIZES = """
 SELECT sum(pg_table_size(c.oid)) AS tables, sum(pg_indexes_size(c.oid)) AS indexes
 FROM pg_class c WHERE c.relnamespace = 'audit'::regnamespace AND c.relkind = 'r' AND c.relname LIKE $1
@@ -90,9 +91,10 @@ async def seal(dsn: str, sealer: Sealer) -> float:
 
 
 async def latencies(dsn: str, rows: int, dice: random.Random) -> dict[str, float]:
-    """Median milliseconds of each question, asked some times."""
+    """Median milliseconds of each question, asked some times by a role that may only read."""
     found: dict[str, float] = {}
     async with queries.opened(dsn) as connection:
+        await connection.execute("SET ROLE otel_audit_reader")
         there = await connection.fetch(
             "SELECT id, trace_id, recorded_at FROM audit.audit_logs TABLESAMPLE SYSTEM (5) LIMIT $1",
             ASKED,
@@ -150,10 +152,11 @@ async def lag_under_load(
 
 async def measure(dsn: str, rows: int, steps: int) -> dict[str, Any]:
     """All of it."""
-    await init(dsn)
+    await init(dsn, roles=True)
     dice, key = random.Random(1), generate("bench")
     sealer = Sealer(dsn, signer=key)
     connection = await asyncpg.connect(dsn)
+    await connection.execute(_READING)
     growth, there = [], 0
     for _ in range(steps):
         count = rows // steps

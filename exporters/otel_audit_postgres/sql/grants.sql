@@ -11,6 +11,7 @@ GRANT INSERT (content_hash, record_id, received, reason) ON audit.quarantine TO 
 GRANT EXECUTE ON FUNCTION audit.ensure_partitions(integer) TO otel_audit_writer;
 
 GRANT SELECT ON audit.audit_logs TO otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.about(text) TO otel_audit_reader, otel_audit_sealer;
 
 -- The sealer reads the rows, appends to the ledger, and takes from the queue what it has sealed.
 GRANT USAGE ON SCHEMA audit TO otel_audit_sealer;

@@ -19,7 +19,7 @@ from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.notes import read_checkpoint
 
 from otel_audit.cli.main import cli
-from otel_audit.record import Tenant
+from otel_audit.record import Target, Tenant
 
 
 @pytest.fixture
@@ -234,9 +234,10 @@ class TestTenants:
         dsns = {group: postgres.dsn(name, login) for group, login in logins.items()}
         store = Log.__new__(Log)
         store.dsn = database
-        asyncio.run(store.write(2, tenant=Tenant(id="acme")))
-        asyncio.run(store.write(3, tenant=Tenant(id="other")))
-        asyncio.run(store.write(1))
+        order = Target(type="order", id="1")
+        asyncio.run(store.write(2, tenant=Tenant(id="acme"), target=order))
+        asyncio.run(store.write(3, tenant=Tenant(id="other"), target=order))
+        asyncio.run(store.write(1, target=order))
         for group, expected in (("all", 6), ("one", 2), ("none", 0)):
             for query in ("audit.audit_logs", "(SELECT * FROM audit.audit_logs WHERE true) x"):
                 rows = asyncio.run(fetch(dsns[group], f"SELECT tenant_id FROM {query}"))
@@ -245,6 +246,8 @@ class TestTenants:
             assert len(queued) == (6 if group == "all" else 0)
             others = asyncio.run(fetch(dsns[group], "SELECT * FROM audit.reader_tenants"))
             assert {row["role_name"] for row in others} <= {logins[group]}
+            about = asyncio.run(fetch(dsns[group], "SELECT * FROM audit.about('order:1')"))
+            assert len(about) == expected
         lines = run("search", "--json", "--dsn", dsns["one"]).splitlines()
         assert {json.loads(line)["tenant_id"] for line in lines} == {"acme"}
         assert "OK" in run("verify", "--dsn", dsns["all"])

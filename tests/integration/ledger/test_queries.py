@@ -79,6 +79,74 @@ class TestSearch:
         assert found == sorted(expected, reverse=True)
         assert page.next is None
 
+    async def test_finds_by_time_whatever_time_an_id_tells(self, audit_store, store, trail):
+        """A sender's ids may tell any time, or none; each record is found once, on its own page."""
+        astray = {
+            number: a_record(
+                record_id=record_id,
+                occurred_at=int((START + timedelta(minutes=5)).timestamp() * 10**9) + number,
+            )
+            for number, record_id in enumerate(
+                (
+                    "00000000-0000-0000-0000-000000000001",
+                    uuid7(int((START - timedelta(days=40)).timestamp() * 10**9)),
+                    uuid7(int((START + timedelta(minutes=6)).timestamp() * 10**9)),
+                    uuid7(int((START + timedelta(minutes=5)).timestamp() * 10**9) + 1_000_400_000),
+                    "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+                    "ffffffff-ffff-ffff-ffff-ffffffffffff",
+                )
+            )
+        }
+        sink = PostgresSink(audit_store)
+        assert (await sink.write(list(astray.values()))).stored == 6
+        await sink.close()
+        expected = sorted([*(one.record_id for one in astray.values()), trail[5]])
+        within = Criteria(since=START + timedelta(minutes=5), until=START + timedelta(minutes=6))
+        for limit in (1, 2, 3, 6, 7):
+            seen, after = [], None
+            while not seen or after is not None:
+                page = await queries.search(
+                    store, within, limit=limit, after=after, oldest_first=True
+                )
+                seen += [str(record.id) for record in page.records]
+                after = page.next
+            assert seen == expected
+        later = await queries.search(store, Criteria(since=START + timedelta(minutes=6)))
+        assert [str(record.id) for record in later.records] == trail[:5:-1]
+        ever = Criteria(
+            since=datetime.min.replace(tzinfo=UTC), until=datetime.max.replace(tzinfo=UTC)
+        )
+        assert len((await queries.search(store, ever)).records) == 26
+
+    async def test_looks_at_no_more_than_it_must(self, store, trail, monkeypatch):
+        """Time and entity have an index each, for a reader of some tenants, too."""
+        asked = []
+        fetch = type(store).fetch
+
+        async def noted(query, *values):
+            asked.append((query, values))
+            return await fetch(store, query, *values)
+
+        monkeypatch.setattr(type(store), "fetch", staticmethod(noted))
+        await queries.history(store, "stock:7")
+        within = Criteria(since=START + timedelta(minutes=5), until=START + timedelta(minutes=6))
+        await queries.search(store, within)
+        monkeypatch.undo()
+        await store.execute("SET enable_seqscan = off")
+        plans = [
+            "\n".join(str(row[0]) for row in await store.fetch(f"EXPLAIN {query}", *values))
+            for query, values in asked
+        ]
+        assert "Function Scan on about" in plans[0]
+        assert "Seq Scan" not in plans[0]
+        assert "occurred_at_id_idx" in plans[1]
+        assert "audit_logs_2026_11_pkey" in plans[1]
+        about = await store.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'about'")
+        gathering = about[about.index("SELECT l.id") :].partition(")")[0]
+        looking = gathering.replace("about.entity", "'stock:7'::text")
+        found = await store.fetch(f"EXPLAIN {looking}")
+        assert "entities_idx" in "\n".join(row[0] for row in found)
+
     @pytest.mark.parametrize("limit", [1, 7, 19, 20, 21])
     async def test_goes_on_page_by_page(self, audit_store, store, trail, limit):
         """Every record once, also while newer ones arrive."""
