@@ -76,14 +76,16 @@ class Account:
         self.resolved = self.is_quiet = False
         self._claims: tuple[object, Claims] | None = None
         self._secrets: frozenset[str] = frozenset()
-        self._shown_target: tuple[Target, Target | None] | None = None
+        self._shown_target: tuple[tuple[Target, int], Target | None] | None = None
+        self._asking: tuple[object, object, bool] | None = None
         span = trace.get_current_span()
         self.audit = AuditScope(server_span=span if span.get_span_context().is_valid else None)
         self.audit.origin = self.origin
         self.head = RequestHead(
             scope,
             method="WEBSOCKET" if self.socket is not None else scope["method"],
-            request_id=observer.request_id(scope),
+            # without one of the client's, whoever knows the request's id knows the record's
+            request_id=observer.request_id(scope) or self.audit.record_id,
             redactor=observer.redactor,
             keep=observer.kept_headers,
         )
@@ -109,7 +111,7 @@ class Account:
         scope, audit, observer = self.routed, self.audit, self._observer
         # what was recorded by hand inside of this action must not lead back to nothing
         wrote = wrote or audit.nested > 0
-        if self.is_quiet and not wrote and not _asks_for_more(scope):
+        if self.is_quiet and not wrote and not self._asks_for_more(scope):
             return None
         if not self.resolved:
             self.resolved = True
@@ -126,6 +128,15 @@ class Account:
             self.judge(route=route_template(scope), wrote=wrote, scope=scope)
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
+
+    def _asks_for_more(self, scope: Mapping[str, Any]) -> bool:
+        """Tell whether a route that nobody knew when the request began has a level of its own."""
+        endpoint, route, known = scope.get("endpoint"), scope.get("route"), self._asking
+        if known is None or known[0] is not endpoint or known[1] is not route:
+            override = override_of(endpoint, route)
+            asks = override is not None and override.level not in (None, "none")
+            self._asking = known = endpoint, route, asks
+        return known[2]
 
     def _claims_of(self, scope: Mapping[str, Any]) -> Claims:
         """The claims of the request's verified token, read once from the same headers."""
@@ -259,14 +270,16 @@ class Account:
         return event_told(told, self._observer.redactor) if told else decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
-        found = with_new_id(self.audit.target or decision.target, self.audit)
-        if found is None:
+        named = self.audit.target or decision.target
+        if named is None:
             return None
+        seen = named, len(self.audit.changes)
         known = self._shown_target
-        if known is None or known[0] != found:
+        if known is None or known[0] != seen:
+            found = with_new_id(named, self.audit)
             routed = self.routed.get("route") is not None
             shown = shown_target(found, self._secrets, self._observer.redactor, routed=routed)
-            self._shown_target = known = found, shown
+            self._shown_target = known = seen, shown
         return known[1]
 
     def _error_info(self) -> ErrorInfo | None:
@@ -283,7 +296,3 @@ class Account:
         return with_told(cast("dict[str, Any]", found), self.audit)
 
 
-def _asks_for_more(scope: Mapping[str, Any]) -> bool:
-    """Tell whether a route that nobody knew when the request began has a level of its own."""
-    override = override_of(scope.get("endpoint"), scope.get("route"))
-    return override is not None and override.level not in (None, "none")

@@ -71,7 +71,7 @@ class Observer:
     actor: Callable[[Mapping[str, Any], AuditScope], Actor]
     tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
     source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
-    request_id: Callable[[Mapping[str, Any]], str]
+    request_id: Callable[[Mapping[str, Any]], str | None]
     kept_headers: Collection[str]
     request_id_header: bytes
     body_limit: int

@@ -17,7 +17,6 @@ from otel_audit.capture.reading import (
     identifier,
     state_of,
 )
-from otel_audit.ids import uuid7
 from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 
@@ -100,8 +99,10 @@ def resolve_source(
     )
 
 
-def request_id(asgi_scope: Scope, header_name: str, is_safe: Callable[[str], bool] = bool) -> str:
-    """Return the request's id: the client's if it is well-formed (`REQUEST_ID`), else a new one.
+def request_id(
+    asgi_scope: Scope, header_name: str, is_safe: Callable[[str], bool] = bool
+) -> str | None:
+    """Return the client's id of the request, if it is well-formed (`REQUEST_ID`).
 
     Args:
         asgi_scope: The ASGI scope.
@@ -109,12 +110,12 @@ def request_id(asgi_scope: Scope, header_name: str, is_safe: Callable[[str], boo
         is_safe: Tells whether an id of the client's may be stored: it may be a token.
 
     Returns:
-        8 to 128 characters; a new one is a UUIDv7.
+        8 to 128 characters; None where there is none to be taken.
     """
     given = header_values(asgi_scope, header_name) if header_name else []
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0].strip()) and is_safe(given[0].strip()):
         return given[0].strip()
-    return uuid7()
+    return None
 
 
 def _session(

@@ -112,6 +112,9 @@ class Policy:
     _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
+    _starts: BoundedCache[tuple[str, str], Start] = field(
+        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
+    )
     _index: PathIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +167,14 @@ class Policy:
             The most that any rule could still ask for. That a request which writes to the database
             is recorded in any case needs no body, and is not counted here.
         """
+        known = self._starts.get((method, path))
+        if known is None:
+            known = self._start(method, path)
+            if len(path) <= _CACHED_PATH:
+                self._starts.put((method, path), known)
+        return known
+
+    def _start(self, method: str, path: str) -> Start:
         level: Level = "none"
         limits: list[int] = []
         messages = False

@@ -104,7 +104,7 @@ def override_of(endpoint: object, route: object = None) -> Override | None:
     if isinstance(found, Override):
         return found
     extra = getattr(route, "openapi_extra", None)
-    if not isinstance(extra, Mapping) or EXTENSION not in extra:
+    if not extra or not isinstance(extra, Mapping) or EXTENSION not in extra:
         return None
     try:
         return from_extension(extra[EXTENSION])

@@ -189,14 +189,13 @@ class Redactor:
             The copy, of JSON's types only, and the bytes of its JSON text; None where one look
             does not tell that it is clean.
         """
-        if self._rules.paths:
-            return None
         try:
-            seen = glance(value, self._rules.scan, self._rules.limits)
-            if not (seen.names_clean and seen.values_clean):
-                return None
             text = encode(value)
-            return parse_json(text), len(text)
+            if len(text) > self._rules.limits.length or not passes_unseen(text, self._rules):
+                return None
+            copy = parse_json(text)
+            # what the encoder spells in its own way, such as bytes in base64, was not looked at
+            return (copy, len(text)) if copy == value else None
         except Exception:  # noqa: BLE001 - whoever walks it finds out what is the matter
             return None
 
