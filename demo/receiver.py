@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,21 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-_CONTENT_TYPE = "application/x-protobuf"
+PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is answered with; no Content-Type where that is empty."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = PROTOBUF
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Respond = Callable[[str, Mapping[str, str], bytes], Answer]
+"""Takes a path, headers by lower-case names, and what the body was before it was compressed."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +77,35 @@ class Receiver:
 def running_receiver() -> Iterator[Receiver]:
     """Listen on a free port of the loopback address."""
     receiver = Receiver()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(receiver))
-    receiver.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, name="otlp-receiver", daemon=True)
+
+    def respond(path: str, _: Mapping[str, str], body: bytes) -> Answer:
+        if path != "/v1/traces":
+            return Answer(404)
+        try:
+            receiver.take(body)
+        except DecodeError:
+            return Answer(400)
+        return Answer(body=ExportTraceServiceResponse().SerializeToString())
+
+    with listening(respond) as receiver.endpoint:
+        yield receiver
+
+
+@contextmanager
+def listening(
+    respond: Respond, *, tls: ssl.SSLContext | None = None, port: int = 0
+) -> Iterator[str]:
+    """Serve HTTP on the loopback address, a thread a connection; the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _handler_for(respond))
+    server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(0.05,), name="otlp-receiver", daemon=True
+    )
     thread.start()
     try:
-        yield receiver
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -84,30 +122,36 @@ def _keep(span: Span) -> ReceivedSpan:
     )
 
 
-def _handler_for(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+def _handler_for(respond: Respond) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path != "/v1/traces":
-                self._answer(404)
-                return
+            headers = {name.lower(): value for name, value in self.headers.items()}
             try:
-                if self.headers.get("Content-Encoding") == "gzip":
+                if headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                receiver.take(body)
-            except (DecodeError, OSError, EOFError):
-                self._answer(400)
+            except (OSError, EOFError):
+                self._send(Answer(400))
                 return
-            self._answer(200, ExportTraceServiceResponse().SerializeToString())
+            self._send(respond(self.path, headers, body))
 
-        def _answer(self, status: int, body: bytes = b"") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", _CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
+        def _send(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            if answer.content_type:
+                self.send_header("Content-Type", answer.content_type)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer.body)
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except OSError:
+                return  # the client has gone
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -18,18 +15,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from demo.receiver import Answer as PlainAnswer
+from demo.receiver import listening
 from otel_audit.attributes import SCOPE_NAME, record_from_attributes
 from otel_audit.record import AuditRecord
 
-PROTOBUF = "application/x-protobuf"
-
 
 @dataclass(frozen=True)
-class Answer:
-    status: int = 200
-    body: bytes = b""
-    content_type: str = PROTOBUF
-    headers: dict[str, str] = field(default_factory=dict)
+class Answer(PlainAnswer):
+    """An answer that may come late, by seconds."""
+
     after: float = 0.0
 
 
@@ -68,7 +63,7 @@ class Receiver:
             self.stored += asked.records
         return answer
 
-    def wait_for(self, count: int, within: float = 10.0) -> None:
+    def wait_for(self, count: int, within: float = 60.0) -> None:
         until = time.monotonic() + within
         while len(self.stored) < count:
             assert time.monotonic() < until, f"{len(self.stored)} of {count} have arrived"
@@ -78,19 +73,14 @@ class Receiver:
 @contextmanager
 def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> Iterator[Receiver]:
     receiver = Receiver()
-    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(receiver))
-    server.daemon_threads = True
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    receiver.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+
+    def respond(path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        answer = receiver.take(Asked(time.monotonic(), path, dict(headers), read_request(body)))
+        time.sleep(answer.after)
+        return answer
+
+    with listening(respond, tls=tls, port=port) as receiver.url:
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
 
 
 def read_request(body: bytes) -> list[AuditRecord]:
@@ -120,36 +110,3 @@ def plain(value: AnyValue) -> Any:
     if kind == "kvlist_value":
         return {pair.key: plain(pair.value) for pair in value.kvlist_value.values}
     return None if kind is None else getattr(value, kind)
-
-
-def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(time.monotonic(), self.path, headers, read_request(body))
-            answer = receiver.take(asked)
-            time.sleep(answer.after)
-            self.send_response(answer.status)
-            if answer.content_type:
-                self.send_header("Content-Type", answer.content_type)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:
-                return  # the client has gone
-
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
-
-    return Handler

@@ -20,9 +20,10 @@ LARGEST_PAGE: Final = 10_000
 
 # word for word the condition of the index audit_logs_astray, or the index is of no use
 _ASTRAY: Final = (
+    "CASE WHEN isfinite(occurred_at) THEN "
     "abs(('x' || left(id::text, 8) || substr(id::text, 10, 4))::bit(48)::bigint"
     " - (extract(epoch FROM occurred_at - '1970-01-01 00:00:00+00'::timestamptz) * 1000)::bigint"
-    ") > 1000"
+    ") > 1000 ELSE true END"
 )
 _ASTRAY_FROM: Final = 1002
 """Milliseconds that an id may be from its record's time and not be astray, with rounding."""

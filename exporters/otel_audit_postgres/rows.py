@@ -2,21 +2,25 @@
 
 ``payload`` is the whole record as the exact JSON text that ``content_hash`` covers. The other
 columns are projections of it: recomputed from the payload they must come out the same, which is
-why they are made from the record that the payload tells, never from anything else.
+why they are made from the record that the payload tells, never from anything else. One function
+says what each column's value is; a `_Form` says how it is put down, as an object or for COPY.
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from otel_audit.pipeline.mending import mend_record, needs_mending
 from otel_audit.record import AuditRecord, Received
+from otel_audit_postgres import copyformat
+from otel_audit_postgres.remembered import Remembered
 
 COLUMNS: Final = (
     ("id", "uuid"),
@@ -50,22 +54,29 @@ COLUMNS: Final = (
     ("producer_id", "text"),
     ("sequence_number", "int8"),
     ("schema_version", "text"),
-    ("payload", "json"),
     ("content_hash", "bytea"),
     ("received_by", "text"),
     ("received_hash", "bytea"),
+    ("payload", "json"),
 )
 """Columns that a writer fills, each with its type; ``recorded_at`` is the database's own."""
 
-_RECEIVED_HASH: Final = [name for name, _ in COLUMNS].index("received_hash")
+_NAMES: Final = tuple(name for name, _ in COLUMNS)
+_COUNT: Final = copyformat.count(len(COLUMNS))
 
 LONGEST_KEY: Final = 255
 """Characters that an indexed text keeps; PostgreSQL's B-tree refuses entries beyond 2,704 bytes."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
-_LATEST: Final = datetime.max.replace(tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+# asyncpg takes the very first and the very last for the infinities, which no one can reckon with
+_EARLIEST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND + 1
+_LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND - 1
 _DIGEST_DIGITS: Final = 32
+_UUID_BYTES: Final = 16
+_UUID_LETTERS: Final = 32
+_ALIKE: Final = frozenset({str, int, bool, type(None)})
+"""Types whose values read alike before they were written down as JSON and after."""
 
 
 def _exact_text(value: object) -> str:
@@ -79,27 +90,43 @@ _encode = msgspec.json.Encoder(enc_hook=_exact_text).encode
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One row of ``audit.audit_logs``.
 
     Attributes:
-        values: One value for each of `COLUMNS`, in this order.
-        record_id: The record's id.
+        record: The record that the payload tells.
+        row_id: The record's id, 16 bytes.
         payload: The record's JSON text, UTF-8.
         content_hash: SHA-256 of ``payload``, 32 bytes.
+        copied: All of the row as COPY takes it, in the order of `COLUMNS`, but for the last
+            bytes, which are the payload's.
     """
 
-    values: tuple[Any, ...]
-    record_id: str
+    record: AuditRecord
+    row_id: bytes
     payload: bytes
     content_hash: bytes
+    copied: bytes
+
+    @property
+    def record_id(self) -> str:
+        """The record's id."""
+        return self.record.record_id
+
+    @property
+    def id(self) -> uuid.UUID:
+        """The record's id as the database gives it."""
+        return uuid.UUID(bytes=self.row_id)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """One value for each of `COLUMNS`, in this order, as a statement's parameters."""
+        return _project(self.record, self.row_id, self.payload, self.content_hash, _OBJECTS)
 
     @property
     def received_hash(self) -> bytes | None:
         """The keyed hash of the record as received, None where it came directly."""
-        found: bytes | None = self.values[_RECEIVED_HASH]
-        return found
+        return None if self.record.received is None else _digest(self.record.received)
 
 
 class UnstorableRecordError(ValueError):
@@ -136,19 +163,19 @@ def to_row(record: AuditRecord) -> Row:
     """
     record, payload = _written_down(record)
     try:
-        row_id = uuid.UUID(record.record_id)
+        row_id = _uuid_bytes(record.record_id)
     except ValueError:
         raise UnstorableRecordError(
             "the record's id is not a UUID", record.record_id, payload
         ) from None
     content_hash = hashlib.sha256(payload).digest()
     try:
-        values = _project(record, row_id, payload, content_hash)
+        copied = _COUNT + b"".join(_project(record, row_id, payload, content_hash, _COPIED))
     except (TypeError, AttributeError) as error:  # a field of a type that its class does not allow
         raise UnstorableRecordError(
             f"a field has the wrong type ({type(error).__name__})", record.record_id, payload
         ) from None
-    return Row(values, record.record_id, payload, content_hash)
+    return Row(record, row_id, payload, content_hash, copied)
 
 
 def record_from_payload(text: str | bytes) -> AuditRecord:
@@ -182,8 +209,8 @@ def projections(text: str | bytes) -> dict[str, Any]:
     payload = text.encode() if isinstance(text, str) else text
     record = _decode(payload)
     digest = hashlib.sha256(payload).digest()
-    values = _project(record, uuid.UUID(record.record_id), payload, digest)
-    return dict(zip((name for name, _ in COLUMNS), values, strict=True))
+    values = _project(record, _uuid_bytes(record.record_id), payload, digest, _OBJECTS)
+    return dict(zip(_NAMES, values, strict=True))
 
 
 def key_text(text: str) -> str:
@@ -204,15 +231,84 @@ def key_text(text: str) -> str:
     return f"{text[: LONGEST_KEY - _DIGEST_DIGITS - 1]}~{digest}"
 
 
+class _Form(NamedTuple):
+    """How a value is put down, by its column's type.
+
+    Attributes:
+        null: What is unknown.
+        uuid: From 16 bytes.
+        text: One that many records have, or None.
+        key: The same, bounded by `key_text`; not None.
+        own_text: One that few records have, or None.
+        own_key: The same, bounded by `key_text`; not None.
+        moment: From microseconds since 1970.
+        float8: A float.
+        int4: An integer that fits, or None.
+        int8: An integer that fits, or None.
+        texts: Several.
+        bytea: Bytes, or None.
+        json: From UTF-8.
+    """
+
+    null: Any
+    uuid: Callable[[bytes], Any]
+    text: Callable[[str | None], Any]
+    key: Callable[[str], Any]
+    own_text: Callable[[str | None], Any]
+    own_key: Callable[[str], Any]
+    moment: Callable[[int], Any]
+    float8: Callable[[float], Any]
+    int4: Callable[[int | None], Any]
+    int8: Callable[[int | None], Any]
+    texts: Callable[[list[str]], Any]
+    bytea: Callable[[bytes | None], Any]
+    json: Callable[[bytes], Any]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_OBJECTS: Final = _Form(
+    null=None,
+    uuid=lambda value: uuid.UUID(bytes=value),
+    text=_same,
+    key=key_text,
+    own_text=_same,
+    own_key=key_text,
+    moment=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds),
+    float8=_same,
+    int4=_same,
+    int8=_same,
+    texts=_same,
+    bytea=_same,
+    json=_same,
+)
+_COPIED: Final = _Form(
+    null=copyformat.NULL,
+    uuid=copyformat.raw,
+    text=Remembered(copyformat.text).__getitem__,
+    key=Remembered(lambda text: copyformat.text(key_text(text))).__getitem__,
+    own_text=copyformat.text,
+    own_key=lambda text: copyformat.text(key_text(text)),
+    moment=copyformat.moment,
+    float8=copyformat.float8,
+    int4=copyformat.int4,
+    int8=copyformat.int8,
+    texts=copyformat.texts,
+    bytea=copyformat.raw,
+    json=lambda payload: copyformat.length(len(payload)),  # itself it is sent as it lies
+)
+
+
 def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
     """Encode a record; mend it first where its text could not be stored and searched."""
     try:
         payload = _encode(record)
-    except (UnicodeEncodeError, TypeError, RecursionError):
-        pass
-    else:
-        if not needs_mending(payload) and type(record.record_id) is str:
+        if not needs_mending(payload) and type(record.record_id) is str and _names_alike(record):
             return record, payload
+    except (UnicodeEncodeError, TypeError, AttributeError, RecursionError):
+        pass
     mended = mend_record(record)
     payload = _encode(mended)
     try:
@@ -225,71 +321,107 @@ def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
         ) from None
 
 
+def _names_alike(record: AuditRecord) -> bool:
+    """Tell whether a record names its entities alike before it was written down and after."""
+    if record.target is not None and type(record.target.id) not in _ALIKE:
+        return False
+    for change in record.changes:
+        for value in change.key.values():
+            if type(value) not in _ALIKE:
+                return False
+    return True
+
+
 def _project(
-    record: AuditRecord, row_id: uuid.UUID, payload: bytes, content_hash: bytes
+    record: AuditRecord, row_id: bytes, payload: bytes, content_hash: bytes, form: _Form
 ) -> tuple[Any, ...]:
-    """Make the values in the order of `COLUMNS`."""
+    """Make the values in the order of `COLUMNS`, put down in that form."""
+    null, uuid_, text, key, own_text, own_key, moment, float8, int4, int8, texts, bytea, json = form
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
-    request, response = record.request, record.response
+    request, response, received = record.request, record.response, record.received
     service = record.resource.get("service.name")
     return (
-        row_id,
-        record.action_id,
-        record.phase,
-        "" if tenant is None else key_text(tenant.id),
-        _moment(record.occurred_at),
-        _milliseconds(record.duration),
-        key_text(record.event_name),
-        record.action,
-        record.outcome,
-        key_text(actor.id),
-        actor.type,
-        actor.role,
-        None if target is None else key_text(target.type),
-        None if target is None or target.id is None else key_text(target.id),
-        None if source is None else source.address,
-        None if source is None else source.user_agent,
-        None if source is None else source.session_id,
-        None if record.error is None else record.error.type,
-        service if isinstance(service, str) else None,
-        None if request is None else request.method,
-        None if request is None else request.route,
-        None if request is None else request.path,
-        None if response is None else _fitting(response.status_code, 31),
-        None if request is None or request.id is None else key_text(request.id),
-        None if record.trace_id is None else key_text(record.trace_id),
-        record.span_id,
-        record.transaction,
-        [key_text(entity) for entity in record.entities],
-        record.producer_id,
-        _fitting(record.sequence_number, 63),
-        record.schema_version,
-        payload,
-        content_hash,
-        None if record.received is None else key_text(record.received.by),
-        _digest(record.received),
+        uuid_(row_id),
+        own_text(record.action_id),
+        text(record.phase),
+        text("") if tenant is None else key(tenant.id),
+        moment(_moment(record.occurred_at)),
+        float8(_milliseconds(record.duration)),
+        key(record.event_name),
+        text(record.action),
+        text(record.outcome),
+        key(actor.id),
+        text(actor.type),
+        text(actor.role),
+        null if target is None else key(target.type),
+        null if target is None or target.id is None else own_key(target.id),
+        null if source is None else text(source.address),
+        null if source is None else text(source.user_agent),
+        null if source is None else text(source.session_id),
+        null if record.error is None else text(record.error.type),
+        text(service) if isinstance(service, str) else null,
+        null if request is None else text(request.method),
+        null if request is None else text(request.route),
+        null if request is None else text(request.path),
+        null if response is None else int4(_fitting(response.status_code, 31)),
+        null if request is None or request.id is None else own_key(request.id),
+        null if record.trace_id is None else own_key(record.trace_id),
+        own_text(record.span_id),
+        text(record.transaction),
+        texts([*map(key_text, record.entities)]),
+        text(record.producer_id),
+        int8(_fitting(record.sequence_number, 63)),
+        text(record.schema_version),
+        bytea(content_hash),
+        null if received is None else key(received.by),
+        null if received is None else bytea(_digest(received)),
+        json(payload),
     )
 
 
-def _moment(unix_ns: int) -> datetime:
-    """The time in microseconds, clamped to the years 1 to 9999."""
+def _uuid_bytes(text: str) -> bytes:
+    """Read a UUID in any spelling that `uuid.UUID` takes; the usual one is quick."""
+    digits = text.replace("-", "")
     try:
-        return _EPOCH + timedelta(microseconds=unix_ns // 1000)
-    except OverflowError:
-        return _EARLIEST if unix_ns < 0 else _LATEST
+        found = bytes.fromhex(digits)
+    except ValueError:
+        found = b""
+    # white space is nothing to fromhex, and too much for a UUID
+    if len(found) == _UUID_BYTES and len(digits) == _UUID_LETTERS:
+        return found
+    return uuid.UUID(text).bytes
+
+
+def _moment(unix_ns: int) -> int:
+    """The time in microseconds, clamped to the years 1 to 9999."""
+    microseconds = (unix_ns if type(unix_ns) is int else _whole(unix_ns)) // 1000
+    if _EARLIEST <= microseconds <= _LATEST:
+        return microseconds
+    return _EARLIEST if microseconds < 0 else _LATEST
 
 
 def _milliseconds(ns: int) -> float:
     try:
-        return ns / 1e6
+        return (ns if type(ns) is int else _whole(ns)) / 1e6
     except OverflowError:
         return float("-inf") if ns < 0 else float("inf")
 
 
-def _digest(received: Received | None) -> bytes | None:
-    return None if received is None or received.hash is None else bytes.fromhex(received.hash)
+def _digest(received: Received) -> bytes | None:
+    return None if received.hash is None else bytes.fromhex(received.hash)
 
 
 def _fitting(number: int | None, bits: int) -> int | None:
     """The number, None where the column's signed type of so many bits cannot hold it."""
-    return number if number is not None and -(1 << bits) <= number < 1 << bits else None
+    if number is None:
+        return None
+    return (
+        number if -1 <= (number if type(number) is int else _whole(number)) >> bits <= 0 else None
+    )
+
+
+def _whole(number: int) -> int:
+    """Refuse what is no whole number, such as 1.5 and True, before a column makes one of it."""
+    if isinstance(number, bool):
+        raise TypeError
+    return operator.index(number)

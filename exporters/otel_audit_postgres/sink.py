@@ -52,7 +52,6 @@ _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
 _KNOWN: Final = "SELECT DISTINCT id FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
-_RECEIPT: Final = "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = $1::uuid"
 _RECEIPTS: Final = (
     "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
@@ -242,11 +241,8 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        async with self._session("read a receipt from the audit store") as connection:
-            row = await connection.fetchrow(_RECEIPT, record_id, timeout=self._statement_timeout)
-        if row is None:
-            return None
-        return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
+        found = await self.receipts([record_id])
+        return next(iter(found.values()), None)
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""
@@ -345,29 +341,29 @@ class PostgresSink:
 
     async def _store_new(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
         """Insert rows whose ids are in no other row, of whatever tenant."""
-        ids = [row.values[0] for row in rows]
+        ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
         fresh: list[Row] = []
         others: list[Row] = []
         for row in rows:
-            (others if row.values[0] in taken else fresh).append(row)
-            taken.add(row.values[0])
+            (others if row.id in taken else fresh).append(row)
+            taken.add(row.id)
         refused = await self._store(connection, fresh) if fresh else []
         return refused + (await self._conflicting(connection, others) if others else [])
 
     async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
         """Tell a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
-            _STORED, [row.values[0] for row in rows], timeout=self._statement_timeout
+            _STORED, [row.id for row in rows], timeout=self._statement_timeout
         )
         stored = {(row["id"], row["content_hash"]) for row in found}
         received = {(row["id"], row["received_hash"]) for row in found}
         return [
             _refused(row, CONFLICT)
             for row in rows
-            if (row.values[0], row.content_hash) not in stored
-            and (row.received_hash is None or (row.values[0], row.received_hash) not in received)
+            if (row.id, row.content_hash) not in stored
+            and (row.received_hash is None or (row.id, row.received_hash) not in received)
             and not _came_directly(row, stored)
         ]
 
@@ -441,7 +437,7 @@ def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
     if row.received_hash is None:
         return False
     unmarked = msgspec.structs.replace(record_from_payload(row.payload), received=None)
-    return (row.values[0], to_row(unmarked).content_hash) in stored
+    return (row.id, to_row(unmarked).content_hash) in stored
 
 
 def _refused(row: Row, reason: str) -> Refused:

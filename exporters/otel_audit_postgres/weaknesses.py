@@ -78,22 +78,24 @@ WHERE r.rolbypassrls AND NOT r.rolsuper AND r.rolname <> 'otel_audit_owner'
               AND pg_has_role(r.oid, g.oid, 'MEMBER'))
 ORDER BY 1
 """
-_READABLE_PARTITIONS: Final = """
+# every right on relation c and on its columns, as a
+_EACH_RIGHT: Final = """CROSS JOIN LATERAL (
+    SELECT * FROM aclexplode(c.relacl)
+    UNION ALL
+    SELECT e.* FROM pg_catalog.pg_attribute att CROSS JOIN aclexplode(att.attacl) AS e
+    WHERE att.attrelid = c.oid
+) AS a"""
+_READABLE_PARTITIONS: Final = f"""
 SELECT DISTINCT 'role ' || coalesce(nullif(a.grantee, 0)::regrole::text, 'PUBLIC') || ' has '
     || a.privilege_type || ' on ' || c.oid::regclass || ', past row level security'
 FROM pg_catalog.pg_inherits i
 JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
 JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
 JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-CROSS JOIN LATERAL (
-    SELECT * FROM aclexplode(c.relacl)
-    UNION ALL
-    SELECT e.* FROM pg_catalog.pg_attribute att CROSS JOIN aclexplode(att.attacl) AS e
-    WHERE att.attrelid = c.oid
-) AS a
+{_EACH_RIGHT}
 WHERE n.nspname = 'audit' AND p.relname = 'audit_logs' AND a.grantee <> c.relowner
 ORDER BY 1
-"""
+"""  # noqa: S608 - a constant
 # what each group needs, and all that may write besides them
 _NEEDED: Final = (
     ("otel_audit_writer", "quarantine", "INSERT", "content_hash"),
@@ -119,16 +121,11 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'audit'
 WHERE NOT has_column_privilege(r.oid, c.oid, wanted.attribute, wanted.privilege)
 ORDER BY 1
 """
-_EXCESSIVE: Final = """
+_EXCESSIVE: Final = f"""
 SELECT DISTINCT 'role ' || coalesce(nullif(a.grantee, 0)::regrole::text, 'PUBLIC') || ' has '
     || a.privilege_type || ' on audit.' || c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-CROSS JOIN LATERAL (
-    SELECT * FROM aclexplode(c.relacl)
-    UNION ALL
-    SELECT e.* FROM pg_catalog.pg_attribute att CROSS JOIN aclexplode(att.attacl) AS e
-    WHERE att.attrelid = c.oid
-) AS a
+{_EACH_RIGHT}
 WHERE n.nspname = 'audit' AND a.grantee <> c.relowner
   AND (a.privilege_type IN ('UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER', 'REFERENCES')
        AND NOT (c.relkind = 'S')
@@ -137,7 +134,7 @@ WHERE n.nspname = 'audit' AND a.grantee <> c.relowner
   AND NOT (a.grantee = to_regrole('otel_audit_sealer')
            AND c.relname = 'ledger_queue' AND a.privilege_type = 'DELETE')
 ORDER BY 1
-"""
+"""  # noqa: S608 - a constant
 
 
 async def has_roles(connection: Connection[Any]) -> bool:

@@ -15,10 +15,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
+from otel_audit import flat
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.ids import derived_uuid7
 from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, Source, to_json
 from otel_audit.record import SCHEMA_VERSION as SCHEMA
+from otel_audit.shapes import Shapes
 
 SCOPE_NAME: Final = "otel_audit"
 """Instrumentation scope of the audit spans we make ourselves."""
@@ -140,6 +142,7 @@ _RESPONSE: Final = ((HTTP_STATUS, "status_code"),)
 _ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
 _BODY_PARTS: Final = ("content_type", "sha256", "absent")
 _USUAL_SOURCE: Final = Source().type
+_USUAL: Final = {"phase": "completed", "schema_version": SCHEMA, "transaction": "none"}
 
 
 def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
@@ -219,7 +222,7 @@ def record_from_span(span: ReadableSpan) -> AuditRecord:
     )
 
 
-def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, each by its name
+def record_from_attributes(  # noqa: PLR0913 - each fact by its name
     attributes: Mapping[str, Any],
     *,
     name: str,
@@ -246,6 +249,8 @@ def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, eac
     Raises:
         InvalidAuditSpanError: As for `record_from_span`.
     """
+    if type(attributes) is not dict:
+        attributes = dict(attributes)  # reading a span's own is slow, each time
     missing = [wanted for wanted in MANDATORY if attributes.get(wanted) in (None, "")]
     if missing:
         raise InvalidAuditSpanError(
@@ -253,24 +258,54 @@ def record_from_attributes(  # noqa: C901, PLR0913 - one fact after another, eac
             f"a span with {FLAG}=true must carry {', '.join(MANDATORY)}"
         )
     record_id = attributes.get(RECORD_ID) or derived_uuid7(start_time, *own_ids)
-    parts = _sorted_out(attributes)
-    fields: dict[str, Any] = {
-        "phase": "completed",
-        "schema_version": SCHEMA,
-        "transaction": "none",
-        **parts[""],
+    facts: dict[str, Any] = {
+        "record_id": record_id,
+        "action_id": attributes.get(ACTION_ID) or record_id,
+        "event_name": attributes.get(EVENT_NAME) or name,
+        "occurred_at": start_time,
+        "duration": max(end_time - start_time, 0),
+        "resource": plain_values(resource),
     }
-    fields.update(
-        record_id=record_id,
-        action_id=attributes.get(ACTION_ID) or record_id,
-        event_name=attributes.get(EVENT_NAME) or name,
-        occurred_at=start_time,
-        duration=max(end_time - start_time, 0),
-        actor=parts["actor"],
-        resource=plain_values(resource),
-    )
     if trace is not None:
-        fields["trace_id"], fields["span_id"] = trace
+        facts["trace_id"], facts["span_id"] = trace
+    try:
+        return _at_once(attributes, facts)
+    except (msgspec.MsgspecError, TypeError):
+        # the slow way says what is wrong, and where
+        return _part_by_part(attributes, facts, name)
+
+
+def _at_once(attributes: Mapping[str, Any], facts: dict[str, Any]) -> AuditRecord:
+    """Make the record; raise where anything may be wrong with it."""
+    parts = _SHAPES.plan(attributes)
+    if not parts.complete:
+        raise TypeError
+    told: Any = msgspec.convert(attributes, _Told)
+    content = [
+        NO_CONTENT if text is msgspec.UNSET else json_text(text)
+        for text in (told.request_body_content, told.response_body_content)
+    ]
+    if CHANGES in attributes:
+        facts = {**facts, "changes": _decode_changes(attributes[CHANGES])}
+    if METADATA in attributes:
+        facts = {**facts, "metadata": _decode_mapping(attributes[METADATA])}
+    return flat.as_record(
+        told,
+        parts,
+        flat.Details(
+            {header: _header_text(attributes[name]) for name, header in parts.request_headers},
+            {header: _header_text(attributes[name]) for name, header in parts.response_headers},
+            *content,
+        ),
+        msgspec.convert(facts, flat.Facts),
+    )
+
+
+def _part_by_part(
+    attributes: Mapping[str, Any], facts: Mapping[str, Any], name: str
+) -> AuditRecord:
+    parts = _sorted_out(attributes)
+    fields: dict[str, Any] = {**_USUAL, **parts[""], **facts, "actor": parts["actor"]}
     for key in ("tenant", "target", "error"):
         if parts[key]:
             fields[key] = parts[key]
@@ -379,6 +414,18 @@ _PLACES: Final = _placed()
 _PARTS: Final = (
     *dict.fromkeys(part for part, _ in _PLACES.values()), "request headers", "response headers",
 )  # fmt: skip
+
+
+def _parts(names: tuple[str, ...]) -> flat.Parts:
+    sent, answered = (
+        tuple((name, name[len(prefix) :]) for name in names if name.startswith(prefix))
+        for prefix in (REQUEST_HEADER, RESPONSE_HEADER)
+    )
+    return flat.parts_of(names, _PLACES, sent, answered)
+
+
+_SHAPES: Final = Shapes(_parts)
+_Told: Final = flat.struct_of(_PLACES, _USUAL)
 
 
 def json_text(text: str) -> msgspec.Raw:

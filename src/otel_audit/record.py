@@ -291,11 +291,13 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
     @property
     def entities(self) -> tuple[str, ...]:
         """Every entity this record is about, each once: the target, then what changed."""
-        found: dict[str, None] = {}
-        if self.target is not None and self.target.id is not None:
-            found[entity_reference(self.target.type, self.target.id)] = None
-        found.update(dict.fromkeys(entities_of(self.changes)))
-        return tuple(found)
+        target = self.target
+        found = []
+        if target is not None and target.id is not None:
+            found.append(entity_reference(target.type, target.id))
+        for change in self.changes:
+            found += _named(change)
+        return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +322,14 @@ def entities_of(changes: Iterable[Change]) -> Iterator[str]:
     """Name every entity that changes are about, each once."""
     found: dict[str, None] = {}
     for change in changes:
-        named = (change.reference, *change.related) if change.key else change.related
-        for name in named:
+        for name in _named(change):
             if name not in found:
                 found[name] = None
                 yield name
+
+
+def _named(change: Change) -> tuple[str, ...]:
+    return (change.reference, *change.related) if change.key else change.related
 
 
 def entity_reference(entity: str, *key: object) -> str:
@@ -337,7 +342,8 @@ def entity_reference(entity: str, *key: object) -> str:
     Returns:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
-    return f"{_snake_case(entity)}:{','.join([str(part) for part in key])}"
+    told = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
+    return f"{_snake_case(entity)}:{told}"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -29,18 +29,18 @@ class Server:
     def output(self) -> str:
         return self._log.read_text()
 
-    def wait_until_up(self, timeout: float = 30.0) -> None:
+    def wait_until_up(self, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode}:\n{self.output}")
             with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{self.url}/up", timeout=1)
+                httpx.get(f"{self.url}/up", timeout=5)
                 return
             time.sleep(0.05)
         raise AssertionError(f"not up in {timeout} s:\n{self.output}")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 60.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(timeout)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import secrets
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,9 @@ import pytest
 import websockets.sync.client
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from servers import uvicorn
+from servers import Server, uvicorn
 
-from demo.receiver import running_receiver
+from demo.receiver import Receiver, running_receiver
 
 pytestmark = pytest.mark.slow
 
@@ -217,7 +216,8 @@ def run(request, postgres, audit_template, tmp_path_factory) -> Run:
         with httpx.Client(base_url=server.url, timeout=30, limits=one_each) as client:
             for name, (_, send) in POSITIONS.items():
                 answers.append(send(client, canaries[name]))
-        time.sleep(2)  # the spans' and metrics' own exporters are no concern of an orderly stop
+        # the spans' and metrics' own exporters are no concern of an orderly stop
+        wait_for(exported_all(server, collector))
         spool = b"".join(p.read_bytes() for p in (directory / "spool").rglob("*") if p.is_file())
         server.stop()
         logs, spans, metrics = split(server.output)
@@ -239,6 +239,15 @@ def run(request, postgres, audit_template, tmp_path_factory) -> Run:
 def wait_for(coroutine: Any) -> Any:
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
+
+
+async def exported_all(server: Server, collector: Receiver) -> None:
+    """Metrics were exported twice since, and no more spans come."""
+    wanted, last = server.output.count('"resource_metrics"') + 2, -1
+    async with asyncio.timeout(60):
+        while server.output.count('"resource_metrics"') < wanted or len(collector.received) != last:
+            last = len(collector.received)
+            await asyncio.sleep(1)
 
 
 async def everything(dsn: str) -> tuple[bytes, list[asyncpg.Record]]:

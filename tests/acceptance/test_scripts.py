@@ -35,7 +35,7 @@ def run(tmp_path: Path, audit_store: str) -> Run:
             env=environment_of(tmp_path, audit_store, **environment),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
         )
 
@@ -117,7 +117,7 @@ class TestEnds:
             import time
             otel_audit.instrument()
             otel_audit.emit("b.done")
-            assert otel_audit.flush(20)
+            assert otel_audit.flush(60)
             time.sleep(1)
         """)
         assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ class TestEnds:
         """
         done = run(script, OTEL_AUDIT_DSN=UNREACHABLE, OTEL_AUDIT_SHUTDOWN_TIMEOUT="0.5")
         assert done.returncode == 0
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 40
         assert "1 audit records are kept" in done.stderr
         assert "hunter2" not in done.stderr
         assert run(script).returncode == 0
@@ -239,7 +239,7 @@ class TestChildren:
                 os._exit(0)
             os.waitpid(child, 0)
             otel_audit.emit("parent.done")
-            assert otel_audit.flush(20)
+            assert otel_audit.flush(60)
             time.sleep(0.5)
         """)
         assert done.returncode == 0, done.stderr
@@ -316,7 +316,7 @@ class TestWithLittle:
             ),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
         )
         assert done.returncode == 0, done.stderr

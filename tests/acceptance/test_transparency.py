@@ -66,18 +66,24 @@ def pair(request, postgres, audit_template, tmp_path_factory) -> Iterator[Pair]:
 
 def connect(server: Server) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
-def exchange(server: Server, raw: bytes, *more: bytes) -> list[tuple[float, bytes]]:
-    """Send bytes, and more of them after pauses; return what comes back until the end, timed."""
+def exchange(
+    server: Server, raw: bytes, *more: tuple[bytes | None, bytes]
+) -> list[tuple[float, bytes]]:
+    """Send bytes, and more of them after an answer or a pause; return what comes back, timed."""
     found = []
     with connect(server) as connection:
         connection.sendall(raw)
-        for part in more:
-            time.sleep(PAUSE)
-            connection.sendall(part)
         began = time.monotonic()
+        for awaited, part in more:
+            if awaited is None:
+                time.sleep(PAUSE)
+            while awaited is not None and awaited not in b"".join(data for _, data in found):
+                found.append((time.monotonic() - began, connection.recv(65536)))
+                assert found[-1][1], f"it ended before it said {awaited!r}"
+            connection.sendall(part)
         while data := connection.recv(65536):
             found.append((time.monotonic() - began, data))
     return found
@@ -103,7 +109,7 @@ def ask(line: str, body: bytes = b"", **headers: str) -> bytes:
 def events(server: Server, *, until: str | None = None) -> list[str]:
     """What the application has seen since it was last asked."""
     found: list[str] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         found += httpx.get(f"{server.url}/events").json()
         if until is None or until in found or time.monotonic() > deadline:
@@ -159,15 +165,20 @@ class TestBytes:
     def test_a_request_in_pieces(self, pair):
         """The handler gets each piece of a chunked upload when it comes, and may answer it."""
         head = ask("POST /pieces", transfer_encoding="chunked")
-        pieces = [b"3\r\nabc\r\n", b"4\r\nDEFg\r\n", b"0\r\n\r\n"]
-        plain, audited = pair.both(lambda server: exchange(server, head, *pieces))
+        pieces = [(None, part) for part in (b"3\r\nabc\r\n", b"4\r\nDEFg\r\n", b"0\r\n\r\n")]
+        # on a busy machine two of them may come together to one of the servers, but not each time
+        for _ in range(10):
+            plain, audited = pair.both(lambda server: exchange(server, head, *pieces))
+            if said(audited) == said(plain):
+                break
         assert said(audited) == said(plain)
 
     @pytest.mark.parametrize(("path", "invited"), [("/echo", True), ("/unread", False)])
     def test_expect_100_continue(self, pair, path, invited):
         """The server invites the body only if the handler asks for it: we ask for nothing."""
         head = ask(f"POST {path}", expect="100-continue", content_length="3")
-        plain, audited = pair.both(lambda server: exchange(server, head, b"tea"))
+        awaited = b"100 Continue\r\n\r\n" if invited else None
+        plain, audited = pair.both(lambda server: exchange(server, head, (awaited, b"tea")))
         raw = [b"".join(data for _, data in found) for found in (plain, audited)]
         assert [answer.startswith(b"HTTP/1.1 100") for answer in raw] == [invited, invited]
 
@@ -206,10 +217,17 @@ class TestTime:
                 seen += lines
             return times
 
-        for times in pair.both(arrivals):
-            assert len(times) >= 3
-            # a busy machine may let two of them arrive together, but not all
-            assert times[-1] - times[0] > PAUSE * (len(times) - 1) * 0.5, times
+        def apart(server: Server) -> list[list[float]]:
+            """A busy machine may let them arrive together, but not time and again."""
+            tries = []
+            for _ in range(10):
+                tries.append(times := arrivals(server))
+                assert len(times) >= 3
+                if times[-1] - times[0] > PAUSE * (len(times) - 1) * 0.5:
+                    return []
+            return tries
+
+        assert pair.both(apart) == ([], [])
 
 
 class TestEvents:
@@ -235,7 +253,9 @@ class TestEvents:
         def leave(server: Server) -> list[str]:
             with connect(server) as connection:
                 connection.sendall(ask("POST /endless"))
-                connection.recv(1024)
+                seen = b""
+                while b"line 1" not in seen:
+                    seen += connection.recv(1024)
             found = events(server, until="cut off")
             return list(dict.fromkeys(found))
 
@@ -330,7 +350,7 @@ class TestRecords:
         connection = await asyncpg.connect(store)
         found: dict[str, asyncpg.Record] = {}
         try:
-            for _ in range(100):
+            for _ in range(600):
                 rows = await connection.fetch(
                     "SELECT * FROM audit.audit_logs WHERE occurred_at >= $1", since
                 )

@@ -26,7 +26,7 @@ async def up() -> str:
 
 @app.post("/slow")
 async def slow() -> None:
-    await trio.sleep(0.4)
+    await trio.sleep(1.5)
     async with otel_audit.audit("report.written"):
         await trio.sleep(0)
 """
@@ -36,7 +36,7 @@ async def rows(store: str, *, until: int) -> list[Any]:
     """Read the store until it has so many rows."""
     connection = await asyncpg.connect(store)
     try:
-        for _ in range(200):
+        for _ in range(1_200):
             found = await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY recorded_at")
             if len(found) >= until:
                 break
@@ -52,6 +52,7 @@ async def test_a_server_on_trio_is_audited(tmp_path: Path, audit_store: str) -> 
     settings = {
         "OTEL_AUDIT_DSN": audit_store,
         "OTEL_AUDIT_DELIVERY": "strict",
+        "OTEL_AUDIT_STRICT_TIMEOUT": "60",
         "OTEL_AUDIT_SPOOL_FSYNC": "always",
         "OTEL_AUDIT_LONG_ACTION_AFTER": "0.1",
     }
@@ -62,7 +63,7 @@ async def test_a_server_on_trio_is_audited(tmp_path: Path, audit_store: str) -> 
 
     with started(tmp_path, settings, command) as server:
         server.wait_until_up()
-        assert httpx.post(f"{server.url}/slow", timeout=10).status_code == 200
+        assert httpx.post(f"{server.url}/slow", timeout=60).status_code == 200
         found = await rows(audit_store, until=4)
         assert "otel_audit" not in server.output, server.output
     slow = [row for row in found if row["event_name"] == "slow.created"]

@@ -60,13 +60,13 @@ async def rows_of(store: str) -> list[asyncpg.Record]:
 
 
 def place_orders(url: str, count: int) -> None:
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         for _ in range(count):
             assert client.post("/orders", json={"item": "tea"}).status_code == 201
 
 
 async def eventually(look: Callable[[], Awaitable[Any]], wanted: Callable[[Any], bool]) -> Any:
-    deadline = asyncio.get_running_loop().time() + 30
+    deadline = asyncio.get_running_loop().time() + 60
     while not wanted(found := await look()):
         assert asyncio.get_running_loop().time() < deadline, found
         await asyncio.sleep(0.1)
@@ -243,7 +243,7 @@ class TestFaults:
     async def test_required_refuses_to_start(self, directory, settings, named):
         """Required: the process ends at once, says why, and shows no password."""
         with uvicorn(directory, {**settings, "OTEL_AUDIT_REQUIRED": "true"}) as server:
-            assert server.process.wait(30) == 78
+            assert server.process.wait(60) == 78
             assert named in server.output
             assert "Refusing to start" in server.output
             assert "hunter2" not in server.output
@@ -255,11 +255,11 @@ class TestFaults:
         settings = {"OTEL_AUDIT_DSN": database, "OTEL_AUDIT_REQUIRED": required}
         with uvicorn(directory, settings) as server:
             if required == "true":
-                assert server.process.wait(30) == 78
+                assert server.process.wait(60) == 78
             else:
                 server.wait_until_up()
                 place_orders(server.url, 1)
-                server.stop(timeout=40)
+                server.stop()
             assert "otel-audit init" in server.output
 
     async def test_what_an_unreachable_store_missed_is_delivered_by_the_next_start(
@@ -270,6 +270,9 @@ class TestFaults:
         with uvicorn(directory, settings) as server:
             server.wait_until_up()
             place_orders(server.url, 3)
+            await eventually(
+                lambda: asyncio.sleep(0, server.output), lambda seen: "Audit records wait" in seen
+            )
             server.stop()
             assert "hunter2" not in server.output
             assert "Audit records wait" in server.output

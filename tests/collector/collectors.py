@@ -152,6 +152,13 @@ class Sink(Process):
 
     url: str = ""
 
+    def for_collectors(self) -> dict[str, str]:
+        """What the files ask for that send to it."""
+        return {
+            "AUDIT_SINK_ENDPOINT": self.url,
+            "AUDIT_SINK_TOKEN_FILE": str(self.directory / "sink.token"),
+        }
+
 
 def serving(store: str, directory: Path, name: str = "sink") -> Sink:
     """Describe a sink, and make the token that it takes; it is not started."""

@@ -89,32 +89,30 @@ def pipeline(
         store: str = audit_store,
     ) -> Iterator[Pipeline]:
         sink = serving(store, tmp_path)
-        below = collector(
-            binary,
+
+        def tier(
+            name: str, files: tuple[str, ...], listen: tuple[str, ...], environment: dict[str, str]
+        ) -> Collector:
+            whole = {**certificates.environment(), **environment}
+            return collector(
+                binary, name, files=files, environment=whole, directory=tmp_path, listen=listen
+            )
+
+        below = tier(
             "gateway",
-            files=("gateway.yaml", *overlays),
-            environment={
-                **certificates.environment(),
-                "AUDIT_SINK_ENDPOINT": sink.url,
-                "AUDIT_SINK_TOKEN_FILE": str(tmp_path / "sink.token"),
-                "TRACES_ENDPOINT": backend.endpoint,
-                **(gateway or {}),
-            },
-            directory=tmp_path,
-            listen=GATEWAY,
+            ("gateway.yaml", *overlays),
+            GATEWAY,
+            {**sink.for_collectors(), "TRACES_ENDPOINT": backend.endpoint, **(gateway or {})},
         )
-        above = collector(
-            binary,
+        above = tier(
             "agent",
-            files=("agent.yaml",),
-            environment={
-                **certificates.environment(),
+            ("agent.yaml",),
+            AGENT,
+            {
                 "AUDIT_GATEWAY_ENDPOINT": below.url("GATEWAY_AUDIT_HTTP", "https"),
                 "TRACES_ENDPOINT": below.url("GATEWAY_HTTP", "https"),
                 **(agent or {}),
             },
-            directory=tmp_path,
-            listen=AGENT,
         )
         with running(sink, below, above):
             yield Pipeline(above, below, sink, backend, store)

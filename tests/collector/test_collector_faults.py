@@ -110,6 +110,7 @@ class TestTheNextTierIsAway:
                     victim.kill()
                     await asyncio.sleep(chance.uniform(0.0, 1.0))
                     victim.start()
+                await eventually(sent_by(senders), lambda count: count > 100, within=100)
             finally:
                 ending.set()
                 for thread in threads:
@@ -117,6 +118,13 @@ class TestTheNextTierIsAway:
             sent = [one for sender in senders for one in sender.acknowledged]
             assert len(sent) > 100
             await all_stored_once(it.store, sent, within=120)
+
+
+def sent_by(senders: list[Sender]):
+    async def look() -> int:
+        return sum(len(sender.acknowledged) for sender in senders)
+
+    return look
 
 
 @pytest.fixture

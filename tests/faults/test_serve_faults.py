@@ -44,14 +44,14 @@ class Senders:
         for thread in self._threads:
             thread.join()
 
-    def until_more(self, count: int = 20, within: float = 40.0) -> None:
+    def until_more(self, count: int = 20, within: float = 80.0) -> None:
         wanted = len(self.acknowledged) + count
         deadline = time.monotonic() + within
         while len(self.acknowledged) < wanted:
             assert time.monotonic() < deadline, (len(self.acknowledged), wanted, self.statuses)
             time.sleep(0.05)
 
-    def until_answered(self, status: int, within: float = 30.0) -> None:
+    def until_answered(self, status: int, within: float = 60.0) -> None:
         deadline = time.monotonic() + within
         while status not in self.statuses:
             assert time.monotonic() < deadline, self.statuses
@@ -150,7 +150,7 @@ class TestSinks:
         with _two(tmp_path, audit_store) as (first, second), Senders([first, second]) as senders:
             await asyncio.to_thread(senders.until_more)
             first.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(first.process.wait, 30) in (0, -signal.SIGTERM)
+            assert await asyncio.to_thread(first.process.wait, 60) in (0, -signal.SIGTERM)
             await asyncio.to_thread(senders.until_more)
             output = first.output
 

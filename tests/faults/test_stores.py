@@ -57,7 +57,7 @@ class TestAway:
                 await asyncio.to_thread(own_store.start)
                 await load.until_more(10)
             assert await longest_turn(server.url) < LONGEST_TURN
-            verdict = await site.verdict(own_store.dsn, within=40)
+            verdict = await site.verdict(own_store.dsn, within=60)
             await asyncio.to_thread(server.stop)
         verdict.assert_sound()
         assert not load.cut_off
@@ -93,15 +93,17 @@ class TestAway:
             hole.bind(("127.0.0.1", 0))
             hole.listen(100)
             nowhere = f"postgresql://nobody:x@127.0.0.1:{hole.getsockname()[1]}/audit"
-            settings = settings_for(nowhere, SHUTDOWN_TIMEOUT="0.2", REQUIRED="false")
+            settings = settings_for(
+                nowhere, SHUTDOWN_TIMEOUT="0.2", CONNECT_TIMEOUT="60", REQUIRED="false"
+            )
             with site.serving(settings) as server:
                 async with site.load(server).running() as load:
                     await load.until_answered(150)
                 assert await longest_turn(server.url) < LONGEST_TURN
                 await asyncio.to_thread(server.stop)
-        assert load.slowest < 5
+        assert load.slowest < 30
         with site.serving(settings_for(audit_store)) as server:
-            verdict = await site.verdict(audit_store, within=30)
+            verdict = await site.verdict(audit_store, within=60)
             await asyncio.to_thread(server.stop)
         verdict.assert_sound()
         told(
@@ -135,7 +137,7 @@ class TestRefused:
                     await load.until_more(100)
                     assert (await site.verdict(audit_store)).lost
                     await postgres.execute(f"ALTER ROLE {writer} LOGIN CONNECTION LIMIT -1")
-            verdict = await site.verdict(audit_store, within=40)
+            verdict = await site.verdict(audit_store, within=60)
             await asyncio.to_thread(server.stop)
             assert "Audit records wait" in server.output
         verdict.assert_sound()
@@ -175,7 +177,7 @@ class TestRefused:
         await connection.close()
         assert (await site.verdict(own_store.dsn)).lost
         with site.serving(settings_for(dsn("new"))) as server:
-            verdict = await site.verdict(own_store.dsn, within=30)
+            verdict = await site.verdict(own_store.dsn, within=60)
             await asyncio.to_thread(server.stop)
         verdict.assert_sound()
         told(
@@ -261,7 +263,7 @@ async def test_failover_under_load(site: Site, own_store, standby, told):
             await connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
             await connection.execute("SELECT pg_reload_conf()")
             await connection.close()
-        verdict = await site.verdict(standby.dsn, within=40)
+        verdict = await site.verdict(standby.dsn, within=60)
         await asyncio.to_thread(server.stop)
     verdict.assert_sound()
     assert not load.refused

@@ -76,7 +76,7 @@ async def rows_after(app: FastAPI, path: str, store: str) -> list[Any]:
 
 
 async def rows_of(store: str) -> list[Any]:
-    assert await asyncio.to_thread(otel_audit.flush, 10)
+    assert await asyncio.to_thread(otel_audit.flush, 60)
     connection = await asyncpg.connect(store)
     try:
         return await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY id")

@@ -69,7 +69,7 @@ async def store(audit_store: str) -> AsyncIterator[Callable[[], Any]]:
     connection = await asyncpg.connect(audit_store)
 
     async def rows() -> list[asyncpg.Record]:
-        assert await asyncio.to_thread(otel_audit.flush, 10)
+        assert await asyncio.to_thread(otel_audit.flush, 60)
         return await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY id")
 
     yield rows
@@ -547,6 +547,9 @@ class TestFaults:
         with caplog.at_level(logging.WARNING):
             otel_audit.instrument(app, config=config)
             assert (await place_order(app)).status_code == 201
+            async with asyncio.timeout(60):
+                while "Audit records wait" not in caplog.text:  # noqa: ASYNC110 - a thread says it
+                    await asyncio.sleep(0.01)
             assert not await asyncio.to_thread(otel_audit.flush, 0.3)
         assert otel_audit.health()["healthy"] is False
         assert "Audit records wait" in caplog.text

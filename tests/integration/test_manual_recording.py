@@ -41,7 +41,7 @@ async def rows(audit_store: str) -> AsyncIterator[Rows]:
     otel_audit.instrument(config=AuditConfig(dsn=audit_store, batch_interval=0.01))
 
     async def read() -> list[asyncpg.Record]:
-        assert await asyncio.to_thread(otel_audit.flush, 10)
+        assert await asyncio.to_thread(otel_audit.flush, 60)
         return await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY sequence_number")
 
     yield read
@@ -281,7 +281,7 @@ class TestStrict:
 
         await asyncio.to_thread(work, asyncio.get_running_loop())
         assert seen == [2]
-        assert await asyncio.to_thread(otel_audit.flush, 10)
+        assert await asyncio.to_thread(otel_audit.flush, 60)
         assert len(await strict()) == 5
 
     async def test_without_the_store_no_block_begins(self, away):

@@ -87,7 +87,7 @@ class TestReceipt:
         began = time.monotonic()
         with pytest.raises(otel_audit.StoreUnavailableError, match="does not have record"):
             await otel_audit.receipt(uuid7(), timeout=0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         await asyncio.to_thread(otel_audit.uninstrument)
         away = f"postgresql://nobody@/audit?host={tmp_path}"
         otel_audit.instrument(FastAPI(), config=AuditConfig(dsn=away, shutdown_timeout=0.1))

@@ -53,7 +53,7 @@ async def test_an_action_that_is_stored_is_not_stored_again_as_cut_down(audit_st
         adopt=functools.partial(adopt, home, "shop"),
     )
     delivery.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     connection = await asyncpg.connect(audit_store)
     rows: list = []
     while len(rows) < 3 or list(home.glob("shop/[0-9a-f]*")):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -14,7 +17,7 @@ from otel_audit import attributes
 from otel_audit.attributes import record_from_attributes, record_from_span, to_attributes
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.pipeline.provider import make_audit_tracer, trace_record
-from otel_audit.record import AuditRecord
+from otel_audit.record import AuditRecord, to_json
 
 OWN_IDS = ("1" * 32, "2" * 16)
 MANDATORY = {
@@ -124,6 +127,57 @@ class TestSpansOfOthers:
     def test_an_end_before_the_start_is_no_negative_duration(self):
         """Clocks of others may go backwards."""
         assert read(MANDATORY, end_time=3).duration == 0
+
+
+anything = (
+    st.none() | st.booleans() | st.integers(-1, 600) | st.floats(allow_nan=False)
+    | st.sampled_from(["", "ip", "user", "success", "CREATE", "none", "completed", "1", "x"])
+    | st.sampled_from(['{"a":[1]}', "[1]", "no json", '[{"operation":"insert","entity":"o","table":"o"}]'])
+    | st.lists(st.text(max_size=3) | st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=1)
+)  # fmt: skip
+known = st.sampled_from([
+    *attributes._PLACES, attributes.CHANGES, attributes.METADATA, "http.request.header.accept",
+    "http.request.header.host", "http.response.header.etag", "audit.entities", "other",
+])  # fmt: skip
+
+
+class TestAllAtOnce:
+    @given(
+        carried=st.dictionaries(known, anything, max_size=12),
+        trace=st.none() | st.just(OWN_IDS), name=st.sampled_from(["order.created", ""]),
+    )  # fmt: skip
+    def test_is_what_it_is_part_by_part(self, carried, trace, name):
+        """The quick way makes the same record, to the letter of its text, or the same error."""
+        given = {"carried": {**MANDATORY, **carried}, "trace": trace, "name": name}
+
+        quickly = outcome(**given)
+
+        with mock.patch.object(attributes, "_at_once", side_effect=TypeError):
+            assert outcome(**given) == quickly
+
+    @given(record=records())
+    def test_is_the_way_of_our_own_records(self, record):
+        """A record of ours never takes the slow way."""
+        carried = to_attributes(record)
+
+        with mock.patch.object(attributes, "_part_by_part", side_effect=AssertionError):
+            read(carried)
+
+    def test_many_shapes_take_bounded_memory(self):
+        """Whatever names senders make up."""
+        for number in range(1000):
+            read({**MANDATORY, f"name {number}": "x"})
+            read({**MANDATORY, "x" * 9000: "x"})
+
+        assert len(attributes._SHAPES) <= 256
+
+
+def outcome(carried: dict, **other: object) -> bytes | tuple[type, str]:
+    try:
+        return to_json(read(carried, **other))
+    except (InvalidAuditSpanError, TypeError) as error:
+        return type(error), str(error)
 
 
 class TestNoLimits:

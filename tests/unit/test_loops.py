@@ -39,7 +39,8 @@ class TestTimer:
         async def act() -> None:
             variable.set("full")
             assert call_after(SOON, lambda: seen.append(variable.get())) is not None
-            await sleep(SOON * 5)
+            while not seen:
+                await sleep(SOON)
 
         run(act)
         assert seen == ["empty"]
@@ -123,11 +124,14 @@ class TestUnderTrio:
     def test_a_long_action_leaves_a_record_when_it_starts(self) -> None:
         """As on asyncio: two records of one action."""
 
+        kept = Kept()
+
         async def slow(scope: Any, receive: Any, send: Any) -> None:
-            await trio.sleep(SOON * 5)
+            while not kept.all("closed"):  # noqa: ASYNC110 - a list is watched
+                await trio.sleep(SOON)
             await say(send)
 
-        tapped = Tapped(slow, kept=Kept(), long_action_after=SOON)
+        tapped = Tapped(slow, kept=kept, long_action_after=SOON)
         trio.run(tapped.ask)
         started, completed = tapped.kept.all("closed")
         assert (started.phase, completed.phase) == ("started", "completed")

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.notes import read_checkpoint
@@ -215,21 +215,14 @@ def _anchor(setting: str) -> Anchor:
     if kind in ("file", "dir") and rest.removeprefix("//"):
         return FileAnchor(Path(rest.removeprefix("//")), directory=kind == "dir")
     if kind == "python":
-        return _made_by(rest)
+        anchor: Anchor = called(
+            rest, "OTEL_AUDIT_ANCHOR", kind="an anchor", members=("name", "last()", "publish()")
+        )
+        return anchor
     raise ConfigurationError(
         "OTEL_AUDIT_ANCHOR: an anchor is file:PATH, dir:PATH, https://ADDRESS, log: or "
         "python:module:name"
     )
-
-
-def _made_by(place: str) -> Anchor:
-    made = called(place, "OTEL_AUDIT_ANCHOR")
-    if not all(hasattr(made, member) for member in ("name", "last", "publish")):
-        raise ConfigurationError(
-            f"OTEL_AUDIT_ANCHOR: {place} returned {type(made).__name__}, which has not the name, "
-            "last() and publish() of an anchor"
-        )
-    return cast("Anchor", made)
 
 
 def _replace(path: Path, text: str) -> None:

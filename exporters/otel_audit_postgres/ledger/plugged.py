@@ -8,22 +8,30 @@ from typing import Any
 from otel_audit.errors import ConfigurationError
 
 
-def called(place: str, setting: str) -> Any:
+def called(place: str, setting: str, *, kind: str, members: tuple[str, ...]) -> Any:
     """Import a callable, call it without arguments, and return what it gives.
 
     Args:
         place: ``module:name``.
         setting: Where that was said, for the message.
+        kind: What it must give, as the message calls it: ``an anchor``.
+        members: The names that it must have; those of methods with ``()`` behind them.
 
     Raises:
-        ConfigurationError: It cannot be imported, or raised.
+        ConfigurationError: It cannot be imported, or raised, or gave something else.
     """
     module, separator, name = place.partition(":")
     if not (module and separator and name):
         raise ConfigurationError(f"{setting}: module:name is needed, not {place}")
     try:
-        return getattr(importlib.import_module(module), name)()
+        made = getattr(importlib.import_module(module), name)()
     except Exception as error:
         raise ConfigurationError(
             f"{setting}: {place} could not be made ({type(error).__name__}: {error})"
         ) from error
+    if not all(hasattr(made, member.removesuffix("()")) for member in members):
+        raise ConfigurationError(
+            f"{setting}: {place} returned {type(made).__name__}, which has not the "
+            f"{', '.join(members[:-1])} and {members[-1]} of {kind}"
+        )
+    return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -32,18 +31,14 @@ def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> Signer |
     if key_file is not None:
         return read_key_file(key_file, "--key-file")
     if config.signer is not None:
-        return _signer(config.signer)
-    return _signing_key(config)
-
-
-def _signer(place: str) -> Signer:
-    made = called(place, "OTEL_AUDIT_SIGNER")
-    if not all(hasattr(made, member) for member in ("name", "key_id", "sign")):
-        raise ConfigurationError(
-            f"OTEL_AUDIT_SIGNER: {place} returned {type(made).__name__}, which has not the name, "
-            "key_id and sign() of a signer"
+        signer: Signer = called(
+            config.signer,
+            "OTEL_AUDIT_SIGNER",
+            kind="a signer",
+            members=("name", "key_id", "sign()"),
         )
-    return cast("Signer", made)
+        return signer
+    return _signing_key(config)
 
 
 def _signing_key(config: AuditConfig) -> SigningKey | None:

@@ -294,5 +294,3 @@ class Account:
         if self.socket is not None:
             found["websocket"] = self.socket.facts()
         return with_told(cast("dict[str, Any]", found), self.audit)
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -79,22 +78,20 @@ class _Board:
         due = self.loop.time() + self._after
         self._due[act] = due
         if not self._is_set:
-            self._set(due)
+            self._set(self._after)
 
     def end(self, act: Callable[[], None]) -> None:
         self._due.pop(act, None)
 
-    def _set(self, due: float) -> None:
-        self._is_set = True
-        # an empty context: what the request's own holds is not kept alive by the clock
-        self.loop.call_at(due, self._look, context=contextvars.Context())
+    def _set(self, seconds: float) -> None:
+        self._is_set = call_after(seconds, self._look) is not None
 
     def _look(self) -> None:
         self._is_set = False
         now = self.loop.time()
         for act, due in list(self._due.items()):
             if due > now:
-                self._set(due)
+                self._set(due - now)
                 return
             del self._due[act]
             act()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -15,8 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.pipeline.backlog import Backlog, Item
@@ -26,6 +23,7 @@ from otel_audit.pipeline.recovery import Adopt, Recovery
 from otel_audit.pipeline.sink import Refused, Sink, Written
 from otel_audit.pipeline.spool import Kind, Spool, SpoolError
 from otel_audit.pipeline.syncing import GroupSync
+from otel_audit.pipeline.worker import Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -100,10 +98,7 @@ class Delivery:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Event | None = None
+        self._worker = Worker("otel-audit-delivery", self._work)
         self._asleep = False
         self._hurry = 0
         self._closing = False
@@ -139,8 +134,8 @@ class Delivery:
     def start(self) -> None:
         """Start the worker now: what dead processes left need not wait for the first record."""
         with self._lock:
-            if self._thread is None and not self._closed:
-                self._start()
+            if not self._worker.started and not self._closed:
+                self._worker.start()
 
     def hurry(self) -> None:
         """Let what waits for company go now."""
@@ -181,8 +176,8 @@ class Delivery:
                 self._counters.add("dropped")
                 complain(_logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL)
                 return
-            if self._thread is None:
-                self._start()
+            if not self._worker.started:
+                self._worker.start()
             elif self._asleep or self.backlog.ready == self._options.batch_size:
                 self._rouse()
 
@@ -196,7 +191,7 @@ class Delivery:
             Whether it has.
         """
         with self._changed:
-            if self._thread is None:
+            if not self._worker.started:
                 return self.depth == 0
             self._hurry += 1
             self._rouse()
@@ -219,11 +214,10 @@ class Delivery:
             if self._closed:
                 return self.depth == 0
             self._closing = self._closed = True
-            thread = self._thread
             self._rouse()
-            self._cut_short()
-        if thread is not None:
-            thread.join(_LAST_GRACE)
+            # what is under way and was not stored is kept, or counted below
+            self._worker.cancel()
+        self._worker.join(_LAST_GRACE)
         with self._lock:
             left = self.depth
             self.tell_what_is_kept()
@@ -257,34 +251,11 @@ class Delivery:
                 spool.pending, spool.path,
             )  # fmt: skip
 
-    def _cut_short(self) -> None:
-        """End what is under way: what was not stored is kept, or counted by whoever ends."""
-        loop, task = self._loop, self._task
-        if loop is not None and task is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
-
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="otel-audit-delivery", daemon=True)
-        self._thread.start()
-
     def _rouse(self) -> None:
-        loop, wake = self._loop, self._wake
-        if loop is not None and wake is not None and not loop.is_closed():
-            self._asleep = False
-            loop.call_soon_threadsafe(wake.set)
-
-    def _run(self) -> None:
-        with (
-            contextlib.suppress(asyncio.CancelledError),
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
-        ):
-            runner.run(self._work())
+        self._asleep = False
+        self._worker.rouse()
 
     async def _work(self) -> None:
-        self._wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
         sink = self._make_sink()
         beside = [asyncio.create_task(self._keep_in_sync())]
         beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
@@ -292,7 +263,7 @@ class Delivery:
             while not self._closing:
                 try:
                     await self._adopt_the_dead(sink)
-                    if await self._something_to_do(self._wake):
+                    if await self._something_to_do(self._worker.wake):
                         await self._deliver(sink)
                 except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                     self._note_failure(error)
@@ -416,8 +387,7 @@ class Delivery:
             complain(_logger, "failure", "Writing audit records failed", error=error)
 
     async def _rest(self, pause: float) -> None:
-        wake = self._wake
-        assert wake is not None  # noqa: S101 - set before the first call
+        wake = self._worker.wake
         wake.clear()
         await _wait(wake, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
 

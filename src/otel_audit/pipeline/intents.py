@@ -9,12 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Sink
+from otel_audit.pipeline.worker import Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -50,9 +49,7 @@ class Intents:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._waiting: list[_Intent] = []
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event | None = None
+        self._worker = Worker("otel-audit-intents", self._work)
         self._closing = False
 
     async def store(self, record: AuditRecord) -> bool:
@@ -68,12 +65,9 @@ class Intents:
             if self._closing:
                 return False
             self._waiting.append(intent)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="otel-audit-intents", daemon=True
-                )
-                self._thread.start()
-            self._rouse()
+            if not self._worker.started:
+                self._worker.start()
+            self._worker.rouse()
         try:
             async with asyncio.timeout(self._timeout):
                 return await intent.future
@@ -84,27 +78,12 @@ class Intents:
         """End the thread; whoever waits is told no. Never raises."""
         with self._lock:
             self._closing = True
-            self._rouse()
-            thread = self._thread
-        if thread is not None:
-            thread.join(_LAST_GRACE)
-
-    def _rouse(self) -> None:
-        if self._loop is not None and self._wake is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
-
-    def _run(self) -> None:
-        with (
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
-        ):
-            runner.run(self._work())
+            self._worker.rouse()
+        self._worker.join(_LAST_GRACE)
 
     async def _work(self) -> None:
         sink = self._make_sink()
-        wake = asyncio.Event()
-        with self._lock:
-            self._wake, self._loop = wake, asyncio.get_running_loop()
+        wake = self._worker.wake
         try:
             while not self._closing:
                 batch = self._take()

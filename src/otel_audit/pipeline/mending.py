@@ -28,14 +28,14 @@ _ESCAPE: Final = re.compile(
     re.DOTALL,
 )
 
+_SUSPECT: Final = re.compile(rb"\\u(?:0000|[dD])").search
+
 _encode = msgspec.json.Encoder().encode
 
 
 def needs_mending(payload: bytes) -> bool:
     """Tell whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
-    if b"\\u" not in payload:
-        return False
-    return b"\\u0000" in payload or b"\\ud" in payload or b"\\uD" in payload
+    return _SUSPECT(payload) is not None
 
 
 def mend_record(record: AuditRecord) -> AuditRecord:

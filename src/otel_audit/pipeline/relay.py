@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import msgspec
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_audit.complaints import complain
@@ -28,6 +27,7 @@ from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Refused, Sink, Written
+from otel_audit.pipeline.worker import Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -195,9 +195,7 @@ class Relay:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._emptied = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event | None = None
+        self._worker = Worker("otel-audit-relay", self._work)
         self._closing = False
         self._seen = OutboxState(0, 0.0)
         self._failing_since: float | None = None
@@ -223,20 +221,14 @@ class Relay:
     def start(self) -> None:
         """Start now: what others have left need not wait for this process's first record."""
         with self._lock:
-            if self._thread is None and not self._closing:
-                self._thread = threading.Thread(
-                    target=self._run, name="otel-audit-relay", daemon=True
-                )
-                self._thread.start()
+            if not self._worker.started and not self._closing:
+                self._worker.start()
 
     def nudge(self) -> None:
         """Say that something waits. Costs next to nothing; never raises."""
-        if self._thread is None:
+        if not self._worker.started:
             self.start()
-        loop, wake = self._loop, self._wake
-        if loop is not None and wake is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
-                loop.call_soon_threadsafe(wake.set)
+        self._worker.rouse()
 
     def flush(self, timeout: float) -> bool:
         """Wait until what stands in the outbox now has left it.
@@ -260,7 +252,7 @@ class Relay:
         Args:
             timeout: Seconds that the last look may take.
         """
-        if self._thread is None:
+        if not self._worker.started:
             return
         if not self.flush(timeout) and self.depth:
             _logger.warning(
@@ -269,21 +261,10 @@ class Relay:
             )  # fmt: skip
         with self._lock:
             self._closing = True
-            thread = self._thread
-        self.nudge()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(5.0)
-
-    def _run(self) -> None:
-        with (
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
-        ):
-            runner.run(self._work())
+        self._worker.rouse()
+        self._worker.join(5.0)
 
     async def _work(self) -> None:
-        self._wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         outbox, sink = self._make_outbox(), self._make_sink()
         pause = self._options.first_pause
         try:
@@ -338,8 +319,7 @@ class Relay:
             complain(_logger, "relay failure", "Relaying the outbox failed", error=error)
 
     async def _rest(self, pause: float) -> None:
-        wake = self._wake
-        assert wake is not None  # noqa: S101 - set before the first call
+        wake = self._worker.wake
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await wake.wait()

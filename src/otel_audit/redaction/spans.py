@@ -13,19 +13,17 @@ from typing import Any, Final
 import msgspec
 
 from otel_audit import attributes as names
-from otel_audit.bounded import BoundedCache
 from otel_audit.record import Change, to_json
 from otel_audit.redaction.redactor import Redactor
 from otel_audit.redaction.tokens import REDACTED
+from otel_audit.shapes import Shapes
 
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 
 Treatment = Callable[[Redactor, Any], Any]
 
-_MOST_NAMES: Final = 2000
-_MOST_CLEAN: Final = 4096
+_MOST_CLEAN: Final = 8192
 _SHORT: Final = 256
-_NOT_MET: Final = object()
 _LISTS: Final = (list, tuple)
 
 
@@ -36,8 +34,7 @@ class Redacting:
         """Name the rules."""
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
-        self._clean: BoundedCache[tuple[str, str], str] = BoundedCache(_MOST_CLEAN)
-        self._treatments: dict[str, Any] = dict(_TREATMENTS)
+        self._clean: set[tuple[str, str]] = set()
 
     def redact(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         """Take secrets out of attributes.
@@ -50,39 +47,41 @@ class Redacting:
             those of the redacted text.
         """
         changed: dict[str, Any] = {}
-        treatments = self._treatments
-        for name, value in attributes.items():
-            treatment = treatments.get(name, _NOT_MET)
-            if treatment is _NOT_MET:
-                treatment = self._treatment(name)
-            if treatment is None:
-                continue
+        clean = self._clean
+        for name, treatment in _SHAPES.plan(attributes):
+            value = attributes[name]
             # a header is a list, mostly of one
             text = value[0] if type(value) in _LISTS and len(value) == 1 else value
-            if type(text) is str and self._clean.get((name, text)):
+            is_short = type(text) is str and len(text) <= _SHORT
+            if is_short and (name, text) in clean:
                 continue
             treated = treatment(self.redactor, value)
             if treated is not value and treated != value:
                 changed[name] = treated
-            elif type(text) is str and len(text) <= _SHORT:
-                self._clean.put((name, text), "clean")
+            elif is_short:
+                self._remember(name, text)
         told = {**attributes, **changed} if changed else attributes
         return _with_digests(told)
 
     def name(self, name: str) -> str:
         """Take secrets out of a span's name."""
-        if self._clean.get(("", name)):
+        if ("", name) in self._clean:
             return name
         treated = self.redactor.text(name)
         if treated == name and len(name) <= _SHORT:
-            self._clean.put(("", name), "clean")
+            self._remember("", name)
         return treated
 
-    def _treatment(self, name: str) -> Treatment | None:
-        found = _choose(name)
-        if len(self._treatments) < _MOST_NAMES:
-            self._treatments[name] = found
-        return found
+    def _remember(self, name: str, text: str) -> None:
+        if len(self._clean) >= _MOST_CLEAN:
+            self._clean.clear()
+        self._clean.add((name, text))
+
+
+def _treated(shape: tuple[str, ...]) -> tuple[tuple[str, Treatment], ...]:
+    """Choose the attributes that are looked at, and how each is."""
+    chosen = ((name, _TREATMENTS.get(name) or _choose(name)) for name in shape)
+    return tuple((name, treatment) for name, treatment in chosen if treatment is not None)
 
 
 def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -193,3 +192,4 @@ _TREATMENTS: Final[dict[str, Treatment]] = {
     names.URL_QUERY: _query,
     names.URL_PATH: _path,
 }
+_SHAPES: Final = Shapes(_treated)

@@ -7,6 +7,7 @@ stands for a value that was taken out before is nothing of the kind.
 from __future__ import annotations
 
 import re
+import string
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,6 +25,9 @@ _TAKEN_OUT: Final = (
 _REDACTED: Final = re.compile(
     rb'"[A-Za-z_.-]{1,30}":(?:' + _TAKEN_OUT + rb"|\[" + _TAKEN_OUT + rb"," + _TAKEN_OUT + rb"\])"
 )
+_USUAL: Final = (b'":"[REDACTED]"', b'":[null,"[REDACTED]"]')
+_IN_NAMES: Final = string.ascii_letters.encode() + b"_.-"
+_LONGEST_NAME: Final = 30
 _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -38,21 +42,46 @@ def passes_unseen(raw: bytes, rules: Rules) -> bool:
     """
     if rules.paths or not _is_shallow(raw, rules.limits.depth):
         return False
-    seen = raw
-    if b"\\" in raw:
-        if _HARD.search(raw) is not None:
-            return False
-        for escape, spelled in _SOFT:
-            seen = seen.replace(escape, spelled)
-    if b'"[' in seen or b'"hmac:' in seen:
-        seen = _REDACTED.sub(b'""', seen)
-    if rules.scan.suspects(seen):
+    if b"\\" in raw and _HARD.search(raw) is not None:
         return False
+    # before the escapes are undone: behind `[REDACTED]\\"` a value goes on
+    if rules.scan.suspects(_unescaped(_without_the_usual(raw))):
+        if not (b'"[' in raw or b'"hmac:' in raw):
+            return False
+        if rules.scan.suspects(_unescaped(_REDACTED.sub(b'""', raw))):
+            return False
     try:
         _check_json(raw)
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
+
+
+def _without_the_usual(text: bytes) -> bytes:
+    """Take out what `_REDACTED` would, in the spellings that are found without looking for them."""
+    for rest in _USUAL:
+        if rest in text:
+            parts = text.split(rest)
+            text = b"".join([*(_without_name(part, rest) for part in parts[:-1]), parts[-1]])
+    return text
+
+
+def _without_name(part: bytes, rest: bytes) -> bytes:
+    """Take a plain name from the end of what stands before the rest of its pair."""
+    at = part.rfind(b'"', -_LONGEST_NAME - 1)
+    name = part[at + 1 :]
+    if at < 0 or not name or name.translate(None, _IN_NAMES):
+        return part + rest
+    return part[:at] + b'""'
+
+
+def _unescaped(text: bytes) -> bytes:
+    """Undo the escapes that there can be."""
+    for escape, spelled in _SOFT:
+        if b"\\" not in text:
+            break
+        text = text.replace(escape, spelled)
+    return text
 
 
 def _is_shallow(raw: bytes, limit: int) -> bool:

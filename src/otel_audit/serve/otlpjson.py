@@ -15,8 +15,8 @@ import msgspec
 
 from otel_audit.attributes import FLAG
 from otel_audit.serve.incoming import Batch, Incoming, Origin
+from otel_audit.serve.pairs import DEEPEST
 from otel_audit.serve.problems import undecodable
-from otel_audit.serve.protobuf import DEEPEST
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
 _UINT64: Final = 1 << 64

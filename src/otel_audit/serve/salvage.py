@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from otel_audit.serve.incoming import Incoming, Origin
 
@@ -55,12 +54,9 @@ def items(message: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
                 yield item, resource, scope
 
 
-def resource_pairs(resource: bytes) -> list[KeyValue]:
-    """Decode a resource's attributes, those that can be."""
-    try:
-        return list(Resource.FromString(resource).attributes)
-    except DecodeError:
-        return [pair for pair in map(_pair, _found(resource, 1)) if pair is not None]
+def resource_pairs(resource: bytes) -> list[bytes]:
+    """Take out a resource's attributes, those that can be decoded."""
+    return [raw for raw in _found(resource, 1) if _pair(raw) is not None]
 
 
 def scope_name(scope: bytes) -> str:

@@ -9,33 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
+from tests.postgres_servers import Postgres
 
 
 @dataclass(frozen=True)
-class Databases:
+class Databases(Postgres):
     """A running server: makes databases, and knows its own process."""
 
-    server_dsn: str
     pid: int
-
-    def dsn(self, name: str) -> str:
-        base, _, query = self.server_dsn.partition("?")
-        return f"{base.rsplit('/', 1)[0]}/{name}" + (f"?{query}" if query else "")
 
     async def make(self, name: str) -> str:
         """Make an empty database, in place of one of that name; its DSN."""
         await self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         await self.execute(f'CREATE DATABASE "{name}"')
         return self.dsn(name)
-
-    async def execute(self, *statements: str, database: str = "postgres") -> None:
-        connection = await asyncpg.connect(self.dsn(database))
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
 
 
 @contextlib.contextmanager

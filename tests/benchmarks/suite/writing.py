@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres.copyformat import in_pieces
 from otel_audit_postgres.ledger.keys import generate, write_key_files
 from otel_audit_postgres.rows import COLUMNS, to_row
 from otel_audit_postgres.sink import _arrays
@@ -190,7 +191,7 @@ async def _once(dsn: str, way: str, rows: int, batch: int, connections: int) -> 
             made = [records(rows) for _ in opened]
             return await _timed(
                 [
-                    _encoded(one, batch, _sender("COPY", connection))
+                    _encoded(one, batch, connection)
                     for one, connection in zip(made, opened, strict=True)
                 ]
             )
@@ -228,12 +229,22 @@ async def _each(parts: Sequence[Any], send: Callable[[Any], Awaitable[Any]]) -> 
         await send(part)
 
 
-async def _encoded(
-    made: Sequence[AuditRecord], batch: int, send: Callable[[Any], Awaitable[Any]]
-) -> None:
-    """As the sink has to: records become rows meanwhile."""
+async def _encoded(made: Sequence[AuditRecord], batch: int, connection: Any) -> None:
+    """As the sink has to, and by its own encoding: records become rows meanwhile."""
     for part in _parts(made, batch):
-        await send(_ready("COPY", [to_row(record) for record in part]))
+        rows = [to_row(record) for record in part]
+        await connection.copy_to_table(
+            "audit_logs",
+            schema_name="audit",
+            columns=NAMES,
+            source=_one_by_one(in_pieces((row.copied, row.payload) for row in rows)),
+            format="binary",
+        )
+
+
+async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 async def _timed(work: Sequence[Awaitable[None]]) -> Spent:

@@ -402,7 +402,7 @@ class TestWithinAnApplication:
         )  # fmt: skip
         await runtime.started()
         await log.write(5)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await log.verify()).waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await log.write(2)
@@ -434,7 +434,7 @@ class TestWithinAnApplication:
         dsn = postgres.dsn(log.dsn.partition("?")[0].rpartition("/")[2], role)
         sealing = SealingThread(Sealer(dsn), 0.05)
         sealing.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "Sealing is not possible" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         sealing.stop(5)
@@ -446,7 +446,7 @@ class TestRun:
         stop, sealer = asyncio.Event(), log.sealer(batch=10)
         running = asyncio.create_task(sealer.run(stop, interval=0.05))
         await log.write(25)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (last := await log.anchor.last()) or read_checkpoint(last).size < 25:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         stop.set()
@@ -459,6 +459,9 @@ class TestRun:
         running = asyncio.create_task(
             Sealer("postgresql://postgres@127.0.0.1:1/x").run(stop, interval=0.01)
         )
+        async with asyncio.timeout(60):
+            while "Sealing waits" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
         stop.set()
         await running

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
+import orm_items
 import pytest
 from orm_harness import Capture, PostgresStore, SqliteStore, capturing
 from orm_models import Base, PostgresBase
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -19,6 +21,15 @@ def capture() -> Iterator[Capture]:
     with capturing() as found:
         yield found
     assert found.errors == 0
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Iterator[Engine]:
+    """A database with the table of `orm_items`."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'items.db'}")
+    orm_items.Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ class Shop:
 
     async def stored(self) -> dict[str, dict[str, Any]]:
         """What the store has, by phase; one of each at the most."""
-        assert await asyncio.to_thread(otel_audit.flush, 20)
+        assert await asyncio.to_thread(otel_audit.flush, 60)
         rows = await _fetch(self.store, "SELECT payload::text AS text FROM audit.audit_logs")
         records = [json.loads(row["text"]) for row in rows]
         found = {record["phase"]: record for record in records}

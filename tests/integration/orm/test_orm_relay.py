@@ -198,7 +198,7 @@ class Fussy:
 
 
 async def until(met) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not met() and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread is watched
         await asyncio.sleep(0.02)
     assert met()
@@ -213,7 +213,7 @@ class TestThread:
         options = RelayOptions(interval=0.05, first_pause=0.01)
         relay = Relay(lambda: PostgresOutbox(outbox), lambda: sink, counters, options)
         relay.start()
-        assert await asyncio.to_thread(relay.flush, 20)
+        assert await asyncio.to_thread(relay.flush, 60)
         assert sorted(sink.taken) == sorted(ids)
         assert counters.retries == 3
         assert "wait in the outbox" in caplog.text
@@ -280,7 +280,7 @@ class TestCommand:
                 await asyncio.sleep(0.1)
             assert await stored(audit_store) == sorted(ids)
             process.send_signal(signal.SIGTERM)
-            output, _ = await asyncio.to_thread(process.communicate, timeout=20)
+            output, _ = await asyncio.to_thread(process.communicate, timeout=60)
         finally:
             process.kill()
             process.wait()

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import trio
 from fastapi import FastAPI
-from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from orm_items import Item
+from sqlalchemy.orm import Session
 
 import otel_audit
 from otel_audit import AuditConfig
@@ -19,32 +19,14 @@ from otel_audit.testing import Recorded, recorded
 PAGES = 20
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "item"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-@pytest.fixture
-def engine(tmp_path):
-    made = create_engine(f"sqlite:///{tmp_path / 'items.db'}")
-    Base.metadata.create_all(made)
-    yield made
-    made.dispose()
-
-
-def store_items(engine) -> None:
-    with Session(engine) as session, session.begin():
+def store_items(items) -> None:
+    with Session(items) as session, session.begin():
         session.add_all([Item(name=str(number)) for number in range(PAGES * 10)])
 
 
-def recording(engine, app=None):
+def recording(items, app=None):
     config = AuditConfig(exporter="none", orm_max_entries=10)
-    return recorded(app, app_engine=engine, config=config)
+    return recorded(app, app_engine=items, config=config)
 
 
 def assert_complete(records: Recorded) -> None:
@@ -71,29 +53,29 @@ class Watcher:
         return max(after - before for before, after in pairwise(steps))
 
 
-async def test_action(engine):
+async def test_action(items):
     """Others have their turn after each page."""
-    with recording(engine) as records:
+    with recording(items) as records:
         watcher = Watcher(records)
         watching = asyncio.create_task(watcher.watch())
         await asyncio.sleep(0)
         async with otel_audit.audit("items.imported") as action:
-            store_items(engine)
+            store_items(items)
         assert_complete(records)
         assert records[0].record_id == action.record_id
         assert watcher.most_at_once() == 1
         watching.cancel()
 
 
-async def test_request(engine):
+async def test_request(items):
     """So it is with a request; its answer is out by then."""
     app = FastAPI()
 
     @app.post("/items")
     async def create() -> None:
-        store_items(engine)
+        store_items(items)
 
-    with recording(engine, app) as records:
+    with recording(items, app) as records:
         transport = httpx.ASGITransport(app=app)
         watcher = Watcher(records)
         watching = asyncio.create_task(watcher.watch())
@@ -106,13 +88,13 @@ async def test_request(engine):
         watching.cancel()
 
 
-async def test_cancelled_in_between(engine):
+async def test_cancelled_in_between(items):
     """A task that is cancelled while it hands over leaves nothing out."""
-    with recording(engine) as records:
+    with recording(items) as records:
 
         async def work() -> None:
             async with otel_audit.audit("items.imported"):
-                store_items(engine)
+                store_items(items)
 
         task = asyncio.create_task(work())
         # until it is in the middle of handing over
@@ -125,20 +107,20 @@ async def test_cancelled_in_between(engine):
         assert_complete(records)
 
 
-async def test_exception_of_the_application(engine):
+async def test_exception_of_the_application(items):
     """It goes on as it came, after everything was handed over."""
-    with recording(engine) as records:
+    with recording(items) as records:
         with pytest.raises(ZeroDivisionError):
             async with otel_audit.audit("items.imported"):
-                store_items(engine)
+                store_items(items)
                 1 / 0  # noqa: B018 - on purpose
         assert_complete(records)
         assert {one.outcome for one in records} == {"failure"}
 
 
-async def test_record_that_cannot_be_handed_over(engine, monkeypatch):
+async def test_record_that_cannot_be_handed_over(items, monkeypatch):
     """An error of our own in between is counted, and does not reach the application."""
-    with recording(engine) as records:
+    with recording(items) as records:
         hand_over = Recorded.closed
 
         def fails_once(self, record, span=None, /) -> None:
@@ -148,28 +130,28 @@ async def test_record_that_cannot_be_handed_over(engine, monkeypatch):
 
         monkeypatch.setattr(Recorded, "closed", fails_once)
         async with otel_audit.audit("items.imported"):
-            store_items(engine)
+            store_items(items)
         assert len(records) == 3
         assert otel_audit.health()["capture_errors"] == 1
 
 
-def test_trio(engine):
+def test_trio(items):
     """Under Trio it is the same, and a cancelled block ends in order."""
-    with recording(engine) as records:
+    with recording(items) as records:
 
         async def main() -> None:
             with trio.CancelScope() as around:
                 async with otel_audit.audit("items.imported"):
-                    store_items(engine)
+                    store_items(items)
                     around.cancel()
 
         trio.run(main)
         assert_complete(records)
 
 
-def test_block_without_an_event_loop(engine):
+def test_block_without_an_event_loop(items):
     """A plain `with` hands over all at once."""
-    with recording(engine) as records:
+    with recording(items) as records:
         with otel_audit.audit("items.imported"):
-            store_items(engine)
+            store_items(items)
         assert_complete(records)

@@ -73,7 +73,7 @@ class Bank:
         return [json.loads(row["record"]) for row in rows]
 
     async def stored(self) -> list[Any]:
-        assert await asyncio.to_thread(otel_audit.flush, 20)
+        assert await asyncio.to_thread(otel_audit.flush, 60)
         connection = await asyncpg.connect(self.store)
         try:
             return await connection.fetch(

@@ -26,6 +26,8 @@ from otel_audit.capture.strays import record_outside
 from otel_audit.scope import AuditScope, enter, leave
 from otel_audit.transactional import encode
 
+END_IT = text("SELECT pg_terminate_backend(:pid, 60000)")  # and wait until it has
+
 
 @pytest.fixture(scope="module")
 def prepared_dsn():
@@ -344,8 +346,7 @@ class TestFailures:
             await session.flush()
             number = await session.scalar(text("SELECT pg_backend_pid()"))
             async with AsyncSession(pg.async_engine) as other:
-                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
-            await asyncio.sleep(0.1)
+                await other.execute(END_IT, {"pid": number})
             with pytest.raises(DBAPIError):
                 await session.commit()
             await session.close()
@@ -360,8 +361,7 @@ class TestFailures:
             await session.flush()
             number = await session.scalar(text("SELECT pg_backend_pid()"))
             async with AsyncSession(pg.async_engine) as other:
-                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
-            await asyncio.sleep(0.1)
+                await other.execute(END_IT, {"pid": number})
             with pytest.raises(DBAPIError):
                 await session.execute(select(Customer))
             await session.close()
@@ -630,8 +630,7 @@ class TestTwoPhases:
             number = await session.scalar(text("SELECT pg_backend_pid()"))
             await session.run_sync(lambda s: s.prepare())
             async with AsyncSession(prepared) as other:
-                await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": number})
-            await asyncio.sleep(0.1)
+                await other.execute(END_IT, {"pid": number})
             with pytest.raises(DBAPIError):
                 await session.commit()
             await session.close()
@@ -744,17 +743,20 @@ class TestScopes:
 
     async def test_cancelled_in_a_commit(self, capture, pg):
         """A task that is cancelled while it writes leaves no change pending."""
+        flushed = asyncio.Event()
 
         async def work():
             async with AsyncSession(pg.async_engine) as session:
                 session.add(Customer(full_name="a"))
                 await session.flush()
-                await session.execute(text("SELECT pg_sleep(5)"))
+                flushed.set()
+                await session.execute(text("SELECT pg_sleep(60)"))
                 await session.commit()
 
         with action() as scope:
             task = asyncio.create_task(work())
-            await asyncio.sleep(0.2)
+            await flushed.wait()
+            await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

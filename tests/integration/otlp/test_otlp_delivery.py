@@ -179,7 +179,7 @@ class TestExporter:
         """Others are ignored; secrets are taken out."""
         spans = self.spans({**FLAGGED, "audit.metadata": '{"password": "hunter2"}'}, {"a": 1})
         assert exporter.export(spans) is SpanExportResult.SUCCESS
-        assert exporter.force_flush(5_000)
+        assert exporter.force_flush(60_000)
         (record,) = receiver.stored
         assert record.actor.id == "u1"
         assert record.span_id == trace.format_span_id(spans[0].context.span_id)
@@ -191,9 +191,9 @@ class TestExporter:
         assert exporter.export(self.spans(FLAGGED)) is SpanExportResult.SUCCESS
         began = time.monotonic()
         assert not exporter.force_flush(300)
-        assert 0.3 <= time.monotonic() - began < 5
+        assert 0.3 <= time.monotonic() - began < 30
         receiver.decide = lambda _: Answer()
-        assert exporter.force_flush(10_000)
+        assert exporter.force_flush(60_000)
         assert len(receiver.stored) == 1
 
     def test_what_waits_at_the_shutdown_is_sent_by_the_next(self, receiver):
@@ -215,7 +215,7 @@ class TestExporter:
         """Without its mandatory attributes a span is no record; it is kept with the reason."""
         lacking = {name: value for name, value in FLAGGED.items() if name != "audit.actor.id"}
         assert exporter.export(self.spans(lacking)) is SpanExportResult.SUCCESS
-        assert exporter.force_flush(5_000)
+        assert exporter.force_flush(60_000)
         (kept,) = local_quarantine(AuditConfig(exporter="none")).read()
         assert "audit.actor.id" in kept.refused.reason
         assert receiver.stored == []
@@ -227,7 +227,7 @@ class TestExporter:
         for _ in range(100):
             provider.get_tracer("theirs").start_span("x", attributes=FLAGGED).end()
         assert provider.force_flush()
-        assert exporter.force_flush(10_000)
+        assert exporter.force_flush(60_000)
         provider.shutdown()
         assert len({record.record_id for record in receiver.stored}) == 100
 

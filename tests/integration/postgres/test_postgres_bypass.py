@@ -420,12 +420,17 @@ async def _is_found(log):
         return True  # there is no store any more: `verify` says so with exit status 1
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role not in {"owner", "superuser"}])
-@pytest.mark.parametrize("read", READS)
+def _may_not(read):
+    """Who must not read so: the owner and the superuser may, the sealer reads every tenant's rows."""
+    without = {"owner", "superuser"} if read == "a partition" else {"owner", "superuser", "sealer"}
+    return [role for role in ROLES if role not in without]
+
+
+@pytest.mark.parametrize(
+    ("read", "role"), [(read, role) for read in READS for role in _may_not(read)]
+)
 async def test_nobody_reads_past_row_security(store, role, read):
     """Other tenants' records are seen by no statement, and partitions are not readable directly."""
-    if role == "sealer" and read != "a partition":
-        pytest.skip("the sealer reads every tenant's rows")
     statement = READS[read].format(p=await _this_month(store.log.dsn))
     connection = await asyncpg.connect(store.server.dsn(store.template, store.logins[role]))
     told = []

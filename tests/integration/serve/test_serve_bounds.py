@@ -200,20 +200,27 @@ class TestSlow:
 class TestTooMuchAtOnce:
     def test_beyond_what_may_be_under_way_is_429(self, bounded):
         """Not queued without end; and what has gone away makes room again."""
-        waiting = [_connected(bounded) for _ in range(6)]
-        for connection in waiting:
-            connection.sendall(_head(bounded, 90_000))
-        time.sleep(0.3)
         full = b"\0" * 90_000
-
-        answer = bounded.traces(full)
+        for _ in range(20):  # a busy machine may take longer to see them than they are waited for
+            waiting = [_connected(bounded) for _ in range(6)]
+            for connection in waiting:
+                connection.sendall(_head(bounded, 90_000))
+            time.sleep(0.3)
+            answer = bounded.traces(full)
+            if answer.status_code == 429:
+                break
+            for connection in waiting:
+                connection.close()
 
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         assert status(answer)[0] == 8
         for connection in waiting:
             connection.close()
-        time.sleep(0.3)
+        deadline = time.monotonic() + 60
+        while bounded.traces(full).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert bounded.traces(full).status_code == 400
 
 

@@ -564,20 +564,20 @@ class TestFetchedKeySets:
         token = jwt.encode(claims(), private_pem(keys.rsa), "RS256", headers={"kid": "a"})
         begun = time.perf_counter()
         assert reason(checks, token) == "keys_not_loaded"
-        assert time.perf_counter() - begun < 0.5
+        assert time.perf_counter() - begun < 2.5
         endpoint.gate.set()
-        assert checks.ready(10)
+        assert checks.ready(60)
         assert checks.verify(token).verified
 
     def test_unknown_keys_cannot_flood(self, endpoint: Endpoint, keys: Keys) -> None:
         """Any number of unknown key ids has the set fetched no more than once in a while."""
         endpoint.body = json.dumps({"keys": [public_jwk(keys.rsa, "RS256", kid="a")]}).encode()
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
-        assert checks.ready(10)
+        assert checks.ready(60)
         for _ in range(200):
             token = forge({"alg": "RS256", "kid": uuid.uuid4().hex}, claims(), lambda _: b"x")
             assert reason(checks, token) == "unknown_key"
-        assert checks.ready(10)
+        assert checks.ready(60)
         assert endpoint.hits == 1
 
     @pytest.mark.parametrize(
@@ -590,7 +590,7 @@ class TestFetchedKeySets:
         """Errors and redirects give no keys, though there are keys where a redirect leads."""
         endpoint.status, endpoint.headers = status, headers
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
-        assert not checks.ready(10)
+        assert not checks.ready(60)
         assert checks._issuers[None].keys.keys.failures == 1  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys": 1}', b"x" * 1_100_000])
@@ -598,7 +598,7 @@ class TestFetchedKeySets:
         """What is no JWK set of a reasonable size gives no keys."""
         endpoint.body = body
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
-        assert not checks.ready(10)
+        assert not checks.ready(60)
 
     def test_failure_is_logged_without_the_url(
         self, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
@@ -606,7 +606,7 @@ class TestFetchedKeySets:
         """The log names the setting; a URL may hold credentials."""
         endpoint.status = 500
         url = endpoint.url.replace("/jwks", "/jwks?canary=1")
-        verifier(jwt_jwks_url=url, jwt_algorithms="RS256").ready(10)
+        verifier(jwt_jwks_url=url, jwt_algorithms="RS256").ready(60)
         assert "canary" not in caplog.text
 
 
@@ -616,7 +616,7 @@ class TestKeySetTiming:
 
     def settle(self, keys: KeySet) -> None:
         if keys._thread is not None:
-            keys._thread.join(10)
+            keys._thread.join(60)
 
     def test_refreshed_in_time(self) -> None:
         """Keys are read again when they are old, and serve meanwhile."""

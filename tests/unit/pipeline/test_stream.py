@@ -51,7 +51,7 @@ class Process:
 
     @property
     def told(self) -> list[tuple[int | None, str]]:
-        assert self.delivery.flush(5)
+        assert self.delivery.flush(60)
         return [(record.sequence_number, record.event_name) for record in self.shelf.stored]
 
 
@@ -127,7 +127,7 @@ class TestStream:
         shop.recorder.begin()
         shop.delivery.start()
         waiting = threading.Event()
-        for _ in range(100):
+        for _ in range(1_000):
             if len(shop.told) > 2:
                 break
             waiting.wait(0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 
 import pytest
 from otel_audit_postgres.background import BackgroundLoop
@@ -15,7 +14,7 @@ from otel_audit_postgres.background import BackgroundLoop
 def background():
     loop = BackgroundLoop("test-loop")
     yield loop
-    loop.stop(5)
+    loop.stop(60)
 
 
 async def name_of_thread():
@@ -25,7 +24,7 @@ async def name_of_thread():
 class TestRun:
     def test_runs_on_the_private_thread(self, background):
         """The caller's thread and its loop, if any, are not used."""
-        assert background.run(name_of_thread, 5) == "test-loop"
+        assert background.run(name_of_thread, 60) == "test-loop"
 
     def test_hands_on_what_is_raised(self, background):
         """An error there is an error here."""
@@ -34,7 +33,7 @@ class TestRun:
             raise KeyError("x")
 
         with pytest.raises(KeyError):
-            background.run(fail, 5)
+            background.run(fail, 60)
 
     def test_cancels_what_takes_too_long(self, background):
         """Who stops waiting stops the work too."""
@@ -48,29 +47,31 @@ class TestRun:
 
         with pytest.raises(TimeoutError):
             background.run(sleep, 0.05)
-        assert cancelled.wait(5)
+        assert cancelled.wait(60)
 
     def test_starts_again_after_a_stop(self, background):
         """A stopped loop is no obstacle to further work."""
-        background.run(name_of_thread, 5)
-        background.stop(5)
-        assert background.run(name_of_thread, 5) == "test-loop"
+        background.run(name_of_thread, 60)
+        background.stop(60)
+        assert background.run(name_of_thread, 60) == "test-loop"
 
 
 class TestWaitIdle:
     def test_waits_for_work_under_way(self, background):
         """It is idle when all that was begun has ended."""
-        begun = threading.Event()
+        begun, let_go = threading.Event(), threading.Event()
 
         async def work():
             begun.set()
-            await asyncio.sleep(0.2)
+            while not let_go.is_set():  # noqa: ASYNC110 - another thread sets it
+                await asyncio.sleep(0.01)
 
-        thread = threading.Thread(target=lambda: background.run(work, 5))
+        thread = threading.Thread(target=lambda: background.run(work, 60))
         thread.start()
-        assert begun.wait(5)
+        assert begun.wait(60)
         assert not background.wait_idle(0.01)
-        assert background.wait_idle(5)
+        let_go.set()
+        assert background.wait_idle(60)
         thread.join()
 
 
@@ -78,20 +79,23 @@ class TestStop:
     def test_ends_what_is_under_way(self, background):
         """The thread ends, and who waits is told so."""
         seen = []
+        begun = threading.Event()
+
+        async def work():
+            begun.set()
+            await asyncio.sleep(300)
 
         def wait():
             try:
-                background.run(lambda: asyncio.sleep(60), 30)
+                background.run(work, 100)
             except BaseException as error:
                 seen.append(type(error).__name__)
 
         thread = threading.Thread(target=wait)
         thread.start()
-        while not background._running:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        background.stop(5)
-        thread.join(5)
+        assert begun.wait(60)
+        background.stop(60)
+        thread.join(60)
         assert seen == ["CancelledError"]
 
 
@@ -99,10 +103,10 @@ class TestFork:
     @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
     def test_works_in_the_child_too(self, background):
         """A child process gets a loop of its own, and leaves its parent's alone."""
-        background.run(name_of_thread, 5)
+        background.run(name_of_thread, 60)
         child = os.fork()
         if child == 0:
-            fine = background.kept is None and background.run(name_of_thread, 5) == "test-loop"
+            fine = background.kept is None and background.run(name_of_thread, 60) == "test-loop"
             os._exit(0 if fine else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert background.run(name_of_thread, 5) == "test-loop"
+        assert background.run(name_of_thread, 60) == "test-loop"

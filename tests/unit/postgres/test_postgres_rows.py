@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import uuid
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import msgspec
 import pytest
@@ -21,7 +23,15 @@ from otel_audit_postgres.rows import (
 )
 from strategies import a_record, records
 
+from otel_audit.ids import uuid7
 from otel_audit.record import Actor, Body, Change, Request, Response, Target, Tenant
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - str() of it is its name, as of many in use
+    """A kind of text that names itself otherwise than it reads."""
+
+    RED = "red"
+
 
 any_text = st.text(st.characters(exclude_categories=[]), max_size=30)
 
@@ -166,6 +176,84 @@ class TestToRow:
             to_row(a_record(actor=Actor(id=4711, type="user")))
         assert "4711" not in refused.value.reason
         assert b"4711" in refused.value.received
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"action_id": 5},
+            {"phase": True},
+            {"event_name": None},
+            {"action": b"CREATE"},
+            {"outcome": ["success"]},
+            {"span_id": 1.5},
+            {"transaction": {}},
+            {"producer_id": 0},
+            {"occurred_at": 1.5},
+            {"occurred_at": True},
+            {"duration": "1"},
+            {"sequence_number": 7.0},
+            {"sequence_number": False},
+            {"response": Response(status_code="201")},
+            {"response": Response(status_code=True)},
+            {"tenant": Tenant(id=None)},
+            {"target": Target(type="order", id=7)},
+            {"request": Request(method=5)},
+            {"changes": None},
+            {"resource": None},
+        ],
+        ids=str,
+    )
+    def test_refuses_a_wrong_type_in_any_column(self, wrong):
+        """Before anything is sent, so that no other record waits for it."""
+        with pytest.raises(UnstorableRecordError, match="wrong type|read back"):
+            to_row(a_record(**wrong))
+
+    def test_takes_a_kind_of_integer_for_the_integer_that_it_is(self):
+        """The standard library's names of statuses are integers."""
+        columns = columns_of(to_row(a_record(response=Response(status_code=HTTPStatus.CREATED))))
+        assert columns["status_code"] == 201
+
+    @pytest.mark.parametrize("spelled", ["{%s}", "urn:uuid:%s", "%s"])
+    def test_takes_an_id_in_any_spelling_of_a_uuid(self, spelled):
+        """As `uuid.UUID` does; braces, a prefix, capitals, no hyphens."""
+        for usual in (uuid7(), uuid7().upper(), uuid7().replace("-", "")):
+            row = to_row(a_record(record_id=spelled % usual))
+            assert row.id == columns_of(row)["id"] == uuid.UUID(usual)
+
+    @given(any_text | st.text("0123456789abcdefABCDEF-{}_ ", min_size=30, max_size=40))
+    def test_takes_no_other_text_for_an_id(self, text):
+        """What `uuid.UUID` refuses is refused, and what it takes is taken for the same."""
+        try:
+            expected = uuid.UUID(mended(text))
+        except ValueError:
+            with pytest.raises(UnstorableRecordError):
+                to_row(a_record(record_id=text, action_id="a"))
+        else:
+            assert to_row(a_record(record_id=text, action_id="a")).id == expected
+
+    @pytest.mark.parametrize("moment", [-(10**30), 10**30])
+    def test_makes_no_time_infinite(self, moment):
+        """asyncpg sends the first and the last moment of its years as infinities."""
+        occurred_at = columns_of(to_row(a_record(occurred_at=moment)))["occurred_at"]
+        assert occurred_at not in (
+            datetime.min.replace(tzinfo=UTC),
+            datetime.max.replace(tzinfo=UTC),
+        )
+
+    @pytest.mark.parametrize(
+        ("key", "named"),
+        [
+            (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
+            (b"x", "eA=="),
+            (Kind.RED, "red"),
+        ],
+    )
+    def test_names_an_entity_as_the_payload_does(self, key, named):
+        """Also where a key's value reads otherwise once it is written down."""
+        change = Change(operation="insert", entity="Order", table="orders", key={"id": key})
+        row = to_row(a_record(target=Target(type="order", id=Kind.RED), changes=(change,)))
+        assert columns_of(row)["entities"] == list(dict.fromkeys(["order:red", f"order:{named}"]))
+        assert projections(row.payload) == columns_of(row)
 
 
 class TestKeyText:

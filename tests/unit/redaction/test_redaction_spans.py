@@ -47,6 +47,7 @@ class TestSecrets:
          f'{{"a":"{{\\"password\\":\\"{KEY}\\"}}"}}', f'{{"pass\\"word":"{KEY}"}}',
          f'{{"password":"[REDACTED]","api_key":"{KEY}"}}', f'{{"password":["[REDACTED]","{KEY}"]}}',
          f'{{"password":[null,"{KEY}"]}}', f'{{"name":"password","value":"{KEY}"}}',
+         f'{{"password":"[REDACTED]\\"{KEY}"}}', f'{{"password":[null,"[REDACTED]\\"{KEY}"]}}',
          f'{{"a":"pass\\/word","secret":"{KEY}"}}', f'{{"a":"x\\\\","password":"{KEY}"}}',
          "[" * 30 + f'{{"password":"{KEY}"}}' + "]" * 30],
     )  # fmt: skip
@@ -104,12 +105,11 @@ class TestClean:
         )
         assert redacting.redact(alone) == {}
 
-    def test_memory_is_bounded_by_names_and_texts(self, redacting):
-        for number in range(6000):
+    def test_memory_is_bounded(self, redacting):
+        for number in range(10_000):
             redacting.redact({f"http.request.header.x-{number}": f"v{number}"})
 
-        assert len(redacting._treatments) <= 2000
-        assert len(redacting._clean) <= 2 * 4096
+        assert len(redacting._clean) <= 8192
 
 
 keys = st.sampled_from(["a", "note", "password", "api_key", "token", "card", 'pass"word', "x\ny"])

@@ -18,6 +18,12 @@ def records(count: int):
     return [a_record(record_id=uuid7()) for _ in range(count)]
 
 
+async def come_to_wait() -> None:
+    """What was begun goes on until it waits for something."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
 def store():
     return MemoryStore()
@@ -34,9 +40,9 @@ async def intake(store):
 async def test_what_comes_while_a_write_is_under_way_goes_together(store, intake):
     store.gate = asyncio.Event()
     first = asyncio.create_task(intake.store(records(1), []))
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     others = [asyncio.create_task(intake.store(records(2), [])) for _ in range(10)]
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     assert not first.done()
     assert intake.depth == 20
 
@@ -49,7 +55,7 @@ async def test_what_comes_while_a_write_is_under_way_goes_together(store, intake
 async def test_a_batch_has_an_end(store, intake):
     store.gate = asyncio.Event()
     waiting = [asyncio.create_task(intake.store(records(30), [])) for _ in range(5)]
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     store.gate.set()
     await asyncio.gather(*waiting)
 
@@ -62,7 +68,7 @@ async def test_two_under_one_id_are_not_written_together(store, intake):
     store.gate = asyncio.Event()
     record = a_record(record_id=uuid7())
     waiting = [asyncio.create_task(intake.store([record], [])) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     store.gate.set()
     await asyncio.gather(*waiting)
 
@@ -99,7 +105,7 @@ async def test_a_sender_that_goes_away_costs_others_nothing(store, intake):
     store.gate = asyncio.Event()
     gone = asyncio.create_task(intake.store(records(1), []))
     stays = asyncio.create_task(intake.store(records(1), []))
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     gone.cancel()
     store.gate.set()
     await stays
@@ -112,9 +118,9 @@ async def test_at_the_end_what_waits_is_stored_and_what_comes_is_sent_away(store
     intake.start()
     store.gate = asyncio.Event()
     waiting = [asyncio.create_task(intake.store(records(1), [])) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     ending = asyncio.create_task(intake.stop(5))
-    await asyncio.sleep(0.01)
+    await come_to_wait()
     with pytest.raises(Problem) as refused:
         await intake.store(records(1), [])
     assert refused.value.status == 503
@@ -130,7 +136,7 @@ async def test_at_the_end_what_is_not_stored_in_time_is_sent_away(store):
     intake.start()
     store.gate = asyncio.Event()
     waiting = [asyncio.create_task(intake.store(records(1), [])) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await come_to_wait()
 
     await intake.stop(0.1)
 
