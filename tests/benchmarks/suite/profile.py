@@ -18,6 +18,8 @@ from tests.benchmarks.suite.shops import VARIANTS, Shop, a_load, a_shop
 
 PY_SPY = Peer("py-spy", "0.4.3", beside=())
 SHOWN = 18
+SHOWN_OF_DELIVERY = 8
+DELIVERY = "otel-audit-delivery"
 CASES = (("audit:request_response", "write"), ("audit:none", "json"))
 _LINE = re.compile(r":\d+\)$")
 
@@ -57,15 +59,23 @@ def _sampled(shop: Shop, asked: str, seconds: float, out: Path) -> list[str]:
 
 
 def _shares(stacks: Iterable[str]) -> dict[str, Any]:
-    """Share of the main thread's samples that is beneath our code, and beneath each function."""
-    total = ours = 0
+    """Share of the main thread's samples that is beneath our code, and beneath each function.
+
+    The worker that delivers has a thread of its own; its samples are told beside the main thread's.
+    """
+    total = ours = delivering = 0
     within: Counter[str] = Counter()
+    delivery: Counter[str] = Counter()
     for line in stacks:
         stack, _, count = line.rpartition(" ")
         frames = stack.split(";")
+        samples = int(count)
+        if DELIVERY in frames[0]:
+            delivering += samples
+            named = {_LINE.sub(")", frame) for frame in frames if _is_ours(frame)}
+            delivery.update(dict.fromkeys(named, samples))
         if "MainThread" not in frames[0]:
             continue
-        samples = int(count)
         total += samples
         # the taps pass the application's own work through: what is beneath them is not all ours
         first = next((n for n, frame in enumerate(frames) if _is_ours(frame)), None)
@@ -78,8 +88,13 @@ def _shares(stacks: Iterable[str]) -> dict[str, Any]:
         "samples": total,
         "ours": ours / total,
         "within": {name: count / total for name, count in within.most_common(SHOWN)},
+        "delivery": delivering / total,
+        "within_delivery": {
+            name: count / total for name, count in delivery.most_common(SHOWN_OF_DELIVERY)
+        },
     }
 
 
 def _is_ours(frame: str) -> bool:
-    return "otel_audit/" in frame and "asgi.py" not in frame
+    is_of_package = any(part in frame for part in ("otel_audit/", "otel_audit_postgres/"))
+    return is_of_package and "asgi.py" not in frame

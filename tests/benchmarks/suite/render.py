@@ -22,6 +22,7 @@ def read(directory: Path) -> Results:
             told = json.loads(file.read_text())
             results[part] = told["results"]
             machine = told["machine"]
+            results.setdefault("measured", {})[part] = machine
             if (
                 "machine" not in results
                 or machine["measured_at"] > results["machine"]["measured_at"]
@@ -105,6 +106,11 @@ def _plots(results: Results) -> Iterator[tuple[str, str]]:
             for name in steps[0]["query_ms"]
         }
         yield "growth", svg.lines("Questions as the store grows", "ms", "rows", series)
+        rates = {
+            what: [(step["rows"], step[name]) for step in steps]
+            for name, what in (("insert_rows_per_s", "written"), ("seal_rows_per_s", "sealed"))
+        }
+        yield "growth-rates", svg.lines("Rates as the store grows", "rows a second", "rows", rates)
 
 
 def _kind(variant: str) -> str:

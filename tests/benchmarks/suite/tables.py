@@ -18,10 +18,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def machine(results: Results) -> str:
     told = results["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    parts = ", ".join(
+        f"{part} {found['measured_at']} ({found['load_before']})"
+        for part, found in results["measured"].items()
+    )
     return (
-        f"Measured {told['measured_at']} on {told['cores']} cores ({told['processor']}), "
+        f"Measured on {told['cores']} cores ({told['processor']}), "
         f"{told['memory_gb']} GB, {told['system']}, Python {told['python']}; {packages}. "
-        f"Load of the machine before: {told['load_before']}."
+        f"When, and the load of the machine before: {parts}."
     )
 
 
@@ -193,3 +197,12 @@ def profile(results: Results) -> Iterator[str]:
         )
         rows = [(f"`{name}`", f"{share:.1%}") for name, share in seen["within"].items()]
         yield table(("function, with all that it calls", "of the request"), rows)
+        if seen.get("delivery"):
+            yield (
+                "Beside it the thread that delivers was at work in as many samples as "
+                f"{seen['delivery']:.1%} of the main thread's:"
+            )
+            beside = [
+                (f"`{name}`", f"{share:.1%}") for name, share in seen["within_delivery"].items()
+            ]
+            yield table(("function of the delivery", "of the main thread's samples"), beside)
