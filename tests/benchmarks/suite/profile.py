@@ -20,6 +20,7 @@ PY_SPY = Peer("py-spy", "0.4.3", beside=())
 SHOWN = 18
 SHOWN_OF_DELIVERY = 8
 DELIVERY = "otel-audit-delivery"
+WAITING = "select (selectors.py"
 CASES = (("audit:request_response", "write"), ("audit:none", "json"))
 _LINE = re.compile(r":\d+\)$")
 
@@ -70,7 +71,7 @@ def _shares(stacks: Iterable[str]) -> dict[str, Any]:
         stack, _, count = line.rpartition(" ")
         frames = stack.split(";")
         samples = int(count)
-        if DELIVERY in frames[0]:
+        if DELIVERY in frames[0] and WAITING not in frames[-1]:
             delivering += samples
             named = {_LINE.sub(")", frame) for frame in frames if _is_ours(frame)}
             delivery.update(dict.fromkeys(named, samples))

@@ -135,7 +135,10 @@ def writing(results: Results) -> Iterator[str]:
         row.append(f"{ours['ratio']:.0%} ({ours['low']:.0%}–{ours['high']:.0%})")
         rows.append(row)
     yield table(["rows/s (client µs a row)", *names, "otel-audit of COPY"], rows)
-    yield f"Turning one record into its row takes {_spread(found['encoding_us'])} µs of these."
+    yield (
+        f"A record's JSON text and its hash take {_spread(found['encoding_us'])} µs of these, all of "
+        f"its row, in COPY's binary format, {_spread(found['row_us'])} µs."
+    )
 
 
 def loss(results: Results) -> Iterator[str]:
@@ -171,9 +174,10 @@ def growth(results: Results) -> Iterator[str]:
         for jobs, rate in found["verify_rows_per_s_by_jobs"].items()
     )
     yield (
-        f"While {lag['rows_per_s']:,} rows a second were written, the oldest row that waited for "
+        f"While {lag['rows_per_s']:,} rows a second were written into a store of "
+        f"{lag['beside']:,} rows, the oldest row that waited for "
         f"its seal had waited {lag['median_s']:.2f} s (median), {lag['max_s']:.2f} s (most). "
-        f"Verification: {verified}."
+        f"Verification of {found['verified_rows']:,} rows: {verified}."
     )
 
 

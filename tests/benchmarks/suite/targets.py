@@ -131,7 +131,7 @@ def _writing(found: dict[str, Any]) -> Judged:
         )
         beyond = ours["client_cpu_us"]["median"] - encoding
         yield (
-            f"{name}: client CPU beyond the record's encoding",
+            f"{name}: client CPU beyond the record's JSON and hash",
             "at most 15 µs a row",
             f"{beyond:.0f} µs",
             beyond <= 15,
