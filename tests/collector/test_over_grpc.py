@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 
 import asyncpg
+import grpc
 import pytest
 from collector.senders import MANDATORY, all_stored_once
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -14,8 +15,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-
-grpc = pytest.importorskip("grpc", reason="needs the extra grpc: pip install 'otel-audit[grpc]'")
 
 pytestmark = [pytest.mark.collector, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -248,6 +248,8 @@ class TestTenants:
             assert {row["role_name"] for row in others} <= {logins[group]}
             about = asyncio.run(fetch(dsns[group], "SELECT * FROM audit.about('order:1')"))
             assert len(about) == expected
+        ids, rows = asyncio.run(as_role(database, logins["one"]))
+        assert (ids, rows) == (6, 2)
         lines = run("search", "--json", "--dsn", dsns["one"]).splitlines()
         assert {json.loads(line)["tenant_id"] for line in lines} == {"acme"}
         assert "OK" in run("verify", "--dsn", dsns["all"])
@@ -258,6 +260,19 @@ class TestTenants:
     def test_need_a_reader(self, run, database):
         """A tenant without a reader is a mistake, and said to be one."""
         assert "--reader" in run("init", "--dsn", database, "--tenant", "acme", status=1)
+
+
+async def as_role(dsn, role):
+    """Count what a superuser sees who takes on a reader's role: ids about an order, and rows."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(f"SET ROLE {role}")
+        return (
+            await connection.fetchval("SELECT count(*) FROM audit.about('order:1')"),
+            await connection.fetchval("SELECT count(*) FROM audit.audit_logs"),
+        )
+    finally:
+        await connection.close()
 
 
 async def fetch(dsn, query):
