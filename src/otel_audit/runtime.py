@@ -15,7 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import ActorOptions, resolve_actor, verified_claims
+from otel_audit.capture.actor import ActorOptions, Bearer, read_bearer, resolve_actor
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -471,8 +471,8 @@ def _make_observer(
     # the same actors come again and again
     shown = functools.lru_cache(maxsize=1024)(functools.partial(shown_actor, redactor=redactor))
 
-    def actor(scope: Mapping[str, Any], audit: AuditScope) -> Actor:
-        found = resolve_actor(scope, audit, actor_options)
+    def actor(scope: Mapping[str, Any], audit: AuditScope, bearer: Bearer) -> Actor:
+        found = resolve_actor(scope, audit, actor_options, bearer)
         # a reason means that somebody claimed to be known, and is not
         if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
             found = told_by_request(scope).actor or found
@@ -494,7 +494,7 @@ def _make_observer(
         recorder=recorder,
         policy=Policy.from_config(config),
         redactor=redactor,
-        claims=lambda scope: verified_claims(scope, actor_options),
+        bearer=lambda scope: read_bearer(scope, actor_options),
         actor=actor,
         tenant=tenant,
         source=source,

@@ -12,7 +12,7 @@ from otel_audit.capture.continued import with_told
 from otel_audit.capture.description import RequestHead, secret_parameters
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
-from otel_audit.capture.observer import Claims, Observer
+from otel_audit.capture.observer import Observer
 from otel_audit.capture.outcome import outcome_of
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import state_of
@@ -36,6 +36,7 @@ from otel_audit.record import (
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
+    from otel_audit.capture.actor import Bearer
     from otel_audit.policy import Decision
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
@@ -74,7 +75,7 @@ class Account:
         self.judgement: Decision | None = None
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
-        self._claims: tuple[object, Claims] | None = None
+        self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] = frozenset()
         self._shown_target: tuple[tuple[Target, int], Target | None] | None = None
         self._asking: tuple[object, object, bool] | None = None
@@ -98,9 +99,10 @@ class Account:
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
         scope, audit, observer = self.routed, self.audit, self._observer
-        claims = observer.claims(scope)
+        bearer = observer.bearer(scope)
+        claims = bearer.claims
         return Origin(
-            actor=audit.actor if self.resolved else observer.actor(scope, audit),
+            actor=audit.actor if self.resolved else observer.actor(scope, audit, bearer),
             tenant=audit.tenant if self.resolved else observer.tenant(scope, audit, claims),
             source=observer.source(scope, claims, self._known_source(scope)),
             request_id=self.head.id,
@@ -115,9 +117,9 @@ class Account:
             return None
         if not self.resolved:
             self.resolved = True
-            claims = self._claims_of(scope)
-            audit.actor = observer.actor(scope, audit)
-            audit.tenant = observer.tenant(scope, audit, claims)
+            bearer = self._bearer_of(scope)
+            audit.actor = observer.actor(scope, audit, bearer)
+            audit.tenant = observer.tenant(scope, audit, bearer.claims)
             parameters = scope.get("path_params")
             self._shown_target = None
             if parameters:
@@ -138,12 +140,12 @@ class Account:
             self._asking = known = endpoint, route, asks
         return known[2]
 
-    def _claims_of(self, scope: Mapping[str, Any]) -> Claims:
-        """The claims of the request's verified token, read once from the same headers."""
+    def _bearer_of(self, scope: Mapping[str, Any]) -> Bearer:
+        """The request's bearer token, read once from the same headers."""
         headers = scope.get("headers")
-        if self._claims is None or self._claims[0] is not headers:
-            self._claims = headers, self._observer.claims(scope)
-        return self._claims[1]
+        if self._bearer is None or self._bearer[0] is not headers:
+            self._bearer = headers, self._observer.bearer(scope)
+        return self._bearer[1]
 
     def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
         """What is known of where it came from, unless a middleware knows it better."""
@@ -176,7 +178,7 @@ class Account:
         if audit.response is not None:
             return
         level, scope = decision.level, self.routed
-        claims = self._claims_of(scope)
+        claims = self._bearer_of(scope).claims
         if audit.source is None or claims is not None or "session_id" in state_of(scope):
             audit.source = observer.source(scope, claims, self._known_source(scope))
         own = decision.body_limit

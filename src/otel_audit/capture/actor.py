@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -40,6 +41,7 @@ _logger = logging.getLogger(__name__)
 _IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "email", "name")
 _ROLES: Final = ("actor_type", "role")
 _TYPES: Final = ("user", "service", "system")
+_TOKENS: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class ActorOptions:
     proxies: Proxies = field(default_factory=Proxies)
     hash: KeyedHash = field(default_factory=KeyedHash)
     resolver: Callable[[Scope], object] | None = None
+    named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
+    """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
+
+    def __post_init__(self) -> None:
+        named_by = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
+        object.__setattr__(self, "named_by", named_by)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> ActorOptions:
@@ -107,29 +115,51 @@ class ActorOptions:
         )
 
 
+class Bearer(msgspec.Struct, frozen=True):
+    """What a request's bearer token turned out to be.
+
+    Attributes:
+        token: What it says; None where there is none, or none to be believed.
+        problem: Why it is not to be believed, such as ``token_expired``.
+    """
+
+    token: VerifiedToken | None = None
+    problem: str | None = None
+
+    @property
+    def claims(self) -> Mapping[str, Any] | None:
+        """The claims of the token; None unless it is there and verified."""
+        token = self.token
+        return token.claims if token is not None and token.verified else None
+
+
+NO_BEARER: Final = Bearer()
+
+
 class _Request(msgspec.Struct, frozen=True):
-    """What the resolvers look at, and what the bearer token turned out to be."""
+    """What the resolvers look at."""
 
     asgi: Scope
     scope: AuditScope
     options: ActorOptions
-    token: VerifiedToken | None
-    token_problem: str | None
+    bearer: Bearer
 
 
-def resolve_actor(asgi_scope: Scope, audit_scope: AuditScope, options: ActorOptions) -> Actor:
+def resolve_actor(
+    asgi_scope: Scope, audit_scope: AuditScope, options: ActorOptions, bearer: Bearer
+) -> Actor:
     """Find out who does an action. Never raises for what a client or the application gives.
 
     Args:
         asgi_scope: The ASGI scope, as the application left it: authentication runs inside.
         audit_scope: The action's scope; what the application set there is the resolver ``app``.
         options: From the settings.
+        bearer: The request's token, as `read_bearer` read it.
 
     Returns:
         The actor. Where no resolver knows, ``anonymous``, with the first reason why not.
     """
-    token, problem = _bearer(asgi_scope, options)
-    request = _Request(asgi_scope, audit_scope, options, token, problem)
+    request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
     for name in options.order:
         found = _ask(name, request)
@@ -139,10 +169,22 @@ def resolve_actor(asgi_scope: Scope, audit_scope: AuditScope, options: ActorOpti
     return Actor(id="anonymous", type="user", verified=False, reason=reason)
 
 
-def verified_claims(asgi_scope: Scope, options: ActorOptions) -> Mapping[str, Any] | None:
-    """Return the claims of the request's bearer token; None unless it is there and verified."""
-    token, _ = _bearer(asgi_scope, options)
-    return token.claims if token is not None and token.verified else None
+def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
+    """Read the request's bearer token. Never raises for what a client gives."""
+    if options.verifier is None:
+        return NO_BEARER
+    given = header_values(asgi_scope, "authorization")
+    if not given:
+        return NO_BEARER
+    if len(given) > 1:
+        return Bearer(problem="several_authorization_headers")
+    scheme, _, token = given[0].strip().partition(" ")
+    if scheme.lower() != "bearer":
+        return NO_BEARER
+    try:
+        return Bearer(options.verifier.verify(token.strip()))
+    except TokenError as problem:
+        return Bearer(problem=problem.reason)
 
 
 def _ask(name: str, request: _Request) -> Actor | str | None:
@@ -158,8 +200,8 @@ def _ask(name: str, request: _Request) -> Actor | str | None:
 def _finished(actor: Actor, request: _Request) -> Actor:
     """Use the canonical role, and add what only the token tells of the same actor."""
     token = None
-    if request.token is not None and actor.source not in ("jwt", "jwt-unverified"):
-        told = _token_actor(request.token, request.options)
+    if request.bearer.token is not None and actor.source not in ("jwt", "jwt-unverified"):
+        told = request.options.named_by(request.bearer.token)
         token = told if isinstance(told, Actor) and told.id == actor.id and told.verified else None
     role = actor.role or (token.role if token else None)
     if token is None and request.options.aliases.get(role or "", role) == role:
@@ -190,9 +232,9 @@ def _user(request: _Request) -> Actor | None:
 
 
 def _jwt(request: _Request) -> Actor | str | None:
-    if request.token is None:
-        return request.token_problem
-    return _token_actor(request.token, request.options)
+    if request.bearer.token is None:
+        return request.bearer.problem
+    return request.options.named_by(request.bearer.token)
 
 
 def _api_key(request: _Request) -> Actor | str | None:
@@ -279,21 +321,6 @@ def actor_from(thing: object, source: str) -> Actor | None:
         verified=True,
         source=source,
     )
-
-
-def _bearer(asgi: Scope, options: ActorOptions) -> tuple[VerifiedToken | None, str | None]:
-    if options.verifier is None:
-        return None, None
-    given = header_values(asgi, "authorization")
-    if len(given) > 1:
-        return None, "several_authorization_headers"
-    scheme, _, token = given[0].strip().partition(" ") if given else ("", "", "")
-    if scheme.lower() != "bearer":
-        return None, None
-    try:
-        return options.verifier.verify(token.strip()), None
-    except TokenError as problem:
-        return None, problem.reason
 
 
 def _token_actor(token: VerifiedToken, options: ActorOptions) -> Actor | str:

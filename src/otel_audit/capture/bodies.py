@@ -274,6 +274,8 @@ _ZEROS: Final = {
 
 def _detected(raw: bytes) -> str:
     """Tell UTF-16 and UTF-32 from UTF-8 by where the zeros are (RFC 4627, section 3)."""
+    if raw[:4].isascii() and 0 not in raw[:4]:
+        return "utf-8-sig"
     zeros = [byte == 0 for byte in raw[:4]]
     if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
         return "utf-32"

@@ -151,8 +151,9 @@ def promises_body(headers: Headers) -> bool:
 
 def header_of(headers: Headers, name: bytes) -> str | None:
     """Return the first value of a header, ``name`` in lower case; None where there is none."""
+    length = len(name)
     for key, value in headers:
-        if key == name or key.lower() == name:
+        if len(key) == length and (key == name or key.lower() == name):
             return value.decode("latin-1")
     return None
 

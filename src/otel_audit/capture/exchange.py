@@ -13,6 +13,7 @@ from otel_audit import scope as scopes
 from otel_audit.aside import Pages
 from otel_audit.capture.account import Account
 from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.description import header_of
 from otel_audit.capture.long import Watching, record_started
 from otel_audit.capture.observer import Observer
 from otel_audit.capture.passage import add
@@ -129,8 +130,9 @@ class Exchange:
 
     def _as_intent(self, record: AuditRecord) -> AuditRecord:
         scope, observer = self._scope, self._observer
-        claims = observer.claims(scope)
-        actor = observer.actor(scope, self.audit) if claims is not None else ANONYMOUS
+        bearer = observer.bearer(scope)
+        known = bearer.claims is not None
+        actor = observer.actor(scope, self.audit, bearer) if known else ANONYMOUS
         return msgspec.structs.replace(record, record_id=uuid7(), phase="intent", actor=actor)
 
     @property
@@ -205,7 +207,7 @@ class Exchange:
     def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         headers = message.get("headers", ())
         name = self._observer.request_id_header
-        if not name or any(key.lower() == name for key, _ in headers):
+        if not name or header_of(headers, name) is not None:
             return message
         return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
 

@@ -55,8 +55,11 @@ class HeaderNames(Collection[str]):
         return len(self._names)
 
 
-def kept_headers(names: Iterable[str]) -> HeaderNames:
+def kept_headers(names: Iterable[str]) -> Collection[str]:
     """Choose the headers that are kept: the given ones, and what OpenTelemetry's variables name.
+
+    Returns:
+        Their names in lower case, to be asked by ``in``; a plain set where no variable adds any.
 
     Raises:
         ConfigurationError: A variable holds something that is no regular expression.
@@ -67,7 +70,9 @@ def kept_headers(names: Iterable[str]) -> HeaderNames:
         for pattern in os.environ.get(variable, "").split(",")
         if pattern.strip()
     ]
-    return HeaderNames(names, patterns)
+    if patterns:
+        return HeaderNames(names, patterns)
+    return frozenset(name.lower() for name in names)
 
 
 def _compiled(pattern: str) -> re2.Pattern:

@@ -13,6 +13,7 @@ from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
+    from otel_audit.capture.actor import Bearer
     from otel_audit.capture.long import Watch
     from otel_audit.policy import Policy
 
@@ -44,7 +45,7 @@ class Observer:
         recorder: Takes the records.
         policy: Says what is recorded, and at which level.
         redactor: Takes secrets out.
-        claims: Reads the claims of the request's token, verified, out of an ASGI scope.
+        bearer: Reads the request's bearer token out of an ASGI scope.
         actor, tenant, source, request_id: Read who, for whom, from where (also given what was read
             before of the same connection), and the request's id.
         kept_headers: Names of the headers that are kept, in lower case.
@@ -67,8 +68,8 @@ class Observer:
     recorder: Recorder
     policy: Policy
     redactor: Redactor
-    claims: Callable[[Mapping[str, Any]], Claims]
-    actor: Callable[[Mapping[str, Any], AuditScope], Actor]
+    bearer: Callable[[Mapping[str, Any]], Bearer]
+    actor: Callable[[Mapping[str, Any], AuditScope, Bearer], Actor]
     tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
     source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
     request_id: Callable[[Mapping[str, Any]], str | None]

@@ -61,7 +61,7 @@ class Proxies:
         """Tell whether a peer is a proxy of ours; None is a peer without an address."""
         if address is None:
             return self.unix
-        return any(address in network for network in self.networks)
+        return bool(self.networks) and any(address in network for network in self.networks)
 
     def trusts_peer(self, scope: Scope) -> bool:
         """Tell whether the request came straight from a proxy of ours."""
@@ -85,6 +85,8 @@ class Proxies:
         name, address = peer(scope)
         if address is None and name is not None:
             return name
+        if name is not None and not self.trusts(address):
+            return _usual(name)
         for told in self._told(scope):
             if not self.trusts(address) or told is None:
                 break
@@ -135,6 +137,12 @@ def _parse(text: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
+
+
+@functools.lru_cache(maxsize=1024)
+def _usual(text: str) -> str:
+    """Spell an address in its usual form."""
+    return str(parse_address(text))
 
 
 def _network(entry: str) -> Network:

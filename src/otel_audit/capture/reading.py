@@ -34,16 +34,19 @@ def clean(text: str, limit: int = LONGEST) -> str:
         text: Anything.
         limit: Characters that are kept.
     """
+    if len(text) <= limit and text.isprintable():
+        return text.strip()
     return _UNWANTED.sub(" ", text[: limit * 2]).strip()[:limit]
 
 
 def header_values(scope: Scope, name: str) -> list[str]:
     """Return all values of a header, in order; ``name`` in any case."""
     wanted = _as_header(name)
+    length = len(wanted)
     return [
         value.decode("latin-1")
         for key, value in scope.get("headers") or ()
-        if key == wanted or key.lower() == wanted
+        if len(key) == length and (key == wanted or key.lower() == wanted)
     ]
 
 
@@ -55,7 +58,7 @@ def _as_header(name: str) -> bytes:
 def state_of(scope: Scope) -> Mapping[str, Any]:
     """Return what ``request.state`` holds."""
     state = scope.get("state")
-    if isinstance(state, Mapping):
+    if type(state) is dict or isinstance(state, Mapping):
         return state
     inner = getattr(state, "_state", None)
     return inner if isinstance(inner, Mapping) else {}
@@ -89,6 +92,8 @@ def identifier(value: object) -> str | None:
     Text, integers, UUIDs and enumeration members are; of other types those whose text looks like
     an identifier (ULID, ObjectId, …).
     """
+    if value is None:
+        return None
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, str):
@@ -126,6 +131,8 @@ def claim(claims: Mapping[str, Any], name: str) -> object:
     """Return a claim by its name, or by a dotted path into nested claims."""
     if name in claims:
         return claims[name]
+    if "." not in name:
+        return None
     found: object = claims
     for part in name.split("."):
         if not isinstance(found, Mapping):

@@ -28,7 +28,7 @@ def route_template(scope: Mapping[str, Any]) -> str | None:
 def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
     # FastAPI >= 0.137 leaves the prefix of an included router out of the route itself
     fastapi_scope = scope.get("fastapi")
-    if not isinstance(fastapi_scope, Mapping):
+    if type(fastapi_scope) is not dict and not isinstance(fastapi_scope, Mapping):
         return None
     context = fastapi_scope.get("effective_route_context")
     if getattr(context, "original_route", None) is not route:

@@ -240,7 +240,9 @@ class Backlog:
 
     def _append(self, kind: Kind, record_id: str, payload: bytes) -> Position | None:
         with self._using:
-            spool = self._own_spool()
+            spool = self.spool
+            if spool is not None and (spool.forked or self._at_rest):
+                spool = self._reopened(spool)
             return None if spool is None else spool.append(kind, record_id, payload)
 
     def _append_finished(self, entry: Entry) -> Position | None:
@@ -250,11 +252,8 @@ class Backlog:
             self._complain_of_spool(error)
         return None
 
-    def _own_spool(self) -> Spool | None:
+    def _reopened(self, spool: Spool) -> Spool:
         """The spool of this very process: a forked child, or one after a rest, opens its own."""
-        spool = self.spool
-        if spool is None or not (spool.forked or self._at_rest):
-            return spool
         if time.monotonic() < self._next_opening:
             raise SpoolWriteError("it could not be opened a moment ago")
         try:

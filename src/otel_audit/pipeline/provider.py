@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
@@ -32,18 +33,17 @@ def application_resource() -> Resource:
 
 
 def resource_attributes() -> dict[str, Any]:
-    """The attributes of `application_resource`, as plain values."""
+    """The attributes of `application_resource`, as plain values; not to be changed."""
+    global _known  # noqa: PLW0603 - asked several times for each action
     provider = trace.get_tracer_provider()
-    known = _known.get(provider)
-    if known is None:
+    of_provider, known = _known
+    if of_provider() is not provider:
         known = plain_values(application_resource().attributes)
-        _known[provider] = known
+        _known = weakref.ref(provider), known
     return known
 
 
-_known: weakref.WeakKeyDictionary[trace.TracerProvider, dict[str, Any]] = (
-    weakref.WeakKeyDictionary()
-)
+_known: tuple[Callable[[], trace.TracerProvider | None], dict[str, Any]] = (lambda: None), {}
 
 
 def make_audit_tracer(resource: Resource, *processors: SpanProcessor) -> trace.Tracer:

@@ -116,9 +116,21 @@ class Policy:
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
     _index: PathIndex = field(init=False, repr=False, compare=False)
+    _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
+        init=False, repr=False, compare=False
+    )
+    _of_others: tuple[CompiledRule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", PathIndex(self.routes))
+        named = frozenset().union(*(compiled.methods for compiled in self.rules))
+        of_method = {
+            method: tuple(one for one in self.rules if not one.methods or method in one.methods)
+            for method in named
+        }
+        object.__setattr__(self, "_of_method", of_method)
+        of_others = tuple(compiled for compiled in self.rules if not compiled.methods)
+        object.__setattr__(self, "_of_others", of_others)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> Policy:
@@ -265,7 +277,11 @@ class Policy:
         )
 
     def _rule(self, facts: Facts) -> Rule:
-        return next(compiled.rule for compiled in self.rules if compiled.matches(facts))
+        asked = self._of_method.get(facts.method, self._of_others)
+        for compiled in asked:
+            if compiled.matches(facts):
+                return compiled.rule
+        return asked[-1].rule
 
     def _naming(self, method: str, path: str, route: str | None) -> Naming:
         if route is None:

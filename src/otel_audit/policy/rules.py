@@ -112,23 +112,32 @@ class CompiledRule:
     is_certain: bool
     """Whether method and path alone decide that it matches."""
 
-    def concerns(self, method: str, path: str, route: str | None = None) -> bool:
+    def concerns(self, method: str, path: str) -> bool:
         """Tell whether it can match a request, before more than its head is known."""
         if self.methods and method not in self.methods:
             return False
-        if not self.paths:
-            return True
-        return any(
-            pattern.fullmatch(path) or (route is not None and pattern.fullmatch(route))
-            for pattern in self.paths
-        )
+        return not self.paths or self._has_path(path, None)
 
     def matches(self, facts: Facts) -> bool:
-        """Tell whether it matches a request that is over; sampling is not its matter."""
+        """Tell whether it matches a request of one of its methods that is over.
+
+        Sampling is not its matter.
+        """
+        if self.paths and not self._has_path(facts.path, facts.route):
+            return False
+        return self.is_certain or self._holds(facts)
+
+    def _has_path(self, path: str, route: str | None) -> bool:
+        for pattern in self.paths:
+            if pattern.fullmatch(path) or (route is not None and pattern.fullmatch(route)):
+                return True
+        return False
+
+    def _holds(self, facts: Facts) -> bool:
+        """Tell whether what it asks beside method and path holds."""
         rule = self.rule
         return (
-            self.concerns(facts.method, facts.path, facts.route)
-            and self._has_status(facts.status)
+            (not self.status or self._has_status(facts.status))
             and (not rule.actors or _like(facts.actor_id, rule.actors))
             and (not rule.actor_types or facts.actor_type in rule.actor_types)
             and (not rule.roles or facts.actor_role in rule.roles)
@@ -142,8 +151,6 @@ class CompiledRule:
         )
 
     def _has_status(self, status: int | None) -> bool:
-        if not self.status:
-            return True
         return status is not None and any(low <= status <= high for low, high in self.status)
 
 

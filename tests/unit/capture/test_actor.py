@@ -20,7 +20,7 @@ from starlette.authentication import SimpleUser, UnauthenticatedUser
 from starlette.datastructures import State
 
 from otel_audit import scope as scopes
-from otel_audit.capture.actor import ActorOptions, resolve_actor, verified_claims
+from otel_audit.capture.actor import NO_BEARER, ActorOptions, read_bearer, resolve_actor
 from otel_audit.capture.certificate import certificate_subject
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -51,7 +51,8 @@ def resolve(
     **settings: Any,
 ) -> Actor:
     asgi = {"type": "http", "headers": list(headers), "client": ("10.0.0.1", 1), **(scope or {})}
-    return resolve_actor(asgi, audit or AuditScope(), options(**settings))
+    chosen = options(**settings)
+    return resolve_actor(asgi, audit or AuditScope(), chosen, read_bearer(asgi, chosen))
 
 
 def by_state(user: Any, **settings: Any) -> Actor:
@@ -152,9 +153,10 @@ class TestBearer:
     def test_claims_for_others(self) -> None:
         """Only claims of a verified token are given to others."""
         scope = {"headers": [bearer(sub="u1", tenant_id="t")]}
-        assert (verified_claims(scope, options(**JWT)) or {})["tenant_id"] == "t"
-        assert verified_claims(scope, options(jwt_unverified_behind_gateway=True)) is None
-        assert verified_claims({"headers": [bearer(exp=1)]}, options(**JWT)) is None
+        assert (read_bearer(scope, options(**JWT)).claims or {})["tenant_id"] == "t"
+        unverified = options(jwt_unverified_behind_gateway=True)
+        assert read_bearer(scope, unverified).claims is None
+        assert read_bearer({"headers": [bearer(exp=1)]}, options(**JWT)).claims is None
 
     def test_long_claims_are_cut(self) -> None:
         """What a token says is bounded and without control characters."""
@@ -296,7 +298,7 @@ class TestApplicationsUser:
     def test_anything(self, user: Any) -> None:
         """Whatever an application puts there, the answer is an actor with a clean id."""
         scope = {"headers": [], "state": {"user": user}}
-        found = resolve_actor(scope, AuditScope(), DEFAULTS)
+        found = resolve_actor(scope, AuditScope(), DEFAULTS, NO_BEARER)
         assert is_clean(found.id)
         assert 0 < len(found.id) <= 256
 

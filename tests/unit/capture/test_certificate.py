@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit.capture.actor import ActorOptions, resolve_actor
+from otel_audit.capture.actor import NO_BEARER, ActorOptions, resolve_actor
 from otel_audit.capture.certificate import certificate_subject
 from otel_audit.config import AuditConfig
 from otel_audit.errors import MissingExtraError
@@ -57,7 +57,8 @@ SETTINGS: dict[str, Any] = {
 def resolve(*values: str, peer: str = "10.0.0.1") -> Actor:
     headers = [(b"client-cert", value.encode()) for value in values]
     scope = {"type": "http", "headers": headers, "client": (peer, 1)}
-    return resolve_actor(scope, AuditScope(), ActorOptions.from_config(AuditConfig(**SETTINGS)))
+    options = ActorOptions.from_config(AuditConfig(**SETTINGS))
+    return resolve_actor(scope, AuditScope(), options, NO_BEARER)
 
 
 class TestCertificate:

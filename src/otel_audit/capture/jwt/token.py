@@ -44,9 +44,9 @@ class TokenError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VerifiedToken:
-    """What a token says.
+    """What a token says; the verifier gives the same object again for the same token.
 
     Attributes:
         claims: Its claims.

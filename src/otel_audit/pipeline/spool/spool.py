@@ -76,6 +76,7 @@ class Spool:
         producer_id: Its id, the name of its directory.
         path: Its directory.
         damaged: Closed records that could not be read back.
+        forked: Whether this process is a child of the one that opened the spool.
     """
 
     def __init__(self, settings: SpoolSettings, path: Path, lock: int) -> None:
@@ -88,7 +89,7 @@ class Spool:
         self.producer_id = path.name
         self.path = path
         self.damaged = 0
-        self._forsaken = False
+        self.forked = False
         self._lock_file = lock
         self._cipher = None if settings.sealing is None else settings.sealing.for_spool(path.name)
         # held for a write at the most
@@ -130,7 +131,7 @@ class Spool:
             SpoolForkedError: This process is a child of the one that opened it.
             ValueError: The record id is no UUID, or the payload is too long.
         """
-        if self._forsaken:
+        if self.forked:
             raise SpoolForkedError("the spool belongs to the parent process; reopen it")
         key = record_key(record_id)
         if len(payload) > MAX_PAYLOAD_BYTES:
@@ -140,7 +141,7 @@ class Spool:
             payload = self._cipher.seal(payload, context_of(kind, key))
         frame = encode(kind, key, payload, time.time_ns(), sealed=sealed)
         with self._lock:
-            segment = self._write(frame, begins=key not in self._actions)
+            segment = self._write(frame, key)
             position = self._segments.appended
             if kind == _CLOSED:
                 self._outstanding.add(position, time.monotonic())
@@ -197,11 +198,6 @@ class Spool:
         """Seconds since the oldest closed record that is not acknowledged; 0 without one."""
         with self._lock:
             return self._oldest_age()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this process is a child of the one that opened the spool."""
-        return self._forsaken
 
     # --- what the delivery worker calls
 
@@ -306,15 +302,19 @@ class Spool:
         since = self._outstanding.oldest_time
         return 0.0 if since is None else time.monotonic() - since
 
-    def _write(self, frame: bytes, *, begins: bool) -> Segment:
+    def _write(self, frame: bytes, key: bytes) -> Segment:
         if self._closed:
             raise SpoolClosedError("the spool is closed")
         own = self._segments.bytes + len(frame)
+        if own > self._bound.room_to_begin or self.settings.max_age is not None:
+            self._see_bounds(own, begins=key not in self._actions)
+        return self._segments.write(frame)
+
+    def _see_bounds(self, own: int, *, begins: bool) -> None:
         if own > (self._bound.room_to_begin if begins else self._bound.room):
             self._bound.refuse(own, begins=begins)
         if begins and self.settings.max_age is not None:
             self._bound.check_age(self._oldest_age())
-        return self._segments.write(frame)
 
     # --- syncing; the upkeep lock is held
 
@@ -408,7 +408,7 @@ class Spool:
                 frame = file.read(size)
             if len(frame) < size:
                 raise SpoolWriteError(f"a segment of the spool in {self.path} was cut short")
-            segment = self._write(frame, begins=False)
+            segment = self._write(frame, key)
             self._actions.move(key, segment, segment.size - len(frame))
             self._segments.in_doubt = False
 
@@ -456,7 +456,7 @@ class Spool:
             raise SpoolForkedError("the spool belongs to the parent process; reopen it")
 
     def _forsake(self) -> None:
-        self._forsaken = True
+        self.forked = True
         with suppress(OSError):
             self._segments.close()
 
