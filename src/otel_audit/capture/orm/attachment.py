@@ -140,14 +140,14 @@ def _build(
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
     plans = Plans(selection, masking.is_innocent)
-    flushes = Flushes(plans, masking, Relations(plans, masking), journal, faults)
+    flushes = Flushes(selection, plans, masking, Relations(plans, masking), journal, faults)
     bulk = BulkReader(plans, selection, masking, options)
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours
         (
             Mapper,
-            MapperListeners(flushes, plans, selection, options),
+            MapperListeners(flushes, plans, fetch=options.fetch_unknown),
             {"raw": True, "retval": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.masking import Masking
     from otel_audit.capture.orm.plans import ColumnPlan, MapperPlan, Plans
     from otel_audit.capture.orm.relations import Relations
+    from otel_audit.capture.orm.selection import Selection
 
 
 _UNDER_WAY = "_otel_audit_flush"
@@ -63,6 +64,7 @@ class Flush:
         before: Values about to be overwritten, by state.
         others: Rows of association tables, and what could not be read, with their connections.
         plans: The plans of the mappers that have written.
+        taken: Whether what is written is captured, by connection.
         short: Tables of which fewer rows were deleted than the flush asked for.
     """
 
@@ -71,6 +73,7 @@ class Flush:
     before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
     others: list[tuple[Connection, Change]] = field(default_factory=list)
     plans: dict[Mapper[Any], MapperPlan] = field(default_factory=dict)
+    taken: dict[Connection, bool] = field(default_factory=dict)
     short: set[str] = field(default_factory=set)
 
     @property
@@ -83,10 +86,17 @@ class Flush:
 class Flushes:
     """The flushes under way."""
 
-    def __init__(
-        self, plans: Plans, masking: Masking, relations: Relations, journal: Journal, faults: Faults
+    def __init__(  # noqa: PLR0913, PLR0917 - one argument a part
+        self,
+        selection: Selection,
+        plans: Plans,
+        masking: Masking,
+        relations: Relations,
+        journal: Journal,
+        faults: Faults,
     ) -> None:
         """Begin with none."""
+        self._selection = selection
         self._plans = plans
         self._masking = masking
         self._relations = relations
@@ -128,7 +138,7 @@ class Flushes:
             operation: ``update`` or ``delete``.
             fetch: Whether values that are not loaded may be read from the database.
         """
-        flush = _flush_of(state)
+        flush = self._flush_of(connection, state)
         if flush is None:
             return
         plan = self._plan(flush, mapper)
@@ -147,7 +157,7 @@ class Flushes:
         operation: Operation,
     ) -> None:
         """A row was written."""
-        flush = _flush_of(state)
+        flush = self._flush_of(connection, state)
         if flush is None:
             return
         try:
@@ -232,6 +242,19 @@ class Flushes:
         except Exception as error:  # noqa: BLE001 - then each value is looked at alone
             self._faults.note("look", error)
 
+    def _flush_of(self, connection: Connection, state: InstanceState[Any]) -> Flush | None:
+        """The flush that writes a row; None where it is not captured."""
+        session = state.session
+        flush: Flush | None = None if session is None else session.__dict__.get(_UNDER_WAY)
+        if flush is None:
+            return None
+        taken = flush.taken.get(connection)
+        if taken is None:
+            selection = self._selection
+            taken = selection.takes_connection(connection) and selection.takes_session(session)
+            flush.taken[connection] = taken
+        return flush if taken else None
+
     def _plan(self, flush: Flush, mapper: Mapper[Any]) -> MapperPlan:
         plan = flush.plans.get(mapper)
         if plan is None:
@@ -260,11 +283,6 @@ class Flushes:
         rows = getattr(cursor, "rowcount", -1)
         if 0 <= rows < len(context.compiled_parameters):
             flush.short.add(table.fullname)
-
-
-def _flush_of(state: InstanceState[Any]) -> Flush | None:
-    session = state.session
-    return None if session is None else session.__dict__.get(_UNDER_WAY)
 
 
 def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:

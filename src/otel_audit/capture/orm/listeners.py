@@ -13,68 +13,58 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction
 
     from otel_audit.capture.orm.journal import Journal
-    from otel_audit.capture.orm.options import OrmOptions
     from otel_audit.capture.orm.plans import Plans
-    from otel_audit.capture.orm.selection import Selection
 
 
 class MapperListeners:
     """Hears which rows a flush writes."""
 
-    def __init__(
-        self, flushes: Flushes, plans: Plans, selection: Selection, options: OrmOptions
-    ) -> None:
-        """Take what listening needs."""
+    def __init__(self, flushes: Flushes, plans: Plans, *, fetch: bool) -> None:
+        """Take what listening needs.
+
+        Args:
+            flushes: The flushes under way.
+            plans: What is known of mappers.
+            fetch: Whether values that are not loaded may be read from the database.
+        """
         self._flushes = flushes
         self._plans = plans
-        self._selection = selection
-        self._restricted = bool(options.engines or options.sessionmakers)
-        self._fetch = options.fetch_unknown
+        self._fetch = fetch
 
     def before_update(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """See what is about to be overwritten."""
-        if self._takes(connection, state):
-            self._flushes.will_write(mapper, connection, state, "update", fetch=self._fetch)
+        self._flushes.will_write(mapper, connection, state, "update", fetch=self._fetch)
 
     def before_delete(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Read what is about to be deleted, where that may take a query."""
-        if self._fetch and self._takes(connection, state):
+        if self._fetch:
             self._flushes.will_write(mapper, connection, state, "delete", fetch=True)
 
     def after_insert(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Remember an inserted row."""
-        if self._takes(connection, state):
-            self._flushes.has_written(mapper, connection, state, "insert")
+        self._flushes.has_written(mapper, connection, state, "insert")
 
     def after_update(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Remember a row that may have been updated."""
-        if self._takes(connection, state):
-            self._flushes.has_written(mapper, connection, state, "update")
+        self._flushes.has_written(mapper, connection, state, "update")
 
     def after_delete(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Remember a deleted row."""
-        if self._takes(connection, state):
-            self._flushes.has_written(mapper, connection, state, "delete")
+        self._flushes.has_written(mapper, connection, state, "delete")
 
     def mapper_configured(self, _mapper: Mapper[Any], _class: type) -> None:
         """Learn that there are mappers which were not there before."""
         self._plans.forget_tables()
-
-    def _takes(self, connection: Connection, state: InstanceState[Any]) -> bool:
-        return not self._restricted or (
-            self._selection.takes_connection(connection)
-            and self._selection.takes_session(state.session)
-        )
 
 
 class SessionListeners:

@@ -47,7 +47,11 @@ class Selection:
         if not self._engines:
             return True
         # an engine with execution options of its own is another object over the same pool
-        return any(connection.engine.pool is engine.pool for engine in self._engines)
+        pool = connection.engine.pool
+        for engine in self._engines:  # noqa: SIM110 - asked for each statement
+            if pool is engine.pool:
+                return True
+        return False
 
     @property
     def by_session(self) -> bool:
