@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_audit.complaints import complain
 from otel_audit.ids import uuid7
@@ -221,14 +220,20 @@ class SpanRecorder:
     def _placed(
         self, record: AuditRecord, server_span: trace.Span | None, number: int | None = None
     ) -> AuditRecord:
-        context = None if server_span is None else server_span.get_span_context()
+        if server_span is None:
+            trace_id = span_id = trace_sampled = None
+        else:
+            context = server_span.get_span_context()
+            # as format_trace_id and format_span_id do
+            trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+            trace_sampled = bool(context.trace_flags & trace.TraceFlags.SAMPLED)
         return msgspec.structs.replace(
             record,
             producer_id=self.producer_id,
             sequence_number=number,
-            trace_id=None if context is None else format_trace_id(context.trace_id),
-            span_id=None if context is None else format_span_id(context.span_id),
-            trace_sampled=None if context is None else context.trace_flags.sampled,
+            trace_id=trace_id,
+            span_id=span_id,
+            trace_sampled=trace_sampled,
             resource=resource_attributes(),
         )
 

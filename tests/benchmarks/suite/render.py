@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.benchmarks.suite import svg, tables, targets
 from tests.benchmarks.suite.tables import Results
 
-PARTS = ("request", "orm", "writing", "micro", "profile", "loss", "growth")
+PARTS = ("request", "orm", "writing", "micro", "instructions", "profile", "loss", "growth")
 
 
 def read(directory: Path) -> Results:
@@ -36,7 +36,8 @@ def blocks(results: Results) -> dict[str, str]:
     made = {"machine": tables.machine(results), "targets": targets.judged(results)}
     writers: dict[str, Callable[[Results], Iterator[str]]] = {
         "request": tables.requests, "orm": tables.orm, "writing": tables.writing,
-        "micro": tables.micro, "profile": tables.profile, "loss": tables.loss, "growth": tables.growth,
+        "micro": tables.micro, "instructions": tables.instructions, "profile": tables.profile,
+        "loss": tables.loss, "growth": tables.growth,
     }  # fmt: skip
     for part, write in writers.items():
         if part in results:

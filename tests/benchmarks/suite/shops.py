@@ -21,7 +21,7 @@ from tests.benchmarks.suite.environments import Peer, python_of
 from tests.benchmarks.suite.postgres import Databases
 
 SERVED = Path(__file__).parent / "served"
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Shop:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, *, prepare: bool = True) -> None:
+    def start(self, *, prepare: bool = True, under: tuple[str, ...] = ()) -> None:
         environment = clean_environment(
             variant=self.variant.key,
             app=self.app,
@@ -98,7 +98,7 @@ class Shop:
         environment["OTEL_AUDIT_SPOOL_DIR"] = str(self.directory / "spool")
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [python_of(self.variant.peer), str(SERVED / "shop.py")],
+                [*under, python_of(self.variant.peer), str(SERVED / "shop.py")],
                 env=environment,
                 stdout=log,
                 stderr=log,

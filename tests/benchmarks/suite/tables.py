@@ -193,6 +193,31 @@ def micro(results: Results) -> Iterator[str]:
     yield table(("step", "µs", "quartiles", "of a recorded write"), rows)
 
 
+def instructions(results: Results) -> Iterator[str]:
+    rows = []
+    for told in results["instructions"].values():
+        counts = {key: seen["instructions"] for key, seen in told["variants"].items()}
+        telemetry = counts["contrib"] - counts["plain"]
+        for key, seen in told["variants"].items():
+            row = [told["title"] if key == "plain" else "", seen["title"], _thousands(counts[key])]
+            if key == "plain":
+                row += ["–", "–", "–"]
+            elif key == "contrib":
+                row += [_thousands(telemetry), "–", "–"]
+            else:
+                added = counts[key] - counts["contrib"]
+                ratios = (added / telemetry, counts[key] / counts["contrib"])
+                row += [_thousands(added), *(f"{ratio:.2f}" for ratio in ratios)]
+            rows.append(row)
+    head = ("", "", "thousand instructions", "of these added", "x what OpenTelemetry adds",
+            "x OpenTelemetry")  # fmt: skip
+    yield table(head, rows)
+
+
+def _thousands(count: float) -> str:
+    return f"{count / 1000:,.0f}"
+
+
 def profile(results: Results) -> Iterator[str]:
     for case, seen in results["profile"].items():
         yield (
