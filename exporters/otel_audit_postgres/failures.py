@@ -12,7 +12,13 @@ from typing import Final
 from otel_audit.errors import StoreError, StoreUnavailableError
 
 INIT: Final = "run `otel-audit init`"
+MIGRATE: Final = "run `otel-audit migrate`"
 _GRANT: Final = "run `otel-audit init --roles` and name this role as its writer"
+_MAY_NOT_READ: Final = (
+    "this role may not read the trail: ask as a member of otel_audit_reader "
+    "(`otel-audit init --roles --reader ROLE`), with --dsn"
+)
+_NO_RIGHT: Final = "42501"
 
 _REMEDIES: Final = {
     "28": "user or password in OTEL_AUDIT_DSN are refused: correct them, or pg_hba.conf",
@@ -21,7 +27,7 @@ _REMEDIES: Final = {
     "42": f"schema audit is missing where OTEL_AUDIT_DSN points, or of another version: {INIT}",
     "42P07": "schema audit holds tables of these names that otel-audit did not make",
     "42723": "schema audit holds functions of these names that otel-audit did not make",
-    "42501": f"the role of OTEL_AUDIT_DSN lacks a right: {_GRANT}",
+    _NO_RIGHT: f"the role of OTEL_AUDIT_DSN lacks a right: {_GRANT}",
 }
 _PASSING: Final = {
     "08": "the connection broke",
@@ -69,12 +75,13 @@ def poison_reason(error: BaseException) -> str:
     return ", ".join(parts)
 
 
-def as_store_error(error: BaseException, doing: str) -> StoreError:
+def as_store_error(error: BaseException, doing: str, *, asks: bool = False) -> StoreError:
     """Turn an error into ours.
 
     Args:
         error: What was raised.
         doing: What was tried, in the infinitive.
+        asks: Whether it was a question to the trail, for which a reader has the rights.
 
     Returns:
         `StoreUnavailableError` where trying again may help by itself, else `StoreError`.
@@ -85,7 +92,7 @@ def as_store_error(error: BaseException, doing: str) -> StoreError:
     if _is_ours(error):
         return StoreError(f"could not {doing}: {_said(error)}")
     if sqlstate(error):
-        return _from_server(sqlstate(error), doing, seen)
+        return _from_server(sqlstate(error), doing, seen, asks=asks)
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"could not {doing} (OTEL_AUDIT_DSN): no answer in time")
     if isinstance(error, OSError) or type(error).__module__.startswith("asyncpg"):
@@ -108,9 +115,11 @@ def _said(error: BaseException) -> str:
     return f"{text}; {hint}" if hint else text
 
 
-def _from_server(state: str, doing: str, seen: str) -> StoreError:
+def _from_server(state: str, doing: str, seen: str, *, asks: bool) -> StoreError:
     passing = _PASSING.get(state) or _PASSING.get(state[:2])
     if passing:
         return StoreUnavailableError(f"could not {doing} (OTEL_AUDIT_DSN): {passing} [{seen}]")
+    if asks and state == _NO_RIGHT:
+        return StoreError(f"could not {doing}: {_MAY_NOT_READ} [{seen}]")
     remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "see the server's log"
     return StoreError(f"could not {doing}: {remedy} [{seen}]")

@@ -103,7 +103,7 @@ async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[Stream]:
                 producers = await connection.fetch(_PRODUCERS, since, STARTED, ENDED)
                 missing = await connection.fetch(_MISSING, since)
     except Exception as error:  # noqa: BLE001 - each becomes one of ours
-        raise as_store_error(error, "read the audit store") from None
+        raise as_store_error(error, "read the audit store", asks=True) from None
     finally:
         await connection.close()
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)

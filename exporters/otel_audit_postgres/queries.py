@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
+from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connecting import Connection, connect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.rows import key_text
@@ -37,8 +38,17 @@ _FOUND: Final = (
     "id, tenant_id, occurred_at, recorded_at, event_name, outcome, actor_id, target_type, "
     "target_id, status_code, request_id, trace_id"
 )
+# json holds escapes that stand for no text, and to read any part of such a payload is an error
+_REASON: Final = (
+    r"CASE WHEN actor_id = 'anonymous' AND payload::text !~ '\\u(0000|[dD][89a-fA-F])' "
+    "THEN payload -> 'actor' ->> 'reason' END"
+)
+_REASONS: Final = (
+    f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
+    "WHERE id = ANY($1::uuid[])"
+)
 _SHOWN: Final = (
-    f"SELECT {_FOUND}, payload, content_hash "  # noqa: S608 - constants
+    f"SELECT {_FOUND}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
 )
 _VOLUME: Final = """
@@ -47,7 +57,9 @@ FROM audit.audit_logs WHERE occurred_at >= $1
 GROUP BY 1, 2 ORDER BY 1 DESC, 3 DESC, 2
 """
 _SIZES: Final = """
-SELECT c.relname AS name, greatest(c.reltuples, 0)::bigint AS rows,
+SELECT c.relname AS name,
+       CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
+            WHEN c.reltuples > 0 THEN c.reltuples::bigint END AS rows,
        pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
@@ -100,6 +112,8 @@ class Found:
         status_code: The response's status.
         request_id: The request's id.
         trace_id: The trace's id.
+        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+            is not ``anonymous``.
     """
 
     id: uuid.UUID
@@ -114,6 +128,7 @@ class Found:
     status_code: int | None
     request_id: str | None
     trace_id: str | None
+    actor_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +170,17 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a table is: rows as last estimated by the database, bytes with TOAST."""
+    """How large a table is.
+
+    Attributes:
+        name: The table's, within schema audit.
+        rows: As last estimated by the database, None where it was never analyzed.
+        table_bytes: With TOAST.
+        index_bytes: Of all its indexes.
+    """
 
     name: str
-    rows: int
+    rows: int | None
     table_bytes: int
     index_bytes: int
 
@@ -182,7 +204,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            raise as_store_error(error, "read the audit store") from None
+            raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
             connection.terminate()
 
@@ -229,7 +251,8 @@ async def search(
     rows = [Found(*row.values()) for row in await connection.fetch(query, *values)]
     more = len(rows) > limit
     last = rows[limit - 1] if more else None
-    return Page(tuple(rows[:limit]), None if last is None else f"{last.id}/{last.tenant_id}")
+    found = await _with_reasons(connection, rows[:limit])
+    return Page(found, None if last is None else f"{last.id}/{last.tenant_id}")
 
 
 async def history(
@@ -294,6 +317,18 @@ async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, 
 async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     """How large the tables of the store and their indexes are."""
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
+
+
+async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
+    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
+    if not anonymous:
+        return tuple(found)
+    rows = await connection.fetch(_REASONS, anonymous)
+    reasons = {(record_id, tenant_id): reason for record_id, tenant_id, reason in rows}
+    return tuple(
+        replace(record, actor_reason=reasons.get((record.id, record.tenant_id))) for record in found
+    )
 
 
 def _selecting(conditions: Sequence[str]) -> str:

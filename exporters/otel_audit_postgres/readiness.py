@@ -7,7 +7,7 @@ from typing import Any, Final
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres import catalog
 from otel_audit_postgres.connecting import Connection
-from otel_audit_postgres.failures import INIT
+from otel_audit_postgres.failures import INIT, MIGRATE
 from otel_audit_postgres.migrations import latest_version
 
 _CONDITION: Final = """
@@ -65,7 +65,8 @@ def refuse_version(version: int) -> None:
     known = latest_version()
     if version < known:
         raise StoreError(
-            f"schema audit is at version {version}, this otel-audit needs {known}: {INIT}"
+            f"schema audit is at version {version}, this otel-audit needs {known}: "
+            f"{MIGRATE if version else INIT}"
         )
     if version > known:
         raise StoreError(

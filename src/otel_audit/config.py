@@ -127,7 +127,8 @@ class AuditConfig(BaseSettings):
     )
     required: bool = Field(
         default=False,
-        description="Refuse to start unaudited, rather than start and say so loudly.",
+        description="Refuse to start unaudited, rather than start and say so loudly; under "
+        "opentelemetry-instrument only if OpenTelemetry's own set-up gets that far.",
     )
     dsn: SecretStr | None = Field(
         None, description="The audit store: postgresql:// or postgresql+asyncpg://."

@@ -52,6 +52,7 @@ from otel_audit.pipeline.relay import Outbox
 from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
 from otel_audit.pipeline.sink import Receipt, Sink
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
+from otel_audit.pipeline.worker import begin_thread
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
@@ -196,7 +197,14 @@ class Runtime:
             self._flagged_spans.attach(trace.get_tracer_provider())
 
     async def started(self) -> None:
-        """Look at the store once, in the background: a fault shows before a record waits."""
+        """Begin to deliver; look at the store, so that a fault shows at once. Never raises."""
+        try:
+            self._start()
+        except Exception as error:  # noqa: BLE001 - the application starts all the same
+            self._count_error()
+            complain(_logger, "start", "Not all of auditing has started", error=error)
+
+    def _start(self) -> None:
         if self.delivery is not None:
             self.delivery.start()
             self.watch_spans()
@@ -204,7 +212,7 @@ class Runtime:
                 self._stream.begin()
             if self.atomic is not None:
                 self.atomic.start()
-            threading.Thread(target=self.report_store, name="otel-audit-check", daemon=True).start()
+            begin_thread("otel-audit-check", self.report_store)
             if self._sealing is None:
                 self._sealing = _begin_sealing(self.config)
 
@@ -254,9 +262,16 @@ class Runtime:
         except StoreUnavailableError as error:
             _logger.warning("%s; records wait until it is back", error)
         except StoreError as error:
-            _logger.error("THIS APPLICATION IS NOT AUDITED: %s", error)  # noqa: TRY400 - said in full
+            _logger.error(  # noqa: TRY400 - said in full
+                "AUDIT RECORDS DO NOT REACH THE STORE: %s; %s", error, self._meanwhile()
+            )
         except Exception as error:  # noqa: BLE001 - a check in the background
             complain(_logger, "check", "The audit store could not be checked", error=error)
+
+    def _meanwhile(self) -> str:
+        if self.delivery is None or self.delivery.backlog.spool is None:
+            return "they wait in memory, and end with this process unless that is mended before"
+        return "they are kept in the spool until that is mended"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""

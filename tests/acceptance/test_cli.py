@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import asyncpg
 import pytest
 from servers import BIN
+
+NO_EXPORTERS = {
+    f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")
+}  # fmt: skip
 
 
 async def otel_audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +42,18 @@ async def roles(postgres, database):
     await postgres.execute(
         f"REVOKE otel_audit_writer FROM {writer}", f"DROP ROLE {writer}", f"DROP ROLE {app}"
     )
+
+
+class TestCommand:
+    async def test_is_the_module_too(self):
+        """`python -m otel_audit` is the same command, down to its name."""
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "otel_audit", "--help"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == (await otel_audit("--help")).stdout
+        assert done.stdout.startswith("Usage: otel-audit ")
 
 
 class TestInit:
@@ -122,6 +139,52 @@ class TestDoctor:
         done = await otel_audit("doctor", **settings)
         assert done.returncode == 1
         assert named in next(line for line in done.stdout.splitlines() if "FAIL" in line)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({}, "unknown_service"),
+            ({"OTEL_SERVICE_NAME": "unknown_service:shop"}, "unknown_service:shop"),
+        ],
+    )
+    async def test_a_service_without_a_name_is_warned_of(self, roles, settings, said):
+        """Applications without a name share a spool directory: said, with the remedy."""
+        writer, app = roles
+        arguments = ("doctor", "--app-dsn", app)
+        warned = await otel_audit(*arguments, OTEL_AUDIT_DSN=writer, **settings)
+        assert f"warn  service: {said}" in warned.stdout
+        assert "set OTEL_SERVICE_NAME" in warned.stdout
+        named = await otel_audit(*arguments, OTEL_AUDIT_DSN=writer, OTEL_SERVICE_NAME="shop")
+        assert "ok    service: shop" in named.stdout
+        assert (warned.returncode, named.returncode) == (0, 0)
+
+    @pytest.mark.parametrize(
+        ("settings", "missing"),
+        [
+            ({}, ["TRACES", "METRICS", "LOGS"]),
+            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, []),
+            ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, ["TRACES", "METRICS", "LOGS"]),
+            ({**NO_EXPORTERS, "OTEL_LOGS_EXPORTER": "console, mine"}, ["LOGS"]),
+            (NO_EXPORTERS, []),
+        ],
+        ids=["default", "http", "unknown protocol", "unknown exporter", "none"],
+    )
+    async def test_an_exporter_that_is_missing_is_warned_of(self, settings, missing):
+        """What doctor says of the exporters is what opentelemetry-instrument does."""
+        done = await otel_audit("doctor", **settings)
+        lines = [line for line in done.stdout.splitlines() if "  exporters: " in line]
+        assert ["warn  "] * bool(missing) == [line[:6] for line in lines]
+        for signal in missing:
+            assert f"OTEL_{signal}_EXPORTER=" in lines[0]
+        tried = await asyncio.to_thread(
+            subprocess.run,
+            [str(BIN / "opentelemetry-instrument"), sys.executable, "-c", ""],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **settings},
+        )
+        assert ("Failed to auto initialize" in tried.stderr) == bool(missing), tried.stderr
 
     async def test_the_hooks_of_an_application_are_looked_at(self, roles):
         """--app loads an application and sees whether the taps reach its stack."""

@@ -43,6 +43,21 @@ class TestMissingExtras:
         """An option whose package is missing fails at once, naming the extra that brings it."""
         assert f"pip install 'otel-audit[{extra}]'" in run(missing, settings, engine)
 
+    @pytest.mark.parametrize("start", ["otel_audit.__main__", "otel_audit.cli"])
+    def test_the_command_names_its_own(self, start):
+        """By whichever way it is started."""
+        program = (
+            "import sys, runpy; sys.modules['click'] = None\n"
+            "runpy.run_module('otel_audit', run_name='__main__')"
+            if start.endswith("__main__")
+            else "import sys; sys.modules['click'] = None\nfrom otel_audit.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr == "otel-audit: the command needs: pip install 'otel-audit[cli]'\n"
+
     def test_what_is_not_asked_for_may_be_missing(self):
         """Without SQLAlchemy and python-jose HTTP requests are audited all the same."""
         assert run(["sqlalchemy", "jose"], {"dsn": DSN}) == "fine"

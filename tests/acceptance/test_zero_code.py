@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from otel_audit_postgres import init
 from servers import uvicorn
 
 APP = """
@@ -214,6 +215,41 @@ WRONG = [
 
 
 class TestFaults:
+    async def test_a_store_that_is_not_set_up_is_told_from_not_auditing(self, directory, database):
+        """No schema yet: the log says that records are kept, and they are there once it is."""
+        settings = {"OTEL_AUDIT_DSN": database, "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "0.5"}
+        with uvicorn(directory, settings) as server:
+            server.wait_until_up()
+            place_orders(server.url, 2)
+            told = "AUDIT RECORDS DO NOT REACH THE STORE"
+            await eventually(lambda: asyncio.sleep(0, server.output), lambda seen: told in seen)
+            server.stop()
+            assert "they are kept in the spool until that is mended" in server.output
+            assert "otel-audit init" in server.output
+            assert "NOT AUDITED" not in server.output
+        await init(database)
+        with uvicorn(directory, settings) as server:
+            server.wait_until_up()
+            await eventually(lambda: rows_of(database), lambda rows: len(rows) == 2)
+            server.stop()
+
+    async def test_an_interrupt_while_the_store_is_away_is_no_second_fault(self, directory):
+        """Ctrl-C: what is kept is said; nothing of the interpreter's end looks like a loss."""
+        settings = {
+            # a name, which is to be looked up in a thread
+            "OTEL_AUDIT_DSN": UNREACHABLE.replace("127.0.0.1", "localhost"),
+            "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "2",
+        }
+        with uvicorn(directory, settings) as server:
+            server.wait_until_up()
+            place_orders(server.url, 2)
+            server.stop(signal.SIGINT)
+            assert "records are kept in" in server.output
+            assert "no connection to the server" in server.output
+            assert "not on disk" not in server.output
+            assert "RuntimeError" not in server.output
+            assert "Traceback" not in server.output.partition("KeyboardInterrupt")[0]
+
     @pytest.mark.parametrize(("settings", "named"), WRONG)
     async def test_a_wrong_setting_leaves_the_application_running_and_is_named(
         self, directory, settings, named

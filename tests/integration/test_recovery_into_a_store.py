@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import asyncpg
 import msgspec
 import pytest
-from otel_audit_postgres import PostgresSink
+from otel_audit_postgres import PostgresSink, init
 from strategies import a_record
 
+from otel_audit.config import AuditConfig
+from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.setup import make_delivery, service_of_spool
+from otel_audit.pipeline.sink import Written
 from otel_audit.pipeline.spool import Kind, adopt, open_spool
 from otel_audit.record import AuditRecord, Tenant, to_json
+from otel_audit.runtime import sink_maker
 
 
 @pytest.fixture
@@ -67,3 +74,73 @@ async def test_an_action_that_is_stored_is_not_stored_again_as_cut_down(audit_st
     }
     assert await connection.fetchval("SELECT count(*) FROM audit.quarantine") == 0
     await connection.close()
+
+
+class Away:
+    """A store that is away."""
+
+    async def write(self, _entries: object) -> Written:
+        raise StoreUnavailableError("away")
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+async def two_stores(audit_store, database) -> tuple[str, str]:
+    await init(database)
+    return audit_store, database
+
+
+class TestTwoDestinations:
+    """Applications without a name share a directory, and each has a store of its own."""
+
+    def die_with(self, record: AuditRecord, home: Path, dsn: str) -> None:
+        config = AuditConfig(dsn=dsn, spool_dir=home)
+        delivery = make_delivery(config, cast("Any", Away), Counters())
+        delivery.submit(record)
+        assert not delivery.close(0)
+
+    def begin(self, home: Path, dsn: str) -> Delivery:
+        config = AuditConfig(dsn=dsn, spool_dir=home)
+        delivery = make_delivery(config, sink_maker(config), Counters())
+        delivery.start()
+        return delivery
+
+    async def stored(self, dsn: str, count: int) -> set[str]:
+        until = time.monotonic() + 60
+        connection = await asyncpg.connect(dsn)
+        asked = "SELECT id FROM audit.audit_logs"
+        while len(rows := await connection.fetch(asked)) < count:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+        await connection.close()
+        return {str(row["id"]) for row in rows}
+
+    async def test_nothing_crosses(self, two_stores, home, caplog):
+        """What one left goes to its own store, whoever starts first, and with a new password."""
+        one, other = two_stores
+        ours, theirs, own = (a_record(record_id=uuid7()) for _ in range(3))
+        await asyncio.to_thread(self.die_with, ours, home, one)
+        await asyncio.to_thread(self.die_with, theirs, home, other)
+        second = self.begin(home, other)
+        second.submit(own)
+        assert await self.stored(other, 2) == {theirs.record_id, own.record_id}
+        assert await self.stored(one, 0) == set()
+        assert "spools of another destination" in caplog.text
+        first = self.begin(home, one.replace("postgresql://", "postgresql+asyncpg://"))
+        assert await self.stored(one, 1) == {ours.record_id}
+        for delivery in (first, second):
+            assert await asyncio.to_thread(delivery.close, 60)
+        assert await self.stored(other, 2) == {theirs.record_id, own.record_id}
+        assert not list(home.glob("*/*/*.frames"))
+
+    async def test_what_does_not_say_where_it_belongs_is_adopted(self, audit_store, home):
+        """As spools were before they said it."""
+        record = a_record(record_id=uuid7())
+        service = service_of_spool()
+        spool = open_spool(home, service=service, fsync="never")
+        spool.append(Kind.CLOSED, record.record_id, to_json(record))
+        spool.close()
+        delivery = self.begin(home, audit_store)
+        assert await self.stored(audit_store, 1) == {record.record_id}
+        await asyncio.to_thread(delivery.close, 60)

@@ -51,7 +51,7 @@ async def prove_record(dsn: str, record_id: str, keys: Sequence[PublicKey]) -> B
         wanted = uuid.UUID(record_id)
     except ValueError:
         raise ProofError(f"{record_id} is not a record's id, which is a UUID") from None
-    async with store.opened(dsn, "prove a record") as connection:
+    async with store.opened(dsn, "prove a record", asks=True) as connection:
         return await _prove(connection, [wanted], keys)
 
 
@@ -70,7 +70,7 @@ async def prove_entity(dsn: str, entity: str, keys: Sequence[PublicKey]) -> Bund
         ProofError: There is no record about it, or as for `prove_record`.
         StoreError: The store cannot be read.
     """
-    async with store.opened(dsn, "prove a history") as connection:
+    async with store.opened(dsn, "prove a history", asks=True) as connection:
         ids = await store.ids_about(connection, entity)
         if not ids:
             raise ProofError(f"there is no record about {entity}")
@@ -96,7 +96,7 @@ async def prove_growth(dsn: str, note: str, keys: Sequence[PublicKey]) -> Bundle
         old = read_checkpoint(note)
     except NoteError as error:
         raise ProofError(f"the earlier checkpoint: {error}") from None
-    async with store.opened(dsn, "prove a log's growth") as connection:
+    async with store.opened(dsn, "prove a log's growth", asks=True) as connection:
         new_note, new, tree = await _tree(connection)
     if old.origin != new.origin:
         raise ProofError(f"the earlier checkpoint is of another log, {old.origin}")

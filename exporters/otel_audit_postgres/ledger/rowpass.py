@@ -166,7 +166,7 @@ def _check_part(
 
     async def check() -> Rows:
         async with (
-            store.opened(dsn, "verify the audit store") as connection,
+            store.opened(dsn, "verify the audit store", asks=True) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")

@@ -138,13 +138,20 @@ class Pruning:
 
 
 @asynccontextmanager
-async def opened(dsn: str, doing: str, timeout: float = 10.0) -> AsyncIterator[Connection[Any]]:  # noqa: ASYNC109
+async def opened(
+    dsn: str,
+    doing: str,
+    timeout: float = 10.0,  # noqa: ASYNC109
+    *,
+    asks: bool = False,
+) -> AsyncIterator[Connection[Any]]:
     """Open a connection for one piece of work, and say what went wrong in terms of the remedy.
 
     Args:
         dsn: The audit store.
         doing: What is done, in the infinitive.
         timeout: Seconds that connecting may take.
+        asks: As for `otel_audit_postgres.failures.as_store_error`.
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
@@ -158,7 +165,7 @@ async def opened(dsn: str, doing: str, timeout: float = 10.0) -> AsyncIterator[C
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            raise as_store_error(error, doing) from None
+            raise as_store_error(error, doing, asks=asks) from None
         finally:
             connection.terminate()
 

@@ -74,7 +74,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     if remembered is not None:
         witnesses.append(Testimony("(the last verification)", remembered.checkpoint))
     async with (
-        store.opened(dsn, "verify the audit store") as connection,
+        store.opened(dsn, "verify the audit store", asks=True) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await store.refuse_partial_view(connection)
@@ -119,7 +119,7 @@ async def size_of(dsn: str) -> int:
     Raises:
         StoreError: As for `verify`.
     """
-    async with store.opened(dsn, "verify the audit store") as connection:
+    async with store.opened(dsn, "verify the audit store", asks=True) as connection:
         return await store.size(connection)
 
 

@@ -117,7 +117,9 @@ class Account:
             return None
         if not self.resolved:
             self.resolved = True
-            bearer = self._bearer_of(scope)
+            # anew: what was not known when a long action was told of may be known now
+            bearer = observer.bearer(scope)
+            self._bearer = scope.get("headers"), bearer
             audit.actor = observer.actor(scope, audit, bearer)
             audit.tenant = observer.tenant(scope, audit, bearer.claims)
             parameters = scope.get("path_params")

@@ -42,6 +42,22 @@ _IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "em
 _ROLES: Final = ("actor_type", "role")
 _TYPES: Final = ("user", "service", "system")
 _TOKENS: Final = 512
+_KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
+_MENDED_BY: Final = {
+    "bad_signature": _KEYS,
+    "unknown_key": _KEYS,
+    "ambiguous_key": _KEYS,
+    "key_not_for_signatures": _KEYS,
+    "keys_not_loaded": "JWT_JWKS_URL or _JWKS_FILE: can it be read?",
+    "alg_not_allowed": "JWT_ALGORITHMS: does it name what the issuer signs with?",
+    "missing_issuer": "JWT_ISSUER: the tokens name none",
+    "wrong_issuer": "JWT_ISSUER: is it written as in the tokens?",
+    "missing_audience": "JWT_AUDIENCE: the tokens name none",
+    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens?",
+    "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
+    "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
+}
+"""Why no token may be believed as things are set, and what to look at; all else is the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,12 @@ class ActorOptions:
     """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
 
     def __post_init__(self) -> None:
-        named_by = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
+        known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
+
+        def named_by(token: VerifiedToken) -> Actor | str:
+            # what anybody may write, and is a new object each time, is not remembered
+            return known(token) if token.verified else _token_actor(token, self)
+
         object.__setattr__(self, "named_by", named_by)
 
     @classmethod
@@ -184,7 +205,18 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
     try:
         return Bearer(options.verifier.verify(token.strip()))
     except TokenError as problem:
+        _tell_what_may_be_set_wrong(problem.reason)
         return Bearer(problem=problem.reason)
+
+
+def _tell_what_may_be_set_wrong(reason: str) -> None:
+    if reason in _MENDED_BY:
+        complain(
+            _logger, f"bearer {reason}",
+            "bearer tokens are not believed: %s; their actions are recorded as anonymous, unless "
+            "something else tells who acts (%s%s)",
+            reason, PREFIX, _MENDED_BY[reason], level=logging.WARNING,
+        )  # fmt: skip
 
 
 def _ask(name: str, request: _Request) -> Actor | str | None:

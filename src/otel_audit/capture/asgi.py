@@ -135,8 +135,7 @@ class InnerTap:
             return message
 
         async def tapped_send(message: Message) -> None:
-            exchange.sent_inside(message)
-            await send(message)
+            await send(exchange.sent_inside(message))
 
         await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
 

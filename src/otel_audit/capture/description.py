@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.capture.bodies import make_body
+from otel_audit.capture.reading import clean
 from otel_audit.capture.route import route_template
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
 
 Headers = Iterable[tuple[bytes, bytes]]
+
+_LONGEST_METHOD = 32
+"""Characters of a request's method that are kept; the longest that is registered has 17."""
 
 
 class RequestHead:
@@ -43,7 +47,8 @@ class RequestHead:
             keep: Names of the headers that are kept, in lower case.
         """
         self.id = request_id
-        self.method = method
+        # a client may make up any word, of any length
+        self.method = method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
         self.path: str = scope["path"]
         self._scope = scope
         self._redactor = redactor
@@ -64,7 +69,8 @@ class RequestHead:
             self._headers = self._redactor.headers(self._scope["headers"], self._keep)
             query = self._scope.get("query_string", b"").decode("latin-1")
             self._query = self._redactor.query(query) if query else None
-            self._host = header_of(self._scope["headers"], b"host")
+            host = header_of(self._scope["headers"], b"host")
+            self._host = None if host is None else self._redactor.phrase(clean(host))
         return Request(
             id=self.id,
             method=self.method,

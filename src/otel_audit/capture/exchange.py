@@ -164,12 +164,15 @@ class Exchange:
         self._account.inner_scope = scope
         return first
 
-    def sent_inside(self, message: Mapping[str, Any]) -> None:
-        """See a message of the response before the application's middleware sees it."""
+    def sent_inside(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """See a message before the application's middleware sees it; return what it sees."""
         try:
+            if message["type"] == "http.response.start":
+                message = _readable_twice(message)
             self.passage.sent_inside(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
+        return message
 
     def received(self, copy: BodyCopy, message: Mapping[str, Any]) -> None:
         """See a message of the request that someone has asked for."""
@@ -191,6 +194,8 @@ class Exchange:
         """See a message that goes to the server; return what is sent in its place."""
         try:
             kind = message["type"]
+            if kind in _WITH_HEADERS:
+                message = _readable_twice(message)
             if self.socket is not None:
                 self.socket.sent(message)
                 self.passage.status = self.socket.status
@@ -365,3 +370,11 @@ class Exchange:
         """Count and log a failure of ours."""
         self._observer.on_error()
         complain(_logger, "exchange", "An action was not observed in full", error=error)
+
+
+def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Give headers that can be read once only, which ASGI allows, as a list."""
+    headers = message.get("headers")
+    if headers is None or isinstance(headers, list | tuple):
+        return message
+    return {**message, "headers": list(headers)}

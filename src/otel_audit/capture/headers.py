@@ -17,6 +17,7 @@ CAPTURE_VARIABLES = (
 """Comma-separated regular expressions, as contrib's instrumentation reads them."""
 
 _REMEMBERED = 1024
+_REMEMBERED_LENGTH = 128
 
 
 class HeaderNames(Collection[str]):
@@ -45,7 +46,8 @@ class HeaderNames(Collection[str]):
         answer = self._answers.get(name)
         if answer is None:
             answer = self._pattern.fullmatch(name) is not None
-            self._answers.put(name, answer)
+            if len(name) <= _REMEMBERED_LENGTH:
+                self._answers.put(name, answer)
         return answer
 
     def __iter__(self) -> Iterator[str]:

@@ -34,7 +34,7 @@ def clean(text: str, limit: int = LONGEST) -> str:
         text: Anything.
         limit: Characters that are kept.
     """
-    if len(text) <= limit and text.isprintable():
+    if type(text) is str and len(text) <= limit and text.isprintable():
         return text.strip()
     return _UNWANTED.sub(" ", text[: limit * 2]).strip()[:limit]
 
@@ -101,7 +101,9 @@ def identifier(value: object) -> str | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, (int, uuid.UUID)):
-        return str(value)[:LONGEST]
+        # Python refuses to spell integers of thousands of digits
+        text = _quietly(lambda: str(value))
+        return text[:LONGEST] if isinstance(text, str) else None
     if type(value).__str__ is object.__str__:
         return None
     text = _quietly(lambda: str(value))

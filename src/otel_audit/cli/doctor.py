@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option
 from otel_audit.config import AuditConfig, plain_dsn
 from otel_audit.errors import OtelAuditError
@@ -71,6 +72,8 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
         return
     yield Check("settings", ok=True, detail="valid")
     yield from _hooks(target)
+    yield from _exporters()
+    yield _service()
     yield _spool(config)
     if config.exporter == "otlp":
         yield from _otlp(config)
@@ -132,6 +135,35 @@ def _hooks(target: str | None) -> Iterator[Check]:
     yield _taps(target)
 
 
+def _exporters() -> Iterator[Check]:
+    missing = list(missing_exporters(os.environ))
+    if missing:
+        yield Check(
+            "exporters",
+            ok=None,
+            detail=f"not installed: {', '.join(missing)}. If the application's environment is this "
+            "one, opentelemetry-instrument fails before it loads any instrumentation, this one "
+            "too: nothing is audited, and OTEL_AUDIT_REQUIRED cannot prevent that",
+            remedy="install the exporters, or set OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and "
+            "OTEL_LOGS_EXPORTER to those that are there, or to none",
+        )
+
+
+def _service() -> Check:
+    from otel_audit.pipeline.setup import service_of_spool
+
+    name = service_of_spool()
+    if name and not name.startswith("unknown_service"):
+        return Check("service", ok=True, detail=name)
+    return Check(
+        "service",
+        ok=None,
+        detail=f"{name or 'no name'}: all applications without a name share a spool directory on "
+        "this host, and are not told apart in the trail",
+        remedy="set OTEL_SERVICE_NAME, another one for each application",
+    )
+
+
 def _taps(target: str | None) -> Check:
     """Build a stack as the application would, and look for both taps in it."""
     from otel_audit.capture.asgi import InnerTap, OuterTap
@@ -178,9 +210,11 @@ def _stack(layer: object) -> set[type]:
 
 
 def _spool(config: AuditConfig) -> Check:
+    from otel_audit.pipeline.destination import destination_digest
+    from otel_audit.pipeline.setup import service_of_spool
     from otel_audit.pipeline.spool import inspect
 
-    found = inspect(config.spool_dir)
+    found = inspect(config.spool_dir, service_of_spool(), destination_digest(config))
     if found.problems:
         usable = found.writable and found.private
         return Check(

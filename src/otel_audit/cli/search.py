@@ -22,9 +22,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _COLUMNS = ("time", "event", "outcome", "actor", "tenant", "target", "status", "id")
+_NOTHING_ABOUT = (
+    "nothing that this role may see is recorded about {entity}; an entity is named by its class in "
+    "snake case (OrderRow: order_row:123), or by its route (/orders/123: order:123)"
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
 _limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
 _after_option = click.option("--after", help="Go on where a page before ended.")
+
+
+def _named(_context: click.Context, _parameter: click.Parameter, entity: str) -> str:
+    """Refuse what can be no entity: nothing would be found, whatever happened to it."""
+    name, _, key = entity.partition(":")
+    if not name or not key:
+        raise click.BadParameter(f"{entity!r} names no entity: name:key, such as order:123")
+    return entity
 
 
 @click.command()
@@ -57,18 +69,20 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres import queries
 
     criteria = queries.Criteria(since=moment(since), until=moment(until), **wanted)
-    _print_page(_ask(dsn, lambda trail: trail.search(criteria, limit=limit, after=after)), as_json)
+    page = _ask(dsn, lambda trail: trail.search(criteria, limit=limit, after=after))
+    _print_page(page, as_json, "no record that this role may see fits")
 
 
 @click.command()
 @dsn_option
-@click.argument("entity")
+@click.argument("entity", callback=_named)
 @_limit_option
 @_after_option
 @_json_option
 def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json: bool) -> None:
     """Show everything that happened to ENTITY, such as order:123, the oldest first."""
-    _print_page(_ask(dsn, lambda trail: trail.history(entity, limit=limit, after=after)), as_json)
+    page = _ask(dsn, lambda trail: trail.history(entity, limit=limit, after=after))
+    _print_page(page, as_json, _NOTHING_ABOUT.format(entity=_visible(entity)))
 
 
 @click.command()
@@ -109,7 +123,10 @@ def stats(dsn: str | None, since: str, as_json: bool) -> None:
     )
     _print_table(
         ("table", "rows (estimated)", "table bytes", "index bytes"),
-        [(row.name, row.rows, row.table_bytes, row.index_bytes) for row in sizes],
+        [
+            (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
+            for row in sizes
+        ],
     )
 
 
@@ -123,10 +140,12 @@ def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
     return asyncio.run(answer())
 
 
-def _print_page(page: Page, as_json: bool) -> None:
+def _print_page(page: Page, as_json: bool, nothing: str) -> None:
     if as_json:
         for record in page.records:
             click.echo(json.dumps(asdict(record), default=_plain, ensure_ascii=False))
+    elif not page.records:
+        click.echo(nothing)
     else:
         _print_table(_COLUMNS, [_row(record) for record in page.records])
     if page.next is not None:
@@ -135,9 +154,10 @@ def _print_page(page: Page, as_json: bool) -> None:
 
 def _row(record: Found) -> tuple[Any, ...]:
     target = ":".join(part for part in (record.target_type, record.target_id) if part)
+    reason = f" ({record.actor_reason})" if record.actor_reason else ""
     return (
         record.occurred_at.isoformat(timespec="milliseconds"), record.event_name, record.outcome,
-        record.actor_id, record.tenant_id, target, record.status_code, record.id,
+        f"{record.actor_id}{reason}", record.tenant_id, target, record.status_code, record.id,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from datetime import UTC, datetime, timedelta
@@ -91,10 +92,11 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     to_stderr()
     if tls_cert is None and not _is_loopback(host):
         click.secho(_IN_CLEAR.format(host=host), fg="yellow", err=True)
-    run(
-        Listening(host, port, tls_cert, tls_key, tls_client_ca, grpc_port, connections, workers),
-        shutdown_timeout=config.shutdown_timeout,
+    listening = Listening(
+        host, port, tls_cert, tls_key, tls_client_ca, grpc_port, connections, workers
     )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is finished
+        run(listening, shutdown_timeout=config.shutdown_timeout)
 
 
 def _refuse_open_door(config: AuditConfig, host: str) -> None:

@@ -174,7 +174,7 @@ def _text(report: Report) -> str:
     ]
     lines += [f"warning: {warning}" for warning in report.warnings]
     if report.ok:
-        return "\n".join([*lines, click.style("OK: nothing was tampered with", fg="green")])
+        return "\n".join([*lines, _passed(report)])
     for problem in report.problems[:_LISTED]:
         place = "" if problem.leaf is None else f" leaf {problem.leaf}"
         record = f" record {problem.record_id}" if problem.record_id else ""
@@ -186,3 +186,14 @@ def _text(report: Report) -> str:
     return "\n".join(
         [*lines, click.style(f"TAMPERED: {counts}; first bad: {named} ({first.kind})", fg="red")]
     )
+
+
+def _passed(report: Report) -> str:
+    """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
+    if not report.waiting:
+        said = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
+        return click.style(said, fg="green")
+    if not report.size:
+        return click.style(f"OK for 0 of {report.waiting} rows: nothing is sealed yet", fg="yellow")
+    wait = "waits for its seal" if report.waiting == 1 else "wait for their seal"
+    return click.style(f"OK for {report.size} rows; {report.waiting} {wait}", fg="green")

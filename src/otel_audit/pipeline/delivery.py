@@ -21,8 +21,8 @@ from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.entries import Entry
 from otel_audit.pipeline.recovery import Adopt, Recovery
 from otel_audit.pipeline.sink import Refused, Sink, Written
-from otel_audit.pipeline.spool import Kind, Spool, SpoolError
-from otel_audit.pipeline.syncing import GroupSync
+from otel_audit.pipeline.spool import Kind, Spool
+from otel_audit.pipeline.syncing import GroupSync, reason_of
 from otel_audit.pipeline.worker import Worker
 from otel_audit.record import AuditRecord
 
@@ -321,7 +321,10 @@ class Delivery:
         while not self._closing:
             try:
                 answer = await call()
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be given up
+            except (Exception, asyncio.CancelledError) as error:
+                # the end cancels; anything else that does is a failure of the sink's
+                if self._is_cancelled_by(error):
+                    raise
                 self._note_failure(error)
                 if isinstance(error, StoreUnavailableError) and error.retry_after:
                     # asked for by the store: nothing wakes this up but the end
@@ -335,6 +338,9 @@ class Delivery:
                 _logger.warning("The audit store takes records again")
             return answer
         return None
+
+    def _is_cancelled_by(self, error: BaseException) -> bool:
+        return self._closing and isinstance(error, asyncio.CancelledError)
 
     async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> Written:
         refused = [entry for entry in entries if isinstance(entry, Refused)]
@@ -371,11 +377,11 @@ class Delivery:
                 continue
             try:
                 await asyncio.to_thread(spool.sync)
-            except (SpoolError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - the next time it may work
                 self._counters.add("spool_errors")
-                complain(_logger, "sync", "The spool is not on disk: %s", error)
+                complain(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: BaseException) -> None:
         self._counters.add("retries")
         if self._failing_since is None:
             self._failing_since = time.monotonic()

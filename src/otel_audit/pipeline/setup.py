@@ -12,6 +12,7 @@ from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit.pipeline.destination import destination_digest
 from otel_audit.pipeline.provider import application_resource
 from otel_audit.pipeline.quarantine import LocalQuarantine
 from otel_audit.pipeline.sink import Refused, Sink
@@ -44,6 +45,7 @@ def make_delivery(
         return Delivery(make_sink, counters, options)
     service = service_of_spool()
     sealing = spool_sealing(config)
+    destination = destination_digest(config)
     return Delivery(
         make_sink,
         counters,
@@ -57,8 +59,11 @@ def make_delivery(
             segment_bytes=config.spool_segment_bytes,
             max_age=config.spool_max_age,
             sealing=sealing,
+            destination=destination,
         ),
-        adopt=functools.partial(adopt, config.spool_dir, service, sealing=sealing),
+        adopt=functools.partial(
+            adopt, config.spool_dir, service, sealing=sealing, destination=destination
+        ),
     )
 
 

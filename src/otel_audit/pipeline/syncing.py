@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from otel_audit.complaints import complain
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.spool import Position, Spool, SpoolError
+from otel_audit.pipeline.worker import begin_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -59,15 +60,16 @@ class GroupSync:
         with self._changed:
             self._waiting.append(waiter)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="otel-audit-sync", daemon=True
-                )
-                self._thread.start()
-            self._changed.notify()
+                self._thread = begin_thread("otel-audit-sync", self._run)
+            can_wait = self._thread is not None
+            if can_wait:
+                self._changed.notify()
+            else:
+                self._waiting.remove(waiter)
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT):
-                done = await waiter.future
+                done = can_wait and await waiter.future
         if not done:
             self._counters.add("spool_errors")
             complain(
@@ -93,11 +95,13 @@ class GroupSync:
             # at rest: everything in it was stored, and the files are gone
             return 2**63 if spool is None else spool.sync()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
-            complain(
-                _logger, "failure", "The spool is not on disk: %s",
-                error if isinstance(error, SpoolError) else type(error).__name__,
-            )  # fmt: skip
+            complain(_logger, "failure", "The spool is not on disk: %s", reason_of(error))
             return -1
+
+
+def reason_of(error: Exception) -> str:
+    """Say why the spool was not synced: in our own words, or by the error's type."""
+    return str(error) if isinstance(error, SpoolError) else type(error).__name__
 
 
 def _tell(future: asyncio.Future[bool], done: bool) -> None:  # noqa: FBT001 - a callback's argument

@@ -4,11 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.complaints import complain
+from otel_audit.pipeline.lasting import LastingLoop
+
+_logger = logging.getLogger(__name__)
+
+
+def begin_thread(name: str, run: Callable[[], object]) -> threading.Thread | None:
+    """Start a daemon thread.
+
+    Args:
+        name: Of the thread.
+        run: What it does.
+
+    Returns:
+        The thread; None where the system gives none now (a limit of processes, or the interpreter
+        is on its way out), which is logged.
+    """
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        complain(
+            _logger, name, "Thread %s cannot be started; it is tried again", name,
+            level=logging.CRITICAL, error=error,
+        )  # fmt: skip
+        return None
+    return thread
 
 
 class Worker:
@@ -43,9 +72,8 @@ class Worker:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Start the thread; once."""
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        """Start the thread; where there can be none now it is not `started`: try again later."""
+        self._thread = begin_thread(self._name, self._run)
 
     def rouse(self) -> None:
         """Set ``wake``, if the coroutine runs. May be called from any thread; never raises."""
@@ -73,7 +101,7 @@ class Worker:
         with (
             contextlib.suppress(asyncio.CancelledError),
             suppress_instrumentation(),
-            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+            asyncio.Runner(loop_factory=LastingLoop) as runner,
         ):
             runner.run(self._reachable())
 

@@ -49,6 +49,7 @@ _DOCUMENT: Final = 10
 """Units of work that a document costs however small it is; see `otel_audit.redaction.work`."""
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
+_ORDINARY_LENGTH: Final = 256
 
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
@@ -253,7 +254,8 @@ class Redactor:
             name = raw_name.decode("latin-1").lower()
             if name not in keep:
                 continue
-            read = self._ordinary_header if name in _ORDINARY else self._header
+            ordinary = name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH
+            read = self._ordinary_header if ordinary else self._header
             value = read(name, raw_value.decode("latin-1"))
             if value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value

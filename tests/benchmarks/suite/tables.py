@@ -145,13 +145,14 @@ def loss(results: Results) -> Iterator[str]:
     found = results["loss"]
     rows = [
         (
-            fault, seen["title"], f"{seen['acknowledged']:,}", f"{seen['stored']:,}",
+            fault, seen["title"], f"{seen['not_acknowledged']:,}", f"{seen['acknowledged']:,}",
+            f"{seen['stored']:,}",
             f"**{seen['lost']:,}**", f"{seen['twice']:,}",
         )
         for fault, compared in found["faults"].items()
         for seen in compared.values()
     ]  # fmt: skip
-    yield table(("fault", "", "acknowledged", "stored", "lost", "stored twice"), rows)
+    yield table(("fault", "", "failed", "acknowledged", "stored", "lost", "stored twice"), rows)
 
 
 def growth(results: Results) -> Iterator[str]:

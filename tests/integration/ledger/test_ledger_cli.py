@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 
 import asyncpg
 import pytest
@@ -136,6 +137,22 @@ class TestVerify:
         assert "OK: nothing was tampered with" in output
         assert "warning" not in output
 
+    def test_says_how_much_is_not_sealed(self, run, key, log):
+        """What waits for its seal proves nothing yet, and the verdict is not about it."""
+
+        def verdict():
+            return run("verify").splitlines()[-1]
+
+        assert verdict() == "OK: there are no rows yet"
+        write(log, 3)
+        assert verdict() == "OK for 0 of 3 rows: nothing is sealed yet"
+        run("seal", "--once")
+        assert verdict() == "OK: nothing was tampered with"
+        write(log, 1)
+        assert verdict() == "OK for 3 rows; 1 waits for its seal"
+        write(log, 1)
+        assert verdict() == "OK for 3 rows; 2 wait for their seal"
+
     def test_takes_the_public_key_alone(self, run, key, log, monkeypatch):
         """Whoever verifies needs no private key: the text or the file of the public one."""
         write(log, 1)
@@ -195,6 +212,12 @@ class TestRoles:
         assert "sealed 3 rows" in run("seal", "--once", "--dsn", dsns["sealer"])
         assert "OK" in run("verify", "--dsn", dsns["reader"])
         write(store, 1)
+        for question in (
+            ("search",), ("history", "order:1"), ("show", str(uuid.uuid4())), ("stats",),
+            ("gaps",), ("verify",), ("prove", "--entity", "order:1"),
+        ):  # fmt: skip
+            refused = run(*question, "--dsn", dsns["writer"], status=1)
+            assert "ask as a member of otel_audit_reader" in refused
         assert "lacks a right" in run("seal", "--once", "--dsn", dsns["reader"], status=1)
         assert "lacks a right" in run("seal", "--once", "--dsn", dsns["writer"], status=1)
         for statement in (

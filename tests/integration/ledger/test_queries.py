@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -171,6 +172,33 @@ class TestSearch:
             await queries.search(store, Criteria(), **unfit)
 
 
+class TestReasons:
+    @pytest.mark.parametrize("note", ["\\u0000", "\\ud83d", "\\uDC00", "x"])
+    async def test_no_payload_stops_a_search(self, store, note):
+        """A writer may store text that the database cannot take apart; it is found all the same."""
+        payload = f'{{"actor": {{"reason": "bad_signature"}}, "note": "{note}"}}'
+        record_id = uuid7()
+        await store.execute(
+            "INSERT INTO audit.audit_logs (id, action_id, phase, occurred_at, duration_ms, "
+            "event_name, action, outcome, actor_id, actor_type, transaction_outcome, "
+            "schema_version, payload, content_hash) VALUES ($1, 'a', 'completed', now(), 0, 'e', "
+            "'READ', 'success', 'anonymous', 'user', 'none', '1', $2::text::json, sha256('x'))",
+            record_id,
+            payload,
+        )
+        expected = "bad_signature" if note == "x" else None
+        (found,) = (await queries.search(store, Criteria())).records
+        assert (str(found.id), found.actor_reason) == (record_id, expected)
+        (shown,) = await queries.show(store, record_id)
+        assert (shown.found, shown.payload) == (found, payload)
+
+    async def test_are_looked_up_by_id(self, store, trail):
+        """No other row is read for them."""
+        await store.execute("SET enable_seqscan = off")
+        plan = await store.fetch(f"EXPLAIN {queries._REASONS}", trail[:2])
+        assert "Seq Scan" not in "\n".join(row[0] for row in plan)
+
+
 class TestHistory:
     async def test_tells_what_happened_the_oldest_first(self, store, trail):
         """By target or by a change."""
@@ -196,6 +224,17 @@ class TestStats:
         assert found["audit_logs_2026_11"].table_bytes > 0
         assert found["audit_logs_2026_11"].index_bytes > 0
         assert "ledger_blocks" in found
+
+    async def test_estimate_nothing_where_the_database_does_not(self, store, trail):
+        """Rows of a table that was never analyzed are not known; an empty one has none."""
+
+        async def rows():
+            found = {size.name: size.rows for size in await queries.sizes(store)}
+            return found["audit_logs_2026_11"], found["quarantine"]
+
+        assert await rows() == (None, 0)
+        await store.execute("ANALYZE audit.audit_logs_2026_11")
+        assert await rows() == (20, 0)
 
 
 class TestCommands:
@@ -228,6 +267,40 @@ class TestCommands:
         lines = run("history", "stock:7", "--json").stdout.splitlines()
         assert [json.loads(line)["id"] for line in lines] == [trail[3], trail[9]]
 
+    async def test_anonymous_says_why(self, audit_store, run):
+        """Who could not be identified is not merely nobody: the reason stands beside."""
+        sink = PostgresSink(audit_store)
+        refused = Actor(id="anonymous", type="user", reason="bad_signature")
+        nobody = Actor(id="anonymous", type="user")
+        target = Target(type="invoice", id="1")
+        await sink.write([a_record(record_id=uuid7(), actor=refused, target=target)])
+        await sink.write([a_record(record_id=uuid7(), actor=nobody, target=target)])
+        await sink.close()
+
+        def asked(*arguments):
+            return asyncio.to_thread(run, *arguments)
+
+        for question in (("search", "--target", "invoice:1"), ("history", "invoice:1")):
+            lines = (await asked(*question)).output.splitlines()[1:]
+            assert sorted("anonymous (bad_signature)  " in line for line in lines) == [False, True]
+            assert all("anonymous  " in line or "bad_signature" in line for line in lines)
+            found = map(json.loads, (await asked(*question, "--json")).output.splitlines())
+            assert {record["actor_reason"] for record in found} == {"bad_signature", None}
+
+    def test_nothing_found_is_said(self, run):
+        """In a sentence for people, and as no line of JSON."""
+        about = run("history", "stock:8").output
+        assert "recorded about stock:8;" in about
+        assert "order_row:123" in about
+        assert "no record" in run("search", "--target", "invoice").output
+        assert run("history", "stock:8", "--json").output == ""
+        assert run("search", "--target", "invoice", "--json").output == ""
+
+    @pytest.mark.parametrize("entity", ["stock", "stock:", ":7", ""])
+    def test_history_refuses_what_names_no_entity(self, run, entity):
+        """Wrong use is no empty answer: status 2, and how an entity is written."""
+        assert "such as order:123" in run("history", entity, status=2).output
+
     def test_show_prints_the_whole_record(self, run, trail):
         """The record's text, and its hash beside it."""
         result = run("show", trail[7])
@@ -244,4 +317,11 @@ class TestCommands:
         assert "order.created" in run("stats", "--since", "2026-10-01").output
         found = json.loads(run("stats", "--since", "2026-10-01", "--json").output)
         assert len(found["volume"]) == 2
-        assert found["sizes"]
+        unknown = [size["name"] for size in found["sizes"] if size["rows"] is None]
+        assert "audit_logs_2026_11" in unknown
+        (line,) = (
+            line
+            for line in run("stats").output.splitlines()
+            if line.startswith("audit_logs_2026_11")
+        )
+        assert line.split()[1] == "?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import platform
+import sys
 import time
 import unicodedata
 import uuid
@@ -93,6 +94,48 @@ class TestNobody:
         assert resolve(bearer(sub="\x00"), **JWT).id == "anonymous"
 
 
+class TestSetWrong:
+    """A token that fails because of the settings: somebody should mend them, and is told."""
+
+    @pytest.mark.parametrize(
+        ("settings", "reason", "setting"),
+        [
+            ({"jwt_key": SECRET[::-1]}, "bad_signature", "OTEL_AUDIT_JWT_KEY"),
+            ({"jwt_algorithms": "HS512"}, "alg_not_allowed", "OTEL_AUDIT_JWT_ALGORITHMS"),
+            ({"jwt_issuer": "https://login"}, "missing_issuer", "OTEL_AUDIT_JWT_ISSUER"),
+            ({"jwt_audience": "shop"}, "missing_audience", "OTEL_AUDIT_JWT_AUDIENCE"),
+        ],
+    )
+    def test_is_logged_once_a_minute(
+        self, caplog: pytest.LogCaptureFixture, settings: Any, reason: str, setting: str
+    ) -> None:
+        """One warning for the reason, with the setting to look at and nothing of the token."""
+        token = bearer(sub="mallory")
+        for _ in range(3):
+            assert resolve(token, **{**JWT, **settings}).reason == reason
+        (line,) = [line for line in caplog.records if "not believed" in line.getMessage()]
+        assert line.levelname == "WARNING"
+        assert f"{reason};" in line.getMessage()
+        assert setting in line.getMessage()
+        assert "mallory" not in line.getMessage()
+        assert token[1].decode().split()[1].split(".")[0] not in line.getMessage()
+
+    def test_a_token_without_an_end(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An issuer whose tokens never expire is never believed, and that is said."""
+        forever = jwt.encode({"sub": "a"}, SECRET)
+        header = (b"authorization", f"Bearer {forever}".encode())
+        assert resolve(header, **JWT).reason == "missing_exp"
+        assert "missing_exp" in caplog.text
+
+    @pytest.mark.parametrize("given", [bearer(sub="a", exp=1), (b"authorization", b"Bearer x")])
+    def test_what_is_the_clients_fault_is_not(
+        self, caplog: pytest.LogCaptureFixture, given: tuple[bytes, bytes]
+    ) -> None:
+        """Expired and malformed tokens come every day."""
+        assert resolve(given, **JWT).reason in ("token_expired", "token_malformed")
+        assert not caplog.records
+
+
 class TestBearer:
     def test_claims(self) -> None:
         """Id, role, e-mail and roles come from the configured claims; roles have aliases."""
@@ -157,6 +200,32 @@ class TestBearer:
         unverified = options(jwt_unverified_behind_gateway=True)
         assert read_bearer(scope, unverified).claims is None
         assert read_bearer({"headers": [bearer(exp=1)]}, options(**JWT)).claims is None
+
+    def test_what_is_not_verified_is_not_kept(self) -> None:
+        """Anybody may write such tokens, of any size: none outlives its request."""
+        chosen = options(jwt_unverified_behind_gateway=True)
+        found = read_bearer({"headers": [bearer(sub="u1")]}, chosen)
+        assert found.token is not None
+        holders = sys.getrefcount(found.token)
+        actor = resolve_actor({"headers": []}, AuditScope(), chosen, found)
+        now = sys.getrefcount(found.token)
+        assert (actor.id, actor.verified, now) == ("u1", False, holders)
+
+    def test_the_applications_own_kinds_of_text(self) -> None:
+        """What is kept is plain text, and no method of the application's is called for it."""
+
+        class Loud(str):
+            __slots__ = ()
+
+            def strip(self, *_: Any) -> str:
+                raise RuntimeError
+
+        found = resolve(scope={"state": {"user": Loud("u1")}})
+        assert (found.id, type(found.id)) == ("u1", str)
+
+    def test_an_integer_that_python_does_not_spell(self) -> None:
+        """An id of thousands of digits is none."""
+        assert resolve(scope={"state": {"user": 10**5000}}).id == "anonymous"
 
     def test_long_claims_are_cut(self) -> None:
         """What a token says is bounded and without control characters."""

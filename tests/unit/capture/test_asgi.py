@@ -33,6 +33,33 @@ class TestFrames:
         await tapped.ask()
         assert seen == [["opened"], ["opened", "answered"]]
 
+    @pytest.mark.parametrize("path", ["/orders", "/health"])
+    async def test_headers_that_can_be_read_once_arrive(self, path):
+        """ASGI allows any iterable; what we have looked at the client gets all the same."""
+        given = [(b"content-type", b"text/html"), (b"set-cookie", b"sid=1")]
+
+        async def app(scope, receive, send):
+            start = {"type": "http.response.start", "status": 200, "headers": iter(given)}
+            await send(start)
+            await send({"type": "http.response.body", "body": b"<p>"})
+
+        tapped = Tapped(app)
+        sent = await tapped.ask(path=path)
+        assert list(sent[0]["headers"])[:2] == given
+        for record in tapped.kept.all("closed"):
+            assert record.response.headers["content-type"] == "text/html"
+
+    async def test_what_a_client_makes_up_is_bounded_and_redacted(self):
+        """A method of any length; a token as the name of the host."""
+        token = b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1c2VyLTEyMyJ9.c2lnbmF0dXJlLW9mLTMyLWJ5dGVz"
+        tapped = Tapped(answer())
+        await tapped.ask(method="M" * 60_000, headers=[(b"host", token)])
+        assert tapped.kept.record.request.method == "M" * 32
+        assert token.decode() not in (tapped.kept.record.request.host or "")
+        tapped = Tapped(answer())
+        await tapped.ask(headers=[(b"host", b"shop.example:8000")])
+        assert tapped.kept.record.request.host == "shop.example:8000"
+
     async def test_a_request_that_nothing_records_leaves_nothing(self):
         """An excluded path is passed on, and the request id is on the answer all the same."""
         tapped = Tapped(answer(b"well"))

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ from jose import jwe, jwk, jwt
 
 from otel_audit.capture.jwt import JwtVerifier, TokenError
 from otel_audit.capture.jwt.jwks import KEPT, UNKNOWN_KEY_INTERVAL, KeySet
+from otel_audit.capture.jwt.keys import read_key_set
+from otel_audit.capture.jwt.settings import FetchedKeys
+from otel_audit.capture.jwt.verifier import Issuer
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
@@ -656,6 +659,26 @@ class TestKeySetTiming:
             keys.current()
         self.settle(keys)
         assert keys.failures >= 1
+
+    def test_a_withdrawn_key_ends_tokens_that_are_known(self, keys: Keys) -> None:
+        """Also while no other tokens come, the set is read again, and what it withdrew is refused."""
+        token = jwt.encode(claims(), private_pem(keys.rsa), "RS256", headers={"kid": "a"})
+        text = [json.dumps({"keys": [public_jwk(keys.rsa, "RS256", kid="a")]}).encode()]
+        now = [0.0]
+        algorithms = frozenset({"RS256"})
+        key_set = KeySet(
+            lambda: text[0], lambda found: read_key_set(found, algorithms),
+            refresh=300, name="TEST", clock=lambda: now[0],
+        )  # fmt: skip
+        key_set.load()
+        checks = JwtVerifier((Issuer(None, algorithms, None, FetchedKeys(key_set)),))
+        assert checks.verify(token).verified
+        text[0] = json.dumps({"keys": [public_jwk(keys.rsa, "RS256", kid="b")]}).encode()
+        now[0] = 301
+        with suppress(TokenError):  # the set is read beside it
+            checks.verify(token)
+        self.settle(key_set)
+        assert reason(checks, token) == "unknown_key"
 
     def test_generation(self) -> None:
         """Only a set that changed makes earlier results void."""

@@ -5,6 +5,7 @@ import functools
 import time
 
 import pytest
+from jose import jwt
 from unit.capture.asgi_app import Tapped, say
 
 import otel_audit
@@ -13,6 +14,7 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
 SOON = 0.02
+KEY = "a shared key of forty characters, or so."
 
 
 def slow(*, after_answer: bool, actor: str | None = None):
@@ -70,6 +72,21 @@ class TestLongActions:
         tapped = Tapped(app, long_action_after=SOON)
         await tapped.ask()
         assert tapped.kept.all("closed")[1].actor.id == "clerk-2"
+
+    async def test_a_token_that_comes_later_is_read_too(self):
+        """The same where a middleware adds the token to the request while it runs."""
+
+        async def app(scope, receive, send):
+            await asyncio.sleep(SOON * 5)
+            token = jwt.encode({"sub": "u-3", "tenant_id": "t", "exp": 2**40}, KEY)
+            scope["headers"].append((b"authorization", b"Bearer " + token.encode()))
+            await say(send)
+
+        tapped = Tapped(app, long_action_after=SOON, jwt_key=KEY, jwt_algorithms=("HS256",))
+        await tapped.ask()
+        started, completed = tapped.kept.all("closed")
+        assert (started.actor.id, completed.actor.id) == ("anonymous", "u-3")
+        assert completed.tenant.id == "t"
 
     async def test_what_is_not_recorded_leaves_nothing(self):
         """A long read that no rule names is not recorded when it starts either."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from strategies import a_record
-from unit.pipeline.shelf import Shelf
+from unit.pipeline.shelf import Shelf, no_more_threads
 
 from otel_audit import complaints
 from otel_audit.errors import StoreError, StoreUnavailableError
@@ -18,7 +19,7 @@ from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
 from otel_audit.pipeline.sink import Refused
-from otel_audit.pipeline.spool import adopt, open_spool
+from otel_audit.pipeline.spool import Kind, Spool, adopt, open_spool
 
 QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.01, longest_pause=0.05)
 
@@ -75,6 +76,59 @@ class TestDelivering:
         assert shelf.stored == records
         assert max(shelf.asked) <= 512
         assert counted(delivery) == {"emitted": 1_500, "exported": 1_500}
+
+    def test_a_thread_that_cannot_start_is_tried_again(self, deliver_to, shelf, monkeypatch):
+        """At a limit of processes records wait, and the next one brings them on their way."""
+        delivery = deliver_to()
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_more_threads)
+            delivery.start()
+            delivery.submit(a_record())
+        assert counted(delivery) == {"emitted": 1}
+        delivery.submit(a_record())
+        assert delivery.flush(60)
+        assert len(shelf.stored) == 2
+
+    def test_syncing_goes_on_after_whatever_fault(self, shelf, tmp_path, monkeypatch):
+        """A look at the spool's files that fails once is counted, and is not the last."""
+        options = dataclasses.replace(QUICK, sync_interval=0.01)
+        counters = Counters()
+        made = functools.partial(open_spool, tmp_path, service="shop")
+        delivery = Delivery(lambda: shelf, counters, options, spool=made)
+        spool = delivery.backlog.spool
+        faults = [PermissionError(13, "Permission denied"), ValueError()]
+
+        def sync() -> int:
+            if faults:
+                raise faults.pop()
+            return Spool.sync(spool)
+
+        monkeypatch.setattr(spool, "sync", sync)
+        spool.append(Kind.OPENED, uuid7(), b"o")
+        delivery.start()
+        wait_for(lambda: spool.synced == spool.appended)
+        assert counters.spool_errors == 2
+        spool.append(Kind.OPENED, uuid7(), b"o")
+        delivery.close(10)
+
+    def test_a_sink_that_cancels_itself_is_tried_again(self, shelf):
+        """What a library cancels of its own is a failure like any other, not the end."""
+
+        class Cancelling(Shelf):
+            tries = 0
+
+            async def write(self, records):
+                self.tries += 1
+                if self.tries == 1:
+                    raise asyncio.CancelledError
+                return await super().write(records)
+
+        sink = Cancelling()
+        delivery = Delivery(lambda: sink, Counters(), QUICK)
+        delivery.submit(a_record())
+        assert delivery.flush(60)
+        assert counted(delivery) == {"emitted": 1, "exported": 1, "retries": 1}
+        assert delivery.close(10)
 
     def test_the_thread_that_submits_does_not_write(self, deliver_to, shelf):
         """Writing happens in the worker's own thread."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from strategies import a_record
+from unit.pipeline.shelf import no_more_threads
 
 from otel_audit import complaints
 from otel_audit.pipeline import syncing
@@ -129,6 +130,18 @@ class TestGroupSync:
             assert not await GroupSync(lambda: spool, counters).wait()
         assert counters.spool_errors == 1
         assert "before its record was on disk" in caplog.text
+
+    async def test_a_thread_that_cannot_start_is_tried_again(self, spool, monkeypatch):
+        """At a limit of processes nobody waits for what cannot come; later it comes."""
+        counters = Counters()
+        group = GroupSync(lambda: spool, counters)
+        append(spool)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_more_threads)
+            async with asyncio.timeout(syncing.LONGEST_WAIT / 2):
+                assert not await group.wait()
+        assert counters.spool_errors == 1
+        assert await group.wait()
 
     async def test_a_disk_that_hangs_stops_nobody_for_ever(self, spool, held_disk, monkeypatch):
         """After the longest wait the answer goes out, counted."""

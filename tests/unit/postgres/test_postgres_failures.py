@@ -51,6 +51,17 @@ class TestAsStoreError:
         assert not isinstance(mapped, StoreUnavailableError)
         assert remedy in str(mapped)
 
+    def test_who_asks_is_sent_to_the_readers(self):
+        """Where a question lacks a right, a reader has it; whoever writes needs to be a writer."""
+        error = asyncpg.InsufficientPrivilegeError("x")
+        asked = str(as_store_error(error, "read the audit store", asks=True))
+        assert "ask as a member of otel_audit_reader (`otel-audit init --roles --reader" in asked
+        assert "--dsn" in asked
+        assert "writer" not in asked
+        assert "as its writer" in str(as_store_error(error, "write"))
+        missing = asyncpg.UndefinedTableError("x")
+        assert "otel-audit init" in str(as_store_error(missing, "read", asks=True))
+
     def test_never_quotes_the_original_message(self):
         """Messages of the server may show values, so they are left out."""
         for error in (

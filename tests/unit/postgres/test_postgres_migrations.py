@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from otel_audit_postgres import schema_sql
-from otel_audit_postgres.migrations import grants_sql, latest_version, migrations
+import re
+from pathlib import Path
 
-from otel_audit.errors import ConfigurationError
+import pytest
+from otel_audit_postgres import alembic, schema_sql
+from otel_audit_postgres.migrations import grants_sql, latest_version, migrations
+from otel_audit_postgres.readiness import refuse_version
+
+from otel_audit.errors import ConfigurationError, StoreError
+
+MIGRATIONS_PAGE = Path(__file__).parents[3] / "docs/migrations.md"
 
 
 class TestMigrations:
@@ -14,6 +20,32 @@ class TestMigrations:
         """From 1 on, each file is one step."""
         assert [step.version for step in migrations()] == list(range(1, latest_version() + 1))
         assert migrations()[0].name == "audit_store"
+
+    @pytest.mark.parametrize("text", [alembic.__doc__, MIGRATIONS_PAGE.read_text("utf-8")])
+    def test_are_shown_to_the_latest(self, text):
+        """Who copies the example of an Alembic revision gets the store that this package needs."""
+        shown = re.findall(r"audit\.upgrade\(op, to=(\d+)\)", text)
+        assert shown == [str(latest_version())]
+
+
+class TestRefuseVersion:
+    @pytest.mark.parametrize(
+        ("version", "remedy"),
+        [
+            (0, "run `otel-audit init`"),
+            (1, "run `otel-audit migrate`"),
+            (latest_version() - 1, "run `otel-audit migrate`"),
+            (latest_version() + 1, "upgrade otel-audit"),
+        ],
+    )
+    def test_says_which_side_is_behind(self, version, remedy):
+        """No store is made, an old one is migrated, and a newer one wants a newer package."""
+        with pytest.raises(StoreError, match=f"at version {version}, .*: {remedy}$"):
+            refuse_version(version)
+
+    def test_takes_its_own(self):
+        """The version of this package is the one that it writes."""
+        refuse_version(latest_version())
 
 
 class TestGrants:

@@ -109,10 +109,11 @@ class KeySet:
         """
         text = self._read()
         keys = self._parse(text)
+        # first the keys: what is checked with the old ones must not count as checked with these
+        self._current = _Keys(keys, self._clock())
         if text != self._text:
             self._text = text
             self.generation += 1
-        self._current = _Keys(keys, self._clock())
 
     def ready(self, timeout: float) -> bool:
         """Wait until keys are there; not for an event loop's thread.

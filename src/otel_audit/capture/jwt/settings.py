@@ -36,7 +36,10 @@ class FixedKey:
     """The one key of a setting; it has no id, so a token's is not asked for."""
 
     key: SigningKey
-    generation: int = 0
+
+    def generation(self) -> int:
+        """It never changes."""
+        return 0
 
     def find(self, header: Header) -> Key:
         """Return the key, if it may verify this algorithm."""
@@ -55,9 +58,9 @@ class FetchedKeys:
 
     keys: KeySet
 
-    @property
     def generation(self) -> int:
-        """Grows when the set changes."""
+        """Grows when the set changes; looked at for known tokens, too, so it is read in time."""
+        self.keys.current()
         return self.keys.generation
 
     def find(self, header: Header) -> Key:

@@ -46,7 +46,7 @@ class TokenError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedToken:
-    """What a token says; the verifier gives the same object again for the same token.
+    """What a token says; where it is verified, the same object again for the same token.
 
     Attributes:
         claims: Its claims.

@@ -47,9 +47,12 @@ class TokenReader(Protocol):
 class KeySource(Protocol):
     """Where an issuer's keys come from."""
 
-    @property
     def generation(self) -> int:
-        """Grows when the keys change."""
+        """Say which keys these are: it grows when they change.
+
+        Raises:
+            TokenError: There are none, or they are too old.
+        """
 
     def find(self, header: Header) -> Key:
         """Choose the one key for a token, without waiting.
@@ -139,7 +142,7 @@ class JwtVerifier:
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._cache.get(digest)
-        if known is not None and known.generation == known.keys.generation:
+        if known is not None and known.generation == known.keys.generation():
             if self._clock() < known.token.expires_at:
                 return known.token
             raise TokenError("token_expired")
@@ -147,7 +150,7 @@ class JwtVerifier:
         issuer = self._issuer(token)
         if header.algorithm not in issuer.algorithms:
             raise TokenError("alg_not_allowed")
-        generation = issuer.keys.generation
+        generation = issuer.keys.generation()
         found = self._check(token, header, issuer)
         self._cache.put(digest, _Remembered(found, issuer.keys, generation))
         return found

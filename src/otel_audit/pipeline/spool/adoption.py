@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from otel_audit.pipeline.spool.directory import (
+    LABEL,
     bytes_in,
     read_label,
     remove_empty,
@@ -35,6 +36,11 @@ from otel_audit.pipeline.spool.locks import lock_if_dead, release
 from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
 
 _DAMAGES_LISTED: Final = 100
+_OTHER_DESTINATION: Final = (
+    "holds spools of another destination, which wait here: an application that delivers to that "
+    "destination adopts them. Set OTEL_SERVICE_NAME, another one for each application. If the "
+    f"store has moved, remove {LABEL} in the spools that belong to it"
+)
 _log = logging.getLogger("otel_audit")
 _warned: set[tuple[Path, str]] = set()
 
@@ -246,16 +252,25 @@ class _Survey:
     report: RecoveryReport
 
 
-def adopt(directory: Path, service: str, *, sealing: Sealing | None = None) -> list[AbandonedSpool]:
+def adopt(
+    directory: Path,
+    service: str,
+    *,
+    sealing: Sealing | None = None,
+    destination: str | None = None,
+) -> list[AbandonedSpool]:
     """Lock the spools that dead processes of this service left.
 
     Left alone, with one line in the log: spools of another version of the format, of a key that is
-    not this one, and, on file systems whose locks may not reach other hosts, of another host.
+    not this one, of another destination, and, on file systems whose locks may not reach other
+    hosts, of another host.
 
     Args:
         directory: The same as for `open_spool`.
         service: The service's name.
         sealing: The key, if payloads are sealed.
+        destination: Digest of where this process delivers to. Spools that name another one are
+            left alone; those that name none are not. None: it does not matter.
 
     Returns:
         Oldest first; for each, `AbandonedSpool.remove` or `.release` is to be called. Empty if
@@ -270,7 +285,7 @@ def adopt(directory: Path, service: str, *, sealing: Sealing | None = None) -> l
         return found
     for path in spools:
         try:
-            spool = _adopt(path, service, sealing)
+            spool = _adopt(path, service, sealing, destination)
         except OSError as error:
             _warn_once(path, f"cannot be adopted: {error.strerror}")
             continue
@@ -279,7 +294,9 @@ def adopt(directory: Path, service: str, *, sealing: Sealing | None = None) -> l
     return found
 
 
-def _adopt(path: Path, service: str, sealing: Sealing | None) -> AbandonedSpool | None:
+def _adopt(
+    path: Path, service: str, sealing: Sealing | None, destination: str | None
+) -> AbandonedSpool | None:
     lock = lock_if_dead(path)
     if lock is None:
         return None
@@ -289,6 +306,10 @@ def _adopt(path: Path, service: str, sealing: Sealing | None) -> AbandonedSpool 
     except BaseException:
         release(lock)
         raise
+    if obstacle is None and label is not None and belongs_elsewhere(label, destination):
+        release(lock)
+        _warn_once(path.parent, _OTHER_DESTINATION)
+        return None
     if obstacle is None:
         return AbandonedSpool(path, lock, label, sealing)
     release(lock)
@@ -309,6 +330,11 @@ def obstacle_to_adoption(
     if label.host != socket.gethostname() and file_system(path).shared:
         return f"it is of host {label.host}, and locks may not reach there on this file system"
     return None
+
+
+def belongs_elsewhere(label: Label, destination: str | None) -> bool:
+    """Tell whether a spool's records are meant for another destination than this one."""
+    return destination is not None and label.destination not in ("", destination)
 
 
 def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:

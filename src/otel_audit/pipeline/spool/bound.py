@@ -19,7 +19,8 @@ class Bound:
     Attributes:
         others: Bytes that the other spools held at the last count.
         room: Bytes that this spool may have.
-        room_to_begin: Bytes that it may have with the first frame of an action.
+        room_to_begin: Bytes that it may have with a frame that says that an action has begun; what
+            is over is not refused while there is room.
     """
 
     __slots__ = ("_counted", "_settings", "_spool", "others", "room", "room_to_begin")

@@ -28,6 +28,7 @@ class Label:
         boot_id: The host's boot, where the system tells.
         started_at: Unix nanoseconds.
         key_id: Which key seals its payloads; empty where they are in clear.
+        destination: Digest of where its records belong; empty where the writer did not say.
     """
 
     format: int = -1
@@ -38,9 +39,12 @@ class Label:
     boot_id: str = ""
     started_at: int = 0
     key_id: str = ""
+    destination: str = ""
 
 
-def label_of_this_process(service: str, producer_id: str, key_id: str) -> Label:
+def label_of_this_process(
+    service: str, producer_id: str, key_id: str, destination: str = ""
+) -> Label:
     """Describe this process."""
     return Label(
         format=FORMAT,
@@ -51,6 +55,7 @@ def label_of_this_process(service: str, producer_id: str, key_id: str) -> Label:
         boot_id=_boot_id(),
         started_at=time.time_ns(),
         key_id=key_id,
+        destination=destination,
     )
 
 

@@ -24,6 +24,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
     segment_bytes: int = 8 * MIB,
     max_age: float | None = None,
     sealing: Sealing | None = None,
+    destination: str = "",
     producer_id: str | None = None,
 ) -> Spool:
     """Open a new spool for this process.
@@ -36,6 +37,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         segment_bytes: Size at which a segment is full.
         max_age: Seconds that the oldest record may wait; None: no bound.
         sealing: Encrypts payloads at rest, if given.
+        destination: Digest of where the records belong, if it is known.
         producer_id: UUID of this process's stream, if it has one already; a fresh one is made
             otherwise.
 
@@ -54,6 +56,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         segment_bytes=segment_bytes,
         max_age=max_age,
         sealing=sealing,
+        destination=destination,
     )
     return _open(settings, producer_id or uuid7())
 
@@ -70,7 +73,7 @@ def reopen(spool: Spool) -> Spool:
 def _open(settings: SpoolSettings, producer_id: str) -> Spool:
     home = prepare_service_directory(settings.directory, settings.service)
     key_id = "" if settings.sealing is None else settings.sealing.key_id
-    label = label_of_this_process(settings.service, producer_id, key_id)
+    label = label_of_this_process(settings.service, producer_id, key_id, settings.destination)
     path, lock = create(home, label, durable=settings.fsync != "never")
     try:
         return Spool(settings, path, lock)

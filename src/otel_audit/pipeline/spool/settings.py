@@ -32,6 +32,8 @@ class SpoolSettings:
         segment_bytes: Size at which a segment is full.
         max_age: Seconds; no action begins while an older one is not acknowledged. None: no bound.
         sealing: Encrypts payloads at rest, if given.
+        destination: Digest of where the records belong, so that no process adopts them that
+            delivers elsewhere; empty: not said, and any process of the service does.
 
     Raises:
         ConfigurationError: The bounds contradict each other; the message names the setting.
@@ -44,6 +46,7 @@ class SpoolSettings:
     segment_bytes: int = 8 * MIB
     max_age: float | None = None
     sealing: Sealing | None = None
+    destination: str = ""
 
     def __post_init__(self) -> None:
         if self.fsync not in ("never", "interval", "always"):

@@ -48,6 +48,7 @@ START: Final[Position] = 0
 """Before the first frame."""
 
 # looking them up in the enumeration costs as much as checking a checksum
+_OPENED: Final = int(Kind.OPENED)
 _CLOSED: Final = int(Kind.CLOSED)
 _DISCARDED: Final = int(Kind.DISCARDED)
 _CARRY_FROM_SEGMENTS: Final = 2
@@ -141,7 +142,7 @@ class Spool:
             payload = self._cipher.seal(payload, context_of(kind, key))
         frame = encode(kind, key, payload, time.time_ns(), sealed=sealed)
         with self._lock:
-            segment = self._write(frame, key)
+            segment = self._write(frame, begins=kind == _OPENED)
             position = self._segments.appended
             if kind == _CLOSED:
                 self._outstanding.add(position, time.monotonic())
@@ -302,19 +303,15 @@ class Spool:
         since = self._outstanding.oldest_time
         return 0.0 if since is None else time.monotonic() - since
 
-    def _write(self, frame: bytes, key: bytes) -> Segment:
+    def _write(self, frame: bytes, *, begins: bool) -> Segment:
         if self._closed:
             raise SpoolClosedError("the spool is closed")
         own = self._segments.bytes + len(frame)
-        if own > self._bound.room_to_begin or self.settings.max_age is not None:
-            self._see_bounds(own, begins=key not in self._actions)
-        return self._segments.write(frame)
-
-    def _see_bounds(self, own: int, *, begins: bool) -> None:
         if own > (self._bound.room_to_begin if begins else self._bound.room):
             self._bound.refuse(own, begins=begins)
         if begins and self.settings.max_age is not None:
             self._bound.check_age(self._oldest_age())
+        return self._segments.write(frame)
 
     # --- syncing; the upkeep lock is held
 
@@ -343,11 +340,16 @@ class Spool:
 
     def _look_around(self) -> None:
         with self._lock:
-            self._bound.recount()
             current = self._segments.last
             files = ((current.path, current.file), (self.path / LOCK, self._lock_file))
-            if all(_is_there(path, file) for path, file in files):
-                return
+            try:
+                self._bound.recount()
+                if all(_is_there(path, file) for path, file in files):
+                    return
+            except OSError as error:
+                raise SpoolWriteError(
+                    f"the spool in {self.path} cannot be looked at ({error.strerror})", error.errno
+                ) from error
             self._segments.in_doubt = True
         raise SpoolWriteError(f"files of the spool were removed from {self.path}")
 
@@ -408,7 +410,7 @@ class Spool:
                 frame = file.read(size)
             if len(frame) < size:
                 raise SpoolWriteError(f"a segment of the spool in {self.path} was cut short")
-            segment = self._write(frame, key)
+            segment = self._write(frame, begins=False)
             self._actions.move(key, segment, segment.size - len(frame))
             self._segments.in_doubt = False
 

@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from otel_audit.pipeline.spool.directory import bytes_in, segments_in, spools_in
+from otel_audit.pipeline.spool.adoption import belongs_elsewhere
+from otel_audit.pipeline.spool.directory import (
+    LABEL,
+    bytes_in,
+    read_label,
+    segments_in,
+    spools_in,
+)
 from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
 
@@ -47,11 +54,13 @@ class SpoolStatus:
     problems: tuple[str, ...]
 
 
-def inspect(directory: Path) -> SpoolStatus:
+def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolStatus:
     """Look at the spools of all services in a directory.
 
     Args:
         directory: As given to `open_spool`; it need not exist.
+        service: Whose spools are to be looked at for another destination, if any.
+        destination: Digest of the destination that they should have.
 
     Returns:
         What was found. Never raises: what cannot be seen is among the problems.
@@ -69,6 +78,17 @@ def inspect(directory: Path) -> SpoolStatus:
             problems.append(f"{error.filename} cannot be read: {error.strerror}")
     states = [_look(spool, problems) for spool in spools]
     abandoned = [age for dead, age in states if dead]
+    waiting = sum(
+        dead and _waits_for_another(spool, service, destination)
+        for spool, (dead, _) in zip(spools, states, strict=True)
+    )
+    if waiting:
+        problems.append(
+            f"{waiting} spools that ended processes of {service} left in {directory} are of "
+            "another destination, and wait for an application that delivers there; give each "
+            "application an OTEL_SERVICE_NAME of its own; if the store has moved, remove "
+            f"{LABEL} in those that belong to it"
+        )
     found = file_system(there)
     writable = os.access(there, os.W_OK | os.X_OK)
     private = all(_is_private(home) for home in homes)
@@ -111,6 +131,17 @@ def _look(spool: Path, problems: list[str]) -> tuple[bool, float]:
         return False, age
     release(lock)
     return True, age
+
+
+def _waits_for_another(spool: Path, service: str, destination: str) -> bool:
+    with suppress(OSError):
+        label = read_label(spool)
+        return (
+            label is not None
+            and label.service == service
+            and belongs_elsewhere(label, destination or None)
+        )
+    return False
 
 
 def _age(spool: Path) -> float:

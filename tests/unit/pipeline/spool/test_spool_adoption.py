@@ -294,6 +294,41 @@ class TestDamage:
         assert adopt(home, "shop") == []
         assert caplog.text.count(said) == 1
 
+    def test_a_spool_of_another_destination_waits(self, home, caplog):
+        """It is left to those who deliver there; one line says so, however many they are."""
+        theirs = [leave(home, actions(1), destination="b" * 16) for _ in range(3)]
+        ours = leave(home, actions(1), destination="a" * 16)
+        old = leave(home, actions(1))
+        for _ in range(2):
+            found = adopt(home, "shop", destination="a" * 16)
+            assert [spool.path for spool in found] == [ours, old]
+            for spool in found:
+                spool.release()
+        (told,) = [line for line in caplog.messages if "another destination" in line]
+        assert str(ours.parent) in told
+        assert "OTEL_SERVICE_NAME" in told
+        assert [spool.path for spool in adopt(home, "shop", destination="b" * 16)] == [*theirs, old]
+
+    def test_a_spool_whose_store_has_moved_is_adopted_without_its_label(self, home):
+        """What the log says to do: the label is removed, and any process of the service takes it."""
+        path = leave(home, actions(3), destination="b" * 16)
+        (path / "spool.json").unlink()
+        [adopted] = adopt(home, "shop", destination="a" * 16)
+        assert len(recover(adopted)) == 3
+        assert adopted.remove()
+
+    def test_a_label_from_before_destinations_were_told(self, home):
+        """It lacks the word, and says nothing against adoption."""
+        path = leave(home, actions(1), destination="b" * 16)
+        label = json.loads((path / "spool.json").read_text().splitlines()[0])
+        del label["destination"]
+        body = json.dumps(label).encode()
+        (path / "spool.json").write_bytes(body + f"\n{crc32(body):08x}\n".encode())
+        [adopted] = adopt(home, "shop", destination="a" * 16)
+        assert adopted.label is not None
+        assert adopted.label.service == "shop"
+        adopted.release()
+
     def test_a_label_of_a_later_version_may_say_anything(self, home):
         """Unknown and changed fields of another version do not hide its number."""
         body = b'{"format": 7, "service": ["a", "b"], "more": 1}'

@@ -270,6 +270,21 @@ class TestInspect:
         assert status.private
         assert len(adopt(home, "shop")) == 1
 
+    def test_names_what_waits_for_another_destination(self, home):
+        """Of this service only: other services have destinations of their own."""
+        for service, destination in (("shop", "b" * 16), ("shop", "a" * 16), ("stock", "b" * 16)):
+            spool = open_spool(home, service=service, destination=destination)
+            spool.append(Kind.CLOSED, uuid7(), b"x")
+            spool.close()
+        living = open_spool(home, service="shop", destination="b" * 16)
+        living.append(Kind.CLOSED, uuid7(), b"x")
+        problems = inspect(home, "shop", "a" * 16).problems
+        (said,) = [problem for problem in problems if "another destination" in problem]
+        assert said.startswith("1 spools")
+        assert "OTEL_SERVICE_NAME" in said
+        for known in ((), ("shop",), ("stock", "b" * 16)):
+            assert "another destination" not in "".join(inspect(home, *known).problems)
+
     def test_names_open_permissions(self, home):
         """A directory that others may enter is a problem with a remedy."""
         open_spool(home, service="shop").close()

@@ -50,6 +50,12 @@ def close_one(spool: Spool, payload: bytes = PAYLOAD) -> int:
     return spool.append(Kind.CLOSED, uuid7(), payload)
 
 
+def do_one(spool: Spool, payload: bytes = PAYLOAD) -> int:
+    action = uuid7()
+    spool.append(Kind.OPENED, action, b"o")
+    return spool.append(Kind.CLOSED, action, payload)
+
+
 class TestAppend:
     def test_gives_closed_records_back_in_order(self, spool):
         """The worker reads each closed action once, as it was appended, and no other frame."""
@@ -349,6 +355,22 @@ class TestAcknowledge:
         assert spool.pending == 1
 
 
+class TestLookingAround:
+    def test_that_fails_is_an_error_of_the_spool_and_not_the_last_sync(self, spool, monkeypatch):
+        """A directory that cannot be looked at for a moment: an error in our words, then it goes on."""
+        close_one(spool)
+        spool._looked_around -= 2.0
+
+        def forbidden(_: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as locked:
+            locked.setattr(Path, "lstat", forbidden)
+            with pytest.raises(SpoolWriteError, match="cannot be looked at"):
+                spool.sync()
+        assert spool.sync() == spool.appended
+
+
 class TestBounds:
     def test_bytes(self, home):
         """At its bound it refuses what begins, lets end what is under way, and never exceeds it."""
@@ -359,11 +381,21 @@ class TestBounds:
             spool.append(Kind.OPENED, action, b"o")
         positions = []
         with pytest.raises(SpoolFullError, match="OTEL_AUDIT_SPOOL_MAX_BYTES"):
-            positions.extend(close_one(spool) for _ in range(99))
+            positions.extend(do_one(spool) for _ in range(99))
         positions += [spool.append(Kind.CLOSED, action, PAYLOAD) for action in under_way]
         assert bound - 2 * SEGMENT < spool.bytes_used <= bound
         spool.acknowledge(positions)
-        assert close_one(spool)
+        assert do_one(spool)
+
+    def test_let_in_what_is_over_and_was_not_opened(self, home):
+        """What is worth a record only because of its answer is kept while there is room at all."""
+        spool = open_spool(home, service="shop", segment_bytes=SEGMENT, max_bytes=4 * SEGMENT)
+        with pytest.raises(SpoolFullError):
+            deque(spool.append(Kind.OPENED, uuid7(), PAYLOAD) for _ in range(99))
+        before = spool.bytes_used
+        with pytest.raises(SpoolFullError):
+            deque(close_one(spool) for _ in range(99))
+        assert before + SEGMENT / 2 < spool.bytes_used <= 4 * SEGMENT
 
     def test_are_hard_for_what_is_under_way_too(self, home):
         """The room kept for actions under way is bounded as well."""
@@ -382,11 +414,11 @@ class TestBounds:
         spool = open_spool(home, service="shop", segment_bytes=SEGMENT, max_bytes=5 * SEGMENT)
         assert spool.service_bytes == 3 * SEGMENT + 44
         with pytest.raises(SpoolFullError):
-            close_one(spool, b"x" * SEGMENT)
+            spool.append(Kind.OPENED, uuid7(), b"x" * SEGMENT)
         [adopted] = adopt(home, "shop")
         assert adopted.remove()
         spool._bound._counted -= 2.0
-        assert close_one(spool, b"x" * SEGMENT)
+        assert do_one(spool, b"x" * SEGMENT)
 
     def test_age(self, home):
         """Nothing begins while a record waits longer than it may; what is under way ends."""
@@ -397,11 +429,11 @@ class TestBounds:
         time.sleep(0.51)
         assert spool.oldest_age > 0.5
         with pytest.raises(SpoolFullError, match="OTEL_AUDIT_SPOOL_MAX_AGE"):
-            close_one(spool)
-        last = spool.append(Kind.CLOSED, action, b"c")
-        spool.acknowledge([waiting, last])
+            do_one(spool)
+        over = [close_one(spool), spool.append(Kind.CLOSED, action, b"c")]
+        spool.acknowledge([waiting, *over])
         assert spool.oldest_age == 0.0
-        assert close_one(spool)
+        assert do_one(spool)
 
     @pytest.mark.parametrize(
         ("settings", "named"),

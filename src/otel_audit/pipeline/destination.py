@@ -1,0 +1,83 @@
+"""Where records belong, as a digest that a spool may show: no name, no secret."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from otel_audit.config import AuditConfig
+
+_HEX_DIGITS: Final = 16
+_POSTGRES_PORT: Final = "5432"
+_PORTS: Final = {"http": 80, "https": 443}
+_TRACES_PATH: Final = "/v1/traces"
+
+
+def destination_digest(config: AuditConfig) -> str:
+    """Tell destinations apart, without saying what they are.
+
+    Of a store count its hosts, in whatever order, their ports, and the database's name; of an OTLP
+    receiver its URL. User, password, headers and all other parameters may change. Names are not
+    looked up: ``localhost`` and ``127.0.0.1`` are two destinations.
+
+    Returns:
+        16 hex digits of a SHA-256; empty where there is no destination, or none that can be read.
+    """
+    try:
+        if config.exporter == "otlp" and config.otlp_endpoint:
+            parts = _receiver(config.otlp_endpoint)
+        elif config.exporter == "postgres" and config.asyncpg_dsn is not None:
+            parts = _store(config.asyncpg_dsn)
+        else:
+            return ""
+    except ValueError:  # whoever connects says what is wrong with it
+        return ""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HEX_DIGITS]
+
+
+def _receiver(url: str) -> list[str]:
+    parts = urlsplit(url.strip())
+    port = parts.port or _PORTS.get(parts.scheme, 0)
+    path = parts.path.rstrip("/").removesuffix(_TRACES_PATH)
+    return ["otlp", parts.scheme, parts.hostname or "", str(port), path]
+
+
+def _store(dsn: str) -> list[str]:
+    """Read a DSN as asyncpg does: what it does not say is looked for in the environment."""
+    parts = urlsplit(dsn)
+    login, at, hosts = parts.netloc.partition("@")
+    if not at:
+        login, hosts = "", parts.netloc
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    environment = os.environ.get
+    ports = query.get("port") or environment("PGPORT") or _POSTGRES_PORT
+    named = unquote(hosts) or query.get("host") or environment("PGHOST") or ""
+    database = (
+        unquote(parts.path.removeprefix("/"))
+        or query.get("dbname")
+        or query.get("database")
+        or environment("PGDATABASE")
+        # the database of a login is called like it
+        or unquote(login.partition(":")[0])
+        or query.get("user")
+        or environment("PGUSER")
+        or ""
+    )
+    service = query.get("service") or environment("PGSERVICE") or ""
+    return ["postgres", *sorted(set(_addresses(named, ports))), database, service]
+
+
+def _addresses(hosts: str, ports: str) -> Iterator[str]:
+    given = ports.split(",")
+    for number, host in enumerate(hosts.split(",")):
+        default = given[number] if 1 < len(given) > number else given[0]
+        name, colon, port = host.rpartition(":")
+        if host.startswith("/"):
+            yield f"{host} {default}"
+        elif colon and not host.endswith("]"):
+            yield f"{name.lower()} {port or default}"
+        else:
+            yield f"{host.lower()} {default}"
