@@ -58,6 +58,7 @@ def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str
 
 
 def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
+    from otel_audit.pipeline.destination import destination_digest
     from otel_audit.pipeline.setup import spool_sealing
     from otel_audit.pipeline.spool import Kind, open_spool
 
@@ -67,6 +68,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         max_bytes=config.spool_max_bytes,
         segment_bytes=config.spool_segment_bytes,
         sealing=spool_sealing(config),
+        destination=destination_digest(config),
     )
 
     def take(record_id: str, text: bytes) -> None:
