@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
+from sqlalchemy.exc import IntegrityError
 
 people = [{"full_name": name} for name in ("Ada", "Bea", "Cyd")]
 
@@ -45,6 +46,60 @@ class TestOrmStatements:
         assert change.parameters == {"note": "n", "id_1": 1}
         assert change.statement.startswith("UPDATE customer SET note=")
         assert "WHERE customer.id >" in change.statement
+
+    @pytest.mark.parametrize("how", ["fetch", "evaluate", "auto", False])
+    async def test_rows_are_counted_or_unknown(self, peopled, capture, how):
+        """However objects are kept up to date, the count is what the database affected, or none."""
+
+        def work(session):
+            statement = update(Customer).where(Customer.id > 1).values(note="n")
+            session.execute(statement, execution_options={"synchronize_session": how})
+
+        (change,) = await peopled.changes(work)
+        unknown = peopled.name == "sqlite" and how == "fetch"
+        assert change.rows == (None if unknown else 2)
+
+    @pytest.mark.parametrize(
+        ("statement", "operation"),
+        [
+            (insert(Customer).values(full_name="Dot"), "insert"),
+            (update(Customer).where(Customer.id > 1).values(note="n"), "update"),
+            (delete(Customer).where(Customer.id > 1), "delete"),
+        ],
+    )
+    async def test_objects_from_what_is_written(self, peopled, capture, statement, operation):
+        """Objects may be read from what a statement returns: it writes all the same."""
+
+        def work(session):
+            found = select(Customer).from_statement(statement.returning(Customer))
+            assert session.scalars(found).all()
+
+        (change,) = await peopled.changes(work)
+        assert (change.operation, change.kind, change.table) == (operation, "bulk", "customer")
+
+    async def test_columns_from_a_text_that_writes(self, peopled, capture):
+        """The same for a text whose columns are named."""
+        statement = text("UPDATE customer SET note = 'n' WHERE id = 1 RETURNING id")
+
+        def work(session):
+            assert session.execute(statement.columns(Customer.id)).scalar_one() == 1
+
+        (change,) = await peopled.changes(work)
+        assert (change.operation, change.table) == ("update", "customer")
+
+    async def test_many_sets_that_fail_part_way(self, peopled, capture):
+        """SQLite keeps the rows before the one that it has refused: they are not passed over."""
+        if peopled.name != "sqlite":
+            pytest.skip("other databases undo the statement")
+
+        def work(session):
+            sets = [{"code": code} for code in ("a", "b", "a", "c")]
+            with pytest.raises(IntegrityError):
+                session.connection().execute(insert(Tag.__table__), sets)
+
+        (change,) = await peopled.changes(work)
+        assert (change.operation, change.kind, change.table) == ("insert", "untracked", "tag")
+        assert "part-way" in change.note
 
     async def test_update_with_synchronization(self, peopled, capture):
         """Whatever is done to objects in the session, the statement is recorded once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from orm_harness import action, capturing
 from orm_models import Clerk, Customer, Employee, Order, OrderLine, Tag
-from sqlalchemy import bindparam, delete, select, text, update
+from sqlalchemy import bindparam, delete, insert, select, text, update
 
 from otel_audit.capture.orm import OrmOptions, images
 
@@ -42,6 +42,19 @@ async def recorded(store, work, options=OPTIONS):
 
 def rows(changes):
     return [(one.operation, one.reference, one.values) for one in changes if one.kind == "entity"]
+
+
+class TestCriteriaThatWrite:
+    async def test_they_are_not_carried_out_twice(self, peopled, caplog):
+        """An UPDATE that refers to what a CTE inserts: rows are not read beforehand."""
+        if peopled.name != "postgres":
+            pytest.skip("only PostgreSQL has writing CTEs")
+        added = insert(Tag).values(code="once").returning(Tag.code).cte("added")
+        statement = update(Customer).where(Customer.full_name == added.c.code).values(note="n")
+        await recorded(peopled, lambda s: s.execute(statement))
+        codes = await peopled.run(lambda s: s.scalars(select(Tag.code)).all())
+        assert sorted(codes) == ["once", "red"]
+        assert "write, too" in caplog.text
 
 
 class TestUpdate:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     create_engine,
+    event,
     join,
     text,
     update,
@@ -239,6 +240,63 @@ class TestSituations:
             await store.run(work)
         assert scope.changes == []
         assert (scope.transaction, scope.changes_pending) == ("rolled_back", 0)
+
+    async def test_a_flush_that_fails_by_itself_has_tried_to_write(self, capture, store):
+        """What it had written is rolled back, and the action does not pass for one that only read."""
+        await store.run(lambda s: (s.add(Counter(id=1, value=1)), s.commit()))
+
+        def overtake(*_):
+            raise RuntimeError
+
+        def work(session):
+            session.add(Tag(code="undone"))
+            event.listen(Tag, "after_insert", overtake)
+            try:
+                with pytest.raises(RuntimeError):
+                    session.flush()
+            finally:
+                event.remove(Tag, "after_insert", overtake)
+            session.rollback()
+
+        with action() as scope:
+            await store.run(work)
+        assert scope.changes == []
+        assert (scope.transaction, scope.changes_pending) == ("rolled_back", 0)
+
+    async def test_a_commit_that_a_listener_prevents(self, capture, store):
+        """A listener of the application's raises: no COMMIT was sent, nobody says that it was."""
+
+        def prevent(_):
+            raise RuntimeError
+
+        def work(session):
+            session.add(Tag(code="a"))
+            event.listen(store.engine, "commit", prevent)
+            try:
+                with pytest.raises(RuntimeError):
+                    session.commit()
+            finally:
+                event.remove(store.engine, "commit", prevent)
+
+        with action() as scope:
+            await store.run(work)
+            store.engine.dispose() if store.name == "sqlite" else await store.async_engine.dispose()
+        assert scope.transaction != "committed"
+
+    async def test_transactions_without_a_change_are_let_go(self, capture, store):
+        """An action that lives long keeps nothing of them."""
+        await store.run(lambda s: (s.add(Tag(code="a")), s.commit()))
+
+        def work(session):
+            for _ in range(5):
+                tag = session.get(Tag, "a")
+                tag.code = "b"
+                tag.code = "a"
+                session.commit()
+
+        with action() as scope:
+            await store.run(work)
+            assert not scope.open
 
     async def test_two_sessions_of_one_action(self, capture, store):
         """One commits and one does not: the action is neither."""

@@ -363,6 +363,20 @@ class TestFailures:
         finally:
             await asyncio.to_thread(otel_audit.uninstrument)
 
+    async def test_what_was_refused_is_not_committed_by_the_next(self, bank, roles):
+        """The connection goes back to its pool clean: SQLAlchemy itself sends no ROLLBACK then."""
+        await bank.rows(f"REVOKE ALL ON audit.outbox FROM {roles[0]}")
+        async with bank.session() as session:
+            session.add(Account(owner="refused"))
+            with otel_audit.audit("account.opened"), pytest.raises(StoreError):
+                await session.commit()
+        await bank.rows(f"GRANT INSERT ON audit.outbox TO {roles[0]}")
+        async with bank.session() as session:  # on the same connection
+            session.add(Account(owner="next"))
+            await session.commit()
+        rows = await bank.rows("SELECT owner FROM account")
+        assert [row["owner"] for row in rows] == ["next"]
+
     async def test_no_grant(self, bank, roles):
         """So it is where the application's role may not write to it."""
         await bank.rows(f"REVOKE ALL ON audit.outbox FROM {roles[0]}")

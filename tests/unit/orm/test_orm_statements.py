@@ -51,6 +51,8 @@ class TestFindWrites:
             "SELECT E'it\\'s; DELETE FROM a'",
             "SELECT * FROM a FOR UPDATE",
             "SELECT * FROM a FOR NO KEY UPDATE",
+            "SELECT * FROM a FOR  UPDATE",
+            "SELECT * FROM a FOR\n    UPDATE SKIP LOCKED",
             "COPY a TO STDOUT",
             "COPY (SELECT 1) TO STDOUT",
             "CREATE TABLE b (x int REFERENCES a ON DELETE CASCADE ON UPDATE CASCADE)",

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table, TextClause
+from sqlalchemy import Column, Table, TextClause, TextualSelect
+from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
 
 from otel_audit.capture.orm.masking import Masking
@@ -61,7 +62,7 @@ class BulkReader:
     def _describe_dml(
         self, element: UpdateBase, context: Any, statement: str, cursor: Any
     ) -> list[Change]:
-        operation = operation_of(context)
+        operation = _operation_of_element(element)
         entry = self._entry(
             operation,
             table_of(element),
@@ -188,7 +189,10 @@ class BulkReader:
 def compiled_element(context: ExecutionContext | Any) -> Any:
     """The SQL element that was executed, None for a plain text given to the driver."""
     compiled = getattr(context, "compiled", None)
-    return None if compiled is None else compiled.statement
+    element = None if compiled is None else compiled.statement
+    while isinstance(element, FromStatement | TextualSelect):
+        element = element.element
+    return element
 
 
 def table_of(element: Any) -> Any:
@@ -220,7 +224,7 @@ def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
     if element.is_insert and not is_upsert(element) and element_has_values(element):
         multiple = getattr(element, "_multi_values", ())
         return sum(len(rows) for rows in multiple) if multiple else len(sets)
-    if element._returning and context.dialect.name == "sqlite":  # noqa: SLF001 - no public way
+    if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
         return None  # counts only once all rows have been fetched
     return _row_count(cursor)
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import TextClause
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.capture.orm.bulk import BulkReader, compiled_element
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element, operation_of, table_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
 from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction
 from otel_audit.capture.orm.statements import find_control, find_writes
@@ -116,6 +117,19 @@ class Executions:
             and _writes(execution, context.statement)
         ):
             self._journal.of(connection).touch(current_scope())
+            sessions = self._sessions.get(connection, ())
+            if dooms is False and execution.executemany and not self._flushes.writing(sessions):
+                # the database keeps the rows before the one that it has refused
+                table = str(getattr(table_of(compiled_element(execution)), "fullname", "?"))
+                entry = untracked(operation_of(execution), table, table, "it failed part-way")
+                self._journal.write(connection, [entry])
+                self.end_if_autocommit(connection)
+
+    def gives_up(self, connection: Connection) -> None:
+        """Something is rolled back: a flush that has failed half-way has tried to write."""
+        for session in self._sessions.get(connection, ()):
+            if self._flushes.has_tried(session, connection):
+                self._journal.of(connection).touch(current_scope())
 
     def end_if_autocommit(self, connection: Connection) -> None:
         """Report at once what a connection in autocommit mode has written: it is committed."""
@@ -170,7 +184,7 @@ def _may_write(context: Any) -> bool:
     if compiled is None:
         return not context.isddl
     return bool(getattr(compiled, "ctes", None)) or isinstance(
-        compiled.statement, TextClause | SavepointClause
+        compiled_element(context), TextClause | SavepointClause | UpdateBase
     )
 
 

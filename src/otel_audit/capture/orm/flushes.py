@@ -65,6 +65,7 @@ class Flush:
         others: Rows of association tables, and what could not be read, with their connections.
         plans: The plans of the mappers that have written.
         taken: Whether what is written is captured, by connection.
+        wrote: Connections on which rows of captured classes were written, or tried to be.
         short: Tables of which fewer rows were deleted than the flush asked for.
     """
 
@@ -74,6 +75,7 @@ class Flush:
     others: list[tuple[Connection, Change]] = field(default_factory=list)
     plans: dict[Mapper[Any], MapperPlan] = field(default_factory=dict)
     taken: dict[Connection, bool] = field(default_factory=dict)
+    wrote: set[Connection] = field(default_factory=set)
     short: set[str] = field(default_factory=set)
 
     @property
@@ -186,6 +188,8 @@ class Flushes:
         table = table_of(element)
         if "compiled_cache" in context.execution_options:
             self._note_short(flush, context, table, cursor)
+            if connection not in flush.wrote and self._is_captured(table):
+                flush.wrote.add(connection)
             return True
         unit = flush.context()
         plan = None if unit is None else self._relations.of(table, unit.mappers)
@@ -218,11 +222,20 @@ class Flushes:
             written = 0
             for row in rows:
                 written += self._note(ledger, scope, flush, row, reader)
-            if scope is not None:
+            if scope is not None and written:
                 scope.note_flushed(written, ledger)
         for connection, change in flush.others:
             self._journal.write(connection, [change])
         return {*flush.rows, *(connection for connection, _ in flush.others)}
+
+    def has_tried(self, session: Session, connection: Connection) -> bool:
+        """Whether a flush that has not come to its end has written what is captured."""
+        flush: Flush | None = session.__dict__.get(_UNDER_WAY)
+        return (
+            flush is not None
+            and connection in flush.wrote
+            and self._selection.takes_session(session)
+        )
 
     def fail(self, session: Session) -> Flush | None:
         """A flush has failed: forget what it has gathered, and hand it over."""
@@ -254,6 +267,10 @@ class Flushes:
             taken = selection.takes_connection(connection) and selection.takes_session(session)
             flush.taken[connection] = taken
         return flush if taken else None
+
+    def _is_captured(self, table: Any) -> bool:
+        plan = self._plans.of_table(table) if isinstance(table, Table) else None
+        return plan is not None and plan.captured
 
     def _plan(self, flush: Flush, mapper: Mapper[Any]) -> MapperPlan:
         plan = flush.plans.get(mapper)

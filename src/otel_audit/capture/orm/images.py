@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
+from sqlalchemy.sql.dml import UpdateBase
 
 from otel_audit.capture.orm.bulk import table_of
 from otel_audit.capture.orm.executions import is_autocommit
@@ -93,7 +94,12 @@ class ImageListeners:
         )
         given = params or (multiparams[0] if multiparams else None) or {}
         query = _rows_of(statement, columns).limit(self._most + 1)
-        names = set(query.compile(dialect=connection.dialect).params)
+        compiled = query.compile(dialect=connection.dialect)
+        ctes = getattr(compiled, "ctes", None) or ()
+        if any(isinstance(getattr(one, "element", None), UpdateBase) for one in ctes):
+            _say_unread(table, "its criteria write, too")
+            return
+        names = set(compiled.params)
         found = _read_safely(
             connection, query, {name: given[name] for name in names.intersection(given)}
         )

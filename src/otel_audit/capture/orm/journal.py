@@ -131,6 +131,12 @@ class Journal:
         """
         self._settle(id(driver_connection))
 
+    def unsent(self, driver_connection: object) -> None:
+        """A connection is given back with a COMMIT that a listener has kept from being sent."""
+        for number, (_, ledger) in list(self._ledgers.items()):
+            if ledger.committing and ledger.driver_connection == id(driver_connection):
+                self._end(number, "unknown")
+
     def _settle(self, driver_connection: int | None) -> None:
         for number in list(self._ledgers):
             found = self._ledgers.get(number)
@@ -141,7 +147,7 @@ class Journal:
             connection = found[0]()
             if connection is None:
                 self._lost(number)
-            elif not connection.in_transaction():
+            elif connection.get_transaction() is None:
                 self.committed(connection)
 
     def end(self, connection: Connection, outcome: TransactionOutcome) -> None:

@@ -125,6 +125,7 @@ class EngineListeners:
 
     def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Drop what the savepoint holds."""
+        self._executions.gives_up(connection)
         self._journal.undo_savepoint(connection, name)
 
     def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
@@ -137,6 +138,7 @@ class EngineListeners:
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
+        self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 
     def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
@@ -176,6 +178,11 @@ class PoolListeners:
     def __init__(self, journal: Journal) -> None:
         """Take what listening needs."""
         self._journal = journal
+
+    def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
+        """Learn that a transaction was closed whose COMMIT was not answered."""
+        if state.transaction_was_reset:
+            self._journal.unsent(dbapi_connection)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""

@@ -79,7 +79,7 @@ class OutboxListeners:
 
     def commit(self, connection: Connection) -> None:
         """Write before COMMIT."""
-        self._write(connection)
+        self._write_or_undo(connection)
 
     def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
         """Write before PREPARE TRANSACTION."""
@@ -88,7 +88,7 @@ class OutboxListeners:
     def commit_twophase(self, connection: Connection, _xid: Any, is_prepared: object) -> None:
         """Write before a COMMIT that has skipped its first phase."""
         if not is_prepared:
-            self._write(connection)
+            self._write_or_undo(connection)
 
     def before_cursor_execute(
         self,
@@ -105,6 +105,25 @@ class OutboxListeners:
             return
         if _ENDING.match(statement):
             self._write(connection)
+
+    def _write_or_undo(self, connection: Connection) -> None:
+        """Write; if that raises, send the ROLLBACK that SQLAlchemy will not.
+
+        To SQLAlchemy a COMMIT whose listener raises is over: it sends no ROLLBACK, and gives the
+        connection back to its pool as it is.
+        """
+        try:
+            self._write(connection)
+        except BaseException:
+            self._journal.rolled_back(connection)
+            try:
+                connection.connection.rollback()
+            except Exception:  # noqa: BLE001 - the first error is the one to tell
+                connection.invalidate()
+            except BaseException:
+                connection.invalidate()
+                raise
+            raise
 
     def _write(self, connection: Connection) -> None:
         ledger = self._journal.find(connection)

@@ -102,7 +102,7 @@ def find_writes(statement: str) -> list[Write]:
     if not _MAY_WRITE.search(statement):
         return []
     found: dict[Write, None] = {}
-    for part in mask_literals(statement).split(";"):
+    for part in re.sub(r"\s+", " ", mask_literals(statement)).split(";"):
         if _DEFINITION.match(part):
             continue
         if _OPAQUE.match(part):
