@@ -302,8 +302,9 @@ class TestFaults:
         self, directory, audit_store
     ):
         """Unreachable: the application answers, records are kept, and delivered when it is back."""
-        settings = {"OTEL_AUDIT_DSN": UNREACHABLE, "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "0.5"}
-        with uvicorn(directory, settings) as server:
+        named = {"OTEL_SERVICE_NAME": "shop"}
+        away = {"OTEL_AUDIT_DSN": UNREACHABLE, "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "0.5"}
+        with uvicorn(directory, named | away) as server:
             server.wait_until_up()
             place_orders(server.url, 3)
             await eventually(
@@ -313,7 +314,7 @@ class TestFaults:
             assert "hunter2" not in server.output
             assert "Audit records wait" in server.output
             assert "3 audit records are kept in" in server.output
-        with uvicorn(directory, {"OTEL_AUDIT_DSN": audit_store}) as server:
+        with uvicorn(directory, named | {"OTEL_AUDIT_DSN": audit_store}) as server:
             server.wait_until_up()
             rows = await eventually(lambda: rows_of(audit_store), lambda rows: len(rows) == 3)
             server.stop()

@@ -177,7 +177,10 @@ async def refuse_without_ledger(connection: Connection[Any]) -> None:
         StoreError: It is; the message names the remedy.
     """
     if not await connection.fetchval(_INSTALLED):
-        raise StoreError("this audit store has no ledger: run `otel-audit init`")
+        raise StoreError(
+            "there is no ledger in this database: run `otel-audit migrate` where there is a store of "
+            "an earlier version, `otel-audit init` where there is none"
+        )
 
 
 async def refuse_partial_view(connection: Connection[Any]) -> None:

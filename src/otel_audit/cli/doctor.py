@@ -150,10 +150,10 @@ def _exporters() -> Iterator[Check]:
 
 
 def _service() -> Check:
-    from otel_audit.pipeline.setup import service_of_spool
+    from otel_audit.pipeline.setup import is_unnamed, service_of_spool
 
     name = service_of_spool()
-    if name and not name.startswith("unknown_service"):
+    if name and not is_unnamed(name):
         return Check("service", ok=True, detail=name)
     return Check(
         "service",
@@ -210,11 +210,10 @@ def _stack(layer: object) -> set[type]:
 
 
 def _spool(config: AuditConfig) -> Check:
-    from otel_audit.pipeline.destination import destination_digest
-    from otel_audit.pipeline.setup import service_of_spool
+    from otel_audit.pipeline.setup import own_destination, service_of_spool
     from otel_audit.pipeline.spool import inspect
 
-    found = inspect(config.spool_dir, service_of_spool(), destination_digest(config))
+    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "")
     if found.problems:
         usable = found.writable and found.private
         return Check(

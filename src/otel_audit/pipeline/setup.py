@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
@@ -18,6 +19,7 @@ from otel_audit.pipeline.quarantine import LocalQuarantine
 from otel_audit.pipeline.sink import Refused, Sink
 from otel_audit.pipeline.spool import AesGcmSealing, Sealing, adopt, open_spool
 
+_UNNAMED: Final = "unknown_service"
 _logger = logging.getLogger(__name__)
 
 
@@ -45,7 +47,6 @@ def make_delivery(
         return Delivery(make_sink, counters, options)
     service = service_of_spool()
     sealing = spool_sealing(config)
-    destination = destination_digest(config)
     return Delivery(
         make_sink,
         counters,
@@ -59,12 +60,27 @@ def make_delivery(
             segment_bytes=config.spool_segment_bytes,
             max_age=config.spool_max_age,
             sealing=sealing,
-            destination=destination,
+            destination=destination_digest(config),
         ),
         adopt=functools.partial(
-            adopt, config.spool_dir, service, sealing=sealing, destination=destination
+            adopt, config.spool_dir, service, sealing=sealing, destination=own_destination(config)
         ),
     )
+
+
+def own_destination(config: AuditConfig) -> str | None:
+    """Say which of the spools that name this process's service are its own.
+
+    Returns:
+        The digest of their destination; None, which is any, for a service that has a name: where
+        its store is now, there belongs what it left. All that have none are one in a spool's eyes.
+    """
+    return destination_digest(config) if is_unnamed(service_of_spool()) else None
+
+
+def is_unnamed(service: str) -> bool:
+    """Tell OpenTelemetry's name for what has none (semantic conventions, `service.name`)."""
+    return service.startswith(_UNNAMED)
 
 
 def local_quarantine(config: AuditConfig, service: str | None = None) -> LocalQuarantine:
@@ -88,7 +104,7 @@ def local_quarantine(config: AuditConfig, service: str | None = None) -> LocalQu
 
 def service_of_spool() -> str:
     """Name the service whose spools are this process's to adopt."""
-    return str(application_resource().attributes.get("service.name", "unknown_service"))
+    return str(application_resource().attributes.get("service.name", _UNNAMED))
 
 
 def spool_sealing(config: AuditConfig) -> Sealing | None:

@@ -260,10 +260,10 @@ class TestRefusal:
         connection = await asyncpg.connect(database)
         await connection.execute(f"CREATE SCHEMA audit; {migrations()[0].sql}")
         await connection.execute("INSERT INTO audit.schema_version VALUES (1, 'audit_store')")
-        with pytest.raises(StoreError, match="otel-audit init"):
+        with pytest.raises(StoreError, match="otel-audit migrate"):
             await Sealer(database).seal()
         sink = PostgresSink(database)
-        with pytest.raises(StoreError, match=r"version 1.*`otel-audit init`"):
+        with pytest.raises(StoreError, match=r"version 1.*`otel-audit migrate`"):
             await sink.check()
         await sink.close()
         await connection.execute(

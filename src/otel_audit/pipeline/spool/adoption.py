@@ -37,9 +37,9 @@ from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
 
 _DAMAGES_LISTED: Final = 100
 _OTHER_DESTINATION: Final = (
-    "holds spools of another destination, which wait here: an application that delivers to that "
-    "destination adopts them. Set OTEL_SERVICE_NAME, another one for each application. If the "
-    f"store has moved, remove {LABEL} in the spools that belong to it"
+    "holds spools of another destination, which wait here: an application without a name that "
+    "delivers to that destination adopts them. Set OTEL_SERVICE_NAME, another one for each "
+    f"application. If the store has moved, remove {LABEL} in the spools that belong to it"
 )
 _log = logging.getLogger("otel_audit")
 _warned: set[tuple[Path, str]] = set()
