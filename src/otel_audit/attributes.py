@@ -378,7 +378,11 @@ def _sorted_out(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _header_text(value: Any) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_header_text, value))
+    return to_json(value).decode()
 
 
 def _complete(exchange: dict[str, Any], headers: dict[str, str], body: dict[str, Any]) -> None:

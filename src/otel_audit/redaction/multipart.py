@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from typing import Any, Final
+from urllib.parse import unquote
 
 from otel_audit.redaction.adapt import describe_bytes
+from otel_audit.redaction.tokens import WITHHELD
 
 _MOST_PARTS: Final = 100
 _MOST_NAMES: Final = 8
 _LONGEST_HEADER: Final = 8_192
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
+_FOLD: Final = re.compile(r"\r\n[ \t]+")
+"""RFC 5322, section 2.2.3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,8 @@ class Part:
     """One part.
 
     Attributes:
-        names: The field's name; more than one if the header gives several.
+        names: The field's name, and what else it may be read as; none if nobody can say which
+            name the application believes.
         filename: The file's name, None for a plain field.
         content_type: As declared.
         content: The bytes that are there.
@@ -78,17 +86,31 @@ def split_parts(raw: bytes, boundary: bytes) -> tuple[list[Part], bool]:
 
 def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
     headers = Message()
-    for line in head.decode("utf-8", "replace").split("\r\n"):
+    lines = _FOLD.sub(" ", head.decode("utf-8", "replace")).split("\r\n")
+    for line in lines:
         name, colon, value = line.partition(":")
         if colon and name.strip().isascii():
             headers[name.strip()] = value.strip()
     given = headers.get_params([], header="content-disposition")
     names = tuple(_text(value) for key, value in given if key.lower() == "name")
-    if len(names) > _MOST_NAMES:
-        # nobody can say which of them the application believes, and no client does so
-        return Part((), None, None, b"", complete=False)
+    # what no client sends, and what readers understand in different ways
+    unclear = (
+        len(names) > _MOST_NAMES
+        or len(headers.get_all("content-disposition", [])) > 1
+        or any("\r" in line or "\n" in line for line in lines)
+    )
+    names = () if unclear else _readings(names)
     filename = next((_text(value) for key, value in given if key.lower() == "filename"), None)
     return Part(names, filename, headers.get("content-type"), content, complete)
+
+
+def _readings(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Add what names stand for if they are encoded; give none if that cannot be told."""
+    try:
+        words = (str(make_header(decode_header(name))) for name in names if "=?" in name)
+        return tuple(dict.fromkeys((*names, *map(unquote, names), *words)))
+    except (HeaderParseError, LookupError, ValueError):
+        return ()
 
 
 def _text(value: Any) -> str:
@@ -98,17 +120,26 @@ def _text(value: Any) -> str:
 def describe_part(part: Part) -> Any:
     """Spell a part as a value still to be redacted: a text, or what a file is.
 
-    A value that was cut, or is no text, is described and never quoted.
+    A value that was cut, or is no text, is described and never quoted; one without a name is
+    withheld, for the name may be what says that it is a secret.
     """
-    if part.filename is None and part.complete:
-        try:
-            return part.content.decode()
-        except UnicodeDecodeError:
-            return describe_bytes(part.content)
     if part.filename is None:
-        return {"_truncated": True}
+        return _describe_value(part)
     found: dict[str, Any] = {"_file": part.filename, "_content_type": part.content_type}
     if not part.complete:
         return {**found, "_truncated": True}
     facts = describe_bytes(part.content)
     return {**found, **{key: facts[key] for key in ("_size", "_sha256") if key in facts}}
+
+
+def _describe_value(part: Part) -> Any:
+    if not part.names:
+        return WITHHELD
+    if not part.complete:
+        return {"_truncated": True}
+    if b"\0" in part.content:
+        return describe_bytes(part.content)
+    try:
+        return part.content.decode()
+    except UnicodeDecodeError:
+        return describe_bytes(part.content)

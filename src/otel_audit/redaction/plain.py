@@ -11,7 +11,8 @@ _SHORTEST_FIND = 9
 _FEW_DIGITS = 10**9
 """Below this a number is no card, account or social security number."""
 
-_ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,24}|[A-Za-z0-9]{0,8}))*")
+# below the shortest key that letters alone can spell, which is AWS's: twenty
+_ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8}))*")
 _MOST_DIGITS = 8
 
 _AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")

@@ -6,6 +6,7 @@ in a broader way than `names.py` judges them, values in a broader way than `valu
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
 import re2
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _GAP = r'[^a-z0-9"\\]*'
+_EDGE = "(?-i:[^A-Za-z0-9])"
+"""Before a word. Regardless of case the letters would include U+017F and U+212A, which edge one."""
 
 _VALUES: Final = (
     r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
@@ -25,14 +28,14 @@ _VALUES: Final = (
     # the beginnings of the vendors' shapes
     r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|ya29\.|gocspx-",
     r"(?:akia|asia|abia|acca)[a-z0-9]{8}|aiza[a-z0-9_-]{8}|eaaa[a-z0-9_-]{16}|[0-9]:aa[a-z0-9_-]{8}",
-    r"[^a-z0-9](?:sk-[a-z0-9]{2}|sg\.[a-z0-9_-]{8}|key-[0-9a-f]{8}|sk[0-9a-f]{16}|hf_)",
+    _EDGE + r"(?:sk-[a-z0-9]{2}|sg\.[a-z0-9_-]{8}|key-[0-9a-f]{8}|sk[0-9a-f]{16}|hf_)",
     r"[0-9a-f]{8}-us[0-9]|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_|sq0[a-z]|dapi[0-9a-f]{8}",
     r"hv[sbr]\.|lin_api|ntn_|pmak-|gl(?:sa|c)_|sntry|nrak-|atatt3|nfp_|pscale_|sbp_",
 )  # fmt: skip
 _NUMBERS: Final = (
     r"[0-9](?:[^a-z0-9\"\\,:;]{0,2}[0-9]){12}",
     r"[0-9]{3}[- ][0-9]{2}[- ][0-9]{4}",
-    rf"[^a-z0-9](?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",
+    rf"{_EDGE}(?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",
 )
 
 
@@ -49,23 +52,19 @@ class Scan:
         added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
         pieces = [max(parts, key=len) for parts in added]
         roots = _roots([*(names.squash(phrase) for phrase in names.PHRASES), *pieces])
-        exact = sorted({names.squash(name) for name in names.EXACT})
+        exact = "|".join(_letters(word) for word in sorted({names.squash(n) for n in names.EXACT}))
         patterns = [
             *_VALUES,
             *_NUMBERS,
             *(["@"] if emails else []),
-            "|".join(_spread(phrase, r'[^a-z0-9"\\]{0,3}') for phrase in names.PHRASES),
-            "|".join(piece for piece in pieces if piece),
-            rf'"[^"\\]*(?:{"|".join(_letters(root) for root in roots)})[^"\\]*"\s*:',
-            rf'["\[./:][^a-z0-9"\\]*(?:{"|".join(_letters(word) for word in exact)}){_GAP}"\s*:',
-            rf'["\'](?:{"|".join(exact)})["\']|[^a-z0-9](?:{"|".join(exact)})[\W_]{{0,4}}[=:>]',
+            "|".join(_letters(root) for root in roots),
+            rf"{_EDGE}(?:{exact})[\W_]*[=:>\"']",
+            rf'<(?:[^\s<>"\\]*[\W_])?(?:{exact})[\W_]*\s',
             r'"[^"\\]*[^\x00-\x7f][^"\\]*"\s*:',
+            rf"{_EDGE}(?:{'|'.join(names.WORDS)})",
+            "(?-i:" + "|".join(f"[A-Za-z0-9]{_capital(word)}" for word in names.WORDS) + ")",
         ]
-        words = [
-            rf"[^a-z0-9](?:{'|'.join(names.WORDS)})",
-            "(?-i:" + "|".join(f"[a-z0-9]{_capital(word)}" for word in names.WORDS) + ")",
-        ]
-        whole = "|".join(f"(?:{pattern})" for pattern in [*patterns, *words] if pattern)
+        whole = "|".join(f"(?:{pattern})" for pattern in patterns)
         options = re2.Options()
         options.never_capture = True
         options.case_sensitive = False
@@ -75,7 +74,9 @@ class Scan:
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
-        return self._anything or self._search(text) is not None
+        if self._anything or self._search(text) is not None:
+            return True
+        return not text.isascii() and self._search(_without_accents(text)) is not None
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as it would stand in JSON text, quotes around it."""
@@ -92,8 +93,10 @@ def _letters(word: str) -> str:
     return _GAP.join(word)
 
 
-def _spread(phrase: str, gap: str) -> str:
-    return gap.join(phrase.split("_"))
+def _without_accents(text: bytes) -> bytes:
+    """Spell a text in the letters that names are judged by: `contraseña` is `contrasena`."""
+    spelled = unicodedata.normalize("NFKD", text.decode("utf-8", "replace"))
+    return spelled.replace("ß", "ss").replace("ẞ", "ss").encode("ascii", "ignore")
 
 
 def _capital(word: str) -> str:

@@ -13,6 +13,18 @@ from otel_audit.serve.problems import Code, Problem, too_large, undecodable
 _STEP: Final = 1 << 20
 """Bytes that are decompressed before others have their turn."""
 
+_CALL: Final = 1 << 14
+"""Bytes that a call of a decompressor counts as, whatever comes out of it."""
+
+_PIECE: Final = 1 << 16
+"""Bytes that are given to gzip at a time; what it leaves of them is copied."""
+
+_ZSTD_PIECE: Final = 128
+"""Bytes that are given to zstd at a time: four of them can become 128 KiB, all given out."""
+
+_MOST_MEMBERS: Final = 1_000
+"""Members of gzip, or frames of zstd: exporters send one."""
+
 _LARGEST_WINDOW: Final = 1 << 23
 """Bytes of a zstd window: what RFC 8878 asks every decoder to support."""
 
@@ -83,34 +95,41 @@ async def decompressed(body: bytes, coding: str, limit: int, lease: Lease) -> by
         return body
     undo = _gunzip if coding == "gzip" else _unzstd
     found = bytearray()
-    for part in undo(body, limit):
+    turn = 0
+    for part in undo(body):
         found += part
         if len(found) > limit:
             raise _bomb(limit)
         lease.grow_to(len(body) + len(found))
-        if len(found) >= _STEP:
+        turn += len(part) + _CALL
+        if turn >= _STEP:
+            turn = 0
             await asyncio.sleep(0)
     return bytes(found)
 
 
-def _gunzip(body: bytes, _limit: int) -> Iterator[bytes]:
+def _gunzip(body: bytes) -> Iterator[bytes]:
     """Decompress gzip (RFC 1952), which may have several members."""
-    rest = body
-    while rest:
+    at, members = 0, 0
+    while at < len(body):
+        members = _one_more(members, "members of gzip")
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
+            piece = member.unconsumed_tail
+            if not piece:
+                piece = body[at : at + _PIECE]
+                at += len(piece)
             try:
-                part = member.decompress(rest, _STEP)
+                part = member.decompress(piece, _STEP)
             except zlib.error:
                 raise undecodable("the body is not valid gzip") from None
-            rest = member.unconsumed_tail
-            if not part and not rest and not member.eof:
+            if not part and not piece and not member.eof:
                 raise undecodable("the body is gzip that ends too early")
             yield part
-        rest = member.unused_data
+        at -= len(member.unused_data)
 
 
-def _unzstd(body: bytes, limit: int) -> Iterator[bytes]:
+def _unzstd(body: bytes) -> Iterator[bytes]:
     """Decompress zstd (RFC 8878), which may have several frames."""
     try:
         import zstandard
@@ -119,24 +138,27 @@ def _unzstd(body: bytes, limit: int) -> Iterator[bytes]:
             415, Code.INVALID_ARGUMENT, "content_coding",
             "zstd is not installed here; send gzip, or install otel-audit[server]",
         ) from None  # fmt: skip
-    size = 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+    at, frames = 0, 0
     try:
-        # a few bytes can become many in one step, so it is measured before it is kept
-        reader = decompressor.stream_reader(body, read_across_frames=True)
-        while part := reader.read(_STEP):
-            size += len(part)
-            if size > limit:
-                raise _bomb(limit)
-        rest = body
-        while rest:
+        while at < len(body):
+            frames = _one_more(frames, "frames of zstd")
             frame = decompressor.decompressobj()
-            yield frame.decompress(rest)
-            if not frame.eof:
-                raise undecodable("the body is zstd that ends too early")
-            rest = frame.unused_data
+            while not frame.eof:
+                piece = body[at : at + _ZSTD_PIECE]
+                if not piece:
+                    raise undecodable("the body is zstd that ends too early")
+                at += len(piece)
+                yield frame.decompress(piece)
+            at -= len(frame.unused_data)
     except zstandard.ZstdError:
         raise undecodable("the body is not valid zstd") from None
+
+
+def _one_more(count: int, what: str) -> int:
+    if count >= _MOST_MEMBERS:
+        raise undecodable(f"the body has more than {_MOST_MEMBERS} {what}")
+    return count + 1
 
 
 def _bomb(limit: int) -> Problem:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+MOST_ITEMS: Final = 100_000
+"""Spans or log records in one request."""
+
+AT_ONCE: Final = 64
+"""Items of a batch: whoever reads them lets others have their turn in between."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -50,7 +56,7 @@ class Incoming:
 
 @dataclass(slots=True)
 class Batch:
-    """What a request holds.
+    """A part of what a request holds.
 
     Attributes:
         items: What is to be recorded.
@@ -61,3 +67,8 @@ class Batch:
     items: list[Incoming] = field(default_factory=list)
     ignored: int = 0
     broken: list[tuple[Incoming, str]] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds as many as are read at once."""
+        return len(self.items) + len(self.broken) + self.ignored >= AT_ONCE

@@ -8,17 +8,22 @@ unknown fields are ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from otel_audit.attributes import FLAG
-from otel_audit.serve.incoming import Batch, Incoming, Origin
+from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin
 from otel_audit.serve.pairs import DEEPEST
-from otel_audit.serve.problems import undecodable
+from otel_audit.serve.problems import too_many, undecodable
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
+_TEXTS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+MOST_OBJECTS: Final = 1_000_000
+"""JSON objects in one request; a record of the fullest kind has about a hundred."""
+
 _UINT64: Final = 1 << 64
 _INT64: Final = 1 << 63
 
@@ -115,14 +120,16 @@ def spans(text: bytes) -> Iterator[Batch]:
         text: The JSON text, UTF-8.
 
     Yields:
-        A batch for each scope.
+        Batches of one scope each, and small, so that whoever reads can pause in between.
 
     Raises:
-        Problem: It is no such message; the message says where.
+        Problem: It is no such message, and the message says where; or too much is in it.
     """
+    seen = 0
     for group in _decoded(_decode_spans, text, "ExportTraceServiceRequest").resource_spans:
         origin = _origin(group.resource)
         for scoped in group.scope_spans:
+            seen = _counted(seen, scoped.spans, "spans")
             batch = Batch()
             for span in scoped.spans:
                 attributes = _attributes(span.attributes)
@@ -130,18 +137,46 @@ def spans(text: bytes) -> Iterator[Batch]:
                     batch.items.append(_span(span, attributes, scoped.scope, origin))
                 else:
                     batch.ignored += 1
+                if batch.is_full:
+                    yield batch
+                    batch = Batch()
             yield batch
 
 
 def logs(text: bytes) -> Iterator[Batch]:
     """Read an ``ExportLogsServiceRequest``; see `spans`."""
+    seen = 0
     for group in _decoded(_decode_logs, text, "ExportLogsServiceRequest").resource_logs:
         origin = _origin(group.resource)
         for scoped in group.scope_logs:
-            yield Batch([_log(record, scoped.scope, origin) for record in scoped.log_records])
+            seen = _counted(seen, scoped.log_records, "log records")
+            batch = Batch()
+            for record in scoped.log_records:
+                batch.items.append(_log(record, scoped.scope, origin))
+                if batch.is_full:
+                    yield batch
+                    batch = Batch()
+            yield batch
+
+
+def _counted(seen: int, found: Sized, what: str) -> int:
+    seen += len(found)
+    if seen > MOST_ITEMS:
+        raise too_many(MOST_ITEMS, what)
+    return seen
+
+
+def _refuse_too_many_objects(text: bytes) -> None:
+    """Bound what decoding makes, before it makes it: three bytes become a hundred and more."""
+    if text.count(b"{") <= MOST_OBJECTS:
+        return
+    # braces in texts, such as captured bodies, are no objects
+    if _TEXTS.sub(b"", text).count(b"{") > MOST_OBJECTS:
+        raise too_many(MOST_OBJECTS, "JSON objects")
 
 
 def _decoded(decode: Any, text: bytes, what: str) -> Any:
+    _refuse_too_many_objects(text)
     try:
         return decode(text)
     except msgspec.MsgspecError as error:

@@ -71,6 +71,11 @@ def too_large(message: str) -> Problem:
     return Problem(413, Code.INVALID_ARGUMENT, "too_large", message)
 
 
+def too_many(most: int, what: str) -> Problem:
+    """More things in one request than are looked at."""
+    return too_large(f"the request has more than {most} {what}; send smaller batches")
+
+
 def unavailable(message: str, retry_after: int) -> Problem:
     """The store is away, or this server is ending: nothing was taken."""
     return Problem(503, Code.UNAVAILABLE, "unavailable", message, retry_after=retry_after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -14,9 +14,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_audit.attributes import FLAG
 from otel_audit.serve import salvage, shallow
-from otel_audit.serve.incoming import Batch, Incoming, Origin
+from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin
 from otel_audit.serve.pairs import as_attributes, is_flagged, value_of
-from otel_audit.serve.problems import undecodable
+from otel_audit.serve.problems import too_many, undecodable
+
+_FLAG: Final = FLAG.encode()
 
 
 def spans(message: bytes) -> Iterator[Batch]:
@@ -26,11 +28,12 @@ def spans(message: bytes) -> Iterator[Batch]:
         message: The serialized message.
 
     Yields:
-        A batch for each scope, so that whoever reads can pause in between.
+        Batches of one scope each, and small, so that whoever reads can pause in between.
 
     Raises:
-        Problem: It is no such message.
+        Problem: It is no such message, or too many are in it.
     """
+    _refuse_too_many(message, "spans")
     try:
         # all of it is to be valid, not only what is read
         ExportTraceServiceRequest.FromString(message)
@@ -40,11 +43,12 @@ def spans(message: bytes) -> Iterator[Batch]:
     for group in shallow.TraceRequest.FromString(message).resource_spans:
         origin = _origin(group.resource)
         for scoped in group.scope_spans:
-            yield _spans(scoped.spans, scoped.scope.name, origin)
+            yield from _spans(scoped.spans, scoped.scope.name, origin)
 
 
 def logs(message: bytes) -> Iterator[Batch]:
     """Read an ``ExportLogsServiceRequest``; see `spans`."""
+    _refuse_too_many(message, "log records")
     try:
         ExportLogsServiceRequest.FromString(message)
     except DecodeError:
@@ -53,54 +57,87 @@ def logs(message: bytes) -> Iterator[Batch]:
     for group in shallow.LogsRequest.FromString(message).resource_logs:
         origin = _origin(group.resource)
         for scoped in group.scope_logs:
-            items = [_log(record, scoped.scope.name, origin) for record in scoped.log_records]
-            yield Batch(items)
+            batch = Batch()
+            for record in scoped.log_records:
+                batch.items.append(_log(record, scoped.scope.name, origin))
+                if batch.is_full:
+                    yield batch
+                    batch = Batch()
+            yield batch
+
+
+def _refuse_too_many(message: bytes, what: str) -> None:
+    # before decoding: two bytes of it can become a hundred in memory
+    if salvage.count(message, MOST_ITEMS) > MOST_ITEMS:
+        raise too_many(MOST_ITEMS, what)
 
 
 def _saved(message: bytes, what: str, *, is_log: bool) -> Iterator[Batch]:
     """Decode item by item what cannot be decoded as a whole."""
-    flag, kept = FLAG.encode(), 0
+    kept = 0
     try:
-        parts = list(salvage.items(message))
+        for scopes in salvage.groups(message):
+            origin = None
+            for group in scopes:
+                if origin is None:
+                    origin = Origin(as_attributes(salvage.resource_pairs(group.resource)))
+                for batch in _saved_items(group, origin, is_log=is_log):
+                    kept += len(batch.items) + len(batch.broken) + batch.ignored
+                    yield batch
     except salvage.FramingError:
         raise undecodable(f"the body is no {what} in protobuf") from None
-    for raw, resource, scope in parts:
-        origin = Origin(as_attributes(salvage.resource_pairs(resource)))
-        name = salvage.scope_name(scope)
-        batch = Batch()
-        try:
-            if is_log:
-                LogRecord.FromString(raw)
-                batch.items.append(_log(shallow.Log.FromString(raw), name, origin))
-            else:
-                Span.FromString(raw)
-                batch = _spans([shallow.Span.FromString(raw)], name, origin)
-        except DecodeError:
-            if is_log or flag in raw:
-                batch.broken.append((
-                    salvage.mended(raw, name, origin, is_log=is_log), salvage.NOT_UTF8,
-                ))  # fmt: skip
-            else:
-                batch.ignored += 1
-        kept += len(batch.items) + len(batch.broken) + batch.ignored
-        yield batch
     if not kept:
         raise undecodable(f"the body is no {what} in protobuf")
+
+
+def _saved_items(group: salvage.Group, origin: Origin, *, is_log: bool) -> Iterator[Batch]:
+    name = salvage.scope_name(group.scope)
+    batch = Batch()
+    for raw in group.items:
+        if not is_log and _FLAG not in raw:
+            batch.ignored += 1
+        else:
+            _save(raw, name, origin, batch, is_log=is_log)
+        if batch.is_full:
+            yield batch
+            batch = Batch()
+    yield batch
+
+
+def _save(raw: bytes, name: str, origin: Origin, batch: Batch, *, is_log: bool) -> None:
+    try:
+        if is_log:
+            LogRecord.FromString(raw)
+            batch.items.append(_log(shallow.Log.FromString(raw), name, origin))
+        else:
+            Span.FromString(raw)
+            _add_span(batch, shallow.Span.FromString(raw), name, origin)
+    except DecodeError:
+        batch.broken.append((
+            salvage.mended(raw, name, origin, is_log=is_log), salvage.NOT_UTF8,
+        ))  # fmt: skip
 
 
 def _origin(resource: Any) -> Origin:
     return Origin(as_attributes(resource.attributes))
 
 
-def _spans(found: Iterable[Any], scope: str, origin: Origin) -> Batch:
+def _spans(found: Iterable[Any], scope: str, origin: Origin) -> Iterator[Batch]:
     batch = Batch()
     for span in found:
-        pairs = span.attributes[:]
-        if is_flagged(pairs):
-            batch.items.append(_span(span, pairs, scope, origin))
-        else:
-            batch.ignored += 1
-    return batch
+        _add_span(batch, span, scope, origin)
+        if batch.is_full:
+            yield batch
+            batch = Batch()
+    yield batch
+
+
+def _add_span(batch: Batch, span: Any, scope: str, origin: Origin) -> None:
+    pairs = span.attributes[:]
+    if is_flagged(pairs):
+        batch.items.append(_span(span, pairs, scope, origin))
+    else:
+        batch.ignored += 1
 
 
 def _span(span: Any, pairs: list[bytes], scope: str, origin: Origin) -> Incoming:

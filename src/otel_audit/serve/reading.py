@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _LATEST: Final = 1 << 63
 _LONGEST_REFUSED: Final = 65_536
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
-_IDS: Final = 36
+_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -99,15 +100,20 @@ class Reader:
         if sender.service is not None and service != sender.service:
             reason = f"{sender.identity} may not send for another service than its own"
             return self._unfit(item, sender, "foreign_service", reason)
-        tenant = came.tenant
-        if sender.tenant is not None:
-            if tenant is None:
-                tenant = Tenant(id=sender.tenant)
-            elif tenant.id != sender.tenant:
-                reason = f"{sender.identity} may not send for another tenant than its own"
-                return self._unfit(item, sender, "foreign_tenant", reason)
+        if (
+            sender.tenant is not None
+            and came.tenant is not None
+            and came.tenant.id != sender.tenant
+        ):
+            reason = f"{sender.identity} may not send for another tenant than its own"
+            return self._unfit(item, sender, "foreign_tenant", reason)
+        told = self._redacted(item, came)
+        tenant = told.tenant
+        if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
+            slug = None if tenant is None else tenant.slug
+            tenant = Tenant(id=sender.tenant, slug=slug)
         return msgspec.structs.replace(
-            self._redacted(item, came),
+            told,
             resource=self._resource(item.origin),
             tenant=tenant,
             received=Received(
@@ -143,7 +149,7 @@ class Reader:
 
     def _unfit(self, item: Incoming, sender: Sender, kind: str, reason: str) -> Unfit:
         record_id = item.attributes.get(names.RECORD_ID)
-        if not isinstance(record_id, str) or len(record_id) > _IDS:
+        if not isinstance(record_id, str) or _is_uuid(record_id) is None:
             record_id = derived_uuid7(item.start_time, *_own_ids(item))
         received = {
             "received_by": sender.identity,

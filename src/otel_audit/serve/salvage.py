@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
@@ -20,6 +21,9 @@ from otel_audit.serve.incoming import Incoming, Origin
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT: Final = 10
+
+_MOST_FIELDS: Final = 10_000
+"""Fields of one message that are looked at for the quarantine."""
 
 # the same numbers in requests of traces and of logs
 _GROUPS = _RESOURCE = _SCOPE = 1
@@ -34,24 +38,66 @@ class FramingError(ValueError):
     """Not even the framing holds."""
 
 
-def items(message: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+class Group(NamedTuple):
+    """What several items of a request share: the bytes of their resource and of their scope."""
+
+    resource: bytes
+    scope: bytes
+    items: Iterator[bytes]
+
+
+def groups(message: bytes) -> Iterator[Iterator[Group]]:
     """Take an export request apart.
 
     Args:
         message: An ``ExportTraceServiceRequest`` or ``ExportLogsServiceRequest``.
 
     Yields:
-        The bytes of each span or log record, of its resource, and of its scope.
+        For each resource what came under it: for each scope the bytes of the spans or log records.
 
     Raises:
-        FramingError: It is neither.
+        FramingError: It is neither; while anything of it is read.
     """
     for group in _all(message, _GROUPS):
-        resource = b"".join(_all(group, _RESOURCE))
-        for scoped in _all(group, _SCOPED):
-            scope = b"".join(_all(scoped, _SCOPE))
-            for item in _all(scoped, _ITEMS):
-                yield item, resource, scope
+        yield _scopes(group, b"".join(_all(group, _RESOURCE)))
+
+
+def _scopes(group: bytes, resource: bytes) -> Iterator[Group]:
+    for scoped in _all(group, _SCOPED):
+        yield Group(resource, b"".join(_all(scoped, _SCOPE)), _all(scoped, _ITEMS))
+
+
+def count(message: bytes, most: int) -> int:
+    """Count spans or log records, as far as the framing holds, and no further than a bound.
+
+    Every group and scope counts as well, for each is an object however little is in it.
+
+    Args:
+        message: As for `groups`.
+        most: Where to stop.
+
+    Returns:
+        The number; ``most + 1`` where there are more.
+    """
+    found = 0
+    try:
+        for at, end in _ranges(message, 0, len(message), _GROUPS):
+            for start, stop in _ranges(message, at, end, _SCOPED):
+                for _ in _ranges(message, start, stop, _ITEMS):
+                    found += 1
+                    if found > most:
+                        return found
+                found += 1
+            found += 1
+    except FramingError:
+        return found
+    return min(found, most + 1)
+
+
+def _ranges(message: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    for number, kind, start, stop in _places(message, at, end):
+        if number == wanted and kind == _BYTES:
+            yield start, stop
 
 
 def resource_pairs(resource: bytes) -> list[bytes]:
@@ -133,15 +179,16 @@ def _first(message: bytes, number: int, default: Any) -> Any:
     return found if type(found) is type(default) else default
 
 
-def _all(message: bytes, wanted: int) -> list[bytes]:
-    found = [value for number, value in _fields(message) if number == wanted]
-    return [value for value in found if isinstance(value, bytes)]
+def _all(message: bytes, wanted: int) -> Iterator[bytes]:
+    for number, value in _fields(message):
+        if number == wanted and isinstance(value, bytes):
+            yield value
 
 
 def _found(message: bytes, wanted: int) -> Iterator[Any]:
-    """The fields of a number, as far as the framing holds."""
+    """The fields of a number, as far as the framing holds, and among the first ones only."""
     try:
-        for number, value in _fields(message):
+        for number, value in islice(_fields(message), _MOST_FIELDS):
             if number == wanted:
                 yield value
     except FramingError:
@@ -149,28 +196,34 @@ def _found(message: bytes, wanted: int) -> Iterator[Any]:
 
 
 def _fields(message: bytes) -> Iterator[Field]:
-    at, end = 0, len(message)
+    for number, kind, start, stop in _places(message, 0, len(message)):
+        if kind == _VARINT:
+            yield number, _varint(message, start)[0]
+        elif kind == _BYTES:
+            yield number, message[start:stop]
+        else:
+            code = "<Q" if kind == _FIXED64 else "<I"
+            yield number, struct.unpack_from(code, message, start)[0]
+
+
+def _places(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, start and end of each field's value."""
     while at < end:
         tag, at = _varint(message, at)
         kind = tag & 7
+        start = at
         if kind == _VARINT:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
-            continue
-        if kind == _BYTES:
-            length, at = _varint(message, at)
+            _, at = _varint(message, at)
+        elif kind == _BYTES:
+            length, start = _varint(message, at)
+            at = start + length
         elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
+            at += 8 if kind == _FIXED64 else 4
         else:
             raise FramingError(f"wire type {kind}")
-        if at + length > end:
+        if at > end:
             raise FramingError("it is cut")
-        piece = message[at : at + length]
-        at += length
-        if kind == _BYTES:
-            yield tag >> 3, piece
-        else:
-            yield tag >> 3, struct.unpack("<Q" if length == 8 else "<I", piece)[0]  # noqa: PLR2004
+        yield tag >> 3, kind, start, at
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from otel_audit.complaints import complain
 from otel_audit.config import AuditConfig
@@ -22,8 +24,8 @@ from otel_audit.serve.senders import Sender
 
 _logger = logging.getLogger(__name__)
 
-_SLICE = 64
-"""Items that are read before others have their turn."""
+_TURN: Final = 0.005
+"""Seconds of reading after which others have their turn."""
 
 
 @dataclass(slots=True)
@@ -86,18 +88,22 @@ class Service:
         outcome = Outcome()
         records: list[AuditRecord] = []
         refused: list[Unfit] = []
+        began = time.perf_counter()
         for batch in batches:
             outcome.ignored += batch.ignored
-            refused += [reader.put_aside(item, why, sender) for item, why in batch.broken]
-            for number, item in enumerate(batch.items, 1):
+            for item, why in batch.broken:
+                refused.append(reader.put_aside(item, why, sender))
+                began = await _turn(began)
+            for item in batch.items:
                 found = reader.read(item, sender)
                 if isinstance(found, Unfit):
                     refused.append(found)
                 else:
                     records.append(found)
-                if number % _SLICE == 0:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(0)
+                # by time, not by number: one may be as large as ten thousand
+                began = await _turn(began)
+            began = await _turn(began)
+        await asyncio.sleep(0)
         stored = await self.intake.store(records, refused, receipts=receipts)
         outcome.stored = len(records) - len(stored.quarantined)
         outcome.quarantined = [*refused, *stored.quarantined]
@@ -122,6 +128,14 @@ class Service:
                 _logger, f"{kind} {sender.identity}", "A record from %s is in audit.quarantine: %s",
                 sender.identity, item.reason, level=logging.WARNING,
             )  # fmt: skip
+
+
+async def _turn(began: float) -> float:
+    """Let others have their turn, if it is time; say since when it is ours."""
+    if time.perf_counter() - began < _TURN:
+        return began
+    await asyncio.sleep(0)
+    return time.perf_counter()
 
 
 def kind_of(item: Refused) -> str:

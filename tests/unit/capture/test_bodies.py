@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_audit.capture.bodies import make_body
+from otel_audit.capture.bodies import _gunzip, make_body
 from otel_audit.record import NO_CONTENT, Body
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.heads import whole_json
@@ -240,6 +240,25 @@ class TestMultipart:
         raw = multipart(('name="f"; filename="4111111111111111.txt"', b"x"))
         assert "4111111111111111" not in (stored(raw, MULTIPART).text or "")
 
+    @pytest.mark.parametrize(
+        "disposition",
+        ['name="p%61ssword"', 'name="=?utf-8?B?cGFzc3dvcmQ=?="', '\r\n\tname="password"',
+         'name="=?klingon?Q?a?="', "name=x; name*=utf-8''p%61ssword",
+         'name="a"\r\nContent-Disposition: form-data; name="password"',
+         'name="a"\nContent-Disposition: form-data; name="password"', "x=y", ""],
+    )  # fmt: skip
+    def test_withholds_what_an_encoded_or_an_unclear_name_names(self, disposition: str) -> None:
+        """Whoever reads the header in another way reads no secret here."""
+        raw = multipart((disposition, CANARY.encode()), ('name="tag"', b"x"))
+        body = stored(raw, MULTIPART)
+        assert CANARY not in (body.text or "")
+        assert content(body)["tag"] == "x"
+
+    def test_keeps_what_a_folded_or_encoded_innocent_name_names(self) -> None:
+        """An unusual header alone is no reason to withhold."""
+        raw = multipart(('\r\n name="tag"', b"x"), ('name="a%20b"', b"y"))
+        assert content(stored(raw, MULTIPART)) == {"tag": "x", "a%20b": "y"}
+
     @pytest.mark.parametrize("cut", range(0, 330, 7))
     def test_that_is_cut_keeps_whole_parts(self, cut: int) -> None:
         """A part that the cut goes through is named, not shown."""
@@ -278,6 +297,24 @@ class TestText:
         assert content(stored(b"caf\xe9", "text/plain; charset=latin-1")) == "café"
         assert stored(b"caf\xe9", "text/plain").absent == "binary"
         assert stored(b"caf\xe9", "text/plain; charset=nonsense").absent == "binary"
+
+    @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le"])
+    @pytest.mark.parametrize("content_type", ["application/xml", "text/plain"])
+    def test_is_read_in_every_unicode_encoding(self, content_type: str, codec: str) -> None:
+        """A parser that detects the encoding would read it, so it is read here."""
+        raw = f"<a><password>{CANARY}</password></a>".encode(codec)
+        body = stored(raw, content_type)
+        assert content(body).removeprefix("\ufeff") == "<a><password>[REDACTED]</password></a>"
+
+    @pytest.mark.parametrize(
+        "content_type",
+        ["text/plain; charset=utf-8", "text/plain; charset=latin-1",
+         "application/x-www-form-urlencoded"],
+    )  # fmt: skip
+    def test_with_nul_in_it_is_binary(self, content_type: str) -> None:
+        """In the encoding it really has, a secret could be read between the zeros."""
+        assert stored(f"a={CANARY} 4111".encode("utf-16-le"), content_type).absent == "binary"
+        assert stored(b"ab\0c" * 9, content_type, cut=20).absent == "binary"
 
     def test_that_is_json_is_redacted_as_json(self) -> None:
         """A wrong content type is no way around."""
@@ -342,6 +379,23 @@ class TestCompressed:
         assert body.absent == "truncated"
         assert content(body)["_head"]["password"] == "[REDACTED]"
         assert content(body)["_original_size"] == len(raw)
+
+    def test_of_many_members_is_cut(self) -> None:
+        """Empty members cost work and give nothing: beyond a hundred they count as cut."""
+        empty = gzip.compress(b"")
+        assert content(stored(empty * 99 + gzip.compress(b"[1]"), coding="gzip")) == [1]
+        assert stored(empty * 100 + gzip.compress(b"[1]"), coding="gzip").absent == "truncated"
+
+    def test_of_several_long_members_is_whole(self) -> None:
+        """Members longer than what is fed at once, with padding between them."""
+        numbers = [[i**3 % 7919 for i in range(n, n + 60_000)] for n in (0, 7)]
+        parts = [json.dumps(some).encode() for some in numbers]
+        whole = b"[" + parts[0] + b"," + parts[1] + b"]"
+        middle = len(whole) // 2
+        raw = gzip.compress(whole[:middle]) + b"\0" * 9 + gzip.compress(whole[middle:]) + b"\0"
+        assert len(raw) > 2 * 65_536
+        assert _gunzip(raw, 1 << 20) == (whole, True)
+        assert _gunzip(raw, 1_000) == (whole[:1_000], False)
 
     def test_grows_no_further_than_the_cap(self) -> None:
         """A bomb is cut at the limit."""

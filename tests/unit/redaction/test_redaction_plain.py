@@ -72,11 +72,16 @@ class TestIsPlainPath:
     @pytest.mark.parametrize(
         "path",
         ["/4111/1111/1111/1111", "/078-05-1120", "/a@b.example", "/hf_abc", "/x%41", "orders",
-         "/eyJhbGciOiJIUzI1NiJ9", "/1234567/89"],
+         "/eyJhbGciOiJIUzI1NiJ9", "/1234567/89", "/files/AKIAIOSFODNNQEXAMPLE"],
     )  # fmt: skip
     def test_everything_else_is_looked_at(self, path):
         """What might match a rule is not plain."""
         assert not is_plain_path(path)
+
+
+def test_a_key_of_letters_alone_is_taken_out_of_a_path():
+    """What looks like a long word may be a vendor's key."""
+    assert STRICTEST.path("/files/AKIAIOSFODNNQEXAMPLE") == "/files/[REDACTED]"
 
 
 class TestField:

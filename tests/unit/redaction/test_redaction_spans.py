@@ -10,13 +10,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import a_record, records
 
-from otel_audit.attributes import record_from_attributes, to_attributes
+from otel_audit.attributes import _PLACES, record_from_attributes, to_attributes
+from otel_audit.ids import uuid7
 from otel_audit.record import Change
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.spans import Redacting
 
 SECRETS = ["4111 1111 1111 1111", "sk_live_51H8abcdefghijklmnop", "AKIAIOSFODNN7EXAMPLE"]
 KEY = "hunter2-of-mine"
+MUST = {
+    "audit.actor.id": "user-1", "audit.actor.type": "user", "audit.action": "READ",
+    "audit.outcome": "success",
+}  # fmt: skip
+JUDGED_BY_TYPE = {
+    "audit.actor.type", "audit.actor.verified", "audit.changes.rolled_back", "audit.changes.total",
+    "audit.outcome", "audit.phase", "audit.schema.version", "audit.sequence.number",
+    "audit.trace.sampled", "audit.transaction.outcome", "http.response.status_code",
+}  # fmt: skip
+"""Attributes of few values or none that is a text: others make no record."""
+
+
+def read(told):
+    return record_from_attributes(
+        told, name="x", start_time=1, end_time=1, trace=None, own_ids=("", ""), resource={}
+    )
+
+
+class Looking(Redactor):
+    """Counts the texts that are looked at."""
+
+    looks = 0
+
+    def text(self, text, work=None):
+        self.looks += 1
+        return super().text(text, work)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +102,85 @@ class TestSecrets:
         assert KEY not in str(after)
         assert SECRETS[0] not in str(after)
 
+    @pytest.mark.parametrize("secret", SECRETS)
+    @pytest.mark.parametrize(
+        "name",
+        sorted(set(_PLACES) - JUDGED_BY_TYPE - {"url.query", "url.path", "audit.changes"}),
+    )
+    def test_every_text_that_a_record_has_a_place_for(self, redacting, name, secret):
+        """By itself, among what many spans say alike, and as what it should not be."""
+        among = {"audit.action": "READ", "http.request.method": "GET"}
+        for value in (secret, [secret], {"a": secret}, {"a": [secret]}):
+            for told in ({name: value}, {**among, name: value}, {name: value, **among}):
+                for _ in range(2):
+                    found = redacting.redact(told)
+                    assert secret not in str(found)
+                    assert found.get("http.request.method", "GET") in ("GET", found.get(name))
+
+    @pytest.mark.parametrize("header", ["cookie", "authorization", "Authorization", "x-api-key"])
+    @pytest.mark.parametrize(
+        "value",
+        [{"hunter2x": "1"}, [{"hunter2x": "1"}], ["a", {"hunter2x": "1"}], [["hunter2x"]],
+         "hunter2x", ["hunter2x"], {"a": {"hunter2x": "hunter2x"}}],
+    )  # fmt: skip
+    def test_of_headers_however_they_are_structured(self, redacting, header, value):
+        for prefix in ("http.request.header.", "http.response.header."):
+            record = read({**redacting.redact({**MUST, prefix + header: value})})
+
+            assert "hunter2x" not in str(record)
+
+    def test_a_header_that_is_a_map_is_withheld_under_any_name(self, redacting):
+        """The keys of a map are data of the sender's, and no names that could be judged."""
+        told = {**MUST, "http.request.header.x-note": {SECRETS[1]: "1"}}
+
+        (header,) = read(redacting.redact(told)).request.headers.values()
+        assert header == "[WITHHELD]"
+
+    def test_a_header_that_is_a_number_is_a_text(self, redacting):
+        told = {**MUST, "http.request.header.content-length": 5, "http.request.header.x": [1, True]}
+
+        assert read(told).request.headers == {"content-length": "5", "x": "1, true"}
+        assert read(redacting.redact(told)).request.headers["content-length"] == "5"
+
+    def test_who_it_was_can_be_compared(self):
+        """As capture does: equal ids that are secrets have equal hashes."""
+        redacting = Redacting(Redactor(keyed_hash=KeyedHash(key=b"k" * 32)))
+        told = {"audit.actor.id": f"a {SECRETS[1]}", "user.roles": ["admin", SECRETS[1]]}
+        found = redacting.redact(told)
+
+        assert found["audit.actor.id"].startswith("hmac:")
+        assert found["user.roles"][0] == "admin"
+        assert SECRETS[1] not in str(found)
+        assert redacting.redact(told) == found
+
+    def test_an_email_address_stays_unless_they_are_redacted(self, redacting):
+        told = {"user.email": "ada@example.com", "audit.actor.id": "ada@example.com"}
+
+        assert redacting.redact(told) is told
+        assert "ada" not in str(Redacting(Redactor(emails=True)).redact(told))
+
 
 class TestClean:
+    def test_ids_that_are_new_each_time_drive_nothing_out(self, redacting):
+        before = len(redacting._clean) + len(redacting._alike)
+        for _ in range(50):
+            told = {name: uuid7() for name in ("audit.record.id", "audit.request.id")}
+            told["audit.target.id"] = f"order-{told['audit.record.id']}"
+            assert redacting.redact(told) is told
+
+        assert len(redacting._clean) + len(redacting._alike) == before
+
+    def test_what_many_say_alike_is_looked_at_once(self):
+        redactor = Looking()
+        redacting = Redacting(redactor)
+        told = {"audit.action": "order.read", "http.route": "/orders/{id}", "error.type": "a.B"}
+        redacting.redact(told)
+        assert redactor.looks == 3
+        redacting.redact(dict(told))
+        assert redactor.looks == 3
+        redacting.redact({**told, "http.route": "/orders/{other}"})
+        assert redactor.looks == 4
+
     def test_what_is_clean_is_the_same_object(self, redacting):
         body = '{"a":"x \\"quoted\\"\\n","password":"[REDACTED]","list":' + str([1] * 200) + "}"
         told = {
@@ -110,6 +215,12 @@ class TestClean:
             redacting.redact({f"http.request.header.x-{number}": f"v{number}"})
 
         assert len(redacting._clean) <= 8192
+
+    def test_so_is_that_of_what_many_say_alike(self, redacting):
+        for number in range(2_000):
+            redacting.redact({"audit.action": f"a{number}", "http.route": f"/{number}"})
+
+        assert len(redacting._alike) <= 1024
 
 
 keys = st.sampled_from(["a", "note", "password", "api_key", "token", "card", 'pass"word', "x\ny"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sinks import request, span
 
-from otel_audit.serve import salvage
+from otel_audit.serve import protobuf, salvage
+from otel_audit.serve.incoming import Origin
 from otel_audit.serve.problems import Problem
 from otel_audit.serve.protobuf import spans
 
@@ -53,11 +57,52 @@ def test_where_the_framing_does_not_hold_nothing_is_read(body):
     assert refused.value.status == 400
 
 
+def test_a_resource_is_read_once_for_all_that_came_from_it(monkeypatch):
+    read = []
+    pairs = salvage.resource_pairs
+    monkeypatch.setattr(salvage, "resource_pairs", lambda raw: read.append(raw) or pairs(raw))
+
+    found = list(spans(broken_request(span(1, "MMM"), *(span(number) for number in range(2, 300)))))
+
+    items = [item for batch in found for item in batch.items]
+    assert len(items) == 298
+    assert len(read) == 1
+    assert len({id(item.origin) for item in items}) == 1
+
+
+def test_what_is_not_flagged_is_not_decoded(monkeypatch):
+    decoded = []
+    decode = Span.FromString
+    counting = SimpleNamespace(FromString=lambda raw: decoded.append(raw) or decode(raw))
+    monkeypatch.setattr(protobuf, "Span", counting)
+    others = [span(number, audit__flagged=None) for number in range(3, 200)]
+
+    found = list(spans(broken_request(span(1, "MMM"), span(2), *others)))
+
+    assert len(decoded) == 2
+    assert sum(batch.ignored for batch in found) == 197
+
+
+def test_it_is_read_bit_by_bit():
+    """So that others have their turn before all of it is decoded."""
+    parts = spans(broken_request(span(1, "MMM"), *(span(number) for number in range(2, 300))))
+
+    assert len(next(parts).items) < 100
+    assert len(next(parts).items) < 100
+
+
+def test_no_more_fields_are_looked_at_than_a_span_can_have():
+    raw = b"\x50\x00" * 20_000 + span(1).SerializeToString()
+
+    found = salvage.mended(raw, "", Origin({}), is_log=False)
+
+    assert found.attributes.keys() == {"undecodable.bytes", "undecodable.sha256"}
+    assert salvage.mended(raw[30_000:], "", Origin({}), is_log=False).name == "order.created"
+
+
 @given(raw=st.binary(max_size=200))
 def test_anything_can_be_mended(raw):
     """What is left of it never raises, and is bounded by what came."""
-    from otel_audit.serve.incoming import Origin
-
     found = salvage.mended(raw, "", Origin({}), is_log=False)
 
     assert found.attributes["undecodable.bytes"] == len(raw)
