@@ -178,8 +178,8 @@ async def refuse_without_ledger(connection: Connection[Any]) -> None:
     """
     if not await connection.fetchval(_INSTALLED):
         raise StoreError(
-            "there is no ledger in this database: run `otel-audit migrate` where there is a store of "
-            "an earlier version, `otel-audit init` where there is none"
+            "there is no ledger in this database: run `otel-audit migrate` where there is a store "
+            "of an earlier version, `otel-audit init` where there is none"
         )
 
 
