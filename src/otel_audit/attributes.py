@@ -390,9 +390,8 @@ def _complete(exchange: dict[str, Any], headers: dict[str, str], body: dict[str,
     if headers:
         exchange["headers"] = headers
     if body:
-        if "content" in body:
-            body["content"] = json_text(body["content"])
-        exchange["body"] = Body(**body)
+        content = json_text(body.pop("content")) if "content" in body else NO_CONTENT
+        exchange["body"] = msgspec.structs.replace(msgspec.convert(body, Body), content=content)
 
 
 def _placed() -> dict[str, tuple[str, str]]:

@@ -34,6 +34,7 @@ Headers = tuple[tuple[str, str], ...]
 _STRUCTS: Final[dict[str, type[msgspec.Struct]]] = {
     "": AuditRecord, "actor": Actor, "tenant": Tenant, "target": Target, "source": Source,
     "request": Request, "response": Response, "error": ErrorInfo,
+    "request body": Body, "response body": Body,
 }  # fmt: skip
 _USUAL_SOURCE: Final = Source().type
 
@@ -100,15 +101,12 @@ def struct_of(places: Places, usual: Mapping[str, Any]) -> type[msgspec.Struct]:
     for attribute, (part, field) in places.items():
         name = f"{part.replace(' ', '_') or 'record'}_{field}"
         spelled[name] = attribute
-        struct = _STRUCTS.get(part)
-        if struct is not None:
-            known = {one.name: one for one in msgspec.structs.fields(struct)}[field]
-            default = None if known.default is msgspec.NODEFAULT else known.default
-            fields.append((name, known.type, usual.get(field, default) if not part else default))
-        elif field == "content":
+        if field == "content":
             fields.append((name, str, msgspec.UNSET))
-        else:
-            fields.append((name, Any, None))
+            continue
+        known = {one.name: one for one in msgspec.structs.fields(_STRUCTS[part])}[field]
+        default = None if known.default is msgspec.NODEFAULT else known.default
+        fields.append((name, known.type, usual.get(field, default) if not part else default))
     return msgspec.defstruct("Told", fields, rename=spelled)
 
 

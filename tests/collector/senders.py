@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import ssl
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Sender:
         deadline = time.monotonic() + give_up_after
         with self.client() as client:
             while len(sent) < count:
-                ids = [secrets.token_hex(8) for _ in range(min(batch, count - len(sent)))]
+                ids = [str(uuid.uuid4()) for _ in range(min(batch, count - len(sent)))]
                 body = request_of([audit_span(one, **{"audit.note": note}) for one in ids])
                 while not self.post(body, client):
                     assert time.monotonic() < deadline, self.answers

@@ -114,7 +114,8 @@ def make_body(  # noqa: PLR0913 - one fact each
         redactor=redactor,
         work=Work(len(text)) if work is None else work,
     )
-    content, absent_now = _store(copy)
+    # whatever a body is like, it does not cost the record
+    content, absent_now = redactor.guarded(lambda: _store(copy), (None, "unparsable"))
     if content is None:
         return Body(size=size, content_type=shown, absent=absent_now)
     return Body(
@@ -216,7 +217,7 @@ def _fields(
 
 def _text(copy: _Copy) -> tuple[bytes | None, str | None]:
     try:
-        codec = copy.codec or _detected(copy.raw)
+        codec = _text_codec(copy)
         text = _decode_head(copy.raw, codec, complete=copy.complete)
     except (UnicodeDecodeError, LookupError):
         return _binary(copy)
@@ -228,6 +229,24 @@ def _text(copy: _Copy) -> tuple[bytes | None, str | None]:
     head = whole_words(text)
     redacted = _encode(copy.redactor.text(head, copy.work)) if head else None
     return _truncated(copy, redacted), "truncated"
+
+
+def _text_codec(copy: _Copy) -> str:
+    """Choose the codec: the declared one, where it can be that one.
+
+    Raises:
+        LookupError: It cannot be: what it would make of the text no rule could read.
+    """
+    declared, detected = copy.codec, _detected(copy.raw)
+    if declared is None:
+        return detected
+    if not declared.startswith("utf-16"):
+        return declared
+    if declared != detected and "utf-16" not in (declared, detected):
+        raise LookupError
+    if not detected.startswith("utf-16"):
+        raise LookupError
+    return detected
 
 
 def _undeclared(copy: _Copy) -> tuple[bytes | None, str | None]:

@@ -44,8 +44,8 @@ _WITH_HEADERS = frozenset({
 class Exchange:
     """One HTTP request and its response, or one WebSocket, as far as they have come.
 
-    None of the public methods raises: a failure of ours is counted and logged, and the application
-    goes on.
+    None of the public methods raises anything of ours: that is counted and logged, and the
+    application goes on.
     """
 
     def __init__(self, observer: Observer, scope: MutableMapping[str, Any]) -> None:
@@ -166,9 +166,9 @@ class Exchange:
 
     def sent_inside(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """See a message before the application's middleware sees it; return what it sees."""
+        if message.get("type") == "http.response.start":
+            message = _readable_twice(message)
         try:
-            if message["type"] == "http.response.start":
-                message = _readable_twice(message)
             self.passage.sent_inside(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
@@ -192,16 +192,16 @@ class Exchange:
 
     def sent(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """See a message that goes to the server; return what is sent in its place."""
+        kind = message.get("type")
+        if kind in _WITH_HEADERS:
+            message = _readable_twice(message)
         try:
-            kind = message["type"]
-            if kind in _WITH_HEADERS:
-                message = _readable_twice(message)
             if self.socket is not None:
                 self.socket.sent(message)
                 self.passage.status = self.socket.status
             elif kind == "http.response.start":
                 self.passage.started(message)
-            elif self.passage.sent(kind, message):
+            elif self.passage.sent(message):
                 self._answered()
             if kind in _WITH_HEADERS:
                 return self._with_request_id(message)
@@ -373,7 +373,11 @@ class Exchange:
 
 
 def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Give headers that can be read once only, which ASGI allows, as a list."""
+    """Give headers that can be read once only, which ASGI allows, as a list.
+
+    Raises:
+        Exception: What the application's own iterator raises, as it would to the server.
+    """
     headers = message.get("headers")
     if headers is None or isinstance(headers, list | tuple):
         return message

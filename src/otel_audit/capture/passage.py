@@ -67,8 +67,9 @@ class Passage:
             if self._response is not None:
                 self._response.restart()
 
-    def sent(self, kind: str, message: Mapping[str, Any]) -> bool:
+    def sent(self, message: Mapping[str, Any]) -> bool:
         """See what follows the head; return whether it is the last of the response."""
+        kind = message["type"]
         if kind == "http.response.body":
             if self._outside and self._response is not None:
                 add(self._response, message)

@@ -191,6 +191,8 @@ class Delivery:
             Whether it has.
         """
         with self._changed:
+            if self.depth and not self._worker.started and not self._closed:
+                self._worker.start()
             if not self._worker.started:
                 return self.depth == 0
             self._hurry += 1

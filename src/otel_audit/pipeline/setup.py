@@ -61,6 +61,7 @@ def make_delivery(
             max_age=config.spool_max_age,
             sealing=sealing,
             destination=destination_digest(config),
+            apart=is_unnamed(service),
         ),
         adopt=functools.partial(
             adopt, config.spool_dir, service, sealing=sealing, destination=own_destination(config)

@@ -19,6 +19,8 @@ _MOST_NAMES: Final = 8
 _LONGEST_HEADER: Final = 8_192
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
+_UNREADABLE: Final = (TypeError, ValueError, LookupError)
+"""What `email` raises over parameters (RFC 2231) of an odd order, charset or content."""
 _FOLD: Final = re.compile(r"\r\n[ \t]+")
 """RFC 5322, section 2.2.3."""
 
@@ -47,7 +49,10 @@ def boundary_of(content_type: str) -> bytes | None:
     """Read the boundary from a content type, None if there is none that is valid."""
     message = Message()
     message["content-type"] = content_type
-    boundary = message.get_boundary()
+    try:
+        boundary = message.get_boundary()
+    except _UNREADABLE:
+        return None
     if not boundary or len(boundary) > _LONGEST_BOUNDARY:
         return None
     return boundary.encode("latin-1", "replace")
@@ -91,8 +96,12 @@ def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
         name, colon, value = line.partition(":")
         if colon and name.strip().isascii():
             headers[name.strip()] = value.strip()
-    given = headers.get_params([], header="content-disposition")
-    names = tuple(_text(value) for key, value in given if key.lower() == "name")
+    try:
+        given = headers.get_params([], header="content-disposition")
+        names = tuple(_text(value) for key, value in given if key.lower() == "name")
+        filename = next((_text(value) for key, value in given if key.lower() == "filename"), None)
+    except _UNREADABLE:
+        return Part((), None, None, b"", complete=False)
     # what no client sends, and what readers understand in different ways
     unclear = (
         len(names) > _MOST_NAMES
@@ -100,7 +109,6 @@ def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
         or any("\r" in line or "\n" in line for line in lines)
     )
     names = () if unclear else _readings(names)
-    filename = next((_text(value) for key, value in given if key.lower() == "filename"), None)
     return Part(names, filename, headers.get("content-type"), content, complete)
 
 

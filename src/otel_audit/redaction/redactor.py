@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
@@ -56,6 +57,7 @@ _NEVER_KEPT: Final = frozenset({
     "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
 })  # fmt: skip
 
+_word_at: Final = re.compile(r"(?:[A-Za-z_.-]{1,32}|[0-9]{1,5})(?![^/{}])").match
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -158,7 +160,7 @@ class Redactor:
         Returns:
             A redacted copy of JSON's types only. What would cost more is ``[WITHHELD: work]``.
         """
-        return self._guarded(lambda: self._document(value, work))
+        return self.guarded(lambda: self._document(value, work))
 
     def field(self, name: str, value: Any, *, mark: Mark | None = None) -> Any:
         """Redact a named value: a column, a parameter, an entry of metadata, a header.
@@ -178,7 +180,7 @@ class Redactor:
             if type(value) is dict or type(value) is list:
                 return self.document(value)
         marked = value if mark is None else Marked(mark, value)
-        return self._guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+        return self.guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
 
     def clean_copy(self, value: Any) -> tuple[Any, int] | None:
         """Copy a document in which nothing could be redacted, whatever its name.
@@ -224,6 +226,14 @@ class Redactor:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
         return self._phrases(text)
 
+    def name(self, name: str) -> str:
+        """Redact what a program calls something: `token:create` is a name, and assigns nothing."""
+        if ":" in name and _joins_words(name):
+            spelled = name.replace(":", "/")
+            if self.text(spelled) == spelled:
+                return name
+        return self.text(name)
+
     def query(self, query_string: str) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query."""
         if len(query_string) > self._rules.limits.length:
@@ -265,7 +275,7 @@ class Redactor:
         pattern = self._header_pattern
         if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
-        result = self._guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
+        result = self.guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
         return None if result is OMITTED else str(result)
 
     def json_bytes(self, raw: bytes) -> bytes:
@@ -286,7 +296,7 @@ class Redactor:
         if len(raw) > self._rules.limits.length:
             return None
         shared = Work(len(raw)) if work is None else work
-        found: bytes | None = self._guarded(lambda: self._json(raw, shared), None)
+        found: bytes | None = self.guarded(lambda: self._json(raw, shared), None)
         return found
 
     def _json(self, raw: bytes, work: Work) -> bytes | None:
@@ -333,11 +343,16 @@ class Redactor:
     def explain(self, value: Any) -> list[Finding]:
         """Say what would be taken out of a document, and by which rule; never a value."""
         findings: list[Finding] = []
-        self._guarded(lambda: Walk(self._rules, findings).value(value, None))
+        self.guarded(lambda: Walk(self._rules, findings).value(value, None))
         return findings
 
-    def _guarded(self, redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
-        """Withhold what a mistake of ours, or the application's strange object, keeps unread."""
+    def guarded(self, redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
+        """Withhold what a mistake of ours, or the application's strange object, keeps unread.
+
+        Args:
+            redact: What may fail; then that is counted and logged.
+            instead: What is returned then.
+        """
         try:
             return redact()
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
@@ -346,8 +361,13 @@ class Redactor:
             return instead
 
     def _guarded_text(self, redact: Callable[[], str], instead: str = WITHHELD) -> str:
-        found = self._guarded(redact, instead)
+        found = self.guarded(redact, instead)
         return found if isinstance(found, str) else clean(str(found))
+
+
+def _joins_words(name: str) -> bool:
+    """Tell whether words, or a port, stand behind each colon, and nothing like a value."""
+    return all(_word_at(piece) is not None for piece in name.split(":")[1:])
 
 
 def _nobody_counts() -> None:

@@ -15,7 +15,7 @@ from otel_audit.redaction import names
 from otel_audit.redaction.checks import IBAN_LENGTHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _GAP = r'[^a-z0-9"\\]*'
 _EDGE = "(?-i:[^A-Za-z0-9])"
@@ -52,35 +52,45 @@ class Scan:
         added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
         pieces = [max(parts, key=len) for parts in added]
         roots = _roots([*(names.squash(phrase) for phrase in names.PHRASES), *pieces])
-        exact = "|".join(_letters(word) for word in sorted({names.squash(n) for n in names.EXACT}))
-        patterns = [
+        alike = [
             *_VALUES,
             *_NUMBERS,
             *(["@"] if emails else []),
             "|".join(_letters(root) for root in roots),
-            rf"{_EDGE}(?:{exact})[\W_]*[=:>\"']",
-            rf'<(?:[^\s<>"\\]*[\W_])?(?:{exact})[\W_]*\s',
             r'"[^"\\]*[^\x00-\x7f][^"\\]*"\s*:',
-            rf"{_EDGE}(?:{'|'.join(names.WORDS)})",
-            "(?-i:" + "|".join(f"[A-Za-z0-9]{_capital(word)}" for word in names.WORDS) + ")",
         ]
-        whole = "|".join(f"(?:{pattern})" for pattern in patterns)
-        options = re2.Options()
-        options.never_capture = True
-        options.case_sensitive = False
-        options.max_mem = 64 << 20
-        self._search: Any = re2.compile(whole.encode(), options).search
+        self._search = _compiled([*alike, *_short_names(_EDGE)])
+        # an accent that is taken off, or a letter that is, no longer tells where a word begins
+        self._search_spelled = _compiled([*alike, *_short_names("")])
         self._anything = not all(pieces)
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
         if self._anything or self._search(text) is not None:
             return True
-        return not text.isascii() and self._search(_without_accents(text)) is not None
+        return not text.isascii() and self._search_spelled(_without_accents(text)) is not None
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as it would stand in JSON text, quotes around it."""
         return self.suspects(b'"%b"' % text.encode())
+
+
+def _short_names(edge: str) -> Iterator[str]:
+    """Patterns of names that are too short to be looked for in the midst of a word."""
+    exact = "|".join(_letters(word) for word in sorted({names.squash(n) for n in names.EXACT}))
+    yield rf"{edge}(?:{exact})[\W_]*[=:>\"']"
+    yield rf'<(?:[^\s<>"\\]*[\W_])?(?:{exact})[\W_]*\s'
+    yield rf"{edge}(?:{'|'.join(names.WORDS)})"
+    yield "(?-i:" + "|".join(f"[A-Za-z0-9]{_capital(word)}" for word in names.WORDS) + ")"
+
+
+def _compiled(patterns: Iterable[str]) -> Any:
+    options = re2.Options()
+    options.never_capture = True
+    options.case_sensitive = False
+    options.max_mem = 64 << 20
+    whole = "|".join(f"(?:{pattern})" for pattern in patterns)
+    return re2.compile(whole.encode(), options).search
 
 
 def _roots(phrases: Iterable[str]) -> list[str]:

@@ -32,6 +32,9 @@ _MOST_ALIKE: Final = 1024
 _SHORT: Final = 256
 _LISTS: Final = (list, tuple)
 _ONLY_TEXTS: Final = {str}
+_LEFT_OUT: Final = object()
+_is_token: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+"""RFC 9110, section 5.6.2."""
 _is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 
@@ -73,8 +76,10 @@ class Redacting:
             if treated != value:
                 changed[one.name] = treated
         self._treat(plan.others, attributes, changed)
-        told = {**attributes, **changed} if changed else attributes
-        return _with_digests(told)
+        if not changed:
+            return _with_digests(attributes)
+        told = {**attributes, **changed}
+        return _with_digests({name: told[name] for name in told if told[name] is not _LEFT_OUT})
 
     def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
         """What tells a span by that which many say alike; None where it cannot be remembered."""
@@ -197,6 +202,8 @@ def _choose(name: str) -> Treatment | None:
 
 
 def _header(redactor: Redactor, header: str, value: Any) -> Any:
+    if _is_token(header) is None or redactor.text(header) != header:
+        return _LEFT_OUT  # its name is no name, and may be what is secret
     if not isinstance(value, list | tuple):
         return _header_line(redactor, header, value)
     redacted = [_header_line(redactor, header, one) for one in value]
@@ -271,10 +278,14 @@ def _text(redactor: Redactor, value: Any) -> Any:
     return value if isinstance(value, _SCALARS) else redactor.document(value)
 
 
+def _name(redactor: Redactor, value: Any) -> Any:
+    return redactor.name(value) if isinstance(value, str) else _text(redactor, value)
+
+
 def _shown(redactor: Redactor, value: Any) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
-        return value if redactor.text(value) == value else redactor.hashed(value)
+        return value if redactor.name(value) == value else redactor.hashed(value)
     if isinstance(value, list | tuple):
         shown = [_shown(redactor, one) for one in value]
         return value if shown == list(value) else shown
@@ -304,12 +315,14 @@ _IDS: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.PRODUCER_ID, names.REQUEST_SIZE, names.RESPONSE_SIZE,
 })  # fmt: skip
+_NAMES: Final = {*_ALIKE, names.TARGET_ID} - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
 _TEXTS: Final = (
-    *(_ALIKE - {names.ACTOR_ROLE}), *_IDS, names.ACTOR_REASON, names.CLIENT_ADDRESS,
+    *_BODY_TYPES, *_IDS, names.EVENT_NAME, names.ACTOR_REASON, names.CLIENT_ADDRESS,
     names.USER_AGENT, names.ERROR_MESSAGE,
 )  # fmt: skip
 _TREATMENTS: Final[dict[str, Treatment]] = {
     **dict.fromkeys(_TEXTS, _text),
+    **dict.fromkeys(_NAMES, _name),
     **dict.fromkeys(
         (
             names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,

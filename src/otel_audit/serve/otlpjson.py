@@ -19,7 +19,8 @@ from otel_audit.serve.pairs import DEEPEST
 from otel_audit.serve.problems import too_many, undecodable
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
-_TEXTS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# the closing quote may be missing: then it matches to the end, and is not tried again behind each
+_TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 MOST_OBJECTS: Final = 1_000_000
 """JSON objects in one request; a record of the fullest kind has about a hundred."""

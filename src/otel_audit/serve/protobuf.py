@@ -20,6 +20,12 @@ from otel_audit.serve.problems import too_many, undecodable
 
 _FLAG: Final = FLAG.encode()
 
+_MOST_PARTS: Final = 500_000
+"""Resources, scopes, spans and whatever else is beside them in one request."""
+
+_PAUSE: Final = 1_000
+"""Parts that are counted before others may have their turn."""
+
 
 def spans(message: bytes) -> Iterator[Batch]:
     """Read an ``ExportTraceServiceRequest``.
@@ -28,12 +34,12 @@ def spans(message: bytes) -> Iterator[Batch]:
         message: The serialized message.
 
     Yields:
-        Batches of one scope each, and small, so that whoever reads can pause in between.
+        Batches of one scope each, small or empty, so that whoever reads can pause in between.
 
     Raises:
         Problem: It is no such message, or too many are in it.
     """
-    _refuse_too_many(message, "spans")
+    yield from _counted(message, "spans")
     try:
         # all of it is to be valid, not only what is read
         ExportTraceServiceRequest.FromString(message)
@@ -41,6 +47,9 @@ def spans(message: bytes) -> Iterator[Batch]:
         yield from _saved(message, "ExportTraceServiceRequest", is_log=False)
         return
     for group in shallow.TraceRequest.FromString(message).resource_spans:
+        if not group.scope_spans:
+            yield Batch()
+            continue
         origin = _origin(group.resource)
         for scoped in group.scope_spans:
             yield from _spans(scoped.spans, scoped.scope.name, origin)
@@ -48,13 +57,16 @@ def spans(message: bytes) -> Iterator[Batch]:
 
 def logs(message: bytes) -> Iterator[Batch]:
     """Read an ``ExportLogsServiceRequest``; see `spans`."""
-    _refuse_too_many(message, "log records")
+    yield from _counted(message, "log records")
     try:
         ExportLogsServiceRequest.FromString(message)
     except DecodeError:
         yield from _saved(message, "ExportLogsServiceRequest", is_log=True)
         return
     for group in shallow.LogsRequest.FromString(message).resource_logs:
+        if not group.scope_logs:
+            yield Batch()
+            continue
         origin = _origin(group.resource)
         for scoped in group.scope_logs:
             batch = Batch()
@@ -66,10 +78,17 @@ def logs(message: bytes) -> Iterator[Batch]:
             yield batch
 
 
-def _refuse_too_many(message: bytes, what: str) -> None:
-    # before decoding: two bytes of it can become a hundred in memory
-    if salvage.count(message, MOST_ITEMS) > MOST_ITEMS:
-        raise too_many(MOST_ITEMS, what)
+def _counted(message: bytes, what: str) -> Iterator[Batch]:
+    """Refuse too many before they are decoded: two bytes can become a hundred in memory."""
+    items = 0
+    for seen, is_item in enumerate(salvage.parts(message), 1):
+        items += is_item
+        if items > MOST_ITEMS:
+            raise too_many(MOST_ITEMS, what)
+        if seen > _MOST_PARTS:
+            raise too_many(_MOST_PARTS, "parts")
+        if seen % _PAUSE == 0:
+            yield Batch()
 
 
 def _saved(message: bytes, what: str, *, is_log: bool) -> Iterator[Batch]:
@@ -84,6 +103,8 @@ def _saved(message: bytes, what: str, *, is_log: bool) -> Iterator[Batch]:
                 for batch in _saved_items(group, origin, is_log=is_log):
                     kept += len(batch.items) + len(batch.broken) + batch.ignored
                     yield batch
+            if origin is None:
+                yield Batch()
     except salvage.FramingError:
         raise undecodable(f"the body is no {what} in protobuf") from None
     if not kept:

@@ -19,7 +19,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyVa
 
 from otel_audit.serve.incoming import Incoming, Origin
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
 
 _MOST_FIELDS: Final = 10_000
@@ -67,37 +67,33 @@ def _scopes(group: bytes, resource: bytes) -> Iterator[Group]:
         yield Group(resource, b"".join(_all(scoped, _SCOPE)), _all(scoped, _ITEMS))
 
 
-def count(message: bytes, most: int) -> int:
-    """Count spans or log records, as far as the framing holds, and no further than a bound.
-
-    Every group and scope counts as well, for each is an object however little is in it.
+def parts(message: bytes) -> Iterator[bool]:
+    """Go over all that decoding would make an object of, as far as the framing holds.
 
     Args:
         message: As for `groups`.
-        most: Where to stop.
 
-    Returns:
-        The number; ``most + 1`` where there are more.
+    Yields:
+        For each field of the request, its groups and their scopes: whether it is a span or log
+        record.
     """
-    found = 0
     try:
-        for at, end in _ranges(message, 0, len(message), _GROUPS):
-            for start, stop in _ranges(message, at, end, _SCOPED):
-                for _ in _ranges(message, start, stop, _ITEMS):
-                    found += 1
-                    if found > most:
-                        return found
-                found += 1
-            found += 1
+        for is_group, at, end in _ranges(message, 0, len(message), _GROUPS):
+            yield False
+            if not is_group:
+                continue
+            for is_scoped, start, stop in _ranges(message, at, end, _SCOPED):
+                yield False
+                if is_scoped:
+                    for is_item, _, _ in _ranges(message, start, stop, _ITEMS):
+                        yield is_item
     except FramingError:
-        return found
-    return min(found, most + 1)
+        return
 
 
-def _ranges(message: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+def _ranges(message: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[bool, int, int]]:
     for number, kind, start, stop in _places(message, at, end):
-        if number == wanted and kind == _BYTES:
-            yield start, stop
+        yield number == wanted and kind == _BYTES, start, stop
 
 
 def resource_pairs(resource: bytes) -> list[bytes]:
@@ -201,9 +197,11 @@ def _fields(message: bytes) -> Iterator[Field]:
             yield number, _varint(message, start)[0]
         elif kind == _BYTES:
             yield number, message[start:stop]
-        else:
+        elif kind in (_FIXED64, _FIXED32):
             code = "<Q" if kind == _FIXED64 else "<I"
             yield number, struct.unpack_from(code, message, start)[0]
+        else:
+            raise FramingError(f"wire type {kind}")
 
 
 def _places(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -219,7 +217,7 @@ def _places(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, 
             at = start + length
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
-        else:
+        elif kind not in (_BEGIN, _END):
             raise FramingError(f"wire type {kind}")
         if at > end:
             raise FramingError("it is cut")

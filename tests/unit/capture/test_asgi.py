@@ -49,6 +49,22 @@ class TestFrames:
         for record in tapped.kept.all("closed"):
             assert record.response.headers["content-type"] == "text/html"
 
+    async def test_headers_that_break_off_are_the_applications_own_error(self):
+        """An iterator that raises: the application learns of it, as it would from the server."""
+
+        def breaking():
+            yield b"content-type", b"text/html"
+            raise LookupError
+
+        async def app(scope, receive, send):
+            with pytest.raises(LookupError):
+                await send({"type": "http.response.start", "status": 200, "headers": breaking()})
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        sent = await Tapped(app).ask()
+        assert [message.get("status") for message in sent] == [500, None]
+
     async def test_what_a_client_makes_up_is_bounded_and_redacted(self):
         """A method of any length; a token as the name of the host."""
         token = b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1c2VyLTEyMyJ9.c2lnbmF0dXJlLW9mLTMyLWJ5dGVz"

@@ -254,6 +254,27 @@ class TestMultipart:
         assert CANARY not in (body.text or "")
         assert content(body)["tag"] == "x"
 
+    @pytest.mark.parametrize(
+        "disposition",
+        ["name=a; x*=a; x*0=b", "name=a; name*=idna''x..y", "name=f; filename*=idna''x..y",
+         "name*=a\0b''x"],
+    )  # fmt: skip
+    def test_withholds_what_cannot_be_read(self, disposition: str) -> None:
+        """Parameters that the standard library stumbles over (RFC 2231) cost their part only."""
+        raw = multipart((disposition, CANARY.encode()), ('name="tag"', b"x"))
+        body = stored(raw, MULTIPART)
+        assert CANARY not in (body.text or "")
+        assert content(body)["tag"] == "x"
+
+    @pytest.mark.parametrize(
+        "parameters", ["x*=a; x*0=b", "boundary*=undefined''x", "boundary*=a\0b''x"]
+    )
+    def test_without_a_boundary_that_can_be_read_is_unparsable(self, parameters: str) -> None:
+        """However odd the header is."""
+        raw = multipart(('name="tag"', b"x"))
+        body = stored(raw, "multipart/form-data; " + parameters)
+        assert body.absent == "unparsable"
+
     def test_keeps_what_a_folded_or_encoded_innocent_name_names(self) -> None:
         """An unusual header alone is no reason to withhold."""
         raw = multipart(('\r\n name="tag"', b"x"), ('name="a%20b"', b"y"))
@@ -315,6 +336,22 @@ class TestText:
         """In the encoding it really has, a secret could be read between the zeros."""
         assert stored(f"a={CANARY} 4111".encode("utf-16-le"), content_type).absent == "binary"
         assert stored(b"ab\0c" * 9, content_type, cut=20).absent == "binary"
+
+    @pytest.mark.parametrize(
+        ("text", "codec", "declared"),
+        [("password=hunter2 ", "ascii", "utf-16"), ("password=hunter2 ", "ascii", "utf-16le"),
+         ("password=höhle ", "utf-8", "utf-16be"), ("password=hunter2", "utf-16-be", "utf-16le")],
+    )  # fmt: skip
+    def test_in_another_encoding_than_it_says_is_binary(
+        self, text: str, codec: str, declared: str
+    ) -> None:
+        """Read as declared, no rule would see what everybody can turn back."""
+        assert stored(text.encode(codec), "text/plain; charset=" + declared).absent == "binary"
+
+    @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be"])
+    def test_in_utf_16_with_or_without_a_mark_is_read(self, codec: str) -> None:
+        """Which of both it is the zeros say, where no mark does."""
+        assert content(stored("a: 1".encode(codec), "text/plain; charset=utf-16")) == "a: 1"
 
     def test_that_is_json_is_redacted_as_json(self) -> None:
         """A wrong content type is no way around."""

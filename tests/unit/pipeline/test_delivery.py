@@ -89,6 +89,18 @@ class TestDelivering:
         assert delivery.flush(60)
         assert len(shelf.stored) == 2
 
+    @pytest.mark.parametrize("end", ["flush", "close"])
+    def test_a_thread_is_tried_again_where_no_other_record_comes(
+        self, deliver_to, monkeypatch, end
+    ):
+        """What waits is delivered at the end at the latest."""
+        delivery = deliver_to()
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_more_threads)
+            delivery.submit(a_record())
+        assert getattr(delivery, end)(60)
+        assert counted(delivery) == {"emitted": 1, "exported": 1}
+
     def test_syncing_goes_on_after_whatever_fault(self, shelf, tmp_path, monkeypatch):
         """A look at the spool's files that fails once is counted, and is not the last."""
         options = dataclasses.replace(QUICK, sync_interval=0.01)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import a_record, records
 
 from otel_audit.attributes import _PLACES, record_from_attributes, to_attributes
+from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.ids import uuid7
 from otel_audit.record import Change
 from otel_audit.redaction import Redactor
@@ -142,6 +143,20 @@ class TestSecrets:
         assert read(told).request.headers == {"content-length": "5", "x": "1, true"}
         assert read(redacting.redact(told)).request.headers["content-length"] == "5"
 
+    @pytest.mark.parametrize("name", [f"password={KEY}", "4111111111111111", "a b", SECRETS[1]])
+    @pytest.mark.parametrize("prefix", ["http.request.header.", "http.response.header."])
+    def test_a_header_whose_name_is_none_is_left_out(self, redacting, prefix, name):
+        found = redacting.redact({**MUST, prefix + name: "x", prefix + "x-note": "y"})
+
+        assert found == {**MUST, prefix + "x-note": "y"}
+
+    @pytest.mark.parametrize(
+        "name", ["audit.request.body.content_type", "audit.response.body.absent"]
+    )
+    def test_a_number_where_a_text_belongs_makes_no_record(self, name):
+        with pytest.raises(InvalidAuditSpanError):
+            read({**MUST, name: 4111111111111111})
+
     def test_who_it_was_can_be_compared(self):
         """As capture does: equal ids that are secrets have equal hashes."""
         redacting = Redacting(Redactor(keyed_hash=KeyedHash(key=b"k" * 32)))
@@ -169,6 +184,24 @@ class TestClean:
             assert redacting.redact(told) is told
 
         assert len(redacting._clean) + len(redacting._alike) == before
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("http.route", "/reset/{token:path}"), ("http.route", "/v1/token:revoke"),
+         ("audit.action", "password:change"), ("audit.actor.source", "jwt:sub"),
+         ("audit.target.type", "api_key:x"), ("audit.target.id", "token:5"),
+         ("server.address", "token.example.com:8443"), ("audit.actor.role", "token:read")],
+    )  # fmt: skip
+    def test_a_colon_in_a_name_assigns_nothing(self, redacting, name, value):
+        """Otherwise two routes would become one."""
+        told = {name: value, "http.request.method": "GET"}
+        assert redacting.redact(told) is told
+
+    @pytest.mark.parametrize(
+        "value", ["token:hunter2", "token: abc", "a:b token=abc", "x:4111 1111 1111 1111"]
+    )
+    def test_a_value_behind_it_is_taken_out(self, redacting, value):
+        assert value not in redacting.redact({"audit.action": value}).values()
 
     def test_what_many_say_alike_is_looked_at_once(self):
         redactor = Looking()

@@ -70,12 +70,32 @@ class TestItems:
 
 
 def test_as_many_as_the_bound_are_taken():
-    assert sum(map(number_of, protobuf.spans(protobuf_spans(MOST_ITEMS - 2)))) == MOST_ITEMS - 2
+    assert sum(map(number_of, protobuf.spans(protobuf_spans(MOST_ITEMS)))) == MOST_ITEMS
 
 
-def test_scopes_with_nothing_in_them_count_as_well():
-    with pytest.raises(Problem, match=f"more than {MOST_ITEMS}"):
-        list(protobuf.spans(b"\x0a\x00" * (MOST_ITEMS + 1)))
+class TestParts:
+    """Of protobuf: whatever becomes an object, or is walked over, though it is no span."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"\x0a\x00" * 1_001, b"\x10\x00" * 1_001, b"\x1b\x1c" + b"\x0a\x00" * 1_000,
+         b"\x0a\x82\x10" + b"\x12\x00" * 1_025],
+        ids=["resources", "unknown fields", "behind an unknown group", "scopes"],
+    )  # fmt: skip
+    def test_too_many_are_refused(self, body, monkeypatch):
+        monkeypatch.setattr(protobuf, "_MOST_PARTS", 1_000)
+        with pytest.raises(Problem, match="more than 1000 parts") as refused:
+            list(protobuf.spans(body))
+        assert refused.value.status == 413
+
+    def test_others_have_turns_while_they_are_counted(self, monkeypatch):
+        monkeypatch.setattr(protobuf, "ExportTraceServiceRequest", None)
+        counting = protobuf.spans(b"\x10\x00" * 5_000)
+        assert [number_of(next(counting)) for _ in range(4)] == [0, 0, 0, 0]
+
+    def test_many_resources_are_no_reason_to_refuse(self):
+        one = request(span(1))
+        assert sum(map(number_of, protobuf.spans(one * 40_000))) == 40_000
 
 
 def test_too_many_protobuf_items_are_refused_before_they_are_decoded(monkeypatch):
@@ -96,6 +116,10 @@ class TestObjects:
         with pytest.raises(Problem, match="more than 1000 JSON objects") as refused:
             list(otlpjson.spans(json_spans(1, attributes)))
         assert refused.value.status == 413
+
+    def test_a_text_without_end_is_looked_at_once(self):
+        """Each quote in it might begin another one; that would take minutes."""
+        assert otlpjson._TEXTS.sub(b"", b'{"' + b'\\"' * 50_000) == b"{"
 
     def test_those_in_texts_are_none(self, monkeypatch):
         """The body of a request that was captured may hold any number."""

@@ -31,7 +31,7 @@ from otel_audit.pipeline.spool.frames import (
     record_name,
     scan,
 )
-from otel_audit.pipeline.spool.label import FORMAT, Label
+from otel_audit.pipeline.spool.label import FORMAT, Label, belongs_elsewhere
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
 from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
 
@@ -330,11 +330,6 @@ def obstacle_to_adoption(
     if label.host != socket.gethostname() and file_system(path).shared:
         return f"it is of host {label.host}, and locks may not reach there on this file system"
     return None
-
-
-def belongs_elsewhere(label: Label, destination: str | None) -> bool:
-    """Tell whether a spool's records are meant for another destination than this one."""
-    return destination is not None and label.destination not in ("", destination)
 
 
 def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from otel_audit.pipeline.spool.directory import bytes_in, spools_in
+from otel_audit.pipeline.spool.directory import bytes_in, read_label, spools_in
 from otel_audit.pipeline.spool.errors import SpoolFullError
+from otel_audit.pipeline.spool.label import belongs_elsewhere
 from otel_audit.pipeline.spool.settings import SpoolSettings
 
 RECOUNT_SECONDS: Final = 1.0
@@ -85,4 +86,15 @@ class Bound:
             spools = spools_in(self._spool.parent)
         except OSError:
             return 0
-        return sum(bytes_in(spool) for spool in spools if spool != self._spool)
+        return sum(bytes_in(spool) for spool in spools if self._counts(spool))
+
+    def _counts(self, spool: Path) -> bool:
+        if spool == self._spool:
+            return False
+        if not self._settings.apart:
+            return True
+        try:
+            label = read_label(spool)
+        except OSError:
+            return True
+        return label is None or not belongs_elsewhere(label, self._settings.destination)

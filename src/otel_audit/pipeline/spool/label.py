@@ -42,6 +42,11 @@ class Label:
     destination: str = ""
 
 
+def belongs_elsewhere(label: Label, destination: str | None) -> bool:
+    """Tell whether a spool's records are meant for another destination than this one."""
+    return destination is not None and label.destination not in ("", destination)
+
+
 def label_of_this_process(
     service: str, producer_id: str, key_id: str, destination: str = ""
 ) -> Label:

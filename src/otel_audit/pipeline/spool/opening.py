@@ -25,6 +25,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
     max_age: float | None = None,
     sealing: Sealing | None = None,
     destination: str = "",
+    apart: bool = False,
     producer_id: str | None = None,
 ) -> Spool:
     """Open a new spool for this process.
@@ -38,6 +39,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         max_age: Seconds that the oldest record may wait; None: no bound.
         sealing: Encrypts payloads at rest, if given.
         destination: Digest of where the records belong, if it is known.
+        apart: Whether spools of other destinations are other applications'.
         producer_id: UUID of this process's stream, if it has one already; a fresh one is made
             otherwise.
 
@@ -57,6 +59,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         max_age=max_age,
         sealing=sealing,
         destination=destination,
+        apart=apart,
     )
     return _open(settings, producer_id or uuid7())
 

@@ -34,6 +34,8 @@ class SpoolSettings:
         sealing: Encrypts payloads at rest, if given.
         destination: Digest of where the records belong, so that no process adopts them that
             delivers elsewhere; empty: not said, and any process of the service does.
+        apart: Whether spools of other destinations are other applications', as where the service
+            has no name; they do not count to ``max_bytes`` then.
 
     Raises:
         ConfigurationError: The bounds contradict each other; the message names the setting.
@@ -47,6 +49,7 @@ class SpoolSettings:
     max_age: float | None = None
     sealing: Sealing | None = None
     destination: str = ""
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.fsync not in ("never", "interval", "always"):

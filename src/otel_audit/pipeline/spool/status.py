@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from otel_audit.pipeline.spool.adoption import belongs_elsewhere
 from otel_audit.pipeline.spool.directory import (
     LABEL,
     bytes_in,
@@ -18,6 +17,7 @@ from otel_audit.pipeline.spool.directory import (
     spools_in,
 )
 from otel_audit.pipeline.spool.filesystem import file_system
+from otel_audit.pipeline.spool.label import belongs_elsewhere
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
 
 

@@ -387,6 +387,25 @@ class TestBounds:
         spool.acknowledge(positions)
         assert do_one(spool)
 
+    @pytest.mark.parametrize("apart", [True, False])
+    def test_leave_other_destinations_out_where_these_are_other_applications(self, home, apart):
+        """A full spool that nobody here may adopt does not refuse what comes, or it would for ever."""
+        settings = {
+            "service": "unknown_service",
+            "segment_bytes": SEGMENT,
+            "max_bytes": 4 * SEGMENT,
+        }
+        left = open_spool(home, **settings, destination="a" * 16)
+        with pytest.raises(SpoolFullError):
+            deque(close_one(left) for _ in range(99))
+        left.close()
+        spool = open_spool(home, **settings, destination="b" * 16, apart=apart)
+        if apart:
+            assert do_one(spool)
+        else:
+            with pytest.raises(SpoolFullError):
+                do_one(spool)
+
     def test_let_in_what_is_over_and_was_not_opened(self, home):
         """What is worth a record only because of its answer is kept while there is room at all."""
         spool = open_spool(home, service="shop", segment_bytes=SEGMENT, max_bytes=4 * SEGMENT)
