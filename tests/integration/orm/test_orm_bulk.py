@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from orm_harness import action
+from orm_harness import action, capturing
 from orm_models import Child, Counter, Customer, Order, Parent, Tag, Unwatched, order_tag
 from sqlalchemy import (
     Column,
@@ -19,6 +19,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import IntegrityError
+
+from otel_audit.capture.orm import OrmOptions
 
 people = [{"full_name": name} for name in ("Ada", "Bea", "Cyd")]
 
@@ -87,19 +89,37 @@ class TestOrmStatements:
         (change,) = await peopled.changes(work)
         assert (change.operation, change.table) == ("update", "customer")
 
-    async def test_many_sets_that_fail_part_way(self, peopled, capture):
+    @pytest.mark.parametrize(
+        "statement", [insert(Tag.__table__), text("INSERT INTO tag (code) VALUES (:code)")]
+    )
+    async def test_many_sets_that_fail_part_way(self, sqlite, capture, statement):
         """SQLite keeps the rows before the one that it has refused: they are not passed over."""
-        if peopled.name != "sqlite":
-            pytest.skip("other databases undo the statement")
 
         def work(session):
             sets = [{"code": code} for code in ("a", "b", "a", "c")]
             with pytest.raises(IntegrityError):
-                session.connection().execute(insert(Tag.__table__), sets)
+                session.connection().execute(statement, sets)
 
-        (change,) = await peopled.changes(work)
+        (change,) = await sqlite.changes(work)
         assert (change.operation, change.kind, change.table) == ("insert", "untracked", "tag")
         assert "part-way" in change.note
+
+    @pytest.mark.parametrize(
+        "statement",
+        [insert(Unwatched.__table__), text("INSERT INTO own_table (id) VALUES (:id)")],
+    )
+    async def test_failure_of_what_is_not_recorded(self, sqlite, statement):
+        """What is left out when it works is left out when it fails."""
+
+        def work(session):
+            session.execute(text("CREATE TABLE own_table (id integer PRIMARY KEY)"))
+            with pytest.raises(IntegrityError):
+                session.connection().execute(statement, [{"id": 1}, {"id": 1}])
+            session.commit()
+
+        with capturing(OrmOptions(exclude_tables=("own_table",))), action() as scope:
+            await sqlite.run(work)
+        assert (scope.transaction, scope.changes) == ("none", [])
 
     async def test_update_with_synchronization(self, peopled, capture):
         """Whatever is done to objects in the session, the statement is recorded once."""
@@ -260,17 +280,31 @@ class TestCoreStatements:
             ("entity", "Customer"),
         ]
 
-    async def test_in_a_with_clause(self, peopled, capture):
-        """A write inside a WITH clause of a SELECT is found."""
-        if peopled.name == "sqlite":
-            pytest.skip("SQLite knows no writes in WITH")
+    @pytest.mark.parametrize(
+        ("write", "entity"),
+        [
+            (delete(Customer).where(Customer.id == 1).returning(Customer.id), "Customer"),
+            (
+                text("DELETE FROM customer WHERE id = 1 RETURNING id, 'hunter2'").columns(
+                    Customer.id
+                ),
+                "customer",
+            ),
+        ],
+    )
+    async def test_in_a_with_clause(self, pg, write, entity):
+        """A write inside a WITH clause of a SELECT is found, a text as well."""
+        await pg.run(lambda s: (add_people(s), s.commit()))
+        gone = write.cte("gone")
 
         def work(session):
-            gone = delete(Customer).where(Customer.id == 1).returning(Customer.id).cte("gone")
             assert session.scalars(select(gone.c.id)).all() == [1]
 
-        (change,) = await peopled.changes(work)
-        assert (change.operation, change.entity, change.rows) == ("delete", "Customer", None)
+        with capturing() as capture:
+            (change,) = await pg.changes(work)
+        assert capture.errors == 0
+        assert (change.operation, change.entity, change.rows) == ("delete", entity, None)
+        assert "hunter2" not in change.statement
 
     async def test_unmapped_table(self, capture, sqlite):
         """A table that no class knows is recorded by its name."""

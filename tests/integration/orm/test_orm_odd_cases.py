@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from contextlib import contextmanager
+
 import pytest
 from orm_harness import action, capturing
-from orm_models import Clerk, Counter, Customer, Employee, Manager, Order, OrderLine, Tag
+from orm_models import Base, Clerk, Counter, Customer, Employee, Manager, Order, OrderLine, Tag
 from sqlalchemy import (
     Column,
+    Engine,
     ForeignKey,
     Integer,
     String,
@@ -14,11 +19,13 @@ from sqlalchemy import (
     bindparam,
     create_engine,
     event,
+    insert,
     join,
+    select,
     text,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -113,6 +120,44 @@ def odd():
     OddBase.metadata.create_all(engine)
     yield engine
     engine.dispose()
+
+
+@contextmanager
+def preventing(engine):
+    """A listener of the application's that lets no COMMIT pass."""
+
+    def prevent(_):
+        raise RuntimeError
+
+    event.listen(engine, "commit", prevent)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", prevent)
+
+
+def close(session, engine):
+    session.add(Tag(code="a"))
+    with preventing(engine), pytest.raises(RuntimeError):
+        session.commit()
+
+
+def roll_back(session, engine):
+    close(session, engine)
+    session.rollback()
+
+
+def leave_block(session, engine):
+    with preventing(engine), pytest.raises(RuntimeError), session.begin():
+        session.add(Tag(code="a"))
+
+
+def roll_back_connection(session, engine):
+    with session.get_bind().connect() as connection:
+        connection.execute(insert(Tag).values(code="a"))
+        with preventing(engine), pytest.raises(RuntimeError):
+            connection.commit()
+        connection.rollback()
 
 
 def told(changes) -> list[tuple[str, str]]:
@@ -263,25 +308,88 @@ class TestSituations:
         assert scope.changes == []
         assert (scope.transaction, scope.changes_pending) == ("rolled_back", 0)
 
-    async def test_a_commit_that_a_listener_prevents(self, capture, store):
+    @pytest.mark.parametrize("work", [close, roll_back, leave_block, roll_back_connection])
+    async def test_a_commit_that_a_listener_prevents(self, capture, store, work):
         """A listener of the application's raises: no COMMIT was sent, nobody says that it was."""
+        with action() as scope:
+            await store.run(lambda session: work(session, store.engine))
+            store.engine.dispose() if store.name == "sqlite" else await store.async_engine.dispose()
+        assert await store.run(lambda session: session.scalars(select(Tag.code)).all()) == []
+        assert scope.transaction == "unknown"
+        assert scope.changes_pending == 0
 
-        def prevent(_):
-            raise RuntimeError
+    @pytest.mark.parametrize("then", ["nothing", "rollback"])
+    async def test_a_prevented_commit_of_what_nobody_closes(self, capture, sqlite, then):
+        """The same, if only the collector finds the connection."""
+        with action() as scope:
+            connection = sqlite.engine.connect()
+            connection.execute(insert(Tag).values(code="a"))
+            with preventing(sqlite.engine), pytest.raises(RuntimeError):
+                connection.commit()
+            if then == "rollback":
+                connection.rollback()
+            del connection
+            gc.collect()
+            capture.attachment.settle()
+        assert scope.transaction == "unknown"
+
+    @pytest.mark.parametrize("outcome", ["committed", "rolled_back"])
+    async def test_what_follows_a_prevented_commit(self, capture, pg, outcome):
+        """The database knows one transaction: both parts of it come to the same."""
 
         def work(session):
-            session.add(Tag(code="a"))
-            event.listen(store.engine, "commit", prevent)
-            try:
-                with pytest.raises(RuntimeError):
-                    session.commit()
-            finally:
-                event.remove(store.engine, "commit", prevent)
+            connection = session.get_bind().connect()
+            with preventing(pg.engine), pytest.raises(RuntimeError):
+                connection.execute(insert(Tag).values(code="first"))
+                connection.commit()
+            connection.rollback()
+            with pytest.raises(IntegrityError), connection.begin_nested():
+                connection.execute(insert(Tag).values(code=None))
+            connection.execute(insert(Tag).values(code="second"))
+            connection.commit() if outcome == "committed" else connection.rollback()
+            connection.close()
 
         with action() as scope:
-            await store.run(work)
-            store.engine.dispose() if store.name == "sqlite" else await store.async_engine.dispose()
-        assert scope.transaction != "committed"
+            await pg.run(work)
+        stored = await pg.run(lambda session: session.scalars(select(Tag.code)).all())
+        written = ["first", "second"] if outcome == "committed" else []
+        assert sorted(stored) == written
+        assert [change.parameters["code"] for change in scope.changes] == written
+        assert scope.transaction == outcome
+
+    async def test_begin_listener_of_the_application(self, sqlite):
+        """One that sends BEGIN does not make the commit before it look as if it was not sent."""
+
+        def begin(connection):
+            connection.exec_driver_sql("BEGIN")
+
+        event.listen(Engine, "begin", begin)
+        engine = create_engine(f"sqlite:///{sqlite.engine.url.database}")
+        try:
+            with capturing() as capture, action() as scope, engine.connect() as connection:
+                connection.execute(insert(Tag).values(code="kept"))
+                connection.commit()
+                connection.execute(insert(Tag).values(code="undone"))
+                connection.rollback()
+        finally:
+            event.remove(Engine, "begin", begin)
+            engine.dispose()
+        assert capture.errors == 0
+        assert [change.parameters["code"] for change in scope.changes] == ["kept"]
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 knows no autocommit")
+    async def test_driver_that_begins_by_itself(self, capture, tmp_path):
+        """sqlite3 with `autocommit=False` always has a transaction open: that shows nothing."""
+        engine = create_engine(
+            f"sqlite:///{tmp_path / 'app.db'}", connect_args={"autocommit": False}
+        )
+        Base.metadata.create_all(engine)
+        with action() as scope, engine.connect() as connection:
+            connection.execute(insert(Tag).values(code="a"))
+            connection.commit()
+            capture.attachment.settle()
+            assert scope.transaction == "committed"
+        engine.dispose()
 
     async def test_transactions_without_a_change_are_let_go(self, capture, store):
         """An action that lives long keeps nothing of them."""
@@ -381,3 +489,13 @@ class TestSituations:
         assert scope.changes == []
         assert scope.transaction == "rolled_back"
         assert capture.errors == 0
+
+    async def test_commit_of_an_invalidated_connection(self, capture, sqlite, caplog):
+        """SQLAlchemy refuses it, and there is nothing left that could have been committed."""
+        with action() as scope, sqlite.engine.connect() as connection:
+            connection.execute(insert(Tag).values(code="a"))
+            connection.invalidate()
+            with pytest.raises(PendingRollbackError):
+                connection.commit()
+            assert (scope.transaction, scope.changes) == ("rolled_back", [])
+        assert caplog.text == ""

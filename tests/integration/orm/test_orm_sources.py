@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
-from orm_models import Base, Customer, PostgresBase, Tag
+from orm_models import Base, Customer, Order, PostgresBase, Tag
 from sqlalchemy import MetaData, create_engine, insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_scoped_session,
@@ -81,10 +82,17 @@ class TestOne:
     def test_sessionmaker(self, engine):
         """Its sessions, and not those of another one over the same engine."""
         watched, other = sessionmaker(engine), sessionmaker(engine)
+
+        def fail_part_way() -> None:
+            with other() as session, pytest.raises(IntegrityError):
+                session.connection().execute(insert(Tag), [{"code": "u"}, {"code": "u"}])
+            session.commit()
+
         found = entities(
             watched,
             lambda: write(watched, Customer(full_name="a")),
-            lambda: write(other, Tag(code="t")),
+            lambda: write(other, Order(tags=[Tag(code="t")])),
+            fail_part_way,
         )
         assert found == ["Customer"]
 

@@ -565,6 +565,23 @@ class TestListenersOfTheApplication:
         assert told == [("insert", "Account")] * 2
         assert record["changes_total"] == 2
 
+    async def test_commit_that_one_prevents(self, bank):
+        """No entries were committed, and nobody says that anything was."""
+
+        def prevent(_):
+            raise ZeroDivisionError
+
+        event.listen(bank.engine.sync_engine, "commit", prevent)
+        try:
+            with pytest.raises(ZeroDivisionError), otel_audit.audit("account.opened"):
+                async with bank.session() as session, session.begin():
+                    session.add(Account(owner="first"))
+        finally:
+            event.remove(bank.engine.sync_engine, "commit", prevent)
+        assert await bank.waiting() == []
+        (row,) = await bank.stored()
+        assert json.loads(row["text"])["transaction"] == "unknown"
+
 
 class TestGrants:
     async def test_application_can_only_insert(self, bank, postgres, roles):

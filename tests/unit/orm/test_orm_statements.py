@@ -109,6 +109,9 @@ class TestFindControl:
     @pytest.mark.parametrize(
         ("statement", "expected"),
         [
+            ("BEGIN", Control("begin")),
+            (" begin immediate transaction;", Control("begin")),
+            ("BEGIN; DELETE FROM a", None),
             ("COMMIT", Control("commit")),
             (" end transaction", Control("commit")),
             ("ROLLBACK", Control("rollback")),

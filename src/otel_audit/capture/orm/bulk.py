@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _COUNTER = re.compile(r"(?:_m?\d+)+$")
 _MOST_PARAMETERS = 200
 _HARMLESS = (bool, int, float)
+_EMBEDDED = "inside a WITH clause: the number of rows is not known"
 
 
 class BulkReader:
@@ -59,6 +60,23 @@ class BulkReader:
             return self._describe_embedded(context, statement)
         return self._describe_text(context, statement, parameters, cursor)
 
+    def describe_attempt(self, context: Any, statement: str) -> list[Change]:
+        """Tell what a statement that has failed was to write: operation, class and table only."""
+        element = compiled_element(context)
+        if isinstance(element, UpdateBase):
+            elements = (element, *embedded_elements(context.compiled))
+            entries = (
+                self._entry(_operation_of_element(one), table_of(one))
+                for one in elements
+                if isinstance(one, UpdateBase)
+            )
+            return [one for one in entries if one is not None]
+        return [
+            Change(operation=one.operation, kind=one.kind, entity=one.table, table=one.table)
+            for one in find_writes(statement)
+            if self._takes(one)
+        ]
+
     def _describe_dml(
         self, element: UpdateBase, context: Any, statement: str, cursor: Any
     ) -> list[Change]:
@@ -75,22 +93,39 @@ class BulkReader:
 
     def _describe_embedded(self, context: Any, statement: str) -> list[Change]:
         """Describe the writes inside a WITH clause; their row counts are not to be had."""
-        found = []
-        for name in getattr(context.compiled, "ctes", None) or ():
-            element = getattr(name, "element", None)
-            if not isinstance(element, UpdateBase):
-                continue
-            entry = self._entry(
-                _operation_of_element(element),
-                table_of(element),
-                statement=self._masking.text(statement, self._options.max_statement),
-                parameters=self._parameters(_sets(context), table_of(element)),
-                rows=None,
-                note="inside a WITH clause: the number of rows is not known",
-            )
-            if entry is not None:
-                found.append(entry)
+        found: list[Change] = []
+        for element in embedded_elements(context.compiled):
+            if isinstance(element, TextClause):
+                found += self._describe_embedded_text(element, context, statement)
+            elif isinstance(element, UpdateBase):
+                entry = self._entry(
+                    _operation_of_element(element),
+                    table_of(element),
+                    statement=self._masking.text(statement, self._options.max_statement),
+                    parameters=self._parameters(_sets(context), table_of(element)),
+                    rows=None,
+                    note=_EMBEDDED,
+                )
+                found += () if entry is None else (entry,)
         return found
+
+    def _describe_embedded_text(
+        self, element: TextClause, context: Any, statement: str
+    ) -> list[Change]:
+        text = self._masking.text(mask_literals(statement), self._options.max_statement)
+        return [
+            Change(
+                operation=one.operation,
+                kind=one.kind,
+                entity=one.table,
+                table=one.table,
+                statement=text,
+                parameters=self._text_parameters(context, None),
+                note=_EMBEDDED,
+            )
+            for one in find_writes(element.text)
+            if self._takes(one)
+        ]
 
     def _describe_text(
         self, context: Any, statement: str, parameters: Any, cursor: Any
@@ -189,10 +224,27 @@ class BulkReader:
 def compiled_element(context: ExecutionContext | Any) -> Any:
     """The SQL element that was executed, None for a plain text given to the driver."""
     compiled = getattr(context, "compiled", None)
-    element = None if compiled is None else compiled.statement
+    return bare(None if compiled is None else compiled.statement)
+
+
+def bare(element: Any) -> Any:
+    """What is executed of a SQL element that only says how to read its rows."""
     while isinstance(element, FromStatement | TextualSelect):
         element = element.element
     return element
+
+
+def embedded_elements(compiled: Any) -> list[Any]:
+    """The SQL elements in the WITH clauses of a compiled statement."""
+    ctes = getattr(compiled, "ctes", None) or ()
+    return [bare(getattr(one, "element", None)) for one in ctes]
+
+
+def writes(element: Any) -> bool:
+    """Whether a SQL element writes, as far as it shows."""
+    if isinstance(element, TextClause):
+        return bool(find_writes(element.text))
+    return isinstance(element, UpdateBase)
 
 
 def table_of(element: Any) -> Any:

@@ -10,13 +10,15 @@ from sqlalchemy import TextClause
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.capture.orm.bulk import BulkReader, compiled_element, operation_of, table_of
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element
 from otel_audit.capture.orm.flushes import Flushes, untracked
-from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction
-from otel_audit.capture.orm.statements import find_control, find_writes
+from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_autocommit
+from otel_audit.capture.orm.statements import find_control
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import Session
@@ -83,10 +85,10 @@ class Executions:
             return False
         sessions = self._sessions.get(connection, ())
         flush = self._flushes.writing(sessions)
+        if not self._takes_any(sessions):
+            return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
-        if self._selection.by_session and not any(map(self._selection.takes_session, sessions)):
-            return False
         if isinstance(element, TextClause | None) and self._controls(connection, statement):
             return False
         if not self._add_to_last(connection, cursor, context):
@@ -111,19 +113,30 @@ class Executions:
         if dooms is not False:
             self._journal.of(connection).top.aborted = dooms
         execution = context.execution_context
-        if (
-            execution is not None
-            and _may_write(execution)
-            and _writes(execution, context.statement)
-        ):
+        if execution is None or not _may_write(execution):
+            return
+        attempted = self._bulk.describe_attempt(execution, context.statement)
+        if attempted and self._takes_any(self._sessions.get(connection, ())):
             self._journal.of(connection).touch(current_scope())
-            sessions = self._sessions.get(connection, ())
-            if dooms is False and execution.executemany and not self._flushes.writing(sessions):
+            if dooms is False and execution.executemany:
                 # the database keeps the rows before the one that it has refused
-                table = str(getattr(table_of(compiled_element(execution)), "fullname", "?"))
-                entry = untracked(operation_of(execution), table, table, "it failed part-way")
-                self._journal.write(connection, [entry])
-                self.end_if_autocommit(connection)
+                self._failed_part_way(connection, execution, attempted)
+
+    def _failed_part_way(
+        self, connection: Connection, execution: Any, attempted: list[Change]
+    ) -> None:
+        flush = self._flushes.writing(self._sessions.get(connection, ()))
+        if flush is not None:
+            self._flushes.note_sent(flush, connection, execution)
+            return
+        reason = "it may have failed part-way"
+        entries = [untracked(one.operation, one.entity, one.table, reason) for one in attempted]
+        self._journal.write(connection, entries)
+        self.end_if_autocommit(connection)
+
+    def _takes_any(self, sessions: Iterable[Session]) -> bool:
+        selection = self._selection
+        return not selection.by_session or any(map(selection.takes_session, sessions))
 
     def gives_up(self, connection: Connection) -> None:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
@@ -155,7 +168,9 @@ class Executions:
         control = find_control(statement)
         if control is None:
             return False
-        if control.verb == "commit":
+        if control.verb == "begin":
+            self._journal.has_begun(connection)
+        elif control.verb == "commit":
             self._journal.committed(connection)
         elif control.verb == "rollback":
             self._journal.rolled_back(connection)
@@ -168,14 +183,6 @@ class Executions:
         return True
 
 
-def is_autocommit(connection: Connection) -> bool:
-    """Whether a connection commits each statement by itself."""
-    chosen = connection.get_execution_options().get("isolation_level")
-    if chosen is not None:
-        return bool(chosen == "AUTOCOMMIT")
-    return getattr(connection.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
-
-
 def _may_write(context: Any) -> bool:
     """Sort out, at little cost, the statements that only read."""
     if context.isinsert or context.isupdate or context.isdelete:
@@ -186,9 +193,3 @@ def _may_write(context: Any) -> bool:
     return bool(getattr(compiled, "ctes", None)) or isinstance(
         compiled_element(context), TextClause | SavepointClause | UpdateBase
     )
-
-
-def _writes(context: Any, statement: str) -> bool:
-    if context.isinsert or context.isupdate or context.isdelete:
-        return True
-    return bool(find_writes(statement))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import Table, select
 
-from otel_audit.capture.orm.bulk import operation_of, table_of
+from otel_audit.capture.orm.bulk import compiled_element, operation_of, table_of
 from otel_audit.capture.orm.entities import (
     Reader,
     describe_delete,
@@ -19,11 +19,12 @@ from otel_audit.capture.orm.entities import (
     missing_before,
     overwritten,
 )
+from otel_audit.capture.orm.outcomes import is_autocommit
 from otel_audit.record import Change, Operation
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -65,7 +66,8 @@ class Flush:
         others: Rows of association tables, and what could not be read, with their connections.
         plans: The plans of the mappers that have written.
         taken: Whether what is written is captured, by connection.
-        wrote: Connections on which rows of captured classes were written, or tried to be.
+        sent: What was written, or may have been, to tables of captured classes; with the number of
+            its connection's `rows` before it.
         short: Tables of which fewer rows were deleted than the flush asked for.
     """
 
@@ -75,7 +77,7 @@ class Flush:
     others: list[tuple[Connection, Change]] = field(default_factory=list)
     plans: dict[Mapper[Any], MapperPlan] = field(default_factory=dict)
     taken: dict[Connection, bool] = field(default_factory=dict)
-    wrote: set[Connection] = field(default_factory=set)
+    sent: dict[tuple[Connection, Operation, Table], int] = field(default_factory=dict)
     short: set[str] = field(default_factory=set)
 
     @property
@@ -188,8 +190,7 @@ class Flushes:
         table = table_of(element)
         if "compiled_cache" in context.execution_options:
             self._note_short(flush, context, table, cursor)
-            if connection not in flush.wrote and self._is_captured(table):
-                flush.wrote.add(connection)
+            self._note_sent(flush, connection, operation_of(context), table)
             return True
         unit = flush.context()
         plan = None if unit is None else self._relations.of(table, unit.mappers)
@@ -204,6 +205,11 @@ class Flushes:
                 change = untracked(operation, plan.name, plan.table, type(error).__name__)
             flush.others.append((connection, change))
         return True
+
+    def note_sent(self, flush: Flush, connection: Connection, context: Any) -> None:
+        """A statement of many rows has failed in a flush: some of them may be written."""
+        table = table_of(compiled_element(context))
+        self._note_sent(flush, connection, operation_of(context), table)
 
     def end(self, session: Session) -> set[Connection]:
         """A flush has written all; describe it.
@@ -233,16 +239,40 @@ class Flushes:
         flush: Flush | None = session.__dict__.get(_UNDER_WAY)
         return (
             flush is not None
-            and connection in flush.wrote
+            and any(one is connection for one, _, _ in flush.sent)
             and self._selection.takes_session(session)
         )
 
-    def fail(self, session: Session) -> Flush | None:
-        """A flush has failed: forget what it has gathered, and hand it over."""
+    def fail(self, session: Session) -> dict[Connection, list[Change]]:
+        """A flush has failed: forget what it has gathered.
+
+        Returns:
+            What it has left behind on connections in autocommit mode.
+        """
         flush = self.of(session)
-        if flush is not None:
-            del session.__dict__[_UNDER_WAY]
-        return flush
+        if flush is None:
+            return {}
+        del session.__dict__[_UNDER_WAY]
+        found: dict[Connection, list[Change]] = {}
+        if self._selection.takes_session(session):
+            for connection, change in self._left_by(flush):
+                found.setdefault(connection, []).append(change)
+        return found
+
+    def _left_by(self, flush: Flush) -> Iterator[tuple[Connection, Change]]:
+        for connection, rows in flush.rows.items():
+            if is_autocommit(connection):
+                for row in rows:
+                    yield connection, _untold(row.operation, row.plan)
+        for (connection, operation, table), first in flush.sent.items():
+            if not is_autocommit(connection):
+                continue
+            rows = flush.rows.get(connection, [])
+            plan = self._plans.of_table(table)
+            # the mapper tells of its rows when it has written all of them
+            if plan is not None and not any(_is_of(row, operation, table) for row in rows[first:]):
+                yield connection, _untold(operation, plan)
+        yield from ((one, change) for one, change in flush.others if is_autocommit(one))
 
     def _look_at(self, rows: list[Row], reader: Reader) -> None:
         try:
@@ -267,6 +297,13 @@ class Flushes:
             taken = selection.takes_connection(connection) and selection.takes_session(session)
             flush.taken[connection] = taken
         return flush if taken else None
+
+    def _note_sent(
+        self, flush: Flush, connection: Connection, operation: Operation, table: Any
+    ) -> None:
+        key = (connection, operation, table)
+        if key in flush.sent or self._is_captured(table):
+            flush.sent[key] = len(flush.rows.get(connection, ()))
 
     def _is_captured(self, table: Any) -> bool:
         plan = self._plans.of_table(table) if isinstance(table, Table) else None
@@ -311,6 +348,14 @@ def untracked(operation: Operation, entity: str, table: str, reason: str) -> Cha
         table=table,
         note=f"could not be described: {reason}",
     )
+
+
+def _untold(operation: Operation, plan: MapperPlan) -> Change:
+    return untracked(operation, plan.entity, plan.table, "the flush failed")
+
+
+def _is_of(row: Row, operation: Operation, table: Table) -> bool:
+    return row.operation == operation and table in row.state.mapper.tables
 
 
 def _describe(row: Row, reader: Reader) -> Change | None:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
-from sqlalchemy.sql.dml import UpdateBase
 
-from otel_audit.capture.orm.bulk import table_of
-from otel_audit.capture.orm.executions import is_autocommit
-from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS
+from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
+from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
 from otel_audit.complaints import complain
 from otel_audit.record import Change, entity_reference
@@ -80,6 +78,7 @@ class ImageListeners:
         execution_options: Any,
     ) -> None:
         """Read the rows that a statement is about to affect."""
+        statement = bare(statement)
         if not isinstance(statement, Update | Delete) or "compiled_cache" in execution_options:
             return
         self._before.pop(connection, None)
@@ -95,8 +94,7 @@ class ImageListeners:
         given = params or (multiparams[0] if multiparams else None) or {}
         query = _rows_of(statement, columns).limit(self._most + 1)
         compiled = query.compile(dialect=connection.dialect)
-        ctes = getattr(compiled, "ctes", None) or ()
-        if any(isinstance(getattr(one, "element", None), UpdateBase) for one in ctes):
+        if any(map(writes, embedded_elements(compiled))):
             _say_unread(table, "its criteria write, too")
             return
         names = set(compiled.params)
@@ -120,10 +118,10 @@ class ImageListeners:
     ) -> None:
         """Describe what became of them."""
         before = self._before.get(connection)
-        if before is None or before.statement is not statement:
+        if before is None or before.statement is not bare(statement):
             return
         del self._before[connection]
-        after = _after(connection, before) if isinstance(statement, Update) else {}
+        after = _after(connection, before) if isinstance(before.statement, Update) else {}
         self._journal.write(connection, list(self._describe(before, after)))
         self._executions.end_if_autocommit(connection)
 

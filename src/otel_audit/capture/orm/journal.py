@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from otel_audit.aside import Pages, Room
 from otel_audit.capture.orm.ledger import Ledger, Owner, Told
+from otel_audit.capture.orm.outcomes import in_transaction
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import current_scope
 
@@ -91,12 +92,37 @@ class Journal:
             if owner is not None and number:
                 owner.note_savepoint_rollback(number)
 
+    def begins(self, connection: Connection) -> None:
+        """A transaction begins, and the one before, if any, has ended.
+
+        Unless a listener of the application's has kept its COMMIT from being sent, and SQLAlchemy
+        its ROLLBACK: to the database it goes on, and shares the fate of what is written next.
+        """
+        self.settle()
+        ledger = self.find(connection)
+        if ledger is not None:
+            ledger.committing = False
+
+    def has_begun(self, connection: Connection) -> None:
+        """A BEGIN of the application's own has worked.
+
+        SQLite takes none within a transaction, so the COMMIT before was sent. The driver no longer
+        shows that, if the listener that sends it was called before ours.
+        """
+        ledger = self.find(connection)
+        if ledger is not None and ledger.committing and connection.dialect.name == "sqlite":
+            self.committed(connection)
+
     def commit_begins(self, connection: Connection) -> None:
         """A COMMIT is about to be sent."""
         ledger = self.find(connection)
-        if ledger is not None:
-            ledger.committing = True
-            ledger.driver_connection = id(connection.connection.dbapi_connection)
+        if ledger is None:
+            return
+        if connection.invalidated:  # SQLAlchemy will refuse: there is nothing left to commit
+            self.end(connection, "unknown" if ledger.prepared else "rolled_back")
+            return
+        ledger.committing = True
+        ledger.driver_connection = connection.connection.dbapi_connection
 
     def committed(self, connection: Connection) -> None:
         """A COMMIT has been answered without an error, which need not mean that it committed."""
@@ -118,7 +144,8 @@ class Journal:
     def settle(self) -> None:
         """Report every commit that has been answered.
 
-        SQLAlchemy tells when a COMMIT is sent and when it fails, not when it has worked.
+        SQLAlchemy tells when a COMMIT is about to be sent and when it fails, not when it has
+        worked; nor when a listener has kept it from being sent, which the driver must tell.
         """
         self._report_gone()
         self._settle(None)
@@ -129,25 +156,35 @@ class Journal:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        self._settle(id(driver_connection))
+        self._settle(driver_connection)
 
-    def unsent(self, driver_connection: object) -> None:
-        """A connection is given back with a COMMIT that a listener has kept from being sent."""
-        for number, (_, ledger) in list(self._ledgers.items()):
-            if ledger.committing and ledger.driver_connection == id(driver_connection):
-                self._end(number, "unknown")
+    def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
+        """A connection is about to come back: see whether its COMMIT, if any, was sent.
 
-    def _settle(self, driver_connection: int | None) -> None:
+        Args:
+            driver_connection: The driver's connection.
+            unfinished: Whether SQLAlchemy closes a transaction whose COMMIT it did not see through.
+        """
+        for _, ledger in list(self._ledgers.values()):
+            if ledger.committing and ledger.driver_connection is driver_connection:
+                ledger.unsent = unfinished or in_transaction(driver_connection)
+
+    def _settle(self, driver_connection: object | None) -> None:
         for number in list(self._ledgers):
             found = self._ledgers.get(number)
             if found is None or not found[1].committing:
                 continue
-            if driver_connection not in (None, found[1].driver_connection):
+            reference, ledger = found
+            if driver_connection is not None and ledger.driver_connection is not driver_connection:
                 continue
-            connection = found[0]()
+            connection = reference()
             if connection is None:
                 self._lost(number)
-            elif connection.get_transaction() is None:
+            elif ledger.unsent:
+                self._end(number, "unknown")
+            elif connection.get_transaction() is None and not in_transaction(
+                ledger.driver_connection
+            ):
                 self.committed(connection)
 
     def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
@@ -164,7 +201,11 @@ class Journal:
         """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
         found = self._ledgers.pop(number, None)
         if found is not None:
-            self._gone.append(found[1])
+            ledger = found[1]
+            if ledger.committing:
+                ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
+                ledger.driver_connection = None
+            self._gone.append(ledger)
 
     def _report_gone(self) -> None:
         while self._gone:
@@ -172,7 +213,7 @@ class Journal:
                 ledger = self._gone.popleft()
             except IndexError:  # another thread was faster
                 return
-            if ledger.prepared:
+            if ledger.prepared or ledger.unsent:
                 self._finish(ledger, "unknown")
             elif ledger.committing:
                 self._finish(ledger, "committed" if ledger.aborted is False else "unknown")

@@ -8,7 +8,7 @@ transaction may serve several actions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from otel_audit.aside import Pages, Room
 from otel_audit.record import Change
@@ -74,8 +74,9 @@ class Ledger:
         undone: What savepoints have rolled back, if it is kept.
         told: What stands in the transaction itself already, to be reported by nobody else.
         rides: Whether more stands in it than that: events that the application has recorded.
-        committing: Whether a COMMIT was sent whose answer is not known yet.
-        driver_connection: The identity of the driver's connection, once a COMMIT was sent.
+        committing: Whether a COMMIT was announced whose answer is not known yet.
+        unsent: Whether that COMMIT was not sent, as far as the driver shows.
+        driver_connection: The driver's connection, once a COMMIT was announced.
         prepared: Whether the first phase of a two-phase commit was sent.
     """
 
@@ -86,7 +87,8 @@ class Ledger:
     told: dict[Owner, Told] = field(default_factory=dict)
     rides: bool = False
     committing: bool = False
-    driver_connection: int = 0
+    unsent: bool = False
+    driver_connection: Any = None
     prepared: bool = False
 
     def __post_init__(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.capture.orm.executions import Executions, is_autocommit
-from otel_audit.capture.orm.flushes import Flushes, untracked
+from otel_audit.capture.orm.executions import Executions
+from otel_audit.capture.orm.flushes import Flushes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -93,17 +93,8 @@ class SessionListeners:
 
     def after_soft_rollback(self, session: Session, _transaction: SessionTransaction) -> None:
         """Forget what a failed flush has gathered, unless it is committed all the same."""
-        failed = self._flushes.fail(session)
-        if failed is None:
-            return
-        for connection, rows in failed.rows.items():
-            if not is_autocommit(connection):
-                continue
-            lost = [
-                untracked(row.operation, row.plan.entity, row.plan.table, "the flush failed")
-                for row in rows
-            ]
-            self._journal.write(connection, lost)
+        for connection, changes in self._flushes.fail(session).items():
+            self._journal.write(connection, changes)
             self._executions.end_if_autocommit(connection)
 
     def after_commit(self, _session: Session) -> None:
@@ -119,9 +110,13 @@ class EngineListeners:
         self._executions = executions
         self._journal = journal
 
-    def begin(self, _connection: Connection) -> None:
+    def begin(self, connection: Connection) -> None:
         """Learn that the transaction before has ended."""
-        self._journal.settle()
+        self._journal.begins(connection)
+
+    def begin_twophase(self, connection: Connection, _xid: Any) -> None:
+        """Learn that the transaction before has ended."""
+        self._journal.begins(connection)
 
     def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Drop what the savepoint holds."""
@@ -153,6 +148,7 @@ class EngineListeners:
 
     def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
         """Report what was written as rolled back."""
+        self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 
     def after_cursor_execute(
@@ -180,9 +176,8 @@ class PoolListeners:
         self._journal = journal
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
-        """Learn that a transaction was closed whose COMMIT was not answered."""
-        if state.transaction_was_reset:
-            self._journal.unsent(dbapi_connection)
+        """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
+        self._journal.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from otel_audit.capture.orm.executions import is_autocommit
-from otel_audit.capture.orm.outcomes import sqlstate
+from otel_audit.capture.orm.outcomes import is_autocommit, sqlstate
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
 

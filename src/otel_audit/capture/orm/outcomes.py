@@ -1,11 +1,12 @@
-"""What a failure means for a transaction, as far as that is certain."""
+"""What a transaction has come to, as far as that is certain."""
 
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
 
 CommitFailure = Literal["rolled_back", "unknown"]
@@ -17,6 +18,9 @@ _UNCERTAIN_CLASSES = ("08", "57", "58", "F0", "XX")
 _UNCERTAIN_STATES = frozenset({"40003"})
 """SQLSTATEs that leave a commit's fate open: connection, shutdown, system, internal errors, and
 "statement completion unknown" (PostgreSQL documentation, appendix A)."""
+
+_NOT_OPEN = (0, 4)
+"""What libpq calls idle, and unknown, as of a closed connection (PQtransactionStatus)."""
 
 
 def commit_failure(context: ExceptionContext) -> CommitFailure:
@@ -58,6 +62,42 @@ def dooms_transaction(context: ExceptionContext) -> bool | None:
         return None
     error = context.original_exception
     return came_from_server(error) if sqlstate(error) is not None else _unsent(context)
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Whether a connection commits each statement by itself."""
+    chosen = connection.get_execution_options().get("isolation_level")
+    if chosen is not None:
+        return bool(chosen == "AUTOCOMMIT")
+    return getattr(connection.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
+
+
+def in_transaction(driver_connection: Any) -> bool:
+    """Whether a driver's connection has a transaction open; False where the driver does not say.
+
+    Args:
+        driver_connection: The driver's, or SQLAlchemy's adapter of an asynchronous one.
+    """
+    try:
+        told = _transaction_state(driver_connection)
+        if told is None:
+            told = _transaction_state(getattr(driver_connection, "driver_connection", None))
+    except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
+        return False
+    return bool(told)
+
+
+def _transaction_state(connection: Any) -> bool | None:
+    found = getattr(connection, "in_transaction", None)  # sqlite3, aiosqlite
+    if isinstance(found, bool):
+        # with autocommit=False (Python 3.12) sqlite3 opens the next one at once
+        inner = getattr(connection, "_conn", connection)
+        return None if getattr(inner, "autocommit", None) is False else found
+    ask = getattr(connection, "is_in_transaction", None)  # asyncpg
+    if callable(ask):
+        return bool(ask())
+    status = getattr(getattr(connection, "info", None), "transaction_status", None)  # psycopg
+    return None if status is None else int(status) not in _NOT_OPEN
 
 
 def sqlstate(error: BaseException) -> str | None:

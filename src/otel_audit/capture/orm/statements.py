@@ -49,7 +49,8 @@ _DEFINITION = re.compile(
     re.IGNORECASE,
 )
 _CONTROL = re.compile(
-    r"\s*(?:(?P<commit>(?:COMMIT|END)\b)"
+    r"\s*(?:(?P<begin>BEGIN(?:\s+(?:DEFERRED|IMMEDIATE|EXCLUSIVE|TRANSACTION))*\s*;?\s*\Z)"
+    r"|(?P<commit>(?:COMMIT|END)\b)"
     r"|(?P<undo>(?:ROLLBACK|ABORT)\b)(?:\s+(?:WORK|TRANSACTION))?(?:\s+TO(?:\s+SAVEPOINT)?\s+(?P<to>\S+))?"
     r"|(?P<set>SAVEPOINT)\s+(?P<savepoint>\S+)"
     r"|(?P<release>RELEASE)(?:\s+SAVEPOINT)?\s+(?P<released>\S+))"
@@ -76,7 +77,7 @@ class Control(NamedTuple):
     """A statement that controls the transaction.
 
     Attributes:
-        verb: ``commit``, ``rollback``, ``savepoint``, ``rollback_to`` or ``release``.
+        verb: ``begin``, ``commit``, ``rollback``, ``savepoint``, ``rollback_to`` or ``release``.
         name: The savepoint's.
     """
 
@@ -115,12 +116,13 @@ def find_writes(statement: str) -> list[Write]:
 
 
 def find_control(statement: str) -> Control | None:
-    """Tell whether a SQL text ends a transaction or moves among savepoints."""
+    """Tell whether a SQL text begins or ends a transaction or moves among savepoints."""
     match = _CONTROL.match(statement)
     if match is None or match["prepared"]:
         return None
-    if match["commit"]:
-        return Control("commit")
+    for verb in ("begin", "commit"):
+        if match[verb]:
+            return Control(verb)
     if match["set"]:
         return Control("savepoint", _identifier(match["savepoint"]))
     if match["release"]:
