@@ -59,7 +59,7 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
     else:
         request = request_cost.Plan(rounds=asked.rounds, seconds=asked.seconds)
         orm = orm_cost.Plan(rounds=asked.rounds)
-        write = writing.Plan(rounds=max(asked.rounds - 1, 3))
+        write = writing.Plan(rounds=max(asked.rounds - 2, 3))
         lost = loss.Plan()
     ways = [way for way in orm_cost.WAYS if way.peer is None or not asked.without_peers]
     compared = [key for key in loss.COMPARED if not _is_left_out(key, asked)]
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--only", type=lambda text: set(text.split(",")), help=f"some of {','.join(render.PARTS)}"
     )
     parts.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
-    parts.add_argument("--seconds", type=float, default=0.9, help="of load in one measurement")
+    parts.add_argument("--seconds", type=float, default=0.8, help="of load in one measurement")
     parts.add_argument("--growth-rows", type=int, help="let the store grow to so many rows")
     parts.add_argument(
         "--without-peers", action="store_true", help="install and measure nothing of others"
