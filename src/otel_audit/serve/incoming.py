@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
@@ -72,3 +75,22 @@ class Batch:
     def is_full(self) -> bool:
         """Whether it holds as many as are read at once."""
         return len(self.items) + len(self.broken) + self.ignored >= AT_ONCE
+
+
+def batched(found: Iterable[T], add: Callable[[Batch, T], None]) -> Iterator[Batch]:
+    """Put what was found into batches.
+
+    Args:
+        found: What came under one scope.
+        add: Reads one of it into a batch.
+
+    Yields:
+        Each batch as soon as it is full, and the last one, which may be empty.
+    """
+    batch = Batch()
+    for one in found:
+        add(batch, one)
+        if batch.is_full:
+            yield batch
+            batch = Batch()
+    yield batch

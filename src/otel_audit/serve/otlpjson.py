@@ -7,6 +7,7 @@ unknown fields are ignored.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sized
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from otel_audit.attributes import FLAG
-from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin
+from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin, batched
 from otel_audit.serve.pairs import DEEPEST
 from otel_audit.serve.problems import too_many, undecodable
 
@@ -131,17 +132,8 @@ def spans(text: bytes) -> Iterator[Batch]:
         origin = _origin(group.resource)
         for scoped in group.scope_spans:
             seen = _counted(seen, scoped.spans, "spans")
-            batch = Batch()
-            for span in scoped.spans:
-                attributes = _attributes(span.attributes)
-                if attributes.get(FLAG) is True:
-                    batch.items.append(_span(span, attributes, scoped.scope, origin))
-                else:
-                    batch.ignored += 1
-                if batch.is_full:
-                    yield batch
-                    batch = Batch()
-            yield batch
+            add = functools.partial(_add_span, scope=scoped.scope, origin=origin)
+            yield from batched(scoped.spans, add)
 
 
 def logs(text: bytes) -> Iterator[Batch]:
@@ -151,13 +143,8 @@ def logs(text: bytes) -> Iterator[Batch]:
         origin = _origin(group.resource)
         for scoped in group.scope_logs:
             seen = _counted(seen, scoped.log_records, "log records")
-            batch = Batch()
-            for record in scoped.log_records:
-                batch.items.append(_log(record, scoped.scope, origin))
-                if batch.is_full:
-                    yield batch
-                    batch = Batch()
-            yield batch
+            add = functools.partial(_add_log, scope=scoped.scope, origin=origin)
+            yield from batched(scoped.log_records, add)
 
 
 def _counted(seen: int, found: Sized, what: str) -> int:
@@ -194,6 +181,18 @@ def _harmless(error: msgspec.MsgspecError) -> str:
 
 def _origin(resource: _Resource | None) -> Origin:
     return Origin({} if resource is None else _attributes(resource.attributes))
+
+
+def _add_span(batch: Batch, span: _Span, scope: _Scope | None, origin: Origin) -> None:
+    attributes = _attributes(span.attributes)
+    if attributes.get(FLAG) is True:
+        batch.items.append(_span(span, attributes, scope, origin))
+    else:
+        batch.ignored += 1
+
+
+def _add_log(batch: Batch, record: _Log, scope: _Scope | None, origin: Origin) -> None:
+    batch.items.append(_log(record, scope, origin))
 
 
 def _span(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -14,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_audit.attributes import FLAG
 from otel_audit.serve import salvage, shallow
-from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin
+from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin, batched
 from otel_audit.serve.pairs import as_attributes, is_flagged, value_of
 from otel_audit.serve.problems import too_many, undecodable
 
@@ -52,7 +53,8 @@ def spans(message: bytes) -> Iterator[Batch]:
             continue
         origin = _origin(group.resource)
         for scoped in group.scope_spans:
-            yield from _spans(scoped.spans, scoped.scope.name, origin)
+            add = functools.partial(_add_span, scope=scoped.scope.name, origin=origin)
+            yield from batched(scoped.spans, add)
 
 
 def logs(message: bytes) -> Iterator[Batch]:
@@ -69,13 +71,8 @@ def logs(message: bytes) -> Iterator[Batch]:
             continue
         origin = _origin(group.resource)
         for scoped in group.scope_logs:
-            batch = Batch()
-            for record in scoped.log_records:
-                batch.items.append(_log(record, scoped.scope.name, origin))
-                if batch.is_full:
-                    yield batch
-                    batch = Batch()
-            yield batch
+            add = functools.partial(_add_log, scope=scoped.scope.name, origin=origin)
+            yield from batched(scoped.log_records, add)
 
 
 def _counted(message: bytes, what: str) -> Iterator[Batch]:
@@ -112,45 +109,30 @@ def _saved(message: bytes, what: str, *, is_log: bool) -> Iterator[Batch]:
 
 
 def _saved_items(group: salvage.Group, origin: Origin, *, is_log: bool) -> Iterator[Batch]:
-    name = salvage.scope_name(group.scope)
-    batch = Batch()
-    for raw in group.items:
-        if not is_log and _FLAG not in raw:
-            batch.ignored += 1
-        else:
-            _save(raw, name, origin, batch, is_log=is_log)
-        if batch.is_full:
-            yield batch
-            batch = Batch()
-    yield batch
+    scope = salvage.scope_name(group.scope)
+    save = functools.partial(_save, scope=scope, origin=origin, is_log=is_log)
+    return batched(group.items, save)
 
 
-def _save(raw: bytes, name: str, origin: Origin, batch: Batch, *, is_log: bool) -> None:
+def _save(batch: Batch, raw: bytes, *, scope: str, origin: Origin, is_log: bool) -> None:
+    if not is_log and _FLAG not in raw:
+        batch.ignored += 1
+        return
     try:
         if is_log:
             LogRecord.FromString(raw)
-            batch.items.append(_log(shallow.Log.FromString(raw), name, origin))
+            _add_log(batch, shallow.Log.FromString(raw), scope, origin)
         else:
             Span.FromString(raw)
-            _add_span(batch, shallow.Span.FromString(raw), name, origin)
+            _add_span(batch, shallow.Span.FromString(raw), scope, origin)
     except DecodeError:
         batch.broken.append((
-            salvage.mended(raw, name, origin, is_log=is_log), salvage.NOT_UTF8,
+            salvage.mended(raw, scope, origin, is_log=is_log), salvage.NOT_UTF8,
         ))  # fmt: skip
 
 
 def _origin(resource: Any) -> Origin:
     return Origin(as_attributes(resource.attributes))
-
-
-def _spans(found: Iterable[Any], scope: str, origin: Origin) -> Iterator[Batch]:
-    batch = Batch()
-    for span in found:
-        _add_span(batch, span, scope, origin)
-        if batch.is_full:
-            yield batch
-            batch = Batch()
-    yield batch
 
 
 def _add_span(batch: Batch, span: Any, scope: str, origin: Origin) -> None:
@@ -159,6 +141,10 @@ def _add_span(batch: Batch, span: Any, scope: str, origin: Origin) -> None:
         batch.items.append(_span(span, pairs, scope, origin))
     else:
         batch.ignored += 1
+
+
+def _add_log(batch: Batch, record: Any, scope: str, origin: Origin) -> None:
+    batch.items.append(_log(record, scope, origin))
 
 
 def _span(span: Any, pairs: list[bytes], scope: str, origin: Origin) -> Incoming:
