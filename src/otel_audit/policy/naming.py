@@ -6,7 +6,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.policy.verbs import ACCOUNT, ACTIONS, AUTH, UNDER_AUTH
+from otel_audit.policy.verbs import (
+    ACCOUNT,
+    ACTIONS,
+    AUTH,
+    COMPOUND,
+    LEADING,
+    ONLY_AUTH,
+    SYNONYMS,
+    THINGS,
+    TRAILING,
+    UNDER_AUTH,
+)
 from otel_audit.policy.words import is_plural, participle, singular, split_words
 
 if TYPE_CHECKING:
@@ -26,21 +37,36 @@ _METHODS: Final[Mapping[str, tuple[str, str]]] = {
     "QUERY": ("accessed", "READ"),
     "WEBSOCKET": ("connected", "EXECUTE"),
 }
+_GETTING: Final = frozenset({"fetch", "get", "list"})
 _OTHER_METHOD: Final = ("requested", "EXECUTE")
 _DOING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _MANY: Final = frozenset({"batch", "bulk", "mass", "multi"})
+_MANY_SEGMENTS: Final = {
+    "batch": "batch_", "batch_actions": "batch_", "batch_operations": "batch_",
+    "bulk": "bulk_", "bulk_actions": "bulk_", "bulk_operations": "bulk_",
+}  # fmt: skip
+"""Segments that say only that the verb behind them is done to many."""
+
+_NOUNS_ALONE: Final = frozenset({"filter", "poll"})
+_EXTENSIONS: Final = frozenset({
+    "atom", "csv", "docx", "gif", "gz", "htm", "html", "ics", "jpeg", "jpg", "json", "jsonl", "md",
+    "ndjson", "parquet", "pdf", "png", "rss", "svg", "tar", "tsv", "txt", "webp", "xls", "xlsx",
+    "xml", "yaml", "yml", "zip",
+})  # fmt: skip
 
 # what a link in a mail or a redirect does, and so a GET
 _BY_LINK: Final = frozenset({
     "accept", "activate", "callback", "confirm", "decline", "logout", "log_out", "sign_out",
-    "signout", "unsubscribe", "validate", "verify", "verify_email",
+    "refresh", "signout", "unsubscribe", "validate", "verify", "verify_email",
 })  # fmt: skip
-_WITH_TOKEN: Final = frozenset({"password_reset", "reset_password", "verify_email"})
+_WITH_TOKEN: Final = frozenset({
+    "password_recovery", "password_reset", "recover_password", "reset_password", "verify_email",
+})  # fmt: skip
 
 _SEGMENTS: Final = 16
 _SEGMENT_LENGTH: Final = 64
 _PREFIX: Final = re.compile(
-    r"(api|rest|rpc|public|internal|private|external|v\d{1,3}([._-]?\w{1,8})?|\d{4}-\d{2}-\d{2}"
+    r"(api|rest|rpc|public|internal|private|external|utils?|v\d{1,3}([._-]?\w{1,8})?|\d{4}-\d{2}-\d{2}"
     r"|\d{1,2}\.\d{1,3})",
     re.IGNORECASE,
 )
@@ -55,6 +81,7 @@ _STATES: Final = frozenset({
     "active", "inactive", "done", "complete", "read", "unread", "default", "favorite", "spam",
     "ready", "paid", "open", "live", "public", "private", "final", "out", "in", "all", "up", "down",
 })  # fmt: skip
+_PREPOSITIONS: Final = frozenset({"as", "by", "for", "from", "into", "to", "with"})
 _DIGITS: Final = {
     "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four",
     "5": "five", "6": "six", "7": "seven", "8": "eight", "9": "nine",
@@ -119,12 +146,21 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     if not fixed:
         return None
     word, before = fixed[-1], fixed[:-1]
-    found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or word == "token" else None)
+    if before and f"{before[-1]}_{word}" in ACCOUNT and not segments[-2].is_id:
+        word, before = f"{before[-1]}_{word}", before[:-1]
+    if method == "DELETE" and word == "session" and not segments[-1].is_id:
+        found: tuple[str, str] | None = ACCOUNT["logout"]
+    else:
+        is_token = word in {"token", "access_token"}
+        found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or is_token else None)
+    if found is None:
+        return None
     # a provider's name may stand before its callback, a one-time token behind a reset
     callback = word == "callback" and before[:1] != [] and before[0] in AUTH
-    if found is None or not (callback or all(word in AUTH for word in before)):
+    if not (callback or all(word in AUTH for word in before)) and not _is_below(segments):
         return None
-    if any(segment.is_id for segment in segments) and not (callback or word in _WITH_TOKEN):
+    has_id = any(segment.is_id for segment in segments)
+    if has_id and not (callback or word in _WITH_TOKEN or _is_below(segments)):
         return None
     # showing the form is not doing it
     if method not in _DOING and word not in _BY_LINK:
@@ -132,25 +168,53 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     return Naming(*found, target_type=found[0].partition(".")[0])
 
 
+def _is_below(segments: list[_Segment]) -> bool:
+    """Tell whether only words of authentication, at least one, stand behind the last id."""
+    last_id = max((i for i, one in enumerate(segments) if one.is_id), default=-1)
+    behind = [segment.snake for segment in segments[last_id + 1 :]]
+    return last_id >= 0 and len(behind) > 1 and all(word in ONLY_AUTH for word in behind[:-1])
+
+
 def _resource(method: str, segments: list[_Segment]) -> Naming:
     rest = list(segments)
     verb = _verb(method, rest)
-    if verb is not None and len(rest) > 1:
-        rest.pop()
-    elif verb is not None:
+    if verb is None:
+        named = _leading_verb(method, rest) or _call_with_id(method, rest)
+        return named or _by_method(method, rest)
+    if len(rest) == 1:
         return _call(verb, rest[0].words)
-    last = _last_fixed(rest, len(rest))
-    target = _target_of(rest if last is None else rest[last + 1 :])
-    resource = "root" if last is None else _noun(rest[last].words)
-    if verb is not None:
-        return _spell(resource, verb.done, verb.action, target)
+    rest.pop()
+    if len(rest) > 1 and rest[-1].snake in _MANY_SEGMENTS:
+        verb = _Verb((_MANY_SEGMENTS[rest.pop().snake], *verb.words), verb.action)
+    last, resource, target = _subject(rest)
+    done = verb.done(resource)
+    if done == "deleted" and last is not None and _is_reference(rest, last):
+        done = "removed"
+    return _spell(resource, done, verb.action, target)
+
+
+def _subject(
+    segments: list[_Segment],
+) -> tuple[int | None, str, tuple[str | None, str | None]]:
+    """Find the place of the last fixed segment, the resource that it names, and its id."""
+    last = _last_fixed(segments, len(segments))
+    if last is None:
+        return None, "root", _target_of(segments)
+    return last, _noun(segments[last].words), _target_of(segments[last + 1 :])
+
+
+def _by_method(method: str, segments: list[_Segment]) -> Naming:
+    """Name what has no verb but its method."""
+    last, resource, target = _subject(segments)
     done, action = _METHODS.get(method, _OTHER_METHOD)
-    owner = _owner_of_property(rest, last)
+    owner = _owner_of_property(segments, last)
     if last is not None and owner is not None:
         if action == "CREATE":
             done, action = "set", "UPDATE"
-        of = _target_of(rest[owner + 1 : last])
-        return _spell(_noun(rest[owner].words), f"{rest[last].snake}_{done}", action, of)
+        of = _target_of(segments[owner + 1 : last])
+        return _spell(_noun(segments[owner].words), f"{segments[last].snake}_{done}", action, of)
+    if resource == "password" and method in _DOING and target == (None, None):
+        return _spell("user", "password_updated", "UPDATE", target)
     if resource == "graphql":
         done, action = "executed", "EXECUTE"
     elif method == "POST" and target != (None, None):
@@ -160,26 +224,93 @@ def _resource(method: str, segments: list[_Segment]) -> Naming:
 
 @dataclass(frozen=True, slots=True)
 class _Verb:
-    done: str
+    """A verb with its object, if it has one; a first word that ends in ``_`` stands before it."""
+
+    words: tuple[str, ...]
     action: str
+
+    def done(self, resource: str) -> str:
+        """Say in the past tense what was done to a resource."""
+        many, words = "", self.words
+        if words[0].endswith("_"):
+            many, words = words[0], words[1:]
+        if len(words) > 1 and _noun(words[1:]) == resource:
+            words = words[:1]  # deployments/{id}/pause_deployment
+        return many + _phrase(words)
 
 
 def _verb(method: str, segments: list[_Segment]) -> _Verb | None:
     """Read the last segment as a verb, if it is one and this method does it."""
     if not segments or segments[-1].is_id:
         return None
-    words, many = segments[-1].words, ""
+    many: tuple[str, ...] = ()
+    words = segments[-1].words
+    words = SYNONYMS.get("_".join(words), words) if len(segments) > 1 else words
     if len(words) > 1 and words[0] in _MANY:
-        words, many = words[1:], f"{words[0]}_"
+        words, many = words[1:], (f"{words[0]}_",)
+    alone = len(segments) == 1
+    if not alone and len(words) > 1 and words[0] not in ACTIONS and words[-1] in TRAILING:
+        words = (words[-1], *words[:-1])
+    action = _action(method, words)
+    if action is None or (alone and len(words) == 1 and _is_noun_alone(words[0], action)):
+        return None
+    return _Verb((*many, *words), action)
+
+
+def _action(method: str, words: tuple[str, ...]) -> str | None:
+    """Tell what kind of action words beginning with a verb are under a method; None: no verb."""
     action = ACTIONS.get(words[0])
-    alone = len(segments) == 1 and len(words) == 1
-    if action is None or (alone and action != "READ"):
+    if action is None or (words[0] in COMPOUND and words[-1] in THINGS and len(words) > 1):
         return None
     if method not in _DOING and action != "READ" and words[0] not in _BY_LINK:
         return None  # GET /orders/new shows a form, GET /files/1/share a share
     if method == "DELETE" and action != "DELETE":
         return None  # DELETE /files/1/lock takes the lock away
-    return _Verb(many + _phrase(words), action)
+    return action
+
+
+def _is_noun_alone(word: str, action: str) -> bool:
+    return action != "READ" or word in _NOUNS_ALONE
+
+
+def _is_reference(segments: list[_Segment], last: int) -> bool:
+    """Tell whether a thing named in the singular between two ids only refers to it."""
+    below = last > 0 and segments[last - 1].is_id and last + 1 < len(segments)
+    return below and not is_plural(segments[last].words[-1])
+
+
+def _leading_verb(method: str, segments: list[_Segment]) -> Naming | None:
+    """Name a verb that stands in a segment before its object: ``clean/images``."""
+    pair = segments[-2:]
+    if len(pair) < 2 or any(one.is_id for one in pair):  # noqa: PLR2004 - a pair
+        return None
+    (verb, *more), noun, before = pair[0].words, pair[1], segments[:-2]
+    action = _action(method, (verb,)) if verb in LEADING and not more else None
+    if action is None or method not in _DOING:
+        return None
+    last, owner, target = _subject(before)
+    done = participle(verb)
+    if last is None or (noun.snake not in _STATES and verb not in {"create", "update"}):
+        return _spell(_noun(noun.words), done, action, (None, None))
+    if verb == "update":
+        owner = "user" if before[last].snake in AUTH else owner
+        return _spell(owner, f"{noun.snake}_{done}", action, target)
+    # how a thing is created is a detail: recipes/create/url
+    how = f"_{noun.snake}" if noun.snake in _STATES else ""
+    return _spell(owner, f"{done}{how}", action, target)
+
+
+def _call_with_id(method: str, segments: list[_Segment]) -> Naming | None:
+    """Name a call with its object and an id: ``/get_user/{user_id}``."""
+    last = _last_fixed(segments, len(segments))
+    if last is None or last + 1 == len(segments) or len(segments[last].words) == 1:
+        return None
+    words = segments[last].words
+    action = _action(method, words)
+    if action is None or words[0] in COMPOUND:
+        return None
+    done = "accessed" if words[0] in _GETTING else participle(words[0])
+    return _spell(_noun(words[1:]), done, action, _target_of(segments[last + 1 :]))
 
 
 def _owner_of_property(segments: list[_Segment], last: int | None) -> int | None:
@@ -197,15 +328,18 @@ def _call(verb: _Verb, words: tuple[str, ...]) -> Naming:
     """Name a path that is a whole call, as ``/createOrder``, or a verb alone, as ``/search``."""
     if len(words) == 1:
         return _spell(words[0], "requested", verb.action, (None, None))
-    done = "accessed" if words[0] in ("get", "fetch", "list") else participle(words[0])
+    done = "accessed" if words[0] in _GETTING else participle(words[0])
     return _spell(_noun(words[1:]), done, verb.action, (None, None))
 
 
 def _phrase(words: tuple[str, ...]) -> str:
     done, rest = participle(words[0]), "_".join(words[1:])
+    if words[0] in {"fetch", "get"}:
+        done = "accessed"
     if not rest:
         return done
-    if words[-1] in _STATES or words[-1].endswith("ed") or words[1] in ("as", "to", "for", "by"):
+    is_state = words[-1] in _STATES or words[-1].endswith("ed") or words[0] == "mark"
+    if is_state or words[1] in _PREPOSITIONS:
         return f"{done}_{rest}"
     return f"{rest}_{done}"
 
@@ -244,14 +378,23 @@ def _read(text: str, *, is_template: bool) -> list[_Segment]:
     if "}" in text:
         head, colon, custom = text.rpartition("}:")
         subject = f"{head}}}" if colon else ""
-    if colon and subject and custom.isidentifier():
-        return [*_read(subject, is_template=is_template), _Segment(tuple(split_words(custom)))]
+    called = tuple(split_words(custom)) if custom.isidentifier() else ()
+    if colon and subject and called:
+        return [*_read(subject, is_template=is_template), _Segment(called)]
     if is_template:
         parameter = _PARAMETER.search(text)
         if parameter is not None:
             return [_Segment((), parameter=parameter[1])]
     elif _LOOKS_LIKE_ID.fullmatch(text) and not _PREFIX.fullmatch(text):
         return [_Segment((), value=text)]
+    # a file's extension is no part of the name; of chat.postMessage the second word is the verb
+    stem, _, behind = text.rpartition(".")
+    if stem and behind.lower() in _EXTENSIONS:
+        text = stem
+    elif stem and behind.isidentifier() and (called := tuple(split_words(behind))):
+        subject_words = tuple(split_words(stem))
+        if subject_words and called[0] in ACTIONS:
+            return [_Segment(subject_words), _Segment(called)]
     words = tuple(split_words(text))
     if "_".join(words) in _SELF:
         return [_Segment((), parameter="")]

@@ -10,31 +10,34 @@ _CREATE: Final = (
 )
 _READ: Final = (
     "browse check compare count describe diff download export fetch find get inspect list lookup "
-    "peek preview print query read render search show stat status_ suggest view"
+    "peek poll preview print query read render search show stat status_ suggest view filter"
 )
 _UPDATE: Final = (
-    "adjust amend append archive assign attach change convert correct edit extend fill link mark "
-    "merge modify move patch pin put rename renew reorder replace reset restore rotate save set "
+    "adjust amend append archive assign attach change convert correct decrement edit extend fill "
+    "increment link mark merge modify move patch pin put regenerate rename renew reorder replace "
+    "reset restore rotate save set transition "
     "split star swap tag toggle transfer unarchive unassign unlink unpin unstar untag update "
     "upgrade downgrade upload upsert write"
 )
 _DELETE: Final = "clear delete destroy detach discard drop erase forget purge remove trash wipe"
 _EXECUTE: Final = (
     "abort accept acknowledge activate allow apply approve arm audit authorize ban begin bind "
-    "block book broadcast buy calculate call cancel capture charge checkin checkout claim clean "
-    "close collect commit complete compute confirm connect consume deactivate decline decrypt "
-    "deliver deny deploy disable disarm disconnect dismiss dispatch dispute do draft_ "
-    "enable encrypt end enqueue enroll escalate estimate evaluate execute expire finalize finish "
-    "flag flush follow freeze fulfill grant halt hide hold ignore impersonate index_ initialize "
-    "install invalidate invoke issue_ join kick kill launch leave lend like lock match mute "
-    "notify override pause pay ping process promote publish quit reactivate rebuild recalculate "
-    "receive reconcile redeem redo refresh refund register_ reindex reject release reload repay "
-    "repair replay reply report_ request_ reschedule resend reserve resolve resubmit resume retire "
-    "retry return revert review_ revoke rollback run sample_ scan schedule sell send settle setup "
-    "share ship shutdown sign simulate skip sleep start stop submit subscribe suspend sync "
-    "synchronize take terminate test train translate trigger unban unblock undo unfollow unfreeze "
-    "unhide uninstall unlike unlock unmute unpublish unsubscribe unsuspend use validate verify "
-    "void vote wake withdraw"
+    "block book bookmark broadcast buy calculate call cancel capture charge checkin checkout "
+    "claim clean close collect commit complete compute confirm connect consume deactivate "
+    "decline decrypt deliver deny deploy disable disarm disconnect dismiss dispatch dispute do "
+    "draft_ enable encrypt end enqueue enroll escalate estimate evaluate execute expire "
+    "favorite favourite finalize finish flag flush flushall follow freeze fulfill grant halt "
+    "hide hold ignore impersonate index_ initialize install invalidate invoke issue_ join kick "
+    "kill launch leave lend like lock match mute notify override pause pay ping play process "
+    "promote publish quit reactivate rebase reblog rebuild recalculate receive reconcile redeem "
+    "redo refresh refund register_ reindex reject release reload reopen repair repay replay "
+    "reply report_ request_ rerun reschedule resend reserve resolve resubmit resume retire "
+    "retry return revert review_ revoke rollback run sample_ scan schedule sell send settle "
+    "setup share ship shutdown sign simulate skip sleep start stop submit subscribe suspend "
+    "sync synchronize take terminate test train translate trigger unapprove unban unblock "
+    "unbookmark undo unfavorite unfavourite unfollow unfreeze unhide uninstall unlike unlock "
+    "unmute unpublish unreblog unsubscribe unsuspend use validate verify void vote wake "
+    "withdraw"
 )
 
 ACTIONS: Final[dict[str, str]] = {
@@ -45,12 +48,23 @@ ACTIONS: Final[dict[str, str]] = {
         ("UPDATE", _UPDATE),
         ("DELETE", _DELETE),
         ("EXECUTE", _EXECUTE),
+        ("LOGIN", "login"),
+        ("LOGOUT", "logout"),
     )
     for verb in verbs.split()
     if not verb.endswith("_")
 }
 """Verb to action. Words that are rather nouns where they stand alone (``issue``, ``report``,
 ``request``, ``review``) are left out."""
+
+_FACTORS: Final = ("mfa", "otp", "totp", "two_factor", "2fa")
+_FACTOR_VERBS: Final = (
+    ("verify", "verified", "LOGIN"),
+    ("enroll", "enrolled", "UPDATE"),
+    ("setup", "enrolled", "UPDATE"),
+    ("enable", "enabled", "UPDATE"),
+    ("disable", "disabled", "UPDATE"),
+)
 
 ACCOUNT: Final[dict[str, tuple[str, str]]] = {
     "login": ("user.logged_in", "LOGIN"),
@@ -65,29 +79,90 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
     "register": ("user.registered", "CREATE"),
     "signup": ("user.registered", "CREATE"),
     "sign_up": ("user.registered", "CREATE"),
+    "logout_all": ("user.logged_out", "LOGOUT"),
     "forgot_password": ("user.password_reset_requested", "EXECUTE"),
+    "password_forgot": ("user.password_reset_requested", "EXECUTE"),
+    "password_recovery": ("user.password_reset_requested", "EXECUTE"),
+    "recover_password": ("user.password_reset_requested", "EXECUTE"),
     "password_reset": ("user.password_reset", "UPDATE"),
     "reset_password": ("user.password_reset", "UPDATE"),
     "change_password": ("user.password_changed", "UPDATE"),
+    "password_change": ("user.password_changed", "UPDATE"),
+    "request_verify_token": ("user.verification_requested", "EXECUTE"),
     "verify_email": ("user.email_verified", "UPDATE"),
     "impersonate": ("user.impersonated", "EXECUTE"),
+    **{
+        joined: (f"user.{factor.replace('2', 'two_')}_{done}", action)
+        for factor in _FACTORS
+        for verb, done, action in _FACTOR_VERBS
+        for joined in (f"{factor}_{verb}", f"{verb}_{factor}")
+    },
 }
-"""Segments that say it all where no other resource stands before them."""
+"""Segments, or pairs of segments, that say it all where no other resource stands before them."""
 
 UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
     "token": ("user.logged_in", "LOGIN"),
     "tokens": ("user.logged_in", "LOGIN"),
+    "access_token": ("user.logged_in", "LOGIN"),
     "jwt": ("user.logged_in", "LOGIN"),
     "callback": ("user.logged_in", "LOGIN"),
     "refresh": ("token.refreshed", "EXECUTE"),
     "refresh_token": ("token.refreshed", "EXECUTE"),
     "revoke": ("token.revoked", "EXECUTE"),
     "introspect": ("token.introspected", "READ"),
+    "verify": ("user.verified", "EXECUTE"),
 }
 """The same, where what stands before them is about authentication."""
 
-AUTH: Final = frozenset({
-    "auth", "oauth", "oauth2", "authentication", "account", "accounts", "session", "sso", "oidc",
-    "saml", "identity", "connect", "user", "users", "login", "token", "jwt", "me",
+ONLY_AUTH: Final = frozenset({
+    "auth", "auths", "oauth", "oauth2", "authentication", "session", "sso", "oidc", "saml",
+    "openid", "openid_connect", "protocol", "login", "token", "jwt",
 })  # fmt: skip
+"""What is about logging in, also below a tenant or a realm."""
+
+AUTH: Final = ONLY_AUTH | {
+    "account", "accounts", "identity", "connect", "user", "users", "me",
+}  # fmt: skip
 """What may stand before the segments of `ACCOUNT` and `UNDER_AUTH`."""
+
+LEADING: Final = frozenset({
+    "activate", "add", "archive", "clean", "clear", "convert", "create", "deactivate", "delete",
+    "disable", "edit", "enable", "generate", "import", "purge", "rebuild", "refresh", "reindex",
+    "reject", "remove", "reset", "restore", "send", "trigger", "update", "upload", "validate",
+    "verify",
+})  # fmt: skip
+"""Verbs that may stand in a segment before their object: ``clean/images``. Others, such as
+``audit`` or ``test``, are as often nouns there: ``audit/logs``."""
+
+TRAILING: Final = frozenset({
+    "add", "create", "delete", "export", "import", "remove", "reset", "sync", "update",
+})  # fmt: skip
+"""Verbs that may stand behind their object in one segment: ``member_add``."""
+
+COMPOUND: Final = frozenset({
+    "audit", "block", "book", "call", "charge", "check", "commit", "display", "download", "draft",
+    "export", "flag", "follow", "import", "index", "join", "link", "list", "log", "match",
+    "merge", "order", "pin", "process", "pull", "release", "report", "request", "review", "run",
+    "sample", "schedule", "search", "share", "sign", "star", "tag", "test", "transfer", "trigger",
+    "upload", "view", "vote",
+})  # fmt: skip
+"""Verbs that begin compound nouns, before a word of `THINGS`: ``merge_requests``."""
+
+THINGS: Final = frozenset({
+    "cases", "codes", "entries", "events", "groups", "histories", "jobs", "keys", "links",
+    "lists", "logs", "notes", "plans", "points", "records", "requests", "results", "rules",
+    "runs", "sessions", "settings", "tasks", "templates", "tokens", "types",
+})  # fmt: skip
+
+SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
+    "create_or_update": ("upsert",),
+    "update_or_create": ("upsert",),
+    "add_or_update": ("upsert",),
+    "impersonation": ("impersonate",),
+    "activation": ("activate",),
+    "deactivation": ("deactivate",),
+    "cancellation": ("cancel",),
+    "approval": ("approve",),
+    "rejection": ("reject",),
+}
+"""Segments that say the same as a verb."""

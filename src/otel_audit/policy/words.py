@@ -64,7 +64,8 @@ _PARTICIPLES: Final = {
     "withdraw": "withdrawn", "withhold": "withheld", "write": "written", "overwrite":
     "overwritten", "login": "logged_in", "logout": "logged_out", "signin": "signed_in",
     "signout": "signed_out", "signup": "signed_up", "checkout": "checked_out", "checkin":
-    "checked_in", "backup": "backed_up", "rollback": "rolled_back", "setup": "set_up",
+    "checked_in", "backup": "backed_up", "new": "created", "flushall": "flushed_all",
+    "rollback": "rolled_back", "setup": "set_up",
     "shutdown": "shut_down", "override": "overridden", "forgo": "forgone",
 }  # fmt: skip
 
@@ -72,7 +73,8 @@ _DOUBLED: Final = frozenset({
     "abet", "admit", "allot", "ban", "bar", "cancel", "chat", "clip", "commit", "compel",
     "control", "crop", "debug", "drag", "drop", "equip", "flag", "format_", "grab", "jam", "label",
     "log", "map", "model", "omit", "opt", "pan", "permit", "pin", "plan", "plug", "pop", "prefer",
-    "program", "ram", "refer", "rip", "scan", "ship", "sip", "skip", "slip", "snap", "spam",
+    "program", "ram", "reblog", "refer", "rip", "scan", "ship", "sip", "skip", "slip", "snap",
+    "spam", "unreblog",
     "star", "step", "stop", "strip", "submit", "swap", "tag", "tap", "tip", "transfer", "transmit",
     "travel", "trim", "unban", "unflag", "unmap", "unpin", "unplug", "unship", "unstar", "untag",
     "unwrap", "wrap", "zip", "unzip", "unsub", "sub", "defer", "incur", "occur", "infer", "confer",
