@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.inspect import Finding
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
@@ -39,7 +38,7 @@ async def inspect_ledger(
         async with store.opened(dsn, "inspect the ledger") as connection:
             state = await connection.fetchrow(_STATE)
             assert state is not None  # noqa: S101 - a function without SETOF has a row
-            holders = await _holders(connection)
+            holders = await store.holders(connection)
     except StoreError as error:
         return [Finding("ledger", None, str(error))]
     found = [_lag(state, holders), _signature(state, keys)]
@@ -98,14 +97,6 @@ def _lag(state: Any, holders: Sequence[store.Holder]) -> Finding:
             remedy=f"see that the sealer runs: {_ALONE}",
         )
     return Finding("sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait")
-
-
-async def _holders(connection: Connection[Any]) -> list[store.Holder]:
-    """Who holds the lock of sealing; nobody where the store is of a version without it."""
-    known = await connection.fetchval(
-        "SELECT to_regprocedure('audit.sealing_holder()') IS NOT NULL"
-    )
-    return await store.holders(connection) if known else []
 
 
 def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:

@@ -41,7 +41,7 @@ _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_hol
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'ledger_checkpoints')
+    WHERE n.nspname = 'audit' AND c.relname = 'ledger_flaws')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -231,8 +231,8 @@ async def refuse_without_ledger(connection: Connection[Any]) -> None:
     """
     if not await connection.fetchval(_INSTALLED):
         raise StoreError(
-            "there is no ledger in this database: run `otel-audit migrate` where there is a store "
-            "of an earlier version, `otel-audit init` where there is none"
+            "there is no ledger of this version in this database: run `otel-audit migrate` where "
+            "there is a store of an earlier version, `otel-audit init` where there is none"
         )
 
 

@@ -15,7 +15,7 @@ DECLARE
 BEGIN
     IF has_escapes THEN
         BEGIN
-            PERFORM document::jsonb;
+            PERFORM document::jsonb;  -- refuses NUL and halves of characters
         EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
             RETURN 'has an escape that stands for no character, or a number beyond all bounds';
         END;
@@ -30,7 +30,11 @@ BEGIN
                 SELECT m[1] FROM regexp_matches(
                     bare, '([0-9.]+[eE][+-]?[0-9]{3,}|[0-9.]{255,}(?:[eE][+-]?[0-9]+)?)', 'g') AS m
             LOOP
-                PERFORM found::float8;
+                IF strpos(lower(found), 'e') > 0 THEN
+                    PERFORM found::float8;
+                ELSIF length(found) > 4000 THEN
+                    RETURN 'has a number of more than 4,000 digits';
+                END IF;
             END LOOP;
         EXCEPTION WHEN data_exception THEN
             RETURN 'has a number beyond what a double can hold';
