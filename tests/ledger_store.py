@@ -17,6 +17,7 @@ ALWAYS = {
     "ledger_blocks": ("refuse_change",),
     "ledger_checkpoints": ("refuse_change",),
     "ledger_log": ("refuse_change",),
+    "ledger_flaws": ("refuse_change",),
 }
 
 

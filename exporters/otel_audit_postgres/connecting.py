@@ -12,7 +12,7 @@ from otel_audit_postgres.failures import as_store_error
 
 try:
     import asyncpg
-    from asyncpg.exceptions import InsufficientPrivilegeError
+    from asyncpg.exceptions import InsufficientPrivilegeError, LockNotAvailableError
 except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
 
@@ -21,7 +21,13 @@ APPLICATION_NAME = "otel-audit"
 
 Connection = asyncpg.Connection
 
-__all__ = ["APPLICATION_NAME", "Connection", "InsufficientPrivilegeError", "connect"]
+__all__ = [
+    "APPLICATION_NAME",
+    "Connection",
+    "InsufficientPrivilegeError",
+    "LockNotAvailableError",
+    "connect",
+]
 
 
 async def connect(dsn: str, timeout: float) -> asyncpg.Connection[Any]:  # noqa: ASYNC109

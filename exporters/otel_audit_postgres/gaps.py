@@ -15,33 +15,47 @@ from otel_audit_postgres.failures import as_store_error
 
 _CONNECT_TIMEOUT: Final = 5.0
 
-_PRODUCERS: Final = """
+# no producer counts from below 1 or beyond what a double holds exactly; older stores may have such
+# numbers, and times that are none
+_NUMBERED: Final = """
+WITH numbered AS (
+    SELECT id, producer_id, service_name, event_name,
+           CASE WHEN sequence_number BETWEEN 1 AND 9007199254740992 THEN sequence_number END
+               AS sequence_number,
+           sequence_number IS NULL AS is_unnumbered,
+           least(greatest(recorded_at, '0001-01-01 00:00:01+00'), now()) AS recorded_at
+    FROM audit.audit_logs
+)
+"""
+_PRODUCERS: Final = f"""
+{_NUMBERED}
 SELECT producer_id, max(service_name) AS service, max(sequence_number) AS highest,
-       count(*) FILTER (WHERE sequence_number IS NULL) AS unnumbered,
+       count(*) FILTER (WHERE is_unnumbered) AS unnumbered,
        bool_or(event_name = $2) AS started,
        max(sequence_number) FILTER (WHERE event_name = $3) AS ended,
        max(recorded_at) AS heard,
        extract(epoch FROM now() - max(recorded_at))::float8 AS silent_for
-FROM audit.audit_logs
+FROM numbered
 WHERE producer_id IS NOT NULL AND ($1::timestamptz IS NULL OR id >= audit.uuid_at($1))
 GROUP BY producer_id ORDER BY min(recorded_at), producer_id
-"""
-_MISSING: Final = """
+"""  # noqa: S608 - constants
+_MISSING: Final = f"""
+{_NUMBERED}
 SELECT producer_id, before + 1 AS first, sequence_number - 1 AS last
 FROM (
     SELECT producer_id, sequence_number,
            lag(sequence_number) OVER (PARTITION BY producer_id ORDER BY sequence_number) AS before
-    FROM audit.audit_logs
+    FROM numbered
     WHERE sequence_number IS NOT NULL AND producer_id IS NOT NULL
       AND ($1::timestamptz IS NULL OR id >= audit.uuid_at($1))
     UNION ALL
     -- every stream begins at 1; of a time that begins later nobody knows
-    SELECT producer_id, min(sequence_number), 0 FROM audit.audit_logs
+    SELECT producer_id, min(sequence_number), 0 FROM numbered
     WHERE sequence_number IS NOT NULL AND producer_id IS NOT NULL AND $1::timestamptz IS NULL
     GROUP BY producer_id
 ) AS neighbours
 WHERE sequence_number - before > 1 ORDER BY producer_id, first
-"""
+"""  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,13 @@ _LATEST_ID: Final = (1 << 128) - 1
 _PLAN_FOR_VALUES: Final = "SET plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
+# a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
+_EARLIEST: Final = "'0001-01-01 00:00:01+00'::timestamptz"
+_LATEST: Final = "'9999-12-31 23:59:59+00'::timestamptz"
+_WITHIN: Final = f"least(greatest({{0}}, {_EARLIEST}), {_LATEST})"
 _FOUND: Final = (
-    "id, tenant_id, occurred_at, recorded_at, event_name, outcome, actor_id, target_type, "
+    f"id, tenant_id, {_WITHIN.format('occurred_at')} AS occurred_at, "
+    f"{_WITHIN.format('recorded_at')} AS recorded_at, event_name, outcome, actor_id, target_type, "
     "target_id, status_code, request_id, trace_id"
 )
 # json holds escapes that stand for no text, and to read any part of such a payload is an error
@@ -51,11 +56,12 @@ _SHOWN: Final = (
     f"SELECT {_FOUND}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
 )
-_VOLUME: Final = """
-SELECT (occurred_at AT TIME ZONE 'UTC')::date AS day, event_name, count(*) AS records
+_VOLUME: Final = f"""
+SELECT to_char({_WITHIN.format("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
+       event_name, count(*) AS records
 FROM audit.audit_logs WHERE occurred_at >= $1
 GROUP BY 1, 2 ORDER BY 1 DESC, 3 DESC, 2
-"""
+"""  # noqa: S608 - constants
 _SIZES: Final = """
 SELECT c.relname AS name,
        CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
@@ -102,7 +108,8 @@ class Found:
     Attributes:
         id: The record's id.
         tenant_id: The tenant's id, empty where there is none.
-        occurred_at: When it happened.
+        occurred_at: When it happened; the beginning of the year 1 or the end of 9999 for what is
+            beyond.
         recorded_at: When the database took it.
         event_name: What happened.
         outcome: How it ended.
@@ -311,7 +318,7 @@ async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, 
         The newest day first, on each day the most frequent event first.
     """
     rows = await connection.fetch(_VOLUME, since)
-    return tuple(Volume(row["day"].isoformat(), row["event_name"], row["records"]) for row in rows)
+    return tuple(Volume(row["day"], row["event_name"], row["records"]) for row in rows)
 
 
 async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:

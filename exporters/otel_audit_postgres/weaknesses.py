@@ -130,7 +130,8 @@ WHERE n.nspname = 'audit' AND a.grantee <> c.relowner
   AND (a.privilege_type IN ('UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER', 'REFERENCES')
        AND NOT (c.relkind = 'S')
        OR a.privilege_type = 'INSERT' AND c.relname NOT IN
-           ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints'))
+           ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
+            'ledger_flaws'))
   AND NOT (a.grantee = to_regrole('otel_audit_sealer')
            AND c.relname = 'ledger_queue' AND a.privilege_type = 'DELETE')
 ORDER BY 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-WRITTEN_OUT: Final = 100
-"""Problems of one kind that are kept with their details; all are counted."""
+WRITTEN_OUT: Final = 100_000
+"""Malformed rows that are kept with their details; all are counted. Of what was tampered with
+everything is kept: whoever may insert must not be able to hide it behind rows of his own."""
 
 
 class Kind(enum.StrEnum):
@@ -41,36 +42,62 @@ class Problem:
     leaf: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A row that never was well-formed: it is as it was inserted, and was not changed since.
+
+    Attributes:
+        detail: What is wrong with it, without values of the record.
+        record_id: The record.
+        leaf: Its place in the log, from 0; None while it waits for its seal.
+        producer: The producer that its column names, which whoever inserted it chose.
+    """
+
+    detail: str
+    record_id: str
+    leaf: int | None = None
+    producer: str | None = None
+
+
 @dataclass(slots=True)
 class Findings:
     """What is gathered while verifying.
 
     Attributes:
-        problems: The first of each kind.
+        problems: All that was tampered with.
         counts: How many of each kind.
         warnings: What weakens the result, without being tampering.
+        malformed: Rows that were inserted malformed, the first of them.
+        malformed_by: How many such rows there are, by the producer that they name.
     """
 
     problems: list[Problem] = field(default_factory=list)
     counts: Counter[Kind] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
+    malformed: list[Malformed] = field(default_factory=list)
+    malformed_by: Counter[str | None] = field(default_factory=Counter)
 
     def add(
         self, kind: Kind, detail: str, record_id: str | None = None, leaf: int | None = None
     ) -> None:
         """Note a problem."""
         self.counts[kind] += 1
-        if self.counts[kind] <= WRITTEN_OUT:
-            self.problems.append(Problem(kind, detail, record_id, leaf))
+        self.problems.append(Problem(kind, detail, record_id, leaf))
+
+    def add_malformed(self, row: Malformed) -> None:
+        """Note a row that was inserted malformed."""
+        self.malformed_by[row.producer] += 1
+        if len(self.malformed) < WRITTEN_OUT:
+            self.malformed.append(row)
 
     def take(self, other: Findings) -> None:
         """Take in what was found elsewhere."""
-        for problem in sorted(other.problems, key=lambda problem: problem.leaf or 0):
-            kept = sum(mine.kind == problem.kind for mine in self.problems)
-            if kept < WRITTEN_OUT:
-                self.problems.append(problem)
+        self.problems += sorted(other.problems, key=lambda problem: problem.leaf or 0)
         self.counts.update(other.counts)
         self.warnings += other.warnings
+        self.malformed += sorted(other.malformed, key=lambda row: row.leaf or 0)
+        del self.malformed[WRITTEN_OUT:]
+        self.malformed_by.update(other.malformed_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +111,16 @@ class Report:
         signed_size: Leaves under the last checkpoint that a given key signed.
         rows_checked: Rows that were read and hashed again.
         waiting: Rows that are stored and not sealed yet.
-        problems: What was tampered with, in the log's order; the first of each kind, up to
-            `WRITTEN_OUT`.
+        problems: What was tampered with, in the log's order; all of it.
         counts: How many problems of each kind there are.
         warnings: What weakens the result, without being tampering.
         seconds: How long it took.
         dropped: Rows that went with their partitions, as a sealed record of each says.
         last_note: The last checkpoint's note, None if nothing was ever sealed.
+        malformed: Rows that were inserted malformed and not changed since, in the log's order, up
+            to `WRITTEN_OUT`. They say something false about themselves, and nobody tampered.
+        malformed_by: How many such rows there are, by the producer that they name.
+        overdue: Why rows are not sealed that should have been long ago; None where none are.
     """
 
     origin: str | None
@@ -105,6 +135,14 @@ class Report:
     seconds: float
     dropped: int = 0
     last_note: str | None = None
+    malformed: tuple[Malformed, ...] = ()
+    malformed_by: dict[str | None, int] = field(default_factory=dict)
+    overdue: str | None = None
+
+    @property
+    def malformed_count(self) -> int:
+        """How many rows were inserted malformed."""
+        return sum(self.malformed_by.values())
 
     @property
     def ok(self) -> bool:
@@ -132,6 +170,15 @@ class Report:
             "first_bad": None if first is None else _plain(first),
             "problems": [_plain(problem) for problem in self.problems],
             "counts": {kind.value: count for kind, count in self.counts.items()},
+            "malformed": {
+                "count": self.malformed_count,
+                "producers": [
+                    {"producer": producer, "count": count}
+                    for producer, count in self.malformed_by.items()
+                ],
+                "rows": [asdict(row) for row in self.malformed],
+            },
+            "overdue": self.overdue,
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
         }

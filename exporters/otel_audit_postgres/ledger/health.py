@@ -38,9 +38,10 @@ async def inspect_ledger(
         async with store.opened(dsn, "inspect the ledger") as connection:
             state = await connection.fetchrow(_STATE)
             assert state is not None  # noqa: S101 - a function without SETOF has a row
+            holders = await store.holders(connection)
     except StoreError as error:
         return [Finding("ledger", None, str(error))]
-    found = [_lag(state), _signature(state, keys)]
+    found = [_lag(state, holders), _signature(state, keys)]
     if not anchors:
         return [*found, _NO_ANCHOR]
     return [*found, *[await _anchor(anchor, state["size"]) for anchor in anchors]]
@@ -83,15 +84,17 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
     return found
 
 
-def _lag(state: Any) -> Finding:
+def _lag(state: Any, holders: Sequence[store.Holder]) -> Finding:
     waiting, seconds = state["waiting"], state["waiting_for"] or 0.0
+    who = "; ".join(map(str, holders))
     if waiting and seconds > WAITS_TOO_LONG:
         return Finding(
             "sealing",
-            None,
-            f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then a "
-            "change of them by the database's owner does not show",
-            f"see that the sealer runs: {_ALONE}",
+            ok=False,
+            detail=f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then "
+            "a change of them by the database's owner does not show"
+            + (f"; the lock of sealing is held by {who}" if who else ""),
+            remedy=f"see that the sealer runs: {_ALONE}",
         )
     return Finding("sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait")
 

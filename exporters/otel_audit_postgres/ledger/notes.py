@@ -93,7 +93,16 @@ def signed(checkpoint: Checkpoint, signers: Sequence[Signer] = ()) -> str:
     Returns:
         The note, to be encoded as UTF-8.
     """
-    text = checkpoint.text()
+    return signed_text(checkpoint.text(), signers)
+
+
+def signed_text(text: str, signers: Sequence[Signer] = ()) -> str:
+    """Write any text as a note; as `signed`.
+
+    Args:
+        text: What to say, with its last newline.
+        signers: Who signs, in this order.
+    """
     lines = [
         f"— {signer.name} {_encoded(signer.key_id + signer.sign(text.encode()))}\n"
         for signer in signers

@@ -146,7 +146,7 @@ async def _prove(
     connection: Connection[Any], ids: Sequence[uuid.UUID], keys: Sequence[PublicKey]
 ) -> Bundle:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        rows = await store.rows(connection, ids)
+        rows = [row async for row in store.rows(connection, ids)]
         if not rows:
             raise ProofError(f"there is no record {ids[0]} in the store")
         note, checkpoint, tree = await _tree(connection)

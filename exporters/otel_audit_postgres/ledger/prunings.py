@@ -73,10 +73,10 @@ def unaccounted(
 
 
 async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
-    for row in await store.rows(connection, [pruning.manifest_id]):
+    async for row in store.rows(connection, [pruning.manifest_id]):
         if row["event_name"] != RETIRED or not await _is_sealed(connection, row):
             continue
-        said = json.loads(row["payload"]).get("metadata", {})
+        said = _metadata(row["payload"])
         return bool(
             said.get("partition") == pruning.partition
             and said.get("rows") == pruning.rows
@@ -84,6 +84,15 @@ async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
             and said.get("above") == str(pruning.above)
         )
     return False
+
+
+def _metadata(payload: str) -> dict[str, Any]:
+    """What a record says beside its fields; empty for one that cannot be read."""
+    try:
+        said = json.loads(payload)["metadata"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 async def _is_sealed(connection: Connection[Any], row: Any) -> bool:

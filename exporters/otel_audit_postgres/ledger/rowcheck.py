@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from otel_audit_postgres.ledger.leaves import Leaf, content_hash
 from otel_audit_postgres.rows import projections
 
@@ -27,9 +25,27 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
     """
     if content_hash(row["payload"]) != row["content_hash"]:
         return ["payload"]
-    try:
-        expected = projections(row["payload"])
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    expected = _told(row["payload"])
+    if expected is None:
         return ["payload"]
     del expected["payload"]
     return [name for name, value in expected.items() if row[name] != value]
+
+
+def is_no_record(row: Mapping[str, Any]) -> bool:
+    """Whether a payload tells no record, so that nothing can be said about the columns."""
+    return _told(row["payload"]) is None
+
+
+def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
+    """Whether a leaf is of the row's content hash, and the payload has another one."""
+    told = Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"])
+    return told.hash() == leaf_hash and row["content_hash"] != content_hash(row["payload"])
+
+
+def _told(payload: str) -> dict[str, Any] | None:
+    """The columns as the payload tells them; None where it tells no record, in whatever way."""
+    try:
+        return projections(payload)
+    except Exception:  # noqa: BLE001 - anybody may have written it, and the verdict is the caller's
+        return None

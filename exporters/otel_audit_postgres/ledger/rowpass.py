@@ -15,9 +15,16 @@ from typing import Any, Final
 
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.findings import Findings, Kind
-from otel_audit_postgres.ledger.leaves import Block
-from otel_audit_postgres.ledger.rowcheck import altered_columns, leaf_of
+from otel_audit_postgres.ledger.findings import Findings, Kind, Malformed
+from otel_audit_postgres.ledger.flaws import Flaw, read_flaws
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import Block, Leaf
+from otel_audit_postgres.ledger.rowcheck import (
+    altered_columns,
+    is_hashed_otherwise,
+    is_no_record,
+    leaf_of,
+)
 from otel_audit_postgres.ledger.walk import Stretch
 
 ROWS_AT_ONCE: Final = 1000
@@ -30,22 +37,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which rows are read.
+    """Which rows are read, and whose word counts.
 
     Attributes:
         since: Only those that were sealed at this time or later.
         from_leaf: Only those from this leaf on, and those in ``leaves``.
         leaves: Only those of these leaves; None for all.
+        origin: The log's name.
+        keys: Public keys that may sign what is said of malformed rows.
     """
 
     since: datetime | None = None
     from_leaf: int = 0
     leaves: frozenset[int] | None = None
+    origin: str | None = None
+    keys: tuple[PublicKey, ...] = ()
 
     @property
     def is_all(self) -> bool:
         """Whether every row is read."""
-        return self == Choice()
+        return self.since is None and not self.from_leaf and self.leaves is None
 
     def of(self, block: Block) -> list[int]:
         """Which of a block's leaves to read the rows of, counted within the block."""
@@ -81,8 +92,7 @@ class Rows:
         self.checked += other.checked
         self.missing += other.missing
         self.last_present = max(self.last_present, other.last_present)
-        self.findings.counts.update(other.findings.counts)
-        self.findings.problems += other.findings.problems
+        self.findings.take(other.findings)
 
 
 async def check_rows(
@@ -179,46 +189,108 @@ async def _check_block(
     connection: Connection[Any], block: Block, choice: Choice, seen: Rows
 ) -> None:
     ids, hashes, numbers = block.row_ids(), block.leaf_hashes(), choice.of(block)
+    suspects: list[_Suspect] = []
     for start in range(0, len(numbers), ROWS_AT_ONCE):
         part = numbers[start : start + ROWS_AT_ONCE]
-        rows = await rows_by_id(connection, [ids[number] for number in part])
+        verdicts: dict[uuid.UUID, list[_Verdict]] = defaultdict(list)
+        leaves: dict[uuid.UUID, list[bytes]] = defaultdict(list)
         for number in part:
-            leaf, found = block.first + number, rows.get(ids[number], [])
+            leaves[ids[number]].append(hashes[number])
+        # judged as they come, so that large rows are not all held at once
+        async for row in store.rows(connection, list(leaves)):
+            verdicts[row["id"]].append(_judged(row, leaves[row["id"]]))
+        for number in part:
+            leaf, found = block.first + number, verdicts.get(ids[number], [])
             if not found:
                 seen.missing.append((leaf, ids[number]))
                 continue
             seen.checked += 1
             seen.last_present = leaf
-            altered = _altered(found, hashes[number])
-            if altered:
+            mine = [verdict for verdict in found if verdict.leaf_hash == hashes[number]]
+            if not mine:
+                altered = "payload, content_hash or recorded_at is not what was sealed"
+                if any(hashes[number] in verdict.hashed_otherwise for verdict in found):
+                    altered = _HASHED_OTHERWISE
                 seen.findings.add(Kind.CHANGED, altered, str(ids[number]), leaf)
+            elif all(verdict.columns for verdict in mine):
+                suspects.append(_Suspect(leaf, ids[number], mine[0]))
+    if suspects:
+        await _judge_suspects(connection, block, choice, suspects, seen.findings)
 
 
-async def rows_by_id(
-    connection: Connection[Any], ids: Sequence[uuid.UUID]
-) -> dict[uuid.UUID, list[Mapping[str, Any]]]:
-    """The stored rows of these ids; several under one id only where tenants share it."""
-    found = defaultdict(list)
-    for row in await store.rows(connection, ids):
-        found[row["id"]].append(row)
-    return found
+_HASHED_OTHERWISE: Final = (
+    "the payload is not what content_hash and the leaf say: changed since, or inserted so before "
+    "the store looked at that (version 6)"
+)
 
 
-def _altered(rows: Sequence[Mapping[str, Any]], leaf_hash: bytes) -> str:
-    """Say what is altered, empty if one of the rows is as it was sealed."""
-    for row in rows:
-        columns = altered_columns(row)
-        if leaf_of(row).hash() == leaf_hash:
-            if not columns:
-                return ""
-            return f"columns that do not follow from the payload: {', '.join(columns)}"
-    return "payload, content_hash or recorded_at is not what was sealed"
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What a row is now: its leaf, and the columns that do not follow from its payload."""
+
+    leaf_hash: bytes
+    columns: list[str]
+    is_no_record: bool
+    hashed_otherwise: tuple[bytes, ...]
+    tenant_id: str
+    producer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    leaf: int
+    record_id: uuid.UUID
+    verdict: _Verdict
+
+
+def _judged(row: Mapping[str, Any], leaf_hashes: Sequence[bytes]) -> _Verdict:
+    columns = altered_columns(row)
+    return _Verdict(
+        leaf_of(row).hash(),
+        columns,
+        bool(columns) and is_no_record(row),
+        tuple(one for one in leaf_hashes if columns and is_hashed_otherwise(row, one)),
+        row["tenant_id"],
+        row["producer_id"],
+    )
+
+
+async def _judge_suspects(
+    connection: Connection[Any],
+    block: Block,
+    choice: Choice,
+    suspects: Sequence[_Suspect],
+    findings: Findings,
+) -> None:
+    """Tell rows that were inserted so, by their leaves or the sealer's word, from others."""
+    note = await store.flaws(connection, block.first)
+    told: frozenset[Flaw] = frozenset()
+    if note is not None:
+        told = read_flaws(note, choice.origin, block.first, choice.keys)
+    named = {record_id for record_id, _ in told}
+    hashes = await store.column_hashes(connection, [suspect.record_id for suspect in suspects])
+    for suspect in suspects:
+        record_id, verdict = suspect.record_id, suspect.verdict
+        now = hashes.get((record_id.bytes, verdict.tenant_id), b"")
+        # the leaf covers the text: what tells no record now told none when it was inserted
+        no_record = verdict.is_no_record and record_id.bytes not in named
+        what = (
+            "the payload tells no record"
+            if verdict.is_no_record
+            else f"columns that do not follow from the payload: {', '.join(verdict.columns)}"
+        )
+        if no_record or (record_id.bytes, now) in told:
+            findings.add_malformed(Malformed(what, str(record_id), suspect.leaf, verdict.producer))
+        else:
+            findings.add(Kind.CHANGED, what, str(record_id), suspect.leaf)
 
 
 async def blame(connection: Connection[Any], block: Block, findings: Findings) -> None:
     """Tell what happened to a block whose rows agree with its leaves, and whose root does not."""
-    rows = await rows_by_id(connection, block.row_ids())
-    leaves = [leaf_of(row) for record_id in block.row_ids() for row in rows.get(record_id, [])]
+    found: dict[uuid.UUID, list[Leaf]] = defaultdict(list)
+    async for row in store.rows(connection, block.row_ids()):
+        found[row["id"]].append(leaf_of(row))
+    leaves = [leaf for record_id in block.row_ids() for leaf in found.get(record_id, [])]
     if leaves != sorted(leaves):
         kind, done = Kind.REORDERED, "are not in the order in which they were sealed"
     else:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,13 +21,17 @@ from otel_audit_postgres.connecting import Connection, connect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.flaws import MOST, write_flaws
 from otel_audit_postgres.ledger.keys import Signer
 from otel_audit_postgres.ledger.leaves import Pruned, grown, packed
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, signed
-from otel_audit_postgres.ledger.rowcheck import altered_columns, leaf_of
+from otel_audit_postgres.ledger.waiting import Judged, judge
 
 _logger = logging.getLogger(__name__)
+
+OVERDUE: Final = 30.0
+"""Seconds that a row may wait while another one holds the lock of sealing, without an error."""
 
 _DURABLE: Final = "SET LOCAL synchronous_commit = on"
 
@@ -47,12 +50,29 @@ class Sealed:
         faulty: Ids of rows that were changed or deleted before they were sealed. They are sealed
             as they were inserted, so that `verify` names them for ever.
         leads: False if another sealer was at work, and nothing was done.
+        malformed: Ids of rows that were inserted malformed and not changed since. They are sealed
+            as they are, and a signed note says so.
+        waits: Seconds that the oldest row waits, where another one leads.
+        holders: Who holds the lock of sealing then.
     """
 
     rows: int
     size: int
     faulty: tuple[str, ...] = ()
     leads: bool = True
+    malformed: tuple[str, ...] = ()
+    waits: float = 0.0
+    holders: tuple[store.Holder, ...] = ()
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether another one holds the lock, and rows wait for too long."""
+        return not self.leads and self.waits > OVERDUE
+
+    def held_up_by(self) -> str:
+        """Say how long rows wait, and for whom."""
+        who = "; ".join(map(str, self.holders)) or "nobody any more: it is tried again"
+        return f"rows wait for {self.waits:.0f} s; the lock of sealing is held by {who}"
 
 
 class Sealer:
@@ -112,7 +132,7 @@ class Sealer:
                 async with connection.transaction():
                     await connection.execute(_DURABLE)
                     if not await store.try_to_lead(connection):
-                        return Sealed(0, self._tree.size, leads=False)
+                        return await self._followed(connection)
                     done, tree, note, agreeing = await self._seal(connection)
                     oldest = await store.waiting_for(connection)
                 self._tree = tree
@@ -151,6 +171,15 @@ class Sealer:
             if not more:
                 await _wait(stop, interval)
 
+    async def _followed(self, connection: Connection[Any]) -> Sealed:
+        """Say what becomes of what waits, while another one leads."""
+        self.lag = await store.waiting_for(connection)
+        holders = tuple(await store.holders(connection)) if self.lag > OVERDUE else ()
+        done = Sealed(0, self._tree.size, leads=False, waits=self.lag, holders=holders)
+        if done.is_held_up:
+            complain(_logger, "held", "Nothing is sealed: %s", done.held_up_by())
+        return done
+
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         self._drop()
@@ -177,14 +206,27 @@ class Sealer:
             return Sealed(0, tree.size), tree, note, agreeing
         agreeing = await self._agreeing(connection, tree, self._anchors)
         origin = await self._origin(connection)
-        faulty = await _faulty(connection, waiting)
+        judged = await judge(connection, waiting)
+        _complain_of(judged)
         block = packed(tree.size, sorted(entry.leaf for entry in waiting))
         tree = tree.extended(block.leaf_hashes())
         checkpoint = Checkpoint(origin, tree.size, tree.root())
         # a key management service is asked over the network
         note = await asyncio.to_thread(signed, checkpoint, self._signers)
         await store.append(connection, block, note, [entry.position for entry in waiting])
-        return Sealed(len(waiting), tree.size, faulty), tree, note, agreeing
+        if judged.flaws:
+            flaws = await asyncio.to_thread(
+                write_flaws, origin, block.first, judged.flaws[:MOST], self._signers
+            )
+            await store.append_flaws(connection, block.first, flaws)
+        faulty = (*judged.deleted, *judged.changed)
+        malformed = tuple(row.record_id for row in judged.malformed)
+        return (
+            Sealed(len(waiting), tree.size, faulty, malformed=malformed),
+            tree,
+            note,
+            agreeing,
+        )
 
     async def _caught_up(self, connection: Connection[Any]) -> Frontier:
         """Read what others have sealed since, and see that it fits what was seen before."""
@@ -256,29 +298,28 @@ class Sealer:
         )
 
 
-async def _faulty(connection: Connection[Any], waiting: Sequence[store.Queued]) -> tuple[str, ...]:
-    """Find rows that are no longer what was inserted, and say so."""
-    ids = [uuid.UUID(bytes=entry.leaf.id) for entry in waiting]
-    found: dict[tuple[bytes, str], Mapping[str, Any]] = {
-        (row["id"].bytes, row["tenant_id"]): row for row in await store.rows(connection, ids)
-    }
-    faults: dict[str, list[str]] = defaultdict(list)
-    for entry in waiting:
-        row = found.get((entry.leaf.id, entry.tenant_id))
-        if row is None:
-            faults["deleted"].append(str(uuid.UUID(bytes=entry.leaf.id)))
-        elif leaf_of(row) != entry.leaf or altered_columns(row):
-            faults["changed"].append(str(row["id"]))
-    for kind, names in faults.items():
+def _complain_of(judged: Judged) -> None:
+    """Say which rows are not what they should be, a line for each kind."""
+    for kind, names in (("deleted", judged.deleted), ("changed", judged.changed)):
+        if names:
+            complain(
+                _logger,
+                kind,
+                "%d rows were %s before they were sealed; the first is %s",
+                len(names),
+                kind,
+                names[0],
+            )
+    if judged.malformed:
         complain(
             _logger,
-            kind,
-            "%d rows were %s before they were sealed; the first is %s",
-            len(names),
-            kind,
-            names[0],
+            "malformed",
+            "%d rows were inserted malformed, and are sealed as they are; the first is %s (%s)",
+            len(judged.malformed),
+            judged.malformed[0].record_id,
+            judged.malformed[0].detail,
+            level=logging.WARNING,
         )
-    return tuple(name for names in faults.values() for name in names)
 
 
 async def _refuse_other(

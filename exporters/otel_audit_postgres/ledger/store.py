@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -20,18 +19,29 @@ from otel_audit_postgres.rows import COLUMNS
 
 BLOCKS_AT_ONCE: Final = 64
 
+BYTES_AT_ONCE: Final = 16_000_000
+"""Bytes of payload that are read in one go, or one row."""
+
 # exact in numeric; a time that cannot be said in microseconds is one that nobody recorded
 _MICROSECONDS: Final = (
-    "CASE WHEN isfinite({0}recorded_at) "
+    "CASE WHEN isfinite({0}recorded_at) AND {0}recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM {0}recorded_at) * 1000000)::bigint ELSE -1 END AS recorded_us"
 )
-_NAMES: Final = ", ".join(f"a.{name}" for name, _ in COLUMNS)
-# one at a time seals; the lock ends with the transaction, so also behind a pooler
-_TRY_LEAD: Final = "SELECT pg_try_advisory_xact_lock(7301962839480014)"  # an arbitrary key
+# a row may hold times that no datetime can, from when nothing was checked; they are told as NULL
+_READABLE: Final = (
+    "CASE WHEN {0} > '0001-01-01 00:00:00+00' "
+    "AND {0} < '9999-12-31 23:59:59.999999+00' THEN {0} END"
+)
+_NAMES: Final = ", ".join(
+    f"{_READABLE.format('a.occurred_at')} AS occurred_at" if name == "occurred_at" else f"a.{name}"
+    for name, _ in COLUMNS
+)
+_TRY_LEAD: Final = "SELECT audit.try_to_lead()"
+_HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_holder()"
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'ledger_checkpoints')
+    WHERE n.nspname = 'audit' AND c.relname = 'ledger_flaws')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -41,20 +51,32 @@ SELECT CASE WHEN row_security_active('audit.audit_logs')
        ELSE true END
 """
 _QUEUED: Final = (
-    f"SELECT position, id, tenant_id, content_hash, {_MICROSECONDS.format('')} "  # noqa: S608
-    "FROM audit.ledger_queue WHERE position > $2 ORDER BY position LIMIT $1"
+    "SELECT position, id, tenant_id, content_hash, columns_hash, "  # noqa: S608 - constants
+    f"{_MICROSECONDS.format('')} FROM audit.ledger_queue "
+    "WHERE position > $2 ORDER BY position LIMIT $1"
 )
 _ROWS: Final = (
     f"SELECT {_NAMES}, {_MICROSECONDS.format('a.')} "  # noqa: S608 - constants
     "FROM audit.audit_logs a WHERE a.id = ANY($1::uuid[])"
 )
-_BLOCKS: Final = """
-SELECT first, ids, hashes, recorded_at, NULL::bigint AS leaves FROM audit.ledger_blocks
+# as stored, without unpacking
+_SIZES: Final = (
+    "SELECT id, sum(octet_length(payload::text))::bigint FROM audit.audit_logs "
+    "WHERE id = ANY($1::uuid[]) GROUP BY id"
+)
+_COLUMN_HASHES: Final = (
+    "SELECT id, tenant_id, audit.columns_hash(a) AS columns_hash FROM audit.audit_logs a "
+    "WHERE a.id = ANY($1::uuid[])"
+)
+_BLOCKS: Final = f"""
+SELECT first, ids, hashes, {_READABLE.format("recorded_at")} AS recorded_at,
+       NULL::bigint AS leaves
+FROM audit.ledger_blocks
 WHERE first >= $1
 UNION ALL
 SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1
 ORDER BY first, leaves LIMIT $2
-"""
+"""  # noqa: S608 - constants
 _PRUNINGS: Final = (
     "SELECT partition, manifest_id, lowest, above, rows FROM audit.ledger_prunings ORDER BY above"
 )
@@ -64,10 +86,10 @@ _NOTES: Final = (
     "SELECT size, note FROM audit.ledger_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size"
 )
 _SIZE: Final = "SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints"
-_WAITING_SINCE: Final = "SELECT min(recorded_at) FROM audit.ledger_queue"
+# one that was recorded at no time at all says nothing about how long it waits
 _WAITING_FOR: Final = (
     "SELECT coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 "
-    "FROM audit.ledger_queue"
+    "FROM audit.ledger_queue WHERE isfinite(recorded_at)"
 )
 _ROW_COUNT: Final = "SELECT count(*) FROM audit.audit_logs"
 _STORED_IDS: Final = """
@@ -79,7 +101,8 @@ GROUP BY a.id ORDER BY a.id
 # numbers count from 1 in each producer; a producer still at work may have some under way
 _GAPS: Final = """
 SELECT producer_id, max(sequence_number) - count(DISTINCT sequence_number), max(sequence_number)
-FROM audit.audit_logs WHERE producer_id IS NOT NULL AND sequence_number > 0
+FROM audit.audit_logs
+WHERE producer_id IS NOT NULL AND sequence_number BETWEEN 1 AND 9007199254740992
 GROUP BY producer_id
 HAVING max(sequence_number) > count(DISTINCT sequence_number)
 ORDER BY 2 DESC LIMIT 100
@@ -90,11 +113,14 @@ _APPEND_BLOCK: Final = (
     "VALUES ($1, $2, $3, $4, $5)"
 )
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
+_APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
+_FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
 _ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
 _CANDIDATES: Final = (
-    "SELECT first, ids, hashes, recorded_at FROM audit.ledger_blocks "
+    f"SELECT first, ids, hashes, {_READABLE.format('recorded_at')} "  # noqa: S608 - constants
+    "FROM audit.ledger_blocks "
     "WHERE lowest <= $1 AND highest >= $1 ORDER BY first"
 )
 
@@ -107,11 +133,38 @@ class Queued:
         position: Its place in the queue.
         tenant_id: The row's tenant, empty where there is none.
         leaf: The leaf that it will be.
+        columns_hash: Of its columns, as the database took it when it was inserted; None for a row
+            that an earlier version of the store queued.
     """
 
     position: int
     tenant_id: str
     leaf: Leaf
+    columns_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the lock of sealing.
+
+    Attributes:
+        pid: The server's process.
+        role: As whom it is logged in.
+        application: What it calls itself.
+        seconds: How long its transaction lasts already.
+    """
+
+    pid: int
+    role: str | None
+    application: str | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        """In words, for a message."""
+        return (
+            f"process {self.pid} of role {self.role} (application {self.application!r}), "
+            f"for {self.seconds or 0:.0f} s; to end it: SELECT pg_terminate_backend({self.pid})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +231,8 @@ async def refuse_without_ledger(connection: Connection[Any]) -> None:
     """
     if not await connection.fetchval(_INSTALLED):
         raise StoreError(
-            "there is no ledger in this database: run `otel-audit migrate` where there is a store "
-            "of an earlier version, `otel-audit init` where there is none"
+            "there is no ledger of this version in this database: run `otel-audit migrate` where "
+            "there is a store of an earlier version, `otel-audit init` where there is none"
         )
 
 
@@ -220,15 +273,57 @@ async def queued(connection: Connection[Any], most: int, after: int = -1) -> lis
             row["position"],
             row["tenant_id"],
             Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"]),
+            row["columns_hash"],
         )
         for row in await connection.fetch(_QUEUED, most, after)
     ]
 
 
-async def rows(connection: Connection[Any], ids: Sequence[uuid.UUID]) -> list[Mapping[str, Any]]:
-    """The stored rows of these ids: the columns of a writer, and ``recorded_us``."""
-    found: list[Mapping[str, Any]] = await connection.fetch(_ROWS, ids)
-    return found
+async def holders(connection: Connection[Any]) -> list[Holder]:
+    """Who keeps others from sealing now, the longest first."""
+    return [Holder(*row.values()) for row in await connection.fetch(_HOLDERS)]
+
+
+async def rows(
+    connection: Connection[Any], ids: Sequence[uuid.UUID]
+) -> AsyncIterator[Mapping[str, Any]]:
+    """The stored rows of these ids: the columns of a writer, and ``recorded_us``.
+
+    What no Python value can hold is None. No more than `BYTES_AT_ONCE` are held at a time, if who
+    asks does not keep them.
+    """
+    sizes = dict(await connection.fetch(_SIZES, ids))
+    part: list[uuid.UUID] = []
+    held = 0
+    for record_id, size_of_payload in sizes.items():
+        if part and held + size_of_payload > BYTES_AT_ONCE:
+            for row in await connection.fetch(_ROWS, part):
+                yield row
+            part, held = [], 0
+        part.append(record_id)
+        held += size_of_payload
+    if part:
+        for row in await connection.fetch(_ROWS, part):
+            yield row
+
+
+async def column_hashes(
+    connection: Connection[Any], ids: Sequence[uuid.UUID]
+) -> dict[tuple[bytes, str], bytes]:
+    """What the columns of rows are now, by id and tenant."""
+    found = await connection.fetch(_COLUMN_HASHES, ids)
+    return {(row["id"].bytes, row["tenant_id"]): row["columns_hash"] for row in found}
+
+
+async def flaws(connection: Connection[Any], first: int) -> str | None:
+    """The note about malformed rows of a block, by its first leaf; None where there is none."""
+    note: str | None = await connection.fetchval(_FLAWS, first)
+    return note
+
+
+async def append_flaws(connection: Connection[Any], first: int, note: str) -> None:
+    """Say which rows of a block were inserted malformed."""
+    await connection.execute(_APPEND_FLAWS, first, note)
 
 
 async def pieces(
@@ -295,12 +390,6 @@ async def size(connection: Connection[Any]) -> int:
     """Leaves under the latest checkpoint."""
     leaves: int = await connection.fetchval(_SIZE)
     return leaves
-
-
-async def waiting_since(connection: Connection[Any]) -> datetime | None:
-    """When the oldest row in the queue was recorded."""
-    moment: datetime | None = await connection.fetchval(_WAITING_SINCE)
-    return moment
 
 
 async def waiting_for(connection: Connection[Any]) -> float:

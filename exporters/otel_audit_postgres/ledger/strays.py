@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any, Final
 
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.findings import Findings, Kind
-from otel_audit_postgres.ledger.rowcheck import altered_columns, leaf_of
+from otel_audit_postgres.ledger.waiting import judge
 
 _AT_ONCE: Final = 1000
 
@@ -49,18 +48,14 @@ async def check_strays(
 async def _check_queued(
     connection: Connection[Any], queued: list[store.Queued], findings: Findings
 ) -> int:
-    ids = [uuid.UUID(bytes=entry.leaf.id) for entry in queued]
-    rows = {(row["id"], row["tenant_id"]): row for row in await store.rows(connection, ids)}
-    present = 0
-    for record_id, entry in zip(ids, queued, strict=True):
-        row = rows.get((record_id, entry.tenant_id))
-        if row is None:
-            findings.add(Kind.DELETED, "the row was deleted before it was sealed", str(record_id))
-            continue
-        present += 1
-        if leaf_of(row) != entry.leaf or altered_columns(row):
-            findings.add(Kind.CHANGED, "the row was changed before it was sealed", str(record_id))
-    return present
+    judged = await judge(connection, queued)
+    for record_id in judged.deleted:
+        findings.add(Kind.DELETED, "the row was deleted before it was sealed", record_id)
+    for record_id in judged.changed:
+        findings.add(Kind.CHANGED, "the row was changed before it was sealed", record_id)
+    for row in judged.malformed:
+        findings.add_malformed(row)
+    return len(queued) - len(judged.deleted)
 
 
 async def _name_strangers(connection: Connection[Any], findings: Findings) -> None:

@@ -6,7 +6,8 @@ import random
 import time
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from otel_audit_postgres import catalog, weaknesses
@@ -29,7 +30,9 @@ from otel_audit_postgres.ledger.strays import check_strays
 from otel_audit_postgres.ledger.walk import Task, Walk, walk_tree
 from otel_audit_postgres.ledger.witness import Testimony, testimonies
 
-WAITS_TOO_LONG: Final = timedelta(minutes=5)
+WAITS_TOO_LONG: Final = 300.0
+"""Seconds after which a row that is not sealed makes the verification fail."""
+_PRODUCERS_NAMED: Final = 5
 
 
 async def verify(  # noqa: PLR0913 - each a choice of its own
@@ -87,7 +90,9 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         origin = await store.origin(connection)
         sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
         walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
-        choice = _choice(walk.tree.size, since, sample, remembered)
+        choice = replace(
+            _choice(walk.tree.size, since, sample, remembered), origin=origin, keys=tuple(keys)
+        )
         rows = await _rows(dsn, connection, walk, choice, jobs, progress)
         await _judge_rows(connection, walk, rows, findings)
         prunings = await sound_prunings(connection, findings)
@@ -98,9 +103,11 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
             connection, sealed=walk.tree.size - dropped,
             matched=rows.checked if choice.is_all else None, findings=findings,
         )  # fmt: skip
-        await _judge_waiting(connection, findings)
+        overdue = await _overdue(connection)
         await _note_gaps(connection, findings)
     _judge_end(walk, keys, findings)
+    if findings.malformed_by:
+        findings.warnings.append(_told_malformed(findings))
     if not seen:
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
@@ -110,6 +117,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
         time.monotonic() - begun, dropped, walk.last_note,
+        malformed=tuple(findings.malformed), malformed_by=dict(findings.malformed_by),
+        overdue=overdue,
     )  # fmt: skip
 
 
@@ -175,12 +184,29 @@ def _judge_missing(
         )
 
 
-async def _judge_waiting(connection: Connection[Any], findings: Findings) -> None:
-    oldest = await store.waiting_since(connection)
-    if oldest is not None and datetime.now(UTC) - oldest > WAITS_TOO_LONG:
-        findings.warnings.append(
-            f"rows wait to be sealed since {oldest.isoformat()}: see that `otel-audit seal` runs"
-        )
+async def _overdue(connection: Connection[Any]) -> str | None:
+    """Say since when rows wait, and for whom, if they wait for too long."""
+    seconds = await store.waiting_for(connection)
+    if seconds <= WAITS_TOO_LONG:
+        return None
+    holders = await store.holders(connection)
+    who = "; ".join(map(str, holders))
+    return f"rows wait to be sealed for {seconds:.0f} s: see that `otel-audit seal` runs" + (
+        f"; the lock of sealing is held by {who}" if who else ""
+    )
+
+
+def _told_malformed(findings: Findings) -> str:
+    producers = ", ".join(
+        f"{count} of {'no producer' if producer is None else f'producer {producer}'}"
+        for producer, count in findings.malformed_by.most_common(_PRODUCERS_NAMED)
+    )
+    others = len(findings.malformed_by) - _PRODUCERS_NAMED
+    return (
+        f"{findings.malformed_by.total()} rows were inserted malformed and not changed since "
+        f"({producers}{f', and of {others} others' if others > 0 else ''}): they say something "
+        "false, and nobody tampered with them"
+    )
 
 
 async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:

@@ -21,6 +21,12 @@ GRANT INSERT (origin) ON audit.ledger_log TO otel_audit_sealer;
 GRANT INSERT (first, ids, hashes, lowest, highest) ON audit.ledger_blocks TO otel_audit_sealer;
 GRANT INSERT (size, note) ON audit.ledger_checkpoints TO otel_audit_sealer;
 GRANT DELETE ON audit.ledger_queue TO otel_audit_sealer;
+GRANT SELECT ON audit.ledger_flaws TO otel_audit_sealer, otel_audit_reader;
+GRANT INSERT (first, note) ON audit.ledger_flaws TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.try_to_lead() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.columns_hash(audit.audit_logs) TO otel_audit_sealer, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.sealing_holder() TO otel_audit_sealer, otel_audit_reader,
+    otel_audit_writer, otel_audit_retention;
 
 -- Who reads may verify: the ledger holds ids and hashes, no content.
 GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,

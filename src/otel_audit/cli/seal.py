@@ -58,17 +58,22 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
 async def _once(sealer: Sealer) -> None:
     try:
         done = await sealer.seal()
-        rows, faulty = done.rows, list(done.faulty)
+        rows, faulty, malformed = done.rows, list(done.faulty), len(done.malformed)
         while done.rows:
             done = await sealer.seal()
             rows += done.rows
             faulty += done.faulty
+            malformed += len(done.malformed)
     finally:
         await sealer.close()
+    if done.is_held_up:
+        raise click.ClickException(done.held_up_by())
     if not done.leads:
         click.echo("another sealer is at work")
         return
     click.echo(f"sealed {rows} rows; the log has {done.size}")
+    if malformed:
+        click.echo(f"{malformed} of them were inserted malformed: `otel-audit verify` names them")
     if faulty:
         raise click.ClickException(
             f"{len(faulty)} rows were changed or deleted before they were sealed; "

@@ -94,12 +94,20 @@ def show(dsn: str | None, record_id: str) -> None:
     if not found:
         raise click.ClickException(f"there is no record {record_id} in the store")
     for shown in found:
-        click.echo(json.dumps(json.loads(shown.payload), indent=2, ensure_ascii=False))
+        click.echo(_laid_out(shown.payload))
         click.echo(
             f"recorded at {shown.found.recorded_at.isoformat()}, "
             f"content hash {shown.content_hash.hex()}",
             err=True,
         )
+
+
+def _laid_out(payload: str) -> str:
+    """A payload over several lines; as it is stored, where it cannot be read as JSON."""
+    try:
+        return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return payload
 
 
 @click.command()

@@ -27,12 +27,14 @@ from rich.progress import (
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_LISTED = 20
+_LISTED = 200
+_MALFORMED_LISTED = 5
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
 
 
@@ -79,6 +81,12 @@ def moment(text: str | None) -> datetime | None:
     help="Processes that read rows side by side; by default by the size of the log.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--report", "report_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the report as JSON into this file, too, with everything that was found.",
+)  # fmt: skip
 def verify(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     full: bool,
@@ -90,12 +98,14 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     state: Path | None,
     jobs: int | None,
     as_json: bool,
+    report_file: Path | None,
 ) -> None:
     """Verify guards, rows, tree, signatures and anchors; name what was tampered with.
 
     Reads only. The tree is always built again as a whole; --since, --sample and --incremental
-    choose which rows are read and hashed again. Exit status 0: nothing found; 1: tampering, or the
-    store cannot be verified; 2: wrong use.
+    choose which rows are read and hashed again. Exit status 0: nothing found; 1: tampering, rows
+    that wait for their seal for more than five minutes, or the store cannot be verified; 2: wrong
+    use. Rows that were inserted malformed, and not changed since, are a warning.
     """
     if full and (since is not None or sample is not None or incremental):
         raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
@@ -126,8 +136,19 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         )
     if file is not None and report.ok and report.last_note is not None:
         memory.remember(file, report.last_note)
+    if report_file is not None:
+        _write(report_file, report)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else _text(report))
-    sys.exit(0 if report.ok else 1)
+    sys.exit(0 if report.ok and report.overdue is None else 1)
+
+
+def _write(file: Path, report: Report) -> None:
+    try:
+        file.write_text(json.dumps(report.as_json(), indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--report: {file} cannot be written ({type(error).__name__})"
+        ) from None
 
 
 def _state_file(dsn: str) -> Path:
@@ -173,12 +194,22 @@ def _text(report: Report) -> str:
         ),
     ]
     lines += [f"warning: {warning}" for warning in report.warnings]
+    for row in report.malformed[:_MALFORMED_LISTED]:
+        place = " waiting" if row.leaf is None else f" leaf {row.leaf}"
+        lines.append(f"malformed:{place} record {row.record_id}: {row.detail}")
+    if report.malformed_count > _MALFORMED_LISTED:
+        more = report.malformed_count - _MALFORMED_LISTED
+        lines.append(f"malformed: and {more} more; --json and --report list them")
+    if report.overdue is not None:
+        lines.append(click.style(f"NOT SEALED: {report.overdue}", fg="red"))
     if report.ok:
         return "\n".join([*lines, _passed(report)])
     for problem in report.problems[:_LISTED]:
         place = "" if problem.leaf is None else f" leaf {problem.leaf}"
         record = f" record {problem.record_id}" if problem.record_id else ""
         lines.append(f"{problem.kind}:{place}{record}: {problem.detail}")
+    if len(report.problems) > _LISTED:
+        lines.append(f"and {len(report.problems) - _LISTED} more; --json and --report list them")
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     first = report.first_bad
     assert first is not None  # noqa: S101 - there are problems

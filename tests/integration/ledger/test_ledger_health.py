@@ -38,7 +38,7 @@ class TestLedger:
             "UPDATE audit.ledger_queue SET recorded_at = recorded_at - interval '1 hour'"
         )
         found = (await look(sealed))["sealing"]
-        assert (found.ok, found.detail[:22]) == (None, "2 rows wait to be seal")
+        assert (found.ok, found.detail[:22]) == (False, "2 rows wait to be seal")
         assert "otel-audit seal" in found.remedy
 
     async def test_that_is_unsigned_says_what_that_costs(self, log):

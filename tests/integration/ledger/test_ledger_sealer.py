@@ -114,7 +114,7 @@ class TestSeal:
         """While somebody else seals, nothing is done."""
         await log.write(1)
         async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(7301962839480014)")
+            assert await connection.fetchval("SELECT audit.try_to_lead()")
             sealer = log.sealer()
             done = await sealer.seal()
             assert (done.rows, done.leads) == (0, False)

@@ -56,7 +56,8 @@ ATTACKS = {
     "truncate with others": ["CREATE TEMP TABLE t (x int)", "TRUNCATE t, audit.audit_logs CASCADE"],
     "set the time of recording": [
         ("INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object('id', "
-        "gen_random_uuid(), 'recorded_at', '2001-01-01Z'))).* FROM audit.audit_logs a LIMIT 1")
+        "overlay(gen_random_uuid()::text placing '0192' from 1 for 4), "
+        "'recorded_at', '2001-01-01Z'))).* FROM audit.audit_logs a LIMIT 1")
     ],
     "rule": ["CREATE RULE r AS ON INSERT TO audit.audit_logs DO INSTEAD NOTHING"],
     "rule on a partition": ["CREATE RULE r AS ON INSERT TO {p} DO INSTEAD NOTHING"],
@@ -415,7 +416,8 @@ async def _is_found(log):
     from otel_audit.errors import StoreError
 
     try:
-        return not (await log.verify()).ok
+        report = await log.verify()
+        return not report.ok or report.malformed_count > 0
     except StoreError:
         return True  # there is no store any more: `verify` says so with exit status 1
 
