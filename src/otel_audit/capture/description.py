@@ -41,7 +41,7 @@ class RequestHead:
     __slots__ = ("_budget", "_headers", "_host", "_keep", "_path", "_query", "_redactor",
                  "_scope", "id", "method", "path")  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one fact each
         self,
         scope: Mapping[str, Any],
         *,
@@ -160,11 +160,12 @@ def describe_headers(
         if len(kept) == MOST_LINES or longest <= 0:
             budget.note_cut(part)
             break
+        shown = value
         if len(value) > longest:
             budget.note_cut(part)
-            value = cut_text(value[: longest + 1].decode("latin-1"), longest).encode("latin-1")
-        room -= len(value)
-        kept.append((name, value))
+            shown = cut_text(value[: longest + 1].decode("latin-1"), longest).encode("latin-1")
+        room -= len(shown)
+        kept.append((name, shown))
     return redactor.headers(kept, keep, budget.head)
 
 

@@ -330,6 +330,7 @@ class Redactor:
     def _json(self, raw: bytes, work: Work) -> bytes | None:
         work.left -= _DOCUMENT + len(raw) * _PER_CHARACTER
         if work.left < 0:
+            work.withheld = True
             return _WITHHELD_FOR_WORK_JSON
         try:
             raw.decode()

@@ -313,7 +313,9 @@ class Walk:
             and self._rules.scan.suspects_string(clean(name))
         )
 
-    def _string(self, value: str, step: Step, depth: int, *, allowed: bool) -> str:
+    def _string(  # noqa: PLR0911 - one way out each
+        self, value: str, step: Step, depth: int, *, allowed: bool
+    ) -> str:
         self._chars -= len(value)
         if self._chars < 0:
             return self._withhold("bound:length", step)
@@ -421,6 +423,7 @@ class Walk:
         return WITHHELD
 
     def _withhold_for_work(self, step: Step) -> str:
+        self._work.withheld = True
         self._note("bound:work", step)
         return WITHHELD_FOR_WORK
 

@@ -35,9 +35,10 @@ class Work:
         left: Units; below 0 it is used up.
         rate: Units that each character adds that is met on the way; 0 where the size was known
             beforehand.
+        withheld: Whether something was withheld for it.
     """
 
-    __slots__ = ("_keys", "_names", "left", "rate")
+    __slots__ = ("_keys", "_names", "left", "rate", "withheld")
 
     def __init__(self, size: int | None = None) -> None:
         """Begin.
@@ -47,6 +48,7 @@ class Work:
         """
         self.rate = PER_CHARACTER if size is None else 0.0
         self.left = FREE + PER_CHARACTER * (size or 0)
+        self.withheld = False
         self._keys: set[str] = set()
         self._names: set[str] = set()
 
@@ -65,6 +67,7 @@ class Work:
         """
         self.left -= units
         if self.left < 0:
+            self.withheld = True
             raise WorkSpentError
 
     def is_new_key(self, key: str) -> bool:
@@ -127,7 +130,7 @@ class Budget:
         return self._share("error.message", _ERROR)
 
     def metadata(self) -> Work:
-        """Begin the share of the metadata: each record of the action tells them as they are then."""
+        """Begin the share of the metadata, which each record of the action tells anew."""
         self._shares["metadata"] = found = Work.of(_METADATA)
         return found
 
@@ -138,7 +141,7 @@ class Budget:
     @property
     def cut(self) -> list[str]:
         """The parts of the record that are not there in full: cut, or withheld for their work."""
-        spent = [name for name, share in self._shares.items() if share.left < 0]
+        spent = [name for name, share in self._shares.items() if share.withheld]
         return [*dict.fromkeys((*self._cut, *spent))]
 
     def _share(self, name: str, units: float) -> Work:
