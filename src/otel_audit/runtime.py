@@ -400,8 +400,8 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _unplaced(record: AuditRecord, _span: trace.Span | None) -> AuditRecord:
-    return record
+def _unplaced(record: AuditRecord, _span: trace.Span | None) -> list[AuditRecord]:
+    return [record]
 
 
 def _service_name() -> str:

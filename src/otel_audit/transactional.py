@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from otel_audit.capture.orm import Attachment, Transactional
 
-Place = Callable[[AuditRecord, trace.Span | None], AuditRecord]
+Place = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 """Says in a record by which process it was made, and in which trace."""
 
 
