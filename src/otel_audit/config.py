@@ -179,6 +179,11 @@ class AuditConfig(BaseSettings):
     body_limit: int = Field(
         10_000, ge=0, le=10_000_000, description="Bytes of a body that are copied, each way."
     )
+    record_limit: int = Field(
+        262_144, ge=32_768, le=8_000_000,
+        description="Bytes of one record: changes beyond go into further records, what else is "
+        "too large is left out, and named in it. Over OTLP 400000 at the most.",
+    )  # fmt: skip
     capture_request_body: bool = Field(default=True, description="Copy request bodies.")
     capture_response_body: bool = Field(default=True, description="Copy response bodies.")
     capture_socket_messages: bool = Field(

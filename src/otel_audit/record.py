@@ -18,6 +18,9 @@ import msgspec
 SCHEMA_VERSION = "1"
 """Version of the record's shape, stored with every record."""
 
+TRUNCATED = "audit.truncated"
+"""The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
+
 Outcome = Literal["success", "failure", "unknown"]
 Phase = Literal["intent", "started", "completed", "continued", "changes"]
 ActorType = Literal["user", "service", "system"]

@@ -38,6 +38,7 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from otel_audit.fitting import OTLP_LIMIT
 from otel_audit.ids import uuid7
 from otel_audit.loops import in_thread, on_any_loop
 from otel_audit.pipeline.console import ConsoleSink
@@ -129,6 +130,9 @@ class Runtime:
                 stream=_stream_options(config),
                 intents=_intents(config, self.counters),
                 span_processors=span_processors,
+                record_limit=min(config.record_limit, OTLP_LIMIT)
+                if config.exporter == "otlp"
+                else config.record_limit,
             )
             self.delivery.observe = publish(
                 metrics.get_meter("otel_audit"), self.counters, self.delivery
@@ -396,8 +400,8 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _unplaced(record: AuditRecord, _span: trace.Span | None) -> AuditRecord:
-    return record
+def _unplaced(record: AuditRecord, _span: trace.Span | None) -> list[AuditRecord]:
+    return [record]
 
 
 def _service_name() -> str:

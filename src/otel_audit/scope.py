@@ -31,6 +31,7 @@ from otel_audit.record import (
     Tenant,
     TransactionOutcome,
 )
+from otel_audit.redaction.work import Budget
 
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
 # reentrant: a session that nobody has closed may be collected, and reported, at any allocation
@@ -81,6 +82,7 @@ class AuditScope(msgspec.Struct, eq=False):
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
+        budget: What describing the action may cost, and what was cut for it.
     """
 
     record_id: str = ""
@@ -113,6 +115,7 @@ class AuditScope(msgspec.Struct, eq=False):
     nested: int = 0
     origin: Callable[[], Origin] | None = None
     outer: AuditScope | None = None
+    budget: Budget = msgspec.field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         self.occurred_at = self.occurred_at or time.time_ns()

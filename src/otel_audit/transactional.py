@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from otel_audit.capture.orm import Attachment, Transactional
 
-Place = Callable[[AuditRecord, trace.Span | None], AuditRecord]
+Place = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 """Says in a record by which process it was made, and in which trace."""
 
 
@@ -89,7 +89,7 @@ class CommitAtomic:
 
         if self.attachment is None:
             raise ConfigurationError("emit(session=…): the database sessions are not audited")
-        return ride(session, encode(self._place(record, span)), self.attachment.rides)
+        return ride(session, encode(self._place(record, span)[0]), self.attachment.rides)
 
     def start(self) -> None:
         """Begin to relay."""
@@ -111,7 +111,7 @@ class CommitAtomic:
 
     def _compose(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
         span = None if owner is None else owner.server_span
-        return (self._place(one, span) for one in self._told(owner, changes))
+        return (piece for one in self._told(owner, changes) for piece in self._place(one, span))
 
     def _told(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
         if owner is not None and owner.teller is not None:

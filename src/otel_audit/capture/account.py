@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from otel_audit.capture.continued import with_told
-from otel_audit.capture.description import RequestHead, secret_parameters
+from otel_audit.capture.continued import described_metadata, with_told
+from otel_audit.capture.description import RequestHead, describe_headers, secret_parameters
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.observer import Observer
@@ -33,6 +33,7 @@ from otel_audit.record import (
     Source,
     Target,
 )
+from otel_audit.redaction.work import Budget
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Account:
         self._shown_target: tuple[tuple[Target, int], Target | None] | None = None
         self._asking: tuple[object, object, bool] | None = None
         span = trace.get_current_span()
-        self.audit = AuditScope(server_span=span if span.get_span_context().is_valid else None)
+        self.audit = AuditScope(
+            server_span=span if span.get_span_context().is_valid else None,
+            budget=Budget(observer.body_limit),
+        )
         self.audit.origin = self.origin
         self.head = RequestHead(
             scope,
@@ -89,6 +93,7 @@ class Account:
             request_id=observer.request_id(scope) or self.audit.record_id,
             redactor=observer.redactor,
             keep=observer.kept_headers,
+            budget=self.audit.budget,
         )
 
     @property
@@ -188,20 +193,32 @@ class Account:
         passage, is_socket = self.passage, self.socket is not None
         messages = observer.socket_messages if decision.messages is None else decision.messages
         request_body = response_body = None
+        budget = audit.budget
         if self.socket is not None and messages:
             request_body, response_body = self.socket.bodies(
-                redactor, limit, received=level in _WITH_REQUEST, sent=level == "request_response"
+                redactor,
+                limit,
+                budget,
+                received=level in _WITH_REQUEST,
+                sent=level == "request_response",
             )
         if level in _WITH_REQUEST and observer.request_bodies and not is_socket:
-            request_body = passage.request_body(self._scope["headers"], redactor, limit)
+            request_body = passage.request_body(
+                self._scope["headers"], redactor, limit, budget.request_body
+            )
         if level == "request_response" and observer.response_bodies and not is_socket:
             response_body = passage.response_body(
-                redactor, limit, may_exist=self.head.method != "HEAD" and self.error is None
+                redactor,
+                limit,
+                may_exist=self.head.method != "HEAD" and self.error is None,
+                work=budget.response_body,
             )
         audit.request = self.head.describe(scope, request_body)
         audit.response = Response(
             status_code=passage.status,
-            headers=redactor.headers(passage.headers, observer.kept_headers),
+            headers=describe_headers(
+                passage.headers, observer.kept_headers, redactor, budget, "response.headers"
+            ),
             body=response_body,
         )
 
@@ -288,13 +305,13 @@ class Account:
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:
-            self._described = describe_error(self.error, self._observer.redactor)
+            self._described = describe_error(self.error, self._observer.redactor, self.audit.budget)
         return self._described
 
     def _metadata(self, decision: Decision) -> dict[str, Any]:
-        found = self._observer.redactor.document(self.audit.metadata) if self.audit.metadata else {}
+        found = described_metadata(self.audit, self._observer.redactor)
         if decision.sample is not None:
             found["audit.sample.one_of"] = decision.sample
         if self.socket is not None:
             found["websocket"] = self.socket.facts()
-        return with_told(cast("dict[str, Any]", found), self.audit)
+        return with_told(found, self.audit)

@@ -13,7 +13,11 @@ from opentelemetry import trace
 
 from otel_audit import scope as scopes
 from otel_audit.aside import Pages
-from otel_audit.capture.continued import with_continuations, with_told
+from otel_audit.capture.continued import (
+    described_metadata,
+    with_continuations,
+    with_told,
+)
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.identity import shown_actor, shown_tenant
 from otel_audit.capture.intending import Intended, as_intent, is_stored, is_stored_blocking
@@ -196,7 +200,7 @@ class Action:
         scope.late = self._told_later
         scope.closed = True
         if self._failure is None and error is not None and not _is_orderly_exit(error):
-            self._failure = describe_error(error, recording.redactor)
+            self._failure = describe_error(error, recording.redactor, scope.budget)
         return self._outcome(error)
 
     def tell(self, outcome: Outcome) -> None:
@@ -357,7 +361,7 @@ class Action:
             transaction=self._transaction,
             error=self._failure,
             level="changes",
-            metadata=with_told(redactor.document(scope.metadata) if scope.metadata else {}, scope),
+            metadata=with_told(described_metadata(scope, redactor), scope),
         )
 
     def _guarded(self, step: Callable[[], Any], *, makes_record: bool = False) -> Any:

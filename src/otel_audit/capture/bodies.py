@@ -12,6 +12,7 @@ import msgspec
 
 from otel_audit.record import Body
 from otel_audit.redaction.adapt import NotUnderstoodError, describe_bytes
+from otel_audit.redaction.cutting import cut_text
 from otel_audit.redaction.heads import (
     whole_json,
     whole_lines,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 _encode: Final = msgspec.json.Encoder().encode
 
-_LONGEST_TYPE: Final = 256
+LONGEST_TYPE: Final = 256
+"""Characters of a declared media type that are kept."""
+
 _MOST_CODINGS: Final = 3
 _MOST_MEMBERS: Final = 100
 _PIECE: Final = 65_536
@@ -96,7 +99,7 @@ def make_body(  # noqa: PLR0913 - one fact each
         object that says what was left out and why (``_truncated``, ``_binary``). Where a body is
         cut, only what of it is whole is redacted and kept. ``sha256`` is that of the content.
     """
-    shown = None if content_type is None else redactor.phrase(content_type[:_LONGEST_TYPE])
+    shown = None if content_type is None else redactor.phrase(cut_text(content_type, LONGEST_TYPE))
     if size == 0:
         return Body(size=0, content_type=shown)
     decoded = _decompress(raw, content_encoding, limit)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from otel_audit.aside import Pages
 from otel_audit.ids import uuid7
-from otel_audit.record import AuditRecord
+from otel_audit.record import TRUNCATED, AuditRecord
 from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.redaction import Redactor
 
 PART = "audit.part"
 """Which of the records of one set of changes this is; the record that they continue is 1."""
@@ -57,5 +60,23 @@ def without_exchange(record: AuditRecord) -> AuditRecord:
 
 
 def with_told(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
-    """Add where the changes are told that the action's record itself does not tell."""
-    return {**metadata, TOLD: scope.told[:_MOST_NAMED]} if scope.told else metadata
+    """Add where the changes are told that the record itself does not tell, and what was cut."""
+    if scope.told:
+        metadata = {**metadata, TOLD: scope.told[:_MOST_NAMED]}
+    cut = scope.budget.cut
+    return {**metadata, TRUNCATED: cut} if cut else metadata
+
+
+def described_metadata(scope: AuditScope, redactor: Redactor) -> dict[str, Any]:
+    """Redact what the application has added to an action, as it is now, within its budget."""
+    if not scope.metadata:
+        return {}
+    try:
+        # a copy: another task may add to it in the meantime
+        given = dict(scope.metadata)
+    except RuntimeError:
+        given = {}
+        scope.budget.note_cut("metadata")
+    found = redactor.document(given, scope.budget.metadata())
+    # what could not be read at all is one word
+    return found if isinstance(found, dict) else {"audit.metadata": found}

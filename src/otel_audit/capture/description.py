@@ -6,29 +6,42 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.capture.bodies import make_body
+from otel_audit.capture.bodies import LONGEST_TYPE, make_body
 from otel_audit.capture.reading import clean
 from otel_audit.capture.route import route_template
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED
+from otel_audit.redaction.cutting import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
     from otel_audit.capture.copying import BodyCopy
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Budget, Work
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 _LONGEST_METHOD = 32
 """Characters of a request's method that are kept; the longest that is registered has 17."""
 
+LONGEST_PATH = 4_096
+LONGEST_QUERY = 8_192
+LONGEST_HEADER = 4_096
+"""Characters of a path, a query, and one header's line that are kept."""
+
+MOST_LINES = 64
+LONGEST_HEADERS = 16_384
+"""Lines of kept headers, and characters of all their values."""
+
+_LONGEST_HOST = 256
+
 
 class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
-    __slots__ = ("_headers", "_host", "_keep", "_path", "_query", "_redactor", "_scope", "id",
-                 "method", "path")  # fmt: skip
+    __slots__ = ("_budget", "_headers", "_host", "_keep", "_path", "_query", "_redactor",
+                 "_scope", "id", "method", "path")  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one fact each
         self,
         scope: Mapping[str, Any],
         *,
@@ -36,6 +49,7 @@ class RequestHead:
         request_id: str,
         redactor: Redactor,
         keep: Collection[str],
+        budget: Budget,
     ) -> None:
         """Remember where to look; nothing is read before it is asked for.
 
@@ -45,7 +59,9 @@ class RequestHead:
             request_id: The request's id.
             redactor: Takes secrets out.
             keep: Names of the headers that are kept, in lower case.
+            budget: What describing the action may cost.
         """
+        self._budget = budget
         self.id = request_id
         # a client may make up any word, of any length
         self.method = method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
@@ -66,11 +82,12 @@ class RequestHead:
             body: The body, where it is kept.
         """
         if self._headers is None:
-            self._headers = self._redactor.headers(self._scope["headers"], self._keep)
-            query = self._scope.get("query_string", b"").decode("latin-1")
-            self._query = self._redactor.query(query) if query else None
-            host = header_of(self._scope["headers"], b"host")
-            self._host = None if host is None else self._redactor.phrase(clean(host))
+            work = self._budget.head
+            self._host = self._shown_host()
+            self._query = self._shown_query(work)
+            self._headers = describe_headers(
+                self._scope["headers"], self._keep, self._redactor, self._budget, "request.headers"
+            )
         return Request(
             id=self.id,
             method=self.method,
@@ -83,20 +100,73 @@ class RequestHead:
             body=body,
         )
 
+    def _shown_host(self) -> str | None:
+        host = header_of(self._scope["headers"], b"host")
+        if host is None:
+            return None
+        if len(host) > _LONGEST_HOST:
+            self._budget.note_cut("request.host")
+        return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST)))
+
+    def _shown_query(self, work: Work) -> str | None:
+        raw = self._scope.get("query_string", b"")
+        if not raw:
+            return None
+        if len(raw) > LONGEST_QUERY:
+            self._budget.note_cut("request.query")
+        query = cut_query(raw[: LONGEST_QUERY + 1].decode("latin-1"), LONGEST_QUERY)
+        return self._redactor.query(query, work)
+
     def _shown_path(self, routed: Mapping[str, Any]) -> str:
         parameters = routed.get("path_params")
+        path = cut_path(self.path, LONGEST_PATH)
+        if path is not self.path:
+            self._budget.note_cut("request.path")
         if not parameters and routed.get("route") is None:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction
-            text = "/".join(map(unless_token, self.path.split("/")))
+            text = "/".join(map(unless_token, path.split("/")))
         else:
-            found = _without(self.path, secret_parameters(parameters or {}, self._redactor))
+            found = _without(path, secret_parameters(parameters or {}, self._redactor))
             if found is None:
                 # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
                 return route_template(routed) or REDACTED
             text = found
         if self._path is None or self._path[0] != text:
-            self._path = text, self._redactor.path(text)
+            self._path = text, self._redactor.path(text, self._budget.head)
         return self._path[1]
+
+
+def describe_headers(
+    headers: Headers, keep: Collection[str], redactor: Redactor, budget: Budget, part: str
+) -> dict[str, str]:
+    """Choose headers, bound them, and take secrets out.
+
+    Args:
+        headers: Names and values as ASGI gives them.
+        keep: Names of those that are kept, in lower case.
+        redactor: Takes secrets out.
+        budget: What describing the action may cost; noted there is what was cut.
+        part: Names the headers there.
+
+    Returns:
+        Lower-case names to values, repeated ones joined with ``", "``.
+    """
+    kept: list[tuple[bytes, bytes]] = []
+    room = LONGEST_HEADERS
+    for name, value in headers:
+        if len(name) > LONGEST_HEADER or name.decode("latin-1").lower() not in keep:
+            continue
+        longest = min(LONGEST_HEADER, room)
+        if len(kept) == MOST_LINES or longest <= 0:
+            budget.note_cut(part)
+            break
+        shown = value
+        if len(value) > longest:
+            budget.note_cut(part)
+            shown = cut_text(value[: longest + 1].decode("latin-1"), longest).encode("latin-1")
+        room -= len(shown)
+        kept.append((name, shown))
+    return redactor.headers(kept, keep, budget.head)
 
 
 def secret_parameters(parameters: Mapping[str, Any], redactor: Redactor) -> frozenset[str]:
@@ -114,6 +184,7 @@ def describe_body(  # noqa: PLR0913 - one fact each
     limit: int,
     may_exist: bool,
     passed_as_file: bool = False,
+    work: Work | None = None,
 ) -> Body | None:
     """Turn what was copied of a body into what is stored.
 
@@ -124,13 +195,14 @@ def describe_body(  # noqa: PLR0913 - one fact each
         limit: Bytes of it that are kept.
         may_exist: Whether the head promises a body.
         passed_as_file: Whether the application named a file for the server to send.
+        work: What redacting it may cost.
 
     Returns:
         The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None where there
         was nothing.
     """
     if passed_as_file:
-        return Body(content_type=header_of(headers, b"content-type"), absent="file")
+        return Body(content_type=shown_type(headers, redactor), absent="file")
     if copy is None:
         return Body(absent="not_copied") if may_exist else None
     if copy.size == 0:
@@ -144,7 +216,14 @@ def describe_body(  # noqa: PLR0913 - one fact each
         complete=copy.whole and len(head) <= limit,
         redactor=redactor,
         limit=limit,
+        work=work,
     )
+
+
+def shown_type(headers: Headers, redactor: Redactor) -> str | None:
+    """The declared media type as it is shown: redacted, and bounded."""
+    given = header_of(headers, b"content-type")
+    return None if given is None else redactor.phrase(cut_text(given, LONGEST_TYPE))
 
 
 def promises_body(headers: Headers) -> bool:

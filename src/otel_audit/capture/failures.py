@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_audit.record import ErrorInfo
+from otel_audit.redaction.cutting import cut_text
 
 if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Budget
 
 _LONGEST = 1_000
 """Characters of a message, at the most."""
 
 
-def describe_error(error: BaseException, redactor: Redactor) -> ErrorInfo:
+def describe_error(
+    error: BaseException, redactor: Redactor, budget: Budget | None = None
+) -> ErrorInfo:
     """Describe an exception.
 
     Args:
         error: Any exception.
         redactor: Takes secrets out of the message.
+        budget: What describing the action may cost; noted there is what was cut.
 
     Returns:
         The qualified type name (``error.type`` of the semantic conventions) and the redacted
@@ -30,7 +35,11 @@ def describe_error(error: BaseException, redactor: Redactor) -> ErrorInfo:
     if kind.__module__ != "builtins":
         name = f"{kind.__module__}.{name}"
     try:
-        message = redactor.text(_message(error))[:_LONGEST]
+        whole = _message(error)
+        if budget is not None and len(whole) > _LONGEST:
+            budget.note_cut("error.message")
+        # cut first: a message may quote what a client has sent, however long
+        message = redactor.text(cut_text(whole, _LONGEST), None if budget is None else budget.error)
     except Exception:  # noqa: BLE001 - an exception whose text cannot be had is known by its type
         message = ""
     return ErrorInfo(type=name, message=message or None)
@@ -40,6 +49,9 @@ def _message(error: BaseException) -> str:
     if hasattr(error, "statement") and hasattr(error, "params"):
         original = getattr(error, "orig", None)
         return str(original).partition("\n")[0] if original is not None else ""
+    count = getattr(error, "error_count", None)
+    if callable(count):
+        return f"{count()} validation errors"
     errors = getattr(error, "errors", None)
     if callable(errors):
         return f"{len(errors())} validation errors"

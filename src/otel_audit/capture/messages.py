@@ -67,12 +67,13 @@ class MessageCopies:
         self._room -= len(head)
         self._kept.append(_Message(number, at_ms, head, len(whole), is_text))
 
-    def body(self, redactor: Redactor, limit: int) -> Body | None:
+    def body(self, redactor: Redactor, limit: int, work: Work | None = None) -> Body | None:
         """Turn what was kept into what is stored; None where nothing went this way.
 
         Args:
             redactor: Takes secrets out.
             limit: Bytes of it that are wanted after all.
+            work: What redacting all of them may cost; by their size if None.
 
         Returns:
             Its content is a JSON array with an object for each message: ``n``, its place among all
@@ -81,7 +82,8 @@ class MessageCopies:
         """
         if not self._kept and not self._left_out:
             return None
-        work = Work(min(limit, sum(len(message.raw) for message in self._kept)))
+        if work is None:
+            work = Work(min(limit, sum(len(message.raw) for message in self._kept)))
         left_out, cut, found = self._left_out, False, list[dict[str, Any]]()
         for message in self._kept:
             head = message.raw[:limit]

@@ -11,6 +11,7 @@ from otel_audit.capture.description import Headers, describe_body, promises_body
 if TYPE_CHECKING:
     from otel_audit.record import Body
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Work
 
 _BODILESS = frozenset({101, 204, 304})
 
@@ -87,16 +88,22 @@ class Passage:
         """The headers that describe the body which was copied."""
         return self._headers if self._outside else self._inner_headers
 
-    def request_body(self, headers: Headers, redactor: Redactor, limit: int) -> Body | None:
+    def request_body(
+        self, headers: Headers, redactor: Redactor, limit: int, work: Work | None = None
+    ) -> Body | None:
         """Turn the request's body into what is stored; None where it has none."""
         copy = self.request_inside
         if copy is not None and copy.size == 0:
             # the application's own middleware may have read it, and not passed it on
             copy = self.request_outside
         promised = promises_body(headers)
-        return describe_body(copy, headers, redactor=redactor, limit=limit, may_exist=promised)
+        return describe_body(
+            copy, headers, redactor=redactor, limit=limit, may_exist=promised, work=work
+        )
 
-    def response_body(self, redactor: Redactor, limit: int, *, may_exist: bool) -> Body | None:
+    def response_body(
+        self, redactor: Redactor, limit: int, *, may_exist: bool, work: Work | None = None
+    ) -> Body | None:
         """Turn the response's body into what is stored; None where it has none."""
         return describe_body(
             self._response,
@@ -105,6 +112,7 @@ class Passage:
             limit=limit,
             may_exist=may_exist and self.status not in _BODILESS,
             passed_as_file=self._as_file,
+            work=work,
         )
 
 

@@ -18,6 +18,7 @@ from otel_audit.capture.reading import (
     state_of,
 )
 from otel_audit.record import Source
+from otel_audit.redaction.cutting import cut_text
 from otel_audit.redaction.hashing import KeyedHash
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ def resolve_source(
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
-        user_agent=(clean(agents[0], USER_AGENT_LIMIT) or None) if agents else None,
+        user_agent=_user_agent(agents[0]) if agents else None,
         session_id=session,
     )
+
+
+def _user_agent(given: str) -> str | None:
+    return cut_text(clean(given, USER_AGENT_LIMIT + 1), USER_AGENT_LIMIT) or None
 
 
 def request_id(

@@ -11,6 +11,7 @@ from otel_audit.capture.messages import MessageCopies
 if TYPE_CHECKING:
     from otel_audit.record import Body
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Budget
 
 SWITCHING: int = 101
 """Status of a connection that was opened (RFC 6455, section 4.2.2)."""
@@ -89,13 +90,15 @@ class SocketTally:
             copies.add(message, number, round((time.monotonic() - self._began) * 1000))
 
     def bodies(
-        self, redactor: Redactor, limit: int, *, received: bool, sent: bool
+        self, redactor: Redactor, limit: int, budget: Budget, *, received: bool, sent: bool
     ) -> tuple[Body | None, Body | None]:
         """Turn what was kept into what is stored, as far as it is wanted after all."""
         into, out = self._copied_in, self._copied_out
         return (
-            into.body(redactor, limit) if received and into is not None else None,
-            out.body(redactor, limit) if sent and out is not None else None,
+            into.body(redactor, limit, budget.request_body)
+            if received and into is not None
+            else None,
+            out.body(redactor, limit, budget.response_body) if sent and out is not None else None,
         )
 
     @property

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.complaints import complain
+from otel_audit.fitting import RECORD_LIMIT, first_of, fit
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery
@@ -50,6 +51,7 @@ class SpanRecorder:
         stream: StreamOptions | None = None,
         intents: Callable[[], Intents] | None = None,
         span_processors: Sequence[SpanProcessor] = (),
+        record_limit: int = RECORD_LIMIT,
     ) -> None:
         """Name where records go.
 
@@ -60,6 +62,7 @@ class SpanRecorder:
             stream: What the stream says of itself, and how often; None: nothing.
             intents: Makes what stores intents; None: there are none.
             span_processors: Who wants to see the audit spans.
+            record_limit: Bytes of a record; a larger one is split, or loses what is largest.
         """
         self._delivery = delivery
         self._counters = counters
@@ -67,6 +70,7 @@ class SpanRecorder:
         self._stream = stream
         self._make_intents = intents
         self._span_processors = span_processors
+        self._record_limit = record_limit
         self._begin()
         alive = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
@@ -124,7 +128,7 @@ class SpanRecorder:
             Whether it may go on; False where it could not be recorded and so must be refused.
         """
         try:
-            self._delivery.note(Kind.OPENED, self._placed(record, server_span))
+            self._delivery.note(Kind.OPENED, self._bounded(record, server_span))
         except SpoolError as error:
             complain(
                 _logger, "opened", "The audit spool takes no new action: %s", error,
@@ -145,7 +149,9 @@ class SpanRecorder:
         if self._intents is None:
             return True
         self.begin()
-        record = self._placed(record, server_span, self._next())
+        record = msgspec.structs.replace(
+            self._bounded(record, server_span), sequence_number=self._next()
+        )
         try:
             stored = await self._intents.store(record)
         except BaseException:
@@ -166,7 +172,7 @@ class SpanRecorder:
 
     def answered(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         """Write down all that is known before the client sees the end of its answer."""
-        self._delivery.note(Kind.ANSWERED, self._placed(record, server_span))
+        self._delivery.note(Kind.ANSWERED, self._bounded(record, server_span))
 
     def discarded(self, record_id: str) -> None:
         """Take back what was opened: the action is not recorded after all."""
@@ -188,17 +194,22 @@ class SpanRecorder:
             self._delivery.submit(entry)
             return
         self.begin()
-        self._delivery.submit(
-            msgspec.structs.replace(
-                entry, producer_id=self.producer_id, sequence_number=self._next()
+        for piece in fit(entry, self._record_limit):
+            self._delivery.submit(
+                msgspec.structs.replace(
+                    piece, producer_id=self.producer_id, sequence_number=self._next()
+                )
             )
-        )
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        record = self._placed(record, server_span, self._next())
-        self._delivery.submit(record)
-        if self._span_processors:
-            self._trace(record, server_span)
+        for piece in fit(self._placed(record, server_span), self._record_limit):
+            numbered = msgspec.structs.replace(piece, sequence_number=self._next())
+            self._delivery.submit(numbered)
+            if self._span_processors:
+                self._trace(numbered, server_span)
+
+    def _bounded(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
+        return first_of(self._placed(record, server_span), self._record_limit)
 
     def _trace(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         """Make the audit span; the record is on its way already, whatever becomes of the span."""
@@ -210,16 +221,18 @@ class SpanRecorder:
             self._counters.add("capture_errors")
             complain(_logger, "span", "An audit record goes without its span", error=error)
 
-    def placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
+    def placed(self, record: AuditRecord, server_span: trace.Span | None) -> list[AuditRecord]:
         """Say in a record whose trace it belongs to, without giving it a place in the stream.
 
         For records that may yet be undone: a number that is never stored would be a gap.
-        """
-        return msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
 
-    def _placed(
-        self, record: AuditRecord, server_span: trace.Span | None, number: int | None = None
-    ) -> AuditRecord:
+        Returns:
+            The record; several where one would be too large.
+        """
+        placed = msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
+        return fit(placed, self._record_limit)
+
+    def _placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
         if server_span is None:
             trace_id = span_id = trace_sampled = None
         else:
@@ -230,7 +243,6 @@ class SpanRecorder:
         return msgspec.structs.replace(
             record,
             producer_id=self.producer_id,
-            sequence_number=number,
             trace_id=trace_id,
             span_id=span_id,
             trace_sampled=trace_sampled,

@@ -28,6 +28,9 @@ SHORTEST_HASHED: Final = 64
 """Bytes below which a plain hash could be undone by guessing."""
 
 _LARGEST_BITS: Final = 4_096
+_LONGEST_HASHED: Final = 4_000_000
+"""Bytes above which hashing would hold up the event loop."""
+
 _SEQUENCES: Final = (tuple, set, frozenset, deque)
 _SPELLED: Final = (
     uuid.UUID, decimal.Decimal, pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address,
@@ -100,7 +103,7 @@ def as_json_float(value: float) -> float | str:
 def describe_bytes(raw: bytes) -> dict[str, Any]:
     """Say how long binary data is, and which; never the data."""
     found: dict[str, Any] = {"_binary": True, "_size": len(raw)}
-    if len(raw) >= SHORTEST_HASHED:
+    if SHORTEST_HASHED <= len(raw) <= _LONGEST_HASHED:
         found["_sha256"] = hashlib.sha256(raw).hexdigest()
     return found
 

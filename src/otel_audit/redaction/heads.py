@@ -6,6 +6,8 @@ nothing of it is kept.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 from otel_audit.redaction.tokens import WITHHELD
@@ -14,6 +16,8 @@ from otel_audit.redaction.walk import PAIR_NAMES, PAIR_VALUES
 _OPENERS: Final = {b"{": b"}", b"[": b"]"}
 _CLOSERS: Final = frozenset(_OPENERS.values())
 _NEAR_THE_CUT: Final = 64
+# a string, whole or cut, is one token: what stands in it is no bracket
+_TOKEN: Final = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]')
 
 
 def whole_json(head: bytes) -> bytes | None:
@@ -25,38 +29,38 @@ def whole_json(head: bytes) -> bytes | None:
     Returns:
         JSON text if ``head`` is the beginning of a valid one; None if no value in it is whole.
     """
+    safe = _last_whole(head)
+    if safe is None:
+        return None
     open_ends: list[bytes] = []
-    safe: tuple[int, bytes] | None = None
-    place = 0
-    while place < len(head):
-        letter = head[place : place + 1]
-        if letter == b'"':
-            place = _string_end(head, place)
-            continue
-        place += 1
-        if letter in _OPENERS:
-            open_ends.append(_OPENERS[letter])
-            safe = place, b"".join(reversed(open_ends))
-        elif letter in _CLOSERS:
-            if not open_ends or open_ends.pop() != letter:
+    for sign in _signs(head[:safe]):
+        if sign in _OPENERS:
+            open_ends.append(_OPENERS[sign])
+        elif sign in _CLOSERS:
+            open_ends.pop()
+    return head[:safe] + b"".join(reversed(open_ends))
+
+
+def _last_whole(head: bytes) -> int | None:
+    """Find the place behind the last whole value; None if there is none, or brackets do not fit."""
+    open_ends: list[bytes] = []
+    safe: int | None = None
+    for found in _TOKEN.finditer(head):
+        sign = found.group()
+        if sign in _OPENERS:
+            open_ends.append(_OPENERS[sign])
+            safe = found.end()
+        elif sign in _CLOSERS:
+            if not open_ends or open_ends.pop() != sign:
                 return None
-            safe = place, b"".join(reversed(open_ends))
-        elif letter == b"," and open_ends:
-            safe = place - 1, b"".join(reversed(open_ends))
-    return None if safe is None else head[: safe[0]] + safe[1]
+            safe = found.end()
+        elif sign == b"," and open_ends:
+            safe = found.start()
+    return safe
 
 
-def _string_end(head: bytes, start: int) -> int:
-    """Return the place behind a string's closing quote, or the end if it has none."""
-    place = start + 1
-    while (quote := head.find(b'"', place)) >= 0:
-        escapes = quote
-        while head[escapes - 1 : escapes] == b"\\":
-            escapes -= 1
-        if (quote - escapes) % 2 == 0:
-            return quote + 1
-        place = quote + 1
-    return len(head)
+def _signs(head: bytes) -> Iterator[bytes]:
+    return (found.group() for found in _TOKEN.finditer(head))
 
 
 def withhold_undecided(document: Any) -> Any:

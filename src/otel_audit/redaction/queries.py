@@ -18,10 +18,12 @@ _NEEDS_DECODING = frozenset('%+"\\\0')
 _PIECE = 6
 """Units of work that decoding one parameter or segment costs."""
 
+_PER_CHARACTER = 1 / 64
+
 _SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._%"
 
 
-def redact_query(rules: Rules, query: str) -> str:
+def redact_query(rules: Rules, query: str, work: Work | None = None) -> str:
     """Redact a URL query or a form body (``application/x-www-form-urlencoded``).
 
     What no rule touches keeps the spelling it has; what is replaced is percent-encoded.
@@ -29,14 +31,16 @@ def redact_query(rules: Rules, query: str) -> str:
     Args:
         rules: The configuration's rules.
         query: Without the question mark.
+        work: What this may cost; by the size if None.
 
     Returns:
         A valid query; parameters are missing only in mode ``omit``. Those that would cost more
         work than the query may are withheld, in one.
     """
-    if _passes_unseen(rules, query):
+    work = Work(len(query)) if work is None else work
+    work.left -= len(query) * _PER_CHARACTER
+    if work.left >= 0 and _passes_unseen(rules, query):
         return query
-    work = Work(len(query))
     walk = Walk(rules, work=work)
     parts = query.split("&")
     kept: list[str | None] = []
@@ -82,24 +86,24 @@ def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
     return f"{spelled}={_respelled(value, decoded, redacted, quote_plus)}"
 
 
-def redact_path(rules: Rules, path: str) -> str:
+def redact_path(rules: Rules, path: str, work: Work | None = None) -> str:
     """Redact a URL path, segment by segment.
 
     Args:
         rules: The configuration's rules.
         path: As requested, percent-encoded or decoded.
+        work: What this may cost; by the size if None.
 
     Returns:
         The path with the segments that a value rule names replaced.
     """
     try:
-        return _redacted_path(rules, clean(path))
+        return _redacted_path(rules, clean(path), Work(len(path)) if work is None else work)
     except WorkSpentError:
         return WITHHELD_FOR_WORK
 
 
-def _redacted_path(rules: Rules, path: str) -> str:
-    work = Work(len(path))
+def _redacted_path(rules: Rules, path: str, work: Work) -> str:
     walk = Walk(rules, work=work)
     whole = walk.value(path, None)
     if whole == path and "%" not in path:

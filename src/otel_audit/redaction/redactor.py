@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
@@ -48,6 +49,8 @@ _WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
 
 _DOCUMENT: Final = 10
 """Units of work that a document costs however small it is; see `otel_audit.redaction.work`."""
+
+_PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 _ORDINARY_LENGTH: Final = 256
@@ -162,13 +165,16 @@ class Redactor:
         """
         return self.guarded(lambda: self._document(value, work))
 
-    def field(self, name: str, value: Any, *, mark: Mark | None = None) -> Any:
+    def field(
+        self, name: str, value: Any, *, mark: Mark | None = None, work: Work | None = None
+    ) -> Any:
         """Redact a named value: a column, a parameter, an entry of metadata, a header.
 
         Args:
             name: Its name; None stays None under any name.
             value: As for `document`.
             mark: What the application says of the field, if it says anything.
+            work: As for `document`.
 
         Returns:
             The redacted value, of JSON's types only. What is to be left out is ``[REDACTED]``
@@ -178,15 +184,17 @@ class Redactor:
             if is_plain(value):
                 return value
             if type(value) is dict or type(value) is list:
-                return self.document(value)
+                return self.document(value, work)
         marked = value if mark is None else Marked(mark, value)
-        return self.guarded(lambda: _kept(Walk(self._rules).named(name, marked, (None, name))))
+        walk = Walk(self._rules, work=work)
+        return self.guarded(lambda: _kept(walk.named(name, marked, (None, name))))
 
-    def clean_copy(self, value: Any) -> tuple[Any, int] | None:
+    def clean_copy(self, value: Any, longest: int | None = None) -> tuple[Any, int] | None:
         """Copy a document in which nothing could be redacted, whatever its name.
 
         Args:
             value: Any value.
+            longest: Bytes of JSON text above which no copy is wanted.
 
         Returns:
             The copy, of JSON's types only, and the bytes of its JSON text; None where one look
@@ -194,7 +202,8 @@ class Redactor:
         """
         try:
             text = encode(value)
-            if len(text) > self._rules.limits.length or not passes_unseen(text, self._rules):
+            most = self._rules.limits.length if longest is None else longest
+            if len(text) > most or not passes_unseen(text, self._rules):
                 return None
             copy = parse_json(text)
             # what the encoder spells in its own way, such as bytes in base64, was not looked at
@@ -234,26 +243,42 @@ class Redactor:
                 return name
         return self.text(name)
 
-    def query(self, query_string: str) -> str:
-        """Redact a URL query; names are matched decoded, the result is a valid query."""
+    def query(self, query_string: str, work: Work | None = None) -> str:
+        """Redact a URL query; names are matched decoded, the result is a valid query.
+
+        Args:
+            query_string: Without the question mark.
+            work: As for `document`.
+        """
         if len(query_string) > self._rules.limits.length:
             return "%5BWITHHELD%5D"
-        return self._guarded_text(lambda: redact_query(self._rules, query_string), "%5BWITHHELD%5D")
+        return self._guarded_text(
+            lambda: redact_query(self._rules, query_string, work), "%5BWITHHELD%5D"
+        )
 
-    def path(self, path: str) -> str:
-        """Redact a URL path by the value rules, segment by segment."""
+    def path(self, path: str, work: Work | None = None) -> str:
+        """Redact a URL path by the value rules, segment by segment.
+
+        Args:
+            path: As requested.
+            work: As for `document`.
+        """
         if is_plain_path(path):
             return path
-        return self._guarded_text(lambda: redact_path(self._rules, path))
+        return self._guarded_text(lambda: redact_path(self._rules, path, work))
 
     def headers(
-        self, pairs: Iterable[tuple[bytes, bytes]], keep: Collection[str]
+        self,
+        pairs: Iterable[tuple[bytes, bytes]],
+        keep: Collection[str],
+        work: Work | None = None,
     ) -> dict[str, str]:
         """Choose and redact headers.
 
         Args:
             pairs: Names and values as ASGI gives them.
             keep: The names to keep, in lower case.
+            work: What all of them may cost together; each by its size if None.
 
         Returns:
             Lower-case names to values, repeated ones joined with ``", "``. Those that carry
@@ -264,18 +289,21 @@ class Redactor:
             name = raw_name.decode("latin-1").lower()
             if name not in keep:
                 continue
-            ordinary = name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH
-            read = self._ordinary_header if ordinary else self._header
-            value = read(name, raw_value.decode("latin-1"))
+            text = raw_value.decode("latin-1")
+            if name in _ORDINARY and len(text) <= _ORDINARY_LENGTH:
+                value = self._ordinary_header(name, text)
+            else:
+                value = self._header(name, text, work)
             if value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value
         return found
 
-    def _header(self, name: str, value: str) -> str | None:
+    def _header(self, name: str, value: str, work: Work | None = None) -> str | None:
         pattern = self._header_pattern
         if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
-        result = self.guarded(lambda: Walk(self._rules).named(name, value, (None, name)))
+        walk = Walk(self._rules, work=work)
+        result = self.guarded(lambda: walk.named(name, value, (None, name)))
         return None if result is OMITTED else str(result)
 
     def json_bytes(self, raw: bytes) -> bytes:
@@ -300,8 +328,9 @@ class Redactor:
         return found
 
     def _json(self, raw: bytes, work: Work) -> bytes | None:
-        work.left -= _DOCUMENT
+        work.left -= _DOCUMENT + len(raw) * _PER_CHARACTER
         if work.left < 0:
+            work.withheld = True
             return _WITHHELD_FOR_WORK_JSON
         try:
             raw.decode()
@@ -313,12 +342,20 @@ class Redactor:
         return encode(self._document(parsed, work))
 
     def _document(self, value: Any, work: Work | None) -> Any:
-        seen = glance(value, self._rules.scan, self._rules.limits)
+        seen = glance(value, self._rules.scan, self._within(work))
         if seen.names_clean and seen.values_clean and not self._rules.paths:
             return parse_json(encode(value))
         values_clean = seen.values_clean and not self._rules.paths
         walk = Walk(self._rules, values_clean=values_clean, work=work)
         return _kept(walk.value(value, None))
+
+    def _within(self, work: Work | None) -> Limits:
+        """What may be looked at in one glance, which costs nothing where it finds nothing."""
+        limits = self._rules.limits
+        if work is None or work.rate:
+            return limits
+        left = max(int(work.left), 0)
+        return replace(limits, nodes=min(limits.nodes, left), length=min(limits.length, 16 * left))
 
     def passes_unseen(self, raw: bytes) -> bool:
         """Tell, without building its values, that a text is JSON and that no rule touches it.

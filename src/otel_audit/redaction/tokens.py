@@ -15,6 +15,9 @@ WITHHELD: Final = "[WITHHELD]"
 WITHHELD_FOR_WORK: Final = "[WITHHELD: work]"
 """Stands for what was not looked at, because the document had used up the work it may cause."""
 
+TRUNCATED: Final = "[TRUNCATED]"
+"""Stands for the rest of a text that was longer than what is kept of it."""
+
 _STANDS_FOR_ANOTHER: Final = re2.compile(
     r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD(?:: work)?\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
 )

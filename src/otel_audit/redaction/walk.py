@@ -51,6 +51,8 @@ _NEW_NAME: Final = 10
 _NOT_JSON: Final = 16
 _PER_CHARACTER: Final = 1 / 64
 _PARSED_CHARACTER: Final = 1 / 16
+_PER_LETTER: Final = 1 / 4
+"""Beyond ASCII, where a character may stand for several letters (NFKD)."""
 
 # Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
 # HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
@@ -311,17 +313,22 @@ class Walk:
             and self._rules.scan.suspects_string(clean(name))
         )
 
-    def _string(self, value: str, step: Step, depth: int, *, allowed: bool) -> str:
+    def _string(  # noqa: PLR0911 - one way out each
+        self, value: str, step: Step, depth: int, *, allowed: bool
+    ) -> str:
         self._chars -= len(value)
         if self._chars < 0:
             return self._withhold("bound:length", step)
+        work = self._work
+        work.left += len(value) * work.rate - _SEARCH
+        work.left -= len(value) * (_PER_CHARACTER if value.isascii() else _PER_LETTER)
+        if work.left < 0:
+            return self._withhold_for_work(step)
         text = value if value.isascii() and "\0" not in value else clean(value)
         if len(text) < _SHORTEST_SUSPECT:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
         looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
-        work = self._work
-        work.left += len(text) * work.rate - _SEARCH - len(text) * _PER_CHARACTER
         if _UUID.fullmatch(text) or not (looked_into or self._rules.scan.suspects_string(text)):
             return text
         try:
@@ -416,6 +423,7 @@ class Walk:
         return WITHHELD
 
     def _withhold_for_work(self, step: Step) -> str:
+        self._work.withheld = True
         self._note("bound:work", step)
         return WITHHELD_FOR_WORK
 

@@ -1,7 +1,7 @@
-"""A bound on the work that one document may cause, so that no body can hold up the event loop.
+"""A bound on the work that describing one action may cause, whoever sends what.
 
-Counted in units, not in time: the same document has the same result on every machine. One unit is
-about a microsecond on a machine of 2020.
+Counted in units, not in time: the same input has the same result on every machine. One unit is at
+most about a microsecond on a machine of 2020.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ FREE: Final = 4_000
 
 PER_CHARACTER: Final = 0.5
 """Units that each byte or character of a document adds."""
+
+PER_VALUE: Final = 12.0
+"""Units that each value of a changed row adds: what a short one costs, and less than its INSERT."""
+
+_HEAD: Final = 3_000
+_CHANGES: Final = 5_000
+_ERROR: Final = 1_500
+_METADATA: Final = 3_000
+_BODY_LIMIT: Final = 10_000
 
 
 class WorkSpentError(Exception):
@@ -26,9 +35,10 @@ class Work:
         left: Units; below 0 it is used up.
         rate: Units that each character adds that is met on the way; 0 where the size was known
             beforehand.
+        withheld: Whether something was withheld for it.
     """
 
-    __slots__ = ("_keys", "_names", "left", "rate")
+    __slots__ = ("_keys", "_names", "left", "rate", "withheld")
 
     def __init__(self, size: int | None = None) -> None:
         """Begin.
@@ -38,8 +48,16 @@ class Work:
         """
         self.rate = PER_CHARACTER if size is None else 0.0
         self.left = FREE + PER_CHARACTER * (size or 0)
+        self.withheld = False
         self._keys: set[str] = set()
         self._names: set[str] = set()
+
+    @classmethod
+    def of(cls, units: float) -> Work:
+        """Begin with so many units, whatever comes."""
+        work = cls(0)
+        work.left = units
+        return work
 
     def spend(self, units: float) -> None:
         """Take units off.
@@ -49,6 +67,7 @@ class Work:
         """
         self.left -= units
         if self.left < 0:
+            self.withheld = True
             raise WorkSpentError
 
     def is_new_key(self, key: str) -> bool:
@@ -58,6 +77,78 @@ class Work:
     def is_new_name(self, name: str) -> bool:
         """Tell the same of a name in a text."""
         return _is_new(name, self._names)
+
+
+class Budget:
+    """What describing one action may cost in all.
+
+    It is constant: no input makes it larger. Each part of the record has a share of its own, so
+    that nobody can have the body withheld by a long header, or the changes by a long body.
+
+    Attributes:
+        head: Path, query, headers, host, of the request and of the response.
+        request_body, response_body: The bodies.
+        changes: The values of changed rows; each value adds a little.
+        error: The message of what was raised.
+    """
+
+    __slots__ = ("_body", "_cut", "_shares")
+
+    def __init__(self, body_limit: int = _BODY_LIMIT) -> None:
+        """Begin.
+
+        Args:
+            body_limit: Bytes of a body that are copied, as configured.
+        """
+        self._body = FREE + PER_CHARACTER * body_limit
+        self._shares: dict[str, Work] = {}
+        self._cut: dict[str, None] = {}
+
+    @property
+    def head(self) -> Work:
+        """The share of the request's and the response's head."""
+        return self._share("request.head", _HEAD)
+
+    @property
+    def request_body(self) -> Work:
+        """The share of the request's body."""
+        return self._share("request.body", self._body)
+
+    @property
+    def response_body(self) -> Work:
+        """The share of the response's body."""
+        return self._share("response.body", self._body)
+
+    @property
+    def changes(self) -> Work:
+        """The share of what has changed in the database."""
+        return self._share("changes", _CHANGES)
+
+    @property
+    def error(self) -> Work:
+        """The share of an error's message."""
+        return self._share("error.message", _ERROR)
+
+    def metadata(self) -> Work:
+        """Begin the share of the metadata, which each record of the action tells anew."""
+        self._shares["metadata"] = found = Work.of(_METADATA)
+        return found
+
+    def note_cut(self, part: str) -> None:
+        """Note that a part of the record is not there in full."""
+        self._cut[part] = None
+
+    @property
+    def cut(self) -> list[str]:
+        """The parts of the record that are not there in full: cut, or withheld for their work."""
+        spent = [name for name, share in self._shares.items() if share.withheld]
+        return [*dict.fromkeys((*self._cut, *spent))]
+
+    def _share(self, name: str, units: float) -> Work:
+        found = self._shares.get(name)
+        if found is None:
+            self._shares[name] = found = Work.of(units)
+        return found
 
 
 def _is_new(name: str, met: set[str]) -> bool:

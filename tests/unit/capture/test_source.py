@@ -149,8 +149,8 @@ class TestUserAgent:
     def test_bounded_and_clean(self) -> None:
         """A user agent is cut, and control characters are taken out."""
         agent = resolve(("User-Agent", "curl/8\x1b[31m\x00" + "x" * 5000)).user_agent or ""
-        assert agent.startswith("curl/8 [31m x")
-        assert len(agent) == 512
+        assert agent.startswith("curl/8 [31m [TRUNCATED]")
+        assert len(agent) <= 512
 
     def test_absent(self) -> None:
         """No user agent, or an empty one, is None."""

@@ -15,7 +15,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
 from otel_audit.capture.orm.patches import patch_between
-from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described, portable
+from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described
 from otel_audit.record import Change, Operation, entity_reference
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Reader:
             dialect: What a `TypeDecorator` may ask for.
         """
         self._redact = masking.redact
+        self._form = masking.form
         self._clean_copy = masking.clean_copy
         self._are_clean = masking.are_clean
         self.clean: set[str] = set()
@@ -94,10 +95,10 @@ class Reader:
                     copy = self._clean_copy(value)
                     if copy is not None:
                         return copy
-            form = portable(value)
+            form = self._form(value)
             if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
-                form = portable(column.type.process_bind_param(value, self._dialect))
+                form = self._form(column.type.process_bind_param(value, self._dialect))
             return self._redact(column.name, form, column.mark, column.key)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")

@@ -11,14 +11,16 @@
 | date, time | ISO 8601 |
 | timedelta | ISO 8601 duration: ``"P1DT2H"`` |
 | Enum member | its name, which is what SQLAlchemy stores by default |
-| bytes | ``{"bytes": size}``, from 64 bytes on with ``"sha256"``: a short one could be guessed |
+| bytes | ``{"bytes": size}``, from 64 bytes (a short one could be guessed) to 4 MB ``"sha256"`` |
 | range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
 | list, tuple, array, vector | a list; a set as a sorted list |
 | mapping | an object with text keys |
 | anything else | ``{"type": "module.Class"}``: its text might say what it must not |
 
 A value whose JSON text is longer than the bound becomes
-``{"cut": "its beginning", "size": bytes, "sha256": "of the redacted text"}``.
+``{"cut": "its beginning", "size": bytes, "sha256": "of the redacted text"}``. One that is longer
+than four times the bound is cut before it is looked at, so it has no hash, and a list or an object
+has no size then. Of a list or an object no more than 5,000 values are read.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
@@ -37,9 +39,13 @@ from uuid import UUID
 
 import msgspec
 
+from otel_audit.redaction.tokens import TRUNCATED
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _HASHED_FROM = 64
 _SHOWN = 256
+_LONGEST_HASHED = 4_000_000
+_MOST_VALUES = 5_000
 _DEEPEST = 32
 SMALL = 10**9
 """Numbers below it are too short to be a card's, a bank's, or a person's."""
@@ -56,7 +62,19 @@ def portable(value: Any) -> Any:
     Returns:
         A copy that shares nothing mutable with the value.
     """
-    return _portable(value, 0)
+    return _portable(value, 0, [_MOST_VALUES])
+
+
+def counted(value: Any) -> tuple[Any, int]:
+    """As `portable`, and how many values it has read."""
+    left = [_MOST_VALUES]
+    form = _portable(value, 0, left)
+    return form, _MOST_VALUES - max(left[0], 0)
+
+
+def json_text(form: Any) -> bytes:
+    """The JSON text of a JSON form."""
+    return _encode(form)
 
 
 def bounded(value: Any, longest: int) -> Any:
@@ -79,8 +97,13 @@ def bounded(value: Any, longest: int) -> Any:
 
 def clean_text(text: str) -> str:
     """Replace what PostgreSQL cannot store (NUL) and UTF-8 cannot spell (lone surrogates)."""
-    if text.isascii() and "\x00" not in text:
-        return text
+    if "\x00" not in text:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
     return _UNSTORABLE.sub("\ufffd", text)
 
 
@@ -93,7 +116,7 @@ def _cut(text: str) -> dict[str, Any]:
     }
 
 
-def _portable(value: Any, depth: int) -> Any:
+def _portable(value: Any, depth: int, left: list[int]) -> Any:
     kind = type(value)
     convert = _EXACT.get(kind)
     if convert is not None:
@@ -101,30 +124,51 @@ def _portable(value: Any, depth: int) -> Any:
     if depth >= _DEEPEST:
         return {"type": _type_name(kind), "note": "nested too deeply"}
     if kind is dict:
-        return {_key(key): _portable(part, depth + 1) for key, part in value.items()}
+        return _object(value, depth, left)
     if kind is list or kind is tuple:
-        return [_portable(part, depth + 1) for part in value]
-    return _rare(value, depth)
+        return _array(value, depth, left)
+    return _rare(value, depth, left)
 
 
-def _rare(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one return a kind of value
+def _object(value: Mapping[Any, Any], depth: int, left: list[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        left[0] -= 1
+        if left[0] < 0:
+            found[TRUNCATED] = len(value) - len(found)
+            break
+        found[_key(key)] = _portable(part, depth + 1, left)
+    return found
+
+
+def _array(value: Iterable[Any], depth: int, left: list[int]) -> list[Any]:
+    found: list[Any] = []
+    for part in value:
+        left[0] -= 1
+        if left[0] < 0:
+            found.append(TRUNCATED)
+            break
+        found.append(_portable(part, depth + 1, left))
+    return found
+
+
+def _rare(value: Any, depth: int, left: list[int]) -> Any:  # noqa: PLR0911 - one return a kind of value
     if isinstance(value, Enum):
         return clean_text(value.name) if value.name is not None else portable(value.value)
     for kind, convert in _EXACT.items():
         if isinstance(value, kind):
             return convert(value)
     if isinstance(value, Mapping):
-        return {_key(key): _portable(part, depth + 1) for key, part in value.items()}
+        return _object(value, depth, left)
     if _is_range(value):
-        return _range(value, depth)
+        return _range(value, depth, left)
     if isinstance(value, AbstractSet):
-        parts = [_portable(part, depth + 1) for part in value]
-        return sorted(parts, key=_encode)
+        return sorted(_array(value, depth, left), key=_encode)
     if isinstance(value, list | tuple):
-        return [_portable(part, depth + 1) for part in value]
+        return _array(value, depth, left)
     as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
     if callable(as_list):
-        return _portable(as_list(), depth + 1)
+        return _portable(as_list(), depth + 1, left)
     return {"type": _type_name(type(value))}
 
 
@@ -176,7 +220,7 @@ def _datetime(value: dt.datetime) -> str:
 
 def _bytes(value: bytes | bytearray | memoryview) -> dict[str, Any]:
     data = bytes(value)
-    if len(data) < _HASHED_FROM:
+    if not _HASHED_FROM <= len(data) <= _LONGEST_HASHED:
         return {"bytes": len(data)}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -185,7 +229,7 @@ def _is_range(value: Any) -> bool:
     return hasattr(value, "lower") and hasattr(value, "upper") and not isinstance(value, str)
 
 
-def _range(value: Any, depth: int) -> str:
+def _range(value: Any, depth: int, left: list[int]) -> str:
     empty = getattr(value, "isempty", getattr(value, "is_empty", False))
     if empty is True:
         return "empty"
@@ -195,7 +239,7 @@ def _range(value: Any, depth: int) -> str:
         upper_inc = getattr(value, "upper_inc", False)
         bounds = f"{'[' if lower_inc else '('}{']' if upper_inc else ')'}"
     low, high = (
-        "" if end is None else _plain(_portable(end, depth + 1))
+        "" if end is None else _plain(_portable(end, depth + 1, left))
         for end in (value.lower, value.upper)
     )
     return f"{bounds[0]}{low},{high}{bounds[1]}"
