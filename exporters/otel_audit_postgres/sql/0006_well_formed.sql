@@ -7,12 +7,20 @@ CREATE FUNCTION audit.json_flaw(document text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     has_escapes boolean := strpos(document, '\u') > 0;
-    has_large boolean := document ~ '[:,[]\s*-?[0-9.]+[eE][+-]?[0-9]{3}|[0-9.]{255}';
+    has_large boolean := document ~ '[:,[]\s*-?[0-9.]+[eE][+-]?[0-9]{3}';
     is_deep boolean := cardinality(string_to_array(document, '['))
                        + cardinality(string_to_array(document, '{')) > 256;
+    octets bytea := convert_to(document, 'UTF8');
     bare text;
     found text;
 BEGIN
+    -- more than 4,000 digits in a row fill a whole window; a regular expression takes far longer
+    FOR window_at IN 0 .. octet_length(octets) / 2000 LOOP
+        IF encode(substr(octets, window_at * 2000 + 1, 64), 'escape') ~ '^[0-9.]{64}$' THEN
+            has_large := true;
+            EXIT;
+        END IF;
+    END LOOP;
     IF has_escapes THEN
         BEGIN
             PERFORM document::jsonb;  -- refuses NUL and halves of characters
@@ -23,6 +31,7 @@ BEGIN
     IF NOT (has_large OR is_deep) THEN
         RETURN NULL;
     END IF;
+    -- without texts, and with one kind of bracket
     bare := translate(regexp_replace(document, '"(?:[^"\\]|\\.)*"', '', 'g'), '{}', '[]');
     IF has_large THEN
         BEGIN
@@ -93,7 +102,8 @@ COMMENT ON TABLE audit.ledger_flaws IS
 SELECT audit.guard('audit.ledger_flaws');
 
 CREATE OR REPLACE FUNCTION audit.queue_for_sealing() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET client_encoding = 'UTF8' AS $$
 DECLARE
     -- the clock of a producer may be a little ahead, and no more
     too_late uuid := audit.uuid_at(clock_timestamp() + interval '1 day');
@@ -133,7 +143,12 @@ BEGIN
         WHEN json_typeof(i.payload) <> 'object' THEN 'payload: is no JSON object'
         WHEN i.content_hash <> sha256(convert_to(i.payload::text, 'UTF8'))
             THEN 'content_hash: is not the SHA-256 of the payload'
-        ELSE 'payload: ' || audit.json_flaw(i.payload::text)
+        -- a look that costs a few microseconds, and finds every suspicion of json_flaw
+        WHEN octet_length(i.payload::text) > 4000
+             OR i.payload::text ~ '\\u|[:,[]\s*-?[0-9.]+[eE][+-]?[0-9]{3}'
+             OR cardinality(string_to_array(i.payload::text, '['))
+                + cardinality(string_to_array(i.payload::text, '{')) > 256
+            THEN 'payload: ' || audit.json_flaw(i.payload::text)
     END AS flaw OFFSET 0) AS checked
     WHERE checked.flaw IS NOT NULL LIMIT 1;
     IF flaw IS NOT NULL THEN
@@ -146,8 +161,17 @@ BEGIN
                          'in audit.quarantine.';
     END IF;
     INSERT INTO audit.ledger_queue (id, tenant_id, content_hash, recorded_at, columns_hash)
-    SELECT id, tenant_id, content_hash, recorded_at, audit.columns_hash(
-        ROW(i.*)::audit.audit_logs)
+    SELECT id, tenant_id, content_hash, recorded_at,
+        -- audit.columns_hash, written out: a call for each row would cost more than all else here
+        sha256(record_send(ROW(
+        i.action_id, i.phase, i.tenant_id, i.occurred_at, i.duration_ms,
+        i.event_name, i.action, i.outcome, i.actor_id, i.actor_type,
+        i.actor_role, i.target_type, i.target_id, i.source_address,
+        i.user_agent, i.session_id, i.error_type, i.service_name,
+        i.http_method, i.http_route, i.url_path, i.status_code,
+        i.request_id, i.trace_id, i.span_id, i.transaction_outcome,
+        i.entities, i.producer_id, i.sequence_number, i.schema_version,
+        i.content_hash, i.received_by, i.received_hash)))
     FROM inserted i;
     RETURN NULL;
 END
