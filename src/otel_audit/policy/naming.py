@@ -82,7 +82,7 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """One segment: fixed words, or a parameter (an id that stood for one, in a plain path)."""
+    """One segment: fixed words, at least one, or a parameter (in a plain path an id)."""
 
     words: tuple[str, ...]
     parameter: str | None = None
@@ -244,8 +244,10 @@ def _read(text: str, *, is_template: bool) -> list[_Segment]:
     if "}" in text:
         head, colon, custom = text.rpartition("}:")
         subject = f"{head}}}" if colon else ""
-    if colon and subject and custom.isidentifier():
-        return [*_read(subject, is_template=is_template), _Segment(tuple(split_words(custom)))]
+    method = tuple(split_words(custom)) if colon and subject and custom.isidentifier() else ()
+    # an identifier may be without words: ``_``, or letters that are not ASCII
+    if method:
+        return [*_read(subject, is_template=is_template), _Segment(method)]
     if is_template:
         parameter = _PARAMETER.search(text)
         if parameter is not None:
