@@ -15,7 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -488,8 +488,9 @@ def _make_observer(
 
     def actor(scope: Mapping[str, Any], audit: AuditScope, bearer: Bearer) -> Actor:
         found = resolve_actor(scope, audit, actor_options, bearer)
-        # a reason means that somebody claimed to be known, and is not
-        if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
+        # another reason means that somebody claimed to be known, and is not
+        unknown = found.id == ANONYMOUS.id and found.reason in (None, UNCHECKED)
+        if config.baggage_trust and unknown and not found.verified:
             found = told_by_request(scope).actor or found
         return shown(found)
 
