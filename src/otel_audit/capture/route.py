@@ -6,6 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def path_of(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request as text, whatever the server gives."""
+    path = scope.get("path")
+    if isinstance(path, bytes):
+        return path.decode("latin-1")
+    return path if isinstance(path, str) else ""
+
+
+def path_below_root(scope: Mapping[str, Any]) -> str:
+    """Return the path as the application's own router reads it: without ``root_path``.
+
+    A server that runs behind a prefix puts it into both (uvicorn's ``--root-path``), an application
+    that is told of one may get it in neither or in ``root_path`` alone (``FastAPI(root_path=…)``).
+    """
+    path, root = path_of(scope), scope.get("root_path")
+    if not root or not isinstance(root, str) or not path.startswith(root):
+        return path
+    below = path[len(root) :]
+    return below if not below or below[0] == "/" else path
+
+
 def route_template(scope: Mapping[str, Any]) -> str | None:
     """Find the template of the route that served a request.
 
