@@ -177,6 +177,11 @@ class Runtime:
             self._count_loss(error)
             return None
 
+    @property
+    def refuses(self) -> bool:
+        """Whether a request that cannot be observed must not be carried out."""
+        return self._observer.refuses
+
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
@@ -312,7 +317,8 @@ class Runtime:
 
     def health_at(self, path: str) -> dict[str, Any] | None:
         """Report the health if this is its endpoint's path."""
-        return self.health() if path == self.config.health_path else None
+        # an empty setting is off, and an empty path is the application's
+        return self.health() if path and path == self.config.health_path else None
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
@@ -362,6 +368,9 @@ class Runtime:
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
+            refuses=config.spool_full == "refuse"
+            or config.delivery == "strict"
+            or observer.policy.may_be_strict,
         )
 
     def _begins(self) -> None:

@@ -122,7 +122,7 @@ class Account:
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
         scope, audit = self.routed, self.audit
-        bearer = self._read_bearer(scope)
+        bearer = self.read_bearer(scope)
         return Origin(
             actor=audit.actor if self.resolved else self.actor(scope, bearer),
             tenant=audit.tenant if self.resolved else self._tenant(scope, bearer),
@@ -150,7 +150,7 @@ class Account:
     def _resolve(self, scope: Mapping[str, Any]) -> None:
         """Settle who does it, for whom, and which of the path's parameters are secrets."""
         # anew: what was not known when a long action was told of may be known now
-        bearer = self._read_bearer(scope)
+        bearer = self.read_bearer(scope)
         self._bearer = scope.get("headers"), bearer
         actor = self.actor(scope, bearer)
         self.audit.tenant = self._tenant(scope, bearer)
@@ -164,7 +164,8 @@ class Account:
                 self.parts.fail("target", error)
                 self._secrets = None
 
-    def _read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
+    def read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
+        """Read the bearer token of a request. Never raises."""
         try:
             return self._observer.bearer(scope)
         except Exception as error:  # noqa: BLE001 - whose token it is, is not known
@@ -174,7 +175,7 @@ class Account:
     def actor(self, scope: Mapping[str, Any], bearer: Bearer | None = None) -> Actor:
         """Find out who does it; where that fails, somebody, and not nobody. Never raises."""
         if bearer is None:
-            bearer = self._read_bearer(scope)
+            bearer = self.read_bearer(scope)
         try:
             return self._observer.actor(scope, self.audit, bearer)
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
@@ -223,7 +224,7 @@ class Account:
         """The request's bearer token, read once from the same headers."""
         headers = scope.get("headers")
         if self._bearer is None or self._bearer[0] is not headers:
-            self._bearer = headers, self._read_bearer(scope)
+            self._bearer = headers, self.read_bearer(scope)
         return self._bearer[1]
 
     def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
