@@ -198,7 +198,7 @@ class Account:
 
     def _route(self, scope: Mapping[str, Any]) -> str | None:
         try:
-            return route_template(scope)
+            return route_template(scope, self.head.app)
         except Exception as error:  # noqa: BLE001 - it costs the route alone
             self.parts.fail("route", error)
             return None

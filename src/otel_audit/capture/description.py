@@ -31,7 +31,7 @@ class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
     __slots__ = ("_described", "_headers", "_host", "_keep", "_parts", "_path", "_query",
-                 "_redactor", "_scope", "id", "method", "path", "wire_method")  # fmt: skip
+                 "_redactor", "_scope", "app", "id", "method", "path", "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
         self,
@@ -57,6 +57,8 @@ class RequestHead:
         self.method = self.wire_method = _bounded(method)
         self.path = path_below_root(scope)
         self._scope = scope
+        # a mounted application puts itself there
+        self.app = scope.get("app")
         self._redactor = redactor
         self._keep = keep
         self._parts = parts
@@ -93,7 +95,7 @@ class RequestHead:
             self._describe_once()
         route = None
         try:
-            route = route_template(routed)
+            route = route_template(routed, self.app)
         except Exception as error:  # noqa: BLE001 - it costs the route alone
             self._parts.fail("route", error)
         try:
@@ -142,7 +144,7 @@ class RequestHead:
             found = _without(path, secret_parameters(parameters or {}, self._redactor))
             if found is None:
                 # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
-                return route_template(routed) or REDACTED
+                return route_template(routed, self.app) or REDACTED
             text = found
         if self._path is None or self._path[0] != text:
             self._path = text, self._redactor.path(text)

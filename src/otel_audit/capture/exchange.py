@@ -268,12 +268,10 @@ class Exchange:
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
-        decision = self._account.decide(
-            wrote=bool(self.audit.changes_pending or self.audit.transactions)
-        )
+        decision = self._decided(wrote=bool(self.audit.changes_pending or self.audit.transactions))
         if decision is None:
             return
-        self._account.collect(decision)
+        self._collect(decision)
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
@@ -350,12 +348,15 @@ class Exchange:
             self._account.parts.fail("policy", error)
             return UNDECIDED
 
+    def _collect(self, decision: Decision) -> None:
+        try:
+            self._account.collect(decision)
+        except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
+            self._account.parts.fail("record", error)
+
     def _finish(self, decision: Decision) -> None:
         audit, observer, account = self.audit, self._observer, self._account
-        try:
-            account.collect(decision)
-        except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
-            account.parts.fail("record", error)
+        self._collect(decision)
         if self.socket is not None or not self.passage.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)

@@ -25,7 +25,6 @@ CLASSES: list[tuple[object, str, str]] = [
     (accounts, "outcome_of", "outcome"),
     (accounts, "with_told", "record"),
     (accounts, "enrich", "span"),
-    (accounts, "override_of", "policy"),
     (accounts.Account, "collect", "record"),
     (accounts.Account, "outcome", "record"),
     (accounts.Account, "decide", "policy"),
