@@ -15,7 +15,7 @@ from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.observer import Observer
 from otel_audit.capture.outcome import outcome_of
-from otel_audit.capture.parts import Parts
+from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import state_of
 from otel_audit.capture.route import route_template
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from otel_audit.policy import Decision
 
 _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of it
-
-ACTOR_FAILED = Actor(id="anonymous", type="user", reason="actor_failed")
-"""Who it was could not be found out: "not known" is never "nobody"."""
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 

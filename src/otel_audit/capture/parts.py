@@ -11,11 +11,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from otel_audit.complaints import complain
+from otel_audit.record import Actor
 
 _logger = logging.getLogger("otel_audit.capture")
 
 INCOMPLETE: Final = "audit.incomplete"
 """Where a record's metadata names the parts that could not be described."""
+
+ACTOR_FAILED: Final = Actor(id="anonymous", type="user", reason="actor_failed")
+"""Who it was could not be found out: "not known" is never "nobody"."""
 
 
 class Parts:

@@ -9,8 +9,10 @@ import pytest
 from unit.capture.asgi_app import Kept, Tapped, answer
 
 from otel_audit.capture import account as accounts
+from otel_audit.capture import action as actions
 from otel_audit.capture import description, exchange
 from otel_audit.capture.parts import INCOMPLETE
+from otel_audit.capture.told import Told
 from otel_audit.policy import Policy, engine
 from otel_audit.redaction import Redactor
 from otel_audit.scope import add_metadata, set_event, set_target
@@ -236,3 +238,49 @@ async def test_what_the_router_sees_asks_for_the_intent() -> None:
         assert (record.action, record.request.method) == ("DELETE", "DELETE")
         assert record.metadata["http.request.method_original"] == "GET"
         assert record.outcome == ("success" if stored else "failure")
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("event_told", "name"), ("actor_told", "actor"), ("tenant_told", "tenant"),
+     ("target_told", "target"), ("metadata_told", "metadata"), ("describe_error", "error")],
+)  # fmt: skip
+def test_a_part_of_an_action_by_hand_that_fails_is_named(
+    name: str, part: str, once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for what is recorded by hand: exactly one record, whatever of it cannot be told."""
+    tapped = Tapped(handler)
+    broken = Breaks(getattr(actions, name), once=once)
+    monkeypatch.setattr(actions, name, broken)
+    told_so = Told("order.paid", "ann", "acme", "order:7", {"a": 1}, None)
+    action = actions.Action(told_so, tapped.runtime.recording)
+    action.begin()
+    action.end(KeyError("mine"))
+    record = tapped.kept.record
+    assert broken.calls > 0
+    assert part in record.metadata[INCOMPLETE]
+    assert record.outcome == "failure"
+    assert tapped.runtime.counters.capture_errors > 0
+    assert tapped.runtime.counters.dropped == 0
+    assert record.actor.id == ("anonymous" if part == "actor" else "ann")
+
+
+async def test_an_empty_health_path_is_off() -> None:
+    """An empty setting is no value: an empty path reaches the application, and is recorded."""
+    tapped = Tapped(answer(b"mine"), health_path="")
+    await tapped.ask(path="")
+    assert tapped.kept.kinds == ["opened", "answered", "closed"]
+    assert tapped.sent[0]["status"] == 200
+
+
+async def test_behind_a_prefix_start_and_end_decide_by_the_same_path() -> None:
+    """The prefix of the server is no part of what the policy and the health endpoint go by."""
+    rule = {"level": "metadata", "paths": ["/orders"], "name": "orders"}
+    for root, path in (("/svc", "/svc/orders"), ("/svc", "/orders"), ("", "/orders")):
+        tapped = Tapped(answer(b"{}"), policy_rules=(rule,), health_path="/up")
+        await tapped.ask(path=path, root_path=root)
+        assert tapped.kept.record.level == "metadata"
+        assert tapped.kept.record.request.path == path
+        await tapped.ask(path=f"{root}/up", root_path=root, method="GET")
+        assert b"healthy" in tapped.sent[-1]["body"]
