@@ -154,7 +154,9 @@ def _store(  # noqa: PLR0911 - one for each kind
         return _multipart(copy)
     if kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith("+xml"):
         return _text(copy)
-    return _binary(copy) if kind and not _is_readable(copy.raw) else _undeclared(copy)
+    if kind and (kind == "application/octet-stream" or not _is_readable(copy.raw)):
+        return _binary(copy)
+    return _undeclared(copy)
 
 
 def _declared_json(copy: _Copy) -> tuple[bytes | None, str | None]:
