@@ -15,7 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -181,6 +181,11 @@ class Runtime:
             self._count_loss(error)
             return None
 
+    @property
+    def refuses(self) -> bool:
+        """Whether a request that cannot be observed must not be carried out."""
+        return self._observer.refuses
+
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
@@ -316,7 +321,8 @@ class Runtime:
 
     def health_at(self, path: str) -> dict[str, Any] | None:
         """Report the health if this is its endpoint's path."""
-        return self.health() if path == self.config.health_path else None
+        # an empty setting is off, and an empty path is the application's
+        return self.health() if path and path == self.config.health_path else None
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
@@ -366,6 +372,9 @@ class Runtime:
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
+            refuses=config.spool_full == "refuse"
+            or config.delivery == "strict"
+            or observer.policy.may_be_strict,
         )
 
     def _begins(self) -> None:
@@ -492,8 +501,9 @@ def _make_observer(
 
     def actor(scope: Mapping[str, Any], audit: AuditScope, bearer: Bearer) -> Actor:
         found = resolve_actor(scope, audit, actor_options, bearer)
-        # a reason means that somebody claimed to be known, and is not
-        if config.baggage_trust and found.id == ANONYMOUS.id and found.reason is None:
+        # another reason means that somebody claimed to be known, and is not
+        unknown = found.id == ANONYMOUS.id and found.reason in (None, UNCHECKED)
+        if config.baggage_trust and unknown and not found.verified:
             found = told_by_request(scope).actor or found
         return shown(found)
 

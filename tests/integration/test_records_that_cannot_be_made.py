@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 import otel_audit
 from otel_audit import AuditConfig
+from otel_audit.capture import exchange
 from otel_audit.capture.account import Account
 from otel_audit.capture.action import Action
 
@@ -34,14 +35,27 @@ def broken(*_: object, **__: object) -> None:
 
 async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch, caplog):
     """The client gets its answer; `dropped` says that a record is missing, and the log does."""
-    monkeypatch.setattr(Account, "outcome", broken)
+
+    @app.post("/payments", status_code=201)
+    async def pay() -> None:
+        monkeypatch.setattr(Account, "record", broken)
+
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
-        assert (await client.post("/orders")).status_code == 201
+        assert (await client.post("/payments")).status_code == 201
     health = otel_audit.health()
-    assert (health["dropped"], health["capture_errors"]) == (1, 1)
+    assert (health["dropped"], health["capture_errors"]) == (1, 2)
     assert "An audit record is lost" in caplog.text
     assert "a defect of ours" not in caplog.text
+
+
+async def test_a_request_that_cannot_be_observed_is_refused(app, monkeypatch):
+    """A full spool refuses by default, and so does an error of ours before the handler runs."""
+    monkeypatch.setattr(exchange, "Account", broken)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        assert (await client.post("/orders")).status_code == 503
+    assert otel_audit.health()["dropped"] == 1
 
 
 async def test_an_action_by_hand_that_cannot_be_told_is_a_loss(app, monkeypatch, caplog):

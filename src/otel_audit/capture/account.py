@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
+from otel_audit.capture.actor import Bearer
 from otel_audit.capture.continued import described_metadata, with_told
-from otel_audit.capture.description import RequestHead, describe_headers, secret_parameters
+from otel_audit.capture.description import (
+    RequestHead,
+    bare_path,
+    describe_headers,
+    method_of,
+    secret_parameters,
+)
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.observer import Observer
 from otel_audit.capture.outcome import outcome_of
+from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import state_of
 from otel_audit.capture.route import route_template
 from otel_audit.capture.targets import shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
-from otel_audit.policy import override_of
+from otel_audit.policy import UNDECIDED, override_of
 from otel_audit.record import (
     ANONYMOUS,
     SCHEMA_VERSION,
+    Actor,
     AuditRecord,
+    Body,
     ErrorInfo,
     Outcome,
     Phase,
@@ -32,21 +42,30 @@ from otel_audit.record import (
     Response,
     Source,
     Target,
+    Tenant,
 )
 from otel_audit.redaction.work import Budget
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
-    from otel_audit.capture.actor import Bearer
+    from otel_audit.capture.observer import Claims
     from otel_audit.policy import Decision
+
+_METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of it
+
+UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
 class Account:
-    """What is known of one exchange so far. Its methods may raise: `Exchange` sees to that.
+    """What is known of one exchange so far.
+
+    Its record is made of a bare core, which cannot fail, and of parts that describe it. Each part
+    has a guard of its own: one that fails is left out, named in the record, and counted.
 
     Attributes:
+        parts: Those that could not be described.
         audit: The action.
         head: The request's head.
         passage: What has passed of bodies and response.
@@ -76,8 +95,9 @@ class Account:
         self.judgement: Decision | None = None
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
+        self.parts = Parts(observer.on_error)
         self._bearer: tuple[object, Bearer] | None = None
-        self._secrets: frozenset[str] = frozenset()
+        self._secrets: frozenset[str] | None = frozenset()
         self._shown_target: tuple[tuple[Target, int], Target | None] | None = None
         self._asking: tuple[object, object, bool] | None = None
         span = trace.get_current_span()
@@ -86,14 +106,20 @@ class Account:
             budget=Budget(observer.body_limit),
         )
         self.audit.origin = self.origin
+        request_id = None
+        try:
+            request_id = observer.request_id(scope)
+        except Exception as error:  # noqa: BLE001 - it costs the client's own id
+            self.parts.fail("request_id", error)
         self.head = RequestHead(
             scope,
-            method="WEBSOCKET" if self.socket is not None else scope["method"],
+            method="WEBSOCKET" if self.socket is not None else method_of(scope),
             # without one of the client's, whoever knows the request's id knows the record's
-            request_id=observer.request_id(scope) or self.audit.record_id,
+            request_id=request_id or self.audit.record_id,
             redactor=observer.redactor,
             keep=observer.kept_headers,
             budget=self.audit.budget,
+            parts=self.parts,
         )
 
     @property
@@ -103,47 +129,102 @@ class Account:
 
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
-        scope, audit, observer = self.routed, self.audit, self._observer
-        bearer = observer.bearer(scope)
-        claims = bearer.claims
+        scope, audit = self.routed, self.audit
+        bearer = self.read_bearer(scope)
         return Origin(
-            actor=audit.actor if self.resolved else observer.actor(scope, audit, bearer),
-            tenant=audit.tenant if self.resolved else observer.tenant(scope, audit, claims),
-            source=observer.source(scope, claims, self._known_source(scope)),
+            actor=audit.actor if self.resolved else self.actor(scope, bearer),
+            tenant=audit.tenant if self.resolved else self._tenant(scope, bearer),
+            source=self._source(scope, bearer.claims),
             request_id=self.head.id,
         )
 
     def decide(self, *, wrote: bool) -> Decision | None:
         """Decide by what is known now; None where the action is not recorded."""
-        scope, audit, observer = self.routed, self.audit, self._observer
+        scope, audit = self.routed, self.audit
         # what was recorded by hand inside of this action must not lead back to nothing
         wrote = wrote or audit.nested > 0
         if self.is_quiet and not wrote and not self._asks_for_more(scope):
             return None
         if not self.resolved:
             self.resolved = True
-            # anew: what was not known when a long action was told of may be known now
-            bearer = observer.bearer(scope)
-            self._bearer = scope.get("headers"), bearer
-            audit.actor = observer.actor(scope, audit, bearer)
-            audit.tenant = observer.tenant(scope, audit, bearer.claims)
-            parameters = scope.get("path_params")
-            self._shown_target = None
-            if parameters:
-                self._secrets = secret_parameters(parameters, observer.redactor)
-        judged = (self.passage.status, wrote, audit.actor, audit.tenant)
+            self._resolve(scope)
+        judged = (self.passage.status, wrote, audit.actor, audit.tenant, self.head.method)
         if judged != self.judged:
+            self.judge(route=self._route(scope), wrote=wrote, scope=scope)
             self.judged = judged
-            self.judge(route=route_template(scope), wrote=wrote, scope=scope)
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
+
+    def _resolve(self, scope: Mapping[str, Any]) -> None:
+        """Settle who does it, for whom, and which of the path's parameters are secrets."""
+        # anew: what was not known when a long action was told of may be known now
+        bearer = self.read_bearer(scope)
+        self._bearer = scope.get("headers"), bearer
+        actor = self.actor(scope, bearer)
+        self.audit.tenant = self._tenant(scope, bearer)
+        self.audit.actor = actor
+        self._shown_target = None
+        parameters = scope.get("path_params")
+        if parameters:
+            try:
+                self._secrets = secret_parameters(parameters, self._observer.redactor)
+            except Exception as error:  # noqa: BLE001 - it costs the target's id
+                self.parts.fail("target", error)
+                self._secrets = None
+
+    def read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
+        """Read the bearer token of a request. Never raises."""
+        try:
+            return self._observer.bearer(scope)
+        except Exception as error:  # noqa: BLE001 - whose token it is, is not known
+            self.parts.fail("actor", error)
+            return UNREADABLE_BEARER
+
+    def actor(self, scope: Mapping[str, Any], bearer: Bearer | None = None) -> Actor:
+        """Find out who does it; where that fails, somebody, and not nobody. Never raises."""
+        if bearer is None:
+            bearer = self.read_bearer(scope)
+        try:
+            return self._observer.actor(scope, self.audit, bearer)
+        except Exception as error:  # noqa: BLE001 - it costs the actor alone
+            self.parts.fail("actor", error)
+            return ACTOR_FAILED
+
+    def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
+        try:
+            return self._observer.tenant(scope, self.audit, bearer.claims)
+        except Exception as error:  # noqa: BLE001 - it costs the tenant alone
+            self.parts.fail("tenant", error)
+            return None
+
+    def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
+        try:
+            return self._observer.source(scope, claims, self._known_source(scope))
+        except Exception as error:  # noqa: BLE001 - it costs the source alone
+            self.parts.fail("source", error)
+            return None
+
+    def _route(self, scope: Mapping[str, Any]) -> str | None:
+        try:
+            return route_template(scope, self.head.app)
+        except Exception as error:  # noqa: BLE001 - it costs the route alone
+            self.parts.fail("route", error)
+            return None
+
+    def see_source(self) -> None:
+        """Find out where it comes from, as far as the connection tells. Never raises."""
+        self.audit.source = self._source(self._scope, None)
 
     def _asks_for_more(self, scope: Mapping[str, Any]) -> bool:
         """Tell whether a route that nobody knew when the request began has a level of its own."""
         endpoint, route, known = scope.get("endpoint"), scope.get("route"), self._asking
         if known is None or known[0] is not endpoint or known[1] is not route:
-            override = override_of(endpoint, route)
-            asks = override is not None and override.level not in (None, "none")
+            try:
+                override = override_of(endpoint, route)
+                asks = override is not None and override.level not in (None, "none")
+            except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+                self.parts.fail("policy", error)
+                asks = True
             self._asking = known = endpoint, route, asks
         return known[2]
 
@@ -151,7 +232,7 @@ class Account:
         """The request's bearer token, read once from the same headers."""
         headers = scope.get("headers")
         if self._bearer is None or self._bearer[0] is not headers:
-            self._bearer = headers, self._observer.bearer(scope)
+            self._bearer = headers, self.read_bearer(scope)
         return self._bearer[1]
 
     def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
@@ -164,99 +245,192 @@ class Account:
         return self.audit.source if same else None
 
     def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
-        """Decide by the given facts, and remember what was decided."""
-        self.judgement = decision = self._observer.policy.decide(
-            method=self.head.method,
-            path=self.head.path,
-            route=route,
-            status=self.passage.status,
-            actor=self.audit.actor or ANONYMOUS,
-            tenant=self.audit.tenant,
-            wrote=wrote,
-            scope=scope,
-            key=self.audit.record_id,
-            name_all=self._observer.log is not None,
-        )
+        """Decide by the given facts, and remember what was decided. Never raises."""
+        try:
+            decision = self._observer.policy.decide(
+                method=self.head.method,
+                path=self.head.path,
+                route=route,
+                status=self.passage.status,
+                actor=self.audit.actor or ANONYMOUS,
+                tenant=self.audit.tenant,
+                wrote=wrote,
+                scope=scope,
+                key=self.audit.record_id,
+                name_all=self._observer.log is not None,
+                on_failure=self.parts.fail,
+            )
+        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+            self.parts.fail("policy", error)
+            decision = UNDECIDED
+        self.judgement = decision
         return decision
 
     def collect(self, decision: Decision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
-        audit, redactor, observer = self.audit, self._observer.redactor, self._observer
+        audit, observer = self.audit, self._observer
         if audit.response is not None:
             return
-        level, scope = decision.level, self.routed
+        scope = self.routed
         claims = self._bearer_of(scope).claims
         if audit.source is None or claims is not None or "session_id" in state_of(scope):
-            audit.source = observer.source(scope, claims, self._known_source(scope))
-        own = decision.body_limit
-        limit = observer.body_limit if own is None else own
-        passage, is_socket = self.passage, self.socket is not None
-        messages = observer.socket_messages if decision.messages is None else decision.messages
+            audit.source = self._source(scope, claims)
         request_body = response_body = None
-        budget = audit.budget
-        if self.socket is not None and messages:
-            request_body, response_body = self.socket.bodies(
-                redactor,
-                limit,
-                budget,
-                received=level in _WITH_REQUEST,
-                sent=level == "request_response",
-            )
-        if level in _WITH_REQUEST and observer.request_bodies and not is_socket:
-            request_body = passage.request_body(
-                self._scope["headers"], redactor, limit, budget.request_body
-            )
-        if level == "request_response" and observer.response_bodies and not is_socket:
-            response_body = passage.response_body(
-                redactor,
-                limit,
-                may_exist=self.head.method != "HEAD" and self.error is None,
-                work=budget.response_body,
-            )
+        try:
+            request_body = self._request_body(decision, scope)
+        except Exception as error:  # noqa: BLE001 - it costs the body alone
+            self.parts.fail("request.body", error)
+        try:
+            response_body = self._response_body(decision)
+        except Exception as error:  # noqa: BLE001 - it costs the body alone
+            self.parts.fail("response.body", error)
         audit.request = self.head.describe(scope, request_body)
+        headers: dict[str, str] = {}
+        try:
+            headers = describe_headers(
+                self.passage.headers,
+                observer.kept_headers,
+                observer.redactor,
+                audit.budget,
+                "response.headers",
+            )
+        except Exception as error:  # noqa: BLE001 - it costs the headers alone
+            self.parts.fail("response.headers", error)
         audit.response = Response(
-            status_code=passage.status,
-            headers=describe_headers(
-                passage.headers, observer.kept_headers, redactor, budget, "response.headers"
-            ),
-            body=response_body,
+            status_code=self.passage.status, headers=headers, body=response_body
+        )
+
+    def _body_limit(self, decision: Decision) -> int:
+        own = decision.body_limit
+        return self._observer.body_limit if own is None else own
+
+    def _keeps_messages(self, decision: Decision) -> bool:
+        own = decision.messages
+        return self._observer.socket_messages if own is None else own
+
+    def _request_body(self, decision: Decision, scope: Mapping[str, Any]) -> Body | None:
+        if decision.level not in _WITH_REQUEST:
+            return None
+        observer, limit = self._observer, self._body_limit(decision)
+        if self.socket is not None:
+            if not self._keeps_messages(decision):
+                return None
+            return self.socket.bodies(
+                observer.redactor, limit, self.audit.budget, received=True, sent=False
+            )[0]
+        if not observer.request_bodies:
+            return None
+        return self.passage.request_body(
+            self._scope.get("headers") or (),
+            scope.get("headers") or (),
+            observer.redactor,
+            limit,
+            self.audit.budget.request_body,
+        )
+
+    def _response_body(self, decision: Decision) -> Body | None:
+        if decision.level != "request_response":
+            return None
+        observer, limit = self._observer, self._body_limit(decision)
+        if self.socket is not None:
+            if not self._keeps_messages(decision):
+                return None
+            return self.socket.bodies(
+                observer.redactor, limit, self.audit.budget, received=False, sent=True
+            )[1]
+        if not observer.response_bodies:
+            return None
+        may_exist = self.head.method != "HEAD" and self.error is None
+        return self.passage.response_body(
+            observer.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
         )
 
     def outcome(self) -> Outcome:
         """Judge how it ended."""
         socket = self.socket
-        if socket is not None and socket.ended_badly and self.audit.transaction != "unknown":
-            return "failure"
-        return outcome_of(
-            status=self.passage.status,
-            error=self.error,
-            transaction=self.audit.transaction,
-            cut_off=socket is None and not self.passage.ended,
-        )
+        try:
+            if socket is not None and socket.ended_badly and self.audit.transaction != "unknown":
+                return "failure"
+            return outcome_of(
+                status=self.passage.status,
+                error=self.error,
+                transaction=self.audit.transaction,
+                cut_off=socket is None and not self.passage.ended,
+            )
+        except Exception as error:  # noqa: BLE001 - that it happened is known all the same
+            self.parts.fail("outcome", error)
+            return "unknown"
 
     def enrich(self, decision: Decision) -> None:
-        """Tell the application's own span, if it is still recording."""
+        """Tell the application's own span, if it is still recording. Never raises."""
         span = self.audit.server_span
-        if span is not None and span.is_recording():
-            full = self._observer.full_payload
-            enrich(
-                span,
-                self.audit,
-                decision,
-                event_name=self._event_name(decision),
-                target=self._target(decision),
-                full=full,
-            )
+        try:
+            if span is not None and span.is_recording():
+                enrich(
+                    span,
+                    self.audit,
+                    decision,
+                    event_name=self._event_name(decision),
+                    target=self._target(decision),
+                    full=self._observer.full_payload,
+                )
+        except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
+            self.parts.fail("span", error)
 
     def record(
         self,
         decision: Decision,
         *,
         phase: Phase,
-        outcome: Outcome,
+        outcome: Outcome | None = None,
         request: Request | None = None,
     ) -> AuditRecord:
-        """Make the record of what is known now."""
+        """Make the record of what is known now. Never raises.
+
+        Args:
+            decision: At which level, under which name.
+            phase: Which part of the action it tells.
+            outcome: How it ended; None: as it is to be judged now.
+            request: The request, where it has not been collected yet.
+        """
+        try:
+            ended = self.outcome() if outcome is None else outcome
+            return self._described_record(decision, phase, ended, request)
+        except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
+            self.parts.fail("record", error)
+            return self._bare_record(decision, phase, outcome or "unknown")
+
+    def _bare_record(self, decision: Decision, phase: Phase, outcome: Outcome) -> AuditRecord:
+        """Make a record of nothing but what cannot fail."""
+        audit = self.audit
+        return AuditRecord(
+            record_id=audit.record_id,
+            action_id=audit.action_id,
+            parent_action_id=audit.parent_action_id,
+            phase=phase,
+            schema_version=SCHEMA_VERSION,
+            event_name=decision.event_name,
+            action=decision.action,
+            outcome=outcome,
+            occurred_at=audit.occurred_at,
+            duration=time.perf_counter_ns() - audit.started,
+            actor=(audit.actor if self.resolved else None) or ACTOR_FAILED,
+            tenant=audit.tenant if self.resolved else None,
+            request=Request(
+                id=self.head.id, method=self.head.method, path=bare_path(self.head.path)
+            ),
+            response=Response(status_code=self.passage.status),
+            changes=() if decision.level == "metadata" else tuple(audit.changes),
+            changes_total=audit.changes_total,
+            changes_rolled_back=audit.changes_rolled_back,
+            transaction=audit.transaction,
+            level=decision.level,
+            metadata=self.parts.named({}),
+        )
+
+    def _described_record(
+        self, decision: Decision, phase: Phase, outcome: Outcome, request: Request | None
+    ) -> AuditRecord:
         audit = self.audit
         changes = () if decision.level == "metadata" else tuple(audit.changes)
         total = audit.changes_total
@@ -288,7 +462,13 @@ class Account:
 
     def _event_name(self, decision: Decision) -> str:
         told = self.audit.event_name
-        return event_told(told, self._observer.redactor) if told else decision.event_name
+        if not told:
+            return decision.event_name
+        try:
+            return event_told(told, self._observer.redactor)
+        except Exception as error:  # noqa: BLE001 - the name from the route remains
+            self.parts.fail("name", error)
+            return decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
         named = self.audit.target or decision.target
@@ -297,21 +477,47 @@ class Account:
         seen = named, len(self.audit.changes)
         known = self._shown_target
         if known is None or known[0] != seen:
-            found = with_new_id(named, self.audit)
-            routed = self.routed.get("route") is not None
-            shown = shown_target(found, self._secrets, self._observer.redactor, routed=routed)
+            try:
+                shown = self._shown(named)
+            except Exception as error:  # noqa: BLE001 - it costs the target alone
+                self.parts.fail("target", error)
+                shown = None
             self._shown_target = known = seen, shown
         return known[1]
 
+    def _shown(self, named: Target) -> Target | None:
+        found = with_new_id(named, self.audit)
+        if found is not None and self._secrets is None:
+            # which parameters are secrets is not known, so no id is shown
+            found = Target(type=found.type)
+        routed = self.routed.get("route") is not None
+        secrets = self._secrets or frozenset()
+        return shown_target(found, secrets, self._observer.redactor, routed=routed)
+
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:
-            self._described = describe_error(self.error, self._observer.redactor, self.audit.budget)
+            try:
+                self._described = describe_error(
+                    self.error, self._observer.redactor, self.audit.budget
+                )
+            except Exception as error:  # noqa: BLE001 - its type is known all the same
+                self.parts.fail("error", error)
+                self._described = ErrorInfo(type=type(self.error).__name__)
         return self._described
 
     def _metadata(self, decision: Decision) -> dict[str, Any]:
-        found = described_metadata(self.audit, self._observer.redactor)
+        found: dict[str, Any] = {}
+        try:
+            found = described_metadata(self.audit, self._observer.redactor)
+        except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
+            self.parts.fail("metadata", error)
         if decision.sample is not None:
             found["audit.sample.one_of"] = decision.sample
+        if self.head.method != self.head.wire_method:
+            found[_METHOD_ON_THE_WIRE] = self.head.wire_method
         if self.socket is not None:
-            found["websocket"] = self.socket.facts()
-        return with_told(found, self.audit)
+            try:
+                found["websocket"] = self.socket.facts()
+            except Exception as error:  # noqa: BLE001 - it costs the counts alone
+                self.parts.fail("websocket", error)
+        return self.parts.named(with_told(found, self.audit))

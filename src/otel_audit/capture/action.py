@@ -21,6 +21,7 @@ from otel_audit.capture.continued import (
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.identity import shown_actor, shown_tenant
 from otel_audit.capture.intending import Intended, as_intent, is_stored, is_stored_blocking
+from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.recording import Recording, made_last
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.capture.told import (
@@ -86,6 +87,7 @@ class Action:
             outer=outer,
             teller=self._tell,
         )
+        self._parts = Parts(_nothing if recording is None else recording.on_error)
         if recording is not None:
             self._guarded(lambda: self._read(recording))
 
@@ -196,11 +198,15 @@ class Action:
         if self._pid != os.getpid():
             # a fork in the middle: the parent tells the action, the child what it did of it
             scope.record_id, self._phase = uuid7(), "continued"
-        recording.settle()
+        self._guarded(recording.settle)
         scope.late = self._told_later
         scope.closed = True
         if self._failure is None and error is not None and not _is_orderly_exit(error):
-            self._failure = describe_error(error, recording.redactor, scope.budget)
+            try:
+                self._failure = describe_error(error, recording.redactor, scope.budget)
+            except Exception as ours:  # noqa: BLE001 - its type is known all the same
+                self._parts.fail("error", ours)
+                self._failure = ErrorInfo(type=type(error).__name__)
         return self._outcome(error)
 
     def tell(self, outcome: Outcome) -> None:
@@ -221,13 +227,30 @@ class Action:
         return self._scope.server_span
 
     def _read(self, recording: Recording) -> None:
-        told, scope, redactor = self._told, self._scope, recording.redactor
-        scope.event_name = event_told(told.event, redactor)
-        scope.action = action_told(told.action) or action_of_event(scope.event_name)
-        scope.actor = actor_told(told.actor)
-        scope.tenant = tenant_told(told.tenant)
-        self._aim(recording, told.target)
-        scope.metadata = metadata_told(told.metadata)
+        """Read what the caller says, each part for itself."""
+        told, scope, redactor, parts = self._told, self._scope, recording.redactor, self._parts
+        try:
+            scope.event_name = event_told(told.event, redactor)
+            scope.action = action_told(told.action) or action_of_event(scope.event_name)
+        except Exception as error:  # noqa: BLE001 - it costs the name alone
+            parts.fail("name", error)
+        try:
+            scope.actor = actor_told(told.actor)
+        except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
+            parts.fail("actor", error)
+            scope.actor = ACTOR_FAILED
+        try:
+            scope.tenant = tenant_told(told.tenant)
+        except Exception as error:  # noqa: BLE001 - it costs the tenant alone
+            parts.fail("tenant", error)
+        try:
+            self._aim(recording, told.target)
+        except Exception as error:  # noqa: BLE001 - it costs the target alone
+            parts.fail("target", error)
+        try:
+            scope.metadata = metadata_told(told.metadata)
+        except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
+            parts.fail("metadata", error)
         if scope.outer is not None:
             scope.outer.note_nested()
         recording.opened()
@@ -267,8 +290,11 @@ class Action:
         scope = self._scope
         found, thing = self._unnumbered
         if found is not None and found is scope.target:
-            # an object that the block has stored has its key by now
-            scope.target = target_told(thing, recording.redactor)
+            try:
+                # an object that the block has stored has its key by now
+                scope.target = target_told(thing, recording.redactor)
+            except Exception as error:  # noqa: BLE001 - the target stays as it was
+                self._parts.fail("target", error)
         record = self._record(recording, phase=self._phase, outcome=outcome)
         for one in with_continuations(record, scope.further):
             recording.recorder.closed(one, scope.server_span)
@@ -336,7 +362,29 @@ class Action:
         self._guarded(tell, makes_record=True)
 
     def _record(self, recording: Recording, *, phase: Phase, outcome: Outcome) -> AuditRecord:
-        scope, origin, redactor = self._scope, self._scope.known_origin(), recording.redactor
+        scope, redactor, parts = self._scope, recording.redactor, self._parts
+        name, actor, target = "unnamed", ACTOR_FAILED, None
+        origin = Origin()
+        metadata: dict[str, Any] = {}
+        try:
+            if scope.event_name:
+                name = event_told(scope.event_name, redactor)
+        except Exception as error:  # noqa: BLE001 - it costs the name alone
+            parts.fail("name", error)
+        try:
+            origin = scope.known_origin()
+            actor = origin.actor or Actor(id=recording.service(), type="system", source="process")
+        except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
+            parts.fail("actor", error)
+        try:
+            # what is said inside of the block may be anything
+            target = target_told(scope.target, redactor)
+        except Exception as error:  # noqa: BLE001 - it costs the target alone
+            parts.fail("target", error)
+        try:
+            metadata = described_metadata(scope, redactor)
+        except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
+            parts.fail("metadata", error)
         total = scope.changes_total
         return AuditRecord(
             record_id=scope.record_id,
@@ -344,15 +392,14 @@ class Action:
             parent_action_id=scope.parent_action_id,
             phase=phase,
             schema_version=SCHEMA_VERSION,
-            event_name=event_told(scope.event_name, redactor) if scope.event_name else "unnamed",
+            event_name=name,
             action=action_told(scope.action) or "EXECUTE",
             outcome=outcome,
             occurred_at=scope.occurred_at,
             duration=time.perf_counter_ns() - scope.started,
-            actor=origin.actor or Actor(id=recording.service(), type="system", source="process"),
+            actor=actor,
             tenant=origin.tenant,
-            # what is said inside of the block may be anything
-            target=target_told(scope.target, redactor),
+            target=target,
             source=origin.source,
             request=None if origin.request_id is None else Request(id=origin.request_id),
             changes=tuple(scope.changes),
@@ -361,7 +408,7 @@ class Action:
             transaction=self._transaction,
             error=self._failure,
             level="changes",
-            metadata=with_told(described_metadata(scope, redactor), scope),
+            metadata=parts.named(with_told(metadata, scope)),
         )
 
     def _guarded(self, step: Callable[[], Any], *, makes_record: bool = False) -> Any:
@@ -374,6 +421,10 @@ class Action:
             if makes_record:
                 self._recording.on_loss(error)
             return None
+
+
+def _nothing() -> None:
+    """Count nothing, where nothing is audited."""
 
 
 def _is_orderly_exit(error: BaseException) -> bool:

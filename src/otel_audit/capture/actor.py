@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -16,6 +17,8 @@ from otel_audit.capture.proxies import Proxies
 from otel_audit.capture.reading import (
     Scope,
     claim,
+    exact,
+    first_header,
     first_identifier,
     header_values,
     identifier,
@@ -42,6 +45,18 @@ _IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "em
 _ROLES: Final = ("actor_type", "role")
 _TYPES: Final = ("user", "service", "system")
 _TOKENS: Final = 512
+
+UNCHECKED: Final = "credential_not_checked"
+"""The reason of who has presented something that says who it is, only not to us."""
+
+_CREDENTIALS: Final = frozenset({
+    b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"apikey",
+    b"x-auth-token", b"x-access-token", b"x-forwarded-access-token", b"x-amz-security-token",
+})  # fmt: skip
+_COOKIES: Final = re.compile(rb"(?i)(?:^|;)[^=;]*(?:sess|sid|auth|token|jwt|login|remember)[^=;]*=")
+_PARAMETERS: Final = re.compile(
+    rb"(?i)(?:^|&)(?:access[_-]?token|auth[_-]?token|id[_-]?token|api[_-]?key|token|jwt|key)="
+)
 _KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
 _MENDED_BY: Final = {
     "bad_signature": _KEYS,
@@ -178,7 +193,8 @@ def resolve_actor(
         bearer: The request's token, as `read_bearer` read it.
 
     Returns:
-        The actor. Where no resolver knows, ``anonymous``, with the first reason why not.
+        The actor. Where no resolver knows, ``anonymous``, with the first reason why not:
+        `UNCHECKED` at least, if there was any credential.
     """
     request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
@@ -187,19 +203,32 @@ def resolve_actor(
         if isinstance(found, Actor):
             return _finished(found, request)
         reason = reason or found
-    return Actor(id="anonymous", type="user", verified=False, reason=reason)
+    return Actor(
+        id="anonymous", type="user", verified=False, reason=reason or _presented(asgi_scope)
+    )
+
+
+def _presented(asgi_scope: Scope) -> str | None:
+    """Say that a client has presented a credential, where nobody here can tell whose it is.
+
+    The application may be able to: so the client is not known, which is not to be nobody.
+    """
+    for name, value in asgi_scope.get("headers") or ():
+        lower = name.lower()
+        if value and (lower in _CREDENTIALS or (lower == b"cookie" and _COOKIES.search(value))):
+            return UNCHECKED
+    query = asgi_scope.get("query_string")
+    return UNCHECKED if query and _PARAMETERS.search(query) else None
 
 
 def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
     """Read the request's bearer token. Never raises for what a client gives."""
     if options.verifier is None:
         return NO_BEARER
-    given = header_values(asgi_scope, "authorization")
-    if not given:
+    given = first_header(asgi_scope, "authorization")
+    if given is None:
         return NO_BEARER
-    if len(given) > 1:
-        return Bearer(problem="several_authorization_headers")
-    scheme, _, token = given[0].strip().partition(" ")
+    scheme, _, token = given.strip().partition(" ")
     if scheme.lower() != "bearer":
         return NO_BEARER
     try:
@@ -248,7 +277,8 @@ def _finished(actor: Actor, request: _Request) -> Actor:
 
 
 def _app(request: _Request) -> Actor | None:
-    return request.scope.actor
+    actor = request.scope.actor
+    return None if actor is None else _spelled(actor)
 
 
 def _state(request: _Request) -> Actor | None:
@@ -271,13 +301,11 @@ def _jwt(request: _Request) -> Actor | str | None:
 
 def _api_key(request: _Request) -> Actor | str | None:
     name, keyed = request.options.api_key_header, request.options.hash
-    given = [value for value in header_values(request.asgi, name) if value] if name else []
+    given = first_header(request.asgi, name) if name else None
     if not given:
         return None
-    if len(given) > 1:
-        return "several_api_keys"
     return Actor(
-        id=f"api-key:{keyed.of(given[0])}" if keyed else "api-key",
+        id=f"api-key:{keyed.of(given)}" if keyed else "api-key",
         type="service",
         verified=False,
         reason="api_key_not_checked",
@@ -335,7 +363,7 @@ def actor_from(thing: object, source: str) -> Actor | None:
     if thing is None:
         return None
     if isinstance(thing, Actor):
-        return msgspec.structs.replace(thing, source=thing.source or source)
+        return _spelled(msgspec.structs.replace(thing, source=thing.source or source))
     plain = identifier(thing)
     if plain is not None:
         return Actor(id=plain, type="user", verified=True, source=source)
@@ -353,6 +381,15 @@ def actor_from(thing: object, source: str) -> Actor | None:
         verified=True,
         source=source,
     )
+
+
+def _spelled(actor: Actor) -> Actor:
+    """Use the exact spelling of the ids that the application has given."""
+    other = actor.on_behalf_of
+    found, behind = exact(actor.id), None if other is None else exact(other)
+    if found == actor.id and behind == other:
+        return actor
+    return msgspec.structs.replace(actor, id=found, on_behalf_of=behind)
 
 
 def _token_actor(token: VerifiedToken, options: ActorOptions) -> Actor | str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
+from otel_audit.capture.description import method_of
 from otel_audit.capture.exchange import Exchange
 from otel_audit.capture.healthpoint import answer_health
+from otel_audit.capture.route import path_below_root
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,8 +31,12 @@ _TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
 class Capture(Protocol):
     """What the taps need: how to open an exchange, what to do when the server comes and goes."""
 
+    @property
+    def refuses(self) -> bool:
+        """Whether a request that cannot be observed must not be carried out."""
+
     def open(self, scope: Scope) -> Exchange | None:
-        """Begin to observe a request; None where there is nothing to observe. Never raises."""
+        """Begin to observe a request; None where that is not possible. Never raises."""
 
     def for_app(self, app: Any) -> Capture:
         """Return what observes one application, by what its routes say about themselves."""
@@ -67,13 +73,16 @@ class OuterTap:
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        health = self._capture.health_at(scope["path"]) if kind == "http" else None
+        health = self._capture.health_at(path_below_root(scope)) if kind == "http" else None
         if health is not None:
-            await answer_health(health, scope["method"], send)
+            await answer_health(health, method_of(scope), send)
             return
         observed = kind in _OBSERVED and EXCHANGE not in scope
         exchange = self._capture.open(scope) if observed else None
         if exchange is None:
+            if observed and self._capture.refuses:
+                await _refuse(scope, receive, send)
+                return
             await self.app(scope, receive, send)
             return
         if exchange.refused or not await exchange.admitted():
@@ -123,7 +132,13 @@ class InnerTap:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
         exchange: Exchange | None = scope.get(EXCHANGE)
-        if exchange is None or not exchange.routed(scope) or exchange.socket is not None:
+        if exchange is None or not exchange.routed(scope):
+            await self.app(scope, receive, send)
+            return
+        if not await exchange.admitted_inside():
+            await _refuse(scope, receive, send)
+            return
+        if exchange.socket is not None:
             await self.app(scope, receive, send)
             return
         request_copy = exchange.passage.request_inside

@@ -55,6 +55,7 @@ _TEXT_TYPES: Final = frozenset({
     "application/yaml", "application/x-yaml", "application/toml", "application/sql",
     "application/jwt", "application/x-sh", "image/svg+xml", "message/http",
 })  # fmt: skip
+_UNREADABLE: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
@@ -102,6 +103,9 @@ def make_body(  # noqa: PLR0913 - one fact each
     shown = None if content_type is None else redactor.phrase(cut_text(content_type, LONGEST_TYPE))
     if size == 0:
         return Body(size=0, content_type=shown)
+    if content_encoding and _is_readable(raw):
+        # nobody has encoded it, whatever the header says: the handler was given these very bytes
+        content_encoding = None
     decoded = _decompress(raw, content_encoding, limit)
     if decoded is None:
         absent = "unparsable" if _is_known(content_encoding) else "encoded"
@@ -130,11 +134,21 @@ def make_body(  # noqa: PLR0913 - one fact each
     )
 
 
-def _store(copy: _Copy) -> tuple[bytes | None, str | None]:
-    """Return the content, None where there is none, and why it is absent or cut."""
+def _store(  # noqa: PLR0911 - one for each kind
+    copy: _Copy,
+) -> tuple[bytes | None, str | None]:
+    """Return the content, None where there is none, and why it is absent or cut.
+
+    A handler reads what it likes: `request.json()` asks for no content type. So bytes that are a
+    JSON document are one, and what is declared decides about the rest.
+    """
     kind = copy.media_type
     if kind in ("application/json", "text/json") or kind.endswith("+json"):
         return _declared_json(copy)
+    if kind and kind not in _JSON_LINES and _looks_like_json(copy.raw):
+        content, absent = _declared_json(copy)
+        if absent != "unparsable":
+            return content, absent
     if kind in _JSON_LINES:
         return _json_lines(copy)
     if kind == "application/x-www-form-urlencoded":
@@ -143,7 +157,9 @@ def _store(copy: _Copy) -> tuple[bytes | None, str | None]:
         return _multipart(copy)
     if kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith("+xml"):
         return _text(copy)
-    return _binary(copy) if kind else _undeclared(copy)
+    if kind and (kind == "application/octet-stream" or not _is_readable(copy.raw)):
+        return _binary(copy)
+    return _undeclared(copy)
 
 
 def _declared_json(copy: _Copy) -> tuple[bytes | None, str | None]:
@@ -284,9 +300,31 @@ def _codec(content_type: str | None) -> str | None:
     return None
 
 
+def _looks_like_json(raw: bytes) -> bool:
+    """Tell whether it begins as a JSON object or array does, in any encoding of JSON."""
+    return raw[:64].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")[:1] in (b"{", b"[")
+
+
+def _is_readable(raw: bytes) -> bool:
+    """Tell whether it is a text: no coding that compresses leaves one."""
+    try:
+        text = _decode_head(raw, _detected(raw), complete=False)
+    except (UnicodeDecodeError, LookupError):
+        return False
+    return _UNREADABLE.search(text) is None
+
+
 def _as_utf8(copy: _Copy) -> bytes | None:
-    """Bring a JSON text to UTF-8 without a byte order mark, None if its charset is unknown."""
-    codec = copy.codec or _detected(copy.raw)
+    """Bring a JSON text to UTF-8 without a byte order mark, None if it has no known encoding.
+
+    JSON has no charset (RFC 8259, section 11), and who reads it asks for none: the bytes say it.
+    What is declared counts only where they do not.
+    """
+    codec = _detected(copy.raw)
+    try:
+        _decode_head(copy.raw, codec, complete=copy.complete)
+    except (UnicodeDecodeError, LookupError):
+        codec = copy.codec or codec
     if codec in ("utf-8-sig", "ascii"):
         return copy.raw.removeprefix(b"\xef\xbb\xbf")
     try:

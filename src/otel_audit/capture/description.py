@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from otel_audit.capture.bodies import LONGEST_TYPE, make_body
 from otel_audit.capture.reading import clean
-from otel_audit.capture.route import route_template
+from otel_audit.capture.route import path_below_root, path_of, route_template
 from otel_audit.record import Body, Request
-from otel_audit.redaction import REDACTED
+from otel_audit.redaction import REDACTED, WITHHELD
 from otel_audit.redaction.cutting import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
     from otel_audit.capture.copying import BodyCopy
+    from otel_audit.capture.parts import Parts
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.work import Budget, Work
 
 Headers = Iterable[tuple[bytes, bytes]]
+
+_LONGEST_WORD = 15
+_BARE_PATH = 256
+"""Characters of a path, and of a word in it, that are kept where nothing can be redacted."""
 
 _LONGEST_METHOD = 32
 """Characters of a request's method that are kept; the longest that is registered has 17."""
@@ -38,8 +43,9 @@ _LONGEST_HOST = 256
 class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
-    __slots__ = ("_budget", "_headers", "_host", "_keep", "_path", "_query", "_redactor",
-                 "_scope", "id", "method", "path")  # fmt: skip
+    __slots__ = ("_budget", "_described", "_headers", "_host", "_keep", "_parts", "_path",
+                 "_query", "_redactor", "_scope", "app", "id", "method", "path",
+                 "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
         self,
@@ -50,6 +56,7 @@ class RequestHead:
         redactor: Redactor,
         keep: Collection[str],
         budget: Budget,
+        parts: Parts,
     ) -> None:
         """Remember where to look; nothing is read before it is asked for.
 
@@ -60,67 +67,113 @@ class RequestHead:
             redactor: Takes secrets out.
             keep: Names of the headers that are kept, in lower case.
             budget: What describing the action may cost.
+            parts: Is told of what cannot be described.
         """
         self._budget = budget
         self.id = request_id
-        # a client may make up any word, of any length
-        self.method = method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
-        self.path: str = scope["path"]
+        self.method = self.wire_method = _bounded(method)
+        self.path = path_below_root(scope)
         self._scope = scope
+        # a mounted application puts itself there
+        self.app = scope.get("app")
         self._redactor = redactor
         self._keep = keep
+        self._parts = parts
+        self._described = False
         self._path: tuple[str, str] | None = None
-        self._headers: dict[str, str] | None = None
+        self._headers: dict[str, str] = {}
         self._query: str | None = None
         self._host: str | None = None
 
+    def moved(self, routed: Mapping[str, Any]) -> bool:
+        """Take method and path as the router sees them; tell whether they are others than before.
+
+        Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
+        the application carries out is what counts.
+        """
+        method = self.method
+        if self.wire_method != "WEBSOCKET":
+            method = _bounded(method_of(routed))
+        path = path_below_root(routed)
+        if method == self.method and path == self.path:
+            return False
+        self.method, self.path = method, path
+        return True
+
     def describe(self, routed: Mapping[str, Any], body: Body | None) -> Request:
-        """Say what is known of the request.
+        """Say what is known of the request. Never raises.
 
         Args:
             routed: The ASGI scope, as far as the router has come with it.
             body: The body, where it is kept.
         """
-        if self._headers is None:
-            work = self._budget.head
-            self._host = self._shown_host()
-            self._query = self._shown_query(work)
-            self._headers = describe_headers(
-                self._scope["headers"], self._keep, self._redactor, self._budget, "request.headers"
-            )
+        if not self._described:
+            self._described = True
+            self._describe_once()
+        route = None
+        try:
+            route = route_template(routed, self.app)
+        except Exception as error:  # noqa: BLE001 - it costs the route alone
+            self._parts.fail("route", error)
+        try:
+            path = self._shown_path(routed)
+        except Exception as error:  # noqa: BLE001 - it costs the path's details alone
+            self._parts.fail("path", error)
+            path = route or bare_path(path_of(routed))
+        version = self._scope.get("http_version")
         return Request(
             id=self.id,
             method=self.method,
-            route=route_template(routed),
-            path=self._shown_path(routed),
+            route=route,
+            path=path,
             query=self._query,
             headers=self._headers,
-            http_version=self._scope.get("http_version"),
+            http_version=version if isinstance(version, str) else None,
             host=self._host,
             body=body,
         )
 
-    def _shown_host(self) -> str | None:
-        host = header_of(self._scope["headers"], b"host")
+    def _describe_once(self) -> None:
+        headers = self._scope.get("headers") or ()
+        # in this order, so that many headers cannot use up what host and query need
+        try:
+            self._host = self._shown_host(headers)
+        except Exception as error:  # noqa: BLE001 - it costs the host alone
+            self._parts.fail("host", error)
+        try:
+            self._query = self._shown_query()
+        except Exception as error:  # noqa: BLE001 - it costs the query alone
+            self._parts.fail("query", error)
+            self._query = WITHHELD
+        try:
+            self._headers = describe_headers(
+                headers, self._keep, self._redactor, self._budget, "request.headers"
+            )
+        except Exception as error:  # noqa: BLE001 - it costs the headers alone
+            self._parts.fail("headers", error)
+
+    def _shown_host(self, headers: Headers) -> str | None:
+        host = header_of(headers, b"host")
         if host is None:
             return None
         if len(host) > _LONGEST_HOST:
             self._budget.note_cut("request.host")
         return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST)))
 
-    def _shown_query(self, work: Work) -> str | None:
-        raw = self._scope.get("query_string", b"")
+    def _shown_query(self) -> str | None:
+        raw = self._scope.get("query_string") or b""
         if not raw:
             return None
         if len(raw) > LONGEST_QUERY:
             self._budget.note_cut("request.query")
-        query = cut_query(raw[: LONGEST_QUERY + 1].decode("latin-1"), LONGEST_QUERY)
-        return self._redactor.query(query, work)
+        head = raw[: LONGEST_QUERY + 1]
+        text = head if isinstance(head, str) else head.decode("latin-1")
+        return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
 
     def _shown_path(self, routed: Mapping[str, Any]) -> str:
-        parameters = routed.get("path_params")
-        path = cut_path(self.path, LONGEST_PATH)
-        if path is not self.path:
+        parameters, whole = routed.get("path_params"), path_of(routed)
+        path = cut_path(whole, LONGEST_PATH)
+        if path is not whole:
             self._budget.note_cut("request.path")
         if not parameters and routed.get("route") is None:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction
@@ -129,7 +182,7 @@ class RequestHead:
             found = _without(path, secret_parameters(parameters or {}, self._redactor))
             if found is None:
                 # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
-                return route_template(routed) or REDACTED
+                return route_template(routed, self.app) or REDACTED
             text = found
         if self._path is None or self._path[0] != text:
             self._path = text, self._redactor.path(text, self._budget.head)
@@ -167,6 +220,31 @@ def describe_headers(
         room -= len(shown)
         kept.append((name, shown))
     return redactor.headers(kept, keep, budget.head)
+
+
+def method_of(scope: Mapping[str, Any]) -> str:
+    """Return the method of a request as text, whatever the server gives."""
+    method = scope.get("method")
+    return method if isinstance(method, str) else ""
+
+
+def _bounded(method: str) -> str:
+    # a client may make up any word, of any length
+    return method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
+
+
+def bare_path(path: str) -> str:
+    """Spell a path where nothing else is left to judge it: of short, plain words only.
+
+    It cannot fail, and it shows no segment that could be a secret.
+    """
+    shown = [
+        segment
+        if len(segment) <= _LONGEST_WORD and (not segment or segment.isalpha())
+        else REDACTED
+        for segment in path[:_BARE_PATH].split("/")
+    ]
+    return "/".join(shown).encode("ascii", "replace").decode()
 
 
 def secret_parameters(parameters: Mapping[str, Any], redactor: Redactor) -> frozenset[str]:

@@ -22,6 +22,7 @@ from otel_audit.complaints import complain
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.ids import uuid7
 from otel_audit.loops import in_slices
+from otel_audit.policy import UNDECIDED
 from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("otel_audit.capture")
 
+_NOT_STORED = "its intent could not be stored in time"
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
 _WITH_HEADERS = frozenset({
     "http.response.start", "websocket.accept", "websocket.http.response.start",
@@ -64,41 +66,60 @@ class Exchange:
         self._token: Token[AuditScope | None] | None = None
         self._watched: Watching | None = None
         self._told_of_start: Decision | None = None
-        scope.setdefault("state", {})["request_id"] = self._account.head.id
         self._spooled = False
         self._intent: AuditRecord | None = None
+        self._has_intent = self._moved = False
         self._further: Iterator[AuditRecord] | None = None
         self.audit.teller = self._tell
+        try:
+            scope.setdefault("state", {})["request_id"] = self._account.head.id
+        except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
+            account.parts.fail("state", error)
         self.refused = not self._open()
 
     def _open(self) -> bool:
-        """Write down that the action has begun, if it is one that is recorded when it succeeds."""
+        """Write down that the action has begun, if it is one that is recorded when it succeeds.
+
+        Returns:
+            Whether it may go on; False where it could not be written down and so must not be.
+        """
+        account, observer = self._account, self._observer
+        if not self._may_be_recorded():
+            account.is_quiet = observer.log is None
+            return True
+        account.is_quiet = False
+        decision = account.judge(route=None, wrote=False, scope=None)
+        if decision.level == "none":
+            return True
+        strict = observer.strict if decision.strict is None else decision.strict
+        if decision is UNDECIDED:
+            strict = strict or observer.policy.may_be_strict
+        account.see_source()
+        request = account.head.describe(account.routed, None)
+        record = account.record(decision, phase="started", outcome="unknown", request=request)
+        if strict and observer.intended is not None and self._intent is None:
+            self._intent = record
+        if self._spooled:
+            return True
+        self._spooled = True
         try:
-            if self._observe_bodies().level == "none":
-                self._account.is_quiet = self._observer.log is None
-                return True
-            decision = self._account.judge(route=None, wrote=False, scope=None)
-            if decision.level == "none":
-                return True
-            self._spooled = True
-            source = self._observer.source(self._scope, None, None)
-            self.audit.source = source
-            request = self._account.head.describe(self._scope, None)
-            record = self._account.record(
-                decision, phase="started", outcome="unknown", request=request
-            )
-            strict = self._observer.strict if decision.strict is None else decision.strict
-            if strict and self._observer.intended is not None:
-                self._intent = record
-            return self._observer.recorder.opened(record, self.audit.server_span)
+            return observer.recorder.opened(record, self.audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
+            return not observer.refuses
+
+    def _may_be_recorded(self) -> bool:
+        """Tell whether any answer could lead to a record; begin to copy what it may need."""
+        try:
+            return self._observe_bodies().level != "none"
+        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+            self._account.parts.fail("policy", error)
             return True
 
     def _observe_bodies(self) -> Start:
         observer = self._observer
         start = observer.policy.at_start(self._account.head.method, self._account.head.path)
-        if not start.request:
+        if not start.request or self.passage.copies:
             return start
         limit = max(observer.body_limit, start.body_limit or 0)
         response = start.response and observer.response_bodies
@@ -118,21 +139,46 @@ class Exchange:
             return True
         stored = False
         try:
-            stored = await store(self._as_intent(intent), self.audit.server_span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            stored = await self._store_intent()
         finally:
             if not stored:
                 self.passage.status = 503
-                self.failed(StoreUnavailableError("its intent could not be stored in time"))
+                self.failed(StoreUnavailableError(_NOT_STORED))
                 self.close()
         return stored
 
+    async def admitted_inside(self) -> bool:
+        """As `admitted`, where only the router's method or path ask for an intent.
+
+        The refusal then passes through the application's middleware like any answer.
+        """
+        if not self._moved:
+            return True
+        if self.refused:
+            return False
+        if self._intent is None or self._has_intent:
+            return True
+        stored = await self._store_intent()
+        if not stored:
+            self.failed(StoreUnavailableError(_NOT_STORED))
+        return stored
+
+    async def _store_intent(self) -> bool:
+        intent, store = self._intent, self._observer.intended
+        if intent is None or store is None:
+            return True
+        self._has_intent = True
+        try:
+            return await store(self._as_intent(intent), self.audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            return False
+
     def _as_intent(self, record: AuditRecord) -> AuditRecord:
-        scope, observer = self._scope, self._observer
-        bearer = observer.bearer(scope)
+        account = self._account
+        bearer = account.read_bearer(self._scope)
         known = bearer.claims is not None
-        actor = observer.actor(scope, self.audit, bearer) if known else ANONYMOUS
+        actor = account.actor(self._scope, bearer) if known else ANONYMOUS
         return msgspec.structs.replace(record, record_id=uuid7(), phase="intent", actor=actor)
 
     @property
@@ -162,6 +208,10 @@ class Exchange:
         first = self._account.inner_scope is None
         # a mounted application's own middleware may have passed on a copy
         self._account.inner_scope = scope
+        if first and self._account.head.moved(scope):
+            # middleware has put another method or path in: what the router sees is what is done
+            self._moved = True
+            self.refused = not self._open()
         return first
 
     def sent_inside(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -218,12 +268,10 @@ class Exchange:
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
-        decision = self._account.decide(
-            wrote=bool(self.audit.changes_pending or self.audit.transactions)
-        )
+        decision = self._decided(wrote=bool(self.audit.changes_pending or self.audit.transactions))
         if decision is None:
             return
-        self._account.collect(decision)
+        self._collect(decision)
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
@@ -263,52 +311,78 @@ class Exchange:
             self._observer.on_loss(error)
 
     def _close(self) -> None:
-        audit = self.audit
-        wanted = True
+        audit, account = self.audit, self._account
+        if audit.closed:
+            return
         try:
             if self._watched is not None:
                 self._watched.end(self._takes_long)
             if self._token is not None:
                 scopes.leave(self._token)
-            self._observer.settle()
-            audit.late = self._told_later
-            audit.closed = True
             if self.socket is not None:
                 self.socket.returned()
-            decision = self._account.decide(wrote=bool(audit.transactions)) or self._told_of_start
-            wanted = decision is not None
-            if decision is not None:
-                self._finish(decision)
-            else:
-                if self._spooled:
-                    self._observer.recorder.discarded(audit.record_id)
-                self._log_unrecorded()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)
-            if wanted:
-                self._observer.on_loss(error)
+        try:
+            self._observer.settle()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            account.parts.fail("changes", error)
+        audit.late = self._told_later
+        audit.closed = True
+        decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start
+        if decision is not None:
+            self._finish(decision)
+            return
+        try:
+            if self._spooled:
+                self._observer.recorder.discarded(audit.record_id)
+            self._log_unrecorded()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def _decided(self, *, wrote: bool) -> Decision | None:
+        """Decide; what cannot be decided is recorded."""
+        try:
+            return self._account.decide(wrote=wrote)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._account.parts.fail("policy", error)
+            return UNDECIDED
+
+    def _collect(self, decision: Decision) -> None:
+        try:
+            self._account.collect(decision)
+        except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
+            self._account.parts.fail("record", error)
 
     def _finish(self, decision: Decision) -> None:
-        audit, observer = self.audit, self._observer
-        self._account.collect(decision)
+        audit, observer, account = self.audit, self._observer, self._account
+        self._collect(decision)
         if self.socket is not None or not self.passage.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
-            self._account.enrich(decision)
-        record = self._account.record(decision, phase="completed", outcome=self._account.outcome())
-        observer.recorder.closed(record, audit.server_span)
-        if audit.further:
-            self._further = with_continuations(record, audit.further)
-            # that is the record itself
-            next(self._further)
-        if observer.log is not None:
-            observer.log(record, audit.server_span)
+            account.enrich(decision)
+        try:
+            record = account.record(decision, phase="completed")
+            observer.recorder.closed(record, audit.server_span)
+            if audit.further:
+                self._further = with_continuations(record, audit.further)
+                # that is the record itself
+                next(self._further)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            observer.on_loss(error)
+            return
+        try:
+            if observer.log is not None:
+                observer.log(record, audit.server_span)
+        except Exception as error:  # noqa: BLE001 - the record is made all the same
+            self.failed_ourselves(error)
 
     def _log_unrecorded(self) -> None:
         log, decision = self._observer.log, self._account.judgement
         if log is not None and decision is not None:
             self._account.collect(decision)
             log(
-                self._account.record(decision, phase="completed", outcome=self._account.outcome()),
+                self._account.record(decision, phase="completed"),
                 self.audit.server_span,
             )
 

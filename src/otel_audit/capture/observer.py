@@ -62,6 +62,7 @@ class Observer:
         durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
+        refuses: Whether an action that cannot be written down at all must not be.
         strict: Whether every action needs an intent, where the policy does not say so.
     """
 
@@ -85,6 +86,7 @@ class Observer:
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False
+    refuses: bool = False
     settle: Callable[[], None] = lambda: None
     socket_messages: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None

@@ -89,17 +89,36 @@ class Passage:
         return self._headers if self._outside else self._inner_headers
 
     def request_body(
-        self, headers: Headers, redactor: Redactor, limit: int, work: Work | None = None
+        self,
+        headers: Headers,
+        inner_headers: Headers,
+        redactor: Redactor,
+        limit: int,
+        work: Work | None = None,
     ) -> Body | None:
-        """Turn the request's body into what is stored; None where it has none."""
-        copy = self.request_inside
+        """Turn the request's body into what is stored; None where it has none.
+
+        Args:
+            headers: Those of the client.
+            inner_headers: Those that the router got: middleware that undoes a content coding
+                takes the header off.
+            redactor: Takes secrets out.
+            limit: Bytes of it that are kept.
+            work: What looking at it may cost.
+        """
+        copy, described = self.request_inside, inner_headers
         if copy is not None and copy.size == 0:
             # the application's own middleware may have read it, and not passed it on
-            copy = self.request_outside
+            copy, described = self.request_outside, headers
         promised = promises_body(headers)
         return describe_body(
-            copy, headers, redactor=redactor, limit=limit, may_exist=promised, work=work
+            copy, described, redactor=redactor, limit=limit, may_exist=promised, work=work
         )
+
+    @property
+    def copies(self) -> bool:
+        """Whether any body is copied."""
+        return self.request_inside is not None or self._response is not None
 
     def response_body(
         self, redactor: Redactor, limit: int, *, may_exist: bool, work: Work | None = None

@@ -1,13 +1,15 @@
 """Reading what others wrote: headers of a client, attributes of the application's objects.
 
 Nothing here raises for what it reads, calls the database, or returns text that is unbounded or
-holds control characters.
+holds control characters. Of a header that is there twice the first one counts, as it does for the
+frameworks: what is recorded is what the application was given.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import hashlib
 import importlib
 import re
 import uuid
@@ -24,6 +26,9 @@ Scope = Mapping[str, Any]
 """An ASGI scope."""
 
 _UNWANTED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_ESCAPED: Final = re.compile(r"\\u\{|\A | \Z|[^!-~]")
+_HEAD: Final = 176
+"""Characters of a long identity that stand before its digest."""
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
 
 
@@ -39,6 +44,41 @@ def clean(text: str, limit: int = LONGEST) -> str:
     return _UNWANTED.sub(" ", text[: limit * 2]).strip()[:limit]
 
 
+def exact(text: str) -> str:
+    r"""Spell an identity so that no two of them are one, and none of them does harm.
+
+    What cannot be printed, a space at either end included, becomes ``\u{a0}``: ``admin`` and
+    ``admin`` with a no-break space are two users of the application, and so two actors. A text
+    that looks like such an escape has its backslash escaped; a long one keeps its head, and its
+    digest in the place of the rest. Names that are as usual stay as they are.
+
+    Args:
+        text: An id of an actor or a tenant, as the application has it.
+    """
+    if (
+        type(text) is str
+        and len(text) <= LONGEST
+        and text.isprintable()
+        and (not text or (text[0] != " " and text[-1] != " "))
+        and "\\u{" not in text
+    ):
+        return text
+    text = str.__str__(text)
+    head = text[:LONGEST]
+    found = _ESCAPED.sub(_escape, head)
+    if len(head) == len(text) and len(found) <= LONGEST:
+        return found
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{found[:_HEAD]}\\u{{+sha256:{digest}}}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    one = found[0]
+    if one == "\\u{":
+        return "\\u{5c}u{"
+    return one if one.isprintable() and one != " " else f"\\u{{{ord(one):x}}}"
+
+
 def header_values(scope: Scope, name: str) -> list[str]:
     """Return all values of a header, in order; ``name`` in any case."""
     wanted = _as_header(name)
@@ -48,6 +88,12 @@ def header_values(scope: Scope, name: str) -> list[str]:
         for key, value in scope.get("headers") or ()
         if len(key) == length and (key == wanted or key.lower() == wanted)
     ]
+
+
+def first_header(scope: Scope, name: str) -> str | None:
+    """Return the first value of a header, which is what frameworks give to the application."""
+    values = header_values(scope, name)
+    return values[0] if values else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,13 +143,13 @@ def identifier(value: object) -> str | None:
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, str):
-        return clean(value) or None
+        return exact(value) or None
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, (int, uuid.UUID)):
         # Python refuses to spell integers of thousands of digits
         text = _quietly(lambda: str(value))
-        return text[:LONGEST] if isinstance(text, str) else None
+        return exact(text) if isinstance(text, str) else None
     if type(value).__str__ is object.__str__:
         return None
     text = _quietly(lambda: str(value))

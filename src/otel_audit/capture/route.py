@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+_DEPTH: Final = 8
+_CONVERTOR: Final = re.compile(r":[^{}]*\}")
 
 
-def route_template(scope: Mapping[str, Any]) -> str | None:
+def path_of(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request as text, whatever the server gives."""
+    path = scope.get("path")
+    if isinstance(path, bytes):
+        return path.decode("latin-1")
+    return path if isinstance(path, str) else ""
+
+
+def path_below_root(scope: Mapping[str, Any]) -> str:
+    """Return the path as the application's own router reads it: without ``root_path``.
+
+    A server that runs behind a prefix puts it into both (uvicorn's ``--root-path``), an application
+    that is told of one may get it in neither or in ``root_path`` alone (``FastAPI(root_path=…)``).
+    """
+    path, root = path_of(scope), scope.get("root_path")
+    if not root or not isinstance(root, str) or not path.startswith(root):
+        return path
+    below = path[len(root) :]
+    return below if not below or below[0] == "/" else path
+
+
+def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:
     """Find the template of the route that served a request.
 
     Args:
         scope: The ASGI scope as the router left it.
+        app: The outermost application, whose mounts say how their prefixes are spelled.
 
     Returns:
         For example ``/api/v1/orders/{order_id}``, with the prefixes of included routers and
@@ -22,7 +48,7 @@ def route_template(scope: Mapping[str, Any]) -> str | None:
     path = _included_path(scope, route) or getattr(route, "path", None)
     if not isinstance(path, str):
         return None
-    return _mount_prefix(scope) + path
+    return _mount_prefix(scope, app) + path
 
 
 def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
@@ -37,13 +63,41 @@ def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def _mount_prefix(scope: Mapping[str, Any]) -> str:
+def _mount_prefix(scope: Mapping[str, Any], app: object) -> str:
     root = scope.get("root_path") or ""
     own = scope.get("app_root_path") or ""
     prefix = root.removeprefix(own)
     if "app_root_path" not in scope or not prefix:
         return ""
+    mounted = _mounted(getattr(app, "routes", None), prefix, _DEPTH)
+    if mounted is not None:
+        return mounted
+    # mounted by something that does not tell: by the values, which a client may make alike
     names = {str(value): name for name, value in (scope.get("path_params") or {}).items()}
     return "/".join(
         f"{{{names[segment]}}}" if segment in names else segment for segment in prefix.split("/")
     )
+
+
+def _mounted(routes: Any, prefix: str, depth: int) -> str | None:
+    """Spell the prefix of a mounted application as its mounts do; None where none leads there."""
+    if not prefix.strip("/"):
+        return ""
+    for route in routes if routes and depth else ():
+        included = getattr(route, "effective_route_contexts", None)
+        if callable(included):  # FastAPI >= 0.137 keeps included routers apart
+            found = _mounted(included(), prefix, depth - 1)
+            if found is not None:
+                return found
+            continue
+        pattern, path = getattr(route, "path_regex", None), getattr(route, "path", None)
+        if pattern is None or not isinstance(path, str) or getattr(route, "endpoint", None):
+            continue
+        match = pattern.match(prefix.rstrip("/") + "/")
+        if match is None:
+            continue
+        rest = match.groupdict().get("path") or ""
+        below = _mounted(getattr(route, "routes", None), f"/{rest}".rstrip("/"), depth - 1)
+        if below is not None:
+            return _CONVERTOR.sub("}", path) + below
+    return None

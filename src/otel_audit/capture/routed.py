@@ -28,6 +28,9 @@ class _Whole(Protocol):
 
     def for_app(self, app: Any, /) -> Capture: ...
 
+    @property
+    def refuses(self) -> bool: ...
+
     def health_at(self, path: str, /) -> Mapping[str, Any] | None: ...
 
     async def started(self) -> None: ...
@@ -64,6 +67,11 @@ class RoutedCapture:
     def for_app(self, app: Any) -> Capture:
         """Return what observes another application."""
         return self._whole.for_app(app)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a request that cannot be observed must not be carried out."""
+        return self._whole.refuses
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""

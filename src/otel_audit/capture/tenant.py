@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit.capture.reading import (
     Scope,
     claim,
+    exact,
+    first_header,
     first_identifier,
-    header_values,
     identifier,
     load_hook,
     state_of,
@@ -113,8 +114,11 @@ def tenant_from(thing: object) -> Tenant | None:
     Args:
         thing: Its ``tenant_id`` or ``id``, and ``tenant_slug`` or ``slug``, are read.
     """
-    if thing is None or isinstance(thing, Tenant):
-        return thing
+    if thing is None:
+        return None
+    if isinstance(thing, Tenant):
+        slug = None if thing.slug is None else exact(thing.slug)
+        return thing if thing.id == exact(thing.id) else Tenant(id=exact(thing.id), slug=slug)
     plain = identifier(thing)
     if plain is not None:
         return Tenant(id=plain)
@@ -126,7 +130,7 @@ def tenant_from(thing: object) -> Tenant | None:
 def _app(
     _asgi: Scope, scope: AuditScope, _claims: Claims, _options: TenantOptions
 ) -> Tenant | None:
-    return scope.tenant
+    return tenant_from(scope.tenant)
 
 
 def _state(
@@ -151,9 +155,7 @@ def _jwt(_asgi: Scope, _scope: AuditScope, claims: Claims, options: TenantOption
 def _header(
     asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
-    values = header_values(asgi, options.header) if options.header else []
-    # two of them: the application may believe the other one
-    return tenant_from(values[0]) if len(values) == 1 else None
+    return tenant_from(first_header(asgi, options.header)) if options.header else None
 
 
 def _path(
@@ -168,10 +170,10 @@ def _path(
 def _subdomain(
     asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
-    hosts = header_values(asgi, "host") if options.domain else []
-    if len(hosts) != 1:
+    given = first_header(asgi, "host") if options.domain else None
+    if given is None:
         return None
-    host = hosts[0].strip().lower().partition(":")[0].rstrip(".")
+    host = given.strip().lower().partition(":")[0].rstrip(".")
     label = host.removesuffix(f".{options.domain}")
     if label in ("", host) or "." in label or label in _NO_TENANTS:
         return None

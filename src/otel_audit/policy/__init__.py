@@ -1,7 +1,7 @@
 """Policy: what is recorded, at which level, under which name."""
 
-from otel_audit.policy.engine import Decision, Policy, Start
+from otel_audit.policy.engine import UNDECIDED, Decision, Policy, Start
 from otel_audit.policy.overrides import Override, audited, override_of
 from otel_audit.policy.rules import Rule
 
-__all__ = ["Decision", "Override", "Policy", "Rule", "Start", "audited", "override_of"]
+__all__ = ["UNDECIDED", "Decision", "Override", "Policy", "Rule", "Start", "audited", "override_of"]

@@ -6,7 +6,7 @@ import functools
 import random
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,6 +95,12 @@ class Decision(msgspec.Struct, frozen=True):
     messages: bool | None = None
 
 
+UNDECIDED: Final = Decision(
+    level="changes", event_name="http.request", action="EXECUTE", target=None, rule="undecided"
+)
+"""What holds where deciding fails: it is recorded, without bodies, which a rule may leave out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Decides what is recorded, at which level, under which name. Made once; any thread may ask.
@@ -131,6 +137,11 @@ class Policy:
         object.__setattr__(self, "_of_method", of_method)
         of_others = tuple(compiled for compiled in self.rules if not compiled.methods)
         object.__setattr__(self, "_of_others", of_others)
+
+    @property
+    def may_be_strict(self) -> bool:
+        """Whether a rule asks for an intent, so that where deciding fails it may be that one."""
+        return any(compiled.rule.strict for compiled in self.rules)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> Policy:
@@ -220,6 +231,7 @@ class Policy:
         scope: Mapping[str, Any] | None = None,
         key: str | None = None,
         name_all: bool = True,
+        on_failure: Callable[[str, Exception], object] | None = None,
     ) -> Decision:
         """Decide on a request, as far as it has come; asked again later it may decide otherwise.
 
@@ -235,6 +247,8 @@ class Policy:
             scope: The ASGI scope, for path parameters and what the route says about itself.
             key: The record's id: makes the same choice each time for a sampled request.
             name_all: Whether a request that is not recorded gets a name, too.
+            on_failure: Told of the ``name`` or the ``target`` that could not be found, which then
+                does not cost the decision; without it, the failure goes on.
 
         Returns:
             The decision. Never raises for what a client or a route gives.
@@ -250,6 +264,7 @@ class Policy:
             tenant_id=None if tenant is None else tenant.id,
             tenant_slug=None if tenant is None else tenant.slug,
             wrote=wrote,
+            nobody=is_nobody(actor),
         )
         given = scope or {}
         override = override_of(given.get("endpoint"), given.get("route")) or _NOTHING_SAID
@@ -262,13 +277,28 @@ class Policy:
         if wrote and _RANK[level] < _RANK["changes"]:
             level, name = "changes", f"{name} (but it wrote)"
         is_named = name_all or level != "none"
-        naming = self._naming(method, path, route) if is_named else _UNNAMED
-        parameters = given.get("path_params")
+        naming, target = _UNNAMED, None
+        try:
+            if is_named:
+                naming = self._naming(method, path, route)
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure("name", error)
+        try:
+            parameters = given.get("path_params")
+            target = _target(
+                override, naming, parameters if isinstance(parameters, Mapping) else {}
+            )
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure("target", error)
         return Decision(
             level=level,
             event_name=override.event or rule.event or naming.event_name,
             action=override.action or rule.action or naming.action,
-            target=_target(override, naming, parameters if isinstance(parameters, Mapping) else {}),
+            target=target,
             rule=name,
             sample=sample,
             body_limit=override.body_limit if override.body_limit is not None else rule.body_limit,
@@ -299,6 +329,14 @@ class Policy:
             if len(path) <= _CACHED_PATH:
                 self._paths.put((method, path), known)
         return known
+
+
+def is_nobody(actor: Actor) -> bool:
+    """Tell whether an actor is nobody in particular.
+
+    Somebody who only calls himself so is not, nor is who presented what could not be verified.
+    """
+    return actor.id == "anonymous" and actor.reason is None and not actor.verified
 
 
 def _kept(one_of: int, key: str | None) -> bool:

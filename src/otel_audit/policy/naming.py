@@ -109,7 +109,7 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """One segment: fixed words, or a parameter (an id that stood for one, in a plain path)."""
+    """One segment: fixed words, at least one, or a parameter (in a plain path an id)."""
 
     words: tuple[str, ...]
     parameter: str | None = None

@@ -32,8 +32,22 @@ _WILD: Final = re.compile(r"(/\*\*|\*\*|\*|\{[^{}]*\})")
 BODY_LIMIT: Final = 10_000_000
 
 
+# A path that some router, proxy or file system may read otherwise than as it is spelled: dot
+# segments, path parameters, empty segments, backslashes, what is still percent-encoded, controls.
+_AMBIGUOUS: Final = re.compile(r"//|/\.{1,2}(?:/|$)|[;\\%\x00-\x1f\x7f]")
+
+_SOMEBODY: Final = "\0"
+"""Stands for who is not known but is not nobody: only a pattern for everyone matches it."""
+
+
 class Facts(msgspec.Struct, frozen=True):
-    """What is known of a request when it is over."""
+    """What is known of a request when it is over.
+
+    Attributes:
+        nobody: Whether nobody in particular did it: neither a credential nor the application
+            names anyone. That is less than being without a name: a token that cannot be verified
+            now was somebody's.
+    """
 
     method: str
     path: str
@@ -45,11 +59,7 @@ class Facts(msgspec.Struct, frozen=True):
     tenant_id: str | None
     tenant_slug: str | None
     wrote: bool
-
-    @property
-    def anonymous(self) -> bool:
-        """Whether nobody was identified."""
-        return self.actor_id == "anonymous"
+    nobody: bool = True
 
     @property
     def refused_or_failed(self) -> bool:
@@ -67,8 +77,12 @@ class Rule:
         methods: HTTP methods, in any case.
         paths: Patterns of the path or the route: ``*`` and ``{name}`` stand for one segment,
             ``**`` for any number; ``/orders`` is that path alone, ``/orders/**`` it and all below.
+            A rule that keeps nothing, or a sample, matches only paths that can be read in one way:
+            ``/docs/../orders`` is below nothing.
         status: ``404``, ``4xx``, or ``500-599``.
-        actors: Ids, or patterns with ``*``; ``anonymous`` is nobody.
+        actors: Ids, or patterns with ``*``; ``anonymous`` is who is not known. A rule that keeps
+            nothing, or a sample, takes it for nobody in particular: whoever has presented a
+            credential is somebody.
         actor_types: ``user``, ``service``, ``system``.
         roles: The actor's role.
         tenants: Ids or slugs, or patterns with ``*``.
@@ -118,6 +132,11 @@ class CompiledRule:
             return False
         return not self.paths or self._has_path(path, None)
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a request that matches may not be recorded."""
+        return self.rule.level == "none" or self.rule.sample is not None
+
     def matches(self, facts: Facts) -> bool:
         """Tell whether it matches a request of one of its methods that is over.
 
@@ -128,6 +147,9 @@ class CompiledRule:
         return self.is_certain or self._holds(facts)
 
     def _has_path(self, path: str, route: str | None) -> bool:
+        if self.leaves_out and _AMBIGUOUS.search(path):
+            # whoever serves it may take it for another path, and the client chose the spelling
+            return False
         for pattern in self.paths:
             if pattern.fullmatch(path) or (route is not None and pattern.fullmatch(route)):
                 return True
@@ -138,7 +160,7 @@ class CompiledRule:
         rule = self.rule
         return (
             (not self.status or self._has_status(facts.status))
-            and (not rule.actors or _like(facts.actor_id, rule.actors))
+            and (not rule.actors or _like(self._actor(facts), rule.actors))
             and (not rule.actor_types or facts.actor_type in rule.actor_types)
             and (not rule.roles or facts.actor_role in rule.roles)
             and (
@@ -149,6 +171,11 @@ class CompiledRule:
             and (rule.wrote is None or rule.wrote == facts.wrote)
             and (rule.sample is None or not (facts.wrote or facts.refused_or_failed))
         )
+
+    def _actor(self, facts: Facts) -> str:
+        # "not known" is never "nobody": that somebody could not be identified drops no record
+        unknown = facts.actor_id == "anonymous" and not facts.nobody
+        return _SOMEBODY if unknown and self.leaves_out else facts.actor_id
 
     def _has_status(self, status: int | None) -> bool:
         return status is not None and any(low <= status <= high for low, high in self.status)

@@ -212,8 +212,8 @@ class TestMessages:
         assert tapped.kept.kinds == ["opened", "closed"]
         assert tapped.kept.record.outcome == "unknown"
 
-    async def test_a_request_that_cannot_be_observed_goes_on(self):
-        """A scope that no server makes is the application's to handle; that we saw is counted."""
+    async def test_a_scope_that_lacks_nearly_all_is_recorded(self):
+        """What no server makes is the application's to handle, and ours to record."""
         ran: list[bool] = []
 
         async def app(scope, receive, send):
@@ -221,8 +221,12 @@ class TestMessages:
 
         tapped = Tapped(app)
         await tapped.ask(path=None)
-        assert (ran, tapped.kept.frames) == ([True], [])
-        assert tapped.runtime.counters.capture_errors > 0
+        assert ran == [True]
+        assert tapped.kept.record.request.path == ""
+        bare = Tapped(app)
+        await bare.app({"type": "http"}, None, None)
+        assert bare.kept.record.request.method == ""
+        assert bare.runtime.counters.capture_errors == 0
 
     async def test_nested_taps_make_one_record(self):
         """A mounted application's own taps stay out of the way of the outer ones."""

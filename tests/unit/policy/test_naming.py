@@ -18,7 +18,33 @@ REAL_ROUTES = Path(__file__).with_name("real_routes.csv")
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET", "PROPFIND", ""]
 
 
+WORDLESS = [
+    "_",
+    "À",
+    "orders",
+    "1:_",
+    "x:À",
+    "x:_:y",
+    ":_",
+    "{id}:_",
+    "{_}",
+    ":",
+    "::",
+    "é:cancel",
+    "_:_",
+    "0:cancel",
+]
+
+
 class TestNameAction:
+    @pytest.mark.parametrize("method", METHODS)
+    @given(segments=st.lists(st.one_of(st.sampled_from(WORDLESS), st.text(max_size=6)), max_size=5))
+    def test_any_path_has_a_name(self, method: str, segments: list[str]) -> None:
+        """Segments without a word, whichever way they are spelled, leave a name of the usual form."""
+        for is_template in (True, False):
+            found = name_action(method, "/" + "/".join(segments), is_template=is_template)
+            assert NAME.fullmatch(found.event_name)
+
     @pytest.mark.parametrize(
         ("method", "route", "event", "action", "parameter"),
         [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy import Decision, Override, Policy, Rule, audited
+from otel_audit.policy import Decision, Override, Policy, Rule, audited, engine
 from otel_audit.policy.rules import LEVELS
 from otel_audit.record import ANONYMOUS, Actor, Target, Tenant
 
@@ -58,6 +58,57 @@ class TestDefaults:
         for request in ("GET /health", "POST /metrics/x", "GET /docs"):
             assert level(policy(), request, status=500) == "none"
         assert level(policy(), "POST /healthcare") == "request_response"
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/docs/../orders/1/refund", "/docs/..", "/docs/./x", "/health/..;/orders", "/docs//orders",
+         "/docs\\..\\orders", "/docs/%2e%2e/orders", "/docs/..%2forders", "/metrics/;x/../orders"],
+    )  # fmt: skip
+    def test_a_path_that_can_be_read_in_two_ways_is_excluded_by_nothing(self, path: str) -> None:
+        """The client chooses the spelling, and whoever serves it may take it for another path."""
+        for route in (None, "/docs/{rest:path}", "/health/{rest:path}"):
+            assert level(policy(), f"POST {path}", route=route) == "request_response"
+        made = policy({"level": "none", "paths": ["/docs/**", "/health/**", "/metrics/**"]})
+        assert level(made, f"POST {path}", route=None) == "request_response"
+        assert made.at_start("POST", path).level == "request_response"
+
+    @pytest.mark.parametrize(
+        "somebody",
+        [
+            Actor(id="anonymous", type="user", reason="keys_not_loaded"),
+            Actor(id="anonymous", type="user", reason="token_malformed"),
+            Actor(id="anonymous", type="user", verified=True, source="request.state"),
+        ],
+    )
+    def test_who_is_not_known_is_not_nobody(self, somebody: Actor) -> None:
+        """Neither the setting nor a rule drops who has presented something, or is called so."""
+        for made in (
+            policy(log_anonymous=False),
+            policy({"level": "none", "actors": ["anonymous"]}),
+            policy({"level": "none", "actors": ["anon*"]}),
+        ):
+            assert level(made, actor=ANONYMOUS) == "none"
+            assert level(made, actor=somebody) == "request_response"
+        assert level(policy({"level": "none", "actors": ["*"]}), actor=somebody) == "none"
+        kept = policy({"level": "metadata", "actors": ["anonymous"]})
+        assert level(kept, actor=somebody) == "metadata"
+
+    def test_what_cannot_be_named_is_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Name and target are parts: without them there is still a decision."""
+
+        def broken(*_: object, **__: object) -> None:
+            raise LookupError
+
+        monkeypatch.setattr(engine, "name_action", broken)
+        monkeypatch.setattr(engine, "_target", broken)
+        failed: list[str] = []
+        found = decide(policy(), on_failure=lambda part, _error: failed.append(part))
+        assert (found.level, found.event_name, found.target) == (
+            "request_response", "http.request", None,
+        )  # fmt: skip
+        assert failed == ["name", "target"]
+        with pytest.raises(LookupError):
+            decide(policy())
 
     def test_excluded_root(self) -> None:
         """The root may be excluded without excluding everything."""
