@@ -15,8 +15,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
+from otel_audit.ids import conflict_id
 from otel_audit.pipeline.mending import written_down
-from otel_audit.pipeline.sink import Receipt, Refused, Written
+from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
 from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
@@ -68,7 +69,11 @@ _DURABLE: Final = (
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
 CONFLICT: Final = "another record with this id is in the store"
-"""Why a record is in quarantine whose id is taken."""
+"""Why a record is in quarantine whose id is taken, and every id that it could have instead."""
+
+_MOST_CLAIMS: Final = 4
+"""Ids that a record is tried under, its own included. Each follows from its content, so the next
+one is needed only where somebody knew all of it beforehand."""
 
 # to see what came, to read it, to read the end of the stream, to tell the connection
 _TURNS_TO_HEAR: Final = 4
@@ -79,8 +84,10 @@ _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 class PostgresSink:
     """A `otel_audit.pipeline.sink.Sink` over one connection, opened when it is first needed.
 
-    Writing is idempotent by the record's id. A record that the table refuses goes to
-    ``audit.quarantine`` with the reason, and holds up no other. After any error the connection is
+    Writing is idempotent by the record's id. A record whose id another one has is stored beside
+    it, under an id that follows from both, with ``conflict_of``: whoever takes an id first takes
+    nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
+    reason, and holds up no other. After any error the connection is
     dropped, and the next call opens a new one.
     """
 
@@ -132,12 +139,15 @@ class PostgresSink:
         """
         if not records:
             return Written(stored=0)
-        rows, refused = _to_rows(records)
+        rows, unfit = _to_rows(_as_their_own(records))
+        became = Accepted(unfit)
         async with self._session("write to the audit store") as connection:
             for part in _parts(rows):
-                refused += await self._store(connection, part)
-            await self._set_aside(connection, refused)
-        return Written(stored=len(records) - len(refused), quarantined=len(refused))
+                await self._store(connection, part, became)
+            await self._set_aside(connection, became.refused)
+        _tell_conflicts(became.conflicts)
+        refused = len(became.refused)
+        return Written(len(records) - refused, refused, len(became.conflicts))
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -156,29 +166,31 @@ class PostgresSink:
 
     async def accept(
         self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
-    ) -> list[Refused]:
+    ) -> Accepted:
         """Store what others sent; return only after it is durable. Twice stores once.
 
-        Unlike `write`, it does not take a second record under an id that another tenant has: who
-        sends may not be who made the first.
+        Unlike `write`, it takes a second record under an id that another tenant has for a
+        conflict: who sends may not be who made the first.
 
         Args:
             records: The batch, each with its `received` mark.
             refused: What never became a record, for the quarantine.
 
         Returns:
-            Those of the records that are in quarantine instead.
+            Those of the records that are in quarantine, or stored under another id.
 
         Raises:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = _to_rows(records)
+        rows, unfit = _to_rows(_as_their_own(records))
+        became = Accepted(unfit)
         async with self._session("write to the audit store") as connection:
             for part in _parts(rows):
-                unfit += await self._store_new(connection, part)
-            await self._set_aside(connection, [*unfit, *refused])
-        return unfit
+                await self._store_new(connection, part, became)
+            await self._set_aside(connection, [*became.refused, *refused])
+        _tell_conflicts(became.conflicts)
+        return became
 
     async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
         """Say what is stored under several records' ids.
@@ -310,19 +322,34 @@ class PostgresSink:
         if connection is not None:
             connection.terminate()
 
-    async def _store(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
-        """Insert rows; those that the table refuses are found by halving."""
+    async def _store(
+        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+    ) -> None:
+        """Insert rows; those whose ids are taken by other records are stored beside these."""
+        sound, new = await self._put(connection, rows, became)
+        if new != len(sound):
+            await self._store_beside(connection, sound, became)
+
+    async def _put(
+        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+    ) -> tuple[Sequence[Row], int]:
+        """Insert rows; those that the table refuses are found by halving.
+
+        Returns:
+            The rows that it takes, and how many of them are new.
+        """
         try:
-            new = await self._insert(connection, rows)
+            return rows, await self._insert(connection, rows)
         except Exception as error:
             if not is_poison(error):
                 raise
             if len(rows) == 1:
-                return [_refused(rows[0], poison_reason(error))]
-            middle = len(rows) // 2
-            first = await self._store(connection, rows[:middle])
-            return first + await self._store(connection, rows[middle:])
-        return [] if new == len(rows) else await self._conflicting(connection, rows)
+                became.refused.append(_refused(rows[0], poison_reason(error)))
+                return [], 0
+        middle = len(rows) // 2
+        first, new = await self._put(connection, rows[:middle], became)
+        second, more = await self._put(connection, rows[middle:], became)
+        return [*first, *second], new + more
 
     async def _insert(self, connection: Connection[Any], rows: Sequence[Row]) -> int:
         """Insert rows, all or none, the quicker way for so many; how many are new."""
@@ -339,7 +366,9 @@ class PostgresSink:
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])
 
-    async def _store_new(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
+    async def _store_new(
+        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+    ) -> None:
         """Insert rows whose ids are in no other row, of whatever tenant."""
         ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
@@ -349,10 +378,32 @@ class PostgresSink:
         for row in rows:
             (others if row.id in taken else fresh).append(row)
             taken.add(row.id)
-        refused = await self._store(connection, fresh) if fresh else []
-        return refused + (await self._conflicting(connection, others) if others else [])
+        if fresh:
+            await self._store(connection, fresh, became)
+        if others:
+            await self._store_beside(connection, others, became)
 
-    async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Refused]:
+    async def _store_beside(
+        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+    ) -> None:
+        """Store the records whose ids are another's beside it, each under an id of its own."""
+        waiting = await self._conflicting(connection, rows)
+        for claim in range(1, _MOST_CLAIMS):
+            if not waiting:
+                return
+            moved = [_moved(row, claim) for row in waiting]
+            sound, _ = await self._put(connection, moved, became)
+            taken = {row.id for row in await self._conflicting(connection, sound)}
+            stored = {row.id for row in sound} - taken
+            became.conflicts.extend(
+                Conflict(row.record_id, new.record_id)
+                for row, new in zip(waiting, moved, strict=True)
+                if new.id in stored
+            )
+            waiting = [row for row, new in zip(waiting, moved, strict=True) if new.id in taken]
+        became.refused.extend(_refused(row, CONFLICT) for row in waiting)
+
+    async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Row]:
         """Tell a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
             _STORED, [row.id for row in rows], timeout=self._statement_timeout
@@ -360,7 +411,7 @@ class PostgresSink:
         stored = {(row["id"], row["content_hash"]) for row in found}
         received = {(row["id"], row["received_hash"]) for row in found}
         return [
-            _refused(row, CONFLICT)
+            row
             for row in rows
             if (row.id, row.content_hash) not in stored
             and (row.received_hash is None or (row.id, row.received_hash) not in received)
@@ -440,8 +491,36 @@ def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
     return (row.id, to_row(unmarked).content_hash) in stored
 
 
+def _moved(row: Row, claim: int) -> Row:
+    """Give a record another id: by what was received where it was, for redaction may change."""
+    content = row.content_hash if row.received_hash is None else row.received_hash
+    record_id = conflict_id(row.record_id, content.hex(), str(claim))
+    return to_row(msgspec.structs.replace(row.record, record_id=record_id, conflict_of=str(row.id)))
+
+
+def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
+    """Take off a mark that only this sink may set."""
+    return [
+        record if record.conflict_of is None else msgspec.structs.replace(record, conflict_of=None)
+        for record in records
+    ]
+
+
+def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
+    if conflicts:
+        complain(
+            _logger,
+            "conflict",
+            "%d audit records came under ids that other records have, and are stored under ids of "
+            "their own: see who wrote both; the first: %s, stored as %s",
+            len(conflicts),
+            conflicts[0].record_id,
+            conflicts[0].stored_as,
+        )
+
+
 def _refused(row: Row, reason: str) -> Refused:
-    return Refused(row.record_id, row.payload, reason)
+    return Refused(row.record.conflict_of or row.record_id, row.payload, reason)
 
 
 def _plain(text: object) -> str:

@@ -1,4 +1,4 @@
-"""Identifiers: time-ordered UUIDs for records, and derived ones for spans that bring none."""
+"""Identifiers: time-ordered UUIDs for records, derived ones, and those that anybody may see."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import hashlib
 import os
 import random
 import time
+import uuid
 
 # an id is no secret, so the kernel need not be asked each time; not the shared generator, which an
 # application may seed
 _random = random.Random()  # noqa: S311
 os.register_at_fork(after_in_child=_random.seed)
+
+_VARIANT = 1 << 63
+_RANDOM = (1 << 62) - 1
 
 _END = (1 << 48) * 1_000_000
 """Nanoseconds that 48 bits of milliseconds can tell."""
@@ -43,6 +47,32 @@ def derived_uuid7(unix_ns: int, *parts: str) -> str:
     """
     digest = hashlib.sha256("\x00".join(parts).encode("utf-8", "surrogatepass")).digest()
     return _compose(unix_ns, int.from_bytes(digest[:8], "big"))
+
+
+def public_id() -> str:
+    """Make a UUIDv7 that strangers may see: no other id can be reckoned from it.
+
+    The numbers behind `uuid7` could be foretold by whoever saw some hundred of them; these are the
+    kernel's.
+    """
+    return _compose(time.time_ns(), int.from_bytes(os.urandom(8), "big"))
+
+
+def conflict_id(record_id: str, *parts: str) -> str:
+    """Make the id of a record whose own is taken: of the same time, and the same on every retry.
+
+    Args:
+        record_id: The id that is taken, a UUID.
+        parts: What tells this record from others that claim the id.
+
+    Returns:
+        36 characters, lower case.
+    """
+    taken = uuid.UUID(record_id)
+    told = "\x00".join((str(taken), *parts)).encode("utf-8", "surrogatepass")
+    entropy = int.from_bytes(hashlib.sha256(told).digest()[:8], "big") & _RANDOM
+    # the first 64 bits, time and version, are as they were: the same partition
+    return str(uuid.UUID(int=taken.int >> 64 << 64 | _VARIANT | entropy))
 
 
 def _compose(unix_ns: int, entropy: int) -> str:

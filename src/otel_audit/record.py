@@ -211,6 +211,10 @@ class ErrorInfo(_Part, frozen=True, kw_only=True):
     message: str | None = None
 
 
+CONFLICTING = "audit.conflict:*"
+"""Entity of every record that is stored under another id than its own, which is taken."""
+
+
 class Received(_Part, frozen=True, kw_only=True):
     """How a record came in, where it came over the network; only the receiver writes this.
 
@@ -253,6 +257,8 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         metadata: The application's own, redacted.
         resource: The producing service, as OpenTelemetry resource attributes.
         received: How it came in, where it came over the network.
+        conflict_of: The id under which it came, where another record has that; only the store's
+            sink writes this.
     """
 
     record_id: str
@@ -285,6 +291,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     resource: dict[str, Any] = {}
     received: Received | None = None
+    conflict_of: str | None = None
 
     @property
     def observed_at(self) -> int:
@@ -300,6 +307,9 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
             found.append(entity_reference(target.type, target.id))
         for change in self.changes:
             found += _named(change)
+        if self.conflict_of is not None:
+            # both can be found by the index: this one by the other's id, and all of its kind
+            found += [f"audit.record:{self.conflict_of}", CONFLICTING]
         return tuple(dict.fromkeys(found))
 
 
@@ -311,11 +321,13 @@ class Receipt:
         record_id: The record's id, a UUID as text.
         content_hash: SHA-256 of the record's text as it is stored, in hex.
         recorded_at: When the store took it, by the store's own clock; UTC.
+        conflict_of: The id under which it was sent, where another record has that.
     """
 
     record_id: str
     content_hash: str
     recorded_at: datetime
+    conflict_of: str | None = None
 
 
 _WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")

@@ -28,6 +28,7 @@ from otel_audit.capture.route import route_template
 from otel_audit.capture.targets import shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
+from otel_audit.ids import public_id
 from otel_audit.policy import UNDECIDED, override_of
 from otel_audit.record import (
     ANONYMOUS,
@@ -114,8 +115,8 @@ class Account:
         self.head = RequestHead(
             scope,
             method="WEBSOCKET" if self.socket is not None else method_of(scope),
-            # without one of the client's, whoever knows the request's id knows the record's
-            request_id=request_id or self.audit.record_id,
+            # the client reads it before the record is stored: the record's own id stays untold
+            request_id=request_id or public_id(),
             redactor=observer.redactor,
             keep=observer.kept_headers,
             budget=self.audit.budget,

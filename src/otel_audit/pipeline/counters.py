@@ -22,6 +22,7 @@ class Counters:
         exported: Records that the store has acknowledged.
         dropped: Records that are lost; each one is also logged.
         quarantined: Records the store put aside as unfit.
+        conflicts: Records that the store has under another id, as their own is taken.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.
         redaction_errors: Values that were withheld because redacting them failed.
@@ -35,6 +36,7 @@ class Counters:
     exported: int = 0
     dropped: int = 0
     quarantined: int = 0
+    conflicts: int = 0
     retries: int = 0
     capture_errors: int = 0
     redaction_errors: int = 0
@@ -64,6 +66,7 @@ _COUNTED = (
     "exported",
     "dropped",
     "quarantined",
+    "conflicts",
     "retries",
     "capture_errors",
     "redaction_errors",
@@ -138,6 +141,7 @@ _METRICS = (
     ("exported", "audit.records.exported"),
     ("dropped", "audit.records.dropped"),
     ("quarantined", "audit.records.quarantined"),
+    ("conflicts", "audit.records.conflicts"),
     ("retries", "audit.export.retries"),
     ("capture_errors", "audit.capture.errors"),
     ("redaction_errors", "audit.redaction.errors"),

@@ -354,6 +354,7 @@ class Delivery:
         self.observe(time.perf_counter() - began)
         self._counters.add("exported", written.stored)
         self._counters.add("quarantined", written.quarantined + len(refused))
+        self._counters.add("conflicts", written.conflicts)
         return written
 
     async def _adopt_the_dead(self, sink: Sink) -> None:

@@ -112,6 +112,7 @@ class Intents:
             stored = True
             self._counters.add("exported", written.stored)
             self._counters.add("quarantined", written.quarantined)
+            self._counters.add("conflicts", written.conflicts)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
             self._counters.add("retries")
             message = "no answer in time" if isinstance(error, TimeoutError) else ""

@@ -109,6 +109,7 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, most: int =
         written = await _write(sink, records)
     counters.add("relayed", written.stored)
     counters.add("quarantined", written.quarantined + len(refused))
+    counters.add("conflicts", written.conflicts)
     return len(waiting)
 
 
@@ -138,7 +139,11 @@ async def _write(sink: Sink, records: Sequence[AuditRecord]) -> Written:
             return Written(stored=0, quarantined=1)
         middle = len(records) // 2
         first, second = await _write(sink, records[:middle]), await _write(sink, records[middle:])
-        return Written(first.stored + second.stored, first.quarantined + second.quarantined)
+        return Written(
+            first.stored + second.stored,
+            first.quarantined + second.quarantined,
+            first.conflicts + second.conflicts,
+        )
 
 
 def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from otel_audit.record import AuditRecord, Receipt
 
-__all__ = ["Receipt", "Refused", "Sink", "Written"]
+__all__ = ["Accepted", "Conflict", "Receipt", "Refused", "Sink", "Written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,38 @@ class Written:
     Attributes:
         stored: Records that are in the store now, including those that were there before.
         quarantined: Records the store could not take; kept aside, with the reason.
+        conflicts: Of those stored, how many are under another id, as their own is taken.
     """
 
     stored: int
     quarantined: int = 0
+    conflicts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A record whose id another one has: stored beside it, under an id of its own.
+
+    Attributes:
+        record_id: The id under which it came.
+        stored_as: The id under which it is stored.
+    """
+
+    record_id: str
+    stored_as: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of records that others sent.
+
+    Attributes:
+        refused: Those that are in quarantine.
+        conflicts: Those that are stored under another id than their own.
+    """
+
+    refused: list[Refused] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

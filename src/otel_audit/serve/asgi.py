@@ -273,8 +273,9 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
         wants_receipts = request.url.path == "/v1/audit"
         outcome = await service.take(decode(message), sender, receipts=wants_receipts)
     told.update(
-        stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined)
-    )
+        stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
+        conflicts=len(outcome.conflicts),
+    )  # fmt: skip
     if not wants_receipts:
         # an empty ExportTraceServiceResponse: no partial success
         return Response(b"{}" if kind == JSON else b"", media_type=kind)
@@ -285,6 +286,14 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
 
 def _refuse_lone(outcome: Outcome) -> None:
     """Say to who sends a single record what became of it."""
+    if len(outcome.conflicts) == outcome.stored == 1 and not outcome.quarantined:
+        # nothing is lost: who sends it learns that its id is another's, and where it is
+        conflict = outcome.conflicts[0]
+        raise Problem(
+            409, Code.ALREADY_EXISTS, "conflict",
+            "another record with this id is in the store; "
+            f"this one is stored beside it as {conflict.stored_as}",
+        )  # fmt: skip
     if outcome.stored or len(outcome.quarantined) != 1:
         return
     item = outcome.quarantined[0]

@@ -11,14 +11,14 @@ import contextlib
 import logging
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.pipeline.sink import Receipt, Refused
+from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused
 from otel_audit.record import AuditRecord
 from otel_audit.serve.problems import unavailable
 
@@ -42,8 +42,8 @@ class Store(Protocol):
 
     async def accept(
         self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
-    ) -> list[Refused]:
-        """Store a batch, and name what went to quarantine."""
+    ) -> Accepted:
+        """Store a batch; name what went to quarantine, and what is stored under another id."""
 
     async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
         """Say what is stored."""
@@ -58,11 +58,13 @@ class Stored:
 
     Attributes:
         quarantined: Those that the store put aside.
-        receipts: What it says of the others, where that was asked for.
+        receipts: What it says of the others, where that was asked for, by the id in the store.
+        conflicts: Those that it has under another id than their own.
     """
 
     quarantined: list[Refused]
     receipts: dict[str, Receipt]
+    conflicts: list[Conflict] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -259,7 +261,8 @@ class Intake:
         asked = [id_ for one in group if one.wants_receipts for id_ in one.ids]
         began = time.monotonic()
         try:
-            quarantined = await store.accept(records, refused)
+            became = await store.accept(records, refused)
+            asked += [conflict.stored_as for conflict in became.conflicts] if asked else []
             receipts = await _receipts(store, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody is told that it is stored
             self._note_away(error)
@@ -269,12 +272,7 @@ class Intake:
         self._observe(time.monotonic() - began, len(records))
         for one in group:
             if not one.done.done():
-                own = [item for item in quarantined if item.record_id in one.ids]
-                kept_aside = {item.record_id for item in own}
-                wanted = one.ids - kept_aside if one.wants_receipts else ()
-                one.done.set_result(
-                    Stored(own, {id_: receipts[id_] for id_ in wanted if id_ in receipts})
-                )
+                one.done.set_result(_own(one, became, receipts))
 
     def _note_away(self, error: Exception) -> None:
         self._away_until = time.monotonic() + _PAUSE
@@ -284,6 +282,25 @@ class Intake:
             complain(_logger, "unfit", "NOTHING IS TAKEN until somebody acts: %s", error)
         else:
             complain(_logger, "write", "Nothing is taken: writing failed", error=error)
+
+
+def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Stored:
+    """Tell a request what became of its own records, and nothing of others'."""
+    quarantined = [item for item in became.refused if item.record_id in one.ids]
+    conflicts = [item for item in became.conflicts if item.record_id in one.ids]
+    if not one.wants_receipts:
+        return Stored(quarantined, {}, conflicts)
+    # of several records under one id, one may have it; else it is another's, and so its receipt
+    left = Counter(record.record_id for record in one.records)
+    left.subtract(item.record_id for item in quarantined)
+    left.subtract(conflict.record_id for conflict in conflicts)
+    there = [id_ for id_, count in left.items() if count > 0]
+    found = {id_: receipts[id_] for id_ in there if id_ in receipts}
+    for item in conflicts:
+        receipt = receipts.get(item.stored_as)
+        if receipt is not None:
+            found[item.stored_as] = replace(receipt, conflict_of=item.record_id)
+    return Stored(quarantined, found, conflicts)
 
 
 async def _receipts(store: Store, record_ids: Sequence[str]) -> dict[str, Receipt]:

@@ -8,6 +8,9 @@ The draft is no standard and names no shape, so this one is ours. In JSON:
     {"auditReceipts": [{"recordId": "…", "contentHash": "…", "sinkTimeUnixNano": "…"}],
      "auditQuarantined": [{"recordId": "…", "reason": "…"}]}
 
+A receipt of a record whose id another one has tells the id under which it is stored, and as
+``conflictOf`` the one under which it was sent.
+
 In protobuf, fields of ``ExportLogsServiceResponse`` that others skip as unknown:
 
 .. code-block:: protobuf
@@ -16,6 +19,7 @@ In protobuf, fields of ``ExportLogsServiceResponse`` that others skip as unknown
       string record_id = 1;
       string content_hash = 2;
       fixed64 sink_time_unix_nano = 3;
+      string conflict_of = 4;
     }
     message AuditQuarantined {
       string record_id = 1;
@@ -72,6 +76,7 @@ def _json(receipts: Sequence[Receipt], quarantined: Sequence[Refused]) -> bytes:
                 "recordId": one.record_id,
                 "contentHash": one.content_hash,
                 "sinkTimeUnixNano": str(_nanoseconds(one.recorded_at)),
+                **({} if one.conflict_of is None else {"conflictOf": one.conflict_of}),
             }
             for one in receipts
         ]
@@ -84,7 +89,8 @@ def _json(receipts: Sequence[Receipt], quarantined: Sequence[Refused]) -> bytes:
 
 def _receipt(one: Receipt) -> bytes:
     time = struct.pack("<Q", _nanoseconds(one.recorded_at))
-    return _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
+    told = _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
+    return told if one.conflict_of is None else told + _text(4, one.conflict_of)
 
 
 def _text(number: int, text: str) -> bytes:

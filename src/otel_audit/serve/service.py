@@ -11,7 +11,7 @@ from typing import Final
 
 from otel_audit.complaints import complain
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.sink import Receipt, Refused
+from otel_audit.pipeline.sink import Conflict, Receipt, Refused
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.serve.access import Access
@@ -36,12 +36,14 @@ class Outcome:
         stored: Records that are in the store, those that were there before included.
         ignored: Spans that were not flagged.
         quarantined: What is in quarantine instead, with the reason.
+        conflicts: What is stored under another id, as its own is another record's.
         receipts: What the store says of what it has, by record id, where that was asked for.
     """
 
     stored: int = 0
     ignored: int = 0
     quarantined: list[Refused] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
 
@@ -107,6 +109,7 @@ class Service:
         stored = await self.intake.store(records, refused, receipts=receipts)
         outcome.stored = len(records) - len(stored.quarantined)
         outcome.quarantined = [*refused, *stored.quarantined]
+        outcome.conflicts = stored.conflicts
         outcome.receipts = stored.receipts
         self._count(outcome, sender)
         return outcome
@@ -121,6 +124,13 @@ class Service:
     def _count(self, outcome: Outcome, sender: Sender) -> None:
         self.meters.counts["stored"] += outcome.stored
         self.meters.counts["ignored"] += outcome.ignored
+        self.meters.counts["conflicts"] += len(outcome.conflicts)
+        for conflict in outcome.conflicts:
+            complain(
+                _logger, f"conflict {sender.identity}",
+                "A record from %s came under an id that another one has: %s, stored as %s",
+                sender.identity, conflict.record_id, conflict.stored_as, level=logging.WARNING,
+            )  # fmt: skip
         for item in outcome.quarantined:
             kind = kind_of(item)
             self.meters.quarantined[kind] += 1

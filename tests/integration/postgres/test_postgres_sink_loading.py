@@ -11,13 +11,12 @@ import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink, init, record_from_payload
 from otel_audit_postgres.loading import SMALLEST_LOAD
-from otel_audit_postgres.rows import COLUMNS, projections
-from otel_audit_postgres.sink import CONFLICT
+from otel_audit_postgres.rows import COLUMNS, projections, to_row
 from strategies import a_record
 
 from otel_audit import complaints
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.ids import uuid7
+from otel_audit.ids import conflict_id, uuid7
 from otel_audit.pipeline.sink import Written
 from otel_audit.record import Actor, Change, Received, Tenant
 
@@ -111,14 +110,46 @@ class TestBothWays:
         assert await sink.write([*batch, *batch, new_record()]) == Written(stored=2 * size + 1)
         assert await stored(reader) == size + 1
 
-    async def test_set_another_record_under_a_known_id_aside(self, sink, reader, size):
-        """Also where the other one is in the same batch."""
+    async def test_store_another_record_under_a_known_id_beside_it(self, sink, reader, size):
+        """Also where the other one is in the same batch; and once, however often it comes."""
         batch = a_batch(size - 1)
         other = msgspec.structs.replace(batch[0], event_name="order.deleted")
-        assert await sink.write([*batch, other]) == Written(stored=size - 1, quarantined=1)
-        row = await reader.fetchrow("SELECT * FROM audit.quarantine")
-        assert row["reason"] == CONFLICT
-        assert record_from_payload(row["received"]) == other
+        for _ in range(2):
+            assert await sink.write([*batch, other]) == Written(stored=size, conflicts=1)
+        (row,) = await reader.fetch(
+            "SELECT * FROM audit.audit_logs WHERE entities @> $1",
+            [f"audit.record:{other.record_id}"],
+        )
+        there = record_from_payload(row["payload"])
+        assert there.conflict_of == other.record_id
+        assert str(row["id"]) == there.record_id != other.record_id
+        assert str(row["id"])[:18] == other.record_id[:18]
+        assert msgspec.structs.replace(there, record_id=other.record_id, conflict_of=None) == other
+        assert {name: row[name] for name in ("entities", "event_name")} == {
+            "entities": list(there.entities), "event_name": "order.deleted",
+        }  # fmt: skip
+        assert await reader.fetchval("SELECT count(*) FROM audit.quarantine") == 0
+        assert await stored(reader) == size
+
+    async def test_store_the_true_record_where_its_next_id_is_taken_too(self, sink, reader, size):
+        """Whoever knows all of a record beforehand can take more ids than one."""
+        batch = a_batch(size - 1)
+        other = msgspec.structs.replace(batch[0], event_name="order.deleted")
+        next_id = conflict_id(other.record_id, to_row(other).content_hash.hex(), "1")
+        squatter = msgspec.structs.replace(batch[0], record_id=next_id, event_name="x.y")
+
+        written = await sink.write([squatter, *batch, other])
+
+        assert written == Written(stored=size + 1, conflicts=1)
+        assert await stored(reader) == size + 1
+
+    async def test_take_no_mark_of_a_conflict_from_others(self, sink, reader, size):
+        """Only the sink says that a record's id was another's."""
+        batch = a_batch(size)
+        batch[0] = msgspec.structs.replace(batch[0], conflict_of=batch[0].record_id)
+        assert await sink.write(batch) == Written(stored=size)
+        query = "SELECT count(*) FROM audit.audit_logs WHERE payload->>'conflict_of' IS NOT NULL"
+        assert await reader.fetchval(query) == 0
 
     async def test_find_what_the_server_refuses(self, sink, reader, size):
         """A record that is no JSON is in quarantine, all others are stored."""
@@ -151,9 +182,11 @@ class TestBothWays:
         first = new_record(tenant=Tenant(id="acme"))
         await sink.write([first])
         forged = msgspec.structs.replace(first, tenant=Tenant(id="evil"))
-        refused = await sink.accept([*a_batch(size), forged])
-        assert [item.reason for item in refused] == [CONFLICT]
-        assert await stored(reader) == size + 1
+        became = await sink.accept([*a_batch(size), forged])
+        assert became.refused == []
+        assert [item.record_id for item in became.conflicts] == [first.record_id]
+        assert became.conflicts[0].stored_as != first.record_id
+        assert await stored(reader) == size + 2
 
     async def test_leave_nothing_when_cancelled(self, sink, reader, size):
         """What was cut short is not half there, and can be written again."""

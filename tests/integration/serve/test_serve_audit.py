@@ -125,7 +125,7 @@ class TestReceipts:
 
 class TestAlone:
     async def test_a_conflict_gets_409(self, shared, shared_store, actor):
-        """And goes to quarantine."""
+        """And is stored all the same: the answer says where."""
         told = {"audit__record__id": uuid7()}
         send(shared, log(actor, **told))
 
@@ -133,7 +133,10 @@ class TestAlone:
 
         assert answer.status_code == 409
         assert b"another record with this id" in answer.content
-        assert len(await shared_store.quarantine(actor)) == 1
+        rows = await shared_store.rows(actor)
+        assert {row["event_name"] for row in rows} >= {"invoice.rejected"}
+        assert any(str(row["id"]).encode() in answer.content for row in rows)
+        assert await shared_store.quarantine(actor) == []
 
     async def test_in_company_it_is_named_beside_the_receipts(self, shared, actor):
         told = {"audit.record.id": uuid7()}
@@ -145,9 +148,12 @@ class TestAlone:
         answer = shared.json("/v1/audit", message)
 
         assert answer.status_code == 200
-        assert len(answer.json()["auditReceipts"]) == 1
-        (kept,) = answer.json()["auditQuarantined"]
-        assert kept["recordId"] == told["audit.record.id"]
+        receipts = answer.json()["auditReceipts"]
+        assert len(receipts) == 2
+        (moved,) = [one for one in receipts if "conflictOf" in one]
+        assert moved["conflictOf"] == told["audit.record.id"] != moved["recordId"]
+        assert told["audit.record.id"] not in {one["recordId"] for one in receipts}
+        assert "auditQuarantined" not in answer.json()
 
     @pytest.mark.parametrize("lacking", ["audit__action", "audit__actor__type"])
     async def test_one_that_lacks_something_is_kept_and_named(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from otel_audit.pipeline.sink import Receipt, Refused
+from otel_audit.pipeline.sink import Accepted, Receipt, Refused
 from otel_audit.record import AuditRecord, to_json
 
 
@@ -30,14 +30,14 @@ class MemoryStore:
 
     async def accept(
         self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
-    ) -> list[Refused]:
+    ) -> Accepted:
         if self.gate is not None:
             await self.gate.wait()
         await self.check()
         self.batches.append(len(records))
         self.records.update((record.record_id, record) for record in records)
         self.quarantine += refused
-        return []
+        return Accepted()
 
     async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
         now = datetime(2026, 1, 1, tzinfo=UTC)

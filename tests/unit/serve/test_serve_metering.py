@@ -37,6 +37,7 @@ def test_every_count_is_a_metric():
     assert told(reader) == {
         "audit.sink.records.stored": [({}, 5)],
         "audit.sink.records.ignored": [({}, 2)],
+        "audit.sink.records.conflicts": [({}, 0)],
         "audit.sink.records.quarantined": [({"reason": "conflict"}, 3)],
         "audit.sink.requests.refused": [({"reason": "undecodable"}, 1)],
         "audit.sink.requests": [
