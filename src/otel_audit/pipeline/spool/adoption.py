@@ -104,7 +104,7 @@ class RecoveryReport:
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, as far as can be seen."""
-        return not self.damaged_frames and not self.unreadable
+        return not (self.damaged_frames or self.unreadable or self.foreign)
 
     def note(self, file: str, damage: Damage) -> None:
         """Count damage."""
