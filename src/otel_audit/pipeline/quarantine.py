@@ -21,17 +21,18 @@ from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Cipher, SealError, Sealing
 from otel_audit.pipeline.spool.directory import (
     OWNER,
+    open_home,
     prepare_service_directory,
     slug,
-    spools_in,
-    sync_directory,
 )
+from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.record import AuditRecord
 
 _NAME: Final = ".quarantine"
 _SUFFIX: Final = ".refused"
 _SEALED: Final = b"sealed\n"
 _CONTEXT: Final = b"quarantine"
+_NAME_BYTES: Final = 65_536
 
 
 def services_with_quarantine(directory: Path) -> list[str]:
@@ -41,10 +42,26 @@ def services_with_quarantine(directory: Path) -> list[str]:
         StoreError: The directory cannot be read.
     """
     try:
-        homes = [home for home in spools_in(directory) if (home / _NAME).is_dir()]
-        return [(home / OWNER).read_bytes().decode("utf-8", "surrogateescape") for home in homes]
+        names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        found = [_service_of(directory / name) for name in names]
     except OSError as error:
         raise StoreError(f"{error.filename} cannot be read ({error.strerror})") from error
+    return [service for service in found if service is not None]
+
+
+def _service_of(path: Path) -> str | None:
+    """Name the service of a directory that has a quarantine; None where it is not ours."""
+    try:
+        home = OwnDirectory(path)
+        if not home.is_directory(_NAME):
+            return None
+        with home.reading(OWNER, at_most=_NAME_BYTES) as file:
+            return file.read().decode("utf-8", "surrogateescape")
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return None
 
 
 class Kept(NamedTuple):
@@ -94,12 +111,15 @@ class LocalQuarantine:
             StoreError: It cannot be kept; the message says the remedy.
         """
         try:
-            prepare_service_directory(self._directory, self._service)
-            self.path.mkdir(0o700, exist_ok=True)
-            held = sum(path.stat().st_size for path in self.files())
+            home = prepare_service_directory(self._directory, self._service)
+            try:
+                place = home.make(_NAME)
+            except FileExistsError:
+                place = home.directory(_NAME)
+            held = sum(place.held(path.name, at_most=self._max_bytes) for path in self.files())
             for item in refused:
-                held += self._keep(item, held)
-            sync_directory(self.path)
+                held += self._keep(place, item, held)
+            place.sync()
         except OtelAuditError as error:
             raise StoreError(f"what the store refuses cannot be set aside: {error}") from error
         except OSError as error:
@@ -113,9 +133,16 @@ class LocalQuarantine:
     def files(self) -> list[Path]:
         """What is kept, in no order; empty where nothing is, or nothing can be seen."""
         try:
-            return [path for path in self.path.iterdir() if path.suffix == _SUFFIX]
+            return [self.path / name for name in self._place().names() if name.endswith(_SUFFIX)]
+        except ForeignError as error:
+            report_foreign(error.path, error.why)
         except OSError:
-            return []
+            pass
+        return []
+
+    def _place(self) -> OwnDirectory:
+        home = open_home(self._directory, self._service) or OwnDirectory(self.path.parent)
+        return home.directory(_NAME)
 
     def read(self) -> Iterator[Kept]:
         """Read what is kept, oldest first.
@@ -123,8 +150,17 @@ class LocalQuarantine:
         Raises:
             StoreError: A file cannot be read, or not with this key; the message names it.
         """
-        for path in sorted(self.files(), key=lambda path: path.stat().st_mtime_ns):
-            yield self._read(path)
+        paths = self.files()
+        if not paths:
+            return
+        place = self._place()
+        for path in sorted(paths, key=lambda path: place.look(path.name).st_mtime_ns):
+            try:
+                kept = self._read(place, path)
+            except ForeignError as error:
+                report_foreign(error.path, error.why)
+                continue
+            yield kept
 
     def give_back(self, take: Callable[[str, bytes], None]) -> int:
         """Hand over each record that is kept here, and let go of it; blocks.
@@ -145,11 +181,11 @@ class LocalQuarantine:
             entry = read_back(kept.refused.record_id, kept.refused.received)
             if isinstance(entry, AuditRecord):
                 take(entry.record_id, kept.refused.received)
-                kept.path.unlink(missing_ok=True)
+                self._place().unlink(kept.path.name)
                 given += 1
         return given
 
-    def _keep(self, item: Refused, held: int) -> int:
+    def _keep(self, place: OwnDirectory, item: Refused, held: int) -> int:
         said = msgspec.json.encode({
             "record_id": item.record_id,
             "reason": item.reason,
@@ -158,29 +194,32 @@ class LocalQuarantine:
         })  # fmt: skip
         data = said if self._sealing is None else _SEALED + self._cipher().seal(said, _CONTEXT)
         name = hashlib.sha256(item.record_id.encode("utf-8", "replace") + item.received).hexdigest()
-        path = self.path / f"{name}{_SUFFIX}"
-        if path.exists():
+        file = f"{name}{_SUFFIX}"
+        if _is_there(place, file):
             return 0
         if held + len(data) > self._max_bytes:
             raise StoreError(
                 f"{self.path} holds {held} bytes, and OTEL_AUDIT_SPOOL_MAX_BYTES bounds it; look "
                 "why records are refused, and move them elsewhere"
             )
-        draft = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
+        draft = f"{name}.{os.getpid()}-{time.monotonic_ns()}"
         try:
-            _write(draft, data)
-            draft.rename(path)
+            _write(place, draft, data)
+            place.rename(draft, file)
         except OSError:
-            draft.unlink(missing_ok=True)
+            place.unlink(draft)
             raise
         return len(data)
 
-    def _read(self, path: Path) -> Kept:
+    def _read(self, place: OwnDirectory, path: Path) -> Kept:
         try:
-            data = path.read_bytes()
+            with place.reading(path.name, at_most=self._max_bytes) as file:
+                data = file.read()
             if data.startswith(_SEALED):
                 data = self._cipher().open(data.removeprefix(_SEALED), _CONTEXT)
             said = msgspec.json.decode(data, type=_Said)
+        except ForeignError:
+            raise
         except OSError as error:
             raise StoreError(f"{path} cannot be read ({error.strerror})") from error
         except SealError as error:
@@ -203,8 +242,16 @@ class _Said(msgspec.Struct):
     received: str
 
 
-def _write(path: Path, data: bytes) -> None:
-    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _is_there(place: OwnDirectory, name: str) -> bool:
+    try:
+        place.look(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write(place: OwnDirectory, name: str, data: bytes) -> None:
+    opened = place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with open(opened, "wb") as file:  # noqa: PTH123 - a descriptor
         file.write(data)
         file.flush()

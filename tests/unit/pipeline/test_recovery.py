@@ -14,7 +14,7 @@ from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.recovery import Recovery
 from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Kind, adopt, open_spool
-from otel_audit.pipeline.spool.directory import segments_in
+from otel_audit.pipeline.spool.owned import OwnDirectory
 from otel_audit.record import Actor, AuditRecord, Tenant, to_json
 
 
@@ -133,7 +133,7 @@ class TestRecovery:
     def test_damage_is_counted_once_and_loudly(self, home, caplog):
         """Altered frames are lost: counted, told of, and the rest is delivered."""
         path = leave(home, *((Kind.CLOSED, a_record(event_name=f"no.{n}")) for n in range(3)))
-        (segment,) = segments_in(path)
+        (segment,) = path.glob("*.frames")
         segment.write_bytes(segment.read_bytes().replace(b"no.1", b"no.X"))
         recovery, store = a_recovery(home), Store()
         deliver(recovery, store)
@@ -147,9 +147,9 @@ class TestRecovery:
         leave(home, (Kind.CLOSED, a_record()))
         monkeypatch.setattr(
             "otel_audit.pipeline.spool.adoption.remove_empty",
-            lambda path: (_ for _ in ()).throw(PermissionError(1, "not allowed")),
+            lambda home, place: (_ for _ in ()).throw(PermissionError(1, "not allowed")),
         )
-        monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        monkeypatch.setattr(OwnDirectory, "unlink", lambda self, name: None)
         recovery, store = a_recovery(home), Store()
         deliver(recovery, store)
         deliver(recovery, store)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import BinaryIO, Final, NamedTuple
 
 from otel_audit.pipeline.spool.directory import (
     LABEL,
+    LARGEST_FILE,
     bytes_in,
+    open_home,
     read_label,
     remove_empty,
     segments_in,
@@ -33,6 +36,7 @@ from otel_audit.pipeline.spool.frames import (
 )
 from otel_audit.pipeline.spool.label import FORMAT, Label, belongs_elsewhere
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
+from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
 
 _DAMAGES_LISTED: Final = 100
@@ -87,6 +91,7 @@ class RecoveryReport:
         damaged_frames: Places where one or more frames were altered.
         damages: The first hundred places, torn ones among them.
         unreadable: Segments that could not be read to their end; they are not removed.
+        foreign: Files in a segment's place that are not ours; neither read nor removed.
     """
 
     frames: int = 0
@@ -94,11 +99,12 @@ class RecoveryReport:
     damaged_frames: int = 0
     damages: list[DamagedBytes] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, as far as can be seen."""
-        return not self.damaged_frames and not self.unreadable
+        return not (self.damaged_frames or self.unreadable or self.foreign)
 
     def note(self, file: str, damage: Damage) -> None:
         """Count damage."""
@@ -119,13 +125,22 @@ class AbandonedSpool:
         label: What it says of its process; None if that is lost.
     """
 
-    def __init__(self, path: Path, lock: int, label: Label | None, sealing: Sealing | None) -> None:
+    def __init__(
+        self,
+        home: OwnDirectory,
+        place: OwnDirectory,
+        lock: int,
+        label: Label | None,
+        sealing: Sealing | None,
+    ) -> None:
         """Take over a directory whose lock is held."""
-        self.path = path
+        self.path = place.path
+        self._home = home
+        self._place = place
         self.label = label
         self._lock: int | None = lock
         self._pid = os.getpid()
-        self._cipher = _cipher(path.name, sealing)
+        self._cipher = _cipher(place.path.name, sealing)
 
     @property
     def producer_id(self) -> str:
@@ -135,7 +150,7 @@ class AbandonedSpool:
     @property
     def bytes_used(self) -> int:
         """Bytes on disk."""
-        return bytes_in(self.path)
+        return bytes_in(self._place)
 
     @property
     def report(self) -> RecoveryReport:
@@ -155,10 +170,10 @@ class AbandonedSpool:
         survey = self._survey
         for segment in survey.segments:
             try:
-                with segment.open("rb", buffering=BUFFER_BYTES) as file:
+                with self._reading(segment) as file:
                     yield from self._records_in(segment, file, survey)
             except (OSError, EOFError) as error:
-                _note_unreadable(survey.report, segment, error)
+                _note_unreadable(survey.report, self.path / segment, error)
 
     def remove(self) -> bool:
         """Remove it after all its records are stored, and give its lock back.
@@ -169,11 +184,11 @@ class AbandonedSpool:
         survey = self._survey
         try:
             for segment in survey.segments:
-                if segment.name not in survey.report.unreadable:
-                    segment.unlink(missing_ok=True)
-            if survey.report.unreadable:
+                if segment not in {*survey.report.unreadable, *survey.report.foreign}:
+                    self._place.unlink(segment)
+            if survey.report.unreadable or survey.report.foreign:
                 return False
-            remove_empty(self.path)
+            remove_empty(self._home, self._place)
         except OSError as error:
             _warn_once(self.path, f"cannot be removed: {error.strerror}")
             return False
@@ -188,28 +203,31 @@ class AbandonedSpool:
             if os.getpid() == self._pid:
                 release(held)
 
+    def _reading(self, segment: str) -> AbstractContextManager[BinaryIO]:
+        return self._place.reading(segment, at_most=LARGEST_FILE, buffering=BUFFER_BYTES)
+
     @cached_property
     def _survey(self) -> _Survey:
         report = RecoveryReport()
-        survey = _Survey(segments_in(self.path), {}, report)
+        survey = _Survey(segments_in(self._place), {}, report)
         for number, segment in enumerate(survey.segments):
             try:
-                with segment.open("rb", buffering=BUFFER_BYTES) as file:
+                with self._reading(segment) as file:
                     self._survey_segment(number, segment, file, survey)
             except (OSError, EOFError) as error:
-                _note_unreadable(report, segment, error)
+                _note_unreadable(report, self.path / segment, error)
         return survey
 
-    def _survey_segment(self, number: int, segment: Path, file: BinaryIO, survey: _Survey) -> None:
+    def _survey_segment(self, number: int, segment: str, file: BinaryIO, survey: _Survey) -> None:
         unfinished = survey.unfinished
         for found in scan(file, end=_size(file)):
             if isinstance(found, Damage):
-                survey.report.note(segment.name, found)
+                survey.report.note(segment, found)
                 continue
             try:
                 self._open(found)
             except SealError:
-                survey.report.note(segment.name, Damage(found.start, found.end, "seal"))
+                survey.report.note(segment, Damage(found.start, found.end, "seal"))
                 continue
             survey.report.frames += 1
             if found.kind in (Kind.CLOSED, Kind.DISCARDED):
@@ -219,7 +237,7 @@ class AbandonedSpool:
                 if known is None or known.kind <= found.kind:
                     unfinished[found.record_id] = _Place(found.kind, number, found.start)
 
-    def _records_in(self, segment: Path, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
+    def _records_in(self, segment: str, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
         number = survey.segments.index(segment)
         for found in scan(file, end=_size(file)):
             if isinstance(found, Damage) or not _is_wanted(found, number, survey):
@@ -247,7 +265,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    segments: list[Path]
+    segments: list[str]
     unfinished: dict[bytes, _Place]
     report: RecoveryReport
 
@@ -276,18 +294,28 @@ def adopt(
         Oldest first; for each, `AbandonedSpool.remove` or `.release` is to be called. Empty if
         there are none, or if the directory cannot be read (which is logged).
     """
-    home = Path(directory) / slug(service)
+    path = Path(directory) / slug(service)
     found: list[AbandonedSpool] = []
     try:
-        spools = spools_in(home)
-    except OSError as error:
-        _warn_once(home, f"cannot be listed: {error.strerror}")
+        # as it was opened at the start, if it was: another one may stand in its place by now
+        home = open_home(Path(directory), service) or OwnDirectory(path)
+        names = spools_in(home)
+    except (FileNotFoundError, NotADirectoryError):
         return found
-    for path in spools:
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+        return found
+    except OSError as error:
+        _warn_once(path, f"cannot be listed: {error.strerror}")
+        return found
+    for name in names:
         try:
-            spool = _adopt(path, service, sealing, destination)
+            spool = _adopt(home, name, service, sealing, destination)
+        except ForeignError as error:
+            report_foreign(error.path, error.why)
+            continue
         except OSError as error:
-            _warn_once(path, f"cannot be adopted: {error.strerror}")
+            _warn_once(path / name, f"cannot be adopted: {error.strerror}")
             continue
         if spool is not None:
             found.append(spool)
@@ -295,13 +323,15 @@ def adopt(
 
 
 def _adopt(
-    path: Path, service: str, sealing: Sealing | None, destination: str | None
+    home: OwnDirectory, name: str, service: str, sealing: Sealing | None, destination: str | None
 ) -> AbandonedSpool | None:
-    lock = lock_if_dead(path)
+    place = home.directory(name)
+    path = place.path
+    lock = lock_if_dead(place)
     if lock is None:
         return None
     try:
-        label = read_label(path)
+        label = read_label(place)
         obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
     except BaseException:
         release(lock)
@@ -311,7 +341,7 @@ def _adopt(
         _warn_once(path.parent, _OTHER_DESTINATION)
         return None
     if obstacle is None:
-        return AbandonedSpool(path, lock, label, sealing)
+        return AbandonedSpool(home, place, lock, label, sealing)
     release(lock)
     _warn_once(path, f"is left alone: {obstacle}")
     return None
@@ -347,7 +377,11 @@ def _size(file: BinaryIO) -> int:
 
 
 def _note_unreadable(report: RecoveryReport, segment: Path, error: Exception) -> None:
-    if segment.name not in report.unreadable:
+    if isinstance(error, ForeignError):
+        report_foreign(error.path, error.why)
+        if segment.name not in report.foreign:
+            report.foreign.append(segment.name)
+    elif segment.name not in report.unreadable:
         report.unreadable.append(segment.name)
         _warn_once(segment, f"cannot be read: {error}")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Final
 
 from otel_audit.pipeline.spool.directory import bytes_in, read_label, spools_in
 from otel_audit.pipeline.spool.errors import SpoolFullError
 from otel_audit.pipeline.spool.label import belongs_elsewhere
+from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.pipeline.spool.settings import SpoolSettings
 
 RECOUNT_SECONDS: Final = 1.0
@@ -24,17 +24,19 @@ class Bound:
             is over is not refused while there is room.
     """
 
-    __slots__ = ("_counted", "_settings", "_spool", "others", "room", "room_to_begin")
+    __slots__ = ("_counted", "_home", "_name", "_settings", "others", "room", "room_to_begin")
 
-    def __init__(self, settings: SpoolSettings, spool: Path) -> None:
+    def __init__(self, settings: SpoolSettings, home: OwnDirectory, name: str) -> None:
         """Measure the other spools.
 
         Args:
             settings: The bounds.
-            spool: The directory that is not counted among the others.
+            home: The service's directory.
+            name: Of the spool that is not counted among the others.
         """
         self._settings = settings
-        self._spool = spool
+        self._home = home
+        self._name = name
         self._count()
 
     def refuse(self, own: int, *, begins: bool) -> None:
@@ -83,14 +85,26 @@ class Bound:
 
     def _count_others(self) -> int:
         try:
-            spools = spools_in(self._spool.parent)
+            names = spools_in(self._home)
         except OSError:
             return 0
-        return sum(bytes_in(spool) for spool in spools if self._counts(spool))
+        return sum(self._bytes_of(name) for name in names if name != self._name)
 
-    def _counts(self, spool: Path) -> bool:
-        if spool == self._spool:
-            return False
+    def _bytes_of(self, name: str) -> int:
+        """Count what is ours: what others put there must not refuse our requests."""
+        try:
+            spool = self._home.directory(name)
+        except ForeignError as error:
+            report_foreign(error.path, error.why)
+            return 0
+        except OSError:
+            return 0
+        try:
+            return bytes_in(spool) if self._counts(spool) else 0
+        finally:
+            spool.close()
+
+    def _counts(self, spool: OwnDirectory) -> bool:
         if not self._settings.apart:
             return True
         try:

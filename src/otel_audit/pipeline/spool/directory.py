@@ -6,6 +6,7 @@ held and its label written, so that nobody can take it for a dead one.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -18,8 +19,17 @@ from typing import Final
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.spool.filesystem import file_system
+from otel_audit.pipeline.spool.frames import MAX_PAYLOAD_BYTES
 from otel_audit.pipeline.spool.label import Label, decode_label, encode_label
 from otel_audit.pipeline.spool.locks import LOCK, create_lock, release
+from otel_audit.pipeline.spool.owned import (
+    ForeignError,
+    OwnDirectory,
+    danger_above,
+    not_a_directory,
+    report_foreign,
+)
+from otel_audit.pipeline.spool.settings import LARGEST_SEGMENT
 
 DIR_SETTING: Final = "OTEL_AUDIT_SPOOL_DIR"
 LABEL: Final = "spool.json"
@@ -29,7 +39,12 @@ _PRIVATE: Final = 0o700
 _NEWBORN: Final = ".new-"
 _DYING: Final = ".old-"
 _LEFT_SECONDS: Final = 3600.0
-_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+LARGEST_FILE: Final = LARGEST_SEGMENT + 2 * MAX_PAYLOAD_BYTES
+"""Bytes that a segment can have: a frame longer than a segment has one to itself."""
+_SMALL_FILE: Final = 65_536
+_log = logging.getLogger("otel_audit")
+_homes: dict[Path, OwnDirectory] = {}
+_warned: set[str] = set()
 
 _REMEDIES: Final = {
     EACCES: "make it writable for this process, or name another directory",
@@ -50,7 +65,7 @@ def slug(service: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", service.lower()).strip("-._")[:64] or "service"
 
 
-def prepare_service_directory(directory: Path, service: str) -> Path:
+def prepare_service_directory(directory: Path, service: str) -> OwnDirectory:
     """Make the service's private directory, or check the one that is there.
 
     Args:
@@ -59,13 +74,20 @@ def prepare_service_directory(directory: Path, service: str) -> Path:
         service: The service's name.
 
     Returns:
-        The service's directory: owned by this user, mode 0700.
+        The service's directory: owned by this user, mode 0700, and open; the same one each time
+            for as long as it exists, wherever it is moved.
 
     Raises:
         ConfigurationError: It cannot be made, written or made private, belongs to another user or
             service, or has no locks; the message says the remedy.
     """
-    home = directory / slug(service)
+    opened = open_home(directory, service)
+    if opened is not None:
+        with _explained(opened.path):
+            opened.chmod(_PRIVATE)
+            _claim(opened, service)
+        return opened
+    path = directory / slug(service)
     with _explained(directory):
         directory.mkdir(_PRIVATE, parents=True, exist_ok=True)
     if not file_system(directory).locks:
@@ -73,14 +95,35 @@ def prepare_service_directory(directory: Path, service: str) -> Path:
             f"{DIR_SETTING}: {directory} is on NFS mounted without shared locks (nolock or "
             "local_lock); mount it with locks, or name a directory on a local file system"
         )
-    with _explained(home):
-        home.mkdir(_PRIVATE, exist_ok=True)
-        _make_private(home)
+    danger = danger_above(directory)
+    if danger is not None and danger not in _warned:
+        _warned.add(danger)
+        _log.warning("%s: %s", DIR_SETTING, danger)
+    with _explained(path):
+        path.mkdir(_PRIVATE, exist_ok=True)
+        _make_private(path)
+        home = OwnDirectory(path)
+        if home.stat().st_uid != os.geteuid():
+            raise ForeignError(path, "it was exchanged for another one")
         _claim(home, service)
+    _homes[path] = home
     return home
 
 
-def create(home: Path, label: Label, *, durable: bool) -> tuple[Path, int]:
+def open_home(directory: Path, service: str) -> OwnDirectory | None:
+    """Give the service's directory that this process has opened; None if it has not, or it is gone.
+
+    Args:
+        directory: For the spools of all services.
+        service: The service's name.
+    """
+    home = _homes.get(directory / slug(service))
+    if home is None or home.stat().st_uid != os.geteuid():
+        return None
+    return home if home.exists else None
+
+
+def create(home: OwnDirectory, label: Label, *, durable: bool) -> tuple[OwnDirectory, int]:
     """Make a spool's directory, locked and labelled.
 
     Args:
@@ -89,95 +132,89 @@ def create(home: Path, label: Label, *, durable: bool) -> tuple[Path, int]:
         durable: Whether to wait until it is on disk.
 
     Returns:
-        Its path, and the file descriptor that holds its lock.
+        The directory, and the file descriptor that holds its lock.
 
     Raises:
         ConfigurationError: It cannot be made or locked; the message says the remedy.
     """
-    newborn, final = home / f"{_NEWBORN}{label.producer_id}", home / label.producer_id
-    with _explained(home):
+    name = f"{_NEWBORN}{label.producer_id}"
+    with _explained(home.path):
         _sweep(home)
-        newborn.mkdir(_PRIVATE)
+        newborn = home.make(name)
         lock = create_lock(newborn)
         if lock is None:
             raise ConfigurationError(
-                f"{DIR_SETTING}: locks have no effect on the file system of {home}; "
+                f"{DIR_SETTING}: locks have no effect on the file system of {home.path}; "
                 "name a directory on a local one"
             )
         try:
-            _write(newborn / LABEL, encode_label(label), durable=durable)
-            newborn.rename(final)
+            _write(newborn, LABEL, encode_label(label), durable=durable)
+            home.rename(name, label.producer_id)
+            newborn.path = home.path / label.producer_id
             if durable:
-                for made in (final, home, home.parent):
-                    sync_directory(made)
+                newborn.sync()
+                home.sync()
+                sync_directory(home.path.parent)
         except BaseException:
             release(lock)
             raise
-    return final, lock
+    return newborn, lock
 
 
-def read_label(spool: Path) -> Label | None:
+def read_label(spool: OwnDirectory) -> Label | None:
     """Read a spool's label; None if it is missing or damaged.
 
     Raises:
+        ForeignError: It is not ours, or larger than a label.
         OSError: It is there and cannot be read.
     """
     try:
-        return decode_label(_read(spool / LABEL))
+        return decode_label(_read(spool, LABEL))
     except FileNotFoundError:
         return None
 
 
-def spools_in(home: Path) -> list[Path]:
-    """List the spools of a service, oldest first (their names are UUIDv7); none if it has none.
+def spools_in(home: OwnDirectory) -> list[str]:
+    """Name the spools of a service, oldest first (their names are UUIDv7).
 
     Raises:
         OSError: The directory cannot be read.
     """
-    try:
-        return sorted(
-            Path(entry.path)
-            for entry in os.scandir(home)
-            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return [name for name in home.names() if not name.startswith(".") and home.is_directory(name)]
 
 
-def segments_in(spool: Path) -> list[Path]:
-    """List a spool's segments in the order of writing.
+def segments_in(spool: OwnDirectory) -> list[str]:
+    """Name a spool's segments in the order of writing.
 
     Raises:
         OSError: The directory cannot be read.
     """
-    return sorted(path for path in spool.iterdir() if path.suffix == SEGMENT_SUFFIX)
+    return [name for name in spool.names() if name.endswith(SEGMENT_SUFFIX)]
 
 
-def segment_path(spool: Path, number: int) -> Path:
+def segment_name(number: int) -> str:
     """Name a segment."""
-    return spool / f"{number:010d}{SEGMENT_SUFFIX}"
+    return f"{number:010d}{SEGMENT_SUFFIX}"
 
 
-def bytes_in(spool: Path) -> int:
-    """Sum up the sizes of a spool's segments; what vanishes meanwhile counts nothing."""
-    total = 0
-    with suppress(OSError):
-        for entry in os.scandir(spool):
-            if entry.name.endswith(SEGMENT_SUFFIX):
-                with suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
+def bytes_in(spool: OwnDirectory) -> int:
+    """Sum up the bytes of a spool's segments; what is not ours or vanishes counts nothing."""
+    try:
+        return sum(spool.held(name, at_most=LARGEST_FILE) for name in segments_in(spool))
+    except OSError:
+        return 0
 
 
-def remove_empty(spool: Path) -> None:
+def remove_empty(home: OwnDirectory, spool: OwnDirectory) -> None:
     """Remove a spool that has no segments left; whoever calls holds its lock.
 
     Raises:
         OSError: Something cannot be removed.
     """
     # from here on it is no adopter's business, although it loses its lock before it is gone
-    dying = spool.rename(spool.with_name(f"{_DYING}{spool.name}"))
-    _dismantle(dying)
+    dying = f"{_DYING}{spool.path.name}"
+    home.rename(spool.path.name, dying)
+    _dismantle(home, dying, spool)
 
 
 def sync_directory(path: Path) -> None:
@@ -196,7 +233,7 @@ def sync_directory(path: Path) -> None:
 def _make_private(home: Path) -> None:
     found = home.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
+        raise not_a_directory()
     if found.st_uid != os.geteuid():
         raise ConfigurationError(
             f"{DIR_SETTING}: {home} belongs to user {found.st_uid}, and this process runs as user "
@@ -215,43 +252,50 @@ def _is_open_to_others(path: Path) -> bool:
     return bool(stat.S_IMODE(path.lstat().st_mode) & 0o077)
 
 
-def _claim(home: Path, service: str) -> None:
-    path, name = home / OWNER, service.encode("utf-8", "surrogateescape")
-    if not path.exists():
+def _claim(home: OwnDirectory, service: str) -> None:
+    name = service.encode("utf-8", "surrogateescape")
+    try:
+        found = _read(home, OWNER)
+    except (FileNotFoundError, ForeignError) as error:
+        if isinstance(error, ForeignError):
+            report_foreign(error.path, error.why)
         # renamed into place, so that nobody reads it half-written
-        draft = home / f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
-        _write(draft, name, durable=False)
-        draft.replace(path)
-    if _read(path) != name:
+        draft = f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
+        _write(home, draft, name, durable=False)
+        home.rename(draft, OWNER)
+        found = _read(home, OWNER)
+    if found != name:
         raise ConfigurationError(
-            f"{DIR_SETTING}: {home} is the spool of another service, whose name differs from this "
-            "one's in its spelling only; set another OTEL_SERVICE_NAME, or name another directory"
+            f"{DIR_SETTING}: {home.path} is the spool of another service, whose name differs from "
+            "this one's in its spelling only; set another OTEL_SERVICE_NAME, or name another "
+            "directory"
         )
 
 
-def _sweep(home: Path) -> None:
+def _sweep(home: OwnDirectory) -> None:
     """Remove what processes left that died while they made or removed their spool."""
-    for entry in os.scandir(home):
+    for name in home.names():
+        if not name.startswith((_NEWBORN, _DYING)):
+            continue
         with suppress(OSError):
-            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if entry.name.startswith((_NEWBORN, _DYING)) and age > _LEFT_SECONDS:
-                _dismantle(Path(entry.path))
+            if time.time() - home.look(name).st_mtime > _LEFT_SECONDS:
+                _dismantle(home, name, home.directory(name))
 
 
-def _dismantle(spool: Path) -> None:
-    for name in (LABEL, LOCK):
-        (spool / name).unlink(missing_ok=True)
+def _dismantle(home: OwnDirectory, name: str, spool: OwnDirectory) -> None:
+    for file in (LABEL, LOCK):
+        spool.unlink(file)
     # refuses where frames are left, which no spool of such a name has
-    spool.rmdir()
+    home.rmdir(name)
 
 
-def _read(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | _OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
-        return file.read()
+def _read(place: OwnDirectory, name: str) -> bytes:
+    with place.reading(name, at_most=_SMALL_FILE) as file:
+        return file.read(_SMALL_FILE)
 
 
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
-    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
+def _write(place: OwnDirectory, name: str, data: bytes, *, durable: bool) -> None:
+    opened = place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with open(opened, "wb") as file:  # noqa: PTH123 - a descriptor
         file.write(data)
         file.flush()
@@ -264,6 +308,11 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what the system refuses into what the operator can do."""
     try:
         yield
+    except ForeignError as error:
+        raise ConfigurationError(
+            f"{DIR_SETTING}: {error.path} is not to be trusted: {error.why}; "
+            "remove it, or name another directory"
+        ) from error
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "name another directory")
         raise ConfigurationError(

@@ -8,14 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
+from otel_audit.pipeline.spool.owned import OwnDirectory
+
 LOCK: Final = "lock"
-_OPEN: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def create_lock(spool: Path) -> int | None:
+def create_lock(spool: OwnDirectory) -> int | None:
     """Make and take the lock of a new spool, and see that it keeps others out.
 
     Returns:
@@ -24,7 +24,7 @@ def create_lock(spool: Path) -> int | None:
     Raises:
         OSError: The file cannot be made, or the file system has no locks.
     """
-    held = os.open(spool / LOCK, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
+    held = spool.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         works = _lock(held) and not _can_be_taken(spool)
     except OSError:
@@ -37,22 +37,22 @@ def create_lock(spool: Path) -> int | None:
     return None
 
 
-def lock_if_dead(spool: Path) -> int | None:
+def lock_if_dead(spool: OwnDirectory) -> int | None:
     """Take the lock of a spool whose process is gone.
 
     Returns:
         The file descriptor that holds it; None if its process lives, or another one has it.
 
     Raises:
+        ForeignError: The lock's file is not ours.
         OSError: The lock's file cannot be opened or locked.
     """
-    path = spool / LOCK
     try:
-        held = os.open(path, _OPEN)
+        held = spool.open(LOCK, os.O_RDWR)
     except FileNotFoundError:
         # removed meanwhile, or somebody deleted the lock and its holder may live
         return None
-    if _lock(held) and _is_still(path, held):
+    if _lock(held) and is_still(spool, LOCK, held):
         _held.add(held)
         return held
     os.close(held)
@@ -84,8 +84,8 @@ _held: set[int] = set()
 os.register_at_fork(after_in_child=_forsake)
 
 
-def _can_be_taken(spool: Path) -> bool:
-    second = os.open(spool / LOCK, _OPEN)
+def _can_be_taken(spool: OwnDirectory) -> bool:
+    second = spool.open(LOCK, os.O_RDWR)
     try:
         return _lock(second)
     finally:
@@ -100,10 +100,10 @@ def _lock(opened: int) -> bool:
     return True
 
 
-def _is_still(path: Path, opened: int) -> bool:
-    """Tell whether the locked file still has that name: an adopter may have removed it."""
+def is_still(place: OwnDirectory, name: str, opened: int) -> bool:
+    """Tell whether an open file still has its name: an adopter may have removed it."""
     try:
-        there = path.lstat()
+        there = place.look(name)
     except FileNotFoundError:
         return False
     held = os.fstat(opened)

@@ -77,9 +77,9 @@ def _open(settings: SpoolSettings, producer_id: str) -> Spool:
     home = prepare_service_directory(settings.directory, settings.service)
     key_id = "" if settings.sealing is None else settings.sealing.key_id
     label = label_of_this_process(settings.service, producer_id, key_id, settings.destination)
-    path, lock = create(home, label, durable=settings.fsync != "never")
+    place, lock = create(home, label, durable=settings.fsync != "never")
     try:
-        return Spool(settings, path, lock)
+        return Spool(settings, home, place, lock)
     except SpoolWriteError as error:
         release(lock)
-        raise ConfigurationError(f"{DIR_SETTING}: {path}: {error}") from error
+        raise ConfigurationError(f"{DIR_SETTING}: {place.path}: {error}") from error

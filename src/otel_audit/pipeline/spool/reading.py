@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from errno import EIO
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from otel_audit.pipeline.spool.errors import SpoolReadError
 from otel_audit.pipeline.spool.frames import BUFFER_BYTES, Damage, Frame, Kind, scan
+from otel_audit.pipeline.spool.segment import Segment
 
 _CLOSED: Final = frozenset({int(Kind.CLOSED)})
 
@@ -28,14 +28,12 @@ class Lost(NamedTuple):
     reason: str
 
 
-def read_closed(path: Path, *, base: int, start: int, end: int) -> Iterator[Found | Lost]:
+def read_closed(segment: Segment, *, start: int) -> Iterator[Found | Lost]:
     """Read the closed frames of a segment.
 
     Args:
-        path: The segment's file.
-        base: Position of its first byte.
+        segment: Read up to its size, where a frame ends.
         start: Offset in the file to begin at, where a frame begins.
-        end: Offset in the file to stop at, where a frame ends.
 
     Yields:
         In order, what is there and what is lost: altered, cut off, on a bad sector, deleted.
@@ -43,9 +41,10 @@ def read_closed(path: Path, *, base: int, start: int, end: int) -> Iterator[Foun
     Raises:
         SpoolReadError: It cannot be read now (too many open files, no memory, …); later it may.
     """
+    base, end = segment.base, segment.size
     done = start
     try:
-        with path.open("rb", buffering=BUFFER_BYTES) as file:
+        with segment.place.reading(segment.name, buffering=BUFFER_BYTES) as file:
             for found in scan(file, start=start, end=end, kinds=_CLOSED):
                 done = found.end
                 if isinstance(found, Damage):

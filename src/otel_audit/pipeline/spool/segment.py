@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from otel_audit.pipeline.spool.directory import segment_path
+from otel_audit.pipeline.spool.directory import segment_name
 from otel_audit.pipeline.spool.errors import SpoolWriteError
+from otel_audit.pipeline.spool.owned import OwnDirectory
 
 CLOSED_FILE: Final = -1
 
@@ -18,7 +19,7 @@ class Segment:
     """A segment that this process has written.
 
     Attributes:
-        path: Its file.
+        place: The directory that it is in.
         number: Counts from 1.
         base: Position of its first byte.
         file: Its file descriptor, `CLOSED_FILE` when nothing is left to write or to sync.
@@ -28,7 +29,7 @@ class Segment:
         carried: It may go when frames up to this position are as durable as its own were.
     """
 
-    path: Path
+    place: OwnDirectory
     number: int
     base: int
     file: int
@@ -36,6 +37,16 @@ class Segment:
     pins: int = 0
     needs: int = 0
     carried: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return segment_name(self.number)
+
+    @property
+    def path(self) -> Path:
+        """Its file, as it was found; for messages."""
+        return self.place.path / self.name
 
     @property
     def end(self) -> int:
@@ -49,16 +60,15 @@ class Segment:
             self.file = CLOSED_FILE
 
 
-def create_segment(spool: Path, number: int, base: int) -> Segment:
+def create_segment(spool: OwnDirectory, number: int, base: int) -> Segment:
     """Make an empty segment, mode 0600.
 
     Raises:
         SpoolWriteError: The file system refuses.
     """
-    path = segment_path(spool, number)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
     try:
-        return Segment(path, number, base, os.open(path, flags, 0o600))
+        return Segment(spool, number, base, spool.open(segment_name(number), flags))
     except OSError as error:
         raise SpoolWriteError(
             f"a new segment of the spool cannot be made ({error.strerror})", error.errno

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from pathlib import Path
+from dataclasses import replace
 
 from otel_audit.pipeline.spool.errors import SpoolWriteError
+from otel_audit.pipeline.spool.owned import OwnDirectory
 from otel_audit.pipeline.spool.segment import (
     CLOSED_FILE,
     Segment,
@@ -28,7 +29,7 @@ class Segments:
     __slots__ = ("_keep_files", "_segment_bytes", "_segments", "_spool", "appended", "bytes",
                  "in_doubt", "last")  # fmt: skip
 
-    def __init__(self, spool: Path, segment_bytes: int, *, keep_files: bool) -> None:
+    def __init__(self, spool: OwnDirectory, segment_bytes: int, *, keep_files: bool) -> None:
         """Make the first segment.
 
         Args:
@@ -57,9 +58,9 @@ class Segments:
         """List those whose file is open."""
         return [segment for segment in self._segments if segment.file != CLOSED_FILE]
 
-    def extents(self, after: int) -> list[tuple[Path, int, int]]:
-        """List path, base and size of those that reach beyond a position."""
-        return [(part.path, part.base, part.size) for part in self._segments if part.end > after]
+    def extents(self, after: int) -> list[Segment]:
+        """List those that reach beyond a position, as they are now."""
+        return [replace(part) for part in self._segments if part.end > after]
 
     def write(self, frame: bytes) -> Segment:
         """Append a frame.
@@ -99,7 +100,7 @@ class Segments:
             OSError: The file cannot be removed.
         """
         segment = self._segments[0]
-        segment.path.unlink(missing_ok=True)
+        segment.place.unlink(segment.name)
         segment.close()
         self._segments.popleft()
         self.bytes -= segment.size
@@ -116,7 +117,7 @@ class Segments:
             OSError: A file cannot be removed.
         """
         for segment in self._segments:
-            segment.path.unlink(missing_ok=True)
+            segment.place.unlink(segment.name)
 
     def _with_room_for(self, size: int) -> Segment:
         current = self.last

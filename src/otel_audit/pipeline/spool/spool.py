@@ -12,13 +12,12 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from otel_audit.pipeline.spool.actions import OpenActions
 from otel_audit.pipeline.spool.bound import Bound
 from otel_audit.pipeline.spool.complaints import Complaints
-from otel_audit.pipeline.spool.directory import remove_empty, sync_directory
+from otel_audit.pipeline.spool.directory import remove_empty
 from otel_audit.pipeline.spool.errors import (
     SealError,
     SpoolClosedError,
@@ -33,8 +32,9 @@ from otel_audit.pipeline.spool.frames import (
     record_key,
     record_name,
 )
-from otel_audit.pipeline.spool.locks import LOCK, release
+from otel_audit.pipeline.spool.locks import LOCK, is_still, release
 from otel_audit.pipeline.spool.outstanding import Outstanding
+from otel_audit.pipeline.spool.owned import OwnDirectory
 from otel_audit.pipeline.spool.reading import Found, Lost, read_closed
 from otel_audit.pipeline.spool.sealing import context_of
 from otel_audit.pipeline.spool.segment import Segment
@@ -80,15 +80,20 @@ class Spool:
         forked: Whether this process is a child of the one that opened the spool.
     """
 
-    def __init__(self, settings: SpoolSettings, path: Path, lock: int) -> None:
+    def __init__(
+        self, settings: SpoolSettings, home: OwnDirectory, place: OwnDirectory, lock: int
+    ) -> None:
         """Take over a directory that was just made, and its lock.
 
         Raises:
             SpoolWriteError: The first segment cannot be made.
         """
         self.settings = settings
+        path = place.path
         self.producer_id = path.name
         self.path = path
+        self._home = home
+        self._place = place
         self.damaged = 0
         self.forked = False
         self._lock_file = lock
@@ -99,11 +104,11 @@ class Spool:
         self._upkeep = threading.RLock()
         self._closed = False
         self._segments = Segments(
-            path, settings.segment_bytes, keep_files=settings.fsync != "never"
+            place, settings.segment_bytes, keep_files=settings.fsync != "never"
         )
         self._outstanding = Outstanding()
         self._actions = OpenActions()
-        self._bound = Bound(settings, path)
+        self._bound = Bound(settings, home, path.name)
         self._synced = 0
         self._segments_synced = 0
         self._sync_failed_through = 0
@@ -247,9 +252,8 @@ class Spool:
         with self._lock:
             # closed: the files may be an adopter's by now
             segments = [] if self._closed else self._segments.extents(after)
-        for path, base, size in segments:
-            start = max(after - base, 0)
-            for found in read_closed(path, base=base, start=start, end=size):
+        for segment in segments:
+            for found in read_closed(segment, start=max(after - segment.base, 0)):
                 if isinstance(found, Lost):
                     self._give_up(found)
                 elif self._is_outstanding(found.position):
@@ -283,7 +287,7 @@ class Spool:
             return False
         with self._upkeep:
             if self._closed:
-                return not self.path.exists()
+                return not self._place.exists
             try:
                 self.sync()
             except SpoolWriteError as error:
@@ -323,7 +327,7 @@ class Spool:
             for segment in files:
                 os.fdatasync(segment.file)
             if files[-1].number > self._segments_synced:
-                sync_directory(self.path)
+                self._place.sync()
         except OSError as error:
             with self._lock:
                 self._segments.in_doubt = True
@@ -341,10 +345,10 @@ class Spool:
     def _look_around(self) -> None:
         with self._lock:
             current = self._segments.last
-            files = ((current.path, current.file), (self.path / LOCK, self._lock_file))
+            files = ((current.name, current.file), (LOCK, self._lock_file))
             try:
                 self._bound.recount()
-                if all(_is_there(path, file) for path, file in files):
+                if all(is_still(self._place, name, file) for name, file in files):
                     return
             except OSError as error:
                 raise SpoolWriteError(
@@ -405,7 +409,7 @@ class Spool:
             if action is None or action[0] is not head:
                 return
             _, segment, start, size = action
-            with segment.path.open("rb") as file:
+            with segment.place.reading(segment.name) as file:
                 file.seek(start)
                 frame = file.read(size)
             if len(frame) < size:
@@ -417,7 +421,7 @@ class Spool:
     def _remove(self) -> bool:
         try:
             self._segments.remove()
-            remove_empty(self.path)
+            remove_empty(self._home, self._place)
         except OSError as error:
             self._complaints.say(f"the emptied spool cannot be removed ({error.strerror})")
             return False
@@ -461,13 +465,6 @@ class Spool:
         self.forked = True
         with suppress(OSError):
             self._segments.close()
-
-
-def _is_there(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 _spools: weakref.WeakSet[Spool] = weakref.WeakSet()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from otel_audit.pipeline.spool.directory import (
     LABEL,
+    LARGEST_FILE,
     bytes_in,
     read_label,
     segments_in,
@@ -19,6 +20,7 @@ from otel_audit.pipeline.spool.directory import (
 from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.label import belongs_elsewhere
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
+from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, danger_above
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,21 @@ def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolS
     directory = Path(directory)
     there = _nearest(directory)
     problems: list[str] = []
-    spools: list[Path] = []
+    spools: list[OwnDirectory] = []
     homes: list[Path] = []
     if there == directory:
         try:
-            homes = [home for home in spools_in(directory) if not home.is_symlink()]
-            spools = [spool for home in homes for spool in spools_in(home)]
+            homes = sorted(
+                Path(entry.path)
+                for entry in os.scandir(directory)
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
         except OSError as error:
             problems.append(f"{error.filename} cannot be read: {error.strerror}")
+        spools = [spool for home in homes for spool in _spools(home, problems)]
+        danger = danger_above(directory)
+        if danger is not None:
+            problems.append(danger)
     states = [_look(spool, problems) for spool in spools]
     abandoned = [age for dead, age in states if dead]
     waiting = sum(
@@ -119,21 +128,58 @@ def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolS
     )
 
 
-def _look(spool: Path, problems: list[str]) -> tuple[bool, float]:
+def _spools(home: Path, problems: list[str]) -> list[OwnDirectory]:
+    """Open the spools of a service, and say which are not ours."""
+    found: list[OwnDirectory] = []
+    try:
+        # its own mode is told apart: whoever starts next makes it private
+        own = OwnDirectory(home, private=False)
+        names = spools_in(own)
+    except ForeignError as error:
+        problems.append(_foreign(error))
+        return found
+    except OSError as error:
+        problems.append(f"{home} cannot be read: {error.strerror}")
+        return found
+    for name in names:
+        try:
+            found.append(own.directory(name))
+        except ForeignError as error:
+            problems.append(_foreign(error))
+        except OSError as error:
+            problems.append(f"{home / name} cannot be read: {error.strerror}")
+    return found
+
+
+def _foreign(error: ForeignError) -> str:
+    return f"{error.path} is left alone: {error.why}; look who put it there, and remove it"
+
+
+def _look(spool: OwnDirectory, problems: list[str]) -> tuple[bool, float]:
     """Tell whether a spool is abandoned, and its age in seconds."""
     try:
         lock = lock_if_dead(spool)
         age = _age(spool)
-    except OSError as error:
-        problems.append(f"{spool} cannot be read: {error.strerror}")
+    except ForeignError as error:
+        problems.append(_foreign(error))
         return False, 0.0
+    except OSError as error:
+        problems.append(f"{spool.path} cannot be read: {error.strerror}")
+        return False, 0.0
+    for name in segments_in(spool):
+        try:
+            os.close(spool.open(name, at_most=LARGEST_FILE))
+        except ForeignError as error:
+            problems.append(_foreign(error))
+        except OSError:
+            continue
     if lock is None:
         return False, age
     release(lock)
     return True, age
 
 
-def _waits_for_another(spool: Path, service: str, destination: str) -> bool:
+def _waits_for_another(spool: OwnDirectory, service: str, destination: str) -> bool:
     with suppress(OSError):
         label = read_label(spool)
         return (
@@ -144,9 +190,10 @@ def _waits_for_another(spool: Path, service: str, destination: str) -> bool:
     return False
 
 
-def _age(spool: Path) -> float:
+def _age(spool: OwnDirectory) -> float:
     newest = max(
-        (segment.stat().st_mtime for segment in segments_in(spool)), default=spool.stat().st_mtime
+        (spool.look(name).st_mtime for name in segments_in(spool)),
+        default=spool.stat().st_mtime,
     )
     return max(time.time() - newest, 0.0)
 

@@ -264,7 +264,7 @@ class TestDamage:
         second.mkdir()
         [adopted] = adopt(home, "shop")
         assert 0 < len(recover(adopted)) < 30
-        assert adopted.report.unreadable == ["0000000002.frames"]
+        assert adopted.report.foreign == ["0000000002.frames"]
         assert not adopted.report.clean
         assert not adopted.remove()
         assert [entry.name for entry in path.glob("*.frames")] == ["0000000002.frames"]
@@ -273,7 +273,7 @@ class TestDamage:
         [again] = adopt(home, "shop")
         assert 0 < len([item for item in again.records() if item.kind is Kind.CLOSED]) < 30
         assert again.remove()
-        assert "cannot be read" in caplog.text
+        assert "is left alone" in caplog.text
 
     @pytest.mark.parametrize(
         ("changes", "said"),

@@ -30,6 +30,7 @@ from otel_audit.pipeline.spool import (
     reopen,
 )
 from otel_audit.pipeline.spool import spool as module
+from otel_audit.pipeline.spool.owned import OwnDirectory
 
 SEGMENT = 4096
 PAYLOAD = b'{"n":"' + b"x" * 900 + b'"}'
@@ -361,11 +362,11 @@ class TestLookingAround:
         close_one(spool)
         spool._looked_around -= 2.0
 
-        def forbidden(_: Path) -> None:
+        def forbidden(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
         with monkeypatch.context() as locked:
-            locked.setattr(Path, "lstat", forbidden)
+            locked.setattr(OwnDirectory, "look", forbidden)
             with pytest.raises(SpoolWriteError, match="cannot be looked at"):
                 spool.sync()
         assert spool.sync() == spool.appended
