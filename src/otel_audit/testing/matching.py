@@ -84,7 +84,9 @@ class Wanted:
 
     def differences(self, record: AuditRecord) -> list[str]:
         """Say in which fields a record differs, one line each; none where it fits."""
-        return [line for name, value in self.asked.items() for line in _differs(name, value, record)]
+        return [
+            line for name, value in self.asked.items() for line in _differs(name, value, record)
+        ]
 
     def __str__(self) -> str:
         if not self.asked:
@@ -107,9 +109,8 @@ def shown(value: Any) -> str:
 def _refuse_unknown(name: str) -> None:
     first, *further = name.split("__")
     known = AuditRecord.__struct_fields__
-    if first in _SPECIAL or first in known:
-        if not (first in _SPECIAL and further and first not in known):
-            return
+    if first in known or (first in _SPECIAL and not further):
+        return
     near = difflib.get_close_matches(name, [*_SPECIAL, *known], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
     raise TypeError(f"audit records have no field {name!r}{hint}")
@@ -201,4 +202,7 @@ def _column_differences(reference: str, columns: Any, change: Change) -> Iterato
             continue
         before, after = change.values[column]
         if pair is not ANY and not (fits(pair[0], before) and fits(pair[1], after)):
-            yield f"{place}: {shown(before)} → {shown(after)}, not {shown(pair[0])} → {shown(pair[1])}"
+            yield (
+                f"{place}: {shown(before)} → {shown(after)}, "
+                f"not {shown(pair[0])} → {shown(pair[1])}"
+            )

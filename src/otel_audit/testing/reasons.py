@@ -54,14 +54,15 @@ def reason(request: AuditRecord, routes: list[TestedRoute], config: AuditConfig)
 
 def _rule(record: AuditRecord, routes: list[TestedRoute], config: AuditConfig) -> str:
     request = record.request
-    method = (request and request.method) or "GET"
-    path = (request and request.path) or "/"
-    route = route_of(routes, method, request and request.route, path)
+    if request is None:
+        return "unnamed"
+    method, path = request.method or "GET", request.path or "/"
+    route = route_of(routes, method, request.route, path)
     override = None if route is None else route.override
     decision = Policy.from_config(config).decide(
         method=method,
         path=path,
-        route=request and request.route,
+        route=request.route,
         status=None if record.response is None else record.response.status_code,
         actor=record.actor or ANONYMOUS,
         tenant=record.tenant,

@@ -63,9 +63,7 @@ def tested_routes(app: Any) -> list[TestedRoute]:
         for method in methods:
             if method == "GET" and route.path in documentation:
                 continue
-            found.setdefault(
-                (route.path, method), TestedRoute(route.path, method, route.override)
-            )
+            found.setdefault((route.path, method), TestedRoute(route.path, method, route.override))
     for path in _opaque(getattr(app, "routes", None) or (), "", _DEPTH):
         found.setdefault((path, EVERY), TestedRoute(path, EVERY))
     return sorted(found.values(), key=lambda route: (route.path, route.method))
@@ -100,7 +98,9 @@ def load_app(name: str, root: Path | None = None) -> Any:
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise ConfigurationError(f'audit_app = "{name}": expected "module:attribute", as "shop:app"')
+        raise ConfigurationError(
+            f'audit_app = "{name}": expected "module:attribute", as "shop:app"'
+        )
     if root is not None and str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
@@ -120,9 +120,7 @@ def load_app(name: str, root: Path | None = None) -> Any:
         ) from error
     for part in attribute.removesuffix("()").split("."):
         if not hasattr(found, part):
-            raise ConfigurationError(
-                f'audit_app = "{name}": {module_name} has no {part}'
-            )
+            raise ConfigurationError(f'audit_app = "{name}": {module_name} has no {part}')
         found = getattr(found, part)
     if attribute.endswith("()"):
         found = found()

@@ -47,7 +47,7 @@ changes = st.builds(
 
 
 @st.composite
-def records(draw: st.DrawFn, **fields: Any) -> AuditRecord:
+def records(draw: st.DrawFn, /, **fields: Any) -> AuditRecord:
     """Any record.
 
     Args:

@@ -153,7 +153,7 @@ class Audit:
     async def settled(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - a limit of ours
         """Wait, in a test on asyncio, for actions that are still open; their loop goes on."""
         until = time.monotonic() + timeout
-        while self.records.unfinished and time.monotonic() < until:
+        while self.records.unfinished and time.monotonic() < until:  # noqa: ASYNC110 - any thread
             await asyncio.sleep(0.005)
 
     def _fitting(self, wanted: Wanted) -> list[AuditRecord]:
@@ -187,9 +187,7 @@ class Audit:
 
     def _reasons(self) -> str:
         requests = self.records.requests
-        found = list(
-            dict.fromkeys(reasons(requests, list(self.records), self.routes, self.config))
-        )
+        found = list(dict.fromkeys(reasons(requests, list(self.records), self.routes, self.config)))
         open_ = self.records.unfinished
         if open_:
             found.append(
