@@ -106,7 +106,7 @@ class Runtime:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
             span_processors: See the audit span of each record that is delivered.
-            seen: Told of every request that is over, also one that is not recorded (level ``none``).
+            seen: Told of every request that is over, also one that is not recorded.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
