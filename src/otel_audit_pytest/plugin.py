@@ -106,7 +106,7 @@ def audit(
     finally:
         run = request.config.stash.get(_run_key, None)
         if run is not None:
-            run.coverage.add(found.records.requests, found.routes, found.config)
+            run.coverage.add(found.requests, found.routes, found.config)
         del request.node.stash[_audit_key]
         trail.__exit__(None, None, None)
 

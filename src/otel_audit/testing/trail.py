@@ -47,6 +47,8 @@ class Audit:
         self.config = config
         self.routes = routes or []
         self.spool: Path | None = None
+        self._forgotten: list[AuditRecord] = []
+        self._earlier: list[AuditRecord] = []
         self._logs = _Logs()
         self._spans: list[ReadableSpan] = []
 
@@ -147,8 +149,19 @@ class Audit:
         return snapshot(self.records)
 
     def clear(self) -> None:
-        """Forget what was recorded so far, such as by a test's preparations."""
+        """Forget what was recorded so far, such as by a test's preparations.
+
+        Secrets are still looked for in it, and the coverage of routes still counts it.
+        """
+        self._wait(lambda: False)
+        self._forgotten += self.records
+        self._earlier += self.records.requests
         self.records.clear()
+
+    @property
+    def requests(self) -> list[AuditRecord]:
+        """Every request of this test, also one that is forgotten or not recorded."""
+        return [*self._earlier, *self.records.requests]
 
     async def settled(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - a limit of ours
         """Wait, in a test on asyncio, for actions that are still open; their loop goes on."""
@@ -205,7 +218,7 @@ class Audit:
         return "\n".join(f"why: {line}" for line in told)
 
     def _places(self) -> Iterator[tuple[str, str]]:
-        for record in self.records:
+        for record in [*self._forgotten, *self.records]:
             yield f"the record {record.event_name}", to_json(record).decode()
         for span in list(self._spans):
             yield f"the span {span.name}", _span_text(span)

@@ -54,7 +54,7 @@ OTHER_NAME = '@audited("order.repaid")\ndef refund(order_id: int): change("refun
 # what is wrong: the route, the assertion, what the failure says
 WRONG = {
     "an excluded path": (
-        PAY + 'def refund(order_id: int): ...',
+        PAY + "def refund(order_id: int): ...",
         'audit.recorded("order.refunded")',
         ["*nothing was recorded*", "*why: POST /orders/{order_id}/refund (200) is not recorded: excluded by rule exclude_paths*"],
     ),
@@ -116,14 +116,14 @@ WRONG = {
         ["*2 audit records were expected*", "*and there are 1:*"],
     ),
     "an action that does not end": (
-        'OPEN = []\n' + PAY + '@audited(level="none")\ndef refund(order_id: int):\n'
+        "OPEN = []\n" + PAY + '@audited(level="none")\ndef refund(order_id: int):\n'
         '    OPEN.append(otel_audit.audit("mail.sent"))\n    OPEN[0].__enter__()',
         'audit.recorded("mail.sent")',
         ["*why: 1 action has begun and not ended*"],
     ),
     "a read that writes": (
         '@app.get("/orders/{order_id}/refund")\ndef refund(order_id: int): change("read")',
-        'audit.nothing()',
+        "audit.nothing()",
         ["*no audit record was expected*", "*GET /orders/{order_id}/refund (200)*"],
     ),
 }  # fmt: skip
@@ -134,8 +134,8 @@ def _plain(pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("OTEL_AUDIT_SPOOL_DIR", raising=False)
     pytester.makeini(
-        '[pytest]\naudit_app = shop:app\nfilterwarnings =\n'
-        '    error\n    ignore:Using `httpx`\n'
+        "[pytest]\naudit_app = shop:app\nfilterwarnings =\n"
+        "    error\n    ignore:Using `httpx`\n"
     )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def refused(): ...
             ('route = "POST /gone"\nreason = "r"\nowner = "o"', 1, "POST /gone: its exception is stale: there is no such route; take it out"),
             ('route = "POST /orders/{order_id}/refund"\nreason = "r"\nowner = "o"', 1, "*its exception is stale: it is covered now; take it out"),
             ('route = "/new"\nreason = "r"\nowner = "o"', 4, "*expected method and path*"),
-            ('route = ', 4, "*audit-coverage.toml: not TOML*"),
+            ("route = ", 4, "*audit-coverage.toml: not TOML*"),
         ],
     )  # fmt: skip
     def test_exceptions_hold_both_ways(self, pytester, fields, status, said):
