@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 import uuid
+import warnings
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,10 @@ def embedded_server() -> Iterator[Server]:
     except ImportError as error:
         raise MissingExtraError("The fixture audit_store", "testing") from error
     directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
-    server = get_server(directory / "data", cleanup_mode="stop")
+    with warnings.catch_warnings():
+        # a machine without a login session; the server then keeps its lock under /tmp
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        server = get_server(directory / "data", cleanup_mode="stop")
     try:
         yield Server(server.get_uri())
     finally:
