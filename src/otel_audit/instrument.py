@@ -8,9 +8,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from opentelemetry import trace
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
@@ -27,6 +28,7 @@ from otel_audit.errors import (
     OtelAuditError,
 )
 from otel_audit.pipeline.sink import Receipt
+from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
 
 _logger = logging.getLogger("otel_audit")
@@ -75,7 +77,12 @@ def instrument(
 
 
 def instrument_into(
-    recorder: Recorder, app: Any = None, *, app_engine: Any = None, config: AuditConfig
+    recorder: Recorder,
+    app: Any = None,
+    *,
+    app_engine: Any = None,
+    config: AuditConfig,
+    seen: Callable[[AuditRecord, trace.Span | None], None] | None = None,
 ) -> None:
     """As `instrument`, but the records go to a recorder instead of a store.
 
@@ -84,6 +91,7 @@ def instrument_into(
         app: As for `instrument`.
         app_engine: As for `instrument`.
         config: The settings.
+        seen: Told of every request that is over, also one that is not recorded (level ``none``).
 
     Raises:
         InstrumentationError: The application cannot be instrumented, or auditing is at work in
@@ -96,7 +104,7 @@ def instrument_into(
                 "auditing is at work in this process already: call otel_audit.uninstrument() "
                 "first, or set OTEL_AUDIT_ENABLED=false where the application starts it"
             )
-        _install(app, _start(Runtime(config, recorder), app_engine))
+        _install(app, _start(Runtime(config, recorder, seen=seen), app_engine))
 
 
 def uninstrument(app: Any = None) -> None:

@@ -99,6 +99,7 @@ class Runtime:
         recorder: Recorder | None = None,
         *,
         span_processors: Sequence[SpanProcessor] = (),
+        seen: Callable[[AuditRecord, trace.Span | None], None] | None = None,
     ) -> None:
         """Build everything; nothing is opened or connected yet.
 
@@ -106,6 +107,7 @@ class Runtime:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
             span_processors: See the audit span of each record that is delivered.
+            seen: Told of every request that is over, also one that is not recorded.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -148,6 +150,8 @@ class Runtime:
             self._waiting(_make_observer(config, recorder, self.redactor, self._count_error)),
             on_loss=self._count_loss,
         )
+        if seen is not None:
+            self._observer = dataclasses.replace(self._observer, log=seen)
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = Sending() if config.baggage_send else None

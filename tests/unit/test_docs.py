@@ -21,6 +21,7 @@ RUN = (
     "redaction",
     "actors-and-tenants",
     "configuration",
+    "testing",
 )
 PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
 

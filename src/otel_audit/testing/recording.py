@@ -1,13 +1,4 @@
-"""What an application's own tests need: its audit records, in memory, without a database.
-
-Works with any test runner::
-
-    def test_a_refund_is_audited(client):
-        with recorded(app) as records:
-            client.post("/orders/1/refund")
-        record = records.one("order.refunded")
-        assert record.actor.id == "clerk-1"
-"""
+"""Audit records in memory, without a database, for as long as a block lasts."""
 
 from __future__ import annotations
 
@@ -23,8 +14,6 @@ from otel_audit.config import AuditConfig
 from otel_audit.instrument import instrument_into, uninstrument
 from otel_audit.record import AuditRecord
 
-__all__ = ["Recorded", "recorded"]
-
 
 class Recorded:
     """The records made so far, in the order in which their actions ended; safe in any thread."""
@@ -33,6 +22,7 @@ class Recorded:
         self._lock = threading.Lock()
         self._records: list[AuditRecord] = []
         self._open: set[str] = set()
+        self._requests: list[AuditRecord] = []
 
     def __iter__(self) -> Iterator[AuditRecord]:
         return iter(self._now())
@@ -87,6 +77,7 @@ class Recorded:
         """Forget the records made so far."""
         with self._lock:
             self._records.clear()
+            self._requests.clear()
 
     def opened(self, record: AuditRecord, _span: trace.Span | None = None, /) -> bool:
         """Called when an action begins."""
@@ -115,6 +106,17 @@ class Recorded:
         with self._lock:
             self._open.discard(record.record_id)
             self._records.append(record)
+
+    def seen(self, request: AuditRecord, _span: trace.Span | None = None, /) -> None:
+        """Called with each request that is over, also one that is not recorded."""
+        with self._lock:
+            self._requests.append(request)
+
+    @property
+    def requests(self) -> list[AuditRecord]:
+        """Every request so far, as it would be recorded; level ``none`` where it is not."""
+        with self._lock:
+            return list(self._requests)
 
     @property
     def unfinished(self) -> int:
@@ -159,7 +161,7 @@ def recorded(
     if getattr(app, "middleware_stack", None) is not None:
         # built again with the next request, now with the hooks in it
         app.middleware_stack = None
-    instrument_into(records, app, app_engine=app_engine, config=settings)
+    instrument_into(records, app, app_engine=app_engine, config=settings, seen=records.seen)
     try:
         yield records
     finally:

