@@ -15,7 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
-from otel_audit.ids import conflict_id
+from otel_audit.ids import conflict_id, derived_uuid7
 from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.record import AuditRecord
@@ -71,6 +71,9 @@ _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
 
+_FUTURE_ID: Final = "well_formed_id"
+"""The store's check of a record's id."""
+_TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC'))::bigint"
 _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
@@ -344,12 +347,36 @@ class PostgresSink:
             if not is_poison(error):
                 raise
             if len(rows) == 1:
+                if getattr(error, "constraint_name", None) == _FUTURE_ID:
+                    return await self._put_at_present(connection, rows[0], became)
                 became.refused.append(_refused(rows[0], poison_reason(error)))
                 return [], 0
         middle = len(rows) // 2
         first, new = await self._put(connection, rows[:middle], became)
         second, more = await self._put(connection, rows[middle:], became)
         return [*first, *second], new + more
+
+    async def _put_at_present(
+        self, connection: Connection[Any], row: Row, became: Accepted
+    ) -> tuple[Sequence[Row], int]:
+        """Insert a row whose id is of the future under one of today: its producer's clock is wrong.
+
+        The id is the same all day by the server's clock, so that a retry stores nothing twice.
+        """
+        today = await connection.fetchval(_TODAY, timeout=self._statement_timeout)
+        content = row.content_hash if row.received_hash is None else row.received_hash
+        record_id = derived_uuid7(int(today) * 10**9, str(row.id), content.hex())
+        record = msgspec.structs.replace(row.record, record_id=record_id, conflict_of=str(row.id))
+        moved = to_row(record)
+        try:
+            new = await self._insert(connection, [moved])
+        except Exception as error:
+            if not is_poison(error):
+                raise
+            became.refused.append(_refused(row, poison_reason(error)))
+            return [], 0
+        became.conflicts.append(Conflict(row.record_id, moved.record_id))
+        return [moved], new
 
     async def _insert(self, connection: Connection[Any], rows: Sequence[Row]) -> int:
         """Insert rows, all or none, the quicker way for so many; how many are new."""
@@ -511,8 +538,9 @@ def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
         complain(
             _logger,
             "conflict",
-            "%d audit records came under ids that other records have, and are stored under ids of "
-            "their own: see who wrote both; the first: %s, stored as %s",
+            "%d audit records came under ids that other records have, or that are of the future, "
+            "and are stored under ids of their own: see who wrote both, and whose clock is wrong; "
+            "the first: %s, stored as %s",
             len(conflicts),
             conflicts[0].record_id,
             conflicts[0].stored_as,
