@@ -95,3 +95,10 @@ class TestField:
         """Path rules are not passed by."""
         redactor = Redactor.from_config(AuditConfig(redact_paths=["status"]))
         assert redactor.field("status", "open") == "[REDACTED]"
+
+
+class TestIsPlainPathTime:
+    def test_short_segments_are_read_once(self) -> None:
+        """A path whose last segment does not fit has one reading, not two for each segment."""
+        assert not is_plain_path("/a" * 2_000 + "/[")
+        assert is_plain_path("/a" * 2_000)
