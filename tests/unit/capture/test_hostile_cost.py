@@ -160,7 +160,7 @@ class TestHeads:
             query_string=b"a=1&" * 40_000,
             headers=[(b"accept", b"a, " * 300_000)] * 20,
         )
-        assert record.metadata[TRUNCATED] == ["request.query", "request.headers", "request.path"]
+        assert {"request.query", "request.headers", "request.path"} <= {*record.metadata[TRUNCATED]}
         assert len(record.request.path) <= LONGEST_PATH + 20
         assert len(record.request.query) <= LONGEST_QUERY + 20
         assert record.request.query.endswith("&%5BTRUNCATED%5D")
