@@ -42,7 +42,7 @@ def describe_error(
         message = redactor.text(cut_text(whole, _LONGEST), None if budget is None else budget.error)
     except Exception:  # noqa: BLE001 - an exception whose text cannot be had is known by its type
         message = ""
-    return ErrorInfo(type=name, message=message or None)
+    return ErrorInfo(type=name, message=message[:_LONGEST] or None)
 
 
 def _message(error: BaseException) -> str:

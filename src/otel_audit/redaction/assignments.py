@@ -75,11 +75,11 @@ def redact_assignments(
     kept: list[bytes] = []
     innocent: set[bytes] = set()
     end = 0
-    for match in _NAMED.finditer(raw):
+    place = 0
+    while (match := _NAMED.search(raw, place)) is not None:
         work.spend(_MATCH)
         first, behind = match.span(1)
-        if first < end:
-            continue
+        place = match.end()
         spelled = raw[first:behind]
         if spelled in innocent:
             continue
@@ -97,7 +97,8 @@ def redact_assignments(
         if stop <= start or _is_innocent(match.group(2), raw[start:stop]):
             continue
         kept += (raw[end:start], replace(raw[start:stop].decode()).encode())
-        end = stop
+        # the value may be read as the first word of the next name
+        end = place = stop
     if not kept:
         return text
     note("assignment")

@@ -12,7 +12,8 @@ _FEW_DIGITS = 10**9
 """Below this a number is no card, account or social security number."""
 
 # below the shortest key that letters alone can spell, which is AWS's: twenty
-_ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8}))*")
+# a segment that fits is never read again in the other way: that would be two ways for each
+_ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8})(?=/|\Z))*+")
 _MOST_DIGITS = 8
 
 _AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")

@@ -95,3 +95,18 @@ class TestField:
         """Path rules are not passed by."""
         redactor = Redactor.from_config(AuditConfig(redact_paths=["status"]))
         assert redactor.field("status", "open") == "[REDACTED]"
+
+
+class TestIsPlainPathTime:
+    def test_short_segments_are_read_once(self) -> None:
+        """A path whose last segment does not fit has one reading, not two for each segment."""
+        assert not is_plain_path("/a" * 2_000 + "/[")
+        assert is_plain_path("/a" * 2_000)
+
+
+class TestAssignmentsInARow:
+    def test_each_is_taken_out(self) -> None:
+        """A value before the next name is not taken for a word of that name."""
+        assert Redactor().text("password=aaa password=bbb pin=1") == (
+            "password=[REDACTED] password=[REDACTED] pin=[REDACTED]"
+        )
