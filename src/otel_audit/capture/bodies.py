@@ -308,7 +308,7 @@ def _looks_like_json(raw: bytes) -> bool:
 def _is_readable(raw: bytes) -> bool:
     """Tell whether it is a text: no coding that compresses leaves one."""
     try:
-        text = _decode_head(raw, _detected(raw), complete=False)
+        text = _decode_head(raw, _detected(raw), complete=False, errors="surrogatepass")
     except (UnicodeDecodeError, LookupError):
         return False
     return _UNREADABLE.search(text) is None
@@ -322,13 +322,14 @@ def _as_utf8(copy: _Copy) -> bytes | None:
     """
     codec = _detected(copy.raw)
     try:
-        _decode_head(copy.raw, codec, complete=copy.complete)
+        # lone surrogates, too: Python's own parser, with which handlers read, lets them pass
+        _decode_head(copy.raw, codec, complete=copy.complete, errors="surrogatepass")
     except (UnicodeDecodeError, LookupError):
         codec = copy.codec or codec
     if codec in ("utf-8-sig", "ascii"):
         return copy.raw.removeprefix(b"\xef\xbb\xbf")
     try:
-        text = _decode_head(copy.raw, codec, complete=copy.complete)
+        text = _decode_head(copy.raw, codec, complete=copy.complete, errors="surrogatepass")
     except (UnicodeDecodeError, LookupError):
         return None
     return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
@@ -357,13 +358,13 @@ def _detected(raw: bytes) -> str:
     return "utf-8-sig"
 
 
-def _decode_head(raw: bytes, codec: str, *, complete: bool) -> str:
+def _decode_head(raw: bytes, codec: str, *, complete: bool, errors: str = "strict") -> str:
     """Decode; a character that the cut went through is left out."""
     if complete:
-        return raw.decode(codec)
+        return raw.decode(codec, errors)
     for missing in range(4):
         try:
-            return raw[: len(raw) - missing].decode(codec)
+            return raw[: len(raw) - missing].decode(codec, errors)
         except UnicodeDecodeError as error:
             if error.end < len(raw) - missing - 4:
                 raise

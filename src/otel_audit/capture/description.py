@@ -185,7 +185,7 @@ class RequestHead:
                 return route_template(routed, self.app) or REDACTED
             text = found
         if self._path is None or self._path[0] != text:
-            self._path = text, self._redactor.path(text, self._budget.head)
+            self._path = text, self._redactor.path(text, self._budget.path)
         return self._path[1]
 
 

@@ -31,9 +31,19 @@ def shown_target(
         return target if kind == target.type else Target(type=kind)
     known = any(map(target.id.__contains__, secrets))
     is_token = not routed and unless_token(target.id) != target.id
-    if known or is_token or redactor.text(target.id) != target.id:
+    if known or is_token or _shows_secret(target.id, redactor):
         return Target(type=kind)
     return target if kind == target.type else Target(type=kind, id=target.id)
+
+
+def _shows_secret(found: str, redactor: Redactor) -> bool:
+    if redactor.text(found) != found:
+        return True
+    if "@" not in found:
+        return False
+    # a route may have cut a URL's scheme off, and with it what tells a password from a name
+    url = f"https://{found.lstrip('/')}"
+    return redactor.text(url) != url
 
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:

@@ -164,7 +164,8 @@ def _path(
     parameters = asgi.get("path_params")
     if options.path_parameter is None or not isinstance(parameters, Mapping):
         return None
-    return tenant_from(identifier(parameters.get(options.path_parameter)))
+    found = identifier(parameters.get(options.path_parameter))
+    return None if found is None else Tenant(id=found)
 
 
 def _subdomain(

@@ -333,8 +333,10 @@ class Redactor:
             work.withheld = True
             return _WITHHELD_FOR_WORK_JSON
         try:
-            raw.decode()
-            if passes_unseen(raw, self._rules):
+            # lone surrogates are let in, as handlers' parsers do, but are not kept as they are
+            if not _is_utf8(raw):
+                raw.decode("utf-8", "surrogatepass")
+            elif passes_unseen(raw, self._rules):
                 return raw
             parsed = parse_json(raw)
         except (NotUnderstoodError, UnicodeDecodeError):
@@ -422,3 +424,11 @@ def _header_pattern(patterns: list[str]) -> re2.Pattern | None:
         return re2.compile("|".join(f"(?i:{pattern.strip()})" for pattern in patterns))
     except re2.error as error:
         raise ConfigurationError(f"{_SANITIZE}: not a regular expression: {error}") from None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -36,6 +36,12 @@ _VALUE_OF_TAG: Final = re2.compile(
 _FLAG: Final = re2.compile(
     r"(?:^|[\s\"'`])--([A-Za-z][A-Za-z0-9_-]*)\s+(?:\"([^\"]*)|'([^']*)|([^\s\"'`-][^\s\"'`]*))"
 )
+_PART: Final = re2.compile(
+    # a line may also end as the source code of a literal has it: messages quote bodies so
+    r"(?is)\bform-data\s*;((?:[^\r\n\\]|\\+[\"'])*)"
+    r"(?:.*?)(?:(?:\\+r|\r)?(?:\\+n|\n)){2}(.*?)(?:(?:(?:\\+r|\r)?(?:\\+n|\n))--|\z)"
+)
+_NAME_OF_PART: Final = re2.compile(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
 _MOST_VALUES_OF_TAG: Final = 8
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
@@ -69,7 +75,8 @@ class TextRules:
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
-        self._credentials = (*values.CREDENTIALS, header, xml, tag, flag)
+        part = ValueRule("part", _PART, self._part, ("form-data",))
+        self._credentials = (*values.CREDENTIALS, header, part, xml, tag, flag)
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
 
@@ -155,6 +162,15 @@ class TextRules:
     def _header(self, match: Any) -> Iterable[Span]:
         value = match.group(1).strip()
         return () if is_token(value) or value.lower() in PROSE else (match.span(1),)
+
+    def _part(self, match: Any) -> Iterable[Span]:
+        """Find the value of a multipart form's field, where the form is quoted or not declared."""
+        value = match.group(2)
+        names = (found.group(1) for found in _NAME_OF_PART.finditer(match.group(1)))
+        if not value.strip() or is_token(value):
+            return ()
+        sensitive = any(names_a_secret(self._names, name, value) for name in names)
+        return (match.span(2),) if sensitive else ()
 
     def _flag(self, match: Any) -> Iterable[Span]:
         """Find the value in `--password hunter2`, as a command line has it."""

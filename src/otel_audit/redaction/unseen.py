@@ -26,6 +26,8 @@ _REDACTED: Final = re.compile(
     rb'"[A-Za-z_.-]{1,30}":(?:' + _TAKEN_OUT + rb"|\[" + _TAKEN_OUT + rb"," + _TAKEN_OUT + rb"\])"
 )
 _USUAL: Final = (b'":"[REDACTED]"', b'":[null,"[REDACTED]"]')
+# such a number may be beyond what a double holds, or a reader reads: the store would refuse the row
+_LARGE: Final = re.compile(rb"[0-9.][eE][+-]?[0-9]{3}|(?<![0-9])[0-9]{64}")
 _IN_NAMES: Final = string.ascii_letters.encode() + b"_.-"
 _LONGEST_NAME: Final = 30
 _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -42,7 +44,7 @@ def passes_unseen(raw: bytes, rules: Rules) -> bool:
     """
     if rules.paths or not _is_shallow(raw, rules.limits.depth):
         return False
-    if b"\\" in raw and _HARD.search(raw) is not None:
+    if _LARGE.search(raw) is not None or (b"\\" in raw and _HARD.search(raw) is not None):
         return False
     # before the escapes are undone: behind `[REDACTED]\\"` a value goes on
     if rules.scan.suspects(_unescaped(_without_the_usual(raw))):

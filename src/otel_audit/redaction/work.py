@@ -86,7 +86,8 @@ class Budget:
     that nobody can have the body withheld by a long header, or the changes by a long body.
 
     Attributes:
-        head: Path, query, headers, host, of the request and of the response.
+        path: The path, which no header or query may have withheld.
+        head: Query, headers, host, of the request and of the response.
         request_body, response_body: The bodies.
         changes: The values of changed rows; each value adds a little.
         error: The message of what was raised.
@@ -103,6 +104,11 @@ class Budget:
         self._body = FREE + PER_CHARACTER * body_limit
         self._shares: dict[str, Work] = {}
         self._cut: dict[str, None] = {}
+
+    @property
+    def path(self) -> Work:
+        """The share of the request's path."""
+        return self._share("request.path", _HEAD)
 
     @property
     def head(self) -> Work:
