@@ -10,5 +10,7 @@ A failure names seed and number of the request. To run more, or the same again::
 
     HOSTILE_REQUESTS=200000 SEED=7 pytest tests/hostile -q
 
-``HOSTILE_REQUESTS`` is the number for all shapes together; it takes 1 to 2 ms a request.
+``HOSTILE_REQUESTS`` is the number for all shapes together; it takes about 1 ms a request. The bound
+on what auditing may add is 20 ms of processor time; a test fails at three times that, as machines
+are shared. ``HOSTILE_STALL_MS=20`` holds it to the bound.
 """
