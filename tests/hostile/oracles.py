@@ -278,7 +278,7 @@ def _double(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 400:
+    if len(digits) > 4_000:  # what the store takes
         raise ValueError(f"number of {len(digits)} digits")
     return int(digits)
 
