@@ -270,6 +270,9 @@ class Intake:
                 _fail(one, unavailable(_AWAY, self._retry_after))
             return
         self._observe(time.monotonic() - began, len(records))
+        if self._found_wrong is not None:
+            # the store has taken records since: the next who asks gets a fresh answer
+            self._check_again = 0.0
         for one in group:
             if not one.done.done():
                 one.done.set_result(_own(one, became, receipts))
