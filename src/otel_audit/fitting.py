@@ -6,12 +6,22 @@ What is left out is named in the record's metadata, under `TRUNCATED`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from otel_audit.ids import uuid7
-from otel_audit.record import NO_CONTENT, TRUNCATED, AuditRecord, Body, Change, to_json
+from otel_audit.record import (
+    NO_CONTENT,
+    TRUNCATED,
+    AuditRecord,
+    Change,
+    Request,
+    Response,
+    to_json,
+)
+
+_Half = TypeVar("_Half", Request, Response)
 
 RECORD_LIMIT: Final = 262_144
 """Bytes of a record's JSON text, where no setting says otherwise."""
@@ -50,7 +60,7 @@ def fit(record: AuditRecord, limit: int) -> list[AuditRecord]:
         return [first]
     total = len(changes) if total is None else total
     first = msgspec.structs.replace(first, changes_total=total)
-    lean = _without_exchange(first)
+    lean = without_exchange(first)
     pieces: list[AuditRecord] = []
     for number, part in enumerate(_packed(changes, first, lean, limit), 1):
         if number == 1:
@@ -65,9 +75,8 @@ def fit(record: AuditRecord, limit: int) -> list[AuditRecord]:
     return pieces
 
 
-def first_of(record: AuditRecord, limit: int) -> AuditRecord:
-    """As `fit`, for what must be one record; it then says that changes are missing."""
-    pieces = fit(record, limit)
+def first_of(pieces: list[AuditRecord]) -> AuditRecord:
+    """Choose the first of what `fit` gave; it then says that changes are missing."""
     return pieces[0] if len(pieces) == 1 else _naming(pieces[0], "changes")
 
 
@@ -132,23 +141,21 @@ def _naming(record: AuditRecord, part: str) -> AuditRecord:
 
 
 def _without_response_body(record: AuditRecord) -> AuditRecord:
-    response = record.response
-    if response is None or response.body is None or response.body.content is NO_CONTENT:
-        return record
-    bare = msgspec.structs.replace(response, body=_emptied(response.body))
-    return msgspec.structs.replace(record, response=bare)
+    bare = _without_body(record.response)
+    return record if bare is None else msgspec.structs.replace(record, response=bare)
 
 
 def _without_request_body(record: AuditRecord) -> AuditRecord:
-    request = record.request
-    if request is None or request.body is None or request.body.content is NO_CONTENT:
-        return record
-    bare = msgspec.structs.replace(request, body=_emptied(request.body))
-    return msgspec.structs.replace(record, request=bare)
+    bare = _without_body(record.request)
+    return record if bare is None else msgspec.structs.replace(record, request=bare)
 
 
-def _emptied(body: Body) -> Body:
-    return msgspec.structs.replace(body, content=NO_CONTENT, sha256=None, absent="truncated")
+def _without_body(half: _Half | None) -> _Half | None:
+    """Leave out the content of a body; None where there is none."""
+    if half is None or half.body is None or half.body.content is NO_CONTENT:
+        return None
+    body = msgspec.structs.replace(half.body, content=NO_CONTENT, sha256=None, absent="truncated")
+    return msgspec.structs.replace(half, body=body)
 
 
 def _without_metadata(record: AuditRecord) -> AuditRecord:
@@ -178,7 +185,8 @@ _STEPS: Final[tuple[tuple[str, Callable[[AuditRecord], AuditRecord]], ...]] = (
 )
 
 
-def _without_exchange(record: AuditRecord) -> AuditRecord:
+def without_exchange(record: AuditRecord) -> AuditRecord:
+    """Leave out the bodies and the answer, which the action's own record has."""
     request = record.request
     return msgspec.structs.replace(
         record,

@@ -257,8 +257,8 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         metadata: The application's own, redacted.
         resource: The producing service, as OpenTelemetry resource attributes.
         received: How it came in, where it came over the network.
-        conflict_of: The id under which it came, where another record has that; only the store's
-            sink writes this.
+        conflict_of: The id under which it came, where another record has that, or its time is of
+            the future; only the store's sink writes this.
     """
 
     record_id: str
@@ -321,7 +321,7 @@ class Receipt:
         record_id: The record's id, a UUID as text.
         content_hash: SHA-256 of the record's text as it is stored, in hex.
         recorded_at: When the store took it, by the store's own clock; UTC.
-        conflict_of: The id under which it was sent, where another record has that.
+        conflict_of: The id under which it was sent, where that could not be its own.
     """
 
     record_id: str

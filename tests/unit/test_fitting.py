@@ -85,7 +85,7 @@ class TestFit:
     def test_one_record_says_that_changes_are_missing(self) -> None:
         """What must be one record tells that it does not tell all."""
         record = a_record(changes=tuple(row(number, "x" * 1_000) for number in range(200)))
-        assert first_of(record, LIMIT).metadata[TRUNCATED] == ["changes"]
+        assert first_of(fit(record, LIMIT)).metadata[TRUNCATED] == ["changes"]
 
     @given(record=records(), size=st.integers(0, 20_000), times=st.integers(0, 80))
     @settings(max_examples=60, deadline=None)

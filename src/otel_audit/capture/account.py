@@ -305,20 +305,24 @@ class Account:
         own = decision.body_limit
         return self._observer.body_limit if own is None else own
 
-    def _keeps_messages(self, decision: Decision) -> bool:
-        own = decision.messages
-        return self._observer.socket_messages if own is None else own
+    def _messages(
+        self, socket: SocketTally, decision: Decision, limit: int, *, received: bool
+    ) -> Body | None:
+        """Turn a WebSocket's messages of one direction into what is stored, where they are kept."""
+        own, observer = decision.messages, self._observer
+        if not (observer.socket_messages if own is None else own):
+            return None
+        into, out = socket.bodies(
+            observer.redactor, limit, self.audit.budget, received=received, sent=not received
+        )
+        return into if received else out
 
     def _request_body(self, decision: Decision, scope: Mapping[str, Any]) -> Body | None:
         if decision.level not in _WITH_REQUEST:
             return None
         observer, limit = self._observer, self._body_limit(decision)
         if self.socket is not None:
-            if not self._keeps_messages(decision):
-                return None
-            return self.socket.bodies(
-                observer.redactor, limit, self.audit.budget, received=True, sent=False
-            )[0]
+            return self._messages(self.socket, decision, limit, received=True)
         if not observer.request_bodies:
             return None
         return self.passage.request_body(
@@ -334,11 +338,7 @@ class Account:
             return None
         observer, limit = self._observer, self._body_limit(decision)
         if self.socket is not None:
-            if not self._keeps_messages(decision):
-                return None
-            return self.socket.bodies(
-                observer.redactor, limit, self.audit.budget, received=False, sent=True
-            )[1]
+            return self._messages(self.socket, decision, limit, received=False)
         if not observer.response_bodies:
             return None
         may_exist = self.head.method != "HEAD" and self.error is None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from otel_audit.aside import Pages
+from otel_audit.fitting import without_exchange
 from otel_audit.ids import uuid7
 from otel_audit.record import TRUNCATED, AuditRecord
 from otel_audit.scope import AuditScope
@@ -47,16 +48,6 @@ def with_continuations(record: AuditRecord, further: Pages | None) -> Iterator[A
             changes=tuple(part),
             metadata=metadata,
         )
-
-
-def without_exchange(record: AuditRecord) -> AuditRecord:
-    """Leave out the bodies and the answer, which the action's own record has."""
-    request = record.request
-    return msgspec.structs.replace(
-        record,
-        request=None if request is None else msgspec.structs.replace(request, body=None),
-        response=None,
-    )
 
 
 def with_told(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:

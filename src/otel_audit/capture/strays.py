@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from otel_audit.aside import Pages
-from otel_audit.capture.continued import without_exchange
+from otel_audit.fitting import without_exchange
 from otel_audit.ids import uuid7
 from otel_audit.record import (
     SCHEMA_VERSION,

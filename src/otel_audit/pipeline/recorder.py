@@ -194,7 +194,7 @@ class SpanRecorder:
             self._delivery.submit(entry)
             return
         self.begin()
-        for piece in fit(entry, self._record_limit):
+        for piece in self._fitted(entry):
             self._delivery.submit(
                 msgspec.structs.replace(
                     piece, producer_id=self.producer_id, sequence_number=self._next()
@@ -202,14 +202,23 @@ class SpanRecorder:
             )
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        for piece in fit(self._placed(record, server_span), self._record_limit):
+        for piece in self._fitted(self._placed(record, server_span)):
             numbered = msgspec.structs.replace(piece, sequence_number=self._next())
             self._delivery.submit(numbered)
             if self._span_processors:
                 self._trace(numbered, server_span)
 
     def _bounded(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
-        return first_of(self._placed(record, server_span), self._record_limit)
+        return first_of(self._fitted(self._placed(record, server_span)))
+
+    def _fitted(self, record: AuditRecord) -> list[AuditRecord]:
+        """Bring a record below its bound; one that cannot be measured goes on as it is."""
+        try:
+            return fit(record, self._record_limit)
+        except Exception as error:  # noqa: BLE001 - the fact comes before its size
+            self._counters.add("capture_errors")
+            complain(_logger, "fit", "A record could not be brought below its bound", error=error)
+            return [record]
 
     def _trace(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         """Make the audit span; the record is on its way already, whatever becomes of the span."""
@@ -230,7 +239,7 @@ class SpanRecorder:
             The record; several where one would be too large.
         """
         placed = msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
-        return fit(placed, self._record_limit)
+        return self._fitted(placed)
 
     def _placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
         if server_span is None:

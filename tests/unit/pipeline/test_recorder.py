@@ -50,6 +50,18 @@ class TestOpened:
         assert recorder.opened(a_record(), None) is not refuse
         assert counters.refused == refuse
 
+    def test_a_record_that_cannot_be_measured_is_kept(self, tmp_path, caplog):
+        """A record too deep to be written as JSON has no size: it is handed over as it is."""
+        deep: dict[str, object] = {}
+        for _ in range(3_000):
+            deep = {"in": deep}
+        recorder, counters = a_recorder(tmp_path / "spools", refuse=True)
+        assert recorder.opened(a_record(metadata=deep), None)
+        recorder.closed(a_record(metadata=deep), None)
+        assert recorder._delivery.depth == 1
+        assert (counters.dropped, counters.capture_errors) == (0, 2)
+        assert "below its bound" in caplog.text
+
     def test_after_the_end_nothing_is_refused(self, tmp_path):
         """When delivery has ended the application goes on; what it does then is counted as lost."""
         recorder, counters = a_recorder(tmp_path / "spools", refuse=True)

@@ -24,7 +24,7 @@ _ROOT: Final = 0
 _BLOCK: Final = 512
 _REPORTED_AT_MOST: Final = 1000
 _log = logging.getLogger("otel_audit")
-_reported: dict[Path, str] = {}
+_reported: set[Path] = set()
 
 
 class ForeignError(PermissionError):
@@ -40,14 +40,9 @@ class ForeignError(PermissionError):
 def report_foreign(path: Path, why: str) -> None:
     """Say in the log, once for each process and path, that something is left alone."""
     if path not in _reported and len(_reported) < _REPORTED_AT_MOST:
-        _reported[path] = why
+        _reported.add(path)
         _log.error("audit spool %s is left alone: %s; look who put it there, and remove it",
                    ascii(str(path)), why)  # fmt: skip
-
-
-def foreign_found() -> int:
-    """Count the paths that `report_foreign` has told of; stops at a thousand."""
-    return len(_reported)
 
 
 class OwnDirectory:
