@@ -13,7 +13,7 @@ from otel_audit.policy.naming import NAME, name_action
 from otel_audit.policy.words import participle, singular, split_words
 
 REAL_ROUTES = Path(__file__).with_name("real_routes.csv")
-"""Routes of public OpenAPI documents and route lists, with the name that an auditor expects."""
+"""Routes after the APIs of public applications, with the name that an auditor expects."""
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET", "PROPFIND", ""]
 
