@@ -24,6 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from ports import free_port
 
 from otel_audit.serve.senders import new_token
 
@@ -85,9 +86,7 @@ def serving(
         secret, lines = new_token("test", **(token or {}))
         (directory / "tokens.toml").write_text(lines)
         options = ("--tokens", str(directory / "tokens.toml"), *options)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).parent / "otel-audit"), "serve", "--port", str(port)]
     log = directory / f"sink-{port}.log"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import time
 import uuid
 
-# an id is no secret, so the kernel need not be asked each time; not the shared generator, which an
-# application may seed
-_random = random.Random()  # noqa: S311
-os.register_at_fork(after_in_child=_random.seed)
+from otel_audit.chance import generator
 
 _VARIANT = 1 << 63
 _RANDOM = (1 << 62) - 1
@@ -32,7 +28,7 @@ def uuid7(unix_ns: int | None = None) -> str:
         the fraction of the millisecond, the rest is random.
     """
     ns = time.time_ns() if unix_ns is None else unix_ns
-    return _compose(ns, _random.getrandbits(62))
+    return _compose(ns, generator.getrandbits(62))
 
 
 def derived_uuid7(unix_ns: int, *parts: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
+from ports import free_port
 
 BIN = Path(sys.executable).parent
 
@@ -72,9 +72,7 @@ def started(
     instrumented: bool = True,
 ) -> Iterator[Server]:
     """Start any server in a directory: its command for a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     line = command(port)
     if instrumented:
         line.insert(0, str(BIN / "opentelemetry-instrument"))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-from collector.collectors import Process, free_port
+from collector.collectors import Process
+from ports import free_port
 
 VERSION = "4.1.0"
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>

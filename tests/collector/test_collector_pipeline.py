@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
-from collector.collectors import BIN, Collector, Process, free_port, running
+from collector.collectors import BIN, Collector, Process, running
 from collector.senders import (
     MANDATORY,
     Sender,
@@ -24,6 +24,7 @@ from collector.senders import (
     stored_ids,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from ports import free_port
 
 pytestmark = pytest.mark.collector
 

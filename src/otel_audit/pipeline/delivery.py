@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import os
-import random
 import threading
 import time
 import weakref
@@ -14,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from otel_audit.chance import generator
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.pipeline.backlog import Backlog, Item
@@ -398,7 +398,7 @@ class Delivery:
     async def _rest(self, pause: float) -> None:
         wake = self._worker.wake
         wake.clear()
-        await _wait(wake, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
+        await _wait(wake, pause * generator.uniform(0.5, 1.0))  # spreads retries
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from otel_audit.chance import generator
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
@@ -279,7 +279,7 @@ class Relay:
                 except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                     self._note_failure(error)
                     await self._look(outbox)
-                    await self._rest(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+                    await self._rest(pause * generator.uniform(0.5, 1.0))  # spreads retries
                     pause = min(pause * 2, self._options.longest_pause)
                     continue
                 pause = self._options.first_pause

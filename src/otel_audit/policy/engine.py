@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import random
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_audit.bounded import BoundedCache
+from otel_audit.chance import generator
 from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.index import PathIndex
@@ -341,7 +341,7 @@ def is_nobody(actor: Actor) -> bool:
 
 def _kept(one_of: int, key: str | None) -> bool:
     if key is None:
-        return random.random() * one_of < 1  # noqa: S311 - a sample, not a secret
+        return generator.random() * one_of < 1
     return zlib.crc32(key.encode()) % one_of == 0
 
 

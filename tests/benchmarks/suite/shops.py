@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tests import ports
 from tests.benchmarks.suite import environments
 from tests.benchmarks.suite.environments import Peer, python_of
 from tests.benchmarks.suite.postgres import Databases
@@ -77,9 +77,7 @@ class Shop:
         self.app, self.store = app, store
         self.directory = directory
         self.asked = 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = ports.free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

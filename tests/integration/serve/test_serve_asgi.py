@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 from sinks import request, span
 
 from otel_audit.serve.senders import new_token
@@ -29,9 +29,7 @@ from otel_audit.serve.senders import new_token
 async def test_it_serves(tmp_path, stored, actor, command):
     token, lines = new_token("test")
     (tmp_path / "tokens.toml").write_text(lines)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"127.0.0.1:{port}"
     name, *options = [part.format(host="127.0.0.1", port=port) for part in command]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 import grpc
 import pytest
+from ports import free_port
 from sinks import request, serving, span
 
 _METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -13,9 +12,7 @@ _METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 @pytest.fixture(scope="module")
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture(scope="module")
