@@ -196,6 +196,11 @@ class Runtime:
         """Whether a request that cannot be observed must not be carried out."""
         return self._observer.refuses
 
+    @property
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
+        return self.config.required
+
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
