@@ -6,14 +6,20 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import TextClause
+from sqlalchemy import DDL, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.capture.orm.bulk import BulkReader, compiled_element
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element, text_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
-from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_autocommit
-from otel_audit.capture.orm.statements import find_control
+from otel_audit.capture.orm.outcomes import (
+    ABORTING_DIALECTS,
+    commit_failure,
+    dooms_transaction,
+    in_transaction,
+    is_autocommit,
+)
+from otel_audit.capture.orm.statements import Control
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
@@ -89,10 +95,23 @@ class Executions:
             return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
-        if isinstance(element, TextClause | None) and self._controls(connection, statement):
-            return False
+        text = text_of(context, statement)
+        if text is not None:
+            controls = False
+            for step in text.steps:
+                if isinstance(step, Control):
+                    self._control(connection, step)
+                    controls = True
+                else:
+                    self._journal.write(
+                        connection,
+                        self._bulk.describe_text(step, context, statement, parameters, cursor),
+                    )
+            if controls and len(text.steps) > 1:
+                self._settle_text(connection)
+            return flush is not None and not controls
         if not self._add_to_last(connection, cursor, context):
-            entries = self._bulk.describe(context, statement, parameters, cursor)
+            entries = self._bulk.describe(context, statement, cursor)
             self._journal.write(connection, entries)
             for entry in entries:
                 self._last[connection] = (weakref.ref(context), entry)
@@ -163,11 +182,8 @@ class Executions:
                 self._last[connection] = (last[0], amended)
         return True
 
-    def _controls(self, connection: Connection, statement: str) -> bool:
+    def _control(self, connection: Connection, control: Control) -> None:
         """Follow an application that controls its transaction by texts of its own."""
-        control = find_control(statement)
-        if control is None:
-            return False
         if control.verb == "begin":
             self._journal.has_begun(connection)
         elif control.verb == "commit":
@@ -180,7 +196,13 @@ class Executions:
             self._journal.of(connection).release_savepoint(control.name)
         else:
             self._journal.undo_savepoint(connection, control.name, reopen=True)
-        return True
+
+    def _settle_text(self, connection: Connection) -> None:
+        """What follows a COMMIT in one text is committed with the text, if no BEGIN follows."""
+        driver_connection = connection.connection.dbapi_connection
+        tells = connection.dialect.name in ABORTING_DIALECTS
+        if tells and not in_transaction(driver_connection):
+            self._journal.committed(connection)
 
 
 def _may_write(context: Any) -> bool:
@@ -191,5 +213,5 @@ def _may_write(context: Any) -> bool:
     if compiled is None:
         return not context.isddl
     return bool(getattr(compiled, "ctes", None)) or isinstance(
-        compiled_element(context), TextClause | SavepointClause | UpdateBase
+        compiled_element(context), TextClause | DDL | SavepointClause | UpdateBase
     )
