@@ -69,7 +69,7 @@ _MENDED_BY: Final = {
     "missing_issuer": "JWT_ISSUER: the tokens name none",
     "wrong_issuer": "JWT_ISSUER: is it written as in the tokens?",
     "missing_audience": "JWT_AUDIENCE: the tokens name none",
-    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens?",
+    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens, and all of theirs named?",
     "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
     "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
 }
