@@ -244,6 +244,18 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
         return Bearer(problem=problem.reason)
 
 
+def subject_of(token: str, options: ActorOptions) -> str | None:
+    """Say whom a token names, if it is verified; for one that the application hands out."""
+    if options.verifier is None:
+        return None
+    try:
+        found = options.verifier.verify(token)
+    except TokenError:
+        return None
+    named = options.named_by(found) if found.verified else None
+    return named.id if isinstance(named, Actor) else None
+
+
 def _tell_what_may_be_set_wrong(reason: str) -> None:
     if reason in _MENDED_BY:
         complain(
