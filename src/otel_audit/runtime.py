@@ -46,7 +46,7 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.provider import application_resource
+from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
@@ -114,6 +114,7 @@ class Runtime:
             MissingExtraError: A setting needs a package that is not installed.
         """
         self.config = config
+        make_resource()
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
@@ -301,9 +302,12 @@ class Runtime:
             oldest = max(oldest, relay.oldest_age)
             overdue = oldest > self.config.unhealthy_after
         failing = 0.0 if relay is None else relay.failing_for
+        counts = self.counters.snapshot()
         return {
+            # a loss is not made good by what comes after it
             "healthy": not overdue
             and failing == 0
+            and counts["dropped"] == 0
             and (delivery is None or delivery.failing_for == 0),
             "overdue": overdue,
             "oldest_seconds": oldest,
@@ -320,7 +324,7 @@ class Runtime:
                     "outbox_failing_for_seconds": failing,
                 }
             ),
-            **self.counters.snapshot(),
+            **counts,
         }
 
     def _set_aside(self) -> dict[str, int]:
