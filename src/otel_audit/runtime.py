@@ -46,7 +46,7 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.provider import application_resource
+from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
@@ -117,6 +117,7 @@ class Runtime:
             MissingExtraError: A setting needs a package that is not installed.
         """
         self.config = config
+        make_resource()
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
@@ -339,10 +340,12 @@ class Runtime:
             overdue = oldest > self.config.unhealthy_after
         failing = 0.0 if relay is None else relay.failing_for
         self._ensure_threads()
-        threads = self.threads
+        threads, counts = self.threads, self.counters.snapshot()
         return {
+            # a loss is not made good by what comes after it
             "healthy": not overdue
             and failing == 0
+            and counts["dropped"] == 0
             and not any(one.failure for one in threads.values())
             and (delivery is None or delivery.failing_for == 0),
             "overdue": overdue,
@@ -360,7 +363,7 @@ class Runtime:
                     "outbox_failing_for_seconds": failing,
                 }
             ),
-            **self.counters.snapshot(),
+            **counts,
             "threads": {name: one.failure or "ok" for name, one in threads.items()},
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }

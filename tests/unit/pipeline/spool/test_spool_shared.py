@@ -95,7 +95,7 @@ class TestKilledPod:
         assert [item.payload for item in adopted.records()] == [b"kept"]
         assert adopted.remove()
 
-    def test_a_living_one_is_never_taken(  # noqa: PLR0917 - fixtures
+    def test_a_living_one_is_never_taken(  # noqa: PLR0917
         self, home: Path, on, clock: list[float], monkeypatch, kind: str
     ) -> None:
         """It renews its lease as it looks around, so that no other machine adopts it."""
