@@ -23,6 +23,7 @@ from otel_audit.pipeline.spool.directory import (
     segments_in,
     slug,
     spools_in,
+    withdraw,
 )
 from otel_audit.pipeline.spool.errors import SealError
 from otel_audit.pipeline.spool.filesystem import file_system
@@ -187,10 +188,11 @@ class AbandonedSpool:
             for segment in survey.segments:
                 if segment not in {*survey.report.unreadable, *survey.report.foreign}:
                     self._place.unlink(segment)
-            if survey.report.unreadable or survey.report.foreign or self._lock is None:
+            if survey.report.unreadable or survey.report.foreign:
                 return False
-            held, self._lock = self._lock, None
-            remove_empty(self._home, self._place, held)
+            withdraw(self._home, self._place)
+            self.release()
+            remove_empty(self._home, self._place)
             forget(self._place)
         except OSError as error:
             _warn_once(self.path, f"cannot be removed: {error.strerror}")

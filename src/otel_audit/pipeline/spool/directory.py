@@ -208,28 +208,27 @@ def bytes_in(spool: OwnDirectory) -> int:
         return 0
 
 
-def remove_empty(home: OwnDirectory, spool: OwnDirectory, lock: int) -> None:
-    """Remove a spool that has no segments left, and give its lock back.
+def withdraw(home: OwnDirectory, spool: OwnDirectory) -> None:
+    """Have no adopter look at a spool any more; whoever calls holds its lock.
 
-    Args:
-        home: The service's directory.
-        spool: The spool's.
-        lock: The file descriptor that holds its lock.
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    # gone where another host adopted it, too, as locks do not reach from one to the other
+    with suppress(FileNotFoundError):
+        home.rename(spool.path.name, f"{_DYING}{spool.path.name}")
+
+
+def remove_empty(home: OwnDirectory, spool: OwnDirectory) -> None:
+    """Remove a spool that was withdrawn and has no segments left, after its lock was given back.
+
+    A file that is removed while it is open stays on FUSE and NFS, under another name.
 
     Raises:
         OSError: Something cannot be removed.
     """
-    # from here on it is no adopter's business, although it loses its lock before it is gone
-    dying = f"{_DYING}{spool.path.name}"
-    try:
-        home.rename(spool.path.name, dying)
-    except FileNotFoundError:
-        # of two hosts that adopted it, as locks do not reach from one to the other, this is late
-        return
-    finally:
-        # a file that is removed while it is open stays on FUSE and NFS, under another name
-        release(lock)
-    _dismantle(home, dying, spool)
+    with suppress(FileNotFoundError):
+        _dismantle(home, f"{_DYING}{spool.path.name}", spool)
 
 
 def _make_private(home: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 from otel_audit.pipeline.spool.actions import OpenActions
 from otel_audit.pipeline.spool.bound import Bound
 from otel_audit.pipeline.spool.complaints import Complaints
-from otel_audit.pipeline.spool.directory import remove_empty
+from otel_audit.pipeline.spool.directory import remove_empty, withdraw
 from otel_audit.pipeline.spool.errors import (
     SealError,
     SpoolClosedError,
@@ -439,13 +439,12 @@ class Spool:
 
     def _remove(self) -> bool:
         try:
-            self._segments.remove()
-        except OSError as error:
-            self._complaints.say(f"the emptied spool cannot be removed ({error.strerror})")
-            release(self._lock_file)
-            return False
-        try:
-            remove_empty(self._home, self._place, self._lock_file)
+            try:
+                self._segments.remove()
+                withdraw(self._home, self._place)
+            finally:
+                release(self._lock_file)
+            remove_empty(self._home, self._place)
         except OSError as error:
             self._complaints.say(f"the emptied spool cannot be removed ({error.strerror})")
             return False

@@ -95,7 +95,7 @@ class TestKilledPod:
         assert [item.payload for item in adopted.records()] == [b"kept"]
         assert adopted.remove()
 
-    def test_a_living_one_is_never_taken(  # noqa: PLR0917
+    def test_a_living_one_is_never_taken(
         self, home: Path, on, clock: list[float], monkeypatch, kind: str
     ) -> None:
         """It renews its lease as it looks around, so that no other machine adopts it."""
@@ -119,7 +119,7 @@ class TestOutOfReach:
         ("options", "lease", "why"),
         [(("cache=loose",), 5.0, "cache that hides"), ((), 0.0, "of an earlier version")],
     )
-    def test_is_named_with_a_remedy_that_helps(
+    def test_is_named_with_a_remedy_that_helps(  # noqa: PLR0917
         self, home: Path, on, caplog, options, lease: float, why: str
     ) -> None:
         """Where nobody can tell, log and doctor say so; without its label it is adopted."""
