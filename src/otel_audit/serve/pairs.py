@@ -13,6 +13,7 @@ from typing import Any, Final
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from otel_audit import attributes as names
+from otel_audit.serve import shallow
 
 DEEPEST: Final = 60
 """Levels of lists and maps in a value; protobuf itself gives up at 100 messages."""
@@ -22,6 +23,13 @@ _FLAGGED: Final[bytes] = KeyValue(
     key=names.FLAG, value=AnyValue(bool_value=True)
 ).SerializeToString()
 
+WITHHELD: Final = "[WITHHELD: size]"
+"""Stands for a list or map that is larger than any that is read."""
+
+_LARGEST: Final = 65_536
+"""Bytes of a list or map: each two of them can become an object."""
+
+_LARGEST_FLAG: Final = 1_024
 _MOST: Final = 4096
 _SHORT: Final = 128
 _NEVER_TWICE: Final = frozenset({
@@ -69,7 +77,18 @@ def value_of(value: AnyValue, depth: int = 0) -> Any:
     return getattr(value, kind)
 
 
+def body_of(parts: Iterable[bytes]) -> Any:
+    """Decode the body of a log record, which is one value in whatever parts it came."""
+    raw = b"".join(parts)
+    if not raw:
+        return None
+    return _large_value(raw) if len(raw) > _LARGEST else value_of(AnyValue.FromString(raw))
+
+
 def _pair(raw: bytes) -> tuple[str, Any]:
+    if len(raw) > _LARGEST:
+        large = shallow.Pair.FromString(raw)
+        return large.key, _large_value(large.value)
     pair = KeyValue.FromString(raw)
     name, value = pair.key, pair.value
     # nearly all are strings
@@ -81,6 +100,14 @@ def _pair(raw: bytes) -> tuple[str, Any]:
     return found
 
 
+def _large_value(raw: bytes) -> Any:
+    """Decode a text; a list or map of that size is withheld."""
+    text: str = shallow.Value.FromString(raw).string_value
+    return text if 4 * len(text) > len(raw) - _SHORT else WITHHELD
+
+
 def _is_flag(raw: bytes) -> bool:
+    if len(raw) > _LARGEST_FLAG:
+        return False
     pair = KeyValue.FromString(raw)
     return pair.key == names.FLAG and pair.value.bool_value is True
