@@ -24,7 +24,6 @@ from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.work import SpanBudget, Work
 from otel_audit.shapes import Shapes
 
-_decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 Treatment = Callable[[Redactor, Any, Work], Any]
@@ -273,7 +272,7 @@ def _header_line(redactor: Redactor, header: str, value: Any, work: Work) -> str
 
 def _each(values: list[Any] | tuple[Any, ...], treat: Callable[[Any], Any], work: Work) -> Any:
     """Treat the elements of a list; those beyond the work are withheld in one."""
-    found = []
+    found: list[Any] = []
     for one in values:
         work.left -= _ELEMENT
         if work.left < 0:
@@ -308,7 +307,7 @@ def _changes(redactor: Redactor, value: Any, work: Work) -> Any:
     if work.left >= 0 and redactor.passes_unseen(raw):
         return value
     try:
-        changes = _decode_changes(raw)
+        changes = names.decode_changes(raw)
     except (msgspec.MsgspecError, RecursionError):
         return value  # it becomes no record, and the quarantine redacts it as a document
     return to_json([_change(redactor, change, work) for change in changes]).decode()

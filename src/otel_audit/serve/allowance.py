@@ -11,6 +11,7 @@ from typing import Final
 
 from otel_audit.redaction.work import Work
 from otel_audit.serve.incoming import MOST_ITEMS
+from otel_audit.serve.pairs import Nodes
 
 FREE_SIZE: Final = 4 << 20
 """Bytes that any request may have, decompressed: more than our own exporter sends at once."""
@@ -45,10 +46,11 @@ class Allowance:
         objects: Objects and lists of its JSON that may be.
         work: Units of redaction that all its records share; see `otel_audit.redaction.work`.
         copies: Bytes of resources that may be stored with its records, each time anew.
+        nodes: Elements of lists and maps that its attributes may have.
         came: Bytes of records that were read so far.
     """
 
-    __slots__ = ("came", "copies", "items", "objects", "parts", "work")
+    __slots__ = ("came", "copies", "items", "nodes", "objects", "parts", "work")
 
     def __init__(self, sent: int, size: int) -> None:
         """Begin.
@@ -59,10 +61,11 @@ class Allowance:
         """
         weighed = min(size, _ORDINARY_RATIO * sent)
         self.items = min(_FREE_ITEMS + sent // 16, MOST_ITEMS)
-        self.parts = min(_FREE_PARTS + sent // 4, MOST_PARTS)
+        self.parts = min(_FREE_PARTS + sent // 2, MOST_PARTS)
         self.objects = min(_FREE_OBJECTS + 2 * sent, MOST_OBJECTS)
         self.work = Work.of(min(_FREE_WORK + weighed * _WORK_PER_BYTE, _MOST_WORK))
         self.copies = _FREE_COPIES + _COPIES * size
+        self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
         self.came = 0
 
     @classmethod

@@ -24,7 +24,7 @@ from otel_audit.serve.incoming import (
     Origin,
     Place,
 )
-from otel_audit.serve.pairs import as_attributes, body_of, is_flagged
+from otel_audit.serve.pairs import Nodes, as_attributes, body_of, is_flagged
 from otel_audit.serve.problems import too_many, undecodable
 
 _FLAG: Final = FLAG.encode()
@@ -50,13 +50,17 @@ def spans(message: bytes, allowance: Allowance | None = None) -> Iterator[Batch]
         Problem: It is no such message, or too many are in it.
     """
     yield from _counted(message, "spans", allowance, ExportTraceServiceRequest)
-    yield from _read(message, ExportTraceServiceRequest, is_log=False)
+    yield from _read(message, ExportTraceServiceRequest, _nodes(allowance), is_log=False)
 
 
 def logs(message: bytes, allowance: Allowance | None = None) -> Iterator[Batch]:
     """Read an ``ExportLogsServiceRequest``; see `spans`."""
     yield from _counted(message, "log records", allowance, ExportLogsServiceRequest)
-    yield from _read(message, ExportLogsServiceRequest, is_log=True)
+    yield from _read(message, ExportLogsServiceRequest, _nodes(allowance), is_log=True)
+
+
+def _nodes(allowance: Allowance | None) -> Nodes:
+    return Nodes() if allowance is None else allowance.nodes
 
 
 def _counted(
@@ -90,15 +94,16 @@ class _Scope:
     name: str
     origin: Origin
     is_log: bool
+    nodes: Nodes
 
 
-def _read(message: bytes, request: Any, *, is_log: bool) -> Iterator[Batch]:
+def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterator[Batch]:
     kept = 0
     for number, group in enumerate(salvage.groups(message)):
         origin: Origin | None = None
         for index, scoped in enumerate(salvage.scopes(message, group)):
             origin = origin or salvage.resource_of(message, group)
-            scope = _Scope(salvage.scope_of(message, scoped), origin, is_log)
+            scope = _Scope(salvage.scope_of(message, scoped), origin, is_log, nodes)
             batch = Batch()
             for at, (start, stop) in enumerate(salvage.items(message, scoped)):
                 _add(batch, message[start:stop], (number, index, at), scope)
@@ -161,7 +166,7 @@ def _span(span: Any, pairs: list[bytes], place: Place, scope: _Scope) -> Incomin
         span.parent_span_id.hex(),
         span.start_time_unix_nano,
         span.end_time_unix_nano,
-        as_attributes(pairs),
+        as_attributes(pairs, scope.nodes),
         scope.name,
         scope.origin,
         place=place,
@@ -177,10 +182,10 @@ def _log(record: Any, place: Place, scope: _Scope) -> Incoming:
         "",
         time,
         time,
-        as_attributes(record.attributes),
+        as_attributes(record.attributes, scope.nodes),
         scope.name,
         scope.origin,
         is_log=True,
-        body=body_of(record.body),
+        body=body_of(record.body, scope.nodes),
         place=place,
     )

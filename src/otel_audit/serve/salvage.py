@@ -25,7 +25,10 @@ _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
 
 _MOST_FIELDS: Final = 10_000
-"""Fields of one item that are looked at."""
+"""Fields of one item that are looked at for the quarantine."""
+
+_MOST_DECODED: Final = 20_000
+"""Fields of one item that is decoded."""
 
 _LARGEST_ATTRIBUTE: Final = 16_384
 """Bytes of a resource's attribute, or of a scope."""
@@ -74,7 +77,7 @@ def resource_of(message: bytes, group: Range) -> Origin:
     found: list[bytes] = []
     left_out = 0
     for start, stop in _all(message, group, _RESOURCE):
-        for at, end in _within(message, (start, stop), 1):
+        for at, end in islice(_within(message, (start, stop), 1), 8 * MOST_ATTRIBUTES):
             if len(found) >= MOST_ATTRIBUTES or end - at > _LARGEST_ATTRIBUTE:
                 left_out += 1
             elif _pair(message[at:end]) is not None:
@@ -119,7 +122,7 @@ def parts(message: bytes) -> Iterator[bool]:
 def has_too_many_fields(raw: bytes) -> bool:
     """Tell whether an item has more fields than are looked at; one that is cut has not."""
     try:
-        return next(islice(_places(raw, 0, len(raw)), _MOST_FIELDS, None), None) is not None
+        return next(islice(_places(raw, 0, len(raw)), _MOST_DECODED, None), None) is not None
     except FramingError:
         return False
 
@@ -250,6 +253,8 @@ def _places(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, 
     while at < end:
         tag, at = _varint(message, at)
         kind = tag & 7
+        if not tag >> 3:
+            raise FramingError("field number 0")
         start = at
         if kind == _VARINT:
             _, at = _varint(message, at)

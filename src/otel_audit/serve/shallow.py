@@ -31,7 +31,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, int]]]] = {
         "attributes": (6, _BYTES), "body": (5, _BYTES),
     },
     "Pair": {"key": (1, _TEXT), "value": (2, _BYTES)},
-    "Value": {"string_value": (1, _TEXT)},
+    "Value": {"string_value": (1, _TEXT), "array_value": (5, _BYTES)},
 }  # fmt: skip
 # a body is one: all that came under its number, one after another, are the same message
 _SEVERAL: Final = frozenset({"attributes", "body"})

@@ -59,9 +59,7 @@ def test_where_the_framing_does_not_hold_nothing_is_read(body):
 def test_a_resource_is_read_once_for_all_that_came_from_it(monkeypatch):
     read = []
     decode = salvage.resource_of
-    monkeypatch.setattr(
-        salvage, "resource_of", lambda *found: read.append(found) or decode(*found)
-    )
+    monkeypatch.setattr(salvage, "resource_of", lambda *found: read.append(found) or decode(*found))
 
     found = list(spans(broken_request(span(1, "MMM"), *(span(number) for number in range(2, 300)))))
 
