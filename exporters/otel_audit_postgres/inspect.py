@@ -12,7 +12,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import StoreError
 from otel_audit_postgres import catalog, weaknesses
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import INIT, as_store_error
 from otel_audit_postgres.readiness import refuse_version
 
@@ -288,7 +288,7 @@ async def _opened(dsn: str) -> AsyncIterator[Connection[Any]]:
     try:
         yield connection
     finally:
-        await connection.close()
+        await disconnect(connection)
 
 
 def _server_version(server: Any) -> Finding:
