@@ -167,8 +167,7 @@ def _service() -> Check:
 
 def _taps(target: str | None) -> Check:
     """Build a stack as the application would, and look for both taps in it."""
-    from otel_audit.capture.asgi import InnerTap, OuterTap
-    from otel_audit.capture.install import install, uninstall
+    from otel_audit.capture.install import install, is_audited, uninstall
     from otel_audit.runtime import Runtime
 
     name = "hooks"
@@ -180,14 +179,14 @@ def _taps(target: str | None) -> Check:
         app: Any = Starlette() if target is None else _load(target)
         runtime = Runtime(AuditConfig(enabled=True, exporter="none", required=False))
         install(app, runtime)
-        found = _stack(app.build_middleware_stack())
+        app.middleware_stack = app.build_middleware_stack()
+        both = is_audited(app)
         uninstall(app)
     except (OtelAuditError, ImportError, AttributeError, ValueError) as error:
         return Check(
             name, ok=False, detail=f"{target or 'a plain application'}: {error}",
             remedy="give --app as module:attribute of an application that can be imported here",
         )  # fmt: skip
-    both = {OuterTap, InnerTap} <= found
     return Check(
         name,
         ok=both,
@@ -200,14 +199,6 @@ def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     return getattr(importlib.import_module(module), attribute or "app")
-
-
-def _stack(layer: object) -> set[type]:
-    found: set[type] = set()
-    while layer is not None:
-        found.add(type(layer))
-        layer = getattr(layer, "app", None)
-    return found
 
 
 def _spool(config: AuditConfig) -> Check:

@@ -145,6 +145,10 @@ class Backlog:
         number = min(len(self._memory), count)
         return [self._memory.popleft() for _ in range(number)]
 
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Take back entries that were taken and not written; call it under the lock."""
+        self._memory.extendleft(reversed(items))
+
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
 
