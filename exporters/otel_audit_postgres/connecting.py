@@ -225,7 +225,7 @@ async def connect(
     try:
         target = read_dsn(dsn)
     except ValueError as error:
-        raise StoreError(f"OTEL_AUDIT_DSN: {error}") from None
+        raise StoreError(f"OTEL_AUDIT_DSN cannot be read: {error}") from None
     _refuse_missing_files(target)
     with suppress_instrumentation():
         try:

@@ -81,6 +81,9 @@ _SET_ASIDE: Final = (
 )
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
+_TRIED: Final = 8
+"""Records that are tried one by one before the store is taken to refuse all."""
+
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
 
@@ -162,8 +165,6 @@ class PostgresSink:
                 await self._store(connection, part, became)
             await self._set_aside(connection, became.refused, became)
         _tell_conflicts(became.conflicts)
-        if became.held and len(became.held) == len(rows):
-            raise StoreError(_held_up(became.held))
         refused, held = len(became.refused), tuple(became.held)
         return Written(
             len(records) - refused - len(held),
@@ -215,8 +216,6 @@ class PostgresSink:
                 await self._store_new(connection, part, became)
             await self._set_aside(connection, [*became.refused, *refused], became)
         _tell_conflicts(became.conflicts)
-        if became.held and len(became.held) == len(rows):
-            raise StoreError(_held_up(became.held))
         return Accepted(
             became.refused,
             became.conflicts,
@@ -315,6 +314,9 @@ class PostgresSink:
                     async with asyncio.timeout(self._statement_timeout):
                         await settle(connection)
                 refuse_unreplicated(connection)
+                if became is not None and became.held:
+                    # the next try in a new session: one keeps numbers of sequences, for example
+                    self._drop()
             except BaseException as error:
                 self._drop()
                 if not isinstance(error, Exception):
@@ -382,8 +384,11 @@ class PostgresSink:
         Returns:
             The rows that it takes, and how many of them are new.
         """
+        if became.is_hopeless:
+            became.held.update(dict.fromkeys(map(_came_as, rows), became.last_reason))
+            return [], 0
         try:
-            return rows, await self._insert(connection, rows)
+            new = await self._insert(connection, rows)
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -392,6 +397,9 @@ class PostgresSink:
                     return await self._put_at_present(connection, rows[0], became)
                 await self._judge(connection, rows[0], error, became)
                 return [], 0
+        else:
+            became.has_taken_any = True
+            return rows, new
         middle = len(rows) // 2
         first, new = await self._put(connection, rows[:middle], became)
         second, more = await self._put(connection, rows[middle:], became)
@@ -546,12 +554,24 @@ class _Outcome:
         conflicts: Records that are stored under another id.
         held: Records that the store does not take for a reason of its own: ids, and the reasons.
         relies_on_what_is_seen: Some were there already, or seem to be.
+        has_taken_any: At least one statement succeeded.
     """
 
     refused: list[Refused]
     conflicts: list[Conflict] = field(default_factory=list)
     held: dict[str, str] = field(default_factory=dict)
     relies_on_what_is_seen: bool = False
+    has_taken_any: bool = False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether all that was tried is held: what is left need not be tried now."""
+        return len(self.held) >= _TRIED and not self.has_taken_any
+
+    @property
+    def last_reason(self) -> str:
+        """Why the last of them is held."""
+        return next(reversed(self.held.values()), "")
 
 
 async def _hear() -> None:
