@@ -15,7 +15,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import (
+    UNCHECKED,
+    ActorOptions,
+    Bearer,
+    read_bearer,
+    resolve_actor,
+    subject_of,
+)
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -46,7 +53,7 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.provider import application_resource
+from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
@@ -117,6 +124,7 @@ class Runtime:
             MissingExtraError: A setting needs a package that is not installed.
         """
         self.config = config
+        make_resource()
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
@@ -339,10 +347,12 @@ class Runtime:
             overdue = oldest > self.config.unhealthy_after
         failing = 0.0 if relay is None else relay.failing_for
         self._ensure_threads()
-        threads = self.threads
+        threads, counts = self.threads, self.counters.snapshot()
         return {
+            # a loss is not made good by what comes after it
             "healthy": not overdue
             and failing == 0
+            and counts["dropped"] == 0
             and not any(one.failure for one in threads.values())
             and (delivery is None or delivery.failing_for == 0),
             "overdue": overdue,
@@ -360,7 +370,7 @@ class Runtime:
                     "outbox_failing_for_seconds": failing,
                 }
             ),
-            **self.counters.snapshot(),
+            **counts,
             "threads": {name: one.failure or "ok" for name, one in threads.items()},
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
@@ -593,6 +603,7 @@ def _make_observer(
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
+        subject_of=functools.partial(subject_of, options=actor_options),
     )
 
 

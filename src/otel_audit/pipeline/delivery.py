@@ -195,6 +195,13 @@ class Delivery:
         """Take over what is finished; returns in microseconds and never raises."""
         with self._lock:
             self._counters.add("emitted")
+            if self._closed and self.backlog.leave(entry):
+                complain(
+                    _logger, "late", "A record that was made after delivery had ended is kept in "
+                    "the spool; the next process of this service delivers it",
+                    level=logging.WARNING,
+                )  # fmt: skip
+                return
             if self._closed or not self.backlog.put(entry):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
