@@ -25,7 +25,7 @@ _MAY_NOT_READ: Final = (
     "(`otel-audit init --roles --reader ROLE`), with --dsn"
 )
 _MAY_NOT_SET_UP: Final = (
-    "this role may not do that: run it as the owner of schema audit, or as a superuser"
+    "this role lacks a right: run it as the owner of schema audit, or as a superuser"
 )
 _NO_RIGHT: Final = "42501"
 _NOT_THERE: Final = ("3F000", "42P01", "42883", "42703", "42704")

@@ -246,7 +246,8 @@ class Backlog:
         Returns:
             Whether it is on disk.
         """
-        if self._append_finished(entry) is None:
+        position, _ = self._append_finished(entry)
+        if position is None:
             return False
         self.close()
         return True

@@ -39,7 +39,7 @@ END $$
 """
 OVERTAKING = """
 INSERT INTO audit.ledger_queue (position, id, tenant_id, content_hash, recorded_at)
-OVERRIDING SYSTEM VALUE SELECT n, gen_random_uuid(), '', sha256('x'), now()
+SELECT n, gen_random_uuid(), '', sha256('x'), now()
 FROM generate_series(1, 500) n
 """
 FAULTS = {
@@ -55,7 +55,7 @@ FAULTS = {
     "a trigger divides by zero": (DIVIDING, "DROP TRIGGER mine ON audit.audit_logs"),
     "the queue's sequence is behind": (
         OVERTAKING,
-        "SELECT setval(pg_get_serial_sequence('audit.ledger_queue', 'position'), 500)",
+        "SELECT setval('audit.ledger_position', 500)",
     ),
 }
 
