@@ -217,7 +217,7 @@ class Redactor:
     def is_sensitive(self, name: str) -> bool:
         """Tell whether a name alone says that its value must not be stored."""
         verdict = self._rules.names.judge(name)
-        return verdict.rule is not None and not verdict.numbers_pass
+        return verdict.rule is not None and not (verdict.numbers_pass or verdict.opaque)
 
     def text(self, text: str, work: Work | None = None) -> str:
         """Redact free text by the value rules: messages, URLs, user agents, JSON as text.

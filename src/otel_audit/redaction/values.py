@@ -14,6 +14,7 @@ from typing import Any, Final
 import re2
 
 from otel_audit.redaction import checks
+from otel_audit.redaction.tables import key_shapes
 from otel_audit.redaction.tokens import is_token
 
 Span = tuple[int, int]
@@ -62,7 +63,8 @@ def _whole(match: Any) -> Iterable[Span]:
 
 def _first_group(match: Any) -> Iterable[Span]:
     span = match.span(1)
-    return () if span[0] < 0 or is_token(match.group(1)) else (span,)
+    # nothing stands for what is not there
+    return () if span[0] == span[1] or is_token(match.group(1)) else (span,)
 
 
 _START: Final = r"(?:^|[^A-Za-z0-9])"
@@ -86,39 +88,22 @@ JWT: Final = ValueRule(
     hints=("eyj", "eya", "ewo", "ewk", "eyi"),
 )
 
-# Shapes as the vendors document them, so that their own scanners find leaked keys.
-_VENDOR_SHAPES: Final = (
-    r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{8,}", r"whsec_[A-Za-z0-9+/=]{16,}",  # Stripe
-    r"gh[pousr]_[A-Za-z0-9]{16,}", r"github_pat_[A-Za-z0-9_]{20,}",
-    r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|ffct)-[A-Za-z0-9_.-]{16,}",  # GitLab
-    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
-    r"xox[abceoprs]-[A-Za-z0-9-]{8,}", r"xapp-[A-Za-z0-9-]{8,}",  # Slack
-    r"AIza[A-Za-z0-9_-]{35}", r"ya29\.[A-Za-z0-9_-]{16,}", r"GOCSPX-[A-Za-z0-9_-]{16,}",  # Google
-    r"sk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_-]{16,}", r"sk-[A-Za-z0-9]{20,}",  # AI
-    r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}", r"key-[0-9a-f]{32}",  # SendGrid, Mailgun
-    r"[0-9a-f]{32}-us[0-9]{1,2}",  # Mailchimp
-    r"npm_[A-Za-z0-9]{36}", r"pypi-Ag[A-Za-z0-9_-]{16,}", r"dckr_pat_[A-Za-z0-9_-]{16,}",
-    r"do[opr]_v1_[0-9a-f]{64}", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",  # DigitalOcean, Shopify
-    r"sq0(?:atp|csp|idp)-[A-Za-z0-9_-]{22,}", r"EAAA[A-Za-z0-9_-]{60}",  # Square
-    r"SK[0-9a-f]{32}", r"hf_[A-Za-z0-9]{30,}", r"dapi[0-9a-f]{32}",  # Twilio, Hugging Face …
-    r"hv[sbr]\.[A-Za-z0-9_-]{20,}", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}",  # Vault, Telegram
-    r"lin_api_[A-Za-z0-9]{32,}", r"ntn_[A-Za-z0-9]{32,}", r"PMAK-[A-Za-z0-9-]{32,}",
-    r"gl(?:sa|c)_[A-Za-z0-9_=+/-]{32,}", r"sntry[su]_[A-Za-z0-9_=+/-]{32,}",  # Grafana, Sentry
-    r"NRAK-[A-Z0-9]{27}", r"ATATT3[A-Za-z0-9_=-]{32,}", r"nfp_[A-Za-z0-9]{32,}",
-    r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{16,}", r"sbp_[0-9a-f]{40}",
-)  # fmt: skip
 VENDOR_KEY: Final = ValueRule(
     "vendor_key",
-    re2.compile(f"{_START}({'|'.join(_VENDOR_SHAPES)})"),
+    re2.compile(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})"),
     _first_group,
     shortest=13,
 )
 
-_SLACK_HOOK = ValueRule(
+# URLs to which whoever knows them may post
+_HOOK = ValueRule(
     "vendor_key",
-    re2.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]+)"),
+    re2.compile(
+        r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks/[0-9]+"
+        r"|hooks\.zapier\.com/hooks/catch|webhook\.office\.com/webhookb2)/([A-Za-z0-9/_@-]+)"
+    ),
     _first_group,
-    hints=("hooks.slack.com",),
+    hints=("hooks.", "webhook"),
 )
 
 
@@ -332,6 +317,6 @@ EMAIL: Final = ValueRule(
 )
 
 CREDENTIALS: Final = (
-    PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _SLACK_HOOK, AUTHORIZATION, *QUOTED_VALUES,
+    PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _HOOK, AUTHORIZATION, *QUOTED_VALUES,
 )  # fmt: skip
 NUMBERS: Final = (CARD, SSN, IBAN)

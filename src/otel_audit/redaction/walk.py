@@ -16,6 +16,7 @@ from otel_audit.redaction.adapt import (
     as_json_int,
     as_json_shape,
 )
+from otel_audit.redaction.beside import beside
 from otel_audit.redaction.marks import Marked
 from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.text import TextRules, clean
@@ -54,17 +55,6 @@ _PARSED_CHARACTER: Final = 1 / 16
 _PER_LETTER: Final = 1 / 4
 """Beyond ASCII, where a character may stand for several letters (NFKD)."""
 
-# Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
-# HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
-PAIR_NAMES: Final = frozenset({
-    "name", "key", "field", "header", "param", "parameter", "variable", "property", "attribute",
-    "column", "setting", "loc", "path", "Name", "Key",
-})  # fmt: skip
-PAIR_VALUES: Final = frozenset({
-    "value", "values", "val", "input", "new", "old", "new_value", "old_value", "newValue",
-    "oldValue", "before", "after", "from", "to", "content", "data", "default", "text", "Value",
-    "string_value", "stringValue", "ctx",
-})  # fmt: skip
 _PAIR_LENGTH: Final = 2
 _LEAVES: Final = frozenset({str, int, float})
 
@@ -233,7 +223,7 @@ class Walk:
             return None
         verdict = self._rules.names.judge(name)
         rule = verdict.rule
-        if rule is not None and verdict.numbers_pass and isinstance(value, bool | int | float):
+        if rule is not None and not verdict.takes(value):
             rule = None
         if rule is None and self._rules.paths:
             pattern = self._rules.paths.matching(steps_to(step))
@@ -245,7 +235,7 @@ class Walk:
     def _mapping(self, value: dict[Any, Any], step: Step, depth: int) -> Any:
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
-        paired = self._pair_rule(value)
+        said = beside(value, self._rules.names, values_clean=self._values_clean)
         found: dict[str, Any] = {}
         judge, work = self._rules.names.judge, self._work
         work.left -= _CONTAINER
@@ -254,16 +244,22 @@ class Walk:
                 found[self._withhold_rest(step)] = len(value) - seen
                 break
             name = raw_key if type(raw_key) is str else _key_text(raw_key)
-            if self._values_clean and type(item) in _LEAVES and judge(name) is CLEAR:
+            if (
+                said is None
+                and self._values_clean
+                and type(item) in _LEAVES
+                and judge(name) is CLEAR
+            ):
                 self._nodes -= 1
                 work.left -= _NODE
                 found[self._free_key(found, name, step)] = item
                 continue
             here = (step, name)
-            if paired is not None and item is not None and name in PAIR_VALUES:
-                result = self._remove(item, paired, here)
+            if said is not None and raw_key in said.taken and item is not None:
+                result = self._remove(item, said.taken[raw_key], here)
             else:
-                result = self.named(name, item, here, depth + 1)
+                seen_as = item if said is None else said.instead.get(raw_key, item)
+                result = self.named(name, seen_as, here, depth + 1)
             if result is not OMITTED:
                 found[self._free_key(found, name, here)] = result
         return found
@@ -292,26 +288,6 @@ class Walk:
     def _pair(self, item: Sequence[Any], step: Step, depth: int) -> Any:
         result = self.named(item[0], item[1], (step, item[0]), depth)
         return [self.key(item[0], step), REDACTED if result is OMITTED else result]
-
-    def _pair_rule(self, value: dict[Any, Any]) -> str | None:
-        if self._values_clean or PAIR_VALUES.isdisjoint(value):
-            return None
-        for key in PAIR_NAMES.intersection(value):
-            names = value[key]
-            for name in names if isinstance(names, list | tuple) else (names,):
-                if isinstance(name, str) and self._names_a_secret(name):
-                    return "named_beside"
-        return None
-
-    def _names_a_secret(self, name: str) -> bool:
-        if not name or len(name) > _CACHED_KEY or any(letter.isspace() for letter in name):
-            return False
-        verdict = self._rules.names.judge(clean(name))
-        return (
-            verdict.rule is not None
-            and not verdict.numbers_pass
-            and self._rules.scan.suspects_string(clean(name))
-        )
 
     def _string(  # noqa: PLR0911 - one way out each
         self, value: str, step: Step, depth: int, *, allowed: bool
@@ -440,7 +416,9 @@ class Walk:
             self._findings.append(Finding(spelled, named))
 
 
-_OWN_RULES: Final = frozenset({"key", "named_beside", "unknown_type"})
+_OWN_RULES: Final = frozenset({
+    "key", "named_beside", "said_beside", "oauth_code", "unknown_type",
+})  # fmt: skip
 
 
 def steps_to(step: Step) -> list[str | int]:
