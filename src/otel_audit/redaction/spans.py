@@ -282,10 +282,17 @@ def _name(redactor: Redactor, value: Any) -> Any:
     return redactor.name(value) if isinstance(value, str) else _text(redactor, value)
 
 
+def _identifier(redactor: Redactor, value: Any) -> Any:
+    if not isinstance(value, str):
+        return _text(redactor, value)
+    return value if redactor.name(value) == value else redactor.identifier(value)
+
+
 def _shown(redactor: Redactor, value: Any) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
-        return value if redactor.name(value) == value else redactor.hashed(value)
+        safe = redactor.identifier(value) == value or redactor.name(value) == value
+        return value if safe else redactor.hashed(value)
     if isinstance(value, list | tuple):
         shown = [_shown(redactor, one) for one in value]
         return value if shown == list(value) else shown
@@ -315,7 +322,7 @@ _IDS: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.PRODUCER_ID, names.REQUEST_SIZE, names.RESPONSE_SIZE,
 })  # fmt: skip
-_NAMES: Final = {*_ALIKE, names.TARGET_ID} - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
+_NAMES: Final = _ALIKE - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
 _TEXTS: Final = (
     *_BODY_TYPES, *_IDS, names.EVENT_NAME, names.ACTOR_REASON, names.CLIENT_ADDRESS,
     names.USER_AGENT, names.ERROR_MESSAGE,
@@ -323,6 +330,7 @@ _TEXTS: Final = (
 _TREATMENTS: Final[dict[str, Treatment]] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys(_NAMES, _name),
+    names.TARGET_ID: _identifier,
     **dict.fromkeys(
         (
             names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,

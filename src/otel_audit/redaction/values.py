@@ -14,6 +14,7 @@ from typing import Any, Final
 import re2
 
 from otel_audit.redaction import checks
+from otel_audit.redaction.lookalikes import INVISIBLE
 from otel_audit.redaction.tables import key_shapes
 from otel_audit.redaction.tokens import is_token
 
@@ -166,13 +167,27 @@ QUOTED_VALUES: Final = (
 def _card(match: Any) -> Iterable[Span]:
     """Find card numbers in a run of digits: the run, each group alone, and groups as on a card."""
     run, offset = match.group(1), match.start(1)
-    if offset < 0 or _is_in_digest(match.string, *match.span(1)):
+    text, end = match.string, match.end(1)
+    if offset < 0 or _is_in_digest(text, *match.span(1)):
         return ()
     groups = _groups_of(run)
-    digits = "".join(run[start:end] for start, end in groups)
-    if checks.is_card(digits, any_network=_lengths(groups) in _CARD_GROUPS):
+    digits = "".join(run[start:stop] for start, stop in groups)
+    as_on_a_card = _lengths(groups) in _CARD_GROUPS
+    if not as_on_a_card and not _stands_alone(text, offset, end):
+        return ()
+    if checks.is_card(digits, any_network=as_on_a_card):
         return (match.span(1),)
     return tuple((offset + start, offset + end) for start, end in _cards_within(run, groups))
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Tell whether digits are a number of their own: no part of a word, no phone number."""
+    before, behind = text[start - 1 : start], text[end : end + 1]
+    return not (before == "+" or _is_letter(before) or _is_letter(behind))
+
+
+def _is_letter(one: str) -> bool:
+    return one.isascii() and one.isalpha()
 
 
 def _is_in_digest(text: str, start: int, end: int) -> bool:
@@ -234,8 +249,9 @@ CARD: Final = ValueRule(
     "card",
     # first what is no card though it has as many digits: a UUID, a fraction
     re2.compile(
-        _UUID + r"|([0-9]{4}(?:\.[0-9]{4}){3})|[0-9]+\.[0-9]+"
-        r"|([0-9](?:[ \-\x{a0}\x{2010}-\x{2015}\x{2009}\x{202f}]{0,2}[0-9]){12,})"
+        _UUID + r"|([0-9]{4}(?:[./+_|\x{b7}\x{2022}][0-9]{4}){3}(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
+        r"|[0-9]{4}[./+_][0-9]{6}[./+_][0-9]{5})|[0-9]+\.[0-9]+"
+        r"|([0-9](?:[ \-\x{200b}]{0,2}[0-9]){12,})"
     ),
     lambda match: _card(_group_as_first(match)),
     shortest=checks.CARD_DIGITS[0],
@@ -260,23 +276,27 @@ class _group_as_first:  # noqa: N801 - reads as the function it stands for
     def start(self, _: int) -> int:
         return int(self._match.start(self._group))
 
+    def end(self, _: int) -> int:
+        return int(self._match.end(self._group))
+
     def span(self, _: int) -> Span:
         start, end = self._match.span(self._group)
         return start, end
 
 
 def _ssn(match: Any) -> Iterable[Span]:
-    area, group, serial = match.group(2), match.group(3), match.group(4)
-    return (match.span(1),) if checks.is_ssn(area, group, serial) else ()
+    area, group, serial = match.group(2), match.group(4), match.group(6)
+    alike = match.group(3) == match.group(5)
+    return (match.span(1),) if alike and checks.is_ssn(area, group, serial) else ()
 
 
 SSN: Final = ValueRule(
     "ssn",
     re2.compile(
-        r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})(?:-| )([0-9]{2})(?:-| )([0-9]{4}))(?:$|[^0-9A-Za-z-])"
+        r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})([-. ])([0-9]{2})([-. ])([0-9]{4}))(?:$|[^0-9A-Za-z-])"
     ),
     _ssn,
-    hints=("-", " "),
+    hints=("-", " ", "."),
     shortest=11,
 )
 
@@ -302,7 +322,7 @@ def _iban(match: Any) -> Iterable[Span]:
     return () if follower.isascii() and follower.isalnum() else ((start, end),)
 
 
-_SEPARATORS: Final = " -\u00a0\u202f"
+_SEPARATORS: Final = f" -{INVISIBLE}"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
 
@@ -311,7 +331,11 @@ IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9
 
 EMAIL: Final = ValueRule(
     "email",
-    re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+    # RFC 5322 and 6531: also a quoted local part, any script, and the names that stand for here
+    re2.compile(
+        r"(?:\"[^\"\r\n@]{1,64}\"|[\pL\pN\pM._%+'\x{200b}-]+)@"
+        r"(?:[\pL\pN\pM\x{200b}-]+(?:\.[\pL\pN\pM\x{200b}-]+)+|localhost|\[[0-9A-Fa-fIPv.:]+\])"
+    ),
     _whole,
     hints=("@",),
 )

@@ -19,6 +19,7 @@ from otel_audit.redaction.adapt import (
 from otel_audit.redaction.beside import beside
 from otel_audit.redaction.marks import Marked
 from otel_audit.redaction.names import CLEAR
+from otel_audit.redaction.numbers import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.text import TextRules, clean
 from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
 from otel_audit.redaction.work import Work, WorkSpentError
@@ -41,6 +42,7 @@ OMITTED: Final = object()
 _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
 _CACHED_KEY: Final = 128
+_IN_GROUPS: Final = re.compile("[0-9A-Za-z]{2,6}(?:[ .-]{1,2}[0-9A-Za-z]{1,6}){2,8}")
 _UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 # units of work, each measured
@@ -56,10 +58,9 @@ _PER_LETTER: Final = 1 / 4
 """Beyond ASCII, where a character may stand for several letters (NFKD)."""
 
 _PAIR_LENGTH: Final = 2
-_LEAVES: Final = frozenset({str, int, float})
+_LEAVES: Final = frozenset({str, int, float, SpelledFloat})
 
 _decode = msgspec.json.Decoder().decode
-encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,17 @@ class Rules:
             return text
         try:
             return self.text.redact(text, self.replacement, note, work)
+        except WorkSpentError:
+            return WITHHELD_FOR_WORK
+
+    def identifier(self, text: str) -> str:
+        """Redact what names somebody or something: a number in one piece is no card's there."""
+        text, work = clean(text), Work(len(text))
+        if not self.scan.suspects_string(text):
+            return text
+        numbers = _IN_GROUPS.fullmatch(text) is not None
+        try:
+            return self.text.redact(text, self.replacement, _nobody_notes, work, numbers=numbers)
         except WorkSpentError:
             return WITHHELD_FOR_WORK
 
@@ -204,7 +216,7 @@ class Walk:
 
     def _other(self, value: Any, step: Step, depth: int, *, allowed: bool) -> Any:
         kind = type(value)
-        if kind is int or kind is float:
+        if kind is int or kind is float or kind is SpelledFloat:
             return self._number(value, step, allowed=allowed)
         if kind is Marked:
             return self._marked(value, step)
@@ -326,7 +338,7 @@ class Walk:
 
     def _json_inside(self, text: str, step: Step, depth: int) -> str:
         self._work.spend(_SEARCH + len(text) * _PARSED_CHARACTER)
-        parsed = parse_json(text)
+        parsed = parse_exact(text)
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
         redacted = self.value(parsed, (step, "(json)"), depth + 1)
@@ -337,7 +349,7 @@ class Walk:
     def _number(self, value: Any, step: Step, *, allowed: bool) -> Any:
         if isinstance(value, float):
             if allowed or not (value.is_integer() and abs(value) >= _SMALLEST_SUSPECT):
-                return as_json_float(value)
+                return value if type(value) is SpelledFloat else as_json_float(value)
             whole = int(value) if abs(value) < _SMALLEST_SUSPECT**2 else 0
         else:
             if -_SMALLEST_SUSPECT < value < _SMALLEST_SUSPECT:
