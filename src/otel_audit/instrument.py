@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from otel_audit.capture import install, recording
 from otel_audit.capture.observer import Recorder
 from otel_audit.capture.recording import made_last
-from otel_audit.config import PREFIX, AuditConfig, said_yes
+from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import (
     ConfigurationError,
     InstrumentationError,
@@ -30,11 +30,9 @@ from otel_audit.errors import (
 from otel_audit.pipeline.sink import Receipt
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
+from otel_audit_bootstrap import must_be_audited, not_audited
 
 _logger = logging.getLogger("otel_audit")
-
-_EXIT_CONFIGURATION = 78
-"""EX_CONFIG of sysexits.h: what the process exits with where it must not run unaudited."""
 
 _lock = threading.RLock()
 _runtime: Runtime | None = None
@@ -197,6 +195,33 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
         """Starlette, which FastAPI is built on."""
         return ("starlette >= 0.40",)
 
+    def instrument(self, **kwargs: Any) -> Any:
+        """Audit everything that is made from now on; takes what the function `instrument` takes.
+
+        Args:
+            kwargs: Also ``required=True``, which stands for that setting.
+
+        Raises:
+            InstrumentationError: Auditing is required, and Starlette is missing or too old, so that
+                there is nothing whose requests could be audited.
+        """
+        required = kwargs.pop("required", None)
+        config = kwargs.get("config")
+        if required is not None:
+            values = {} if config is None else config.model_dump()
+            kwargs["config"] = config = AuditConfig(**{**values, "required": required})
+        # auto-instrumentation has looked at this, or asks for the conflict itself
+        if not (kwargs.get("skip_dep_check") or kwargs.get("raise_exception_on_conflict")):
+            conflict = self._check_dependency_conflicts()
+            demanded = must_be_audited() if config is None else config.required
+            if conflict is not None and demanded:
+                raise InstrumentationError(
+                    "AuditInstrumentor().instrument(): no HTTP request can be audited: "
+                    f"{conflict}; install starlette >= 0.40, or call otel_audit.instrument() "
+                    "where only database changes and actions by hand are to be audited"
+                )
+        return super().instrument(**kwargs)
+
     def instrument_app(self, app: Any, **kwargs: Any) -> None:
         """Audit one application; takes what `instrument` takes."""
         instrument(app, **kwargs)
@@ -227,17 +252,17 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
 
 
 def pre_instrument() -> None:
-    """Entry point ``opentelemetry_pre_instrument``: attach, before any instrumentor runs."""
+    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`.
+
+    Raises:
+        Exception: Auditing could not be started, and no error of ours says why.
+    """
     if not _disabled_by_name():
         attach()
         return
-    message = (
-        "THIS APPLICATION IS NOT AUDITED: OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names "
-        "otel_audit (or *); take it out of that list"
+    not_audited(
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); take it out of that list"
     )
-    if said_yes("required"):
-        _refuse_to_start(message)
-    _logger.warning(message)
 
 
 def attach() -> None:
@@ -251,10 +276,7 @@ def attach() -> None:
             if runtime is not None:
                 _install(None, runtime)
     except OtelAuditError as error:
-        message = f"THIS APPLICATION IS NOT AUDITED: {error}"
-        if said_yes("required"):
-            _refuse_to_start(message)
-        _logger.error(message)  # noqa: TRY400 - the message says it all
+        not_audited(str(error))
 
 
 def _begin(
@@ -393,11 +415,3 @@ def _refuse_other_databases(engines: Iterable[Any]) -> None:
 def _disabled_by_name() -> bool:
     named = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
     return bool({"otel_audit", "*"} & {word.strip() for word in named.split(",")})
-
-
-def _refuse_to_start(message: str) -> None:
-    # auto-instrumentation swallows exceptions, and an error in site start-up prints a traceback
-    # that buries the reason; nothing of the application runs yet that could be cut short
-    sys.stderr.write(f"{message}\nRefusing to start, because {PREFIX}REQUIRED is set.\n")
-    sys.stderr.flush()
-    os._exit(_EXIT_CONFIGURATION)

@@ -8,14 +8,21 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import (
+    UNCHECKED,
+    ActorOptions,
+    Bearer,
+    read_bearer,
+    resolve_actor,
+    subject_of,
+)
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -46,14 +53,14 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.provider import application_resource
+from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
 from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
 from otel_audit.pipeline.sink import Receipt, Sink
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
-from otel_audit.pipeline.worker import begin_thread
+from otel_audit.pipeline.worker import ThreadState, begin_thread
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
@@ -71,6 +78,9 @@ if TYPE_CHECKING:
     from otel_audit_postgres.ledger.within import SealingThread
 
 _logger = logging.getLogger("otel_audit")
+
+_WATCH_INTERVAL: Final = 5.0
+"""Seconds between two looks whether all threads are alive."""
 
 
 class _NoRecorder:
@@ -114,11 +124,14 @@ class Runtime:
             MissingExtraError: A setting needs a package that is not installed.
         """
         self.config = config
+        make_resource()
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
         self._stream: SpanRecorder | None = None
         self._sealing: SealingThread | None = None
+        self._check: threading.Thread | None = None
+        self._checked = False
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
@@ -136,6 +149,7 @@ class Runtime:
                 if config.exporter == "otlp"
                 else config.record_limit,
             )
+            self.delivery.every(_WATCH_INTERVAL, self._ensure_threads)
             self.delivery.observe = publish(
                 metrics.get_meter("otel_audit"), self.counters, self.delivery
             )
@@ -190,6 +204,11 @@ class Runtime:
         """Whether a request that cannot be observed must not be carried out."""
         return self._observer.refuses
 
+    @property
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
+        return self.config.required
+
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
@@ -225,9 +244,37 @@ class Runtime:
                 self._stream.begin()
             if self.atomic is not None:
                 self.atomic.start()
-            begin_thread("otel-audit-check", self.report_store)
+            self._check_once()
             if self._sealing is None:
                 self._sealing = _begin_sealing(self.config)
+
+    @property
+    def threads(self) -> dict[str, ThreadState]:
+        """How the threads of this process do that bring records to the store."""
+        found = {} if self.delivery is None else self.delivery.threads
+        intents = None if self._stream is None else self._stream.intents
+        relay = None if self.atomic is None else self.atomic.relay
+        for name, one in (("intents", intents), ("relay", relay), ("sealing", self._sealing)):
+            if one is not None:
+                found[name] = one.state
+        return found
+
+    def _ensure_threads(self) -> None:
+        """Replace what is gone of them. Never raises."""
+        if self.delivery is not None:
+            self.delivery.ensure()
+        intents = None if self._stream is None else self._stream.intents
+        relay = None if self.atomic is None else self.atomic.relay
+        for one in (intents, relay, self._sealing):
+            if one is not None:
+                one.ensure()
+        if self._check is not None:
+            self._check_once()
+
+    def _check_once(self) -> None:
+        """See that the store is looked at once, in a thread of its own."""
+        if not self._checked and (self._check is None or not self._check.is_alive()):
+            self._check = begin_thread("otel-audit-check", self.report_store) or self._check
 
     async def stopping(self) -> None:
         """Deliver what waits, without holding up the event loop. Never raises."""
@@ -272,9 +319,12 @@ class Runtime:
         """Check the store and log what is wrong; never raises."""
         try:
             self.check_store()
+            self._checked = True
         except StoreUnavailableError as error:
+            self._checked = True
             _logger.warning("%s; records wait until it is back", error)
         except StoreError as error:
+            self._checked = True
             _logger.error(  # noqa: TRY400 - said in full
                 "AUDIT RECORDS DO NOT REACH THE STORE: %s; %s", error, self._meanwhile()
             )
@@ -296,9 +346,14 @@ class Runtime:
             oldest = max(oldest, relay.oldest_age)
             overdue = oldest > self.config.unhealthy_after
         failing = 0.0 if relay is None else relay.failing_for
+        self._ensure_threads()
+        threads, counts = self.threads, self.counters.snapshot()
         return {
+            # a loss is not made good by what comes after it
             "healthy": not overdue
             and failing == 0
+            and counts["dropped"] == 0
+            and not any(one.failure for one in threads.values())
             and (delivery is None or delivery.failing_for == 0),
             "overdue": overdue,
             "oldest_seconds": oldest,
@@ -315,7 +370,9 @@ class Runtime:
                     "outbox_failing_for_seconds": failing,
                 }
             ),
-            **self.counters.snapshot(),
+            **counts,
+            "threads": {name: one.failure or "ok" for name, one in threads.items()},
+            "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
     def _set_aside(self) -> dict[str, int]:
@@ -546,6 +603,7 @@ def _make_observer(
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
+        subject_of=functools.partial(subject_of, options=actor_options),
     )
 
 

@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write the coverage there, too: .md, .json or .xml; may be repeated",
     )
     parser.addini("audit_app", 'the application that is audited: "shop.main:app"', default="")
+    parser.addini(
+        "audit_server_dsn", "a PostgreSQL for audit_store; by default, an embedded one", default=""
+    )
     parser.addini("audit_canaries", "values that no test may let out", type="linelist", default=[])
     parser.addini(
         "audit_coverage_file", "routes that need not be recorded", default="audit-coverage.toml"
@@ -125,16 +128,17 @@ def _audit_where_wanted(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def audit_server() -> Iterator[Server]:
-    """An embedded PostgreSQL for the whole run."""
-    from otel_audit.errors import MissingExtraError
+def audit_server(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """A PostgreSQL for the whole run: that of ``audit_server_dsn``, or an embedded one."""
+    from otel_audit.errors import OtelAuditError
 
+    dsn = pytestconfig.getini("audit_server_dsn")
     try:
-        from otel_audit.testing.store import embedded_server
+        from otel_audit.testing.store import embedded_server, running_server
 
-        context = embedded_server()
+        context = running_server(dsn) if dsn else embedded_server()
         server = context.__enter__()
-    except MissingExtraError as error:
+    except OtelAuditError as error:
         pytest.fail(str(error), pytrace=False)
     yield server
     context.__exit__(None, None, None)

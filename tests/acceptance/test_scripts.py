@@ -102,6 +102,52 @@ class TestEnds:
         assert (row["actor_id"], row["actor_type"]) == ("nightly", "system")
         assert "hunter2" not in row["payload"]
 
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_the_first_record_at_the_interpreters_end_is_kept(self, when, run, rows):
+        """A record that an exit handler makes, whether it runs before delivery ends or after."""
+        done = run(f"""
+            import atexit
+            if {when == "after"}:
+                atexit.register(otel_audit.emit, "job.done")
+            otel_audit.instrument()
+            if {when == "before"}:
+                atexit.register(otel_audit.emit, "job.done")
+        """)
+        assert done.returncode == 0, done.stderr
+        assert "lost" not in done.stderr
+        if when == "after":
+            assert "the next process of this service delivers it" in done.stderr
+            done = run("""
+                otel_audit.instrument()
+                otel_audit.emit("another.done")
+                assert otel_audit.flush(60)
+            """)
+            assert done.returncode == 0, done.stderr
+        assert "job.done" in [row["event_name"] for row in await rows()]
+
+    async def test_no_thread_is_needed_to_make_the_first_record(self, run, rows):
+        """Whoever forbids threads and waiting on the event loop loses no record."""
+        done = run("""
+            import asyncio, sys
+            otel_audit.instrument()
+            forbidden = []
+            def look(event, _arguments):
+                if event == "_thread.start_new_thread" and forbidden:
+                    raise RuntimeError("no threads here")
+            sys.addaudithook(look)
+            async def main():
+                forbidden.append(True)
+                otel_audit.emit("job.done")
+                forbidden.clear()
+                otel_audit.emit("job.ended")
+            asyncio.run(main())
+            assert otel_audit.flush(60)
+            assert otel_audit.health()["dropped"] == 0
+        """)
+        assert done.returncode == 0, done.stderr
+        (first, _) = await rows()
+        assert (first["event_name"], first["actor_id"]) == ("job.done", "nightly")
+
     async def test_what_is_killed_in_the_middle_is_told_by_the_next_run(self, run, rows):
         """SIGKILL inside of a block: the next process delivers what had begun, outcome unknown."""
         done = run("""

@@ -285,6 +285,37 @@ class TestFaults:
             assert "hunter2" not in server.output
             assert "Traceback" not in server.output
 
+    @pytest.mark.parametrize("required", ["true", "perhaps", "false"])
+    async def test_a_package_that_is_broken_is_said_in_one_line(self, directory, required):
+        """What cannot even be imported is not passed over: said, and refused if required."""
+        broken = directory / "broken"
+        broken.mkdir()
+        (broken / "msgspec.py").write_text("raise RuntimeError('password=hunter2')")
+        settings = {
+            "OTEL_AUDIT_DSN": UNREACHABLE,
+            "OTEL_AUDIT_REQUIRED": required,
+            "PYTHONPATH": str(broken),
+        }
+        with uvicorn(directory, settings) as server:
+            if required == "false":
+                server.wait_until_up()
+                server.stop()
+            else:
+                assert server.process.wait(60) == 78
+            (line,) = [one for one in server.output.splitlines() if "NOT AUDITED" in one]
+            assert "auditing could not be started [RuntimeError at" in line
+            assert "hunter2" not in server.output
+            assert "Traceback" not in server.output
+
+    @pytest.mark.parametrize("text", ["required = true\nbody_limt = 1", "required = true\ndsn ="])
+    async def test_required_in_a_file_that_is_wrong_counts(self, directory, text):
+        """A file that says ``required`` and cannot be used otherwise refuses to start, too."""
+        (directory / "audit.toml").write_text(text)
+        with uvicorn(directory, {"OTEL_AUDIT_CONFIG_FILE": "audit.toml"}) as server:
+            assert server.process.wait(60) == 78
+            assert "NOT AUDITED" in server.output
+            assert "Traceback" not in server.output
+
     @pytest.mark.parametrize("required", ["true", "false"])
     async def test_a_missing_schema_names_the_remedy(self, directory, database, required):
         """A database without the schema: refuse if required, else start and say what to run."""

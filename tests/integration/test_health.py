@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import httpx
@@ -70,6 +71,15 @@ class TestEndpoint:
         assert answer.json()["overdue"] is True
         assert answer.json()["oldest_seconds"] > 3
         assert answer.json()["spool_bytes"] > 0
+
+    async def test_a_loss_is_not_forgotten(self, audit_store):
+        """Once a record is lost the trail has a hole, however well later ones are stored."""
+        app = make_app(AuditConfig(dsn=audit_store, health_path="/healthz/audit"))
+        sys.modules["otel_audit.instrument"]._runtime._count_loss(RuntimeError("lost"))
+        await ask(app, "POST", "/orders")
+        assert await asyncio.to_thread(otel_audit.flush, 60)
+        report = otel_audit.health()
+        assert (report["healthy"], report["dropped"], report["exported"]) == (False, 1, 1)
 
     async def test_head_and_other_methods(self, audit_store):
         """HEAD has no body; what is no question is refused."""

@@ -523,6 +523,31 @@ class TestFaults:
         with pytest.raises(otel_audit.InstrumentationError, match="got dict"):
             otel_audit.instrument({}, config=config)
 
+    async def test_the_instrumentor_refuses_where_it_would_do_nothing(
+        self, config, store, monkeypatch, caplog
+    ):
+        """Required, and no Starlette that fits: an error that says so, and not a line in a log."""
+        instrumentor = AuditInstrumentor()
+        monkeypatch.setattr(
+            type(instrumentor), "instrumentation_dependencies", lambda _: ("starlette >= 99",)
+        )
+        with pytest.raises(otel_audit.InstrumentationError, match=r"starlette >= 99.*install"):
+            instrumentor.instrument(required=True, config=config)
+        monkeypatch.setenv("OTEL_AUDIT_REQUIRED", "true")
+        with pytest.raises(otel_audit.InstrumentationError, match="no HTTP request can be audited"):
+            instrumentor.instrument()
+        monkeypatch.delenv("OTEL_AUDIT_REQUIRED")
+        instrumentor.instrument(config=config)
+        assert "AuditInstrumentor only instruments" in caplog.text
+        assert otel_audit.health() == {"auditing": False}
+
+    async def test_required_may_be_given_to_the_instrumentor(self, config, store):
+        """As an argument it stands for the setting."""
+        AuditInstrumentor().instrument(required=True, config=config)
+        with pytest.raises(otel_audit.InstrumentationError, match="another configuration"):
+            otel_audit.instrument(config=config)
+        otel_audit.instrument(config=config.model_copy(update={"required": True}))
+
     async def test_no_destination_is_an_error(self):
         """One call without anywhere to keep records says which setting is missing."""
         with pytest.raises(otel_audit.ConfigurationError, match="OTEL_AUDIT_DSN"):

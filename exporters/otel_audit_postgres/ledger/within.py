@@ -6,12 +6,11 @@ Weaker than a sealer apart: whoever takes over the application holds the key, to
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError
+from otel_audit.pipeline.worker import ThreadState, Worker
 from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
 
 _logger = logging.getLogger(__name__)
@@ -31,50 +30,60 @@ class SealingThread:
         """
         self._sealer = sealer
         self._interval = interval
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="otel-audit-seal", daemon=True)
+        self._stopping = False
+        self._worker = Worker("otel-audit-seal", self._seal)
+
+    @property
+    def state(self) -> ThreadState:
+        """How the thread does."""
+        return ThreadState.of(self._worker)
 
     def start(self) -> None:
         """Begin to seal."""
-        self._thread.start()
+        self._worker.start()
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        self._worker.ensure()
 
     def stop(self, timeout: float) -> None:
         """Seal what waits, once more, and end; give up after so many seconds."""
-        if not self._thread.is_alive():
-            return
-        with contextlib.suppress(RuntimeError):  # it has just ended
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._seal())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        finally:
-            self._loop.close()
+        self._stopping = True
+        self._worker.end()
+        self._worker.join(timeout)
 
     async def _seal(self) -> None:
+        # where this begins anew: its connection was of a loop that is gone
+        await self._sealer.close()
+        stop = asyncio.Event()
+        watching = asyncio.create_task(self._watch(stop))
         try:
-            while not self._stop.is_set():
-                await self._until_refused()
+            while not stop.is_set():
+                await self._until_refused(stop)
         finally:
+            watching.cancel()
             await self._sealer.close()
 
-    async def _until_refused(self) -> None:
+    async def _watch(self, stop: asyncio.Event) -> None:
+        wake = self._worker.wake
+        while not self._stopping:
+            await wake.wait()
+            wake.clear()
+        stop.set()
+
+    async def _until_refused(self, stop: asyncio.Event) -> None:
         try:
-            await self._sealer.run(self._stop, self._interval)
+            await self._sealer.run(stop, self._interval)
         except LedgerError as error:
             complain(_logger, "refused", "Sealing is refused: %s", error)
         except OtelAuditError as error:
             complain(_logger, "unfit", "Sealing is not possible: %s", error)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             complain(_logger, "failed", "Sealing failed, and is tried again", error=error)
-        if self._stop.is_set():
+        if stop.is_set():
             return
         try:
             async with asyncio.timeout(_AFTER_A_REFUSAL):
-                await self._stop.wait()
+                await stop.wait()
         except TimeoutError:
             return

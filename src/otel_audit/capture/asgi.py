@@ -24,7 +24,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 EXCHANGE = "otel_audit.exchange"
 """The ASGI scope's key under which the exchange under way is found."""
 
-_OBSERVED = frozenset({"http", "websocket"})
+OBSERVED = frozenset({"http", "websocket"})
+"""Kinds of ASGI scopes that are actions."""
+
 _TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
 
 
@@ -34,6 +36,10 @@ class Capture(Protocol):
     @property
     def refuses(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
+
+    @property
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
 
     def open(self, scope: Scope) -> Exchange | None:
         """Begin to observe a request; None where that is not possible. Never raises."""
@@ -77,16 +83,16 @@ class OuterTap:
         if health is not None:
             await answer_health(health, method_of(scope), send)
             return
-        observed = kind in _OBSERVED and EXCHANGE not in scope
+        observed = kind in OBSERVED and EXCHANGE not in scope
         exchange = self._capture.open(scope) if observed else None
         if exchange is None:
             if observed and self._capture.refuses:
-                await _refuse(scope, receive, send)
+                await refuse(scope, receive, send)
                 return
             await self.app(scope, receive, send)
             return
         if exchange.refused or not await exchange.admitted():
-            await _refuse(scope, receive, send)
+            await refuse(scope, receive, send)
             return
 
         async def tapped_send(message: Message) -> None:
@@ -108,6 +114,12 @@ class OuterTap:
         await exchange.close_async()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if EXCHANGE in scope:
+            await self.app(scope, receive, send)
+            return
+        # an outer tap of the same application has the server's coming and going in hand
+        scope[EXCHANGE] = None
+
         async def tapped_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 await self._capture.started()
@@ -136,7 +148,7 @@ class InnerTap:
             await self.app(scope, receive, send)
             return
         if not await exchange.admitted_inside():
-            await _refuse(scope, receive, send)
+            await refuse(scope, receive, send)
             return
         if exchange.socket is not None:
             await self.app(scope, receive, send)
@@ -190,7 +202,8 @@ _REFUSAL_HEADERS = [
 ]
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer that an action is not carried out, as it cannot be recorded."""
     prefix = ""
     if scope["type"] == "websocket":
         await receive()  # websocket.connect

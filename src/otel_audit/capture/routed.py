@@ -31,6 +31,9 @@ class _Whole(Protocol):
     @property
     def refuses(self) -> bool: ...
 
+    @property
+    def required(self) -> bool: ...
+
     def health_at(self, path: str, /) -> Mapping[str, Any] | None: ...
 
     async def started(self) -> None: ...
@@ -72,6 +75,11 @@ class RoutedCapture:
     def refuses(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
         return self._whole.refuses
+
+    @property
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
+        return self._whole.required
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""

@@ -166,8 +166,7 @@ def _service() -> Check:
 
 def _taps(target: str | None) -> Check:
     """Build a stack as the application would, and look for both taps in it."""
-    from otel_audit.capture.asgi import InnerTap, OuterTap
-    from otel_audit.capture.install import install, uninstall
+    from otel_audit.capture.install import install, is_audited, uninstall
     from otel_audit.runtime import Runtime
 
     name = "hooks"
@@ -179,14 +178,14 @@ def _taps(target: str | None) -> Check:
         app: Any = Starlette() if target is None else _load(target)
         runtime = Runtime(AuditConfig(enabled=True, exporter="none", required=False))
         install(app, runtime)
-        found = _stack(app.build_middleware_stack())
+        app.middleware_stack = app.build_middleware_stack()
+        both = is_audited(app)
         uninstall(app)
     except (OtelAuditError, ImportError, AttributeError, ValueError) as error:
         return Check(
             name, ok=False, detail=f"{target or 'a plain application'}: {error}",
             remedy="give --app as module:attribute of an application that can be imported here",
         )  # fmt: skip
-    both = {OuterTap, InnerTap} <= found
     return Check(
         name,
         ok=both,
@@ -201,23 +200,25 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute or "app")
 
 
-def _stack(layer: object) -> set[type]:
-    found: set[type] = set()
-    while layer is not None:
-        found.add(type(layer))
-        layer = getattr(layer, "app", None)
-    return found
-
-
 def _spool(config: AuditConfig) -> Check:
-    from otel_audit.pipeline.setup import own_destination, service_of_spool
+    from otel_audit.pipeline.setup import own_destination, service_of_spool, spool_sealing
     from otel_audit.pipeline.spool import inspect
 
-    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "")
+    try:
+        sealing = spool_sealing(config)
+    except OtelAuditError as error:
+        return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
+    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "", sealing)
+    if found.unusable:
+        return Check(
+            "spool", ok=False, detail=found.unusable,
+            remedy="; ".join(found.problems) or "mend it: the application would not start",
+        )  # fmt: skip
     if found.problems:
         usable = found.writable and found.private
         return Check(
-            "spool", ok=None if usable else False, detail=f"{found.directory}: {found.problems[0]}",
+            "spool", ok=None if usable and not found.stuck else False,
+            detail=f"{found.directory}: {found.problems[0]}",
             remedy="; ".join(found.problems[1:]) or "set OTEL_AUDIT_SPOOL_DIR accordingly",
         )  # fmt: skip
     left = f", {found.abandoned} left by ended processes" if found.abandoned else ""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
-import platformdirs
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,7 +25,7 @@ from rich.progress import (
 )
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.config import AuditConfig
+from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def _state_file(dsn: str) -> Path:
     parts = urlsplit(dsn)
     place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path}?{parts.query}"
     name = hashlib.sha256(place.encode()).hexdigest()[:16]
-    return platformdirs.user_state_path("otel-audit") / "verified" / f"{name}.json"
+    return user_state_directory("--state") / "verified" / f"{name}.json"
 
 
 def _jobs(dsn: str) -> int:

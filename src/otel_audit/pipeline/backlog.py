@@ -81,7 +81,7 @@ class Backlog:
         self._memory: deque[Item] = deque()
         self._memory_only = 0
         self._spilled = False
-        self._at_rest = False
+        self._at_rest = self._ended = False
         self._damaged = 0
         self._to_take_back: set[str] = set()
 
@@ -104,9 +104,13 @@ class Backlog:
     def note(self, kind: Kind, record: AuditRecord) -> None:
         """Write down what is known of an action that is not over; nothing without a spool.
 
+        After the end nothing is written before the action is over, too: nobody would take it back.
+
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
+        if self._ended:
+            return
         try:
             self._append(kind, record.record_id, to_json(record))
         except SpoolError as error:
@@ -118,6 +122,8 @@ class Backlog:
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
+        if self._ended:
+            return
         try:
             self._append(Kind.DISCARDED, record_id, b"")
         except (SpoolError, ValueError) as error:
@@ -144,6 +150,10 @@ class Backlog:
         """Take entries out of memory, to be written; call it under the lock."""
         number = min(len(self._memory), count)
         return [self._memory.popleft() for _ in range(number)]
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Take back entries that were taken and not written; call it under the lock."""
+        self._memory.extendleft(reversed(items))
 
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
@@ -216,12 +226,25 @@ class Backlog:
             Entries that are lost, because they were only in memory.
         """
         lost, self._memory_only = self._memory_only, 0
+        self._ended = True
         with self._using:
             if self.open_spool is not None:
                 self._take_back(self.open_spool)
                 self.open_spool.close()
+                self._at_rest = True
         self._memory.clear()
         return lost
+
+    def leave(self, entry: Entry) -> bool:
+        """Write down an entry for the next process, after the end; call it under the lock.
+
+        Returns:
+            Whether it is on disk.
+        """
+        if self._append_finished(entry) is None:
+            return False
+        self.close()
+        return True
 
     def _take_back(self, spool: Spool) -> None:
         """Take back what the spool has of actions whose record went to the store from memory.

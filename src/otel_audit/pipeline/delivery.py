@@ -23,7 +23,7 @@ from otel_audit.pipeline.recovery import Adopt, Recovery
 from otel_audit.pipeline.sink import Refused, Sink, Written
 from otel_audit.pipeline.spool import Kind, Spool
 from otel_audit.pipeline.syncing import GroupSync, reason_of
-from otel_audit.pipeline.worker import Worker
+from otel_audit.pipeline.worker import ThreadState, Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -134,8 +134,19 @@ class Delivery:
     def start(self) -> None:
         """Start the worker now: what dead processes left need not wait for the first record."""
         with self._lock:
-            if not self._worker.started and not self._closed:
+            if not self._worker.alive and not self._closed:
                 self._worker.start()
+
+    @property
+    def threads(self) -> dict[str, ThreadState]:
+        """How its threads do, by name."""
+        return {"delivery": ThreadState.of(self._worker), "sync": self._group.state}
+
+    def ensure(self) -> None:
+        """Replace threads that are gone. Never raises."""
+        with self._lock:
+            self._worker.ensure()
+        self._group.ensure()
 
     def hurry(self) -> None:
         """Let what waits for company go now."""
@@ -171,12 +182,19 @@ class Delivery:
         """Take over what is finished; returns in microseconds and never raises."""
         with self._lock:
             self._counters.add("emitted")
+            if self._closed and self.backlog.leave(entry):
+                complain(
+                    _logger, "late", "A record that was made after delivery had ended is kept in "
+                    "the spool; the next process of this service delivers it",
+                    level=logging.WARNING,
+                )  # fmt: skip
+                return
             if self._closed or not self.backlog.put(entry):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
                 complain(_logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL)
                 return
-            if not self._worker.started:
+            if not self._worker.alive:
                 self._worker.start()
             elif self._asleep or self.backlog.ready == self._options.batch_size:
                 self._rouse()
@@ -191,7 +209,7 @@ class Delivery:
             Whether it has.
         """
         with self._changed:
-            if self.depth and not self._worker.started and not self._closed:
+            if self.depth and not self._worker.alive and not self._closed:
                 self._worker.start()
             if not self._worker.started:
                 return self.depth == 0
@@ -293,7 +311,13 @@ class Delivery:
             batch = self.backlog.take(self._options.batch_size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
-            await self._write_items(sink, batch)
+            try:
+                await self._write_items(sink, batch)
+            except BaseException:
+                # whoever runs this thread's work next finds them where they were
+                with self._lock:
+                    self.backlog.put_back(batch)
+                raise
         elif through is not None:
             for items in self.backlog.read(through, self._options.batch_size):
                 if not await self._write_items(sink, items):
@@ -416,7 +440,10 @@ def _forget(_seconds: float) -> None:
 async def _repeat(interval: float, call: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(interval)
-        call()
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the next time it may work
+            complain(_logger, "periodic", "Something periodic failed", error=error)
 
 
 def _begin_anew(alive: weakref.ref[Delivery]) -> None:

@@ -13,7 +13,7 @@ from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Sink
-from otel_audit.pipeline.worker import Worker
+from otel_audit.pipeline.worker import ThreadState, Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Intents:
             if self._closing:
                 return False
             self._waiting.append(intent)
-            if not self._worker.started:
+            if not self._worker.alive:
                 self._worker.start()
             self._worker.rouse()
         try:
@@ -74,11 +74,21 @@ class Intents:
         except TimeoutError:
             return False
 
+    @property
+    def state(self) -> ThreadState:
+        """How its thread does."""
+        return ThreadState.of(self._worker)
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        with self._lock:
+            self._worker.ensure()
+
     def close(self) -> None:
         """End the thread; whoever waits is told no. Never raises."""
         with self._lock:
             self._closing = True
-            self._worker.rouse()
+            self._worker.end()
         self._worker.join(_LAST_GRACE)
 
     async def _work(self) -> None:

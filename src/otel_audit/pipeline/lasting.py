@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import selectors
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -24,11 +25,26 @@ class LastingLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        """Start nothing yet."""
-        super().__init__()
+        """Start nothing yet.
+
+        Raises:
+            OSError: There are no file descriptors left; nothing of this loop is open then.
+        """
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
+        self._complete = False
+        selector = selectors.DefaultSelector()
+        try:
+            super().__init__(selector)
+        except BaseException:
+            selector.close()
+            raise
+        self._complete = True
+
+    def is_closed(self) -> bool:
+        """Whether it is closed; one that could not be made counts as closed."""
+        return not self._complete or super().is_closed()
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts

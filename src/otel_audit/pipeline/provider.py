@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
+from otel_audit.complaints import complain
 from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger("otel_audit")
 
 _UNLIMITED = SpanLimits(
     max_attributes=SpanLimits.UNSET,
@@ -26,10 +30,30 @@ _UNLIMITED = SpanLimits(
 )
 
 
+def make_resource() -> None:
+    """Make the resource for a process that has no tracing of its own, from the environment.
+
+    It is made when auditing begins, as the SDK needs threads for it: none can be started any more
+    when the interpreter ends, and an event loop that is watched refuses to wait for them.
+    """
+    global _own, _known  # noqa: PLW0603 - made anew each time that auditing begins
+    _known = (lambda: None), {}
+    try:
+        _own = Resource.create()
+    except Exception as error:  # noqa: BLE001 - what the environment says can be read without
+        complain(_logger, "resource", "Resource detectors could not be asked", error=error)
+        _own = OTELResourceDetector().detect()
+
+
 def application_resource() -> Resource:
     """The resource of the application's own tracing; one made from the environment without it."""
     found = getattr(trace.get_tracer_provider(), "resource", None)
-    return found if isinstance(found, Resource) else Resource.create()
+    if isinstance(found, Resource):
+        return found
+    if _own is None:
+        make_resource()
+    assert _own is not None  # noqa: S101 - just made
+    return _own
 
 
 def resource_attributes() -> dict[str, Any]:
@@ -43,6 +67,7 @@ def resource_attributes() -> dict[str, Any]:
     return known
 
 
+_own: Resource | None = None
 _known: tuple[Callable[[], trace.TracerProvider | None], dict[str, Any]] = (lambda: None), {}
 
 

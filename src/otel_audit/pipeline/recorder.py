@@ -164,6 +164,11 @@ class SpanRecorder:
             self._delivery.submit(record)
         return stored
 
+    @property
+    def intents(self) -> Intents | None:
+        """What stores intents, if anything does."""
+        return self._intents
+
     def close(self) -> None:
         """Say that the stream has ended, and give back what intents needed. Never raises."""
         self.end()

@@ -27,7 +27,7 @@ from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Refused, Sink, Written
-from otel_audit.pipeline.worker import Worker
+from otel_audit.pipeline.worker import ThreadState, Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -226,12 +226,22 @@ class Relay:
     def start(self) -> None:
         """Start now: what others have left need not wait for this process's first record."""
         with self._lock:
-            if not self._worker.started and not self._closing:
+            if not self._worker.alive and not self._closing:
                 self._worker.start()
+
+    @property
+    def state(self) -> ThreadState:
+        """How its thread does."""
+        return ThreadState.of(self._worker)
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        with self._lock:
+            self._worker.ensure()
 
     def nudge(self) -> None:
         """Say that something waits. Costs next to nothing; never raises."""
-        if not self._worker.started:
+        if not self._worker.alive:
             self.start()
         self._worker.rouse()
 
@@ -266,7 +276,7 @@ class Relay:
             )  # fmt: skip
         with self._lock:
             self._closing = True
-        self._worker.rouse()
+        self._worker.end()
         self._worker.join(5.0)
 
     async def _work(self) -> None:

@@ -73,7 +73,7 @@ def stream_record(
         told |= {
             "service": service,
             "service_version": str(resource.get("service.version", "")),
-            "otel_audit_version": _own_version(),
+            "otel_audit_version": _VERSION,
             "host": socket.gethostname(),
             "configuration_sha256": configuration,
         }
@@ -100,3 +100,7 @@ def _own_version() -> str:
         return version("otel-audit")
     except PackageNotFoundError:
         return ""
+
+
+_VERSION: Final = _own_version()
+"""Looked up when this is imported: an event loop must not wait for a disk."""

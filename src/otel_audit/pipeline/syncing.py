@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from otel_audit.complaints import complain
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.spool import Position, Spool, SpoolError
-from otel_audit.pipeline.worker import begin_thread
+from otel_audit.pipeline.worker import ThreadState, begin_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +44,28 @@ class GroupSync:
         self._changed = threading.Condition()
         self._waiting: list[_Waiter] = []
         self._thread: threading.Thread | None = None
+        self._restarts = 0
+
+    @property
+    def state(self) -> ThreadState:
+        """How its thread does; it need not run before somebody waits."""
+        gone = self._thread is not None and not self._thread.is_alive()
+        return ThreadState("the thread has ended" if gone else None, self._restarts)
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        with self._changed:
+            if self._thread is not None:
+                self._begin()
+
+    def _begin(self) -> bool:
+        """See that the thread runs; the lock is held."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._restarts += 1
+            self._thread = None
+        if self._thread is None:
+            self._thread = begin_thread("otel-audit-sync", self._run)
+        return self._thread is not None
 
     async def wait(self) -> bool:
         """Wait until everything that was spooled before is on disk.
@@ -59,9 +81,7 @@ class GroupSync:
         waiter = _Waiter(loop, loop.create_future(), spool.appended)
         with self._changed:
             self._waiting.append(waiter)
-            if self._thread is None:
-                self._thread = begin_thread("otel-audit-sync", self._run)
-            can_wait = self._thread is not None
+            can_wait = self._begin()
             if can_wait:
                 self._changed.notify()
             else:
@@ -80,14 +100,27 @@ class GroupSync:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                waiting, self._waiting = self._waiting, []
-            synced = self._sync()
-            for waiter in waiting:
-                done = synced >= waiter.position
-                with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
-                    waiter.loop.call_soon_threadsafe(_tell, waiter.future, done)
+            try:
+                self._serve()
+            except BaseException as error:  # noqa: BLE001 - those who wait must be told
+                self._restarts += 1
+                complain(
+                    _logger, "restart", "Bringing the spool to disk failed; it begins again",
+                    level=logging.CRITICAL, error=error,
+                )  # fmt: skip
+
+    def _serve(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            waiting = list(self._waiting)
+        synced = self._sync()
+        for waiter in waiting:
+            done = synced >= waiter.position
+            with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
+                waiter.loop.call_soon_threadsafe(_tell, waiter.future, done)
+        with self._changed:
+            # not before they were told: if this fails in its middle, they are told the next time
+            del self._waiting[: len(waiting)]
 
     def _sync(self) -> Position:
         spool = self._spool()

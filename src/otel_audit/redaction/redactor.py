@@ -54,6 +54,7 @@ _PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 _ORDINARY_LENGTH: Final = 256
+_LONGEST_NAME: Final = 4_096
 
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
@@ -232,29 +233,38 @@ class Redactor:
         walk = Walk(self._rules, work=work)
         return self._guarded_text(lambda: str(_kept(walk.value(text, None))))
 
-    def identifier(self, text: str) -> str:
+    def identifier(self, text: str, work: Work | None = None) -> str:
         """Redact the id of an actor, a tenant or a target by what is a credential.
 
         An id of 16 digits is an id, whether or not a card could have that number; only one that
         is written in groups, as on a card, is taken out.
+
+        Args:
+            text: The id.
+            work: As for `document`.
         """
         if is_plain(text):
             return text
         if text.lstrip()[:1] in ("{", "[", '"'):
-            return self.text(text)
-        return self._guarded_text(lambda: self._rules.identifier(text))
+            return self.text(text, work)
+        return self._guarded_text(lambda: self._rules.identifier(text, work))
 
     def phrase(self, text: str) -> str:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
         return self._phrases(text)
 
-    def name(self, name: str) -> str:
-        """Redact what a program calls something: `token:create` is a name, and assigns nothing."""
-        if ":" in name and _joins_words(name):
+    def name(self, name: str, work: Work | None = None) -> str:
+        """Redact what a program calls something: `token:create` is a name, and assigns nothing.
+
+        Args:
+            name: The name.
+            work: As for `document`.
+        """
+        if ":" in name and len(name) <= _LONGEST_NAME and _joins_words(name):
             spelled = name.replace(":", "/")
-            if self.text(spelled) == spelled:
+            if self.text(spelled, work) == spelled:
                 return name
-        return self.text(name)
+        return self.text(name, work)
 
     def query(self, query_string: str, work: Work | None = None) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query.

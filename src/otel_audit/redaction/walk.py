@@ -121,14 +121,17 @@ class Rules:
         except WorkSpentError:
             return WITHHELD_FOR_WORK
 
-    def identifier(self, text: str) -> str:
+    def identifier(self, text: str, work: Work | None = None) -> str:
         """Redact what names somebody or something: a number in one piece is no card's there."""
-        text, work = clean(text), Work(len(text))
+        text = clean(text)
         if not self.scan.suspects_string(text):
             return text
         numbers = _IN_GROUPS.fullmatch(text) is not None
         try:
-            return self.text.redact(text, self.replacement, _nobody_notes, work, numbers=numbers)
+            may_cost = Work(len(text)) if work is None else work
+            return self.text.redact(
+                text, self.replacement, _nobody_notes, may_cost, numbers=numbers
+            )
         except WorkSpentError:
             return WITHHELD_FOR_WORK
 

@@ -12,18 +12,16 @@ from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_audit.config import AuditConfig
-from otel_audit.errors import MissingExtraError
+from otel_audit.errors import MissingExtraError, StoreUnavailableError
 from otel_audit.record import AuditRecord
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
 
 T = TypeVar("T")
-
-_TEMPLATE: Final = "otel_audit_template"
 
 
 @dataclass(frozen=True)
@@ -98,42 +96,82 @@ class AuditStore:
 
 
 class Server:
-    """A running PostgreSQL, with a database that has the audit schema and is only copied."""
+    """A running PostgreSQL, with a database that has the audit schema and is only copied.
+
+    Attributes:
+        server_dsn: As a role that may make databases.
+        template: The database that is copied.
+    """
 
     def __init__(self, dsn: str) -> None:
-        """Install the schema in the template database."""
-        self._dsn = dsn
+        """Install the schema in a template database."""
         import otel_audit_postgres
 
-        self._execute(f"CREATE DATABASE {_TEMPLATE}")
-        _run(otel_audit_postgres.init(self.dsn(_TEMPLATE)))
+        self.server_dsn = dsn
+        # several test runs may share one server
+        self.template = f"otel_audit_template_{uuid.uuid4().hex[:12]}"
+        self._execute(f"CREATE DATABASE {self.template}")
+        _run(otel_audit_postgres.init(self.dsn(self.template)))
 
     def dsn(self, database: str) -> str:
         """Name a database of this server."""
-        base, mark, query = self._dsn.partition("?")
+        base, mark, query = self.server_dsn.partition("?")
         return f"{base.rsplit('/', 1)[0]}/{database}{mark}{query}"
 
     @contextmanager
-    def database(self, template: str = _TEMPLATE) -> Iterator[str]:
-        """Make a database for as long as the block lasts; its DSN."""
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """Make a database for as long as the block lasts; its DSN.
+
+        Args:
+            template: The database that is copied; None: the one with the audit schema.
+        """
         name = f"audit_{uuid.uuid4().hex[:12]}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template or self.template}")
         try:
             yield self.dsn(name)
         finally:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def close(self) -> None:
+        """Drop the template database."""
+        self._execute(f"DROP DATABASE {self.template} WITH (FORCE)")
+
     def _execute(self, statement: str) -> None:
         import asyncpg
 
         async def execute() -> None:
-            connection = await asyncpg.connect(self._dsn)
+            connection = await asyncpg.connect(self.server_dsn)
             try:
                 await connection.execute(statement)
             finally:
                 await connection.close()
 
         _run(execute())
+
+
+@contextmanager
+def running_server(dsn: str) -> Iterator[Server]:
+    """Use a PostgreSQL that runs already, for as long as the block lasts.
+
+    Args:
+        dsn: As a role that may make databases.
+
+    Raises:
+        MissingExtraError: asyncpg is not installed.
+        StoreUnavailableError: The server cannot be reached.
+    """
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise MissingExtraError("The fixture audit_store", "testing") from error
+    try:
+        server = Server(dsn)
+    except (OSError, asyncpg.PostgresError, ValueError) as error:
+        raise StoreUnavailableError(f"audit_server_dsn: {error}") from error
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @contextmanager

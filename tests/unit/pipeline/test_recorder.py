@@ -63,9 +63,11 @@ class TestOpened:
         assert "below its bound" in caplog.text
 
     def test_after_the_end_nothing_is_refused(self, tmp_path):
-        """When delivery has ended the application goes on; what it does then is counted as lost."""
+        """When delivery has ended the application goes on; what it does then is kept on disk."""
         recorder, counters = a_recorder(tmp_path / "spools", refuse=True)
         recorder._delivery.close(0)
         assert recorder.opened(a_record(), None)
-        recorder.closed(a_record(), None)
-        assert counters.dropped == 1
+        recorder.closed(a_record(event_name="late.done"), None)
+        assert (counters.emitted, counters.dropped) == (1, 0)
+        files = [one for one in (tmp_path / "spools").rglob("*") if one.is_file()]
+        assert any(b"late.done" in one.read_bytes() for one in files)

@@ -121,6 +121,27 @@ WRONG = {
         'audit.recorded("mail.sent")',
         ["*why: 1 action has begun and not ended*"],
     ),
+    "sampled": (
+        '@app.get("/orders/{order_id}/refund")\ndef refund(order_id: int): ...',
+        'audit.recorded("order.refunded")',
+        ["*why: GET /orders/{order_id}/refund (200) is not recorded: it is sampled, by rule some*"],
+    ),
+    "a secret in a span": (
+        "from opentelemetry import trace\nfrom opentelemetry.sdk.trace import TracerProvider\n"
+        "trace.set_tracer_provider(TracerProvider())\n" + PAY + 'def refund(order_id: int):\n'
+        '    with trace.get_tracer("shop").start_as_current_span("mail") as span:\n'
+        '        span.set_attribute("mail.key", "aHVudGVyMi1odW50ZXIy")',
+        'audit.no_secrets("hunter2-hunter2")',
+        ["*'hunter2-hunter2' in base64 form in the span mail*"],
+    ),
+    "a secret in the spool": (
+        PAY + 'def refund(order_id: int):\n    import os, pathlib\n'
+        '    spool = pathlib.Path(os.environ["OTEL_AUDIT_SPOOL_DIR"])\n'
+        '    spool.mkdir(parents=True, exist_ok=True)\n'
+        '    (spool / "segment").write_bytes(b"hunter2-hunter2".hex().encode())',
+        'audit.no_secrets("hunter2-hunter2")',
+        ["*'hunter2-hunter2' in hex form in the spool's file segment*"],
+    ),
     "a read that writes": (
         '@app.get("/orders/{order_id}/refund")\ndef refund(order_id: int): change("read")',
         "audit.nothing()",
@@ -152,6 +173,10 @@ class TestWrongApplications:
         route, assertion, said = WRONG[wrong]
         if wrong == "an excluded path":
             monkeypatch.setenv("OTEL_AUDIT_EXCLUDE_PATHS", "/orders")
+        if wrong == "sampled":
+            rules = '[[rule]]\nname = "some"\npaths = ["/orders/**"]\nmethods = ["GET"]\n'
+            pytester.makefile(".toml", rules=f'{rules}level = "metadata"\nsample = 1000000\n')
+            monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(pytester.path / "rules.toml"))
         method = "get" if "app.get" in route else "post"
         test = (
             f"\ndef test_refund(client, audit):\n    client.{method}('/orders/1/refund')\n"
@@ -174,8 +199,7 @@ class TestCoverage:
         assert result.ret == 0
         result.stdout.fnmatch_lines(["*1 of 1 routes covered: 100 %*"])
 
-    @pytest.mark.parametrize("workers", ["0", "4"])
-    def test_every_hole_is_named(self, pytester, workers):
+    def test_every_hole_is_named(self, pytester):
         """New, hidden, mounted and silent routes, sockets; the same with and without workers."""
         more = """
 @app.post("/new")
@@ -208,20 +232,23 @@ def refused(): ...
         )
         names = ("a.md", "a.json", "a.xml")
         reports = [f"--audit-coverage-report={name}" for name in names]
-        result = suite(
-            pytester, COVERED + more, test, "-n", workers, "--audit-coverage", *reports
-        )  # fmt: skip
-        assert result.ret == 1
-        result.stdout.fnmatch_lines([
-            "DELETE /hidden: not recorded: its route says level none*",
-            "PUT /inner/deep: no test calls it",
-            "WEBSOCKET /live: no test calls it",
-            "POST /new: no test calls it",
-            "[*] /old/{path:path}: no test calls it",
-            "POST /refused: no test calls it with success, only with 403",
-            "1 of 7 routes covered, 6 at fault: 14 %",
-        ])  # fmt: skip
-        written = [(pytester.path / name).read_text() for name in names]
+        written: list[str] = []
+        for workers in ("0", "4"):
+            result = suite(
+                pytester, COVERED + more, test, "-n", workers, "--audit-coverage", *reports
+            )  # fmt: skip
+            assert result.ret == 1
+            result.stdout.fnmatch_lines([
+                "DELETE /hidden: not recorded: its route says level none*",
+                "PUT /inner/deep: no test calls it",
+                "WEBSOCKET /live: no test calls it",
+                "POST /new: no test calls it",
+                "[*] /old/{path:path}: no test calls it",
+                "POST /refused: no test calls it with success, only with 403",
+                "1 of 7 routes covered, 6 at fault: 14 %",
+            ])  # fmt: skip
+            earlier, written = written, [(pytester.path / name).read_text() for name in names]
+        assert written == earlier
         assert "| `POST /orders/{order_id}/refund` | 1 | 1 |" in written[0]
         assert '"verdict": "no test calls it"' in written[1]
         assert '<testsuite name="audit-coverage" tests="7" failures="6"' in written[2]
@@ -323,11 +350,54 @@ class TestBadInput:
         result.assert_outcomes(errors=1)
         result.stdout.fnmatch_lines(["*The fixture audit_store needs*otel-audit[[]testing[]]*"])
 
+    def test_a_server_that_is_not_there(self, pytester):
+        """The setting is named."""
+        pytester.makeini(
+            "[pytest]\naudit_app = shop:app\n"
+            "audit_server_dsn = postgresql://nobody@127.0.0.1:1/postgres\n"
+        )
+        result = suite(pytester, COVERED, "\ndef test_it(audit_store): ...\n")
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines(["*audit_server_dsn: *"])
+
     def test_a_report_of_another_kind(self, pytester):
         """Before any test runs."""
         result = suite(pytester, COVERED, CALL, "--audit-coverage", "--audit-coverage-report=a.txt")
         assert result.ret == 4
         result.stderr.fnmatch_lines(["*a.txt: expected a name with .md, .json or .xml*"])
+
+
+ASYNC_TEST = """
+async def test_refund(audit):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        await client.post("/orders/1/refund")
+    audit.recorded("order.refunded", target="order:1")
+"""
+
+
+@pytest.mark.slow
+class TestAsyncTests:
+    def test_of_pytest_asyncio(self, pytester):
+        """The fixture serves tests that are coroutines, and leaves nothing to the next."""
+        test = f"import httpx, pytest\nfrom shop import app\n{ASYNC_TEST}"
+        more = "\nasync def test_next(audit):\n    audit.nothing()\n"
+        pytester.makepyfile(shop=SHOP + COVERED, test_shop=test + more)
+        result = pytester.runpytest_subprocess("-p", "no:anyio", "-o", "asyncio_mode=auto",
+            "-o", "asyncio_default_fixture_loop_scope=function",
+        )  # fmt: skip
+        result.assert_outcomes(passed=2)
+
+    def test_of_anyio_on_both_loops(self, pytester):
+        """So it does on asyncio and on trio, by the plugin of anyio."""
+        pytester.makepyfile(
+            shop=SHOP + COVERED,
+            test_shop="import httpx, pytest\nfrom shop import app\npytestmark = pytest.mark.anyio\n"
+            '@pytest.fixture(params=["asyncio", "trio"])\n'
+            "def anyio_backend(request):\n    return request.param\n" + ASYNC_TEST,
+        )
+        result = pytester.runpytest_subprocess("-p", "no:asyncio")
+        result.assert_outcomes(passed=2)
 
 
 @pytest.mark.slow

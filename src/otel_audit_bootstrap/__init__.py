@@ -1,0 +1,106 @@
+"""What ``opentelemetry-instrument`` calls: it attaches the audit trail, or says that there is none.
+
+It needs the standard library alone. So whatever is wrong with otel-audit, with a package that it
+needs, or with a setting, there is somebody left to say so, and to end the process where it must be
+audited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+EXIT_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: what the process exits with where it must not run unaudited."""
+
+_REQUIRED: Final = "OTEL_AUDIT_REQUIRED"
+_NO: Final = frozenset({"", "0", "false", "no", "off", "n", "f"})
+_REQUIRED_IN_FILE: Final = re.compile(r"^[ \t]*required[ \t]*=[ \t]*true\b", re.MULTILINE)
+_logger = logging.getLogger("otel_audit")
+
+
+def pre_instrument() -> None:
+    """Entry point ``opentelemetry_pre_instrument``: attach, before any instrumentor runs.
+
+    Never raises: an exception would be logged and forgotten. With ``OTEL_AUDIT_REQUIRED=true`` the
+    process ends where auditing cannot start.
+    """
+    try:
+        # by its name: this module is the one that must be there when that one cannot be imported
+        importlib.import_module("otel_audit.instrument").pre_instrument()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the trail is not there
+        not_audited(_explained(error))
+
+
+def __getattr__(name: str) -> Any:
+    """Entry point ``opentelemetry_instrumentor``: the class, where it can be imported.
+
+    Raises:
+        ModuleNotFoundError: It cannot be. OpenTelemetry then skips it; after any other error it
+            would give up the application's tracing as well.
+    """
+    if name != "AuditInstrumentor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return importlib.import_module("otel_audit.instrument").AuditInstrumentor
+    except Exception as error:  # noqa: BLE001 - `pre_instrument` has said what it is
+        raise ModuleNotFoundError(_explained(error)) from None
+
+
+def not_audited(why: str) -> None:
+    """Say in one line that the application is not audited; end the process if it must be."""
+    message = f"THIS APPLICATION IS NOT AUDITED: {_one_line(why)}"
+    if not must_be_audited():
+        _logger.error(message)
+        return
+    refuse_to_start(message)
+
+
+def refuse_to_start(message: str) -> NoReturn:
+    """End the process at once; nothing of the application runs yet that could be cut short."""
+    # auto-instrumentation swallows exceptions, and an error in site start-up prints a traceback
+    # that buries the reason
+    sys.stderr.write(f"{message}\nRefusing to start, because {_REQUIRED} is set.\n")
+    sys.stderr.flush()
+    os._exit(EXIT_CONFIGURATION)
+
+
+def must_be_audited() -> bool:
+    """Tell whether the environment, or else the file, says ``required``, whatever else is wrong.
+
+    What is neither yes nor no counts as yes: somebody wanted to say something.
+    """
+    said = os.environ.get(_REQUIRED)
+    if said is not None:
+        return said.strip().lower() not in _NO
+    try:
+        text = Path(os.environ.get("OTEL_AUDIT_CONFIG_FILE") or os.devnull).read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+    try:
+        return tomllib.loads(text).get("required") is True
+    except (ValueError, RecursionError):
+        return _REQUIRED_IN_FILE.search(text) is not None
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"otel-audit cannot be imported: {error}; install it anew with what it needs"
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = "" if traceback is None else (
+        f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+    )  # fmt: skip
+    # not its message: that may quote a secret
+    return f"auditing could not be started [{type(error).__name__}{place}]"
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
