@@ -90,12 +90,16 @@ class BackgroundLoop:
         thread.join(timeout)
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.SelectorEventLoop()
-            self._thread = threading.Thread(
-                target=_serve, args=(self._loop,), name=self._name, daemon=True
-            )
-            self._thread.start()
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            loop = asyncio.SelectorEventLoop()
+            thread = threading.Thread(target=_serve, args=(loop,), name=self._name, daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                loop.close()
+                raise
+            # what belonged to a loop whose thread is gone can be used no more
+            self._loop, self._thread, self.kept = loop, thread, None
         return self._loop
 
 

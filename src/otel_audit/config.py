@@ -84,7 +84,7 @@ class JwtIssuer(BaseModel):
     Attributes:
         issuer: The `iss` of its tokens.
         algorithms: Signature algorithms that are accepted from it.
-        audience: The `aud` its tokens must carry.
+        audience: The `aud` its tokens must carry, or several: one of them is enough.
         key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
         jwks_url: Where its JWK set is fetched.
         jwks_file: File with its JWK set.
@@ -94,7 +94,7 @@ class JwtIssuer(BaseModel):
 
     issuer: str
     algorithms: Names
-    audience: str | None = None
+    audience: Names = ()
     key: SecretStr | None = None
     jwks_url: str | None = None
     jwks_file: Path | None = None
@@ -242,7 +242,9 @@ class AuditConfig(BaseSettings):
         "records then say that the actor is not verified.",
     )
     jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
-    jwt_audience: str | None = Field(None, description="The `aud` a token must carry.")
+    jwt_audience: Names = Field(
+        (), description="The `aud` a token must carry; of several, one is enough."
+    )
     jwt_issuer: str | None = Field(None, description="The `iss` a token must carry.")
     jwt_leeway: float = Field(
         0.0, ge=0, le=600, description="Seconds of clock difference that are forgiven."

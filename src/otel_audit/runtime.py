@@ -15,7 +15,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import (
+    UNCHECKED,
+    ActorOptions,
+    Bearer,
+    read_bearer,
+    resolve_actor,
+    subject_of,
+)
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -596,6 +603,7 @@ def _make_observer(
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
+        subject_of=functools.partial(subject_of, options=actor_options),
     )
 
 

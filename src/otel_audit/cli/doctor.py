@@ -209,14 +209,24 @@ def _load(target: str) -> Any:
 
 
 def _spool(config: AuditConfig) -> Check:
-    from otel_audit.pipeline.setup import own_destination, service_of_spool
+    from otel_audit.pipeline.setup import own_destination, service_of_spool, spool_sealing
     from otel_audit.pipeline.spool import inspect
 
-    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "")
+    try:
+        sealing = spool_sealing(config)
+    except OtelAuditError as error:
+        return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
+    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "", sealing)
+    if found.unusable:
+        return Check(
+            "spool", ok=False, detail=found.unusable,
+            remedy="; ".join(found.problems) or "mend it: the application would not start",
+        )  # fmt: skip
     if found.problems:
         usable = found.writable and found.private
         return Check(
-            "spool", ok=None if usable else False, detail=f"{found.directory}: {found.problems[0]}",
+            "spool", ok=None if usable and not found.stuck else False,
+            detail=f"{found.directory}: {found.problems[0]}",
             remedy="; ".join(found.problems[1:]) or "set OTEL_AUDIT_SPOOL_DIR accordingly",
         )  # fmt: skip
     left = f", {found.abandoned} left by ended processes" if found.abandoned else ""

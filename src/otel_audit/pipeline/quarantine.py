@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from otel_audit.durable import write_durably
 from otel_audit.errors import OtelAuditError, StoreError
 from otel_audit.pipeline.entries import read_back
 from otel_audit.pipeline.sink import Refused
@@ -114,6 +115,7 @@ class LocalQuarantine:
             home = prepare_service_directory(self._directory, self._service)
             try:
                 place = home.make(_NAME)
+                home.sync()
             except FileExistsError:
                 place = home.directory(_NAME)
             held = sum(place.held(path.name, at_most=self._max_bytes) for path in self.files())
@@ -251,8 +253,4 @@ def _is_there(place: OwnDirectory, name: str) -> bool:
 
 
 def _write(place: OwnDirectory, name: str, data: bytes) -> None:
-    opened = place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with open(opened, "wb") as file:  # noqa: PTH123 - a descriptor
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)

@@ -54,6 +54,7 @@ _PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 _ORDINARY_LENGTH: Final = 256
+_LONGEST_NAME: Final = 4_096
 
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
@@ -235,13 +236,18 @@ class Redactor:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
         return self._phrases(text)
 
-    def name(self, name: str) -> str:
-        """Redact what a program calls something: `token:create` is a name, and assigns nothing."""
-        if ":" in name and _joins_words(name):
+    def name(self, name: str, work: Work | None = None) -> str:
+        """Redact what a program calls something: `token:create` is a name, and assigns nothing.
+
+        Args:
+            name: The name.
+            work: As for `document`.
+        """
+        if ":" in name and len(name) <= _LONGEST_NAME and _joins_words(name):
             spelled = name.replace(":", "/")
-            if self.text(spelled) == spelled:
+            if self.text(spelled, work) == spelled:
                 return name
-        return self.text(name)
+        return self.text(name, work)
 
     def query(self, query_string: str, work: Work | None = None) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query.

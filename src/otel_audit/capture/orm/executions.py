@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import re
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import TextClause
+from sqlalchemy import DDL, TextClause
+from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.capture.orm.bulk import BulkReader, compiled_element
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element, text_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
-from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_autocommit
-from otel_audit.capture.orm.statements import find_control
+from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_committed
+from otel_audit.capture.orm.statements import Control, SqlText, Write
+from otel_audit.record import Change
 from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import Session
 
     from otel_audit.capture.orm.faults import Faults
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.selection import Selection
-    from otel_audit.record import Change
+
+
+_PART_WAY = "a later batch of the statement has failed"
+_OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+"""Where a text does it out of sight: what has ended the transaction is not certain."""
+
+
+class _Last(NamedTuple):
+    """The statement that a connection has described last.
+
+    Attributes:
+        context: Its execution context.
+        entry: Its entry.
+        sent: Rows that its batches have written so far; None where the driver does not say.
+    """
+
+    context: weakref.ref[Any]
+    entry: Change
+    sent: int | None
 
 
 class Executions:
@@ -49,9 +70,7 @@ class Executions:
         self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
             weakref.WeakKeyDictionary()
         )
-        self._last: weakref.WeakKeyDictionary[Connection, tuple[Any, Change]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
     def joined(self, session: Session, connection: Connection) -> None:
         """A session has begun to use a connection."""
@@ -66,13 +85,26 @@ class Executions:
         if not self._selection.takes_connection(connection):
             return
         try:
+            self._end_statement_before(connection, context)
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
             self._journal.write(connection, [untracked("update", "?", "?", type(error).__name__)])
             flushing = False
-        if not flushing:
+        if flushing:
+            return
+        if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
+            # more batches of the same statement may follow, which are counted with this one
+            self._journal.expect_more(connection)
+        else:
             self.end_if_autocommit(connection)
+
+    def _end_statement_before(self, connection: Connection, context: Any) -> None:
+        ledger = self._journal.find(connection)
+        if ledger is not None and ledger.autocommitted:
+            last = self._last.get(connection)
+            if last is None or last.context() is not context:
+                self._journal.end(connection, "committed")
 
     def _follow(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
@@ -89,13 +121,21 @@ class Executions:
             return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
-        if isinstance(element, TextClause | None) and self._controls(connection, statement):
-            return False
+        text = text_of(context, statement)
+        if text is not None:
+            self._follow_text(
+                connection,
+                text,
+                lambda step: self._bulk.describe_text(step, context, statement, parameters, cursor),
+            )
+            if not text.controls and _OBSCURE.search(statement):
+                self._journal.of(connection).obscure = True
+            return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
-            entries = self._bulk.describe(context, statement, parameters, cursor)
+            entries = self._bulk.describe(context, statement, cursor)
             self._journal.write(connection, entries)
             for entry in entries:
-                self._last[connection] = (weakref.ref(context), entry)
+                self._last[connection] = _Last(weakref.ref(context), entry, _row_count(cursor))
         return flush is not None
 
     def failed(self, context: ExceptionContext) -> None:
@@ -103,7 +143,12 @@ class Executions:
         connection = context.connection
         if connection is None:
             return
+        self._count_batches_sent(connection, context.execution_context)
         ledger = self._journal.find(connection)
+        if ledger is not None and ledger.autocommitted:
+            # the batches before the one that has failed
+            self._journal.end(connection, "committed")
+            ledger = None
         if ledger is not None and ledger.committing:
             self._journal.end(connection, commit_failure(context))
             return
@@ -134,6 +179,11 @@ class Executions:
         self._journal.write(connection, entries)
         self.end_if_autocommit(connection)
 
+    def writes_relation(self, connection: Connection, table: Table) -> bool:
+        """Whether a flush tells what is written to a table row by row, as of an association."""
+        flush = self._flushes.writing(self._sessions.get(connection, ()))
+        return flush is not None and self._flushes.writes_relation(flush, table)
+
     def _takes_any(self, sessions: Iterable[Session]) -> bool:
         selection = self._selection
         return not selection.by_session or any(map(selection.takes_session, sessions))
@@ -145,29 +195,50 @@ class Executions:
                 self._journal.of(connection).touch(current_scope())
 
     def end_if_autocommit(self, connection: Connection) -> None:
-        """Report at once what a connection in autocommit mode has written: it is committed."""
-        if is_autocommit(connection) and self._journal.find(connection) is not None:
-            self._journal.end(connection, "committed")
+        """Report at once what is committed already, as in autocommit mode."""
+        ledger = self._journal.find(connection)
+        if ledger is not None and not ledger.prepared and is_committed(connection):
+            self._journal.end(connection, "unknown" if ledger.obscure else "committed")
 
     def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:
         """One INSERT of many rows is sent in several batches: count them as one."""
         last = self._last.get(connection)
-        if last is None or last[0]() is not context:
+        if last is None or last.context() is not context:
             return False
-        entry = last[1]
-        rows = getattr(cursor, "rowcount", -1)
+        entry, rows = last.entry, _row_count(cursor)
+        sent = None if rows is None or last.sent is None else last.sent + rows
         counted = getattr(context, "compiled_parameters", None)
-        if entry.rows is not None and rows >= 0 and entry.rows != len(counted or ()):
+        if entry.rows is not None and rows is not None and entry.rows != len(counted or ()):
             amended = msgspec.structs.replace(entry, rows=entry.rows + rows)
-            if self._journal.of(connection).replace_last(current_scope(), entry, amended):
-                self._last[connection] = (last[0], amended)
+            if not self._journal.of(connection).replace_last(current_scope(), entry, amended):
+                # reported in the meantime: what follows is an entry of its own
+                amended = msgspec.structs.replace(entry, rows=rows, parameters=None)
+                self._journal.write(connection, [amended])
+            entry = amended
+        self._last[connection] = _Last(last.context, entry, sent)
         return True
 
-    def _controls(self, connection: Connection, statement: str) -> bool:
+    def _follow_text(
+        self, connection: Connection, text: SqlText, describe: Callable[[Write], list[Change]]
+    ) -> None:
+        """Note what a text writes, and what it does to the transaction, in its order."""
+        for step in text.steps:
+            if isinstance(step, Control):
+                self._control(connection, step)
+            else:
+                self._journal.write(connection, describe(step))
+
+    def _count_batches_sent(self, connection: Connection, context: Any) -> None:
+        """A batch of a statement has failed: the rows of the ones before it were written."""
+        last = self._last.get(connection)
+        ledger = self._journal.find(connection)
+        if last is None or ledger is None or context is None or last.context() is not context:
+            return
+        amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
+        ledger.replace_last(current_scope(), last.entry, amended)
+
+    def _control(self, connection: Connection, control: Control) -> None:
         """Follow an application that controls its transaction by texts of its own."""
-        control = find_control(statement)
-        if control is None:
-            return False
         if control.verb == "begin":
             self._journal.has_begun(connection)
         elif control.verb == "commit":
@@ -180,7 +251,11 @@ class Executions:
             self._journal.of(connection).release_savepoint(control.name)
         else:
             self._journal.undo_savepoint(connection, control.name, reopen=True)
-        return True
+
+
+def _row_count(cursor: Any) -> int | None:
+    rows = getattr(cursor, "rowcount", -1)
+    return rows if isinstance(rows, int) and rows >= 0 else None
 
 
 def _may_write(context: Any) -> bool:
@@ -191,5 +266,5 @@ def _may_write(context: Any) -> bool:
     if compiled is None:
         return not context.isddl
     return bool(getattr(compiled, "ctes", None)) or isinstance(
-        compiled_element(context), TextClause | SavepointClause | UpdateBase
+        compiled_element(context), TextClause | DDL | SavepointClause | UpdateBase
     )

@@ -19,7 +19,8 @@ from otel_audit.capture.orm.entities import (
     missing_before,
     overwritten,
 )
-from otel_audit.capture.orm.outcomes import is_autocommit
+from otel_audit.capture.orm.outcomes import is_autocommit, is_committed
+from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.record import Change, Operation
 from otel_audit.scope import current_scope
 
@@ -69,6 +70,7 @@ class Flush:
         sent: What was written, or may have been, to tables of captured classes; with the number of
             its connection's `rows` before it.
         short: Tables of which fewer rows were deleted than the flush asked for.
+        committed: Whether each statement is committed at once, by connection.
     """
 
     context: weakref.ref[UOWTransaction]
@@ -79,12 +81,21 @@ class Flush:
     taken: dict[Connection, bool] = field(default_factory=dict)
     sent: dict[tuple[Connection, Operation, Table], int] = field(default_factory=dict)
     short: set[str] = field(default_factory=set)
+    committed: dict[Connection, bool] = field(default_factory=dict)
 
     @property
     def writing(self) -> bool:
         """Whether it has come to write: a flush that finds nothing to do ends without a word."""
         context = self.context()
         return context is not None and getattr(context, "transaction", None) is not None
+
+    def note_fate(self, connection: Connection) -> None:
+        """See, at its first statement on a connection, whether a transaction is around it.
+
+        When the flush has failed it is too late: its rollback has ended what there was.
+        """
+        if connection not in self.committed:
+            self.committed[connection] = is_committed(connection)
 
 
 class Flushes:
@@ -188,14 +199,17 @@ class Flushes:
         """
         element = context.compiled.statement if context.compiled is not None else None
         table = table_of(element)
-        if "compiled_cache" in context.execution_options:
+        unit = flush.context()
+        mappers = () if unit is None else unit.mappers
+        if is_of_flush(element, context.execution_options, mappers):
+            flush.note_fate(connection)
             self._note_short(flush, context, table, cursor)
             self._note_sent(flush, connection, operation_of(context), table)
             return True
-        unit = flush.context()
         plan = None if unit is None else self._relations.of(table, unit.mappers)
         if plan is None or not isinstance(table, Table):
             return False
+        flush.note_fate(connection)
         operation = operation_of(context)
         for row in context.compiled_parameters:
             try:
@@ -206,8 +220,15 @@ class Flushes:
             flush.others.append((connection, change))
         return True
 
+    def writes_relation(self, flush: Flush, table: Table) -> bool:
+        """Whether a table holds the rows of an association between classes that a flush writes."""
+        unit = flush.context()
+        return unit is not None and self._relations.of(table, unit.mappers) is not None
+
     def note_sent(self, flush: Flush, connection: Connection, context: Any) -> None:
         """A statement of many rows has failed in a flush: some of them may be written."""
+        if connection not in flush.committed:
+            flush.committed[connection] = is_autocommit(connection)
         table = table_of(compiled_element(context))
         self._note_sent(flush, connection, operation_of(context), table)
 
@@ -261,18 +282,18 @@ class Flushes:
 
     def _left_by(self, flush: Flush) -> Iterator[tuple[Connection, Change]]:
         for connection, rows in flush.rows.items():
-            if is_autocommit(connection):
+            if flush.committed.get(connection):
                 for row in rows:
                     yield connection, _untold(row.operation, row.plan)
         for (connection, operation, table), first in flush.sent.items():
-            if not is_autocommit(connection):
+            if not flush.committed.get(connection):
                 continue
             rows = flush.rows.get(connection, [])
             plan = self._plans.of_table(table)
             # the mapper tells of its rows when it has written all of them
             if plan is not None and not any(_is_of(row, operation, table) for row in rows[first:]):
                 yield connection, _untold(operation, plan)
-        yield from ((one, change) for one, change in flush.others if is_autocommit(one))
+        yield from ((one, change) for one, change in flush.others if flush.committed.get(one))
 
     def _look_at(self, rows: list[Row], reader: Reader) -> None:
         try:

@@ -17,6 +17,7 @@ from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
 from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
+from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
 from otel_audit.record import Change, entity_reference
 
@@ -79,10 +80,13 @@ class ImageListeners:
     ) -> None:
         """Read the rows that a statement is about to affect."""
         statement = bare(statement)
-        if not isinstance(statement, Update | Delete) or "compiled_cache" in execution_options:
+        if not isinstance(statement, Update | Delete):
+            return
+        table = table_of(statement)
+        mapper = self._plans.mapper_of(table) if isinstance(table, Table) else None
+        if mapper is not None and is_of_flush(statement, execution_options, (mapper,)):
             return
         self._before.pop(connection, None)
-        table = table_of(statement)
         if not isinstance(table, Table) or not self._takes(connection, table):
             return
         if len(multiparams) > 1:
@@ -132,6 +136,7 @@ class ImageListeners:
             and bool(table.primary_key.columns)
             and self._selection.takes_table(table)
             and self._selection.takes_connection(connection)
+            and not self._executions.writes_relation(connection, table)
         )
 
     def _describe(self, before: _Before, after: dict[tuple[Any, ...], _Row]) -> Iterator[Change]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from otel_audit.aside import Pages, Room
 from otel_audit.capture.orm.ledger import Ledger, Owner, Told
-from otel_audit.capture.orm.outcomes import in_transaction
+from otel_audit.capture.orm.outcomes import in_transaction, is_committed, reset_outcome
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import current_scope
 
@@ -67,6 +67,7 @@ class Journal:
         self._report_gone()
         number = id(connection)
         ledger = Ledger(self._room, self._options.keep_rolled_back)
+        ledger.reset_outcome = reset_outcome(connection)
         # one that is thrown away unclosed is rolled back by its pool
         reference = weakref.ref(connection, lambda _: self._lost(number))
         self._ledgers[number] = (reference, ledger)
@@ -91,6 +92,12 @@ class Journal:
         for owner, number in ledger.undo_savepoint(name, reopen=reopen).items():
             if owner is not None and number:
                 owner.note_savepoint_rollback(number)
+
+    def expect_more(self, connection: Connection) -> None:
+        """A batch of a statement was executed, and further ones may follow."""
+        ledger = self.find(connection)
+        if ledger is not None:
+            ledger.autocommitted = is_committed(connection)
 
     def begins(self, connection: Connection) -> None:
         """A transaction begins, and the one before, if any, has ended.
@@ -118,6 +125,9 @@ class Journal:
         ledger = self.find(connection)
         if ledger is None:
             return
+        if ledger.autocommitted:
+            self.end(connection, "committed")
+            return
         if connection.invalidated:  # SQLAlchemy will refuse: there is nothing left to commit
             self.end(connection, "unknown" if ledger.prepared else "rolled_back")
             return
@@ -139,7 +149,7 @@ class Journal:
         """A ROLLBACK is about to be sent, or need not be."""
         ledger = self.find(connection)
         if ledger is not None:
-            self.end(connection, "rolled_back")
+            self.end(connection, "committed" if ledger.autocommitted else "rolled_back")
 
     def settle(self) -> None:
         """Report every commit that has been answered.
@@ -167,14 +177,22 @@ class Journal:
         """
         for _, ledger in list(self._ledgers.values()):
             if ledger.committing and ledger.driver_connection is driver_connection:
-                ledger.unsent = unfinished or in_transaction(driver_connection)
+                # a pool that commits sends the COMMIT that was kept from being sent
+                ledger.unsent = ledger.reset_outcome != "committed" and (
+                    unfinished or in_transaction(driver_connection)
+                )
 
     def _settle(self, driver_connection: object | None) -> None:
         for number in list(self._ledgers):
             found = self._ledgers.get(number)
-            if found is None or not found[1].committing:
+            if found is None:
                 continue
             reference, ledger = found
+            if ledger.autocommitted and driver_connection is None:
+                self._end(number, "committed")
+                continue
+            if not ledger.committing:
+                continue
             if driver_connection is not None and ledger.driver_connection is not driver_connection:
                 continue
             connection = reference()
@@ -203,7 +221,8 @@ class Journal:
         if found is not None:
             ledger = found[1]
             if ledger.committing:
-                ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
+                if ledger.reset_outcome != "committed":
+                    ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
                 ledger.driver_connection = None
             self._gone.append(ledger)
 
@@ -217,8 +236,10 @@ class Journal:
                 self._finish(ledger, "unknown")
             elif ledger.committing:
                 self._finish(ledger, "committed" if ledger.aborted is False else "unknown")
+            elif ledger.autocommitted:
+                self._finish(ledger, "committed")
             else:
-                self._finish(ledger, "rolled_back")
+                self._finish(ledger, "rolled_back" if ledger.aborted else ledger.reset_outcome)
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
         found = self._ledgers.pop(number, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from otel_audit.aside import Pages, Room
-from otel_audit.record import Change
+from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class Ledger:
         unsent: Whether that COMMIT was not sent, as far as the driver shows.
         driver_connection: The driver's connection, once a COMMIT was announced.
         prepared: Whether the first phase of a two-phase commit was sent.
+        autocommitted: Whether all of it is committed already, though more batches of the last
+            statement may follow.
+        obscure: Whether a text of the application's may have undone it, or kept it for later.
+        reset_outcome: What becomes of it if the connection is thrown away.
     """
 
     room: Room = field(default_factory=Room)
@@ -90,6 +94,9 @@ class Ledger:
     unsent: bool = False
     driver_connection: Any = None
     prepared: bool = False
+    autocommitted: bool = False
+    obscure: bool = False
+    reset_outcome: TransactionOutcome = "rolled_back"
 
     def __post_init__(self) -> None:
         self.frames = [Frame(self.room)]

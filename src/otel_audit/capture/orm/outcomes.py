@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 
+from otel_audit.record import TransactionOutcome
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
@@ -19,8 +21,15 @@ _UNCERTAIN_STATES = frozenset({"40003"})
 """SQLSTATEs that leave a commit's fate open: connection, shutdown, system, internal errors, and
 "statement completion unknown" (PostgreSQL documentation, appendix A)."""
 
-_NOT_OPEN = (0, 4)
-"""What libpq calls idle, and unknown, as of a closed connection (PQtransactionStatus)."""
+_IDLE, _UNKNOWN = 0, 4
+"""What libpq says of a connection without a transaction, and of a closed one
+(PQtransactionStatus)."""
+
+_RESETS: dict[str, TransactionOutcome] = {
+    "reset_rollback": "rolled_back",
+    "reset_commit": "committed",
+}
+"""What becomes of a transaction by SQLAlchemy's `reset_on_return`; without a reset it goes on."""
 
 
 def commit_failure(context: ExceptionContext) -> CommitFailure:
@@ -65,15 +74,39 @@ def dooms_transaction(context: ExceptionContext) -> bool | None:
 
 
 def is_autocommit(connection: Connection) -> bool:
-    """Whether a connection commits each statement by itself."""
-    chosen = connection.get_execution_options().get("isolation_level")
-    if chosen is not None:
-        return bool(chosen == "AUTOCOMMIT")
-    return getattr(connection.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
+    """Whether a connection commits each statement by itself.
+
+    The driver's own connection knows: an option of SQLAlchemy's is one of several ways to that
+    state, and says nothing of a BEGIN that the application sends itself.
+    """
+    driver_connection = connection.connection.dbapi_connection
+    if transaction_state(driver_connection):
+        return False
+    setting = _autocommit_setting(driver_connection)
+    return _is_autocommit_chosen(connection) if setting is None else setting
+
+
+def is_committed(connection: Connection) -> bool:
+    """Whether a write that has just succeeded is committed already.
+
+    It is if the driver shows no transaction around it: in autocommit mode, however that was
+    chosen, or where the statement's own text has ended the transaction.
+    """
+    state = transaction_state(connection.connection.dbapi_connection)
+    return is_autocommit(connection) if state is None else not state
 
 
 def in_transaction(driver_connection: Any) -> bool:
     """Whether a driver's connection has a transaction open; False where the driver does not say.
+
+    Args:
+        driver_connection: The driver's, or SQLAlchemy's adapter of an asynchronous one.
+    """
+    return bool(transaction_state(driver_connection))
+
+
+def transaction_state(driver_connection: Any) -> bool | None:
+    """Whether a driver's connection has a transaction open; None where the driver does not say.
 
     Args:
         driver_connection: The driver's, or SQLAlchemy's adapter of an asynchronous one.
@@ -83,8 +116,41 @@ def in_transaction(driver_connection: Any) -> bool:
         if told is None:
             told = _transaction_state(getattr(driver_connection, "driver_connection", None))
     except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
+        return None
+    return told
+
+
+def reset_outcome(connection: Connection) -> TransactionOutcome:
+    """What its pool makes of a transaction with which a connection is thrown away.
+
+    An asynchronous connection cannot be talked to at that moment: it is cut off.
+    """
+    if connection.dialect.is_async:
+        return "rolled_back"
+    style = getattr(getattr(connection.engine.pool, "_reset_on_return", None), "name", "")
+    return _RESETS.get(style, "unknown")
+
+
+def _autocommit_setting(driver_connection: Any) -> bool | None:
+    found = getattr(driver_connection, "autocommit", None)
+    if isinstance(found, bool):  # psycopg, psycopg2, asyncpg's adapter, sqlite3 from 3.12 on
+        return found
+    if hasattr(driver_connection, "isolation_level"):  # sqlite3: None means that it sends no BEGIN
+        return driver_connection.isolation_level is None
+    return None
+
+
+def _is_autocommit_chosen(connection: Connection) -> bool:
+    chosen = connection.get_execution_options().get("isolation_level")
+    if chosen is not None:
+        return bool(chosen == "AUTOCOMMIT")
+    if getattr(connection.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT":
+        return True
+    ask = getattr(connection.dialect, "detect_autocommit_setting", None)  # SQLAlchemy 2.0.43
+    try:
+        return ask is not None and bool(ask(connection.connection.dbapi_connection))
+    except Exception:  # noqa: BLE001 - NotImplementedError, or a driver that cannot be asked
         return False
-    return bool(told)
 
 
 def _transaction_state(connection: Any) -> bool | None:
@@ -97,7 +163,7 @@ def _transaction_state(connection: Any) -> bool | None:
     if callable(ask):
         return bool(ask())
     status = getattr(getattr(connection, "info", None), "transaction_status", None)  # psycopg
-    return None if status is None else int(status) not in _NOT_OPEN
+    return None if status is None or status == _UNKNOWN else int(status) != _IDLE
 
 
 def sqlstate(error: BaseException) -> str | None:

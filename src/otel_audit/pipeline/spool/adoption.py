@@ -6,12 +6,13 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from otel_audit.complaints import complain
 from otel_audit.pipeline.spool.directory import (
     LABEL,
     LARGEST_FILE,
@@ -22,6 +23,7 @@ from otel_audit.pipeline.spool.directory import (
     segments_in,
     slug,
     spools_in,
+    withdraw,
 )
 from otel_audit.pipeline.spool.errors import SealError
 from otel_audit.pipeline.spool.filesystem import file_system
@@ -34,8 +36,9 @@ from otel_audit.pipeline.spool.frames import (
     record_name,
     scan,
 )
-from otel_audit.pipeline.spool.label import FORMAT, Label, belongs_elsewhere
-from otel_audit.pipeline.spool.locks import lock_if_dead, release
+from otel_audit.pipeline.spool.label import FORMAT, Label, belongs_elsewhere, boot_id
+from otel_audit.pipeline.spool.leases import forget, has_expired, locks_reach
+from otel_audit.pipeline.spool.locks import LOCK, create_lock, lock_if_dead, release
 from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
 
@@ -46,7 +49,6 @@ _OTHER_DESTINATION: Final = (
     f"application. If the store has moved, remove {LABEL} in the spools that belong to it"
 )
 _log = logging.getLogger("otel_audit")
-_warned: set[tuple[Path, str]] = set()
 
 
 class Recovered(NamedTuple):
@@ -188,7 +190,10 @@ class AbandonedSpool:
                     self._place.unlink(segment)
             if survey.report.unreadable or survey.report.foreign:
                 return False
+            withdraw(self._home, self._place)
+            self.release()
             remove_empty(self._home, self._place)
+            forget(self._place)
         except OSError as error:
             _warn_once(self.path, f"cannot be removed: {error.strerror}")
             return False
@@ -279,9 +284,9 @@ def adopt(
 ) -> list[AbandonedSpool]:
     """Lock the spools that dead processes of this service left.
 
-    Left alone, with one line in the log: spools of another version of the format, of a key that is
-    not this one, of another destination, and, on file systems whose locks may not reach other
-    hosts, of another host.
+    Left alone, with a line in the log: spools of another version of the format, of a key that is
+    not this one, and of another destination. On file systems whose locks may not reach other
+    machines, a spool of another machine is taken once its lease has expired.
 
     Args:
         directory: The same as for `open_spool`.
@@ -327,15 +332,24 @@ def _adopt(
 ) -> AbandonedSpool | None:
     place = home.directory(name)
     path = place.path
-    lock = lock_if_dead(place)
+    lock = _locked(place)
     if lock is None:
         return None
     try:
         label = read_label(place)
         obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
+        lives = (
+            obstacle is None
+            and label is not None
+            and needs_lease(path, label)
+            and not has_expired(place)
+        )
     except BaseException:
         release(lock)
         raise
+    if lives:
+        release(lock)
+        return None
     if obstacle is None and label is not None and belongs_elsewhere(label, destination):
         release(lock)
         _warn_once(path.parent, _OTHER_DESTINATION)
@@ -345,6 +359,51 @@ def _adopt(
     release(lock)
     _warn_once(path, f"is left alone: {obstacle}")
     return None
+
+
+def _locked(place: OwnDirectory) -> int | None:
+    """Take the lock of a dead process's spool, also one whose lock a power loss took away."""
+    try:
+        return lock_if_dead(place)
+    except FileNotFoundError:
+        pass
+    missing = missing_lock(place)
+    if missing is None:
+        return None
+    if missing:
+        _warn_once(place.path, missing)
+        return None
+    with suppress(FileExistsError):
+        return create_lock(place)
+    return None
+
+
+def missing_lock(place: OwnDirectory) -> str | None:
+    """Say what to do about a spool that has no lock.
+
+    Returns:
+        None where it is being removed; empty where its process is dead for sure; else a sentence.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not bytes_in(place):
+        return None
+    label = read_label(place)
+    if label is not None and label.host == socket.gethostname():
+        booted = boot_id()
+        if label.boot_id and booted and label.boot_id != booted:
+            return ""
+    process = "" if label is None else f" {label.pid} of host {label.host}"
+    return (
+        f"has no file {LOCK}, so nobody can tell whether its process{process} lives; if it does "
+        f"not, make that file in it, empty and with mode 0600"
+    )
+
+
+def needs_lease(path: Path, label: Label) -> bool:
+    """Tell whether a lock that was taken here does not prove that the spool's process is dead."""
+    return file_system(path).shared and not locks_reach(path, label)
 
 
 def obstacle_to_adoption(
@@ -357,9 +416,30 @@ def obstacle_to_adoption(
         return "it is another service's"
     if label.key_id and (sealing is None or sealing.key_id != label.key_id):
         return "it is encrypted with a key that OTEL_AUDIT_SPOOL_KEY does not hold"
-    if label.host != socket.gethostname() and file_system(path).shared:
-        return f"it is of host {label.host}, and locks may not reach there on this file system"
-    return None
+    return _out_of_reach(path, label)
+
+
+def _out_of_reach(path: Path, label: Label) -> str | None:
+    """Say why nobody here can tell whether a process of another machine lives; None if one can.
+
+    A process of an earlier version renews no lease.
+    """
+    found = file_system(path)
+    if not found.shared or locks_reach(path, label):
+        return None
+    if not label.lease and label.host == socket.gethostname():
+        return None
+    if label.lease and found.coherent:
+        return None
+    why = (
+        f"{found.kind} is mounted with a cache that hides what other machines write"
+        if label.lease
+        else "it is of an earlier version, which renews no lease"
+    )
+    return (
+        f"it is of host {label.host}, where locks on {found.kind} may not reach, and {why}; if "
+        f"that process is gone, remove {LABEL} in it, and any process of the service adopts it"
+    )
 
 
 def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:
@@ -387,7 +467,5 @@ def _note_unreadable(report: RecoveryReport, segment: Path, error: Exception) ->
 
 
 def _warn_once(path: Path, what: str) -> None:
-    """Say it once for each process: adopters come by every few seconds."""
-    if (path, what) not in _warned:
-        _warned.add((path, what))
-        _log.warning("audit spool %s %s", path, what)
+    """Say it, and again only now and then: adopters come by every few seconds."""
+    complain(_log, f"{path} {what}", "audit spool %s %s", path, what, level=logging.WARNING)

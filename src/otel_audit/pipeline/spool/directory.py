@@ -13,10 +13,13 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from errno import EACCES, EDQUOT, EEXIST, ELOOP, ENOLCK, ENOSPC, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
 from pathlib import Path
 from typing import Final
 
+from otel_audit.complaints import complain
+from otel_audit.durable import sync_directory, write_durably
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.frames import MAX_PAYLOAD_BYTES
@@ -123,13 +126,12 @@ def open_home(directory: Path, service: str) -> OwnDirectory | None:
     return home if home.exists else None
 
 
-def create(home: OwnDirectory, label: Label, *, durable: bool) -> tuple[OwnDirectory, int]:
-    """Make a spool's directory, locked and labelled.
+def create(home: OwnDirectory, label: Label) -> tuple[OwnDirectory, int]:
+    """Make a spool's directory, locked and labelled, and on disk before it has its name.
 
     Args:
         home: The service's directory.
         label: What to write into it.
-        durable: Whether to wait until it is on disk.
 
     Returns:
         The directory, and the file descriptor that holds its lock.
@@ -148,13 +150,14 @@ def create(home: OwnDirectory, label: Label, *, durable: bool) -> tuple[OwnDirec
                 "name a directory on a local one"
             )
         try:
-            _write(newborn, LABEL, encode_label(label), durable=durable)
+            label = replace(label, device=newborn.stat().st_dev)
+            _write(newborn, LABEL, encode_label(label))
+            # its entries before its name: a spool without its lock would be nobody's to adopt
+            newborn.sync()
             home.rename(name, label.producer_id)
             newborn.path = home.path / label.producer_id
-            if durable:
-                newborn.sync()
-                home.sync()
-                sync_directory(home.path.parent)
+            home.sync()
+            sync_directory(home.path.parent)
         except BaseException:
             release(lock)
             raise
@@ -205,29 +208,27 @@ def bytes_in(spool: OwnDirectory) -> int:
         return 0
 
 
+def withdraw(home: OwnDirectory, spool: OwnDirectory) -> None:
+    """Have no adopter look at a spool any more; whoever calls holds its lock.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    # gone where another host adopted it, too, as locks do not reach from one to the other
+    with suppress(FileNotFoundError):
+        home.rename(spool.path.name, f"{_DYING}{spool.path.name}")
+
+
 def remove_empty(home: OwnDirectory, spool: OwnDirectory) -> None:
-    """Remove a spool that has no segments left; whoever calls holds its lock.
+    """Remove a spool that was withdrawn and has no segments left, after its lock was given back.
+
+    A file that is removed while it is open stays on FUSE and NFS, under another name.
 
     Raises:
         OSError: Something cannot be removed.
     """
-    # from here on it is no adopter's business, although it loses its lock before it is gone
-    dying = f"{_DYING}{spool.path.name}"
-    home.rename(spool.path.name, dying)
-    _dismantle(home, dying, spool)
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's entries to disk.
-
-    Raises:
-        OSError: The file system refuses.
-    """
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    with suppress(FileNotFoundError):
+        _dismantle(home, f"{_DYING}{spool.path.name}", spool)
 
 
 def _make_private(home: Path) -> None:
@@ -254,22 +255,62 @@ def _is_open_to_others(path: Path) -> bool:
 
 def _claim(home: OwnDirectory, service: str) -> None:
     name = service.encode("utf-8", "surrogateescape")
-    try:
-        found = _read(home, OWNER)
-    except (FileNotFoundError, ForeignError) as error:
-        if isinstance(error, ForeignError):
-            report_foreign(error.path, error.why)
+    if _is_unclaimed(home, service):
         # renamed into place, so that nobody reads it half-written
         draft = f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
-        _write(home, draft, name, durable=False)
+        _write(home, draft, name)
         home.rename(draft, OWNER)
-        found = _read(home, OWNER)
-    if found != name:
+        home.sync()
+    if _read(home, OWNER) != name:
         raise ConfigurationError(
             f"{DIR_SETTING}: {home.path} is the spool of another service, whose name differs from "
             "this one's in its spelling only; set another OTEL_SERVICE_NAME, or name another "
             "directory"
         )
+
+
+def claim_problem(home: OwnDirectory, service: str) -> str | None:
+    """Say why a service could not use its directory as it is; None where it could.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    name = service.encode("utf-8", "surrogateescape")
+    if _is_unclaimed(home, service) or _read(home, OWNER) == name:
+        return None
+    return f"{home.path} is the spool of another service; set another OTEL_SERVICE_NAME"
+
+
+def _is_unclaimed(home: OwnDirectory, service: str) -> bool:
+    """Tell whether nobody has said whose it is, or what was said was lost in a power failure."""
+    name = service.encode("utf-8", "surrogateescape")
+    try:
+        found = _read(home, OWNER)
+    except FileNotFoundError:
+        return True
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+        return True
+    if found == name or not (name.startswith(found) or b"\0" in found):
+        return False
+    # empty, cut off, or blocks that were never written: then the labels of its spools decide
+    others = {label.service for label in _labels_in(home)} - {service}
+    if others:
+        return False
+    complain(
+        _log, f"claim {home.path}",
+        "audit spool %s: its file %s is damaged, as a power loss can leave it, and written anew",
+        ascii(str(home.path)), OWNER, level=logging.WARNING,
+    )  # fmt: skip
+    return True
+
+
+def _labels_in(home: OwnDirectory) -> Iterator[Label]:
+    for name in spools_in(home):
+        with suppress(OSError):
+            label = read_label(home.directory(name))
+            if label is not None:
+                yield label
 
 
 def _sweep(home: OwnDirectory) -> None:
@@ -294,13 +335,8 @@ def _read(place: OwnDirectory, name: str) -> bytes:
         return file.read(_SMALL_FILE)
 
 
-def _write(place: OwnDirectory, name: str, data: bytes, *, durable: bool) -> None:
-    opened = place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with open(opened, "wb") as file:  # noqa: PTH123 - a descriptor
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
+def _write(place: OwnDirectory, name: str, data: bytes) -> None:
+    write_durably(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)
 
 
 @contextmanager

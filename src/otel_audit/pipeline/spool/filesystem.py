@@ -13,6 +13,7 @@ _VOLATILE: Final = {"tmpfs", "ramfs", "rootfs", "overlay", "aufs"}
 _NFS: Final = {"nfs", "nfs4"}
 _NFS_WITHOUT_LOCKS: Final = {"nolock", "local_lock=flock", "local_lock=all"}
 _SHARED: Final = {"9p", "virtiofs", "cifs", "smb3", "ceph", "lustre", "afs", "glusterfs"}
+_INCOHERENT: Final = {"cache=loose", "cache=fscache", "loose", "fscache"}
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -39,9 +40,14 @@ class FileSystem:
         return not (self.kind in _NFS and self.options & _NFS_WITHOUT_LOCKS)
 
     @property
+    def coherent(self) -> bool:
+        """Whether what one client has written is seen by the others; False only if known."""
+        return not (self.kind == "9p" and self.options & _INCOHERENT)
+
+    @property
     def shared(self) -> bool:
         """Whether other hosts may use it, and locks may not reach them."""
-        return self.kind in _SHARED or self.kind.startswith("fuse.")
+        return self.kind in _SHARED or self.kind == "fuse" or self.kind.startswith("fuse.")
 
 
 def file_system(path: Path) -> FileSystem:

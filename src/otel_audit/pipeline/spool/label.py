@@ -29,6 +29,9 @@ class Label:
         started_at: Unix nanoseconds.
         key_id: Which key seals its payloads; empty where they are in clear.
         destination: Digest of where its records belong; empty where the writer did not say.
+        device: Number of the mounted file system that the writer sees it on; 0 where unknown.
+        lease: Seconds within which the writer touches its lock's file, as long as it lives; 0
+            where it does not.
     """
 
     format: int = -1
@@ -40,6 +43,8 @@ class Label:
     started_at: int = 0
     key_id: str = ""
     destination: str = ""
+    device: int = 0
+    lease: float = 0.0
 
 
 def belongs_elsewhere(label: Label, destination: str | None) -> bool:
@@ -48,7 +53,7 @@ def belongs_elsewhere(label: Label, destination: str | None) -> bool:
 
 
 def label_of_this_process(
-    service: str, producer_id: str, key_id: str, destination: str = ""
+    service: str, producer_id: str, key_id: str, destination: str = "", lease: float = 0.0
 ) -> Label:
     """Describe this process."""
     return Label(
@@ -57,10 +62,11 @@ def label_of_this_process(
         producer_id=producer_id,
         pid=os.getpid(),
         host=socket.gethostname(),
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
         started_at=time.time_ns(),
         key_id=key_id,
         destination=destination,
+        lease=lease,
     )
 
 
@@ -90,7 +96,8 @@ def decode_label(text: bytes) -> Label | None:
     )
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Name the boot of this machine's kernel; empty where the system does not tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

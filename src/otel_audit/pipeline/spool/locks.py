@@ -45,13 +45,11 @@ def lock_if_dead(spool: OwnDirectory) -> int | None:
 
     Raises:
         ForeignError: The lock's file is not ours.
+        FileNotFoundError: There is none: it was removed meanwhile, a power loss took it, or
+            somebody deleted it and its holder may live.
         OSError: The lock's file cannot be opened or locked.
     """
-    try:
-        held = spool.open(LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        # removed meanwhile, or somebody deleted the lock and its holder may live
-        return None
+    held = spool.open(LOCK, os.O_RDWR)
     if _lock(held) and is_still(spool, LOCK, held):
         _held.add(held)
         return held

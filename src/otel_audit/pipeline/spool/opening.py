@@ -8,7 +8,9 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.spool.directory import DIR_SETTING, create, prepare_service_directory
 from otel_audit.pipeline.spool.errors import SpoolWriteError
+from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.label import label_of_this_process
+from otel_audit.pipeline.spool.leases import RENEWED_WITHIN
 from otel_audit.pipeline.spool.locks import release
 from otel_audit.pipeline.spool.sealing import Sealing
 from otel_audit.pipeline.spool.settings import MIB, Fsync, SpoolSettings
@@ -76,10 +78,13 @@ def reopen(spool: Spool) -> Spool:
 def _open(settings: SpoolSettings, producer_id: str) -> Spool:
     home = prepare_service_directory(settings.directory, settings.service)
     key_id = "" if settings.sealing is None else settings.sealing.key_id
-    label = label_of_this_process(settings.service, producer_id, key_id, settings.destination)
-    place, lock = create(home, label, durable=settings.fsync != "never")
+    lease = RENEWED_WITHIN if file_system(home.path).shared else 0.0
+    label = label_of_this_process(
+        settings.service, producer_id, key_id, settings.destination, lease
+    )
+    place, lock = create(home, label)
     try:
-        return Spool(settings, home, place, lock)
+        return Spool(settings, home, place, lock, leased=bool(lease))
     except SpoolWriteError as error:
         release(lock)
         raise ConfigurationError(f"{DIR_SETTING}: {place.path}: {error}") from error

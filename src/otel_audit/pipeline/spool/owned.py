@@ -17,6 +17,8 @@ from errno import ENOTDIR, EPERM
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from otel_audit.durable import sync_open_directory
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # a FIFO or a device without O_NONBLOCK waits for whoever planted it
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -88,7 +90,11 @@ class OwnDirectory:
     @property
     def exists(self) -> bool:
         """Whether it has not been removed."""
-        return os.fstat(self._fd).st_nlink > 0
+        try:
+            return os.fstat(self._fd).st_nlink > 0
+        except OSError:
+            # FUSE and NFS ask for it by its name
+            return False
 
     def stat(self) -> os.stat_result:
         """Tell owner, mode and times of the directory itself."""
@@ -200,7 +206,7 @@ class OwnDirectory:
 
     def sync(self) -> None:
         """Bring its entries to disk; raises OSError."""
-        os.fsync(self._fd)
+        sync_open_directory(self._fd)
 
     def close(self) -> None:
         """Close it; a second time does nothing."""

@@ -100,8 +100,9 @@ class Segments:
             OSError: The file cannot be removed.
         """
         segment = self._segments[0]
-        segment.place.unlink(segment.name)
+        # closed first: what is removed while it is open stays on FUSE and NFS, under another name
         segment.close()
+        segment.place.unlink(segment.name)
         self._segments.popleft()
         self.bytes -= segment.size
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 from otel_audit.pipeline.spool.actions import OpenActions
 from otel_audit.pipeline.spool.bound import Bound
 from otel_audit.pipeline.spool.complaints import Complaints
-from otel_audit.pipeline.spool.directory import remove_empty
+from otel_audit.pipeline.spool.directory import remove_empty, withdraw
 from otel_audit.pipeline.spool.errors import (
     SealError,
     SpoolClosedError,
@@ -32,6 +32,7 @@ from otel_audit.pipeline.spool.frames import (
     record_key,
     record_name,
 )
+from otel_audit.pipeline.spool.leases import Lease
 from otel_audit.pipeline.spool.locks import LOCK, is_still, release
 from otel_audit.pipeline.spool.outstanding import Outstanding
 from otel_audit.pipeline.spool.owned import OwnDirectory
@@ -81,9 +82,22 @@ class Spool:
     """
 
     def __init__(
-        self, settings: SpoolSettings, home: OwnDirectory, place: OwnDirectory, lock: int
+        self,
+        settings: SpoolSettings,
+        home: OwnDirectory,
+        place: OwnDirectory,
+        lock: int,
+        *,
+        leased: bool = False,
     ) -> None:
         """Take over a directory that was just made, and its lock.
+
+        Args:
+            settings: What it was opened with.
+            home: The service's directory.
+            place: The spool's.
+            lock: The file descriptor that holds its lock.
+            leased: Whether others can tell only by the lock's file that this process lives.
 
         Raises:
             SpoolWriteError: The first segment cannot be made.
@@ -113,6 +127,7 @@ class Spool:
         self._segments_synced = 0
         self._sync_failed_through = 0
         self._looked_around = time.monotonic()
+        self._lease = Lease(lock) if leased else None
         self._complaints = Complaints(path)
         _spools.add(self)
 
@@ -228,6 +243,8 @@ class Spool:
                 return self.synced
             if time.monotonic() - self._looked_around >= _LOOK_AROUND_SECONDS:
                 self._looked_around = time.monotonic()
+                if self._lease is not None:
+                    self._lease.renew()
                 self._look_around()
                 self._free()
             if self.settings.fsync != "never" and self._synced != self._segments.appended:
@@ -296,8 +313,10 @@ class Spool:
                 self._closed = True
                 done = not self._outstanding and not self._actions
             self._segments.close()
-            done = done and self._remove()
-            release(self._lock_file)
+            if done:
+                done = self._remove()
+            else:
+                release(self._lock_file)
             _spools.discard(self)
             return done
 
@@ -420,7 +439,11 @@ class Spool:
 
     def _remove(self) -> bool:
         try:
-            self._segments.remove()
+            try:
+                self._segments.remove()
+                withdraw(self._home, self._place)
+            finally:
+                release(self._lock_file)
             remove_empty(self._home, self._place)
         except OSError as error:
             self._complaints.say(f"the emptied spool cannot be removed ({error.strerror})")

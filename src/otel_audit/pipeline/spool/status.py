@@ -5,22 +5,32 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from otel_audit.errors import OtelAuditError
+from otel_audit.pipeline.spool.adoption import missing_lock, obstacle_to_adoption
 from otel_audit.pipeline.spool.directory import (
     LABEL,
     LARGEST_FILE,
     bytes_in,
+    claim_problem,
     read_label,
     segments_in,
+    slug,
     spools_in,
 )
 from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.label import belongs_elsewhere
 from otel_audit.pipeline.spool.locks import lock_if_dead, release
+from otel_audit.pipeline.spool.opening import open_spool
 from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, danger_above
+from otel_audit.pipeline.spool.sealing import Sealing
+
+_LISTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class SpoolStatus:
         abandoned: Spools whose process is gone.
         oldest_age: Seconds since the oldest abandoned spool was last written; None without one.
         problems: What is wrong and what to do, one sentence each.
+        stuck: Spools of ended processes that nobody adopts unless somebody does something.
+        unusable: Why the service cannot start with its directory as it is; empty where it can.
     """
 
     directory: Path
@@ -54,15 +66,20 @@ class SpoolStatus:
     abandoned: int
     oldest_age: float | None
     problems: tuple[str, ...]
+    stuck: int = 0
+    unusable: str = ""
 
 
-def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolStatus:
+def inspect(
+    directory: Path, service: str = "", destination: str = "", sealing: Sealing | None = None
+) -> SpoolStatus:
     """Look at the spools of all services in a directory.
 
     Args:
         directory: As given to `open_spool`; it need not exist.
         service: Whose spools are to be looked at for another destination, if any.
         destination: Digest of the destination that they should have.
+        sealing: The key that its payloads are sealed with, if they are.
 
     Returns:
         What was found. Never raises: what cannot be seen is among the problems.
@@ -85,12 +102,12 @@ def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolS
         danger = danger_above(directory)
         if danger is not None:
             problems.append(danger)
-    states = [_look(spool, problems) for spool in spools]
+    stuck: list[str] = []
+    states = [_look(spool, problems, stuck) for spool in spools]
+    dead = [spool for spool, (is_dead, _) in zip(spools, states, strict=True) if is_dead]
+    stuck += _obstacles(dead, service, sealing)
     abandoned = [age for dead, age in states if dead]
-    waiting = sum(
-        dead and _waits_for_another(spool, service, destination)
-        for spool, (dead, _) in zip(spools, states, strict=True)
-    )
+    waiting = sum(_waits_for_another(spool, service, destination) for spool in dead)
     if waiting:
         problems.append(
             f"{waiting} spools that ended processes of {service} left in {directory} are of "
@@ -98,6 +115,10 @@ def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolS
             "application an OTEL_SERVICE_NAME of its own; if the store has moved, remove "
             f"{LABEL} in those that belong to it"
         )
+    problems += stuck[:_LISTED]
+    problems += [f"and {len(stuck) - _LISTED} more spools that nobody adopts"] * (
+        len(stuck) > _LISTED
+    )
     found = file_system(there)
     writable = os.access(there, os.W_OK | os.X_OK)
     private = all(_is_private(home) for home in homes)
@@ -125,7 +146,41 @@ def inspect(directory: Path, service: str = "", destination: str = "") -> SpoolS
         abandoned=len(abandoned),
         oldest_age=max(abandoned, default=None),
         problems=tuple(problems),
+        stuck=len(stuck),
+        unusable=_unusable(directory, service),
     )
+
+
+def _unusable(directory: Path, service: str) -> str:
+    """Make and remove a spool as the service would at its start, where that changes nothing.
+
+    Not where its directory is another user's, or not there: what this makes would be in the way.
+    """
+    home = directory / slug(service) if service else None
+    if home is None or not home.is_dir() or home.stat().st_uid != os.geteuid():
+        return ""
+    try:
+        problem = claim_problem(OwnDirectory(home, private=False), service)
+        if problem is None:
+            open_spool(directory, service=service).close()
+    except OtelAuditError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or home} cannot be used: {error.strerror}"
+    return problem or ""
+
+
+def _obstacles(
+    dead: Sequence[OwnDirectory], service: str, sealing: Sealing | None
+) -> Iterator[str]:
+    """Say which spools of ended processes of a service nobody adopts, and why."""
+    for spool in dead:
+        with suppress(OSError):
+            label = read_label(spool)
+            if label is not None and label.service == service:
+                obstacle = obstacle_to_adoption(spool.path, label, service, sealing)
+                if obstacle is not None:
+                    yield f"{spool.path} is left alone: {obstacle}"
 
 
 def _spools(home: Path, problems: list[str]) -> list[OwnDirectory]:
@@ -155,11 +210,17 @@ def _foreign(error: ForeignError) -> str:
     return f"{error.path} is left alone: {error.why}; look who put it there, and remove it"
 
 
-def _look(spool: OwnDirectory, problems: list[str]) -> tuple[bool, float]:
+def _look(spool: OwnDirectory, problems: list[str], stuck: list[str]) -> tuple[bool, float]:
     """Tell whether a spool is abandoned, and its age in seconds."""
     try:
-        lock = lock_if_dead(spool)
         age = _age(spool)
+        try:
+            lock = lock_if_dead(spool)
+        except FileNotFoundError:
+            missing = missing_lock(spool)
+            if missing:
+                stuck.append(f"{spool.path} {missing}")
+            return missing is not None, age
     except ForeignError as error:
         problems.append(_foreign(error))
         return False, 0.0

@@ -341,7 +341,7 @@ class TestDamage:
         path = leave(home, actions(1))
         shared = module.file_system(path).__class__(kind="9p")
         monkeypatch.setattr(module, "file_system", lambda _: shared)
-        label = Label(format=1, service="shop", host="elsewhere")
+        label = Label(format=1, service="shop", host="elsewhere", boot_id="another")
         assert "elsewhere" in (module.obstacle_to_adoption(path, label, "shop", None) or "")
         [adopted] = adopt(home, "shop")
         adopted.release()

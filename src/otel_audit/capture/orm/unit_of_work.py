@@ -1,0 +1,27 @@
+"""Whose statement it is: the unit of work's own, or one that the application has slipped in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper
+
+
+def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Mapper[Any]]) -> bool:
+    """Tell whether a flush has made a statement to write the rows of some mapped classes.
+
+    A flush compiles into the cache of the mapper itself. An application may set a cache too, and
+    the bulk UPDATE of the ORM uses the mapper's, but for a statement that names a class.
+
+    Args:
+        statement: The statement, uncompiled.
+        options: What it is executed with.
+        mappers: Of the classes.
+    """
+    cache = options.get("compiled_cache")
+    if cache is None or getattr(statement, "_propagate_attrs", None):
+        return False
+    # in the mapper's own dictionary: asking for the attribute would make a cache
+    return any(mapper.base_mapper.__dict__.get("_compiled_cache") is cache for mapper in mappers)
