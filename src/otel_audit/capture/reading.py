@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from otel_audit.config import PREFIX, Hook
 from otel_audit.errors import ConfigurationError
+from otel_audit.record import key_text
 
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""
@@ -129,7 +130,7 @@ def primary_key(thing: object) -> str | None:
     state = _quietly(lambda: vars(thing).get("_sa_instance_state"))
     identity = _quietly(lambda: state.key[1])
     parts = [identifier(part) for part in identity] if isinstance(identity, tuple) else []
-    return ",".join(part for part in parts if part) if parts and all(parts) else None
+    return key_text(*parts) if parts and all(parts) else None
 
 
 def identifier(value: object) -> str | None:

@@ -26,6 +26,7 @@ from otel_audit.capture.orm.listeners import (
 from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
 from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
+from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.relations import Relations
 from otel_audit.capture.orm.selection import Selection
@@ -139,8 +140,10 @@ def _build(
     journal = Journal(options, faults, on_orphan, on_told)
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
-    plans = Plans(selection, masking.is_innocent)
-    flushes = Flushes(selection, plans, masking, Relations(plans, masking), journal, faults)
+    plans = Plans(selection, masking.is_innocent, options.entity_names)
+    places = Places()
+    relations = Relations(plans, masking, places)
+    flushes = Flushes(selection, plans, masking, relations, journal, faults, places)
     bulk = BulkReader(plans, selection, masking, options)
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
@@ -155,7 +158,7 @@ def _build(
         (Pool, PoolListeners(journal), {}),
     )
     if options.before_images:
-        images = ImageListeners(plans, selection, masking, executions, journal, options)
+        images = ImageListeners(plans, selection, masking, executions, journal, options, places)
         heard += ((Engine, images, {}),)
     listeners = [
         _Listener(target, name, faults.guard(getattr(one, name)), how)
