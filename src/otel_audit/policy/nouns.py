@@ -46,11 +46,12 @@ def table_noun(table: str) -> str:
     return "_".join((*words[:-1], singular(words[-1]))) if words else ""
 
 
-def further_noun(noun: str, table: str) -> str | None:
+def further_noun(noun: str, name: str, table: str) -> str | None:
     """Say by which other noun a route may call the rows of a table.
 
     Args:
         noun: What they are called.
+        name: The mapped class's name.
         table: The table's name, without its schema.
 
     Returns:
@@ -59,7 +60,10 @@ def further_noun(noun: str, table: str) -> str | None:
     """
     found = table_noun(table)
     stored, said = _singular(split_words(found)), _singular(split_words(noun))
-    if not stored or _ends_with(stored, said) or "".join(stored) == "".join(said):
+    if not stored or _ends_with(stored, said):
+        return None
+    # a table that is only named after the class says nothing more
+    if "".join(stored) in ("".join(said), "".join(_singular(split_words(name)))):
         return None
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Table
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from otel_audit.policy.nouns import entity_noun, further_noun
 from otel_audit.record import is_plain_key, key_text, snake_case
@@ -113,7 +114,7 @@ class Nouns:
         noun, table = self._noun(mapper), _place(mapper)[1]
         found = [] if noun == self.own(mapper) else [noun]
         if mapper.inherits is None and not self._is_renamed(mapper):
-            other = further_noun(noun, table)
+            other = further_noun(noun, mapper.class_.__name__, table)
             if other is not None and not any(self._rivals(mapper, other)):
                 found.append(other)
         return tuple(found)
@@ -137,13 +138,22 @@ class Nouns:
         """The other classes whose rows are called so, and are other rows."""
         place = _place(mapper)
         for one in list(self._registries):
-            for other in list(one.mappers):
+            for other in mappers_of(one):
                 if (
                     other.base_mapper is not mapper.base_mapper
                     and _place(other) != place
                     and self._noun(other) == noun
                 ):
                     yield other
+
+
+def mappers_of(known: registry) -> list[Mapper[Any]]:
+    """List the mappers of a registry; a class whose mapping has failed may be left in it."""
+    try:
+        return list(known.mappers)
+    except UnmappedClassError:
+        managers = list(known._managers)  # noqa: SLF001 - no public way around the failed one
+        return [manager.mapper for manager in managers if manager.is_mapped]
 
 
 def bases_of(mapper: Mapper[Any]) -> tuple[Mapper[Any], ...]:

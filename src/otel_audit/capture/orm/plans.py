@@ -12,7 +12,7 @@ from sqlalchemy import JSON, Column, ColumnElement, String, Table
 from sqlalchemy.orm import Mapper, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of
+from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -254,7 +254,7 @@ def _find_mapper(table: Table) -> Mapper[Any] | None:
     candidates: Iterable[Mapper[Any]] = (
         mapper
         for registry in list(mapperlib._all_registries())  # noqa: SLF001 - no public way to all mappers
-        for mapper in list(registry.mappers)
+        for mapper in mappers_of(registry)
         if mapper.local_table is table
     )
     return min(candidates, key=lambda mapper: len(bases_of(mapper)), default=None)
