@@ -245,6 +245,7 @@ def _change(redactor: Redactor, change: Change) -> Change:
     return msgspec.structs.replace(
         change,
         entity=redactor.text(change.entity),
+        name=None if change.name is None else redactor.text(change.name),
         table=redactor.text(change.table),
         key=_columns(redactor, change.key),
         values={
