@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import asyncpg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import ConfigurationError, OtelAuditError
+from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connecting import Connection, connect
 from otel_audit_postgres.failures import as_store_error
@@ -221,9 +222,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         try:
             await connection.execute(_PLAN_FOR_VALUES)
             yield connection
-        except OtelAuditError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
             connection.terminate()
