@@ -98,7 +98,7 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
     else:
         kind = entity_reference(type(target).__name__).rstrip(":")
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
-    number = None if number is None else identifier(redactor.text(str(number)))
+    number = None if number is None else identifier(redactor.identifier(str(number)))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
 
 

@@ -16,7 +16,7 @@ from otel_audit.redaction.walk import parse_json
 from otel_audit.redaction.work import PER_VALUE, Work
 from otel_audit.scope import current_scope
 
-_PROBES = ("x", 1, True)
+_PROBES = ("x", "a1b2c3d4", 1, True)
 
 _READ = 4
 """How many times longer than what is kept a value may be and still be read to its end."""
