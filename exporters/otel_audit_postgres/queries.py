@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.query.conditions import READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
@@ -225,7 +225,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def search(
