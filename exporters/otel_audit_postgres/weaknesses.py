@@ -61,7 +61,8 @@ ORDER BY 1
 _ROW_SECURITY: Final = """
 SELECT 'row level security is off on audit.' || c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'audit' AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'rollup')
+WHERE n.nspname = 'audit'
+  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'rollup')
   AND NOT c.relrowsecurity
 UNION ALL
 SELECT 'policy ' || p.polname || ' on audit.' || c.relname || ' is not of otel-audit'
