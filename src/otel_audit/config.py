@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from otel_audit.errors import ConfigurationError
+from otel_audit.postgres_dsn import plain_dsn, read_dsn
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
@@ -551,12 +552,9 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dsn is not None and self.exporter == "postgres":
-            scheme = self.dsn.get_secret_value().partition("://")[0]
-            if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
-                raise ValueError(
-                    f"{PREFIX}DSN: a PostgreSQL DSN is needed, such as "
-                    "postgresql://user:password@host/database"
-                )
+            _refuse_unfit_dsn("DSN", self.dsn)
+        if self.outbox_dsn is not None:
+            _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
                 f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
@@ -664,10 +662,11 @@ def said_no(setting: str) -> bool:
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 
 
-def plain_dsn(dsn: str) -> str:
-    """Turn SQLAlchemy's ``postgresql+asyncpg://`` into ``postgresql://``."""
-    scheme, separator, rest = dsn.partition("://")
-    return f"postgresql://{rest}" if separator and scheme == "postgresql+asyncpg" else dsn
+def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
+    try:
+        read_dsn(dsn.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{name}: {error}") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -17,7 +17,13 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import (
+    Connection,
+    connect,
+    disconnect_later,
+    disconnected,
+    settle,
+)
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
@@ -135,6 +141,9 @@ class Sealer:
                         return await self._followed(connection)
                     done, tree, note, agreeing = await self._seal(connection)
                     oldest = await store.waiting_for(connection)
+                if note is not None:
+                    # what an anchor has seen must be there after a failover, too
+                    await settle(connection)
                 self._tree = tree
                 self.lag = oldest
             except BaseException as error:
@@ -183,6 +192,7 @@ class Sealer:
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         self._drop()
+        await disconnected()
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -193,7 +203,7 @@ class Sealer:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.terminate()
+            disconnect_later(connection)
 
     async def _seal(
         self, connection: Connection[Any]

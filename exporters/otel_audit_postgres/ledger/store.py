@@ -12,7 +12,7 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import OtelAuditError, StoreError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
@@ -115,6 +115,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
 _ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
@@ -220,7 +221,7 @@ async def opened(
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
             raise as_store_error(error, doing, asks=asks) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def refuse_without_ledger(connection: Connection[Any]) -> None:
@@ -418,10 +419,11 @@ async def gaps(connection: Connection[Any]) -> list[tuple[str, int, int]]:
 async def append(
     connection: Connection[Any], block: Block, note: str, positions: Sequence[int]
 ) -> None:
-    """Append a block and its checkpoint, and take from the queue what is in it."""
+    """Append a block and its checkpoint, count its rows, and take them from the queue."""
     ids = block.row_ids()
     await connection.execute(
         _APPEND_BLOCK, block.first, block.ids, block.hashes, min(ids), max(ids)
     )
     await connection.execute(_APPEND_NOTE, block.first + block.count, note)
+    await connection.execute(_ROLL_UP, positions)
     await connection.execute(_TAKE, positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -59,6 +60,8 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
+_MOST_IDENTITIES = 50
+
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
@@ -110,7 +113,9 @@ class Account:
         self.audit = AuditScope(
             server_span=span if span.get_span_context().is_valid else None,
             budget=Budget(observer.body_limit),
+            of_request=True,
         )
+        self.audit.identities = self._identities
         self.audit.origin = self.origin
         request_id = None
         try:
@@ -209,6 +214,11 @@ class Account:
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
+
+    def _identities(self) -> list[object]:
+        """Objects of the application from which it may be read who does it, and for whom."""
+        scope = self.routed
+        return [*islice(state_of(scope).values(), _MOST_IDENTITIES), scope.get("user")]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -392,7 +402,7 @@ class Account:
             return outcome_of(
                 status=self.passage.status,
                 error=self.error,
-                transaction=self.audit.transaction,
+                transaction=self.audit.final_transaction,
                 cut_off=socket is None and not self.passage.ended,
                 turned_away=self.judgement is not None and self.judgement.turned_away,
             )

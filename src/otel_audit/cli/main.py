@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
+from typing import Any
+
 import click
 
 from otel_audit.cli.doctor import doctor
@@ -17,28 +21,52 @@ from otel_audit.cli.relay import relay
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
+from otel_audit.cli.terminal import cleaned, echo
 from otel_audit.cli.verify import verify
+from otel_audit.complaints import place_of
 from otel_audit.errors import OtelAuditError
+from otel_audit.visible import log_to_stderr, visible
 
 
 class _Group(click.Group):
     """Turns this package's errors into one line and exit status 1."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            raise cleaned(error) from None
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OtelAuditError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible(str(error))) from error
+        except click.ClickException as error:
+            raise cleaned(error) from None
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except OSError as error:
+            raise click.ClickException(visible(str(error))) from error
+        except Exception as error:
+            if ctx.params["traceback"]:
+                echo(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+            raise click.ClickException(
+                f"unexpected [{place_of(error)}]: a defect of otel-audit's, please report it with "
+                "what `otel-audit --traceback …` prints"
+            ) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="otel-audit")
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Print where an unexpected error comes from.")
+def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     """Set up, check and search an audit trail made by otel-audit.
 
     Settings are read from OTEL_AUDIT_* variables and from the file that OTEL_AUDIT_CONFIG_FILE
     names; options given here win.
     """
+    log_to_stderr(logging.WARNING)
 
 
 cli.add_command(doctor)

@@ -26,6 +26,7 @@ from otel_audit.capture.orm.listeners import (
 from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
 from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
+from otel_audit.capture.orm.parameters import Parameters
 from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.relations import Relations
@@ -144,7 +145,7 @@ def _build(
     places = Places()
     relations = Relations(plans, masking, places)
     flushes = Flushes(selection, plans, masking, relations, journal, faults, places)
-    bulk = BulkReader(plans, selection, masking, options)
+    bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours
