@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 
 if TYPE_CHECKING:
     from otel_audit_postgres.gaps import Stream
@@ -22,8 +21,8 @@ _RANGES_SHOWN = 20
 @dsn_option
 @click.option(
     "--since",
-    type=click.DateTime(),
-    help="Only what began after this time (UTC).",
+    metavar="TIME",
+    help="Only what began after: ISO 8601 (UTC, if it does not say), or 12h, 7d.",
 )
 @click.option(
     "--quiet-after",
@@ -34,15 +33,14 @@ _RANGES_SHOWN = 20
     help="A process that has not said that it ended is missing after so long a silence. "
     "Give more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
 )
-def gaps(dsn: str | None, since: datetime | None, quiet_after: float) -> None:
+def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     """Report missing numbers, and processes that ended without saying so.
 
     Each process numbers its records from 1. Exit status 1 if anything is missing.
     """
     from otel_audit_postgres.gaps import find_gaps
 
-    when = None if since is None else since.replace(tzinfo=UTC)
-    streams = asyncio.run(find_gaps(chosen_dsn(dsn), since=when))
+    streams = asyncio.run(find_gaps(chosen_dsn(dsn), since=moment(since)))
     faulty = [stream for stream in streams if stream.missing or _is_cut_off(stream, quiet_after)]
     for stream in faulty:
         for line in _lines(stream, quiet_after):

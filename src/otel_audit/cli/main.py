@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from otel_audit.cli.doctor import doctor
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
+from otel_audit.cli.ledger import begin_anchor, moved
 from otel_audit.cli.migrate import maintain, migrate
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
@@ -20,15 +23,21 @@ from otel_audit.cli.serve import serve
 from otel_audit.cli.verify import verify
 from otel_audit.errors import OtelAuditError
 
+_INTERRUPTED: Final = 130
+"""What a shell calls the end by SIGINT: 128 and the signal's number."""
+
 
 class _Group(click.Group):
-    """Turns this package's errors into one line and exit status 1."""
+    """Turns this package's errors into one line and exit status 1, and Ctrl-C into 130."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OtelAuditError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +50,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(begin_anchor)
 cli.add_command(doctor)
 cli.add_command(gaps)
 cli.add_command(history)
@@ -48,6 +58,7 @@ cli.add_command(init)
 cli.add_command(keygen)
 cli.add_command(maintain)
 cli.add_command(migrate)
+cli.add_command(moved)
 cli.add_command(policy)
 cli.add_command(prove)
 cli.add_command(quarantine)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.verify import moment
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:

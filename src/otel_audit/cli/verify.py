@@ -6,9 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
-import re
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,35 +22,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LISTED = 200
 _MALFORMED_LISTED = 5
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
-
-
-def moment(text: str | None) -> datetime | None:
-    """Read a time: ISO 8601, or how long ago (``90m``, ``12h``, ``7d``, ``2w``).
-
-    Raises:
-        click.BadParameter: It is neither.
-    """
-    if text is None:
-        return None
-    ago = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if ago:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(f"{text} is no time: 2026-11-21T12:00:00Z, or 7d") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @click.command()
