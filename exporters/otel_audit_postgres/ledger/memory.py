@@ -59,9 +59,6 @@ def recall(path: Path, keys: Sequence[PublicKey]) -> Remembered | None:
         raise ConfigurationError(f"{path} cannot be read ({type(error).__name__})") from None
     if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS_MAY_WRITE:
         raise ConfigurationError(f"{path}: others could have written what was verified: {_AFRESH}")
-    if not text.strip("\0"):
-        # as a power loss can leave it: everything is read once more
-        return None
     try:
         said = json.loads(text)
         if said["format"] != FORMAT:

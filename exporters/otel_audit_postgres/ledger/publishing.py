@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from otel_audit.complaints import complain
@@ -52,43 +52,67 @@ class Publishing:
         """Whether a checkpoint with leaves was published there by this process."""
         return self._published.get(id(anchor), 0) > 0
 
-    async def ask(self, anchors: Sequence[Anchor]) -> list[Answer]:
+    async def ask(self, anchors: Sequence[Anchor], *, begun_here: bool = False) -> list[Answer]:
         """Ask anchors what they saw last.
+
+        Args:
+            anchors: Those to ask.
+            begun_here: Whether an answer that came late, and knows nothing, counts: the log may
+                have begun since, and then only whoever began it knows that it is new there.
 
         Returns:
             The answers of those that gave one in time; the others are tried again another time.
         """
-        late = {id(one): note for one in anchors if (note := self._late(one)) is not None}
-        tasks = {id(one): self._begun(one, _asked(one)) for one in anchors if id(one) not in late}
-        self._asking.update(id(task) for task in tasks.values() if task is not None)
-        await self._wait(tasks)
-        answers = [Answer(one, late[id(one)]) for one in anchors if id(one) in late]
+        answers = []
+        tasks = {}
+        for one in anchors:
+            late = self._late(one)
+            if isinstance(late, str) or (late is None and begun_here):
+                answers.append(Answer(one, late))
+                continue
+            task = self._begun(one, _asked(one))
+            if task is not None:
+                self._asking.add(id(task))
+                tasks[id(one)] = task
+        await self._wait(tasks.values())
         for one in anchors:
             task = tasks.get(id(one))
             if task is not None and self._is_done(one, task):
                 answers.append(Answer(one, task.result()))
         return answers
 
-    def _late(self, anchor: Anchor) -> str | None:
-        """What an anchor has answered since it was asked; a log only grows, so it still counts."""
+    def _late(self, anchor: Anchor) -> object:
+        """What an anchor has answered since it was asked; `_FAILED` where nothing is to be had."""
         task = self._under_way.get(id(anchor))
         if task is None or not task.done() or id(task) not in self._asking:
-            return None
+            return _FAILED
         del self._under_way[id(anchor)]
         self._asking.discard(id(task))
-        found = task.result()
-        return found if isinstance(found, str) else None
+        return task.result()
 
-    async def begin(self, anchors: Sequence[Anchor], note: str) -> None:
-        """Have places made, and say there that the log begins."""
-        await self._wait({id(one): self._begun(one, _begin(one, note)) for one in anchors})
+    async def begin(self, anchors: Sequence[Anchor], note: str) -> list[Anchor]:
+        """Have places made, and say there that the log begins; returns where that was done."""
+        tasks = {id(one): self._begun(one, _begin(one, note)) for one in anchors}
+        await self._wait(filter(None, tasks.values()))
+        return [
+            one
+            for one in anchors
+            if (task := tasks[id(one)]) is not None and self._is_done(one, task)
+        ]
 
-    async def publish(self, note: str, anchors: Sequence[Anchor]) -> None:
-        """Publish a checkpoint; where it fails, or takes long, a later round tries again."""
+    async def publish(
+        self, note: str, anchors: Sequence[Anchor], new: Sequence[Anchor] = ()
+    ) -> None:
+        """Publish a checkpoint; where it fails, or takes long, a later round tries again.
+
+        Args:
+            note: The checkpoint.
+            anchors: Where to.
+            new: Those of them that hold nothing, and whose places are made first.
+        """
         size = read_checkpoint(note).size
-        await self._wait(
-            {id(one): self._begun(one, self._publish(one, note, size)) for one in anchors}
-        )
+        begun = [self._begun(one, self._publish(one, note, size, one in new)) for one in anchors]
+        await self._wait(filter(None, begun))
 
     async def settle(self, timeout: float) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for what is under way; what then still is has failed, and is given up."""
@@ -104,8 +128,14 @@ class Publishing:
         """Forget what is under way: its event loop is gone."""
         self._under_way.clear()
 
-    async def _publish(self, anchor: Anchor, note: str, size: int) -> None:
-        await anchor.publish(note)
+    async def _publish(
+        self,
+        anchor: Anchor,
+        note: str,
+        size: int,
+        begins: bool,  # noqa: FBT001
+    ) -> None:
+        await (_begin(anchor, note) if begins else anchor.publish(note))
         self._published[id(anchor)] = size
 
     def _begun(self, anchor: Anchor, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
@@ -128,8 +158,8 @@ class Publishing:
             self._complain(anchor, f"{anchor.name} failed ({type(error).__name__})")
         return _FAILED
 
-    async def _wait(self, tasks: dict[int, asyncio.Task[Any] | None]) -> None:
-        begun = [task for task in tasks.values() if task is not None]
+    async def _wait(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        begun = list(tasks)
         if begun:
             await asyncio.wait(begun, timeout=PATIENCE)
 

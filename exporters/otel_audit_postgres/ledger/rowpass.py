@@ -19,8 +19,9 @@ from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final
 
-from otel_audit.errors import StoreError
+from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.findings import Findings, Kind, Malformed
 from otel_audit_postgres.ledger.flaws import Flaw, read_flaws
@@ -39,6 +40,11 @@ LEAVES_AT_ONCE: Final = 20_000
 """Leaves, at the least, that one of several processes checks in one go."""
 
 _KEPT_OPEN_EVERY: Final = 1.0
+_NO_SNAPSHOT: Final = ("42704", "22023")
+_CUT_OFF: Final = (
+    "verify the audit store: the connection that holds what is verified was cut off, by the server "
+    "or something before it; run it again, or with --jobs 1"
+)
 
 Progress = Callable[[int, int], None]
 """Is told how many leaves were seen, and of how many."""
@@ -156,10 +162,11 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     pool = ProcessPoolExecutor(jobs, context, initializer=_depend_on, initargs=(lifeline,))
     kept = asyncio.create_task(_keep_open(connection))
     try:
-        work = [
-            loop.run_in_executor(pool, partial(_check_part, dsn, snapshot, part, choice))
-            for part in _parts(stretches)
-        ]
+        with _deaf_children():
+            work = [
+                loop.run_in_executor(pool, partial(_check_part, dsn, snapshot, part, choice))
+                for part in _parts(stretches)
+            ]
         for finished in asyncio.as_completed(work):
             leaves, rows = await finished
             seen.add(rows)
@@ -181,10 +188,21 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     return seen
 
 
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Have processes begun that take no notice of Ctrl-C, from their first moment on.
+
+    It is the business of the one that begins them, which lets go then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _depend_on(lifeline: Pipe) -> None:
     """End this process as soon as the one that began it lets go, or is gone, in whatever way."""
-    # Ctrl-C is that one's business, which lets go then
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -203,8 +221,12 @@ async def _keep_open(connection: Connection[Any]) -> None:
 
 async def _ended(kept: asyncio.Task[None]) -> None:
     """Raise what cut off the transaction that holds the snapshot, if anything did."""
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
         await kept
+    except asyncio.CancelledError:
+        return
+    except Exception as error:
+        raise StoreUnavailableError(_CUT_OFF) from error
 
 
 def _parts(stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
@@ -228,7 +250,12 @@ def _check_part(
             store.opened(dsn, "verify the audit store", asks=True) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+            try:
+                await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+            except Exception as error:
+                if sqlstate(error) not in _NO_SNAPSHOT:
+                    raise
+                raise StoreUnavailableError(_CUT_OFF) from None
             await store.unlimited(connection)
             return await check_rows(connection, part, choice)
 

@@ -189,7 +189,7 @@ class Sealer:
             self.sealed_rows += done.rows
             self.faulty_rows += len(done.faulty)
             if note is not None and plan.agreeing:
-                await self._publishing.publish(note, plan.agreeing)
+                await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
 
     async def settle(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109 - hands it on
@@ -246,7 +246,7 @@ class Sealer:
 
     async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[Answer]:
         """Ask anchors, and those once more that know nothing: another sealer may just tell them."""
-        answers = await self._publishing.ask(anchors)
+        answers = await self._publishing.ask(anchors, begun_here=self._began)
         if self._began or not size:
             return answers
         for pause in _SECOND_LOOKS:
@@ -273,8 +273,9 @@ class Sealer:
             agreeing = [one.anchor for one in answers]
             last_note = await store.last_note(connection)
             waiting = await store.queued(connection, self._batch)
+            new = [one.anchor for one in answers if one.note is None and remembers(one.anchor)]
             if not waiting:
-                return _Plan(tree, last_note, agreeing)
+                return _Plan(tree, last_note, agreeing, new=new)
             origin = await store.origin(connection)
             judged = await judge(connection, waiting)
         _complain_of(judged)
@@ -282,8 +283,7 @@ class Sealer:
         grown_tree = tree.extended(block.leaf_hashes())
         return _Plan(
             grown_tree, last_note, agreeing, origin, block,
-            [entry.position for entry in waiting], judged,
-            [one.anchor for one in answers if one.note is None and remembers(one.anchor)],
+            [entry.position for entry in waiting], judged, new,
         )  # fmt: skip
 
     async def _appended(
@@ -306,9 +306,14 @@ class Sealer:
             # they know of the log before it has a leaf: from then on, to know nothing is an error
             empty = Frontier()
             begins = Checkpoint(origin, empty.size, empty.root())
-            await self._publishing.begin(
+            done = await self._publishing.begin(
                 plan.new, await asyncio.to_thread(signed, begins, self._signers)
             )
+            # where that failed, it is tried in the next round
+            for one in plan.new:
+                if one not in done:
+                    plan.agreeing.remove(one)
+            plan.new.clear()
         async with connection.transaction():
             await connection.execute(_DURABLE)
             if not await store.try_to_lead(connection):

@@ -258,6 +258,10 @@ async def opened(
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            # what went wrong first says more than that a transaction could not be undone after it
+            first = error.__context__
+            if isinstance(first, OtelAuditError):
+                raise first from None
             raise as_store_error(error, doing, asks=asks) from None
         finally:
             connection.terminate()
