@@ -161,6 +161,7 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     lifeline, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, initializer=_depend_on, initargs=(lifeline,))
     kept = asyncio.create_task(_keep_open(connection))
+    work: list[asyncio.Future[tuple[int, Rows]]] = []
     try:
         with _deaf_children():
             work = [
@@ -184,6 +185,8 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
         kept.cancel()
         pool.shutdown(cancel_futures=True)
         lifeline.close()
+        # whatever they end with was said, or does not matter any more
+        await asyncio.gather(*work, return_exceptions=True)
         await _ended(kept)
     return seen
 
