@@ -1,6 +1,7 @@
 """The audit store in PostgreSQL."""
 
 from otel_audit_postgres.queries import Criteria, Found, Page, Shown
+from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.rows import record_from_payload
 from otel_audit_postgres.schema import InitReport, init, migrate, schema_sql
 from otel_audit_postgres.sink import PostgresSink
@@ -13,6 +14,8 @@ __all__ = [
     "InitReport",
     "Page",
     "PostgresSink",
+    "Query",
+    "QueryError",
     "Shown",
     "Trail",
     "Upkeep",
@@ -20,6 +23,7 @@ __all__ = [
     "maintain",
     "migrate",
     "open_trail",
+    "parse",
     "record_from_payload",
     "schema_sql",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,11 +14,15 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.query.conditions import READABLE, Conditions, conditions_of
+from otel_audit_postgres.query.grammar import Query, Term, Value, term
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+WINDOW: Final = 10_000
+"""Records that one page reads whole, for free text and what has no column: about 0.1 s."""
 
 # word for word the condition of the index audit_logs_astray, or the index is of no use
 _ASTRAY: Final = (
@@ -43,15 +48,18 @@ _FOUND: Final = (
     f"{_WITHIN.format('recorded_at')} AS recorded_at, event_name, outcome, actor_id, target_type, "
     "target_id, status_code, request_id, trace_id"
 )
-# json holds escapes that stand for no text, and to read any part of such a payload is an error
 _REASON: Final = (
-    r"CASE WHEN actor_id = 'anonymous' AND payload::text !~ '\\u(0000|[dD][89a-fA-F])' "
-    "THEN payload -> 'actor' ->> 'reason' END"
+    f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
 )
+_NAMES: Final = (
+    "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id",
+)  # fmt: skip
 _REASONS: Final = (
     f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[])"
 )
+_IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
 _SHOWN: Final = (
     f"SELECT {_FOUND}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
@@ -100,6 +108,20 @@ class Criteria:
     request_id: str | None = None
     trace_id: str | None = None
 
+    def as_query(self) -> Query:
+        """Say the same as a query."""
+        texts = (
+            ("actor", self.actor), ("tenant", self.tenant), ("event", self.event),
+            ("outcome", self.outcome), ("target", self.target), ("entity", self.entity),
+            ("request", self.request_id), ("trace", self.trace_id),
+        )  # fmt: skip
+        terms = [term(name, text) for name, text in texts if text is not None]
+        if self.since is not None:
+            terms.append(Term("time", (Value(self.since.isoformat(), ">="),)))
+        if self.until is not None:
+            terms.append(Term("time", (Value(self.until.isoformat(), "<"),)))
+        return Query(tuple(terms))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -145,10 +167,15 @@ class Page:
     Attributes:
         records: In the order that was asked for.
         next: Where the next page begins; None if there is none.
+        searched_to: Where the search stopped before the page was full, as `WINDOW` records had
+            been read whole; ``next`` goes on there. None: nothing was left out.
+        notice: How the query was understood, where it could be understood otherwise.
     """
 
     records: tuple[Found, ...]
     next: str | None
+    searched_to: datetime | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +240,12 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def search(
     connection: Connection[Any],
-    criteria: Criteria,
+    wanted: Criteria | Query,
     *,
     limit: int = 50,
     after: str | None = None,
@@ -228,7 +255,7 @@ async def search(
 
     Args:
         connection: To the store.
-        criteria: What to look for.
+        wanted: What to look for.
         limit: Records on a page, from 1 to `LARGEST_PAGE`.
         after: The ``next`` of the page before.
         oldest_first: Begin with the oldest, not with the newest.
@@ -241,25 +268,35 @@ async def search(
     """
     if not 1 <= limit <= LARGEST_PAGE:
         raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
-    conditions, values = _conditions(criteria)
+    query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
+    query, notice = await _resolved(connection, query)
+    asked = conditions_of(query, datetime.now(UTC))
+    conditions = list(asked.columns)
     if after is not None:
-        values += _place(after)
-        sign = ">" if oldest_first else "<"
-        number = len(values)
-        conditions.append(f"(id, tenant_id) {sign} (${number - 1}::uuid, ${number}::text)")
+        record_id, tenant_id = _place(after)
+        place = f"({asked.bind(record_id)}::uuid, {asked.bind(tenant_id)}::text)"
+        conditions.append(f"(id, tenant_id) {'>' if oldest_first else '<'} {place}")
     direction = "ASC" if oldest_first else "DESC"
-    order = f"ORDER BY id {direction}, tenant_id {direction} LIMIT {limit + 1}"
-    if criteria.entity is not None:
-        query = _gathered(conditions, order)
-    elif criteria.since is not None or criteria.until is not None:
-        query = _by_time(criteria, conditions, values, order)
+    order = f"ORDER BY id {direction}, tenant_id {direction}"
+    if asked.payload:
+        # bounded, before any payload is read
+        window = _walk(asked, conditions, f"{order} LIMIT {WINDOW}")
+        sql = _filtered(window, asked.payload, f"{order} LIMIT {limit + 1}")
     else:
-        query = f"{_selecting(conditions)} {order}"
-    rows = [Found(*row.values()) for row in await connection.fetch(query, *values)]
-    more = len(rows) > limit
-    last = rows[limit - 1] if more else None
+        window = ""
+        sql = _walk(asked, conditions, f"{order} LIMIT {limit + 1}")
+    rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
     found = await _with_reasons(connection, rows[:limit])
-    return Page(found, None if last is None else f"{last.id}/{last.tenant_id}")
+    if len(rows) > limit:
+        last = rows[limit - 1]
+        return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
+    if window:
+        alone, values = _alone(window, asked.values)
+        end = await connection.fetchrow(_end_of(alone, oldest_first=oldest_first), *values)
+        if end is not None and end["records"] >= WINDOW:
+            at = f"{end['id']}/{end['tenant_id']}"
+            return Page(found, at, searched_to=end["occurred_at"], notice=notice)
+    return Page(found, None, notice=notice)
 
 
 async def history(
@@ -326,6 +363,20 @@ async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
+async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
+    """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
+    terms, notice = list(query.terms), None
+    for place, one in enumerate(terms):
+        if one.field != "actor" or not any("@" in value.text for value in one.values):
+            continue
+        ids = [key_text(value.text) for value in one.values if value.operator == "="]
+        if await connection.fetchval(_IS_ACTOR, ids):
+            notice = "actor: taken for an id; for the e-mail of actors with other ids, ask email:"
+        else:
+            terms[place] = replace(one, field="email")
+    return Query(tuple(terms)), notice
+
+
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
     """Say why nobody was identified; the text of all that is looked through is not read for it."""
     anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
@@ -336,6 +387,40 @@ async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tupl
     return tuple(
         replace(record, actor_reason=reasons.get((record.id, record.tenant_id))) for record in found
     )
+
+
+def _walk(asked: Conditions, conditions: list[str], order: str) -> str:
+    if asked.entity:
+        return _gathered(conditions, order)
+    if asked.since is not None or asked.until is not None:
+        return _by_time(asked, conditions, order)
+    return f"{_selecting(conditions)} {order}"
+
+
+def _filtered(window: str, conditions: Sequence[str], order: str) -> str:
+    """Read the records of a window whole, and keep those that fit."""
+    where = " AND ".join(conditions)
+    names = ", ".join(f"read.{name}" for name in _NAMES)
+    return (
+        f"SELECT {names} FROM (SELECT walked.*, l.payload FROM ({window}) AS walked "  # noqa: S608
+        f"JOIN audit.audit_logs AS l USING (id, tenant_id)) AS read WHERE {where} {order}"
+    )
+
+
+def _end_of(window: str, *, oldest_first: bool) -> str:
+    direction = "DESC" if oldest_first else "ASC"
+    return (
+        f"SELECT id, tenant_id, occurred_at, count(*) OVER () AS records "  # noqa: S608
+        f"FROM ({window}) AS walked ORDER BY id {direction}, tenant_id {direction} LIMIT 1"
+    )
+
+
+def _alone(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+    """A part of a query with its own values only: the server knows no type for the others."""
+    numbers = sorted({int(number) for number in re.findall(r"\$(\d+)", sql)})
+    renamed = {number: place for place, number in enumerate(numbers, 1)}
+    text = re.sub(r"\$(\d+)", lambda found: f"${renamed[int(found[1])]}", sql)
+    return text, [values[number - 1] for number in numbers]
 
 
 def _selecting(conditions: Sequence[str]) -> str:
@@ -349,15 +434,13 @@ def _gathered(conditions: Sequence[str], order: str) -> str:
     return f"{selecting} SELECT {_FOUND} FROM found {order}"  # noqa: S608 - as above
 
 
-def _by_time(criteria: Criteria, conditions: list[str], values: list[Any], order: str) -> str:
+def _by_time(asked: Conditions, conditions: list[str], order: str) -> str:
     """Walk along the ids of that time; those that are astray come from an index of their own."""
     between = list(conditions)
-    if criteria.since is not None:
-        values.append(_id_at(criteria.since, -_ASTRAY_FROM))
-        between.append(f"id >= ${len(values)}::uuid")
-    if criteria.until is not None:
-        values.append(_id_at(criteria.until, _ASTRAY_FROM))
-        between.append(f"id <= ${len(values)}::uuid")
+    if asked.since is not None:
+        between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")
+    if asked.until is not None:
+        between.append(f"id <= {asked.bind(_id_at(asked.until, _ASTRAY_FROM))}::uuid")
     return (
         f"WITH astray AS MATERIALIZED ({_selecting([*conditions, _ASTRAY])}) "  # noqa: S608
         f"SELECT {_FOUND} FROM (({_selecting(between)} {order}) UNION SELECT {_FOUND} FROM astray) "
@@ -371,33 +454,9 @@ def _id_at(moment: datetime, milliseconds: int) -> uuid.UUID:
     return uuid.UUID(int=min(max(found << 80, 0), _LATEST_ID))
 
 
-def _conditions(criteria: Criteria) -> tuple[list[str], list[Any]]:
-    target_type, separator, target_id = (criteria.target or "").partition(":")
-    wanted: Sequence[tuple[str, Any]] = (
-        ("occurred_at >= {}", criteria.since),
-        ("occurred_at < {}", criteria.until),
-        ("actor_id = {}", _key(criteria.actor)),
-        ("tenant_id = {}", _key(criteria.tenant)),
-        ("event_name = {}", _key(criteria.event)),
-        ("outcome = {}", criteria.outcome),
-        ("target_type = {}", _key(target_type or None)),
-        ("target_id = {}", _key(target_id if separator else None)),
-        ("(id, tenant_id) IN (SELECT id, tenant_id FROM audit.about({}))", _key(criteria.entity)),
-        ("request_id = {}", _key(criteria.request_id)),
-        ("trace_id = {}", _key(criteria.trace_id)),
-    )
-    given = [(condition, value) for condition, value in wanted if value is not None]
-    conditions = [condition.format(f"${number}") for number, (condition, _) in enumerate(given, 1)]
-    return conditions, [value for _, value in given]
-
-
-def _key(text: str | None) -> str | None:
-    return None if text is None else key_text(text)
-
-
-def _place(after: str) -> list[Any]:
+def _place(after: str) -> tuple[uuid.UUID, str]:
     record_id, separator, tenant_id = after.partition("/")
     try:
-        return [uuid.UUID(record_id if separator else ""), tenant_id]
+        return uuid.UUID(record_id if separator else ""), tenant_id
     except ValueError:
         raise ConfigurationError("after: not a place that a page before gave") from None

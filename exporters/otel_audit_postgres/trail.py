@@ -3,7 +3,7 @@
 Example::
 
     async with open_trail(dsn) as trail:
-        page = await trail.search(Criteria(actor="user-1"))
+        page = await trail.search(parse("actor:user-1 status:5xx time:7d"))
         async for record in trail.pages(Criteria(entity="order:123")):
             ...
 """
@@ -25,6 +25,7 @@ from otel_audit_postgres import queries
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.queries import Criteria, Found, Page, Shown, Size, Volume
+from otel_audit_postgres.query.grammar import Query
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Trail:
 
     async def search(
         self,
-        criteria: Criteria,
+        wanted: Criteria | Query,
         *,
         limit: int = 50,
         after: str | None = None,
@@ -63,21 +64,21 @@ class Trail:
         """Look for records; see `otel_audit_postgres.queries.search`."""
         return await self._ask(
             "search",
-            {**_given(criteria), "limit": limit, "after": after, "oldest_first": oldest_first},
+            {**_given(wanted), "limit": limit, "after": after, "oldest_first": oldest_first},
             lambda connection: queries.search(
-                connection, criteria, limit=limit, after=after, oldest_first=oldest_first
+                connection, wanted, limit=limit, after=after, oldest_first=oldest_first
             ),
             _records,
         )
 
     async def pages(
-        self, criteria: Criteria, *, page_size: int = 500, oldest_first: bool = False
+        self, wanted: Criteria | Query, *, page_size: int = 500, oldest_first: bool = False
     ) -> AsyncIterator[Found]:
         """All that is found, read a page at a time; each page is a look of its own."""
         after: str | None = None
         while True:
             page = await self.search(
-                criteria, limit=page_size, after=after, oldest_first=oldest_first
+                wanted, limit=page_size, after=after, oldest_first=oldest_first
             )
             for record in page.records:
                 yield record
@@ -182,10 +183,12 @@ async def open_trail(
         yield Trail(connection, views=views, viewer=viewer)
 
 
-def _given(criteria: Criteria) -> dict[str, Any]:
+def _given(wanted: Criteria | Query) -> dict[str, Any]:
+    if isinstance(wanted, Query):
+        return {"query": str(wanted)}
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in asdict(criteria).items()
+        for name, value in asdict(wanted).items()
     }
 
 

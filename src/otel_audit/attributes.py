@@ -91,7 +91,11 @@ MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
+_decode_change = msgspec.json.Decoder(Change).decode
+_decode_pieces = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
+
+_LONG_CHANGES: Final = 65_536
 
 _PLAIN: Final = (
     (RECORD_ID, "record_id"),
@@ -286,7 +290,7 @@ def _at_once(attributes: Mapping[str, Any], facts: dict[str, Any]) -> AuditRecor
         for text in (told.request_body_content, told.response_body_content)
     ]
     if CHANGES in attributes:
-        facts = {**facts, "changes": _decode_changes(attributes[CHANGES])}
+        facts = {**facts, "changes": decode_changes(attributes[CHANGES])}
     if METADATA in attributes:
         facts = {**facts, "metadata": _decode_mapping(attributes[METADATA])}
     return flat.as_record(
@@ -324,7 +328,7 @@ def _part_by_part(
         if response:
             fields["response"] = response
         if CHANGES in attributes:
-            fields["changes"] = _decode_changes(attributes[CHANGES])
+            fields["changes"] = decode_changes(attributes[CHANGES])
         if METADATA in attributes:
             fields["metadata"] = _decode_mapping(attributes[METADATA])
         return msgspec.convert(fields, AuditRecord)
@@ -438,6 +442,18 @@ def json_text(text: str) -> msgspec.Raw:
     except (msgspec.DecodeError, RecursionError):
         return msgspec.Raw(to_json(text))
     return msgspec.Raw(text.encode())
+
+
+def decode_changes(text: str | bytes) -> tuple[Change, ...]:
+    """Decode changes; many of them one by one, so that other threads are heard meanwhile.
+
+    Raises:
+        msgspec.MsgspecError: They are none.
+        TypeError: It is no text.
+    """
+    if len(text) <= _LONG_CHANGES:
+        return _decode_changes(text)
+    return tuple(map(_decode_change, _decode_pieces(text)))
 
 
 def plain_values(resource: Mapping[str, Any]) -> dict[str, Any]:

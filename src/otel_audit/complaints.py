@@ -7,6 +7,8 @@ import os
 import threading
 import time
 
+from otel_audit.visible import visible
+
 INTERVAL = 60.0
 """Seconds between two lines about the same matter."""
 
@@ -43,8 +45,13 @@ def complain(
     if held_back:
         message += f" ({held_back} more such lines were held back)"
     if error is not None:
-        message += f" [{_place(error)}]"
-    logger.log(level, message, *args)
+        message += f" [{place_of(error)}]".replace("%", "%%")
+    logger.log(level, message, *(_shown(one) for one in args))
+
+
+def _shown(value: object) -> object:
+    """What a line quotes may come from outside, and must not end it or steer who reads it."""
+    return visible(str(value)) if isinstance(value, str | BaseException) else value
 
 
 def forget() -> None:
@@ -62,11 +69,12 @@ def _fresh_lock() -> None:
 os.register_at_fork(after_in_child=_fresh_lock)
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
+    """Return the type of an error and where it was raised, and not its message."""
     traceback = error.__traceback__
     if traceback is None:
         return type(error).__name__
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     code = traceback.tb_frame.f_code
-    return f"{type(error).__name__} at {code.co_filename}:{traceback.tb_lineno}".replace("%", "%%")
+    return f"{type(error).__name__} at {code.co_filename}:{traceback.tb_lineno}"

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from otel_audit.errors import ConfigurationError
+from otel_audit.postgres_dsn import plain_dsn, read_dsn
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
@@ -84,7 +85,7 @@ class JwtIssuer(BaseModel):
     Attributes:
         issuer: The `iss` of its tokens.
         algorithms: Signature algorithms that are accepted from it.
-        audience: The `aud` its tokens must carry.
+        audience: The `aud` its tokens must carry, or several: one of them is enough.
         key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
         jwks_url: Where its JWK set is fetched.
         jwks_file: File with its JWK set.
@@ -94,7 +95,7 @@ class JwtIssuer(BaseModel):
 
     issuer: str
     algorithms: Names
-    audience: str | None = None
+    audience: Names = ()
     key: SecretStr | None = None
     jwks_url: str | None = None
     jwks_file: Path | None = None
@@ -242,7 +243,9 @@ class AuditConfig(BaseSettings):
         "records then say that the actor is not verified.",
     )
     jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
-    jwt_audience: str | None = Field(None, description="The `aud` a token must carry.")
+    jwt_audience: Names = Field(
+        (), description="The `aud` a token must carry; of several, one is enough."
+    )
     jwt_issuer: str | None = Field(None, description="The `iss` a token must carry.")
     jwt_leeway: float = Field(
         0.0, ge=0, le=600, description="Seconds of clock difference that are forgiven."
@@ -526,12 +529,9 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dsn is not None and self.exporter == "postgres":
-            scheme = self.dsn.get_secret_value().partition("://")[0]
-            if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
-                raise ValueError(
-                    f"{PREFIX}DSN: a PostgreSQL DSN is needed, such as "
-                    "postgresql://user:password@host/database"
-                )
+            _refuse_unfit_dsn("DSN", self.dsn)
+        if self.outbox_dsn is not None:
+            _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
                 f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
@@ -639,10 +639,11 @@ def said_no(setting: str) -> bool:
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 
 
-def plain_dsn(dsn: str) -> str:
-    """Turn SQLAlchemy's ``postgresql+asyncpg://`` into ``postgresql://``."""
-    scheme, separator, rest = dsn.partition("://")
-    return f"postgresql://{rest}" if separator and scheme == "postgresql+asyncpg" else dsn
+def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
+    try:
+        read_dsn(dsn.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{name}: {error}") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -15,7 +15,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import UNCHECKED, ActorOptions, Bearer, read_bearer, resolve_actor
+from otel_audit.capture.actor import (
+    UNCHECKED,
+    ActorOptions,
+    Bearer,
+    read_bearer,
+    resolve_actor,
+    subject_of,
+)
 from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
 from otel_audit.capture.childspans import ChildSpans
 from otel_audit.capture.continued import with_continuations
@@ -206,10 +213,20 @@ class Runtime:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
 
-    def record_outside(self, outcome: TransactionOutcome, changes: Pages) -> None:
-        """Record a transaction that no action contained. Never raises."""
+    def record_outside(
+        self, outcome: TransactionOutcome, changes: Pages, *, begun_in: str | None = None
+    ) -> None:
+        """Record a transaction that no action contained. Never raises.
+
+        Args:
+            outcome: What became of it.
+            changes: What it changed.
+            begun_in: Id of the action that began the task which has written.
+        """
+        if begun_in is None and not self.config.orm_outside_actions:
+            return
         try:
-            record, further = record_outside(outcome, changes, _service_name())
+            record, further = record_outside(outcome, changes, _service_name(), begun_in)
             for one in with_continuations(record, further):
                 self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
@@ -596,6 +613,7 @@ def _make_observer(
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
+        subject_of=functools.partial(subject_of, options=actor_options),
     )
 
 

@@ -203,15 +203,20 @@ def check(bundle: dict[str, Any], keys: list[str]) -> list[str]:
     return [*lines, *(check_record(record, size, root) for record in bundle["records"])]
 
 
+def plain(text: str) -> str:
+    """Write out what would steer a terminal: a bundle is somebody else's text."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def main(arguments: list[str]) -> int:
     """Verify the bundle that the arguments name; return the exit status."""
     try:
         text = Path(arguments[0] if arguments else "evidence.json").read_text("utf-8")
         lines = check(json.loads(text), arguments[1:])
     except (Bad, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        print(f"DOES NOT HOLD: {error}")
+        print(f"DOES NOT HOLD: {plain(str(error))}")
         return 1
-    print("\n".join([*lines, "HOLDS"]))
+    print("\n".join([*map(plain, lines), "HOLDS"]))
     return 0
 
 

@@ -17,7 +17,13 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import (
+    Connection,
+    connect,
+    disconnect_later,
+    disconnected,
+    settle,
+)
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, forgotten, remembers
@@ -179,6 +185,9 @@ class Sealer:
                     done, note = await self._appended(connection, plan)
                     if note is None:
                         return done
+                if note is not None:
+                    # what an anchor has seen must be there after a failover, too
+                    await settle(connection)
                 self._tree = plan.tree
                 self.lag = await store.waiting_for(connection)
             except BaseException as error:
@@ -232,6 +241,7 @@ class Sealer:
         """Give back the connection. Never raises."""
         self._publishing.forsake()
         self._drop()
+        await disconnected()
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -242,7 +252,7 @@ class Sealer:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.terminate()
+            disconnect_later(connection)
 
     async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[Answer]:
         """Ask anchors, and those once more that know nothing: another sealer may just tell them."""

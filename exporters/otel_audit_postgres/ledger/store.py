@@ -12,7 +12,7 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
@@ -264,7 +264,7 @@ async def opened(
                 raise first from None
             raise as_store_error(error, doing, asks=asks) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def refuse_without_ledger(connection: Connection[Any]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
+from otel_audit.capture.account_holder import named_in_answer, named_in_request
 from otel_audit.capture.actor import Bearer
 from otel_audit.capture.continued import described_metadata, with_told
 from otel_audit.capture.description import (
     RequestHead,
     bare_path,
     describe_headers,
+    header_of,
     method_of,
     secret_parameters,
 )
@@ -23,13 +26,13 @@ from otel_audit.capture.observer import Observer
 from otel_audit.capture.outcome import outcome_of
 from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
-from otel_audit.capture.reading import state_of
-from otel_audit.capture.route import route_template
+from otel_audit.capture.reading import identifier, state_of
+from otel_audit.capture.route import foresee, route_template
 from otel_audit.capture.targets import shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
 from otel_audit.ids import public_id
-from otel_audit.policy import UNDECIDED, override_of
+from otel_audit.policy import UNDECIDED, is_unknown, override_of
 from otel_audit.record import (
     ANONYMOUS,
     SCHEMA_VERSION,
@@ -51,10 +54,13 @@ from otel_audit.scope import AuditScope, Origin
 if TYPE_CHECKING:
     from otel_audit.capture.observer import Claims
     from otel_audit.policy import Decision
+    from otel_audit.policy.naming import Whom
 
 _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of it
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
+
+_MOST_IDENTITIES = 50
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
@@ -99,13 +105,17 @@ class Account:
         self.parts = Parts(observer.on_error)
         self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] | None = frozenset()
-        self._shown_target: tuple[tuple[Target, int], Target | None] | None = None
+        self._shown_target: tuple[tuple[Target, int, str | None], Target | None] | None = None
+        self._holder: str | None = None
+        self._foreseen: MutableMapping[str, Any] | None = None
         self._asking: tuple[object, object, bool] | None = None
         span = trace.get_current_span()
         self.audit = AuditScope(
             server_span=span if span.get_span_context().is_valid else None,
             budget=Budget(observer.body_limit),
+            of_request=True,
         )
+        self.audit.identities = self._identities
         self.audit.origin = self.origin
         request_id = None
         try:
@@ -125,8 +135,11 @@ class Account:
 
     @property
     def routed(self) -> MutableMapping[str, Any]:
-        """The scope as the router left it: middleware may have passed on a copy."""
-        return self._scope if self.inner_scope is None else self.inner_scope
+        """The scope as the router left it: middleware may have passed on a copy.
+
+        Where middleware has answered in the router's place, as the router would have left it.
+        """
+        return self.inner_scope or self._foreseen or self._scope
 
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
@@ -148,6 +161,8 @@ class Account:
             return None
         if not self.resolved:
             self.resolved = True
+            if self.inner_scope is None:
+                scope = self._foresee()
             self._resolve(scope)
         judged = (self.passage.status, wrote, audit.actor, audit.tenant, self.head.method)
         if judged != self.judged:
@@ -155,6 +170,15 @@ class Account:
             self.judged = judged
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
+
+    def _foresee(self) -> MutableMapping[str, Any]:
+        """Find the route of a request that middleware has answered: a denial has a target, too."""
+        try:
+            if self._scope.get("route") is None:
+                self._foreseen = foresee(self._scope, self.head.app)
+        except Exception as error:  # noqa: BLE001 - it costs the route alone
+            self.parts.fail("route", error)
+        return self.routed
 
     def _resolve(self, scope: Mapping[str, Any]) -> None:
         """Settle who does it, for whom, and which of the path's parameters are secrets."""
@@ -190,6 +214,11 @@ class Account:
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
+
+    def _identities(self) -> list[object]:
+        """Objects of the application from which it may be read who does it, and for whom."""
+        scope = self.routed
+        return [*islice(state_of(scope).values(), _MOST_IDENTITIES), scope.get("user")]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -259,6 +288,7 @@ class Account:
                 scope=scope,
                 key=self.audit.record_id,
                 name_all=self._observer.log is not None,
+                reached=self.inner_scope is not None,
                 on_failure=self.parts.fail,
             )
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
@@ -300,6 +330,23 @@ class Account:
         audit.response = Response(
             status_code=self.passage.status, headers=headers, body=response_body
         )
+        if decision.whom is not None:
+            self._find_holder(request_body)
+
+    def _find_holder(self, request_body: Body | None) -> None:
+        """Find whose account an action is about that is done before anybody is known."""
+        try:
+            passage = self.passage
+            found = named_in_answer(
+                passage.answer, passage.headers, self._observer.subject_of
+            ) or named_in_request(
+                request_body, header_of(self._scope.get("headers") or (), b"authorization")
+            )
+            self._holder = (
+                None if found is None else identifier(self._observer.redactor.text(found))
+            )
+        except Exception as error:  # noqa: BLE001 - it costs the target's id
+            self.parts.fail("target", error)
 
     def _body_limit(self, decision: Decision) -> int:
         own = decision.body_limit
@@ -355,8 +402,9 @@ class Account:
             return outcome_of(
                 status=self.passage.status,
                 error=self.error,
-                transaction=self.audit.transaction,
+                transaction=self.audit.final_transaction,
                 cut_off=socket is None and not self.passage.ended,
+                turned_away=self.judgement is not None and self.judgement.turned_away,
             )
         except Exception as error:  # noqa: BLE001 - that it happened is known all the same
             self.parts.fail("outcome", error)
@@ -475,25 +523,35 @@ class Account:
         named = self.audit.target or decision.target
         if named is None:
             return None
-        seen = named, len(self.audit.changes)
+        seen = named, len(self.audit.changes), self._holder
         known = self._shown_target
         if known is None or known[0] != seen:
             try:
-                shown = self._shown(named)
+                shown = self._shown(named, decision.whom)
             except Exception as error:  # noqa: BLE001 - it costs the target alone
                 self.parts.fail("target", error)
                 shown = None
             self._shown_target = known = seen, shown
         return known[1]
 
-    def _shown(self, named: Target) -> Target | None:
+    def _shown(self, named: Target, whom: Whom | None) -> Target | None:
         found = with_new_id(named, self.audit)
+        if whom is not None and found is not None and found.id is None:
+            found = Target(type=found.type, id=self._whom(whom))
         if found is not None and self._secrets is None:
             # which parameters are secrets is not known, so no id is shown
             found = Target(type=found.type)
         routed = self.routed.get("route") is not None
         secrets = self._secrets or frozenset()
         return shown_target(found, secrets, self._observer.redactor, routed=routed)
+
+    def _whom(self, whom: Whom) -> str | None:
+        """Whose account it is: of who acts, or of who is named in the request or its answer."""
+        actor = self.audit.actor
+        acting = None if actor is None or is_unknown(actor) else actor.id
+        if whom == "actor":
+            return acting or self._holder
+        return self._holder or (acting if whom == "either" else None)
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:

@@ -69,7 +69,7 @@ _MENDED_BY: Final = {
     "missing_issuer": "JWT_ISSUER: the tokens name none",
     "wrong_issuer": "JWT_ISSUER: is it written as in the tokens?",
     "missing_audience": "JWT_AUDIENCE: the tokens name none",
-    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens?",
+    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens, and all of theirs named?",
     "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
     "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
 }
@@ -242,6 +242,18 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
     except TokenError as problem:
         _tell_what_may_be_set_wrong(problem.reason)
         return Bearer(problem=problem.reason)
+
+
+def subject_of(token: str, options: ActorOptions) -> str | None:
+    """Say whom a token names, if it is verified; for one that the application hands out."""
+    if options.verifier is None:
+        return None
+    try:
+        found = options.verifier.verify(token)
+    except TokenError:
+        return None
+    named = options.named_by(found) if found.verified else None
+    return named.id if isinstance(named, Actor) else None
 
 
 def _tell_what_may_be_set_wrong(reason: str) -> None:

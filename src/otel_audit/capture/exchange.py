@@ -328,7 +328,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - must not reach the application
             account.parts.fail("changes", error)
         audit.late = self._told_later
-        audit.closed = True
+        audit.close()
         decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start
         if decision is not None:
             self._finish(decision)

@@ -69,7 +69,7 @@ def _shown_or_none(text: str | None, redactor: Redactor) -> str | None:
 
 
 def _shown(text: str, redactor: Redactor) -> str:
-    if is_plain(text) or redactor.text(text) == text:
+    if is_plain(text) or redactor.identifier(text) == text:
         return text
     complain(
         _logger,

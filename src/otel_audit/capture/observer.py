@@ -59,6 +59,7 @@ class Observer:
         log: Writes the line of the request log; None where there is no such log.
         on_error: Told of each failure of ours.
         on_loss: Told of each failure of ours that costs a record.
+        subject_of: Whom a token names that an answer hands out; None where it is not verified.
         durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
@@ -90,3 +91,4 @@ class Observer:
     settle: Callable[[], None] = lambda: None
     socket_messages: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None
+    subject_of: Callable[[str], str | None] = lambda _token: None

@@ -120,6 +120,12 @@ class Passage:
         """Whether any body is copied."""
         return self.request_inside is not None or self._response is not None
 
+    @property
+    def answer(self) -> bytes | None:
+        """The response's body as it was sent, if it was copied whole."""
+        copy = self._response
+        return copy.head if copy is not None and copy.whole else None
+
     def response_body(
         self, redactor: Redactor, limit: int, *, may_exist: bool, work: Work | None = None
     ) -> Body | None:

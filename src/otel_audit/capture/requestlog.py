@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_audit.record import AuditRecord, to_json
+from otel_audit.visible import ascii_json
 
 logger = logging.getLogger("otel_audit.requests")
 
@@ -32,7 +33,7 @@ def log_request(record: AuditRecord, server_span: trace.Span | None) -> None:
         server_span: The application's own span of the request, if any.
     """
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", to_json(line_of(record, server_span)).decode())
+        logger.info("%s", ascii_json(to_json(line_of(record, server_span)).decode()))
 
 
 def line_of(record: AuditRecord, server_span: trace.Span | None) -> dict[str, Any]:

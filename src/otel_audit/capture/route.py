@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 _DEPTH: Final = 8
@@ -83,13 +84,7 @@ def _mounted(routes: Any, prefix: str, depth: int) -> str | None:
     """Spell the prefix of a mounted application as its mounts do; None where none leads there."""
     if not prefix.strip("/"):
         return ""
-    for route in routes if routes and depth else ():
-        included = getattr(route, "effective_route_contexts", None)
-        if callable(included):  # FastAPI >= 0.137 keeps included routers apart
-            found = _mounted(included(), prefix, depth - 1)
-            if found is not None:
-                return found
-            continue
+    for route in _flat(routes, depth):
         pattern, path = getattr(route, "path_regex", None), getattr(route, "path", None)
         if pattern is None or not isinstance(path, str) or getattr(route, "endpoint", None):
             continue
@@ -101,3 +96,81 @@ def _mounted(routes: Any, prefix: str, depth: int) -> str | None:
         if below is not None:
             return _CONVERTOR.sub("}", path) + below
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeseenRoute:
+    """The route that would have served a request which middleware has answered.
+
+    Attributes:
+        path: Its template, with the prefixes of routers and mounted applications.
+        openapi_extra: What it says about itself.
+    """
+
+    path: str
+    openapi_extra: object = None
+
+
+def foresee(scope: Mapping[str, Any], app: object) -> MutableMapping[str, Any] | None:
+    """Tell what the router would have made of a request that has not come to it.
+
+    Args:
+        scope: The ASGI scope as the server made it.
+        app: The application.
+
+    Returns:
+        A copy of the scope with the route, its endpoint and the path's parameters; None where no
+        route would have served it.
+    """
+    method = None if scope.get("type") == "websocket" else scope.get("method")
+    found = _serving(getattr(app, "routes", None), path_below_root(scope), method, _DEPTH)
+    if found is None:
+        return None
+    route, template, parameters = found
+    return {
+        **scope,
+        "route": ForeseenRoute(template, getattr(route, "openapi_extra", None)),
+        "endpoint": route.endpoint,
+        "path_params": {**(scope.get("path_params") or {}), **parameters},
+    }
+
+
+_Serving = tuple[Any, str, dict[str, str]]
+
+
+def _serving(routes: Any, path: str, method: object, depth: int) -> _Serving | None:
+    """Find the first route that serves a method at a path; else the first at that path."""
+    other: _Serving | None = None
+    for route in _flat(routes, depth):
+        pattern, template = getattr(route, "path_regex", None), getattr(route, "path", None)
+        if pattern is None or not isinstance(template, str):
+            continue
+        match = pattern.match(path)
+        if match is None:
+            continue
+        parameters = match.groupdict()
+        if callable(getattr(route, "endpoint", None)):
+            methods = getattr(route, "methods", None)
+            if (method is None) is not (methods is None):
+                continue  # a socket's route, and no socket; or the other way round
+            found = route, _CONVERTOR.sub("}", template), parameters
+            if methods is None or method in methods:
+                return found
+            other = other or found
+        else:
+            rest = parameters.pop("path", None) or ""
+            below = _serving(getattr(route, "routes", None), f"/{rest}", method, depth - 1)
+            if below is not None:
+                prefix = _CONVERTOR.sub("}", template)
+                return below[0], prefix + below[1], {**parameters, **below[2]}
+    return other
+
+
+def _flat(routes: Any, depth: int) -> Iterator[Any]:
+    """List routes, those of included routers among them."""
+    for route in routes if routes and depth > 0 else ():
+        included = getattr(route, "effective_route_contexts", None)
+        if callable(included):  # FastAPI >= 0.137 keeps included routers apart
+            yield from _flat(included(), depth - 1)
+        else:
+            yield getattr(route, "starlette_route", None) or route

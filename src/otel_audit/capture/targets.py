@@ -37,13 +37,13 @@ def shown_target(
 
 
 def _shows_secret(found: str, redactor: Redactor) -> bool:
-    if redactor.text(found) != found:
+    if redactor.identifier(found) != found:
         return True
     if "@" not in found:
         return False
     # a route may have cut a URL's scheme off, and with it what tells a password from a name
     url = f"https://{found.lstrip('/')}"
-    return redactor.text(url) != url
+    return redactor.identifier(url) != url
 
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:

@@ -16,11 +16,20 @@ import click
 
 from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option
-from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.cli.terminal import Colour, echo, echo_marked
+from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
+from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
     from otel_audit_postgres.inspect import Finding
+
+
+_WORDS: dict[bool | None, tuple[str, Colour]] = {
+    True: ("ok  ", "green"),
+    False: ("FAIL", "red"),
+    None: ("warn", "yellow"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +61,15 @@ def doctor(dsn: str | None, app_dsn: str | None, target: str | None) -> None:
     failed = False
     for check in _checks(dsn, app_dsn, target):
         failed = failed or check.ok is False
-        click.echo(_line(check))
+        _print(check)
     sys.exit(1 if failed else 0)
 
 
-def _line(check: Check) -> str:
-    word, colour = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}[
-        check.ok
-    ]
-    line = f"{click.style(word, fg=colour)}  {check.name}: {check.detail}"
-    return line if check.ok or not check.remedy else f"{line}\n      -> {check.remedy}"
+def _print(check: Check) -> None:
+    word, colour = _WORDS[check.ok]
+    echo_marked(word, colour, f"  {check.name}: {check.detail}")
+    if not check.ok and check.remedy:
+        echo(f"      -> {check.remedy}")
 
 
 def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterator[Check]:
@@ -181,9 +189,10 @@ def _taps(target: str | None) -> Check:
         app.middleware_stack = app.build_middleware_stack()
         both = is_audited(app)
         uninstall(app)
-    except (OtelAuditError, ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever the application's modules do
         return Check(
-            name, ok=False, detail=f"{target or 'a plain application'}: {error}",
+            name, ok=False,
+            detail=f"{target or 'a plain application'}: {type(error).__name__}: {error}",
             remedy="give --app as module:attribute of an application that can be imported here",
         )  # fmt: skip
     return Check(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
+from otel_audit.cli.verify import moment
 
 if TYPE_CHECKING:
     from otel_audit_postgres.gaps import Stream
@@ -22,7 +24,7 @@ _RANGES_SHOWN = 20
 @click.option(
     "--since",
     metavar="TIME",
-    help="Only what began after: ISO 8601 (UTC, if it does not say), or 12h, 7d.",
+    help="Only what began after this time: ISO 8601, or how long ago: 12h, 7d.",
 )
 @click.option(
     "--quiet-after",
@@ -44,11 +46,11 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     faulty = [stream for stream in streams if stream.missing or _is_cut_off(stream, quiet_after)]
     for stream in faulty:
         for line in _lines(stream, quiet_after):
-            click.echo(line)
+            echo(line)
     missing = sum(stream.missing_count for stream in streams)
     at_least = sum(stream.lost_at_least for stream in streams)
     cut_off = sum(_is_cut_off(stream, quiet_after) for stream in streams)
-    click.echo(
+    echo(
         f"{len(streams)} producers: {missing} numbers missing, at least {at_least} records lost, "
         f"{cut_off} ended without saying so"
     )

@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 
 
@@ -56,11 +57,10 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     if show_sql and tenants:
         raise click.UsageError("--tenant cannot be printed: enter it in audit.reader_tenants")
     if show_sql:
-        click.echo(
-            schema_sql(
-                roles=roles, writer=writer, reader=reader, sealer=sealer, retention=retention
-            )
+        sql = schema_sql(
+            roles=roles, writer=writer, reader=reader, sealer=sealer, retention=retention
         )
+        echo(*sql.split("\n"))
         return
     report = asyncio.run(
         make_schema(
@@ -73,8 +73,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
             tenants=tenants,
         )
     )
-    for line in report.lines:
-        click.echo(line)
+    echo(*report.lines)
 
 
 def _init_outbox(
@@ -83,10 +82,9 @@ def _init_outbox(
     from otel_audit_postgres.outbox import init_outbox, outbox_sql
 
     if show_sql:
-        click.echo(outbox_sql(application=application, relay=relay))
+        echo(*outbox_sql(application=application, relay=relay).split("\n"))
         return
     if dsn is None:
         dsn = AuditConfig().outbox_asyncpg_dsn
     lines = asyncio.run(init_outbox(chosen_dsn(dsn), application=application, relay=relay))
-    for line in lines:
-        click.echo(line)
+    echo(*lines)

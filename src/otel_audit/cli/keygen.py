@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from otel_audit.cli.terminal import echo
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
@@ -24,6 +26,6 @@ def keygen(file: Path, name: str | None) -> None:
 
     key = generate(name or f"otel-audit/{secrets.token_hex(8)}")
     public = write_key_files(key, file)
-    click.echo(f"private key: {file} (readable for you alone)")
-    click.echo(f"public key:  {public}")
-    click.echo(key.public.text())
+    echo(f"private key: {file} (readable for you alone)")
+    echo(f"public key:  {public}")
+    echo(key.public.text())

@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
 
 
 @click.command(name="begin-anchor")
@@ -24,7 +25,7 @@ def begin_anchor(dsn: str | None, anchor: str) -> None:
 
     (place,) = anchors_from([anchor])
     size = asyncio.run(begin(chosen_dsn(dsn), place))
-    click.echo(
+    echo(
         f"{place.name}: has the checkpoint of {size} rows" if size else
         f"{place.name}: nothing is sealed yet; the sealer begins there by itself"
     )  # fmt: skip
@@ -42,4 +43,4 @@ def moved(dsn: str | None) -> None:
     from otel_audit_postgres.ledger.beginning import move_here
 
     place = asyncio.run(move_here(chosen_dsn(dsn)))
-    click.echo(f"the log belongs to this database ({place}) from now on")
+    echo(f"the log belongs to this database ({place}) from now on")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+import traceback
+from typing import Any, Final
 
 import click
 
@@ -20,8 +22,11 @@ from otel_audit.cli.relay import relay
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
+from otel_audit.cli.terminal import cleaned, echo
 from otel_audit.cli.verify import verify
+from otel_audit.complaints import place_of
 from otel_audit.errors import OtelAuditError
+from otel_audit.visible import log_to_stderr, visible
 
 _INTERRUPTED: Final = 130
 """What a shell calls the end by SIGINT: 128 and the signal's number."""
@@ -30,24 +35,45 @@ _INTERRUPTED: Final = 130
 class _Group(click.Group):
     """Turns this package's errors into one line and exit status 1, and Ctrl-C into 130."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            raise cleaned(error) from None
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OtelAuditError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible(str(error))) from error
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+        except click.ClickException as error:
+            raise cleaned(error) from None
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except OSError as error:
+            raise click.ClickException(visible(str(error))) from error
+        except Exception as error:
+            if ctx.params["traceback"]:
+                echo(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+            raise click.ClickException(
+                f"unexpected [{place_of(error)}]: a defect of otel-audit's, please report it with "
+                "what `otel-audit --traceback …` prints"
+            ) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="otel-audit")
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Print where an unexpected error comes from.")
+def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     """Set up, check and search an audit trail made by otel-audit.
 
     Settings are read from OTEL_AUDIT_* variables and from the file that OTEL_AUDIT_CONFIG_FILE
     names; options given here win.
     """
+    log_to_stderr(logging.WARNING)
 
 
 cli.add_command(begin_anchor)

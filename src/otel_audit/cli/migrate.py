@@ -8,6 +8,7 @@ import sys
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
 
 
 @click.command()
@@ -29,12 +30,11 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     if (since is not None or roles) and not show_sql:
         raise click.UsageError("--from and --roles are for --sql")
     if not show_sql:
-        for line in asyncio.run(schema.migrate(chosen_dsn(dsn))).lines:
-            click.echo(line)
+        echo(*asyncio.run(schema.migrate(chosen_dsn(dsn))).lines)
         return
     if since is None:
         since, roles = asyncio.run(schema.missing_migrations(chosen_dsn(dsn)))
-    click.echo(schema.schema_sql(roles=roles, since=since))
+    echo(*schema.schema_sql(roles=roles, since=since).split("\n"))
 
 
 @click.command()
@@ -54,9 +54,9 @@ def maintain(dsn: str | None, ahead: int) -> None:
     done = asyncio.run(keep_up(chosen_dsn(dsn), ahead=ahead))
     for partition in done.partitions:
         detail = f": {partition.detail}" if partition.detail else ""
-        click.echo(f"partition {partition.name}: {partition.state}{detail}")
+        echo(f"partition {partition.name}: {partition.state}{detail}")
     for month, rows in done.in_default.items():
-        click.echo(f"default partition: {rows} rows of {month}")
+        echo(f"default partition: {rows} rows of {month}")
     if not done.in_default:
-        click.echo("default partition: empty")
+        echo("default partition: empty")
     sys.exit(0 if done.ok else 1)

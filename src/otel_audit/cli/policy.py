@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from otel_audit.cli.terminal import echo, echo_table
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy import Decision, Policy
@@ -89,21 +88,17 @@ def routes(app: str, factory: bool, strict: bool) -> None:
     """
     known = Policy.from_config(AuditConfig())
     listed = list(routes_of(_load(app, factory=factory)))
-    table = Table(box=None, pad_edge=False)
-    for heading in ("METHOD", "ROUTE", "LEVEL", "EVENT", "ACTION", "RULE"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     warnings = [f"{route.path}: {route.problem}" for route in listed if route.problem]
     unrecorded = 0
     for method, route, decision in _decisions(known, listed):
         event = decision.event_name if decision.level != "none" else "-"
-        row = (method, route.path, decision.level, event, decision.action, decision.rule)
-        table.add_row(*row)
+        rows.append((method, route.path, decision.level, event, decision.action, decision.rule))
         if method in WRITES and decision.level == "none":
             unrecorded += 1
             warnings.append(f"{method} {route.path} may change something, and is not recorded")
-    _console().print(table)
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+    echo_table(("METHOD", "ROUTE", "LEVEL", "EVENT", "ACTION", "RULE"), rows)
+    echo(*(f"warning: {warning}" for warning in warnings), err=True)
     if strict and unrecorded:
         sys.exit(1)
 
@@ -180,15 +175,11 @@ def _load(name: str, *, factory: bool) -> object:
         for part in attribute.split("."):
             found = getattr(found, part)
         return found() if factory and callable(found) else found
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{name}: cannot be imported: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{name}: cannot be imported: {reason}") from error
 
 
 def _print_pairs(pairs: dict[str, str]) -> None:
     for name, value in pairs.items():
-        click.echo(f"{name:<8} {value}")
-
-
-def _console() -> Console:
-    # where nobody looks at a screen, lines must not be broken at its width
-    return Console() if sys.stdout.isatty() else Console(width=240)
+        echo(f"{name:<8} {value}")

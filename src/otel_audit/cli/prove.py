@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     asyncio.run(_record(store, config, record_id or entity or "growth", bundle))
     directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
     ledger.write(bundle, directory)
-    click.echo(f"{directory}: to check it there, run: python verify.py")
+    echo(f"{directory}: to check it there, run: python verify.py")
     if not public:
-        click.secho("no public key is in it: name one with --key", fg="yellow", err=True)
+        echo("no public key is in it: name one with --key", colour="yellow", err=True)
 
 
 async def _record(store: str, config: AuditConfig, what: str, bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from otel_audit.cli.terminal import echo, echo_document
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.quarantine import Kept, LocalQuarantine, services_with_quarantine
@@ -36,7 +37,7 @@ def quarantine(
     found = list(_quarantines(config, service))
     if retry:
         for name, place in found:
-            click.echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
+            echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
         return
     kept = [item for _, place in found for item in place.read()]
     if show is not None:
@@ -45,8 +46,8 @@ def quarantine(
     for item in kept:
         when = datetime.fromtimestamp(item.kept_at, UTC)
         identity = item.refused.record_id or "no id"
-        click.echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
-    click.echo(f"{len(kept)} refused records in {config.spool_dir}")
+        echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
+    echo(f"{len(kept)} refused records in {config.spool_dir}")
 
 
 def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
@@ -85,4 +86,4 @@ def _show(items: list[Kept], record_id: str) -> None:
     if not items:
         raise ConfigurationError(f"nothing was refused under the id {record_id}")
     for item in items:
-        click.echo(item.refused.received.decode("utf-8", "replace"))
+        echo_document(item.refused.received.decode("utf-8", "replace"))

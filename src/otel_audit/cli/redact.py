@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from otel_audit.cli.terminal import echo, echo_columns, echo_json_text
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.adapt import NotUnderstoodError
@@ -31,7 +29,7 @@ def redact(file: BinaryIO, explain: bool) -> None:
         redacted = redactor.json_or_none(raw)
         if redacted is None:
             raise click.ClickException("not a JSON document, or beyond the bounds: withheld")
-        click.echo(redacted)
+        echo_json_text(redacted.decode())
         return
     try:
         document = parse_json(raw)
@@ -43,9 +41,6 @@ def redact(file: BinaryIO, explain: bool) -> None:
 def _print_findings(redactor: Redactor, document: object) -> None:
     findings = redactor.explain(document)
     if not findings:
-        click.echo("Nothing would be removed.")
+        echo("Nothing would be removed.")
         return
-    table = Table("path", "rule", box=None, pad_edge=False)
-    for finding in findings:
-        table.add_row(Text(finding.path), Text(finding.rule))
-    Console(soft_wrap=True).print(table)
+    echo_columns(("path", "rule"), [(finding.path, finding.rule) for finding in findings])

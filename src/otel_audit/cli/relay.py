@@ -8,11 +8,14 @@ import signal
 
 import click
 
-from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.cli.terminal import echo
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.relay import Outbox, Relay, RelayOptions, relay_all
 from otel_audit.pipeline.sink import Sink
+from otel_audit.postgres_dsn import plain_dsn
+from otel_audit.visible import log_to_stderr
 
 
 @click.command()
@@ -30,7 +33,7 @@ def relay(outbox_dsn: str | None, *, follow: bool) -> None:
 
     from otel_audit.runtime import sink_maker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     config = AuditConfig()
     dsn = config.outbox_asyncpg_dsn if outbox_dsn is None else plain_dsn(outbox_dsn)
     if dsn is None:
@@ -55,11 +58,11 @@ async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
     finally:
         await outbox.close()
         await sink.close()
-    click.echo(f"relayed {counters.relayed} records")
+    echo(f"relayed {counters.relayed} records")
     if counters.quarantined:
-        click.echo(f"{counters.quarantined} were no records, or unfit, and are in quarantine")
+        echo(f"{counters.quarantined} were no records, or unfit, and are in quarantine")
     if left:
-        click.echo(f"{left} are there still: written in the meantime, or taken by another relay")
+        echo(f"{left} are there still: written in the meantime, or taken by another relay")
 
 
 async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig) -> None:
@@ -77,4 +80,4 @@ async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig) -> None:
     worker.start()
     await stop.wait()
     await asyncio.to_thread(worker.close, config.shutdown_timeout)
-    click.echo(f"relayed {counters.relayed} records")
+    echo(f"relayed {counters.relayed} records")

@@ -12,8 +12,10 @@ import click
 from opentelemetry import metrics
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 from otel_audit.pipeline.lasting import LastingLoop
+from otel_audit.visible import log_to_stderr
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer import Sealer
@@ -40,11 +42,11 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     from otel_audit_postgres.ledger.sealer import Sealer
     from otel_audit_postgres.ledger.trust import chosen_signer
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     config = AuditConfig()
     signer = chosen_signer(config, key_file)
     if signer is None:
-        click.secho(_UNSIGNED, fg="yellow", err=True)
+        echo(_UNSIGNED, colour="yellow", err=True)
     sealer = Sealer(
         chosen_dsn(dsn),
         signer=signer,
@@ -73,11 +75,11 @@ async def _once(sealer: Sealer) -> None:
     if done.is_held_up:
         raise click.ClickException(done.held_up_by())
     if not done.leads:
-        click.echo("another sealer is at work")
+        echo("another sealer is at work")
         return
-    click.echo(f"sealed {rows} rows; the log has {done.size}")
+    echo(f"sealed {rows} rows; the log has {done.size}")
     if malformed:
-        click.echo(f"{malformed} of them were inserted malformed: `otel-audit verify` names them")
+        echo(f"{malformed} of them were inserted malformed: `otel-audit verify` names them")
     if faulty:
         raise click.ClickException(
             f"{len(faulty)} rows were changed or deleted before they were sealed; "

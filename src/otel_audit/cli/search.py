@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo, echo_columns, echo_document, echo_json
+from otel_audit.cli.verify import moment
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
 def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json: bool) -> None:
     """Show everything that happened to ENTITY, such as order:123, the oldest first."""
     page = _ask(dsn, lambda trail: trail.history(entity, limit=limit, after=after))
-    _print_page(page, as_json, _NOTHING_ABOUT.format(entity=_visible(entity)))
+    _print_page(page, as_json, _NOTHING_ABOUT.format(entity=entity))
 
 
 @click.command()
@@ -93,20 +94,12 @@ def show(dsn: str | None, record_id: str) -> None:
     if not found:
         raise click.ClickException(f"there is no record {record_id} in the store")
     for shown in found:
-        click.echo(_laid_out(shown.payload))
-        click.echo(
+        echo_document(shown.payload)
+        echo(
             f"recorded at {shown.found.recorded_at.isoformat()}, "
             f"content hash {shown.content_hash.hex()}",
             err=True,
         )
-
-
-def _laid_out(payload: str) -> str:
-    """A payload over several lines; as it is stored, where it cannot be read as JSON."""
-    try:
-        return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return payload
 
 
 @click.command()
@@ -119,16 +112,14 @@ def stats(dsn: str | None, since: str, as_json: bool) -> None:
     volume = _ask(dsn, lambda trail: trail.volume(begin))
     sizes = _ask(dsn, lambda trail: trail.sizes())
     if as_json:
-        click.echo(
-            json.dumps(
-                {"volume": [asdict(row) for row in volume], "sizes": [asdict(row) for row in sizes]}
-            )
+        echo_json(
+            {"volume": [asdict(row) for row in volume], "sizes": [asdict(row) for row in sizes]}
         )
         return
-    _print_table(
+    echo_columns(
         ("day", "event", "records"), [(row.day, row.event_name, row.records) for row in volume]
     )
-    _print_table(
+    echo_columns(
         ("table", "rows (estimated)", "table bytes", "index bytes"),
         [
             (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
@@ -150,13 +141,13 @@ def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
 def _print_page(page: Page, as_json: bool, nothing: str) -> None:
     if as_json:
         for record in page.records:
-            click.echo(json.dumps(asdict(record), default=_plain, ensure_ascii=False))
+            echo_json(asdict(record))
     elif not page.records:
-        click.echo(nothing)
+        echo(nothing)
     else:
-        _print_table(_COLUMNS, [_row(record) for record in page.records])
+        echo_columns(_COLUMNS, [_row(record) for record in page.records])
     if page.next is not None:
-        click.echo(f"more: --after '{page.next}'", err=True)
+        echo(f"more: --after '{page.next}'", err=True)
 
 
 def _row(record: Found) -> tuple[Any, ...]:
@@ -166,22 +157,3 @@ def _row(record: Found) -> tuple[Any, ...]:
         record.occurred_at.isoformat(timespec="milliseconds"), record.event_name, record.outcome,
         f"{record.actor_id}{reason}", record.tenant_id, target, record.status_code, record.id,
     )  # fmt: skip
-
-
-def _print_table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Print columns side by side, never cut: ids are there to be copied."""
-    texts = [["" if value is None else _visible(str(value)) for value in row] for row in rows]
-    lines = [list(columns), *texts]
-    widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
-    for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
-
-
-def _visible(text: str) -> str:
-    """What came from outside moves no cursor and colours nothing."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from otel_audit.cli.options import dsn_option
+from otel_audit.cli.terminal import echo
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
@@ -19,13 +20,14 @@ _IN_CLEAR = (
     "that speaks TLS in front"
 )
 _path = click.Path(path_type=Path)
+_PORT = click.IntRange(0, 65535)
 
 
 @click.group(invoke_without_command=True)
 @dsn_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=4318, show_default=True, help="Port of OTLP/HTTP.")
-@click.option("--grpc-port", type=int, help="Take OTLP over gRPC, too, on this port.")
+@click.option("--port", type=_PORT, default=4318, show_default=True, help="Port of OTLP/HTTP.")
+@click.option("--grpc-port", type=_PORT, help="Take OTLP over gRPC, too, on this port.")
 @click.option("--tokens", type=_path, help="File of tokens and certificates that are let in.")
 @click.option("--tls-cert", type=_path, help="The server's certificate, PEM.")
 @click.option("--tls-key", type=_path, help="Its key, PEM, where that is another file.")
@@ -37,7 +39,10 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Processes that share the port.",
 )
-@click.option("--connections", default=1000, show_default=True, help="Connections at once.")
+@click.option(
+    "--connections", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
+    help="Connections at once.",
+)  # fmt: skip
 @click.option(
     "--insecure-no-auth",
     is_flag=False,
@@ -91,7 +96,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
         raise MissingExtraError("otel-audit serve", "server") from error
     to_stderr()
     if tls_cert is None and not _is_loopback(host):
-        click.secho(_IN_CLEAR.format(host=host), fg="yellow", err=True)
+        echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
     listening = Listening(
         host, port, tls_cert, tls_key, tls_client_ca, grpc_port, connections, workers
     )
@@ -140,11 +145,11 @@ def new(
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
     secret, lines = new_token(name, tenant=tenant, service=service, expires=expires)
     if file is None:
-        click.echo(lines)
+        echo(*lines.split("\n"))
     else:
         _append(file, lines)
-        click.echo(f"added {name} to {file}", err=True)
-    click.echo(secret)
+        echo(f"added {name} to {file}", err=True)
+    echo(secret)
 
 
 def _append(file: Path, lines: str) -> None:

@@ -6,7 +6,10 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,16 +25,40 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
 
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LISTED = 200
 _MALFORMED_LISTED = 5
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a time: ISO 8601, or how long ago (``90m``, ``12h``, ``7d``, ``2w``).
+
+    Raises:
+        click.BadParameter: It is neither.
+    """
+    if text is None:
+        return None
+    ago = re.fullmatch(r"([0-9]{1,9})([mhdw])", text)
+    try:
+        if ago:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        found = datetime.fromisoformat(text)
+        found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        # what is outside of the calendar in UTC cannot be compared with anything
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise click.BadParameter(f"{text} is before the year 1, or after 9999") from None
+    except ValueError:
+        raise click.BadParameter(f"{text} is no time: 2026-11-21T12:00:00Z, or 7d") from None
 
 
 @click.command()
@@ -116,7 +143,11 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         memory.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
-    click.echo(json.dumps(report.as_json(), indent=2) if as_json else _text(report))
+    if as_json:
+        echo_json(report.as_json(), indent=2)
+    else:
+        for line, colour in _lines(report):
+            echo(line, colour=colour)
     sys.exit(0 if report.ok and report.overdue is None else 1)
 
 
@@ -158,51 +189,47 @@ def _bar(*, visible: bool) -> Progress:
     )
 
 
-def _text(report: Report) -> str:
+def _lines(report: Report) -> Iterator[tuple[str, Colour | None]]:
     rate = report.rows_checked / report.seconds if report.seconds else 0
-    lines = [
-        (
-            f"log {report.origin or '(nothing sealed yet)'}: {report.size} rows sealed, "
-            f"{report.waiting} waiting"
-            + (f", {report.dropped} dropped with their months" if report.dropped else "")
-        ),
-        (
-            f"checked {report.rows_checked} rows and {report.checkpoints} checkpoints "
-            f"in {report.seconds:.1f} s ({rate:.0f} rows/s); signed up to row {report.signed_size}"
-        ),
-    ]
-    lines += [f"warning: {warning}" for warning in report.warnings]
+    dropped = f", {report.dropped} dropped with their months" if report.dropped else ""
+    log = f"log {report.origin or '(nothing sealed yet)'}: {report.size} rows sealed"
+    yield f"{log}, {report.waiting} waiting{dropped}", None
+    checked = f"checked {report.rows_checked} rows and {report.checkpoints} checkpoints"
+    pace = f"in {report.seconds:.1f} s ({rate:.0f} rows/s)"
+    yield f"{checked} {pace}; signed up to row {report.signed_size}", None
+    for warning in report.warnings:
+        yield f"warning: {warning}", None
     for row in report.malformed[:_MALFORMED_LISTED]:
         place = " waiting" if row.leaf is None else f" leaf {row.leaf}"
-        lines.append(f"malformed:{place} record {row.record_id}: {row.detail}")
+        yield f"malformed:{place} record {row.record_id}: {row.detail}", None
     if report.malformed_count > _MALFORMED_LISTED:
         more = report.malformed_count - _MALFORMED_LISTED
-        lines.append(f"malformed: and {more} more; --json and --report list them")
+        yield f"malformed: and {more} more; --json and --report list them", None
     if report.overdue is not None:
-        lines.append(click.style(f"NOT SEALED: {report.overdue}", fg="red"))
+        yield f"NOT SEALED: {report.overdue}", "red"
     if report.ok:
-        return "\n".join([*lines, _passed(report)])
+        yield _passed(report)
+        return
     for problem in report.problems[:_LISTED]:
         place = "" if problem.leaf is None else f" leaf {problem.leaf}"
         record = f" record {problem.record_id}" if problem.record_id else ""
-        lines.append(f"{problem.kind}:{place}{record}: {problem.detail}")
+        yield f"{problem.kind}:{place}{record}: {problem.detail}", None
     if len(report.problems) > _LISTED:
-        lines.append(f"and {len(report.problems) - _LISTED} more; --json and --report list them")
+        more = len(report.problems) - _LISTED
+        yield f"and {more} more; --json and --report list them", None
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     first = report.first_bad
     assert first is not None  # noqa: S101 - there are problems
     named = first.record_id or first.detail
-    return "\n".join(
-        [*lines, click.style(f"TAMPERED: {counts}; first bad: {named} ({first.kind})", fg="red")]
-    )
+    yield f"TAMPERED: {counts}; first bad: {named} ({first.kind})", "red"
 
 
-def _passed(report: Report) -> str:
+def _passed(report: Report) -> tuple[str, Colour]:
     """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
     if not report.waiting:
         said = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
-        return click.style(said, fg="green")
+        return said, "green"
     if not report.size:
-        return click.style(f"OK for 0 of {report.waiting} rows: nothing is sealed yet", fg="yellow")
+        return f"OK for 0 of {report.waiting} rows: nothing is sealed yet", "yellow"
     wait = "waits for its seal" if report.waiting == 1 else "wait for their seal"
-    return click.style(f"OK for {report.size} rows; {report.waiting} {wait}", fg="green")
+    return f"OK for {report.size} rows; {report.waiting} {wait}", "green"

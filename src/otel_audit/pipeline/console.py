@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from otel_audit.pipeline.sink import Refused, Written
 from otel_audit.record import AuditRecord, to_json
+from otel_audit.visible import ascii_json
 
 
 class ConsoleSink:
@@ -17,15 +18,13 @@ class ConsoleSink:
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
         """Print a batch, a line a record."""
-        lines = b"".join(to_json(record) + b"\n" for record in records)
-        sys.stdout.write(lines.decode())
+        sys.stdout.write("".join(map(_line, records)))
         sys.stdout.flush()
         return Written(stored=len(records))
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Print what never became a record, a line each."""
-        lines = b"".join(to_json({"refused": item.reason}) + b"\n" for item in refused)
-        sys.stdout.write(lines.decode())
+        sys.stdout.write("".join(_line({"refused": item.reason}) for item in refused))
         sys.stdout.flush()
 
     async def known(self, _record_ids: Sequence[str]) -> set[str]:
@@ -34,3 +33,7 @@ class ConsoleSink:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+def _line(told: object) -> str:
+    return ascii_json(to_json(told).decode()) + "\n"

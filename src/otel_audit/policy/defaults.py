@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.policy.rules import READS, WRITES, CompiledRule, Rule, compile_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_LOOKING: Final = ("GET", "HEAD", "QUERY", "WEBSOCKET")
+"""Methods by which something is read; OPTIONS, which browsers send before each, reads nothing."""
 
 
 def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
@@ -35,7 +39,8 @@ def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
         Rule(little, "failures", status=("5xx",)),
     ]
     if config.sensitive_paths:
-        rules.append(Rule(little, "sensitive_paths", paths=_below(config.sensitive_paths)))
+        paths = _below(config.sensitive_paths)
+        rules.append(Rule(little, "sensitive_paths", methods=_LOOKING, paths=paths))
     if config.capture_socket_messages:
         rules.append(Rule(full, "sockets", methods=("WEBSOCKET",)))
     rules += [

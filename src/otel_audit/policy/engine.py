@@ -16,10 +16,11 @@ from otel_audit.chance import generator
 from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.index import PathIndex
-from otel_audit.policy.naming import Naming, name_action
+from otel_audit.policy.naming import Naming, Whom, name_action
 from otel_audit.policy.overrides import Override, override_of
 from otel_audit.policy.rules import (
     LEVELS,
+    WRITES,
     CompiledRule,
     Facts,
     Rule,
@@ -47,6 +48,15 @@ _SECRETS: Final = frozenset({
     "signature", "nonce", "jwt", "apikey", "passcode",
 })  # fmt: skip
 
+
+_IDS: Final = frozenset({"id", "ids", "pk", "uuid"})
+"""Last words of parameters that name a secret, and do not show it: ``token_id``."""
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_REPEATS: Final = frozenset({307, 308})
+"""Statuses with which a client is to send the same request elsewhere (RFC 9110, section 15.4)."""
+
+_REDIRECTED: Final = Naming("http.redirected", "EXECUTE")
 
 _NOTHING_SAID: Final = Override()
 
@@ -82,6 +92,8 @@ class Decision(msgspec.Struct, frozen=True):
         body_limit: Bytes of each body that are copied, where the rule says so.
         strict: Whether the intent must be stored first, where the rule says so.
         messages: Whether the messages of a WebSocket are kept, where rule or route says so.
+        whom: Where else than in the path it may be said whose account it is; see `Naming`.
+        turned_away: Whether the answer only says where else to send the request.
     """
 
     level: Level
@@ -93,6 +105,8 @@ class Decision(msgspec.Struct, frozen=True):
     body_limit: int | None = None
     strict: bool | None = None
     messages: bool | None = None
+    whom: Whom | None = None
+    turned_away: bool = False
 
 
 UNDECIDED: Final = Decision(
@@ -231,6 +245,7 @@ class Policy:
         scope: Mapping[str, Any] | None = None,
         key: str | None = None,
         name_all: bool = True,
+        reached: bool = True,
         on_failure: Callable[[str, Exception], object] | None = None,
     ) -> Decision:
         """Decide on a request, as far as it has come; asked again later it may decide otherwise.
@@ -247,6 +262,7 @@ class Policy:
             scope: The ASGI scope, for path parameters and what the route says about itself.
             key: The record's id: makes the same choice each time for a sampled request.
             name_all: Whether a request that is not recorded gets a name, too.
+            reached: Whether it came to the router: middleware may have answered it before.
             on_failure: Told of the ``name`` or the ``target`` that could not be found, which then
                 does not cost the decision; without it, the failure goes on.
 
@@ -278,9 +294,16 @@ class Policy:
             level, name = "changes", f"{name} (but it wrote)"
         is_named = name_all or level != "none"
         naming, target = _UNNAMED, None
+        turned_away = status in _REDIRECTS and _is_turned_away(
+            method, status, given, reached=reached
+        )
         try:
             if is_named:
-                naming = self._naming(method, path, route)
+                # what nothing has served was not done, whatever its name would be
+                nothing_served = turned_away and not (reached and _is_served(given))
+                naming = _REDIRECTED if nothing_served else self._naming(method, path, route)
+                if (override.action or rule.action) == "READ" and naming.action != "READ":
+                    naming = naming if wrote else self._naming("QUERY", path, route)
         except Exception as error:
             if on_failure is None:
                 raise
@@ -288,7 +311,7 @@ class Policy:
         try:
             parameters = given.get("path_params")
             target = _target(
-                override, naming, parameters if isinstance(parameters, Mapping) else {}
+                override, naming, parameters if isinstance(parameters, Mapping) else {}, actor
             )
         except Exception as error:
             if on_failure is None:
@@ -304,6 +327,8 @@ class Policy:
             body_limit=override.body_limit if override.body_limit is not None else rule.body_limit,
             strict=rule.strict,
             messages=override.messages if override.messages is not None else rule.messages,
+            whom=naming.whom,
+            turned_away=turned_away,
         )
 
     def _rule(self, facts: Facts) -> Rule:
@@ -339,13 +364,42 @@ def is_nobody(actor: Actor) -> bool:
     return actor.id == "anonymous" and actor.reason is None and not actor.verified
 
 
+def is_unknown(actor: Actor) -> bool:
+    """Tell whether nobody knows who an actor is."""
+    return actor.id == "anonymous" and not actor.verified
+
+
 def _kept(one_of: int, key: str | None) -> bool:
     if key is None:
         return generator.random() * one_of < 1
     return zlib.crc32(key.encode()) % one_of == 0
 
 
-def _target(override: Override, naming: Naming, parameters: Mapping[str, Any]) -> Target | None:
+def _is_turned_away(
+    method: str, status: int | None, scope: Mapping[str, Any], *, reached: bool
+) -> bool:
+    """Tell whether a redirection is all that became of a request.
+
+    A handler may redirect after it has done what was asked; only one that has the client repeat a
+    write has not done it here.
+    """
+    if reached and _is_served(scope):
+        return status in _REPEATS and method in WRITES
+    # only where the framework says which endpoint serves can it be told that none did
+    return status in _REPEATS or "app" in scope
+
+
+def _is_served(scope: Mapping[str, Any]) -> bool:
+    endpoint = scope.get("endpoint")
+    # a mounted application that has routes of its own is only passed through
+    return scope.get("route") is not None or (
+        endpoint is not None and getattr(endpoint, "routes", None) is None
+    )
+
+
+def _target(
+    override: Override, naming: Naming, parameters: Mapping[str, Any], actor: Actor
+) -> Target | None:
     if override.target is not None:
         kind, colon, template = override.target.partition(":")
         return Target(type=kind, id=_filled(template, parameters) if colon else None)
@@ -354,6 +408,8 @@ def _target(override: Override, naming: Naming, parameters: Mapping[str, Any]) -
     value = naming.target_id
     if naming.target_parameter:
         value = _parameter(naming.target_parameter, parameters)
+    elif value is None and naming.whom == "actor" and not is_unknown(actor):
+        value = actor.id
     return Target(type=naming.target_type, id=value)
 
 
@@ -367,7 +423,8 @@ def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
 
 @functools.lru_cache(maxsize=512)
 def _is_secret(name: str) -> bool:
-    return not _SECRETS.isdisjoint(split_words(name))
+    words = split_words(name)
+    return not _SECRETS.isdisjoint(words) and words[-1] not in _IDS
 
 
 def _parameter(name: str, parameters: Mapping[str, Any]) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
 
 from otel_audit.policy.verbs import (
     ACCOUNT,
@@ -12,11 +12,13 @@ from otel_audit.policy.verbs import (
     AUTH,
     COMPOUND,
     LEADING,
+    LOGIN,
     ONLY_AUTH,
     SYNONYMS,
     THINGS,
     TRAILING,
     UNDER_AUTH,
+    WAYS_IN,
 )
 from otel_audit.policy.words import is_plural, participle, singular, split_words
 
@@ -33,7 +35,8 @@ _METHODS: Final[Mapping[str, tuple[str, str]]] = {
     "DELETE": ("deleted", "DELETE"),
     "GET": ("accessed", "READ"),
     "HEAD": ("accessed", "READ"),
-    "OPTIONS": ("accessed", "READ"),
+    # says what may be done, and reads nothing
+    "OPTIONS": ("options_requested", "EXECUTE"),
     "QUERY": ("accessed", "READ"),
     "WEBSOCKET": ("connected", "EXECUTE"),
 }
@@ -77,6 +80,20 @@ _LOOKS_LIKE_ID: Final = re.compile(
     r"|(?=[^/]*\d)[A-Za-z0-9_-]{20,}|[a-z]{2,6}_(?=[^/]*\d)[A-Za-z0-9]{8,}|[^/]*[@%\s][^/]*"
 )
 _SELF: Final = frozenset({"me", "self", "myself", "current"})
+_PEOPLE: Final = frozenset({
+    "account", "actor", "admin", "customer", "employee", "member", "participant", "person",
+    "profile", "user",
+})  # fmt: skip
+"""Of these ``me`` and ``current`` are who acts; a ``current`` team is not."""
+
+_NAMES_SOMEBODY: Final = frozenset({
+    "account", "email", "login", "mail", "phone", "user", "username",
+})  # fmt: skip
+"""Words of path parameters that say whose account it is."""
+
+Whom = Literal["actor", "either", "named"]
+_OF_ONESELF: Final = ("_enabled", "_disabled", "_enrolled")
+_BY_ACTION: Final[Mapping[str, Whom]] = {"LOGIN": "named", "LOGOUT": "actor"}
 _STATES: Final = frozenset({
     "active", "inactive", "done", "complete", "read", "unread", "default", "favorite", "spam",
     "ready", "paid", "open", "live", "public", "private", "final", "out", "in", "all", "up", "down",
@@ -98,6 +115,9 @@ class Naming:
         target_type: The resource, ``order``; None where the path has none.
         target_parameter: Path parameter that is its id, None where there is none.
         target_id: Its id, where the path itself was named, as it had no route.
+        whom: Where the path does not say whose account it is: who acts (``actor``), who is named in
+            the request or its answer, as nobody is logged in yet (``named``), or the latter and
+            else the former (``either``).
     """
 
     event_name: str
@@ -105,6 +125,7 @@ class Naming:
     target_type: str | None = None
     target_parameter: str | None = None
     target_id: str | None = None
+    whom: Whom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,14 @@ def name_action(method: str, path: str, *, is_template: bool = True) -> Naming:
         The naming; its event name always matches `NAME`.
     """
     segments = _segments(path, is_template=is_template)
-    return _account(method, segments) or _resource(method, segments)
+    if method == "OPTIONS":
+        return _by_method(method, segments)
+    found = _account(method, segments) or _resource(method, segments)
+    if found.target_parameter == "":
+        return replace(found, whom="actor") if found.target_type in _PEOPLE else found
+    if found.target_parameter is None and found.target_id is None and found.whom is None:
+        return replace(found, whom=_BY_ACTION.get(found.action))
+    return found
 
 
 def _account(method: str, segments: list[_Segment]) -> Naming | None:
@@ -146,26 +174,49 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     if not fixed:
         return None
     word, before = fixed[-1], fixed[:-1]
+    if before and before[-1] in LOGIN and word in WAYS_IN and method == "POST":
+        word, before = before[-1], before[:-1]
     if before and f"{before[-1]}_{word}" in ACCOUNT and not segments[-2].is_id:
         word, before = f"{before[-1]}_{word}", before[:-1]
     if method == "DELETE" and word == "session" and not segments[-1].is_id:
         found: tuple[str, str] | None = ACCOUNT["logout"]
     else:
-        is_token = word in {"token", "access_token"}
-        found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or is_token else None)
-    if found is None:
+        alone = word in {"token", "access_token"} or (method == "POST" and word == "auth")
+        found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or alone else None)
+    if found is None or not _is_of_account(method, word, before, segments):
         return None
+    kind = found[0].partition(".")[0]
+    told = [one.parameter for one in segments if one.parameter and _names_somebody(one.parameter)]
+    return Naming(*found, kind, told[-1] if told else None, whom=_whom(found[0], kind))
+
+
+def _is_of_account(method: str, word: str, before: list[str], segments: list[_Segment]) -> bool:
+    """Tell whether what stands around a word lets it mean somebody's account."""
     # a provider's name may stand before its callback, a one-time token behind a reset
     callback = word == "callback" and before[:1] != [] and before[0] in AUTH
     if not (callback or all(word in AUTH for word in before)) and not _is_below(segments):
-        return None
+        return False
+    # a way to log in may be a parameter, as {provider}
+    way = method == "POST" and word in LOGIN and segments[-1].is_id
     has_id = any(segment.is_id for segment in segments)
-    if has_id and not (callback or word in _WITH_TOKEN or _is_below(segments)):
-        return None
+    if has_id and not (callback or way or word in _WITH_TOKEN or _is_below(segments)):
+        return False
     # showing the form is not doing it
-    if method not in _DOING and word not in _BY_LINK:
+    return method in _DOING or word in _BY_LINK
+
+
+def _names_somebody(parameter: str) -> bool:
+    return not _NAMES_SOMEBODY.isdisjoint(split_words(parameter))
+
+
+def _whom(event: str, kind: str) -> Whom | None:
+    if kind != "user":
         return None
-    return Naming(*found, target_type=found[0].partition(".")[0])
+    done = event.partition(".")[2]
+    if done.endswith("_verified"):
+        return "either"
+    of_oneself = done in {"logged_out", "password_changed"}
+    return "actor" if of_oneself or done.endswith(_OF_ONESELF) else "named"
 
 
 def _is_below(segments: list[_Segment]) -> bool:
@@ -199,7 +250,8 @@ def _subject(
     """Find the place of the last fixed segment, the resource that it names, and its id."""
     last = _last_fixed(segments, len(segments))
     if last is None:
-        return None, "root", _target_of(segments)
+        target = _target_of(segments)
+        return None, "user" if target[0] == "" else "root", target
     return last, _noun(segments[last].words), _target_of(segments[last + 1 :])
 
 
@@ -214,7 +266,7 @@ def _by_method(method: str, segments: list[_Segment]) -> Naming:
         of = _target_of(segments[owner + 1 : last])
         return _spell(_noun(segments[owner].words), f"{segments[last].snake}_{done}", action, of)
     if resource == "password" and method in _DOING and target == (None, None):
-        return _spell("user", "password_updated", "UPDATE", target)
+        return replace(_spell("user", "password_updated", "UPDATE", target), whom="actor")
     if resource == "graphql":
         done, action = "executed", "EXECUTE"
     elif method == "POST" and target != (None, None):

@@ -87,9 +87,11 @@ class Rule:
         roles: The actor's role.
         tenants: Ids or slugs, or patterns with ``*``.
         wrote: Whether the request wrote to the database.
-        sample: Keep one of so many; reads only, and only those that went well.
+        sample: Keep one of so many; reads only, and only those that went well. A POST is a read
+            where ``action`` says ``READ``.
         event: Event name instead of the derived one.
-        action: Action instead of the derived one.
+        action: Action instead of the derived one. ``READ`` for a search or a query by POST, whose
+            derived name then is a read's, too.
         body_limit: Bytes of a body that are copied, each way, instead of the setting's.
         strict: Whether the intent must be in the store before the handler runs, instead of what
             the setting says. Only what is known of a request before it runs can decide it.
@@ -281,8 +283,12 @@ def _value(name: str, kind: str, value: object, where: str) -> Any:
 def _sampled_methods(rule: Rule, methods: frozenset[str], where: str) -> frozenset[str]:
     if cast("int", rule.sample) < 1:
         raise ConfigurationError(f"{where}: sample: expected 1 or more")
-    if methods - READS:
-        raise ConfigurationError(f"{where}: sample: writes are never sampled; name reads only")
+    reads = READS | {"POST"} if rule.action == "READ" else READS
+    if methods - reads:
+        raise ConfigurationError(
+            f"{where}: sample: writes are never sampled; name reads only (a POST that only reads: "
+            'action = "READ")'
+        )
     return methods or READS
 
 

@@ -90,6 +90,8 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
     "password_change": ("user.password_changed", "UPDATE"),
     "request_verify_token": ("user.verification_requested", "EXECUTE"),
     "verify_email": ("user.email_verified", "UPDATE"),
+    "api_token_auth": ("user.logged_in", "LOGIN"),
+    "obtain_token": ("user.logged_in", "LOGIN"),
     "impersonate": ("user.impersonated", "EXECUTE"),
     **{
         joined: (f"user.{factor.replace('2', 'two_')}_{done}", action)
@@ -101,6 +103,7 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
 """Segments, or pairs of segments, that say it all where no other resource stands before them."""
 
 UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
+    "auth": ("user.logged_in", "LOGIN"),
     "token": ("user.logged_in", "LOGIN"),
     "tokens": ("user.logged_in", "LOGIN"),
     "access_token": ("user.logged_in", "LOGIN"),
@@ -113,6 +116,18 @@ UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
     "verify": ("user.verified", "EXECUTE"),
 }
 """The same, where what stands before them is about authentication."""
+
+LOGIN: Final = frozenset({"authenticate", "log_in", "login", "sign_in", "signin"})
+"""Segments that say that somebody logs in."""
+
+WAYS_IN: Final = frozenset({
+    "2fa", "apple", "azure", "basic", "cookie", "email", "facebook", "form", "github", "gitlab",
+    "google", "guest", "json", "jwt", "ldap", "linkedin", "local", "magic_link", "mfa",
+    "microsoft", "mobile", "oauth", "oauth2", "oidc", "okta", "otp", "passkey", "password", "phone",
+    "pin", "saml", "sms", "social", "sso", "submit", "twitter", "username", "web",
+    "webauthn",
+})  # fmt: skip
+"""What may stand behind a segment of `LOGIN`, and says only how."""
 
 ONLY_AUTH: Final = frozenset({
     "auth", "auths", "oauth", "oauth2", "authentication", "session", "sso", "oidc", "saml",

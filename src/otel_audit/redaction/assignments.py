@@ -37,7 +37,8 @@ PROSE: Final = frozenset({
     "should", "str", "string", "the", "this", "too", "unknown", "value", "was", "were", "wrong",
     "your",
 })  # fmt: skip
-
+_BOOLEANS: Final = frozenset({"true", "false"})
+_FEW_DIGITS: Final = 15
 
 # units of work, each measured
 _MATCH: Final = 4
@@ -110,8 +111,11 @@ def names_a_secret(names: NameRules, name: str, value: str) -> bool:
     verdict = _verdict(names, name)
     if verdict is None:
         return False
-    number = value.strip(" ,;.)]}'\"").replace(".", "", 1).isdigit()
-    return not (verdict.numbers_pass and number)
+    bare = value.strip(" ,;.)]}'\"")
+    if not verdict.configured and bare.lower() in _BOOLEANS:
+        return False
+    number = bare.replace(".", "", 1).isdigit()
+    return verdict.takes(float(bare) if number and len(bare) <= _FEW_DIGITS else bare)
 
 
 def may_name_a_secret(names: NameRules, name: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.redaction.numbers import SpelledFloat
+
 if TYPE_CHECKING:
     from otel_audit.redaction.scan import Scan
     from otel_audit.redaction.walk import Limits
@@ -94,7 +96,7 @@ def _is_plain(item: Any) -> bool:
     kind = type(item)
     if kind is int:
         return bool(-LONG_NUMBER < item < LONG_NUMBER)
-    if kind is float:
+    if kind is float or kind is SpelledFloat:
         return bool(-LONG_NUMBER < item < LONG_NUMBER)
     return item is None or kind is bool
 

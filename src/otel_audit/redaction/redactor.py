@@ -20,6 +20,7 @@ from otel_audit.redaction.glance import glance
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.marks import Mark, Marked
 from otel_audit.redaction.names import CLEAR, NameRules
+from otel_audit.redaction.numbers import encode, parse_exact
 from otel_audit.redaction.paths import PathRules
 from otel_audit.redaction.plain import is_plain, is_plain_path
 from otel_audit.redaction.queries import redact_path, redact_query
@@ -34,7 +35,6 @@ from otel_audit.redaction.walk import (
     Mode,
     Rules,
     Walk,
-    encode,
     parse_json,
 )
 from otel_audit.redaction.work import Work
@@ -54,6 +54,7 @@ _PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
 _ORDINARY_LENGTH: Final = 256
+_LONGEST_NAME: Final = 4_096
 
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
@@ -152,18 +153,19 @@ class Redactor:
             on_error=on_error,
         )
 
-    def document(self, value: Any, work: Work | None = None) -> Any:
+    def document(self, value: Any, work: Work | None = None, *, parsed: bool = False) -> Any:
         """Redact any value.
 
         Args:
             value: JSON's types, and what Python programs keep in their place: dates, numbers,
                 bytes, enums, data classes, Pydantic and msgspec models, at any depth.
             work: What this may cost, together with what else shares it; by the size if None.
+            parsed: Whether it was parsed for this, so that it need not be copied.
 
         Returns:
             A redacted copy of JSON's types only. What would cost more is ``[WITHHELD: work]``.
         """
-        return self.guarded(lambda: self._document(value, work))
+        return self.guarded(lambda: self._document(value, work, parsed=parsed))
 
     def field(
         self, name: str, value: Any, *, mark: Mark | None = None, work: Work | None = None
@@ -217,7 +219,7 @@ class Redactor:
     def is_sensitive(self, name: str) -> bool:
         """Tell whether a name alone says that its value must not be stored."""
         verdict = self._rules.names.judge(name)
-        return verdict.rule is not None and not verdict.numbers_pass
+        return verdict.rule is not None and not (verdict.numbers_pass or verdict.opaque)
 
     def text(self, text: str, work: Work | None = None) -> str:
         """Redact free text by the value rules: messages, URLs, user agents, JSON as text.
@@ -231,17 +233,38 @@ class Redactor:
         walk = Walk(self._rules, work=work)
         return self._guarded_text(lambda: str(_kept(walk.value(text, None))))
 
+    def identifier(self, text: str, work: Work | None = None) -> str:
+        """Redact the id of an actor, a tenant or a target by what is a credential.
+
+        An id of 16 digits is an id, whether or not a card could have that number; only one that
+        is written in groups, as on a card, is taken out.
+
+        Args:
+            text: The id.
+            work: As for `document`.
+        """
+        if is_plain(text):
+            return text
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            return self.text(text, work)
+        return self._guarded_text(lambda: self._rules.identifier(text, work))
+
     def phrase(self, text: str) -> str:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
         return self._phrases(text)
 
-    def name(self, name: str) -> str:
-        """Redact what a program calls something: `token:create` is a name, and assigns nothing."""
-        if ":" in name and _joins_words(name):
+    def name(self, name: str, work: Work | None = None) -> str:
+        """Redact what a program calls something: `token:create` is a name, and assigns nothing.
+
+        Args:
+            name: The name.
+            work: As for `document`.
+        """
+        if ":" in name and len(name) <= _LONGEST_NAME and _joins_words(name):
             spelled = name.replace(":", "/")
-            if self.text(spelled) == spelled:
+            if self.text(spelled, work) == spelled:
                 return name
-        return self.text(name)
+        return self.text(name, work)
 
     def query(self, query_string: str, work: Work | None = None) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query.
@@ -338,15 +361,15 @@ class Redactor:
                 raw.decode("utf-8", "surrogatepass")
             elif passes_unseen(raw, self._rules):
                 return raw
-            parsed = parse_json(raw)
+            parsed = parse_exact(raw)
         except (NotUnderstoodError, UnicodeDecodeError):
             return None
-        return encode(self._document(parsed, work))
+        return encode(self._document(parsed, work, parsed=True))
 
-    def _document(self, value: Any, work: Work | None) -> Any:
+    def _document(self, value: Any, work: Work | None, *, parsed: bool = False) -> Any:
         seen = glance(value, self._rules.scan, self._within(work))
         if seen.names_clean and seen.values_clean and not self._rules.paths:
-            return parse_json(encode(value))
+            return value if parsed else parse_json(encode(value))
         values_clean = seen.values_clean and not self._rules.paths
         walk = Walk(self._rules, values_clean=values_clean, work=work)
         return _kept(walk.value(value, None))

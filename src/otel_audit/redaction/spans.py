@@ -17,19 +17,27 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit import attributes as names
-from otel_audit.record import Change, to_json
+from otel_audit.record import TRUNCATED, Change, to_json
 from otel_audit.redaction.plain import is_plain
 from otel_audit.redaction.redactor import Redactor
-from otel_audit.redaction.tokens import REDACTED, WITHHELD
+from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
+from otel_audit.redaction.work import SpanBudget, Work
 from otel_audit.shapes import Shapes
 
-_decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
+_decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
-Treatment = Callable[[Redactor, Any], Any]
+Treatment = Callable[[Redactor, Any, Work], Any]
 
 _MOST_CLEAN: Final = 8192
 _MOST_ALIKE: Final = 1024
 _SHORT: Final = 256
+_MOST_HEADERS: Final = 256
+"""Headers of one span that are kept, of its request and its response together."""
+
+_LONGEST_HEADER_NAME: Final = 128
+_ELEMENT: Final = 2
+"""Units of work that an element of a list costs beside what its text does."""
+
 _LISTS: Final = (list, tuple)
 _ONLY_TEXTS: Final = {str}
 _LEFT_OUT: Final = object()
@@ -48,21 +56,26 @@ class Redacting:
         self._clean: set[tuple[str, str]] = set()
         self._alike: set[Hashable] = set()
 
-    def redact(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    def redact(
+        self, attributes: Mapping[str, Any], budget: SpanBudget | None = None
+    ) -> Mapping[str, Any]:
         """Take secrets out of attributes.
 
         Args:
             attributes: As they came; spelled as in `otel_audit.attributes`.
+            budget: What this may cost; by default what one span may that is alone.
 
         Returns:
             The same object where there is nothing to change, else a copy. Hashes of bodies are
-            those of the redacted text.
+            those of the redacted text. Parts of which something was withheld for its work are
+            named in the metadata, under `TRUNCATED`.
         """
+        budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
         plan = _SHAPES.plan(attributes)
         told_alike = self._told_alike(plan, attributes)
         if told_alike is None or told_alike not in self._alike:
-            self._treat(plan.alike, attributes, changed)
+            self._treat(plan.alike, attributes, changed, budget)
             if told_alike is not None and not changed:
                 self._remember_alike(told_alike)
         for one in plan.ids:
@@ -72,14 +85,17 @@ class Redacting:
                     continue
             elif type(value) is int:
                 continue
-            treated = one.treatment(self.redactor, value)
+            treated = self._treated(one, value, budget)
             if treated != value:
                 changed[one.name] = treated
-        self._treat(plan.others, attributes, changed)
+        self._treat(plan.others, attributes, changed, budget)
+        changed.update(dict.fromkeys(plan.too_many, _LEFT_OUT))
         if not changed:
             return _with_digests(attributes)
         told = {**attributes, **changed}
-        return _with_digests({name: told[name] for name in told if told[name] is not _LEFT_OUT})
+        cut = [*budget.cut, *(("headers",) if plan.too_many else ())]
+        kept = {name: told[name] for name in told if told[name] is not _LEFT_OUT}
+        return _with_digests(_naming(kept, cut) if cut else kept)
 
     def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
         """What tells a span by that which many say alike; None where it cannot be remembered."""
@@ -94,26 +110,37 @@ class Redacting:
         planned: tuple[_Planned, ...],
         attributes: Mapping[str, Any],
         changed: dict[str, Any],
+        budget: SpanBudget,
     ) -> None:
         clean = self._clean
-        for name, treatment in planned:
+        for one in planned:
+            name = one.name
             value = attributes[name]
             # a header is a list, mostly of one
             text = value[0] if type(value) in _LISTS and len(value) == 1 else value
             is_short = type(text) is str and len(text) <= _SHORT
             if is_short and (name, text) in clean:
                 continue
-            treated = treatment(self.redactor, value)
+            treated = self._treated(one, value, budget)
             if treated is not value and treated != value:
                 changed[name] = treated
             elif is_short:
                 self._remember(name, text)
 
-    def name(self, name: str) -> str:
+    def _treated(self, one: _Planned, value: Any, budget: SpanBudget) -> Any:
+        share = budget.of(one.part, len(value) if one.is_sized and type(value) is str else 0)
+        kept = budget.limit(share)
+        before = share.left
+        treated = one.treatment(self.redactor, value, share)
+        budget.charge(share, before, kept)
+        return treated
+
+    def name(self, name: str, budget: SpanBudget | None = None) -> str:
         """Take secrets out of a span's name."""
         if ("", name) in self._clean:
             return name
-        treated = self.redactor.text(name)
+        budget = SpanBudget() if budget is None else budget
+        treated: str = self._treated(_NAME, name, budget)
         if treated == name and len(name) <= _SHORT:
             self._remember("", name)
         return treated
@@ -132,10 +159,12 @@ class Redacting:
 
 
 class _Planned(NamedTuple):
-    """How an attribute is looked at."""
+    """How an attribute is looked at, and on which part's account; by its size where that counts."""
 
     name: str
     treatment: Treatment
+    part: str
+    is_sized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +177,7 @@ class _Plan:
         values: what takes these values out of a span; None where there are not two.
         ids: Those that are mostly new, and mostly plain.
         others: All others that are looked at.
+        too_many: Headers beyond those that are kept.
     """
 
     number: int
@@ -155,6 +185,7 @@ class _Plan:
     values: Callable[[Mapping[str, Any]], tuple[Any, ...]] | None
     ids: tuple[_Planned, ...]
     others: tuple[_Planned, ...]
+    too_many: tuple[str, ...]
 
 
 _numbers: Final = itertools.count()
@@ -165,11 +196,18 @@ def _treated(shape: tuple[str, ...]) -> _Plan:
     alike: list[_Planned] = []
     ids: list[_Planned] = []
     others: list[_Planned] = []
+    headers: list[_Planned] = []
     for name in shape:
-        treatment = _TREATMENTS.get(name) or _choose(name)
+        treatment = _TREATMENTS.get(name)
         if treatment is not None:
             kind = alike if name in _ALIKE else ids if name in _IDS else others
-            kind.append(_Planned(name, treatment))
+            part = _PARTS.get(name, "request.head")
+            kind.append(_Planned(name, treatment, part, part in _SIZED))
+        elif (treatment := _choose(name)) is not None:
+            headers.append(_Planned(name, treatment, "request.head"))
+    # the largest of them last: what was withheld then are bodies, never the actor
+    others.sort(key=lambda one: one.is_sized)
+    others[:0] = headers[:_MOST_HEADERS]
     several = len(alike) > 1  # of one name, itemgetter makes no tuple
     return _Plan(
         next(_numbers),
@@ -177,6 +215,7 @@ def _treated(shape: tuple[str, ...]) -> _Plan:
         itemgetter(*(one.name for one in alike)) if several else None,
         tuple(ids),
         tuple(others),
+        tuple(one.name for one in headers[_MOST_HEADERS:]),
     )
 
 
@@ -193,114 +232,169 @@ def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def _naming(told: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
+    """Name in the metadata what is not there in full."""
+    metadata: dict[str, Any] = {}
+    if names.METADATA in told:
+        try:
+            metadata = _decode_mapping(told[names.METADATA])
+        except (msgspec.MsgspecError, TypeError, RecursionError):
+            return told  # it becomes no record
+    earlier = metadata.get(TRUNCATED)
+    named = dict.fromkeys((*(earlier if isinstance(earlier, list) else ()), *cut))
+    return {**told, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
+
+
 def _choose(name: str) -> Treatment | None:
     for prefix in (names.REQUEST_HEADER, names.RESPONSE_HEADER):
         if name.startswith(prefix):
             header = name.removeprefix(prefix)
-            return lambda redactor, value: _header(redactor, header, value)
+            return lambda redactor, value, work: _header(redactor, header, value, work)
     return None
 
 
-def _header(redactor: Redactor, header: str, value: Any) -> Any:
-    if _is_token(header) is None or redactor.text(header) != header:
+def _header(redactor: Redactor, header: str, value: Any, work: Work) -> Any:
+    if len(header) > _LONGEST_HEADER_NAME or _is_token(header) is None:
         return _LEFT_OUT  # its name is no name, and may be what is secret
+    if redactor.text(header, work) != header:
+        return _LEFT_OUT
     if not isinstance(value, list | tuple):
-        return _header_line(redactor, header, value)
-    redacted = [_header_line(redactor, header, one) for one in value]
-    return value if redacted == list(value) else redacted
+        return _header_line(redactor, header, value, work)
+    return _each(value, lambda one: _header_line(redactor, header, one, work), work)
 
 
-def _header_line(redactor: Redactor, header: str, value: Any) -> str:
+def _header_line(redactor: Redactor, header: str, value: Any, work: Work) -> str:
     """Redact one value; a map is none, and its keys may be what is secret."""
     plain = value if isinstance(value, str) or not isinstance(value, _SCALARS) else str(value)
-    redacted = redactor.field(header, plain)
+    redacted = redactor.field(header, plain, work=work)
     return redacted if isinstance(redacted, str) else WITHHELD
 
 
-def _json(redactor: Redactor, value: Any) -> Any:
+def _each(values: list[Any] | tuple[Any, ...], treat: Callable[[Any], Any], work: Work) -> Any:
+    """Treat the elements of a list; those beyond the work are withheld in one."""
+    found: list[Any] = []
+    for one in values:
+        work.left -= _ELEMENT
+        if work.left < 0:
+            work.withheld = True
+            return [*found, WITHHELD_FOR_WORK]
+        found.append(treat(one))
+    return values if found == list(values) else found
+
+
+def _json(redactor: Redactor, value: Any, work: Work) -> Any:
     if not isinstance(value, str):
-        return _text(redactor, value)
+        return _text(redactor, value, work)
     raw = value.encode("utf-8", "replace")
-    if redactor.passes_unseen(raw):
-        return value
-    redacted = redactor.json_bytes(raw)
+    redacted = redactor.json_or_none(raw, work)
+    if redacted is None:
+        return f'"{WITHHELD}"'
     return value if redacted == raw else redacted.decode()
 
 
-def _changes(redactor: Redactor, value: Any) -> Any:
+def _metadata(redactor: Redactor, value: Any, work: Work) -> Any:
+    redacted = _json(redactor, value, work)
+    # metadata is a map, or there is no record
+    return _LEFT_OUT if work.withheld and redacted == f'"{WITHHELD_FOR_WORK}"' else redacted
+
+
+def _changes(redactor: Redactor, value: Any, work: Work) -> Any:
     """Redact changes by column: a whole document's rules would take `[before, after]` for one."""
     if not isinstance(value, str):
-        return _text(redactor, value)
+        return _text(redactor, value, work)
     raw = value.encode("utf-8", "replace")
-    if redactor.passes_unseen(raw):
+    work.left -= len(raw) * _PER_BYTE_SEEN
+    if work.left >= 0 and redactor.passes_unseen(raw):
         return value
     try:
-        changes = _decode_changes(raw)
+        changes = names.decode_changes(raw)
     except (msgspec.MsgspecError, RecursionError):
         return value  # it becomes no record, and the quarantine redacts it as a document
-    return to_json([_change(redactor, change) for change in changes]).decode()
+    return to_json([_change(redactor, change, work) for change in changes]).decode()
 
 
-def _change(redactor: Redactor, change: Change) -> Change:
+def _change(redactor: Redactor, change: Change, work: Work) -> Change:
+    if work.left < 0:
+        work.withheld = True
+        # its rows cannot be told from others, but how many there were
+        return Change(
+            operation=change.operation, kind=change.kind, entity=WITHHELD_FOR_WORK,
+            table=WITHHELD_FOR_WORK, rows=change.rows, transaction=change.transaction,
+        )  # fmt: skip
     return msgspec.structs.replace(
         change,
-        entity=redactor.text(change.entity),
-        table=redactor.text(change.table),
-        key=_columns(redactor, change.key),
+        entity=redactor.text(change.entity, work),
+        table=redactor.text(change.table, work),
+        key=_columns(redactor, change.key, work),
         values={
-            column: [redactor.field(column, value) for value in values]
+            column: [redactor.field(column, value, work=work) for value in values]
             for column, values in change.values.items()
         },
         patches={
-            column: _patch(redactor, column, patch) for column, patch in change.patches.items()
+            column: _patch(redactor, column, patch, work)
+            for column, patch in change.patches.items()
         },
-        related=tuple(redactor.text(reference) for reference in change.related),
-        statement=None if change.statement is None else redactor.text(change.statement),
-        parameters=redactor.document(change.parameters),
-        note=None if change.note is None else redactor.text(change.note),
+        related=tuple(redactor.text(reference, work) for reference in change.related),
+        statement=None if change.statement is None else redactor.text(change.statement, work),
+        parameters=redactor.document(change.parameters, work),
+        note=None if change.note is None else redactor.text(change.note, work),
     )
 
 
-def _columns(redactor: Redactor, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {column: redactor.field(column, value) for column, value in values.items()}
+def _columns(redactor: Redactor, values: Mapping[str, Any], work: Work) -> dict[str, Any]:
+    return {column: redactor.field(column, value, work=work) for column, value in values.items()}
 
 
-def _patch(redactor: Redactor, column: str, patch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _patch(
+    redactor: Redactor, column: str, patch: list[dict[str, Any]], work: Work
+) -> list[dict[str, Any]]:
     if redactor.is_sensitive(column):
         return [{"op": "replace", "path": "", "value": REDACTED}]
-    found: list[dict[str, Any]] = redactor.document(patch)
-    return found
+    found: Any = redactor.document(patch, work)
+    is_patch = isinstance(found, list) and all(isinstance(step, dict) for step in found)
+    return found if is_patch else [{"op": "replace", "path": "", "value": WITHHELD_FOR_WORK}]
 
 
-def _text(redactor: Redactor, value: Any) -> Any:
+def _text(redactor: Redactor, value: Any, work: Work) -> Any:
     if isinstance(value, str):
-        return redactor.text(value)
-    return value if isinstance(value, _SCALARS) else redactor.document(value)
+        return redactor.text(value, work)
+    return value if isinstance(value, _SCALARS) else redactor.document(value, work)
 
 
-def _name(redactor: Redactor, value: Any) -> Any:
-    return redactor.name(value) if isinstance(value, str) else _text(redactor, value)
+def _name(redactor: Redactor, value: Any, work: Work) -> Any:
+    return redactor.name(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
-def _shown(redactor: Redactor, value: Any) -> Any:
+def _identifier(redactor: Redactor, value: Any, work: Work) -> Any:
+    if not isinstance(value, str):
+        return _text(redactor, value, work)
+    if redactor.name(value, work) == value:
+        return value
+    return redactor.identifier(value, work)
+
+
+def _shown(redactor: Redactor, value: Any, work: Work) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
-        return value if redactor.name(value) == value else redactor.hashed(value)
+        safe = redactor.identifier(value, work) == value or redactor.name(value, work) == value
+        return value if safe else redactor.hashed(value)
     if isinstance(value, list | tuple):
-        shown = [_shown(redactor, one) for one in value]
-        return value if shown == list(value) else shown
-    return _text(redactor, value)
+        return _each(value, lambda one: _shown(redactor, one, work), work)
+    return _text(redactor, value, work)
 
 
-def _query(redactor: Redactor, value: Any) -> Any:
-    return redactor.query(value) if isinstance(value, str) else _text(redactor, value)
+def _query(redactor: Redactor, value: Any, work: Work) -> Any:
+    return redactor.query(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
-def _path(redactor: Redactor, value: Any) -> Any:
-    return redactor.path(value) if isinstance(value, str) else _text(redactor, value)
+def _path(redactor: Redactor, value: Any, work: Work) -> Any:
+    return redactor.path(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
 _SCALARS: Final = (bool, int, float)
+_PER_BYTE_SEEN: Final = 1 / 64
+"""Units of work that one search over a text costs for each byte."""
+
 _BODY_TYPES: Final = tuple(
     f"{body}.{part}"
     for body in (names.REQUEST_BODY, names.RESPONSE_BODY)
@@ -315,7 +409,7 @@ _IDS: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.PRODUCER_ID, names.REQUEST_SIZE, names.RESPONSE_SIZE,
 })  # fmt: skip
-_NAMES: Final = {*_ALIKE, names.TARGET_ID} - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
+_NAMES: Final = _ALIKE - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
 _TEXTS: Final = (
     *_BODY_TYPES, *_IDS, names.EVENT_NAME, names.ACTOR_REASON, names.CLIENT_ADDRESS,
     names.USER_AGENT, names.ERROR_MESSAGE,
@@ -323,6 +417,7 @@ _TEXTS: Final = (
 _TREATMENTS: Final[dict[str, Treatment]] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys(_NAMES, _name),
+    names.TARGET_ID: _identifier,
     **dict.fromkeys(
         (
             names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,
@@ -332,9 +427,25 @@ _TREATMENTS: Final[dict[str, Treatment]] = {
     ),
     names.REQUEST_BODY: _json,
     names.RESPONSE_BODY: _json,
-    names.METADATA: _json,
+    names.METADATA: _metadata,
     names.CHANGES: _changes,
     names.URL_QUERY: _query,
     names.URL_PATH: _path,
 }  # fmt: skip
+_IDENTITY: Final = (
+    names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL, names.ACTOR_REASON,
+    names.ACTOR_ON_BEHALF_OF, names.TENANT_ID, names.TENANT_SLUG, names.SESSION_ID,
+)  # fmt: skip
+_PARTS: Final = {
+    **dict.fromkeys(_IDENTITY, "identity"),
+    **dict.fromkeys((*_ALIKE, *_IDS), "names"),
+    names.URL_PATH: "request.path",
+    names.REQUEST_BODY: "request.body",
+    names.RESPONSE_BODY: "response.body",
+    names.CHANGES: "changes",
+    names.METADATA: "metadata",
+    names.ERROR_MESSAGE: "error.message",
+}
+_SIZED: Final = frozenset({"request.body", "response.body", "changes"})
+_NAME: Final = _Planned("", lambda redactor, value, work: redactor.text(value, work), "names")
 _SHAPES: Final = Shapes(_treated)

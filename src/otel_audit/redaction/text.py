@@ -11,6 +11,7 @@ import re2
 from otel_audit.redaction import values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.checks import is_card
+from otel_audit.redaction.lookalikes import plain_view
 from otel_audit.redaction.tokens import WITHHELD, is_token
 from otel_audit.redaction.values import SHAPES, Span, ValueRule
 
@@ -69,8 +70,7 @@ class TextRules:
         self._names = rules
         unwanted = SHAPES.intersection(off)
         by_looks = [rule for rule in values.NUMBERS if rule.name not in unwanted]
-        if emails:
-            by_looks.append(values.EMAIL)
+        self._emails = (values.EMAIL,) if emails else ()
         header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
@@ -88,6 +88,7 @@ class TextRules:
         work: Work,
         *,
         allowed: bool = False,
+        numbers: bool = True,
         level: int = 0,
     ) -> str:
         """Redact a text.
@@ -99,6 +100,7 @@ class TextRules:
             work: What this may cost.
             allowed: Whether the application calls the value innocent; credentials are taken out
                 all the same, what only looks like a card or account number is not.
+            numbers: Whether what looks like a card or account number is taken out.
             level: How many encodings were undone on the way here.
 
         Returns:
@@ -111,19 +113,21 @@ class TextRules:
             return text
         work.spend(_TEXT + len(text) * _PER_CHARACTER)
         folded = _folded(text)
-        for rule in self._credentials:
-            if rule.may_match(folded):
-                text = _apply(rule, text, replace, note, work)
+        text = _applied(self._credentials, text, folded, replace, note, work)
         if "=" in text or ":" in text:
             text = redact_assignments(text, self._names, replace, note, work)
-        for rule in () if allowed else self._by_looks:
-            if rule.may_match(folded):
-                text = _apply(rule, text, replace, note, work)
+        by_looks = self._rules_by_looks(allowed=allowed, numbers=numbers)
+        text = _applied(by_looks, text, folded, replace, note, work)
         if "%" in text:
             text = self._undo_percent(text, replace, note, work, allowed=allowed, level=level)
         if "\\u00" in text:
             text = self._undo_escapes(text, replace, note, work, allowed=allowed, level=level)
         return text
+
+    def _rules_by_looks(self, *, allowed: bool, numbers: bool) -> tuple[ValueRule, ...]:
+        if allowed:
+            return ()
+        return (*self._by_looks, *self._emails) if numbers else self._emails
 
     def is_number_taken(self, digits: str) -> bool:
         """Tell whether a whole number, given as its digits, is taken out: what a card's is."""
@@ -200,11 +204,26 @@ class TextRules:
         return (match.span(2),) if names_a_secret(self._names, name, value) else ()
 
 
-def _apply(rule: ValueRule, text: str, replace: Replace, note: Note, work: Work) -> str:
+def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
+    rules: Iterable[ValueRule], text: str, folded: str, replace: Replace, note: Note, work: Work
+) -> str:
+    view = plain_view(text)
+    for rule in rules:
+        if rule.may_match(folded):
+            found = _apply(rule, text, view, replace, note, work)
+            if found is not text:
+                text, view = found, plain_view(found)
+    return text
+
+
+def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
+    rule: ValueRule, text: str, view: str, replace: Replace, note: Note, work: Work
+) -> str:
+    """Take out what a rule finds in the view of a text that has a character for each of its own."""
     work.spend(_RULE + len(text) * _PER_CHARACTER)
     kept: list[str] = []
     end = 0
-    for match in rule.pattern.finditer(text):
+    for match in rule.pattern.finditer(view):
         first, last = match.span()
         work.spend(_MATCH + (last - first) * rule.weight)
         for start, stop in rule.decide(match):
@@ -219,7 +238,7 @@ def _apply(rule: ValueRule, text: str, replace: Replace, note: Note, work: Work)
 
 def _folded(text: str) -> str:
     # casefold finds also what the patterns' own folding takes for a letter, such as a long s
-    return text.lower() if text.isascii() else text.casefold()
+    return text.lower() if text.isascii() else plain_view(text).casefold()
 
 
 def clean(text: str) -> str:

@@ -21,7 +21,11 @@ _HEAD: Final = 3_000
 _CHANGES: Final = 5_000
 _ERROR: Final = 1_500
 _METADATA: Final = 3_000
+_IDENTITY: Final = 3_000
 _BODY_LIMIT: Final = 10_000
+_LONGEST_BODY: Final = 32_768
+_VALUE_LENGTH: Final = 32
+"""Characters that a value of a changed row has in a text of JSON, with its name."""
 
 
 class WorkSpentError(Exception):
@@ -155,6 +159,78 @@ class Budget:
         if found is None:
             self._shares[name] = found = Work.of(units)
         return found
+
+
+class SpanBudget:
+    """What redacting one span may cost: a share for each part, and all of them within a pool.
+
+    As in `Budget` no part can have another one withheld. What many spans of one request share is
+    the pool: a span has a little of its own, and takes from the pool what it needs beyond.
+
+    Attributes:
+        pool: What is left for all spans of the request; None where the span is alone.
+        own: Units that this span has, whatever others of its request have used.
+    """
+
+    __slots__ = ("_shares", "own", "pool")
+
+    def __init__(self, pool: Work | None = None, own: float = 0.0) -> None:
+        """Begin."""
+        self.pool = pool
+        self.own = own
+        self._shares: dict[str, Work] = {}
+
+    def of(self, part: str, size: int = 0) -> Work:
+        """Take the share of a part, to be given back by `charge`.
+
+        Args:
+            part: ``request.body``, ``changes`` …
+            size: Of a body or of changes, the characters.
+        """
+        share = self._shares.get(part)
+        if share is None:
+            self._shares[part] = share = Work.of(_units_for(part, size))
+        return share
+
+    def limit(self, share: Work) -> float:
+        """Bring a share below what is left in all; say what of it is kept back meanwhile."""
+        if self.pool is None:
+            return 0.0
+        kept = max(share.left - max(self.own + self.pool.left, 0.0), 0.0)
+        share.left -= kept
+        return kept
+
+    def charge(self, share: Work, before: float, kept: float) -> None:
+        """Charge what was used of a share.
+
+        Args:
+            share: The share.
+            before: Its units when it was taken, below its limit.
+            kept: What `limit` has kept back.
+        """
+        used = before - share.left
+        share.left += kept
+        if self.pool is not None:
+            self.own -= used
+            if self.own < 0:
+                self.pool.left += self.own
+                self.own = 0.0
+
+    @property
+    def cut(self) -> list[str]:
+        """The parts of which something was withheld for its work."""
+        return [part for part, share in self._shares.items() if share.withheld]
+
+
+def _units_for(part: str, size: int) -> float:
+    if part == "changes":
+        return _CHANGES + PER_VALUE * size / _VALUE_LENGTH
+    if part.endswith(".body"):
+        return FREE + PER_CHARACTER * min(size, _LONGEST_BODY)
+    return _UNITS.get(part, _HEAD)
+
+
+_UNITS: Final = {"identity": _IDENTITY, "error.message": _ERROR, "metadata": _METADATA}
 
 
 def _is_new(name: str, met: set[str]) -> bool:

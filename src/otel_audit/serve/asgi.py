@@ -22,8 +22,9 @@ from starlette.routing import Route
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
-from otel_audit.serve import journal, otlpjson, protobuf, receipts
+from otel_audit.serve import journal, otlpjson, partial, protobuf, receipts
 from otel_audit.serve.access import Access
+from otel_audit.serve.allowance import Allowance
 from otel_audit.serve.bodies import decompressed, read_body
 from otel_audit.serve.incoming import Batch
 from otel_audit.serve.intake import Store
@@ -50,7 +51,7 @@ Collector takes 401 and 403 for final, and drops what it has acknowledged to oth
 
 _LARGEST_HEADERS: Final = 32_768
 
-Decoder = Callable[[bytes], Iterator[Batch]]
+Decoder = Callable[[bytes, Allowance], Iterator[Batch]]
 
 _DECODERS: Final[dict[str, dict[str, Decoder]]] = {
     "/v1/traces": {PROTOBUF: protobuf.spans, JSON: otlpjson.spans},
@@ -261,7 +262,7 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
             f"Content-Type must be {PROTOBUF} or {JSON}",
         )  # fmt: skip
     service.intake.refuse_if_away()
-    with service.budget.lease() as lease:
+    with service.budget.lease(sender.identity) as lease:
         config = service.config
         body = await read_body(
             request.stream(), _declared(request), config.serve_max_body_bytes, lease,
@@ -269,18 +270,26 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
         )  # fmt: skip
         told["bytes"] = len(body)
         coding = request.headers.get("content-encoding", "")
-        message = await decompressed(body, coding, config.serve_max_message_bytes, lease)
+        async with service.turns.of(sender.identity) as turn:
+            message = await decompressed(
+                body, coding, config.serve_max_message_bytes, lease, turn.pause
+            )
+        allowance = Allowance(len(body), len(message))
+        del body
         wants_receipts = request.url.path == "/v1/audit"
-        outcome = await service.take(decode(message), sender, receipts=wants_receipts)
+        outcome = await service.take(
+            decode(message, allowance), sender, allowance, receipts=wants_receipts
+        )
     told.update(
         stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
         conflicts=len(outcome.conflicts),
     )  # fmt: skip
     if not wants_receipts:
-        # an empty ExportTraceServiceResponse: no partial success
-        return Response(b"{}" if kind == JSON else b"", media_type=kind)
+        return Response(partial.answer(partial.of(outcome), kind), media_type=kind)
     _refuse_lone(outcome)
-    found = receipts.answer(list(outcome.receipts.values()), outcome.quarantined, kind)
+    found = receipts.answer(
+        list(outcome.receipts.values()), outcome.quarantined, kind, partial.of(outcome)
+    )
     return Response(found, media_type=kind)
 
 

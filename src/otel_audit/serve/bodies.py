@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
+from otel_audit.serve.allowance import MOST_RATIO, largest_message
 from otel_audit.serve.bounds import Lease
 from otel_audit.serve.problems import Code, Problem, too_large, undecodable
 
@@ -71,7 +72,17 @@ def _too_long(limit: int) -> Problem:
     return too_large(f"the body is larger than {limit} bytes; send smaller batches")
 
 
-async def decompressed(body: bytes, coding: str, limit: int, lease: Lease) -> bytes:
+async def _let_others() -> None:
+    await asyncio.sleep(0)
+
+
+async def decompressed(
+    body: bytes,
+    coding: str,
+    limit: int,
+    lease: Lease,
+    pause: Callable[[], Awaitable[None]] = _let_others,
+) -> bytes:
     """Undo a content coding.
 
     Args:
@@ -79,9 +90,11 @@ async def decompressed(body: bytes, coding: str, limit: int, lease: Lease) -> by
         coding: What Content-Encoding says; several are not taken.
         limit: Bytes after decompression, at the most.
         lease: Where they are accounted for.
+        pause: Lets others have their turn.
 
     Raises:
-        Problem: 413 beyond the limit, 415 for an unknown coding, 400 for what is not compressed so.
+        Problem: 413 beyond the limit, or where it is small and becomes very large; 415 for an
+            unknown coding; 400 for what is not compressed so.
     """
     coding = coding.strip().lower()
     if coding not in CODINGS:
@@ -96,15 +109,16 @@ async def decompressed(body: bytes, coding: str, limit: int, lease: Lease) -> by
     undo = _gunzip if coding == "gzip" else _unzstd
     found = bytearray()
     turn = 0
+    most = largest_message(len(body), limit)
     for part in undo(body):
         found += part
-        if len(found) > limit:
-            raise _bomb(limit)
+        if len(found) > most:
+            raise _bomb(limit) if most == limit else _blown_up(most)
         lease.grow_to(len(body) + len(found))
         turn += len(part) + _CALL
         if turn >= _STEP:
             turn = 0
-            await asyncio.sleep(0)
+            await pause()
     return bytes(found)
 
 
@@ -163,3 +177,10 @@ def _one_more(count: int, what: str) -> int:
 
 def _bomb(limit: int) -> Problem:
     return too_large(f"decompressed, the body is larger than {limit} bytes; send smaller batches")
+
+
+def _blown_up(most: int) -> Problem:
+    return too_large(
+        f"decompressed, the body is larger than {most} bytes, and more than {MOST_RATIO} times as "
+        "large as it was sent; send smaller batches, or without compression"
+    )

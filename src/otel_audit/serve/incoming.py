@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
-
-T = TypeVar("T")
+from typing import Any, Final
 
 MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
 
 AT_ONCE: Final = 64
 """Items of a batch: whoever reads them lets others have their turn in between."""
+
+LARGE: Final = 8_192
+"""Bytes of an item that is left to be decoded in a thread: it may take more than a turn."""
+
+LARGEST: Final = 4 << 20
+"""Bytes of an item beyond which it is not decoded at all."""
+
+MOST_ATTRIBUTES: Final = 256
+"""Attributes of a resource that are kept."""
+
+TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
+"""Why an item is put aside undecoded."""
+
+Place = tuple[int, int, int]
+"""Where an item is in its request: the indexes of its resource, its scope, and its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -21,9 +34,11 @@ class Origin:
 
     Attributes:
         attributes: The resource's attributes.
+        left_out: How many attributes it had beyond those that are kept.
     """
 
     attributes: dict[str, Any]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,8 @@ class Incoming:
         origin: The resource.
         is_log: Whether it is a log record.
         body: A log record's body.
+        place: Where it is in its request.
+        mended: What could not be read as it came, each as a place within the item and why.
     """
 
     name: str
@@ -55,6 +72,20 @@ class Incoming:
     origin: Origin
     is_log: bool = False
     body: Any = None
+    place: Place | None = None
+    mended: tuple[str, ...] = ()
+
+    def spelled_place(self) -> str:
+        """Spell where it is, as a path into the request's JSON."""
+        if self.place is None:
+            return "the request"
+        groups, scopes, items = _LOGS if self.is_log else _SPANS
+        group, scope, item = self.place
+        return f"{groups}[{group}].{scopes}[{scope}].{items}[{item}]"
+
+
+_SPANS: Final = ("resourceSpans", "scopeSpans", "spans")
+_LOGS: Final = ("resourceLogs", "scopeLogs", "logRecords")
 
 
 @dataclass(slots=True)
@@ -65,32 +96,23 @@ class Batch:
         items: What is to be recorded.
         ignored: How many spans were not flagged.
         broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
+        large: Decodes what may take long into a batch, to be called where nobody waits for it.
     """
 
     items: list[Incoming] = field(default_factory=list)
     ignored: int = 0
     broken: list[tuple[Incoming, str]] = field(default_factory=list)
+    large: list[Callable[[Batch], None]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Spans or log records in it."""
+        return len(self.items) + len(self.broken) + len(self.large) + self.ignored
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return len(self) > 0
 
     @property
     def is_full(self) -> bool:
         """Whether it holds as many as are read at once."""
-        return len(self.items) + len(self.broken) + self.ignored >= AT_ONCE
-
-
-def batched(found: Iterable[T], add: Callable[[Batch, T], None]) -> Iterator[Batch]:
-    """Put what was found into batches.
-
-    Args:
-        found: What came under one scope.
-        add: Reads one of it into a batch.
-
-    Yields:
-        Each batch as soon as it is full, and the last one, which may be empty.
-    """
-    batch = Batch()
-    for one in found:
-        add(batch, one)
-        if batch.is_full:
-            yield batch
-            batch = Batch()
-    yield batch
+        return len(self) >= AT_ONCE

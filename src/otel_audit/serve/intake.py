@@ -12,8 +12,9 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final, Protocol
 
 from otel_audit.complaints import complain
@@ -27,7 +28,11 @@ _logger = logging.getLogger(__name__)
 _PAUSE: Final = 1.0
 """Seconds for which a store that failed is not asked again."""
 
+_BATCH_BYTES: Final = 8_000_000
+"""Bytes of records that are stored together; one part of a request is never taken apart."""
+
 _AWAY: Final = "the audit store cannot be reached now; nothing was stored"
+_HELD: Final = "the audit store refuses sound records until it is mended; send them again"
 _ENDING: Final = "this server is ending; nothing was stored"
 
 
@@ -73,10 +78,56 @@ class _Waiting:
     refused: Sequence[Refused]
     wants_receipts: bool
     done: asyncio.Future[Stored]
+    sender: str
+    size: int
     ids: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = frozenset(record.record_id for record in self.records)
+
+
+class _Queue:
+    """What waits, by sender: one of each in turn, so that nobody waits for all that another sent.
+
+    Those who have been served last stand last.
+    """
+
+    def __init__(self) -> None:
+        self._by_sender: dict[str, deque[_Waiting]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_sender)
+
+    def __iter__(self) -> Iterator[_Waiting]:
+        return chain.from_iterable(self._by_sender.values())
+
+    def append(self, one: _Waiting) -> None:
+        self._by_sender.setdefault(one.sender, deque()).append(one)
+
+    def clear(self) -> None:
+        self._by_sender.clear()
+
+    def take(self, most_records: int, most_bytes: int) -> list[_Waiting]:
+        """Take what is to be written together; of one request all, and one request at least."""
+        group: list[_Waiting] = []
+        ids: set[str] = set()
+        records = size = 0
+        held_up: set[str] = set()
+        while len(held_up) < len(self._by_sender) and records < most_records and size < most_bytes:
+            sender = next(who for who in self._by_sender if who not in held_up)
+            waiting = self._by_sender.pop(sender)
+            # two under one id apart, so that each learns what became of its own
+            if ids.isdisjoint(waiting[0].ids):
+                one = waiting.popleft()
+                group.append(one)
+                ids |= one.ids
+                records += len(one.records)
+                size += one.size
+            else:
+                held_up.add(sender)
+            if waiting:
+                self._by_sender[sender] = waiting
+        return group
 
 
 class Intake:
@@ -105,7 +156,7 @@ class Intake:
         self._batch = batch
         self._retry_after = retry_after
         self._observe = observe
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting = _Queue()
         self._wake = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._asking: Store | None = None
@@ -150,8 +201,17 @@ class Intake:
         refused: Sequence[Refused],
         *,
         receipts: bool = False,
+        sender: str = "",
+        size: int = 0,
     ) -> Stored:
-        """Store one request's records; return only after they are committed.
+        """Store a request's records, or a part of them; return only after they are committed.
+
+        Args:
+            records: The records.
+            refused: What became no record.
+            receipts: Whether receipts are wanted.
+            sender: Who sent them.
+            size: About how many bytes they have.
 
         Raises:
             Problem: 503, where they may not be stored; to be sent again.
@@ -159,7 +219,8 @@ class Intake:
         self.refuse_if_away()
         if not records and not refused:
             return Stored([], {})
-        one = _Waiting(records, refused, receipts, asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        one = _Waiting(records, refused, receipts, done, sender, size)
         async with self._wake:
             self._waiting.append(one)
             self._wake.notify()
@@ -240,17 +301,7 @@ class Intake:
         """Wait for work; empty at the end."""
         async with self._wake:
             await self._wake.wait_for(lambda: self._waiting or self._ending)
-            group: list[_Waiting] = []
-            ids: set[str] = set()
-            count = 0
-            while self._waiting and count < self._batch:
-                # two under one id apart, so that each learns what became of its own
-                if not ids.isdisjoint(self._waiting[0].ids):
-                    break
-                one = self._waiting.popleft()
-                group.append(one)
-                ids |= one.ids
-                count += len(one.records)
+            group = self._waiting.take(self._batch, _BATCH_BYTES)
             if self._waiting:
                 self._wake.notify()
             return group
@@ -273,12 +324,17 @@ class Intake:
         if self._found_wrong is not None:
             # the store has taken records since: the next who asks gets a fresh answer
             self._check_again = 0.0
+        if became.held:
+            self._note_away(StoreError(became.why_held), rests=len(became.held) == len(records))
         for one in group:
-            if not one.done.done():
+            if not one.ids.isdisjoint(became.held):
+                _fail(one, unavailable(_HELD, self._retry_after))
+            elif not one.done.done():
                 one.done.set_result(_own(one, became, receipts))
 
-    def _note_away(self, error: Exception) -> None:
-        self._away_until = time.monotonic() + _PAUSE
+    def _note_away(self, error: Exception, *, rests: bool = True) -> None:
+        if rests:
+            self._away_until = time.monotonic() + _PAUSE
         if isinstance(error, StoreUnavailableError):
             complain(_logger, "away", "Nothing is taken: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):

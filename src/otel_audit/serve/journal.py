@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit.visible import ascii_json, log_to_stderr
+
 logger: Final = logging.getLogger("otel_audit.serve")
 _access: Final = logging.getLogger("otel_audit.serve.access")
 
@@ -42,12 +44,12 @@ def write(  # noqa: PLR0913, PLR0917 - one for each thing that a line says
         "duration_ms": round(seconds * 1000, 1),
         **told,
     }
-    _access.info("%s", msgspec.json.encode(line).decode())
+    _access.info("%s", ascii_json(msgspec.json.encode(line).decode()))
 
 
 def to_stderr() -> None:
     """Write log lines to standard error; those of requests are JSON alone."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     if not _access.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

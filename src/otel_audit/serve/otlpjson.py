@@ -8,23 +8,45 @@ unknown fields are ignored.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from otel_audit.attributes import FLAG
-from otel_audit.serve.incoming import MOST_ITEMS, Batch, Incoming, Origin, batched
+from otel_audit.serve import jsonitems
+from otel_audit.serve.allowance import MOST_OBJECTS, Allowance
+from otel_audit.serve.incoming import (
+    LARGE,
+    LARGEST,
+    MOST_ATTRIBUTES,
+    MOST_ITEMS,
+    TOO_LARGE,
+    Batch,
+    Incoming,
+    Origin,
+    Place,
+)
+from otel_audit.serve.jsonitems import Names, Range, Splitter, StructureError
+from otel_audit.serve.lenient import Lenient, UnreadableError
 from otel_audit.serve.pairs import DEEPEST
-from otel_audit.serve.problems import too_many, undecodable
+from otel_audit.serve.problems import undecodable
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
 # the closing quote may be missing: then it matches to the end, and is not tried again behind each
 _TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
-MOST_OBJECTS: Final = 1_000_000
-"""JSON objects in one request; a record of the fullest kind has about a hundred."""
+_FLAG: Final = FLAG.encode()
+_BOM: Final = b"\xef\xbb\xbf"
+_MOST_IN_ITEM: Final = 20_000
+"""Objects and lists in one item."""
+
+_LARGEST_RESOURCE: Final = 262_144
+_DECODED_AS_A_WHOLE: Final = 65_536
+"""Bytes of a request in which nothing was found that are decoded to say what is wrong."""
 
 _UINT64: Final = 1 << 64
 _INT64: Final = 1 << 63
@@ -113,13 +135,23 @@ class _LogsRequest(msgspec.Struct, rename="camel"):
 
 _decode_spans = msgspec.json.Decoder(_TraceRequest).decode
 _decode_logs = msgspec.json.Decoder(_LogsRequest).decode
+_decode_span = msgspec.json.Decoder(_Span).decode
+_decode_log = msgspec.json.Decoder(_Log).decode
+_decode_resource = msgspec.json.Decoder(_Resource).decode
+_decode_scope = msgspec.json.Decoder(_Scope).decode
+_NOT_STRICT: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
-def spans(text: bytes) -> Iterator[Batch]:
+class _FlawError(ValueError):
+    """A value is not as OTLP/JSON has it."""
+
+
+def spans(text: bytes, allowance: Allowance | None = None) -> Iterator[Batch]:
     """Read an ``ExportTraceServiceRequest``.
 
     Args:
         text: The JSON text, UTF-8.
+        allowance: How much may be in it; by default as much as in any.
 
     Yields:
         Batches of one scope each, and small, so that whoever reads can pause in between.
@@ -127,50 +159,79 @@ def spans(text: bytes) -> Iterator[Batch]:
     Raises:
         Problem: It is no such message, and the message says where; or too much is in it.
     """
-    seen = 0
-    for group in _decoded(_decode_spans, text, "ExportTraceServiceRequest").resource_spans:
-        origin = _origin(group.resource)
-        for scoped in group.scope_spans:
-            seen = _counted(seen, scoped.spans, "spans")
-            add = functools.partial(_add_span, scope=scoped.scope, origin=origin)
-            yield from batched(scoped.spans, add)
+    return _read(text, jsonitems.SPANS, allowance)
 
 
-def logs(text: bytes) -> Iterator[Batch]:
+def logs(text: bytes, allowance: Allowance | None = None) -> Iterator[Batch]:
     """Read an ``ExportLogsServiceRequest``; see `spans`."""
-    seen = 0
-    for group in _decoded(_decode_logs, text, "ExportLogsServiceRequest").resource_logs:
-        origin = _origin(group.resource)
-        for scoped in group.scope_logs:
-            seen = _counted(seen, scoped.log_records, "log records")
-            add = functools.partial(_add_log, scope=scoped.scope, origin=origin)
-            yield from batched(scoped.log_records, add)
+    return _read(text, jsonitems.LOGS, allowance)
 
 
-def _counted(seen: int, found: Sized, what: str) -> int:
-    seen += len(found)
-    if seen > MOST_ITEMS:
-        raise too_many(MOST_ITEMS, what)
-    return seen
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the items of one scope share."""
+
+    name: str
+    origin: Origin
+    is_log: bool
 
 
-def _refuse_too_many_objects(text: bytes) -> None:
-    """Bound what decoding makes, before it makes it: three bytes become a hundred and more."""
-    if text.count(b"{") <= MOST_OBJECTS:
-        return
-    # braces in texts, such as captured bodies, are no objects
-    if _TEXTS.sub(b"", text).count(b"{") > MOST_OBJECTS:
-        raise too_many(MOST_OBJECTS, "JSON objects")
-
-
-def _decoded(decode: Any, text: bytes, what: str) -> Any:
-    _refuse_too_many_objects(text)
+def _read(text: bytes, names: Names, allowance: Allowance | None) -> Iterator[Batch]:
+    text = text.removeprefix(_BOM)
+    splitter = Splitter(
+        text,
+        names,
+        MOST_ITEMS if allowance is None else allowance.items,
+        MOST_OBJECTS if allowance is None else allowance.objects,
+    )
     try:
-        return decode(text)
-    except msgspec.MsgspecError as error:
-        raise undecodable(f"the body is no {what} in JSON: {_harmless(error)}") from None
-    except (RecursionError, UnicodeDecodeError):
-        raise undecodable(f"the body is no {what} in JSON that can be read") from None
+        for _ in splitter.steps():
+            yield Batch()
+    except StructureError:
+        raise _no_such(text, names) from None
+    kept = 0
+    for number, group in enumerate(splitter.found.groups):
+        origin = _origin(text, group.resource)
+        for index, scoped in enumerate(group.scopes):
+            scope = _Shared(_scope_name(text, scoped.scope), origin, names is jsonitems.LOGS)
+            batch = Batch()
+            for at, item in enumerate(scoped.items):
+                _add(batch, text, item, (number, index, at), scope)
+                if batch.is_full:
+                    kept += len(batch)
+                    yield batch
+                    batch = Batch()
+            kept += len(batch)
+            yield batch
+    if not kept and (splitter.found.is_odd or not _is_empty_request(text, names)):
+        raise _no_such(text, names)
+
+
+def _is_empty_request(text: bytes, names: Names) -> bool:
+    if len(text) > _DECODED_AS_A_WHOLE:
+        return True
+    try:
+        _whole(names)(text)
+    except _NOT_STRICT:
+        return False
+    return True
+
+
+def _whole(names: Names) -> Any:
+    return _decode_logs if names is jsonitems.LOGS else _decode_spans
+
+
+def _no_such(text: bytes, names: Names) -> Exception:
+    what = "ExportLogsServiceRequest" if names is jsonitems.LOGS else "ExportTraceServiceRequest"
+    why = "malformed, or cut"
+    if len(text) <= _DECODED_AS_A_WHOLE:
+        try:
+            _whole(names)(text)
+        except msgspec.MsgspecError as error:
+            why = _harmless(error)
+        except (RecursionError, UnicodeDecodeError):
+            why = "it is nested too deep, or is not UTF-8"
+    return undecodable(f"the body is no {what} in JSON: {why}")
 
 
 def _harmless(error: msgspec.MsgspecError) -> str:
@@ -179,25 +240,94 @@ def _harmless(error: msgspec.MsgspecError) -> str:
     return f"at {place}" if place.startswith("`") else "malformed"
 
 
-def _origin(resource: _Resource | None) -> Origin:
-    return Origin({} if resource is None else _attributes(resource.attributes))
+def _origin(text: bytes, place: Range | None) -> Origin:
+    if place is None:
+        return Origin({})
+    start, stop = place
+    if stop - start > _LARGEST_RESOURCE:
+        return Origin({}, 1)
+    raw = text[start:stop]
+    try:
+        pairs = _decode_resource(raw).attributes
+        found = _attributes(pairs[:MOST_ATTRIBUTES])
+    except (*_NOT_STRICT, _FlawError):
+        try:
+            read = Lenient(raw).attributes()
+        except UnreadableError:
+            return Origin({}, 1)
+        kept = dict(list(read.items())[:MOST_ATTRIBUTES])
+        return Origin(kept, len(read) - len(kept))
+    return Origin(found, max(len(pairs) - MOST_ATTRIBUTES, 0))
 
 
-def _add_span(batch: Batch, span: _Span, scope: _Scope | None, origin: Origin) -> None:
-    attributes = _attributes(span.attributes)
-    if attributes.get(FLAG) is True:
-        batch.items.append(_span(span, attributes, scope, origin))
+def _scope_name(text: bytes, place: Range | None) -> str:
+    if place is None or place[1] - place[0] > LARGE:
+        return ""
+    try:
+        name: str = _decode_scope(text[slice(*place)]).name
+    except _NOT_STRICT:
+        return ""
+    return name
+
+
+def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Shared) -> None:
+    if item is None:
+        _break(batch, b"", place, scope, "it is no object")
+        return
+    raw = text[slice(*item)]
+    # whoever escapes the dot of the flag has it decoded
+    if not scope.is_log and _FLAG not in raw and b"\\u" not in raw:
+        batch.ignored += 1
+    elif len(raw) > LARGE:
+        batch.large.append(functools.partial(_decode_large, raw=raw, place=place, scope=scope))
+    else:
+        _decode(batch, raw, place, scope)
+
+
+def _decode_large(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
+    if len(raw) > LARGEST or _has_too_many_objects(raw):
+        _break(batch, raw, place, scope, TOO_LARGE)
+    else:
+        _decode(batch, raw, place, scope)
+
+
+def _has_too_many_objects(raw: bytes) -> bool:
+    """Bound what decoding makes, before it makes it: three bytes become a hundred and more."""
+    if raw.count(b"{") + raw.count(b"[") <= _MOST_IN_ITEM:
+        return False
+    # brackets in texts, such as captured bodies, are no objects
+    bare = _TEXTS.sub(b"", raw)
+    return bare.count(b"{") + bare.count(b"[") > _MOST_IN_ITEM
+
+
+def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
+    try:
+        found = _log(raw, place, scope) if scope.is_log else _span(raw, place, scope)
+    except (*_NOT_STRICT, _FlawError):
+        try:
+            found = _leniently(raw, place, scope)
+        except UnreadableError as error:
+            _break(batch, raw, place, scope, f"it cannot be decoded: {error}")
+            return
+    if scope.is_log or found.attributes.get(FLAG) is True:
+        batch.items.append(found)
     else:
         batch.ignored += 1
 
 
-def _add_log(batch: Batch, record: _Log, scope: _Scope | None, origin: Origin) -> None:
-    batch.items.append(_log(record, scope, origin))
+def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> None:
+    told = {
+        "undecodable.bytes": len(raw),
+        "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
+    }
+    left = Incoming(
+        "", "", "", "", 0, 0, told, scope.name, scope.origin, is_log=scope.is_log, place=place,
+    )  # fmt: skip
+    batch.broken.append((left, why))
 
 
-def _span(
-    span: _Span, attributes: dict[str, Any], scope: _Scope | None, origin: Origin
-) -> Incoming:
+def _span(raw: bytes, place: Place, scope: _Shared) -> Incoming:
+    span = _decode_span(raw)
     return Incoming(
         span.name,
         _id(span.trace_id),
@@ -205,13 +335,15 @@ def _span(
         _id(span.parent_span_id),
         _time(span.start_time_unix_nano),
         _time(span.end_time_unix_nano),
-        attributes,
-        "" if scope is None else scope.name,
-        origin,
+        _attributes(span.attributes),
+        scope.name,
+        scope.origin,
+        place=place,
     )
 
 
-def _log(record: _Log, scope: _Scope | None, origin: Origin) -> Incoming:
+def _log(raw: bytes, place: Place, scope: _Shared) -> Incoming:
+    record = _decode_log(raw)
     time = _time(record.time_unix_nano) or _time(record.observed_time_unix_nano)
     return Incoming(
         record.event_name,
@@ -221,10 +353,35 @@ def _log(record: _Log, scope: _Scope | None, origin: Origin) -> Incoming:
         time,
         time,
         _attributes(record.attributes),
-        "" if scope is None else scope.name,
-        origin,
+        scope.name,
+        scope.origin,
         is_log=True,
         body=_value(record.body, 0),
+        place=place,
+    )
+
+
+def _leniently(raw: bytes, place: Place, scope: _Shared) -> Incoming:
+    """Read what can be read of an item that is not as it should be."""
+    read = Lenient(raw)
+    if scope.is_log:
+        start = end = read.time("timeUnixNano") or read.time("observedTimeUnixNano")
+    else:
+        start, end = read.time("startTimeUnixNano"), read.time("endTimeUnixNano")
+    return Incoming(
+        read.text("eventName" if scope.is_log else "name"),
+        read.id("traceId"),
+        read.id("spanId"),
+        "" if scope.is_log else read.id("parentSpanId"),
+        start,
+        end,
+        read.attributes(),
+        scope.name,
+        scope.origin,
+        is_log=scope.is_log,
+        body=read.value("body") if scope.is_log else None,
+        place=place,
+        mended=tuple(read.notes),
     )
 
 
@@ -240,7 +397,7 @@ def _value(value: _Value | None, depth: int) -> Any:  # noqa: PLR0911 - one for 
     if value.bool_value is not None:
         return value.bool_value
     if value.int_value is not None:
-        return _integer(value.int_value, -_INT64, _INT64, "an intValue")
+        return _integer(value.int_value, -_INT64, _INT64)
     if value.double_value is not None:
         return _double(value.double_value)
     if value.array_value is not None:
@@ -255,24 +412,24 @@ def _double(value: float | str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise undecodable("a doubleValue is no number") from None
+        raise _FlawError from None
 
 
 def _time(value: _Long) -> int:
-    return _integer(value, 0, _UINT64, "a time")
+    return _integer(value, 0, _UINT64)
 
 
-def _integer(value: _Long, low: int, high: int, what: str) -> int:
+def _integer(value: _Long, low: int, high: int) -> int:
     if isinstance(value, str):
         if len(value) > 20 or not value.removeprefix("-").isdecimal():  # noqa: PLR2004 - of 2**64
-            raise undecodable(f"{what} is no integer of 64 bits")
+            raise _FlawError
         value = int(value)
     if not low <= value < high:
-        raise undecodable(f"{what} is no integer of 64 bits")
+        raise _FlawError
     return value
 
 
 def _id(text: str) -> str:
     if _HEX(text) is None:
-        raise undecodable("an id is not in hex: OTLP/JSON has 32 digits for a trace, 16 for a span")
+        raise _FlawError
     return text.lower()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from otel_audit import attributes as names
+from otel_audit.serve import shallow
 
 DEEPEST: Final = 60
 """Levels of lists and maps in a value; protobuf itself gives up at 100 messages."""
@@ -22,6 +23,14 @@ _FLAGGED: Final[bytes] = KeyValue(
     key=names.FLAG, value=AnyValue(bool_value=True)
 ).SerializeToString()
 
+WITHHELD: Final = "[WITHHELD: size]"
+"""Stands for a list or map that is larger than any that is read."""
+
+_LARGEST: Final = 65_536
+"""Bytes of a list or map: each two of them can become an object."""
+
+_MOST_NODES: Final = 1_000_000
+_LARGEST_FLAG: Final = 1_024
 _MOST: Final = 4096
 _SHORT: Final = 128
 _NEVER_TWICE: Final = frozenset({
@@ -32,20 +41,39 @@ _NEVER_TWICE: Final = frozenset({
 _known: Final[dict[bytes, tuple[str, Any]]] = {}
 
 
-def as_attributes(pairs: Iterable[bytes]) -> dict[str, Any]:
+class Nodes:
+    """How many elements of lists and maps a request may still have.
+
+    Attributes:
+        left: Elements; what is beyond is withheld.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = _MOST_NODES) -> None:
+        """Begin."""
+        self.left = left
+
+
+def as_attributes(pairs: Iterable[bytes], nodes: Nodes | None = None) -> dict[str, Any]:
     """Decode pairs.
 
     Args:
-        pairs: Serialized ``KeyValue``s, each known to be valid.
+        pairs: Serialized ``KeyValue``s.
+        nodes: What of lists and maps the request may still have; by default as much as any.
 
     Returns:
         Names to values; of several with one name the last one. Lists among the values may be
         shared with other spans, and are not to be changed.
+
+    Raises:
+        DecodeError: One is no ``KeyValue``.
     """
+    nodes = Nodes() if nodes is None else nodes
     found: dict[str, Any] = {}
     known = _known.get
     for raw in pairs:
-        name, value = known(raw) or _pair(raw)
+        name, value = known(raw) or _pair(raw, nodes)
         found[name] = value
     return found
 
@@ -55,25 +83,47 @@ def is_flagged(pairs: Collection[bytes]) -> bool:
     return _FLAGGED in pairs or any(_FLAG in raw and _is_flag(raw) for raw in pairs)
 
 
-def value_of(value: AnyValue, depth: int = 0) -> Any:
+def value_of(value: AnyValue, nodes: Nodes, depth: int = 0) -> Any:
     """Turn a value into what JSON knows; None for what is deeper than `DEEPEST`."""
     kind = value.WhichOneof("value")
     if kind is None or depth > DEEPEST:
         return None
-    if kind == "array_value":
-        return [value_of(one, depth + 1) for one in value.array_value.values]
-    if kind == "kvlist_value":
-        return {pair.key: value_of(pair.value, depth + 1) for pair in value.kvlist_value.values}
+    if kind in ("array_value", "kvlist_value"):
+        return _several(value, kind, nodes, depth + 1)
     if kind == "bytes_value":
         return base64.b64encode(value.bytes_value).decode()
     return getattr(value, kind)
 
 
-def _pair(raw: bytes) -> tuple[str, Any]:
+def _several(value: AnyValue, kind: str, nodes: Nodes, depth: int) -> Any:
+    is_list = kind == "array_value"
+    values = (value.array_value if is_list else value.kvlist_value).values
+    nodes.left -= len(values)
+    if nodes.left < 0:
+        return [WITHHELD] if is_list else WITHHELD
+    if is_list:
+        return [value_of(one, nodes, depth) for one in values]
+    return {pair.key: value_of(pair.value, nodes, depth) for pair in values}
+
+
+def body_of(parts: Iterable[bytes], nodes: Nodes | None = None) -> Any:
+    """Decode the body of a log record, which is one value in whatever parts it came."""
+    raw = b"".join(parts)
+    if not raw:
+        return None
+    if len(raw) > _LARGEST:
+        return _large_value(raw)
+    return value_of(AnyValue.FromString(raw), Nodes() if nodes is None else nodes)
+
+
+def _pair(raw: bytes, nodes: Nodes) -> tuple[str, Any]:
+    if len(raw) > _LARGEST:
+        large = shallow.Pair.FromString(raw)
+        return large.key, _large_value(large.value)
     pair = KeyValue.FromString(raw)
     name, value = pair.key, pair.value
     # nearly all are strings
-    found = name, value.string_value or value_of(value)
+    found = name, value.string_value or value_of(value, nodes)
     if len(raw) <= _SHORT and name not in _NEVER_TWICE:
         if len(_known) >= _MOST:
             _known.clear()
@@ -81,6 +131,17 @@ def _pair(raw: bytes) -> tuple[str, Any]:
     return found
 
 
+def _large_value(raw: bytes) -> Any:
+    """Decode a text; a list or map of that size is withheld."""
+    found = shallow.Value.FromString(raw)
+    text: str = found.string_value
+    if 4 * len(text) > len(raw) - _SHORT:
+        return text
+    return [WITHHELD] if found.array_value else WITHHELD
+
+
 def _is_flag(raw: bytes) -> bool:
+    if len(raw) > _LARGEST_FLAG:
+        return False
     pair = KeyValue.FromString(raw)
     return pair.key == names.FLAG and pair.value.bool_value is True

@@ -14,6 +14,7 @@ import msgspec
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
+_LENGTH_DELIMITED: Final = 2
 
 
 class Code(IntEnum):
@@ -139,3 +140,8 @@ def varint(number: int) -> bytes:
         number >>= 7
     found.append(number)
     return bytes(found)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Write a field of bytes, a text or a message."""
+    return varint(number << 3 | _LENGTH_DELIMITED) + varint(len(content)) + content

@@ -7,22 +7,26 @@ import hmac
 import logging
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from otel_audit import attributes as names
+from otel_audit.capture.parts import INCOMPLETE
 from otel_audit.complaints import complain
 from otel_audit.errors import InvalidAuditSpanError
+from otel_audit.fitting import clipped
 from otel_audit.ids import derived_uuid7
 from otel_audit.pipeline.mending import written_down
 from otel_audit.pipeline.sink import Refused
 from otel_audit.record import SCHEMA_VERSION, AuditRecord, Received, Tenant, to_json
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
-from otel_audit.serve.incoming import Incoming, Origin
+from otel_audit.redaction.work import SpanBudget
+from otel_audit.serve.allowance import Allowance, own_work
+from otel_audit.serve.incoming import TOO_LARGE, Incoming, Origin
 from otel_audit.serve.senders import Sender
 
 _logger = logging.getLogger(__name__)
@@ -31,6 +35,15 @@ _LATEST: Final = 1 << 63
 _LONGEST_REFUSED: Final = 65_536
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
+_FEW: Final = 16
+_RESOURCE_WORK: Final = 500
+_UNFIT_WORK: Final = 500
+_LARGEST_RESOURCE: Final = 8_192
+"""Bytes of a resource that each record of it repeats."""
+
+LEFT_OUT: Final = "audit.truncated"
+"""In a resource: how many attributes it had beyond those that are stored."""
+
 _is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
@@ -42,9 +55,20 @@ class Unfit(Refused):
 
     Attributes:
         kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``.
+        place: Where it was in its request.
     """
 
     kind: str = "invalid"
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """A resource as it is stored: as much of it as a record may repeat, and what says who it is."""
+
+    full: dict[str, Any]
+    size: int
+    lean: dict[str, Any]
 
 
 class Reader:
@@ -62,59 +86,69 @@ class Reader:
         self._redacting = Redacting(redactor)
         self._key = key
         self._largest = largest
-        self._resources: weakref.WeakKeyDictionary[Origin, dict[str, Any]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._resources: weakref.WeakKeyDictionary[Origin, _Resource] = weakref.WeakKeyDictionary()
 
-    def read(self, item: Incoming, sender: Sender) -> AuditRecord | Unfit:
-        """Make the record, or say why there is none. Never raises."""
+    def read(
+        self, item: Incoming, sender: Sender, allowance: Allowance | None = None
+    ) -> AuditRecord | Unfit:
+        """Make the record, or say why there is none. Never raises.
+
+        Args:
+            item: What came.
+            sender: Who sent it.
+            allowance: What its request may still cost; by default as much as any.
+        """
+        allowance = _ample() if allowance is None else allowance
         try:
-            return self._read(item, sender)
+            return self._read(item, sender, allowance)
         except InvalidAuditSpanError:
-            return self._unfit(item, sender, "invalid", _what_is_wrong(item))
+            return self._unfit(item, sender, "invalid", _what_is_wrong(item), allowance)
         except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
             complain(_logger, "reading", "A record goes to quarantine unread", error=error)
-            return self._unfit(
-                item, sender, "invalid", f"it could not be read: {type(error).__name__}"
-            )
+            reason = f"it could not be read: {type(error).__name__}"
+            return self._unfit(item, sender, "invalid", reason, allowance)
 
-    def put_aside(self, item: Incoming, why: str, sender: Sender) -> Unfit:
+    def put_aside(
+        self, item: Incoming, why: str, sender: Sender, allowance: Allowance | None = None
+    ) -> Unfit:
         """Keep what is left of an item that cannot be decoded. Never raises."""
-        return self._unfit(item, sender, "undecodable", why)
+        allowance = _ample() if allowance is None else allowance
+        kind = "too_large" if why == TOO_LARGE else "undecodable"
+        return self._unfit(item, sender, kind, why, allowance)
 
-    def _read(self, item: Incoming, sender: Sender) -> AuditRecord | Unfit:
+    def _read(self, item: Incoming, sender: Sender, allowance: Allowance) -> AuditRecord | Unfit:
         if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
-            return self._unfit(
-                item, sender, "invalid", "its time is missing, or beyond the year 2262"
-            )
+            reason = "its time is missing, or beyond the year 2262"
+            return self._unfit(item, sender, "invalid", reason, allowance)
         version = item.attributes.get(names.SCHEMA_VERSION, SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             reason = f"its schema version is not {SCHEMA_VERSION}, the one that this server knows"
-            return self._unfit(item, sender, "invalid", reason)
+            return self._unfit(item, sender, "invalid", reason, allowance)
         came = self._as_it_came(item)
         text = _told(came)
+        allowance.came += len(text)
         if len(text) > self._largest:
             reason = f"it is larger than {self._largest} bytes"
-            return self._unfit(item, sender, "too_large", reason)
+            return self._unfit(item, sender, "too_large", reason, allowance)
         service = item.origin.attributes.get(_SERVICE_NAME)
         if sender.service is not None and service != sender.service:
             reason = f"{sender.identity} may not send for another service than its own"
-            return self._unfit(item, sender, "foreign_service", reason)
+            return self._unfit(item, sender, "foreign_service", reason, allowance)
         if (
             sender.tenant is not None
             and came.tenant is not None
             and came.tenant.id != sender.tenant
         ):
             reason = f"{sender.identity} may not send for another tenant than its own"
-            return self._unfit(item, sender, "foreign_tenant", reason)
-        told = self._redacted(item, came)
+            return self._unfit(item, sender, "foreign_tenant", reason, allowance)
+        told = self._redacted(item, came, SpanBudget(allowance.work, own_work(len(text))))
         tenant = told.tenant
         if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
             slug = None if tenant is None else tenant.slug
             tenant = Tenant(id=sender.tenant, slug=slug)
         return msgspec.structs.replace(
             told,
-            resource=self._resource(item.origin),
+            resource=self._resource(item.origin, allowance),
             tenant=tenant,
             received=Received(
                 by=sender.identity, hash=hmac.digest(self._key, text, "sha256").hex()
@@ -125,48 +159,105 @@ class Reader:
         try:
             return _record(item, _with_details(item.attributes, item.body), item.name)
         except InvalidAuditSpanError:
-            # JSON that only redaction can read: lone surrogates, NaN
+            # JSON that only redaction can read: lone surrogates, NaN; what others of the request
+            # have cost must not decide what is hashed, so this has a budget of its own
             told = self._redacting.redact(item.attributes)
             if told is item.attributes:
                 raise
             return _record(item, self._details(item, told), item.name)
 
-    def _redacted(self, item: Incoming, came: AuditRecord) -> AuditRecord:
-        told, name = self._redacting.redact(item.attributes), self._redacting.name(item.name)
+    def _redacted(self, item: Incoming, came: AuditRecord, budget: SpanBudget) -> AuditRecord:
+        name = self._redacting.name(item.name, budget)
+        told = self._redacting.redact(item.attributes, budget)
+        if item.mended:
+            told = _naming_mended(told, item.mended)
         if told is item.attributes and name == item.name and not item.is_log:
             return came
-        return _record(item, self._details(item, told), name)
+        return _record(item, self._details(item, told, budget), name)
 
-    def _details(self, item: Incoming, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _with_details(told, self._redactor.document(item.body))
+    def _details(
+        self, item: Incoming, told: Mapping[str, Any], budget: SpanBudget | None = None
+    ) -> Mapping[str, Any]:
+        if item.body is None:
+            return told
+        return _with_details(told, self._document(item.body, budget or SpanBudget()))
 
-    def _resource(self, origin: Origin) -> dict[str, Any]:
-        found = self._resources.get(origin)
-        if found is None:
-            found = self._redactor.document(origin.attributes)
-            self._resources[origin] = found
+    def _document(self, value: Any, budget: SpanBudget) -> Any:
+        share = budget.of("metadata")
+        kept = budget.limit(share)
+        before = share.left
+        found = self._redactor.document(value, share)
+        budget.charge(share, before, kept)
         return found
 
-    def _unfit(self, item: Incoming, sender: Sender, kind: str, reason: str) -> Unfit:
+    def _resource(self, origin: Origin, allowance: Allowance) -> dict[str, Any]:
+        found = self._resources.get(origin)
+        if found is None:
+            found = self._read_resource(origin, allowance)
+            self._resources[origin] = found
+        return found.full if allowance.spend_copy(found.size) else found.lean
+
+    def _read_resource(self, origin: Origin, allowance: Allowance) -> _Resource:
+        told = self._document(origin.attributes, SpanBudget(allowance.work, _RESOURCE_WORK))
+        if not isinstance(told, dict):
+            told = {}
+        ours = {name: value for name, value in told.items() if name.startswith(_SERVICE)}
+        lean = {name: clipped(value) for name, value in list(ours.items())[:_FEW]}
+        full: dict[str, Any] = {}
+        size, left_out = 0, origin.left_out
+        for name, value in {**lean, **told}.items():
+            length = len(to_json([name, value]))
+            if size + length > _LARGEST_RESOURCE:
+                left_out += 1
+                continue
+            size += length
+            full[name] = value
+        if left_out:
+            full[LEFT_OUT] = left_out
+        if len(lean) < len(full):
+            lean[LEFT_OUT] = left_out + len(full) - len(lean)
+        return _Resource(full, size, lean)
+
+    def _unfit(
+        self, item: Incoming, sender: Sender, kind: str, reason: str, allowance: Allowance
+    ) -> Unfit:
+        budget = SpanBudget(allowance.work, _UNFIT_WORK)
         record_id = item.attributes.get(names.RECORD_ID)
         if not isinstance(record_id, str) or _is_uuid(record_id) is None:
             record_id = derived_uuid7(item.start_time, *_own_ids(item))
         received = {
             "received_by": sender.identity,
-            "name": self._redactor.text(item.name),
+            "name": self._redacting.name(item.name, budget),
             "trace_id": item.trace_id,
             "span_id": item.span_id,
             "start_time": item.start_time,
             "end_time": item.end_time,
-            "attributes": self._redactor.document(self._redacting.redact(item.attributes)),
-            "resource": self._resource(item.origin),
+            "attributes": self._document(self._redacting.redact(item.attributes, budget), budget),
+            "resource": self._resource(item.origin, allowance),
         }
         if item.is_log:
-            received["body"] = self._redactor.document(item.body)
+            received["body"] = self._document(item.body, budget)
         text = written_down(received)
         if len(text) > self._largest:
             text = text[:_LONGEST_REFUSED] + b" [cut]"
-        return Unfit(record_id, text, reason, kind)
+        return Unfit(record_id, text, reason, kind, item.spelled_place())
+
+
+def _ample() -> Allowance:
+    return Allowance(1 << 30, 1 << 30)
+
+
+def _naming_mended(told: Mapping[str, Any], mended: Sequence[str]) -> Mapping[str, Any]:
+    """Name in the metadata what of an item could not be read as it came."""
+    metadata: dict[str, Any] = {}
+    if isinstance(told.get(names.METADATA), str):
+        try:
+            metadata = _decode_mapping(told[names.METADATA])
+        except (msgspec.MsgspecError, RecursionError):
+            return told  # it becomes no record
+    earlier = metadata.get(INCOMPLETE)
+    named = [*(earlier if isinstance(earlier, list) else ()), *mended]
+    return {**told, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
 
 
 def _told(came: AuditRecord) -> bytes:

@@ -39,37 +39,48 @@ from typing import Final
 import msgspec
 
 from otel_audit.pipeline.sink import Receipt, Refused
-from otel_audit.serve.problems import JSON, varint
+from otel_audit.serve.partial import PartialSuccess
+from otel_audit.serve.problems import JSON, field, varint
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECEIPTS: Final = 1000
 _QUARANTINED: Final = 1001
-_LENGTH: Final = 2
 _FIXED64: Final = 1
 
 
-def answer(receipts: Sequence[Receipt], quarantined: Sequence[Refused], content_type: str) -> bytes:
+def answer(
+    receipts: Sequence[Receipt],
+    quarantined: Sequence[Refused],
+    content_type: str,
+    partial: PartialSuccess | None = None,
+) -> bytes:
     """Write the response.
 
     Args:
         receipts: Of the records that are stored.
         quarantined: The records that are in quarantine instead.
         content_type: JSON, or else protobuf is written.
+        partial: OTLP's own account of what is not in the trail as it came.
 
     Returns:
         An ``ExportLogsServiceResponse`` with our additions.
     """
     if content_type == JSON:
-        return _json(receipts, quarantined)
-    parts = [_field(_RECEIPTS, _receipt(one)) for one in receipts]
+        return _json(receipts, quarantined, partial)
+    parts = [] if partial is None else [field(1, partial.as_protobuf())]
+    parts += [field(_RECEIPTS, _receipt(one)) for one in receipts]
     parts += [
-        _field(_QUARANTINED, _text(1, one.record_id) + _text(2, one.reason)) for one in quarantined
+        field(_QUARANTINED, _text(1, one.record_id) + _text(2, one.reason)) for one in quarantined
     ]
     return b"".join(parts)
 
 
-def _json(receipts: Sequence[Receipt], quarantined: Sequence[Refused]) -> bytes:
+def _json(
+    receipts: Sequence[Receipt], quarantined: Sequence[Refused], partial: PartialSuccess | None
+) -> bytes:
     found: dict[str, object] = {}
+    if partial is not None:
+        found["partialSuccess"] = partial.as_json("rejectedLogRecords")
     if receipts:
         found["auditReceipts"] = [
             {
@@ -94,11 +105,7 @@ def _receipt(one: Receipt) -> bytes:
 
 
 def _text(number: int, text: str) -> bytes:
-    return _field(number, text.encode("utf-8", "replace"))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | _LENGTH) + varint(len(content)) + content
+    return field(number, text.encode("utf-8", "replace"))
 
 
 def _nanoseconds(moment: datetime) -> int:

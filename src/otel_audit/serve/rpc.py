@@ -13,10 +13,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError, MissingExtraError
-from otel_audit.serve import protobuf
+from otel_audit.serve import partial, protobuf
 from otel_audit.serve.access import CERTIFICATE
+from otel_audit.serve.allowance import Allowance
 from otel_audit.serve.journal import logger, write
-from otel_audit.serve.problems import Problem, status_message, unavailable, varint
+from otel_audit.serve.problems import PROTOBUF, Problem, status_message, unavailable, varint
 from otel_audit.serve.senders import Certificate, Sender
 from otel_audit.serve.service import Service
 
@@ -102,8 +103,9 @@ class GrpcServer:
         began = time.perf_counter()
         told: dict[str, Any] = {"bytes": len(message)}
         problem: Problem | None = None
+        answer = b""
         try:
-            await self._exported(message, context, told)
+            answer = await self._exported(message, context, told)
         except Problem as found:
             problem = found
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
@@ -118,23 +120,28 @@ class GrpcServer:
         if problem is not None:
             details = (("grpc-status-details-bin", _details(problem)),)
             await context.abort(_STATUSES[code], problem.message, details)
-        return b""
+        return answer
 
     async def _exported(
         self,
         message: bytes,
         context: grpc.aio.ServicerContext[bytes, bytes],
         told: dict[str, Any],
-    ) -> None:
+    ) -> bytes:
         sender = self._sender(context)
         told["sender"] = sender.identity
         self._service.intake.refuse_if_away()
-        with self._service.budget.lease() as lease:
+        with self._service.budget.lease(sender.identity) as lease:
             lease.grow_to(len(message))
-            outcome = await self._service.take(protobuf.spans(message), sender)
+            # gRPC has decompressed it
+            allowance = Allowance.of_message(len(message))
+            batches = protobuf.spans(message, allowance)
+            outcome = await self._service.take(batches, sender, allowance)
         told.update(
-            stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined)
-        )
+            stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
+            conflicts=len(outcome.conflicts),
+        )  # fmt: skip
+        return partial.answer(partial.of(outcome), PROTOBUF)
 
     def _sender(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Sender:
         found = dict(context.invocation_metadata() or ())

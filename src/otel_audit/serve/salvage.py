@@ -1,9 +1,10 @@
-"""What can be saved of a protobuf message that cannot be decoded as a whole.
+"""A protobuf message, taken apart item by item, and what can be saved of one that is broken.
 
 One span with a text that is not UTF-8 makes the whole request invalid, and a Collector passes such
-texts on. If that were answered with 400, the batch's other records would be lost for good; so the
+texts on. If that were answered with 400, the batch's other records would be lost for good; so a
 message is taken apart by its framing alone (https://protobuf.dev/programming-guides/encoding/),
-each item is decoded by itself, and only those that cannot be are put aside.
+each item is decoded by itself, and only those that cannot be are put aside. Nothing is decoded as a
+whole either way: that would hold up all other requests for as long as it takes.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 
-from otel_audit.serve.incoming import Incoming, Origin
+from otel_audit.serve.incoming import MOST_ATTRIBUTES, Incoming, Origin, Place
+from otel_audit.serve.pairs import as_attributes
 
 _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
 
 _MOST_FIELDS: Final = 10_000
-"""Fields of one message that are looked at for the quarantine."""
+"""Fields of one item that are looked at for the quarantine."""
+
+_MOST_DECODED: Final = 20_000
+"""Fields of one item that is decoded."""
+
+_LARGEST_ATTRIBUTE: Final = 16_384
+"""Bytes of a resource's attribute, or of a scope."""
 
 # the same numbers in requests of traces and of logs
 _GROUPS = _RESOURCE = _SCOPE = 1
@@ -32,43 +40,63 @@ _SCOPED = _ITEMS = 2
 NOT_UTF8: Final = "it cannot be decoded: a text in it is not UTF-8, or it is cut"
 
 Field = tuple[int, Any]
+Range = tuple[int, int]
 
 
 class FramingError(ValueError):
     """Not even the framing holds."""
 
 
-class Group(NamedTuple):
-    """What several items of a request share: the bytes of their resource and of their scope."""
-
-    resource: bytes
-    scope: bytes
-    items: Iterator[bytes]
-
-
-def groups(message: bytes) -> Iterator[Iterator[Group]]:
-    """Take an export request apart.
+def groups(message: bytes) -> Iterator[Range]:
+    """Find what each resource of an export request has sent.
 
     Args:
         message: An ``ExportTraceServiceRequest`` or ``ExportLogsServiceRequest``.
 
     Yields:
-        For each resource what came under it: for each scope the bytes of the spans or log records.
+        Where each group begins and ends.
 
     Raises:
         FramingError: It is neither; while anything of it is read.
     """
-    for group in _all(message, _GROUPS):
-        yield _scopes(group, b"".join(_all(group, _RESOURCE)))
+    return _all(message, (0, len(message)), _GROUPS)
 
 
-def _scopes(group: bytes, resource: bytes) -> Iterator[Group]:
-    for scoped in _all(group, _SCOPED):
-        yield Group(resource, b"".join(_all(scoped, _SCOPE)), _all(scoped, _ITEMS))
+def scopes(message: bytes, group: Range) -> Iterator[Range]:
+    """Find what each scope of a group has sent; as `groups`."""
+    return _all(message, group, _SCOPED)
+
+
+def items(message: bytes, scoped: Range) -> Iterator[Range]:
+    """Find the spans or log records of a scope; as `groups`."""
+    return _all(message, scoped, _ITEMS)
+
+
+def resource_of(message: bytes, group: Range) -> Origin:
+    """Decode the resource of a group: what can be decoded of it, and no more than is kept."""
+    found: list[bytes] = []
+    left_out = 0
+    for start, stop in _all(message, group, _RESOURCE):
+        for at, end in islice(_within(message, (start, stop), 1), 8 * MOST_ATTRIBUTES):
+            if len(found) >= MOST_ATTRIBUTES or end - at > _LARGEST_ATTRIBUTE:
+                left_out += 1
+            elif _pair(message[at:end]) is not None:
+                found.append(message[at:end])
+    return Origin(as_attributes(found), left_out)
+
+
+def scope_of(message: bytes, scoped: Range) -> str:
+    """Decode the name of a scope, empty where it cannot be."""
+    raw = b"".join(
+        message[start:stop]
+        for start, stop in _all(message, scoped, _SCOPE)
+        if stop - start <= _LARGEST_ATTRIBUTE
+    )
+    return scope_name(raw[:_LARGEST_ATTRIBUTE])
 
 
 def parts(message: bytes) -> Iterator[bool]:
-    """Go over all that decoding would make an object of, as far as the framing holds.
+    """Go over all that decoding would make an object of.
 
     Args:
         message: As for `groups`.
@@ -76,29 +104,48 @@ def parts(message: bytes) -> Iterator[bool]:
     Yields:
         For each field of the request, its groups and their scopes: whether it is a span or log
         record.
+
+    Raises:
+        FramingError: As for `groups`.
     """
-    try:
-        for is_group, at, end in _ranges(message, 0, len(message), _GROUPS):
+    for is_group, at, end in _ranges(message, 0, len(message), _GROUPS):
+        yield False
+        if not is_group:
+            continue
+        for is_scoped, start, stop in _ranges(message, at, end, _SCOPED):
             yield False
-            if not is_group:
-                continue
-            for is_scoped, start, stop in _ranges(message, at, end, _SCOPED):
-                yield False
-                if is_scoped:
-                    for is_item, _, _ in _ranges(message, start, stop, _ITEMS):
-                        yield is_item
+            if is_scoped:
+                for is_item, _, _ in _ranges(message, start, stop, _ITEMS):
+                    yield is_item
+
+
+def has_too_many_fields(raw: bytes) -> bool:
+    """Tell whether an item has more fields than are looked at; one that is cut has not."""
+    try:
+        return next(islice(_places(raw, 0, len(raw)), _MOST_DECODED, None), None) is not None
     except FramingError:
-        return
+        return False
 
 
 def _ranges(message: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[bool, int, int]]:
+    depth = 0
     for number, kind, start, stop in _places(message, at, end):
-        yield number == wanted and kind == _BYTES, start, stop
+        depth += (kind == _BEGIN) - (kind == _END)
+        yield number == wanted and kind == _BYTES and depth == 0, start, stop
 
 
-def resource_pairs(resource: bytes) -> list[bytes]:
-    """Take out a resource's attributes, those that can be decoded."""
-    return [raw for raw in _found(resource, 1) if _pair(raw) is not None]
+def _all(message: bytes, within: Range, wanted: int) -> Iterator[Range]:
+    for is_wanted, start, stop in _ranges(message, *within, wanted):
+        if is_wanted:
+            yield start, stop
+
+
+def _within(message: bytes, within: Range, wanted: int) -> Iterator[Range]:
+    """As `_all`, as far as the framing holds, and among the first fields only."""
+    try:
+        yield from islice(_all(message, within, wanted), _MOST_FIELDS)
+    except FramingError:
+        return
 
 
 def scope_name(scope: bytes) -> str:
@@ -110,7 +157,9 @@ def scope_name(scope: bytes) -> str:
     return name
 
 
-def mended(raw: bytes, scope: str, whence: Origin, *, is_log: bool) -> Incoming:
+def mended(
+    raw: bytes, scope: str, whence: Origin, *, is_log: bool, place: Place | None = None
+) -> Incoming:
     """Read what can be read of an item that cannot be decoded, for the quarantine.
 
     Texts that are not UTF-8 have U+FFFD in them; of what cannot be read only size and hash are
@@ -138,6 +187,7 @@ def mended(raw: bytes, scope: str, whence: Origin, *, is_log: bool) -> Incoming:
         scope,
         whence,
         is_log=is_log,
+        place=place,
     )
 
 
@@ -175,12 +225,6 @@ def _first(message: bytes, number: int, default: Any) -> Any:
     return found if type(found) is type(default) else default
 
 
-def _all(message: bytes, wanted: int) -> Iterator[bytes]:
-    for number, value in _fields(message):
-        if number == wanted and isinstance(value, bytes):
-            yield value
-
-
 def _found(message: bytes, wanted: int) -> Iterator[Any]:
     """The fields of a number, as far as the framing holds, and among the first ones only."""
     try:
@@ -209,6 +253,8 @@ def _places(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, 
     while at < end:
         tag, at = _varint(message, at)
         kind = tag & 7
+        if not tag >> 3:
+            raise FramingError("field number 0")
         start = at
         if kind == _VARINT:
             _, at = _varint(message, at)

@@ -34,6 +34,7 @@ import msgspec
 
 from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError
+from otel_audit.visible import visible
 
 _logger = logging.getLogger(__name__)
 
@@ -239,8 +240,9 @@ def new_token(
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML, whose escapes are JSON's."""
-    return msgspec.json.encode(text).decode()
+    """A basic string of TOML, whose escapes are JSON's, of visible characters alone."""
+    quoted = msgspec.json.encode(text).decode()
+    return "".join(one if visible(one) == one else f"\\U{ord(one):08X}" for one in quoted)
 
 
 def _is_hex(text: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,17 +14,21 @@ from otel_audit.pipeline.sink import Conflict, Receipt, Refused
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.serve.access import Access
+from otel_audit.serve.allowance import Allowance
 from otel_audit.serve.bounds import Budget
-from otel_audit.serve.incoming import Batch
-from otel_audit.serve.intake import Intake, Store
+from otel_audit.serve.incoming import Batch, Incoming
+from otel_audit.serve.intake import Intake, Store, Stored
 from otel_audit.serve.metering import Meters
 from otel_audit.serve.reading import Reader, Unfit
 from otel_audit.serve.senders import Sender
+from otel_audit.serve.turns import Turn, Turns
 
 _logger = logging.getLogger(__name__)
 
-_TURN: Final = 0.005
-"""Seconds of reading after which others have their turn."""
+_STORED_AT_ONCE: Final = 1_000
+"""Records of a request that are stored together: a large one is never in memory as a whole."""
+
+_BYTES_AT_ONCE: Final = 4_000_000
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Outcome:
         quarantined: What is in quarantine instead, with the reason.
         conflicts: What is stored under another id, as its own is another record's.
         receipts: What the store says of what it has, by record id, where that was asked for.
+        mended: What could not be read as it came, and is stored without it: where, and why.
     """
 
     stored: int = 0
@@ -45,6 +49,7 @@ class Outcome:
     quarantined: list[Refused] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
+    mended: list[str] = field(default_factory=list)
 
 
 class Service:
@@ -64,6 +69,7 @@ class Service:
         self.access = access
         self.meters = Meters()
         self.budget = Budget(config.serve_max_in_flight_bytes)
+        self.turns = Turns()
         self.intake = Intake(
             make_store,
             writers=config.serve_connections,
@@ -74,45 +80,49 @@ class Service:
         self._reader: Reader | None = None
 
     async def take(
-        self, batches: Iterator[Batch], sender: Sender, *, receipts: bool = False
+        self,
+        batches: Iterator[Batch],
+        sender: Sender,
+        allowance: Allowance | None = None,
+        *,
+        receipts: bool = False,
     ) -> Outcome:
         """Store what a request holds; return only after it is committed.
 
         Args:
             batches: From the decoder, which may raise.
             sender: Who sends it.
+            allowance: What the request may cost.
             receipts: Whether receipts are wanted.
 
         Raises:
-            Problem: Nothing of it is known to be stored.
+            Problem: Not all of it is known to be stored.
         """
-        reader = await self._ready()
+        allowance = Allowance.of_message(1 << 30) if allowance is None else allowance
+        taking = _Taking(await self._ready(), sender, allowance)
+        turn = self.turns.of(sender.identity)
         outcome = Outcome()
-        records: list[AuditRecord] = []
-        refused: list[Unfit] = []
-        began = time.perf_counter()
-        for batch in batches:
-            outcome.ignored += batch.ignored
-            for item, why in batch.broken:
-                refused.append(reader.put_aside(item, why, sender))
-                began = await _turn(began)
-            for item in batch.items:
-                found = reader.read(item, sender)
-                if isinstance(found, Unfit):
-                    refused.append(found)
-                else:
-                    records.append(found)
-                # by time, not by number: one may be as large as ten thousand
-                began = await _turn(began)
-            began = await _turn(began)
-        await asyncio.sleep(0)
-        stored = await self.intake.store(records, refused, receipts=receipts)
-        outcome.stored = len(records) - len(stored.quarantined)
-        outcome.quarantined = [*refused, *stored.quarantined]
-        outcome.conflicts = stored.conflicts
-        outcome.receipts = stored.receipts
-        self._count(outcome, sender)
+        is_left = True
+        while is_left:
+            async with turn:
+                is_left = await taking.read(batches, turn)
+            await self._store(taking, outcome, receipts=receipts)
+        self.meters.counts["ignored"] += outcome.ignored
         return outcome
+
+    async def _store(self, taking: _Taking, outcome: Outcome, *, receipts: bool) -> None:
+        records, refused, size = taking.give()
+        sender = taking.sender
+        stored = await self.intake.store(
+            records, refused, receipts=receipts, sender=sender.identity, size=size
+        )
+        self._count(len(records), refused, stored, sender)
+        outcome.stored += len(records) - len(stored.quarantined)
+        outcome.ignored = taking.ignored
+        outcome.quarantined += [*refused, *stored.quarantined]
+        outcome.conflicts += stored.conflicts
+        outcome.receipts.update(stored.receipts)
+        outcome.mended = taking.mended
 
     async def _ready(self) -> Reader:
         self.intake.refuse_if_away()
@@ -121,17 +131,16 @@ class Service:
             self._reader = Reader(self._redactor, key, self.config.serve_max_record_bytes)
         return self._reader
 
-    def _count(self, outcome: Outcome, sender: Sender) -> None:
-        self.meters.counts["stored"] += outcome.stored
-        self.meters.counts["ignored"] += outcome.ignored
-        self.meters.counts["conflicts"] += len(outcome.conflicts)
-        for conflict in outcome.conflicts:
+    def _count(self, records: int, refused: list[Unfit], stored: Stored, sender: Sender) -> None:
+        self.meters.counts["stored"] += records - len(stored.quarantined)
+        self.meters.counts["conflicts"] += len(stored.conflicts)
+        for conflict in stored.conflicts:
             complain(
                 _logger, f"conflict {sender.identity}",
                 "A record from %s came under an id that another one has: %s, stored as %s",
                 sender.identity, conflict.record_id, conflict.stored_as, level=logging.WARNING,
             )  # fmt: skip
-        for item in outcome.quarantined:
+        for item in (*refused, *stored.quarantined):
             kind = kind_of(item)
             self.meters.quarantined[kind] += 1
             complain(
@@ -140,12 +149,71 @@ class Service:
             )  # fmt: skip
 
 
-async def _turn(began: float) -> float:
-    """Let others have their turn, if it is time; say since when it is ours."""
-    if time.perf_counter() - began < _TURN:
-        return began
-    await asyncio.sleep(0)
-    return time.perf_counter()
+class _Taking:
+    """One request that is being read, and what was read of it and is not stored yet."""
+
+    def __init__(self, reader: Reader, sender: Sender, allowance: Allowance) -> None:
+        self.sender = sender
+        self.ignored = 0
+        self.mended: list[str] = []
+        self._reader = reader
+        self._allowance = allowance
+        self._records: list[AuditRecord] = []
+        self._refused: list[Unfit] = []
+        self._size = 0
+
+    async def read(self, batches: Iterator[Batch], turn: Turn) -> bool:
+        """Read on until enough is there to be stored; tell whether anything is left."""
+        for batch in batches:
+            self.ignored += batch.ignored
+            for decode in batch.large:
+                # it may take longer than a turn: others are heard meanwhile
+                await asyncio.to_thread(self._read_large, decode)
+                await turn.pause()
+            for item, why in batch.broken:
+                self._put_aside(item, why)
+                await turn.pause()
+            for item in batch.items:
+                self._take(item)
+                # by time, not by number: one may be as large as ten thousand
+                await turn.pause()
+            await turn.pause()
+            if len(self._records) + len(self._refused) >= _STORED_AT_ONCE:
+                return True
+            if self._size >= _BYTES_AT_ONCE:
+                return True
+        return False
+
+    def give(self) -> tuple[list[AuditRecord], list[Unfit], int]:
+        """Hand over what is to be stored, and about how many bytes it has."""
+        found = self._records, self._refused, self._size
+        self._records, self._refused, self._size = [], [], 0
+        return found
+
+    def _read_large(self, decode: Callable[[Batch], None]) -> None:
+        found = Batch()
+        decode(found)
+        self.ignored += found.ignored
+        for item, why in found.broken:
+            self._put_aside(item, why)
+        for item in found.items:
+            self._take(item)
+
+    def _put_aside(self, item: Incoming, why: str) -> None:
+        unfit = self._reader.put_aside(item, why, self.sender, self._allowance)
+        self._refused.append(unfit)
+        self._size += len(unfit.received)
+
+    def _take(self, item: Incoming) -> None:
+        before = self._allowance.came
+        found = self._reader.read(item, self.sender, self._allowance)
+        self._size += self._allowance.came - before
+        if isinstance(found, Unfit):
+            self._refused.append(found)
+            self._size += len(found.received)
+            return
+        self._records.append(found)
+        self.mended += [f"{item.spelled_place()}: {note}" for note in item.mended]
 
 
 def kind_of(item: Refused) -> str:

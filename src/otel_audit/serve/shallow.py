@@ -18,32 +18,23 @@ _TEXT: Final = FieldDescriptorProto.TYPE_STRING
 _BYTES: Final = FieldDescriptorProto.TYPE_BYTES
 _TIME: Final = FieldDescriptorProto.TYPE_FIXED64
 
-# numbers as in OTLP; a message's name stands for its type
-_MESSAGES: Final[dict[str, dict[str, tuple[int, int | str]]]] = {
-    "Resource": {"attributes": (1, _BYTES)},
-    "Scope": {"name": (1, _TEXT)},
+# numbers as in OTLP
+_MESSAGES: Final[dict[str, dict[str, tuple[int, int]]]] = {
     "Span": {
         "trace_id": (1, _BYTES), "span_id": (2, _BYTES), "parent_span_id": (4, _BYTES),
         "name": (5, _TEXT), "start_time_unix_nano": (7, _TIME), "end_time_unix_nano": (8, _TIME),
         "attributes": (9, _BYTES),
     },
-    "ScopeSpans": {"scope": (1, "Scope"), "spans": (2, "Span")},
-    "ResourceSpans": {"resource": (1, "Resource"), "scope_spans": (2, "ScopeSpans")},
-    "TraceRequest": {"resource_spans": (1, "ResourceSpans")},
     "Log": {
         "time_unix_nano": (1, _TIME), "observed_time_unix_nano": (11, _TIME),
         "event_name": (12, _TEXT), "trace_id": (9, _BYTES), "span_id": (10, _BYTES),
         "attributes": (6, _BYTES), "body": (5, _BYTES),
     },
-    "ScopeLogs": {"scope": (1, "Scope"), "log_records": (2, "Log")},
-    "ResourceLogs": {"resource": (1, "Resource"), "scope_logs": (2, "ScopeLogs")},
-    "LogsRequest": {"resource_logs": (1, "ResourceLogs")},
+    "Pair": {"key": (1, _TEXT), "value": (2, _BYTES)},
+    "Value": {"string_value": (1, _TEXT), "array_value": (5, _BYTES)},
 }  # fmt: skip
 # a body is one: all that came under its number, one after another, are the same message
-_SEVERAL: Final = frozenset({
-    "attributes", "body", "spans", "scope_spans", "resource_spans", "log_records", "scope_logs",
-    "resource_logs",
-})  # fmt: skip
+_SEVERAL: Final = frozenset({"attributes", "body"})
 
 
 def _pool() -> DescriptorPool:
@@ -57,11 +48,7 @@ def _pool() -> DescriptorPool:
                 if name in _SEVERAL
                 else FieldDescriptorProto.LABEL_OPTIONAL
             )
-            if isinstance(kind, str):
-                field.type = FieldDescriptorProto.TYPE_MESSAGE
-                field.type_name = f".{_PACKAGE}.{kind}"
-            else:
-                field.type = kind
+            field.type = kind
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return pool
@@ -73,8 +60,7 @@ def _class(pool: DescriptorPool, name: str) -> Any:
 
 _POOL: Final = _pool()
 
-Resource: Final = _class(_POOL, "Resource")
 Span: Final = _class(_POOL, "Span")
 Log: Final = _class(_POOL, "Log")
-TraceRequest: Final = _class(_POOL, "TraceRequest")
-LogsRequest: Final = _class(_POOL, "LogsRequest")
+Pair: Final = _class(_POOL, "Pair")
+Value: Final = _class(_POOL, "Value")

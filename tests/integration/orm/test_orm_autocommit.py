@@ -242,13 +242,13 @@ class TestPools:
 
 class TestTexts:
     async def test_a_text_that_undoes_what_it_writes(self, capture, connect):
-        """Several commands in one text that end the transaction: what became of it is not known."""
+        """Several commands in one text, the last of which undoes what the first has written."""
         engine = connect("psycopg2")
         with action() as scope, engine.connect() as connection:
             connection.exec_driver_sql("insert into tag values ('a'); rollback")
         with engine.connect() as connection:
             assert connection.scalar(text("select count(*) from tag")) == 0
-        assert scope.transaction == "unknown"
+        assert scope.transaction == "rolled_back"
 
     async def test_a_text_that_commits(self, capture, connect):
         """One that ends with COMMIT has committed."""

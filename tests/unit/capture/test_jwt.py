@@ -24,7 +24,7 @@ from jose import jwe, jwk, jwt
 
 from otel_audit.capture.jwt import JwtVerifier, TokenError
 from otel_audit.capture.jwt.jwks import KEPT, UNKNOWN_KEY_INTERVAL, KeySet
-from otel_audit.capture.jwt.keys import read_key_set
+from otel_audit.capture.jwt.keys import SigningKey, read_key_set
 from otel_audit.capture.jwt.settings import FetchedKeys
 from otel_audit.capture.jwt.verifier import Issuer
 from otel_audit.config import AuditConfig
@@ -655,6 +655,33 @@ class TestKeySetTiming:
             self.settle(keys)
         assert len(reads) == 3
 
+    def test_a_new_key_is_asked_for_at_once(self) -> None:
+        """An issuer that signs with a new key is believed with the next request, however often."""
+        now, known = [0.0], ["a"]
+        keys = KeySet(
+            lambda: json.dumps(known).encode(),
+            lambda text: tuple(SigningKey(name, {}) for name in json.loads(text)),
+            refresh=300, name=uuid.uuid4().hex, clock=lambda: now[0],
+        )  # fmt: skip
+        keys.ready(60)
+        for name in "bcd":
+            now[0] += 1
+            known[:] = [name]
+            keys.ask_again(name)
+            self.settle(keys)
+            assert [key.key_id for key in keys.current()] == [name]
+
+    def test_invented_keys_are_asked_for_ever_more_rarely(self) -> None:
+        """Whoever makes up a key for each token has the set read five times in half a minute."""
+        reads, now = [], [0.0]
+        keys = self.key_set(lambda: reads.append(1) or b"{}", now)
+        keys.ready(60)
+        while now[0] < 31:
+            now[0] += 0.5
+            keys.ask_again(uuid.uuid4().hex)
+            self.settle(keys)
+        assert len(reads) == 1 + 5
+
     def test_old_keys_end(self) -> None:
         """Keys that could not be read again for a day are no longer used."""
         now = [0.0]
@@ -721,6 +748,14 @@ class TestSeveralIssuers:
         """One issuer cannot sign for another."""
         token = jwt.encode(claims(iss="b", aud="shop"), private_pem(keys.rsa), "RS256")
         assert reason(checks, token) == "alg_not_allowed"
+
+    def test_several_audiences(self) -> None:
+        """Clients of several kinds have tokens of several audiences; one that is ours is enough."""
+        checks = verifier(jwt_key=SECRET, jwt_algorithms="HS256", jwt_audience="web, mobile")
+        for audience in ("web", "mobile", ["other", "mobile"]):
+            assert checks.verify(jwt.encode(claims(aud=audience), SECRET)).verified
+        assert reason(checks, jwt.encode(claims(aud="other"), SECRET)) == "wrong_audience"
+        assert reason(checks, jwt.encode(claims(), SECRET)) == "missing_audience"
 
     def test_strangers(self, checks: JwtVerifier, keys: Keys) -> None:
         """An issuer that is not configured is refused."""

@@ -31,6 +31,15 @@ class TestOutcome:
 
     @pytest.mark.parametrize(
         ("status", "transaction", "expected"),
+        [(307, "none", "unknown"), (307, "committed", "success"), (307, "mixed", "failure")],
+    )
+    def test_who_was_sent_elsewhere_has_no_success_here(self, status, transaction, expected):
+        """Unless something was committed: then it was done here all the same."""
+        found = outcome_of(status=status, error=None, transaction=transaction, turned_away=True)
+        assert found == expected
+
+    @pytest.mark.parametrize(
+        ("status", "transaction", "expected"),
         [(200, "none", "unknown"), (200, "rolled_back", "failure"), (500, "none", "failure")],
     )
     def test_an_answer_that_was_cut_off_is_no_success(self, status, transaction, expected):

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from otel_audit.capture.route import route_template
+from otel_audit.capture.route import foresee, route_template
 
 
 def an_app() -> FastAPI:
@@ -69,3 +69,38 @@ class TestRouteTemplate:
     async def test_it_is_the_whole_template(self, build, method, path, expected):
         """Prefixes of routers and mounts belong to the template."""
         assert await template_of(build(), method, path) == expected
+
+
+class TestForesee:
+    @pytest.mark.parametrize(
+        ("build", "method", "path", "expected"),
+        [
+            (an_app, "GET", "/plain/4", "/plain/{x}"),
+            (an_app, "DELETE", "/plain/4", "/plain/{x}"),
+            (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
+            (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),
+            (an_app, "GET", "/nowhere", None),
+            (a_starlette, "GET", "/plain/4", "/plain/{x}"),
+            (a_starlette, "GET", "/files/docs/a.txt", "/files/{area}/{name}"),
+            (a_starlette, "GET", "/nowhere", None),
+        ],
+    )
+    def test_it_is_what_the_router_would_find(self, build, method, path, expected):
+        """Without running anything, as the request may have been denied before."""
+        app = build()
+        found = foresee({"type": "http", "method": method, "path": path}, app)
+        assert (found and route_template(found, app)) == expected
+
+    def test_a_socket_has_a_sockets_route(self):
+        """Where both are at one path, the kind of the connection decides."""
+        app = FastAPI()
+
+        @app.get("/feed/{page}")
+        def page(page: int) -> None: ...
+
+        @app.websocket("/feed/{room}")
+        async def room(room: int) -> None: ...
+
+        found = foresee({"type": "websocket", "path": "/feed/3"}, app)
+        assert found is not None
+        assert found["path_params"] == {"room": "3"}

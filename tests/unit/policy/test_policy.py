@@ -53,6 +53,13 @@ class TestDefaults:
         assert level(made, "GET /patients/7") == "metadata"
         assert level(made, "GET /patientsearch") == "none"
 
+    def test_a_preflight_reads_nothing(self) -> None:
+        """A browser asks before each request; nobody has seen a patient's data for that."""
+        made = policy(sensitive_paths="/patients")
+        assert level(made, "OPTIONS /patients/7") == "none"
+        found = decide(made, "OPTIONS /patients/7", status=403, route="/patients/{n}")
+        assert (found.event_name, found.action) == ("patient.options_requested", "EXECUTE")
+
     def test_excluded_paths(self) -> None:
         """Excluded paths are never recorded, even when they fail."""
         for request in ("GET /health", "POST /metrics/x", "GET /docs"):
@@ -221,6 +228,27 @@ class TestRules:
         made = policy(Rule("none", paths=("/**/a/**/b/**/c", "/*a*a*a*a*b")))
         assert level(made, "POST /" + "a/" * 20_000) == "request_response"
         assert level(made, "POST /" + "a" * 60_000) == "request_response"
+
+
+class TestReadsByPost:
+    SEARCH = {"level": "metadata", "methods": ["POST"], "paths": ["/*/report"], "action": "READ"}
+
+    def test_they_are_kept_as_reads(self) -> None:
+        """A rule that calls it a read gives it a read's name, and may sample it."""
+        found = decide(policy(self.SEARCH), "POST /orders/report")
+        assert (found.event_name, found.action) == ("report.accessed", "READ")
+        found = decide(policy({**self.SEARCH, "sample": 1_000_000}), "POST /orders/report", key="k")
+        assert found.level == "none"
+
+    def test_one_that_wrote_is_none(self) -> None:
+        """What was written is recorded, and is called what it is."""
+        found = decide(policy({**self.SEARCH, "sample": 2}), "POST /orders/report", wrote=True)
+        assert (found.level != "none", found.event_name) == (True, "report.created")
+
+    def test_other_methods_are_writes(self) -> None:
+        """Only a POST may be declared a read for sampling."""
+        with pytest.raises(ConfigurationError, match="sample: writes are never sampled"):
+            policy({**self.SEARCH, "methods": ["POST", "PUT"], "sample": 2})
 
 
 class TestSampling:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import tracemalloc
 import zlib
 
 import pytest
 import zstandard
 
+from otel_audit.serve.allowance import FREE_SIZE
 from otel_audit.serve.bodies import decompressed
 from otel_audit.serve.bounds import Budget
 from otel_audit.serve.problems import Problem
@@ -43,7 +45,7 @@ async def undone(body: bytes, coding: str, limit: int = LIMIT) -> tuple[bytes, i
 @pytest.mark.parametrize("coding", COMPRESS)
 class TestParts:
     async def test_several_are_one_body(self, coding):
-        parts = [bytes([number]) * number * 1000 for number in range(100)]
+        parts = [bytes([number]) * number * 100 for number in range(100)]
 
         found, _ = await undone(b"".join(map(COMPRESS[coding], parts)), coding)
 
@@ -66,10 +68,23 @@ class TestParts:
 @pytest.mark.parametrize("coding", COMPRESS)
 class TestTurns:
     async def test_by_what_comes_out(self, coding):
-        found, turns = await undone(COMPRESS[coding](b"\0" * (32 << 20)), coding)
+        hard = random.Random(1).randbytes(200_000)
+        body = COMPRESS[coding](hard) + COMPRESS[coding](b"\0" * (16 << 20))
 
-        assert len(found) == 32 << 20
+        found, turns = await undone(body, coding)
+
+        assert len(found) == len(hard) + (16 << 20)
         assert turns >= 8
+
+    async def test_what_is_small_may_not_become_very_large(self, coding):
+        """Beyond what any request may have, by what was sent."""
+        small = COMPRESS[coding](b"\0" * FREE_SIZE)
+        found, _ = await undone(small, coding)
+        assert len(found) == FREE_SIZE
+
+        with pytest.raises(Problem, match="100 times as large as it was sent") as refused:
+            await undone(COMPRESS[coding](b"\0" * (FREE_SIZE + 1)), coding)
+        assert refused.value.status == 413
 
     async def test_by_what_goes_in(self, coding):
         """Blocks of nothing: input that costs, and gives nothing out."""

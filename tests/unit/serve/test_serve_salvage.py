@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sinks import request, span
 
-from otel_audit.serve import protobuf, salvage
+from otel_audit.serve import protobuf, salvage, shallow
 from otel_audit.serve.incoming import Origin
 from otel_audit.serve.problems import Problem
 from otel_audit.serve.protobuf import spans
@@ -59,8 +58,8 @@ def test_where_the_framing_does_not_hold_nothing_is_read(body):
 
 def test_a_resource_is_read_once_for_all_that_came_from_it(monkeypatch):
     read = []
-    pairs = salvage.resource_pairs
-    monkeypatch.setattr(salvage, "resource_pairs", lambda raw: read.append(raw) or pairs(raw))
+    decode = salvage.resource_of
+    monkeypatch.setattr(salvage, "resource_of", lambda *found: read.append(found) or decode(*found))
 
     found = list(spans(broken_request(span(1, "MMM"), *(span(number) for number in range(2, 300)))))
 
@@ -72,9 +71,9 @@ def test_a_resource_is_read_once_for_all_that_came_from_it(monkeypatch):
 
 def test_what_is_not_flagged_is_not_decoded(monkeypatch):
     decoded = []
-    decode = Span.FromString
+    decode = shallow.Span.FromString
     counting = SimpleNamespace(FromString=lambda raw: decoded.append(raw) or decode(raw))
-    monkeypatch.setattr(protobuf, "Span", counting)
+    monkeypatch.setattr(protobuf, "shallow", SimpleNamespace(Span=counting))
     others = [span(number, audit__flagged=None) for number in range(3, 200)]
 
     found = list(spans(broken_request(span(1, "MMM"), span(2), *others)))

@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 UNKNOWN_KEY_INTERVAL: Final = 30.0
-"""Seconds between two reads, at least, however many tokens name keys that are not there."""
+"""Seconds between two reads for the same missing key, and between two tries to read keys that have
+grown old."""
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds between a read and one for a key that was not missed before. Each read that has not
+brought its key doubles it, up to `UNKNOWN_KEY_INTERVAL`: whoever invents keys has the set read no
+more often."""
 
 RETRY_INTERVAL: Final = 5.0
 """The same while there are no keys yet."""
+
+_MISSED: Final = 64
 
 KEPT: Final = 86_400.0
 """Seconds that keys are used for while they cannot be read again."""
@@ -81,6 +89,8 @@ class KeySet:
         self._current: _Keys | None = None
         self._text = b""
         self._tried_at: float | None = None
+        self._pause = FIRST_PAUSE
+        self._missed: dict[str | None, float] = {}
         self._thread: threading.Thread | None = None
 
     def current(self) -> tuple[SigningKey, ...]:
@@ -96,9 +106,23 @@ class KeySet:
             raise TokenError("keys_not_loaded")
         return current.keys
 
-    def ask_again(self) -> None:
-        """Say that a key was missing: the set is read again, unless that was just done."""
-        self._read_soon(UNKNOWN_KEY_INTERVAL)
+    def ask_again(self, key_id: str | None = None) -> None:
+        """Say that a key was missing: the issuer may just have begun to sign with it.
+
+        The set is read at once; there are pauses for a key that a read did not bring, and between
+        reads for ever other keys.
+
+        Args:
+            key_id: Its ``kid``.
+        """
+        now = self._clock()
+        missed_at = self._missed.get(key_id)
+        if missed_at is not None and now - missed_at < UNKNOWN_KEY_INTERVAL:
+            return
+        if self._read_soon(self._pause, key_id):
+            while len(self._missed) >= _MISSED:
+                self._missed.pop(next(iter(self._missed)), None)
+            self._missed[key_id] = now
 
     def load(self) -> None:
         """Read the set now, in this thread.
@@ -128,28 +152,39 @@ class KeySet:
             thread.join(timeout)
         return self._current is not None
 
-    def _read_soon(self, interval: float) -> None:
+    def _read_soon(self, interval: float, wanted: str | None = None) -> bool:
+        """Begin to read; tell whether it was begun."""
         # after a fork the parent's thread counts as dead here, and a new one may start
         if self._thread is not None and self._thread.is_alive():
-            return
+            return False
         now = self._clock()
         if self._tried_at is not None and now - self._tried_at < interval:
-            return
+            return False
         self._tried_at = now
-        thread = threading.Thread(target=self._try, name="otel-audit-jwks", daemon=True)
+        thread = threading.Thread(
+            target=self._try, args=(wanted,), name="otel-audit-jwks", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter is on its way out
             self._failed(error)
-        else:
-            self._thread = thread
+            return False
+        self._thread = thread
+        return True
 
-    def _try(self) -> None:
+    def _try(self, wanted: str | None) -> None:
         try:
             with suppress_instrumentation():
                 self.load()
         except Exception as error:  # noqa: BLE001 - whatever the network or the file brings
             self._failed(error)
+        if wanted is None:
+            return
+        current = self._current
+        if current is not None and any(key.key_id == wanted for key in current.keys):
+            self._pause = FIRST_PAUSE
+        else:
+            self._pause = min(2 * self._pause, UNKNOWN_KEY_INTERVAL)
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1

@@ -54,7 +54,7 @@ class FixedKey:
 
 @dataclass(frozen=True, slots=True)
 class FetchedKeys:
-    """The keys of a JWK set; one that is missing has the set read again."""
+    """The keys of a JWK set; one that is missing has the set read again, at once."""
 
     keys: KeySet
 
@@ -71,7 +71,7 @@ class FetchedKeys:
             return choose_key(self.keys.current(), header)
         except TokenError as error:
             if error.reason == "unknown_key":
-                self.keys.ask_again()
+                self.keys.ask_again(header.key_id)
             raise
 
     def ready(self, timeout: float) -> bool:
@@ -110,7 +110,7 @@ class _Entry:
 
     issuer: str | None
     algorithms: tuple[str, ...]
-    audience: str | None
+    audience: tuple[str, ...]
     key: str | None
     jwks_url: str | None
     jwks_file: Path | None
@@ -122,7 +122,7 @@ def _entries(config: AuditConfig) -> list[tuple[str, _Entry]]:
     single = _Entry(
         config.jwt_issuer or None,
         config.jwt_algorithms,
-        config.jwt_audience or None,
+        config.jwt_audience,
         None if config.jwt_key is None else config.jwt_key.get_secret_value(),
         config.jwt_jwks_url or None,
         config.jwt_jwks_file,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 LONGEST: Final = 65_536
 """Characters of a token; a longer one is not looked at. As many as servers take of all headers."""
@@ -174,7 +174,7 @@ def check_claims(  # noqa: PLR0913 - one argument a question
     now: float,
     leeway: float,
     issuer: str | None,
-    audience: str | None,
+    audience: Collection[str],
     need_expiry: bool,
 ) -> float:
     """See whether claims hold now and are meant for us.
@@ -184,8 +184,9 @@ def check_claims(  # noqa: PLR0913 - one argument a question
         now: Unix seconds.
         leeway: Seconds of clock difference that are forgiven.
         issuer: What ``iss`` must be; None: anything.
-        audience: What ``aud`` must be or hold; None: there must be none, for a token that names
-            an audience is only for those who know that they are meant (RFC 7519, section 4.1.3).
+        audience: What ``aud`` must be or hold, one of these; none: there must be none, for a token
+            that names an audience is only for those who know that they are meant (RFC 7519,
+            section 4.1.3).
         need_expiry: Whether ``exp`` must be there.
 
     Returns:
@@ -211,15 +212,15 @@ def check_claims(  # noqa: PLR0913 - one argument a question
     return end
 
 
-def _check_audience(given: object, wanted: str | None, *, strict: bool) -> None:
+def _check_audience(given: object, wanted: Collection[str], *, strict: bool) -> None:
     listed = [given] if isinstance(given, str) else given
-    if wanted is None:
+    if not wanted:
         if listed and strict:
             raise TokenError("audience_not_configured")
         return
     if not listed:
         raise TokenError("missing_audience")
-    if not isinstance(listed, list) or wanted not in listed:
+    if not isinstance(listed, list) or not any(one in listed for one in wanted):
         raise TokenError("wrong_audience")
 
 

@@ -72,13 +72,13 @@ class Issuer:
     Attributes:
         name: What ``iss`` must be; None: anything.
         algorithms: What it may sign with, never empty.
-        audience: What ``aud`` must be or hold; None: there must be none.
+        audience: What ``aud`` must be or hold, one of these; none: there must be none.
         keys: Its keys.
     """
 
     name: str | None
     algorithms: frozenset[str]
-    audience: str | None
+    audience: tuple[str, ...]
     keys: KeySource
 
 
@@ -202,7 +202,7 @@ class UnverifiedReader:
         *,
         leeway: float = 0.0,
         issuer: str | None = None,
-        audience: str | None = None,
+        audience: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take what may be asked of a token without a key; as for `Issuer`."""

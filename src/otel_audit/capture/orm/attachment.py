@@ -26,6 +26,7 @@ from otel_audit.capture.orm.listeners import (
 from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
 from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
+from otel_audit.capture.orm.parameters import Parameters
 from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.relations import Relations
 from otel_audit.capture.orm.selection import Selection
@@ -141,7 +142,7 @@ def _build(
     masking = Masking(redactor, options.max_value)
     plans = Plans(selection, masking.is_innocent)
     flushes = Flushes(selection, plans, masking, Relations(plans, masking), journal, faults)
-    bulk = BulkReader(plans, selection, masking, options)
+    bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours

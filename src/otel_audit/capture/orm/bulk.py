@@ -2,229 +2,186 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table, TextClause, TextualSelect
+from sqlalchemy import DDL, Table, TextClause, TextualSelect
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
 
-from otel_audit.capture.orm.masking import Masking
-from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
-from otel_audit.capture.orm.statements import Write, find_writes, mask_literals
-from otel_audit.capture.orm.values import portable
+from otel_audit.capture.orm.bindings import sent_statement
+from otel_audit.capture.orm.parameters import Parameters
+from otel_audit.capture.orm.sql_lexer import Style
+from otel_audit.capture.orm.statements import EMBEDDED, UPSERT, SqlText, Write, read_sql
 from otel_audit.record import Change, Operation
-from otel_audit.redaction import WITHHELD
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
 
-    from otel_audit.capture.orm.options import OrmOptions
+    from otel_audit.capture.orm.plans import Plans
     from otel_audit.capture.orm.selection import Selection
-
-_COUNTER = re.compile(r"(?:_m?\d+)+$")
-_MOST_PARAMETERS = 200
-_HARMLESS = (bool, int, float)
-_EMBEDDED = "inside a WITH clause: the number of rows is not known"
 
 
 class BulkReader:
     """Describes executed statements."""
 
-    def __init__(
-        self, plans: Plans, selection: Selection, masking: Masking, options: OrmOptions
-    ) -> None:
+    def __init__(self, plans: Plans, selection: Selection, parameters: Parameters) -> None:
         """Take what describing needs."""
         self._plans = plans
         self._selection = selection
-        self._masking = masking
-        self._options = options
+        self._parameters = parameters
 
-    def describe(self, context: Any, statement: str, parameters: Any, cursor: Any) -> list[Change]:
-        """Describe what a statement has written.
+    def describe(self, context: Any, statement: str, cursor: Any) -> list[Change]:
+        """Describe what a compiled INSERT, UPDATE or DELETE, or a query around one, has written.
 
         Args:
             context: SQLAlchemy's execution context.
             statement: The text that was sent.
-            parameters: What the driver was given, for a statement without a compiled form.
             cursor: The driver's cursor, for the row count.
 
         Returns:
             One entry for each table; none if it wrote nothing that is captured.
         """
         element = compiled_element(context)
-        if isinstance(element, UpdateBase):
-            return self._describe_dml(element, context, statement, cursor)
-        if element is not None and not isinstance(element, TextClause):
-            return self._describe_embedded(context, statement)
-        return self._describe_text(context, statement, parameters, cursor)
+        embedded = self._describe_embedded(context, statement)
+        if not isinstance(element, UpdateBase):
+            return embedded
+        entry = self._entry(
+            element,
+            statement=self._parameters.compiled_text(
+                context.compiled, statement, style_of(context)
+            ),
+            parameters=self._parameters.of_compiled(context.compiled, _sets(context)),
+            rows=affected_rows(context, cursor, element),
+            note=UPSERT if is_upsert(element) else None,
+        )
+        return [*(() if entry is None else (entry,)), *embedded]
+
+    def describe_text(
+        self, write: Write, context: Any, statement: str, parameters: Any, cursor: Any
+    ) -> list[Change]:
+        """Describe one write of a text.
+
+        Args:
+            write: What was read in the text.
+            context: SQLAlchemy's execution context.
+            statement: The text that was sent.
+            parameters: What the driver was given, for a statement without a compiled form.
+            cursor: The driver's cursor, for the row count.
+
+        Returns:
+            One entry; none if it is not captured.
+        """
+        if not self._takes(write):
+            return []
+        style = style_of(context)
+        sets = _sets(context)
+        table = self._shown_name(write)
+        return [
+            Change(
+                operation=write.operation,
+                kind=write.kind,
+                entity=table,
+                table=table,
+                rows=_counted(context, cursor) if write.counted else None,
+                statement=self._parameters.text(statement, style),
+                parameters=self._parameters.of_compiled(context.compiled, sets)
+                if sets
+                else self._parameters.of_driver(statement, style, parameters),
+                note=write.note,
+            )
+        ]
 
     def describe_attempt(self, context: Any, statement: str) -> list[Change]:
         """Tell what a statement that has failed was to write: operation, class and table only."""
         element = compiled_element(context)
         if isinstance(element, UpdateBase):
             elements = (element, *embedded_elements(context.compiled))
-            entries = (
-                self._entry(_operation_of_element(one), table_of(one))
-                for one in elements
-                if isinstance(one, UpdateBase)
-            )
+            entries = (self._entry(one) for one in elements if isinstance(one, UpdateBase))
             return [one for one in entries if one is not None]
         return [
             Change(operation=one.operation, kind=one.kind, entity=one.table, table=one.table)
-            for one in find_writes(statement)
+            for one in read_sql(statement, style_of(context)).writes
             if self._takes(one)
         ]
-
-    def _describe_dml(
-        self, element: UpdateBase, context: Any, statement: str, cursor: Any
-    ) -> list[Change]:
-        operation = _operation_of_element(element)
-        entry = self._entry(
-            operation,
-            table_of(element),
-            statement=self._masking.text(statement, self._options.max_statement),
-            parameters=self._parameters(_sets(context), table_of(element)),
-            rows=affected_rows(context, cursor, element),
-            note="upsert: ON CONFLICT" if is_upsert(element) else None,
-        )
-        return [*(() if entry is None else (entry,)), *self._describe_embedded(context, statement)]
 
     def _describe_embedded(self, context: Any, statement: str) -> list[Change]:
         """Describe the writes inside a WITH clause; their row counts are not to be had."""
         found: list[Change] = []
-        for element in embedded_elements(context.compiled):
+        compiled = context.compiled
+        for element in embedded_elements(compiled):
             if isinstance(element, TextClause):
-                found += self._describe_embedded_text(element, context, statement)
+                for one in read_sql(element.text, style_of(context, "named")).writes:
+                    write = one._replace(counted=False, note=one.note or EMBEDDED)
+                    found += self.describe_text(write, context, statement, None, None)
             elif isinstance(element, UpdateBase):
                 entry = self._entry(
-                    _operation_of_element(element),
-                    table_of(element),
-                    statement=self._masking.text(statement, self._options.max_statement),
-                    parameters=self._parameters(_sets(context), table_of(element)),
+                    element,
+                    statement=self._parameters.compiled_text(
+                        compiled, statement, style_of(context)
+                    ),
+                    parameters=self._parameters.of_compiled(compiled, _sets(context)),
                     rows=None,
-                    note=_EMBEDDED,
+                    note=EMBEDDED,
                 )
                 found += () if entry is None else (entry,)
         return found
 
-    def _describe_embedded_text(
-        self, element: TextClause, context: Any, statement: str
-    ) -> list[Change]:
-        text = self._masking.text(mask_literals(statement), self._options.max_statement)
-        return [
-            Change(
-                operation=one.operation,
-                kind=one.kind,
-                entity=one.table,
-                table=one.table,
-                statement=text,
-                parameters=self._text_parameters(context, None),
-                note=_EMBEDDED,
-            )
-            for one in find_writes(element.text)
-            if self._takes(one)
-        ]
-
-    def _describe_text(
-        self, context: Any, statement: str, parameters: Any, cursor: Any
-    ) -> list[Change]:
-        writes = [one for one in find_writes(statement) if self._takes(one)]
-        if not writes:
-            return []
-        text = self._masking.text(mask_literals(statement), self._options.max_statement)
-        shown = self._text_parameters(context, parameters)
-        rows = _row_count(cursor) if len(writes) == 1 else None
-        return [
-            Change(
-                operation=one.operation,
-                kind=one.kind,
-                entity=one.table,
-                table=one.table,
-                rows=rows,
-                statement=text,
-                parameters=shown,
-                note="what it writes is not to be seen from here"
-                if one.kind == "untracked"
-                else None,
-            )
-            for one in writes
-        ]
-
     def _takes(self, write: Write) -> bool:
-        return write.kind == "untracked" or self._selection.takes_table_name(write.table)
+        if write.kind == "untracked":
+            return True
+        known = self._plans.tables_named(write.table)
+        if not known:
+            return self._selection.takes_table_name(write.table)
+        return any(self._takes_table(one) for one in known)
 
-    def _entry(self, operation: Operation, table: Any, **parts: Any) -> Change | None:
+    def _takes_table(self, table: Table) -> bool:
+        plan = self._plans.of_table(table)
+        return self._selection.takes_table(table) and (plan is None or plan.captured)
+
+    def _shown_name(self, write: Write) -> str:
+        """The name of the table as its definition spells it, where that is known."""
+        spelled = {str(one.fullname) for one in self._plans.tables_named(write.table)}
+        same = [one for one in spelled if one.lower() == write.table.lower()]
+        return same[0] if len(same) == 1 else write.table
+
+    def _entry(self, element: UpdateBase, **parts: Any) -> Change | None:
+        operation, table = _operation_of_element(element), table_of(element)
         if not isinstance(table, Table):
             name = str(getattr(table, "name", "?"))
             return Change(operation=operation, kind="bulk", entity=name, table=name, **parts)
-        plan = self._plans.of_table(table)
-        if not self._selection.takes_table(table) or (plan is not None and not plan.captured):
+        if not self._takes_table(table) or not self._takes_subject(element):
             return None
+        plan = self._plans.of_table(table)
         entity = str(table.name) if plan is None else plan.entity
         return Change(
             operation=operation, kind="bulk", entity=entity, table=str(table.fullname), **parts
         )
 
-    def _parameters(self, sets: Sequence[Mapping[str, Any]], table: Any) -> Any:
-        columns = _columns(table)
-        plan = self._plans.of_table(table) if isinstance(table, Table) else None
-        shown = [
-            self._parameter_set(one, columns, plan)
-            for one in sets[: self._options.max_parameter_sets]
-        ]
-        if len(sets) == 1:
-            return shown[0] or None
-        return _with_rest(shown, len(sets))
+    def _takes_subject(self, element: UpdateBase) -> bool:
+        """Whether the class is captured that a statement names: several may share a table."""
+        subject = element._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
+        mapper = getattr(subject, "mapper", None)
+        return mapper is None or self._plans.of(mapper).captured
 
-    def _parameter_set(
-        self,
-        parameters: Mapping[str, Any],
-        columns: Mapping[str, Column[Any]],
-        plan: MapperPlan | None,
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in parameters.items():
-            if len(found) >= _MOST_PARAMETERS:
-                found["further_parameters"] = len(parameters) - len(found)
-                break
-            column = columns.get(name, columns.get(_COUNTER.sub("", name)))
-            if column is None:
-                found[name] = self._withheld(value)
-            elif self._selection.takes_column(column):
-                alias = "" if plan is None else plan.attribute_of(column.name)
-                mark = mark_of(column)
-                found[name] = self._masking.value(column.name, value, mark=mark, alias=alias)
-        return found
 
-    def _text_parameters(self, context: Any, parameters: Any) -> Any:
-        sets = _sets(context) or _driver_sets(parameters)
-        shown = [self._text_set(one) for one in sets[: self._options.max_parameter_sets]]
-        if len(sets) <= 1:
-            return (shown[0] or None) if shown else None
-        return _with_rest(shown, len(sets))
+def style_of(context: Any, paramstyle: str = "") -> Style:
+    """How the texts of a connection are to be read."""
+    return Style(context.dialect.name, paramstyle or context.dialect.paramstyle)
 
-    def _text_set(self, parameters: Any) -> Any:
-        if isinstance(parameters, Mapping):
-            return {
-                str(name): self._masking.value(str(name), value)
-                for name, value in parameters.items()
-            }
-        return [self._withheld(value) for value in parameters]
 
-    def _withheld(self, value: Any) -> Any:
-        """Show a value without a column only where it cannot be a secret."""
-        form = portable(value)
-        if form is None or isinstance(form, _HARMLESS):
-            return form
-        return WITHHELD
+def text_of(context: Any, statement: str) -> SqlText | None:
+    """What stands in a text that was executed; None for a statement that was compiled."""
+    element = compiled_element(context)
+    if isinstance(element, TextClause | DDL | None):
+        return read_sql(statement, style_of(context))
+    return None
 
 
 def compiled_element(context: ExecutionContext | Any) -> Any:
-    """The SQL element that was executed, None for a plain text given to the driver."""
+    """The SQL element that was sent, None for a plain text given to the driver."""
     compiled = getattr(context, "compiled", None)
-    return bare(None if compiled is None else compiled.statement)
+    return None if compiled is None else bare(sent_statement(compiled))
 
 
 def bare(element: Any) -> Any:
@@ -243,7 +200,7 @@ def embedded_elements(compiled: Any) -> list[Any]:
 def writes(element: Any) -> bool:
     """Whether a SQL element writes, as far as it shows."""
     if isinstance(element, TextClause):
-        return bool(find_writes(element.text))
+        return bool(read_sql(element.text).writes)
     return isinstance(element, UpdateBase)
 
 
@@ -276,14 +233,18 @@ def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
     if element.is_insert and not is_upsert(element) and element_has_values(element):
         multiple = getattr(element, "_multi_values", ())
         return sum(len(rows) for rows in multiple) if multiple else len(sets)
-    if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
-        return None  # counts only once all rows have been fetched
-    return _row_count(cursor)
+    return _counted(context, cursor)
 
 
 def element_has_values(element: UpdateBase) -> bool:
     """Whether an INSERT brings its rows along, rather than select them."""
     return getattr(element, "select", None) is None
+
+
+def _counted(context: Any, cursor: Any) -> int | None:
+    if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
+        return None  # counts only once all rows have been fetched
+    return _row_count(cursor)
 
 
 def _row_count(cursor: Any) -> int | None:
@@ -293,28 +254,3 @@ def _row_count(cursor: Any) -> int | None:
 
 def _sets(context: Any) -> Sequence[Mapping[str, Any]]:
     return getattr(context, "compiled_parameters", None) or ()
-
-
-def _driver_sets(parameters: Any) -> list[Any]:
-    if isinstance(parameters, Mapping):
-        return [parameters]
-    if not parameters:
-        return []
-    if isinstance(parameters[0], Mapping | list | tuple):
-        return list(parameters)
-    return [parameters]
-
-
-def _with_rest(shown: list[Any], total: int) -> list[Any]:
-    rest = total - len(shown)
-    return [*shown, {"further_parameter_sets": rest}] if rest else shown
-
-
-def _columns(table: Any) -> Mapping[str, Column[Any]]:
-    found: dict[str, Column[Any]] = {}
-    columns: Iterable[Any] = getattr(table, "columns", ())
-    for column in columns:
-        if isinstance(column, Column):
-            found.setdefault(column.key, column)
-            found.setdefault(column.name, column)
-    return found

@@ -7,20 +7,19 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import TextClause
+from sqlalchemy import DDL, TextClause
 from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.capture.orm.bulk import BulkReader, compiled_element
+from otel_audit.capture.orm.bulk import BulkReader, compiled_element, text_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
 from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_committed
-from otel_audit.capture.orm.statements import find_control
+from otel_audit.capture.orm.statements import Control, SqlText, Write
 from otel_audit.record import Change
-from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.engine import ExceptionContext
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _PART_WAY = "a later batch of the statement has failed"
 _OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
-"""In a text that is more than this one command: what has ended the transaction is not certain."""
+"""Where a text does it out of sight: what has ended the transaction is not certain."""
 
 
 class _Last(NamedTuple):
@@ -121,13 +120,18 @@ class Executions:
             return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
-        if isinstance(element, TextClause | None):
-            if self._controls(connection, statement):
-                return False
-            if _OBSCURE.search(statement):
+        text = text_of(context, statement)
+        if text is not None:
+            self._follow_text(
+                connection,
+                text,
+                lambda step: self._bulk.describe_text(step, context, statement, parameters, cursor),
+            )
+            if not text.controls and _OBSCURE.search(statement):
                 self._journal.of(connection).obscure = True
+            return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
-            entries = self._bulk.describe(context, statement, parameters, cursor)
+            entries = self._bulk.describe(context, statement, cursor)
             self._journal.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(weakref.ref(context), entry, _row_count(cursor))
@@ -157,7 +161,8 @@ class Executions:
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
         if attempted and self._takes_any(self._sessions.get(connection, ())):
-            self._journal.of(connection).touch(current_scope())
+            refused = [f"{one.operation} {one.table}" for one in attempted]
+            self._journal.of(connection).touch(self._journal.owner(connection), refused)
             if dooms is False and execution.executemany:
                 # the database keeps the rows before the one that it has refused
                 self._failed_part_way(connection, execution, attempted)
@@ -187,7 +192,7 @@ class Executions:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
         for session in self._sessions.get(connection, ()):
             if self._flushes.has_tried(session, connection):
-                self._journal.of(connection).touch(current_scope())
+                self._journal.of(connection).touch(self._journal.owner(connection))
 
     def end_if_autocommit(self, connection: Connection) -> None:
         """Report at once what is committed already, as in autocommit mode."""
@@ -205,13 +210,25 @@ class Executions:
         counted = getattr(context, "compiled_parameters", None)
         if entry.rows is not None and rows is not None and entry.rows != len(counted or ()):
             amended = msgspec.structs.replace(entry, rows=entry.rows + rows)
-            if not self._journal.of(connection).replace_last(current_scope(), entry, amended):
+            if not self._journal.of(connection).replace_last(
+                self._journal.owner(connection), entry, amended
+            ):
                 # reported in the meantime: what follows is an entry of its own
                 amended = msgspec.structs.replace(entry, rows=rows, parameters=None)
                 self._journal.write(connection, [amended])
             entry = amended
         self._last[connection] = _Last(last.context, entry, sent)
         return True
+
+    def _follow_text(
+        self, connection: Connection, text: SqlText, describe: Callable[[Write], list[Change]]
+    ) -> None:
+        """Note what a text writes, and what it does to the transaction, in its order."""
+        for step in text.steps:
+            if isinstance(step, Control):
+                self._control(connection, step)
+            else:
+                self._journal.write(connection, describe(step))
 
     def _count_batches_sent(self, connection: Connection, context: Any) -> None:
         """A batch of a statement has failed: the rows of the ones before it were written."""
@@ -220,13 +237,10 @@ class Executions:
         if last is None or ledger is None or context is None or last.context() is not context:
             return
         amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
-        ledger.replace_last(current_scope(), last.entry, amended)
+        ledger.replace_last(self._journal.owner(connection), last.entry, amended)
 
-    def _controls(self, connection: Connection, statement: str) -> bool:
+    def _control(self, connection: Connection, control: Control) -> None:
         """Follow an application that controls its transaction by texts of its own."""
-        control = find_control(statement)
-        if control is None:
-            return False
         if control.verb == "begin":
             self._journal.has_begun(connection)
         elif control.verb == "commit":
@@ -239,7 +253,6 @@ class Executions:
             self._journal.of(connection).release_savepoint(control.name)
         else:
             self._journal.undo_savepoint(connection, control.name, reopen=True)
-        return True
 
 
 def _row_count(cursor: Any) -> int | None:
@@ -255,5 +268,5 @@ def _may_write(context: Any) -> bool:
     if compiled is None:
         return not context.isddl
     return bool(getattr(compiled, "ctes", None)) or isinstance(
-        compiled_element(context), TextClause | SavepointClause | UpdateBase
+        compiled_element(context), TextClause | DDL | SavepointClause | UpdateBase
     )

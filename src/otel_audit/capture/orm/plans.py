@@ -103,6 +103,9 @@ class Plans:
         self._tables: weakref.WeakKeyDictionary[Table, weakref.ref[Mapper[Any]] | None] = (
             weakref.WeakKeyDictionary()
         )
+        self._named: dict[str, list[Table]] = {}
+        self.version = 0
+        """Counts what was forgotten: what follows from the plans of tables holds as long."""
 
     def of(self, mapper: Mapper[Any]) -> MapperPlan:
         """The plan of a mapper."""
@@ -124,12 +127,44 @@ class Plans:
             if found is not None or known is None:
                 return found
         mapper = _find_mapper(table)
+        if table.metadata.tables.get(table.key) is table:
+            self._named = {}
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
         return mapper
+
+    def tables_named(self, name: str) -> list[Table]:
+        """The tables that a name in a SQL text may mean: cases are not told apart.
+
+        One with its schema means that table; where there is none of that name, any without a
+        schema of its own, as that may be given on the way.
+        """
+        known = self._named
+        if not known:
+            known = self._index_tables()
+        schema, _, bare = name.lower().rpartition(".")
+        found = known.get(bare, [])
+        if not schema:
+            return list(found)
+        exact = [one for one in found if one.schema is not None and one.schema.lower() == schema]
+        return exact or [one for one in found if one.schema is None]
+
+    def _index_tables(self) -> dict[str, list[Table]]:
+        found: dict[str, list[Table]] = {}
+        metadata = dict.fromkeys(one.metadata for one in list(self._tables))
+        for registry in list(mapperlib._all_registries()):  # noqa: SLF001 - no public way to all mappers
+            metadata[registry.metadata] = None
+            for mapper in list(registry.mappers):
+                metadata.update({t.metadata: None for t in mapper.tables if isinstance(t, Table)})
+        for table in (one for some in metadata for one in list(some.tables.values())):
+            found.setdefault(str(table.name).lower(), []).append(table)
+        self._named = found
+        return found
 
     def forget_tables(self) -> None:
         """A class was mapped: a table that had none may have one now."""
         self._tables.clear()
+        self._named = {}
+        self.version += 1
 
 
 def mark_of(column: Column[Any]) -> str | None:

@@ -9,6 +9,8 @@ from sqlalchemy.ext.asyncio import async_scoped_session, async_session, async_se
 from sqlalchemy.orm import scoped_session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Column, Connection
     from sqlalchemy.orm import Session
 
@@ -109,6 +111,16 @@ class Selection:
         names = {column.name, f"{table.name}.{column.name}"}
         if isinstance(table, Table):
             names.add(f"{table.fullname}.{column.name}")
+        return self._takes_names(names)
+
+    def takes_column_name(self, name: str, tables: Iterable[str]) -> bool:
+        """Whether a column's values are captured, by its name and those of its possible tables."""
+        return all(
+            self._takes_names({name, f"{table}.{name}", f"{table.rpartition('.')[2]}.{name}"})
+            for table in tables or ("",)
+        )
+
+    def _takes_names(self, names: set[str]) -> bool:
         if not names.isdisjoint(self._columns_out):
             return False
         return not self._columns_in or not names.isdisjoint(self._columns_in)

@@ -1,0 +1,1 @@
+"""Questions to the trail as text: ``actor:ada status:5xx -event:order.*``, and as SQL."""

@@ -1,0 +1,98 @@
+"""What one request may cost, by what it cost its sender: a small one can never cost much.
+
+What is decompressed is counted by the bytes that were sent, too, so that nobody gets seconds of
+this process for some kilobytes. An ordinary batch needs a fraction of it: a span that was sent has
+some bytes that no other one has, its ids and its time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from otel_audit.redaction.work import Work
+from otel_audit.serve.incoming import MOST_ITEMS
+from otel_audit.serve.pairs import Nodes
+
+FREE_SIZE: Final = 4 << 20
+"""Bytes that any request may have, decompressed: more than our own exporter sends at once."""
+
+MOST_RATIO: Final = 100
+"""How many times as large as what was sent a larger request may be."""
+
+MOST_PARTS: Final = 500_000
+"""Resources, scopes, spans and whatever else is beside them in one request."""
+
+MOST_OBJECTS: Final = 1_000_000
+"""JSON objects and lists in one request; a record of the fullest kind has about a hundred."""
+
+_ORDINARY_RATIO: Final = 16
+_FREE_ITEMS: Final = 4_096
+_FREE_PARTS: Final = 16_384
+_FREE_OBJECTS: Final = 65_536
+_FREE_WORK: Final = 200_000
+_MOST_WORK: Final = 1_500_000
+_WORK_PER_BYTE: Final = 1 / 8
+_WORK_PER_SPAN: Final = 100
+_FREE_COPIES: Final = 1 << 20
+_COPIES: Final = 8
+
+
+class Allowance:
+    """What is left of what one request may cost.
+
+    Attributes:
+        items: Spans or log records that it may hold.
+        parts: Fields of its protobuf that may be walked over to find them.
+        objects: Objects and lists of its JSON that may be.
+        work: Units of redaction that all its records share; see `otel_audit.redaction.work`.
+        copies: Bytes of resources that may be stored with its records, each time anew.
+        nodes: Elements of lists and maps that its attributes may have.
+        came: Bytes of records that were read so far.
+    """
+
+    __slots__ = ("came", "copies", "items", "nodes", "objects", "parts", "work")
+
+    def __init__(self, sent: int, size: int) -> None:
+        """Begin.
+
+        Args:
+            sent: Bytes of the request as it came.
+            size: Its bytes, decompressed.
+        """
+        weighed = min(size, _ORDINARY_RATIO * sent)
+        self.items = min(_FREE_ITEMS + sent // 16, MOST_ITEMS)
+        self.parts = min(_FREE_PARTS + sent // 2, MOST_PARTS)
+        self.objects = min(_FREE_OBJECTS + 2 * sent, MOST_OBJECTS)
+        self.work = Work.of(min(_FREE_WORK + weighed * _WORK_PER_BYTE, _MOST_WORK))
+        self.copies = _FREE_COPIES + _COPIES * size
+        self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
+        self.came = 0
+
+    @classmethod
+    def of_message(cls, size: int) -> Allowance:
+        """Begin with a message of which nobody knows how large it was when it was sent."""
+        return cls(-(-size // _ORDINARY_RATIO), size)
+
+    def spend_copy(self, size: int) -> bool:
+        """Take a copy of a resource off; tell whether there was room for it."""
+        self.copies -= size
+        return self.copies >= 0
+
+
+def own_work(size: int) -> float:
+    """Units of redaction that a record has for itself, whatever others of its request need.
+
+    Args:
+        size: Its bytes as they came.
+    """
+    return _WORK_PER_SPAN + size * _WORK_PER_BYTE
+
+
+def largest_message(sent: int, limit: int) -> int:
+    """Bytes that a request may have decompressed.
+
+    Args:
+        sent: Its bytes as they came.
+        limit: What the settings allow.
+    """
+    return min(limit, max(FREE_SIZE, MOST_RATIO * sent))

@@ -1,0 +1,198 @@
+"""Requests to the sink that cost their sender little, and would cost the sink much."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import zstandard
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import (
+    AnyValue,
+    ArrayValue,
+    InstrumentationScope,
+    KeyValue,
+    KeyValueList,
+)
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from sinks import request, span
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+
+# a text that the redaction's quick looks do not pass: it is looked at word by word
+SUSPECT: Final = "token: %41%42= password=hunter2 "
+
+
+def bombs() -> Iterator[tuple[str, str, str, bytes]]:
+    """Yield a name, a path, a content type, and the message, not compressed."""
+    for name, body in _spans():
+        yield name, "/v1/traces", PROTOBUF, body
+    for name, body in _framing():
+        yield name, "/v1/traces", PROTOBUF, body
+    for name, body in _logs():
+        yield name, "/v1/audit", PROTOBUF, body
+    for name, text in _texts():
+        yield name, "/v1/traces", JSON, text
+
+
+def compressed(body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the codings of a message."""
+    yield "gzip", gzip.compress(body, 9)
+    yield "zstd", zstandard.ZstdCompressor(level=19).compress(body)
+
+
+def _spans() -> Iterator[tuple[str, bytes]]:
+    yield "roles", request(*(
+        span(n, user__roles=[f"role:{SUSPECT}{k % 50}" for k in range(900)]) for n in range(1, 29)
+    ))  # fmt: skip
+    yield "user agents", request(*(
+        span(n, user_agent__original=SUSPECT * 30_000) for n in range(1, 5)
+    ))  # fmt: skip
+    yield "headers", request(*(
+        span(n, **{f"http__request__header__x-{k}": [SUSPECT] for k in range(900)})
+        for n in range(1, 20)
+    ))  # fmt: skip
+    yield "one header", request(*(
+        span(n, http__request__header__accept=[SUSPECT] * 20_000) for n in range(1, 5)
+    ))  # fmt: skip
+    yield "header names", request(*(
+        span(n, **{f"http__request__header__{'p' * 60_000}{k}": ["a"] for k in range(10)})
+        for n in range(1, 6)
+    ))  # fmt: skip
+    change = {"operation": "insert", "entity": "T", "table": "t",
+              "values": {f"token_{k}": [None, SUSPECT + str(k)] for k in range(20)}}  # fmt: skip
+    changes = json.dumps([change] * 800)
+    yield "changes", request(*(span(n, audit__changes=changes) for n in range(1, 5)))
+    small = json.dumps([{"operation": "insert", "entity": "T", "table": "t",
+                         "values": {"a": ["a@b", 1]}}] * 10_000)  # fmt: skip
+    yield "small changes", request(*(span(n, audit__changes=small) for n in range(1, 5)))
+    nested = '{"password":' * 400 + "1" + "}" * 400
+    yield "metadata", request(*(
+        span(n, audit__metadata=json.dumps({str(k): nested for k in range(180)}))
+        for n in range(1, 5)
+    ))  # fmt: skip
+    yield "bodies", request(*(
+        span(n, audit__request__body=json.dumps([SUSPECT] * 20_000)) for n in range(1, 5)
+    ))  # fmt: skip
+    yield "paths", request(*(span(n, url__path="/%41%42" * 40_000) for n in range(1, 10)))
+    yield "queries", request(*(span(n, url__query="a=%41&" * 40_000) for n in range(1, 10)))
+    yield "errors", request(*(
+        span(n, audit__error__message=SUSPECT * 25_000) for n in range(1, 5)
+    ))  # fmt: skip
+    yield "names", request(*(span(n, name=SUSPECT * 25_000) for n in range(1, 5)))
+    yield "many spans", request(*(span(n % 7 + 1) for n in range(17_000)))
+    yield "unfit spans", request(*(
+        span(n % 7 + 1, audit__actor__id="", audit__metadata=SUSPECT) for n in range(14_000)
+    ))  # fmt: skip
+    yield "unflagged", request(*[Span()] * 100_000)
+    yield "one large unfit", request(span(1, audit__action="", audit__metadata=SUSPECT * 120_000))
+    group = ResourceSpans(
+        resource=Resource(attributes=[_pair(f"r{k}", SUSPECT) for k in range(20_000)]),
+        scope_spans=[ScopeSpans(spans=[span(n) for n in range(1, 5_000)])],
+    )
+    yield "a resource for all", ExportRequest(group)
+    yield "resources", b"".join(
+        ExportRequest(ResourceSpans(
+            resource=Resource(attributes=[_pair("r", SUSPECT + str(n % 9))]),
+            scope_spans=[ScopeSpans(spans=[span(n)])],
+        ))
+        for n in range(1, 9_000)
+    )  # fmt: skip
+
+
+def ExportRequest(*groups: ResourceSpans) -> bytes:  # noqa: N802 - as the message is called
+    """An ``ExportTraceServiceRequest``."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    return ExportTraceServiceRequest(resource_spans=groups).SerializeToString()
+
+
+def _framing() -> Iterator[tuple[str, bytes]]:
+    yield "empty resources", b"\x0a\x00" * 2_000_000
+    yield "unknown fields", b"\x10\x00" * 2_000_000
+    deep = AnyValue(string_value="x")
+    for _ in range(30):
+        deep = AnyValue(array_value=ArrayValue(values=[deep]))
+    yield "deep values", request(*(_with(span(n), "user.roles", deep) for n in range(1, 8_000)))
+    flat = AnyValue(array_value=ArrayValue(values=[AnyValue()] * 900_000))
+    yield "a list of nothing", request(_with(span(1), "user.roles", flat))
+    flat = AnyValue(array_value=ArrayValue(values=[AnyValue()] * 30_000))
+    yield "lists of nothing", request(*(_with(span(n), "user.roles", flat) for n in range(1, 60)))
+    pairs = AnyValue(kvlist_value=KeyValueList(values=[KeyValue()] * 900_000))
+    yield "a map of nothing", request(_with(span(1), "user.roles", pairs))
+    yield "attributes of nothing", request(_filled(span(1), KeyValue(), 900_000))
+    yield "attributes of some spans", request(*(
+        _filled(span(n), KeyValue(), 9_000) for n in range(1, 100)
+    ))  # fmt: skip
+    yield "a huge span", request(span(1, audit__metadata="x" * 30_000_000))
+
+
+def _logs() -> Iterator[tuple[str, bytes]]:
+    body = AnyValue(kvlist_value=KeyValueList(values=[_pair(SUSPECT, SUSPECT)] * 900))
+    told = [_pair("audit.actor.id", "u"), _pair("audit.actor.type", "user"),
+            _pair("audit.action", "READ"), _pair("audit.outcome", "success")]  # fmt: skip
+    records = [
+        LogRecord(event_name="x.y", time_unix_nano=1_790_000_000_000_000_000 + n, attributes=told,
+                  body=body)
+        for n in range(45)
+    ]  # fmt: skip
+    scoped = ScopeLogs(scope=InstrumentationScope(name="n" * 1_000_000), log_records=records)
+    yield (
+        "bodies of log records",
+        ExportLogsServiceRequest(
+            resource_logs=[ResourceLogs(scope_logs=[scoped])]
+        ).SerializeToString(),
+    )
+
+
+def _texts() -> Iterator[tuple[str, bytes]]:
+    flagged = {"key": "audit.flagged", "value": {"boolValue": True}}
+    one: dict[str, Any] = {"name": "x", "attributes": [flagged]}
+    yield "objects", _json([{**one, "attributes": [flagged, *[{}] * 900_000]}])
+    yield "many objects", _json([{**one, "attributes": [flagged, *[{}] * 9_000]}] * 90)
+    yield "brackets", b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"[" * 3_000_000
+    deep = b'{"stringValue":"x"}'
+    for _ in range(300):
+        deep = b'{"arrayValue":{"values":[' + deep + b"]}}"
+    spans = b'{"attributes":[{"key":"audit.flagged","value":' + deep + b"}]}"
+    yield "deep", _json_of(b",".join([spans] * 400))
+    yield "quotes", b'{"resourceSpans":[{"x":' + b'""' * 2_000_000
+    yield "backslashes", b'{"resourceSpans":[{"x":"' + b"\\\\" * 2_000_000
+    yield "escaped quotes", b'{"resourceSpans":[{"x":"' + b'\\"' * 2_000_000
+    yield "a long text", b'{"resourceSpans":[{"x":"' + b"x" * 4_000_000 + b'"}]}'
+    yield "blanks", b'{"resourceSpans":[' + b" " * 4_000_000 + b"]}"
+    yield "halves", _json([
+        {**one, "name": "\ud83d" * 6_000, "startTimeUnixNano": "9" * 5_000}
+    ] * 100)  # fmt: skip
+    yield "digits", _json_of(b",".join(
+        b'{"attributes":[{"key":"audit.flagged","value":{"boolValue":true}},'
+        b'{"key":"a","value":{"intValue":' + b"9" * 39_000 + b"}}]}" for _ in range(100)
+    ))  # fmt: skip
+    yield "no objects", _json_of(b",".join([b"1"] * 1_500_000))
+
+
+def _json(spans: list[dict[str, Any]]) -> bytes:
+    return _json_of(json.dumps(spans).encode()[1:-1])
+
+
+def _json_of(spans: bytes) -> bytes:
+    return b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + spans + b"]}]}]}"
+
+
+def _pair(key: str, text: str) -> KeyValue:
+    return KeyValue(key=key, value=AnyValue(string_value=text))
+
+
+def _with(found: Span, key: str, value: AnyValue) -> Span:
+    found.attributes.append(KeyValue(key=key, value=value))
+    return found
+
+
+def _filled(found: Span, pair: KeyValue, count: int) -> Span:
+    found.attributes.extend([pair] * count)
+    return found
