@@ -185,7 +185,7 @@ class Sealer:
                     done, note = await self._appended(connection, plan)
                     if note is None:
                         return done
-                if note is not None:
+                if note is not None and (plan.agreeing or plan.block is not None):
                     # what an anchor has seen must be there after a failover, too
                     await settle(connection)
                 self._tree = plan.tree
