@@ -115,6 +115,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
 _ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
@@ -418,10 +419,11 @@ async def gaps(connection: Connection[Any]) -> list[tuple[str, int, int]]:
 async def append(
     connection: Connection[Any], block: Block, note: str, positions: Sequence[int]
 ) -> None:
-    """Append a block and its checkpoint, and take from the queue what is in it."""
+    """Append a block and its checkpoint, count its rows, and take them from the queue."""
     ids = block.row_ids()
     await connection.execute(
         _APPEND_BLOCK, block.first, block.ids, block.hashes, min(ids), max(ids)
     )
     await connection.execute(_APPEND_NOTE, block.first + block.count, note)
+    await connection.execute(_ROLL_UP, positions)
     await connection.execute(_TAKE, positions)
