@@ -18,12 +18,14 @@ from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
 
 from otel_audit.capture.orm.bindings import sent_statement
 from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
+from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
+from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
 from otel_audit.capture.orm.stored_values import storing
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
-from otel_audit.record import Change, entity_reference
+from otel_audit.record import Change
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
@@ -67,6 +69,7 @@ class ImageListeners:
         executions: Executions,
         journal: Journal,
         options: OrmOptions,
+        places: Places,
     ) -> None:
         """Take what reading and describing needs."""
         self._plans = plans
@@ -74,6 +77,7 @@ class ImageListeners:
         self._masking = masking
         self._executions = executions
         executions.review = self._review
+        self._places = places
         self._journal = journal
         self._tables = frozenset(options.before_images)
         self._most = options.max_before_images
@@ -167,7 +171,7 @@ class ImageListeners:
             return
         del self._before[connection]
         after = _after(connection, before)
-        self._journal.write(connection, list(self._describe(before, after, connection.dialect)))
+        self._journal.write(connection, list(self._describe(connection, before, after)))
         self._executions.end_if_autocommit(connection)
 
     def _takes(self, connection: Connection, table: Table) -> bool:
@@ -181,16 +185,18 @@ class ImageListeners:
         )
 
     def _describe(
-        self, before: _Before, after: dict[tuple[Any, ...], _Row], dialect: Dialect
+        self, connection: Connection, before: _Before, after: dict[tuple[Any, ...], _Row]
     ) -> Iterator[Change]:
         is_update = isinstance(before.statement, Update)
         plan = self._plans.of_table(before.table)
-        read = functools.partial(self._read, plan=plan, dialect=dialect)
+        declared = RowNaming.of_table(before.table) if plan is None else plan.naming
+        naming = self._places.naming(self._places.at(connection), declared)
+        read = functools.partial(self._read, plan=plan, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
             key = {one.name: read(one, row) for one in before.table.primary_key.columns}
             if now is not None and not is_update:
-                yield _kept(before.table, plan, key)
+                yield _kept(naming, before.table.name if plan is None else plan.entity, key)
                 continue
             values = {
                 column.name: [read(column, row), read(column, now)]
@@ -200,15 +206,15 @@ class ImageListeners:
             if is_update and now is not None and not values:
                 continue
             lost = is_update and now is None
-            bases = () if plan is None else plan.bases
             yield Change(
                 operation="update" if is_update else "delete",
                 entity=before.table.name if plan is None else plan.entity,
-                table=before.table.fullname,
+                name=naming.name_for(key),
+                table=naming.table,
                 key=key,
                 values=values,
                 unknown_after=tuple(values) if lost else (),
-                related=tuple(entity_reference(base, *key.values()) for base in bases),
+                related=naming.references(key),
                 note="not found again by its key: the statement may have changed that"
                 if lost
                 else None,
@@ -226,13 +232,15 @@ class ImageListeners:
         return self._masking.value(column.name, value, mark=mark_of(column), alias=alias)
 
 
-def _kept(table: Table, plan: MapperPlan | None, key: dict[str, Any]) -> Change:
+def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:
     return Change(
         operation="delete",
         kind="untracked",
-        entity=str(table.name) if plan is None else plan.entity,
-        table=str(table.fullname),
+        entity=entity,
+        name=naming.name_for(key),
+        table=naming.table,
         key=key,
+        related=naming.references(key),
         note="it is there still: a trigger or a rule may have kept it",
     )
 
