@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, connect, disconnect
+from otel_audit_postgres.connecting import Connection, Limits, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.query.conditions import READABLE, Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
@@ -36,7 +36,7 @@ _ASTRAY_FROM: Final = 1002
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_ID: Final = (1 << 128) - 1
 # a plan for any values at all does not know how few they select
-_PLAN_FOR_VALUES: Final = "SET plan_cache_mode = force_custom_plan"
+_PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
 # a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
@@ -231,9 +231,8 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
         try:
-            await connection.execute(_PLAN_FOR_VALUES)
             yield connection
         except OtelAuditError:
             raise

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.outbox import init_outbox, inspect_outbox
-from otel_audit_postgres.schema import init_sql
+from otel_audit_postgres.schema import schema_sql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -79,7 +79,7 @@ async def test_the_store_itself_needs_utf8(postgres):
     """A store whose schema was put into such a database by hand is refused at the start."""
     dsn = await database_in(postgres, "LATIN1")
     admin = await asyncpg.connect(dsn)
-    await admin.execute(init_sql())
+    await admin.execute(schema_sql().replace("…", "..."))
     await admin.close()
     sink = PostgresSink(dsn)
     with pytest.raises(StoreError, match="encoding LATIN1"):
