@@ -189,9 +189,12 @@ class OwnConnection(_Connection):
         word = "SET LOCAL" if self.is_pooled else "SET"
         for wanted in ([*settings, looking], settings):
             self.settings = "; ".join(f"{word} {setting}" for setting in wanted)
-            tried = f"BEGIN; {self.settings}; ROLLBACK" if self.is_pooled else self.settings
             try:
-                await super().execute(tried)
+                if self.is_pooled:
+                    await super().execute(f"BEGIN; {self.settings}")
+                    await super().execute("ROLLBACK")
+                else:
+                    await super().execute(self.settings)
             except (
                 asyncpg.InvalidParameterValueError,
                 asyncpg.UndefinedObjectError,

@@ -168,3 +168,13 @@ async def test_a_parameter_that_it_does_not_take_is_named(pooled):
     with pytest.raises(StoreError, match="options") as raised:
         await connect(f"{pooled}?options=-c%20jit%3Doff", 5, Limits())
     assert "OTEL_AUDIT_DSN" in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["statement"], indirect=True)
+async def test_one_without_transactions_is_refused_by_name(pooled):
+    """Each statement on another connection: nothing can be written, and the start says why."""
+    sink = PostgresSink(pooled)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="pool_mode = statement"):
+            await sink.check()
+    await sink.close()
