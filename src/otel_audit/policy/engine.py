@@ -94,6 +94,7 @@ class Decision(msgspec.Struct, frozen=True):
         messages: Whether the messages of a WebSocket are kept, where rule or route says so.
         whom: Where else than in the path it may be said whose account it is; see `Naming`.
         turned_away: Whether the answer only says where else to send the request.
+        is_chosen: Whether a rule or the route has chosen the name, or that it was turned away.
     """
 
     level: Level
@@ -107,6 +108,7 @@ class Decision(msgspec.Struct, frozen=True):
     messages: bool | None = None
     whom: Whom | None = None
     turned_away: bool = False
+    is_chosen: bool = False
 
 
 UNDECIDED: Final = Decision(
@@ -329,6 +331,7 @@ class Policy:
             messages=override.messages if override.messages is not None else rule.messages,
             whom=naming.whom,
             turned_away=turned_away,
+            is_chosen=turned_away or bool(override.event or rule.event),
         )
 
     def _rule(self, facts: Facts) -> Rule:

@@ -22,7 +22,6 @@ from otel_audit.capture.orm.entities import (
 from otel_audit.capture.orm.outcomes import is_autocommit, is_committed
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.record import Change, Operation
-from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -241,8 +240,8 @@ class Flushes:
         flush: Flush | None = session.__dict__.pop(_UNDER_WAY, None)
         if flush is None:
             return set()
-        scope = current_scope()
         for connection, rows in flush.rows.items():
+            scope = self._journal.owner(connection)
             reader = Reader(self._masking, connection.dialect)
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
