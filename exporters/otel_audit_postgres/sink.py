@@ -66,7 +66,10 @@ _ARRAYS: Final = ", ".join(
 )
 _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
-    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
+    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) "
+    # the key is id and tenant: an id that another tenant's record has is taken, too
+    "WHERE sent.id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
+    "WHERE taken.id = ANY ($1::uuid[]))) ON CONFLICT DO NOTHING"
 )
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
@@ -163,9 +166,11 @@ class PostgresSink:
             return Written(stored=0)
         rows, unfit = _to_rows(_as_their_own(records))
         became = _Outcome(unfit)
+        # one statement does not see what it inserts itself
+        store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
-                await self._store_new(connection, part, became)
+                await store(connection, part, became)
             await self._set_aside(connection, became.refused, became)
         _tell_conflicts(became.conflicts)
         _remember(rows, became)

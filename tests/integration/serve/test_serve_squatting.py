@@ -68,7 +68,7 @@ class TestProducer:
         )
         assert printed.exit_code == 1
         assert "missing: 3" in printed.output
-        assert f"warning: producer {producer} (unknown service, by token:globex)" in printed.output
+        assert f"warning: producer {producer} (orders, by token:globex)" in printed.output
 
     async def test_nobody_makes_a_gap_in_that_of_another(self, senders, shared_store):
         """A number of nine million by globex is no gap of acme's; nor has globex one by it."""
@@ -141,7 +141,7 @@ class TestConflicts:
         printed = await asyncio.to_thread(
             CliRunner().invoke, cli, ["gaps", "--dsn", shared_store.dsn]
         )
-        assert f"warning: producer {producer} (unknown service, by token:acme): 1" in printed.output
+        assert f"warning: producer {producer} (orders, by token:acme): 1" in printed.output
 
     async def test_the_same_id_for_another_tenant_is_marked_in_process_too(self, shared_store):
         sink = PostgresSink(shared_store.dsn)
