@@ -13,6 +13,7 @@ import re2
 from otel_audit.redaction import names
 from otel_audit.redaction.beside import FLAG_PATTERN, SPECIAL_PATTERN
 from otel_audit.redaction.checks import IBAN_LENGTHS
+from otel_audit.redaction.links import QUERY_PATTERN, SEGMENT_PATTERN
 from otel_audit.redaction.tables import key_shapes, name_table
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _VALUES: Final = (
     r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]",
     r"(?:slack|discord|discordapp|zapier|office)\.com",
     r"parameters:|row contains|input_value|--[a-z]",
-    FLAG_PATTERN, SPECIAL_PATTERN,
+    FLAG_PATTERN, SPECIAL_PATTERN, QUERY_PATTERN, SEGMENT_PATTERN,
     # the beginnings of the vendors' shapes
     *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),
 )  # fmt: skip

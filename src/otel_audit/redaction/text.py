@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import re2
 
-from otel_audit.redaction import values
+from otel_audit.redaction import links, values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.checks import is_card
 from otel_audit.redaction.lookalikes import plain_view
@@ -76,7 +76,11 @@ class TextRules:
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
-        self._credentials = (*values.CREDENTIALS, header, part, xml, tag, flag)
+        query = ValueRule("link", links.QUERY, links.in_query, ("?", "#"))
+        segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
+        self._credentials = (
+            *values.CREDENTIALS, header, part, xml, tag, flag, query, segment,
+        )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
 
