@@ -65,7 +65,7 @@ class QuotedValue(NamedTuple):
     Attributes:
         rule: As findings name it.
         pattern: In RE2's syntax; its first group is the value.
-        hint: A text in lower case without which the pattern matches nothing.
+        hint: Texts in lower case, one of which is there where the pattern matches.
         source: Who says it.
     """
 

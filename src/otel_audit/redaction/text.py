@@ -254,10 +254,18 @@ def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
 ) -> str:
     view = plain_view(text)
     for rule in rules:
-        if rule.may_match(folded):
-            found = _apply(rule, text, view, replace, note, work)
-            if found is not text:
-                text, view = found, plain_view(found)
+        # written out, for there are many rules, and few that match
+        if len(folded) < rule.shortest:
+            continue
+        for hint in rule.hints:
+            if hint in folded:
+                break
+        else:
+            if rule.hints:
+                continue
+        found = _apply(rule, text, view, replace, note, work)
+        if found is not text:
+            text, view = found, plain_view(found)
     return text
 
 

@@ -48,16 +48,6 @@ class ValueRule:
     shortest: int = 0
     weight: float = 0.0
 
-    def may_match(self, folded: str) -> bool:
-        """Tell, without a search, whether the pattern could match a text.
-
-        Args:
-            folded: The text in lower case.
-        """
-        if len(folded) < self.shortest:
-            return False
-        return not self.hints or any(hint in folded for hint in self.hints)
-
 
 def _whole(match: Any) -> Iterable[Span]:
     return (match.span(),)
@@ -161,7 +151,7 @@ def _quoted(match: Any) -> Iterable[Span]:
 
 # Messages of databases, of parsers, and command lines quote values without their names.
 QUOTED_VALUES: Final = tuple(
-    ValueRule(one.rule, re2.compile(one.pattern), _quoted, hints=(one.hint,))
+    ValueRule(one.rule, re2.compile(one.pattern), _quoted, hints=tuple(one.hint.split("|")))
     for one in quoted_values()
 )
 
