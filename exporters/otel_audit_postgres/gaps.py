@@ -10,7 +10,7 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.pipeline.stream import ENDED, STARTED
-from otel_audit_postgres.connecting import connect
+from otel_audit_postgres.connecting import connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -119,7 +119,7 @@ async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[Stream]:
     except Exception as error:  # noqa: BLE001 - each becomes one of ours
         raise as_store_error(error, "read the audit store", asks=True) from None
     finally:
-        await connection.close()
+        await disconnect(connection)
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in missing:
         ranges[row["producer_id"]].append((row["first"], row["last"]))

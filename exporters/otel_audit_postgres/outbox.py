@@ -18,7 +18,14 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit.pipeline.relay import OutboxState, Waiting
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import (
+    Connection,
+    Limits,
+    connect,
+    disconnect,
+    disconnect_later,
+    disconnected,
+)
 from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.inspect import Finding
 from otel_audit_postgres.roles import quoted
@@ -67,7 +74,8 @@ def outbox_sql(*, application: str | None = None, relay: str | None = None) -> s
     """Write down what `init_outbox` runs, for those who apply SQL themselves.
 
     Args:
-        application: The application's login role, which gets INSERT and nothing else.
+        application: The application's login role, or one that it takes on; gets INSERT and nothing
+            else.
         relay: The relay's login role, which may take records out.
 
     Returns:
@@ -102,7 +110,7 @@ async def init_outbox(
             async with connection.transaction():
                 return await _make(connection, application, relay)
         finally:
-            await connection.close()
+            await disconnect(connection)
 
 
 async def _make(
@@ -221,12 +229,9 @@ class PostgresOutbox:
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            await connection.close(timeout=self._connect_timeout)
-        except Exception:  # noqa: BLE001 - it is gone either way
-            connection.terminate()
+        if connection is not None:
+            await disconnect(connection)
+        await disconnected()
 
     async def _findings(self) -> list[Finding]:
         async with self._session() as connection:
@@ -240,12 +245,13 @@ class PostgresOutbox:
             try:
                 if self._connection is None or self._connection.is_closed():
                     with _explained("connect to the outbox"):
-                        self._connection = await connect(self._dsn, self._connect_timeout)
+                        limits = Limits.of_statements(self._timeout)
+                        self._connection = await connect(self._dsn, self._connect_timeout, limits)
                 yield self._connection
             except BaseException:
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    connection.terminate()
+                    disconnect_later(connection)
                 raise
 
 

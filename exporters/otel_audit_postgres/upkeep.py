@@ -7,7 +7,7 @@ from typing import Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit_postgres.connecting import connect
+from otel_audit_postgres.connecting import connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 
 MOST_AHEAD: Final = 12
@@ -75,7 +75,7 @@ async def maintain(dsn: str, *, ahead: int = 2) -> Upkeep:
     except Exception as error:  # noqa: BLE001 - each becomes one of ours
         raise as_store_error(error, "maintain the audit store") from None
     finally:
-        await connection.close()
+        await disconnect(connection)
     return Upkeep(
         tuple(Partition(*row.values()) for row in made),
         {row["month"]: row["rows"] for row in months},

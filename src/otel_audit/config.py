@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,9 +30,12 @@ from pydantic_settings import (
 )
 
 from otel_audit.errors import ConfigurationError
+from otel_audit.postgres_dsn import plain_dsn, read_dsn
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
+
+_NOUN = re.compile("[a-z][a-z0-9_]*")
 
 Level = Literal["none", "metadata", "changes", "request", "request_response"]
 
@@ -75,6 +79,21 @@ def _json(text: str) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+def _nouns(value: object) -> object:
+    """Read a map to nouns: what stands in an entity's reference before its key."""
+    found = _mapped(value)
+    if isinstance(found, Mapping):
+        wrong = [name for name, noun in found.items() if not _NOUN.fullmatch(str(noun))]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(map(str, wrong))}: expected a noun such as order or order_line"
+            )
+    return found
+
+
+Nouns = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -329,6 +348,11 @@ class AuditConfig(BaseSettings):
         1.0, gt=0, le=3600,
         description="Seconds between two looks at the outbox, for what other processes left.",
     )  # fmt: skip
+    entity_names: Nouns = Field(
+        {},
+        description="Mapped classes, tables or derived nouns to the nouns that entities, targets "
+        "and events are called by, such as UserAccount=user.",
+    )
     orm_outside_actions: bool = Field(
         default=True, description="Record transactions that no action contains: scripts, start-up."
     )
@@ -528,12 +552,9 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dsn is not None and self.exporter == "postgres":
-            scheme = self.dsn.get_secret_value().partition("://")[0]
-            if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
-                raise ValueError(
-                    f"{PREFIX}DSN: a PostgreSQL DSN is needed, such as "
-                    "postgresql://user:password@host/database"
-                )
+            _refuse_unfit_dsn("DSN", self.dsn)
+        if self.outbox_dsn is not None:
+            _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
                 f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
@@ -641,10 +662,11 @@ def said_no(setting: str) -> bool:
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 
 
-def plain_dsn(dsn: str) -> str:
-    """Turn SQLAlchemy's ``postgresql+asyncpg://`` into ``postgresql://``."""
-    scheme, separator, rest = dsn.partition("://")
-    return f"postgresql://{rest}" if separator and scheme == "postgresql+asyncpg" else dsn
+def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
+    try:
+        read_dsn(dsn.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{name}: {error}") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -395,7 +395,7 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
         options=orm.OrmOptions.from_config(
             runtime.config, aside_cipher=runtime.aside_cipher(), **sources
         ),
-        on_orphan=runtime.record_outside if runtime.config.orm_outside_actions else None,
+        on_orphan=runtime.record_outside,
         transactional=None if atomic is None else atomic.transactional(),
     )
     if atomic is not None:

@@ -213,10 +213,20 @@ class Runtime:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
 
-    def record_outside(self, outcome: TransactionOutcome, changes: Pages) -> None:
-        """Record a transaction that no action contained. Never raises."""
+    def record_outside(
+        self, outcome: TransactionOutcome, changes: Pages, *, begun_in: str | None = None
+    ) -> None:
+        """Record a transaction that no action contained. Never raises.
+
+        Args:
+            outcome: What became of it.
+            changes: What it changed.
+            begun_in: Id of the action that began the task which has written.
+        """
+        if begun_in is None and not self.config.orm_outside_actions:
+            return
         try:
-            record, further = record_outside(outcome, changes, _service_name())
+            record, further = record_outside(outcome, changes, _service_name(), begun_in)
             for one in with_continuations(record, further):
                 self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application

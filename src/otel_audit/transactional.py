@@ -119,8 +119,9 @@ class CommitAtomic:
             return
         if owner is None and not self._config.orm_outside_actions:
             return
-        record, further = record_outside("committed", changes, self._service())
-        if owner is not None:
+        begun_in = None if owner is None else owner.begun_in
+        record, further = record_outside("committed", changes, self._service(), begun_in)
+        if owner is not None and begun_in is None:
             record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
         yield from with_continuations(record, further)
 

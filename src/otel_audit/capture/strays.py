@@ -19,6 +19,9 @@ from otel_audit.record import (
 )
 from otel_audit.scope import AuditScope
 
+BEGUN_IN = "audit.begun_in"
+"""Id of the action that began the task which has written: it was over, so this is not its own."""
+
 Emit = Callable[[AuditRecord], None]
 
 _ACTIONS = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
@@ -26,7 +29,7 @@ _OUTCOMES: dict[TransactionOutcome, Outcome] = {"committed": "success", "unknown
 
 
 def record_outside(
-    outcome: TransactionOutcome, changes: Pages, service: str
+    outcome: TransactionOutcome, changes: Pages, service: str, begun_in: str | None = None
 ) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that no action contained: a script, a worker, a start-up.
 
@@ -34,6 +37,7 @@ def record_outside(
         outcome: What became of the transaction.
         changes: What it changed.
         service: The process's service name, which stands in for the actor.
+        begun_in: Id of the action that began the task which has written, and which is over.
 
     Returns:
         A record named ``database.changed``, by an actor of type ``system``, and the changes that
@@ -47,6 +51,7 @@ def record_outside(
     record = AuditRecord(
         record_id=record_id,
         action_id=record_id,
+        parent_action_id=begun_in,
         phase="completed",
         schema_version=SCHEMA_VERSION,
         event_name="database.changed",
@@ -58,6 +63,7 @@ def record_outside(
         changes_total=total if total != len(first) else None,
         transaction=outcome,
         level="changes",
+        metadata={} if begun_in is None else {BEGUN_IN: begun_in},
     )
     return record, further
 

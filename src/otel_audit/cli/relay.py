@@ -9,11 +9,12 @@ import signal
 import click
 
 from otel_audit.cli.terminal import echo
-from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.relay import Outbox, Relay, RelayOptions, relay_all
 from otel_audit.pipeline.sink import Sink
+from otel_audit.postgres_dsn import plain_dsn
 from otel_audit.visible import log_to_stderr
 
 

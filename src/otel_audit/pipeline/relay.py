@@ -107,6 +107,8 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, most: int =
         if refused:
             await sink.quarantine(refused)
         written = await _write(sink, records)
+        if written.held:
+            raise StoreError(written.why_held)
     counters.add("relayed", written.stored)
     counters.add("quarantined", written.quarantined + len(refused))
     counters.add("conflicts", written.conflicts)
@@ -143,6 +145,8 @@ async def _write(sink: Sink, records: Sequence[AuditRecord]) -> Written:
             first.stored + second.stored,
             first.quarantined + second.quarantined,
             first.conflicts + second.conflicts,
+            (*first.held, *second.held),
+            first.why_held or second.why_held,
         )
 
 

@@ -14,7 +14,7 @@ from otel_audit.redaction.heads import whole_json, withhold_undecided
 from otel_audit.redaction.tokens import WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.walk import parse_json
 from otel_audit.redaction.work import PER_VALUE, Work
-from otel_audit.scope import current_scope
+from otel_audit.scope import open_scope
 
 _PROBES = ("x", "a1b2c3d4", 1, True)
 
@@ -165,7 +165,7 @@ class Masking:
 
 def _work() -> Work:
     """The share of the action under way; outside of any, one that is made for the value."""
-    scope = current_scope()
+    scope = open_scope()
     return Work.of(_OUTSIDE) if scope is None else scope.budget.changes
 
 
