@@ -74,7 +74,8 @@ def outbox_sql(*, application: str | None = None, relay: str | None = None) -> s
     """Write down what `init_outbox` runs, for those who apply SQL themselves.
 
     Args:
-        application: The application's login role, which gets INSERT and nothing else.
+        application: The application's login role, or one that it takes on; gets INSERT and nothing
+            else.
         relay: The relay's login role, which may take records out.
 
     Returns:

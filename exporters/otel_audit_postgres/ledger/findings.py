@@ -25,6 +25,7 @@ class Kind(enum.StrEnum):
     RESTORED_OLD_COPY = "restored old copy"
     FORGED_SIGNATURE = "forged signature"
     GUARD_REMOVED = "guard removed"
+    EMPTIED_ANCHOR = "emptied anchor"
 
 
 @dataclass(frozen=True, slots=True)

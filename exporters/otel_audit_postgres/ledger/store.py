@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import OtelAuditError, StoreError
+from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
@@ -37,11 +37,17 @@ _NAMES: Final = ", ".join(
     for name, _ in COLUMNS
 )
 _TRY_LEAD: Final = "SELECT audit.try_to_lead()"
+_OUTLOOK: Final = """
+SELECT EXISTS (SELECT FROM audit.ledger_queue) AS waits,
+       (SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints) AS size
+"""
+_PLACE: Final = "SELECT here, recorded FROM audit.ledger_place()"
+_MOVE: Final = "SELECT audit.move_ledger_here()"
 _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_holder()"
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'ledger_flaws')
+    WHERE n.nspname = 'audit' AND c.relname = 'ledger_places')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -79,6 +85,14 @@ ORDER BY first, leaves LIMIT $2
 """  # noqa: S608 - constants
 _PRUNINGS: Final = (
     "SELECT partition, manifest_id, lowest, above, rows FROM audit.ledger_prunings ORDER BY above"
+)
+_TIME_LIMITS: Final = (
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "idle_session_timeout",
+)
+_UNLIMITED: Final = (
+    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY($1::text[])"
 )
 _SNAPSHOT: Final = "SELECT pg_export_snapshot()"
 _LAST_NOTE: Final = "SELECT note FROM audit.ledger_checkpoints ORDER BY size DESC LIMIT 1"
@@ -136,6 +150,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
 _ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
@@ -227,6 +242,32 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Which database this is, by the server's system identifier and its own number there.
+
+    Attributes:
+        here: This one; None where the server does not tell.
+        recorded: The one that the log belongs to; None where nobody has said so yet.
+    """
+
+    here: str | None
+    recorded: str | None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the log belongs to another database."""
+        return None not in (self.here, self.recorded) and self.here != self.recorded
+
+    def __str__(self) -> str:
+        """In words, for a message."""
+        return (
+            f"the log belongs to database {self.recorded} (system identifier/number), and this is "
+            f"{self.here}: a copy, or restored or moved. If this is where the log goes on, run "
+            "`otel-audit moved`; a copy beside it needs a key and anchors of its own before that"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Pruning:
     """A partition that was dropped.
 
@@ -277,6 +318,10 @@ async def opened(
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            # what went wrong first says more than that a transaction could not be undone after it
+            first = error.__context__
+            if isinstance(first, OtelAuditError):
+                raise first from None
             raise as_store_error(error, doing, asks=asks) from None
         finally:
             await disconnect(connection)
@@ -308,6 +353,25 @@ async def refuse_partial_view(connection: Connection[Any]) -> None:
         )
 
 
+async def outlook(connection: Connection[Any]) -> tuple[bool, int]:
+    """Whether rows wait, and the leaves under the latest checkpoint."""
+    row = await connection.fetchrow(_OUTLOOK)
+    assert row is not None  # noqa: S101 - a SELECT without FROM has a row
+    return row["waits"], row["size"]
+
+
+async def place(connection: Connection[Any]) -> Place:
+    """Which database this is, and which one the log belongs to."""
+    row = await connection.fetchrow(_PLACE)
+    assert row is not None  # noqa: S101 - a function without SETOF has a row
+    return Place(row["here"], row["recorded"])
+
+
+async def move_here(connection: Connection[Any]) -> None:
+    """Say that the log belongs to this database from now on."""
+    await connection.execute(_MOVE)
+
+
 async def try_to_lead(connection: Connection[Any]) -> bool:
     """Become the one who seals until the transaction ends, if nobody else is."""
     leads: bool = await connection.fetchval(_TRY_LEAD)
@@ -321,8 +385,9 @@ async def origin(connection: Connection[Any]) -> str | None:
 
 
 async def begin_log(connection: Connection[Any], name: str) -> None:
-    """Name the log, once and for all."""
+    """Name the log, once and for all, and say that it belongs to this database."""
     await connection.execute(_BEGIN_LOG, name)
+    await move_here(connection)
 
 
 async def queued(connection: Connection[Any], most: int, after: int = -1) -> list[Queued]:
@@ -417,6 +482,16 @@ async def prunings(connection: Connection[Any]) -> list[Pruning]:
     return [Pruning(*row.values()) for row in await connection.fetch(_PRUNINGS)]
 
 
+async def unlimited(connection: Connection[Any]) -> None:
+    """Let this transaction take its time, whatever limits the role or the server has set."""
+    await connection.execute(_UNLIMITED, _TIME_LIMITS)
+
+
+async def keep_open(connection: Connection[Any]) -> None:
+    """Ask the least that can be asked, for whoever ends connections that are idle."""
+    await connection.execute("SELECT")
+
+
 async def exported_snapshot(connection: Connection[Any]) -> str:
     """What others need to see exactly what this transaction sees."""
     name: str = await connection.fetchval(_SNAPSHOT)
@@ -483,10 +558,13 @@ async def conflicts(connection: Connection[Any]) -> tuple[list[Beside], int]:
 async def append(
     connection: Connection[Any], block: Block, note: str, positions: Sequence[int]
 ) -> None:
-    """Append a block and its checkpoint, and take from the queue what is in it."""
+    """Append a block and its checkpoint, count its rows, and take them from the queue."""
     ids = block.row_ids()
     await connection.execute(
         _APPEND_BLOCK, block.first, block.ids, block.hashes, min(ids), max(ids)
     )
     await connection.execute(_APPEND_NOTE, block.first + block.count, note)
-    await connection.execute(_TAKE, positions)
+    await connection.execute(_ROLL_UP, positions)
+    taken = await connection.execute(_TAKE, positions)
+    if taken != f"DELETE {len(positions)}":
+        raise StoreUnavailableError("the queue of rows to be sealed changed meanwhile")

@@ -29,7 +29,7 @@ from otel_audit_postgres.ledger.rowpass import (
 )
 from otel_audit_postgres.ledger.strays import check_strays
 from otel_audit_postgres.ledger.walk import Task, Walk, walk_tree
-from otel_audit_postgres.ledger.witness import Testimony, testimonies
+from otel_audit_postgres.ledger.witness import Testimony, hear
 
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed makes the verification fail."""
@@ -73,7 +73,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     begun = time.monotonic()
     findings = Findings()
     # asked before the database, so that none of them can be ahead of it
-    seen = await testimonies(anchors, keys, findings)
+    heard = await hear(anchors, keys, findings)
+    seen = heard.testimonies
     witnesses = [*seen]
     if remembered is not None:
         witnesses.append(Testimony("(the last verification)", remembered.checkpoint))
@@ -81,6 +82,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         store.opened(dsn, "verify the audit store", asks=True) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
+        await store.unlimited(connection)
         await store.refuse_partial_view(connection)
         for problem in [
             *await catalog.unguarded(connection),
@@ -89,6 +91,9 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         ]:
             findings.add(Kind.GUARD_REMOVED, problem)
         origin = await store.origin(connection)
+        place = await store.place(connection)
+        if place.is_elsewhere:
+            findings.warnings.append(str(place))
         sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
         walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
         choice = replace(
@@ -110,6 +115,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     if conflicts:
         findings.warnings.append(_told_conflicts(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
+    heard.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
         findings.warnings.append(_told_malformed(findings))
     if not seen:
