@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from otel_audit.capture.orm.patches import patch_between
 from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described
-from otel_audit.record import Change, Operation, entity_reference
+from otel_audit.record import Change, Operation, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,11 +192,12 @@ def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader)
     return Change(
         operation="insert",
         entity=plan.entity,
+        name=plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_after=tuple(unknown),
-        related=_related(plan, key),
+        related=plan.naming.references(key),
         note=_note(reader),
     )
 
@@ -240,13 +241,14 @@ def describe_update(
     return Change(
         operation="update",
         entity=plan.entity,
+        name=plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
         unknown_before=tuple(found.unknown_before),
         unknown_after=tuple(found.unknown_after),
         patches=found.patches,
-        related=(*_related(plan, key), *_earlier_key(plan, key, before, reader)),
+        related=(*plan.naming.references(key), *_earlier_key(plan, key, before, reader)),
         note=_note(reader),
     )
 
@@ -270,11 +272,12 @@ def describe_delete(
     return Change(
         operation="delete",
         entity=plan.entity,
+        name=plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_before=tuple(unknown),
-        related=_related(plan, key),
+        related=plan.naming.references(key),
         note=_note(reader, _cascades(plan)),
     )
 
@@ -335,10 +338,6 @@ def _key(
     return found
 
 
-def _related(plan: MapperPlan, key: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(entity_reference(base, *key.values()) for base in plan.bases)
-
-
 def _earlier_key(
     plan: MapperPlan, key: dict[str, Any], before: Mapping[str, Any], reader: Reader
 ) -> tuple[str, ...]:
@@ -351,7 +350,8 @@ def _earlier_key(
             earlier[column.name] = reader.read(column, old)
     if earlier == key:
         return ()
-    return tuple(entity_reference(name, *earlier.values()) for name in (plan.entity, *plan.bases))
+    told = key_text(*earlier.values())
+    return tuple(f"{name}:{told}" for name in (plan.naming.own, *plan.naming.also))
 
 
 def _cascades(plan: MapperPlan) -> str | None:

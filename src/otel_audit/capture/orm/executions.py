@@ -15,6 +15,7 @@ from sqlalchemy.sql.elements import SavepointClause
 from otel_audit.capture.orm.bulk import BulkReader, compiled_element, text_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
 from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_committed
+from otel_audit.capture.orm.places import placed
 from otel_audit.capture.orm.statements import Control, SqlText, Write
 from otel_audit.record import Change
 
@@ -132,6 +133,9 @@ class Executions:
             return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
             entries = self._bulk.describe(context, statement, cursor)
+            if isinstance(element, UpdateBase):
+                schemas = context.execution_options.get("schema_translate_map")
+                entries = [placed(schemas, entry) for entry in entries]
             self._journal.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(weakref.ref(context), entry, _row_count(cursor))

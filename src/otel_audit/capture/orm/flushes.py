@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.ledger import Ledger, Owner
     from otel_audit.capture.orm.masking import Masking
+    from otel_audit.capture.orm.places import Places
     from otel_audit.capture.orm.plans import ColumnPlan, MapperPlan, Plans
     from otel_audit.capture.orm.relations import Relations
     from otel_audit.capture.orm.selection import Selection
@@ -108,6 +109,7 @@ class Flushes:
         relations: Relations,
         journal: Journal,
         faults: Faults,
+        places: Places,
     ) -> None:
         """Begin with none."""
         self._selection = selection
@@ -116,6 +118,7 @@ class Flushes:
         self._relations = relations
         self._journal = journal
         self._faults = faults
+        self._places = places
 
     def begin(self, session: Session, context: UOWTransaction) -> None:
         """A session is about to flush."""
@@ -209,13 +212,13 @@ class Flushes:
         if plan is None or not isinstance(table, Table):
             return False
         flush.note_fate(connection)
-        operation = operation_of(context)
+        operation, place = operation_of(context), self._places.at(connection)
         for row in context.compiled_parameters:
             try:
-                change = self._relations.describe(plan, operation, row, table)
+                change = self._relations.describe(plan, operation, row, table, place)
             except Exception as error:  # noqa: BLE001 - must not reach the application
                 self._faults.note("relation", error)
-                change = untracked(operation, plan.name, plan.table, type(error).__name__)
+                change = untracked(operation, plan.name, plan.naming.table, type(error).__name__)
             flush.others.append((connection, change))
         return True
 
@@ -246,13 +249,36 @@ class Flushes:
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
             written = 0
+            short = self._placed(connection, flush, rows)
             for row in rows:
-                written += self._note(ledger, scope, flush, row, reader)
+                written += self._note(ledger, scope, row, reader, short)
             if scope is not None and written:
                 scope.note_flushed(written, ledger)
         for connection, change in flush.others:
             self._journal.write(connection, [change])
         return {*flush.rows, *(connection for connection, _ in flush.others)}
+
+    def _placed(self, connection: Connection, flush: Flush, rows: list[Row]) -> set[str]:
+        """Name rows and tables as they are called where they are.
+
+        Returns:
+            Tables of which fewer rows were deleted than the flush asked for.
+        """
+        short: set[str] = set()
+        try:
+            place = self._places.at(connection)
+            plans: dict[MapperPlan, MapperPlan] = {}
+            for row in rows:
+                declared = row.plan
+                plan = plans.get(declared)
+                if plan is None:
+                    plan = plans[declared] = self._places.plan(place, declared)
+                    if declared.table in flush.short:
+                        short.add(plan.table)
+                row.plan = plan
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._faults.note("place", error)
+        return short
 
     def has_tried(self, session: Session, connection: Connection) -> bool:
         """Whether a flush that has not come to its end has written what is captured."""
@@ -282,6 +308,7 @@ class Flushes:
     def _left_by(self, flush: Flush) -> Iterator[tuple[Connection, Change]]:
         for connection, rows in flush.rows.items():
             if flush.committed.get(connection):
+                self._placed(connection, flush, rows)
                 for row in rows:
                     yield connection, _untold(row.operation, row.plan)
         for (connection, operation, table), first in flush.sent.items():
@@ -335,14 +362,14 @@ class Flushes:
             plan = flush.plans[mapper] = self._plans.of(mapper)
         return plan
 
-    def _note(self, ledger: Ledger, owner: Owner, flush: Flush, row: Row, reader: Reader) -> int:
+    def _note(self, ledger: Ledger, owner: Owner, row: Row, reader: Reader, short: set[str]) -> int:
         """Describe one row; tell how many changes that makes."""
         plan = row.plan
         try:
             change = _describe(row, reader)
             if change is None:
                 return 0
-            if row.operation == "delete" and plan.table in flush.short:
+            if row.operation == "delete" and plan.table in short:
                 change = _with_note(change, "the database deleted fewer rows than it was asked to")
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("describe", error)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
 
 from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
+from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
+from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
-from otel_audit.record import Change, entity_reference
+from otel_audit.record import Change
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -59,12 +61,14 @@ class ImageListeners:
         executions: Executions,
         journal: Journal,
         options: OrmOptions,
+        places: Places,
     ) -> None:
         """Take what reading and describing needs."""
         self._plans = plans
         self._selection = selection
         self._masking = masking
         self._executions = executions
+        self._places = places
         self._journal = journal
         self._tables = frozenset(options.before_images)
         self._most = options.max_before_images
@@ -126,7 +130,7 @@ class ImageListeners:
             return
         del self._before[connection]
         after = _after(connection, before) if isinstance(before.statement, Update) else {}
-        self._journal.write(connection, list(self._describe(before, after)))
+        self._journal.write(connection, list(self._describe(connection, before, after)))
         self._executions.end_if_autocommit(connection)
 
     def _takes(self, connection: Connection, table: Table) -> bool:
@@ -139,9 +143,13 @@ class ImageListeners:
             and not self._executions.writes_relation(connection, table)
         )
 
-    def _describe(self, before: _Before, after: dict[tuple[Any, ...], _Row]) -> Iterator[Change]:
+    def _describe(
+        self, connection: Connection, before: _Before, after: dict[tuple[Any, ...], _Row]
+    ) -> Iterator[Change]:
         is_update = isinstance(before.statement, Update)
         plan = self._plans.of_table(before.table)
+        declared = RowNaming.of_table(before.table) if plan is None else plan.naming
+        naming = self._places.naming(self._places.at(connection), declared)
         for row in before.rows:
             now = after.get(_key(row, before.table))
             values = {
@@ -153,15 +161,15 @@ class ImageListeners:
                 continue
             lost = is_update and now is None
             key = {one.name: self._read(one, row, plan) for one in before.table.primary_key.columns}
-            bases = () if plan is None else plan.bases
             yield Change(
                 operation="update" if is_update else "delete",
                 entity=before.table.name if plan is None else plan.entity,
-                table=before.table.fullname,
+                name=naming.name_for(key),
+                table=naming.table,
                 key=key,
                 values=values,
                 unknown_after=tuple(values) if lost else (),
-                related=tuple(entity_reference(base, *key.values()) for base in bases),
+                related=naming.references(key),
                 note="not found again by its key: the statement may have changed that"
                 if lost
                 else None,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import weakref
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Column, ColumnElement, String, Table
 from sqlalchemy.orm import Mapper, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from otel_audit.capture.orm.selection import Selection
 
@@ -57,6 +60,7 @@ class MapperPlan:
 
     Attributes:
         entity: Its name.
+        naming: What references call its rows.
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
         texts: Those that hold texts, which need a look only for what they say, not for their
@@ -64,19 +68,18 @@ class MapperPlan:
         by_key: The same, by attribute name.
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
-        bases: Names of the mapped classes it inherits from that share its identity.
         database_cascades: Relationships whose rows the database deletes, unseen by a session.
         captured: Whether it is captured at all.
     """
 
     entity: str
+    naming: RowNaming
     table: str
     columns: tuple[ColumnPlan, ...]
     texts: tuple[ColumnPlan, ...]
     by_key: dict[str, ColumnPlan]
     key: tuple[ColumnPlan, ...]
     moving: tuple[str, ...]
-    bases: tuple[str, ...]
     database_cascades: tuple[str, ...]
     captured: bool
 
@@ -88,13 +91,20 @@ class MapperPlan:
 class Plans:
     """The plans of all mappers and tables met so far."""
 
-    def __init__(self, selection: Selection, is_innocent: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        is_innocent: Callable[[str], bool],
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Begin with none.
 
         Args:
             selection: What is captured.
             is_innocent: Whether nothing is redacted for a name alone.
+            names: Classes, tables or derived nouns to the nouns that are to be used.
         """
+        self._nouns = Nouns(names)
         self._selection = selection
         self._is_innocent = is_innocent
         self._mappers: weakref.WeakKeyDictionary[Mapper[Any], MapperPlan] = (
@@ -111,7 +121,11 @@ class Plans:
         """The plan of a mapper."""
         plan = self._mappers.get(mapper)
         if plan is None:
-            plan = self._mappers[mapper] = _plan_mapper(mapper, self._selection, self._is_innocent)
+            if self._nouns.meets(mapper):
+                # classes of another declarative base may be called alike
+                self._mappers.clear()
+            plan = _plan_mapper(mapper, self._selection, self._is_innocent, self._nouns)
+            self._mappers[mapper] = plan
         return plan
 
     def of_table(self, table: Table) -> MapperPlan | None:
@@ -153,7 +167,7 @@ class Plans:
         metadata = dict.fromkeys(one.metadata for one in list(self._tables))
         for registry in list(mapperlib._all_registries()):  # noqa: SLF001 - no public way to all mappers
             metadata[registry.metadata] = None
-            for mapper in list(registry.mappers):
+            for mapper in mappers_of(registry):
                 metadata.update({t.metadata: None for t in mapper.tables if isinstance(t, Table)})
         for table in (one for some in metadata for one in list(some.tables.values())):
             found.setdefault(str(table.name).lower(), []).append(table)
@@ -161,8 +175,9 @@ class Plans:
         return found
 
     def forget_tables(self) -> None:
-        """A class was mapped: a table that had none may have one now."""
+        """A class was mapped: a table that had none may have one now, and a noun two classes."""
         self._tables.clear()
+        self._mappers.clear()
         self._named = {}
         self.version += 1
 
@@ -215,7 +230,7 @@ def _is_json(kind: TypeEngine[Any]) -> bool:
 
 
 def _plan_mapper(
-    mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool]
+    mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool], nouns: Nouns
 ) -> MapperPlan:
     columns: dict[str, ColumnPlan] = {}
     key: dict[ColumnElement[Any], ColumnPlan] = {}
@@ -241,13 +256,13 @@ def _plan_mapper(
     version_key = None if version is None else mapper.get_property_by_column(version).key
     return MapperPlan(
         entity=mapper.class_.__name__,
+        naming=nouns.naming(mapper, _table_name(mapper)),
         table=_table_name(mapper),
         columns=tuple(columns.values()),
         texts=tuple(one for one in columns.values() if one.innocent and one.is_text),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
-        bases=_bases(mapper),
         database_cascades=tuple(
             one.key
             for one in mapper.relationships
@@ -270,19 +285,11 @@ def _table_name(mapper: Mapper[Any]) -> str:
     return str(table.fullname if isinstance(table, Table) else getattr(table, "name", table))
 
 
-def _bases(mapper: Mapper[Any]) -> tuple[str, ...]:
-    found = []
-    while mapper.inherits is not None and not mapper.concrete:
-        mapper = mapper.inherits
-        found.append(mapper.class_.__name__)
-    return tuple(found)
-
-
 def _find_mapper(table: Table) -> Mapper[Any] | None:
     candidates: Iterable[Mapper[Any]] = (
         mapper
         for registry in list(mapperlib._all_registries())  # noqa: SLF001 - no public way to all mappers
-        for mapper in list(registry.mappers)
+        for mapper in mappers_of(registry)
         if mapper.local_table is table
     )
-    return min(candidates, key=lambda mapper: len(_bases(mapper)), default=None)
+    return min(candidates, key=lambda mapper: len(bases_of(mapper)), default=None)
