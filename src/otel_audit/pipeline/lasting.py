@@ -96,7 +96,7 @@ class LastingLoop(asyncio.SelectorEventLoop):
 
 
 def run_lasting(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine as `asyncio.run` does, but wait at its end for nothing that blocks in a thread.
+    """Run a coroutine as `asyncio.run` does, but wait at its end for no thread that blocks.
 
     Looking up a host's name takes as long as the resolver takes, which may be minutes, and
     `asyncio.run` waits for that although nobody wants to know any more.
