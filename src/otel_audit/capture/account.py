@@ -211,7 +211,9 @@ class Account:
         parameters = scope.get("path_params")
         if parameters:
             try:
-                self._secrets = secret_parameters(parameters, self._observer.redactor)
+                self._secrets = secret_parameters(
+                    parameters, self._observer.redactor, self.head.path
+                )
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
                 self._secrets = None

@@ -29,8 +29,8 @@ from otel_audit.policy.rules import (
     read_rules,
     rules_from_file,
 )
-from otel_audit.policy.words import split_words
 from otel_audit.record import Target
+from otel_audit.redaction.links import is_secret_parameter
 
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Tenant
@@ -43,15 +43,8 @@ _ID_LIMIT: Final = 256
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# path parameters that are no names of things, but let in whoever knows them
-_SECRETS: Final = frozenset({
-    "token", "secret", "password", "passwd", "pwd", "otp", "pin", "credential", "credentials",
-    "signature", "nonce", "jwt", "apikey", "passcode",
-})  # fmt: skip
-
-
-_IDS: Final = frozenset({"id", "ids", "pk", "uuid"})
-"""Last words of parameters that name a secret, and do not show it: ``token_id``."""
+_is_secret: Final = functools.lru_cache(maxsize=512)(is_secret_parameter)
+"""Whether a path parameter lets in whoever knows it, and so is the name of no thing."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATS: Final = frozenset({307, 308})
@@ -432,12 +425,6 @@ def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
     if None in values.values():
         return None
     return _PLACE.sub(lambda place: str(values[place[1]]), template)[:_ID_LIMIT] or None
-
-
-@functools.lru_cache(maxsize=512)
-def _is_secret(name: str) -> bool:
-    words = split_words(name)
-    return not _SECRETS.isdisjoint(words) and words[-1] not in _IDS
 
 
 def _parameter(name: str, parameters: Mapping[str, Any]) -> str | None:
