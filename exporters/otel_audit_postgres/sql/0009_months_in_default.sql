@@ -105,11 +105,12 @@ $$;
 CREATE OR REPLACE FUNCTION audit.make_partition(
     month date, OUT partition text, OUT state text, OUT detail text
 )
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT made.partition, made.state, made.detail
-    FROM audit.make_partition(month, 5000::bigint) AS made;
-END;
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT made.partition, made.state, made.detail INTO partition, state, detail
+    FROM audit.make_partition(month, 5000) AS made;
+END
+$$;
 
 CREATE FUNCTION audit.ensure_month(month date)
 RETURNS TABLE (partition text, state text, detail text)
