@@ -34,7 +34,7 @@ END
 $$;
 
 -- As before, but for the rows; most is how many are moved at the most.
-CREATE FUNCTION audit.make_partition(
+CREATE FUNCTION audit.make_month_partition(
     month date, most bigint, OUT partition text, OUT state text, OUT detail text
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -56,7 +56,7 @@ BEGIN
         state := 'exists';
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM audit.ledger_prunings p WHERE p.partition = make_partition.partition)
+    IF EXISTS (SELECT FROM audit.ledger_prunings p WHERE p.partition = make_month_partition.partition)
     THEN
         state := 'dropped';
         detail := 'this month was retired; what comes late is kept in audit.audit_logs_default';
@@ -108,7 +108,7 @@ CREATE OR REPLACE FUNCTION audit.make_partition(
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     SELECT made.partition, made.state, made.detail INTO partition, state, detail
-    FROM audit.make_partition(month, 5000) AS made;
+    FROM audit.make_month_partition(month, 5000) AS made;
 END
 $$;
 
@@ -129,7 +129,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY SELECT made.partition, made.state, made.detail
-        FROM audit.make_partition(month, 9223372036854775806) AS made;
+        FROM audit.make_month_partition(month, 9223372036854775806) AS made;
 END
 $$;
 COMMENT ON FUNCTION audit.ensure_month(date) IS
@@ -145,7 +145,7 @@ COMMENT ON FUNCTION audit.rows_in_default(bigint) IS
     'How many rows are in the default partition, counted up to a bound.';
 
 REVOKE ALL ON FUNCTION
-    audit.move_from_default(text, uuid, uuid), audit.make_partition(date, bigint),
+    audit.move_from_default(text, uuid, uuid), audit.make_month_partition(date, bigint),
     audit.ensure_month(date), audit.rows_in_default(bigint)
 FROM PUBLIC;
 
