@@ -122,6 +122,7 @@ class TestPartitions:
 
     async def test_take_their_rows_out_of_the_default_partition(self, audit_store, owner):
         """A month whose rows are in the default one gets its partition, and the rows are in it."""
+        others = await owner.fetchval("SELECT audit.rows_in_default(10)")
         late = await self._in_default(audit_store, owner, "now() + interval '120 days'")
         before = await owner.fetchrow("SELECT * FROM audit.audit_logs WHERE id = $1", late)
         found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
@@ -132,7 +133,7 @@ class TestPartitions:
         assert dict(before) == dict(
             await owner.fetchrow("SELECT * FROM audit.audit_logs WHERE id = $1", late)
         )
-        assert await owner.fetchval("SELECT audit.rows_in_default(10)") == 0
+        assert await owner.fetchval("SELECT audit.rows_in_default(10)") == others
         for statement in ("DELETE FROM", "TRUNCATE"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
                 await owner.execute(f"{statement} audit.audit_logs_default")
@@ -154,7 +155,8 @@ class TestPartitions:
         )
         assert [one.state for one in done.partitions[-2:]] == ["made", "empty"]
         assert "5001 rows of it were moved" in (done.partitions[-2].detail or "")
-        assert done.in_default == {}
+        month = await owner.fetchval(f"SELECT to_char({when}, 'YYYY-MM')")
+        assert month not in done.in_default
 
     async def _in_default(self, audit_store, owner, when):
         late = await owner.fetchval(f"SELECT audit.uuid_at({when})::text")
