@@ -39,7 +39,8 @@ guarded AS (
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
-         'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'receiving_key', 'schema_version')
+         'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
+         'schema_version')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i

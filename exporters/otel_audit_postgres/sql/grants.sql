@@ -25,6 +25,9 @@ GRANT SELECT ON audit.ledger_flaws TO otel_audit_sealer, otel_audit_reader;
 GRANT INSERT (first, note) ON audit.ledger_flaws TO otel_audit_sealer;
 GRANT EXECUTE ON FUNCTION audit.try_to_lead(), audit.roll_up(bigint[]) TO otel_audit_sealer;
 GRANT SELECT ON audit.rollup TO otel_audit_sealer, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.move_ledger_here() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.ledger_place() TO otel_audit_sealer, otel_audit_reader,
+    otel_audit_writer, otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.columns_hash(audit.audit_logs) TO otel_audit_sealer, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.sealing_holder() TO otel_audit_sealer, otel_audit_reader,
     otel_audit_writer, otel_audit_retention;

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 _COLUMNS = ("time", "event", "outcome", "actor", "tenant", "target", "status", "id")
 _NOTHING_ABOUT = (
-    "nothing that this role may see is recorded about {entity}; an entity is named by its class in "
-    "snake case (OrderRow: order_row:123), or by its route (/orders/123: order:123)"
+    "nothing that this role may see is recorded about {entity}; an entity is named by the noun of "
+    "its class or route (OrderRow and /orders/123: order:123; earlier records: order_row:123)"
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
 _limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
