@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +34,8 @@ from otel_audit.postgres_dsn import plain_dsn, read_dsn
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
+
+_NOUN = re.compile("[a-z][a-z0-9_]*")
 
 Level = Literal["none", "metadata", "changes", "request", "request_response"]
 
@@ -76,6 +79,21 @@ def _json(text: str) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+def _nouns(value: object) -> object:
+    """Read a map to nouns: what stands in an entity's reference before its key."""
+    found = _mapped(value)
+    if isinstance(found, Mapping):
+        wrong = [name for name, noun in found.items() if not _NOUN.fullmatch(str(noun))]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(map(str, wrong))}: expected a noun such as order or order_line"
+            )
+    return found
+
+
+Nouns = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -330,6 +348,11 @@ class AuditConfig(BaseSettings):
         1.0, gt=0, le=3600,
         description="Seconds between two looks at the outbox, for what other processes left.",
     )  # fmt: skip
+    entity_names: Nouns = Field(
+        {},
+        description="Mapped classes, tables or derived nouns to the nouns that entities, targets "
+        "and events are called by, such as UserAccount=user.",
+    )
     orm_outside_actions: bool = Field(
         default=True, description="Record transactions that no action contains: scripts, start-up."
     )

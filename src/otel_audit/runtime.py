@@ -312,7 +312,8 @@ class Runtime:
         with suppress_instrumentation():
             make_sink = cast("Callable[[], GivesReceipts]", sink_maker(self.config))
             ask = on_any_loop(await_receipt)
-            return await ask(make_sink, self.delivery.hurry, record_id, timeout)
+            delivery = self.delivery
+            return await ask(make_sink, delivery.hurry, record_id, timeout, lambda: delivery.depth)
 
     def check_store(self) -> None:
         """See whether the store can take records; blocks for a connection's time.

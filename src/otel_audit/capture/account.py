@@ -29,7 +29,7 @@ from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import identifier, state_of
 from otel_audit.capture.route import foresee, route_template
-from otel_audit.capture.targets import shown_target, with_new_id
+from otel_audit.capture.targets import changed_id, shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
 from otel_audit.ids import public_id
@@ -62,6 +62,7 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
 _MOST_IDENTITIES = 50
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
@@ -211,7 +212,9 @@ class Account:
         parameters = scope.get("path_params")
         if parameters:
             try:
-                self._secrets = secret_parameters(parameters, self._observer.redactor)
+                self._secrets = secret_parameters(
+                    parameters, self._observer.redactor, self.head.path
+                )
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
                 self._secrets = None
@@ -237,7 +240,13 @@ class Account:
     def _identities(self) -> list[object]:
         """Objects of the application from which it may be read who does it, and for whom."""
         scope = self.routed
-        return [*islice(state_of(scope).values(), _MOST_IDENTITIES), scope.get("user")]
+        found = [
+            one
+            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+            if one.__class__ not in _PLAIN
+        ]
+        user = scope.get("user")
+        return found if user is None else [*found, user]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -558,7 +567,7 @@ class Account:
     def _shown(self, named: Target, whom: Whom | None) -> Target | None:
         found = with_new_id(named, self.audit)
         if whom is not None and found is not None and found.id is None:
-            found = Target(type=found.type, id=self._whom(whom))
+            found = Target(type=found.type, id=self._whom(whom, found.type))
         if found is not None and self._secrets is None:
             # which parameters are secrets is not known, so no id is shown
             found = Target(type=found.type)
@@ -566,13 +575,14 @@ class Account:
         secrets = self._secrets or frozenset()
         return shown_target(found, secrets, self._observer.redactor, routed=routed)
 
-    def _whom(self, whom: Whom) -> str | None:
+    def _whom(self, whom: Whom, kind: str) -> str | None:
         """Whose account it is: of who acts, or of who is named in the request or its answer."""
         actor = self.audit.actor
         acting = None if actor is None or is_unknown(actor) else actor.id
         if whom == "actor":
             return acting or self._holder
-        return self._holder or (acting if whom == "either" else None)
+        named = self._holder or changed_id(kind, self.audit)
+        return named or (acting if whom == "either" else None)
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from otel_audit.capture.mapped import remembered, state_of_mapped
 from otel_audit.config import PREFIX, Hook
 from otel_audit.errors import ConfigurationError
+from otel_audit.record import key_text
 
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""
@@ -131,7 +132,7 @@ def primary_key(thing: object) -> str | None:
     state = state_of_mapped(thing)
     identity = _quietly(lambda: state.key[1])
     parts = [identifier(part) for part in identity] if isinstance(identity, tuple) else []
-    return ",".join(part for part in parts if part) if parts and all(parts) else None
+    return key_text(*parts) if parts and all(parts) else None
 
 
 def identifier(value: object) -> str | None:

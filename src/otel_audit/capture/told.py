@@ -19,7 +19,8 @@ from otel_audit.capture.actor import actor_from
 from otel_audit.capture.reading import clean, first_identifier, identifier, primary_key
 from otel_audit.capture.tenant import tenant_from
 from otel_audit.complaints import complain
-from otel_audit.record import Actor, Target, Tenant, entity_reference
+from otel_audit.policy.nouns import entity_noun
+from otel_audit.record import Actor, Target, Tenant, snake_case
 from otel_audit.reference import ActionReference
 
 if TYPE_CHECKING:
@@ -123,10 +124,16 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
         kind, _, rest = target.partition(":")
         number = rest or None
     else:
-        kind = entity_reference(type(target).__name__).rstrip(":")
+        kind = _kind(type(target))
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
     number = None if number is None else identifier(redactor.identifier(str(number)))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
+
+
+def _kind(of: type) -> str:
+    """Say what an object is: a mapped one by the noun that its rows have."""
+    table = getattr(of, "__tablename__", None)
+    return entity_noun(of.__name__, table) if isinstance(table, str) else snake_case(of.__name__)
 
 
 def metadata_told(metadata: object) -> dict[str, Any]:

@@ -21,12 +21,15 @@ _NAMED: Final = re2.compile(
     rb"(\\*[\"'`]?[)\]]?\s{0,8}(?:=>|:=|==|=|:)\s{0,8})"
 )
 _VALUE: Final = re2.compile(
-    rb'(?s)\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
+    rb'(?s)""".*?(?:"""|\z)|\'\'\'.*?(?:\'\'\'|\z)'
+    rb'|\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
     rb'|[A-Za-z_.(]*(?:"(?:[^"\\]|\\.)*(?:"|\z)|\'(?:[^\'\\]|\\.)*(?:\'|\z))'
     rb"|\([^)]*(?:\)|\z)|[\[{][^\]}]*(?:[\]}]|\z)[^\s,;&<>]*"
     rb"|[^\s;&<>,]+(?:,[^\s;&<>\"'\[{]+)*"
 )
 _CLOSERS: Final = b"\"')]}.,\\"
+_BLOCKS: Final = (b'"""', b"'''")
+_SHORTEST_BLOCK: Final = 6
 _QUOTES: Final = (b'"', b"'")
 
 # What follows a name in prose about it rather than in an assignment: `password: must be …`.
@@ -140,6 +143,9 @@ def _head(value: Any) -> str:
 def _inside(raw: bytes, start: int, stop: int) -> tuple[int, int]:
     """Leave the quotes, and what closes around a bare word, where they are."""
     value = raw[start:stop]
+    if value[:3] in _BLOCKS:
+        closed = len(value) >= _SHORTEST_BLOCK and value.endswith(value[:3])
+        return start + 3, stop - 3 if closed else stop
     opening = min((place for q in _QUOTES if (place := value.find(q)) >= 0), default=-1)
     before = value[:opening].strip(b"\\")
     if opening < 0 or not (before == b"" or before.replace(b"(", b"").replace(b".", b"").isalpha()):

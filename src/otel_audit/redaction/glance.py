@@ -51,7 +51,9 @@ def glance(document: Any, scan: Scan, limits: Limits) -> Glance:
     except UnicodeEncodeError:
         return NOT_SEEN
     return Glance(
-        names_clean=every_name.count('"') == 2 * max(len(names) - 1, 0)
+        # of an authorization code the names say it, and each by itself is an ordinary one
+        names_clean="code" not in names
+        and every_name.count('"') == 2 * max(len(names) - 1, 0)
         and "\\" not in every_name
         and not scan.suspects(b'"%b":' % raw_names),
         values_clean=not ("\\" in every_string and any(map(_may_hide_json, strings)))

@@ -18,6 +18,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.adapt import NotUnderstoodError
 from otel_audit.redaction.glance import glance
 from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.redaction.links import without_random_segments
 from otel_audit.redaction.marks import Mark, Marked
 from otel_audit.redaction.names import CLEAR, NameRules
 from otel_audit.redaction.numbers import encode, parse_exact
@@ -56,6 +57,7 @@ _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origi
 _ORDINARY_LENGTH: Final = 256
 _LONGEST_NAME: Final = 4_096
 
+_URLS: Final = frozenset({"referer", "location", "content-location"})
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
     "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
@@ -327,7 +329,9 @@ class Redactor:
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
         walk = Walk(self._rules, work=work)
         result = self.guarded(lambda: walk.named(name, value, (None, name)))
-        return None if result is OMITTED else str(result)
+        if result is OMITTED:
+            return None
+        return without_random_segments(str(result)) if name in _URLS else str(result)
 
     def json_bytes(self, raw: bytes) -> bytes:
         """Redact a JSON document.

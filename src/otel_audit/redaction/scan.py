@@ -13,6 +13,7 @@ import re2
 from otel_audit.redaction import names
 from otel_audit.redaction.beside import FLAG_PATTERN, SPECIAL_PATTERN
 from otel_audit.redaction.checks import IBAN_LENGTHS
+from otel_audit.redaction.links import QUERY_PATTERN, SEGMENT_PATTERN
 from otel_audit.redaction.tables import key_shapes, name_table
 
 if TYPE_CHECKING:
@@ -26,8 +27,13 @@ _VALUES: Final = (
     r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
     r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]",
     r"(?:slack|discord|discordapp|zapier|office)\.com",
-    r"parameters:|row contains|input_value|--[a-z]",
-    FLAG_PATTERN, SPECIAL_PATTERN,
+    r"input_value|--[a-z]|[\s\"'](?:-u|-p|-a|-w)|['\"]input['\"]",
+    # what the messages say that quote values
+    r"invalid input|out of range|malformed|value \\?[\"']|duplicate|row contains|parameters: ",
+    r"\$[0-9]+ = |incorrect|converting the|truncated value|column values|dup key|isoformat",
+    r"invalid literal|could not convert|invalid [a-z]+ sequence|jdbc:|identified\s|crypt\s*\(",
+    r"sqlplus|sqlldr|expdp|impdp|rman|set\s+password|key \(",
+    FLAG_PATTERN, SPECIAL_PATTERN, QUERY_PATTERN, SEGMENT_PATTERN,
     # the beginnings of the vendors' shapes
     *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),
 )  # fmt: skip

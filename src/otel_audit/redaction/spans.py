@@ -324,6 +324,7 @@ def _change(redactor: Redactor, change: Change, work: Work) -> Change:
     return msgspec.structs.replace(
         change,
         entity=redactor.text(change.entity, work),
+        name=None if change.name is None else redactor.text(change.name, work),
         table=redactor.text(change.table, work),
         key=_columns(redactor, change.key, work),
         values={

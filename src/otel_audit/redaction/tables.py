@@ -59,6 +59,22 @@ class KeyShape(NamedTuple):
     source: str
 
 
+class QuotedValue(NamedTuple):
+    """One form in which a message quotes a value without the name that it goes by.
+
+    Attributes:
+        rule: As findings name it.
+        pattern: In RE2's syntax; its first group is the value.
+        hint: Texts in lower case, one of which is there where the pattern matches.
+        source: Who says it.
+    """
+
+    rule: str
+    pattern: str
+    hint: str
+    source: str
+
+
 class Network(NamedTuple):
     """Card numbers that a network issues: first digits from ``low`` to ``high``."""
 
@@ -101,6 +117,12 @@ def key_shapes() -> tuple[KeyShape, ...]:
         KeyShape(row["vendor"], row["pattern"], row["hint"], row["source"])
         for row in _rows("vendor_keys.csv")
     )
+
+
+@cache
+def quoted_values() -> tuple[QuotedValue, ...]:
+    """Read how databases, parsers and command lines quote values."""
+    return tuple(QuotedValue(**row) for row in _rows("quoted_values.csv"))
 
 
 @cache

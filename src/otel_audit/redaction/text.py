@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import re2
 
-from otel_audit.redaction import values
+from otel_audit.redaction import links, values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.checks import is_card
 from otel_audit.redaction.lookalikes import plain_view
@@ -43,6 +43,16 @@ _PART: Final = re2.compile(
     r"(?:.*?)(?:(?:\\+r|\r)?(?:\\+n|\n)){2}(.*?)(?:(?:(?:\\+r|\r)?(?:\\+n|\n))--|\z)"
 )
 _NAME_OF_PART: Final = re2.compile(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
+_KEY: Final = re2.compile(
+    r"(?is)\bkey \(((?:[^()]|\([^()]*\))*)\)=\((.*?)\)(?:\s(?:already|is|conflicts|was)\b|\.|\n|\z)"
+)
+_LITERAL: Final = re2.compile(
+    r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
+    r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
+)
+_OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
+"""What they call a token is a piece of a language."""
+
 _MOST_VALUES_OF_TAG: Final = 8
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
@@ -76,7 +86,13 @@ class TextRules:
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
-        self._credentials = (*values.CREDENTIALS, header, part, xml, tag, flag)
+        detail = ValueRule("sql_key", _KEY, self._key, ("key (",))
+        literal = ValueRule("literal", _LITERAL, self._literal, ("'", '"'))
+        query = ValueRule("link", links.QUERY, links.in_query, ("?", "#"))
+        segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
+        self._credentials = (
+            *values.CREDENTIALS, header, part, xml, tag, flag, detail, literal, query, segment,
+        )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
 
@@ -184,6 +200,35 @@ class TextRules:
             return ()
         return (match.span(group),)
 
+    def _key(self, match: Any) -> Iterable[Span]:
+        """Find the secrets in `Key (token, user_id)=(…, 7) already exists`."""
+        names = match.group(1).split(",")
+        secret = [names_a_secret(self._names, name.strip(' "'), "") for name in names]
+        if not any(secret):
+            return
+        start, end = match.span(2)
+        parts = match.group(2).split(",")
+        if len(parts) != len(names):
+            yield start, end
+            return
+        for part, is_secret in zip(parts, secret, strict=True):
+            blank = len(part) - len(part.lstrip())
+            if is_secret and part.strip() and not is_token(part.strip()):
+                yield start + blank, start + len(part)
+            start += len(part) + 1
+
+    def _literal(self, match: Any) -> Iterable[Span]:
+        """Find the value in `PASSWORD 'hunter2'`, where no sign stands between."""
+        name, group = match.group(2), 3 if match.start(3) >= 0 else 4
+        value = match.group(group)
+        if (
+            is_token(value)
+            or value.lower() in PROSE
+            or (match.group(1) or "").lower() in _OF_PARSERS
+        ):
+            return ()
+        return (match.span(group),) if names_a_secret(self._names, name, value) else ()
+
     def _named_tag(self, match: Any) -> Iterable[Span]:
         """Find the value in `<input name="csrf_token" value="…">`."""
         if not names_a_secret(self._names, match.group(1), ""):
@@ -209,10 +254,18 @@ def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
 ) -> str:
     view = plain_view(text)
     for rule in rules:
-        if rule.may_match(folded):
-            found = _apply(rule, text, view, replace, note, work)
-            if found is not text:
-                text, view = found, plain_view(found)
+        # written out, for there are many rules, and few that match
+        if len(folded) < rule.shortest:
+            continue
+        for hint in rule.hints:
+            if hint in folded:
+                break
+        else:
+            if rule.hints:
+                continue
+        found = _apply(rule, text, view, replace, note, work)
+        if found is not text:
+            text, view = found, plain_view(found)
     return text
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final
 import re2
 
 from otel_audit.redaction import checks
+from otel_audit.redaction.assignments import PROSE
 from otel_audit.redaction.lookalikes import INVISIBLE
-from otel_audit.redaction.tables import key_shapes
+from otel_audit.redaction.tables import key_shapes, quoted_values
 from otel_audit.redaction.tokens import is_token
 
 Span = tuple[int, int]
@@ -46,16 +47,6 @@ class ValueRule:
     hints: tuple[str, ...] = ()
     shortest: int = 0
     weight: float = 0.0
-
-    def may_match(self, folded: str) -> bool:
-        """Tell, without a search, whether the pattern could match a text.
-
-        Args:
-            folded: The text in lower case.
-        """
-        if len(folded) < self.shortest:
-            return False
-        return not self.hints or any(hint in folded for hint in self.hints)
 
 
 def _whole(match: Any) -> Iterable[Span]:
@@ -153,15 +144,33 @@ AUTHORIZATION: Final = ValueRule(
     hints=("bearer", "basic"),
 )
 
-# Error texts of database drivers and of Pydantic that quote values without their names.
-QUOTED_VALUES: Final = (
-    ValueRule("sql_parameters", re2.compile(r"(?s)\[parameters: (.*?)(?:\]\n|\]\z|\z)"),
-              _first_group, hints=("[parameters: ",)),
-    ValueRule("sql_row", re2.compile(r"(?s)row contains \((.*?)(?:\)\.?(?:\n|\z)|\z)"),
-              _first_group, hints=("row contains (",)),
-    ValueRule("input_value", re2.compile(r"(?s)input_value=(.*?)(?:, input_type=|\z)"),
-              _first_group, hints=("input_value=",)),
-)  # fmt: skip
+
+def _quoted(match: Any) -> Iterable[Span]:
+    return () if (match.group(1) or "").strip().lower() in PROSE else _first_group(match)
+
+
+# Messages of databases, of parsers, and command lines quote values without their names.
+QUOTED_VALUES: Final = tuple(
+    ValueRule(one.rule, re2.compile(one.pattern), _quoted, hints=tuple(one.hint.split("|")))
+    for one in quoted_values()
+)
+
+
+def _echoed_input(match: Any) -> Iterable[Span]:
+    """Find what a validation error says it was given, in its text: `'loc': …, 'input': …`."""
+    return _first_group(match) if _LOC.search(match.string) is not None else ()
+
+
+_LOC: Final = re2.compile("[\"']loc[\"']\\s*:")
+ECHOED_INPUT: Final = ValueRule(
+    "input_value",
+    re2.compile(
+        r"(?s)[\"']input[\"']\s*:\s?(.*?)"
+        r"(?:,\s?[\"'](?:ctx|url|loc|msg)[\"']\s*:|\}\s*(?:\]|\)|\z|\n|,\s*\{)|\z)"
+    ),
+    _echoed_input,
+    hints=("'input'", '"input"'),
+)
 
 
 def _card(match: Any) -> Iterable[Span]:
@@ -342,5 +351,6 @@ EMAIL: Final = ValueRule(
 
 CREDENTIALS: Final = (
     PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _HOOK, AUTHORIZATION, *QUOTED_VALUES,
+    ECHOED_INPUT,
 )  # fmt: skip
 NUMBERS: Final = (CARD, SSN, IBAN)

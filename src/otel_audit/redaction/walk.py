@@ -247,6 +247,12 @@ class Walk:
             return self._remove(value, rule, step)
         return self.value(value, step, depth, allowed=verdict.allowed)
 
+    def linked(self, name: str, value: str, step: Step) -> Any:
+        """Redact a parameter of a URL that lets in, unless the application calls it innocent."""
+        if self._rules.names.judge(name).allowed:
+            return self.named(name, value, step)
+        return self._remove(value, f"link:{name}", step)
+
     def _mapping(self, value: dict[Any, Any], step: Step, depth: int) -> Any:
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
