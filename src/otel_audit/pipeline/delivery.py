@@ -114,6 +114,7 @@ class Delivery:
         self._closed = False
         self._failing_since: float | None = None
         self._next_adoption = 0.0
+        self._looked = threading.Event()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._held: list[Item] = []
         self._next_held = 0.0
@@ -262,6 +263,18 @@ class Delivery:
                 timeout,
             )  # fmt: skip
         return left == 0
+
+    def adopt_left(self, timeout: float) -> None:
+        """Deliver what dead processes left, where nothing of this process's own has begun that.
+
+        Args:
+            timeout: Seconds that it may take; what is not delivered then stays.
+        """
+        recovery = self._recovery
+        if recovery is None or self._closed or self._worker.alive or not recovery.finds_any():
+            return
+        self.start()
+        self._looked.wait(timeout)
 
     def settle(self, timeout: float) -> None:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
@@ -476,6 +489,7 @@ class Delivery:
             functools.partial(self._known, sink),
             self._options.batch_size,
         )
+        self._looked.set()
 
     def _until_next(self) -> float | None:
         """Seconds until there is something to do whether or not a record comes."""
