@@ -406,7 +406,7 @@ class Runtime:
         return self.health() if path and path == self.config.health_path else None
 
     def adopt_left(self) -> None:
-        """Deliver what dead processes left, in one that has recorded nothing itself. Never raises."""
+        """Deliver what dead processes left, before this one ends. Never raises."""
         try:
             if self.delivery is not None:
                 self.delivery.adopt_left(self.config.shutdown_timeout)
