@@ -117,6 +117,7 @@ class Delivery:
         self._looked = threading.Event()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._held: list[Item] = []
+        self._left: deque[Item] = deque()
         self._next_held = 0.0
         self._left_in_recovery = False
         self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
@@ -338,7 +339,7 @@ class Delivery:
             batch = self.backlog.take(self._size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
-            left = deque(batch)
+            left = self._left = deque(batch)
             try:
                 await self._write_items(sink, left)
             except BaseException:
@@ -348,7 +349,8 @@ class Delivery:
                 raise
         elif through is not None:
             for items in self.backlog.read(through, self._size):
-                if not await self._write_items(sink, deque(items)):
+                self._left = deque(items)
+                if not await self._write_items(sink, self._left):
                     return
                 if len(self._held) >= _MOST_HELD:
                     await self._wait_for_held(sink)
@@ -509,6 +511,9 @@ class Delivery:
             except Exception as error:  # noqa: BLE001 - the next time it may work
                 self._counters.add("spool_errors")
                 complain(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
+                if spool.is_gone:
+                    with self._lock:
+                        self.backlog.replace_gone(len(self._left) + len(self._held))
 
     def _note_failure(self, error: BaseException) -> None:
         self._counters.add("retries")
