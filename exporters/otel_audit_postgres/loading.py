@@ -31,7 +31,10 @@ _DEFINITIONS: Final = ", ".join(f"{name} pg_catalog.{kind}" for name, kind in CO
 _CREATE: Final = f"CREATE TEMPORARY TABLE pg_temp.{_TABLE} ({_DEFINITIONS}) ON COMMIT DELETE ROWS"
 _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 - constants
-    f"FROM pg_temp.{_TABLE} ON CONFLICT DO NOTHING"
+    f"FROM pg_temp.{_TABLE} "
+    # the key is id and tenant: an id that another tenant's record has is taken, too
+    "WHERE id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
+    f"WHERE taken.id = ANY (ARRAY(SELECT id FROM pg_temp.{_TABLE})))) ON CONFLICT DO NOTHING"
 )
 
 _NOT_HERE: Final = ("0A", "25P", "26", "3F", "42", "53")

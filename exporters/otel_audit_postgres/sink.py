@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -18,6 +18,7 @@ from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
 from otel_audit.ids import conflict_id, derived_uuid7
 from otel_audit.pipeline.mending import written_down
+from otel_audit.pipeline.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.record import AuditRecord
 from otel_audit_postgres import catalog
@@ -65,7 +66,10 @@ _ARRAYS: Final = ", ".join(
 )
 _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
-    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
+    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) "
+    # the key is id and tenant: an id that another tenant's record has is taken, too
+    "WHERE sent.id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
+    "WHERE taken.id = ANY ($1::uuid[]))) ON CONFLICT DO NOTHING"
 )
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
@@ -74,11 +78,15 @@ _KNOWN: Final = "SELECT DISTINCT id FROM audit.audit_logs WHERE id = ANY($1::uui
 _RECEIPTS: Final = (
     "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
+# what came over the network vouches for nothing that this process has written
+_OWN_RECEIPTS: Final = f"{_RECEIPTS} AND received_hash IS NULL ORDER BY recorded_at"
 _RECEIVING_KEY: Final = "SELECT key FROM audit.receiving_key"
 _SET_ASIDE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
+_IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
+_MOST_COUNTED: Final = 100_000
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
 _TRIED: Final = 8
@@ -116,6 +124,7 @@ class PostgresSink:
         *,
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
+        tell: Callable[[int], None] | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
 
@@ -123,8 +132,10 @@ class PostgresSink:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
+            tell: Told once a day how many rows are in the default partition, counted to a bound.
         """
         self._dsn = dsn
+        self._tell = tell
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
@@ -160,11 +171,14 @@ class PostgresSink:
             return Written(stored=0)
         rows, unfit = _to_rows(_as_their_own(records))
         became = _Outcome(unfit)
+        # one statement does not see what it inserts itself
+        store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
-                await self._store(connection, part, became)
+                await store(connection, part, became)
             await self._set_aside(connection, became.refused, became)
         _tell_conflicts(became.conflicts)
+        _remember(rows, became)
         refused, held = len(became.refused), tuple(became.held)
         return Written(
             len(records) - refused - len(held),
@@ -195,8 +209,8 @@ class PostgresSink:
     ) -> Accepted:
         """Store what others sent; return only after it is durable. Twice stores once.
 
-        Unlike `write`, it takes a second record under an id that another tenant has for a
-        conflict: who sends may not be who made the first.
+        A second record under an id that another one has is a conflict, also where the other one is
+        another tenant's: who sends may not be who made the first.
 
         Args:
             records: The batch, each with its `received` mark.
@@ -242,10 +256,7 @@ class PostgresSink:
                 _RECEIPTS, list(record_ids), timeout=self._statement_timeout
             )
             became.relies_on_what_is_seen = bool(rows)
-        return {
-            str(row["id"]): Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
-            for row in rows
-        }
+        return {one.record_id: one for one in map(_receipt, rows)}
 
     async def receiving_key(self) -> bytes:
         """Read the key under which received records are hashed; 32 bytes, one for the store.
@@ -275,11 +286,13 @@ class PostgresSink:
             became.relies_on_what_is_seen = bool(found)
         return {str(row["id"]) for row in found}
 
-    async def receipt(self, record_id: str) -> Receipt | None:
-        """Say what is stored under a record's id.
+    async def receipt(self, record_id: str, content_hash: str | None = None) -> Receipt | None:
+        """Say what is stored under the id of a record that an application has written itself.
 
         Args:
             record_id: A UUID as text.
+            content_hash: Which row it must be, where that is known: whoever may write can store
+                another record under an id that he knows.
 
         Returns:
             The receipt; None where there is no such row.
@@ -288,8 +301,17 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        found = await self.receipts([record_id])
-        return next(iter(found.values()), None)
+        became = _Outcome([])
+        async with self._session("read receipts from the audit store", became) as connection:
+            rows = await connection.fetch(
+                _OWN_RECEIPTS, [record_id], timeout=self._statement_timeout
+            )
+            became.relies_on_what_is_seen = bool(rows)
+        found = map(_receipt, rows)
+        return next(
+            (one for one in found if content_hash is None or one.content_hash == content_hash),
+            None,
+        )
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""
@@ -362,6 +384,29 @@ class PostgresSink:
                     made["detail"],
                     level=logging.WARNING,
                 )
+        if self._tell is not None:
+            await self._tell_of_default(connection, self._tell)
+
+    async def _tell_of_default(
+        self, connection: Connection[Any], tell: Callable[[int], None]
+    ) -> None:
+        try:
+            rows = await connection.fetchval(
+                _IN_DEFAULT, _MOST_COUNTED, timeout=self._statement_timeout
+            )
+        except InsufficientPrivilegeError:
+            return  # it is told by whoever may see it: `otel-audit doctor` and `maintain`
+        tell(rows)
+        if rows:
+            complain(
+                _logger,
+                "default partition",
+                "%d rows or more are in audit.audit_logs_default, because of missing partitions or "
+                "wrong clocks; their months cannot be retired before they have partitions of their "
+                "own: see `otel-audit maintain`",
+                rows,
+                level=logging.WARNING,
+            )
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -658,6 +703,27 @@ def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
 def _came_as(row: Row) -> str:
     """The id under which a record came."""
     return row.record.conflict_of or row.record_id
+
+
+def _receipt(row: Any) -> Receipt:
+    return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
+
+
+def _remember(rows: Sequence[Row], became: _Outcome) -> None:
+    """Remember as what records are stored, for their receipts."""
+    gone = {item.record_id for item in became.refused} | set(became.held)
+    moved = {conflict.record_id: conflict.stored_as for conflict in became.conflicts}
+    for row in rows:
+        if row.record_id in gone:
+            continue
+        stored_as = moved.get(row.record_id, row.record_id)
+        digest = row.content_hash
+        if stored_as != row.record_id:
+            record = msgspec.structs.replace(
+                row.record, record_id=stored_as, conflict_of=str(row.id)
+            )
+            digest = to_row(record).content_hash
+        WRITTEN_HERE.put(str(row.id), WrittenAs(stored_as, digest.hex()))
 
 
 def _refused(row: Row, reason: str) -> Refused:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -114,12 +114,33 @@ GROUP BY a.id ORDER BY a.id
 """
 # numbers count from 1 in each producer; a producer still at work may have some under way
 _GAPS: Final = """
-SELECT producer_id, max(sequence_number) - count(DISTINCT sequence_number), max(sequence_number)
-FROM audit.audit_logs
-WHERE producer_id IS NOT NULL AND sequence_number BETWEEN 1 AND 9007199254740992
-GROUP BY producer_id
-HAVING max(sequence_number) > count(DISTINCT sequence_number)
-ORDER BY 2 DESC LIMIT 100
+WITH streams AS (
+    SELECT producer_id, received_by, max(sequence_number) AS highest,
+           max(sequence_number) - count(DISTINCT sequence_number) AS missing,
+           -- whoever used a producer's id first is who it is
+           rank() OVER (PARTITION BY producer_id ORDER BY min(recorded_at), min(id::text)) AS place
+    FROM audit.audit_logs
+    WHERE producer_id IS NOT NULL AND sequence_number BETWEEN 1 AND 9007199254740992
+    GROUP BY producer_id, received_by
+)
+SELECT producer_id, received_by, missing, highest, place = 1 FROM streams
+WHERE place > 1 OR missing > 0
+ORDER BY place = 1, missing DESC LIMIT 100
+"""
+_CONFLICTS: Final = """
+WITH beside AS (
+    SELECT id, payload->>'conflict_of' AS conflict_of, received_by, producer_id
+    FROM audit.audit_logs
+    WHERE entities @> ARRAY['audit.conflict:*'] AND json_typeof(payload) = 'object'
+      AND payload->>'conflict_of' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+)
+SELECT beside.id::text, beside.conflict_of, beside.received_by, beside.producer_id,
+       other.id IS NOT NULL, other.received_by, other.producer_id, count(*) OVER ()
+FROM beside LEFT JOIN LATERAL (
+    SELECT id, received_by, producer_id FROM audit.audit_logs
+    WHERE id = beside.conflict_of::uuid ORDER BY recorded_at LIMIT 1
+) AS other ON true
+ORDER BY beside.id LIMIT 1000
 """
 _ORIGIN: Final = "SELECT origin FROM audit.ledger_log"
 _APPEND_BLOCK: Final = (
@@ -138,6 +159,44 @@ _CANDIDATES: Final = (
     "FROM audit.ledger_blocks "
     "WHERE lowest <= $1 AND highest >= $1 ORDER BY first"
 )
+
+
+class Numbered(NamedTuple):
+    """A producer's stream by one credential.
+
+    Attributes:
+        producer: The producer's id.
+        received_by: The credential; None where the application wrote itself.
+        missing: Numbers that are not stored.
+        highest: The highest number.
+        is_first: Whether this credential was the first to use that id.
+    """
+
+    producer: str
+    received_by: str | None
+    missing: int
+    highest: int
+    is_first: bool
+
+
+class Beside(NamedTuple):
+    """A record that is stored under another id than it came under.
+
+    Attributes:
+        record_id: Under which it is stored.
+        conflict_of: Under which it came.
+        received_by, producer: Who wrote it; no credential where the application itself did.
+        is_taken: Whether another record has that id; else its time is of the future.
+        other_received_by, other_producer: Who wrote that one.
+    """
+
+    record_id: str
+    conflict_of: str
+    received_by: str | None
+    producer: str | None
+    is_taken: bool
+    other_received_by: str | None
+    other_producer: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,9 +544,15 @@ async def stored_ids(connection: Connection[Any]) -> AsyncIterator[tuple[uuid.UU
         yield row[0], row[1], row[2]
 
 
-async def gaps(connection: Connection[Any]) -> list[tuple[str, int, int]]:
-    """Producers whose numbers have gaps: how many are missing, and the highest number."""
-    return [tuple(row.values()) for row in await connection.fetch(_GAPS)]
+async def gaps(connection: Connection[Any]) -> list[Numbered]:
+    """Streams whose numbers have gaps, or whose producer's id another one used before."""
+    return [Numbered(*row.values()) for row in await connection.fetch(_GAPS)]
+
+
+async def conflicts(connection: Connection[Any]) -> tuple[list[Beside], int]:
+    """Records that are stored under another id than they came under; the first, and how many."""
+    rows = await connection.fetch(_CONFLICTS)
+    return [Beside(*list(row.values())[:-1]) for row in rows], rows[0][-1] if rows else 0
 
 
 async def append(

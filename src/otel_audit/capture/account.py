@@ -63,6 +63,7 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
 _MOST_IDENTITIES = 50
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
@@ -240,7 +241,13 @@ class Account:
     def _identities(self) -> list[object]:
         """Objects of the application from which it may be read who does it, and for whom."""
         scope = self.routed
-        return [*islice(state_of(scope).values(), _MOST_IDENTITIES), scope.get("user")]
+        found = [
+            one
+            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+            if one.__class__ not in _PLAIN
+        ]
+        user = scope.get("user")
+        return found if user is None else [*found, user]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
