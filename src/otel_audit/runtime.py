@@ -635,6 +635,7 @@ def _make_observer(
         response_bodies=config.capture_response_body,
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
+        span_urls=config.redact_spans,
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
