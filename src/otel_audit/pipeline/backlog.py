@@ -193,8 +193,8 @@ class Backlog:
         self._counters.add("dropped", lost)
         complain(
             _logger, "gone",
-                _complain_of_gone(error)
-            "in it alone are lost, unless another machine has adopted it", old.path, lost,
+            "The spool %s was removed while it was in use; another one is open. %d records that "
+            "were in it alone are lost, unless another machine has adopted it", old.path, lost,
             level=logging.CRITICAL,
         )  # fmt: skip
 
@@ -381,7 +381,3 @@ def _batches(kept: Iterable[SpooledRecord], spool: Spool, size: BatchSize) -> It
 def _item(kept: SpooledRecord, spool: Spool) -> Item:
     entry = read_back(kept.record_id, kept.payload)
     return Item(entry, kept.position, len(kept.payload), spool)
-
-
-def _complain_of_gone(error: Exception) -> None:
-    complain(_logger, "gone", "The spool is gone, and no other one can be opened: %s", error)
