@@ -11,6 +11,7 @@ from opentelemetry import metrics, trace
 
 from otel_audit.aside import Pages
 from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.strays import record_outside
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -105,6 +106,9 @@ class CommitAtomic:
         if self.relay is not None:
             self.relay.close(timeout)
 
+    def _count_error(self) -> None:
+        self._counters.add("capture_errors")
+
     def _committed(self) -> None:
         if self.relay is not None:
             self.relay.nudge()
@@ -119,7 +123,9 @@ class CommitAtomic:
             return
         if owner is None and not self._config.orm_outside_actions:
             return
-        record, further = record_outside("committed", changes, self._service())
+        record, further = record_outside(
+            "committed", changes, self._service, Parts(self._count_error)
+        )
         if owner is not None:
             record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
         yield from with_continuations(record, further)

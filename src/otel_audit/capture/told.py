@@ -19,9 +19,11 @@ from otel_audit.capture.reading import clean, first_identifier, identifier, prim
 from otel_audit.capture.tenant import tenant_from
 from otel_audit.complaints import complain
 from otel_audit.record import Actor, Target, Tenant, entity_reference
+from otel_audit.redaction.cutting import cut_text
 
 if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Work
 
 _logger = logging.getLogger(__name__)
 
@@ -83,10 +85,15 @@ def tenant_told(tenant: object) -> Tenant | None:
     return found
 
 
-def target_told(target: object, redactor: Redactor) -> Target | None:
+def target_told(target: object, redactor: Redactor, work: Work | None = None) -> Target | None:
     """Read a target: ``type:id``, a type alone, a `Target`, or an object with an id.
 
     An object that the database has not numbered yet has no id; ask again when it has.
+
+    Args:
+        target: What the caller says.
+        redactor: Takes secrets out.
+        work: What that may cost.
     """
     if target is None:
         return None
@@ -98,7 +105,7 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
     else:
         kind = entity_reference(type(target).__name__).rstrip(":")
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
-    number = None if number is None else identifier(redactor.text(str(number)))
+    number = None if number is None else identifier(redactor.text(str(number), work))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
 
 
@@ -115,8 +122,12 @@ def metadata_told(metadata: object) -> dict[str, Any]:
     return {"value": metadata}
 
 
+def name_told(text: str, redactor: Redactor) -> str:
+    """Make a name fit to be stored: redacted, on one line, bounded before it is looked at."""
+    return _name(cut_text(text, 2 * _LONGEST_NAME), redactor)
+
+
 # an application has few names, and uses them often
 @functools.lru_cache(maxsize=512)
-def name_told(text: str, redactor: Redactor) -> str:
-    """Make a name fit to be stored: redacted, on one line, bounded."""
+def _name(text: str, redactor: Redactor) -> str:
     return clean(redactor.text(text), _LONGEST_NAME)
