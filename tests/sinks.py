@@ -83,7 +83,7 @@ def serving(
     """Start `otel-audit serve`, with one token unless told otherwise."""
     secret = ""
     if not no_token:
-        secret, lines = new_token("test", **(token or {}))
+        secret, lines = new_token(**{"name": "test", **(token or {})})
         (directory / "tokens.toml").write_text(lines)
         options = ("--tokens", str(directory / "tokens.toml"), *options)
     port = free_port()

@@ -7,6 +7,7 @@ the same on every delivery.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -15,13 +16,18 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit.attributes import SCOPE_NAME, to_attributes
+from otel_audit.fitting import fit
+from otel_audit.ids import derived_uuid7
 from otel_audit.pipeline.mending import mend_record, written_down
 from otel_audit.pipeline.sink import Refused
-from otel_audit.record import AuditRecord
+from otel_audit.record import AuditRecord, to_json
 from otel_audit_otlp import wire
 
 LARGEST_REQUEST: Final = 3_500_000
 """Bytes of spans in one request; receivers take 4 MiB (gRPC's default) behind them, or more."""
+
+LARGEST_RECORD: Final = 1_040_000
+"""Bytes of a record's JSON text: a little below what `otel-audit serve` takes by default."""
 
 _UNFIT: Final = (
     TypeError, ValueError, OverflowError, RecursionError, AttributeError, msgspec.MsgspecError,
@@ -52,14 +58,33 @@ def carry(records: Sequence[AuditRecord]) -> tuple[list[Carried], list[Refused]]
                 # one that cannot be written must show here, where it costs one record only
                 wire.pairs(wire.RESOURCE_ATTRIBUTE, record.resource)
                 checked = record.resource
-            carried.append(Carried(record, to_span(record)))
+            carried += _carried(record)
         except _UNFIT:
             kept = _mended(record)
             if isinstance(kept, Refused):
                 refused.append(kept)
             else:
-                carried.append(kept)
+                carried += kept
     return carried, refused
+
+
+def _carried(record: AuditRecord) -> list[Carried]:
+    """Carry a record, in pieces where it is larger than the sink takes.
+
+    Our own recorder splits records when it numbers them. What another program's span said, or a
+    row of an outbox, comes here as it is; its pieces have the same ids on every delivery.
+    """
+    span = to_span(record)
+    # as JSON, which is what the sink measures, a text may be six times as long
+    if len(span) <= LARGEST_RECORD // 6 or len(to_json(record)) <= LARGEST_RECORD:
+        return [Carried(record, span)]
+    first, *others = fit(record, LARGEST_RECORD, functools.partial(_piece_id, record))
+    pieces = [first, *(msgspec.structs.replace(piece, sequence_number=None) for piece in others)]
+    return [Carried(piece, to_span(piece)) for piece in pieces]
+
+
+def _piece_id(record: AuditRecord, number: int) -> str:
+    return derived_uuid7(record.occurred_at, record.record_id, f"piece {number}")
 
 
 def to_span(record: AuditRecord) -> bytes:
@@ -116,11 +141,11 @@ def parts_of(carried: Sequence[Carried]) -> Iterator[Sequence[Carried]]:
         yield carried[first:]
 
 
-def _mended(record: AuditRecord) -> Carried | Refused:
+def _mended(record: AuditRecord) -> list[Carried] | Refused:
     try:
         mended = mend_record(record)
         wire.pairs(wire.RESOURCE_ATTRIBUTE, mended.resource)
-        return Carried(mended, to_span(mended))
+        return _carried(mended)
     except _UNFIT as error:
         reason = f"no span can carry the record: {type(error).__name__}"
         return Refused(str(record.record_id), written_down(record), reason)

@@ -47,7 +47,7 @@ _MAP: Final = _parts(6)
 _ELEMENT: Final = _parts(1)
 _BYTES_OF_VARINT: Final = [bytes((number,)) for number in range(128)]
 _INT64: Final = range(-(1 << 63), 1 << 63)
-_UINT64: Final = range(1 << 64)
+_TIMES: Final = range(1, 1 << 63)
 
 
 def part(tag: bytes, content: bytes) -> bytes:
@@ -59,9 +59,10 @@ def time(tag: bytes, nanoseconds: int) -> bytes:
     """Write a time.
 
     Raises:
-        ValueError: It is before 1970, or after 2554.
+        ValueError: It is not after 1970, or after 2262: no record has such a time, and no store
+            takes it.
     """
-    if nanoseconds not in _UINT64:
+    if nanoseconds not in _TIMES:
         raise ValueError("a time that OTLP cannot say")
     return tag + struct.pack("<Q", nanoseconds)
 

@@ -39,7 +39,8 @@ guarded AS (
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
-         'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'receiving_key', 'schema_version')
+         'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
+         'schema_version')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i
@@ -121,6 +122,47 @@ SELECT 'rule ' || r.rulename || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_rewrite r ON r.ev_class = guarded.oid
 ORDER BY 1
 """  # noqa: S608 - constants
+# what else looks at a row while it is stored: it may refuse what is sound
+_ADDITIONS: Final = """
+WITH looked_at AS (
+    SELECT c.oid, c.relname AS name,
+           c.relname IN ('audit_logs', 'quarantine', 'ledger_queue') AS top
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'audit' AND (c.relname IN ('audit_logs', 'quarantine', 'ledger_queue')
+        OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
+                     JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+                     WHERE p.relname = 'audit_logs' AND p.relnamespace = n.oid))
+)
+SELECT 'constraint ' || k.conname || ' on audit.' || name
+FROM looked_at JOIN pg_catalog.pg_constraint k ON k.conrelid = looked_at.oid
+WHERE k.contype IN ('c', 'f', 'u', 'x') AND k.conparentid = 0 AND k.conname <> ALL ($1::text[])
+UNION ALL
+SELECT 'index ' || x.relname || ' on audit.' || name
+FROM looked_at JOIN pg_catalog.pg_index i ON i.indrelid = looked_at.oid
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+WHERE x.relname <> ALL ($2::text[])
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = x.oid)
+UNION ALL
+SELECT 'NOT NULL of column ' || a.attname || ' on audit.' || name
+FROM looked_at JOIN pg_catalog.pg_attribute a ON a.attrelid = looked_at.oid
+WHERE top AND a.attnotnull AND a.attnum > 0 AND NOT a.attisdropped
+  AND a.attname <> ALL ($3::text[])
+UNION ALL
+SELECT 'trigger ' || t.tgname || ' on audit.ledger_queue'
+FROM looked_at JOIN pg_catalog.pg_trigger t ON t.tgrelid = looked_at.oid
+WHERE name = 'ledger_queue' AND NOT t.tgisinternal AND t.tgname <> 'refuse_change'
+ORDER BY 1
+"""
+_OUR_CONSTRAINTS: Final = (
+    "audit_logs_content_hash_check", "audit_logs_received_hash_check",
+    "quarantine_content_hash_check", "quarantine_hash", "quarantine_texts",
+)  # fmt: skip
+_NEVER_NULL: Final = (
+    "id", "action_id", "phase", "tenant_id", "recorded_at", "occurred_at", "duration_ms",
+    "event_name", "action", "outcome", "actor_id", "actor_type", "transaction_outcome", "entities",
+    "schema_version", "payload", "content_hash", "position", "received", "reason",
+)  # fmt: skip
+_INDEX: Final = re.compile(r"CREATE (?:UNIQUE )?INDEX (\w+)")
 _CHANGING_RIGHTS: Final = f"""
 WITH {_GUARDED}
 SELECT wanted || ' on ' || name
@@ -199,6 +241,16 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
 async def strangers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
     return await _texts(connection, _STRANGERS, *_sources())
+
+
+async def additions(connection: Connection[Any]) -> list[str]:
+    """Name what looks at rows while they are stored, and is not ours: it may refuse sound ones."""
+    indexes = [name for step in migrations() for name in _INDEX.findall(step.sql)]
+    keys = ["audit_logs_pkey", "quarantine_pkey", "ledger_queue_pkey"]
+    found = await _texts(
+        connection, _ADDITIONS, list(_OUR_CONSTRAINTS), [*indexes, *keys], list(_NEVER_NULL)
+    )
+    return [*await strangers(connection), *found]
 
 
 async def changing_rights(connection: Connection[Any], role: str) -> list[str]:

@@ -156,7 +156,9 @@ class PostgresAuditSpanExporter(SpanExporter):
         async with self._connection() as sink:
             while True:
                 try:
-                    await sink.write(records)
+                    written = await sink.write(records)
+                    if written.held:
+                        raise StoreError(written.why_held)
                     await sink.quarantine(refused)
                 except StoreUnavailableError:
                     if time.monotonic() + pause >= until:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import StoreError
+from otel_audit.ids import uuid7
+from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord
 from otel_audit_postgres import catalog, weaknesses
-from otel_audit_postgres.connecting import Connection, connect
-from otel_audit_postgres.failures import INIT, as_store_error
+from otel_audit_postgres.connecting import Connection, connect, disconnect
+from otel_audit_postgres.failures import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.readiness import refuse_version
+from otel_audit_postgres.rows import COLUMNS, to_row
 
 OLDEST_SERVER: Final = 15
 NEWEST_SERVER: Final = 18
@@ -34,6 +38,10 @@ SELECT current_user AS role, current_setting('server_version') AS version,
 _ROLES: Final = (
     "run `otel-audit init --roles --writer ROLE` as an administrator, "
     "and let OTEL_AUDIT_DSN log in as ROLE"
+)
+_TRIAL: Final = (
+    f"INSERT INTO audit.audit_logs ({', '.join(name for name, _ in COLUMNS)}) "  # noqa: S608 - constants
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))})"
 )
 _LISTED: Final = 5
 """Problems of one kind that are written out."""
@@ -121,6 +129,7 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
             "no triggers or rules but our own",
             "drop them: they can make records vanish",
         ),
+        await _additions(connection),
         _none_of(
             "may_not_change",
             await catalog.changing_rights(connection, role),
@@ -147,6 +156,51 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
             ),
         ]
     return [*found, *await _look_inside(connection, role)]
+
+
+async def _additions(connection: Connection[Any]) -> Finding:
+    """What could refuse sound records."""
+    found = await catalog.additions(connection)
+    if not found:
+        return Finding("additions", ok=True, detail="nothing that was added looks at new records")
+    return Finding(
+        "additions",
+        None,
+        "; ".join(found[:_LISTED]),
+        "see that they refuse no record: what they refuse waits in the spools until that is mended",
+    )
+
+
+async def _takes_records(connection: Connection[Any]) -> Finding:
+    """Store a record as a writer does, and take it back before it is committed."""
+    name, row = "takes_records", _trial_row()
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(_TRIAL, *row)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        why = refusal_reason(error)
+        return Finding(
+            name, ok=False, detail=f"a record that was tried is refused: {why}",
+            remedy="mend what refuses it; until then records wait in the spools",
+        )  # fmt: skip
+    finally:
+        await transaction.rollback()
+    return Finding(name, ok=True, detail="a record that was tried, and taken back, is taken")
+
+
+def _trial_row() -> tuple[Any, ...]:
+    record = AuditRecord(
+        record_id=uuid7(), action_id=uuid7(), phase="completed", schema_version=SCHEMA_VERSION,
+        event_name="audit.trial", action="EXECUTE", outcome="unknown",
+        actor=Actor(id="otel-audit", type="system"), occurred_at=time.time_ns(),
+        transaction="none",
+    )  # fmt: skip
+    row = to_row(record)
+    return tuple(
+        value.decode() if isinstance(value, bytes) and kind == "json" else value
+        for value, (_, kind) in zip(row.values, COLUMNS, strict=True)
+    )
 
 
 async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
@@ -229,6 +283,8 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
         "SELECT has_function_privilege('audit.exceptional_rows()', 'EXECUTE')"
     ):
         return [*found, Finding("exceptions", None, "this role may not see them", _ROLES)]
+    if not await catalog.lacking_rights(connection):
+        found.append(await _takes_records(connection))
     rows = await connection.fetchrow("SELECT * FROM audit.exceptional_rows()")
     assert rows is not None  # noqa: S101 - a function without SETOF has a row
     in_default, in_quarantine = rows
@@ -238,7 +294,8 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
             "default_partition",
             True if not in_default else None,
             f"{in_default} rows in audit.audit_logs_default",
-            "partitions were missing, or clocks wrong: see occurred_at of these rows"
+            "partitions were missing, or clocks wrong: `otel-audit maintain` names the months, "
+            "which cannot be retired before `otel-audit maintain --month YYYY-MM` was run for each"
             if in_default
             else "",
         ),
@@ -288,7 +345,7 @@ async def _opened(dsn: str) -> AsyncIterator[Connection[Any]]:
     try:
         yield connection
     finally:
-        await connection.close()
+        await disconnect(connection)
 
 
 def _server_version(server: Any) -> Finding:

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
 from otel_audit.complaints import complain
-from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.connecting import Connection, is_pooled
 from otel_audit_postgres.copyformat import in_pieces
-from otel_audit_postgres.failures import is_poison, sqlstate
+from otel_audit_postgres.failures import is_refusal, sqlstate
 from otel_audit_postgres.rows import COLUMNS, Row
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +31,10 @@ _DEFINITIONS: Final = ", ".join(f"{name} pg_catalog.{kind}" for name, kind in CO
 _CREATE: Final = f"CREATE TEMPORARY TABLE pg_temp.{_TABLE} ({_DEFINITIONS}) ON COMMIT DELETE ROWS"
 _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 - constants
-    f"FROM pg_temp.{_TABLE} ON CONFLICT DO NOTHING"
+    f"FROM pg_temp.{_TABLE} "
+    # the key is id and tenant: an id that another tenant's record has is taken, too
+    "WHERE id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
+    f"WHERE taken.id = ANY (ARRAY(SELECT id FROM pg_temp.{_TABLE})))) ON CONFLICT DO NOTHING"
 )
 
 _NOT_HERE: Final = ("0A", "25P", "26", "3F", "42", "53")
@@ -52,7 +55,8 @@ class Loader:
         self._connection = connection
         self._timeout = statement_timeout
         self._is_prepared = False
-        self._is_possible = True
+        # a temporary table is a session's, and behind a pooler there is none
+        self._is_possible = not is_pooled(connection)
 
     async def load(self, rows: Sequence[Row]) -> int | None:
         """Store rows; return only after they are committed.
@@ -81,7 +85,7 @@ class Loader:
                 raise
             if self._connection.is_in_transaction():
                 await self._run("ROLLBACK")
-            if is_poison(error):
+            if is_refusal(error):
                 raise
             self._give_up(error)
             return None
@@ -120,7 +124,7 @@ class Loader:
 def _leaves_connection(error: Exception) -> bool:
     """Tell whether the connection is as good as before, once what was begun is rolled back."""
     state = sqlstate(error)
-    return bool(state) and (state.startswith(_NOT_HERE) or is_poison(error))
+    return bool(state) and (state.startswith(_NOT_HERE) or is_refusal(error))
 
 
 async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:

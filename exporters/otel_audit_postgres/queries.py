@@ -2,70 +2,57 @@
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import asyncpg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import ConfigurationError, OtelAuditError
+from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import Connection, Limits, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
-from otel_audit_postgres.query.conditions import READABLE, Conditions, conditions_of
+from otel_audit_postgres.query.conditions import READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
+from otel_audit_postgres.query.walking import (
+    WINDOW,
+    Order,
+    filtered,
+    selected,
+    standing_alone,
+    walk,
+    within,
+)
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
-WINDOW: Final = 10_000
-"""Records that one page reads whole, for free text and what has no column: about 0.1 s."""
 
-# word for word the condition of the index audit_logs_astray, or the index is of no use
-_ASTRAY: Final = (
-    "CASE WHEN isfinite(occurred_at) THEN "
-    "abs(('x' || left(id::text, 8) || substr(id::text, 10, 4))::bit(48)::bigint"
-    " - (extract(epoch FROM occurred_at - '1970-01-01 00:00:00+00'::timestamptz) * 1000)::bigint"
-    ") > 1000 ELSE true END"
-)
-_ASTRAY_FROM: Final = 1002
-"""Milliseconds that an id may be from its record's time and not be astray, with rounding."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_ID: Final = (1 << 128) - 1
 # a plan for any values at all does not know how few they select
-_PLAN_FOR_VALUES: Final = "SET plan_cache_mode = force_custom_plan"
+_PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
-# a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
-_EARLIEST: Final = "'0001-01-01 00:00:01+00'::timestamptz"
-_LATEST: Final = "'9999-12-31 23:59:59+00'::timestamptz"
-_WITHIN: Final = f"least(greatest({{0}}, {_EARLIEST}), {_LATEST})"
-_FOUND: Final = (
-    f"id, tenant_id, {_WITHIN.format('occurred_at')} AS occurred_at, "
-    f"{_WITHIN.format('recorded_at')} AS recorded_at, event_name, outcome, actor_id, target_type, "
-    "target_id, status_code, request_id, trace_id"
-)
-_REASON: Final = (
-    f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
-)
 _NAMES: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id",
 )  # fmt: skip
+_REASON: Final = (
+    f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
+)
 _REASONS: Final = (
     f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[])"
 )
 _IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
 _SHOWN: Final = (
-    f"SELECT {_FOUND}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
+    f"SELECT {selected(_NAMES)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
 )
 _VOLUME: Final = f"""
-SELECT to_char({_WITHIN.format("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
+SELECT to_char({within("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
        event_name, count(*) AS records
 FROM audit.audit_logs WHERE occurred_at >= $1
 GROUP BY 1, 2 ORDER BY 1 DESC, 3 DESC, 2
@@ -231,16 +218,13 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
         try:
-            await connection.execute(_PLAN_FOR_VALUES)
             yield connection
-        except OtelAuditError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def search(
@@ -271,28 +255,24 @@ async def search(
     query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
     query, notice = await _resolved(connection, query)
     asked = conditions_of(query, datetime.now(UTC))
-    conditions = list(asked.columns)
+    order = Order(oldest_first=oldest_first)
     if after is not None:
-        record_id, tenant_id = _place(after)
-        place = f"({asked.bind(record_id)}::uuid, {asked.bind(tenant_id)}::text)"
-        conditions.append(f"(id, tenant_id) {'>' if oldest_first else '<'} {place}")
-    direction = "ASC" if oldest_first else "DESC"
-    order = f"ORDER BY id {direction}, tenant_id {direction}"
+        asked.columns.append(order.beyond(asked, *_place(after)))
+    window = ""
     if asked.payload:
         # bounded, before any payload is read
-        window = _walk(asked, conditions, f"{order} LIMIT {WINDOW}")
-        sql = _filtered(window, asked.payload, f"{order} LIMIT {limit + 1}")
+        window = walk(asked, _NAMES, f"{order} LIMIT {WINDOW}")
+        sql = filtered(window, asked.payload, _NAMES, f"{order} LIMIT {limit + 1}")
     else:
-        window = ""
-        sql = _walk(asked, conditions, f"{order} LIMIT {limit + 1}")
+        sql = walk(asked, _NAMES, f"{order} LIMIT {limit + 1}")
     rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
     found = await _with_reasons(connection, rows[:limit])
     if len(rows) > limit:
         last = rows[limit - 1]
         return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
     if window:
-        alone, values = _alone(window, asked.values)
-        end = await connection.fetchrow(_end_of(alone, oldest_first=oldest_first), *values)
+        alone, values = standing_alone(window, asked.values)
+        end = await connection.fetchrow(order.end_of(alone), *values)
         if end is not None and end["records"] >= WINDOW:
             at = f"{end['id']}/{end['tenant_id']}"
             return Page(found, at, searched_to=end["occurred_at"], notice=notice)
@@ -387,71 +367,6 @@ async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tupl
     return tuple(
         replace(record, actor_reason=reasons.get((record.id, record.tenant_id))) for record in found
     )
-
-
-def _walk(asked: Conditions, conditions: list[str], order: str) -> str:
-    if asked.entity:
-        return _gathered(conditions, order)
-    if asked.since is not None or asked.until is not None:
-        return _by_time(asked, conditions, order)
-    return f"{_selecting(conditions)} {order}"
-
-
-def _filtered(window: str, conditions: Sequence[str], order: str) -> str:
-    """Read the records of a window whole, and keep those that fit."""
-    where = " AND ".join(conditions)
-    names = ", ".join(f"read.{name}" for name in _NAMES)
-    return (
-        f"SELECT {names} FROM (SELECT walked.*, l.payload FROM ({window}) AS walked "  # noqa: S608
-        f"JOIN audit.audit_logs AS l USING (id, tenant_id)) AS read WHERE {where} {order}"
-    )
-
-
-def _end_of(window: str, *, oldest_first: bool) -> str:
-    direction = "DESC" if oldest_first else "ASC"
-    return (
-        f"SELECT id, tenant_id, occurred_at, count(*) OVER () AS records "  # noqa: S608
-        f"FROM ({window}) AS walked ORDER BY id {direction}, tenant_id {direction} LIMIT 1"
-    )
-
-
-def _alone(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
-    """A part of a query with its own values only: the server knows no type for the others."""
-    numbers = sorted({int(number) for number in re.findall(r"\$(\d+)", sql)})
-    renamed = {number: place for place, number in enumerate(numbers, 1)}
-    text = re.sub(r"\$(\d+)", lambda found: f"${renamed[int(found[1])]}", sql)
-    return text, [values[number - 1] for number in numbers]
-
-
-def _selecting(conditions: Sequence[str]) -> str:
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {_FOUND} FROM audit.audit_logs{where}"  # noqa: S608 - constants and numbers
-
-
-def _gathered(conditions: Sequence[str], order: str) -> str:
-    """Find all, then order them: their index knows no order, another one leads past too many."""
-    selecting = f"WITH found AS MATERIALIZED ({_selecting(conditions)})"
-    return f"{selecting} SELECT {_FOUND} FROM found {order}"  # noqa: S608 - as above
-
-
-def _by_time(asked: Conditions, conditions: list[str], order: str) -> str:
-    """Walk along the ids of that time; those that are astray come from an index of their own."""
-    between = list(conditions)
-    if asked.since is not None:
-        between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")
-    if asked.until is not None:
-        between.append(f"id <= {asked.bind(_id_at(asked.until, _ASTRAY_FROM))}::uuid")
-    return (
-        f"WITH astray AS MATERIALIZED ({_selecting([*conditions, _ASTRAY])}) "  # noqa: S608
-        f"SELECT {_FOUND} FROM (({_selecting(between)} {order}) UNION SELECT {_FOUND} FROM astray) "
-        f"AS found {order}"
-    )
-
-
-def _id_at(moment: datetime, milliseconds: int) -> uuid.UUID:
-    """The lowest UUID of a millisecond, so many after a moment."""
-    found = (moment - _EPOCH) // timedelta(milliseconds=1) + milliseconds
-    return uuid.UUID(int=min(max(found << 80, 0), _LATEST_ID))
 
 
 def _place(after: str) -> tuple[uuid.UUID, str]:

@@ -15,7 +15,12 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit_postgres.connecting import Connection, LockNotAvailableError, connect
+from otel_audit_postgres.connecting import (
+    Connection,
+    LockNotAvailableError,
+    connect,
+    disconnect,
+)
 from otel_audit_postgres.failures import INIT, as_store_error
 from otel_audit_postgres.halfway import installed_version
 from otel_audit_postgres.migrations import (
@@ -312,7 +317,7 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         original = getattr(error, "orig", None)  # SQLAlchemy wraps what the driver raised
         cause = error if original is None else original.__cause__ or original
-        raise as_store_error(cause, "set up the audit store") from error
+        raise as_store_error(cause, "set up the audit store", sets_up=True) from error
 
 
 @asynccontextmanager
@@ -322,7 +327,7 @@ async def _connection(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
         try:
             yield connection
         finally:
-            await connection.close()
+            await disconnect(connection)
         return
     if not hasattr(dsn_or_engine, "connect") or not hasattr(dsn_or_engine, "dialect"):
         raise ConfigurationError("init: a DSN (postgresql://…) or an AsyncEngine is needed")

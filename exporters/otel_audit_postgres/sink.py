@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -17,10 +18,28 @@ from otel_audit.complaints import complain
 from otel_audit.errors import StoreError
 from otel_audit.ids import conflict_id, derived_uuid7
 from otel_audit.pipeline.mending import written_down
+from otel_audit.pipeline.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.record import AuditRecord
-from otel_audit_postgres.connecting import Connection, InsufficientPrivilegeError, connect
-from otel_audit_postgres.failures import as_store_error, is_poison, poison_reason
+from otel_audit_postgres import catalog
+from otel_audit_postgres.connecting import (
+    Connection,
+    InsufficientPrivilegeError,
+    Limits,
+    connect,
+    disconnect,
+    disconnect_later,
+    disconnected,
+    refuse_unreplicated,
+    settle,
+)
+from otel_audit_postgres.failures import (
+    as_store_error,
+    is_data_error,
+    is_poison,
+    is_refusal,
+    refusal_reason,
+)
 from otel_audit_postgres.loading import SMALLEST_LOAD, Loader
 from otel_audit_postgres.readiness import refuse_unready
 from otel_audit_postgres.rows import (
@@ -33,7 +52,7 @@ from otel_audit_postgres.rows import (
 
 _logger = logging.getLogger(__name__)
 
-LARGEST_STATEMENT: Final = 8_000_000
+LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
 
 # one array a column; arrays of arrays cannot be unnested, so entities travel as array literals
@@ -47,7 +66,10 @@ _ARRAYS: Final = ", ".join(
 )
 _INSERT: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
-    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) ON CONFLICT DO NOTHING"
+    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) "
+    # the key is id and tenant: an id that another tenant's record has is taken, too
+    "WHERE sent.id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
+    "WHERE taken.id = ANY ($1::uuid[]))) ON CONFLICT DO NOTHING"
 )
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
@@ -56,17 +78,19 @@ _KNOWN: Final = "SELECT DISTINCT id FROM audit.audit_logs WHERE id = ANY($1::uui
 _RECEIPTS: Final = (
     "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
+# what came over the network vouches for nothing that this process has written
+_OWN_RECEIPTS: Final = f"{_RECEIPTS} AND received_hash IS NULL ORDER BY recorded_at"
 _RECEIVING_KEY: Final = "SELECT key FROM audit.receiving_key"
 _SET_ASIDE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
-# COMMIT must mean durable, whatever the role's or the server's default is
-_DURABLE: Final = (
-    "SELECT set_config('synchronous_commit', 'on', false) "
-    "WHERE current_setting('synchronous_commit') = 'off'"
-)
+_IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
+_MOST_COUNTED: Final = 100_000
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
+
+_TRIED: Final = 8
+"""Records that are tried one by one before the store is taken to refuse all."""
 
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
@@ -100,6 +124,7 @@ class PostgresSink:
         *,
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
+        tell: Callable[[int], None] | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
 
@@ -107,8 +132,10 @@ class PostgresSink:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
+            tell: Told once a day how many rows are in the default partition, counted to a bound.
         """
         self._dsn = dsn
+        self._tell = tell
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
@@ -143,14 +170,23 @@ class PostgresSink:
         if not records:
             return Written(stored=0)
         rows, unfit = _to_rows(_as_their_own(records))
-        became = Accepted(unfit)
-        async with self._session("write to the audit store") as connection:
+        became = _Outcome(unfit)
+        # one statement does not see what it inserts itself
+        store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
+        async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
-                await self._store(connection, part, became)
-            await self._set_aside(connection, became.refused)
+                await store(connection, part, became)
+            await self._set_aside(connection, became.refused, became)
         _tell_conflicts(became.conflicts)
-        refused = len(became.refused)
-        return Written(len(records) - refused, refused, len(became.conflicts))
+        _remember(rows, became)
+        refused, held = len(became.refused), tuple(became.held)
+        return Written(
+            len(records) - refused - len(held),
+            refused,
+            len(became.conflicts),
+            held,
+            _held_up(became.held) if held else "",
+        )
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -164,16 +200,17 @@ class PostgresSink:
         """
         if not refused:
             return
-        async with self._session("write to the audit store") as connection:
-            await self._set_aside(connection, refused)
+        became = _Outcome([])
+        async with self._session("write to the audit store", became) as connection:
+            await self._set_aside(connection, refused, became)
 
     async def accept(
         self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
     ) -> Accepted:
         """Store what others sent; return only after it is durable. Twice stores once.
 
-        Unlike `write`, it takes a second record under an id that another tenant has for a
-        conflict: who sends may not be who made the first.
+        A second record under an id that another one has is a conflict, also where the other one is
+        another tenant's: who sends may not be who made the first.
 
         Args:
             records: The batch, each with its `received` mark.
@@ -187,13 +224,18 @@ class PostgresSink:
             StoreError: As for `write`.
         """
         rows, unfit = _to_rows(_as_their_own(records))
-        became = Accepted(unfit)
-        async with self._session("write to the audit store") as connection:
+        became = _Outcome(unfit)
+        async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
                 await self._store_new(connection, part, became)
-            await self._set_aside(connection, [*became.refused, *refused])
+            await self._set_aside(connection, [*became.refused, *refused], became)
         _tell_conflicts(became.conflicts)
-        return became
+        return Accepted(
+            became.refused,
+            became.conflicts,
+            frozenset(became.held),
+            _held_up(became.held) if became.held else "",
+        )
 
     async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
         """Say what is stored under several records' ids.
@@ -208,14 +250,13 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        async with self._session("read receipts from the audit store") as connection:
+        became = _Outcome([])
+        async with self._session("read receipts from the audit store", became) as connection:
             rows = await connection.fetch(
                 _RECEIPTS, list(record_ids), timeout=self._statement_timeout
             )
-        return {
-            str(row["id"]): Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
-            for row in rows
-        }
+            became.relies_on_what_is_seen = bool(rows)
+        return {one.record_id: one for one in map(_receipt, rows)}
 
     async def receiving_key(self) -> bytes:
         """Read the key under which received records are hashed; 32 bytes, one for the store.
@@ -237,17 +278,21 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        async with self._session("look into the audit store") as connection:
+        became = _Outcome([])
+        async with self._session("look into the audit store", became) as connection:
             found = await connection.fetch(
                 _KNOWN, list(record_ids), timeout=self._statement_timeout
             )
+            became.relies_on_what_is_seen = bool(found)
         return {str(row["id"]) for row in found}
 
-    async def receipt(self, record_id: str) -> Receipt | None:
-        """Say what is stored under a record's id.
+    async def receipt(self, record_id: str, content_hash: str | None = None) -> Receipt | None:
+        """Say what is stored under the id of a record that an application has written itself.
 
         Args:
             record_id: A UUID as text.
+            content_hash: Which row it must be, where that is known: whoever may write can store
+                another record under an id that he knows.
 
         Returns:
             The receipt; None where there is no such row.
@@ -256,25 +301,44 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        found = await self.receipts([record_id])
-        return next(iter(found.values()), None)
+        became = _Outcome([])
+        async with self._session("read receipts from the audit store", became) as connection:
+            rows = await connection.fetch(
+                _OWN_RECEIPTS, [record_id], timeout=self._statement_timeout
+            )
+            became.relies_on_what_is_seen = bool(rows)
+        found = map(_receipt, rows)
+        return next(
+            (one for one in found if content_hash is None or one.content_hash == content_hash),
+            None,
+        )
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            await connection.close(timeout=self._connect_timeout)
-        except Exception:  # noqa: BLE001 - it is gone either way, and everything written is committed
-            connection.terminate()
+        if connection is not None:
+            await disconnect(connection)
+        await disconnected()
 
     @asynccontextmanager
-    async def _session(self, doing: str) -> AsyncIterator[Connection[Any]]:
-        """Lend the connection; after any error drop it, and raise what to do about the error."""
+    async def _session(
+        self, doing: str, became: _Outcome | None = None
+    ) -> AsyncIterator[Connection[Any]]:
+        """Lend the connection; after any error drop it, and raise what to do about the error.
+
+        What the block says of records stands only when all that it relies on is durable.
+        """
         with suppress_instrumentation():
             try:
-                yield await self._connected()
+                connection = await self._connected()
+                yield connection
+                if became is not None and became.relies_on_what_is_seen:
+                    async with asyncio.timeout(self._statement_timeout):
+                        await settle(connection)
+                refuse_unreplicated(connection)
+                if became is not None and became.held:
+                    # the next try in a new session: one keeps numbers of sequences, for example
+                    self._drop()
             except BaseException as error:
                 self._drop()
                 if not isinstance(error, Exception):
@@ -285,8 +349,9 @@ class PostgresSink:
         if self._connection is not None:
             await _hear()
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, self._connect_timeout)
-            await self._connection.execute(_DURABLE, timeout=self._statement_timeout)
+            self._connection = await connect(
+                self._dsn, self._connect_timeout, Limits.of_statements(self._statement_timeout)
+            )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
         today = datetime.now(UTC).date()
@@ -319,14 +384,37 @@ class PostgresSink:
                     made["detail"],
                     level=logging.WARNING,
                 )
+        if self._tell is not None:
+            await self._tell_of_default(connection, self._tell)
+
+    async def _tell_of_default(
+        self, connection: Connection[Any], tell: Callable[[int], None]
+    ) -> None:
+        try:
+            rows = await connection.fetchval(
+                _IN_DEFAULT, _MOST_COUNTED, timeout=self._statement_timeout
+            )
+        except InsufficientPrivilegeError:
+            return  # it is told by whoever may see it: `otel-audit doctor` and `maintain`
+        tell(rows)
+        if rows:
+            complain(
+                _logger,
+                "default partition",
+                "%d rows or more are in audit.audit_logs_default, because of missing partitions or "
+                "wrong clocks; their months cannot be retired before they have partitions of their "
+                "own: see `otel-audit maintain`",
+                rows,
+                level=logging.WARNING,
+            )
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.terminate()
+            disconnect_later(connection)
 
     async def _store(
-        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
         """Insert rows; those whose ids are taken by other records are stored beside these."""
         sound, new = await self._put(connection, rows, became)
@@ -334,30 +422,53 @@ class PostgresSink:
             await self._store_beside(connection, sound, became)
 
     async def _put(
-        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> tuple[Sequence[Row], int]:
-        """Insert rows; those that the table refuses are found by halving.
+        """Insert rows; those that the store refuses are found by halving.
 
         Returns:
             The rows that it takes, and how many of them are new.
         """
+        if became.is_hopeless:
+            became.held.update(dict.fromkeys(map(_came_as, rows), became.last_reason))
+            return [], 0
         try:
-            return rows, await self._insert(connection, rows)
+            new = await self._insert(connection, rows)
         except Exception as error:
-            if not is_poison(error):
+            if not is_refusal(error):
                 raise
             if len(rows) == 1:
                 if getattr(error, "constraint_name", None) == _FUTURE_ID:
                     return await self._put_at_present(connection, rows[0], became)
-                became.refused.append(_refused(rows[0], poison_reason(error)))
+                await self._judge(connection, rows[0], error, became)
                 return [], 0
+        else:
+            became.has_taken_any = True
+            return rows, new
         middle = len(rows) // 2
         first, new = await self._put(connection, rows[:middle], became)
         second, more = await self._put(connection, rows[middle:], became)
         return [*first, *second], new + more
 
+    async def _judge(
+        self, connection: Connection[Any], row: Row, error: Exception, became: _Outcome
+    ) -> None:
+        """Put a record aside that is at fault itself; keep waiting one that the store is for.
+
+        A check of ours knows records. What somebody else has added to the tables (a trigger, a
+        constraint, an index), what is missing there, or a sequence that is behind, refuses
+        whatever comes: such records are sound, and are stored once that is mended.
+        """
+        at_fault = is_poison(error) or (
+            is_data_error(error) and not await catalog.additions(connection)
+        )
+        if at_fault:
+            became.refused.append(_refused(row, refusal_reason(error)))
+        else:
+            became.held[_came_as(row)] = refusal_reason(error)
+
     async def _put_at_present(
-        self, connection: Connection[Any], row: Row, became: Accepted
+        self, connection: Connection[Any], row: Row, became: _Outcome
     ) -> tuple[Sequence[Row], int]:
         """Insert a row whose id is of the future under one of today: its producer's clock is wrong.
 
@@ -371,9 +482,9 @@ class PostgresSink:
         try:
             new = await self._insert(connection, [moved])
         except Exception as error:
-            if not is_poison(error):
+            if not is_refusal(error):
                 raise
-            became.refused.append(_refused(row, poison_reason(error)))
+            await self._judge(connection, row, error, became)
             return [], 0
         became.conflicts.append(Conflict(row.record_id, moved.record_id))
         return [moved], new
@@ -385,7 +496,7 @@ class PostgresSink:
             try:
                 loaded = await self._loader.load(rows)
             except BaseException as error:
-                self._has_broken_loading = not is_poison(error)
+                self._has_broken_loading = not is_refusal(error)
                 raise
             if loaded is not None:
                 return loaded
@@ -394,7 +505,7 @@ class PostgresSink:
         return int(status.rpartition(" ")[2])
 
     async def _store_new(
-        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
         """Insert rows whose ids are in no other row, of whatever tenant."""
         ids = [row.id for row in rows]
@@ -411,17 +522,17 @@ class PostgresSink:
             await self._store_beside(connection, others, became)
 
     async def _store_beside(
-        self, connection: Connection[Any], rows: Sequence[Row], became: Accepted
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
         """Store the records whose ids are another's beside it, each under an id of its own."""
-        waiting = await self._conflicting(connection, rows)
+        waiting = await self._conflicting(connection, rows, became)
         for claim in range(1, _MOST_CLAIMS):
             if not waiting:
                 return
             moved = [_moved(row, claim) for row in waiting]
             sound, _ = await self._put(connection, moved, became)
-            taken = {row.id for row in await self._conflicting(connection, sound)}
-            stored = {row.id for row in sound} - taken
+            taken = {row.id for row in await self._conflicting(connection, sound, became)}
+            stored = {row.id for row in sound if _came_as(row) not in became.held} - taken
             became.conflicts.extend(
                 Conflict(row.record_id, new.record_id)
                 for row, new in zip(waiting, moved, strict=True)
@@ -430,26 +541,37 @@ class PostgresSink:
             waiting = [row for row, new in zip(waiting, moved, strict=True) if new.id in taken]
         became.refused.extend(_refused(row, CONFLICT) for row in waiting)
 
-    async def _conflicting(self, connection: Connection[Any], rows: Sequence[Row]) -> list[Row]:
+    async def _conflicting(
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+    ) -> list[Row]:
         """Tell a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
             _STORED, [row.id for row in rows], timeout=self._statement_timeout
         )
+        became.relies_on_what_is_seen = True
+        there = {row["id"] for row in found}
+        for row in rows:
+            # neither it nor another one under its id: something that is not ours keeps it out
+            if row.id not in there:
+                became.held[_came_as(row)] = "a unique index that is not otel-audit's"
         stored = {(row["id"], row["content_hash"]) for row in found}
         received = {(row["id"], row["received_hash"]) for row in found}
         return [
             row
             for row in rows
-            if (row.id, row.content_hash) not in stored
+            if row.id in there
+            and (row.id, row.content_hash) not in stored
             and (row.received_hash is None or (row.id, row.received_hash) not in received)
             and not _came_directly(row, stored)
         ]
 
-    async def _set_aside(self, connection: Connection[Any], refused: Sequence[Refused]) -> None:
+    async def _set_aside(
+        self, connection: Connection[Any], refused: Sequence[Refused], became: _Outcome
+    ) -> None:
         if not refused:
             return
         texts = [item.received.decode("utf-8", "replace").replace("\x00", "�") for item in refused]
-        await connection.execute(
+        status = await connection.execute(
             _SET_ASIDE,
             [hashlib.sha256(text.encode()).digest() for text in texts],
             [_plain(item.record_id) for item in refused],
@@ -457,6 +579,8 @@ class PostgresSink:
             [item.reason for item in refused],
             timeout=self._statement_timeout,
         )
+        if int(status.rpartition(" ")[2]) < len(refused):
+            became.relies_on_what_is_seen = True
         complain(
             _logger,
             "quarantine",
@@ -464,6 +588,35 @@ class PostgresSink:
             len(refused),
             refused[0].reason,
         )
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What becomes of a batch.
+
+    Attributes:
+        refused: Records that are at fault, for the quarantine.
+        conflicts: Records that are stored under another id.
+        held: Records that the store does not take for a reason of its own: ids, and the reasons.
+        relies_on_what_is_seen: Some were there already, or seem to be.
+        has_taken_any: At least one statement succeeded.
+    """
+
+    refused: list[Refused]
+    conflicts: list[Conflict] = field(default_factory=list)
+    held: dict[str, str] = field(default_factory=dict)
+    relies_on_what_is_seen: bool = False
+    has_taken_any: bool = False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether all that was tried is held: what is left need not be tried now."""
+        return len(self.held) >= _TRIED and not self.has_taken_any
+
+    @property
+    def last_reason(self) -> str:
+        """Why the last of them is held."""
+        return next(reversed(self.held.values()), "")
 
 
 async def _hear() -> None:
@@ -547,8 +700,42 @@ def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
         )
 
 
+def _came_as(row: Row) -> str:
+    """The id under which a record came."""
+    return row.record.conflict_of or row.record_id
+
+
+def _receipt(row: Any) -> Receipt:
+    return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
+
+
+def _remember(rows: Sequence[Row], became: _Outcome) -> None:
+    """Remember as what records are stored, for their receipts."""
+    gone = {item.record_id for item in became.refused} | set(became.held)
+    moved = {conflict.record_id: conflict.stored_as for conflict in became.conflicts}
+    for row in rows:
+        if row.record_id in gone:
+            continue
+        stored_as = moved.get(row.record_id, row.record_id)
+        digest = row.content_hash
+        if stored_as != row.record_id:
+            record = msgspec.structs.replace(
+                row.record, record_id=stored_as, conflict_of=str(row.id)
+            )
+            digest = to_row(record).content_hash
+        WRITTEN_HERE.put(str(row.id), WrittenAs(stored_as, digest.hex()))
+
+
 def _refused(row: Row, reason: str) -> Refused:
-    return Refused(row.record.conflict_of or row.record_id, row.payload, reason)
+    return Refused(_came_as(row), row.payload, reason)
+
+
+def _held_up(held: Mapping[str, str]) -> str:
+    """Say why sound records are not taken."""
+    return (
+        f"the audit store refuses {len(held)} sound records, by what otel-audit did not make or "
+        f"what is missing there ({next(iter(held.values()))}): see `otel-audit doctor`, and mend it"
+    )
 
 
 def _plain(text: object) -> str:

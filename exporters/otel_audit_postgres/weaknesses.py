@@ -61,7 +61,8 @@ ORDER BY 1
 _ROW_SECURITY: Final = """
 SELECT 'row level security is off on audit.' || c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'audit' AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants')
+WHERE n.nspname = 'audit'
+  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'rollup')
   AND NOT c.relrowsecurity
 UNION ALL
 SELECT 'policy ' || p.polname || ' on audit.' || c.relname || ' is not of otel-audit'
@@ -69,7 +70,8 @@ FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'audit' AND (c.relname::text, p.polname::text) NOT IN (
     ('reader_tenants', 'own'), ('audit_logs', 'appending'), ('audit_logs', 'receipts'),
-    ('audit_logs', 'reading'), ('ledger_queue', 'reading'), ('ledger_queue', 'sealing'))
+    ('audit_logs', 'reading'), ('ledger_queue', 'reading'), ('ledger_queue', 'sealing'),
+    ('rollup', 'reading'), ('rollup', 'sealing'))
 UNION ALL
 SELECT 'role ' || r.rolname || ' has BYPASSRLS and sees every tenant''s records'
 FROM pg_catalog.pg_roles r

@@ -3,7 +3,7 @@
 Everything public is here; all else is private and may change.
 """
 
-from otel_audit.capture.manual import audit, emit
+from otel_audit.capture.manual import audit, current_action, emit
 from otel_audit.config import AuditConfig
 from otel_audit.errors import (
     ConfigurationError,
@@ -25,9 +25,18 @@ from otel_audit.instrument import (
 from otel_audit.pipeline.sink import Receipt
 from otel_audit.policy import Rule, audited
 from otel_audit.record import AuditRecord
-from otel_audit.scope import add_metadata, set_actor, set_event, set_target, set_tenant
+from otel_audit.reference import ActionReference
+from otel_audit.scope import (
+    add_metadata,
+    detached,
+    set_actor,
+    set_event,
+    set_target,
+    set_tenant,
+)
 
 __all__ = [
+    "ActionReference",
     "AuditConfig",
     "AuditInstrumentor",
     "AuditRecord",
@@ -43,6 +52,8 @@ __all__ = [
     "add_metadata",
     "audit",
     "audited",
+    "current_action",
+    "detached",
     "emit",
     "flush",
     "health",

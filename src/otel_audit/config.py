@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 
 from otel_audit.errors import ConfigurationError
+from otel_audit.postgres_dsn import plain_dsn, read_dsn
 from otel_audit.visible import visible
 
 PREFIX = "OTEL_AUDIT_"
@@ -46,6 +47,7 @@ _SHOWN = 200
 _LONGEST_PATH = 4096
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_NOUN = re.compile("[a-z][a-z0-9_]*")
 
 Level = Literal["none", "metadata", "changes", "request", "request_response"]
 
@@ -102,6 +104,21 @@ def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
+
+
+def _nouns(value: object) -> object:
+    """Read a map to nouns: what stands in an entity's reference before its key."""
+    found = _mapped(value)
+    if isinstance(found, Mapping):
+        wrong = [name for name, noun in found.items() if not _NOUN.fullmatch(str(noun))]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(map(str, wrong))}: expected a noun such as order or order_line"
+            )
+    return found
+
+
+Nouns = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -356,6 +373,11 @@ class AuditConfig(BaseSettings):
         1.0, gt=0, le=3600,
         description="Seconds between two looks at the outbox, for what other processes left.",
     )  # fmt: skip
+    entity_names: Nouns = Field(
+        {},
+        description="Mapped classes, tables or derived nouns to the nouns that entities, targets "
+        "and events are called by, such as UserAccount=user.",
+    )
     orm_outside_actions: bool = Field(
         default=True, description="Record transactions that no action contains: scripts, start-up."
     )
@@ -570,12 +592,9 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dsn is not None and self.exporter == "postgres":
-            scheme = self.dsn.get_secret_value().partition("://")[0]
-            if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
-                raise ValueError(
-                    f"{PREFIX}DSN: a PostgreSQL DSN is needed, such as "
-                    "postgresql://user:password@host/database"
-                )
+            _refuse_unfit_dsn("DSN", self.dsn)
+        if self.outbox_dsn is not None:
+            _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
                 f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
@@ -733,10 +752,11 @@ def said_no(setting: str) -> bool:
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 
 
-def plain_dsn(dsn: str) -> str:
-    """Turn SQLAlchemy's ``postgresql+asyncpg://`` into ``postgresql://``."""
-    scheme, separator, rest = dsn.partition("://")
-    return f"postgresql://{rest}" if separator and scheme == "postgresql+asyncpg" else dsn
+def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
+    try:
+        read_dsn(dsn.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{name}: {error}") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

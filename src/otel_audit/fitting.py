@@ -41,12 +41,19 @@ _SHORT: Final = 256
 _FEW: Final = 50
 
 
-def fit(record: AuditRecord, limit: int) -> list[AuditRecord]:
+def _any_id(_: int) -> str:
+    return uuid7()
+
+
+def fit(
+    record: AuditRecord, limit: int, id_of: Callable[[int], str] = _any_id
+) -> list[AuditRecord]:
     """Bring a record below a bound.
 
     Args:
         record: Complete but for its place in the stream.
         limit: Bytes of JSON text.
+        id_of: Makes the record id of a further piece, by its number; the first of them is 2.
 
     Returns:
         The record as it is, or a smaller one and, for changes that have no room in it, further
@@ -69,7 +76,7 @@ def fit(record: AuditRecord, limit: int) -> list[AuditRecord]:
         metadata = {**lean.metadata, PIECE: number}
         pieces.append(
             msgspec.structs.replace(
-                lean, record_id=uuid7(), phase="continued", changes=part, metadata=metadata
+                lean, record_id=id_of(number), phase="continued", changes=part, metadata=metadata
             )
         )
     return pieces

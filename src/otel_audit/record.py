@@ -165,6 +165,8 @@ class Change(_Part, frozen=True, kw_only=True):
             ``bulk`` (one statement over many rows), ``untracked`` (a write that could not be
             attributed).
         entity: Name of the mapped class, or of the table.
+        name: What references call it, where that is not ``entity`` in snake case: ``user`` for a
+            ``UserModel``, ``tenant_a.order`` where it is not in its default place.
         table: Name of the table, with its schema where it has one.
         key: Primary key, column by column.
         values: ``{column: [before, after]}``, redacted; for an insert ``before`` is None, for a
@@ -174,7 +176,8 @@ class Change(_Part, frozen=True, kw_only=True):
             like that the flush did not return).
         patches: ``{column: RFC 6902 patch}`` from the one redacted value to the other, for JSON.
         related: References of further entities it is about: both sides of an association, the
-            bases of an inherited class, the key before it was changed.
+            bases of an inherited class, the key before it was changed; and its own by shorter or
+            other names.
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
@@ -185,6 +188,7 @@ class Change(_Part, frozen=True, kw_only=True):
     operation: Operation
     kind: ChangeKind = "entity"
     entity: str
+    name: str | None = None
     table: str
     key: dict[str, Any] = {}
     values: dict[str, list[Any]] = {}
@@ -201,7 +205,10 @@ class Change(_Part, frozen=True, kw_only=True):
     @property
     def reference(self) -> str:
         """The entity as the store's index knows it: ``order:123``, ``order_line:1,2``."""
-        return entity_reference(self.entity, *self.key.values())
+        if self.name is None:
+            # as records have always had it: what is stored must be found again
+            return entity_reference(self.entity, *self.key.values())
+        return named_reference(self.name, *self.key.values())
 
 
 class ErrorInfo(_Part, frozen=True, kw_only=True):
@@ -358,11 +365,34 @@ def entity_reference(entity: str, *key: object) -> str:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
     told = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
-    return f"{_snake_case(entity)}:{told}"
+    return f"{snake_case(entity)}:{told}"
+
+
+def named_reference(name: str, *key: object) -> str:
+    """Name an entity by the noun for it, so that no two keys have one reference.
+
+    Args:
+        name: The noun, with the place that it is in if that is not the default.
+        key: Its primary key, one value a column.
+    """
+    return f"{name}:{key_text(*key)}"
+
+
+def key_text(*key: object) -> str:
+    r"""Spell a key: of several values a comma stands between, and ``\`` before one within."""
+    if len(key) == 1:
+        return str(key[0])
+    return ",".join([str(part).replace("\\", "\\\\").replace(",", "\\,") for part in key])
+
+
+def is_plain_key(key: Iterable[object]) -> bool:
+    """Whether no value of a key of several has what separates them."""
+    return not any(type(part) is str and ("," in part or "\\" in part) for part in key)
 
 
 @functools.lru_cache(maxsize=1024)
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
+    """Spell a name in snake case."""
     return _WORD_BREAK.sub("_", name).strip("_").lower()
 
 

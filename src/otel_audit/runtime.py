@@ -134,11 +134,15 @@ class Runtime:
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
         self._checked = False
+        self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
             self.delivery = make_delivery(
-                config, sink_maker(config), self.counters, spooled=config.exporter != "console"
+                config,
+                sink_maker(config, self._tell_of_default),
+                self.counters,
+                spooled=config.exporter != "console",
             )
             recorder = self._stream = SpanRecorder(
                 self.delivery,
@@ -215,11 +219,21 @@ class Runtime:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._observer, app)
 
-    def record_outside(self, outcome: TransactionOutcome, changes: Pages) -> None:
-        """Record a transaction that no action contained. Never raises."""
+    def record_outside(
+        self, outcome: TransactionOutcome, changes: Pages, *, begun_in: str | None = None
+    ) -> None:
+        """Record a transaction that no action contained. Never raises.
+
+        Args:
+            outcome: What became of it.
+            changes: What it changed.
+            begun_in: Id of the action that began the task which has written.
+        """
+        if begun_in is None and not self.config.orm_outside_actions:
+            return
         try:
             record, further = record_outside(
-                outcome, changes, _service_name, Parts(self._count_error)
+                outcome, changes, _service_name, Parts(self._count_error), begun_in
             )
             for one in with_continuations(record, further):
                 self._recorder.closed(one, None)
@@ -302,7 +316,8 @@ class Runtime:
         with suppress_instrumentation():
             make_sink = cast("Callable[[], GivesReceipts]", sink_maker(self.config))
             ask = on_any_loop(await_receipt)
-            return await ask(make_sink, self.delivery.hurry, record_id, timeout)
+            delivery = self.delivery
+            return await ask(make_sink, delivery.hurry, record_id, timeout, lambda: delivery.depth)
 
     def check_store(self) -> None:
         """See whether the store can take records; blocks for a connection's time.
@@ -380,7 +395,12 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
+    def _tell_of_default(self, rows: int) -> None:
+        self._in_default = rows
+
     def _set_aside(self) -> dict[str, int]:
+        if self.config.exporter == "postgres":
+            return {"default_partition_rows": self._in_default}
         if self.config.exporter != "otlp":
             return {}
         return {"quarantine_files": len(local_quarantine(self.config).files())}
@@ -522,8 +542,15 @@ def check_store(config: AuditConfig) -> None:
             raise worker.error
 
 
-def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
-    """Name the sink that the settings say; nothing is connected yet."""
+def sink_maker(
+    config: AuditConfig, tell: Callable[[int], None] | None = None
+) -> Callable[[], Sink]:
+    """Name the sink that the settings say; nothing is connected yet.
+
+    Args:
+        config: The settings.
+        tell: Told now and then how many rows a PostgreSQL store has in its default partition.
+    """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
     dsn = config.asyncpg_dsn
@@ -531,7 +558,7 @@ def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
         return ConsoleSink
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout, tell=tell)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:

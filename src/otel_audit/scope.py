@@ -6,9 +6,11 @@ what a middleware, a dependency in a thread, or a background task adds is seen b
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -39,6 +41,9 @@ _counting = threading.RLock()
 
 LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, Pages], None]"
 """Takes what a transaction left after the scope had closed: scope, outcome, changes."""
+
+
+_MOST_ROLLED_BACK = 50
 
 
 class OpenTransaction(Protocol):
@@ -76,12 +81,20 @@ class AuditScope(msgspec.Struct, eq=False):
         changes_rolled_back: Flushed changes that were rolled back.
         open: The transactions in which they are.
         transactions: How the transactions that wrote ended.
+        last_transaction: How the last of them ended.
+        rolled_back: What was rolled back, or refused, such as ``insert seat``; and how many of it.
+        rolled_back_transactions: How many transactions that wrote were rolled back.
+        closed: Whether the action is over: nothing that begins now is its own.
+        closed_at: When it was over, on the monotonic clock, nanoseconds.
         late: Takes what a transaction leaves after the scope has closed.
         teller: Makes records of changes that are about to be committed; none where the action is
             not recorded.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
+        begun_in: Id of the action that began what belongs to no action: a task that outlives it.
+        identities: Objects of the application that may say who does it, and for whom.
+        of_request: Whether a request is the action; a forked child has no part in it.
         budget: What describing the action may cost, and what was cut for it.
     """
 
@@ -109,12 +122,19 @@ class AuditScope(msgspec.Struct, eq=False):
     changes_pending: int = 0
     changes_rolled_back: int = 0
     transactions: set[TransactionOutcome] = msgspec.field(default_factory=set)
+    last_transaction: TransactionOutcome = "none"
+    rolled_back: dict[str, int] = msgspec.field(default_factory=dict)
+    rolled_back_transactions: int = 0
     closed: bool = False
+    closed_at: int = 0
     late: LateChanges | None = None
     teller: Callable[[Pages], Iterable[AuditRecord]] | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
     outer: AuditScope | None = None
+    begun_in: str | None = None
+    identities: Callable[[], Iterable[object]] | None = None
+    of_request: bool = False
     budget: Budget = msgspec.field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -122,6 +142,11 @@ class AuditScope(msgspec.Struct, eq=False):
         self.started = self.started or time.perf_counter_ns()
         self.record_id = self.record_id or uuid7(self.occurred_at)
         self.action_id = self.action_id or self.record_id
+
+    def close(self) -> None:
+        """The action is over."""
+        self.closed = True
+        self.closed_at = time.perf_counter_ns()
 
     def note_flushed(self, count: int, transaction: OpenTransaction) -> None:
         """Count changes that were flushed in a transaction that is still open."""
@@ -140,7 +165,7 @@ class AuditScope(msgspec.Struct, eq=False):
         found = (change for one in transactions for change in one.pending(self))
         return list(islice(found, most))
 
-    def note_transaction_end(
+    def note_transaction_end(  # noqa: PLR0913 - one fact an argument
         self,
         outcome: TransactionOutcome,
         changes: Pages,
@@ -148,6 +173,7 @@ class AuditScope(msgspec.Struct, eq=False):
         told: int = 0,
         keep_rolled_back: bool = False,
         transaction: OpenTransaction | None = None,
+        refused: Iterable[str] = (),
     ) -> None:
         """Take over what a transaction that wrote has left.
 
@@ -157,6 +183,7 @@ class AuditScope(msgspec.Struct, eq=False):
             told: How many more changes it had, which stand in the transaction itself.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
             transaction: The transaction, as it was given to `note_flushed`.
+            refused: What the database has refused in it, such as ``insert seat``.
         """
         count = changes.count + told
         with _counting:
@@ -164,8 +191,10 @@ class AuditScope(msgspec.Struct, eq=False):
                 self.open.discard(transaction)
             self.changes_pending -= count
             self.transactions.add(outcome)
+            self.last_transaction = outcome
             if outcome == "rolled_back":
                 self.changes_rolled_back += count
+                self._note_rolled_back(changes, refused)
             else:
                 self.changes_total += count
         if outcome == "rolled_back" and not keep_rolled_back:
@@ -174,6 +203,13 @@ class AuditScope(msgspec.Struct, eq=False):
             self.keep(changes)
         elif not told or changes or outcome != "committed":
             self.late(self, outcome, changes)
+
+    def _note_rolled_back(self, changes: Pages, refused: Iterable[str]) -> None:
+        self.rolled_back_transactions += 1
+        done = (f"{change.operation} {change.table}" for change in changes.recent)
+        for name in (*done, *refused):
+            if name in self.rolled_back or len(self.rolled_back) < _MOST_ROLLED_BACK:
+                self.rolled_back[name] = self.rolled_back.get(name, 0) + 1
 
     def keep(self, changes: Pages) -> None:
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
@@ -226,10 +262,45 @@ class AuditScope(msgspec.Struct, eq=False):
             return "unknown"
         return next(iter(self.transactions)) if len(self.transactions) == 1 else "mixed"
 
+    @property
+    def final_transaction(self) -> TransactionOutcome:
+        """What the action came to in the end: a retry that is committed makes up for a rollback."""
+        return "unknown" if "unknown" in self.transactions else self.last_transaction
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether a transaction was rolled back, and a later one committed."""
+        return self.rolled_back_transactions > 0 and self.final_transaction == "committed"
+
 
 def current_scope() -> AuditScope | None:
-    """Return the scope of the action under way, None outside any action."""
+    """Return the scope that this task or thread was begun in, None outside any action.
+
+    The action may be over: a task keeps its scope for as long as it lives.
+    """
     return _current.get()
+
+
+def open_scope() -> AuditScope | None:
+    """Return the scope of the action under way, None outside any action, and after its end."""
+    scope = _current.get()
+    return None if scope is None or scope.closed else scope
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Leave the action under way for as long as the block lasts.
+
+    What begins in the block (a task, a worker) belongs to the process, not to the action::
+
+        with otel_audit.detached():
+            worker = asyncio.create_task(work(queue))
+    """
+    token = enter(None)
+    try:
+        yield
+    finally:
+        leave(token)
 
 
 def enter(scope: AuditScope | None) -> Token[AuditScope | None]:
@@ -263,7 +334,7 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
         on_behalf_of: The actor really behind this one (impersonation).
         roles: Further roles or scopes.
     """
-    scope = _current.get()
+    scope = open_scope()
     if scope is not None:
         scope.actor = Actor(
             id=str(id),
@@ -279,14 +350,14 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
 
 def set_tenant(id: str, *, slug: str | None = None) -> None:  # noqa: A002 - the field's name
     """Say for which tenant the action under way is done. Outside an action this does nothing."""
-    scope = _current.get()
+    scope = open_scope()
     if scope is not None:
         scope.tenant = Tenant(id=str(id), slug=slug)
 
 
 def set_target(type: str, id: str | None = None) -> None:  # noqa: A002 - the field's names
     """Say what the action under way acts upon. Outside an action this does nothing."""
-    scope = _current.get()
+    scope = open_scope()
     if scope is not None:
         scope.target = Target(type=type, id=None if id is None else str(id))
 
@@ -298,7 +369,7 @@ def set_event(name: str, *, action: str | None = None) -> None:
         name: Event name: resource, past participle, such as ``order.refunded``.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; derived from the request if None.
     """
-    scope = _current.get()
+    scope = open_scope()
     if scope is not None:
         scope.event_name = name
         scope.action = action or scope.action
@@ -306,6 +377,19 @@ def set_event(name: str, *, action: str | None = None) -> None:
 
 def add_metadata(**values: Any) -> None:
     """Add the application's own facts to the action under way; they are redacted when recorded."""
-    scope = _current.get()
+    scope = open_scope()
     if scope is not None:
         scope.metadata.update(values)
+
+
+def _leave_requests() -> None:
+    """A forked child is no part of the request in which it was forked; the parent answers that."""
+    scope = _current.get()
+    while scope is not None:
+        if scope.of_request:
+            scope.close()
+            scope.late = None
+        scope = scope.outer
+
+
+os.register_at_fork(after_in_child=_leave_requests)

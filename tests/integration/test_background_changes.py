@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -97,12 +98,13 @@ class TestBackgroundWork:
         assert sorted(row["entities"]) == ["mail:1", "mail:2", "mail:3"]
 
     async def test_what_outlives_the_action_gets_a_record_of_its_own(self, shop, audit_store):
-        """A task that nobody awaits ends after the row was told: the same action, phase changes."""
+        """A task that nobody awaits writes after the action: the process does, which names it."""
         completed, changes = await rows_after(shop, "/forgotten", audit_store)
         assert (completed["phase"], completed["entities"]) == ("completed", [])
-        assert (changes["phase"], changes["entities"]) == ("changes", ["mail:1"])
-        assert changes["outcome"] == "success"
-        assert changes["action_id"] == completed["action_id"]
+        assert (changes["event_name"], changes["entities"]) == ("database.changed", ["mail:1"])
+        assert (changes["outcome"], changes["actor_type"]) == ("success", "system")
+        begun_in = json.loads(changes["payload"])["metadata"]["audit.begun_in"]
+        assert begun_in == str(completed["action_id"])
 
 
 class TestOutsideAnyAction:

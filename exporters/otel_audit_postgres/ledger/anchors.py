@@ -7,10 +7,7 @@ class with the three members of `Anchor`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -18,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
-from otel_audit_postgres.ledger.notes import read_checkpoint
+from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
 from otel_audit_postgres.ledger.plugged import called
 
 _logger = logging.getLogger(__name__)
@@ -33,14 +30,19 @@ class AnchorError(OtelAuditError):
 
 
 class Anchor(Protocol):
-    """Where checkpoints are published."""
+    """Where checkpoints are published.
+
+    Two more members may be there: ``remembers``, False where `last` cannot know what was published
+    (else an anchor that knows nothing of a log that has begun has forgotten it, which is an error),
+    and ``begin()``, awaited once before the first note of a log.
+    """
 
     @property
     def name(self) -> str:
         """What to call it in messages."""
 
     async def last(self) -> str | None:
-        """The note published last; None if there is none, or it cannot be asked for.
+        """The note published last; None if there is none.
 
         Raises:
             AnchorError: The anchor cannot be reached now.
@@ -55,10 +57,12 @@ class Anchor(Protocol):
 
 
 class FileAnchor:
-    """A file that holds the latest note, or a directory that also keeps every one.
+    """A file that holds the latest note, or a directory that keeps every one.
 
-    In a directory each checkpoint is ``checkpoint-<size>`` and the latest is ``latest``. It is
-    worth what its storage is worth: a volume that the database's administrators cannot write to.
+    In a directory each checkpoint is ``checkpoint-<size>``, and none is ever replaced, renamed or
+    removed. A place is made once, when the log begins (`begin`); one that is gone later is not made
+    again. It is worth what its storage is worth: a volume that the database's administrators cannot
+    write to.
     """
 
     def __init__(self, path: Path, *, directory: bool) -> None:
@@ -75,28 +79,37 @@ class FileAnchor:
         """The latest note, None before the first."""
         return await asyncio.to_thread(self._read)
 
+    async def begin(self) -> None:
+        """Make the directory."""
+        await asyncio.to_thread(self._make)
+
     async def publish(self, note: str) -> None:
         """Write the note; it is on disk when this returns."""
         await asyncio.to_thread(self._write, note)
 
-    @property
-    def _latest(self) -> Path:
-        return self._path / "latest" if self._directory else self._path
-
     def _read(self) -> str | None:
         try:
-            return self._latest.read_text("utf-8")
-        except FileNotFoundError:
-            return None
+            return newest_in(self._path) if self._directory else read_file(self._path)
         except (OSError, UnicodeDecodeError) as error:
             raise AnchorError(f"{self.name} cannot be read ({type(error).__name__})") from error
 
+    def _make(self) -> None:
+        place = self._path if self._directory else self._path.parent
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AnchorError(f"{self.name} cannot be made ({type(error).__name__})") from error
+
     def _write(self, note: str) -> None:
         try:
-            self._latest.parent.mkdir(parents=True, exist_ok=True)
             if self._directory:
-                _replace(self._path / f"checkpoint-{read_checkpoint(note).size:015}", note)
-            _replace(self._latest, note)
+                add_to(self._path, note)
+            else:
+                write_file(self._path, note)
+        except FileNotFoundError as error:
+            raise AnchorError(
+                f"{self.name} cannot be written: its directory is gone, or its volume not mounted"
+            ) from error
         except OSError as error:
             raise AnchorError(f"{self.name} cannot be written ({type(error).__name__})") from error
 
@@ -183,6 +196,7 @@ class LogAnchor:
     """A line in the log, where logs are shipped to a place of their own."""
 
     name = "log:"
+    remembers = False
 
     async def last(self) -> str | None:
         """Nothing: a log cannot be asked."""
@@ -191,6 +205,27 @@ class LogAnchor:
     async def publish(self, note: str) -> None:
         """Log the checkpoint, its lines joined by a blank."""
         _logger.info("audit checkpoint %s", " ".join(note.split("\n")).strip())
+
+
+def remembers(anchor: Anchor) -> bool:
+    """Whether an anchor can be asked what was published there."""
+    return bool(getattr(anchor, "remembers", True))
+
+
+def forgotten(anchor: Anchor, size: int) -> str | None:
+    """Say what it means that an anchor holds nothing; None where that is as it should be.
+
+    Args:
+        anchor: An anchor that was asked, and knows of no checkpoint.
+        size: Leaves in the log.
+    """
+    if not size or not remembers(anchor):
+        return None
+    return (
+        f"the anchor {anchor.name} holds no checkpoint, and the ledger has {size} leaves: it was "
+        "emptied or removed, or its volume is not mounted. Find out why. If it is new, run "
+        "`otel-audit begin-anchor ANCHOR`"
+    )
 
 
 def anchors_from(settings: Sequence[str]) -> list[Anchor]:
@@ -223,19 +258,3 @@ def _anchor(setting: str) -> Anchor:
         "OTEL_AUDIT_ANCHOR: an anchor is file:PATH, dir:PATH, https://ADDRESS, log: or "
         "python:module:name"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put a file in place at once and durably."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from otel_audit_postgres.ledger.store import Beside
+
 WRITTEN_OUT: Final = 100_000
 """Malformed rows that are kept with their details; all are counted. Of what was tampered with
 everything is kept: whoever may insert must not be able to hide it behind rows of his own."""
@@ -23,6 +25,7 @@ class Kind(enum.StrEnum):
     RESTORED_OLD_COPY = "restored old copy"
     FORGED_SIGNATURE = "forged signature"
     GUARD_REMOVED = "guard removed"
+    EMPTIED_ANCHOR = "emptied anchor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,9 @@ class Report:
         malformed: Rows that were inserted malformed and not changed since, in the log's order, up
             to `WRITTEN_OUT`. They say something false about themselves, and nobody tampered.
         malformed_by: How many such rows there are, by the producer that they name.
+        conflicts: Records that are stored under another id than they came under, the first of
+            them: whoever knows an id can take it first, and takes nothing from its owner.
+        conflict_count: How many such records there are.
         overdue: Why rows are not sealed that should have been long ago; None where none are.
     """
 
@@ -138,6 +144,8 @@ class Report:
     malformed: tuple[Malformed, ...] = ()
     malformed_by: dict[str | None, int] = field(default_factory=dict)
     overdue: str | None = None
+    conflicts: tuple[Beside, ...] = ()
+    conflict_count: int = 0
 
     @property
     def malformed_count(self) -> int:
@@ -177,6 +185,10 @@ class Report:
                     for producer, count in self.malformed_by.items()
                 ],
                 "rows": [asdict(row) for row in self.malformed],
+            },
+            "conflicts": {
+                "count": self.conflict_count,
+                "rows": [one._asdict() for one in self.conflicts],
             },
             "overdue": self.overdue,
             "warnings": list(self.warnings),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.inspect import Finding
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, forgotten
 from otel_audit_postgres.ledger.keys import PublicKey, read_key_file
 from otel_audit_postgres.ledger.notes import NoteError, read_checkpoint, read_note
 
@@ -39,9 +39,10 @@ async def inspect_ledger(
             state = await connection.fetchrow(_STATE)
             assert state is not None  # noqa: S101 - a function without SETOF has a row
             holders = await store.holders(connection)
+            place = await store.place(connection)
     except StoreError as error:
         return [Finding("ledger", None, str(error))]
-    found = [_lag(state, holders), _signature(state, keys)]
+    found = [_lag(state, holders), _signature(state, keys), _place(place)]
     if not anchors:
         return [*found, _NO_ANCHOR]
     return [*found, *[await _anchor(anchor, state["size"]) for anchor in anchors]]
@@ -82,6 +83,12 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
             )
         )
     return found
+
+
+def _place(place: store.Place) -> Finding:
+    if place.is_elsewhere:
+        return Finding("place", ok=False, detail=str(place), remedy="see docs/ledger.md, Copies")
+    return Finding("place", ok=True, detail="the log belongs to this database, or has not begun")
 
 
 def _lag(state: Any, holders: Sequence[store.Holder]) -> Finding:
@@ -144,7 +151,13 @@ async def _anchor(anchor: Anchor, size: int) -> Finding:
     except AnchorError as error:
         return Finding(name, None, str(error), "the sealer tries again; see that it can be reached")
     if note is None:
-        return Finding(name, None, "holds no checkpoint, or cannot be asked", _ALONE)
+        why = forgotten(anchor, size)
+        return Finding(
+            name,
+            None if why is None else False,
+            why or "holds no checkpoint, or cannot be asked",
+            _ALONE if why is None else "see docs/ledger.md, Anchors",
+        )
     try:
         seen = read_checkpoint(note).size
     except NoteError as error:

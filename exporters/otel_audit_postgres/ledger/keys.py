@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from otel_audit.durable import create_durably
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_ID_SIZE: Final = 4
@@ -191,8 +191,7 @@ def write_key_files(key: SigningKey, path: Path) -> Path:
     public = path.with_name(f"{path.name}.pub")
     try:
         for file, text, mode in ((path, key.text(), 0o600), (public, key.public.text(), 0o644)):
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as out:
-                out.write(f"{text}\n")
+            create_durably(file, f"{text}\n".encode(), mode)
     except FileExistsError as error:
         raise ConfigurationError(f"keygen: {error.filename} is there already") from None
     except OSError as error:

@@ -8,7 +8,6 @@ it are read all the same.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from otel_audit.durable import replace_durably
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, read_note
@@ -87,15 +87,10 @@ def remember(path: Path, note: str) -> None:
         ConfigurationError: It cannot be written.
     """
     text = json.dumps({"format": FORMAT, "checkpoint": note}, ensure_ascii=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(text)
-        temporary.replace(path)
+        replace_durably(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ConfigurationError(
             f"{path} cannot be written ({type(error).__name__}): the next verification reads all"
         ) from None

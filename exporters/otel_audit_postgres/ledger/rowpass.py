@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
+import os
+import signal
+import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final
 
+from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.findings import Findings, Kind, Malformed
 from otel_audit_postgres.ledger.flaws import Flaw, read_flaws
@@ -30,6 +38,13 @@ from otel_audit_postgres.ledger.walk import Stretch
 ROWS_AT_ONCE: Final = 1000
 LEAVES_AT_ONCE: Final = 20_000
 """Leaves, at the least, that one of several processes checks in one go."""
+
+_KEPT_OPEN_EVERY: Final = 1.0
+_NO_SNAPSHOT: Final = ("42704", "22023")
+_CUT_OFF: Final = (
+    "verify the audit store: the connection that holds what is verified was cut off, by the server "
+    "or something before it; run it again, or with --jobs 1"
+)
 
 Progress = Callable[[int, int], None]
 """Is told how many leaves were seen, and of how many."""
@@ -143,19 +158,78 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     total = sum(stretch.count for stretch in stretches)
     # not forked: this process may have threads
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        parts = list(_parts(stretches))
-        work = [
-            loop.run_in_executor(pool, partial(_check_part, dsn, snapshot, part, choice))
-            for part in parts
-        ]
+    lifeline, held = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_depend_on, initargs=(lifeline,))
+    kept = asyncio.create_task(_keep_open(connection))
+    work: list[asyncio.Future[tuple[int, Rows]]] = []
+    try:
+        with _deaf_children():
+            work = [
+                loop.run_in_executor(pool, partial(_check_part, dsn, snapshot, part, choice))
+                for part in _parts(stretches)
+            ]
         for finished in asyncio.as_completed(work):
             leaves, rows = await finished
             seen.add(rows)
             done += leaves
             if progress is not None:
                 progress(done, total)
+    except BrokenProcessPool:
+        raise StoreError(
+            "verify the audit store: a process that reads rows was killed; is there memory for "
+            f"{jobs} of them? With --jobs 1 there is none but this one"
+        ) from None
+    finally:
+        # whether all is read, or this is cut short: no process stays
+        held.close()
+        kept.cancel()
+        pool.shutdown(cancel_futures=True)
+        lifeline.close()
+        # whatever they end with was said, or does not matter any more
+        await asyncio.gather(*work, return_exceptions=True)
+        await _ended(kept)
     return seen
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Have processes begun that take no notice of Ctrl-C, from their first moment on.
+
+    It is the business of the one that begins them, which lets go then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _depend_on(lifeline: Pipe) -> None:
+    """End this process as soon as the one that began it lets go, or is gone, in whatever way."""
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="otel-audit-lifeline", daemon=True).start()
+
+
+async def _keep_open(connection: Connection[Any]) -> None:
+    """Ask something now and then: the snapshot lives as long as its transaction is not cut off."""
+    while True:
+        await asyncio.sleep(_KEPT_OPEN_EVERY)
+        await store.keep_open(connection)
+
+
+async def _ended(kept: asyncio.Task[None]) -> None:
+    """Raise what cut off the transaction that holds the snapshot, if anything did."""
+    try:
+        await kept
+    except asyncio.CancelledError:
+        return
+    except Exception as error:
+        raise StoreUnavailableError(_CUT_OFF) from error
 
 
 def _parts(stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
@@ -179,7 +253,13 @@ def _check_part(
             store.opened(dsn, "verify the audit store", asks=True) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+            try:
+                await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+            except Exception as error:
+                if sqlstate(error) not in _NO_SNAPSHOT:
+                    raise
+                raise StoreUnavailableError(_CUT_OFF) from None
+            await store.unlimited(connection)
             return await check_rows(connection, part, choice)
 
     return sum(stretch.count for stretch in part), asyncio.run(check())

@@ -10,28 +10,38 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit_postgres.connecting import (
+    Connection,
+    connect,
+    disconnect_later,
+    disconnected,
+    settle,
+)
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.anchors import Anchor, forgotten, remembers
 from otel_audit_postgres.ledger.flaws import MOST, write_flaws
 from otel_audit_postgres.ledger.keys import Signer
-from otel_audit_postgres.ledger.leaves import Pruned, grown, packed
+from otel_audit_postgres.ledger.leaves import Block, Pruned, grown, packed
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, signed
+from otel_audit_postgres.ledger.publishing import Answer, Publishing
 from otel_audit_postgres.ledger.waiting import Judged, judge
 
 _logger = logging.getLogger(__name__)
 
 OVERDUE: Final = 30.0
 """Seconds that a row may wait while another one holds the lock of sealing, without an error."""
+
+_SECOND_LOOKS: Final = (0.2, 1.0)
+"""Seconds after which an anchor that knows nothing is asked again, before that counts."""
 
 _DURABLE: Final = "SET LOCAL synchronous_commit = on"
 
@@ -75,6 +85,31 @@ class Sealed:
         return f"rows wait for {self.waits:.0f} s; the lock of sealing is held by {who}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a round is about to append.
+
+    Attributes:
+        tree: The log's tree with it.
+        last_note: The last checkpoint that it was planned upon.
+        agreeing: The anchors that agree with the log, and get its checkpoint.
+        origin: The log's name, None where it has none yet.
+        block: What to append; None for nothing.
+        positions: Its places in the queue.
+        judged: What the rows were found to be.
+        new: Anchors that hold nothing.
+    """
+
+    tree: Frontier
+    last_note: str | None
+    agreeing: list[Anchor]
+    origin: str | None = None
+    block: Block | None = None
+    positions: list[int] = field(default_factory=list)
+    judged: Judged | None = None
+    new: list[Anchor] = field(default_factory=list)
+
+
 class Sealer:
     """Seals over one connection, opened when it is first needed and again after an error."""
 
@@ -99,15 +134,20 @@ class Sealer:
         self._dsn = dsn
         self._signers = () if signer is None else (signer,)
         self._anchors = tuple(anchors)
+        self._publishing = Publishing(self._anchors)
+        self._began = False
         self._batch = batch
         self._connect_timeout = connect_timeout
         self._connection: Connection[Any] | None = None
         self._tree = Frontier()
-        self._published: dict[int, int] = {}
         self.sealed_rows = 0
         self.faulty_rows = 0
-        self.failed_publications = 0
         self.lag = 0.0
+
+    @property
+    def failed_publications(self) -> int:
+        """How often an anchor could not be asked, or told."""
+        return self._publishing.failures
 
     @property
     def size(self) -> int:
@@ -117,36 +157,53 @@ class Sealer:
     async def seal(self) -> Sealed:
         """Seal what waits, one block at the most, and publish the checkpoint.
 
+        Nothing is held in the database while an anchor or a signer is waited for: they are asked
+        between one transaction, which looks and plans, and another, which appends the block if
+        nobody else has sealed meanwhile.
+
         Returns:
             What was done.
 
         Raises:
             LedgerError: The ledger is smaller than, or different from, what this sealer or an
-                anchor has seen of it. Nothing was signed.
+                anchor has seen of it, an anchor has forgotten it, or it lies in another database
+                than before. Nothing was signed.
             StoreUnavailableError: The store cannot be reached now; nothing was sealed.
             StoreError: The store lacks the ledger, or the role a right.
         """
         with suppress_instrumentation():
             try:
                 connection = await self._connected()
-                async with connection.transaction():
-                    await connection.execute(_DURABLE)
-                    if not await store.try_to_lead(connection):
-                        return await self._followed(connection)
-                    done, tree, note, agreeing = await self._seal(connection)
-                    oldest = await store.waiting_for(connection)
-                self._tree = tree
-                self.lag = oldest
+                waits, size = await store.outlook(connection)
+                anchors = self._anchors if waits else self._publishing.behind(size)
+                plan = await self._planned(connection, await self._answers(anchors, size))
+                if isinstance(plan, Sealed):
+                    return plan
+                if plan.block is None:
+                    done, note = Sealed(0, plan.tree.size), plan.last_note
+                else:
+                    done, note = await self._appended(connection, plan)
+                    if note is None:
+                        return done
+                if note is not None and (plan.agreeing or plan.block is not None):
+                    # what an anchor has seen must be there after a failover, too
+                    await settle(connection)
+                self._tree = plan.tree
+                self.lag = await store.waiting_for(connection)
             except BaseException as error:
                 self._drop()
                 if isinstance(error, OtelAuditError) or not isinstance(error, Exception):
                     raise
                 raise as_store_error(error, "seal the audit store") from None
-        self.sealed_rows += done.rows
-        self.faulty_rows += len(done.faulty)
-        if note is not None:
-            await self._publish(note, agreeing)
+            self.sealed_rows += done.rows
+            self.faulty_rows += len(done.faulty)
+            if note is not None and plan.agreeing:
+                await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
+
+    async def settle(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109 - hands it on
+        """Wait for publications that are under way, and give up those that then still are."""
+        await self._publishing.settle(timeout)
 
     async def run(self, stop: asyncio.Event, interval: float = 1.0) -> None:
         """Seal until told to stop.
@@ -182,7 +239,9 @@ class Sealer:
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""
+        self._publishing.forsake()
         self._drop()
+        await disconnected()
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -193,40 +252,95 @@ class Sealer:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.terminate()
+            disconnect_later(connection)
 
-    async def _seal(
-        self, connection: Connection[Any]
-    ) -> tuple[Sealed, Frontier, str | None, list[Anchor]]:
-        tree = await self._caught_up(connection)
-        waiting = await store.queued(connection, self._batch)
-        if not waiting:
-            agreeing = await self._agreeing(connection, tree, self._behind(tree.size))
-            note = await store.last_note(connection) if agreeing else None
-            return Sealed(0, tree.size), tree, note, agreeing
-        agreeing = await self._agreeing(connection, tree, self._anchors)
-        origin = await self._origin(connection)
-        judged = await judge(connection, waiting)
+    async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[Answer]:
+        """Ask anchors, and those once more that know nothing: another sealer may just tell them."""
+        answers = await self._publishing.ask(anchors, begun_here=self._began)
+        if self._began or not size:
+            return answers
+        for pause in _SECOND_LOOKS:
+            silent = [one.anchor for one in answers if one.note is None and remembers(one.anchor)]
+            if not silent:
+                break
+            await asyncio.sleep(pause)
+            told = [one for one in answers if one.anchor not in silent]
+            answers = [*told, *await self._publishing.ask(silent)]
+        return answers
+
+    async def _planned(
+        self, connection: Connection[Any], answers: Sequence[Answer]
+    ) -> _Plan | Sealed:
+        """Look at ledger and queue, and say what is to be appended; appends nothing."""
+        async with connection.transaction():
+            if not await store.try_to_lead(connection):
+                return await self._followed(connection)
+            tree = await self._caught_up(connection)
+            if not tree.size:
+                self._began = True
+            await self._refuse_what_differs(connection, tree, answers)
+            await _refuse_elsewhere(connection)
+            agreeing = [one.anchor for one in answers]
+            last_note = await store.last_note(connection)
+            waiting = await store.queued(connection, self._batch)
+            new = [one.anchor for one in answers if one.note is None and remembers(one.anchor)]
+            if not waiting:
+                return _Plan(tree, last_note, agreeing, new=new)
+            origin = await store.origin(connection)
+            judged = await judge(connection, waiting)
         _complain_of(judged)
         block = packed(tree.size, sorted(entry.leaf for entry in waiting))
-        tree = tree.extended(block.leaf_hashes())
-        checkpoint = Checkpoint(origin, tree.size, tree.root())
+        grown_tree = tree.extended(block.leaf_hashes())
+        return _Plan(
+            grown_tree, last_note, agreeing, origin, block,
+            [entry.position for entry in waiting], judged, new,
+        )  # fmt: skip
+
+    async def _appended(
+        self, connection: Connection[Any], plan: _Plan
+    ) -> tuple[Sealed, str | None]:
+        """Sign what is planned, and append it, unless another one has sealed in the meantime."""
+        block, judged = plan.block, plan.judged
+        assert block is not None  # noqa: S101 - there is something to append
+        assert judged is not None  # noqa: S101 - as there is a block
+        origin = plan.origin or self._new_name()
+        checkpoint = Checkpoint(origin, plan.tree.size, plan.tree.root())
         # a key management service is asked over the network
         note = await asyncio.to_thread(signed, checkpoint, self._signers)
-        await store.append(connection, block, note, [entry.position for entry in waiting])
+        flaws = None
         if judged.flaws:
             flaws = await asyncio.to_thread(
                 write_flaws, origin, block.first, judged.flaws[:MOST], self._signers
             )
-            await store.append_flaws(connection, block.first, flaws)
+        if not block.first and plan.new:
+            # they know of the log before it has a leaf: from then on, to know nothing is an error
+            empty = Frontier()
+            begins = Checkpoint(origin, empty.size, empty.root())
+            done = await self._publishing.begin(
+                plan.new, await asyncio.to_thread(signed, begins, self._signers)
+            )
+            # where that failed, it is tried in the next round
+            for one in plan.new:
+                if one not in done:
+                    plan.agreeing.remove(one)
+            plan.new.clear()
+        async with connection.transaction():
+            await connection.execute(_DURABLE)
+            if not await store.try_to_lead(connection):
+                return await self._followed(connection), None
+            if await store.last_note(connection) != plan.last_note:
+                return Sealed(0, self._tree.size, leads=False), None
+            if plan.origin is None:
+                await store.begin_log(connection, origin)
+            await store.append(connection, block, note, plan.positions)
+            if flaws is not None:
+                await store.append_flaws(connection, block.first, flaws)
         faulty = (*judged.deleted, *judged.changed)
         malformed = tuple(row.record_id for row in judged.malformed)
-        return (
-            Sealed(len(waiting), tree.size, faulty, malformed=malformed),
-            tree,
-            note,
-            agreeing,
-        )
+        return Sealed(len(plan.positions), plan.tree.size, faulty, malformed=malformed), note
+
+    def _new_name(self) -> str:
+        return self._signers[0].name if self._signers else f"otel-audit/{uuid.uuid4()}"
 
     async def _caught_up(self, connection: Connection[Any]) -> Frontier:
         """Read what others have sealed since, and see that it fits what was seen before."""
@@ -250,52 +364,17 @@ class Sealer:
             )
         return tree
 
-    def _behind(self, size: int) -> list[Anchor]:
-        """The anchors that lack the checkpoint of this size, as far as this sealer knows."""
-        return [anchor for anchor in self._anchors if self._published.get(id(anchor), -1) < size]
-
-    async def _agreeing(
-        self, connection: Connection[Any], tree: Frontier, anchors: Sequence[Anchor]
-    ) -> list[Anchor]:
-        """Ask anchors what they saw last; those that cannot be asked now are left out."""
-        agreeing = []
-        for anchor in anchors:
-            try:
-                note = await anchor.last()
-            except AnchorError as error:
-                self._complain_unpublished(anchor, error)
-                continue
+    async def _refuse_what_differs(
+        self, connection: Connection[Any], tree: Frontier, answers: Sequence[Answer]
+    ) -> None:
+        for anchor, note in answers:
             if note is not None:
                 await _refuse_other(connection, tree, anchor.name, note)
-            agreeing.append(anchor)
-        return agreeing
-
-    async def _origin(self, connection: Connection[Any]) -> str:
-        found = await store.origin(connection)
-        if found is not None:
-            return found
-        name = self._signers[0].name if self._signers else f"otel-audit/{uuid.uuid4()}"
-        await store.begin_log(connection, name)
-        return name
-
-    async def _publish(self, note: str, anchors: Sequence[Anchor]) -> None:
-        """Publish a checkpoint; where it fails, the next round tries again."""
-        size = read_checkpoint(note).size
-        for anchor in anchors:
-            try:
-                await anchor.publish(note)
-                self._published[id(anchor)] = size
-            except AnchorError as error:
-                self._complain_unpublished(anchor, error)
-
-    def _complain_unpublished(self, anchor: Anchor, error: AnchorError) -> None:
-        self.failed_publications += 1
-        complain(
-            _logger,
-            anchor.name,
-            "Sealing goes on, but its checkpoints are not published, and tried again: %s",
-            error,
-        )
+                continue
+            why = forgotten(anchor, tree.size)
+            # one that this sealer could not tell of the log's beginning yet has not forgotten it
+            if why is not None and (not self._began or self._publishing.has_published(anchor)):
+                raise LedgerError(why)
 
 
 def _complain_of(judged: Judged) -> None:
@@ -339,6 +418,13 @@ async def _refuse_other(
             f"the first {seen.size} leaves are not those that the anchor {anchor} has seen: "
             "run `otel-audit verify`"
         )
+
+
+async def _refuse_elsewhere(connection: Connection[Any]) -> None:
+    """Raise where the log belongs to another database: this one is a copy, or was moved."""
+    place = await store.place(connection)
+    if place.is_elsewhere:
+        raise LedgerError(str(place))
 
 
 async def _root_at(connection: Connection[Any], tree: Frontier, size: int) -> bytes | None:

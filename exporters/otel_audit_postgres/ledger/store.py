@@ -7,12 +7,12 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import OtelAuditError, StoreError
-from otel_audit_postgres.connecting import Connection, connect
+from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
+from otel_audit_postgres.connecting import Connection, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
@@ -37,11 +37,17 @@ _NAMES: Final = ", ".join(
     for name, _ in COLUMNS
 )
 _TRY_LEAD: Final = "SELECT audit.try_to_lead()"
+_OUTLOOK: Final = """
+SELECT EXISTS (SELECT FROM audit.ledger_queue) AS waits,
+       (SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints) AS size
+"""
+_PLACE: Final = "SELECT here, recorded FROM audit.ledger_place()"
+_MOVE: Final = "SELECT audit.move_ledger_here()"
 _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_holder()"
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'ledger_flaws')
+    WHERE n.nspname = 'audit' AND c.relname = 'ledger_places')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -80,6 +86,14 @@ ORDER BY first, leaves LIMIT $2
 _PRUNINGS: Final = (
     "SELECT partition, manifest_id, lowest, above, rows FROM audit.ledger_prunings ORDER BY above"
 )
+_TIME_LIMITS: Final = (
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "idle_session_timeout",
+)
+_UNLIMITED: Final = (
+    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY($1::text[])"
+)
 _SNAPSHOT: Final = "SELECT pg_export_snapshot()"
 _LAST_NOTE: Final = "SELECT note FROM audit.ledger_checkpoints ORDER BY size DESC LIMIT 1"
 _NOTES: Final = (
@@ -100,12 +114,33 @@ GROUP BY a.id ORDER BY a.id
 """
 # numbers count from 1 in each producer; a producer still at work may have some under way
 _GAPS: Final = """
-SELECT producer_id, max(sequence_number) - count(DISTINCT sequence_number), max(sequence_number)
-FROM audit.audit_logs
-WHERE producer_id IS NOT NULL AND sequence_number BETWEEN 1 AND 9007199254740992
-GROUP BY producer_id
-HAVING max(sequence_number) > count(DISTINCT sequence_number)
-ORDER BY 2 DESC LIMIT 100
+WITH streams AS (
+    SELECT producer_id, received_by, max(sequence_number) AS highest,
+           max(sequence_number) - count(DISTINCT sequence_number) AS missing,
+           -- whoever used a producer's id first is who it is
+           rank() OVER (PARTITION BY producer_id ORDER BY min(recorded_at), min(id::text)) AS place
+    FROM audit.audit_logs
+    WHERE producer_id IS NOT NULL AND sequence_number BETWEEN 1 AND 9007199254740992
+    GROUP BY producer_id, received_by
+)
+SELECT producer_id, received_by, missing, highest, place = 1 FROM streams
+WHERE place > 1 OR missing > 0
+ORDER BY place = 1, missing DESC LIMIT 100
+"""
+_CONFLICTS: Final = """
+WITH beside AS (
+    SELECT id, payload->>'conflict_of' AS conflict_of, received_by, producer_id
+    FROM audit.audit_logs
+    WHERE entities @> ARRAY['audit.conflict:*'] AND json_typeof(payload) = 'object'
+      AND payload->>'conflict_of' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+)
+SELECT beside.id::text, beside.conflict_of, beside.received_by, beside.producer_id,
+       other.id IS NOT NULL, other.received_by, other.producer_id, count(*) OVER ()
+FROM beside LEFT JOIN LATERAL (
+    SELECT id, received_by, producer_id FROM audit.audit_logs
+    WHERE id = beside.conflict_of::uuid ORDER BY recorded_at LIMIT 1
+) AS other ON true
+ORDER BY beside.id LIMIT 1000
 """
 _ORIGIN: Final = "SELECT origin FROM audit.ledger_log"
 _APPEND_BLOCK: Final = (
@@ -115,6 +150,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
 _ABOUT: Final = "SELECT id FROM audit.audit_logs WHERE entities @> ARRAY[$1::text] ORDER BY id"
@@ -123,6 +159,44 @@ _CANDIDATES: Final = (
     "FROM audit.ledger_blocks "
     "WHERE lowest <= $1 AND highest >= $1 ORDER BY first"
 )
+
+
+class Numbered(NamedTuple):
+    """A producer's stream by one credential.
+
+    Attributes:
+        producer: The producer's id.
+        received_by: The credential; None where the application wrote itself.
+        missing: Numbers that are not stored.
+        highest: The highest number.
+        is_first: Whether this credential was the first to use that id.
+    """
+
+    producer: str
+    received_by: str | None
+    missing: int
+    highest: int
+    is_first: bool
+
+
+class Beside(NamedTuple):
+    """A record that is stored under another id than it came under.
+
+    Attributes:
+        record_id: Under which it is stored.
+        conflict_of: Under which it came.
+        received_by, producer: Who wrote it; no credential where the application itself did.
+        is_taken: Whether another record has that id; else its time is of the future.
+        other_received_by, other_producer: Who wrote that one.
+    """
+
+    record_id: str
+    conflict_of: str
+    received_by: str | None
+    producer: str | None
+    is_taken: bool
+    other_received_by: str | None
+    other_producer: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +238,32 @@ class Holder:
         return (
             f"process {self.pid} of role {self.role} (application {self.application!r}), "
             f"for {self.seconds or 0:.0f} s; to end it: SELECT pg_terminate_backend({self.pid})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which database this is, by the server's system identifier and its own number there.
+
+    Attributes:
+        here: This one; None where the server does not tell.
+        recorded: The one that the log belongs to; None where nobody has said so yet.
+    """
+
+    here: str | None
+    recorded: str | None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the log belongs to another database."""
+        return None not in (self.here, self.recorded) and self.here != self.recorded
+
+    def __str__(self) -> str:
+        """In words, for a message."""
+        return (
+            f"the log belongs to database {self.recorded} (system identifier/number), and this is "
+            f"{self.here}: a copy, or restored or moved. If this is where the log goes on, run "
+            "`otel-audit moved`; a copy beside it needs a key and anchors of its own before that"
         )
 
 
@@ -218,9 +318,13 @@ async def opened(
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            # what went wrong first says more than that a transaction could not be undone after it
+            first = error.__context__
+            if isinstance(first, OtelAuditError):
+                raise first from None
             raise as_store_error(error, doing, asks=asks) from None
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
 
 async def refuse_without_ledger(connection: Connection[Any]) -> None:
@@ -249,6 +353,25 @@ async def refuse_partial_view(connection: Connection[Any]) -> None:
         )
 
 
+async def outlook(connection: Connection[Any]) -> tuple[bool, int]:
+    """Whether rows wait, and the leaves under the latest checkpoint."""
+    row = await connection.fetchrow(_OUTLOOK)
+    assert row is not None  # noqa: S101 - a SELECT without FROM has a row
+    return row["waits"], row["size"]
+
+
+async def place(connection: Connection[Any]) -> Place:
+    """Which database this is, and which one the log belongs to."""
+    row = await connection.fetchrow(_PLACE)
+    assert row is not None  # noqa: S101 - a function without SETOF has a row
+    return Place(row["here"], row["recorded"])
+
+
+async def move_here(connection: Connection[Any]) -> None:
+    """Say that the log belongs to this database from now on."""
+    await connection.execute(_MOVE)
+
+
 async def try_to_lead(connection: Connection[Any]) -> bool:
     """Become the one who seals until the transaction ends, if nobody else is."""
     leads: bool = await connection.fetchval(_TRY_LEAD)
@@ -262,8 +385,9 @@ async def origin(connection: Connection[Any]) -> str | None:
 
 
 async def begin_log(connection: Connection[Any], name: str) -> None:
-    """Name the log, once and for all."""
+    """Name the log, once and for all, and say that it belongs to this database."""
     await connection.execute(_BEGIN_LOG, name)
+    await move_here(connection)
 
 
 async def queued(connection: Connection[Any], most: int, after: int = -1) -> list[Queued]:
@@ -358,6 +482,16 @@ async def prunings(connection: Connection[Any]) -> list[Pruning]:
     return [Pruning(*row.values()) for row in await connection.fetch(_PRUNINGS)]
 
 
+async def unlimited(connection: Connection[Any]) -> None:
+    """Let this transaction take its time, whatever limits the role or the server has set."""
+    await connection.execute(_UNLIMITED, _TIME_LIMITS)
+
+
+async def keep_open(connection: Connection[Any]) -> None:
+    """Ask the least that can be asked, for whoever ends connections that are idle."""
+    await connection.execute("SELECT")
+
+
 async def exported_snapshot(connection: Connection[Any]) -> str:
     """What others need to see exactly what this transaction sees."""
     name: str = await connection.fetchval(_SNAPSHOT)
@@ -410,18 +544,27 @@ async def stored_ids(connection: Connection[Any]) -> AsyncIterator[tuple[uuid.UU
         yield row[0], row[1], row[2]
 
 
-async def gaps(connection: Connection[Any]) -> list[tuple[str, int, int]]:
-    """Producers whose numbers have gaps: how many are missing, and the highest number."""
-    return [tuple(row.values()) for row in await connection.fetch(_GAPS)]
+async def gaps(connection: Connection[Any]) -> list[Numbered]:
+    """Streams whose numbers have gaps, or whose producer's id another one used before."""
+    return [Numbered(*row.values()) for row in await connection.fetch(_GAPS)]
+
+
+async def conflicts(connection: Connection[Any]) -> tuple[list[Beside], int]:
+    """Records that are stored under another id than they came under; the first, and how many."""
+    rows = await connection.fetch(_CONFLICTS)
+    return [Beside(*list(row.values())[:-1]) for row in rows], rows[0][-1] if rows else 0
 
 
 async def append(
     connection: Connection[Any], block: Block, note: str, positions: Sequence[int]
 ) -> None:
-    """Append a block and its checkpoint, and take from the queue what is in it."""
+    """Append a block and its checkpoint, count its rows, and take them from the queue."""
     ids = block.row_ids()
     await connection.execute(
         _APPEND_BLOCK, block.first, block.ids, block.hashes, min(ids), max(ids)
     )
     await connection.execute(_APPEND_NOTE, block.first + block.count, note)
-    await connection.execute(_TAKE, positions)
+    await connection.execute(_ROLL_UP, positions)
+    taken = await connection.execute(_TAKE, positions)
+    if taken != f"DELETE {len(positions)}":
+        raise StoreUnavailableError("the queue of rows to be sealed changed meanwhile")

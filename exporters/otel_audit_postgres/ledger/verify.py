@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -28,7 +29,7 @@ from otel_audit_postgres.ledger.rowpass import (
 )
 from otel_audit_postgres.ledger.strays import check_strays
 from otel_audit_postgres.ledger.walk import Task, Walk, walk_tree
-from otel_audit_postgres.ledger.witness import Testimony, testimonies
+from otel_audit_postgres.ledger.witness import Testimony, hear
 
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed makes the verification fail."""
@@ -72,7 +73,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     begun = time.monotonic()
     findings = Findings()
     # asked before the database, so that none of them can be ahead of it
-    seen = await testimonies(anchors, keys, findings)
+    heard = await hear(anchors, keys, findings)
+    seen = heard.testimonies
     witnesses = [*seen]
     if remembered is not None:
         witnesses.append(Testimony("(the last verification)", remembered.checkpoint))
@@ -80,6 +82,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         store.opened(dsn, "verify the audit store", asks=True) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
+        await store.unlimited(connection)
         await store.refuse_partial_view(connection)
         for problem in [
             *await catalog.unguarded(connection),
@@ -88,6 +91,9 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         ]:
             findings.add(Kind.GUARD_REMOVED, problem)
         origin = await store.origin(connection)
+        place = await store.place(connection)
+        if place.is_elsewhere:
+            findings.warnings.append(str(place))
         sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
         walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
         choice = replace(
@@ -105,7 +111,11 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         )  # fmt: skip
         overdue = await _overdue(connection)
         await _note_gaps(connection, findings)
+        conflicts, conflict_count = await store.conflicts(connection)
+    if conflicts:
+        findings.warnings.append(_told_conflicts(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
+    heard.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
         findings.warnings.append(_told_malformed(findings))
     if not seen:
@@ -118,7 +128,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
         time.monotonic() - begun, dropped, walk.last_note,
         malformed=tuple(findings.malformed), malformed_by=dict(findings.malformed_by),
-        overdue=overdue,
+        overdue=overdue, conflicts=tuple(conflicts), conflict_count=conflict_count,
     )  # fmt: skip
 
 
@@ -210,10 +220,40 @@ def _told_malformed(findings: Findings) -> str:
 
 
 async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
-    findings.warnings.extend(
-        f"producer {producer}: {missing} sequence numbers up to {last} are not in the store"
-        for producer, missing, last in await store.gaps(connection)
+    for stream in await store.gaps(connection):
+        by = "" if stream.received_by is None else f" by {stream.received_by}"
+        if stream.is_first:
+            findings.warnings.append(
+                f"producer {stream.producer}{by}: {stream.missing} sequence numbers up to "
+                f"{stream.highest} are not in the store"
+            )
+        else:
+            findings.warnings.append(
+                f"producer {stream.producer}{by or ' by the application itself'}: that id came by "
+                "another credential before; its numbers are not counted (see otel-audit gaps)"
+            )
+
+
+def _told_conflicts(conflicts: Sequence[store.Beside], count: int) -> str:
+    """Say who wrote under ids that were not theirs, and the first of them with its counterpart."""
+    writers = Counter(_writer(one.received_by, one.producer) for one in conflicts)
+    who = ", ".join(f"{n} by {by}" for by, n in writers.most_common(_PRODUCERS_NAMED))
+    first = next((one for one in conflicts if one.is_taken), conflicts[0])
+    beside = (
+        f"beside {first.conflict_of} by {_writer(first.other_received_by, first.other_producer)}"
+        if first.is_taken
+        else f"in place of {first.conflict_of}, whose time is of the future"
     )
+    return (
+        f"{count} records came under ids that other records have, or that are of the future, and "
+        f"are stored under others ({who}); the first: {first.record_id} {beside}: see who wrote "
+        "both; --json and --report list them"
+    )
+
+
+def _writer(received_by: str | None, producer: str | None) -> str:
+    by = received_by or "the application itself"
+    return by if producer is None else f"{by} (producer {producer})"
 
 
 def _judge_end(walk: Walk, keys: Sequence[PublicKey], findings: Findings) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, forgotten
 from otel_audit_postgres.ledger.findings import Findings, Kind
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, read_note
@@ -24,9 +25,35 @@ class Testimony:
     checkpoint: Checkpoint
 
 
-async def testimonies(
-    anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: Findings
-) -> list[Testimony]:
+@dataclass(slots=True)
+class Heard:
+    """What all anchors said.
+
+    Attributes:
+        testimonies: Of those that have something to say.
+        silent: Those that know of no checkpoint.
+    """
+
+    testimonies: list[Testimony] = field(default_factory=list)
+    silent: list[Anchor] = field(default_factory=list)
+
+    def judge_silence(self, size: int, findings: Findings) -> None:
+        """Say what it means that some know nothing, once it is known how long the log is."""
+        for anchor in self.silent:
+            why = forgotten(anchor, size)
+            if why is None:
+                findings.warnings.append(f"anchor {anchor.name} has no checkpoint")
+            else:
+                findings.add(Kind.EMPTIED_ANCHOR, why)
+        if size:
+            findings.warnings.extend(
+                f"anchor {one.anchor} knows the log's beginning alone"
+                for one in self.testimonies
+                if not one.checkpoint.size
+            )
+
+
+async def hear(anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: Findings) -> Heard:
     """Ask the anchors what they saw last.
 
     Args:
@@ -35,17 +62,16 @@ async def testimonies(
         findings: Where forgeries are noted.
 
     Returns:
-        What those say that have something to say.
+        What they say.
     """
-    found = []
-    for anchor in anchors:
-        try:
-            note = await anchor.last()
-        except AnchorError as error:
-            findings.warnings.append(f"anchor not checked: {error}")
+    heard = Heard()
+    answers = await asyncio.gather(*map(_asked, anchors))
+    for anchor, note in zip(anchors, answers, strict=True):
+        if isinstance(note, AnchorError):
+            findings.warnings.append(f"anchor not checked: {note}")
             continue
         if note is None:
-            findings.warnings.append(f"anchor {anchor.name} has no checkpoint")
+            heard.silent.append(anchor)
             continue
         checkpoint, is_signed = judged(note, keys, findings, f"anchor {anchor.name}")
         if checkpoint is None:
@@ -53,8 +79,15 @@ async def testimonies(
         if keys and not is_signed:
             findings.add(Kind.FORGED_SIGNATURE, f"anchor {anchor.name}: not signed by a given key")
             continue
-        found.append(Testimony(anchor.name, checkpoint))
-    return found
+        heard.testimonies.append(Testimony(anchor.name, checkpoint))
+    return heard
+
+
+async def _asked(anchor: Anchor) -> str | AnchorError | None:
+    try:
+        return await anchor.last()
+    except AnchorError as error:
+        return error
 
 
 def judged(

@@ -23,7 +23,11 @@ GRANT INSERT (size, note) ON audit.ledger_checkpoints TO otel_audit_sealer;
 GRANT DELETE ON audit.ledger_queue TO otel_audit_sealer;
 GRANT SELECT ON audit.ledger_flaws TO otel_audit_sealer, otel_audit_reader;
 GRANT INSERT (first, note) ON audit.ledger_flaws TO otel_audit_sealer;
-GRANT EXECUTE ON FUNCTION audit.try_to_lead() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.try_to_lead(), audit.roll_up(bigint[]) TO otel_audit_sealer;
+GRANT SELECT ON audit.rollup TO otel_audit_sealer, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.move_ledger_here() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.ledger_place() TO otel_audit_sealer, otel_audit_reader,
+    otel_audit_writer, otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.columns_hash(audit.audit_logs) TO otel_audit_sealer, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.sealing_holder() TO otel_audit_sealer, otel_audit_reader,
     otel_audit_writer, otel_audit_retention;
@@ -45,18 +49,23 @@ GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
 GRANT SELECT ON audit.schema_version TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(integer),
     audit.retire_partition(text), audit.drop_partition(text, uuid),
-    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks() TO otel_audit_retention;
+    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks(), audit.ensure_month(date)
+    TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.rows_in_default(bigint) TO otel_audit_writer, otel_audit_retention;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.audit_logs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.ledger_queue ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.rollup ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS own ON audit.reader_tenants;
 DROP POLICY IF EXISTS appending ON audit.audit_logs;
 DROP POLICY IF EXISTS receipts ON audit.audit_logs;
 DROP POLICY IF EXISTS reading ON audit.audit_logs;
 DROP POLICY IF EXISTS reading ON audit.ledger_queue;
 DROP POLICY IF EXISTS sealing ON audit.ledger_queue;
+DROP POLICY IF EXISTS reading ON audit.rollup;
+DROP POLICY IF EXISTS sealing ON audit.rollup;
 
 GRANT SELECT ON audit.reader_tenants TO otel_audit_reader;
 CREATE POLICY own ON audit.reader_tenants FOR SELECT TO otel_audit_reader USING (
@@ -70,3 +79,7 @@ CREATE POLICY reading ON audit.audit_logs FOR SELECT TO otel_audit_reader USING 
 CREATE POLICY reading ON audit.ledger_queue FOR SELECT TO otel_audit_reader USING (
     EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL));
 CREATE POLICY sealing ON audit.ledger_queue TO otel_audit_sealer USING (true);
+CREATE POLICY reading ON audit.rollup FOR SELECT TO otel_audit_reader USING (
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+    OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t));
+CREATE POLICY sealing ON audit.rollup FOR SELECT TO otel_audit_sealer USING (true);

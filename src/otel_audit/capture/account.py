@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -22,12 +23,13 @@ from otel_audit.capture.description import (
 from otel_audit.capture.enrichment import enrich
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.observer import Observer
+from otel_audit.capture.operation import Asked
 from otel_audit.capture.outcome import outcome_of
 from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import identifier, state_of
 from otel_audit.capture.route import foresee, route_template
-from otel_audit.capture.targets import shown_target, with_new_id
+from otel_audit.capture.targets import changed_id, shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
 from otel_audit.ids import public_id
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
 _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of it
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
+
+_MOST_IDENTITIES = 50
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
@@ -106,11 +111,15 @@ class Account:
         self._holder: str | None = None
         self._foreseen: MutableMapping[str, Any] | None = None
         self._asking: tuple[object, object, bool] | None = None
+        self._asked: Asked | None = None
+        self._has_read = self._is_renamed = False
         span = trace.get_current_span()
         self.audit = AuditScope(
             server_span=span if span.get_span_context().is_valid else None,
             budget=Budget(observer.body_limit),
+            of_request=True,
         )
+        self.audit.identities = self._identities
         self.audit.origin = self.origin
         request_id = None
         try:
@@ -163,8 +172,24 @@ class Account:
         if judged != self.judged:
             self.judge(route=self._route(scope), wrote=wrote, scope=scope)
             self.judged = judged
+            self._is_renamed = False
+        if self.passage.ended and not self._is_renamed:
+            self._rename()
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
+
+    def _rename(self) -> None:
+        """Name the action by what its body asks for, where the path is the same for everything."""
+        self._is_renamed = True
+        try:
+            if not self._has_read:
+                self._has_read = True
+                if self.head.method == "POST":
+                    self._asked = Asked.read(self.passage, self.head.path)
+            if self._asked is not None and self.judgement is not None:
+                self.judgement = self._asked.renamed(self.judgement, self._observer.redactor)
+        except Exception as error:  # noqa: BLE001 - the name from the path remains
+            self.parts.fail("name", error)
 
     def _foresee(self) -> MutableMapping[str, Any]:
         """Find the route of a request that middleware has answered: a denial has a target, too."""
@@ -187,7 +212,9 @@ class Account:
         parameters = scope.get("path_params")
         if parameters:
             try:
-                self._secrets = secret_parameters(parameters, self._observer.redactor)
+                self._secrets = secret_parameters(
+                    parameters, self._observer.redactor, self.head.path
+                )
                 self.parts.succeed("target")
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
@@ -213,6 +240,17 @@ class Account:
         if bearer is not UNREADABLE_BEARER:
             self.parts.succeed("actor")
         return found
+
+    def _identities(self) -> list[object]:
+        """Objects of the application from which it may be read who does it, and for whom."""
+        scope = self.routed
+        found = [
+            one
+            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+            if one.__class__ not in _PLAIN
+        ]
+        user = scope.get("user")
+        return found if user is None else [*found, user]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -408,7 +446,7 @@ class Account:
             found = outcome_of(
                 status=self.passage.status,
                 error=self.error,
-                transaction=self.audit.transaction,
+                transaction=self.audit.final_transaction,
                 cut_off=socket is None and not self.passage.ended,
                 turned_away=self.judgement is not None and self.judgement.turned_away,
             )
@@ -416,7 +454,8 @@ class Account:
             self.parts.fail("outcome", error)
             return "unknown"
         self.parts.succeed("outcome")
-        return found
+        failed = self._asked is not None and self._asked.failure is not None
+        return "failure" if failed and found == "success" else found
 
     def enrich(self, decision: Decision) -> None:
         """Tell the application's own span, if it is still recording. Never raises."""
@@ -545,7 +584,7 @@ class Account:
     def _shown(self, named: Target, whom: Whom | None) -> Target | None:
         found = with_new_id(named, self.audit)
         if whom is not None and found is not None and found.id is None:
-            found = Target(type=found.type, id=self._whom(whom))
+            found = Target(type=found.type, id=self._whom(whom, found.type))
         if found is not None and self._secrets is None:
             # which parameters are secrets is not known, so no id is shown
             found = Target(type=found.type)
@@ -553,13 +592,14 @@ class Account:
         secrets = self._secrets or frozenset()
         return shown_target(found, secrets, self._observer.redactor, routed=routed)
 
-    def _whom(self, whom: Whom) -> str | None:
+    def _whom(self, whom: Whom, kind: str) -> str | None:
         """Whose account it is: of who acts, or of who is named in the request or its answer."""
         actor = self.audit.actor
         acting = None if actor is None or is_unknown(actor) else actor.id
         if whom == "actor":
             return acting or self._holder
-        return self._holder or (acting if whom == "either" else None)
+        named = self._holder or changed_id(kind, self.audit)
+        return named or (acting if whom == "either" else None)
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:
@@ -570,6 +610,8 @@ class Account:
             except Exception as error:  # noqa: BLE001 - its type is known all the same
                 self.parts.fail("error", error)
                 self._described = ErrorInfo(type=type(self.error).__name__)
+        if self._described is None and self._asked is not None:
+            return self._asked.error()
         return self._described
 
     def _metadata(self, decision: Decision) -> dict[str, Any]:
@@ -579,6 +621,11 @@ class Account:
             self.parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             self.parts.fail("metadata", error)
+        if self._asked is not None:
+            try:
+                found |= self._asked.facts(self._observer.redactor)
+            except Exception as error:  # noqa: BLE001 - it costs the operation's name alone
+                self.parts.fail("operation", error)
         if decision.sample is not None:
             found["audit.sample.one_of"] = decision.sample
         if self.head.method != self.head.wire_method:

@@ -30,6 +30,7 @@ from otel_audit.capture.told import (
     actor_told,
     event_told,
     metadata_told,
+    parent_told,
     target_told,
     tenant_told,
     with_canonical_role,
@@ -51,6 +52,7 @@ from otel_audit.record import (
     Target,
     TransactionOutcome,
 )
+from otel_audit.reference import ActionReference
 from otel_audit.scope import AuditScope, Origin
 
 _logger = logging.getLogger("otel_audit.capture")
@@ -78,10 +80,13 @@ class Action:
         self._token: Token[AuditScope | None] | None = None
         self._failure: ErrorInfo | None = None
         self._unnumbered: tuple[Target | None, object] = (None, None)
-        outer = scopes.current_scope()
+        around = scopes.current_scope()
+        # a task keeps the scope that it was begun in: whose action that was does nothing any more
+        outer = scopes.open_scope() if told.parent is None else None
         span = trace.get_current_span()
+        self._parent: ActionReference | None = None
         self._scope = AuditScope(
-            parent_action_id=None if outer is None else outer.action_id,
+            parent_action_id=None if around is None else around.action_id,
             server_span=span if span.get_span_context().is_valid else None,
             origin=self._origin,
             outer=outer,
@@ -200,7 +205,7 @@ class Action:
             scope.record_id, self._phase = uuid7(), "continued"
         self._guarded(recording.settle)
         scope.late = self._told_later
-        scope.closed = True
+        scope.close()
         if self._failure is None and error is not None and not _is_orderly_exit(error):
             try:
                 self._failure = describe_error(error, recording.redactor, scope.budget)
@@ -235,6 +240,11 @@ class Action:
         except Exception as error:  # noqa: BLE001 - it costs the name alone
             parts.fail("name", error)
         try:
+            self._take_over(told.parent)
+        except Exception as error:  # noqa: BLE001 - somebody it was, and not the process
+            parts.fail("parent", error)
+            self._parent = ActionReference(action_id="", actor=ACTOR_FAILED)
+        try:
             scope.actor = actor_told(told.actor)
         except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
             parts.fail("actor", error)
@@ -254,6 +264,12 @@ class Action:
         if scope.outer is not None:
             scope.outer.note_nested()
         recording.opened()
+
+    def _take_over(self, parent: object) -> None:
+        """Learn which action, begun elsewhere, has caused this one."""
+        if parent is not None:
+            self._parent = found = parent_told(parent)
+            self._scope.parent_action_id = found.action_id or None
 
     def _aim(self, recording: Recording, target: object) -> None:
         found = target_told(target, recording.redactor, self._scope.budget.told)
@@ -315,7 +331,11 @@ class Action:
         scope, recording = self._scope, self._recording
         if recording is None:
             return Origin(scope.actor, scope.tenant, scope.source)
-        around = recording.around() if scope.outer is None else Origin()
+        parent = self._parent
+        if parent is not None:
+            around = Origin(parent.actor, parent.tenant, parent.source, parent.request_id)
+        else:
+            around = recording.around() if scope.outer is None else Origin()
         actor = scope.actor
         if actor is not None:
             # the application may have set it in the meantime, with a role of its own
@@ -324,15 +344,15 @@ class Action:
         return Origin(
             None if actor is None else shown_actor(actor, recording.redactor, scope.budget.told),
             shown_tenant(scope.tenant or around.tenant, recording.redactor, scope.budget.told),
-            scope.source,
+            scope.source or around.source,
+            around.request_id,
         )
 
     def _outcome(self, error: BaseException | None) -> Outcome:
-        transaction = self._transaction
         cut_off = is_cancellation(error) or isinstance(error, _CUT_OFF)
-        if cut_off or transaction == "unknown":
+        if cut_off or self._transaction == "unknown":
             return "unknown"
-        failed = self._failure is not None or transaction in ("rolled_back", "mixed")
+        failed = self._failure is not None or self._scope.final_transaction == "rolled_back"
         return "failure" if failed else "success"
 
     @property

@@ -29,7 +29,7 @@ from otel_audit.capture.reading import header_values, identifier
 from otel_audit.complaints import complain
 from otel_audit.config import PREFIX
 from otel_audit.record import ANONYMOUS, Actor, Tenant
-from otel_audit.scope import Origin, current_scope
+from otel_audit.scope import Origin, open_scope
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class IdentityPropagator(TextMapPropagator):
             # what a client has sent under these names is not this service's word
             for name in _ENTRIES:
                 found = baggage.remove_baggage(name, found)
-            scope = current_scope()
+            scope = open_scope()
             entries = {} if scope is None else _entries(scope.known_origin())
             for name, value in entries.items():
                 found = baggage.set_baggage(name, value, found)

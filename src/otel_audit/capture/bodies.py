@@ -21,7 +21,7 @@ from otel_audit.redaction.heads import (
     withhold_undecided,
 )
 from otel_audit.redaction.multipart import Part, boundary_of, describe_part, split_parts
-from otel_audit.redaction.walk import parse_json
+from otel_audit.redaction.numbers import encode, parse_exact
 from otel_audit.redaction.work import Work
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def _json_head(copy: _Copy, head: bytes | None) -> bytes | None:
     if head is None:
         return None
     try:
-        document = withhold_undecided(parse_json(head.decode()))
+        document = withhold_undecided(parse_exact(head.decode()))
     except (NotUnderstoodError, UnicodeDecodeError):
         return None
-    return _encode(copy.redactor.document(document, copy.work))
+    return encode(copy.redactor.document(document, copy.work, parsed=True))
 
 
 def _json_lines(copy: _Copy) -> tuple[bytes | None, str | None]:

@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_audit import attributes as names
 from otel_audit.complaints import complain
 from otel_audit.record import ANONYMOUS
-from otel_audit.scope import Origin, current_scope
+from otel_audit.scope import Origin, open_scope
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ChildSpans(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the base class names it
         """Set the attributes. Never raises."""
-        scope = current_scope()
+        scope = open_scope()
         if scope is None or not self._active or _finding_out.get():
             return
         token = _finding_out.set(True)

@@ -23,6 +23,12 @@ PART = "audit.part"
 TOLD = "audit.changes.records"
 """Ids of the records in which an action's own transactions tell what they have changed."""
 
+RETRIED = "audit.retried"
+"""How many transactions were rolled back before the one that was committed in the end."""
+
+ROLLED_BACK = "audit.rolled_back"
+"""What was rolled back, or refused, beside it: how many of each, such as ``insert seat``."""
+
 _MOST_NAMED = 100
 
 
@@ -51,7 +57,13 @@ def with_continuations(record: AuditRecord, further: Pages | None) -> Iterator[A
 
 
 def with_told(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
-    """Add where the changes are told that the record itself does not tell, and what was cut."""
+    """Add what the record itself does not tell: where changes are told, retries, what was cut."""
+    if scope.rolled_back_transactions and scope.is_retried:
+        metadata = {
+            **metadata,
+            RETRIED: scope.rolled_back_transactions,
+            ROLLED_BACK: dict(scope.rolled_back),
+        }
     if scope.told:
         metadata = {**metadata, TOLD: scope.told[:_MOST_NAMED]}
     cut = scope.budget.cut

@@ -12,6 +12,7 @@ from otel_audit.capture.route import path_below_root, path_of, route_template
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
 from otel_audit.redaction.cutting import cut_path, cut_query, cut_text
+from otel_audit.redaction.links import link_parameters
 
 if TYPE_CHECKING:
     from otel_audit.capture.copying import BodyCopy
@@ -181,7 +182,7 @@ class RequestHead:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction
             text = "/".join(map(unless_token, path.split("/")))
         else:
-            found = _without(path, secret_parameters(parameters or {}, self._redactor))
+            found = _without(path, secret_parameters(parameters or {}, self._redactor, whole))
             if found is None:
                 # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
                 return route_template(routed, self.app) or REDACTED
@@ -249,11 +250,18 @@ def bare_path(path: str) -> str:
     return "/".join(shown).encode("ascii", "replace").decode()
 
 
-def secret_parameters(parameters: Mapping[str, Any], redactor: Redactor) -> frozenset[str]:
-    """Return the values of path parameters whose names say that they are secrets."""
-    return frozenset(
-        str(value) for name, value in parameters.items() if redactor.is_sensitive(name)
-    )
+def secret_parameters(
+    parameters: Mapping[str, Any], redactor: Redactor, path: str
+) -> frozenset[str]:
+    """Return the values of path parameters that are secrets: by their names, or as a link's.
+
+    Args:
+        parameters: As the router has read them.
+        redactor: Knows the names.
+        path: As requested.
+    """
+    named = (str(value) for name, value in parameters.items() if redactor.is_sensitive(name))
+    return frozenset((*named, *link_parameters(path, parameters)))
 
 
 def describe_body(  # noqa: PLR0913 - one fact each

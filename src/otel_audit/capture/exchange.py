@@ -16,6 +16,7 @@ from otel_audit.capture.continued import with_continuations
 from otel_audit.capture.description import header_of
 from otel_audit.capture.long import Watching, record_started
 from otel_audit.capture.observer import Observer
+from otel_audit.capture.operation import may_ask
 from otel_audit.capture.passage import add
 from otel_audit.capture.strays import record_afterwards
 from otel_audit.complaints import complain
@@ -119,9 +120,15 @@ class Exchange:
     def _observe_bodies(self) -> Start:
         observer = self._observer
         start = observer.policy.at_start(self._account.head.method, self._account.head.path)
-        if not start.request or self.passage.copies:
+        if self.passage.copies:
             return start
         limit = max(observer.body_limit, start.body_limit or 0)
+        if start.level != "none" and may_ask(self._account.head.method, self._account.head.path):
+            # what is asked for and whether it went well stands in the bodies, kept or not
+            self.passage.copy(limit, request=True, response=True)
+            return start
+        if not start.request:
+            return start
         response = start.response and observer.response_bodies
         if self.socket is None:
             self.passage.copy(limit, request=observer.request_bodies, response=response)
@@ -328,7 +335,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - must not reach the application
             account.parts.fail("changes", error)
         audit.late = self._told_later
-        audit.closed = True
+        audit.close()
         decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start
         if decision is not None:
             self._finish(decision)

@@ -73,7 +73,7 @@ def _shown_or_none(text: str | None, redactor: Redactor, work: Work | None = Non
 
 
 def _shown(text: str, redactor: Redactor, work: Work | None = None) -> str:
-    if is_plain(text) or redactor.text(text, work) == text:
+    if is_plain(text) or redactor.identifier(text, work) == text:
         return text
     complain(
         _logger,

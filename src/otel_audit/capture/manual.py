@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, overload
 
 from otel_audit.capture.action import Action
+from otel_audit.capture.parts import ACTOR_FAILED
 from otel_audit.capture.recording import in_use
 from otel_audit.capture.told import Told
+from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import Outcome
-from otel_audit.scope import current_scope
+from otel_audit.reference import ActionReference
+from otel_audit.scope import Origin, current_scope, open_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
+
+_logger = logging.getLogger("otel_audit.capture")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +41,7 @@ def audit(  # noqa: PLR0913 - one fact an argument
     target: object = None,
     metadata: object = None,
     action: str | None = None,
+    parent: ActionReference | str | None = None,
 ) -> Audit:
     """Record what a block or a function does, as an action of its own.
 
@@ -54,13 +61,15 @@ def audit(  # noqa: PLR0913 - one fact an argument
         target: What is acted upon: ``type:id``, or an object that has an id when the block ends.
         metadata: The application's own facts, a mapping.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; from the event name if None.
+        parent: The action that has caused this one, where that is not the one around: what
+            `current_action` returned there, or its text. Actor, tenant and source are taken over.
 
     Returns:
         What ``with`` takes, and what decorates.
     """
     if callable(event):
         raise ConfigurationError('audit: name the event, as in @audit("report.built")')
-    return Audit(Told(event, actor, tenant, target, metadata, action))
+    return Audit(Told(event, actor, tenant, target, metadata, action, parent))
 
 
 @overload
@@ -72,6 +81,7 @@ def emit(
     target: object = None,
     metadata: object = None,
     action: str | None = None,
+    parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
     session: AsyncSession | AsyncConnection | async_scoped_session[Any],
 ) -> Awaitable[str | None]: ...
@@ -86,6 +96,7 @@ def emit(
     target: object = None,
     metadata: object = None,
     action: str | None = None,
+    parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
     session: Session | Connection | scoped_session[Any] | None = None,
 ) -> str | None: ...
@@ -99,6 +110,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
     target: object = None,
     metadata: object = None,
     action: str | None = None,
+    parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
     session: Any = None,
 ) -> str | Awaitable[str | None] | None:
@@ -116,6 +128,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
         target: What was acted upon.
         metadata: The application's own facts.
         action: What kind of action.
+        parent: The action that has caused it, as for `audit`.
         outcome: ``success``, ``failure`` or ``unknown``.
         session: A session or connection of SQLAlchemy with the transaction to ride in. With an
             asynchronous one the call has to be awaited.
@@ -131,7 +144,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
     recording = in_use()
     if recording is None:
         return _nothing() if hasattr(session, "run_sync") else None
-    told = Action(Told(event, actor, tenant, target, metadata, action), recording)
+    told = Action(Told(event, actor, tenant, target, metadata, action, parent), recording)
     outcome = outcome if outcome in get_args(Outcome) else "unknown"
     if session is None:
         told.tell(outcome)
@@ -152,6 +165,32 @@ async def _nothing() -> None:
 async def _after(written: Awaitable[None], record_id: str) -> str:
     await written
     return record_id
+
+
+def current_action() -> ActionReference | None:
+    """Name the action under way, for work that it causes elsewhere: in a queue, a thread, a worker.
+
+    Ask when it is known who does it: what is found out later is not in the reference. Never raises.
+
+    Returns:
+        What ``audit(parent=…)`` takes there; its ``to_json()`` is a text for a message. None
+        outside any action, and after its end.
+    """
+    scope = open_scope()
+    if scope is None:
+        return None
+    try:
+        origin = scope.known_origin()
+    except Exception as error:  # noqa: BLE001 - must not reach the application
+        complain(_logger, "reference", "Who does an action is not in its reference", error=error)
+        origin = Origin(actor=ACTOR_FAILED)
+    return ActionReference(
+        action_id=scope.action_id,
+        actor=origin.actor,
+        tenant=origin.tenant,
+        source=origin.source,
+        request_id=origin.request_id,
+    )
 
 
 class Audit:

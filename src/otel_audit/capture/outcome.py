@@ -19,14 +19,15 @@ def outcome_of(
     Args:
         status: The status the client was sent; None where none was.
         error: The exception that left the application, if any.
-        transaction: What became of the transactions that wrote.
+        transaction: What became of the last transaction that wrote; unknown if any is.
         cut_off: Whether the answer ended before its last chunk.
         turned_away: Whether the answer only says where else to ask.
 
     Returns:
-        ``success`` only if the answer says so, nothing was raised, and all that was written is
-        committed. ``unknown`` where a commit's fate is unknown, the action was cut off, or the
-        client was sent elsewhere with it and nothing was committed.
+        ``success`` only if the answer says so, nothing was raised, and what was written last is
+        committed: a retry makes up for what was rolled back before. ``unknown`` where a commit's
+        fate is unknown, the action was cut off, or the client was sent elsewhere with it and
+        nothing was committed.
     """
     if transaction == "unknown":
         return "unknown"

@@ -126,6 +126,20 @@ class Passage:
         copy = self._response
         return copy.head if copy is not None and copy.whole else None
 
+    @property
+    def answer_head(self) -> tuple[bytes, bool]:
+        """What was copied of the response's body, and whether that is all of it."""
+        copy = self._response
+        return (b"", False) if copy is None else (copy.head, copy.whole)
+
+    @property
+    def question(self) -> bytes | None:
+        """The request's body as the handler got it, if it was copied whole."""
+        copy = self.request_inside
+        if copy is not None and copy.size == 0:
+            copy = self.request_outside
+        return copy.head if copy is not None and copy.size and copy.whole else None
+
     def response_body(
         self, redactor: Redactor, limit: int, *, may_exist: bool, work: Work | None = None
     ) -> Body | None:

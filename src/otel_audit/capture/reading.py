@@ -16,8 +16,10 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from otel_audit.capture.mapped import remembered, state_of_mapped
 from otel_audit.config import PREFIX, Hook
 from otel_audit.errors import ConfigurationError
+from otel_audit.record import key_text
 
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""
@@ -114,22 +116,23 @@ def peek(thing: object, name: str) -> object:
     """Read one attribute or key of the application's object; None where that fails.
 
     A mapped object of SQLAlchemy is read without its descriptors: those would load what has
-    expired, a query the application never asked for.
+    expired, a query the application never asked for. What it said before stands for that.
     """
     if isinstance(thing, Mapping):
         return _quietly(lambda: thing.get(name))
-    mapped = _quietly(lambda: vars(thing).get("_sa_instance_state"))
+    mapped = state_of_mapped(thing)
     if mapped is not None:
-        return _quietly(lambda: vars(thing).get(name))
+        loaded = vars(thing)
+        return loaded[name] if name in loaded else _quietly(lambda: remembered(mapped, name))
     return _quietly(lambda: getattr(thing, name, None))
 
 
 def primary_key(thing: object) -> str | None:
     """Return the primary key of a stored SQLAlchemy object as text, without a query."""
-    state = _quietly(lambda: vars(thing).get("_sa_instance_state"))
+    state = state_of_mapped(thing)
     identity = _quietly(lambda: state.key[1])
     parts = [identifier(part) for part in identity] if isinstance(identity, tuple) else []
-    return ",".join(part for part in parts if part) if parts and all(parts) else None
+    return key_text(*parts) if parts and all(parts) else None
 
 
 def identifier(value: object) -> str | None:

@@ -21,6 +21,9 @@ from otel_audit.record import (
 )
 from otel_audit.scope import AuditScope
 
+BEGUN_IN = "audit.begun_in"
+"""Id of the action that began the task which has written: it was over, so this is not its own."""
+
 Emit = Callable[[AuditRecord], None]
 
 _ACTIONS = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
@@ -28,7 +31,11 @@ _OUTCOMES: dict[TransactionOutcome, Outcome] = {"committed": "success", "unknown
 
 
 def record_outside(
-    outcome: TransactionOutcome, changes: Pages, service: Callable[[], str], parts: Parts
+    outcome: TransactionOutcome,
+    changes: Pages,
+    service: Callable[[], str],
+    parts: Parts,
+    begun_in: str | None = None,
 ) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that no action contained: a script, a worker, a start-up.
 
@@ -39,6 +46,7 @@ def record_outside(
         changes: What it changed.
         service: Gives the process's service name, which stands in for the actor.
         parts: Takes note of what could not be described.
+        begun_in: Id of the action that began the task which has written, and which is over.
 
     Returns:
         A record named ``database.changed``, by an actor of type ``system``, and the changes that
@@ -57,6 +65,7 @@ def record_outside(
     record = AuditRecord(
         record_id=record_id,
         action_id=record_id,
+        parent_action_id=begun_in,
         phase="completed",
         schema_version=SCHEMA_VERSION,
         event_name="database.changed",
@@ -68,7 +77,7 @@ def record_outside(
         changes_total=total if total != len(first) else None,
         transaction=outcome,
         level="changes",
-        metadata=parts.named({}),
+        metadata=parts.named({} if begun_in is None else {BEGUN_IN: begun_in}),
     )
     return record, further
 

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from otel_audit.capture.description import unless_token
 from otel_audit.capture.told import name_told
-from otel_audit.record import Target
+from otel_audit.policy.nouns import alike
+from otel_audit.record import Change, Operation, Target
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otel_audit.redaction import Redactor
 
 
@@ -37,26 +40,43 @@ def shown_target(
 
 
 def _shows_secret(found: str, redactor: Redactor) -> bool:
-    if redactor.text(found) != found:
+    if redactor.identifier(found) != found:
         return True
     if "@" not in found:
         return False
     # a route may have cut a URL's scheme off, and with it what tells a password from a name
     url = f"https://{found.lstrip('/')}"
-    return redactor.text(url) != url
+    return redactor.identifier(url) != url
 
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
     """Name the one entity that was created, where the path could not name it yet."""
     if target is None or target.id is not None:
         return target
-    prefix = f"{target.type}:"
-    created: list[str] = []
+    found = _one_of(target.type, audit, "insert")
+    return target if found is None else Target(type=target.type, id=found)
+
+
+def changed_id(kind: str, audit: AuditScope) -> str | None:
+    """Return the id of the one entity of a kind that was updated; None where there is not one."""
+    return _one_of(kind, audit, "update")
+
+
+def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
+    """Find the one row that is likest to a kind of thing, by what it is called."""
+    best, keys = 0, set[str]()
     for change in audit.changes:
-        if change.operation == "insert" and change.key:
-            reference = change.reference
-            if reference.startswith(prefix):
-                created.append(reference.removeprefix(prefix))
-                if len(created) > 1:
-                    return target
-    return Target(type=target.type, id=created[0]) if created else target
+        if change.operation != operation or change.kind != "entity" or not change.key:
+            continue
+        rank = max(alike(name, kind) for name in _names_of(change))
+        if rank > best:
+            best, keys = rank, set()
+        if rank and rank == best:
+            keys.add(change.reference.partition(":")[2])
+    return keys.pop() if len(keys) == 1 else None
+
+
+def _names_of(change: Change) -> Iterator[str]:
+    for reference in (change.reference, *change.related):
+        # what stands before the noun is where it is
+        yield reference.partition(":")[0].rpartition(".")[2]

@@ -15,6 +15,7 @@ from otel_audit.capture.reading import (
     first_identifier,
     identifier,
     load_hook,
+    primary_key,
     state_of,
 )
 from otel_audit.complaints import complain
@@ -118,7 +119,7 @@ def tenant_from(thing: object) -> Tenant | None:
     if plain is not None:
         return Tenant(id=plain)
     slug = first_identifier(thing, _SLUGS)
-    found = first_identifier(thing, _IDS) or slug
+    found = first_identifier(thing, _IDS) or primary_key(thing) or slug
     return None if found is None else Tenant(id=found, slug=slug)
 
 

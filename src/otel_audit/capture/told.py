@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from otel_audit.capture.actor import actor_from
 from otel_audit.capture.reading import clean, first_identifier, identifier, primary_key
 from otel_audit.capture.tenant import tenant_from
 from otel_audit.complaints import complain
-from otel_audit.record import Actor, Target, Tenant, entity_reference
+from otel_audit.policy.nouns import entity_noun
+from otel_audit.record import Actor, Target, Tenant, snake_case
 from otel_audit.redaction.cutting import cut_text
+from otel_audit.reference import ActionReference
 
 if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 128
+_NOBODY_READ = Actor(id="anonymous", type="user", source="app", reason="parent_unreadable")
 _ACTION = re.compile(r"[A-Z][A-Z_]{0,63}")
 
 
@@ -41,6 +45,7 @@ class Told:
     target: object = None
     metadata: object = None
     action: str | None = None
+    parent: object = None
 
 
 def event_told(event: object, redactor: Redactor) -> str:
@@ -69,6 +74,29 @@ def actor_told(actor: object) -> Actor | None:
         complain(_logger, "actor", "The actor of an audit event has no id that could be read")
         return Actor(id="anonymous", type="user", source="app", reason="actor_unreadable")
     return found
+
+
+def parent_told(parent: object) -> ActionReference:
+    """Read which action has caused this one: a reference, or its text.
+
+    Returns:
+        For what is none: one without an id, by ``anonymous`` with a reason, as the process must
+        not stand for whoever it was.
+    """
+    try:
+        if isinstance(parent, str):
+            parent = ActionReference.from_json(parent)
+        if isinstance(parent, ActionReference):
+            uuid.UUID(parent.action_id)
+            return parent
+    except ValueError:
+        pass
+    complain(
+        _logger, "parent",
+        "The parent of an audit event is no reference: give what otel_audit.current_action() "
+        "returned, or its to_json()",
+    )  # fmt: skip
+    return ActionReference(action_id="", actor=_NOBODY_READ)
 
 
 def with_canonical_role(actor: Actor, aliases: Mapping[str, str]) -> Actor:
@@ -103,10 +131,16 @@ def target_told(target: object, redactor: Redactor, work: Work | None = None) ->
         kind, _, rest = target.partition(":")
         number = rest or None
     else:
-        kind = entity_reference(type(target).__name__).rstrip(":")
+        kind = _kind(type(target))
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
-    number = None if number is None else identifier(redactor.text(str(number), work))
+    number = None if number is None else identifier(redactor.identifier(str(number), work))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
+
+
+def _kind(of: type) -> str:
+    """Say what an object is: a mapped one by the noun that its rows have."""
+    table = getattr(of, "__tablename__", None)
+    return entity_noun(of.__name__, table) if isinstance(table, str) else snake_case(of.__name__)
 
 
 def metadata_told(metadata: object) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import click
 from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_marked
-from otel_audit.config import AuditConfig, plain_dsn
+from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
+from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
     from otel_audit_postgres.inspect import Finding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -38,15 +38,20 @@ _RANGES_SHOWN = 20
 def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     """Report missing numbers, and processes that ended without saying so.
 
-    Each process numbers its records from 1. Exit status 1 if anything is missing.
+    Each process numbers its records from 1. Exit status 1 if anything is missing. A producer is
+    whoever used its id first, by credential; what others send under that id is a warning.
     """
     from otel_audit_postgres.gaps import find_gaps
 
     streams = asyncio.run(find_gaps(chosen_dsn(dsn), since=moment(since)))
-    faulty = [stream for stream in streams if stream.missing or _is_cut_off(stream, quiet_after)]
+    first = [stream for stream in streams if stream.is_first]
+    faulty = [stream for stream in first if stream.missing or _is_cut_off(stream, quiet_after)]
     for stream in faulty:
         for line in _lines(stream, quiet_after):
             echo(line)
+    for line in _warnings(streams):
+        echo(line)
+    streams = first
     missing = sum(stream.missing_count for stream in streams)
     at_least = sum(stream.lost_at_least for stream in streams)
     cut_off = sum(_is_cut_off(stream, quiet_after) for stream in streams)
@@ -61,9 +66,28 @@ def _is_cut_off(stream: Stream, quiet_after: float) -> bool:
     return not stream.ended and stream.silent_for >= quiet_after
 
 
+def _warnings(streams: Sequence[Stream]) -> Iterator[str]:
+    for stream in streams:
+        if not stream.is_first:
+            yield (
+                f"warning: {_named(stream)} uses the id of a producer that came by another "
+                "credential before; its numbers are not counted. Is it the same producer, on two "
+                "ways, then give the tokens of both one name; else see who sent it"
+            )
+        if stream.conflicts:
+            yield (
+                f"warning: {_named(stream)}: {stream.conflicts} of its records came under ids that "
+                "were not theirs, and are stored under others: otel-audit verify names them"
+            )
+
+
+def _named(stream: Stream) -> str:
+    by = "" if stream.received_by is None else f", by {stream.received_by}"
+    return f"producer {stream.producer_id} ({stream.service or 'unknown service'}{by})"
+
+
 def _lines(stream: Stream, quiet_after: float) -> Iterator[str]:
-    service = stream.service or "unknown service"
-    yield f"producer {stream.producer_id} ({service}), numbers up to {stream.highest}:"
+    yield f"{_named(stream)}, numbers up to {stream.highest}:"
     if stream.missing:
         shown = ", ".join(
             str(first) if first == last else f"{first}-{last}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,6 +12,7 @@ from otel_audit.cli.doctor import doctor
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
+from otel_audit.cli.ledger import begin_anchor, moved
 from otel_audit.cli.migrate import maintain, migrate
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
@@ -27,9 +28,12 @@ from otel_audit.complaints import place_of
 from otel_audit.errors import OtelAuditError
 from otel_audit.visible import log_to_stderr, visible
 
+_INTERRUPTED: Final = 130
+"""What a shell calls the end by SIGINT: 128 and the signal's number."""
+
 
 class _Group(click.Group):
-    """Turns this package's errors into one line and exit status 1."""
+    """Turns this package's errors into one line and exit status 1, and Ctrl-C into 130."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
@@ -42,6 +46,9 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except OtelAuditError as error:
             raise click.ClickException(visible(str(error))) from error
+        except KeyboardInterrupt:
+            echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
         except click.ClickException as error:
             raise cleaned(error) from None
         except (click.exceptions.Exit, click.Abort):
@@ -69,6 +76,7 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     log_to_stderr(logging.WARNING)
 
 
+cli.add_command(begin_anchor)
 cli.add_command(doctor)
 cli.add_command(gaps)
 cli.add_command(history)
@@ -76,6 +84,7 @@ cli.add_command(init)
 cli.add_command(keygen)
 cli.add_command(maintain)
 cli.add_command(migrate)
+cli.add_command(moved)
 cli.add_command(policy)
 cli.add_command(prove)
 cli.add_command(quarantine)

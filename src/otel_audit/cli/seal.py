@@ -14,6 +14,7 @@ from opentelemetry import metrics
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
+from otel_audit.pipeline.lasting import LastingLoop
 from otel_audit.visible import log_to_stderr
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
         connect_timeout=config.connect_timeout,
     )
     publish(metrics.get_meter("otel_audit"), sealer)
-    asyncio.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
+    # its threads do not hold up the end where an anchor hangs
+    with asyncio.Runner(loop_factory=LastingLoop) as runner:
+        runner.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
 
 
 async def _once(sealer: Sealer) -> None:
@@ -66,6 +69,7 @@ async def _once(sealer: Sealer) -> None:
             rows += done.rows
             faulty += done.faulty
             malformed += len(done.malformed)
+        await sealer.settle()
     finally:
         await sealer.close()
     if done.is_held_up:
@@ -92,5 +96,6 @@ async def _for_ever(sealer: Sealer, interval: float) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         await sealer.run(stop, interval)
+        await sealer.settle()
     finally:
         await sealer.close()

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from otel_audit.complaints import complain
 from otel_audit.errors import OtelAuditError
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.entries import Entry, read_back
 from otel_audit.pipeline.spool import (
@@ -34,18 +35,22 @@ _NOT_WRITABLE = (ValueError, TypeError, RecursionError)
 _MANY_CHANGES: Final = 200
 """Changes of one record that is not kept in memory as long as it is on disk."""
 
-_BATCH_BYTES: Final = 4_000_000
-"""Bytes of records that are read back at once, or a record more."""
-
 _OPENING_PAUSE: Final = 1.0
 """Seconds between two tries to open a spool that cannot be opened."""
 
 
 class Item(NamedTuple):
-    """A finished entry that waits; its position in the spool, None where it is not on disk."""
+    """A finished entry that waits.
+
+    Attributes:
+        entry: What is to be written.
+        position: Where the spool has it; None where it is not on disk.
+        size: Bytes of it as JSON; 0 where that cannot be said.
+    """
 
     entry: Entry
     position: Position | None
+    size: int = 0
 
 
 class Backlog:
@@ -135,7 +140,7 @@ class Backlog:
         Returns:
             Whether it is kept; False where it is neither on disk nor fits into memory.
         """
-        position = self._append_finished(entry)
+        position, size = self._append_finished(entry)
         if position is None:
             if len(self._memory) >= self._queue_size:
                 return False
@@ -143,17 +148,17 @@ class Backlog:
         elif self._spilled or len(self._memory) >= self._queue_size or _is_large(entry):
             self._spilled = True
             return True
-        self._memory.append(Item(entry, position))
+        self._memory.append(Item(entry, position, size))
         return True
 
-    def take(self, count: int) -> list[Item]:
+    def take(self, batch: BatchSize) -> list[Item]:
         """Take entries out of memory, to be written; call it under the lock."""
-        number = min(len(self._memory), count)
+        number = batch.fitting(item.size for item in self._memory)
         return [self._memory.popleft() for _ in range(number)]
 
-    def put_back(self, items: Sequence[Item]) -> None:
+    def put_back(self, items: Iterable[Item]) -> None:
         """Take back entries that were taken and not written; call it under the lock."""
-        self._memory.extendleft(reversed(items))
+        self._memory.extendleft(reversed(list(items)))
 
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
@@ -167,12 +172,12 @@ class Backlog:
         self._spilled = False
         return spool.appended
 
-    def read(self, through: Position, count: int) -> Iterator[list[Item]]:
+    def read(self, through: Position, batch: BatchSize) -> Iterator[list[Item]]:
         """Read back what waits on disk, a batch at a time; blocks, needs no lock.
 
         Args:
             through: From `begin_reading`; what came later is in memory.
-            count: Entries in a batch.
+            batch: How much is a batch.
 
         Raises:
             SpoolReadError: It cannot be read now; later it may.
@@ -182,7 +187,7 @@ class Backlog:
             return
         try:
             wanted = takewhile(lambda kept: kept.position <= through, spool.read())
-            yield from _batches(wanted, count)
+            yield from _batches(wanted, batch)
         except BaseException:
             self._spilled = True
             raise
@@ -241,7 +246,8 @@ class Backlog:
         Returns:
             Whether it is on disk.
         """
-        if self._append_finished(entry) is None:
+        position, _ = self._append_finished(entry)
+        if position is None:
             return False
         self.close()
         return True
@@ -268,12 +274,15 @@ class Backlog:
                 spool = self._reopened(spool)
             return None if spool is None else spool.append(kind, record_id, payload)
 
-    def _append_finished(self, entry: Entry) -> Position | None:
+    def _append_finished(self, entry: Entry) -> tuple[Position | None, int]:
+        size = 0
         try:
-            return self._append(Kind.CLOSED, entry.record_id, to_json(entry))
+            written = to_json(entry)
+            size = len(written)
+            return self._append(Kind.CLOSED, entry.record_id, written), size
         except (SpoolError, *_NOT_WRITABLE) as error:
             self._complain_of_spool(error)
-        return None
+        return None, size
 
     def _reopened(self, spool: Spool) -> Spool:
         """The spool of this very process: a forked child, or one after a rest, opens its own."""
@@ -308,18 +317,19 @@ def _is_large(entry: Entry) -> bool:
     return isinstance(entry, AuditRecord) and len(entry.changes) > _MANY_CHANGES
 
 
-def _batches(kept: Iterable[SpooledRecord], count: int) -> Iterator[list[Item]]:
+def _batches(kept: Iterable[SpooledRecord], size: BatchSize) -> Iterator[list[Item]]:
     batch: list[Item] = []
-    size = 0
+    held = 0
     for one in kept:
-        batch.append(_item(one))
-        size += len(one.payload)
-        if len(batch) >= count or size >= _BATCH_BYTES:
+        # asked anew each time, as it adapts meanwhile
+        if batch and (len(batch) >= size.entries or held + len(one.payload) > size.bytes):
             yield batch
-            batch, size = [], 0
+            batch, held = [], 0
+        batch.append(_item(one))
+        held += len(one.payload)
     if batch:
         yield batch
 
 
 def _item(kept: SpooledRecord) -> Item:
-    return Item(read_back(kept.record_id, kept.payload), kept.position)
+    return Item(read_back(kept.record_id, kept.payload), kept.position, len(kept.payload))

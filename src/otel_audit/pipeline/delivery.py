@@ -9,14 +9,17 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from otel_audit.chance import generator
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.pipeline.backlog import Backlog, Item
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.entries import Entry
 from otel_audit.pipeline.recovery import Adopt, Recovery
@@ -24,11 +27,15 @@ from otel_audit.pipeline.sink import Refused, Sink, Written
 from otel_audit.pipeline.spool import Kind, Spool
 from otel_audit.pipeline.syncing import GroupSync, reason_of
 from otel_audit.pipeline.worker import ThreadState, Worker
-from otel_audit.record import AuditRecord
+from otel_audit.record import AuditRecord, to_json
 
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_MOST_HELD = 1000
+"""Records that the store refuses for a reason of its own, before nothing more is tried: then it is
+no matter of these records."""
 
 _LAST_GRACE = 5.0
 """Seconds that the thread has to close its connections after the last write."""
@@ -41,6 +48,7 @@ class DeliveryOptions:
     Attributes:
         queue_size: Records that wait in memory.
         batch_size: Records in one write.
+        batch_bytes: Bytes in one write, or one record.
         batch_interval: How long a record waits for company.
         first_pause: Pause after the first failed write; doubles with each, up to ``longest_pause``.
         longest_pause: The cap of the pause.
@@ -50,6 +58,7 @@ class DeliveryOptions:
 
     queue_size: int = 20_000
     batch_size: int = 512
+    batch_bytes: int = 1_000_000
     batch_interval: float = 0.2
     first_pause: float = 0.1
     longest_pause: float = 15.0
@@ -105,6 +114,10 @@ class Delivery:
         self._closed = False
         self._failing_since: float | None = None
         self._next_adoption = 0.0
+        self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
+        self._held: list[Item] = []
+        self._next_held = 0.0
+        self._left_in_recovery = False
         self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
 
     @property
@@ -283,6 +296,7 @@ class Delivery:
             while not self._closing:
                 try:
                     await self._adopt_the_dead(sink)
+                    await self._try_held_again(sink)
                     if await self._something_to_do(self._worker.wake):
                         await self._deliver(sink)
                 except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
@@ -296,11 +310,11 @@ class Delivery:
     async def _something_to_do(self, wake: asyncio.Event) -> bool:
         wake.clear()
         with self._lock:
-            self._asleep = not self.backlog.has_work
+            self._asleep = not self.backlog.has_work or len(self._held) >= _MOST_HELD
         if self._asleep:
-            await _wait(wake, self._until_adoption())
+            await _wait(wake, self._until_next())
             wake.clear()
-            if self._closing or not self.backlog.has_work:
+            if self._closing or not self.backlog.has_work or len(self._held) >= _MOST_HELD:
                 return False
         if not self._hurry and self.backlog.ready < self._options.batch_size:
             await _wait(wake, self._options.batch_interval)
@@ -308,34 +322,102 @@ class Delivery:
 
     async def _deliver(self, sink: Sink) -> None:
         with self._lock:
-            batch = self.backlog.take(self._options.batch_size)
+            batch = self.backlog.take(self._size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
+            left = deque(batch)
             try:
-                await self._write_items(sink, batch)
+                await self._write_items(sink, left)
             except BaseException:
                 # whoever runs this thread's work next finds them where they were
                 with self._lock:
-                    self.backlog.put_back(batch)
+                    self.backlog.put_back(left)
                 raise
         elif through is not None:
-            for items in self.backlog.read(through, self._options.batch_size):
-                if not await self._write_items(sink, items):
+            for items in self.backlog.read(through, self._size):
+                if not await self._write_items(sink, deque(items)):
                     return
+                if len(self._held) >= _MOST_HELD:
+                    await self._wait_for_held(sink)
             with self._changed:
                 self._changed.notify_all()
 
-    async def _write_items(self, sink: Sink, items: Sequence[Item]) -> bool:
-        if not await self._write(sink, [item.entry for item in items]):
-            return False
-        with self._changed:
-            self.backlog.done(items)
-            self._changed.notify_all()
+    async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
+        """Write until all are written or held; False where delivery ends before that."""
+        while left:
+            written = await self._persist(lambda: self._write_some(sink, left))
+            if written is None:
+                return False
+            done, held = written
+            for _ in range(len(done) + len(held)):
+                left.popleft()
+            self._held += held
+            with self._changed:
+                self.backlog.done(done)
+                self._changed.notify_all()
         return True
 
+    async def _write_some(
+        self, sink: Sink, waiting: Sequence[Item]
+    ) -> tuple[list[Item], list[Item]]:
+        """Write as many as should go at once; which of them are stored, and which are held."""
+        count = self._size.fitting(item.size for item in waiting)
+        items = list(islice(waiting, count))
+        try:
+            written = await self._write_once(sink, [item.entry for item in items])
+        except BaseException:
+            self._size.failed(count)
+            raise
+        self._size.succeeded()
+        held = set(written.held)
+        if held:
+            self._next_held = time.monotonic() + self._options.longest_pause
+            self._note_failure(StoreError(written.why_held))
+        return (
+            [item for item in items if item.entry.record_id not in held],
+            [item for item in items if item.entry.record_id in held],
+        )
+
+    async def _try_held_again(self, sink: Sink) -> None:
+        """Offer the store once more what it refused for a reason of its own."""
+        if not self._held or time.monotonic() < self._next_held:
+            return
+        # before it is tried: one that fails altogether is no reason to try at once again
+        self._next_held = time.monotonic() + self._options.longest_pause
+        held, self._held = deque(self._held), []
+        try:
+            while held:
+                done, refused = await self._write_some(sink, held)
+                for _ in range(len(done) + len(refused)):
+                    held.popleft()
+                self._held += refused
+                with self._changed:
+                    self.backlog.done(done)
+                    self._changed.notify_all()
+        finally:
+            self._held += held
+        self._note_success()
+
+    async def _wait_for_held(self, sink: Sink) -> None:
+        while len(self._held) >= _MOST_HELD and not self._closing:
+            await self._rest(max(self._next_held - time.monotonic(), 0.1))
+            try:
+                await self._try_held_again(sink)
+            except StoreError as error:
+                self._note_failure(error)
+
     async def _write(self, sink: Sink, entries: Sequence[Entry]) -> bool:
-        """Write until it succeeds; False where delivery ends before that."""
-        return await self._persist(lambda: self._write_once(sink, entries)) is not None
+        """Write what a dead process left; False where not all of it can be stored now."""
+        left = deque(Item(entry, None, _size_of(entry)) for entry in entries)
+        while left:
+            written = await self._persist(lambda: self._write_some(sink, left))
+            if written is None:
+                return False
+            done, held = written
+            for _ in range(len(done) + len(held)):
+                left.popleft()
+            self._left_in_recovery = self._left_in_recovery or bool(held)
+        return not self._left_in_recovery
 
     async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
         """Ask until there is an answer; None where delivery ends before that."""
@@ -359,11 +441,14 @@ class Delivery:
                     await self._rest(pause)
                 pause = min(pause * 2, self._options.longest_pause)
                 continue
-            if self._failing_since is not None:
-                self._failing_since = None
-                _logger.warning("The audit store takes records again")
+            self._note_success()
             return answer
         return None
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None and not self._held and not self._left_in_recovery:
+            self._failing_since = None
+            _logger.warning("The audit store takes records again")
 
     def _is_cancelled_by(self, error: BaseException) -> bool:
         return self._closing and isinstance(error, asyncio.CancelledError)
@@ -385,16 +470,19 @@ class Delivery:
         if self._recovery is None or time.monotonic() < self._next_adoption:
             return
         self._next_adoption = time.monotonic() + self._options.adopt_interval
+        self._left_in_recovery = False
         await self._recovery.deliver(
             functools.partial(self._write, sink),
             functools.partial(self._known, sink),
             self._options.batch_size,
         )
 
-    def _until_adoption(self) -> float | None:
-        if self._recovery is None:
-            return None
-        return max(self._next_adoption - time.monotonic(), 0.0)
+    def _until_next(self) -> float | None:
+        """Seconds until there is something to do whether or not a record comes."""
+        times = [] if self._recovery is None else [self._next_adoption]
+        if self._held:
+            times.append(self._next_held)
+        return max(min(times) - time.monotonic(), 0.0) if times else None
 
     async def _keep_in_sync(self) -> None:
         while self.backlog.spool is not None:
@@ -423,6 +511,13 @@ class Delivery:
         wake = self._worker.wake
         wake.clear()
         await _wait(wake, pause * generator.uniform(0.5, 1.0))  # spreads retries
+
+
+def _size_of(entry: Entry) -> int:
+    try:
+        return len(to_json(entry))
+    except (ValueError, TypeError, RecursionError):
+        return 0
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

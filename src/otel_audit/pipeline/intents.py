@@ -115,11 +115,13 @@ class Intents:
         return [intent for intent in batch if not intent.future.done()]
 
     async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
-        stored = False
+        stored, held = False, frozenset[str]()
         try:
             async with asyncio.timeout(self._timeout):
                 written = await sink.write([intent.record for intent in batch])
-            stored = True
+            stored, held = True, frozenset(written.held)
+            if held:
+                complain(_logger, "intents", "Requests are refused: %s", written.why_held)
             self._counters.add("exported", written.stored)
             self._counters.add("quarantined", written.quarantined)
             self._counters.add("conflicts", written.conflicts)
@@ -131,7 +133,7 @@ class Intents:
                 str(error) if isinstance(error, StoreError) else message or type(error).__name__,
             )  # fmt: skip
         for intent in batch:
-            _answer(intent, stored=stored)
+            _answer(intent, stored=stored and intent.record.record_id not in held)
 
 
 def _answer(intent: _Intent, *, stored: bool) -> None:

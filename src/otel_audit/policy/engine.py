@@ -6,7 +6,8 @@ import functools
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -28,8 +29,8 @@ from otel_audit.policy.rules import (
     read_rules,
     rules_from_file,
 )
-from otel_audit.policy.words import split_words
 from otel_audit.record import Target
+from otel_audit.redaction.links import is_secret_parameter
 
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Tenant
@@ -42,15 +43,8 @@ _ID_LIMIT: Final = 256
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# path parameters that are no names of things, but let in whoever knows them
-_SECRETS: Final = frozenset({
-    "token", "secret", "password", "passwd", "pwd", "otp", "pin", "credential", "credentials",
-    "signature", "nonce", "jwt", "apikey", "passcode",
-})  # fmt: skip
-
-
-_IDS: Final = frozenset({"id", "ids", "pk", "uuid"})
-"""Last words of parameters that name a secret, and do not show it: ``token_id``."""
+_is_secret: Final = functools.lru_cache(maxsize=512)(is_secret_parameter)
+"""Whether a path parameter lets in whoever knows it, and so is the name of no thing."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATS: Final = frozenset({307, 308})
@@ -94,6 +88,7 @@ class Decision(msgspec.Struct, frozen=True):
         messages: Whether the messages of a WebSocket are kept, where rule or route says so.
         whom: Where else than in the path it may be said whose account it is; see `Naming`.
         turned_away: Whether the answer only says where else to send the request.
+        is_chosen: Whether a rule or the route has chosen the name, or that it was turned away.
     """
 
     level: Level
@@ -107,6 +102,7 @@ class Decision(msgspec.Struct, frozen=True):
     messages: bool | None = None
     whom: Whom | None = None
     turned_away: bool = False
+    is_chosen: bool = False
 
 
 UNDECIDED: Final = Decision(
@@ -122,10 +118,12 @@ class Policy:
     Attributes:
         rules: In the order they are asked; the last one matches everything.
         routes: What routes say about themselves, for `at_start`.
+        nouns: Derived nouns to those that are to be used.
     """
 
     rules: tuple[CompiledRule, ...]
     routes: tuple[CompiledRule, ...] = ()
+    nouns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     _names: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
@@ -167,7 +165,7 @@ class Policy:
         own = read_rules(config.policy_rules, f"{PREFIX}POLICY_RULES")
         if config.policy_file is not None:
             own += rules_from_file(config.policy_file, f"{PREFIX}POLICY_FILE")
-        return cls(rules=own + default_rules(config))
+        return cls(rules=own + default_rules(config), nouns=MappingProxyType(config.entity_names))
 
     def with_routes(self, routes: Iterable[tuple[Iterable[str], str, Override]]) -> Policy:
         """Make a policy that knows beforehand what routes say about themselves.
@@ -191,7 +189,7 @@ class Policy:
             for methods, template, override in routes
             if override.level is not None or override.messages
         ]
-        return Policy(self.rules, (*self.routes, *known))
+        return Policy(self.rules, (*self.routes, *known), self.nouns)
 
     def at_start(self, method: str, path: str) -> Start:
         """Say what may be needed of a request, before anything but its head is known.
@@ -329,6 +327,7 @@ class Policy:
             messages=override.messages if override.messages is not None else rule.messages,
             whom=naming.whom,
             turned_away=turned_away,
+            is_chosen=turned_away or bool(override.event or rule.event),
         )
 
     def _rule(self, facts: Facts) -> Rule:
@@ -343,14 +342,21 @@ class Policy:
             return self._naming_of_path(method, path)
         known = self._names.get((method, route))
         if known is None:
-            known = name_action(method, route)
+            known = self._renamed(name_action(method, route))
             self._names.put((method, route), known)
         return known
+
+    def _renamed(self, naming: Naming) -> Naming:
+        noun = self.nouns.get(naming.target_type or "")
+        if noun is None:
+            return naming
+        done = naming.event_name.partition(".")[2]
+        return replace(naming, event_name=f"{noun}.{done}", target_type=noun)
 
     def _naming_of_path(self, method: str, path: str) -> Naming:
         known = self._paths.get((method, path))
         if known is None:
-            known = name_action(method, path, is_template=False)
+            known = self._renamed(name_action(method, path, is_template=False))
             if len(path) <= _CACHED_PATH:
                 self._paths.put((method, path), known)
         return known
@@ -419,12 +425,6 @@ def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
     if None in values.values():
         return None
     return _PLACE.sub(lambda place: str(values[place[1]]), template)[:_ID_LIMIT] or None
-
-
-@functools.lru_cache(maxsize=512)
-def _is_secret(name: str) -> bool:
-    words = split_words(name)
-    return not _SECRETS.isdisjoint(words) and words[-1] not in _IDS
 
 
 def _parameter(name: str, parameters: Mapping[str, Any]) -> str | None:

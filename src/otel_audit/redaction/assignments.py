@@ -21,12 +21,15 @@ _NAMED: Final = re2.compile(
     rb"(\\*[\"'`]?[)\]]?\s{0,8}(?:=>|:=|==|=|:)\s{0,8})"
 )
 _VALUE: Final = re2.compile(
-    rb'(?s)\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
+    rb'(?s)""".*?(?:"""|\z)|\'\'\'.*?(?:\'\'\'|\z)'
+    rb'|\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
     rb'|[A-Za-z_.(]*(?:"(?:[^"\\]|\\.)*(?:"|\z)|\'(?:[^\'\\]|\\.)*(?:\'|\z))'
     rb"|\([^)]*(?:\)|\z)|[\[{][^\]}]*(?:[\]}]|\z)[^\s,;&<>]*"
     rb"|[^\s;&<>,]+(?:,[^\s;&<>\"'\[{]+)*"
 )
 _CLOSERS: Final = b"\"')]}.,\\"
+_BLOCKS: Final = (b'"""', b"'''")
+_SHORTEST_BLOCK: Final = 6
 _QUOTES: Final = (b'"', b"'")
 
 # What follows a name in prose about it rather than in an assignment: `password: must be …`.
@@ -37,7 +40,8 @@ PROSE: Final = frozenset({
     "should", "str", "string", "the", "this", "too", "unknown", "value", "was", "were", "wrong",
     "your",
 })  # fmt: skip
-
+_BOOLEANS: Final = frozenset({"true", "false"})
+_FEW_DIGITS: Final = 15
 
 # units of work, each measured
 _MATCH: Final = 4
@@ -110,8 +114,11 @@ def names_a_secret(names: NameRules, name: str, value: str) -> bool:
     verdict = _verdict(names, name)
     if verdict is None:
         return False
-    number = value.strip(" ,;.)]}'\"").replace(".", "", 1).isdigit()
-    return not (verdict.numbers_pass and number)
+    bare = value.strip(" ,;.)]}'\"")
+    if not verdict.configured and bare.lower() in _BOOLEANS:
+        return False
+    number = bare.replace(".", "", 1).isdigit()
+    return verdict.takes(float(bare) if number and len(bare) <= _FEW_DIGITS else bare)
 
 
 def may_name_a_secret(names: NameRules, name: str) -> bool:
@@ -136,6 +143,9 @@ def _head(value: Any) -> str:
 def _inside(raw: bytes, start: int, stop: int) -> tuple[int, int]:
     """Leave the quotes, and what closes around a bare word, where they are."""
     value = raw[start:stop]
+    if value[:3] in _BLOCKS:
+        closed = len(value) >= _SHORTEST_BLOCK and value.endswith(value[:3])
+        return start + 3, stop - 3 if closed else stop
     opening = min((place for q in _QUOTES if (place := value.find(q)) >= 0), default=-1)
     before = value[:opening].strip(b"\\")
     if opening < 0 or not (before == b"" or before.replace(b"(", b"").replace(b".", b"").isalpha()):

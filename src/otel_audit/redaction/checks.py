@@ -6,42 +6,13 @@ import base64
 import binascii
 from typing import Final
 
+from otel_audit.redaction.tables import networks
+
 CARD_DIGITS: Final = range(13, 20)
 """Lengths of primary account numbers (ISO/IEC 7812-1), without the obsolete shorter ones."""
 
 _ZERO: Final = ord("0")
 _DOUBLED: Final = bytes.maketrans(b"0123456789", b"0246813579")
-
-# First digits and lengths by network, as the networks publish them. A number that no network
-# issues is an order number or a timestamp, also when its last digit happens to fit.
-_NETWORKS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
-    (4, 4, frozenset({13, 16, 19})),  # Visa
-    (51, 55, frozenset({16})),  # Mastercard
-    (2221, 2720, frozenset({16})),
-    (34, 34, frozenset({15})),  # American Express
-    (37, 37, frozenset({15})),
-    (6011, 6011, frozenset(range(16, 20))),  # Discover
-    (622126, 622925, frozenset(range(16, 20))),
-    (644, 659, frozenset(range(16, 20))),
-    (3528, 3589, frozenset(range(16, 20))),  # JCB
-    (300, 305, frozenset(range(14, 20))),  # Diners Club
-    (3095, 3095, frozenset(range(14, 20))),
-    (36, 36, frozenset(range(14, 20))),
-    (38, 39, frozenset(range(14, 20))),
-    (62, 62, frozenset(range(16, 20))),  # UnionPay
-    (81, 81, frozenset(range(16, 20))),
-    (2200, 2204, frozenset(range(16, 20))),  # Mir
-    (5018, 5018, frozenset(range(13, 20))),  # Maestro
-    (5020, 5020, frozenset(range(13, 20))),
-    (5038, 5038, frozenset(range(13, 20))),
-    (5893, 5893, frozenset(range(13, 20))),
-    (6304, 6304, frozenset(range(13, 20))),
-    (6759, 6759, frozenset(range(13, 20))),
-    (6761, 6763, frozenset(range(13, 20))),
-    (60, 60, frozenset({16})),  # RuPay
-    (508, 508, frozenset({16})),
-    (9792, 9792, frozenset({16})),  # Troy
-)
 
 # Lengths by country, from the IBAN registry (ISO 13616) as SWIFT publishes it.
 IBAN_LENGTHS: Final = {
@@ -83,9 +54,13 @@ def is_card(digits: str, *, any_network: bool = False) -> bool:
 
 
 def _is_issued(digits: str) -> bool:
+    """Tell whether a network issues such numbers.
+
+    What no network issues is an order number or a timestamp, also when its last digit fits.
+    """
     return any(
-        low <= int(digits[: len(str(low))]) <= high and len(digits) in lengths
-        for low, high, lengths in _NETWORKS
+        one.low <= int(digits[: len(str(one.low))]) <= one.high and len(digits) in one.lengths
+        for one in networks()
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.redaction.numbers import SpelledFloat
+
 if TYPE_CHECKING:
     from otel_audit.redaction.scan import Scan
     from otel_audit.redaction.walk import Limits
@@ -49,7 +51,9 @@ def glance(document: Any, scan: Scan, limits: Limits) -> Glance:
     except UnicodeEncodeError:
         return NOT_SEEN
     return Glance(
-        names_clean=every_name.count('"') == 2 * max(len(names) - 1, 0)
+        # of an authorization code the names say it, and each by itself is an ordinary one
+        names_clean="code" not in names
+        and every_name.count('"') == 2 * max(len(names) - 1, 0)
         and "\\" not in every_name
         and not scan.suspects(b'"%b":' % raw_names),
         values_clean=not ("\\" in every_string and any(map(_may_hide_json, strings)))
@@ -94,7 +98,7 @@ def _is_plain(item: Any) -> bool:
     kind = type(item)
     if kind is int:
         return bool(-LONG_NUMBER < item < LONG_NUMBER)
-    if kind is float:
+    if kind is float or kind is SpelledFloat:
         return bool(-LONG_NUMBER < item < LONG_NUMBER)
     return item is None or kind is bool
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from otel_audit.redaction.beside import LABEL, VALUE, WEAK_LABEL, WEAK_VALUE, role_of, roles_of
 from otel_audit.redaction.tokens import WITHHELD
-from otel_audit.redaction.walk import PAIR_NAMES, PAIR_VALUES
 
 _OPENERS: Final = {b"{": b"}", b"[": b"]"}
 _CLOSERS: Final = frozenset(_OPENERS.values())
@@ -75,8 +75,9 @@ def withhold_undecided(document: Any) -> Any:
     opened = document
     while opened and isinstance(opened, dict | list):
         if isinstance(opened, dict):
-            for key in PAIR_VALUES.intersection(opened) if PAIR_NAMES.isdisjoint(opened) else ():
-                opened[key] = WITHHELD
+            if not roles_of(opened) & (LABEL | WEAK_LABEL):
+                for key in [key for key in opened if role_of(key) & (VALUE | WEAK_VALUE)]:
+                    opened[key] = WITHHELD
             opened = next(reversed(opened.values()))
         else:
             opened = opened[-1]

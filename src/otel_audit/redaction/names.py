@@ -1,106 +1,112 @@
-"""Key rules: which names say by themselves that their value must not be stored."""
+"""Key rules: which names say by themselves that their value must not be stored.
+
+A name is normalised once (`spelled`), split into words, and judged by rules over words; which words
+these are stands in ``data/names.toml``.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import re2
 
+from otel_audit.config import PREFIX
+from otel_audit.errors import ConfigurationError
+from otel_audit.redaction.tables import name_table
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-# Sensitive wherever they stand in a name, whatever its style: `newPassword`, `DB_PASSWD_OLD`.
-PHRASES: Final = (
-    "session_id", "access_key_id", "secret_id",
-    "password", "passwd", "passphrase", "passcode", "pass_word", "pwd", "passwort", "kennwort",
-    "wachtwoord", "contrasena", "mot_de_passe", "secret", "token", "credential",
-    "authorization", "api_key", "access_key", "private_key", "priv_key", "auth_key",
-    "encryption_key", "decryption_key", "signing_key", "hmac_key", "master_key", "shared_key",
-    "ssh_key", "account_key", "storage_key", "deploy_key", "service_key", "function_key",
-    "license_key", "webhook_key", "credit_card", "debit_card", "card_number", "card_num",
-    "cc_number", "cc_num", "cvv", "security_code", "social_security", "bank_account",
-    "routing_number", "passport_number", "passport_no", "session_key", "phpsessid",
-    "aspsessionid", "connection_string", "conn_string", "seed_phrase", "mnemonic_phrase",
-    "recovery_code", "backup_code", "one_time_code", "verification_code", "mfa_code",
-    "two_factor_code", "security_answer", "magic_link",
-)  # fmt: skip
+_TABLE: Final = name_table()
 
-# Sensitive as one word of a name: `user_otp`, `csrfToken`, but not `hotpot`.
-WORDS: Final = (
-    "cookie", "cookies", "csrf", "cvc", "cvc2", "cvn", "hotp", "iban", "jwt", "otp", "ssn", "totp",
-    "xsrf",
-)  # fmt: skip
+PHRASES: Final = _TABLE.anywhere
+"""Sensitive wherever they stand in a name, whatever its style: `newPassword`, `DB_PASSWD_OLD`."""
 
-_PASS_OF: Final = (
-    "account", "admin", "amqp", "auth", "basic", "client", "confirm", "current", "database", "db",
-    "email", "ftp", "host", "http", "key", "ldap", "login", "mail", "mongo", "my", "mysql", "new",
-    "old", "pg", "postgres", "proxy", "rabbit", "redis", "root", "server", "sftp", "smtp", "ssh",
-    "sudo", "user", "usr", "wifi",
-)  # fmt: skip
-_PIN_OF: Final = (
-    "account", "atm", "card", "confirm", "current", "login", "m", "new", "old", "security", "t",
-    "transaction", "upi", "user", "wallet",
-)  # fmt: skip
+WORDS: Final = _TABLE.aligned
+"""Sensitive as whole words of a name: `user_otp`, `csrfToken`, but not `hotpot`."""
 
-# Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`).
-EXACT: Final = (
-    "pass", "bearer", "pin", "pin_code", "pin_number", "pin_hash", "pin_block", "auth", "x_auth",
-    "basic_auth", "http_auth", "proxy_auth", "auth_code", "card_no", "cc_no", "sig",
-    "connect_sid", "x_amz_signature", "x_goog_signature", "code_verifier",
-    "client_assertion", "assertion", "saml_response", "oauth_verifier", "oauth_signature",
-    *(f"{owner}_pass" for owner in _PASS_OF),
-    *(f"{owner}_pin" for owner in _PIN_OF),
-)  # fmt: skip
+EXACT: Final = _TABLE.whole
+"""Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`)."""
 
-# Other words that contain a phrase.
-_UNRELATED: Final = (
-    "secretar", "secretion", "secretory", "secretsanta", "tokeniz", "tokenis", "tokenomic",
-    "passwordless", "credentialing", "nontoken", "forbearer", "pallbearer",
-)  # fmt: skip
-
-# A name that ends so tells something about the secret, not the secret.
-_ABOUT: Final = frozenset({
-    "accepted", "address", "age", "alg", "algorithm", "algorithms", "amount", "at", "attempts",
-    "balance", "banner", "brand", "bucket", "budget", "category", "changed", "check", "checks",
-    "complexity", "consent", "count", "country", "counts", "created", "date", "day", "days",
-    "decimals", "description", "disabled", "enabled", "endpoint", "error", "errors", "exp",
-    "expiration", "expired", "expires", "expiry", "failures", "format", "formats", "holder",
-    "id", "ids", "in", "issuer", "kind", "label", "last4", "len", "length", "lengths",
-    "lifetime", "limit", "match", "matched", "matches", "method", "methods", "mode", "month",
-    "name", "names", "network", "policies", "policy", "present", "price", "provided",
-    "provider", "quota", "rate", "ref", "required", "requirements", "result", "revoked",
-    "rotated", "rotation", "rule", "rules", "scheme", "scope", "scopes", "score", "server",
-    "servers", "size", "source", "standard", "status", "strength", "supply", "supported",
-    "symbol", "time", "timestamp", "ttl", "type", "types", "updated", "usage", "valid",
-    "validity", "verified", "version", "window", "year", "years",
-})  # fmt: skip
-_ABOUT_TOGETHER: Final = _ABOUT | {
-    *(f"{verb}{end}" for verb in ("changed", "created", "expired", "expires", "issued", "reset",
-                                  "revoked", "rotated", "set", "updated", "used")
-      for end in ("at", "on", "date", "time")),
-    "expiresin", "lastfour", "lastdigits", "lastused", "lastchanged",
-}  # fmt: skip
-_WHOLLY_ABOUT: Final = frozenset({
-    "tokenurl", "tokenuri", "tokenendpoint", "authorizationurl", "authorizationuri",
-    "authorizationendpoint", "tokenendpointauthmethod", "tokenendpointauthmethodssupported",
-    "creditcardlastfour", "creditcardlastdigits", "cardnumberlastfour",
-})  # fmt: skip
-
-# A name that begins so counts or asserts; its value is believed only when it is a number or bool.
-_ASSERTS: Final = frozenset({
-    "accept", "accepts", "allow", "allows", "avg", "cached", "can", "completion", "count",
-    "disable", "enable", "force", "had", "has", "have", "hide", "input", "is", "max", "min", "must",
-    "n", "need", "needs", "no", "num", "number", "output", "prompt", "reasoning", "remaining",
-    "require", "required", "requires", "reset", "save", "should", "show", "supports", "total",
-    "use", "used", "uses", "using", "with", "without",
+# A name with such a word counts; a number under it is innocent.
+_COUNTS: Final = frozenset({
+    "avg", "cached", "completion", "count", "input", "max", "min", "n", "no", "num", "number",
+    "output", "prompt", "reasoning", "remaining", "required", "sum", "total", "use", "used", "uses",
 })  # fmt: skip
 _COUNTABLE: Final = frozenset({"tokens", "secrets", "passwords", "credentials", "cookies"})
+_COUNTED: Final = frozenset({"token"})
+
+# A name that begins so asserts; what is believed of it is yes or no.
+_ASSERTS: Final = frozenset({
+    "accept", "accepts", "allow", "allows", "can", "disable", "enable", "force", "had", "has",
+    "have", "hide", "is", "must", "need", "needs", "require", "required", "requires", "reset",
+    "save", "should", "show", "supports", "use", "uses", "using", "was", "with", "without",
+})  # fmt: skip
+_YES_OR_NO: Final = frozenset({
+    "", "0", "1", "y", "n", "yes", "no", "on", "off", "true", "false", "t", "f", "none", "null",
+    "enabled", "disabled", "ja", "nein", "oui", "non", "si", "да", "нет",
+})  # fmt: skip
 
 _CACHED_NAME: Final = 128
 _LONGEST_NAME: Final = 1_000
+_MOST_WORDS_OF_ONE: Final = 5
+_SHORTEST_OPAQUE: Final = 5
+_LONG_OPAQUE: Final = 16
+_MOST_COUNTED: Final = 64
+_FEW_DIGITS: Final = 15
+
+_MARKS: Final = re.compile(
+    # what is written over, under or between letters, and what is not seen at all
+    "[\u00ad\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
+    "\u061c\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0900-\u0903"
+    "\u093a-\u093c\u093e-\u094f\u0951-\u0957\u0962\u0963\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u180e"
+    "\u1ab0-\u1aff\u1dc0-\u1dff\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20d0-\u20ff\u3099\u309a"
+    "\ufe00-\ufe0f\ufe20-\ufe2f\ufeff]+"
+)
+_OTHER_DIGIT: Final = re.compile(r"(?![0-9])\d")
+_LETTERS: Final = str.maketrans({
+    "ß": "ss", "ẞ": "SS", "ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ı": "i",  # noqa: RUF001 - this letter is meant
+    "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ð": "d", "Ð": "D", "þ": "th", "Þ": "TH",
+})  # fmt: skip
+_SPECIAL: Final = re.compile("[ßẞłŁøØđĐıæÆœŒðÐþÞ]")
+
+_WORD_PATTERN: Final = (
+    r"(?:[A-Z]{2,}s(?![a-z])"  # SSNs
+    r"|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W_A-Za-z0-9]+)"
+)
+_WORD: Final = re.compile(_WORD_PATTERN)
+_MARKED_WORD: Final = re.compile(f"_?{_WORD_PATTERN}")
+_SEPARATORS: Final = re.compile(r"[\W_]+")
+
+
+def spelled(text: str) -> str:
+    """Spell a text in the letters that names are judged by; upper case stays.
+
+    Compatibility forms become the plain ones, marks and what is invisible go, digits are ASCII.
+    """
+    if text.isascii():
+        return text
+    text = _MARKS.sub("", unicodedata.normalize("NFKD", text))
+    if _SPECIAL.search(text) is not None:
+        text = text.translate(_LETTERS)
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.digit(digit.group())), text)
+
+
+def squash(name: str) -> str:
+    """Reduce a name to what all of its styles share: letters and digits, without regard to case."""
+    if name.isascii():
+        return _SEPARATORS.sub("", name.lower())
+    return _SEPARATORS.sub("", spelled(name).casefold())
+
+
+def split_words(name: str) -> list[str]:
+    """Split a name of any style into its words, in lower case: ``userOTPCode`` has three."""
+    return [word.casefold() for word in _WORD.findall(spelled(name))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,44 +115,68 @@ class Verdict:
 
     Attributes:
         rule: The rule that makes it sensitive, for example ``name:password``; None if none does.
-        numbers_pass: Whether a number or a bool under it is innocent (``max_tokens``).
+        numbers_pass: Whether a number under it is innocent (``max_tokens``).
+        asserts: Whether it asks yes or no, so that such an answer is innocent.
+        opaque: Whether it is sensitive only where the value looks like an identifier that lets in.
+        configured: Whether the application says so, which is all there is to it.
         allowed: Whether the application calls it innocent, so that a value that merely looks
             like a card or account number stays readable.
     """
 
     rule: str | None = None
     numbers_pass: bool = False
+    asserts: bool = False
+    opaque: bool = False
+    configured: bool = False
     allowed: bool = False
+
+    def takes(self, value: Any) -> bool:
+        """Tell whether the value that stands under the name is to be taken out."""
+        if self.rule is None or value is None:
+            return False
+        if self.configured:
+            return True
+        kind = type(value)
+        if kind is bool:
+            return False
+        if self.opaque:
+            return kind is str and looks_opaque(value)
+        if self.numbers_pass and _counts(value):
+            return False
+        return not (self.asserts and kind is str and value.strip().casefold() in _YES_OR_NO)
 
 
 CLEAR: Final = Verdict()
 _ALLOWED: Final = Verdict(allowed=True)
-_TOO_LONG: Final = Verdict(rule="name:too_long")
+_TOO_LONG: Final = Verdict(rule="name:too_long", configured=True)
 
 
-def squash(name: str) -> str:
-    """Reduce a name to what all of its styles share: letters and digits in lower case."""
-    if not name.isascii():
-        name = unicodedata.normalize("NFKD", name).casefold()
-        name = "".join(letter for letter in name if letter.isascii())
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def looks_opaque(text: str) -> bool:
+    """Tell whether a text looks like an identifier of a program: no blanks, no plain word."""
+    if len(text) < _SHORTEST_OPAQUE or any(map(str.isspace, text)):
+        return False
+    digits = any(map(str.isdigit, text))
+    letters = any(map(str.isalpha, text))
+    if digits and letters:
+        return True
+    return len(text) >= _LONG_OPAQUE and letters and text != text.lower() and text != text.upper()
 
 
-def split_words(name: str) -> list[str]:
-    """Split a name of any style into its words, in lower case: ``userOTPCode`` has three."""
-    if not name.isascii():
-        name = unicodedata.normalize("NFKD", name)
-    spaced: list[str] = []
-    for place, letter in enumerate(name):
-        before = name[place - 1] if place else ""
-        after = name[place + 1 : place + 2]
-        if not (letter.isascii() and letter.isalnum()):
-            spaced.append(" ")
-            continue
-        if letter.isupper() and (before.islower() or before.isdigit() or after.islower()):
-            spaced.append(" ")
-        spaced.append(letter.lower())
-    return "".join(spaced).split()
+def _counts(value: Any) -> bool:
+    """Tell whether a value is a number, or holds nothing else: usage of a language model."""
+    left = [value]
+    for _ in range(_MOST_COUNTED):
+        if not left:
+            return True
+        one = left.pop()
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, str):
+            if len(one) > _FEW_DIGITS or not one.isdecimal():
+                return False
+        elif isinstance(one, list | tuple) or not isinstance(one, int | float | None):
+            return False
+    return False
 
 
 class NameRules:
@@ -162,10 +192,13 @@ class NameRules:
         Args:
             redact: Names or patterns that are sensitive beside the built-in ones.
             allow: Names or patterns that are innocent after all.
+
+        Raises:
+            ConfigurationError: One of them has neither a letter nor a digit.
         """
-        self.added = tuple(name for name in redact if name.strip())
+        self.added = _checked("REDACT_FIELDS", redact)
         self._redact = _Matcher(self.added)
-        self._allow = _Matcher(name for name in allow if name.strip())
+        self._allow = _Matcher(_checked("REDACT_ALLOW", allow))
         self._judge = lru_cache(maxsize=4_096)(self._decide)
 
     def judge(self, name: str) -> Verdict:
@@ -178,33 +211,58 @@ class NameRules:
         squashed = squash(name)
         snake = "_".join(split_words(name))
         if self._redact.matches(squashed, snake):
-            return Verdict(rule="name:configured")
+            return Verdict(rule="name:configured", configured=True)
         if self._allow.matches(squashed, snake):
             return _ALLOWED
-        return _built_in(name, squashed)
+        return built_in(name)
 
 
-def _built_in(name: str, squashed: str) -> Verdict:
+def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(name for name in names if name.strip())
+    for name in chosen:
+        if name.strip() != "*" and not squash(name):
+            raise ConfigurationError(
+                f"{PREFIX}{setting}: {name!r} has neither a letter nor a digit, so it matches no "
+                "name; write the name as it stands in the data"
+            )
+    return chosen
+
+
+def built_in(name: str) -> Verdict:
+    """Say what a name tells of its value by the built-in rules alone."""
+    squashed = squash(name)
     last_part = squash(_last_part(name))
     for candidate in (squashed, last_part):
         if candidate in _EXACT_SQUASHED:
             return Verdict(rule=f"name:{candidate}")
     words = split_words(name)
-    found = _phrase_in(squashed)
+    found = _phrase_in(squashed) or _word_in(name)
     if found is None:
-        found = next((word for word in words if word in _WORD_SET), None)
-    if found is None or squashed in _WHOLLY_ABOUT or _is_about(words, squashed, found):
+        return _opaque(squashed, last_part)
+    if squashed in _TABLE.wholly_about or is_about(words, squashed, found):
         return CLEAR
-    numbers_pass = (
-        not _ASSERTS.isdisjoint((words[0], words[-1], squashed.partition(found)[0]))
-        or words[-1] in _COUNTABLE
+    first, last = words[0], words[-1]
+    before = squashed.partition(found)[0]
+    counted = found in _COUNTED or f"{found}s" in words
+    return Verdict(
+        rule=f"name:{found}",
+        numbers_pass=not _COUNTABLE.isdisjoint(words)
+        or (counted and not _COUNTS.isdisjoint((first, last, before))),
+        asserts=not _ASSERTS.isdisjoint((first, last, before)),
     )
-    return Verdict(rule=f"name:{found}", numbers_pass=numbers_pass)
 
 
-def _is_about(words: list[str], squashed: str, found: str) -> bool:
+def _opaque(squashed: str, last_part: str) -> Verdict:
+    for candidate in (squashed, last_part):
+        if candidate in _OPAQUE_SQUASHED:
+            return Verdict(rule=f"name:{candidate}", opaque=True)
+    return CLEAR
+
+
+def is_about(words: list[str], squashed: str, found: str) -> bool:
+    """Tell whether a name only tells something about a secret: ``password_length``."""
     tail = squashed.rpartition(found)[2]
-    if words[-1] in _ABOUT and tail.endswith(words[-1]):
+    if words[-1] in _TABLE.about and tail.endswith(words[-1]):
         return True
     if words[-2:] in (["last", "4"], ["last", "four"], ["last", "digits"]):
         return True
@@ -212,10 +270,37 @@ def _is_about(words: list[str], squashed: str, found: str) -> bool:
 
 
 def _phrase_in(squashed: str) -> str | None:
-    for unrelated in _UNRELATED:
-        if unrelated in squashed:
-            squashed = squashed.replace(unrelated, "0")
-    return next((phrase for phrase in _PHRASES_SQUASHED if phrase in squashed), None)
+    if _UNRELATED.search(squashed) is not None:
+        squashed = _UNRELATED.sub("0", squashed)
+    found = _PHRASE.search(squashed)
+    return None if found is None else found.group()
+
+
+def _word_in(name: str) -> str | None:
+    """Find a word, or several together, that are sensitive; plurals and digits do not count."""
+    # an underscore stands where the name has a separator, nothing where only the case changes
+    marked = _SEPARATORS.sub("_", spelled(name)).strip("_")
+    words = _MARKED_WORD.findall(marked)
+    for start in range(len(words)):
+        together = ""
+        for word in words[start : start + _MOST_WORDS_OF_ONE]:
+            together += word
+            form = together.lstrip("_").casefold()
+            if form not in _WORD_FORMS:
+                form = form.removesuffix("s")
+            if form in _WORD_FORMS:
+                return str(form.replace("_", ""))
+        glued = _GLUED_WORD.fullmatch(words[start].lstrip("_").casefold())
+        if glued is not None:
+            return str(glued.group(1))
+    return None
+
+
+def _forms(name: str) -> Iterator[str]:
+    """Spell a name of several words with and without a separator at each joint."""
+    first, *others = name.split("_")
+    for signs in itertools.product(("", "_"), repeat=len(others)):
+        yield first + "".join(map(str.__add__, signs, others))
 
 
 def _last_part(name: str) -> str:
@@ -251,6 +336,25 @@ def _glob(pattern: str) -> str:
     return ".*".join(edged)
 
 
-_PHRASES_SQUASHED: Final = tuple(dict.fromkeys(squash(phrase) for phrase in PHRASES))
+_PHRASE: Final = re.compile("|".join(dict.fromkeys(squash(phrase) for phrase in PHRASES)))
 _EXACT_SQUASHED: Final = frozenset(squash(name) for name in EXACT)
-_WORD_SET: Final = frozenset(WORDS)
+_WORD_FORMS: Final = frozenset(form for word in WORDS for form in _forms(spelled(word).casefold()))
+_OPAQUE_SQUASHED: Final = frozenset(squash(name) for name in _TABLE.opaque)
+GLUED: Final = frozenset(
+    word
+    for word in _WORD_FORMS
+    if word.isascii() and len(word) <= 4  # noqa: PLR2004 - a short form
+)
+"""Short words that also count glued behind a word that says whose: `userssn`."""
+
+_GLUED_WORD: Final = re.compile(rf"(?:{'|'.join(_TABLE.owners)})({'|'.join(sorted(GLUED))})s?")
+_UNRELATED: Final = re.compile("|".join(squash(name) for name in _TABLE.unrelated))
+_ABOUT_TOGETHER: Final = (
+    _TABLE.about
+    | {
+        *(f"{verb}{end}" for verb in ("changed", "created", "expired", "expires", "issued", "reset",
+                                      "revoked", "rotated", "set", "updated", "used")
+          for end in ("at", "on", "date", "time")),
+    }
+    | _TABLE.about_together
+)  # fmt: skip

@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import re2
 
-from otel_audit.redaction.names import squash
+from otel_audit.redaction import links
 from otel_audit.redaction.text import clean
 from otel_audit.redaction.tokens import WITHHELD_FOR_WORK
 from otel_audit.redaction.walk import OMITTED, Rules, Walk
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NEEDS_DECODING = frozenset('%+"\\\0')
+_LINK = re2.compile(rf"(?i)(?:^|&)(?:{links.IN_QUERIES})=").search
 _PIECE = 6
 """Units of work that decoding one parameter or segment costs."""
 
@@ -70,7 +71,7 @@ def redact_query(rules: Rules, query: str, work: Work | None = None) -> str:
 def _is_callback(parts: list[str], work: Work) -> bool:
     names = {part.partition("=")[0] for part in parts}
     work.spend(len(names) * _PIECE)
-    return {"code", "state"} <= {squash(name) for name in names}
+    return links.is_callback(names)
 
 
 def _passes_unseen(rules: Rules, query: str) -> bool:
@@ -78,7 +79,7 @@ def _passes_unseen(rules: Rules, query: str) -> bool:
     if rules.paths or len(query) > rules.limits.length or not query.isascii():
         return False
     # a URL's password may hold the sign at which the query is cut here
-    if not _NEEDS_DECODING.isdisjoint(query) or "code=" in query.lower() or "://" in query:
+    if not _NEEDS_DECODING.isdisjoint(query) or "://" in query or _LINK(query) is not None:
         return False
     spelled = query.replace("&", '"\n"').replace("=", '":"')
     return not rules.scan.suspects(b'"%b":' % spelled.encode())
@@ -91,9 +92,11 @@ def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
     if not equals:
         return spelled
     decoded = clean(unquote_plus(value, errors="replace"))
-    # the code of an OAuth 2.0 callback (RFC 6749, section 4.1.2) is a credential
-    as_name = "auth_code" if is_callback and squash(decoded_name) == "code" else decoded_name
-    redacted = walk.named(as_name, decoded, (None, decoded_name))
+    here = (None, decoded_name)
+    if links.is_link_secret(decoded_name, decoded, is_callback=is_callback):
+        redacted = walk.linked(decoded_name, decoded, here)
+    else:
+        redacted = walk.named(decoded_name, decoded, here)
     if redacted is OMITTED:
         return None
     return f"{spelled}={_respelled(value, decoded, redacted, quote_plus)}"

@@ -18,8 +18,10 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.adapt import NotUnderstoodError
 from otel_audit.redaction.glance import glance
 from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.redaction.links import without_random_segments
 from otel_audit.redaction.marks import Mark, Marked
 from otel_audit.redaction.names import CLEAR, NameRules
+from otel_audit.redaction.numbers import encode, parse_exact
 from otel_audit.redaction.paths import PathRules
 from otel_audit.redaction.plain import is_plain, is_plain_path
 from otel_audit.redaction.queries import redact_path, redact_query
@@ -34,7 +36,6 @@ from otel_audit.redaction.walk import (
     Mode,
     Rules,
     Walk,
-    encode,
     parse_json,
 )
 from otel_audit.redaction.work import Work
@@ -56,6 +57,7 @@ _ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origi
 _ORDINARY_LENGTH: Final = 256
 _LONGEST_NAME: Final = 4_096
 
+_URLS: Final = frozenset({"referer", "location", "content-location"})
 _NEVER_KEPT: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
     "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
@@ -153,18 +155,19 @@ class Redactor:
             on_error=on_error,
         )
 
-    def document(self, value: Any, work: Work | None = None) -> Any:
+    def document(self, value: Any, work: Work | None = None, *, parsed: bool = False) -> Any:
         """Redact any value.
 
         Args:
             value: JSON's types, and what Python programs keep in their place: dates, numbers,
                 bytes, enums, data classes, Pydantic and msgspec models, at any depth.
             work: What this may cost, together with what else shares it; by the size if None.
+            parsed: Whether it was parsed for this, so that it need not be copied.
 
         Returns:
             A redacted copy of JSON's types only. What would cost more is ``[WITHHELD: work]``.
         """
-        return self.guarded(lambda: self._document(value, work))
+        return self.guarded(lambda: self._document(value, work, parsed=parsed))
 
     def field(
         self, name: str, value: Any, *, mark: Mark | None = None, work: Work | None = None
@@ -218,7 +221,7 @@ class Redactor:
     def is_sensitive(self, name: str) -> bool:
         """Tell whether a name alone says that its value must not be stored."""
         verdict = self._rules.names.judge(name)
-        return verdict.rule is not None and not verdict.numbers_pass
+        return verdict.rule is not None and not (verdict.numbers_pass or verdict.opaque)
 
     def text(self, text: str, work: Work | None = None) -> str:
         """Redact free text by the value rules: messages, URLs, user agents, JSON as text.
@@ -231,6 +234,22 @@ class Redactor:
             return text
         walk = Walk(self._rules, work=work)
         return self._guarded_text(lambda: str(_kept(walk.value(text, None))))
+
+    def identifier(self, text: str, work: Work | None = None) -> str:
+        """Redact the id of an actor, a tenant or a target by what is a credential.
+
+        An id of 16 digits is an id, whether or not a card could have that number; only one that
+        is written in groups, as on a card, is taken out.
+
+        Args:
+            text: The id.
+            work: As for `document`.
+        """
+        if is_plain(text):
+            return text
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            return self.text(text, work)
+        return self._guarded_text(lambda: self._rules.identifier(text, work))
 
     def phrase(self, text: str) -> str:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
@@ -310,7 +329,9 @@ class Redactor:
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
         walk = Walk(self._rules, work=work)
         result = self.guarded(lambda: walk.named(name, value, (None, name)))
-        return None if result is OMITTED else str(result)
+        if result is OMITTED:
+            return None
+        return without_random_segments(str(result)) if name in _URLS else str(result)
 
     def json_bytes(self, raw: bytes) -> bytes:
         """Redact a JSON document.
@@ -344,15 +365,15 @@ class Redactor:
                 raw.decode("utf-8", "surrogatepass")
             elif passes_unseen(raw, self._rules):
                 return raw
-            parsed = parse_json(raw)
+            parsed = parse_exact(raw)
         except (NotUnderstoodError, UnicodeDecodeError):
             return None
-        return encode(self._document(parsed, work))
+        return encode(self._document(parsed, work, parsed=True))
 
-    def _document(self, value: Any, work: Work | None) -> Any:
+    def _document(self, value: Any, work: Work | None, *, parsed: bool = False) -> Any:
         seen = glance(value, self._rules.scan, self._within(work))
         if seen.names_clean and seen.values_clean and not self._rules.paths:
-            return parse_json(encode(value))
+            return value if parsed else parse_json(encode(value))
         values_clean = seen.values_clean and not self._rules.paths
         walk = Walk(self._rules, values_clean=values_clean, work=work)
         return _kept(walk.value(value, None))

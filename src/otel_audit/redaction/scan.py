@@ -6,13 +6,15 @@ in a broader way than `names.py` judges them, values in a broader way than `valu
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
 import re2
 
 from otel_audit.redaction import names
+from otel_audit.redaction.beside import FLAG_PATTERN, SPECIAL_PATTERN
 from otel_audit.redaction.checks import IBAN_LENGTHS
+from otel_audit.redaction.links import QUERY_PATTERN, SEGMENT_PATTERN
+from otel_audit.redaction.tables import key_shapes, name_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,18 +25,21 @@ _EDGE = "(?-i:[^A-Za-z0-9])"
 
 _VALUES: Final = (
     r"\\u00", r"%[0-9a-f]{2}", r"private key|putty-user|age-secret",
-    r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]", r"slack\.com",
-    r"parameters:|row contains|input_value|--[a-z]",
+    r"e(?:yj|ya|wo|wk|yi)[a-z0-9_-]{4,}\.", r"://[^\s\"]*@", r"bearer|basic[^a-z]",
+    r"(?:slack|discord|discordapp|zapier|office)\.com",
+    r"input_value|--[a-z]|[\s\"'](?:-u|-p|-a|-w)|['\"]input['\"]",
+    # what the messages say that quote values
+    r"invalid input|out of range|malformed|value \\?[\"']|duplicate|row contains|parameters: ",
+    r"\$[0-9]+ = |incorrect|converting the|truncated value|column values|dup key|isoformat",
+    r"invalid literal|could not convert|invalid [a-z]+ sequence|jdbc:|identified\s|crypt\s*\(",
+    r"sqlplus|sqlldr|expdp|impdp|rman|set\s+password|key \(",
+    FLAG_PATTERN, SPECIAL_PATTERN, QUERY_PATTERN, SEGMENT_PATTERN,
     # the beginnings of the vendors' shapes
-    r"[srp]k_(?:live|test)_|whsec_|gh[pousr]_|github_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|ya29\.|gocspx-",
-    r"(?:akia|asia|abia|acca)[a-z0-9]{8}|aiza[a-z0-9_-]{8}|eaaa[a-z0-9_-]{16}|[0-9]:aa[a-z0-9_-]{8}",
-    _EDGE + r"(?:sk-[a-z0-9]{2}|sg\.[a-z0-9_-]{8}|key-[0-9a-f]{8}|sk[0-9a-f]{16}|hf_)",
-    r"[0-9a-f]{8}-us[0-9]|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_|sq0[a-z]|dapi[0-9a-f]{8}",
-    r"hv[sbr]\.|lin_api|ntn_|pmak-|gl(?:sa|c)_|sntry|nrak-|atatt3|nfp_|pscale_|sbp_",
+    *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),
 )  # fmt: skip
 _NUMBERS: Final = (
     r"[0-9](?:[^a-z0-9\"\\,:;]{0,2}[0-9]){12}",
-    r"[0-9]{3}[- ][0-9]{2}[- ][0-9]{4}",
+    r"[0-9]{3}(?:[-. ]|[^\x00-\x7f])[0-9]{2}(?:[-. ]|[^\x00-\x7f])[0-9]{4}",
     rf"{_EDGE}(?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",
 )
 
@@ -51,37 +56,67 @@ class Scan:
         """
         added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
         pieces = [max(parts, key=len) for parts in added]
-        roots = _roots([*(names.squash(phrase) for phrase in names.PHRASES), *pieces])
+        latin = [name for name in map(names.squash, names.PHRASES) if name.isascii()]
+        roots = _roots([*latin, *(piece for piece in pieces if piece.isascii())])
         alike = [
             *_VALUES,
             *_NUMBERS,
             *(["@"] if emails else []),
             "|".join(_letters(root) for root in roots),
             r'"[^"\\]*[^\x00-\x7f][^"\\]*"\s*:',
+            *_short_names(),
         ]
-        self._search = _compiled([*alike, *_short_names(_EDGE)])
+        others = [piece for piece in pieces if not piece.isascii()]
+        self._search = _compiled(alike)
         # an accent that is taken off, or a letter that is, no longer tells where a word begins
-        self._search_spelled = _compiled([*alike, *_short_names("")])
+        self._search_spelled = _compiled([*alike, *_other_scripts(others)])
         self._anything = not all(pieces)
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
         if self._anything or self._search(text) is not None:
             return True
-        return not text.isascii() and self._search_spelled(_without_accents(text)) is not None
+        return not text.isascii() and self._search_spelled(_spelled(text)) is not None
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as it would stand in JSON text, quotes around it."""
         return self.suspects(b'"%b"' % text.encode())
 
 
-def _short_names(edge: str) -> Iterator[str]:
+def _short_names() -> Iterator[str]:
     """Patterns of names that are too short to be looked for in the midst of a word."""
-    exact = "|".join(_letters(word) for word in sorted({names.squash(n) for n in names.EXACT}))
-    yield rf"{edge}(?:{exact})[\W_]*[=:>\"']"
+    table = name_table()
+    exact = _any_of(name for name in (*names.EXACT, *table.opaque))
+    words = sorted(name for name in names.WORDS if name.isascii())
+    apart = "|".join(_GAP.join(name.split("_")) for name in words)
+    yield rf"{_EDGE}(?:{exact})[\W_]*[=:>\"']"
     yield rf'<(?:[^\s<>"\\]*[\W_])?(?:{exact})[\W_]*\s'
-    yield rf"{edge}(?:{'|'.join(names.WORDS)})"
-    yield "(?-i:" + "|".join(f"[A-Za-z0-9]{_capital(word)}" for word in names.WORDS) + ")"
+    yield f"(?-i:[^A-Za-z])(?:{apart})"
+    camel = (_GAP.join(map(_either_case, name.split("_"))) for name in words)
+    yield f"[A-Za-z0-9](?-i:{'|'.join(name[2] + name[4:] for name in camel)})"
+    glued = "|".join(table.owners)
+    yield rf"(?-i:[^A-Za-z])(?:{glued})(?:{'|'.join(sorted(names.GLUED))})"
+
+
+def _other_scripts(added: Iterable[str]) -> Iterator[str]:
+    """Patterns of names in other scripts than Latin, over a text as `names.spelled` spells it."""
+    table = name_table()
+    every = (*names.PHRASES, *names.WORDS, *names.EXACT, *table.opaque)
+    parts = [
+        [names.squash(part) for part in name.split("_")] for name in every if not name.isascii()
+    ]
+    yield "|".join(sorted({_BETWEEN.join(map(re2.escape, words)) for words in parts}))
+    if added:
+        yield "|".join(_BETWEEN.join(map(re2.escape, name)) for name in sorted(added))
+
+
+_BETWEEN: Final = r'[^\pL\pN"\\]*'
+"""What may stand between the words of a name, in any script."""
+
+
+def _any_of(every: Iterable[str]) -> str:
+    squashed = sorted({name for name in map(names.squash, every) if name.isascii()})
+    return "|".join(map(_letters, squashed))
 
 
 def _compiled(patterns: Iterable[str]) -> Any:
@@ -103,11 +138,10 @@ def _letters(word: str) -> str:
     return _GAP.join(word)
 
 
-def _without_accents(text: bytes) -> bytes:
+def _spelled(text: bytes) -> bytes:
     """Spell a text in the letters that names are judged by: `contraseña` is `contrasena`."""
-    spelled = unicodedata.normalize("NFKD", text.decode("utf-8", "replace"))
-    return spelled.replace("ß", "ss").replace("ẞ", "ss").encode("ascii", "ignore")
+    return names.spelled(text.decode("utf-8", "replace")).encode("utf-8", "replace")
 
 
-def _capital(word: str) -> str:
-    return word[0].upper() + "".join(f"[{c}{c.upper()}]" for c in word[1:])
+def _either_case(word: str) -> str:
+    return "".join(f"[{letter}{letter.upper()}]" for letter in word)

@@ -324,6 +324,7 @@ def _change(redactor: Redactor, change: Change, work: Work) -> Change:
     return msgspec.structs.replace(
         change,
         entity=redactor.text(change.entity, work),
+        name=None if change.name is None else redactor.text(change.name, work),
         table=redactor.text(change.table, work),
         key=_columns(redactor, change.key, work),
         values={
@@ -365,10 +366,19 @@ def _name(redactor: Redactor, value: Any, work: Work) -> Any:
     return redactor.name(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
+def _identifier(redactor: Redactor, value: Any, work: Work) -> Any:
+    if not isinstance(value, str):
+        return _text(redactor, value, work)
+    if redactor.name(value, work) == value:
+        return value
+    return redactor.identifier(value, work)
+
+
 def _shown(redactor: Redactor, value: Any, work: Work) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
-        return value if redactor.name(value, work) == value else redactor.hashed(value)
+        safe = redactor.identifier(value, work) == value or redactor.name(value, work) == value
+        return value if safe else redactor.hashed(value)
     if isinstance(value, list | tuple):
         return _each(value, lambda one: _shown(redactor, one, work), work)
     return _text(redactor, value, work)
@@ -400,7 +410,7 @@ _IDS: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.PRODUCER_ID, names.REQUEST_SIZE, names.RESPONSE_SIZE,
 })  # fmt: skip
-_NAMES: Final = {*_ALIKE, names.TARGET_ID} - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
+_NAMES: Final = _ALIKE - {names.ACTOR_ROLE, names.EVENT_NAME, *_BODY_TYPES}
 _TEXTS: Final = (
     *_BODY_TYPES, *_IDS, names.EVENT_NAME, names.ACTOR_REASON, names.CLIENT_ADDRESS,
     names.USER_AGENT, names.ERROR_MESSAGE,
@@ -408,6 +418,7 @@ _TEXTS: Final = (
 _TREATMENTS: Final[dict[str, Treatment]] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys(_NAMES, _name),
+    names.TARGET_ID: _identifier,
     **dict.fromkeys(
         (
             names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,

@@ -8,9 +8,10 @@ from urllib.parse import unquote
 
 import re2
 
-from otel_audit.redaction import values
+from otel_audit.redaction import links, values
 from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.checks import is_card
+from otel_audit.redaction.lookalikes import plain_view
 from otel_audit.redaction.tokens import WITHHELD, is_token
 from otel_audit.redaction.values import SHAPES, Span, ValueRule
 
@@ -42,6 +43,16 @@ _PART: Final = re2.compile(
     r"(?:.*?)(?:(?:\\+r|\r)?(?:\\+n|\n)){2}(.*?)(?:(?:(?:\\+r|\r)?(?:\\+n|\n))--|\z)"
 )
 _NAME_OF_PART: Final = re2.compile(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
+_KEY: Final = re2.compile(
+    r"(?is)\bkey \(((?:[^()]|\([^()]*\))*)\)=\((.*?)\)(?:\s(?:already|is|conflicts|was)\b|\.|\n|\z)"
+)
+_LITERAL: Final = re2.compile(
+    r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
+    r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
+)
+_OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
+"""What they call a token is a piece of a language."""
+
 _MOST_VALUES_OF_TAG: Final = 8
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
@@ -69,14 +80,19 @@ class TextRules:
         self._names = rules
         unwanted = SHAPES.intersection(off)
         by_looks = [rule for rule in values.NUMBERS if rule.name not in unwanted]
-        if emails:
-            by_looks.append(values.EMAIL)
+        self._emails = (values.EMAIL,) if emails else ()
         header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
-        self._credentials = (*values.CREDENTIALS, header, part, xml, tag, flag)
+        detail = ValueRule("sql_key", _KEY, self._key, ("key (",))
+        literal = ValueRule("literal", _LITERAL, self._literal, ("'", '"'))
+        query = ValueRule("link", links.QUERY, links.in_query, ("?", "#"))
+        segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
+        self._credentials = (
+            *values.CREDENTIALS, header, part, xml, tag, flag, detail, literal, query, segment,
+        )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
 
@@ -88,6 +104,7 @@ class TextRules:
         work: Work,
         *,
         allowed: bool = False,
+        numbers: bool = True,
         level: int = 0,
     ) -> str:
         """Redact a text.
@@ -99,6 +116,7 @@ class TextRules:
             work: What this may cost.
             allowed: Whether the application calls the value innocent; credentials are taken out
                 all the same, what only looks like a card or account number is not.
+            numbers: Whether what looks like a card or account number is taken out.
             level: How many encodings were undone on the way here.
 
         Returns:
@@ -111,19 +129,21 @@ class TextRules:
             return text
         work.spend(_TEXT + len(text) * _PER_CHARACTER)
         folded = _folded(text)
-        for rule in self._credentials:
-            if rule.may_match(folded):
-                text = _apply(rule, text, replace, note, work)
+        text = _applied(self._credentials, text, folded, replace, note, work)
         if "=" in text or ":" in text:
             text = redact_assignments(text, self._names, replace, note, work)
-        for rule in () if allowed else self._by_looks:
-            if rule.may_match(folded):
-                text = _apply(rule, text, replace, note, work)
+        by_looks = self._rules_by_looks(allowed=allowed, numbers=numbers)
+        text = _applied(by_looks, text, folded, replace, note, work)
         if "%" in text:
             text = self._undo_percent(text, replace, note, work, allowed=allowed, level=level)
         if "\\u00" in text:
             text = self._undo_escapes(text, replace, note, work, allowed=allowed, level=level)
         return text
+
+    def _rules_by_looks(self, *, allowed: bool, numbers: bool) -> tuple[ValueRule, ...]:
+        if allowed:
+            return ()
+        return (*self._by_looks, *self._emails) if numbers else self._emails
 
     def is_number_taken(self, digits: str) -> bool:
         """Tell whether a whole number, given as its digits, is taken out: what a card's is."""
@@ -180,6 +200,35 @@ class TextRules:
             return ()
         return (match.span(group),)
 
+    def _key(self, match: Any) -> Iterable[Span]:
+        """Find the secrets in `Key (token, user_id)=(…, 7) already exists`."""
+        names = match.group(1).split(",")
+        secret = [names_a_secret(self._names, name.strip(' "'), "") for name in names]
+        if not any(secret):
+            return
+        start, end = match.span(2)
+        parts = match.group(2).split(",")
+        if len(parts) != len(names):
+            yield start, end
+            return
+        for part, is_secret in zip(parts, secret, strict=True):
+            blank = len(part) - len(part.lstrip())
+            if is_secret and part.strip() and not is_token(part.strip()):
+                yield start + blank, start + len(part)
+            start += len(part) + 1
+
+    def _literal(self, match: Any) -> Iterable[Span]:
+        """Find the value in `PASSWORD 'hunter2'`, where no sign stands between."""
+        name, group = match.group(2), 3 if match.start(3) >= 0 else 4
+        value = match.group(group)
+        if (
+            is_token(value)
+            or value.lower() in PROSE
+            or (match.group(1) or "").lower() in _OF_PARSERS
+        ):
+            return ()
+        return (match.span(group),) if names_a_secret(self._names, name, value) else ()
+
     def _named_tag(self, match: Any) -> Iterable[Span]:
         """Find the value in `<input name="csrf_token" value="…">`."""
         if not names_a_secret(self._names, match.group(1), ""):
@@ -200,11 +249,34 @@ class TextRules:
         return (match.span(2),) if names_a_secret(self._names, name, value) else ()
 
 
-def _apply(rule: ValueRule, text: str, replace: Replace, note: Note, work: Work) -> str:
+def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
+    rules: Iterable[ValueRule], text: str, folded: str, replace: Replace, note: Note, work: Work
+) -> str:
+    view = plain_view(text)
+    for rule in rules:
+        # written out, for there are many rules, and few that match
+        if len(folded) < rule.shortest:
+            continue
+        for hint in rule.hints:
+            if hint in folded:
+                break
+        else:
+            if rule.hints:
+                continue
+        found = _apply(rule, text, view, replace, note, work)
+        if found is not text:
+            text, view = found, plain_view(found)
+    return text
+
+
+def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
+    rule: ValueRule, text: str, view: str, replace: Replace, note: Note, work: Work
+) -> str:
+    """Take out what a rule finds in the view of a text that has a character for each of its own."""
     work.spend(_RULE + len(text) * _PER_CHARACTER)
     kept: list[str] = []
     end = 0
-    for match in rule.pattern.finditer(text):
+    for match in rule.pattern.finditer(view):
         first, last = match.span()
         work.spend(_MATCH + (last - first) * rule.weight)
         for start, stop in rule.decide(match):
@@ -219,7 +291,7 @@ def _apply(rule: ValueRule, text: str, replace: Replace, note: Note, work: Work)
 
 def _folded(text: str) -> str:
     # casefold finds also what the patterns' own folding takes for a letter, such as a long s
-    return text.lower() if text.isascii() else text.casefold()
+    return text.lower() if text.isascii() else plain_view(text).casefold()
 
 
 def clean(text: str) -> str:

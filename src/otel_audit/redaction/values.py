@@ -14,6 +14,9 @@ from typing import Any, Final
 import re2
 
 from otel_audit.redaction import checks
+from otel_audit.redaction.assignments import PROSE
+from otel_audit.redaction.lookalikes import INVISIBLE
+from otel_audit.redaction.tables import key_shapes, quoted_values
 from otel_audit.redaction.tokens import is_token
 
 Span = tuple[int, int]
@@ -45,16 +48,6 @@ class ValueRule:
     shortest: int = 0
     weight: float = 0.0
 
-    def may_match(self, folded: str) -> bool:
-        """Tell, without a search, whether the pattern could match a text.
-
-        Args:
-            folded: The text in lower case.
-        """
-        if len(folded) < self.shortest:
-            return False
-        return not self.hints or any(hint in folded for hint in self.hints)
-
 
 def _whole(match: Any) -> Iterable[Span]:
     return (match.span(),)
@@ -62,7 +55,8 @@ def _whole(match: Any) -> Iterable[Span]:
 
 def _first_group(match: Any) -> Iterable[Span]:
     span = match.span(1)
-    return () if span[0] < 0 or is_token(match.group(1)) else (span,)
+    # nothing stands for what is not there
+    return () if span[0] == span[1] or is_token(match.group(1)) else (span,)
 
 
 _START: Final = r"(?:^|[^A-Za-z0-9])"
@@ -86,39 +80,22 @@ JWT: Final = ValueRule(
     hints=("eyj", "eya", "ewo", "ewk", "eyi"),
 )
 
-# Shapes as the vendors document them, so that their own scanners find leaked keys.
-_VENDOR_SHAPES: Final = (
-    r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{8,}", r"whsec_[A-Za-z0-9+/=]{16,}",  # Stripe
-    r"gh[pousr]_[A-Za-z0-9]{16,}", r"github_pat_[A-Za-z0-9_]{20,}",
-    r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|ffct)-[A-Za-z0-9_.-]{16,}",  # GitLab
-    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
-    r"xox[abceoprs]-[A-Za-z0-9-]{8,}", r"xapp-[A-Za-z0-9-]{8,}",  # Slack
-    r"AIza[A-Za-z0-9_-]{35}", r"ya29\.[A-Za-z0-9_-]{16,}", r"GOCSPX-[A-Za-z0-9_-]{16,}",  # Google
-    r"sk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_-]{16,}", r"sk-[A-Za-z0-9]{20,}",  # AI
-    r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}", r"key-[0-9a-f]{32}",  # SendGrid, Mailgun
-    r"[0-9a-f]{32}-us[0-9]{1,2}",  # Mailchimp
-    r"npm_[A-Za-z0-9]{36}", r"pypi-Ag[A-Za-z0-9_-]{16,}", r"dckr_pat_[A-Za-z0-9_-]{16,}",
-    r"do[opr]_v1_[0-9a-f]{64}", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",  # DigitalOcean, Shopify
-    r"sq0(?:atp|csp|idp)-[A-Za-z0-9_-]{22,}", r"EAAA[A-Za-z0-9_-]{60}",  # Square
-    r"SK[0-9a-f]{32}", r"hf_[A-Za-z0-9]{30,}", r"dapi[0-9a-f]{32}",  # Twilio, Hugging Face …
-    r"hv[sbr]\.[A-Za-z0-9_-]{20,}", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}",  # Vault, Telegram
-    r"lin_api_[A-Za-z0-9]{32,}", r"ntn_[A-Za-z0-9]{32,}", r"PMAK-[A-Za-z0-9-]{32,}",
-    r"gl(?:sa|c)_[A-Za-z0-9_=+/-]{32,}", r"sntry[su]_[A-Za-z0-9_=+/-]{32,}",  # Grafana, Sentry
-    r"NRAK-[A-Z0-9]{27}", r"ATATT3[A-Za-z0-9_=-]{32,}", r"nfp_[A-Za-z0-9]{32,}",
-    r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{16,}", r"sbp_[0-9a-f]{40}",
-)  # fmt: skip
 VENDOR_KEY: Final = ValueRule(
     "vendor_key",
-    re2.compile(f"{_START}({'|'.join(_VENDOR_SHAPES)})"),
+    re2.compile(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})"),
     _first_group,
     shortest=13,
 )
 
-_SLACK_HOOK = ValueRule(
+# URLs to which whoever knows them may post
+_HOOK = ValueRule(
     "vendor_key",
-    re2.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]+)"),
+    re2.compile(
+        r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks/[0-9]+"
+        r"|hooks\.zapier\.com/hooks/catch|webhook\.office\.com/webhookb2)/([A-Za-z0-9/_@-]+)"
+    ),
     _first_group,
-    hints=("hooks.slack.com",),
+    hints=("hooks.", "webhook"),
 )
 
 
@@ -167,27 +144,59 @@ AUTHORIZATION: Final = ValueRule(
     hints=("bearer", "basic"),
 )
 
-# Error texts of database drivers and of Pydantic that quote values without their names.
-QUOTED_VALUES: Final = (
-    ValueRule("sql_parameters", re2.compile(r"(?s)\[parameters: (.*?)(?:\]\n|\]\z|\z)"),
-              _first_group, hints=("[parameters: ",)),
-    ValueRule("sql_row", re2.compile(r"(?s)row contains \((.*?)(?:\)\.?(?:\n|\z)|\z)"),
-              _first_group, hints=("row contains (",)),
-    ValueRule("input_value", re2.compile(r"(?s)input_value=(.*?)(?:, input_type=|\z)"),
-              _first_group, hints=("input_value=",)),
-)  # fmt: skip
+
+def _quoted(match: Any) -> Iterable[Span]:
+    return () if (match.group(1) or "").strip().lower() in PROSE else _first_group(match)
+
+
+# Messages of databases, of parsers, and command lines quote values without their names.
+QUOTED_VALUES: Final = tuple(
+    ValueRule(one.rule, re2.compile(one.pattern), _quoted, hints=tuple(one.hint.split("|")))
+    for one in quoted_values()
+)
+
+
+def _echoed_input(match: Any) -> Iterable[Span]:
+    """Find what a validation error says it was given, in its text: `'loc': …, 'input': …`."""
+    return _first_group(match) if _LOC.search(match.string) is not None else ()
+
+
+_LOC: Final = re2.compile("[\"']loc[\"']\\s*:")
+ECHOED_INPUT: Final = ValueRule(
+    "input_value",
+    re2.compile(
+        r"(?s)[\"']input[\"']\s*:\s?(.*?)"
+        r"(?:,\s?[\"'](?:ctx|url|loc|msg)[\"']\s*:|\}\s*(?:\]|\)|\z|\n|,\s*\{)|\z)"
+    ),
+    _echoed_input,
+    hints=("'input'", '"input"'),
+)
 
 
 def _card(match: Any) -> Iterable[Span]:
     """Find card numbers in a run of digits: the run, each group alone, and groups as on a card."""
     run, offset = match.group(1), match.start(1)
-    if offset < 0 or _is_in_digest(match.string, *match.span(1)):
+    text, end = match.string, match.end(1)
+    if offset < 0 or _is_in_digest(text, *match.span(1)):
         return ()
     groups = _groups_of(run)
-    digits = "".join(run[start:end] for start, end in groups)
-    if checks.is_card(digits, any_network=_lengths(groups) in _CARD_GROUPS):
+    digits = "".join(run[start:stop] for start, stop in groups)
+    as_on_a_card = _lengths(groups) in _CARD_GROUPS
+    if not as_on_a_card and not _stands_alone(text, offset, end):
+        return ()
+    if checks.is_card(digits, any_network=as_on_a_card):
         return (match.span(1),)
     return tuple((offset + start, offset + end) for start, end in _cards_within(run, groups))
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Tell whether digits are a number of their own: no part of a word, no phone number."""
+    before, behind = text[start - 1 : start], text[end : end + 1]
+    return not (before == "+" or _is_letter(before) or _is_letter(behind))
+
+
+def _is_letter(one: str) -> bool:
+    return one.isascii() and one.isalpha()
 
 
 def _is_in_digest(text: str, start: int, end: int) -> bool:
@@ -249,8 +258,9 @@ CARD: Final = ValueRule(
     "card",
     # first what is no card though it has as many digits: a UUID, a fraction
     re2.compile(
-        _UUID + r"|([0-9]{4}(?:\.[0-9]{4}){3})|[0-9]+\.[0-9]+"
-        r"|([0-9](?:[ \-\x{a0}\x{2010}-\x{2015}\x{2009}\x{202f}]{0,2}[0-9]){12,})"
+        _UUID + r"|([0-9]{4}(?:[./+_|\x{b7}\x{2022}][0-9]{4}){3}(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
+        r"|[0-9]{4}[./+_][0-9]{6}[./+_][0-9]{5})|[0-9]+\.[0-9]+"
+        r"|([0-9](?:[ \-\x{200b}]{0,2}[0-9]){12,})"
     ),
     lambda match: _card(_group_as_first(match)),
     shortest=checks.CARD_DIGITS[0],
@@ -275,23 +285,27 @@ class _group_as_first:  # noqa: N801 - reads as the function it stands for
     def start(self, _: int) -> int:
         return int(self._match.start(self._group))
 
+    def end(self, _: int) -> int:
+        return int(self._match.end(self._group))
+
     def span(self, _: int) -> Span:
         start, end = self._match.span(self._group)
         return start, end
 
 
 def _ssn(match: Any) -> Iterable[Span]:
-    area, group, serial = match.group(2), match.group(3), match.group(4)
-    return (match.span(1),) if checks.is_ssn(area, group, serial) else ()
+    area, group, serial = match.group(2), match.group(4), match.group(6)
+    alike = match.group(3) == match.group(5)
+    return (match.span(1),) if alike and checks.is_ssn(area, group, serial) else ()
 
 
 SSN: Final = ValueRule(
     "ssn",
     re2.compile(
-        r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})(?:-| )([0-9]{2})(?:-| )([0-9]{4}))(?:$|[^0-9A-Za-z-])"
+        r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})([-. ])([0-9]{2})([-. ])([0-9]{4}))(?:$|[^0-9A-Za-z-])"
     ),
     _ssn,
-    hints=("-", " "),
+    hints=("-", " ", "."),
     shortest=11,
 )
 
@@ -317,7 +331,7 @@ def _iban(match: Any) -> Iterable[Span]:
     return () if follower.isascii() and follower.isalnum() else ((start, end),)
 
 
-_SEPARATORS: Final = " -\u00a0\u202f"
+_SEPARATORS: Final = f" -{INVISIBLE}"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
 
@@ -326,12 +340,17 @@ IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9
 
 EMAIL: Final = ValueRule(
     "email",
-    re2.compile(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+    # RFC 5322 and 6531: also a quoted local part, any script, and the names that stand for here
+    re2.compile(
+        r"(?:\"[^\"\r\n@]{1,64}\"|[\pL\pN\pM._%+'\x{200b}-]+)@"
+        r"(?:[\pL\pN\pM\x{200b}-]+(?:\.[\pL\pN\pM\x{200b}-]+)+|localhost|\[[0-9A-Fa-fIPv.:]+\])"
+    ),
     _whole,
     hints=("@",),
 )
 
 CREDENTIALS: Final = (
-    PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _SLACK_HOOK, AUTHORIZATION, *QUOTED_VALUES,
+    PRIVATE_KEY, URL_CREDENTIALS, JWT, VENDOR_KEY, _HOOK, AUTHORIZATION, *QUOTED_VALUES,
+    ECHOED_INPUT,
 )  # fmt: skip
 NUMBERS: Final = (CARD, SSN, IBAN)

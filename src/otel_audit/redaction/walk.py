@@ -16,8 +16,10 @@ from otel_audit.redaction.adapt import (
     as_json_int,
     as_json_shape,
 )
+from otel_audit.redaction.beside import beside
 from otel_audit.redaction.marks import Marked
 from otel_audit.redaction.names import CLEAR
+from otel_audit.redaction.numbers import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.text import TextRules, clean
 from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
 from otel_audit.redaction.work import Work, WorkSpentError
@@ -40,6 +42,7 @@ OMITTED: Final = object()
 _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
 _CACHED_KEY: Final = 128
+_IN_GROUPS: Final = re.compile("[0-9A-Za-z]{2,6}(?:[ .-]{1,2}[0-9A-Za-z]{1,6}){2,8}")
 _UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 # units of work, each measured
@@ -54,22 +57,10 @@ _PARSED_CHARACTER: Final = 1 / 16
 _PER_LETTER: Final = 1 / 4
 """Beyond ASCII, where a character may stand for several letters (NFKD)."""
 
-# Documents that spell a name beside its value: `{"name": "password", "value": …}`, JSON Patch,
-# HAR, environment lists, and the errors of FastAPI (`loc`, `input`).
-PAIR_NAMES: Final = frozenset({
-    "name", "key", "field", "header", "param", "parameter", "variable", "property", "attribute",
-    "column", "setting", "loc", "path", "Name", "Key",
-})  # fmt: skip
-PAIR_VALUES: Final = frozenset({
-    "value", "values", "val", "input", "new", "old", "new_value", "old_value", "newValue",
-    "oldValue", "before", "after", "from", "to", "content", "data", "default", "text", "Value",
-    "string_value", "stringValue", "ctx",
-})  # fmt: skip
 _PAIR_LENGTH: Final = 2
-_LEAVES: Final = frozenset({str, int, float})
+_LEAVES: Final = frozenset({str, int, float, SpelledFloat})
 
 _decode = msgspec.json.Decoder().decode
-encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +118,20 @@ class Rules:
             return text
         try:
             return self.text.redact(text, self.replacement, note, work)
+        except WorkSpentError:
+            return WITHHELD_FOR_WORK
+
+    def identifier(self, text: str, work: Work | None = None) -> str:
+        """Redact what names somebody or something: a number in one piece is no card's there."""
+        text = clean(text)
+        if not self.scan.suspects_string(text):
+            return text
+        numbers = _IN_GROUPS.fullmatch(text) is not None
+        try:
+            may_cost = Work(len(text)) if work is None else work
+            return self.text.redact(
+                text, self.replacement, _nobody_notes, may_cost, numbers=numbers
+            )
         except WorkSpentError:
             return WITHHELD_FOR_WORK
 
@@ -214,7 +219,7 @@ class Walk:
 
     def _other(self, value: Any, step: Step, depth: int, *, allowed: bool) -> Any:
         kind = type(value)
-        if kind is int or kind is float:
+        if kind is int or kind is float or kind is SpelledFloat:
             return self._number(value, step, allowed=allowed)
         if kind is Marked:
             return self._marked(value, step)
@@ -233,7 +238,7 @@ class Walk:
             return None
         verdict = self._rules.names.judge(name)
         rule = verdict.rule
-        if rule is not None and verdict.numbers_pass and isinstance(value, bool | int | float):
+        if rule is not None and not verdict.takes(value):
             rule = None
         if rule is None and self._rules.paths:
             pattern = self._rules.paths.matching(steps_to(step))
@@ -242,10 +247,16 @@ class Walk:
             return self._remove(value, rule, step)
         return self.value(value, step, depth, allowed=verdict.allowed)
 
+    def linked(self, name: str, value: str, step: Step) -> Any:
+        """Redact a parameter of a URL that lets in, unless the application calls it innocent."""
+        if self._rules.names.judge(name).allowed:
+            return self.named(name, value, step)
+        return self._remove(value, f"link:{name}", step)
+
     def _mapping(self, value: dict[Any, Any], step: Step, depth: int) -> Any:
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
-        paired = self._pair_rule(value)
+        said = beside(value, self._rules.names, values_clean=self._values_clean)
         found: dict[str, Any] = {}
         judge, work = self._rules.names.judge, self._work
         work.left -= _CONTAINER
@@ -254,16 +265,22 @@ class Walk:
                 found[self._withhold_rest(step)] = len(value) - seen
                 break
             name = raw_key if type(raw_key) is str else _key_text(raw_key)
-            if self._values_clean and type(item) in _LEAVES and judge(name) is CLEAR:
+            if (
+                said is None
+                and self._values_clean
+                and type(item) in _LEAVES
+                and judge(name) is CLEAR
+            ):
                 self._nodes -= 1
                 work.left -= _NODE
                 found[self._free_key(found, name, step)] = item
                 continue
             here = (step, name)
-            if paired is not None and item is not None and name in PAIR_VALUES:
-                result = self._remove(item, paired, here)
+            if said is not None and raw_key in said.taken and item is not None:
+                result = self._remove(item, said.taken[raw_key], here)
             else:
-                result = self.named(name, item, here, depth + 1)
+                seen_as = item if said is None else said.instead.get(raw_key, item)
+                result = self.named(name, seen_as, here, depth + 1)
             if result is not OMITTED:
                 found[self._free_key(found, name, here)] = result
         return found
@@ -292,26 +309,6 @@ class Walk:
     def _pair(self, item: Sequence[Any], step: Step, depth: int) -> Any:
         result = self.named(item[0], item[1], (step, item[0]), depth)
         return [self.key(item[0], step), REDACTED if result is OMITTED else result]
-
-    def _pair_rule(self, value: dict[Any, Any]) -> str | None:
-        if self._values_clean or PAIR_VALUES.isdisjoint(value):
-            return None
-        for key in PAIR_NAMES.intersection(value):
-            names = value[key]
-            for name in names if isinstance(names, list | tuple) else (names,):
-                if isinstance(name, str) and self._names_a_secret(name):
-                    return "named_beside"
-        return None
-
-    def _names_a_secret(self, name: str) -> bool:
-        if not name or len(name) > _CACHED_KEY or any(letter.isspace() for letter in name):
-            return False
-        verdict = self._rules.names.judge(clean(name))
-        return (
-            verdict.rule is not None
-            and not verdict.numbers_pass
-            and self._rules.scan.suspects_string(clean(name))
-        )
 
     def _string(  # noqa: PLR0911 - one way out each
         self, value: str, step: Step, depth: int, *, allowed: bool
@@ -350,7 +347,7 @@ class Walk:
 
     def _json_inside(self, text: str, step: Step, depth: int) -> str:
         self._work.spend(_SEARCH + len(text) * _PARSED_CHARACTER)
-        parsed = parse_json(text)
+        parsed = parse_exact(text)
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
         redacted = self.value(parsed, (step, "(json)"), depth + 1)
@@ -361,7 +358,7 @@ class Walk:
     def _number(self, value: Any, step: Step, *, allowed: bool) -> Any:
         if isinstance(value, float):
             if allowed or not (value.is_integer() and abs(value) >= _SMALLEST_SUSPECT):
-                return as_json_float(value)
+                return value if type(value) is SpelledFloat else as_json_float(value)
             whole = int(value) if abs(value) < _SMALLEST_SUSPECT**2 else 0
         else:
             if -_SMALLEST_SUSPECT < value < _SMALLEST_SUSPECT:
@@ -440,7 +437,9 @@ class Walk:
             self._findings.append(Finding(spelled, named))
 
 
-_OWN_RULES: Final = frozenset({"key", "named_beside", "unknown_type"})
+_OWN_RULES: Final = frozenset({
+    "key", "named_beside", "said_beside", "oauth_code", "unknown_type",
+})  # fmt: skip
 
 
 def steps_to(step: Step) -> list[str | int]:

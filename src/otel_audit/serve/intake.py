@@ -32,6 +32,7 @@ _BATCH_BYTES: Final = 8_000_000
 """Bytes of records that are stored together; one part of a request is never taken apart."""
 
 _AWAY: Final = "the audit store cannot be reached now; nothing was stored"
+_HELD: Final = "the audit store refuses sound records until it is mended; send them again"
 _ENDING: Final = "this server is ending; nothing was stored"
 
 
@@ -323,12 +324,17 @@ class Intake:
         if self._found_wrong is not None:
             # the store has taken records since: the next who asks gets a fresh answer
             self._check_again = 0.0
+        if became.held:
+            self._note_away(StoreError(became.why_held), rests=len(became.held) == len(records))
         for one in group:
-            if not one.done.done():
+            if not one.ids.isdisjoint(became.held):
+                _fail(one, unavailable(_HELD, self._retry_after))
+            elif not one.done.done():
                 one.done.set_result(_own(one, became, receipts))
 
-    def _note_away(self, error: Exception) -> None:
-        self._away_until = time.monotonic() + _PAUSE
+    def _note_away(self, error: Exception, *, rests: bool = True) -> None:
+        if rests:
+            self._away_until = time.monotonic() + _PAUSE
         if isinstance(error, StoreUnavailableError):
             complain(_logger, "away", "Nothing is taken: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):

@@ -8,7 +8,7 @@ import logging
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +35,8 @@ _LATEST: Final = 1 << 63
 _LONGEST_REFUSED: Final = 65_536
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
+_LARGEST_NUMBER: Final = 1 << 53
+_LONGEST_PRODUCER: Final = 256
 _FEW: Final = 16
 _RESOURCE_WORK: Final = 500
 _UNFIT_WORK: Final = 500
@@ -241,6 +243,26 @@ class Reader:
         if len(text) > self._largest:
             text = text[:_LONGEST_REFUSED] + b" [cut]"
         return Unfit(record_id, text, reason, kind, item.spelled_place())
+
+
+def with_own_place(item: Incoming) -> Incoming:
+    """Leave out a place in a stream that no stream can have; the record is true without it.
+
+    Args:
+        item: What came.
+
+    Returns:
+        The same item, or one that says in `mended` what was left out.
+    """
+    told, notes = item.attributes, []
+    number, producer = told.get(names.SEQUENCE_NUMBER), told.get(names.PRODUCER_ID)
+    if type(number) is int and not 1 <= number <= _LARGEST_NUMBER:
+        told = {name: value for name, value in told.items() if name != names.SEQUENCE_NUMBER}
+        notes.append(f"{names.SEQUENCE_NUMBER} is not from 1 to 2^53; left out")
+    if isinstance(producer, str) and len(producer) > _LONGEST_PRODUCER:
+        told = {name: value for name, value in told.items() if name != names.PRODUCER_ID}
+        notes.append(f"{names.PRODUCER_ID} is longer than {_LONGEST_PRODUCER} characters; left out")
+    return replace(item, attributes=told, mended=(*item.mended, *notes)) if notes else item
 
 
 def _ample() -> Allowance:

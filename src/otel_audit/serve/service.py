@@ -19,7 +19,7 @@ from otel_audit.serve.bounds import Budget
 from otel_audit.serve.incoming import Batch, Incoming
 from otel_audit.serve.intake import Intake, Store, Stored
 from otel_audit.serve.metering import Meters
-from otel_audit.serve.reading import Reader, Unfit
+from otel_audit.serve.reading import Reader, Unfit, with_own_place
 from otel_audit.serve.senders import Sender
 from otel_audit.serve.turns import Turn, Turns
 
@@ -205,6 +205,7 @@ class _Taking:
         self._size += len(unfit.received)
 
     def _take(self, item: Incoming) -> None:
+        item = with_own_place(item)
         before = self._allowance.came
         found = self._reader.read(item, self.sender, self._allowance)
         self._size += self._allowance.came - before

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otel_audit.record import Actor, AuditRecord, Change, Target, Tenant
+from otel_audit.record import Actor, AuditRecord, Change, Target, Tenant, snake_case
 
 
 class _Anything:
@@ -184,7 +184,10 @@ def _change_differences(wanted: Mapping[str, Any], record: AuditRecord) -> Itera
 
 
 def _concerns(change: Change, reference: str) -> bool:
-    return reference in (change.reference, change.reference.partition(":")[0])
+    names = (change.reference, *(change.related if change.kind == "entity" else ()))
+    # in full, by the noun alone, or by the class's name in snake case
+    nouns = {name.partition(":")[0] for name in names}
+    return reference in names or reference in nouns or reference == snake_case(change.entity)
 
 
 def _column_differences(reference: str, columns: Any, change: Change) -> Iterator[str]:

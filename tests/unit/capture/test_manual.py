@@ -24,7 +24,7 @@ from otel_audit.scope import current_scope
 from otel_audit.testing import Recorded, recorded
 
 SECRET = "hunter2-canary"
-CARD = "4111111111111111"
+CARD = "4111 1111 1111 1111"
 
 
 @pytest.fixture

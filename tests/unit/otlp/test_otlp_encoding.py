@@ -127,7 +127,9 @@ class TestParts:
         assert len(parts) == 3
         assert all(len(to_request(part)) < LARGEST_REQUEST + 10_000 for part in parts)
 
-    def test_one_that_is_larger_alone_goes_alone(self):
-        """A record larger than the bound is sent all the same: the receiver may take it."""
+    def test_one_that_the_sink_would_put_aside_is_made_smaller(self):
+        """It leaves out what is largest, and says so, rather than be no record at all."""
         sent = [a_record(), a_record(metadata={"text": "x" * 4_000_000}), a_record()]
-        assert [len(part) for part in parts_of(carry(sent)[0])] == [1, 1, 1]
+        (part,) = parts_of(carry(sent)[0])
+        assert [item.record.record_id for item in part] == [one.record_id for one in sent]
+        assert part[1].record.metadata == {"audit.truncated": ["metadata"]}

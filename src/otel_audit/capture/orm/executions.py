@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import DDL, TextClause
@@ -15,9 +15,9 @@ from sqlalchemy.sql.elements import SavepointClause
 from otel_audit.capture.orm.bulk import BulkReader, compiled_element, text_of
 from otel_audit.capture.orm.flushes import Flushes, untracked
 from otel_audit.capture.orm.outcomes import commit_failure, dooms_transaction, is_committed
+from otel_audit.capture.orm.places import placed
 from otel_audit.capture.orm.statements import Control, SqlText, Write
 from otel_audit.record import Change
-from otel_audit.scope import current_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.selection import Selection
 
+
+Review: TypeAlias = "Callable[[Connection, Any, list[Change]], list[Change]]"
 
 _PART_WAY = "a later batch of the statement has failed"
 _OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
@@ -67,9 +69,13 @@ class Executions:
         self._flushes = flushes
         self._bulk = bulk
         self._faults = faults
+        self.review: Review | None = None
+        """Looks at what is told of a statement before it is noted."""
         self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
             weakref.WeakKeyDictionary()
         )
+        # whether a statement was sent in batches that are committed one by one
+        self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
     def joined(self, session: Session, connection: Connection) -> None:
@@ -85,7 +91,8 @@ class Executions:
         if not self._selection.takes_connection(connection):
             return
         try:
-            self._end_statement_before(connection, context)
+            if self._has_expected_more:
+                self._end_statement_before(connection, context)
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
@@ -95,6 +102,7 @@ class Executions:
             return
         if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
             # more batches of the same statement may follow, which are counted with this one
+            self._has_expected_more = True
             self._journal.expect_more(connection)
         else:
             self.end_if_autocommit(connection)
@@ -133,6 +141,11 @@ class Executions:
             return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
             entries = self._bulk.describe(context, statement, cursor)
+            if self.review is not None:
+                entries = self.review(connection, context, entries)
+            if isinstance(element, UpdateBase):
+                schemas = context.execution_options.get("schema_translate_map")
+                entries = [placed(schemas, entry) for entry in entries]
             self._journal.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(weakref.ref(context), entry, _row_count(cursor))
@@ -162,7 +175,8 @@ class Executions:
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
         if attempted and self._takes_any(self._sessions.get(connection, ())):
-            self._journal.of(connection).touch(current_scope())
+            refused = [f"{one.operation} {one.table}" for one in attempted]
+            self._journal.of(connection).touch(self._journal.owner(connection), refused)
             if dooms is False and execution.executemany:
                 # the database keeps the rows before the one that it has refused
                 self._failed_part_way(connection, execution, attempted)
@@ -192,7 +206,7 @@ class Executions:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
         for session in self._sessions.get(connection, ()):
             if self._flushes.has_tried(session, connection):
-                self._journal.of(connection).touch(current_scope())
+                self._journal.of(connection).touch(self._journal.owner(connection))
 
     def end_if_autocommit(self, connection: Connection) -> None:
         """Report at once what is committed already, as in autocommit mode."""
@@ -210,7 +224,9 @@ class Executions:
         counted = getattr(context, "compiled_parameters", None)
         if entry.rows is not None and rows is not None and entry.rows != len(counted or ()):
             amended = msgspec.structs.replace(entry, rows=entry.rows + rows)
-            if not self._journal.of(connection).replace_last(current_scope(), entry, amended):
+            if not self._journal.of(connection).replace_last(
+                self._journal.owner(connection), entry, amended
+            ):
                 # reported in the meantime: what follows is an entry of its own
                 amended = msgspec.structs.replace(entry, rows=rows, parameters=None)
                 self._journal.write(connection, [amended])
@@ -235,7 +251,7 @@ class Executions:
         if last is None or ledger is None or context is None or last.context() is not context:
             return
         amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
-        ledger.replace_last(current_scope(), last.entry, amended)
+        ledger.replace_last(self._journal.owner(connection), last.entry, amended)
 
     def _control(self, connection: Connection, control: Control) -> None:
         """Follow an application that controls its transaction by texts of its own."""

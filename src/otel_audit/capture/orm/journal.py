@@ -5,13 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from otel_audit.aside import Pages, Room
 from otel_audit.capture.orm.ledger import Ledger, Owner, Told
 from otel_audit.capture.orm.outcomes import in_transaction, is_committed, reset_outcome
 from otel_audit.record import Change, TransactionOutcome
-from otel_audit.scope import current_scope
+from otel_audit.scope import current_scope, open_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,8 +19,24 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.faults import Faults
     from otel_audit.capture.orm.options import OrmOptions
 
-Orphan: TypeAlias = Callable[[TransactionOutcome, Pages], None]
-"""Takes what a transaction outside any action has left."""
+
+class Orphan(Protocol):
+    """Takes what a transaction outside any action has left."""
+
+    def __call__(
+        self, outcome: TransactionOutcome, changes: Pages, /, *, begun_in: str = ...
+    ) -> None:
+        """Take it.
+
+        Args:
+            outcome: What became of the transaction.
+            changes: What it changed.
+            begun_in: Id of the action that began what has written; given only if there is one.
+        """
+
+
+_BEGAN_IN = "_otel_audit_began_in"
+"""Where a connection keeps the action that its transaction began in."""
 
 
 class Journal:
@@ -67,15 +83,29 @@ class Journal:
         self._report_gone()
         number = id(connection)
         ledger = Ledger(self._room, self._options.keep_rolled_back)
-        ledger.reset_outcome = reset_outcome(connection)
+        ledger.engine = connection.engine
         # one that is thrown away unclosed is rolled back by its pool
         reference = weakref.ref(connection, lambda _: self._lost(number))
         self._ledgers[number] = (reference, ledger)
         return ledger
 
+    def owner(self, connection: Connection) -> Owner:
+        """Say to which action belongs what is written now.
+
+        A task keeps the scope of the action that began it for as long as it lives. When that
+        action is over, it owns only what is written in a transaction that began before; the rest
+        belongs to the process, and names it.
+        """
+        scope = current_scope()
+        if scope is None or not scope.closed:
+            return scope
+        if connection.__dict__.get(_BEGAN_IN) is scope:
+            return scope
+        return self.of(connection).owner_after(scope)
+
     def write(self, connection: Connection, changes: Iterable[Change]) -> None:
         """Note changes in the connection's transaction, for the action under way."""
-        scope = current_scope()
+        scope = self.owner(connection)
         ledger = self.of(connection)
         number = 0
         for change in changes:
@@ -109,6 +139,11 @@ class Journal:
         ledger = self.find(connection)
         if ledger is not None:
             ledger.committing = False
+        scope = open_scope()
+        if scope is not None:
+            connection.__dict__[_BEGAN_IN] = scope
+        elif ledger is None:
+            connection.__dict__.pop(_BEGAN_IN, None)
 
     def has_begun(self, connection: Connection) -> None:
         """A BEGIN of the application's own has worked.
@@ -178,7 +213,7 @@ class Journal:
         for _, ledger in list(self._ledgers.values()):
             if ledger.committing and ledger.driver_connection is driver_connection:
                 # a pool that commits sends the COMMIT that was kept from being sent
-                ledger.unsent = ledger.reset_outcome != "committed" and (
+                ledger.unsent = reset_outcome(ledger.engine) != "committed" and (
                     unfinished or in_transaction(driver_connection)
                 )
 
@@ -221,7 +256,7 @@ class Journal:
         if found is not None:
             ledger = found[1]
             if ledger.committing:
-                if ledger.reset_outcome != "committed":
+                if reset_outcome(ledger.engine) != "committed":
                     ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
                 ledger.driver_connection = None
             self._gone.append(ledger)
@@ -239,12 +274,19 @@ class Journal:
             elif ledger.autocommitted:
                 self._finish(ledger, "committed")
             else:
-                self._finish(ledger, "rolled_back" if ledger.aborted else ledger.reset_outcome)
+                self._finish(
+                    ledger, "rolled_back" if ledger.aborted else reset_outcome(ledger.engine)
+                )
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
         found = self._ledgers.pop(number, None)
-        if found is not None:
-            self._finish(found[1], outcome)
+        if found is None:
+            return
+        connection = found[0]()
+        if connection is not None:
+            # in autocommit mode no other one is announced
+            connection.__dict__.pop(_BEGAN_IN, None)
+        self._finish(found[1], outcome)
 
     def _finish(self, ledger: Ledger, outcome: TransactionOutcome) -> None:
         if (ledger.told or ledger.rides) and outcome != "rolled_back":
@@ -279,21 +321,26 @@ class Journal:
                 told=0 if told is None else told.changes.count,
                 keep_rolled_back=self._options.keep_rolled_back,
                 transaction=ledger,
+                refused=ledger.refused.get(owner, ()),
             )
         is_lost = owner is None or (owner.closed and owner.late is None)
         if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
-            self._orphaned(outcome, batch)
+            self._orphaned(outcome, batch, owner)
 
     def _report_undone(self, owner: Owner, batch: Pages) -> None:
-        if owner is not None:
+        if owner is not None and owner.begun_in is None:
             owner.keep(batch)
         elif batch:
-            self._orphaned("rolled_back", batch)
+            self._orphaned("rolled_back", batch, owner)
 
-    def _orphaned(self, outcome: TransactionOutcome, changes: Pages) -> None:
+    def _orphaned(self, outcome: TransactionOutcome, changes: Pages, owner: Owner) -> None:
         if self._on_orphan is None:
             return
+        begun_in = None if owner is None else owner.begun_in
         try:
-            self._on_orphan(outcome, changes)
+            if begun_in is None:
+                self._on_orphan(outcome, changes)
+            else:
+                self._on_orphan(outcome, changes, begun_in=begun_in)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("on_orphan", error)

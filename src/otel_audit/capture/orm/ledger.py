@@ -8,10 +8,11 @@ transaction may serve several actions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from otel_audit.aside import Pages, Room
-from otel_audit.record import Change, TransactionOutcome
+from otel_audit.record import Change
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Owner: TypeAlias = AuditScope | None
 """The action a change belongs to, None outside any."""
+
+
+_MOST_REFUSED = 50
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class Ledger:
         frames: The transaction and its open savepoints, outermost first.
         undone: What savepoints have rolled back, if it is kept.
         told: What stands in the transaction itself already, to be reported by nobody else.
+        refused: What the database has refused, such as ``insert seat``, by action.
+        after: Who owns what tasks write whose action is over, by that action.
         rides: Whether more stands in it than that: events that the application has recorded.
         committing: Whether a COMMIT was announced whose answer is not known yet.
         unsent: Whether that COMMIT was not sent, as far as the driver shows.
@@ -81,7 +87,7 @@ class Ledger:
         autocommitted: Whether all of it is committed already, though more batches of the last
             statement may follow.
         obscure: Whether a text of the application's may have undone it, or kept it for later.
-        reset_outcome: What becomes of it if the connection is thrown away.
+        engine: The connection's engine.
     """
 
     room: Room = field(default_factory=Room)
@@ -89,6 +95,8 @@ class Ledger:
     frames: list[Frame] = field(init=False)
     undone: dict[Owner, Pages] = field(default_factory=dict)
     told: dict[Owner, Told] = field(default_factory=dict)
+    refused: dict[Owner, list[str]] = field(default_factory=dict)
+    after: dict[AuditScope, AuditScope] = field(default_factory=dict)
     rides: bool = False
     committing: bool = False
     unsent: bool = False
@@ -96,7 +104,7 @@ class Ledger:
     prepared: bool = False
     autocommitted: bool = False
     obscure: bool = False
-    reset_outcome: TransactionOutcome = "rolled_back"
+    engine: Any = None
 
     def __post_init__(self) -> None:
         self.frames = [Frame(self.room)]
@@ -111,9 +119,32 @@ class Ledger:
         """Whether anything was written that is not undone."""
         return any(batch for frame in self.frames for batch in frame.batches.values())
 
-    def touch(self, owner: Owner) -> None:
-        """An action has tried to write."""
+    def touch(self, owner: Owner, refused: Iterable[str] = ()) -> None:
+        """An action has tried to write.
+
+        Args:
+            owner: The action.
+            refused: What the database has not taken, such as ``insert seat``.
+        """
         self.top.batch(owner)
+        names = self.refused.setdefault(owner, [])
+        names.extend(islice(refused, _MOST_REFUSED - len(names)))
+
+    def owner_after(self, over: AuditScope) -> AuditScope:
+        """Say who owns what is written by a task whose action is over.
+
+        Args:
+            over: The action.
+
+        Returns:
+            It, if it has written in this transaction before; else nobody but the process.
+        """
+        if any(over in frame.batches for frame in self.frames) or over in self.told:
+            return over
+        found = self.after.get(over)
+        if found is None:
+            found = self.after[over] = AuditScope(begun_in=over.action_id, closed=True)
+        return found
 
     def add(self, owner: Owner, change: Change) -> None:
         """Keep a change."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.capture.mapped import remember_loaded, remember_stored
 from otel_audit.capture.orm.executions import Executions
 from otel_audit.capture.orm.flushes import Flushes
+from otel_audit.scope import open_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -85,6 +87,9 @@ class SessionListeners:
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
         self._flushes.begin(session, context)
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_stored(scope.identities())
 
     def after_flush(self, session: Session, _context: UOWTransaction) -> None:
         """Describe what was written while the old and the new values are both there."""
@@ -130,9 +135,15 @@ class EngineListeners:
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
         self._journal.commit_begins(connection)
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_loaded(scope.identities())
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_stored(scope.identities())
         self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 

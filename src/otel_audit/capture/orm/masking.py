@@ -14,9 +14,9 @@ from otel_audit.redaction.heads import whole_json, withhold_undecided
 from otel_audit.redaction.tokens import WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.walk import parse_json
 from otel_audit.redaction.work import PER_VALUE, Work
-from otel_audit.scope import current_scope
+from otel_audit.scope import open_scope
 
-_PROBES = ("x", 1, True)
+_PROBES = ("x", "a1b2c3d4", 1, True)
 
 _READ = 4
 """How many times longer than what is kept a value may be and still be read to its end."""
@@ -165,7 +165,7 @@ class Masking:
 
 def _work() -> Work:
     """The share of the action under way; outside of any, one that is made for the value."""
-    scope = current_scope()
+    scope = open_scope()
     return Work.of(_OUTSIDE) if scope is None else scope.budget.changes
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, MetaData
@@ -50,6 +52,7 @@ class OrmOptions:
         before_images: Tables of which a bulk UPDATE or DELETE is recorded row by row: the rows
             are read in the same transaction first.
         max_before_images: Rows of one statement that are read; of more none is.
+        entity_names: Classes, tables or derived nouns to the nouns that references use.
     """
 
     engines: tuple[Any, ...] = ()
@@ -71,6 +74,7 @@ class OrmOptions:
     fetch_unknown: bool = False
     before_images: tuple[str, ...] = ()
     max_before_images: int = 1_000
+    entity_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def from_config(cls, config: AuditConfig, **given: Any) -> OrmOptions:
@@ -93,6 +97,7 @@ class OrmOptions:
             max_before_images=config.orm_max_before_images,
             max_entries=config.orm_max_entries,
             aside=config.spool_dir,
+            entity_names=config.entity_names,
             **given,
         )
 

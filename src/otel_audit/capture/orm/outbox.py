@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,14 @@ _PASSING: Final = ("08", "40", "53", "55", "57")
 """Classes of errors that have nothing to do with the outbox: an application that tries again after
 such an error on COMMIT does so here too."""
 _ABORTED: Final = "25P02"
+_FORBIDDEN: Final = "42501"
+_TAKEN_ON: Final = re.compile(
+    r"""\s*(?:SET\s+(?:SESSION\s+|LOCAL\s+)?ROLE\s+|SELECT\s+set_config\(\s*'role'\s*,\s*)"""
+    r"""(?P<role>"[^"]{1,63}"|'[^']{1,63}'|\w{1,63})""",
+    re.IGNORECASE,
+)
+"""A text by which a connection takes on a role other than that of its login."""
+_NO_ROLE: Final = frozenset({"none", "default"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class OutboxListeners:
         """Take what writing needs."""
         self._transactional = transactional
         self._journal = journal
+        self._roles: weakref.WeakKeyDictionary[Connection, str] = weakref.WeakKeyDictionary()
 
     def commit(self, connection: Connection) -> None:
         """Write before COMMIT."""
@@ -104,6 +114,10 @@ class OutboxListeners:
             return
         if _ENDING.match(statement):
             self._write(connection)
+            return
+        role = _TAKEN_ON.match(statement)
+        if role is not None:
+            self._roles[connection] = role["role"].strip("\"'")
 
     def _write_or_undo(self, connection: Connection) -> None:
         """Write; if that raises, send the ROLLBACK that SQLAlchemy will not.
@@ -152,7 +166,7 @@ class OutboxListeners:
                     # the application went on after an error: COMMIT will roll back
                     ledger.top.aborted = True
                     return
-                raise self._refusal(error) from error
+                raise self._refusal(error, self._roles.get(connection)) from error
             ids.extend(row["id"] for row in rows)
         if ids:
             ledger.tell(owner, ids)
@@ -168,11 +182,11 @@ class OutboxListeners:
                 f"(OTEL_AUDIT_ORM=transactional) [{type(error).__name__}]"
             ) from error
 
-    def _refusal(self, error: DBAPIError) -> Exception:
+    def _refusal(self, error: DBAPIError, role: str | None) -> Exception:
         if _is_passing(error):
             return error
         self._transactional.failed()
-        refusal = refused("the transaction was not committed: its audit entries", error)
+        refusal = refused("the transaction was not committed: its audit entries", error, role)
         complain(_logger, "outbox", "%s", refusal)
         return refusal
 
@@ -201,14 +215,38 @@ def write_records(connection: Connection, rows: Sequence[tuple[str, str]]) -> No
         raise refused("the event was not recorded: it", error) from error
 
 
-def refused(what: str, error: DBAPIError) -> StoreError:
-    """Say what an application's role, or its database, lacks."""
+def refused(what: str, error: DBAPIError, role: str | None = None) -> StoreError:
+    """Say what an application's role, or its database, lacks.
+
+    Args:
+        what: What could not be written.
+        error: Why.
+        role: The role that the connection has taken on by a text, as far as one was seen.
+    """
     original = error.orig or error
-    seen = f"{type(original).__name__} {sqlstate(original) or ''}".strip()
+    state = sqlstate(original)
+    seen = f"{type(original).__name__} {state or ''}".strip()
+    known = role is not None and role.lower() not in _NO_ROLE
+    if state == _FORBIDDEN and known:
+        remedy = (
+            f"the role {role}, which the connection has taken on (SET ROLE), may not: run "
+            f"`otel-audit init --outbox --application {role}` there; each role that transactions "
+            "are committed as needs it, beside the one that the application logs in as"
+        )
+    elif state == _FORBIDDEN:
+        remedy = (
+            "the role in effect may not: run `otel-audit init --outbox --application ROLE` there, "
+            "with the role that the application logs in as, and once more with each that it takes "
+            "on (SET ROLE, SET LOCAL ROLE)"
+        )
+    else:
+        remedy = (
+            "run `otel-audit init --outbox --application ROLE` there, with the role that the "
+            "application logs in as"
+        )
     return StoreError(
         f"{what} could not be written to audit.outbox in the application's own database "
-        "(OTEL_AUDIT_ORM=transactional): run `otel-audit init --outbox --application ROLE` "
-        f"there, with the role that the application logs in as [{seen}]"
+        f"(OTEL_AUDIT_ORM=transactional): {remedy} [{seen}]"
     )
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import weakref
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Column, ColumnElement, String, Table
-from sqlalchemy.orm import Mapper, mapperlib
+from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from otel_audit.capture.orm.cascades import Cascades, noted
+from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
+from otel_audit.capture.orm.stored_values import Storing, storing
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from otel_audit.capture.orm.selection import Selection
 
@@ -36,6 +41,7 @@ class ColumnPlan:
         innocent: Whether nothing is redacted for its name or mark alone, so that a number or a
             time in it need not be looked at.
         type: The column's type.
+        storing: Makes what the type stores of a value; None where that is the value.
     """
 
     key: str
@@ -49,6 +55,7 @@ class ColumnPlan:
     is_json: bool
     innocent: bool
     type: TypeEngine[Any]
+    storing: Storing | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +64,7 @@ class MapperPlan:
 
     Attributes:
         entity: Its name.
+        naming: What references call its rows.
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
         texts: Those that hold texts, which need a look only for what they say, not for their
@@ -64,20 +72,25 @@ class MapperPlan:
         by_key: The same, by attribute name.
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
-        bases: Names of the mapped classes it inherits from that share its identity.
-        database_cascades: Relationships whose rows the database deletes, unseen by a session.
+        post_updated: Attribute names that a flush sets by a statement of their own, after the row.
+        deleting: What is to be said when a row is deleted: of which tables the database may have
+            deleted or changed rows on its own.
+        moving_others: The same for a change of the columns that others refer to; by the
+            attribute's name.
         captured: Whether it is captured at all.
     """
 
     entity: str
+    naming: RowNaming
     table: str
     columns: tuple[ColumnPlan, ...]
     texts: tuple[ColumnPlan, ...]
     by_key: dict[str, ColumnPlan]
     key: tuple[ColumnPlan, ...]
     moving: tuple[str, ...]
-    bases: tuple[str, ...]
-    database_cascades: tuple[str, ...]
+    post_updated: tuple[str, ...]
+    deleting: str | None
+    moving_others: dict[str, str]
     captured: bool
 
     def attribute_of(self, column: str) -> str:
@@ -88,13 +101,20 @@ class MapperPlan:
 class Plans:
     """The plans of all mappers and tables met so far."""
 
-    def __init__(self, selection: Selection, is_innocent: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        is_innocent: Callable[[str], bool],
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Begin with none.
 
         Args:
             selection: What is captured.
             is_innocent: Whether nothing is redacted for a name alone.
+            names: Classes, tables or derived nouns to the nouns that are to be used.
         """
+        self._nouns = Nouns(names)
         self._selection = selection
         self._is_innocent = is_innocent
         self._mappers: weakref.WeakKeyDictionary[Mapper[Any], MapperPlan] = (
@@ -104,6 +124,7 @@ class Plans:
             weakref.WeakKeyDictionary()
         )
         self._named: dict[str, list[Table]] = {}
+        self.cascades = Cascades()
         self.version = 0
         """Counts what was forgotten: what follows from the plans of tables holds as long."""
 
@@ -111,7 +132,12 @@ class Plans:
         """The plan of a mapper."""
         plan = self._mappers.get(mapper)
         if plan is None:
-            plan = self._mappers[mapper] = _plan_mapper(mapper, self._selection, self._is_innocent)
+            if self._nouns.meets(mapper):
+                # classes of another declarative base may be called alike
+                self._mappers.clear()
+            plan = self._mappers[mapper] = _plan_mapper(
+                mapper, self._selection, self._is_innocent, self._nouns, self.cascades
+            )
         return plan
 
     def of_table(self, table: Table) -> MapperPlan | None:
@@ -153,7 +179,7 @@ class Plans:
         metadata = dict.fromkeys(one.metadata for one in list(self._tables))
         for registry in list(mapperlib._all_registries()):  # noqa: SLF001 - no public way to all mappers
             metadata[registry.metadata] = None
-            for mapper in list(registry.mappers):
+            for mapper in mappers_of(registry):
                 metadata.update({t.metadata: None for t in mapper.tables if isinstance(t, Table)})
         for table in (one for some in metadata for one in list(some.tables.values())):
             found.setdefault(str(table.name).lower(), []).append(table)
@@ -161,8 +187,9 @@ class Plans:
         return found
 
     def forget_tables(self) -> None:
-        """A class was mapped: a table that had none may have one now."""
+        """A class was mapped: a table that had none may have one now, and a noun two classes."""
         self._tables.clear()
+        self._mappers.clear()
         self._named = {}
         self.version += 1
 
@@ -207,6 +234,7 @@ def plan_column(
         is_json=_is_json(column.type),
         innocent=mark is None and is_innocent(name) and is_innocent(key),
         type=column.type,
+        storing=storing(column.type),
     )
 
 
@@ -215,7 +243,11 @@ def _is_json(kind: TypeEngine[Any]) -> bool:
 
 
 def _plan_mapper(
-    mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool]
+    mapper: Mapper[Any],
+    selection: Selection,
+    is_innocent: Callable[[str], bool],
+    nouns: Nouns,
+    cascades: Cascades,
 ) -> MapperPlan:
     columns: dict[str, ColumnPlan] = {}
     key: dict[ColumnElement[Any], ColumnPlan] = {}
@@ -241,20 +273,62 @@ def _plan_mapper(
     version_key = None if version is None else mapper.get_property_by_column(version).key
     return MapperPlan(
         entity=mapper.class_.__name__,
+        naming=nouns.naming(mapper, _table_name(mapper)),
         table=_table_name(mapper),
         columns=tuple(columns.values()),
         texts=tuple(one for one in columns.values() if one.innocent and one.is_text),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
-        bases=_bases(mapper),
-        database_cascades=tuple(
-            one.key
-            for one in mapper.relationships
-            if one.passive_deletes and (one.cascade.delete or one.passive_deletes == "all")
-        ),
+        post_updated=_post_updated(mapper),
+        deleting=_deleting(mapper, cascades),
+        moving_others=_moving_others(mapper, cascades),
         captured=_is_captured(mapper, selection),
     )
+
+
+def _post_updated(mapper: Mapper[Any]) -> tuple[str, ...]:
+    columns = {
+        column
+        for other in mapper.registry.mappers
+        for one in other.relationships
+        if one.post_update
+        for _, column in one.synchronize_pairs
+    }
+    return tuple(one.key for one in mapper.column_attrs if not columns.isdisjoint(one.columns))
+
+
+def _deleting(mapper: Mapper[Any], cascades: Cascades) -> str | None:
+    """What the database may delete or change on its own with a row.
+
+    The rows that the session looks after by a relationship are none of it.
+    """
+    family = [table for one in mapper.base_mapper.self_and_descendants for table in one.tables]
+    handled = {table for table in family if isinstance(table, Table)}
+    left: dict[str, None] = {}
+    for one in mapper.relationships:
+        if one.viewonly or one.direction is RelationshipDirection.MANYTOONE:
+            continue
+        tables = [one.secondary] if one.secondary is not None else one.mapper.tables
+        if not one.passive_deletes:
+            handled.update(table for table in tables if isinstance(table, Table))
+        elif one.cascade.delete or one.passive_deletes == "all":
+            left[getattr(tables[0], "fullname", one.key)] = None
+    found = cascades.of_delete([one for one in mapper.tables if isinstance(one, Table)], handled)
+    return noted(list(dict.fromkeys((*left, *found))))
+
+
+def _moving_others(mapper: Mapper[Any], cascades: Cascades) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for attribute in mapper.column_attrs:
+        tables: dict[str, None] = {}
+        for column in attribute.columns:
+            if isinstance(column, Column) and isinstance(column.table, Table):
+                tables.update(dict.fromkeys(cascades.of_update(column.table, (str(column.name),))))
+        note = noted(tables)
+        if note is not None:
+            found[attribute.key] = note
+    return found
 
 
 def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:
@@ -270,19 +344,11 @@ def _table_name(mapper: Mapper[Any]) -> str:
     return str(table.fullname if isinstance(table, Table) else getattr(table, "name", table))
 
 
-def _bases(mapper: Mapper[Any]) -> tuple[str, ...]:
-    found = []
-    while mapper.inherits is not None and not mapper.concrete:
-        mapper = mapper.inherits
-        found.append(mapper.class_.__name__)
-    return tuple(found)
-
-
 def _find_mapper(table: Table) -> Mapper[Any] | None:
     candidates: Iterable[Mapper[Any]] = (
         mapper
         for registry in list(mapperlib._all_registries())  # noqa: SLF001 - no public way to all mappers
-        for mapper in list(registry.mappers)
+        for mapper in mappers_of(registry)
         if mapper.local_table is table
     )
-    return min(candidates, key=lambda mapper: len(_bases(mapper)), default=None)
+    return min(candidates, key=lambda mapper: len(bases_of(mapper)), default=None)

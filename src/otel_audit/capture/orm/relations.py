@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table
 
+from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.plans import Plans, mark_of
-from otel_audit.record import Change, Operation, entity_reference
+from otel_audit.record import Change, Operation, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, RelationshipProperty
 
     from otel_audit.capture.orm.masking import Masking
+    from otel_audit.capture.orm.places import Place, Places
 
 _EARLIER = "old_"
 """How SQLAlchemy names the criteria when it moves an association's row to another key."""
@@ -27,11 +29,11 @@ class Side:
     """One of the two entities that an association's row joins.
 
     Attributes:
-        entity: Its mapped class, and the classes that one inherits from.
+        naming: What its rows are called.
         columns: The association's columns that hold its primary key, in the key's order.
     """
 
-    entity: tuple[str, ...]
+    naming: RowNaming
     columns: tuple[str, ...]
 
 
@@ -40,21 +42,25 @@ class RelationPlan:
     """An association table.
 
     Attributes:
-        table: Its name, with its schema.
+        name: Its name.
+        naming: What its rows are called.
+        key: The columns that tell its rows apart: those that refer to what it joins.
         sides: What it joins, as far as it does so by primary keys.
     """
 
     name: str
-    table: str
+    naming: RowNaming
+    key: tuple[str, ...]
     sides: tuple[Side, ...]
 
 
 class Relations:
     """The association tables met so far."""
 
-    def __init__(self, plans: Plans, masking: Masking) -> None:
+    def __init__(self, plans: Plans, masking: Masking, places: Places) -> None:
         """Begin with none."""
         self._plans = plans
+        self._places = places
         self._masking = masking
         self._known: weakref.WeakKeyDictionary[Table, RelationPlan] = weakref.WeakKeyDictionary()
 
@@ -79,7 +85,12 @@ class Relations:
         return plan
 
     def describe(
-        self, plan: RelationPlan, operation: Operation, row: Mapping[str, Any], table: Table
+        self,
+        plan: RelationPlan,
+        operation: Operation,
+        row: Mapping[str, Any],
+        table: Table,
+        place: Place,
     ) -> Change:
         """Describe one row that was added, removed or moved.
 
@@ -88,6 +99,7 @@ class Relations:
             operation: What was done.
             row: The statement's parameters.
             table: The association's table.
+            place: Where it was written.
 
         Returns:
             A change of kind ``relation`` that names both sides.
@@ -95,13 +107,20 @@ class Relations:
         columns = {column.key: column for column in table.columns}
         now = self._row(row, columns, "")
         earlier = self._row(row, columns, _EARLIER)
-        key = now if operation != "update" else {**earlier, **now}
-        references = dict.fromkeys((*_references(plan, key), *_references(plan, earlier)))
+        whole = now if operation != "update" else {**earlier, **now}
+        key = {name: whole[name] for name in plan.key if name in whole}
+        naming = self._places.naming(place, plan.naming)
+        references = dict.fromkeys(
+            one
+            for row in (whole, earlier)
+            for one in (*self._references(plan, row, place), *naming.references(key))
+        )
         return Change(
             operation=operation,
             kind="relation",
             entity=plan.name,
-            table=plan.table,
+            name=naming.name_for(key),
+            table=naming.table,
             key=key,
             values=_values(operation, now, earlier),
             related=tuple(references),
@@ -126,9 +145,15 @@ class Relations:
             side = self._side(mapper, dict(columns))
             if side is not None:
                 sides.append(side)
-        order = [column.name for column in table.columns]
+        order = [str(column.name) for column in table.columns]
         sides.sort(key=lambda side: order.index(side.columns[0]))
-        return RelationPlan(str(table.name), str(table.fullname), tuple(sides))
+        referring = {str(column.name) for _, columns in pairs for _, column in columns}
+        return RelationPlan(
+            str(table.name),
+            RowNaming.of_table(table),
+            tuple(name for name in order if name in referring),
+            tuple(sides),
+        )
 
     def _side(self, mapper: Mapper[Any], columns: Mapping[Any, Any]) -> Side | None:
         plan = self._plans.of(mapper)
@@ -141,7 +166,16 @@ class Relations:
             if name is None:
                 return None
             found.append(name)
-        return Side((plan.entity, *plan.bases), tuple(found))
+        return Side(plan.naming, tuple(found))
+
+    def _references(self, plan: RelationPlan, row: Mapping[str, Any], place: Place) -> list[str]:
+        found = []
+        for side in plan.sides:
+            if all(column in row for column in side.columns):
+                naming = self._places.naming(place, side.naming)
+                told = key_text(*(row[column] for column in side.columns))
+                found += [f"{name}:{told}" for name in (naming.own, *naming.also)]
+        return found
 
 
 def _is_same(mapper: Mapper[Any], one: Any, other: Any) -> bool:
@@ -174,12 +208,3 @@ def _values(
         for name, value in now.items()
         if earlier.get(name) != value
     }
-
-
-def _references(plan: RelationPlan, row: Mapping[str, Any]) -> list[str]:
-    return [
-        entity_reference(entity, *(row[column] for column in side.columns))
-        for side in plan.sides
-        if all(column in row for column in side.columns)
-        for entity in side.entity
-    ]

@@ -1,0 +1,46 @@
+"""`otel-audit begin-anchor` and `moved`: what the sealer is told, because it must not guess it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
+
+
+@click.command(name="begin-anchor")
+@dsn_option
+@click.argument("anchor")
+def begin_anchor(dsn: str | None, anchor: str) -> None:
+    """Begin to publish to ANCHOR, which holds no checkpoint of this log.
+
+    An anchor that knows nothing of a log is taken for one that was emptied, and an error, until
+    this is said. It publishes the last checkpoint there. First find out that it is new: verify with
+    the other anchors, or with a checkpoint that somebody kept.
+    """
+    from otel_audit_postgres.ledger.anchors import anchors_from
+    from otel_audit_postgres.ledger.beginning import begin
+
+    (place,) = anchors_from([anchor])
+    size = asyncio.run(begin(chosen_dsn(dsn), place))
+    echo(
+        f"{place.name}: has the checkpoint of {size} rows" if size else
+        f"{place.name}: nothing is sealed yet; the sealer begins there by itself"
+    )  # fmt: skip
+
+
+@click.command()
+@dsn_option
+def moved(dsn: str | None) -> None:
+    """Say that the log goes on in this database, to which it was moved or restored.
+
+    Until then the sealer refuses a log that belongs to another server or database. Say it where
+    the original seals no more. A copy beside it (staging) needs a key and anchors of its own first,
+    else both sign different histories in one name.
+    """
+    from otel_audit_postgres.ledger.beginning import move_here
+
+    place = asyncio.run(move_here(chosen_dsn(dsn)))
+    echo(f"the log belongs to this database ({place}) from now on")

@@ -1,0 +1,164 @@
+"""What our exporter sends the sink stores: their bounds agree, whatever a record holds."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from otel_audit_otlp.encoding import carry, parts_of, to_request
+from strategies import a_record, records, texts, values
+
+from otel_audit.attributes import to_attributes
+from otel_audit.config import AuditConfig
+from otel_audit.fitting import OTLP_LIMIT, fit
+from otel_audit.record import (
+    TRUNCATED,
+    Actor,
+    AuditRecord,
+    Body,
+    Change,
+    Request,
+    Response,
+    to_json,
+)
+from otel_audit.redaction import Redactor
+from otel_audit.redaction.tokens import WITHHELD_FOR_WORK
+from otel_audit.serve import protobuf
+from otel_audit.serve.allowance import Allowance, largest_message
+from otel_audit.serve.incoming import Batch
+from otel_audit.serve.reading import Reader, Unfit
+from otel_audit.serve.senders import NOBODY
+
+SETTINGS = AuditConfig()
+LONG = "Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam nonumy. "
+
+
+def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
+    """Send records as the exporter does, and read them as the sink does; all must be stored."""
+    reader = Reader(Redactor(), b"k" * 32, SETTINGS.serve_max_record_bytes)
+    carried, refused = carry(found)
+    assert refused == []
+    stored: list[AuditRecord] = []
+    for part in parts_of(carried):
+        message = to_request(part)
+        body = gzip.compress(message, 3)
+        assert len(body) <= SETTINGS.serve_max_body_bytes
+        assert len(message) <= largest_message(len(body), SETTINGS.serve_max_message_bytes)
+        allowance = Allowance(len(body), len(message))
+        for batch in protobuf.spans(message, allowance):
+            whole = Batch(batch.items, batch.ignored, batch.broken)
+            for decode in batch.large:
+                decode(whole)
+            assert (whole.broken, whole.ignored) == ([], 0)
+            for item in whole.items:
+                read = reader.read(item, NOBODY, allowance)
+                assert not isinstance(read, Unfit), read.reason
+                stored.append(read)
+    return stored
+
+
+def row(number: int, **columns: object) -> Change:
+    return Change(
+        operation="insert", entity="Article", table="articles", key={"id": number},
+        values={name: [None, value] for name, value in columns.items()},
+    )  # fmt: skip
+
+
+def rows_of(found: Sequence[AuditRecord]) -> list[object]:
+    return [change.key.get("id") for record in found for change in record.changes]
+
+
+class TestImports:
+    """Many rows in one request, which is a record of a megabyte and more."""
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"text": LONG * 16},
+            {"text": "x" * 1_200},
+            {"text": "é" * 600},
+            {"text": '"\\\n' * 300},
+            {"token": "[REDACTED]", "email": "ada@example.com", "text": LONG * 14},
+            {f"column_{number}": number for number in range(60)},
+            {"url": "https://shop.example/items/%41?q=token%3D[REDACTED]", "text": LONG * 14},
+        ],
+        ids=["prose", "the same letter", "beyond ASCII", "escapes", "redacted", "numbers", "URLs"],
+    )
+    def test_every_row_is_stored_as_it_was(self, columns):
+        """Nine hundred rows: none is set aside, none loses a value to a budget of the sink."""
+        record = a_record(
+            changes=tuple(row(number, **columns) for number in range(900)),
+            actor=Actor(id="importer", type="service"),
+            producer_id="0198c0de-0000-7000-8000-00000000abcd", sequence_number=1,
+            resource={"service.name": "shop"},
+        )  # fmt: skip
+
+        stored = sent(fit(record, OTLP_LIMIT))
+
+        assert rows_of(stored) == list(range(900))
+        assert {to_json(change.values) for one in stored for change in one.changes} == {
+            to_json({name: [None, value] for name, value in columns.items()})
+        }
+        assert WITHHELD_FOR_WORK.encode() not in b"".join(map(to_json, stored))
+        assert not any(TRUNCATED in one.metadata for one in stored)
+
+    def test_a_record_that_nobody_has_split(self):
+        """Another program's span, or a row of an outbox: the exporter splits it itself."""
+        record = a_record(changes=tuple(row(number, text=LONG * 16) for number in range(3_000)))
+
+        once, again = sent([record]), sent([record])
+
+        assert rows_of(once) == list(range(3_000))
+        assert [one.record_id for one in once] == [one.record_id for one in again]
+        assert once[0].record_id == record.record_id
+        assert len({one.record_id for one in once}) == len(once) > 3
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"metadata": {"a": "x" * 3_000_000}},
+            {"actor": Actor(id="x" * 2_000_000, type="user", roles=("r" * 1_000,) * 3_000)},
+            {"request": Request(headers={f"x-{number}": "v" * 900 for number in range(3_000)})},
+            {"request": Request(path="/a" * 1_000_000, query="q=" + "1" * 1_000_000)},
+            {"response": Response(body=Body(content=msgspec.Raw(to_json(LONG * 40_000)), size=1))},
+            {"resource": {f"r.{number}": LONG * 10 for number in range(2_000)}},
+        ],
+        ids=["metadata", "actor", "headers", "path", "body", "resource"],
+    )
+    def test_anything_else_that_is_large_costs_no_record(self, fields):
+        (stored,) = sent([a_record(**fields)])
+        assert stored.event_name == "order.created"
+
+
+large_texts = st.builds(lambda text, times: text * times, texts, st.integers(1, 2_000))
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(
+    found=st.lists(records(), min_size=1, max_size=4),
+    number=st.integers(0, 100),
+    cell=values | large_texts,
+    other=large_texts,
+)
+def test_whatever_the_exporter_sends_the_sink_stores(found, number, cell, other):
+    """Records of every shape with changes and metadata of any size, in one batch."""
+    large = msgspec.structs.replace(
+        found[0],
+        changes=tuple(row(count, cell=cell) for count in range(number)),
+        metadata={**found[0].metadata, "other": other},
+    )
+
+    stored = sent([*fit(large, OTLP_LIMIT), *found[1:]])
+
+    ids = [record.record_id for record in stored]
+    assert {record.record_id for record in found} <= set(ids)
+    assert rows_of(stored)[:number] == list(range(number))
+    for record, came in zip(found[1:], stored[-len(found) + 1 :], strict=False):
+        told = dict(to_attributes(record))
+        assert came.occurred_at == record.occurred_at
+        assert came.producer_id == told["audit.producer.id"]
