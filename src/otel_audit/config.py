@@ -110,11 +110,9 @@ def _nouns(value: object) -> object:
     """Read a map to nouns: what stands in an entity's reference before its key."""
     found = _mapped(value)
     if isinstance(found, Mapping):
-        wrong = [name for name, noun in found.items() if not _NOUN.fullmatch(str(noun))]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(map(str, wrong))}: expected a noun such as order or order_line"
-            )
+        for place, noun in enumerate(found.values(), 1):
+            if not _NOUN.fullmatch(str(noun)):
+                raise ValueError(f"entry {place}: expected a noun such as order or order_line")
     return found
 
 
