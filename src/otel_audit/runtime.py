@@ -410,6 +410,14 @@ class Runtime:
         # an empty setting is off, and an empty path is the application's
         return self.health() if path and path == self.config.health_path else None
 
+    def adopt_left(self) -> None:
+        """Deliver what dead processes left, before this one ends. Never raises."""
+        try:
+            if self.delivery is not None:
+                self.delivery.adopt_left(self.config.shutdown_timeout)
+        except Exception as error:  # noqa: BLE001 - the process ends all the same
+            complain(_logger, "left", "What dead processes left is still there", error=error)
+
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
         self.settle_changes()
@@ -632,6 +640,7 @@ def _make_observer(
         response_bodies=config.capture_response_body,
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
+        span_urls=config.redact_spans,
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,

@@ -29,6 +29,7 @@ from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import identifier, state_of
 from otel_audit.capture.route import foresee, route_template
+from otel_audit.capture.span_urls import redact_span_urls
 from otel_audit.capture.targets import changed_id, shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
@@ -469,6 +470,25 @@ class Account:
                     event_name=self._event_name(decision),
                     target=self._target(decision),
                     full=self._observer.full_payload,
+                )
+        except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
+            self.parts.fail("span", error)
+
+    def redact_span(self) -> None:
+        """Take out of the URLs on the application's own span what the record would not show.
+
+        Never raises.
+        """
+        span = self.audit.server_span
+        if not self._observer.span_urls or span is None:
+            return
+        try:
+            if span.is_recording():
+                redact_span_urls(
+                    span,
+                    lambda path: self.head.spell_path(path, self.routed),
+                    self._observer.redactor,
+                    self.audit.budget,
                 )
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
             self.parts.fail("span", error)
