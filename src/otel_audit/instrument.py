@@ -326,6 +326,15 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     return runtime
 
 
+def _adopt_left() -> None:
+    if _runtime is not None:
+        _runtime.adopt_left()
+
+
+# earlier than atexit: from Python 3.12 on no thread can be started then
+getattr(threading, "_register_atexit", atexit.register)(_adopt_left)
+
+
 def _close_with_child(runtime: Runtime) -> None:
     # a child that multiprocessing has forked ends without atexit
     util = sys.modules.get("multiprocessing.util")
