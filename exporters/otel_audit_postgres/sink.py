@@ -179,7 +179,7 @@ class PostgresSink:
             await self._set_aside(connection, became.refused, became)
         _tell_conflicts(became.conflicts)
         _remember(rows, became)
-        refused, held = len(became.refused), tuple(became.held)
+        refused, held = len(became.refused), tuple(became.held_as_sent(rows))
         return Written(
             len(records) - refused - len(held),
             refused,
@@ -233,7 +233,7 @@ class PostgresSink:
         return Accepted(
             became.refused,
             became.conflicts,
-            frozenset(became.held),
+            frozenset(became.held_as_sent(rows)),
             _held_up(became.held) if became.held else "",
         )
 
@@ -607,6 +607,11 @@ class _Outcome:
     held: dict[str, str] = field(default_factory=dict)
     relies_on_what_is_seen: bool = False
     has_taken_any: bool = False
+
+    def held_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
+        """Ids of what is held, as whoever sent it spelled them."""
+        spelled = {str(row.id): row.record_id for row in rows} if self.held else {}
+        return (spelled.get(record_id, record_id) for record_id in self.held)
 
     @property
     def is_hopeless(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
@@ -14,6 +16,8 @@ from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
 from otel_audit.pipeline.sink import Written
 from otel_audit.record import Actor, Tenant
+from otel_audit.serve.intake import Intake
+from otel_audit.serve.problems import Problem
 
 FAILING = """
 CREATE TABLE public.other (id int CONSTRAINT other_pkey PRIMARY KEY);
@@ -208,4 +212,21 @@ async def test_a_failing_trigger_of_any_class_waits(sink, admin):
     )
     with pytest.raises(StoreError, match="otel-audit doctor"):
         await sink.write(records(12))
+    assert await in_quarantine(admin) == 0
+
+
+async def test_serve_sends_away_only_those_whose_records_are_held(audit_store, admin):
+    """Requests that are stored together are answered apart."""
+    await admin.execute(
+        "ALTER TABLE audit.audit_logs ADD CONSTRAINT not_acme CHECK (tenant_id <> 'acme')"
+    )
+    intake = Intake(lambda: PostgresSink(audit_store), writers=1)
+    (held,), sound = records(1, tenant=Tenant(id="acme")), records(3)
+    waiting = [asyncio.create_task(intake.store([one], [])) for one in (*sound, held)]
+    await asyncio.sleep(0)
+    intake.start()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    await intake.stop(10)
+    assert [isinstance(answer, Problem) for answer in answers] == [False, False, False, True]
+    assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 3
     assert await in_quarantine(admin) == 0

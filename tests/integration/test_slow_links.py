@@ -1,0 +1,104 @@
+"""A backlog passes through what is slow: a link, or a short limit of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+from otel_audit_otlp.endpoint import Endpoint
+from otel_audit_otlp.sink import OtlpSink
+from otel_audit_postgres import PostgresSink
+from otlp_receiver import receiving
+from slow_link import slow_link
+from strategies import a_record
+
+from otel_audit.ids import uuid7
+from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+
+QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.02, longest_pause=0.2)
+
+
+def a_backlog(count: int, size: int) -> list:
+    """Records that no compression makes small."""
+    chance = random.Random(7)
+    return [
+        a_record(record_id=uuid7(), metadata={"note": chance.randbytes(size // 2).hex()})
+        for _ in range(count)
+    ]
+
+
+async def deliver(make_sink, backlog: list, within: float, options=QUICK) -> tuple[float, Counters]:
+    counters = Counters()
+    delivery = Delivery(make_sink, counters, options)
+    began = time.monotonic()
+    try:
+        for record in backlog:
+            delivery.submit(record)
+        assert await asyncio.to_thread(delivery.flush, within), counters.snapshot()
+        return time.monotonic() - began, counters
+    finally:
+        await asyncio.to_thread(delivery.close, 1)
+
+
+def behind(dsn: str, port: int) -> str:
+    return f"postgresql://postgres@127.0.0.1:{port}/{dsn.partition('?')[0].rpartition('/')[2]}"
+
+
+def socket_of(dsn: str) -> str:
+    return parse_qs(urlsplit(dsn).query)["host"][0] + "/.s.PGSQL.5432"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [15_000, 60_000])
+async def test_postgres_behind_a_slow_link(audit_store, size):
+    """Three times as much as passes within the limit of one statement, and records of any size."""
+    backlog = a_backlog(1_800_000 // size, size)
+    async with slow_link(socket_of(audit_store), 200_000) as port:
+        took, counters = await deliver(
+            lambda: PostgresSink(behind(audit_store, port), statement_timeout=3.0), backlog, 60
+        )
+    assert took < 45
+    assert counters.snapshot()["exported"] == len(backlog)
+
+
+async def test_a_short_limit_of_the_role(audit_store):
+    """Statements that take longer are cancelled; smaller ones pass."""
+    name = audit_store.partition("?")[0].rpartition("/")[2]
+    admin = await asyncpg.connect(audit_store)
+    await admin.execute(
+        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.01); RETURN NULL; END $$"
+    )
+    await admin.execute(
+        "CREATE TRIGGER slow AFTER INSERT ON audit.audit_logs FOR EACH ROW "
+        "EXECUTE FUNCTION public.slow()"
+    )
+    await admin.execute(f"ALTER DATABASE {name} SET statement_timeout = '400ms'")
+    backlog = a_backlog(200, 200)
+    _, counters = await deliver(lambda: PostgresSink(audit_store), backlog, 60)
+    assert counters.snapshot()["exported"] == 200
+    assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 200
+    await admin.close()
+
+
+@pytest.mark.slow
+async def test_a_receiver_behind_a_slow_link():
+    """Three times as much as passes within the time of one request."""
+    backlog = a_backlog(60, 20_000)
+    with receiving() as receiver:
+        port = urlsplit(receiver.url).port
+        async with slow_link(("127.0.0.1", port), 200_000) as slow:
+            endpoint = Endpoint(f"http://127.0.0.1:{slow}/v1/traces", timeout=2.0)
+            took, _ = await deliver(lambda: OtlpSink(endpoint, _nothing_refused), backlog, 60)
+        stored = {record.record_id for asked in receiver.asked for record in asked.records}
+    assert stored == {record.record_id for record in backlog}
+    assert took < 45
+
+
+def _nothing_refused(refused) -> None:
+    raise AssertionError(refused)

@@ -1,0 +1,60 @@
+"""A link that carries only so many bytes a second, before a server that listens on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+_PIECE = 4096
+
+
+@asynccontextmanager
+async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator[int]:
+    """Carry what is sent to a port of this machine on to a server, at a rate.
+
+    Args:
+        target: A Unix socket, or host and port.
+        rate: Bytes a second towards the server, of all connections together.
+
+    Yields:
+        The port.
+    """
+    free = asyncio.Lock()
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def carry(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pace: float
+    ) -> None:
+        with contextlib.suppress(ConnectionError, OSError):
+            while piece := await reader.read(_PIECE):
+                if pace:
+                    async with free:
+                        await asyncio.sleep(len(piece) / pace)
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        under_way.add(task := asyncio.current_task())  # type: ignore[arg-type]
+        try:
+            if isinstance(target, str):
+                back, there = await asyncio.open_unix_connection(target)
+            else:
+                back, there = await asyncio.open_connection(*target)
+            await asyncio.gather(carry(reader, there, rate), carry(back, writer, 0))
+        except OSError:
+            writer.close()
+        finally:
+            under_way.discard(task)  # type: ignore[arg-type]
+
+    # a small buffer, so that the sender feels the rate
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2 * _PIECE)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(under_way):
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
