@@ -146,7 +146,7 @@ async def test_all_that_reads_and_keeps_the_store(pooler, pooled, database):
 
 async def test_what_is_given_up_ends_behind_it(pooled, audit_store):
     """A cancelled statement leaves no backend at work."""
-    admin = await asyncpg.connect(audit_store)
+    admin, look = await asyncpg.connect(audit_store), await asyncpg.connect(audit_store)
     async with admin.transaction():
         await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
         for _ in range(3):
@@ -155,11 +155,12 @@ async def test_what_is_given_up_ends_behind_it(pooled, audit_store):
                 await asyncio.wait_for(sink.write(records(1)), 0.5)
             await sink.close()
         async with asyncio.timeout(20):
-            while await admin.fetchval(  # noqa: ASYNC110 - another's
+            while await look.fetchval(  # noqa: ASYNC110 - another's
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
                 "AND datname = current_database()"
             ):
                 await asyncio.sleep(0.02)
+    await look.close()
     await admin.close()
 
 
