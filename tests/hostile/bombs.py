@@ -164,7 +164,7 @@ def _logs() -> Iterator[Made]:
     scoped = ScopeLogs(scope=InstrumentationScope(name="n" * 1_000_000), log_records=records)
     yield (
         "bodies of log records",
-        ExportLogsServiceRequest(
+        lambda: ExportLogsServiceRequest(
             resource_logs=[ResourceLogs(scope_logs=[scoped])]
         ).SerializeToString(),
     )

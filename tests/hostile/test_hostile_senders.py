@@ -12,19 +12,21 @@ import gzip
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+import asyncpg
 import httpx
 import psutil
 import pytest
 from memory_store import MemoryStore
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from sinks import START, request, span
+from sinks import START, request, serving, span
 from starlette.applications import Starlette
 from strategies import a_record
 
@@ -445,3 +447,62 @@ def json_span(found: Span) -> dict[str, Any]:
 def as_json(good: list[Span], bad: list[Any]) -> bytes:
     items = [json_span(good[0]), *bad, json_span(good[1])]
     return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": items}]}]}).encode()
+
+
+@pytest.mark.slow
+class TestServed:
+    """The same to a process, with a real store behind it."""
+
+    def test_it_answers_and_stays_small(self, tmp_path, audit_store):
+        """While bombs fall its health is told at once; its memory has a bound, and no secret is kept."""
+        waits: list[float] = []
+        over = threading.Event()
+        with serving(tmp_path, audit_store) as sink:
+            process = psutil.Process(sink.process.pid)
+            before = process.memory_info().rss
+
+            def ask() -> None:
+                with httpx.Client(base_url=sink.url, timeout=60) as client:
+                    while not over.is_set():
+                        began = time.perf_counter()
+                        assert client.get("/health").status_code == 200
+                        waits.append(time.perf_counter() - began)
+                        over.wait(0.01)
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            most = 0
+            try:
+                for name, path, kind, message in bombs():
+                    for coding, body in compressed(message, ("gzip",)):
+                        answer = sink.client.post(
+                            path, content=body, timeout=120,
+                            headers={"Content-Type": kind, "Content-Encoding": coding},
+                        )  # fmt: skip
+                        assert answer.status_code in (200, 400, 413), (name, answer.content)
+                    most = max(most, process.memory_info().rss)
+                assert sink.traces(request(good_span(1, 1))).status_code == 200
+            finally:
+                over.set()
+                asking.join()
+
+        print(f"{len(waits)} looks, the longest {max(waits) * 1e3:.0f} ms; {most - before:,} bytes")
+        assert most - before < 2 * MOST_MEMORY
+        assert max(waits) < MOST_WAIT
+        found = asyncio.run(_about(audit_store, "good-1-1", "hunter2"))
+        assert found == (1, 0, 0)
+
+
+async def _about(dsn: str, actor: str, secret: str) -> tuple[int, int, int]:
+    """Count records of an actor, and records and what is in quarantine that hold a secret."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        row = await connection.fetchrow(
+            "SELECT (SELECT count(*) FROM audit.audit_logs WHERE actor_id = $1),"
+            "(SELECT count(*) FROM audit.audit_logs WHERE position($2 in payload::text) > 0),"
+            "(SELECT count(*) FROM audit.quarantine WHERE position($2 in received) > 0)",
+            actor, secret,
+        )  # fmt: skip
+    finally:
+        await connection.close()
+    return tuple(row)
