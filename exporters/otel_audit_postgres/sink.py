@@ -56,6 +56,9 @@ _logger = logging.getLogger(__name__)
 _TURN: Final = 0.005
 """Seconds of making rows after which the loop hears others."""
 
+_MANY_CHANGES: Final = 500
+"""Changes of a record from which on its row is made in a thread: their entities are to be named."""
+
 LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
 
@@ -622,7 +625,10 @@ async def _to_rows_by_turns(
     refused: list[Refused] = []
     began = time.perf_counter()
     for record in records:
-        made, unfit = _to_rows([record])
+        if len(record.changes) > _MANY_CHANGES:
+            made, unfit = await asyncio.to_thread(_to_rows, [record])
+        else:
+            made, unfit = _to_rows([record])
         rows += made
         refused += unfit
         if time.perf_counter() - began > _TURN:
