@@ -100,6 +100,10 @@ def _spans() -> Iterator[Made]:
         span(n, audit__error__message=SUSPECT * 25_000) for n in range(1, 5)
     ))  # fmt: skip
     yield "names", lambda: request(*(span(n, name=SUSPECT * 25_000) for n in range(1, 5)))
+    yield "much of everything", lambda: request(*(
+        span(n, user_agent__original=SUSPECT * 20, audit__metadata=json.dumps({"a": SUSPECT * 190}))
+        for n in range(1, 4_000)
+    ))  # fmt: skip
     yield "many spans", lambda: request(*(span(n % 7 + 1) for n in range(17_000)))
     yield "unfit spans", lambda: request(*(
         span(n % 7 + 1, audit__actor__id="", audit__metadata=SUSPECT) for n in range(14_000)
