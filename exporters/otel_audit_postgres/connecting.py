@@ -93,11 +93,13 @@ class Limits:
         statement: For one statement; 0: as long as it takes, while this process is there.
         lock: For waiting for one lock.
         idle: For a transaction in which nothing is asked.
+        settings: More that is set, such as ``jit = off``.
     """
 
     statement: float = 0.0
     lock: float = 30.0
     idle: float = 600.0
+    settings: tuple[str, ...] = ()
 
     @classmethod
     def of_statements(cls, seconds: float) -> Limits:
@@ -187,9 +189,12 @@ class OwnConnection(_Connection):
         word = "SET LOCAL" if self.is_pooled else "SET"
         for wanted in ([*settings, looking], settings):
             self.settings = "; ".join(f"{word} {setting}" for setting in wanted)
-            tried = f"BEGIN; {self.settings}; ROLLBACK" if self.is_pooled else self.settings
             try:
-                await super().execute(tried)
+                if self.is_pooled:
+                    await super().execute(f"BEGIN; {self.settings}")
+                    await super().execute("ROLLBACK")
+                else:
+                    await super().execute(self.settings)
             except (
                 asyncpg.InvalidParameterValueError,
                 asyncpg.UndefinedObjectError,
@@ -351,6 +356,7 @@ def _settings(
         yield f"{name} = {_milliseconds(wanted)}"
     # what the server warns of has to reach us
     yield "client_min_messages = warning"
+    yield from limits.settings
     # whatever the role's or the server's default is
     yield f"synchronous_commit = {'remote_apply' if commit == 'remote_apply' else 'on'}"
 

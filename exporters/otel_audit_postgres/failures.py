@@ -167,7 +167,9 @@ def _is_ours(error: BaseException) -> bool:
     return sqlstate(error).startswith(OUR_CLASS) or any(name in first for name in _OWN_FUNCTIONS)
 
 
-def as_connect_error(error: BaseException, settings: Sequence[str]) -> StoreError:
+def as_connect_error(  # noqa: PLR0911 - a kind of error each
+    error: BaseException, settings: Sequence[str]
+) -> StoreError:
     """Turn what connecting raised into ours.
 
     Args:
@@ -184,6 +186,12 @@ def as_connect_error(error: BaseException, settings: Sequence[str]) -> StoreErro
         return StoreError(
             f"OTEL_AUDIT_DSN: the server, or a pooler before it, does not take the {word} "
             f"{', '.join(named)}: take it out [{seen}]"
+        )
+    if "statement pooling mode" in str(error):  # pgbouncer speaks one language
+        return StoreError(
+            "OTEL_AUDIT_DSN: the pooler before the server gives each statement another connection "
+            "(pool_mode = statement), so that there are no transactions: let it do so by "
+            f"transaction (docs/poolers.md) [{seen}]"
         )
     if isinstance(error, ssl.SSLCertVerificationError):
         return StoreError(

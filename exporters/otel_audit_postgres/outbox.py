@@ -1,23 +1,26 @@
 """The outbox in the application's own database: its table, its grants, and taking out of it.
 
 A record stands in it if and only if the transaction that wrote it was committed. Several relays on
-several hosts may take out of it at the same time: each locks what it takes, and skips what others
-have locked. A row is deleted in the transaction that has locked it, after the store has
-acknowledged the record; who dies before that leaves it to the next.
+several hosts may take out of it at the same time: each claims what it takes, and skips what others
+have claimed. No transaction stays open while the store is written: a row is deleted after the store
+has acknowledged the record. The claim of a relay that dies ends with its connection, or with time.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit.pipeline.relay import OutboxState, Waiting
+from otel_audit_postgres.alone import alone
 from otel_audit_postgres.connecting import (
     Connection,
     Limits,
@@ -25,32 +28,69 @@ from otel_audit_postgres.connecting import (
     disconnect,
     disconnect_later,
     disconnected,
+    is_pooled,
 )
 from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.inspect import Finding
 from otel_audit_postgres.roles import quoted
 
-LARGEST_BATCH: Final = 4_000_000
-"""Bytes of records that are taken at once; of a larger one only that one."""
+_logger = logging.getLogger(__name__)
+
+_LEASE: Final = 60.0
+"""Seconds for which what a relay has claimed is left to it, whatever became of it."""
 
 _REMEDY: Final = "run `otel-audit init --outbox --application ROLE --relay ROLE` on that database"
 _GRANTS: Final = (
     ("application", "GRANT USAGE ON SCHEMA audit TO {role}"),
     ("application", "GRANT INSERT (record_id, record) ON audit.outbox TO {role}"),
     ("relay", "GRANT USAGE ON SCHEMA audit TO {role}"),
-    # locking a row needs the right to update some column of it
-    ("relay", "GRANT SELECT, DELETE, UPDATE (written_at) ON audit.outbox TO {role}"),
+    ("relay", "GRANT SELECT, DELETE ON audit.outbox TO {role}"),
+    ("relay", "GRANT UPDATE (written_at, claimed_by, claimed_until) ON audit.outbox TO {role}"),
 )
-_LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480014)"  # an arbitrary key of our own
+_ANY_ENCODING: Final = "entries are written in ASCII, and lose no character"
+_KEY: Final = 7301962839480014  # arbitrary, our own
+_LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
 _PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 _ROLE: Final = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
 _THERE: Final = "SELECT to_regclass('audit.outbox') IS NOT NULL"
 
+# a claim is void when its backend is gone; behind a pooler nobody can tell, and it has to expire
 _TAKE: Final = """
-SELECT record_id, octet_length(record) AS size FROM audit.outbox
-ORDER BY record_id LIMIT $1 FOR UPDATE SKIP LOCKED
+WITH free AS (
+    SELECT record_id, octet_length(record) AS size FROM audit.outbox
+    WHERE claimed_until IS NULL OR claimed_until < clock_timestamp()
+       OR claimed_by NOT IN (SELECT pid FROM pg_catalog.pg_stat_activity WHERE pid IS NOT NULL)
+    ORDER BY record_id LIMIT $1 FOR UPDATE SKIP LOCKED
+), summed AS (
+    SELECT record_id, sum(size) OVER (ORDER BY record_id) AS bytes,
+           row_number() OVER (ORDER BY record_id) AS place
+    FROM free
+)
+UPDATE audit.outbox AS o
+SET claimed_by = CASE WHEN $3 THEN NULL ELSE pg_backend_pid() END,
+    claimed_until = clock_timestamp() + make_interval(secs => $4)
+FROM summed WHERE o.record_id = summed.record_id AND (bytes <= $2 OR place = 1)
+RETURNING o.record_id, o.record
 """
-_READ: Final = "SELECT record_id, record FROM audit.outbox WHERE record_id = ANY($1::uuid[])"
+# where init has not run since claims came: relays may do the same work twice, and store it once
+_PEEK: Final = """
+WITH first AS (
+    SELECT record_id, record, row_number() OVER (ORDER BY record_id) AS place,
+           sum(octet_length(record)) OVER (ORDER BY record_id) AS bytes
+    FROM (SELECT record_id, record FROM audit.outbox ORDER BY record_id LIMIT $1) AS waiting
+)
+SELECT record_id, record FROM first WHERE bytes <= $2 OR place = 1
+"""
+_RELEASE: Final = "UPDATE audit.outbox SET claimed_until = NULL WHERE record_id = ANY($1::uuid[])"
+_HAS_CLAIMS: Final = """
+SELECT count(*) = 2 FROM pg_catalog.pg_attribute
+WHERE attrelid = to_regclass('audit.outbox') AND attname IN ('claimed_by', 'claimed_until')
+"""
+_MAY_CLAIM: Final = """
+SELECT count(*) = 2 AND bool_and(has_column_privilege(attrelid, attnum, 'UPDATE'))
+FROM pg_catalog.pg_attribute
+WHERE attrelid = to_regclass('audit.outbox') AND attname IN ('claimed_by', 'claimed_until')
+"""
 _DELETE: Final = "DELETE FROM audit.outbox WHERE record_id = ANY($1::uuid[])"
 _STATE: Final = """
 SELECT (SELECT count(*) FROM (SELECT FROM audit.outbox LIMIT $1) AS counted) AS depth,
@@ -60,7 +100,9 @@ SELECT (SELECT count(*) FROM (SELECT FROM audit.outbox LIMIT $1) AS counted) AS 
 _EARLIER: Final = "SELECT EXISTS (SELECT FROM audit.outbox WHERE record_id <= $1)"
 _MOST_COUNTED: Final = 100_000
 _RIGHTS: Final = """
-SELECT r.rolname, has_table_privilege(r.oid, t.oid, 'SELECT') AS may_read,
+SELECT r.rolname, current_setting('server_encoding') AS encoding,
+       pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
+       has_table_privilege(r.oid, t.oid, 'SELECT') AS may_read,
        has_table_privilege(r.oid, t.oid, 'DELETE') AS may_delete,
        has_any_column_privilege(r.oid, t.oid, 'INSERT') AS may_insert,
        has_any_column_privilege(r.oid, t.oid, 'UPDATE') AS may_lock,
@@ -116,7 +158,7 @@ async def init_outbox(
 async def _make(
     connection: Connection[Any], application: str | None, relay: str | None
 ) -> tuple[str, ...]:
-    await connection.execute(_LOCK)
+    await alone(connection, _KEY, "make the outbox")
     await connection.execute(_PERMIT)
     for role in filter(None, (application, relay)):
         if not await connection.fetchval(_ROLE, role):
@@ -125,11 +167,14 @@ async def _make(
                 f"CREATE ROLE {quoted(role)} LOGIN PASSWORD …"
             )
     existed = await connection.fetchval(_THERE)
-    if not existed:
+    if not existed or not await connection.fetchval(_HAS_CLAIMS):
         await connection.execute(_table())
     for statement in _grants(application, relay):
         await connection.execute(statement)
     lines = [f"table audit.outbox: {'in place' if existed else 'created'}"]
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        lines.append(f"encoding of the database: {encoding}; {_ANY_ENCODING}")
     if application:
         lines.append(f"role {application}: may write to it, and nothing else")
     if relay:
@@ -170,34 +215,63 @@ class PostgresOutbox:
         self._connect_timeout = connect_timeout
         self._timeout = statement_timeout
         self._connection: Connection[Any] | None = None
+        self._may_claim: bool | None = None
 
-    @asynccontextmanager
-    async def take(self, most: int) -> AsyncIterator[Sequence[Waiting]]:
-        """Lend the earliest records that nobody else has taken; they are deleted if all goes well.
+    async def take(self, most: int, most_bytes: int) -> list[Waiting]:
+        """Claim the earliest records that nobody else has claimed.
 
         Args:
-            most: Records at once; fewer where they are large.
+            most: Records at once.
+            most_bytes: Bytes of records at once; of a larger record only that one.
 
-        Yields:
-            The records; none where nothing waits.
+        Returns:
+            The records; none where nothing waits. They stay until they are removed; where that is
+            not to be, `release` them.
 
         Raises:
             StoreUnavailableError: The database cannot be reached now.
             StoreError: There is no outbox, or a right is missing; the message says the remedy.
         """
         async with self._session() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
             with _explained("read the outbox"):
-                found = await connection.fetch(_TAKE, most, timeout=self._timeout)
-                ids = list(_first(found))
-                rows = await connection.fetch(_READ, ids, timeout=self._timeout) if ids else []
-            waiting = sorted(Waiting(str(row["record_id"]), row["record"]) for row in rows)
-            yield waiting
+                if self._may_claim is None:
+                    self._may_claim = bool(
+                        await connection.fetchval(_MAY_CLAIM, timeout=self._timeout)
+                    )
+                if self._may_claim:
+                    rows = await connection.fetch(
+                        _TAKE,
+                        most,
+                        most_bytes,
+                        is_pooled(connection),
+                        _LEASE,
+                        timeout=self._timeout,
+                    )
+                else:
+                    complain(_logger, "claims", "Relays cannot claim records: %s", _REMEDY)
+                    rows = await connection.fetch(_PEEK, most, most_bytes, timeout=self._timeout)
+        return sorted(Waiting(str(row["record_id"]), row["record"]) for row in rows)
+
+    async def remove(self, record_ids: Collection[str]) -> None:
+        """Delete records that the store has.
+
+        Raises:
+            StoreError: As for `take`.
+        """
+        async with self._session() as connection:
             with _explained("delete from the outbox"):
-                if ids:
-                    await connection.execute(_DELETE, ids, timeout=self._timeout)
-                await transaction.commit()
+                await connection.execute(_DELETE, list(record_ids), timeout=self._timeout)
+
+    async def release(self, record_ids: Collection[str]) -> None:
+        """Let other relays have what was claimed.
+
+        Raises:
+            StoreError: As for `take`; then the claims end with the connection, or with time.
+        """
+        if self._may_claim:
+            async with self._session() as connection:
+                with _explained("release records of the outbox"):
+                    await connection.execute(_RELEASE, list(record_ids), timeout=self._timeout)
 
     async def state(self) -> OutboxState:
         """Say how much waits, and how long."""
@@ -250,6 +324,7 @@ class PostgresOutbox:
                 yield self._connection
             except BaseException:
                 connection, self._connection = self._connection, None
+                self._may_claim = None
                 if connection is not None:
                     disconnect_later(connection)
                 raise
@@ -301,7 +376,15 @@ def _judge_relay(found: Any) -> Finding:
     if missing:
         detail = f"role {found['rolname']} lacks {', '.join(missing)} on audit.outbox"
         return Finding("outbox", ok=False, detail=detail, remedy=_REMEDY)
-    return Finding("outbox", ok=True, detail=f"role {found['rolname']} may take records out")
+    if found["read_only"]:
+        return Finding(
+            "outbox", ok=False, detail="the application's database is read-only: a standby?",
+            remedy="let OTEL_AUDIT_OUTBOX_DSN name the primary",
+        )  # fmt: skip
+    detail = f"role {found['rolname']} may take records out"
+    if found["encoding"] != "UTF8":
+        detail += f"; the database has encoding {found['encoding']}: {_ANY_ENCODING}"
+    return Finding("outbox", ok=True, detail=detail)
 
 
 def _judge_application(found: Any) -> Finding:
@@ -332,15 +415,6 @@ def _judge_state(state: OutboxState) -> Finding:
         detail=detail,
         remedy="is a relay running? `otel-audit relay` delivers them now" if late else "",
     )
-
-
-def _first(found: Sequence[Any]) -> Iterator[uuid.UUID]:
-    size = 0
-    for row in found:
-        size += row["size"]
-        if size > LARGEST_BATCH and size > row["size"]:
-            return
-        yield row["record_id"]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, connect, disconnect
+from otel_audit_postgres.connecting import Connection, Limits, connect, disconnect
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.query.conditions import READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
@@ -32,7 +32,7 @@ from otel_audit_postgres.rows import key_text
 LARGEST_PAGE: Final = 10_000
 
 # a plan for any values at all does not know how few they select
-_PLAN_FOR_VALUES: Final = "SET plan_cache_mode = force_custom_plan"
+_PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
 _NAMES: Final = (
@@ -218,9 +218,8 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
         try:
-            await connection.execute(_PLAN_FOR_VALUES)
             yield connection
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise as_store_error(error, "read the audit store", asks=True) from None

@@ -11,7 +11,7 @@ from otel_audit_postgres.failures import INIT, MIGRATE
 from otel_audit_postgres.migrations import latest_version
 
 _CONDITION: Final = """
-SELECT current_user AS role,
+SELECT current_user AS role, current_setting('server_encoding') AS encoding,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
        has_schema_privilege('audit', 'USAGE') AS may_use,
        has_table_privilege(
@@ -42,6 +42,11 @@ async def refuse_unready(connection: Connection[Any]) -> None:
     if condition["read_only"]:
         raise StoreUnavailableError(
             "the server that OTEL_AUDIT_DSN names is read-only: a standby, or failing over"
+        )
+    if condition["encoding"] != "UTF8":
+        raise StoreError(
+            f"the database of OTEL_AUDIT_DSN has encoding {condition['encoding']}, in which not "
+            "every record can be written: set the audit store up in one with ENCODING 'UTF8'"
         )
     if not condition["may_use"]:
         raise StoreError(no_right(condition["role"], "USAGE on schema audit"))

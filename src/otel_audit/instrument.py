@@ -27,6 +27,7 @@ from otel_audit.errors import (
     MissingExtraError,
     OtelAuditError,
 )
+from otel_audit.hard_exit import deliver_before_exit
 from otel_audit.pipeline.sink import Receipt
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
@@ -325,6 +326,15 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     return runtime
 
 
+def _adopt_left() -> None:
+    if _runtime is not None:
+        _runtime.adopt_left()
+
+
+# earlier than atexit: from Python 3.12 on no thread can be started then
+getattr(threading, "_register_atexit", atexit.register)(_adopt_left)
+
+
 def _close_with_child(runtime: Runtime) -> None:
     # a child that multiprocessing has forked ends without atexit
     util = sys.modules.get("multiprocessing.util")
@@ -338,6 +348,8 @@ def _after_fork() -> None:
     if util is not None and _runtime is not None:
         # only now: multiprocessing forgets its parent's finalizers after this
         util.register_after_fork(_runtime, _close_with_child)
+    if _runtime is not None:
+        deliver_before_exit(_runtime.close, _runtime.config.shutdown_timeout)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from opentelemetry import metrics, trace
 
 from otel_audit.aside import Pages
 from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.strays import record_outside
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from otel_audit_postgres.outbox import PostgresOutbox
 
     from otel_audit.capture.orm import Attachment, Transactional
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 Place = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 """Says in a record by which process it was made, and in which trace."""
@@ -105,6 +110,9 @@ class CommitAtomic:
         if self.relay is not None:
             self.relay.close(timeout)
 
+    def _count_error(self) -> None:
+        self._counters.add("capture_errors")
+
     def _committed(self) -> None:
         if self.relay is not None:
             self.relay.nudge()
@@ -120,7 +128,9 @@ class CommitAtomic:
         if owner is None and not self._config.orm_outside_actions:
             return
         begun_in = None if owner is None else owner.begun_in
-        record, further = record_outside("committed", changes, self._service(), begun_in)
+        record, further = record_outside(
+            "committed", changes, self._service, Parts(self._count_error), begun_in
+        )
         if owner is not None and begun_in is None:
             record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
         yield from with_continuations(record, further)
@@ -144,10 +154,20 @@ def outbox_maker(config: AuditConfig) -> Callable[[], PostgresOutbox]:
 
 
 def encode(record: AuditRecord) -> tuple[str, str]:
-    """Write a record down as it will be stored: its id, and its JSON text."""
+    """Write a record down for the outbox: its id, and its JSON text in ASCII.
+
+    The application's database may have any encoding, and a character that it lacks must not cost
+    the application its COMMIT: what is not ASCII is escaped, which is the same JSON.
+    """
     try:
         from otel_audit_postgres.rows import to_row
     except ImportError as missing:
         raise MissingExtraError("OTEL_AUDIT_ORM=transactional", "postgres") from missing
     row = to_row(record)
-    return row.record_id, row.payload.decode()
+    text = row.payload.decode()
+    return row.record_id, text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    # beyond ASCII there are texts only, so an escape may stand wherever such a character does
+    return json.dumps(found[0])[1:-1]

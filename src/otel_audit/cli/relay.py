@@ -11,8 +11,9 @@ import click
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.relay import Outbox, Relay, RelayOptions, relay_all
+from otel_audit.pipeline.relay import BATCH_BYTES, Outbox, Relay, RelayOptions, relay_all
 from otel_audit.pipeline.sink import Sink
 from otel_audit.postgres_dsn import plain_dsn
 from otel_audit.visible import log_to_stderr
@@ -53,7 +54,7 @@ async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
     try:
         await outbox.check()
         await sink.check()
-        await relay_all(outbox, sink, counters, batch_size)
+        await relay_all(outbox, sink, counters, BatchSize(batch_size, BATCH_BYTES))
         left = (await outbox.state()).depth
     finally:
         await outbox.close()

@@ -13,10 +13,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -25,12 +24,16 @@ from otel_audit.chance import generator
 from otel_audit.complaints import complain
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.sink import Refused, Sink, Written
 from otel_audit.pipeline.worker import ThreadState, Worker
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 1_000_000
+"""Bytes of records in one write, or one record."""
 
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
@@ -52,8 +55,14 @@ class OutboxState(NamedTuple):
 class Outbox(Protocol):
     """Where the application's transactions leave records. Used from one event loop only."""
 
-    def take(self, most: int) -> AbstractAsyncContextManager[Sequence[Waiting]]:
-        """Lend the earliest records; they are gone when the block ends without an error."""
+    async def take(self, most: int, most_bytes: int) -> Sequence[Waiting]:
+        """Claim the earliest records, so many of them and of their bytes, or one."""
+
+    async def remove(self, record_ids: Collection[str]) -> None:
+        """Delete records that were taken."""
+
+    async def release(self, record_ids: Collection[str]) -> None:
+        """Let others take records that were taken."""
 
     async def state(self) -> OutboxState:
         """Say how much waits, and how long."""
@@ -75,55 +84,95 @@ class RelayOptions:
     Attributes:
         interval: Pause after the outbox was found empty, unless something is known to wait.
         batch_size: Records that are taken at once.
+        batch_bytes: Bytes of records that are taken at once, or one record.
         first_pause: Pause after the first failure; doubles with each, up to ``longest_pause``.
         longest_pause: The cap of the pause.
     """
 
     interval: float = 1.0
     batch_size: int = 512
+    batch_bytes: int = BATCH_BYTES
     first_pause: float = 0.1
     longest_pause: float = 15.0
 
 
-async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, most: int = 512) -> int:
+class HeldError(StoreError):
+    """The store refuses sound records for a reason of its own: they stay in the outbox.
+
+    Attributes:
+        taken: How many records were looked at.
+    """
+
+    def __init__(self, why: str, taken: int) -> None:
+        """Say why, and how many records there were."""
+        super().__init__(why)
+        self.taken = taken
+
+
+async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, size: BatchSize) -> int:
     """Bring one batch to the store. Doing so twice stores once, as the store knows records by id.
+
+    Nothing of the application's database is locked while the store is written.
 
     Args:
         outbox: Where from.
         sink: Where to.
         counters: Where it is counted.
-        most: Records at the most.
+        size: How much at once; adapted to what succeeds.
 
     Returns:
         How many records have left the outbox; 0 where nothing waits that is not taken by others.
 
     Raises:
+        HeldError: Some of them stay, and are left alone for a while.
         StoreError: One of the two cannot be reached, or is not as it must be; nothing is lost.
     """
-    async with outbox.take(most) as waiting:
-        if not waiting:
-            return 0
+    waiting = await outbox.take(size.entries, size.bytes)
+    if not waiting:
+        return 0
+    ids = [one.record_id for one in waiting]
+    try:
         records, refused = _read(waiting)
         if refused:
             await sink.quarantine(refused)
         written = await _write(sink, records)
-        if written.held:
-            raise StoreError(written.why_held)
+    except BaseException:
+        size.failed(len(waiting))
+        with contextlib.suppress(StoreError):
+            await outbox.release(ids)
+        raise
+    size.succeeded()
+    held = set(written.held)
+    await outbox.remove([record_id for record_id in ids if record_id not in held])
     counters.add("relayed", written.stored)
     counters.add("quarantined", written.quarantined + len(refused))
     counters.add("conflicts", written.conflicts)
+    if held:
+        # still claimed, so that what waits behind them comes first
+        raise HeldError(written.why_held, len(waiting))
     return len(waiting)
 
 
-async def relay_all(outbox: Outbox, sink: Sink, counters: Counters, most: int = 512) -> int:
+async def relay_all(
+    outbox: Outbox, sink: Sink, counters: Counters, size: BatchSize | None = None
+) -> int:
     """Bring over all that waits now; returns how many records that was.
 
     Raises:
         StoreError: As for `relay_once`.
     """
-    total = 0
-    while taken := await relay_once(outbox, sink, counters, most):
+    size = BatchSize(512, BATCH_BYTES) if size is None else size
+    total, held = 0, None
+    while True:
+        try:
+            taken = await relay_once(outbox, sink, counters, size)
+        except HeldError as error:
+            held, taken = error, error.taken
+        if not taken:
+            break
         total += taken
+    if held is not None:
+        raise held
     return total
 
 
@@ -208,6 +257,7 @@ class Relay:
         self._closing = False
         self._seen = OutboxState(0, 0.0)
         self._failing_since: float | None = None
+        self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._wanted = ""
         self._through = ""
 
@@ -311,14 +361,20 @@ class Relay:
 
     async def _pass(self, outbox: Outbox, sink: Sink) -> None:
         wanted = self._wanted
+        held = None
         while not self._closing:
-            if await relay_once(outbox, sink, self._counters, self._options.batch_size) == 0:
-                break
+            try:
+                if await relay_once(outbox, sink, self._counters, self._size) == 0:
+                    break
+            except HeldError as error:
+                held = error
         self._seen = await outbox.state()
         if wanted > self._through and not await outbox.holds_earlier(wanted):
             with self._emptied:
                 self._through = wanted
                 self._emptied.notify_all()
+        if held is not None:
+            raise held
 
     async def _look(self, outbox: Outbox) -> None:
         """See how much waits while the store is away, if the outbox itself can be seen."""

@@ -17,8 +17,9 @@ from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.outbox import PostgresOutbox, init_outbox
 from strategies import a_record
 
-from otel_audit.errors import StoreUnavailableError
+from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.ids import uuid7
+from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
 from otel_audit.pipeline.relay import Relay, RelayOptions, relay_all
 from otel_audit.pipeline.sink import Written
@@ -62,7 +63,7 @@ async def relayed(outbox_dsn: str, store: str, most: int = 50) -> Counters:
     counters = Counters()
     outbox, sink = PostgresOutbox(outbox_dsn), PostgresSink(store)
     try:
-        await relay_all(outbox, sink, counters, most)
+        await relay_all(outbox, sink, counters, BatchSize(most, 10**7))
     finally:
         await outbox.close()
         await sink.close()
@@ -115,9 +116,8 @@ class TestRelaying:
             await relayed(outbox, audit_store)
         assert len(await stored(audit_store)) == 20
 
-    async def test_large_records(self, outbox, audit_store, monkeypatch):
+    async def test_large_records(self, outbox, audit_store):
         """No more is taken at once than fits; a record that is larger goes alone."""
-        monkeypatch.setattr("otel_audit_postgres.outbox.LARGEST_BATCH", 1000)
         ids = await fill(outbox, 30)
         taken = []
 
@@ -127,11 +127,99 @@ class TestRelaying:
                 return await super().write(records)
 
         box, sink = PostgresOutbox(outbox), Seeing(audit_store)
-        await relay_all(box, sink, Counters())
+        await relay_all(box, sink, Counters(), BatchSize(512, 1000))
         await box.close()
         await sink.close()
         assert await stored(audit_store) == sorted(ids)
         assert max(taken) < 10
+
+    async def test_nothing_is_locked_while_the_store_is_written(self, outbox, audit_store):
+        """No transaction is open, and no row locked, however long the store takes."""
+        ids = await fill(outbox, 20)
+        seen = []
+
+        class Looking(PostgresSink):
+            async def write(self, records):
+                seen.append(
+                    await fetch(
+                        outbox,
+                        "SELECT state, backend_xmin, backend_xid FROM pg_stat_activity WHERE "
+                        "application_name = 'otel-audit' AND datname = current_database()",
+                    )
+                )
+                await fetch(outbox, "SELECT FROM audit.outbox FOR UPDATE NOWAIT")
+                return await super().write(records)
+
+        box, sink = PostgresOutbox(outbox), Looking(audit_store)
+        await relay_all(box, sink, Counters())
+        await box.close()
+        await sink.close()
+        assert await stored(audit_store) == sorted(ids)
+        assert [tuple(row) for rows in seen for row in rows] == [("idle", None, None)]
+
+    async def test_with_a_limit_on_idle_transactions(self, postgres, outbox, audit_store):
+        """A store that takes longer than the application's database lets a transaction idle."""
+        name = outbox.partition("?")[0].rpartition("/")[2]
+        await postgres.execute(
+            f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '100ms'"
+        )
+        await fill(outbox, 5)
+
+        class Slow(PostgresSink):
+            async def write(self, records):
+                await asyncio.sleep(0.5)
+                return await super().write(records)
+
+        box, sink = PostgresOutbox(outbox), Slow(audit_store)
+        assert await relay_all(box, sink, Counters()) == 5
+        await box.close()
+        await sink.close()
+        assert await left(outbox) == 0
+
+    async def test_claims_end_with_their_relay(self, outbox, audit_store):
+        """What a relay had in hand when it died is taken by the next one, at once."""
+        await fill(outbox, 10)
+        dead = PostgresOutbox(outbox)
+        assert len(await dead.take(10, 10**6)) == 10
+        other = PostgresOutbox(outbox)
+        assert await other.take(10, 10**6) == []
+        dead._connection.terminate()
+        async with asyncio.timeout(30):
+            while not await other.take(10, 10**6):  # noqa: ASYNC110 - another's
+                await asyncio.sleep(0.02)
+        await other.close()
+        await dead.close()
+
+    async def test_an_outbox_of_before_claims(self, outbox, audit_store, caplog):
+        """It is relayed as it is, and the remedy is said; init adds what is missing."""
+        await fetch(outbox, "ALTER TABLE audit.outbox DROP claimed_by, DROP claimed_until")
+        ids = await fill(outbox, 7)
+        await relayed(outbox, audit_store)
+        assert await stored(audit_store) == sorted(ids)
+        assert await left(outbox) == 0
+        assert "init --outbox" in caplog.text
+        await init_outbox(outbox)
+        await fill(outbox, 2)
+        box = PostgresOutbox(outbox)
+        assert len(await box.take(10, 10**6)) == 2
+        assert await box.take(10, 10**6) == []
+        await box.close()
+
+    async def test_what_the_store_refuses_holds_up_nothing(self, outbox, audit_store):
+        """Sound records that a fault of the store keeps out stay in the outbox, others leave."""
+        ids = await fill(outbox, 6)
+        await fetch(
+            audit_store,
+            f"ALTER TABLE audit.audit_logs ADD CONSTRAINT mine CHECK (id <> '{ids[0]}')",
+        )
+        with pytest.raises(StoreError, match="mine"):
+            await relayed(outbox, audit_store, 2)
+        assert await stored(audit_store) == sorted(ids[1:])
+        assert await left(outbox) == 1
+        await fetch(audit_store, "ALTER TABLE audit.audit_logs DROP CONSTRAINT mine")
+        await fetch(outbox, "UPDATE audit.outbox SET claimed_until = NULL")
+        await relayed(outbox, audit_store)
+        assert await left(outbox) == 0
 
 
 class TestPoison:
@@ -304,3 +392,16 @@ class TestCommand:
         assert 'GRANT INSERT (record_id, record) ON audit.outbox TO "a""b";' in printed.stdout
         wrong = await self.run(database, audit_store, "init", "--outbox", "--roles")
         assert wrong.returncode == 2
+
+
+async def test_who_keeps_the_lock_of_its_making_is_named(database, monkeypatch):
+    """Anybody can take an advisory lock: `init --outbox` says who has it, and how to end it."""
+    monkeypatch.setattr("otel_audit_postgres.alone.PATIENCE", "SET LOCAL lock_timeout = '200ms'")
+    other = await asyncpg.connect(database)
+    await other.execute("SELECT pg_advisory_lock(7301962839480014)")
+    with pytest.raises(
+        StoreUnavailableError, match=r"make the outbox.*pg_terminate_backend\(\d+\)"
+    ):
+        await init_outbox(database)
+    await other.close()
+    assert "created" in (await init_outbox(database))[0]

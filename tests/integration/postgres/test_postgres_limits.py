@@ -110,8 +110,7 @@ async def sealing(dsn: str) -> None:
 async def relaying(dsn: str) -> None:
     outbox = PostgresOutbox(dsn)
     try:
-        async with outbox.take(10):
-            pass
+        await outbox.take(10, 10**6)
     finally:
         await outbox.close()
 

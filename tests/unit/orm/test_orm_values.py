@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import JSON
 from sqlalchemy.dialects.postgresql import Range
 
 from otel_audit.capture.orm.values import bounded, clean_text, portable
@@ -18,6 +19,10 @@ from otel_audit.capture.orm.values import bounded, clean_text, portable
 
 class Colour(enum.Enum):
     RED = "#f00"
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - this very kind is meant
+    FIRST = "first"
 
 
 class Level(enum.IntEnum):
@@ -63,7 +68,10 @@ class TestPortable:
             (dt.time(3, 4), "03:04:00"),
             (dt.timedelta(days=1, hours=2), "P1DT7200S"),
             (Colour.RED, "RED"),
-            (Level.HIGH, "HIGH"),
+            (Level.HIGH, 3),
+            (Kind.FIRST, "first"),
+            (JSON.NULL, None),
+            ({"a": [JSON.NULL, Kind.FIRST]}, {"a": [None, "first"]}),
             (b"abc", {"bytes": 3}),
             (bytearray(b"abc"), {"bytes": 3}),
             (memoryview(b"abc"), {"bytes": 3}),

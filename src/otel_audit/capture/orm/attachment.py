@@ -148,11 +148,12 @@ def _build(
     bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
     executions = Executions(selection, journal, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
-        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours
+        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
+        # before a listener of the application sets what is not written any more
         (
             Mapper,
             MapperListeners(flushes, plans, fetch=options.fetch_unknown),
-            {"raw": True, "retval": True},
+            {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),
         (Engine, EngineListeners(executions, journal), {}),

@@ -81,22 +81,31 @@ class Bindings:
         tables: Names of all tables that the statement speaks of.
         texts: Whether it holds pieces of SQL text, in which literals may stand.
         expanding: Parameters that hold lists.
+        types: Of the parameters; that of the elements for a list.
     """
 
     owners: dict[str, Ownership] = field(default_factory=dict)
     tables: dict[str, set[str]] = field(default_factory=dict)
     texts: bool = False
     expanding: frozenset[str] = frozenset()
+    types: dict[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> Ownership | None:
         """Whose a parameter is; an element of a list is whose the list is."""
-        found = self.owners.get(name)
+        return self.owners.get(self._whole(name))
+
+    def type_of(self, name: str) -> Any:
+        """The type of a parameter."""
+        return self.types.get(self._whole(name))
+
+    def _whole(self, name: str) -> str:
+        """The parameter that is a list, for an element of it."""
+        whole = name
         for _ in range(2):
-            if found is not None:
-                return found
-            name = _EXPANDED.sub("", name)
-            found = self.owners.get(name) if name in self.expanding else None
-        return found
+            if whole in self.owners or whole in self.types:
+                return whole
+            whole = _EXPANDED.sub("", whole)
+        return whole if whole in self.expanding else name
 
 
 def bindings_of(compiled: Any) -> Bindings:
@@ -140,6 +149,7 @@ def _of_text(element: TextClause, style: Style) -> Bindings:
             secret=placement.secret,
         )
     binds = element._bindparams  # noqa: SLF001 - no public way
+    found.types = {name: bind.type for name, bind in binds.items()}
     found.expanding = frozenset(name for name, bind in binds.items() if bind.expanding)
     return found
 
@@ -156,6 +166,7 @@ class _Reader:
         self._style = style
         self._names: dict[Any, str] = dict(getattr(compiled, "bind_names", {}))
         self._by_key = {bind.key: name for bind, name in self._names.items()}
+        self.found.types = {name: bind.type for bind, name in self._names.items()}
         self.found.expanding = frozenset(
             name for bind, name in self._names.items() if bind.expanding
         )
@@ -289,7 +300,7 @@ class _Reader:
 
     def _dml(self, element: Any) -> None:
         self._table(element.table)
-        for column, value in _values(element):
+        for column, value in set_columns(element):
             if isinstance(value, ClauseElement):
                 self.visit(value, (column, *self._columns(value)))
             else:
@@ -503,7 +514,7 @@ def _words(text: str, style: Style) -> Iterator[ColumnName]:
             yield ColumnName("", token.text.lower() if style.folds else token.text)
 
 
-def _values(element: Any) -> Iterator[tuple[Any, Any]]:
+def set_columns(element: Any) -> Iterator[tuple[Any, Any]]:
     """The columns that a statement names, and what they are set to."""
     for name in ("_values", "_ordered_values", "_multi_values"):
         yield from _pairs(getattr(element, name, None), element)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from sqlalchemy import DDL, Table, TextClause, TextualSelect
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
 
-from otel_audit.capture.orm.bindings import sent_statement
+from otel_audit.capture.orm.bindings import sent_statement, set_columns
+from otel_audit.capture.orm.cascades import noted
 from otel_audit.capture.orm.parameters import Parameters
 from otel_audit.capture.orm.sql_lexer import Style
 from otel_audit.capture.orm.statements import EMBEDDED, UPSERT, SqlText, Write, read_sql
@@ -53,7 +55,9 @@ class BulkReader:
             ),
             parameters=self._parameters.of_compiled(context.compiled, _sets(context)),
             rows=affected_rows(context, cursor, element),
-            note=UPSERT if is_upsert(element) else None,
+            note=_notes(
+                UPSERT if is_upsert(element) else None, self._cascading(element, _sets(context))
+            ),
         )
         return [*(() if entry is None else (entry,)), *embedded]
 
@@ -88,7 +92,7 @@ class BulkReader:
                 parameters=self._parameters.of_compiled(context.compiled, sets)
                 if sets
                 else self._parameters.of_driver(statement, style, parameters),
-                note=write.note,
+                note=_notes(write.note, self._cascading_text(write, statement)),
             )
         ]
 
@@ -127,6 +131,33 @@ class BulkReader:
                 found += () if entry is None else (entry,)
         return found
 
+    def _cascading(self, element: UpdateBase, sets: Sequence[Mapping[str, Any]]) -> str | None:
+        """What is to be said of rows that the database deletes or changes on its own."""
+        table = table_of(element)
+        if not isinstance(table, Table) or element.is_insert:
+            return None
+        cascades = self._plans.cascades
+        if element.is_delete:
+            return noted(cascades.of_delete([table]))
+        watched = cascades.watched(table)
+        if not watched:
+            return None
+        names = set(sets[0]) if sets else set()
+        names.update(str(getattr(one, "name", one)) for one, _ in set_columns(element))
+        return noted(cascades.of_update(table, watched & names))
+
+    def _cascading_text(self, write: Write, statement: str) -> str | None:
+        if write.operation == "insert" or write.kind == "untracked" or write.empties:
+            return None
+        cascades, found = self._plans.cascades, dict[str, None]()
+        for table in self._plans.tables_named(write.table):
+            if write.operation == "delete":
+                found.update(dict.fromkeys(cascades.of_delete([table])))
+            else:
+                words = set(re.findall(r"\w+", statement))
+                found.update(dict.fromkeys(cascades.of_update(table, words)))
+        return noted(found)
+
     def _takes(self, write: Write) -> bool:
         if write.kind == "untracked":
             return True
@@ -163,6 +194,10 @@ class BulkReader:
         subject = element._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
         mapper = getattr(subject, "mapper", None)
         return mapper is None or self._plans.of(mapper).captured
+
+
+def _notes(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def style_of(context: Any, paramstyle: str = "") -> Style:

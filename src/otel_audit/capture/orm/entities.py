@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import Null
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
@@ -41,6 +42,40 @@ LONGEST_TEXT = 256
 """Characters; longer ones are looked at alone, and maybe cut."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
+
+
+class Written(NamedTuple):
+    """An object at the moment its row had been written.
+
+    Attributes:
+        loaded: Its values.
+        committed: Values from before, of what was set since it was loaded.
+    """
+
+    loaded: Mapping[str, Any]
+    committed: Mapping[str, Any]
+
+
+def just_written(state: InstanceState[Any]) -> Written:
+    """Copy what an object holds: a listener may set what no statement writes any more."""
+    return Written(state.dict.copy(), state.committed_state.copy())
+
+
+def completed(written: Written, state: InstanceState[Any], plan: MapperPlan) -> Written:
+    """Add what came of the row itself later: by a further statement, or read from the database."""
+    loaded = state.dict
+    if not plan.post_updated and len(loaded) == len(written.loaded):
+        return written
+    further = {
+        key: value
+        for key, value in loaded.items()
+        if key in plan.post_updated
+        or (key not in written.loaded and key not in state.committed_state)
+    }
+    earlier = {
+        key: value for key, value in state.committed_state.items() if key in plan.post_updated
+    }
+    return Written({**written.loaded, **further}, {**earlier, **written.committed})
 
 
 class Reader:
@@ -77,7 +112,7 @@ class Reader:
                 if self._are_clean(group):
                     self.clean.update(group)
 
-    def read(self, column: ColumnPlan, value: Any) -> Any:  # noqa: PLR0911 - quick ways out
+    def read(self, column: ColumnPlan, value: Any) -> Any:  # noqa: C901, PLR0911 - quick ways out
         """The redacted form of a value; what could not be read is noted, not raised."""
         if value is None:
             return None
@@ -95,6 +130,8 @@ class Reader:
                     copy = self._clean_copy(value)
                     if copy is not None:
                         return copy
+            if column.storing is not None:
+                value = column.storing(value, self._dialect)
             form = self._form(value)
             if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
@@ -137,7 +174,7 @@ def missing_before(
 
 
 def gather_texts(
-    state: InstanceState[Any],
+    loaded: Mapping[str, Any],
     plan: MapperPlan,
     before: Mapping[str, Any] | None,
     found: dict[ColumnPlan, set[str]],
@@ -145,12 +182,11 @@ def gather_texts(
     """Collect the texts of a row that will have to be looked at.
 
     Args:
-        state: The object's state.
+        loaded: The object's values.
         plan: Its mapper's plan.
         before: For an update, the earlier values; None where all columns are read.
         found: Where to; by column.
     """
-    loaded = state.dict
     if before is None:
         for column in plan.texts:
             value = loaded.get(column.key)
@@ -166,11 +202,11 @@ def gather_texts(
                 found.setdefault(changed, set()).add(value)
 
 
-def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader) -> Change:
+def describe_insert(written: Mapping[str, Any], plan: MapperPlan, reader: Reader) -> Change:
     """Describe a row that was inserted; a column that is not named was NULL."""
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    get, read, clean = state.dict.get, reader.read, reader.clean
+    get, read, clean = written.get, reader.read, reader.clean
     for column in plan.columns:
         value = get(column.key, _UNKNOWN)
         if value is None:
@@ -185,7 +221,8 @@ def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader)
             if column.filled:
                 unknown.append(column.name)
         elif kind not in _PLAIN and _is_expression(value):
-            unknown.append(column.name)
+            if not isinstance(value, Null):
+                unknown.append(column.name)
         else:
             values[column.name] = [None, read(column, value)]
     key = _key(plan, get, reader, values)
@@ -203,7 +240,7 @@ def describe_insert(state: InstanceState[Any], plan: MapperPlan, reader: Reader)
 
 
 def describe_update(
-    state: InstanceState[Any],
+    written: Written,
     plan: MapperPlan,
     before: Mapping[str, Any],
     reader: Reader,
@@ -211,7 +248,7 @@ def describe_update(
     """Describe a row that was updated.
 
     Args:
-        state: The object's state, after the flush and before it is reset.
+        written: The object's values when the row had been written.
         plan: Its mapper's plan.
         before: What `overwritten` returned, and what was fetched.
         reader: Reads the values.
@@ -219,8 +256,7 @@ def describe_update(
     Returns:
         The change, None where nothing of what is captured has changed.
     """
-    loaded = state.dict
-    committed = state.committed_state
+    loaded, committed = written
     found = _Differences(reader)
     for name in {**committed, **before}:
         column = plan.by_key.get(name)
@@ -249,7 +285,7 @@ def describe_update(
         unknown_after=tuple(found.unknown_after),
         patches=found.patches,
         related=(*plan.naming.references(key), *_earlier_key(plan, key, before, reader)),
-        note=_note(reader),
+        note=_note(reader, _moving_others(plan, found.values) if plan.moving_others else None),
     )
 
 
@@ -278,7 +314,7 @@ def describe_delete(
         values=values,
         unknown_before=tuple(unknown),
         related=plan.naming.references(key),
-        note=_note(reader, _cascades(plan)),
+        note=_note(reader, plan.deleting),
     )
 
 
@@ -305,7 +341,8 @@ class _Differences:
 
     def _read(self, column: ColumnPlan, value: Any, unknown: list[str]) -> Any:
         if value is _UNKNOWN or _is_expression(value):
-            unknown.append(column.name)
+            if not isinstance(value, Null):
+                unknown.append(column.name)
             return None
         return self._reader.read(column, value)
 
@@ -354,10 +391,13 @@ def _earlier_key(
     return tuple(f"{name}:{told}" for name in (plan.naming.own, *plan.naming.also))
 
 
-def _cascades(plan: MapperPlan) -> str | None:
-    if not plan.database_cascades:
-        return None
-    return f"the database may have changed or deleted rows of: {', '.join(plan.database_cascades)}"
+def _moving_others(plan: MapperPlan, changed: Mapping[str, Any]) -> str | None:
+    notes = {
+        note: None
+        for key, note in plan.moving_others.items()
+        if key in plan.by_key and plan.by_key[key].name in changed
+    }
+    return "; ".join(notes) or None
 
 
 def _note(reader: Reader, note: str | None = None) -> str | None:

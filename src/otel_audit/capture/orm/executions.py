@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import DDL, TextClause
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.selection import Selection
 
+
+Review: TypeAlias = "Callable[[Connection, Any, list[Change]], list[Change]]"
 
 _PART_WAY = "a later batch of the statement has failed"
 _OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
@@ -67,9 +69,13 @@ class Executions:
         self._flushes = flushes
         self._bulk = bulk
         self._faults = faults
+        self.review: Review | None = None
+        """Looks at what is told of a statement before it is noted."""
         self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
             weakref.WeakKeyDictionary()
         )
+        # whether a statement was sent in batches that are committed one by one
+        self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
     def joined(self, session: Session, connection: Connection) -> None:
@@ -85,7 +91,8 @@ class Executions:
         if not self._selection.takes_connection(connection):
             return
         try:
-            self._end_statement_before(connection, context)
+            if self._has_expected_more:
+                self._end_statement_before(connection, context)
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
@@ -95,6 +102,7 @@ class Executions:
             return
         if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
             # more batches of the same statement may follow, which are counted with this one
+            self._has_expected_more = True
             self._journal.expect_more(connection)
         else:
             self.end_if_autocommit(connection)
@@ -133,6 +141,8 @@ class Executions:
             return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
             entries = self._bulk.describe(context, statement, cursor)
+            if self.review is not None:
+                entries = self.review(connection, context, entries)
             if isinstance(element, UpdateBase):
                 schemas = context.execution_options.get("schema_translate_map")
                 entries = [placed(schemas, entry) for entry in entries]

@@ -12,10 +12,13 @@ from sqlalchemy import Table, select
 from otel_audit.capture.orm.bulk import compiled_element, operation_of, table_of
 from otel_audit.capture.orm.entities import (
     Reader,
+    Written,
+    completed,
     describe_delete,
     describe_insert,
     describe_update,
     gather_texts,
+    just_written,
     missing_before,
     overwritten,
 )
@@ -54,6 +57,7 @@ class Row:
     plan: MapperPlan
     state: InstanceState[Any]
     before: dict[str, Any]
+    written: Written
 
 
 @dataclass(slots=True)
@@ -190,7 +194,7 @@ class Flushes:
             rows = flush.rows.get(connection)
             if rows is None:
                 rows = flush.rows[connection] = []
-            rows.append(Row(operation, plan, state, before))
+            rows.append(Row(operation, plan, state, before, just_written(state)))
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
         """A flush has executed a statement.
@@ -238,7 +242,7 @@ class Flushes:
         """A flush has written all; describe it.
 
         Returns:
-            The connections it has written to.
+            The connections it has written to on which that is committed already.
         """
         flush: Flush | None = session.__dict__.pop(_UNDER_WAY, None)
         if flush is None:
@@ -248,37 +252,34 @@ class Flushes:
             reader = Reader(self._masking, connection.dialect)
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
-            written = 0
-            short = self._placed(connection, flush, rows)
+            number = 0
+            self._placed(connection, rows)
             for row in rows:
-                written += self._note(ledger, scope, row, reader, short)
-            if scope is not None and written:
-                scope.note_flushed(written, ledger)
+                number += self._note(ledger, scope, row, reader, flush.short)
+            if scope is not None and number:
+                scope.note_flushed(number, ledger)
         for connection, change in flush.others:
             self._journal.write(connection, [change])
-        return {*flush.rows, *(connection for connection, _ in flush.others)}
+        if not any(flush.committed.values()):
+            return set()
+        written = {*flush.rows, *(connection for connection, _ in flush.others)}
+        return {one for one in written if flush.committed.get(one)}
 
-    def _placed(self, connection: Connection, flush: Flush, rows: list[Row]) -> set[str]:
-        """Name rows and tables as they are called where they are.
-
-        Returns:
-            Tables of which fewer rows were deleted than the flush asked for.
-        """
-        short: set[str] = set()
+    def _placed(self, connection: Connection, rows: list[Row]) -> None:
+        """Name rows and tables as they are called where they are."""
         try:
+            session = rows[0].state.session if rows else None
+            if session is not None:
+                self._places.learn_shards(session)
             place = self._places.at(connection)
             plans: dict[MapperPlan, MapperPlan] = {}
             for row in rows:
-                declared = row.plan
-                plan = plans.get(declared)
+                plan = plans.get(row.plan)
                 if plan is None:
-                    plan = plans[declared] = self._places.plan(place, declared)
-                    if declared.table in flush.short:
-                        short.add(plan.table)
+                    plan = plans[row.plan] = self._places.plan(place, row.plan)
                 row.plan = plan
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("place", error)
-        return short
 
     def has_tried(self, session: Session, connection: Connection) -> bool:
         """Whether a flush that has not come to its end has written what is captured."""
@@ -308,7 +309,7 @@ class Flushes:
     def _left_by(self, flush: Flush) -> Iterator[tuple[Connection, Change]]:
         for connection, rows in flush.rows.items():
             if flush.committed.get(connection):
-                self._placed(connection, flush, rows)
+                self._placed(connection, rows)
                 for row in rows:
                     yield connection, _untold(row.operation, row.plan)
         for (connection, operation, table), first in flush.sent.items():
@@ -327,7 +328,7 @@ class Flushes:
                 texts: dict[ColumnPlan, set[str]] = {}
                 for row in rows[first : first + _LOOKED_AT]:
                     before = row.before if row.operation == "update" else None
-                    gather_texts(row.state, row.plan, before, texts)
+                    gather_texts(row.written.loaded, row.plan, before, texts)
                 reader.look_at(texts)
         except Exception as error:  # noqa: BLE001 - then each value is looked at alone
             self._faults.note("look", error)
@@ -369,8 +370,8 @@ class Flushes:
             change = _describe(row, reader)
             if change is None:
                 return 0
-            if row.operation == "delete" and plan.table in short:
-                change = _with_note(change, "the database deleted fewer rows than it was asked to")
+            if row.operation == "delete" and short and _is_short(row, short):
+                change = _doubted(change)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("describe", error)
             change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
@@ -406,16 +407,27 @@ def _is_of(row: Row, operation: Operation, table: Table) -> bool:
 
 
 def _describe(row: Row, reader: Reader) -> Change | None:
-    if row.operation == "insert":
-        return describe_insert(row.state, row.plan, reader)
-    if row.operation == "update":
-        return describe_update(row.state, row.plan, row.before, reader)
+    if row.operation != "delete":
+        written = completed(row.written, row.state, row.plan)
+        if row.operation == "insert":
+            return describe_insert(written.loaded, row.plan, reader)
+        return describe_update(written, row.plan, row.before, reader)
     return describe_delete(row.state, row.plan, row.before, reader)
 
 
-def _with_note(change: Change, note: str) -> Change:
+def _is_short(row: Row, short: set[str]) -> bool:
+    return any(getattr(table, "fullname", "") in short for table in row.state.mapper.tables)
+
+
+def _doubted(change: Change) -> Change:
+    """The entry of a row that may be there still: a trigger or a policy may have kept it."""
+    note = "the database deleted fewer rows than it was asked to: this one may be there still"
     return msgspec.structs.replace(
-        change, note=note if change.note is None else f"{change.note}; {note}"
+        change,
+        kind="untracked",
+        values={},
+        unknown_before=(),
+        note=note if change.note is None else f"{change.note}; {note}",
     )
 
 

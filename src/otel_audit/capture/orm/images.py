@@ -6,25 +6,29 @@ and locked where the database can, and after an UPDATE once more.
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
 
+from otel_audit.capture.orm.bindings import sent_statement
 from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
 from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
 from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
+from otel_audit.capture.orm.stored_values import storing
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
 from otel_audit.record import Change
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Dialect
 
     from otel_audit.capture.orm.executions import Executions
     from otel_audit.capture.orm.journal import Journal
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_audit.capture")
 
 _Row: TypeAlias = dict[str, Any]
+
+_PASSED_ON = ("schema_translate_map",)
+"""Options of a statement that say where its rows are."""
 
 _AT_ONCE = 200
 """Keys in one SELECT of rows that were updated."""
@@ -48,6 +55,7 @@ class _Before:
     table: Table
     columns: tuple[Column[Any], ...]
     rows: list[_Row]
+    options: dict[str, Any]
 
 
 class ImageListeners:
@@ -68,6 +76,7 @@ class ImageListeners:
         self._selection = selection
         self._masking = masking
         self._executions = executions
+        executions.review = self._review
         self._places = places
         self._journal = journal
         self._tables = frozenset(options.before_images)
@@ -100,20 +109,52 @@ class ImageListeners:
             one for one in table.columns if one.primary_key or self._selection.takes_column(one)
         )
         given = params or (multiparams[0] if multiparams else None) or {}
-        query = _rows_of(statement, columns).limit(self._most + 1)
+        # as it will be sent: with the criteria that the ORM adds to it
+        sent = sent_statement(statement.compile(dialect=connection.dialect))
+        query = _rows_of(sent, columns).limit(self._most + 1)
         compiled = query.compile(dialect=connection.dialect)
+        options = {key: execution_options[key] for key in _PASSED_ON if key in execution_options}
         if any(map(writes, embedded_elements(compiled))):
             _say_unread(table, "its criteria write, too")
             return
         names = set(compiled.params)
-        found = _read_safely(
-            connection, query, {name: given[name] for name in names.intersection(given)}
-        )
+        parameters = {name: given[name] for name in names.intersection(given)}
+        found = _read_safely(connection, query, parameters, options)
         rows = _distinct(found, columns, table)
         if len(rows) > self._most:
             _say_unread(table, f"it affects more than {self._most} rows")
             return
-        self._before[connection] = _Before(statement, table, columns, rows)
+        self._before[connection] = _Before(statement, table, columns, rows, options)
+
+    def _review(self, connection: Connection, context: Any, entries: list[Change]) -> list[Change]:
+        """Compare what was read with what was written, before the statement's entry is noted.
+
+        Args:
+            connection: Where the statement was executed.
+            context: Its execution context.
+            entries: What is told of it.
+
+        Returns:
+            The same. Where another number of rows was written than were read (for a trigger, a
+            policy, another transaction), which they were is not known: it says so, and none of
+            them is told.
+        """
+        before = self._before.get(connection)
+        statement = bare(getattr(context, "invoked_statement", None))
+        if before is None or before.statement is not statement:
+            return entries
+        told = [one for one in entries if one.table == before.table.fullname]
+        written, read = (told[0].rows if told else 0), len(before.rows)
+        if written is None or written == read:
+            return entries
+        del self._before[connection]
+        if not told:
+            return entries
+        note = f"not told row by row: {read} rows were read before it, {written} were affected"
+        noted = msgspec.structs.replace(
+            told[0], note=note if told[0].note is None else f"{told[0].note}; {note}"
+        )
+        return [noted if one is told[0] else one for one in entries]
 
     def after_execute(
         self,
@@ -129,7 +170,7 @@ class ImageListeners:
         if before is None or before.statement is not bare(statement):
             return
         del self._before[connection]
-        after = _after(connection, before) if isinstance(before.statement, Update) else {}
+        after = _after(connection, before)
         self._journal.write(connection, list(self._describe(connection, before, after)))
         self._executions.end_if_autocommit(connection)
 
@@ -150,17 +191,21 @@ class ImageListeners:
         plan = self._plans.of_table(before.table)
         declared = RowNaming.of_table(before.table) if plan is None else plan.naming
         naming = self._places.naming(self._places.at(connection), declared)
+        read = functools.partial(self._read, plan=plan, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
+            key = {one.name: read(one, row) for one in before.table.primary_key.columns}
+            if now is not None and not is_update:
+                yield _kept(naming, before.table.name if plan is None else plan.entity, key)
+                continue
             values = {
-                column.name: [self._read(column, row, plan), self._read(column, now, plan)]
+                column.name: [read(column, row), read(column, now)]
                 for column in before.columns
                 if _differs(column, row, now)
             }
             if is_update and now is not None and not values:
                 continue
             lost = is_update and now is None
-            key = {one.name: self._read(one, row, plan) for one in before.table.primary_key.columns}
             yield Change(
                 operation="update" if is_update else "delete",
                 entity=before.table.name if plan is None else plan.entity,
@@ -175,29 +220,45 @@ class ImageListeners:
                 else None,
             )
 
-    def _read(self, column: Column[Any], row: _Row | None, plan: MapperPlan | None) -> Any:
+    def _read(
+        self, column: Column[Any], row: _Row | None, *, plan: MapperPlan | None, dialect: Dialect
+    ) -> Any:
         if row is None:
             return None
         alias = "" if plan is None else plan.attribute_of(column.name)
-        return self._masking.value(column.name, row[column.key], mark=mark_of(column), alias=alias)
+        value, stores = row[column.key], storing(column.type)
+        if stores is not None:
+            value = stores(value, dialect)
+        return self._masking.value(column.name, value, mark=mark_of(column), alias=alias)
 
 
-def _rows_of(statement: Update | Delete, columns: Sequence[Column[Any]]) -> Any:
+def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:
+    return Change(
+        operation="delete",
+        kind="untracked",
+        entity=entity,
+        name=naming.name_for(key),
+        table=naming.table,
+        key=key,
+        related=naming.references(key),
+        note="it is there still: a trigger or a rule may have kept it",
+    )
+
+
+def _rows_of(statement: Any, columns: Sequence[Column[Any]]) -> Any:
     query = select(*columns).where(*statement._where_criteria)  # noqa: SLF001 - no public way
-    subject = statement._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
-    criterion = getattr(subject, "_single_table_criterion", None)
-    if criterion is not None:
-        query = query.where(criterion)
     # as the statement itself will lock them
     return query.with_for_update(key_share=isinstance(statement, Update), of=columns[0].table)
 
 
-def _read_safely(connection: Connection, query: Any, parameters: _Row) -> Sequence[Any]:
+def _read_safely(
+    connection: Connection, query: Any, parameters: _Row, options: dict[str, Any]
+) -> Sequence[Any]:
     """Read without harm: where a failed SELECT dooms the transaction, behind a savepoint."""
     if connection.dialect.name not in ABORTING_DIALECTS or is_autocommit(connection):
-        return connection.execute(query, parameters).all()
+        return connection.execute(query, parameters, execution_options=options).all()
     with connection.begin_nested():
-        return connection.execute(query, parameters).all()
+        return connection.execute(query, parameters, execution_options=options).all()
 
 
 def _distinct(found: Sequence[Any], columns: Sequence[Column[Any]], table: Table) -> list[_Row]:
@@ -226,7 +287,7 @@ def _after(connection: Connection, before: _Before) -> dict[tuple[Any, ...], _Ro
             )
         )
         for row in _distinct(
-            _read_safely(connection, select(*before.columns).where(wanted), {}),
+            _read_safely(connection, select(*before.columns).where(wanted), {}, before.options),
             before.columns,
             before.table,
         ):

@@ -15,9 +15,12 @@ from otel_audit.capture.orm.bindings import Bindings, Ownership, bindings_of
 from otel_audit.capture.orm.placeholders import ColumnName, Placement, placements_in
 from otel_audit.capture.orm.plans import mark_of
 from otel_audit.capture.orm.statements import mask_literals
+from otel_audit.capture.orm.stored_values import Storing, storing
 from otel_audit.redaction import WITHHELD
 
 if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
     from otel_audit.capture.orm.faults import Faults
     from otel_audit.capture.orm.masking import Masking
     from otel_audit.capture.orm.options import OrmOptions
@@ -42,7 +45,7 @@ class Rule(NamedTuple):
         mark: ``redact`` or ``hash``.
         sensitive: Further names of the value that are redacted for themselves: those of the other
             columns that it belongs to, of attributes, its own.
-        column: The column, whose type says what is stored; None where several are meant, or none.
+        storing: Makes what the parameter's type stores of a value; None where that is the value.
         paths: Parameters that say under which name of a document it stands.
     """
 
@@ -50,7 +53,7 @@ class Rule(NamedTuple):
     taken: bool = True
     mark: str | None = None
     sensitive: tuple[str, ...] = ()
-    column: Column[Any] | None = None
+    storing: Storing | None = None
     paths: tuple[str, ...] = ()
 
 
@@ -98,10 +101,13 @@ class Parameters:
         def rule(name: str) -> Rule:
             found = rules.get(name)
             if found is None:
-                found = rules[name] = self._rule(bindings.of(name), bindings.tables, name)
+                found = self._rule(bindings.of(name), bindings.tables, name)
+                found = rules[name] = found._replace(storing=storing(bindings.type_of(name)))
             return found
 
-        shown = [self._set(one, rule) for one in sets[: self._options.max_parameter_sets]]
+        dialect = compiled.dialect
+        some = sets[: self._options.max_parameter_sets]
+        shown = [self._set(one, rule, dialect) for one in some]
         return _together(shown, len(sets))
 
     def of_driver(self, text: str, style: Style, parameters: Any) -> Any:
@@ -207,7 +213,6 @@ class Parameters:
             sensitive=tuple(
                 one for one in dict.fromkeys(further) if not self._masking.is_innocent(one)
             ),
-            column=next(iter(columns)) if len(columns) == 1 else None,
             paths=tuple(owner.paths),
         )
 
@@ -232,14 +237,22 @@ class Parameters:
         plan = self._plans.of_table(table)
         return self._selection.takes_table(table) and (plan is None or plan.captured)
 
-    def _set(self, parameters: Mapping[str, Any], rule_of: Callable[[str], Rule]) -> dict[str, Any]:
+    def _set(
+        self,
+        parameters: Mapping[str, Any],
+        rule_of: Callable[[str], Rule],
+        dialect: Dialect | None = None,
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name, value in parameters.items():
+        for name, given in parameters.items():
+            value = given
             if len(found) >= _MOST:
                 found["further_parameters"] = len(parameters) - len(found)
                 break
             rule = rule_of(name)
             if rule.taken:
+                if rule.storing is not None and dialect is not None:
+                    value = rule.storing(value, dialect)
                 found[name] = self._shown(rule, value, parameters)
         return found
 

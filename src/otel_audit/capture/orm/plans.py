@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Column, ColumnElement, String, Table
-from sqlalchemy.orm import Mapper, mapperlib
+from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from otel_audit.capture.orm.cascades import Cascades, noted
 from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
+from otel_audit.capture.orm.stored_values import Storing, storing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -39,6 +41,7 @@ class ColumnPlan:
         innocent: Whether nothing is redacted for its name or mark alone, so that a number or a
             time in it need not be looked at.
         type: The column's type.
+        storing: Makes what the type stores of a value; None where that is the value.
     """
 
     key: str
@@ -52,6 +55,7 @@ class ColumnPlan:
     is_json: bool
     innocent: bool
     type: TypeEngine[Any]
+    storing: Storing | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +72,11 @@ class MapperPlan:
         by_key: The same, by attribute name.
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
-        database_cascades: Relationships whose rows the database deletes, unseen by a session.
+        post_updated: Attribute names that a flush sets by a statement of their own, after the row.
+        deleting: What is to be said when a row is deleted: of which tables the database may have
+            deleted or changed rows on its own.
+        moving_others: The same for a change of the columns that others refer to; by the
+            attribute's name.
         captured: Whether it is captured at all.
     """
 
@@ -80,7 +88,9 @@ class MapperPlan:
     by_key: dict[str, ColumnPlan]
     key: tuple[ColumnPlan, ...]
     moving: tuple[str, ...]
-    database_cascades: tuple[str, ...]
+    post_updated: tuple[str, ...]
+    deleting: str | None
+    moving_others: dict[str, str]
     captured: bool
 
     def attribute_of(self, column: str) -> str:
@@ -114,6 +124,7 @@ class Plans:
             weakref.WeakKeyDictionary()
         )
         self._named: dict[str, list[Table]] = {}
+        self.cascades = Cascades()
         self.version = 0
         """Counts what was forgotten: what follows from the plans of tables holds as long."""
 
@@ -124,8 +135,9 @@ class Plans:
             if self._nouns.meets(mapper):
                 # classes of another declarative base may be called alike
                 self._mappers.clear()
-            plan = _plan_mapper(mapper, self._selection, self._is_innocent, self._nouns)
-            self._mappers[mapper] = plan
+            plan = self._mappers[mapper] = _plan_mapper(
+                mapper, self._selection, self._is_innocent, self._nouns, self.cascades
+            )
         return plan
 
     def of_table(self, table: Table) -> MapperPlan | None:
@@ -222,6 +234,7 @@ def plan_column(
         is_json=_is_json(column.type),
         innocent=mark is None and is_innocent(name) and is_innocent(key),
         type=column.type,
+        storing=storing(column.type),
     )
 
 
@@ -230,7 +243,11 @@ def _is_json(kind: TypeEngine[Any]) -> bool:
 
 
 def _plan_mapper(
-    mapper: Mapper[Any], selection: Selection, is_innocent: Callable[[str], bool], nouns: Nouns
+    mapper: Mapper[Any],
+    selection: Selection,
+    is_innocent: Callable[[str], bool],
+    nouns: Nouns,
+    cascades: Cascades,
 ) -> MapperPlan:
     columns: dict[str, ColumnPlan] = {}
     key: dict[ColumnElement[Any], ColumnPlan] = {}
@@ -263,13 +280,55 @@ def _plan_mapper(
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
-        database_cascades=tuple(
-            one.key
-            for one in mapper.relationships
-            if one.passive_deletes and (one.cascade.delete or one.passive_deletes == "all")
-        ),
+        post_updated=_post_updated(mapper),
+        deleting=_deleting(mapper, cascades),
+        moving_others=_moving_others(mapper, cascades),
         captured=_is_captured(mapper, selection),
     )
+
+
+def _post_updated(mapper: Mapper[Any]) -> tuple[str, ...]:
+    columns = {
+        column
+        for other in mapper.registry.mappers
+        for one in other.relationships
+        if one.post_update
+        for _, column in one.synchronize_pairs
+    }
+    return tuple(one.key for one in mapper.column_attrs if not columns.isdisjoint(one.columns))
+
+
+def _deleting(mapper: Mapper[Any], cascades: Cascades) -> str | None:
+    """What the database may delete or change on its own with a row.
+
+    The rows that the session looks after by a relationship are none of it.
+    """
+    family = [table for one in mapper.base_mapper.self_and_descendants for table in one.tables]
+    handled = {table for table in family if isinstance(table, Table)}
+    left: dict[str, None] = {}
+    for one in mapper.relationships:
+        if one.viewonly or one.direction is RelationshipDirection.MANYTOONE:
+            continue
+        tables = [one.secondary] if one.secondary is not None else one.mapper.tables
+        if not one.passive_deletes:
+            handled.update(table for table in tables if isinstance(table, Table))
+        elif one.cascade.delete or one.passive_deletes == "all":
+            left[getattr(tables[0], "fullname", one.key)] = None
+    found = cascades.of_delete([one for one in mapper.tables if isinstance(one, Table)], handled)
+    return noted(list(dict.fromkeys((*left, *found))))
+
+
+def _moving_others(mapper: Mapper[Any], cascades: Cascades) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for attribute in mapper.column_attrs:
+        tables: dict[str, None] = {}
+        for column in attribute.columns:
+            if isinstance(column, Column) and isinstance(column.table, Table):
+                tables.update(dict.fromkeys(cascades.of_update(column.table, (str(column.name),))))
+        note = noted(tables)
+        if note is not None:
+            found[attribute.key] = note
+    return found
 
 
 def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:

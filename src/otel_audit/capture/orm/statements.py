@@ -69,6 +69,7 @@ class Write(NamedTuple):
         kind: ``bulk``; ``untracked`` where the text does not show what is written.
         note: What is to be said of it.
         counted: Whether the statement's row count is that of this write.
+        empties: Whether it is a TRUNCATE, which no foreign key follows but where the text says so.
     """
 
     operation: Operation
@@ -76,6 +77,7 @@ class Write(NamedTuple):
     kind: ChangeKind = "bulk"
     note: str | None = None
     counted: bool = False
+    empties: bool = False
 
 
 class Control(NamedTuple):
@@ -384,7 +386,7 @@ class _Reader:
             place += 1
         cascades = any(self._word(one) == "CASCADE" for one in range(place, self._end))
         note = _CASCADING if cascades else None
-        return [Write("delete", one, note=note) for one in dict.fromkeys(names)]
+        return [Write("delete", one, note=note, empties=True) for one in dict.fromkeys(names)]
 
     def _copy(self, place: int) -> list[Write] | None:
         place += self._word(place) == "BINARY"

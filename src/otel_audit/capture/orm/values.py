@@ -10,7 +10,8 @@
 | datetime | ISO 8601; with a zone in UTC (``+00:00``), without one as it is |
 | date, time | ISO 8601 |
 | timedelta | ISO 8601 duration: ``"P1DT2H"`` |
-| Enum member | its name, which is what SQLAlchemy stores by default |
+| Enum member | as its column stores it; else as the text or number that it is, or its name |
+| ``JSON.NULL`` | null |
 | bytes | ``{"bytes": size}``, from 64 bytes (a short one could be guessed) to 4 MB ``"sha256"`` |
 | range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
 | list, tuple, array, vector | a list; a set as a sorted list |
@@ -38,6 +39,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from sqlalchemy import JSON
 
 from otel_audit.redaction.tokens import TRUNCATED
 
@@ -153,8 +155,10 @@ def _array(value: Iterable[Any], depth: int, left: list[int]) -> list[Any]:
 
 
 def _rare(value: Any, depth: int, left: list[int]) -> Any:  # noqa: PLR0911 - one return a kind of value
+    if value is JSON.NULL:
+        return None
     if isinstance(value, Enum):
-        return clean_text(value.name) if value.name is not None else portable(value.value)
+        return _member(value)
     for kind, convert in _EXACT.items():
         if isinstance(value, kind):
             return convert(value)
@@ -170,6 +174,17 @@ def _rare(value: Any, depth: int, left: list[int]) -> Any:  # noqa: PLR0911 - on
     if callable(as_list):
         return _portable(as_list(), depth + 1, left)
     return {"type": _type_name(type(value))}
+
+
+def _member(value: Enum) -> Any:
+    """A member that is a text or a number is stored as that; others by their names, mostly."""
+    if isinstance(value, str):
+        return clean_text(str.__str__(value))
+    if isinstance(value, int):
+        return _integer(value)
+    if value.name is None or isinstance(value, _PLAIN):
+        return portable(value.value)
+    return clean_text(value.name)
 
 
 def is_described(value: Any) -> bool:
@@ -270,6 +285,8 @@ _EXACT: dict[type, Callable[[Any], Any]] = {
     IPv6Network: str,
 }
 """Converters by type. Order matters to subclasses: bool before int, datetime before date."""
+
+_PLAIN = tuple(kind for kind in _EXACT if kind is not type(None))
 
 HARMLESS: dict[type, Callable[[Any], Any]] = {
     bool: bool,
