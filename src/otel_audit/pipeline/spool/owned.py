@@ -52,6 +52,11 @@ def report_foreign(path: Path, why: str) -> None:
     )  # fmt: skip
 
 
+def foreign_found() -> int:
+    """Tell how many things this process has met that are not ours, and left alone."""
+    return len(_reported)
+
+
 class OwnDirectory:
     """An open directory that is ours, wherever it is moved.
 
