@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
@@ -31,6 +30,7 @@ from otel_audit.capture.headers import kept_headers
 from otel_audit.capture.identity import shown_actor, shown_source, shown_tenant
 from otel_audit.capture.long import Watch
 from otel_audit.capture.observer import Claims, Observer, Recorder
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.requestlog import begin_request_log, log_request
 from otel_audit.capture.routed import RoutedCapture
@@ -53,12 +53,14 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
 from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
 from otel_audit.pipeline.sink import Receipt, Sink
+from otel_audit.pipeline.spool import foreign_found
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
 from otel_audit.pipeline.worker import ThreadState, begin_thread
 from otel_audit.policy import Policy
@@ -132,11 +134,15 @@ class Runtime:
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
         self._checked = False
+        self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
             self.delivery = make_delivery(
-                config, sink_maker(config), self.counters, spooled=config.exporter != "console"
+                config,
+                sink_maker(config, self._tell_of_default),
+                self.counters,
+                spooled=config.exporter != "console",
             )
             recorder = self._stream = SpanRecorder(
                 self.delivery,
@@ -226,7 +232,9 @@ class Runtime:
         if begun_in is None and not self.config.orm_outside_actions:
             return
         try:
-            record, further = record_outside(outcome, changes, _service_name(), begun_in)
+            record, further = record_outside(
+                outcome, changes, _service_name, Parts(self._count_error), begun_in
+            )
             for one in with_continuations(record, further):
                 self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
@@ -369,6 +377,7 @@ class Runtime:
             "overdue": overdue,
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
+            "spool_foreign": foreign_found(),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),
@@ -386,7 +395,12 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
+    def _tell_of_default(self, rows: int) -> None:
+        self._in_default = rows
+
     def _set_aside(self) -> dict[str, int]:
+        if self.config.exporter == "postgres":
+            return {"default_partition_rows": self._in_default}
         if self.config.exporter != "otlp":
             return {}
         return {"quarantine_files": len(local_quarantine(self.config).files())}
@@ -395,6 +409,14 @@ class Runtime:
         """Report the health if this is its endpoint's path."""
         # an empty setting is off, and an empty path is the application's
         return self.health() if path and path == self.config.health_path else None
+
+    def adopt_left(self) -> None:
+        """Deliver what dead processes left, before this one ends. Never raises."""
+        try:
+            if self.delivery is not None:
+                self.delivery.adopt_left(self.config.shutdown_timeout)
+        except Exception as error:  # noqa: BLE001 - the process ends all the same
+            complain(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
@@ -500,7 +522,7 @@ class _Check(threading.Thread):
     def run(self) -> None:
         try:
             with suppress_instrumentation():
-                asyncio.run(self._check())
+                run_lasting(self._check())
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
             self.error = error
 
@@ -528,8 +550,15 @@ def check_store(config: AuditConfig) -> None:
             raise worker.error
 
 
-def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
-    """Name the sink that the settings say; nothing is connected yet."""
+def sink_maker(
+    config: AuditConfig, tell: Callable[[int], None] | None = None
+) -> Callable[[], Sink]:
+    """Name the sink that the settings say; nothing is connected yet.
+
+    Args:
+        config: The settings.
+        tell: Told now and then how many rows a PostgreSQL store has in its default partition.
+    """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
     dsn = config.asyncpg_dsn
@@ -537,7 +566,7 @@ def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
         return ConsoleSink
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout, tell=tell)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:
@@ -611,6 +640,7 @@ def _make_observer(
         response_bodies=config.capture_response_body,
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
+        span_urls=config.redact_spans,
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,

@@ -12,6 +12,7 @@ COMMENT ON ROLE otel_audit_maintainer IS
 GRANT otel_audit_owner TO otel_audit_maintainer;
 
 ALTER FUNCTION audit.ensure_partitions(integer) OWNER TO otel_audit_maintainer;
+ALTER FUNCTION audit.ensure_month(date) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.drop_partition(text, uuid) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.collapse_leaves(bigint, bigint) OWNER TO otel_audit_maintainer;
 
@@ -57,7 +58,7 @@ BEGIN
     IF touched IS NOT NULL THEN
         RAISE EXCEPTION '% on % is refused: the audit trail keeps its tables, triggers and functions',
             TG_TAG, touched
-            USING ERRCODE = 'insufficient_privilege',
+            USING ERRCODE = 'OA001',
                   HINT = 'The schema is changed by `otel-audit migrate`, run as a superuser.';
     END IF;
 END

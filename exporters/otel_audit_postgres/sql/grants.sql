@@ -32,6 +32,13 @@ GRANT EXECUTE ON FUNCTION audit.columns_hash(audit.audit_logs) TO otel_audit_sea
 GRANT EXECUTE ON FUNCTION audit.sealing_holder() TO otel_audit_sealer, otel_audit_reader,
     otel_audit_writer, otel_audit_retention;
 
+-- What is in quarantine: the sealer tells it, who keeps the store releases it, who verifies compares.
+GRANT EXECUTE ON FUNCTION audit.tell_quarantined() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.quarantined(), audit.release_quarantined(bytea, text, text)
+    TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.unkept_quarantine(text[]) TO otel_audit_reader, otel_audit_sealer;
+GRANT SELECT ON audit.quarantine_told TO otel_audit_reader, otel_audit_sealer;
+
 -- Who reads may verify: the ledger holds ids and hashes, no content.
 GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,
     audit.ledger_checkpoints TO otel_audit_reader;
@@ -49,7 +56,9 @@ GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
 GRANT SELECT ON audit.schema_version TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(integer),
     audit.retire_partition(text), audit.drop_partition(text, uuid),
-    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks() TO otel_audit_retention;
+    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks(), audit.ensure_month(date)
+    TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.rows_in_default(bigint) TO otel_audit_writer, otel_audit_retention;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;

@@ -38,6 +38,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from sqlalchemy.util import greenlet_spawn
 
 from otel_audit.capture.orm import OrmOptions, Transactional
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.strays import record_outside
 from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode
@@ -457,7 +458,9 @@ class OutboxHistory(PostgresHistory):
 
     def listen(self):
         transactional = Transactional(
-            compose=lambda _owner, changes: [record_outside("committed", changes, "test")[0]],
+            compose=lambda _owner, changes: [
+                record_outside("committed", changes, lambda: "test", Parts(lambda: None))[0]
+            ],
             encode=encode,
             committed=lambda: None,
             failed=lambda: None,

@@ -268,6 +268,9 @@ class Flushes:
     def _placed(self, connection: Connection, rows: list[Row]) -> None:
         """Name rows and tables as they are called where they are."""
         try:
+            session = rows[0].state.session if rows else None
+            if session is not None:
+                self._places.learn_shards(session)
             place = self._places.at(connection)
             plans: dict[MapperPlan, MapperPlan] = {}
             for row in rows:
