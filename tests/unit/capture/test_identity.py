@@ -62,7 +62,9 @@ class TestActor:
         known = actor(id="4111111111111111", on_behalf_of="4111111111111111")
         assert shown_actor(known, redactor) is known
         assert shown_actor(actor(role="4111111111111111"), redactor).role == "[REDACTED]"
-        assert shown_tenant(Tenant(id="4111111111111111"), redactor) == Tenant("4111111111111111")
+        assert shown_tenant(Tenant(id="4111111111111111"), redactor) == Tenant(
+            id="4111111111111111"
+        )
 
     @pytest.mark.parametrize("name", INNOCENT)
     def test_ordinary_ids_are_stored_as_they_are(self, name: str) -> None:
