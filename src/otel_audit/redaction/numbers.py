@@ -33,7 +33,11 @@ class SpelledFloat(float):
             return "Infinity" if math.isinf(value) else value
         found = cls(spelled)
         found.spelled = spelled
-        return spelled if math.isinf(found) or (found == 0 and _IS_SOMETHING(spelled)) else found
+        return (
+            spelled
+            if math.isinf(found) or (float(found) == 0 and _IS_SOMETHING(spelled))
+            else found
+        )
 
 
 _IS_SOMETHING: Final = re.compile("[-0.]*[1-9]").match
