@@ -131,7 +131,8 @@ class Parameters:
 
     def compiled_text(self, compiled: Any, text: str, style: Style) -> str:
         """The text of a compiled statement, in which literals stand only where it holds texts."""
-        if self._read(compiled)[0].texts:
+        # a hint or a prefix is text, too
+        if self._read(compiled)[0].texts or "'" in text or "/*" in text or "--" in text:
             return self.text(text, style)
         return self._masking.text(text, self._options.max_statement)
 

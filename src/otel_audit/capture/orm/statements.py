@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.bounded import BoundedCache
@@ -36,6 +37,9 @@ _FURTHER = re.compile(
     r";\s*[^\s;]|\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|CALL|DO|EXEC|EXECUTE)\b",
     re.IGNORECASE,
 )
+_ONLY_READS = re.compile(r"\s*(?:SELECT|SHOW|PRAGMA)\b", re.IGNORECASE)
+_MAY_WRITE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|;\s*[^\s;]", re.IGNORECASE)
+"""What a text that begins by reading must hold to do more than that."""
 _READS = keywords(
     "SELECT VALUES TABLE SHOW DESCRIBE DESC PRAGMA FETCH MOVE CLOSE DECLARE HELP FROM"
 )
@@ -115,6 +119,7 @@ class SqlText:
         return [one for one in self.steps if isinstance(one, Control)]
 
 
+_NOTHING: Final = SqlText((), ())
 _known: BoundedCache[tuple[str, Style], SqlText] = BoundedCache(_REMEMBERED)
 
 
@@ -125,6 +130,8 @@ def read_sql(text: str, style: Style = ANY_STYLE) -> SqlText:
         text: The SQL.
         style: How it is to be read.
     """
+    if _ONLY_READS.match(text) and not _MAY_WRITE.search(text):
+        return _NOTHING  # at little cost, as each may be another one: comments hold trace ids
     found = _known.get((text, style))
     if found is None:
         found = _read(text, style)
@@ -301,7 +308,7 @@ class _Reader:
             place += self._word(place) == "ONLY"
             table, after = self._name(place)
             is_merge = table and "USING" in (self._word(one) for one in range(after, after + 4))
-            return [Write("update", table)] if is_merge else None
+            return [Write("update", table, note=self._merged(after))] if is_merge else None
         if strict:
             return None
         if verb == "TRUNCATE":
@@ -309,6 +316,13 @@ class _Reader:
         if verb == "COPY":
             return self._copy(place)
         return self._load(place)
+
+    def _merged(self, place: int) -> str:
+        """What a MERGE may do."""
+        words = [self._word(one) for one in range(place, self._end)]
+        after_then = {word for then, word in pairwise(words) if then == "THEN"}
+        done = [one for one in ("INSERT", "UPDATE", "DELETE") if one in after_then]
+        return f"MERGE: {', '.join(done).lower()}"
 
     def _insert(self, place: int, *, strict: bool) -> list[Write] | None:
         while self._word(place) in (
