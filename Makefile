@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-fast lint types layers bench bench-quick check collector matrix lock clean
+.PHONY: help setup demo test test-fast lint types layers bench bench-quick check collector matrix lowest lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, test-fast, lint, types, layers, bench, bench-quick, collector, matrix, lock, clean"
+	@echo "Also: setup, test-fast, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
 
 setup: $(READY)
 
@@ -57,6 +57,10 @@ collector:
 
 matrix: setup
 	.ci/matrix $(PYTHON)
+
+# the lowest versions that pyproject.toml allows; a few minutes
+lowest:
+	.ci/lowest $(PYTHON)
 
 lock: setup
 	.ci/lock

@@ -294,7 +294,8 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
             "default_partition",
             True if not in_default else None,
             f"{in_default} rows in audit.audit_logs_default",
-            "partitions were missing, or clocks wrong: see occurred_at of these rows"
+            "partitions were missing, or clocks wrong: `otel-audit maintain` names the months, "
+            "which cannot be retired before `otel-audit maintain --month YYYY-MM` was run for each"
             if in_default
             else "",
         ),

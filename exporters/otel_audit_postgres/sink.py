@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -85,6 +85,8 @@ _SET_ASIDE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
+_IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
+_MOST_COUNTED: Final = 100_000
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
 _TRIED: Final = 8
@@ -122,6 +124,7 @@ class PostgresSink:
         *,
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
+        tell: Callable[[int], None] | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
 
@@ -129,8 +132,10 @@ class PostgresSink:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
+            tell: Told once a day how many rows are in the default partition, counted to a bound.
         """
         self._dsn = dsn
+        self._tell = tell
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
@@ -379,6 +384,29 @@ class PostgresSink:
                     made["detail"],
                     level=logging.WARNING,
                 )
+        if self._tell is not None:
+            await self._tell_of_default(connection, self._tell)
+
+    async def _tell_of_default(
+        self, connection: Connection[Any], tell: Callable[[int], None]
+    ) -> None:
+        try:
+            rows = await connection.fetchval(
+                _IN_DEFAULT, _MOST_COUNTED, timeout=self._statement_timeout
+            )
+        except InsufficientPrivilegeError:
+            return  # it is told by whoever may see it: `otel-audit doctor` and `maintain`
+        tell(rows)
+        if rows:
+            complain(
+                _logger,
+                "default partition",
+                "%d rows or more are in audit.audit_logs_default, because of missing partitions or "
+                "wrong clocks; their months cannot be retired before they have partitions of their "
+                "own: see `otel-audit maintain`",
+                rows,
+                level=logging.WARNING,
+            )
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -11,7 +11,7 @@ Example::
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -20,11 +20,13 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from otel_audit.complaints import complain
-from otel_audit.errors import StoreError
+from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres import queries
 from otel_audit_postgres.connecting import Connection
 from otel_audit_postgres.failures import sqlstate
 from otel_audit_postgres.queries import Criteria, Found, Page, Shown, Size, Volume
+from otel_audit_postgres.query import counts
+from otel_audit_postgres.query.counts import Facet, Histogram
 from otel_audit_postgres.query.grammar import Query
 
 _logger = logging.getLogger(__name__)
@@ -113,6 +115,39 @@ class Trail:
             {"since": since.isoformat()},
             lambda connection: queries.volume(connection, since),
             lambda _: 0,
+        )
+
+    async def count(self, wanted: Query) -> int:
+        """Count what fits; see `otel_audit_postgres.query.counts.count`."""
+        return await self._counted("count", wanted, counts.count)
+
+    async def histogram(self, wanted: Query) -> Histogram:
+        """Count what fits over time; see `otel_audit_postgres.query.counts.histogram`."""
+        return await self._counted("histogram", wanted, counts.histogram)
+
+    async def facets(self, wanted: Query, fields: Sequence[str]) -> tuple[Facet, ...]:
+        """Count the most frequent values of fields; see `otel_audit_postgres.query.counts.facet`.
+
+        Raises:
+            ConfigurationError: A field has no such counts.
+        """
+        for name in fields:
+            if name not in counts.FACETS:
+                raise ConfigurationError(f"{name}: is not one of {', '.join(counts.FACETS)}")
+
+        async def answer(connection: Connection[Any], query: Query) -> tuple[Facet, ...]:
+            # each has a time limit of its own, which needs a transaction
+            async with connection.transaction():
+                return tuple([await counts.facet(connection, query, name) for name in fields])
+
+        return await self._counted("facets", wanted, answer)
+
+    async def _counted(
+        self, question: str, wanted: Query, answer: Callable[[Connection[Any], Query], Awaitable[T]]
+    ) -> T:
+        asked = {"query": str(wanted)}
+        return await self._ask(
+            question, asked, lambda connection: answer(connection, wanted), lambda _: 0
         )
 
     async def sizes(self) -> tuple[Size, ...]:

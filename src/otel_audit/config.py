@@ -222,6 +222,10 @@ class AuditConfig(BaseSettings):
         tuple[Literal["card", "ssn", "iban"], ...], NoDecode, BeforeValidator(_listed)
     ] = Field((), description="Value rules that are not applied.")
     redact_emails: bool = Field(default=False, description="Redact e-mail addresses in values.")
+    redact_spans: bool = Field(
+        default=False,
+        description="Redact the URLs that tracing puts on the app's own server span, too.",
+    )
     redact_mode: Literal["replace", "omit", "hmac"] = Field(
         "replace", description="What becomes of a redacted value; hmac needs a key."
     )

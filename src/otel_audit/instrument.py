@@ -27,6 +27,7 @@ from otel_audit.errors import (
     MissingExtraError,
     OtelAuditError,
 )
+from otel_audit.hard_exit import deliver_before_exit
 from otel_audit.pipeline.sink import Receipt
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
@@ -338,6 +339,8 @@ def _after_fork() -> None:
     if util is not None and _runtime is not None:
         # only now: multiprocessing forgets its parent's finalizers after this
         util.register_after_fork(_runtime, _close_with_child)
+    if _runtime is not None:
+        deliver_before_exit(_runtime.close, _runtime.config.shutdown_timeout)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -132,11 +132,15 @@ class Runtime:
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
         self._checked = False
+        self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = _NoRecorder()
         if recorder is None:
             self.delivery = make_delivery(
-                config, sink_maker(config), self.counters, spooled=config.exporter != "console"
+                config,
+                sink_maker(config, self._tell_of_default),
+                self.counters,
+                spooled=config.exporter != "console",
             )
             recorder = self._stream = SpanRecorder(
                 self.delivery,
@@ -386,7 +390,12 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
+    def _tell_of_default(self, rows: int) -> None:
+        self._in_default = rows
+
     def _set_aside(self) -> dict[str, int]:
+        if self.config.exporter == "postgres":
+            return {"default_partition_rows": self._in_default}
         if self.config.exporter != "otlp":
             return {}
         return {"quarantine_files": len(local_quarantine(self.config).files())}
@@ -528,8 +537,15 @@ def check_store(config: AuditConfig) -> None:
             raise worker.error
 
 
-def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
-    """Name the sink that the settings say; nothing is connected yet."""
+def sink_maker(
+    config: AuditConfig, tell: Callable[[int], None] | None = None
+) -> Callable[[], Sink]:
+    """Name the sink that the settings say; nothing is connected yet.
+
+    Args:
+        config: The settings.
+        tell: Told now and then how many rows a PostgreSQL store has in its default partition.
+    """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
     dsn = config.asyncpg_dsn
@@ -537,7 +553,7 @@ def sink_maker(config: AuditConfig) -> Callable[[], Sink]:
         return ConsoleSink
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout, tell=tell)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:
@@ -611,6 +627,7 @@ def _make_observer(
         response_bodies=config.capture_response_body,
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
+        span_urls=config.redact_spans,
         watch=None if config.long_action_after is None else Watch(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,

@@ -274,15 +274,137 @@ class TestChildren:
         assert done.returncode == 0, done.stderr
         assert sorted(row["target_id"] for row in await rows()) == ["0", "1"]
 
-    async def test_a_child_that_dies_hard_is_told_by_another(self, run, rows):
-        """os._exit in a child skips everything; its spool is delivered all the same."""
+    async def test_a_child_that_ends_hard_delivers_before(self, run, rows):
+        """os._exit skips atexit and finalizers, as job queues do it: nobody else need record."""
+        done = run("""
+            import os
+            otel_audit.instrument()
+            child = os.fork()
+            if child == 0:
+                otel_audit.emit("child.done")
+                os._exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            os.kill(os.getpid(), 9)
+        """)
+        assert done.returncode == -9, done.stderr
+        assert [row["event_name"] for row in await rows()] == ["child.done"]
+
+    async def test_a_grandchild_delivers_its_own(self, run, rows):
+        """Each process ends with its own records, and one without any at once."""
+        done = run("""
+            import os, time
+            otel_audit.instrument()
+            if os.fork() == 0:
+                grandchild = os.fork()
+                if grandchild == 0:
+                    otel_audit.emit("grandchild.done")
+                    os._exit(0)
+                os.waitpid(grandchild, 0)
+                started = time.monotonic()
+                if os.fork() == 0:
+                    os._exit(0)
+                os.wait()
+                assert time.monotonic() - started < 3
+                otel_audit.emit("child.done")
+                os._exit(0)
+            os.wait()
+            os.kill(os.getpid(), 9)
+        """)
+        assert done.returncode == -9, done.stderr
+        found = {row["event_name"]: row["producer_id"] for row in await rows()}
+        assert set(found) == {"child.done", "grandchild.done"}
+        assert len(set(found.values())) == 2
+
+    async def test_a_child_that_ends_in_a_signal_handler(self, run, rows):
+        """It ends in time, whatever the signal has interrupted."""
+        done = run("""
+            import os, signal, time
+            otel_audit.instrument()
+            child = os.fork()
+            if child == 0:
+                signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+                started = time.monotonic()
+                print("ready", flush=True)
+                while True:
+                    otel_audit.emit("child.done")
+            time.sleep(0.5)
+            os.kill(child, signal.SIGTERM)
+            started = time.monotonic()
+            assert os.waitpid(child, 0)[1] == 0
+            assert time.monotonic() - started < 30
+            os.kill(os.getpid(), 9)
+        """)
+        assert done.returncode == -9, done.stderr
+
+    @pytest.mark.slow
+    async def test_children_of_celery_deliver_before_they_end(self, tmp_path, audit_store, rows):
+        """A pool's child that has done its number of tasks ends by os._exit, and a new one comes."""
+        write(
+            tmp_path,
+            """
+            import os, pathlib, sys
+            from celery import Celery
+
+            here = pathlib.Path(__file__).parent
+            for name in ("queue", "control"):
+                (here / name).mkdir(exist_ok=True)
+            otel_audit.instrument()
+            tasks = Celery("script", broker="filesystem://")
+            tasks.conf.broker_transport_options = {
+                "data_folder_in": str(here / "queue"),
+                "data_folder_out": str(here / "queue"),
+                "control_folder": str(here / "control"),
+            }
+            tasks.conf.worker_max_tasks_per_child = 1
+
+            @tasks.task(name="send")
+            def send(number, parent):
+                with otel_audit.audit("mail.sent", target=f"mail:{number}", parent=parent):
+                    pass
+                (here / f"done-{number}").touch()
+
+            if __name__ == "__main__":
+                with otel_audit.audit("order.placed", actor="ann"):
+                    for number in range(2):
+                        send.delay(number, otel_audit.current_action().to_json())
+            """,
+        )
+        environment = environment_of(tmp_path, audit_store)
+        subprocess.run(
+            [sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True, timeout=60
+        )
+        worker = subprocess.Popen(
+            [
+                sys.executable, "-m", "celery", "-A", "script:tasks", "worker", "--pool=prefork",
+                "--concurrency=1", "--without-gossip", "--without-mingle", "--without-heartbeat",
+            ],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            found: list[Any] = []
+            while len(found) < 2 and time.monotonic() < deadline:
+                found = [row for row in await rows() if row["event_name"] == "mail.sent"]
+                await asyncio.sleep(0.2)
+        finally:
+            worker.terminate()
+            worker.wait(30)
+        assert sorted(row["target_id"] for row in found) == ["0", "1"]
+        assert {row["actor_id"] for row in found} == {"ann"}
+        assert len({row["producer_id"] for row in found}) == 2
+
+    async def test_a_child_that_is_killed_is_told_by_another(self, run, rows):
+        """SIGKILL skips everything; its spool is delivered all the same."""
         done = run("""
             import os, time
             otel_audit.instrument()
             child = os.fork()
             if child == 0:
                 otel_audit.emit("child.done")
-                os._exit(0)
+                os.kill(os.getpid(), 9)
             os.waitpid(child, 0)
             otel_audit.emit("parent.done")
             assert otel_audit.flush(60)

@@ -207,6 +207,23 @@ class TestBesideTracing:
         assert '"tea"' in span.attributes["audit.request.body"]
         assert "hunter2" not in span.attributes["audit.request.body"]
 
+    @pytest.mark.parametrize("instrumented", TRACED)
+    @pytest.mark.parametrize("redact", [True, False])
+    async def test_urls_on_the_span_are_redacted_if_asked(
+        self, instrumented, redact, audit_store, tracing, store
+    ):
+        """What tracing says of the URL is spelled as the record spells it, also of no recorded one."""
+        config = AuditConfig(dsn=audit_store, batch_interval=0.01, redact_spans=redact)
+        link = "/reset/Tm9uZS1zby1zZWNyZXQ4ODE3"
+        async with client_of(instrumented(config, tracing)) as client:
+            await client.get(f"{link}?code=SplxlOBeZQQYbYS6WxSbIA&state=x&page=2")
+        await store()
+        (span,) = tracing.server_spans
+        told = str({name: value for name, value in span.attributes.items() if "audit" not in name})
+        assert ("Tm9uZS1zby1zZWNyZXQ4ODE3" in told) is not redact
+        assert ("SplxlOBeZQQYbYS6WxSbIA" in told) is not redact
+        assert "page=2" in told
+
     @pytest.mark.parametrize("instrumented", [contrib_first, native])
     async def test_what_is_not_sampled_is_audited(self, instrumented, config, store):
         """With a sampler that drops everything, the application exports nothing; the row is whole."""

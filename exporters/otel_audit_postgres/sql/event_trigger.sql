@@ -12,6 +12,7 @@ COMMENT ON ROLE otel_audit_maintainer IS
 GRANT otel_audit_owner TO otel_audit_maintainer;
 
 ALTER FUNCTION audit.ensure_partitions(integer) OWNER TO otel_audit_maintainer;
+ALTER FUNCTION audit.ensure_month(date) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.drop_partition(text, uuid) OWNER TO otel_audit_maintainer;
 ALTER FUNCTION audit.collapse_leaves(bigint, bigint) OWNER TO otel_audit_maintainer;
 

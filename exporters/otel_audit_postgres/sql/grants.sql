@@ -49,7 +49,9 @@ GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
 GRANT SELECT ON audit.schema_version TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(integer),
     audit.retire_partition(text), audit.drop_partition(text, uuid),
-    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks() TO otel_audit_retention;
+    audit.collapse_leaves(bigint, bigint), audit.collapsible_blocks(), audit.ensure_month(date)
+    TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.rows_in_default(bigint) TO otel_audit_writer, otel_audit_retention;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;

@@ -29,6 +29,7 @@ from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.capture.passage import Passage
 from otel_audit.capture.reading import identifier, state_of
 from otel_audit.capture.route import foresee, route_template
+from otel_audit.capture.span_urls import redact_span_urls
 from otel_audit.capture.targets import changed_id, shown_target, with_new_id
 from otel_audit.capture.told import action_told, event_told
 from otel_audit.capture.websocket import SocketTally
@@ -62,6 +63,7 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
 _MOST_IDENTITIES = 50
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
@@ -239,7 +241,13 @@ class Account:
     def _identities(self) -> list[object]:
         """Objects of the application from which it may be read who does it, and for whom."""
         scope = self.routed
-        return [*islice(state_of(scope).values(), _MOST_IDENTITIES), scope.get("user")]
+        found = [
+            one
+            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+            if one.__class__ not in _PLAIN
+        ]
+        user = scope.get("user")
+        return found if user is None else [*found, user]
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -445,6 +453,25 @@ class Account:
                     event_name=self._event_name(decision),
                     target=self._target(decision),
                     full=self._observer.full_payload,
+                )
+        except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
+            self.parts.fail("span", error)
+
+    def redact_span(self) -> None:
+        """Take out of the URLs on the application's own span what the record would not show.
+
+        Never raises.
+        """
+        span = self.audit.server_span
+        if not self._observer.span_urls or span is None:
+            return
+        try:
+            if span.is_recording():
+                redact_span_urls(
+                    span,
+                    lambda path: self.head.spell_path(path, self.routed),
+                    self._observer.redactor,
+                    self.audit.budget,
                 )
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
             self.parts.fail("span", error)

@@ -75,7 +75,7 @@ def _document(text: str | bytes | None) -> object:
         return None
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -58,7 +58,7 @@ def with_continuations(record: AuditRecord, further: Pages | None) -> Iterator[A
 
 def with_told(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
     """Add what the record itself does not tell: where changes are told, retries, what was cut."""
-    if scope.is_retried:
+    if scope.rolled_back_transactions and scope.is_retried:
         metadata = {
             **metadata,
             RETRIED: scope.rolled_back_transactions,

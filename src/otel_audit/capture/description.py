@@ -172,22 +172,26 @@ class RequestHead:
         return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
 
     def _shown_path(self, routed: Mapping[str, Any]) -> str:
-        parameters, whole = routed.get("path_params"), path_of(routed)
+        text = self._without_secrets(path_of(routed), routed)
+        if self._path is None or self._path[0] != text:
+            self._path = text, self._redactor.path(text, self._budget.path)
+        return self._path[1]
+
+    def spell_path(self, path: str, routed: Mapping[str, Any]) -> str:
+        """Spell a path of this request, as somebody else has it, without its secrets."""
+        return self._redactor.path(self._without_secrets(path, routed), self._budget.path)
+
+    def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str:
+        parameters = routed.get("path_params")
         path = cut_path(whole, LONGEST_PATH)
         if path is not whole:
             self._budget.note_cut("request.path")
         if not parameters and routed.get("route") is None:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction
-            text = "/".join(map(unless_token, path.split("/")))
-        else:
-            found = _without(path, secret_parameters(parameters or {}, self._redactor, whole))
-            if found is None:
-                # a convertor has changed a secret's spelling (a UUID's case, a number's zeros)
-                return route_template(routed, self.app) or REDACTED
-            text = found
-        if self._path is None or self._path[0] != text:
-            self._path = text, self._redactor.path(text, self._budget.path)
-        return self._path[1]
+            return "/".join(map(unless_token, path.split("/")))
+        found = _without(path, secret_parameters(parameters or {}, self._redactor, whole))
+        # a convertor may have changed a secret's spelling (a UUID's case, a number's zeros)
+        return found if found is not None else route_template(routed, self.app) or REDACTED
 
 
 def describe_headers(

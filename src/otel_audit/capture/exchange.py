@@ -275,6 +275,7 @@ class Exchange:
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
+        self._account.redact_span()
         decision = self._decided(wrote=bool(self.audit.changes_pending or self.audit.transactions))
         if decision is None:
             return
@@ -334,6 +335,7 @@ class Exchange:
             self._observer.settle()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             account.parts.fail("changes", error)
+        account.redact_span()
         audit.late = self._told_later
         audit.close()
         decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start

@@ -54,6 +54,7 @@ class Observer:
         request_bodies, response_bodies: Whether they are copied at all.
         socket_messages: Whether the messages of WebSockets are, where the policy does not say so.
         full_payload: Whether the server span gets bodies and changes too.
+        span_urls: Whether the URLs on the server span are redacted.
         watch: Tells actions that still run, so that they get a record that they have started;
             None: nobody does.
         log: Writes the line of the request log; None where there is no such log.
@@ -90,5 +91,6 @@ class Observer:
     refuses: bool = False
     settle: Callable[[], None] = lambda: None
     socket_messages: bool = False
+    span_urls: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None
     subject_of: Callable[[str], str | None] = lambda _token: None

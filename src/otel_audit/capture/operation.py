@@ -72,7 +72,7 @@ class Asked(msgspec.Struct, frozen=True):
 
     def renamed(self, decision: Decision, redactor: Redactor) -> Decision:
         """Name an action by what was asked for, unless a rule or the route has named it."""
-        if decision.is_chosen:
+        if not decision.is_derived:
             return decision
         naming = name_operations(self.operations)
         if naming is None:

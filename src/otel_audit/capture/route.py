@@ -45,11 +45,22 @@ def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:
     """
     route = scope.get("route")
     if route is None:
-        return None
+        return _template_of_endpoint(scope, scope.get("app") if app is None else app)
     path = _included_path(scope, route) or getattr(route, "path", None)
     if not isinstance(path, str):
         return None
     return _mount_prefix(scope, app) + path
+
+
+def _template_of_endpoint(scope: Mapping[str, Any], app: object) -> str | None:
+    """Find the template where only the endpoint is told: older versions of Starlette do so."""
+    endpoint = scope.get("endpoint")
+    if endpoint is None:
+        return None
+    outer = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path"))}
+    method = None if scope.get("type") == "websocket" else scope.get("method")
+    found = _serving(getattr(app, "routes", None), path_below_root(outer), method, _DEPTH)
+    return found[1] if found is not None and found[0].endpoint is endpoint else None
 
 
 def _included_path(scope: Mapping[str, Any], route: object) -> str | None:

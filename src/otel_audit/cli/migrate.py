@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import datetime
 
 import click
 
@@ -43,7 +44,11 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     "--ahead", type=click.IntRange(0, 12), default=2, show_default=True, metavar="MONTHS",
     help="How many months ahead partitions are made.",
 )  # fmt: skip
-def maintain(dsn: str | None, ahead: int) -> None:
+@click.option(
+    "--month", "months", type=click.DateTime(["%Y-%m"]), multiple=True, metavar="YYYY-MM",
+    help="Move this month's rows from the default partition into its own; repeat.",
+)  # fmt: skip
+def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
     """Make the partitions of the months ahead, and report what is in the default one.
 
     For a timer; a running application does the same once a day. Exit status 1 if a month is left
@@ -51,12 +56,17 @@ def maintain(dsn: str | None, ahead: int) -> None:
     """
     from otel_audit_postgres.upkeep import maintain as keep_up
 
-    done = asyncio.run(keep_up(chosen_dsn(dsn), ahead=ahead))
+    done = asyncio.run(
+        keep_up(chosen_dsn(dsn), ahead=ahead, months=[month.date() for month in months])
+    )
     for partition in done.partitions:
         detail = f": {partition.detail}" if partition.detail else ""
         echo(f"partition {partition.name}: {partition.state}{detail}")
     for month, rows in done.in_default.items():
-        echo(f"default partition: {rows} rows of {month}")
+        echo(
+            f"default partition: {rows} rows of {month}; to give it a partition of its own: "
+            f"otel-audit maintain --month {month}"
+        )
     if not done.in_default:
         echo("default partition: empty")
     sys.exit(0 if done.ok else 1)

@@ -17,6 +17,8 @@ from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
     from otel_audit_postgres.queries import Found, Page
+    from otel_audit_postgres.query.counts import Facet, Histogram
+    from otel_audit_postgres.query.grammar import Query
     from otel_audit_postgres.trail import Trail
 
 T = TypeVar("T")
@@ -39,37 +41,78 @@ def _named(_context: click.Context, _parameter: click.Parameter, entity: str) ->
     return entity
 
 
-@click.command()
+def _query_of(text: tuple[str, ...], options: dict[str, tuple[str, ...]]) -> Query:
+    """Read the arguments and the options as one query; an option that is repeated means: any of."""
+    from otel_audit_postgres.query.fields import FIELDS
+    from otel_audit_postgres.query.grammar import Query, Term, Value, parse
+
+    unknown = next((word for word in text if word.startswith("--")), None)
+    if unknown is not None:
+        raise click.NoSuchOption(unknown)
+    terms = list(parse(" ".join(text)).terms)
+    for name, values in options.items():
+        if values:
+            chosen = (
+                Value(value[:-1], "prefix")
+                if value.endswith("*") and FIELDS[name].takes_prefix
+                else Value(value)
+                for value in values
+            )
+            terms.append(Term(name, tuple(chosen)))
+    return Query(tuple(terms))
+
+
+def _within(query: Query, since: str | None, until: str | None) -> Query:
+    """Bound a query by the options of time."""
+    from otel_audit_postgres.query.grammar import Term, Value
+
+    begin, end = moment(since), moment(until)
+    if begin is not None:
+        query = query.with_term(Term("time", (Value(begin.isoformat(), ">="),)))
+    if end is not None:
+        query = query.with_term(Term("time", (Value(end.isoformat(), "<"),)))
+    return query
+
+
+_query_argument = click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
+# -field:value is a part of the query
+_QUERY_SETTINGS = {"ignore_unknown_options": True}
+
+
+@click.command(context_settings=_QUERY_SETTINGS)
+@_query_argument
 @dsn_option
 @click.option("--since", metavar="TIME", help="At or after: ISO 8601, or how long ago: 12h, 7d.")
 @click.option("--until", metavar="TIME", help="Before: as for --since.")
-@click.option("--actor", help="The actor's id.")
-@click.option("--tenant", help="The tenant's id.")
-@click.option("--event", help="The event's name, such as order.created.")
-@click.option("--outcome", type=click.Choice(["success", "failure", "unknown"]))
-@click.option("--target", help="type:id, or type.")
-@click.option("--request-id", help="The request's id.")
-@click.option("--trace-id", help="The trace's id.")
+@click.option("--actor", multiple=True, help="The actor's id, or else e-mail.")
+@click.option("--tenant", multiple=True, help="The tenant's id.")
+@click.option("--event", multiple=True, help="The event's name: order.created, or order.*.")
+@click.option("--outcome", multiple=True, type=click.Choice(["success", "failure", "unknown"]))
+@click.option("--target", multiple=True, help="type:id, or type.")
+@click.option("--request-id", "request", multiple=True, help="The request's id.")
+@click.option("--trace-id", "trace", multiple=True, help="The trace's id.")
 @_limit_option
 @_after_option
 @_json_option
 def search(  # noqa: PLR0913, PLR0917 - one for each option
+    text: tuple[str, ...],
     dsn: str | None,
     since: str | None,
     until: str | None,
     limit: int,
     after: str | None,
     as_json: bool,
-    **wanted: str | None,
+    **wanted: tuple[str, ...],
 ) -> None:
     """Look for records, the newest first.
 
+    QUERY has terms such as actor:ada status:5xx -event:order.* time:7d changed:price, and free
+    text. Options say the same; one that is repeated means any of its values.
+
     That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
     """
-    from otel_audit_postgres import queries
-
-    criteria = queries.Criteria(since=moment(since), until=moment(until), **wanted)
-    page = _ask(dsn, lambda trail: trail.search(criteria, limit=limit, after=after))
+    query = _within(_query_of(text, wanted), since, until)
+    page = _ask(dsn, lambda trail: trail.search(query, limit=limit, after=after))
     _print_page(page, as_json, "no record that this role may see fits")
 
 
@@ -102,12 +145,23 @@ def show(dsn: str | None, record_id: str) -> None:
         )
 
 
-@click.command()
+@click.command(context_settings=_QUERY_SETTINGS)
+@_query_argument
 @dsn_option
 @click.option("--since", metavar="TIME", default="7d", show_default=True, help="Count from here.")
+@click.option("--by", multiple=True, metavar="FIELD", help="Count the most frequent of event, …")
 @_json_option
-def stats(dsn: str | None, since: str, as_json: bool) -> None:
-    """Show volume per day and event, and the size of tables and indexes."""
+def stats(
+    text: tuple[str, ...], dsn: str | None, since: str, by: tuple[str, ...], as_json: bool
+) -> None:
+    """Show volume per day and event, and the size of tables and indexes.
+
+    With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
+    outcome, actor, tenant, action, status, service, target.
+    """
+    if text or by:
+        _print_counts(dsn, _within(_query_of(text, {}), since, None), by, as_json)
+        return
     begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
     volume = _ask(dsn, lambda trail: trail.volume(begin))
     sizes = _ask(dsn, lambda trail: trail.sizes())
@@ -128,6 +182,39 @@ def stats(dsn: str | None, since: str, as_json: bool) -> None:
     )
 
 
+def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: bool) -> None:
+    async def answer(trail: Trail) -> tuple[Histogram, tuple[Facet, ...]]:
+        return await trail.histogram(query), await trail.facets(query, by)
+
+    histogram, facets = _ask(dsn, answer)
+    if as_json:
+        echo_json({
+            "width_seconds": histogram.width.total_seconds(),
+            "counted": histogram.counted,
+            "bars": [asdict(bar) for bar in histogram.bars],
+            "facets": [asdict(facet) for facet in facets],
+        })  # fmt: skip
+        return
+    outcomes = ("success", "failure", "unknown")
+    echo_columns(
+        ("from", *outcomes),
+        [
+            (bar.begin.isoformat(timespec="minutes"), *(bar.outcomes.get(o, 0) for o in outcomes))
+            for bar in histogram.bars
+        ],
+    )
+    for facet in facets:
+        rows = [*facet.values, *([("(others)", facet.others)] if facet.others else [])]
+        echo_columns((facet.field, "records"), rows)
+        if facet.timed_out:
+            echo(f"{facet.field}: not counted, as it took too long", err=True)
+    counted = [histogram.counted or 0, *(facet.counted or 0 for facet in facets)]
+    if any(counted):
+        echo(f"of the newest {max(counted):,} records that fit", err=True)
+    if histogram.waiting:
+        echo(f"{histogram.waiting:,} records wait for their seal", err=True)
+
+
 def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
     from otel_audit_postgres.trail import open_trail
 
@@ -146,6 +233,10 @@ def _print_page(page: Page, as_json: bool, nothing: str) -> None:
         echo(nothing)
     else:
         echo_columns(_COLUMNS, [_row(record) for record in page.records])
+    if page.notice is not None:
+        echo(page.notice, err=True)
+    if page.searched_to is not None:
+        echo(f"searched back to {page.searched_to.isoformat(timespec='seconds')}", err=True)
     if page.next is not None:
         echo(f"more: --after '{page.next}'", err=True)
 

@@ -88,7 +88,8 @@ class Decision(msgspec.Struct, frozen=True):
         messages: Whether the messages of a WebSocket are kept, where rule or route says so.
         whom: Where else than in the path it may be said whose account it is; see `Naming`.
         turned_away: Whether the answer only says where else to send the request.
-        is_chosen: Whether a rule or the route has chosen the name, or that it was turned away.
+        is_derived: Whether neither a rule nor the route has chosen the name, nor that it was turned
+            away: what the body says may be a better one.
     """
 
     level: Level
@@ -102,11 +103,16 @@ class Decision(msgspec.Struct, frozen=True):
     messages: bool | None = None
     whom: Whom | None = None
     turned_away: bool = False
-    is_chosen: bool = False
+    is_derived: bool = False
 
 
 UNDECIDED: Final = Decision(
-    level="changes", event_name="http.request", action="EXECUTE", target=None, rule="undecided"
+    level="changes",
+    event_name="http.request",
+    action="EXECUTE",
+    target=None,
+    rule="undecided",
+    is_derived=True,
 )
 """What holds where deciding fails: it is recorded, without bodies, which a rule may leave out."""
 
@@ -327,7 +333,7 @@ class Policy:
             messages=override.messages if override.messages is not None else rule.messages,
             whom=naming.whom,
             turned_away=turned_away,
-            is_chosen=turned_away or bool(override.event or rule.event),
+            is_derived=not (turned_away or override.event or rule.event),
         )
 
     def _rule(self, facts: Facts) -> Rule:

@@ -6,6 +6,7 @@ parameter, in a body or in a message.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,16 +99,28 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
         path: As requested.
         parameters: Those of the path, as the router has read them.
     """
-    values = {name: str(value) for name, value in parameters.items() if type(name) is str}
+    kinds = {name: _kind_of(name) for name in parameters if type(name) is str}
+    if not any(kinds.values()):
+        return
+    values = {name: str(value) for name, value in parameters.items()}
     fixed = set(path.split("/")).difference(values.values())
     leads_in = any(not _WORDS.isdisjoint(split_words(segment)) for segment in fixed)
-    for name, value in values.items():
-        squashed = squash(name)
-        if squashed in _SECRET or (
-            squashed in _OPAQUE
-            and (looks_like_token(value) or (leads_in and len(value) >= _SHORTEST_GIVEN))
-        ):
+    for name, kind in kinds.items():
+        value = values[name]
+        given = looks_like_token(value) or (leads_in and len(value) >= _SHORTEST_GIVEN)
+        if kind == _ALWAYS or (kind == _BY_LOOKS and given):
             yield value
+
+
+_ALWAYS: Final = 2
+_BY_LOOKS: Final = 1
+
+
+# an application has few names of parameters
+@functools.lru_cache(maxsize=512)
+def _kind_of(name: str) -> int:
+    squashed = squash(name)
+    return _ALWAYS if squashed in _SECRET else _BY_LOOKS if squashed in _OPAQUE else 0
 
 
 def in_query(match: Any) -> Iterable[tuple[int, int]]:

@@ -231,14 +231,15 @@ def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:
 def built_in(name: str) -> Verdict:
     """Say what a name tells of its value by the built-in rules alone."""
     squashed = squash(name)
-    last_part = squash(_last_part(name))
-    for candidate in (squashed, last_part):
-        if candidate in _EXACT_SQUASHED:
-            return Verdict(rule=f"name:{candidate}")
+    # an underscore stands where a name has a separator
+    candidates = _marked(name).casefold(), _marked(_last_part(name)).casefold()
+    for candidate in candidates:
+        if candidate in _WHOLE_FORMS:
+            return Verdict(rule=f"name:{candidate.replace('_', '')}")
     words = split_words(name)
     found = _phrase_in(squashed) or _word_in(name)
     if found is None:
-        return _opaque(squashed, last_part)
+        return _opaque(candidates)
     if squashed in _TABLE.wholly_about or is_about(words, squashed, found):
         return CLEAR
     first, last = words[0], words[-1]
@@ -252,11 +253,15 @@ def built_in(name: str) -> Verdict:
     )
 
 
-def _opaque(squashed: str, last_part: str) -> Verdict:
-    for candidate in (squashed, last_part):
-        if candidate in _OPAQUE_SQUASHED:
-            return Verdict(rule=f"name:{candidate}", opaque=True)
+def _opaque(candidates: Iterable[str]) -> Verdict:
+    for candidate in candidates:
+        if candidate in _OPAQUE_FORMS:
+            return Verdict(rule=f"name:{candidate.replace('_', '')}", opaque=True)
     return CLEAR
+
+
+def _marked(name: str) -> str:
+    return _SEPARATORS.sub("_", spelled(name)).strip("_")
 
 
 def is_about(words: list[str], squashed: str, found: str) -> bool:
@@ -278,9 +283,7 @@ def _phrase_in(squashed: str) -> str | None:
 
 def _word_in(name: str) -> str | None:
     """Find a word, or several together, that are sensitive; plurals and digits do not count."""
-    # an underscore stands where the name has a separator, nothing where only the case changes
-    marked = _SEPARATORS.sub("_", spelled(name)).strip("_")
-    words = _MARKED_WORD.findall(marked)
+    words = _MARKED_WORD.findall(_marked(name))
     for start in range(len(words)):
         together = ""
         for word in words[start : start + _MOST_WORDS_OF_ONE]:
@@ -337,9 +340,15 @@ def _glob(pattern: str) -> str:
 
 
 _PHRASE: Final = re.compile("|".join(dict.fromkeys(squash(phrase) for phrase in PHRASES)))
-_EXACT_SQUASHED: Final = frozenset(squash(name) for name in EXACT)
-_WORD_FORMS: Final = frozenset(form for word in WORDS for form in _forms(spelled(word).casefold()))
-_OPAQUE_SQUASHED: Final = frozenset(squash(name) for name in _TABLE.opaque)
+
+
+def _all_forms(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(form for name in names for form in _forms(spelled(name).casefold()))
+
+
+_WHOLE_FORMS: Final = _all_forms(EXACT)
+_WORD_FORMS: Final = _all_forms(WORDS)
+_OPAQUE_FORMS: Final = _all_forms(_TABLE.opaque)
 GLUED: Final = frozenset(
     word
     for word in _WORD_FORMS

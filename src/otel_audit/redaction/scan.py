@@ -86,7 +86,7 @@ class Scan:
 def _short_names() -> Iterator[str]:
     """Patterns of names that are too short to be looked for in the midst of a word."""
     table = name_table()
-    exact = _any_of(name for name in (*names.EXACT, *table.opaque))
+    exact = _any_of((*names.EXACT, *table.opaque))
     words = sorted(name for name in names.WORDS if name.isascii())
     apart = "|".join(_GAP.join(name.split("_")) for name in words)
     yield rf"{_EDGE}(?:{exact})[\W_]*[=:>\"']"
@@ -115,8 +115,7 @@ _BETWEEN: Final = r'[^\pL\pN"\\]*'
 
 
 def _any_of(every: Iterable[str]) -> str:
-    squashed = sorted({name for name in map(names.squash, every) if name.isascii()})
-    return "|".join(map(_letters, squashed))
+    return "|".join(sorted({_GAP.join(name.split("_")) for name in every if name.isascii()}))
 
 
 def _compiled(patterns: Iterable[str]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from datetime import date
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
-from otel_audit_postgres import init
+from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger import evidence_check
 from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.prove import ProofError, prove_growth, prove_record
@@ -251,6 +252,45 @@ class TestTampering:
         await connection.execute(f"DROP TABLE audit.{months}")
         report = await log.verify()
         assert report.counts[Kind.DELETED] == 14
+
+
+class TestWrongClock:
+    async def test_does_not_keep_a_month_for_ever(self, log, connection):
+        """Rows of a clock of 2015: sealed, moved into a month of their own, retired, verified."""
+        sink = PostgresSink(log.dsn)
+        then = 1_434_000_000 * 10**9  # June 2015
+        records = [a_record(record_id=uuid7(then + number * 10**6)) for number in range(7)]
+        await sink.write(records)
+        await sink.close()
+        await log.write(2)
+        await log.seal()
+        assert (await maintain(log.dsn)).in_default == {"2015-06": 7}
+        done = await maintain(log.dsn, months=[date(2015, 6, 1)])
+        assert (done.in_default, done.partitions[-1].state) == ({}, "made")
+        report = await log.verify()
+        assert (report.ok, report.rows_checked) == (True, 9)
+        rows, _ = await pruned(log, "audit_logs_2015_06")
+        assert rows == 7
+        assert await collapse(log.dsn) >= 0
+        report = await log.verify()
+        assert (report.ok, report.dropped) == (True, 7)
+
+    async def test_also_by_the_roles_that_may(self, database, postgres):
+        """With roles and the event trigger: the writer moves few in passing, retention a month."""
+        names = {kind: f"{kind}_{uuid.uuid4().hex[:8]}" for kind in ("writer", "retention")}
+        for name in names.values():
+            await postgres.execute(f"CREATE ROLE {name} LOGIN")
+        await init(database, roles=True, **names)
+        name = database.partition("?")[0].rpartition("/")[2]
+        told = []
+        sink = PostgresSink(postgres.dsn(name, names["writer"]), tell=told.append)
+        await sink.write([a_record(record_id=uuid7(1_434_000_000 * 10**9))])
+        await sink.close()
+        with pytest.raises(StoreError):
+            await maintain(postgres.dsn(name, names["writer"]), months=[date(2015, 6, 1)])
+        done = await maintain(postgres.dsn(name, names["retention"]), months=[date(2015, 6, 1)])
+        assert (done.in_default, done.partitions[-1].state) == ({}, "made")
+        assert told == [0]
 
 
 class TestReport:

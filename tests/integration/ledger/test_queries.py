@@ -258,6 +258,26 @@ class TestCommands:
         assert "\x1b[31m" not in output
         assert "more: --after" in output
 
+    def test_search_reads_a_query(self, run, trail):
+        """Terms as arguments, one behind a minus too; repeated options mean any of."""
+        asked = ("search", "--json", "event:order.*", "-outcome:failure", "target:order:7,order:5")
+        lines = run(*asked).stdout.splitlines()
+        assert [json.loads(line)["id"] for line in lines] == [trail[7]]
+        lines = run("search", "--target", "order:7", "--target", "order:8", "--json").stdout
+        assert [json.loads(line)["id"] for line in lines.splitlines()] == [trail[8], trail[7]]
+        assert "did you mean actor:?" in run("search", "acter:x", status=1).output
+        assert "No such option" in run("search", "--limt", "3", status=2).output
+
+    def test_stats_count_a_query(self, run):
+        """Over time and by values, for people and as JSON."""
+        asked = ("stats", "--since", "2026-10-01", "--by", "outcome", "event:order.created")
+        assert "success" in run(*asked).output
+        found = json.loads(run(*asked, "--json").stdout)
+        (facet,) = found["facets"]
+        assert facet["values"] == [["success", 8], ["failure", 2]]
+        assert sum(sum(bar["outcomes"].values()) for bar in found["bars"]) == 10
+        assert "is not one of event" in run("stats", "--by", "colour", status=1).output
+
     def test_search_prints_json(self, run, trail):
         """One object a line."""
         lines = run("search", "--target", "order:7", "--json").stdout.splitlines()

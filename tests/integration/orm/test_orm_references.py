@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Column, ForeignKey, String, Table, create_engine, delete, insert, text
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import StaticPool
 
@@ -185,6 +186,27 @@ class TestPlaces:
         engine = memory().execution_options(otel_audit_database="eu")
         (change,) = written(a_class(base, "Item", "items")(id="1"), engine=engine)
         assert (change.reference, change.related) == ("eu.item:1", ("item:1",))
+
+    def test_a_sharded_session_says_what_its_databases_are_called(self, base: Any) -> None:
+        """From the first row on, as it knows all of them."""
+        item = a_class(base, "Item", "items")
+        shards = {"eu": memory(), "us": memory()}
+        for engine in shards.values():
+            base.metadata.create_all(engine)
+        with (
+            recorded(config=config()) as records,
+            otel_audit.audit("t.done"),
+            ShardedSession(
+                shards=shards,
+                shard_chooser=lambda _mapper, one, _clause=None: one.name,
+                identity_chooser=lambda *_args, **_more: list(shards),
+                execute_chooser=lambda _context: list(shards),
+            ) as session,
+        ):
+            session.add_all([item(id="1", name="eu"), item(id="1", name="us")])
+            session.commit()
+        found = {one.reference for one in records.one("t.done").changes}
+        assert found == {"eu.item:1", "us.item:1"}
 
     def test_databases_in_memory_are_as_many_as_there_are_pools(self, base: Any) -> None:
         """They have no names of their own."""

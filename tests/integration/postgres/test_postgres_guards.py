@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink
+from otel_audit_postgres import PostgresSink, maintain
 from strategies import a_record
 
 from otel_audit.ids import uuid7
@@ -118,20 +120,52 @@ class TestPartitions:
         found = await owner.fetch("SELECT * FROM audit.ensure_partitions()")
         assert [row["state"] for row in found] == ["exists"] * 4
 
-    async def test_do_not_fail_over_rows_in_the_default_partition(self, audit_store, owner):
-        """A month whose rows are in the default partition is reported, the others are made."""
-        late = await owner.fetchval("SELECT audit.uuid_at(now() + interval '120 days')::text")
+    async def test_take_their_rows_out_of_the_default_partition(self, audit_store, owner):
+        """A month whose rows are in the default one gets its partition, and the rows are in it."""
+        others = await owner.fetchval("SELECT audit.rows_in_default(10)")
+        late = await self._in_default(audit_store, owner, "now() + interval '120 days'")
+        before = await owner.fetchrow("SELECT * FROM audit.audit_logs WHERE id = $1", late)
+        found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
+        assert [row["state"] for row in found].count("made") == 4
+        assert [row["detail"] for row in found if row["detail"]] == [
+            "1 rows of it were moved here from audit.audit_logs_default"
+        ]
+        assert dict(before) == dict(
+            await owner.fetchrow("SELECT * FROM audit.audit_logs WHERE id = $1", late)
+        )
+        assert await owner.fetchval("SELECT audit.rows_in_default(10)") == others
+        for statement in ("DELETE FROM", "TRUNCATE"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+                await owner.execute(f"{statement} audit.audit_logs_default")
+
+    async def test_leave_many_rows_to_whoever_asks_for_it(self, audit_store, owner):
+        """In passing no more than 5,000 are moved; by its month any number."""
+        when = "now() + interval '120 days'"
+        late = await self._in_default(audit_store, owner, when)
+        await owner.execute(
+            "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object('id', "
+            f"replace(audit.uuid_at({when})::text, '00000000', lpad(n::text, 8, '0'))))).* "
+            "FROM audit.audit_logs a, generate_series(1, 5000) n WHERE a.id = $1", late,
+        )  # fmt: skip
+        found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
+        (blocked,) = [row for row in found if row["state"] == "blocked"]
+        assert "otel-audit maintain --month" in blocked["detail"]
+        done = await maintain(
+            audit_store, months=[await owner.fetchval(f"SELECT ({when})::date"), date(2015, 1, 1)]
+        )
+        assert [one.state for one in done.partitions[-2:]] == ["made", "empty"]
+        assert "5001 rows of it were moved" in (done.partitions[-2].detail or "")
+        month = await owner.fetchval(f"SELECT to_char({when}, 'YYYY-MM')")
+        assert month not in done.in_default
+
+    async def _in_default(self, audit_store, owner, when):
+        late = await owner.fetchval(f"SELECT audit.uuid_at({when})::text")
         # as an older version of the store would have taken it from anybody
         await owner.execute("ALTER TABLE audit.audit_logs DISABLE TRIGGER queue_for_sealing")
         sink = PostgresSink(audit_store)
         assert (await sink.write([a_record(record_id=late)])).stored == 1
         await sink.close()
-        found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
-        states = [row["state"] for row in found]
-        assert states.count("blocked") == 1
-        assert states.count("made") == 3
-        blocked = next(row for row in found if row["state"] == "blocked")
-        assert "audit_logs_default" in blocked["detail"]
+        return late
 
     async def test_are_no_way_to_fill_the_catalog(self, owner):
         """However many months a writer asks for, it gets a year."""

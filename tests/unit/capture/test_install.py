@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -143,7 +144,7 @@ DENYING = ("own stack", "enclosed", "own call", "replaced", "unhashable", "hidde
 async def post(app: Any, **headers: str) -> httpx.Response:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
-        return await client.post("/orders", json={"item": "tea"}, headers=headers)
+        return await client.post("/orders", content=b'{"item":"tea"}', headers=headers)
 
 
 async def live(app: Any) -> list[str]:
@@ -209,6 +210,9 @@ class TestShapes:
         assert (await post(app)).status_code == 401
         assert runtime.kept.record.response.status_code == 401
 
+    @pytest.mark.skipif(
+        "max_body_size" not in inspect.signature(Starlette).parameters, reason="an older Starlette"
+    )
     @pytest.mark.parametrize("begin", ORDERS)
     async def test_what_the_frameworks_own_limit_refuses_is_a_record(self, begin):
         """A body beyond the framework's limit is refused before any middleware is asked."""

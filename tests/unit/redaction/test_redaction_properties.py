@@ -147,9 +147,13 @@ separators = st.text(st.sampled_from(" _-.\u200b'"), max_size=2)
 @st.composite
 def disguised(draw: st.DrawFn) -> str:
     """A built-in name with its letters' case and separators changed."""
-    words = draw(st.sampled_from([*PHRASES, *EXACT]))
+    name = draw(st.sampled_from([*PHRASES, *EXACT]))
+    # what is only sensitive as a whole is not looked for in pieces
+    is_phrase = name in PHRASES
     return "".join(
-        draw(st.sampled_from([letter, letter.upper()])) + draw(separators) for letter in words
+        draw(st.sampled_from([letter, letter.upper()]))
+        + (draw(separators) if is_phrase or letter == "_" else "")
+        for letter in name
     )
 
 

@@ -37,6 +37,20 @@ class TestFromConfig:
         assert redactor.json_bytes(b'{"nationalid":1}') == b'{"nationalid":"[REDACTED]"}'
         assert redactor.json_bytes(b'{"x_internal":1}') == b'{"x_internal":"[REDACTED]"}'
 
+    def test_takes_names_in_any_script(self) -> None:
+        """A name counts as it stands, whatever its letters; a digit in it is not the name."""
+        redactor = Redactor.from_config(
+            AuditConfig(redact_fields=("пароль2", "姓名", "поле1", "*имя"))
+        )
+        found = redactor.document(
+            {"姓名": 1, "Поле1": 2, "1": 3, "字段1": 4, "полноеимя": 5, "имя": 6}
+        )
+        assert found == {
+            "姓名": "[REDACTED]", "Поле1": "[REDACTED]", "1": 3, "字段1": 4,
+            "полноеимя": "[REDACTED]", "имя": "[REDACTED]",
+        }  # fmt: skip
+        assert redactor.text("поле1=abc") == "поле1=[REDACTED]"
+
     def test_allows_names(self) -> None:
         """An allowed name is innocent, its value still free of credentials."""
         redactor = Redactor.from_config(AuditConfig(redact_allow=("token", "order_no")))
@@ -89,6 +103,8 @@ class TestFromConfig:
             ({"redact_rules_off": ("jwt",)}, "OTEL_AUDIT_REDACT_RULES_OFF"),
             ({"redact_mode": "mask"}, "OTEL_AUDIT_REDACT_MODE"),
             ({"hmac_key_id": "a:b"}, "OTEL_AUDIT_HMAC_KEY_ID"),
+            ({"redact_fields": ("--",)}, "OTEL_AUDIT_REDACT_FIELDS"),
+            ({"redact_allow": ("**",)}, "OTEL_AUDIT_REDACT_ALLOW"),
         ],
     )
     def test_refuses_a_wrong_setting(self, settings: dict[str, Any], named: str) -> None:
@@ -286,6 +302,29 @@ class TestBounds:
             "token: " * 14_000,
             "[parameters: " * 7_000,
             "\\" * 100_000,
+            "/reset/" * 14_000,
+            "/reset/a/" * 11_000,
+            "?code=" * 16_000,
+            "?" + "&code=aaaaaaaaaaaaaaa1" * 4_000 + "&state=1",
+            "key (a)=(" * 11_000,
+            "key (" * 20_000,
+            "password '" * 10_000,
+            "password 'x' " * 8_000,
+            "'loc': 'input': " * 6_000,
+            " -u a:b" * 14_000,
+            "mysql -p" * 12_000,
+            "$1 = '" * 16_000,
+            'value "' * 14_000,
+            'invalid input syntax for x: "' * 3_000,
+            "identified by " * 7_000,
+            "crypt(" * 16_000,
+            "\uff14" * 30_000,
+            "4\u200b" * 30_000,
+            "\u043f\u0430\u0440\u043e\u043b\u044c " * 10_000,
+            "a@" * 40_000,
+            '"a@' * 30_000,
+            "sk-" * 30_000,
+            "password: $a " * 7_000,
         ],
         ids=lambda text: text[:12],
     )

@@ -170,7 +170,7 @@ def read_key_set(text: bytes, algorithms: frozenset[str]) -> tuple[SigningKey, .
     """
     try:
         found = msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise UnusableKeyError("not JSON") from None
     entries = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(entries, list):

@@ -152,7 +152,7 @@ def decode_object(segment: str | bytes) -> dict[str, Any]:
     raw = decoded(segment) if isinstance(segment, str) else segment
     try:
         found = _object(raw)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise TokenError("token_malformed") from None
     if not isinstance(found, dict):
         raise TokenError("token_malformed")
@@ -162,7 +162,7 @@ def decode_object(segment: str | bytes) -> dict[str, Any]:
 def _object(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         # Applications read claims with Python's own parser, which takes more: a lone surrogate in
         # a name that its user has chosen must not make him nobody.
         return json.loads(raw)

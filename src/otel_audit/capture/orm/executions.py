@@ -74,6 +74,8 @@ class Executions:
         self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
             weakref.WeakKeyDictionary()
         )
+        # whether a statement was sent in batches that are committed one by one
+        self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
     def joined(self, session: Session, connection: Connection) -> None:
@@ -89,7 +91,8 @@ class Executions:
         if not self._selection.takes_connection(connection):
             return
         try:
-            self._end_statement_before(connection, context)
+            if self._has_expected_more:
+                self._end_statement_before(connection, context)
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
@@ -99,6 +102,7 @@ class Executions:
             return
         if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
             # more batches of the same statement may follow, which are counted with this one
+            self._has_expected_more = True
             self._journal.expect_more(connection)
         else:
             self.end_if_autocommit(connection)

@@ -245,7 +245,7 @@ class Flushes:
         """A flush has written all; describe it.
 
         Returns:
-            The connections it has written to.
+            The connections it has written to on which that is committed already.
         """
         flush: Flush | None = session.__dict__.pop(_UNDER_WAY, None)
         if flush is None:
@@ -255,19 +255,25 @@ class Flushes:
             reader = Reader(self._masking, connection.dialect)
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
-            written = 0
+            number = 0
             self._placed(connection, rows)
             for row in rows:
-                written += self._note(ledger, scope, row, reader, flush.short)
-            if scope is not None and written:
-                scope.note_flushed(written, ledger)
+                number += self._note(ledger, scope, row, reader, flush.short)
+            if scope is not None and number:
+                scope.note_flushed(number, ledger)
         for connection, change in flush.others:
             self._journal.write(connection, [change])
-        return {*flush.rows, *(connection for connection, _ in flush.others)}
+        if not any(flush.committed.values()):
+            return set()
+        written = {*flush.rows, *(connection for connection, _ in flush.others)}
+        return {one for one in written if flush.committed.get(one)}
 
     def _placed(self, connection: Connection, rows: list[Row]) -> None:
         """Name rows and tables as they are called where they are."""
         try:
+            session = rows[0].state.session if rows else None
+            if session is not None:
+                self._places.learn_shards(session)
             place = self._places.at(connection)
             plans: dict[MapperPlan, MapperPlan] = {}
             for row in rows:

@@ -83,7 +83,7 @@ class Journal:
         self._report_gone()
         number = id(connection)
         ledger = Ledger(self._room, self._options.keep_rolled_back)
-        ledger.reset_outcome = reset_outcome(connection)
+        ledger.engine = connection.engine
         # one that is thrown away unclosed is rolled back by its pool
         reference = weakref.ref(connection, lambda _: self._lost(number))
         self._ledgers[number] = (reference, ledger)
@@ -213,7 +213,7 @@ class Journal:
         for _, ledger in list(self._ledgers.values()):
             if ledger.committing and ledger.driver_connection is driver_connection:
                 # a pool that commits sends the COMMIT that was kept from being sent
-                ledger.unsent = ledger.reset_outcome != "committed" and (
+                ledger.unsent = reset_outcome(ledger.engine) != "committed" and (
                     unfinished or in_transaction(driver_connection)
                 )
 
@@ -256,7 +256,7 @@ class Journal:
         if found is not None:
             ledger = found[1]
             if ledger.committing:
-                if ledger.reset_outcome != "committed":
+                if reset_outcome(ledger.engine) != "committed":
                     ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
                 ledger.driver_connection = None
             self._gone.append(ledger)
@@ -274,7 +274,9 @@ class Journal:
             elif ledger.autocommitted:
                 self._finish(ledger, "committed")
             else:
-                self._finish(ledger, "rolled_back" if ledger.aborted else ledger.reset_outcome)
+                self._finish(
+                    ledger, "rolled_back" if ledger.aborted else reset_outcome(ledger.engine)
+                )
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
         found = self._ledgers.pop(number, None)

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from otel_audit.aside import Pages, Room
-from otel_audit.record import Change, TransactionOutcome
+from otel_audit.record import Change
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Ledger:
         autocommitted: Whether all of it is committed already, though more batches of the last
             statement may follow.
         obscure: Whether a text of the application's may have undone it, or kept it for later.
-        reset_outcome: What becomes of it if the connection is thrown away.
+        engine: The connection's engine.
     """
 
     room: Room = field(default_factory=Room)
@@ -104,7 +104,7 @@ class Ledger:
     prepared: bool = False
     autocommitted: bool = False
     obscure: bool = False
-    reset_outcome: TransactionOutcome = "rolled_back"
+    engine: Any = None
 
     def __post_init__(self) -> None:
         self.frames = [Frame(self.room)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from otel_audit.record import TransactionOutcome
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import ExceptionContext
 
 CommitFailure = Literal["rolled_back", "unknown"]
@@ -120,14 +120,14 @@ def transaction_state(driver_connection: Any) -> bool | None:
     return told
 
 
-def reset_outcome(connection: Connection) -> TransactionOutcome:
-    """What its pool makes of a transaction with which a connection is thrown away.
+def reset_outcome(engine: Engine) -> TransactionOutcome:
+    """What an engine's pool makes of a transaction with which a connection is thrown away.
 
     An asynchronous connection cannot be talked to at that moment: it is cut off.
     """
-    if connection.dialect.is_async:
+    if engine.dialect.is_async:
         return "rolled_back"
-    style = getattr(getattr(connection.engine.pool, "_reset_on_return", None), "name", "")
+    style = getattr(getattr(engine.pool, "_reset_on_return", None), "name", "")
     return _RESETS.get(style, "unknown")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import URL, Connection
+    from sqlalchemy.orm import Session
     from sqlalchemy.pool import Pool
 
     from otel_audit.capture.orm.nouns import RowNaming
@@ -58,12 +59,14 @@ class Places:
     """Names what mapped classes and tables are called where they are written.
 
     A schema is part of the name where a connection translates the declared one. A database is where
-    rows of one class were seen in several, or where the engine has a name for it.
+    rows of one class were seen in several, or where the engine or a sharded session has a name for
+    it.
     """
 
     def __init__(self) -> None:
         """Begin with one database."""
         self._pools: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
+        self._shards: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._in_memory = 0
         self._first: dict[tuple[str, str], str] = {}
         self._several: set[tuple[str, str]] = set()
@@ -72,6 +75,15 @@ class Places:
         self._placed: BoundedCache[tuple[RowNaming, str | None, str], RowNaming] = BoundedCache(
             _PLACED
         )
+
+    def learn_shards(self, session: Session) -> None:
+        """Learn what a session that is spread over several databases calls them."""
+        shards = vars(session).get("_ShardedSession__shards")  # SQLAlchemy shows them to nobody
+        if isinstance(shards, dict):
+            for name, bind in shards.items():
+                pool = getattr(getattr(bind, "engine", None), "pool", None)
+                if pool is not None:
+                    self._shards[pool] = str(name)
 
     def at(self, connection: Connection) -> Place:
         """Tell where a connection writes."""
@@ -84,7 +96,7 @@ class Places:
             schemas=options.get(_SCHEMAS),
             default_schema=connection.dialect.default_schema_name,
             database=database,
-            label=options.get(OPTION),
+            label=options.get(OPTION) or (self._shards.get(pool) if self._shards else None),
         )
 
     def plan(self, place: Place, plan: MapperPlan) -> MapperPlan:

@@ -23,5 +23,8 @@ def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Ma
     cache = options.get("compiled_cache")
     if cache is None or getattr(statement, "_propagate_attrs", None):
         return False
-    # in the mapper's own dictionary: asking for the attribute would make a cache
-    return any(mapper.base_mapper.__dict__.get("_compiled_cache") is cache for mapper in mappers)
+    for mapper in mappers:  # noqa: SIM110 - asked for each statement of a flush
+        # in the mapper's own dictionary: asking for the attribute would make a cache
+        if mapper.base_mapper.__dict__.get("_compiled_cache") is cache:
+            return True
+    return False
