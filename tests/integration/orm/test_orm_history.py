@@ -331,7 +331,7 @@ class History(RuleBasedStateMachine):
 
     def bulk_state(self, number, other):
         state = (State.LENT, State.LOST)[other % 2]
-        statement = update(Book).where(Book.state.is_not(state), Book.pages >= number)
+        statement = update(Book).where(Book.state.is_distinct_from(state), Book.pages >= number)
         self.session.execute(statement.values(state=state))
 
     def bulk_update(self, number, other):

@@ -289,6 +289,18 @@ class TestMarks:
         assert change.parameters == shown
         assert capture.errors == 0
 
+    async def test_a_very_long_text(self, run):
+        """No value of it is shown, as it would take long to tell which may be."""
+        rows = ", ".join(f"({n}, '{SECRET}')" for n in range(1_000, 4_000))
+        (change,) = await run(
+            text(f"INSERT INTO card (id, code) VALUES {rows}, (:i, :n)"), {"i": 9, "n": 9}
+        )
+        assert change.rows == 3_001
+        assert change.parameters == {"i": "[WITHHELD]", "n": "[WITHHELD]"}
+        assert change.statement.startswith("INSERT INTO card (id, code) VALUES (…, '…')")
+        assert change.statement.endswith("characters in all]")
+        assert len(change.statement) < 3_000
+
     async def test_a_number_of_rows_is_shown(self, run):
         """A LIMIT is no value of a column."""
         some = select(card.c.id).where(card.c.id > 5_000).limit(7)

@@ -18,6 +18,7 @@ from otel_audit.capture.orm.sql_lexer import (
     COMMENT,
     LITERAL,
     NAME,
+    NUMBER,
     WORD,
     Style,
     Token,
@@ -28,7 +29,7 @@ from otel_audit.capture.orm.sql_lexer import (
 if TYPE_CHECKING:
     from otel_audit.record import ChangeKind, Operation
 
-_LONGEST: Final = 100_000
+_LONGEST: Final = 50_000
 """Characters that are read."""
 _REMEMBERED: Final = 256
 _LONGEST_REMEMBERED: Final = 20_000
@@ -140,20 +141,20 @@ def read_sql(text: str, style: Style = ANY_STYLE) -> SqlText:
     return found
 
 
-def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] = ()) -> str:
+def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] | None = ()) -> str:
     """Take quoted literals and comments out of a SQL text: they may hold what must not be shown.
 
     Args:
         text: The SQL.
         style: How it is to be read.
-        numbers: Where numbers begin that are to be taken out, too.
+        numbers: Where numbers begin that are to be taken out, too; None: all of them are.
     """
     pieces: list[str] = []
     place = 0
     text = text[:_LONGEST]
     for token in tokens_of(text, style):
         shown = " " if token.kind == COMMENT else "'…'" if token.kind == LITERAL else None
-        if token.start in numbers:
+        if token.kind == NUMBER and (numbers is None or token.start in numbers):
             shown = "…"
         if shown is not None:
             pieces += (text[place : token.start], shown)
