@@ -182,7 +182,7 @@ def _trusting(authorities: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=authorities)
     except ssl.SSLError:
         raise ConfigurationError(
-            f"{PREFIX}OTLP_CERTIFICATE: {authorities} holds no certificate in PEM"
+            f"{PREFIX}OTLP_CERTIFICATE: the file holds no certificate in PEM"
         ) from None
 
 
@@ -191,7 +191,7 @@ def _readable(setting: str, path: Path) -> None:
         path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
-            f"{PREFIX}{setting}: {path} cannot be read ({error.strerror})"
+            f"{PREFIX}{setting}: the file cannot be read ({error.strerror})"
         ) from None
 
 

@@ -20,6 +20,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit.complaints import complain
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit.pipeline.relay import OutboxState, Waiting
+from otel_audit_postgres.alone import alone
 from otel_audit_postgres.connecting import (
     Connection,
     Limits,
@@ -47,7 +48,8 @@ _GRANTS: Final = (
     ("relay", "GRANT UPDATE (written_at, claimed_by, claimed_until) ON audit.outbox TO {role}"),
 )
 _ANY_ENCODING: Final = "entries are written in ASCII, and lose no character"
-_LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480014)"  # an arbitrary key of our own
+_KEY: Final = 7301962839480014  # arbitrary, our own
+_LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
 _PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 _ROLE: Final = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
 _THERE: Final = "SELECT to_regclass('audit.outbox') IS NOT NULL"
@@ -156,7 +158,7 @@ async def init_outbox(
 async def _make(
     connection: Connection[Any], application: str | None, relay: str | None
 ) -> tuple[str, ...]:
-    await connection.execute(_LOCK)
+    await alone(connection, _KEY, "make the outbox")
     await connection.execute(_PERMIT)
     for role in filter(None, (application, relay)):
         if not await connection.fetchval(_ROLE, role):

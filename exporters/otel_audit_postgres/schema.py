@@ -13,11 +13,10 @@ from otel_audit.errors import (
     ConfigurationError,
     OtelAuditError,
     StoreError,
-    StoreUnavailableError,
 )
+from otel_audit_postgres.alone import alone
 from otel_audit_postgres.connecting import (
     Connection,
-    LockNotAvailableError,
     connect,
     disconnect,
 )
@@ -34,19 +33,12 @@ from otel_audit_postgres.migrations import (
 )
 from otel_audit_postgres.roles import OWNER, Members, borrow, hand_over, quoted
 
-LOCK: Final = "SELECT pg_advisory_xact_lock(7301962839480013)"  # an arbitrary key of our own
+_KEY: Final = 7301962839480013  # arbitrary, our own
+LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
 PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 """Says to the event trigger that a superuser means to change the schema."""
 
-_HOLDERS: Final = """
-SELECT l.pid, a.usename, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.granted AND l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND (l.classid::bigint << 32 | l.objid::bigint) = 7301962839480013
-"""
-
 _CONNECT_TIMEOUT: Final = 10.0
-_PATIENCE: Final = "SET LOCAL lock_timeout = '30s'"
 _STATE: Final = """
 SELECT current_user AS me, pg_get_userbyid(n.nspowner) AS owner,
        current_setting('server_encoding') AS encoding,
@@ -281,30 +273,9 @@ async def _begun(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
     """A transaction in which nobody else changes the schema."""
     with suppress_instrumentation(), _explained():
         async with _connection(dsn_or_engine) as connection, connection.transaction():
-            await connection.execute(_PATIENCE)
-            await _alone(connection)
+            await alone(connection, _KEY, "set up the audit store")
             await connection.execute(PERMIT)
             yield connection
-
-
-async def _alone(connection: Connection[Any]) -> None:
-    """Wait until nobody else changes the schema; say who it is that does not end.
-
-    Before there is a schema there is no table to lock, and this lock anybody can take.
-    """
-    try:
-        async with connection.transaction():
-            await connection.execute(LOCK)
-    except LockNotAvailableError:
-        holders = await connection.fetch(_HOLDERS)
-        who = "; ".join(
-            f"process {pid} of role {role} (application {application!r}): if it changes no schema, "
-            f"end it: SELECT pg_terminate_backend({pid})"
-            for pid, role, application in holders
-        )
-        raise StoreUnavailableError(
-            f"could not set up the audit store: somebody else holds its lock: {who or 'try again'}"
-        ) from None
 
 
 @contextmanager

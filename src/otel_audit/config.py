@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 import msgspec
 import platformdirs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,10 +33,20 @@ from pydantic_settings import (
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.postgres_dsn import plain_dsn, read_dsn
+from otel_audit.visible import visible
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+"""A header's name, by RFC 9110; or none."""
+
+_SHOWN = 200
+"""Characters of a name that a message shows at the most."""
+
+_LONGEST_PATH = 4096
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _NOUN = re.compile("[a-z][a-z0-9_]*")
 
 Level = Literal["none", "metadata", "changes", "request", "request_response"]
@@ -76,20 +88,31 @@ def _json(text: str) -> object:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"not valid JSON: {error}") from error
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _header_name(name: str) -> str:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("not a header's name: letters, digits and -")
+    return name
+
+
+def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_header_name, names))
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
 
 
 def _nouns(value: object) -> object:
     """Read a map to nouns: what stands in an entity's reference before its key."""
     found = _mapped(value)
     if isinstance(found, Mapping):
-        wrong = [name for name, noun in found.items() if not _NOUN.fullmatch(str(noun))]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(map(str, wrong))}: expected a noun such as order or order_line"
-            )
+        for place, noun in enumerate(found.values(), 1):
+            if not _NOUN.fullmatch(str(noun)):
+                raise ValueError(f"entry {place}: expected a noun such as order or order_line")
     return found
 
 
@@ -209,7 +232,7 @@ class AuditConfig(BaseSettings):
         default=False,
         description="Copy the messages of WebSockets, too: `body_limit` bytes each way.",
     )
-    capture_headers: Names = Field(
+    capture_headers: Annotated[Names, AfterValidator(_header_names)] = Field(
         ("content-type", "content-length", "accept", "origin", "referer"),
         description="Request and response headers that are kept, in lower case.",
     )
@@ -289,10 +312,10 @@ class AuditConfig(BaseSettings):
     actor_resolver: Hook | None = Field(
         None, description="Callable (or module:name) that gets the ASGI scope, returns the actor."
     )
-    api_key_header: str | None = Field(
+    api_key_header: HeaderName | None = Field(
         None, description="Header with an API key; only its keyed hash is kept."
     )
-    client_certificate_header: str | None = Field(
+    client_certificate_header: HeaderName | None = Field(
         None,
         description="Header in which a trusted proxy gives the client certificate or its subject.",
     )
@@ -309,11 +332,11 @@ class AuditConfig(BaseSettings):
     tenant_domain: str | None = Field(
         None, description="Domain whose subdomains are tenants, such as example.com."
     )
-    tenant_header: str | None = Field(None, description="Header that names the tenant.")
+    tenant_header: HeaderName | None = Field(None, description="Header that names the tenant.")
     trusted_proxies: Names = Field(
         (), description="Addresses or networks whose forwarded headers are believed."
     )
-    forwarded_header: str = Field(
+    forwarded_header: HeaderName = Field(
         "X-Forwarded-For",
         description="Header in which trusted proxies pass addresses on: this one, or Forwarded.",
     )
@@ -324,7 +347,7 @@ class AuditConfig(BaseSettings):
         None, description="TOML file with policy rules, asked before the defaults."
     )
     policy_rules: Rules = Field((), description="Policy rules, asked before those of the file.")
-    request_id_header: str = Field(
+    request_id_header: HeaderName = Field(
         "X-Request-ID", description="Request id's header, in and out; empty: none is added."
     )
     request_log: bool = Field(
@@ -542,9 +565,24 @@ class AuditConfig(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(error)) from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{CONFIG_FILE}: {error}") from None
+            raise ConfigurationError(visible(_explain(error))) from None
+        except OSError as error:
+            raise ConfigurationError(f"{CONFIG_FILE}: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigurationError(visible(f"{CONFIG_FILE}: {error}")) from None
+        except RecursionError:
+            raise ConfigurationError(f"{CONFIG_FILE}: nested too deeply") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            why = _unreadable(value, secret=name in _named("SecretStr"))
+            if why is None and name in _named("Path"):
+                why = _no_path(str(value))
+            if why is not None:
+                raise ValueError(f"{PREFIX}{str(name).upper()}: {why}")
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -627,8 +665,58 @@ class AuditConfig(BaseSettings):
         if not file:
             return init_settings, env_settings
         if not Path(file).is_file():
-            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {file}")
+            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {visible(file[:_SHOWN])}")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+
+
+def check_words(setting: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """See whether a list holds none but known words; what it holds instead is not shown.
+
+    Args:
+        setting: The variable's name, or where else the list is from.
+        words: The list.
+        known: What may be in it.
+
+    Raises:
+        ConfigurationError: It holds another word.
+    """
+    for place, word in enumerate(words, 1):
+        if word not in known:
+            near = difflib.get_close_matches(word[:_SHOWN], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigurationError(f"{setting}: word {place} is none of {', '.join(known)}{hint}")
+
+
+@functools.cache
+def _named(kind: str) -> frozenset[str]:
+    """Settings of a type; secrets may hold any character there is."""
+    fields = AuditConfig.model_fields.items()
+    return frozenset(name for name, field in fields if kind in repr(field.annotation))
+
+
+def _no_path(text: str) -> str | None:
+    if len(text) > _LONGEST_PATH:
+        return "longer than any path"
+    # else a directory of that name would be made, with the password in it
+    return "a URL, and a path is needed" if "://" in text else None
+
+
+def _unreadable(value: object, *, secret: bool) -> str | None:
+    """Say what no setting may hold: what is no Unicode, and control characters."""
+    if isinstance(value, Mapping):
+        both = (*value.keys(), *value.values())
+        return next((why for one in both if (why := _unreadable(one, secret=secret))), None)
+    if isinstance(value, list | tuple | set | frozenset):
+        return next((why for one in value if (why := _unreadable(one, secret=secret))), None)
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds bytes that are not UTF-8"
+    return "holds a control character" if not secret and _CONTROL.search(value) else None
 
 
 def user_state_directory(setting: str) -> Path:
@@ -679,7 +767,8 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         name for name in environment if name.upper().startswith(PREFIX) and name not in known
     )
     if unknown:
-        raise ConfigurationError("; ".join(_unknown(name, known) for name in unknown))
+        told = (_unknown(name[:_SHOWN], known) for name in unknown)
+        raise ConfigurationError(visible("; ".join(told)))
 
 
 def _unknown(name: str, known: set[str]) -> str:

@@ -326,6 +326,23 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     return runtime
 
 
+def _adopt_left() -> None:
+    if _runtime is not None:
+        _runtime.adopt_left()
+
+
+def _call_at_the_end(call: Callable[[], None]) -> None:
+    # earlier than atexit where that is to be had: from Python 3.12 on no thread starts then
+    register = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(call)
+    except RuntimeError:  # imported while the interpreter ends
+        return
+
+
+_call_at_the_end(_adopt_left)
+
+
 def _close_with_child(runtime: Runtime) -> None:
     # a child that multiprocessing has forked ends without atexit
     util = sys.modules.get("multiprocessing.util")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
@@ -31,6 +30,7 @@ from otel_audit.capture.headers import kept_headers
 from otel_audit.capture.identity import shown_actor, shown_source, shown_tenant
 from otel_audit.capture.long import Watch
 from otel_audit.capture.observer import Claims, Observer, Recorder
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.recording import Recording
 from otel_audit.capture.requestlog import begin_request_log, log_request
 from otel_audit.capture.routed import RoutedCapture
@@ -53,12 +53,14 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
 from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
 from otel_audit.pipeline.sink import Receipt, Sink
+from otel_audit.pipeline.spool import foreign_found
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
 from otel_audit.pipeline.worker import ThreadState, begin_thread
 from otel_audit.policy import Policy
@@ -230,7 +232,9 @@ class Runtime:
         if begun_in is None and not self.config.orm_outside_actions:
             return
         try:
-            record, further = record_outside(outcome, changes, _service_name(), begun_in)
+            record, further = record_outside(
+                outcome, changes, _service_name, Parts(self._count_error), begun_in
+            )
             for one in with_continuations(record, further):
                 self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
@@ -373,6 +377,7 @@ class Runtime:
             "overdue": overdue,
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
+            "spool_foreign": foreign_found(),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),
@@ -404,6 +409,14 @@ class Runtime:
         """Report the health if this is its endpoint's path."""
         # an empty setting is off, and an empty path is the application's
         return self.health() if path and path == self.config.health_path else None
+
+    def adopt_left(self) -> None:
+        """Deliver what dead processes left, before this one ends. Never raises."""
+        try:
+            if self.delivery is not None:
+                self.delivery.adopt_left(self.config.shutdown_timeout)
+        except Exception as error:  # noqa: BLE001 - the process ends all the same
+            complain(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
@@ -509,7 +522,7 @@ class _Check(threading.Thread):
     def run(self) -> None:
         try:
             with suppress_instrumentation():
-                asyncio.run(self._check())
+                run_lasting(self._check())
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
             self.error = error
 

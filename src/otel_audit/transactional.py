@@ -13,6 +13,7 @@ from opentelemetry import metrics, trace
 
 from otel_audit.aside import Pages
 from otel_audit.capture.continued import with_continuations
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.strays import record_outside
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -109,6 +110,9 @@ class CommitAtomic:
         if self.relay is not None:
             self.relay.close(timeout)
 
+    def _count_error(self) -> None:
+        self._counters.add("capture_errors")
+
     def _committed(self) -> None:
         if self.relay is not None:
             self.relay.nudge()
@@ -124,7 +128,9 @@ class CommitAtomic:
         if owner is None and not self._config.orm_outside_actions:
             return
         begun_in = None if owner is None else owner.begun_in
-        record, further = record_outside("committed", changes, self._service(), begun_in)
+        record, further = record_outside(
+            "committed", changes, self._service, Parts(self._count_error), begun_in
+        )
         if owner is not None and begun_in is None:
             record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
         yield from with_continuations(record, further)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -144,3 +147,29 @@ class TestTwoDestinations:
         delivery = self.begin(home, audit_store)
         assert await self.stored(audit_store, 1) == {record.record_id}
         await asyncio.to_thread(delivery.close, 60)
+
+
+async def test_a_script_that_records_nothing_delivers_what_was_left(audit_store, tmp_path):
+    """It calls instrument() and ends: what a killed one had recorded is in the store then."""
+    killed = (
+        "import os, signal, otel_audit; otel_audit.instrument(); "
+        "otel_audit.emit('report.made', actor='job-7'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {
+        **os.environ, "OTEL_SERVICE_NAME": "job", "OTEL_AUDIT_STREAM_RECORDS": "false",
+        "OTEL_AUDIT_BATCH_INTERVAL": "30",
+    }  # fmt: skip
+    away = {**environment, "OTEL_AUDIT_DSN": f"postgresql://nobody@/x?host={tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, "-c", killed], env=away, capture_output=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    here = {**environment, "OTEL_AUDIT_DSN": audit_store}
+    nothing = "import otel_audit; otel_audit.instrument()"
+    done = subprocess.run(
+        [sys.executable, "-c", nothing], env=here, capture_output=True, check=False
+    )
+    assert (done.returncode, b"Delivered 1 audit records" in done.stderr) == (0, True), done.stderr
+    connection = await asyncpg.connect(audit_store)
+    assert await connection.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+    await connection.close()

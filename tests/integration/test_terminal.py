@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import unicodedata
 import uuid
 from collections.abc import Iterator
@@ -59,6 +60,15 @@ def is_steering(char: str) -> bool:
 
 def run(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(cli, [*arguments], env=environment)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """`serve` sets variables for its worker processes, which here are those of the tests."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 @pytest.fixture
@@ -163,8 +173,11 @@ class TestEveryCommand:
                 ("relay",), ("relay", "--outbox-dsn", EVIL),
                 ("seal", "--once"), ("seal", "--once", "--key-file", EVIL),
                 ("seal", "--once", "--anchor", EVIL), ("keygen", "k1", "--name", EVIL),
+                ("begin-anchor", EVIL), ("moved",), ("moved", EVIL), ("search", EVIL), ("stats", EVIL),
                 ("keygen", EVIL + "/x"), ("init",), ("init", "--dsn", EVIL), ("init", "--sql"),
                 ("migrate",), ("migrate", "--sql"), ("maintain",), ("maintain", "--ahead", EVIL),
+                ("maintain", "--month", EVIL), ("begin-anchor", EVIL),
+                ("begin-anchor", "dir:" + EVIL), ("moved",),
                 ("serve", "--host", EVIL), ("serve", "--tokens", EVIL),
                 ("serve", "token", "new", "n" + EVIL, "--tenant", EVIL, "--service", EVIL),
                 ("serve", "token", "new", EVIL, "--file", EVIL + "/x"),

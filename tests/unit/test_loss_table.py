@@ -22,6 +22,13 @@ def test_the_tables_are_those_that_were_measured(page, made):
     assert text == loss_table.with_table(text, made())
 
 
+def test_every_promise_names_a_test_that_is_there():
+    """What the page promises beside the measured rows is tested by what it names."""
+    named = set(re.findall(r"`(test_\w+)`", loss_table.PAGE.read_text()))
+    there = "".join(path.read_text() for path in FAULTS.parent.rglob("test_*.py"))
+    assert {name for name in named if f"def {name}(" not in there} == set()
+
+
 def test_nothing_is_lost_unless_it_is_asked_for():
     """Only where losses were chosen is anything lost; nothing is ever stored twice or untold."""
     for row in loss_table.rows().values():

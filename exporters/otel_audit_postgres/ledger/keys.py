@@ -168,10 +168,10 @@ def read_key_file(path: Path, setting: str) -> SigningKey:
         mode, text = path.stat().st_mode, path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{setting}: {path} cannot be read ({type(error).__name__})"
+            f"{setting}: the file cannot be read ({type(error).__name__})"
         ) from None
     if mode & _OTHERS_MAY:
-        raise ConfigurationError(f"{setting}: others may read {path}; chmod 600 it")
+        raise ConfigurationError(f"{setting}: others may read the file; chmod 600 it")
     return read_signing_key(text, setting)
 
 

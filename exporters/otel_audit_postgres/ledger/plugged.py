@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from otel_audit.complaints import place_of
 from otel_audit.errors import ConfigurationError
 
 
@@ -22,16 +23,16 @@ def called(place: str, setting: str, *, kind: str, members: tuple[str, ...]) -> 
     """
     module, separator, name = place.partition(":")
     if not (module and separator and name):
-        raise ConfigurationError(f"{setting}: module:name is needed, not {place}")
+        raise ConfigurationError(f"{setting}: module:name is needed")
     try:
         made = getattr(importlib.import_module(module), name)()
     except Exception as error:
         raise ConfigurationError(
-            f"{setting}: {place} could not be made ({type(error).__name__}: {error})"
+            f"{setting}: what it names could not be made [{place_of(error)}]"
         ) from error
     if not all(hasattr(made, member.removesuffix("()")) for member in members):
         raise ConfigurationError(
-            f"{setting}: {place} returned {type(made).__name__}, which has not the "
+            f"{setting}: what it names returned {type(made).__name__}, which has not the "
             f"{', '.join(members[:-1])} and {members[-1]} of {kind}"
         )
     return made

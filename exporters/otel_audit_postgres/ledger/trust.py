@@ -95,6 +95,7 @@ def _public_key(text: str, setting: str) -> PublicKey:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"{setting}: {path} cannot be read ({type(error).__name__})"
+                f"{setting}: neither a key, name+id+base64, nor a file that can be read "
+                f"({type(error).__name__})"
             ) from None
     return read_public_key(text, setting)

@@ -216,6 +216,7 @@ class Account:
                 self._secrets = secret_parameters(
                     parameters, self._observer.redactor, self.head.path
                 )
+                self.parts.succeed("target")
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
                 self._secrets = None
@@ -233,10 +234,13 @@ class Account:
         if bearer is None:
             bearer = self.read_bearer(scope)
         try:
-            return self._observer.actor(scope, self.audit, bearer)
+            found = self._observer.actor(scope, self.audit, bearer)
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
+        if bearer is not UNREADABLE_BEARER:
+            self.parts.succeed("actor")
+        return found
 
     def _identities(self) -> list[object]:
         """Objects of the application from which it may be read who does it, and for whom."""
@@ -251,24 +255,30 @@ class Account:
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
-            return self._observer.tenant(scope, self.audit, bearer.claims)
+            found = self._observer.tenant(scope, self.audit, bearer.claims)
         except Exception as error:  # noqa: BLE001 - it costs the tenant alone
             self.parts.fail("tenant", error)
             return None
+        self.parts.succeed("tenant")
+        return found
 
     def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
         try:
-            return self._observer.source(scope, claims, self._known_source(scope))
+            found = self._observer.source(scope, claims, self._known_source(scope))
         except Exception as error:  # noqa: BLE001 - it costs the source alone
             self.parts.fail("source", error)
             return None
+        self.parts.succeed("source")
+        return found
 
     def _route(self, scope: Mapping[str, Any]) -> str | None:
         try:
-            return route_template(scope, self.head.app)
+            found = route_template(scope, self.head.app)
         except Exception as error:  # noqa: BLE001 - it costs the route alone
             self.parts.fail("route", error)
             return None
+        self.parts.succeed("route")
+        return found
 
     def see_source(self) -> None:
         """Find out where it comes from, as far as the connection tells. Never raises."""
@@ -305,6 +315,11 @@ class Account:
 
     def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
         """Decide by the given facts, and remember what was decided. Never raises."""
+        # found anew, whatever became of them before
+        self.parts.succeed("policy")
+        self.parts.succeed("name")
+        if self._secrets is not None:
+            self.parts.succeed("target")
         try:
             decision = self._observer.policy.decide(
                 method=self.head.method,
@@ -354,6 +369,7 @@ class Account:
                 audit.budget,
                 "response.headers",
             )
+            self.parts.succeed("response.headers")
         except Exception as error:  # noqa: BLE001 - it costs the headers alone
             self.parts.fail("response.headers", error)
         audit.response = Response(
@@ -438,6 +454,7 @@ class Account:
         except Exception as error:  # noqa: BLE001 - that it happened is known all the same
             self.parts.fail("outcome", error)
             return "unknown"
+        self.parts.succeed("outcome")
         failed = self._asked is not None and self._asked.failure is not None
         return "failure" if failed and found == "success" else found
 
@@ -580,7 +597,7 @@ class Account:
                 shown = self._shown(named, decision.whom)
             except Exception as error:  # noqa: BLE001 - it costs the target alone
                 self.parts.fail("target", error)
-                shown = None
+                return None
             self._shown_target = known = seen, shown
         return known[1]
 
@@ -621,6 +638,7 @@ class Account:
         found: dict[str, Any] = {}
         try:
             found = described_metadata(self.audit, self._observer.redactor)
+            self.parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             self.parts.fail("metadata", error)
         if self._asked is not None:
@@ -635,6 +653,7 @@ class Account:
         if self.socket is not None:
             try:
                 found["websocket"] = self.socket.facts()
+                self.parts.succeed("websocket")
             except Exception as error:  # noqa: BLE001 - it costs the counts alone
                 self.parts.fail("websocket", error)
         return self.parts.named(with_told(found, self.audit))

@@ -272,7 +272,7 @@ class Action:
             self._scope.parent_action_id = found.action_id or None
 
     def _aim(self, recording: Recording, target: object) -> None:
-        found = target_told(target, recording.redactor)
+        found = target_told(target, recording.redactor, self._scope.budget.told)
         self._scope.target = found
         if found is not None and found.id is None:
             self._unnumbered = (found, target)
@@ -308,7 +308,7 @@ class Action:
         if found is not None and found is scope.target:
             try:
                 # an object that the block has stored has its key by now
-                scope.target = target_told(thing, recording.redactor)
+                scope.target = target_told(thing, recording.redactor, scope.budget.told)
             except Exception as error:  # noqa: BLE001 - the target stays as it was
                 self._parts.fail("target", error)
         record = self._record(recording, phase=self._phase, outcome=outcome)
@@ -342,8 +342,8 @@ class Action:
             actor = with_canonical_role(actor, recording.aliases)
         actor = actor or around.actor
         return Origin(
-            None if actor is None else shown_actor(actor, recording.redactor),
-            shown_tenant(scope.tenant or around.tenant, recording.redactor),
+            None if actor is None else shown_actor(actor, recording.redactor, scope.budget.told),
+            shown_tenant(scope.tenant or around.tenant, recording.redactor, scope.budget.told),
             scope.source or around.source,
             around.request_id,
         )
@@ -365,7 +365,7 @@ class Action:
         if self._recording is None:
             return
         told = self._record(self._recording, phase="changes", outcome="unknown")
-        record, further = record_afterwards(told, self._scope, "committed", changes)
+        record, further = record_afterwards(told, self._scope, "committed", changes, self._parts)
         yield from with_continuations(record, further)
 
     def _told_later(self, scope: AuditScope, outcome: TransactionOutcome, changes: Pages) -> None:
@@ -375,7 +375,7 @@ class Action:
 
         def tell() -> None:
             told = self._record(recording, phase="changes", outcome="unknown")
-            record, further = record_afterwards(told, scope, outcome, changes)
+            record, further = record_afterwards(told, scope, outcome, changes, self._parts)
             for one in with_continuations(record, further):
                 recording.recorder.closed(one, scope.server_span)
 
@@ -389,20 +389,27 @@ class Action:
         try:
             if scope.event_name:
                 name = event_told(scope.event_name, redactor)
+                parts.succeed("name")
         except Exception as error:  # noqa: BLE001 - it costs the name alone
             parts.fail("name", error)
         try:
             origin = scope.known_origin()
             actor = origin.actor or Actor(id=recording.service(), type="system", source="process")
+            if actor.reason != ACTOR_FAILED.reason:
+                parts.succeed("actor")
         except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
             parts.fail("actor", error)
         try:
             # what is said inside of the block may be anything
-            target = target_told(scope.target, redactor)
+            target = target_told(scope.target, redactor, scope.budget.told)
+            if target is not None:
+                parts.succeed("target")
         except Exception as error:  # noqa: BLE001 - it costs the target alone
             parts.fail("target", error)
         try:
             metadata = described_metadata(scope, redactor)
+            if metadata:
+                parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             parts.fail("metadata", error)
         total = scope.changes_total

@@ -29,7 +29,7 @@ from otel_audit.capture.reading import (
     words,
 )
 from otel_audit.complaints import complain
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import Actor, ActorType
 from otel_audit.redaction.hashing import KeyedHash
@@ -125,11 +125,7 @@ class ActorOptions:
             MissingExtraError: Tokens are to be verified, and python-jose is not installed; or
                 certificates are to be read, and cryptography is not.
         """
-        unknown = sorted(set(config.actor_order) - set(_RESOLVERS))
-        if unknown:
-            raise ConfigurationError(
-                f"{PREFIX}ACTOR_ORDER: {', '.join(unknown)}: expected {', '.join(_RESOLVERS)}"
-            )
+        check_words(f"{PREFIX}ACTOR_ORDER", config.actor_order, list(_RESOLVERS))
         if config.client_certificate_header and not config.trusted_proxies:
             raise ConfigurationError(
                 f"{PREFIX}CLIENT_CERTIFICATE_HEADER: believed from trusted proxies only, "

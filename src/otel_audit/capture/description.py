@@ -114,10 +114,12 @@ class RequestHead:
         route = None
         try:
             route = route_template(routed, self.app)
+            self._parts.succeed("request.route")
         except Exception as error:  # noqa: BLE001 - it costs the route alone
-            self._parts.fail("route", error)
+            self._parts.fail("request.route", error)
         try:
             path = self._shown_path(routed)
+            self._parts.succeed("path")
         except Exception as error:  # noqa: BLE001 - it costs the path's details alone
             self._parts.fail("path", error)
             path = route or bare_path(path_of(routed))

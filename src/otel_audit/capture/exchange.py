@@ -114,7 +114,7 @@ class Exchange:
         try:
             return self._observe_bodies().level != "none"
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-            self._account.parts.fail("policy", error)
+            self._account.parts.fail("bodies", error)
             return True
 
     def _observe_bodies(self) -> Start:
@@ -360,6 +360,7 @@ class Exchange:
     def _collect(self, decision: Decision) -> None:
         try:
             self._account.collect(decision)
+            self._account.parts.succeed("record")
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
             self._account.parts.fail("record", error)
 
@@ -425,7 +426,7 @@ class Exchange:
         if decision is not None:
             request = audit.request or account.head.describe(account.routed, None)
             told = account.record(decision, phase="changes", outcome="unknown", request=request)
-            record, further = record_afterwards(told, audit, "committed", changes)
+            record, further = record_afterwards(told, audit, "committed", changes, account.parts)
             yield from with_continuations(record, further)
         if not self.passage.ended and not audit.closed:
             audit.actor, audit.tenant, account.resolved, account.judged = kept
@@ -442,7 +443,7 @@ class Exchange:
             decision = self._account.decide(wrote=True) or self._account.judgement
             assert decision is not None  # noqa: S101 - made when the exchange began
             told = self._account.record(decision, phase="changes", outcome="unknown")
-            record, further = record_afterwards(told, audit, outcome, changes)
+            record, further = record_afterwards(told, audit, outcome, changes, self._account.parts)
             for one in with_continuations(record, further):
                 self._observer.recorder.closed(one, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application

@@ -13,6 +13,7 @@ from otel_audit.redaction.plain import is_plain
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Source, Tenant
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Work
 
 _logger = logging.getLogger("otel_audit.capture")
 
@@ -20,24 +21,25 @@ ID_WITHHELD: Final = "id_withheld"
 """The reason that an actor has whose id is not stored."""
 
 
-def shown_actor(actor: Actor, redactor: Redactor) -> Actor:
+def shown_actor(actor: Actor, redactor: Redactor, work: Work | None = None) -> Actor:
     """Take out of an actor what the value rules name.
 
     Args:
         actor: As the application, a token, or a proxy named it.
         redactor: Its value rules judge each part; an e-mail address passes unless e-mail addresses
             are redacted.
+        work: What that may cost in all; each part by its size if None.
 
     Returns:
         The actor. What looks like a secret is replaced by its keyed hash, so that equal actors are
         still found, or by ``[REDACTED]`` where there is no key; of an id ``reason`` then says so.
     """
     shown = {
-        "id": _shown(actor.id, redactor),
-        "role": _shown_or_none(actor.role, redactor),
-        "email": _shown_or_none(actor.email, redactor),
-        "on_behalf_of": _shown_or_none(actor.on_behalf_of, redactor),
-        "roles": tuple(_shown(role, redactor) for role in actor.roles),
+        "id": _shown(actor.id, redactor, work),
+        "role": _shown_or_none(actor.role, redactor, work),
+        "email": _shown_or_none(actor.email, redactor, work),
+        "on_behalf_of": _shown_or_none(actor.on_behalf_of, redactor, work),
+        "roles": tuple(_shown(role, redactor, work) for role in actor.roles),
     }
     if all(value == getattr(actor, name) for name, value in shown.items()):
         return actor
@@ -45,11 +47,13 @@ def shown_actor(actor: Actor, redactor: Redactor) -> Actor:
     return msgspec.structs.replace(actor, reason=reason, **shown)
 
 
-def shown_tenant(tenant: Tenant | None, redactor: Redactor) -> Tenant | None:
+def shown_tenant(
+    tenant: Tenant | None, redactor: Redactor, work: Work | None = None
+) -> Tenant | None:
     """Take out of a tenant what the value rules name; see `shown_actor`."""
     if tenant is None:
         return None
-    found, slug = _shown(tenant.id, redactor), _shown_or_none(tenant.slug, redactor)
+    found, slug = _shown(tenant.id, redactor, work), _shown_or_none(tenant.slug, redactor, work)
     if (found, slug) == (tenant.id, tenant.slug):
         return tenant
     return msgspec.structs.replace(tenant, id=found, slug=slug)
@@ -64,12 +68,12 @@ def shown_source(source: Source, redactor: Redactor) -> Source:
     return msgspec.structs.replace(source, user_agent=agent, session_id=session)
 
 
-def _shown_or_none(text: str | None, redactor: Redactor) -> str | None:
-    return None if text is None else _shown(text, redactor)
+def _shown_or_none(text: str | None, redactor: Redactor, work: Work | None = None) -> str | None:
+    return None if text is None else _shown(text, redactor, work)
 
 
-def _shown(text: str, redactor: Redactor) -> str:
-    if is_plain(text) or redactor.identifier(text) == text:
+def _shown(text: str, redactor: Redactor, work: Work | None = None) -> str:
+    if is_plain(text) or redactor.identifier(text, work) == text:
         return text
     complain(
         _logger,

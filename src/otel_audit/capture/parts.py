@@ -37,7 +37,7 @@ class Parts:
         self.failed: dict[str, None] = {}
 
     def fail(self, part: str, error: Exception) -> None:
-        """Take note that a part could not be described. Never raises.
+        """Take note that a part could not be described; it stays counted. Never raises.
 
         Args:
             part: Its name, as in a record: ``name``, ``target``, ``actor``, ``request``, …
@@ -49,6 +49,11 @@ class Parts:
             _logger, f"part {part}", "A part of an action could not be described: %s", part,
             error=error,
         )  # fmt: skip
+
+    def succeed(self, part: str) -> None:
+        """Take note that a part which may have failed before is described now."""
+        if self.failed:
+            self.failed.pop(part, None)
 
     def named(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Add to a record's metadata which parts are missing or withheld, if any are."""

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import msgspec
 
 from otel_audit.aside import Pages
+from otel_audit.capture.parts import ACTOR_FAILED, Parts
 from otel_audit.fitting import without_exchange
 from otel_audit.ids import uuid7
 from otel_audit.record import (
     SCHEMA_VERSION,
     Actor,
     AuditRecord,
+    Change,
     Outcome,
     TransactionOutcome,
 )
@@ -29,14 +31,21 @@ _OUTCOMES: dict[TransactionOutcome, Outcome] = {"committed": "success", "unknown
 
 
 def record_outside(
-    outcome: TransactionOutcome, changes: Pages, service: str, begun_in: str | None = None
+    outcome: TransactionOutcome,
+    changes: Pages,
+    service: Callable[[], str],
+    parts: Parts,
+    begun_in: str | None = None,
 ) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that no action contained: a script, a worker, a start-up.
+
+    That there was one, and how many rows it changed, cannot fail; each other part fails for itself.
 
     Args:
         outcome: What became of the transaction.
         changes: What it changed.
-        service: The process's service name, which stands in for the actor.
+        service: Gives the process's service name, which stands in for the actor.
+        parts: Takes note of what could not be described.
         begun_in: Id of the action that began the task which has written, and which is over.
 
     Returns:
@@ -45,9 +54,14 @@ def record_outside(
     """
     record_id = uuid7()
     total = changes.count
-    first, further = changes.split(changes.room.page)
+    first, further = _first_of(changes, parts)
     operations = {change.operation for change in first}
-    action = _ACTIONS[operations.pop()] if len(operations) == 1 else "EXECUTE"
+    action = _ACTIONS.get(operations.pop(), "EXECUTE") if len(operations) == 1 else "EXECUTE"
+    try:
+        actor = Actor(id=service(), type="system", source="process")
+    except Exception as error:  # noqa: BLE001 - it costs the actor alone
+        parts.fail("actor", error)
+        actor = ACTOR_FAILED
     record = AuditRecord(
         record_id=record_id,
         action_id=record_id,
@@ -58,18 +72,22 @@ def record_outside(
         action=action,
         outcome=_OUTCOMES.get(outcome, "failure"),
         occurred_at=time.time_ns(),
-        actor=Actor(id=service, type="system", source="process"),
+        actor=actor,
         changes=tuple(first),
         changes_total=total if total != len(first) else None,
         transaction=outcome,
         level="changes",
-        metadata={} if begun_in is None else {BEGUN_IN: begun_in},
+        metadata=parts.named({} if begun_in is None else {BEGUN_IN: begun_in}),
     )
     return record, further
 
 
 def record_afterwards(
-    told: AuditRecord, scope: AuditScope, outcome: TransactionOutcome, changes: Pages
+    told: AuditRecord,
+    scope: AuditScope,
+    outcome: TransactionOutcome,
+    changes: Pages,
+    parts: Parts,
 ) -> tuple[AuditRecord, Pages]:
     """Make the record of a transaction that ended after its action's record was told.
 
@@ -78,13 +96,14 @@ def record_afterwards(
         scope: The action.
         outcome: What became of the transaction.
         changes: What it changed, as far as it is kept.
+        parts: Takes note of what could not be described.
 
     Returns:
         A record of phase ``changes`` with the same action id, and without the bodies; and the
         changes that are too many for it.
     """
     total = changes.count
-    first, further = changes.split(changes.room.page)
+    first, further = _first_of(changes, parts)
     record = msgspec.structs.replace(
         without_exchange(told),
         record_id=uuid7(),
@@ -96,5 +115,15 @@ def record_afterwards(
         changes_total=total if total != len(first) else None,
         changes_rolled_back=scope.changes_rolled_back,
         transaction=outcome,
+        metadata=parts.named(told.metadata),
     )
     return record, further
+
+
+def _first_of(changes: Pages, parts: Parts) -> tuple[list[Change], Pages]:
+    """Take the changes of the first record out; none where they cannot be read."""
+    try:
+        return changes.split(changes.room.page)
+    except Exception as error:  # noqa: BLE001 - how many there were is known all the same
+        parts.fail("changes", error)
+        return [], Pages(changes.room)

@@ -19,8 +19,7 @@ from otel_audit.capture.reading import (
     state_of,
 )
 from otel_audit.complaints import complain
-from otel_audit.config import PREFIX, AuditConfig
-from otel_audit.errors import ConfigurationError
+from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.record import Tenant
 
 if TYPE_CHECKING:
@@ -65,11 +64,7 @@ class TenantOptions:
             ConfigurationError: A source's name is unknown, or the callable cannot be found; the
                 message names the setting.
         """
-        unknown = sorted(set(config.tenant_order) - set(_SOURCES))
-        if unknown:
-            raise ConfigurationError(
-                f"{PREFIX}TENANT_ORDER: {', '.join(unknown)}: expected {', '.join(_SOURCES)}"
-            )
+        check_words(f"{PREFIX}TENANT_ORDER", config.tenant_order, list(_SOURCES))
         return cls(
             order=config.tenant_order,
             claim=config.jwt_tenant_claim,

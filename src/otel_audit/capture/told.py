@@ -21,10 +21,12 @@ from otel_audit.capture.tenant import tenant_from
 from otel_audit.complaints import complain
 from otel_audit.policy.nouns import entity_noun
 from otel_audit.record import Actor, Target, Tenant, snake_case
+from otel_audit.redaction.cutting import cut_text
 from otel_audit.reference import ActionReference
 
 if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
+    from otel_audit.redaction.work import Work
 
 _logger = logging.getLogger(__name__)
 
@@ -111,10 +113,15 @@ def tenant_told(tenant: object) -> Tenant | None:
     return found
 
 
-def target_told(target: object, redactor: Redactor) -> Target | None:
+def target_told(target: object, redactor: Redactor, work: Work | None = None) -> Target | None:
     """Read a target: ``type:id``, a type alone, a `Target`, or an object with an id.
 
     An object that the database has not numbered yet has no id; ask again when it has.
+
+    Args:
+        target: What the caller says.
+        redactor: Takes secrets out.
+        work: What that may cost.
     """
     if target is None:
         return None
@@ -126,7 +133,7 @@ def target_told(target: object, redactor: Redactor) -> Target | None:
     else:
         kind = _kind(type(target))
         number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
-    number = None if number is None else identifier(redactor.identifier(str(number)))
+    number = None if number is None else identifier(redactor.identifier(str(number), work))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
 
 
@@ -149,8 +156,12 @@ def metadata_told(metadata: object) -> dict[str, Any]:
     return {"value": metadata}
 
 
+def name_told(text: str, redactor: Redactor) -> str:
+    """Make a name fit to be stored: redacted, on one line, bounded before it is looked at."""
+    return _name(cut_text(text, 2 * _LONGEST_NAME), redactor)
+
+
 # an application has few names, and uses them often
 @functools.lru_cache(maxsize=512)
-def name_told(text: str, redactor: Redactor) -> str:
-    """Make a name fit to be stored: redacted, on one line, bounded."""
+def _name(text: str, redactor: Redactor) -> str:
     return clean(redactor.text(text), _LONGEST_NAME)

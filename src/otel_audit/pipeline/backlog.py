@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -46,11 +47,13 @@ class Item(NamedTuple):
         entry: What is to be written.
         position: Where the spool has it; None where it is not on disk.
         size: Bytes of it as JSON; 0 where that cannot be said.
+        spool: Which spool has it; a later one knows nothing of its position.
     """
 
     entry: Entry
     position: Position | None
     size: int = 0
+    spool: Spool | None = None
 
 
 class Backlog:
@@ -148,7 +151,7 @@ class Backlog:
         elif self._spilled or len(self._memory) >= self._queue_size or _is_large(entry):
             self._spilled = True
             return True
-        self._memory.append(Item(entry, position, size))
+        self._memory.append(Item(entry, position, size, self.spool))
         return True
 
     def take(self, batch: BatchSize) -> list[Item]:
@@ -158,7 +161,49 @@ class Backlog:
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Take back entries that were taken and not written; call it under the lock."""
-        self._memory.extendleft(reversed(list(items)))
+        self._memory.extendleft(map(self._as_it_is_now, reversed(list(items))))
+
+    def replace_gone(self, in_hand: int) -> None:
+        """Open another spool where the directory of this one is gone; call it under the lock.
+
+        What is in memory stays there, and nothing is refused any more. What was on disk alone is
+        gone with it, which is counted; an adopter that took it delivers it.
+
+        Args:
+            in_hand: Entries that were taken, and are not done with.
+        """
+        old = self.open_spool
+        if old is None or not old.is_gone:
+            return
+        with self._using:
+            try:
+                self.spool = reopen(old)
+            except OtelAuditError as error:
+                complain(
+                    _logger, "gone", "The spool is gone, and no other can be opened: %s", error
+                )
+                return
+            with suppress(SpoolError, OSError):
+                old.close()
+        here = in_hand + sum(item.position is not None for item in self._memory)
+        lost = max(old.pending - here, 0)
+        self._memory = deque(map(self._as_it_is_now, self._memory))
+        self._spilled = False
+        self._damaged = 0
+        self._counters.add("dropped", lost)
+        complain(
+            _logger, "gone",
+            "The spool %s was removed while it was in use; another one is open. %d records that "
+            "were in it alone are lost, unless another machine has adopted it", old.path, lost,
+            level=logging.CRITICAL,
+        )  # fmt: skip
+
+    def _as_it_is_now(self, item: Item) -> Item:
+        """The same entry, in memory only where the spool that had it is gone."""
+        if item.position is None or item.spool is self.spool:
+            return item
+        self._memory_only += 1
+        return Item(item.entry, None, item.size)
 
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
@@ -187,7 +232,7 @@ class Backlog:
             return
         try:
             wanted = takewhile(lambda kept: kept.position <= through, spool.read())
-            yield from _batches(wanted, batch)
+            yield from _batches(wanted, spool, batch)
         except BaseException:
             self._spilled = True
             raise
@@ -200,7 +245,9 @@ class Backlog:
         self._memory_only -= positions.count(None)
         spool = self.open_spool
         if spool is not None:
-            spool.acknowledge(position for position in positions if position is not None)
+            spool.acknowledge(
+                item.position for item in items if item.position is not None and item.spool is spool
+            )
             self._to_take_back.update(
                 item.entry.record_id for item in items if item.position is None
             )
@@ -317,7 +364,7 @@ def _is_large(entry: Entry) -> bool:
     return isinstance(entry, AuditRecord) and len(entry.changes) > _MANY_CHANGES
 
 
-def _batches(kept: Iterable[SpooledRecord], size: BatchSize) -> Iterator[list[Item]]:
+def _batches(kept: Iterable[SpooledRecord], spool: Spool, size: BatchSize) -> Iterator[list[Item]]:
     batch: list[Item] = []
     held = 0
     for one in kept:
@@ -325,11 +372,12 @@ def _batches(kept: Iterable[SpooledRecord], size: BatchSize) -> Iterator[list[It
         if batch and (len(batch) >= size.entries or held + len(one.payload) > size.bytes):
             yield batch
             batch, held = [], 0
-        batch.append(_item(one))
+        batch.append(_item(one, spool))
         held += len(one.payload)
     if batch:
         yield batch
 
 
-def _item(kept: SpooledRecord) -> Item:
-    return Item(read_back(kept.record_id, kept.payload), kept.position, len(kept.payload))
+def _item(kept: SpooledRecord, spool: Spool) -> Item:
+    entry = read_back(kept.record_id, kept.payload)
+    return Item(entry, kept.position, len(kept.payload), spool)

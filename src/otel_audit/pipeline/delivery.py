@@ -114,8 +114,10 @@ class Delivery:
         self._closed = False
         self._failing_since: float | None = None
         self._next_adoption = 0.0
+        self._looked = threading.Event()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._held: list[Item] = []
+        self._left: deque[Item] = deque()
         self._next_held = 0.0
         self._left_in_recovery = False
         self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
@@ -263,6 +265,18 @@ class Delivery:
             )  # fmt: skip
         return left == 0
 
+    def adopt_left(self, timeout: float) -> None:
+        """Deliver what dead processes left, where nothing of this process's own has begun that.
+
+        Args:
+            timeout: Seconds that it may take; what is not delivered then stays.
+        """
+        recovery = self._recovery
+        if recovery is None or self._closed or self._worker.alive or not recovery.finds_any():
+            return
+        self.start()
+        self._looked.wait(timeout)
+
     def settle(self, timeout: float) -> None:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
 
@@ -325,7 +339,7 @@ class Delivery:
             batch = self.backlog.take(self._size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
-            left = deque(batch)
+            left = self._left = deque(batch)
             try:
                 await self._write_items(sink, left)
             except BaseException:
@@ -335,7 +349,8 @@ class Delivery:
                 raise
         elif through is not None:
             for items in self.backlog.read(through, self._size):
-                if not await self._write_items(sink, deque(items)):
+                self._left = deque(items)
+                if not await self._write_items(sink, self._left):
                     return
                 if len(self._held) >= _MOST_HELD:
                     await self._wait_for_held(sink)
@@ -476,6 +491,7 @@ class Delivery:
             functools.partial(self._known, sink),
             self._options.batch_size,
         )
+        self._looked.set()
 
     def _until_next(self) -> float | None:
         """Seconds until there is something to do whether or not a record comes."""
@@ -495,6 +511,9 @@ class Delivery:
             except Exception as error:  # noqa: BLE001 - the next time it may work
                 self._counters.add("spool_errors")
                 complain(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
+                if spool.is_gone:
+                    with self._lock:
+                        self.backlog.replace_gone(len(self._left) + len(self._held))
 
     def _note_failure(self, error: BaseException) -> None:
         self._counters.add("retries")

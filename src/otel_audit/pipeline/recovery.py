@@ -76,6 +76,13 @@ class Recovery:
         self._counters = counters
         self._left_alone: set[Path] = set()
 
+    def finds_any(self) -> bool:
+        """Whether dead processes have left anything that can be adopted now; leaves it there."""
+        spools = self._adopt()
+        for spool in spools:
+            spool.release()
+        return any(spool.path not in self._left_alone for spool in spools)
+
     async def deliver(self, write: Write, known: Known, size: int) -> None:
         """Deliver what can be adopted now, and remove it.
 

@@ -227,7 +227,7 @@ def rules_from_file(path: Path, where: str) -> tuple[CompiledRule, ...]:
     """
     try:
         found = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         # a parser's message quotes no more than a place
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigurationError(f"{where}: {why}") from None

@@ -102,7 +102,7 @@ def _read_key(file: Path) -> bytes:
     try:
         key = file.read_bytes().strip()
     except OSError as error:
-        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file}: {error.strerror}") from None
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {error.strerror}") from None
     if not key:
-        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: {file} is empty")
+        raise ConfigurationError(f"{PREFIX}HMAC_KEY_FILE: the file is empty")
     return key

@@ -23,6 +23,17 @@ _PIECE = 6
 
 _PER_CHARACTER = 1 / 64
 
+_DEEPEST_ENCODING = 4
+_SCHEME = "https://"
+
+_LOGIN = re2.compile(
+    # a user, a password and a host with perhaps a port: no tag with a digest (name:tag@sha256:…),
+    # no time, and no address whose scheme comes before the colon
+    r"(?:[^:@/\s]{0,64}):(?:[^@\s]*[^@\s0-9][^@\s]*|[0-9]{3,})@(?:[^@\s]*@)?"
+    r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?"
+)
+_ADDRESS_SCHEMES = ("mailto:", "sip:", "sips:", "acct:", "xmpp:", "im:", "pres:", "tel:", "urn:")
+
 _SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._%"
 
 
@@ -111,7 +122,7 @@ def redact_path(rules: Rules, path: str, work: Work | None = None) -> str:
 def _redacted_path(rules: Rules, path: str, work: Work) -> str:
     walk = Walk(rules, work=work)
     whole = walk.value(path, None)
-    if whole == path and "%" not in path:
+    if whole == path and "%" not in path and ("@" not in path or ":" not in path):
         return path
     segments = "/".join(_segment(walk, segment, work) for segment in path.split("/"))
     # a URL as part of a path goes over several segments
@@ -121,7 +132,25 @@ def _redacted_path(rules: Rules, path: str, work: Work) -> str:
 def _segment(walk: Walk, segment: str, work: Work) -> str:
     work.spend(_PIECE)
     decoded = clean(unquote(segment, errors="replace"))
-    return _respelled(segment, decoded, walk.value(decoded, None), _quote_segment)
+    found = walk.value(decoded, None)
+    if found == decoded and "@" in (plain := _unquoted(decoded, work)) and _is_login(plain):
+        # as part of a URL the rules know it
+        found = str(walk.value(_SCHEME + plain, None)).removeprefix(_SCHEME)
+    return _respelled(segment, decoded, found, _quote_segment)
+
+
+def _is_login(text: str) -> bool:
+    return bool(_LOGIN.fullmatch(text)) and not text.lower().startswith(_ADDRESS_SCHEMES)
+
+
+def _unquoted(text: str, work: Work) -> str:
+    """Undo what is percent-encoded several times, as far as anybody would."""
+    for _ in range(_DEEPEST_ENCODING):
+        if "%" not in text:
+            break
+        work.spend(_PIECE + len(text) * _PER_CHARACTER)
+        text = clean(unquote(text, errors="replace"))
+    return text
 
 
 def _quote_segment(text: str) -> str:

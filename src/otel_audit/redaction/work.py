@@ -95,6 +95,7 @@ class Budget:
         request_body, response_body: The bodies.
         changes: The values of changed rows; each value adds a little.
         error: The message of what was raised.
+        told: Actor, tenant and target of an action by hand.
     """
 
     __slots__ = ("_body", "_cut", "_shares")
@@ -138,6 +139,11 @@ class Budget:
     def error(self) -> Work:
         """The share of an error's message."""
         return self._share("error.message", _ERROR)
+
+    @property
+    def told(self) -> Work:
+        """The share of what a caller says of an action by hand: actor, tenant, target."""
+        return self._share("told", _HEAD)
 
     def metadata(self) -> Work:
         """Begin the share of the metadata, which each record of the action tells anew."""

@@ -41,6 +41,8 @@ _logger = logging.getLogger(__name__)
 PREFIX: Final = "otas_"
 """How tokens begin, so that scanners for leaked secrets can know them."""
 
+_SETTING: Final = "OTEL_AUDIT_SERVE_TOKENS_FILE"
+
 LONGEST_TOKEN: Final = 512
 _LOOK_AGAIN: Final = 1.0
 """Seconds between two looks at the file."""
@@ -183,26 +185,28 @@ def read_entries(path: Path) -> Entries:
     try:
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ConfigurationError(
-                f"{path}: others may write it, and so let anybody send: chmod go-w {path}"
+                f"{_SETTING}: others may write the file, and so let anybody send: chmod go-w it"
             )
         entries = msgspec.toml.decode(path.read_bytes(), type=Entries)
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{_SETTING}: cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(visible(f"{_SETTING}: {error}")) from None
+    except RecursionError:
+        raise ConfigurationError(f"{_SETTING}: nested too deeply") from None
     for number, token in enumerate(entries.token, 1):
         if len(token.sha256) != 64 or not _is_hex(token.sha256):  # noqa: PLR2004 - of SHA-256
             raise ConfigurationError(
-                f"{path}: token {number} ({token.name}): sha256 must be 64 lower-case hex digits; "
-                "make one: otel-audit serve token new NAME"
+                f"{_SETTING}: token {number} ({token.name}): sha256 must be 64 lower-case hex "
+                "digits; make one: otel-audit serve token new NAME"
             )
     for number, entry in enumerate(entries.certificate, 1):
         if (entry.subject is None) == (entry.san is None):
             raise ConfigurationError(
-                f"{path}: certificate {number} ({entry.name}): give either subject or san"
+                f"{_SETTING}: certificate {number} ({entry.name}): give either subject or san"
             )
     if not entries.token and not entries.certificate:
-        raise ConfigurationError(f"{path}: holds neither [[token]] nor [[certificate]]")
+        raise ConfigurationError(f"{_SETTING}: holds neither [[token]] nor [[certificate]]")
     return entries
 
 

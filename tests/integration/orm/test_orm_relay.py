@@ -392,3 +392,16 @@ class TestCommand:
         assert 'GRANT INSERT (record_id, record) ON audit.outbox TO "a""b";' in printed.stdout
         wrong = await self.run(database, audit_store, "init", "--outbox", "--roles")
         assert wrong.returncode == 2
+
+
+async def test_who_keeps_the_lock_of_its_making_is_named(database, monkeypatch):
+    """Anybody can take an advisory lock: `init --outbox` says who has it, and how to end it."""
+    monkeypatch.setattr("otel_audit_postgres.alone.PATIENCE", "SET LOCAL lock_timeout = '200ms'")
+    other = await asyncpg.connect(database)
+    await other.execute("SELECT pg_advisory_lock(7301962839480014)")
+    with pytest.raises(
+        StoreUnavailableError, match=r"make the outbox.*pg_terminate_backend\(\d+\)"
+    ):
+        await init_outbox(database)
+    await other.close()
+    assert "created" in (await init_outbox(database))[0]

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from otel_audit.capture.orm import OrmOptions, Transactional, attach, detach
+from otel_audit.capture.parts import Parts
 from otel_audit.capture.strays import record_outside
 from otel_audit.scope import AuditScope, enter, leave
 from otel_audit.transactional import encode
@@ -685,7 +686,9 @@ class TestTwoPhases:
     async def test_commit_atomic_mode(self, prepared):
         """In commit-atomic mode the entries are in the prepared transaction."""
         transactional = Transactional(
-            compose=lambda _owner, changes: [record_outside("committed", changes, "test")[0]],
+            compose=lambda _owner, changes: [
+                record_outside("committed", changes, lambda: "test", Parts(lambda: None))[0]
+            ],
             encode=encode,
             committed=lambda: None,
             failed=lambda: None,

@@ -176,7 +176,7 @@ class TestStart:
             ("[[token]]\nname = 'a'\n", "sha256"),
             ("[[token]]\nname = 'a'\nsecret = 'b'\n", "token"),
             ("[[certificate]]\nname = 'a'\n", "give either subject or san"),
-            ("not toml", "tokens.toml"),
+            ("not toml", "SERVE_TOKENS_FILE"),
         ],
     )
     def test_a_file_that_is_wrong_is_named(self, tmp_path, stored, text, message):

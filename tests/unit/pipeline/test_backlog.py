@@ -6,17 +6,21 @@ import functools
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_record
+from unit.pipeline.shelf import Shelf
 
 from otel_audit import complaints
+from otel_audit.ids import uuid7
 from otel_audit.pipeline.backlog import Backlog
 from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
 from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Kind, Spool, SpoolError, SpoolFullError, adopt, open_spool
 from otel_audit.record import Actor
@@ -275,3 +279,33 @@ class TestFork:
                 os._exit(0 if backlog.depth == 1 and counters.emitted == 1 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+class TestRemovedSpool:
+    def test_another_one_is_opened_and_nothing_is_refused(self, tmp_path, caplog):
+        """Its directory goes under a living process: what it keeps in memory is delivered."""
+        shelf, counters = Shelf(), Counters()
+        delivery = Delivery(
+            lambda: shelf,
+            counters,
+            DeliveryOptions(batch_interval=0.01, sync_interval=0.01),
+            spool=functools.partial(open_spool, tmp_path, service="shop"),
+        )
+        shelf.held = True
+        records = [a_record(record_id=uuid7()) for _ in range(5)]
+        for record in records:
+            delivery.submit(record)
+        gone = delivery.backlog.spool
+        shutil.rmtree(gone.path)
+        until = time.monotonic() + 60
+        while delivery.backlog.spool is gone:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        delivery.note(Kind.OPENED, a_record(record_id=uuid7()))
+        records.append(a_record(record_id=uuid7()))
+        delivery.submit(records[-1])
+        shelf.held = False
+        assert delivery.close(60)
+        assert {one.record_id for one in shelf.stored} == {one.record_id for one in records}
+        assert counters.dropped == 0
+        assert "was removed while it was in use" in caplog.text

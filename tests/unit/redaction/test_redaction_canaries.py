@@ -363,6 +363,10 @@ class TestPaths:
             f"/shop;jsessionid={CANARY}/cart",
             f"/a/password={CANARY}/b",
             f"/a/pass%77ord%3D{CANARY}/b",
+            f"/orders/user:{CANARY}@host/1",
+            f"/x/user%3A{CANARY}%40host:8080",
+            f"/x/user%253A{CANARY}%2540host",
+            f"/x/:{CANARY}@db.example.com/",
         ],
     )
     def test_hides_secrets(self, path: str) -> None:

@@ -83,7 +83,12 @@ class TestInnocents:
         """An innocent query or path is returned to the letter."""
         for query in ("", "page=2&sort=-name&q=a+b%20c&flag&x=", "code=DE", "a=%E2%82%AC&b=%ff"):
             assert redactor.query(query) == query
-        for path in ("/", "/api/v1/orders/123", "/users/jane%20roe", "/reset-password/", "/a//b"):
+        for path in (
+            "/", "/api/v1/orders/123", "/users/jane%20roe", "/reset-password/", "/a//b",
+            "/npm/@scope/pkg", "/users/bob@example.com", "/to/mailto:bob@example.com",
+            "/images/shop:1.2@sha256:0123abcd", "/at/12:30@noon", "/git/git@github.com:org",
+            "/rooms/@bob:matrix.org", "/orders/7:cancel",
+        ):  # fmt: skip
             assert redactor.path(path) == path
 
     def test_leaves_identifiers_alone(self) -> None:

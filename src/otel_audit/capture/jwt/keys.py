@@ -24,7 +24,7 @@ from jose.backends.cryptography_backend import (
     CryptographyHMACKey,
     CryptographyRSAKey,
 )
-from jose.exceptions import JWSError
+from jose.exceptions import JWKError, JWSError
 
 from otel_audit.capture.jwt.token import Header, TokenError, decoded
 
@@ -239,7 +239,11 @@ def _for_public_key(key: PublicKey, algorithms: frozenset[str]) -> dict[str, Key
 
 
 def _for_secret(secret: bytes, algorithms: frozenset[str]) -> dict[str, Key]:
-    return {name: CryptographyHMACKey(secret, name) for name in SYMMETRIC & algorithms}
+    try:
+        return {name: CryptographyHMACKey(secret, name) for name in SYMMETRIC & algorithms}
+    except JWKError:
+        # else whoever knows a public key could sign
+        raise UnusableKeyError("a key in PEM, which is no secret for HS*") from None
 
 
 def _pss(key: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> Key:

@@ -17,7 +17,7 @@ from otel_audit.capture.jwt.verifier import (
     TokenReader,
     UnverifiedReader,
 )
-from otel_audit.config import PREFIX, AuditConfig, JwtIssuer
+from otel_audit.config import PREFIX, AuditConfig, JwtIssuer, check_words
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -182,10 +182,7 @@ def _algorithms(setting: str, named: tuple[str, ...]) -> frozenset[str]:
     found = frozenset(named)
     if not found:
         raise ConfigurationError(f"{setting}: name the accepted algorithms, for example RS256")
-    unknown = sorted(found - ASYMMETRIC - SYMMETRIC)
-    if unknown:
-        supported = ", ".join(sorted(ASYMMETRIC | SYMMETRIC))
-        raise ConfigurationError(f"{setting}: {', '.join(unknown)}: expected some of {supported}")
+    check_words(setting, sorted(found), sorted(ASYMMETRIC | SYMMETRIC))
     if found & SYMMETRIC and found & ASYMMETRIC:
         raise ConfigurationError(
             f"{setting}: HS* beside others lets a public key be used as a secret; name one kind"

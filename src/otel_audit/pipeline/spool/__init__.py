@@ -18,6 +18,7 @@ from otel_audit.pipeline.spool.errors import (
 )
 from otel_audit.pipeline.spool.frames import Kind
 from otel_audit.pipeline.spool.opening import open_spool, reopen
+from otel_audit.pipeline.spool.owned import foreign_found
 from otel_audit.pipeline.spool.sealing import AesGcmSealing, Cipher, Sealing
 from otel_audit.pipeline.spool.settings import Fsync, SpoolSettings
 from otel_audit.pipeline.spool.spool import START, Position, Spool, SpooledRecord
@@ -47,6 +48,7 @@ __all__ = [
     "SpoolWriteError",
     "SpooledRecord",
     "adopt",
+    "foreign_found",
     "inspect",
     "open_spool",
     "reopen",

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from errno import EIO
 from typing import Final, NamedTuple
 
+from otel_audit.pipeline.spool.directory import LARGEST_FILE
 from otel_audit.pipeline.spool.errors import SpoolReadError
 from otel_audit.pipeline.spool.frames import BUFFER_BYTES, Damage, Frame, Kind, scan
+from otel_audit.pipeline.spool.owned import ForeignError, report_foreign
 from otel_audit.pipeline.spool.segment import Segment
 
 _CLOSED: Final = frozenset({int(Kind.CLOSED)})
@@ -44,13 +46,18 @@ def read_closed(segment: Segment, *, start: int) -> Iterator[Found | Lost]:
     base, end = segment.base, segment.size
     done = start
     try:
-        with segment.place.reading(segment.name, buffering=BUFFER_BYTES) as file:
+        with segment.place.reading(
+            segment.name, at_most=LARGEST_FILE, buffering=BUFFER_BYTES
+        ) as file:
             for found in scan(file, start=start, end=end, kinds=_CLOSED):
                 done = found.end
                 if isinstance(found, Damage):
                     yield Lost(base + found.start, base + found.end, found.reason)
                 else:
                     yield Found(base + found.end, found)
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+        yield Lost(base + done, base + end, f"another file stands for the segment: {error.why}")
     except (FileNotFoundError, EOFError) as error:
         yield Lost(base + done, base + end, f"the segment was deleted or cut: {error}")
     except OSError as error:

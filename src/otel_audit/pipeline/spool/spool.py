@@ -186,6 +186,11 @@ class Spool:
         return self._synced
 
     @property
+    def is_gone(self) -> bool:
+        """Whether its directory was removed, by a cleaner or by an adopter that was mistaken."""
+        return not self._closed and not self._place.exists
+
+    @property
     def pending(self) -> int:
         """Closed records that are not acknowledged."""
         with self._lock:

@@ -14,6 +14,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.ids import uuid7
 from otel_audit.pipeline.spool import Kind, Spool, adopt, inspect, open_spool
 from otel_audit.pipeline.spool.directory import prepare_service_directory
+from otel_audit.pipeline.spool.owned import foreign_found
 
 ATTACKER, APP = 1600, 1500
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -96,6 +97,9 @@ class TestOtherUser:
         """What was opened at the start is used wherever it is moved; what stands there is not."""
         spool_of_app: list[Spool] = []
 
+        is_ready, ready = os.pipe()
+        is_swapped, swapped = os.pipe()
+
         def swap() -> None:
             (shared / "shop").rename(shared / "moved")
             leave(shared)
@@ -109,9 +113,8 @@ class TestOtherUser:
             if not child:
                 os.read(first, 1)
                 os._exit(0)
-            (shared / "ready").write_text("")
-            while not (shared / "swapped").exists():
-                pass
+            os.write(ready, b"x")
+            os.read(is_swapped, 1)
             os.write(second, b"x")
             os.waitpid(child, 0)
             for _ in range(9):
@@ -126,11 +129,34 @@ class TestOtherUser:
             except BaseException:
                 os._exit(1)
             os._exit(0)
-        while not (shared / "ready").exists():
-            pass
+        # else nobody would say that a child has failed
+        os.close(ready)
+        assert os.read(is_ready, 1) == b"x"
         as_user(ATTACKER, swap)
-        (shared / "swapped").write_text("")
+        os.write(swapped, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class TestReadingBack:
+    def test_a_segment_that_another_file_stands_for_is_lost_and_counted(self, home):
+        """What a living spool wrote is read back from its own files alone."""
+        spool = open_spool(home, service="shop")
+        spool.append(Kind.CLOSED, uuid7(), b"ours")
+        (segment,) = spool.path.glob("*.frames")
+        segment.chmod(0o666)
+        found = foreign_found()
+        assert list(spool.read()) == []
+        assert spool.damaged == 1
+        assert foreign_found() == found + 1
+
+    def test_no_more_is_read_than_was_written(self, home):
+        """A segment that has grown by 200 GB of holes is read to where it was written."""
+        spool = open_spool(home, service="shop")
+        spool.append(Kind.CLOSED, uuid7(), b"ours")
+        (segment,) = spool.path.glob("*.frames")
+        os.truncate(segment, 200 << 30)
+        assert list(spool.read()) == []
+        assert spool.damaged == 1
 
 
 class TestKinds:
