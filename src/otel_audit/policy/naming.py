@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
 from otel_audit.policy.verbs import (
@@ -14,7 +15,9 @@ from otel_audit.policy.verbs import (
     LEADING,
     LOGIN,
     ONLY_AUTH,
+    PROVIDERS,
     SYNONYMS,
+    TENANTS,
     THINGS,
     TRAILING,
     UNDER_AUTH,
@@ -63,7 +66,8 @@ _BY_LINK: Final = frozenset({
     "refresh", "signout", "unsubscribe", "validate", "verify", "verify_email",
 })  # fmt: skip
 _WITH_TOKEN: Final = frozenset({
-    "password_recovery", "password_reset", "recover_password", "reset_password", "verify_email",
+    "impersonate", "password_recovery", "password_reset", "recover_password", "reset_password",
+    "verify_email",
 })  # fmt: skip
 
 _SEGMENTS: Final = 16
@@ -92,6 +96,7 @@ _NAMES_SOMEBODY: Final = frozenset({
 """Words of path parameters that say whose account it is."""
 
 Whom = Literal["actor", "either", "named"]
+_LOGIN_BY_POST: Final = frozenset({"auth", "session"})
 _OF_ONESELF: Final = ("_enabled", "_disabled", "_enrolled")
 _BY_ACTION: Final[Mapping[str, Whom]] = {"LOGIN": "named", "LOGOUT": "actor"}
 _STATES: Final = frozenset({
@@ -174,19 +179,25 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     if not fixed:
         return None
     word, before = fixed[-1], fixed[:-1]
-    if before and before[-1] in LOGIN and word in WAYS_IN and method == "POST":
-        word, before = before[-1], before[:-1]
+    if before and method == "POST" and _says_how(before[-1], word):
+        word, before = "login", before[:-1]
     if before and f"{before[-1]}_{word}" in ACCOUNT and not segments[-2].is_id:
         word, before = f"{before[-1]}_{word}", before[:-1]
     if method == "DELETE" and word == "session" and not segments[-1].is_id:
         found: tuple[str, str] | None = ACCOUNT["logout"]
+    elif word in _LOGIN_BY_POST and method != "POST":
+        found = None
     else:
-        alone = word in {"token", "access_token"} or (method == "POST" and word == "auth")
+        alone = word in {"token", "access_token"} or word in _LOGIN_BY_POST
         found = ACCOUNT.get(word) or (UNDER_AUTH.get(word) if before or alone else None)
     if found is None or not _is_of_account(method, word, before, segments):
         return None
     kind = found[0].partition(".")[0]
-    told = [one.parameter for one in segments if one.parameter and _names_somebody(one.parameter)]
+    told = [
+        one.parameter
+        for before_it, one in pairwise((_Segment(("root",)), *segments))
+        if one.parameter and (_is_person(before_it) or _names_somebody(one.parameter))
+    ]
     return Naming(*found, kind, told[-1] if told else None, whom=_whom(found[0], kind))
 
 
@@ -194,15 +205,31 @@ def _is_of_account(method: str, word: str, before: list[str], segments: list[_Se
     """Tell whether what stands around a word lets it mean somebody's account."""
     # a provider's name may stand before its callback, a one-time token behind a reset
     callback = word == "callback" and before[:1] != [] and before[0] in AUTH
-    if not (callback or all(word in AUTH for word in before)) and not _is_below(segments):
+    # people log in to a tenant, by some way
+    around = AUTH | WAYS_IN | TENANTS if ACCOUNT.get(word, ("", ""))[1] in _BY_ACTION else AUTH
+    if word in ACCOUNT:
+        around |= WAYS_IN
+    if not (callback or all(one in around for one in before)) and not _is_below(segments):
         return False
     # a way to log in may be a parameter, as {provider}
     way = method == "POST" and word in LOGIN and segments[-1].is_id
-    has_id = any(segment.is_id for segment in segments)
-    if has_id and not (callback or way or word in _WITH_TOKEN or _is_below(segments)):
-        return False
+    mine = word in ACCOUNT and all(one.parameter == "" for one in segments if one.is_id)
+    free = callback or way or mine or word in _WITH_TOKEN or _is_below(segments)
+    if not free and any(one.is_id for one in segments):
+        is_person = any(_is_person(one) for one in segments)
+        if is_person or ACCOUNT.get(word, ("", ""))[1] not in _BY_ACTION:
+            return False
     # showing the form is not doing it
     return method in _DOING or word in _BY_LINK
+
+
+def _says_how(before: str, word: str) -> bool:
+    """Tell whether a segment only says how somebody logs in: ``login/google``, ``auth/ldap``."""
+    return (before in LOGIN and word in WAYS_IN) or (before == "auth" and word in PROVIDERS)
+
+
+def _is_person(segment: _Segment) -> bool:
+    return bool(segment.words) and singular(segment.words[-1]) in _PEOPLE
 
 
 def _names_somebody(parameter: str) -> bool:

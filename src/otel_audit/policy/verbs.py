@@ -104,6 +104,8 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
 
 UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
     "auth": ("user.logged_in", "LOGIN"),
+    "session": ("user.logged_in", "LOGIN"),
+    "acs": ("user.logged_in", "LOGIN"),
     "token": ("user.logged_in", "LOGIN"),
     "tokens": ("user.logged_in", "LOGIN"),
     "access_token": ("user.logged_in", "LOGIN"),
@@ -128,6 +130,19 @@ WAYS_IN: Final = frozenset({
     "webauthn",
 })  # fmt: skip
 """What may stand behind a segment of `LOGIN`, and says only how."""
+
+PROVIDERS: Final = frozenset({
+    "apple", "azure", "facebook", "github", "gitlab", "google", "ldap", "linkedin", "local",
+    "microsoft", "okta", "saml", "twitter",
+})  # fmt: skip
+"""Those of `WAYS_IN` that may stand behind ``auth``, too."""
+
+TENANTS: Final = frozenset({
+    "companies", "company", "org", "organisation", "organisations", "organization",
+    "organizations", "orgs", "realm", "realms", "sessions", "team", "teams", "tenant", "tenants",
+    "workspace", "workspaces",
+})  # fmt: skip
+"""What people log in to."""
 
 ONLY_AUTH: Final = frozenset({
     "auth", "auths", "oauth", "oauth2", "authentication", "session", "sso", "oidc", "saml",
