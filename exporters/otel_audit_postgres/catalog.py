@@ -40,7 +40,7 @@ guarded AS (
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
          'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
-         'schema_version')
+         'schema_version', 'quarantine_releases', 'quarantine_told')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i
@@ -117,6 +117,10 @@ SELECT 'trigger ' || t.tgname || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_trigger t ON t.tgrelid = guarded.oid
 WHERE NOT t.tgisinternal
   AND t.oid NOT IN (SELECT oid FROM guards UNION SELECT oid FROM queueing)
+  AND NOT (name = 'audit.quarantine' AND EXISTS (
+      SELECT FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+      WHERE f.oid = t.tgfoid AND n.nspname = 'audit' AND f.proname = 'queue_for_telling'
+        AND f.prosrc = $3))
 UNION ALL
 SELECT 'rule ' || r.rulename || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_rewrite r ON r.ev_class = guarded.oid
@@ -240,7 +244,8 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
 
 async def strangers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
-    return await _texts(connection, _STRANGERS, *_sources())
+    telling = function_sources()["queue_for_telling"]
+    return await _texts(connection, _STRANGERS, *_sources(), telling)
 
 
 async def additions(connection: Connection[Any]) -> list[str]:

@@ -69,11 +69,6 @@ _PASSING: Final = {
     "58": "the server met a system error",
     "XX": "the server met an internal error",
 }
-_OWN_FUNCTIONS: Final = (
-    " audit.drop_partition(", " audit.partition_content(", " audit.collapse_leaves(",
-    " audit.record_view(", " audit_guard.refuse_ddl(",
-)  # fmt: skip
-"""Functions of the schema that refuse with a reason."""
 _REFUSAL: Final = ("22", "23", "54")
 """Classes of errors about what was to be stored: data, constraints, limits."""
 
@@ -144,7 +139,7 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
         return error
     state = sqlstate(error)
     seen = f"{type(error).__name__} {state}".strip()
-    if _is_ours(error):
+    if state.startswith(OUR_CLASS):
         return StoreError(f"could not {doing}: {_said(error)}")
     if state:
         passing = _PASSING.get(state) or _PASSING.get(state[:2])
@@ -159,12 +154,6 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
             f"is it running, and reachable from here? [{seen}]"
         )
     return StoreError(f"could not {doing}: unexpected [{seen}]")
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether a function of the schema refused it: its text is ours, and shows no values."""
-    first = (getattr(error, "context", None) or "").split("\n")[0]
-    return sqlstate(error).startswith(OUR_CLASS) or any(name in first for name in _OWN_FUNCTIONS)
 
 
 def as_connect_error(  # noqa: PLR0911 - a kind of error each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
@@ -54,6 +53,7 @@ from otel_audit.pipeline.counters import Counters, publish
 from otel_audit.pipeline.delivery import Delivery
 from otel_audit.pipeline.foreign import FlaggedSpans
 from otel_audit.pipeline.intents import Intents
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
@@ -522,7 +522,7 @@ class _Check(threading.Thread):
     def run(self) -> None:
         try:
             with suppress_instrumentation():
-                asyncio.run(self._check())
+                run_lasting(self._check())
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
             self.error = error
 

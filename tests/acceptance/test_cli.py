@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import asyncpg
@@ -192,3 +193,33 @@ class TestDoctor:
         done = await otel_audit("doctor", "--app", "no_such:app", OTEL_AUDIT_DSN=writer)
         assert done.returncode == 1
         assert "FAIL  hooks: no_such:app" in done.stdout
+
+
+NO_ANSWER = """
+import socket, sys, time
+def look_up(*_, **__):
+    time.sleep(50)
+    raise OSError("too late")
+socket.getaddrinfo = look_up
+from otel_audit.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["doctor"], ["gaps"], ["relay"], ["migrate"]])
+def test_a_resolver_that_never_answers_costs_the_time_for_connecting(command):
+    """Not as long as the resolver takes: nobody waits for it at the end."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ANSWER, *command],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+            "OTEL_AUDIT_DSN": "postgresql://u@store.example/audit",
+            "OTEL_AUDIT_CONNECT_TIMEOUT": "1",
+        },
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "in time" in done.stdout + done.stderr
+    assert time.monotonic() - began < 40

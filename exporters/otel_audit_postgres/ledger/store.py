@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
@@ -17,6 +19,7 @@ from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
 
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 BLOCKS_AT_ONCE: Final = 64
 
 BYTES_AT_ONCE: Final = 16_000_000
@@ -41,13 +44,20 @@ _OUTLOOK: Final = """
 SELECT EXISTS (SELECT FROM audit.ledger_queue) AS waits,
        (SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints) AS size
 """
+_TELL_QUARANTINED: Final = "SELECT audit.tell_quarantined()"
+_TOLD_QUARANTINED: Final = """
+SELECT a.id, payload -> 'metadata' -> 'content_hashes' AS hashes, t.record_id IS NOT NULL AS told
+FROM audit.audit_logs a LEFT JOIN audit.quarantine_told t ON t.record_id = a.id
+WHERE a.event_name = 'audit.records.quarantined' ORDER BY a.id
+"""
+_UNKEPT: Final = "SELECT audit.unkept_quarantine($1::text[])"
 _PLACE: Final = "SELECT here, recorded FROM audit.ledger_place()"
 _MOVE: Final = "SELECT audit.move_ledger_here()"
 _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_holder()"
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'ledger_places')
+    WHERE n.nspname = 'audit' AND c.relname = 'quarantine_told')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -401,6 +411,30 @@ async def queued(connection: Connection[Any], most: int, after: int = -1) -> lis
         )
         for row in await connection.fetch(_QUEUED, most, after)
     ]
+
+
+async def tell_quarantined(connection: Connection[Any]) -> None:
+    """Record which rows came into quarantine since, so that they are sealed with the others."""
+    while await connection.fetchval(_TELL_QUARANTINED):
+        pass
+
+
+async def unkept_quarantine(
+    connection: Connection[Any],
+) -> AsyncIterator[tuple[uuid.UUID, list[str], bool]]:
+    """Records that tell of rows in quarantine which are gone or changed; whether the store made it.
+
+    Whoever may insert may tell of rows that never were; such a record is not the store's.
+    """
+    for row in await connection.fetch(_TOLD_QUARANTINED):
+        try:
+            hashes = msgspec.json.decode(row["hashes"] or b"[]", type=list[str])
+        except msgspec.MsgspecError:
+            continue
+        sound = [one for one in hashes if _HASH.fullmatch(one)]
+        gone = [found[0] for found in await connection.fetch(_UNKEPT, sound)]
+        if gone:
+            yield row["id"], gone, row["told"]
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:

@@ -111,6 +111,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         )  # fmt: skip
         overdue = await _overdue(connection)
         await _note_gaps(connection, findings)
+        await _judge_quarantine(connection, findings)
         conflicts, conflict_count = await store.conflicts(connection)
     if conflicts:
         findings.warnings.append(_told_conflicts(conflicts, conflict_count))
@@ -217,6 +218,16 @@ def _told_malformed(findings: Findings) -> str:
         f"({producers}{f', and of {others} others' if others > 0 else ''}): they say something "
         "false, and nobody tampered with them"
     )
+
+
+async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> None:
+    """What the trail tells of the quarantine must be there as it was."""
+    async for record_id, gone, is_ours in store.unkept_quarantine(connection):
+        detail = f"{len(gone)} rows of audit.quarantine are gone or changed, the first: {gone[0]}"
+        if is_ours:
+            findings.add(Kind.DELETED, detail, str(record_id))
+        else:
+            findings.warnings.append(f"record {record_id} tells of rows that never were: {detail}")
 
 
 async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:

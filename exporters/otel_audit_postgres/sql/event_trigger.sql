@@ -58,7 +58,7 @@ BEGIN
     IF touched IS NOT NULL THEN
         RAISE EXCEPTION '% on % is refused: the audit trail keeps its tables, triggers and functions',
             TG_TAG, touched
-            USING ERRCODE = 'insufficient_privilege',
+            USING ERRCODE = 'OA001',
                   HINT = 'The schema is changed by `otel-audit migrate`, run as a superuser.';
     END IF;
 END

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import sys
@@ -19,6 +18,7 @@ from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_marked
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
         return
     from otel_audit_postgres.inspect import inspect
 
-    found = asyncio.run(
+    found = run_lasting(
         inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
     )
     for finding in [*found, *_ledger(config, config.asyncpg_dsn)]:
@@ -103,7 +103,7 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
         from otel_audit_postgres.outbox import inspect_outbox
 
         app = None if app_dsn is None else plain_dsn(app_dsn)
-        for finding in asyncio.run(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app)):
+        for finding in run_lasting(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app)):
             yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
 
 
@@ -119,7 +119,7 @@ def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
     except OtelAuditError as error:
         yield Finding("ledger settings", ok=False, detail=str(error), remedy="correct the setting")
         return
-    yield from asyncio.run(inspect_ledger(dsn, keys=keys, anchors=anchors))
+    yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
 
 
 def _hooks(target: str | None) -> Iterator[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.cli.verify import moment
+from otel_audit.pipeline.lasting import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.gaps import Stream
@@ -43,7 +43,7 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     """
     from otel_audit_postgres.gaps import find_gaps
 
-    streams = asyncio.run(find_gaps(chosen_dsn(dsn), since=moment(since)))
+    streams = run_lasting(find_gaps(chosen_dsn(dsn), since=moment(since)))
     first = [stream for stream in streams if stream.is_first]
     faulty = [stream for stream in first if stream.missing or _is_cut_off(stream, quiet_after)]
     for stream in faulty:

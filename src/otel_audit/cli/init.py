@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
+from otel_audit.pipeline.lasting import run_lasting
 
 
 @click.command()
@@ -62,7 +61,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
         )
         echo(*sql.split("\n"))
         return
-    report = asyncio.run(
+    report = run_lasting(
         make_schema(
             chosen_dsn(dsn),
             roles=roles,
@@ -86,5 +85,5 @@ def _init_outbox(
         return
     if dsn is None:
         dsn = AuditConfig().outbox_asyncpg_dsn
-    lines = asyncio.run(init_outbox(chosen_dsn(dsn), application=application, relay=relay))
+    lines = run_lasting(init_outbox(chosen_dsn(dsn), application=application, relay=relay))
     echo(*lines)

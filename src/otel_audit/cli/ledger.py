@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
+from otel_audit.pipeline.lasting import run_lasting
 
 
 @click.command(name="begin-anchor")
@@ -24,7 +23,7 @@ def begin_anchor(dsn: str | None, anchor: str) -> None:
     from otel_audit_postgres.ledger.beginning import begin
 
     (place,) = anchors_from([anchor])
-    size = asyncio.run(begin(chosen_dsn(dsn), place))
+    size = run_lasting(begin(chosen_dsn(dsn), place))
     echo(
         f"{place.name}: has the checkpoint of {size} rows" if size else
         f"{place.name}: nothing is sealed yet; the sealer begins there by itself"
@@ -42,5 +41,5 @@ def moved(dsn: str | None) -> None:
     """
     from otel_audit_postgres.ledger.beginning import move_here
 
-    place = asyncio.run(move_here(chosen_dsn(dsn)))
+    place = run_lasting(move_here(chosen_dsn(dsn)))
     echo(f"the log belongs to this database ({place}) from now on")

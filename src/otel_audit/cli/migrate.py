@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import datetime
 
@@ -10,6 +9,7 @@ import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
+from otel_audit.pipeline.lasting import run_lasting
 
 
 @click.command()
@@ -31,10 +31,10 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     if (since is not None or roles) and not show_sql:
         raise click.UsageError("--from and --roles are for --sql")
     if not show_sql:
-        echo(*asyncio.run(schema.migrate(chosen_dsn(dsn))).lines)
+        echo(*run_lasting(schema.migrate(chosen_dsn(dsn))).lines)
         return
     if since is None:
-        since, roles = asyncio.run(schema.missing_migrations(chosen_dsn(dsn)))
+        since, roles = run_lasting(schema.missing_migrations(chosen_dsn(dsn)))
     echo(*schema.schema_sql(roles=roles, since=since).split("\n"))
 
 
@@ -56,7 +56,7 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
     """
     from otel_audit_postgres.upkeep import maintain as keep_up
 
-    done = asyncio.run(
+    done = run_lasting(
         keep_up(chosen_dsn(dsn), ahead=ahead, months=[month.date() for month in months])
     )
     for partition in done.partitions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -12,6 +11,7 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
+from otel_audit.pipeline.lasting import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.prove import Bundle
@@ -48,13 +48,13 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     public, store = chosen_public_keys(config, keys), chosen_dsn(dsn)
     bundle: Bundle
     if record_id is not None:
-        bundle = asyncio.run(ledger.prove_record(store, record_id, public))
+        bundle = run_lasting(ledger.prove_record(store, record_id, public))
     elif entity is not None:
-        bundle = asyncio.run(ledger.prove_entity(store, entity, public))
+        bundle = run_lasting(ledger.prove_entity(store, entity, public))
     else:
         assert grown_from is not None  # noqa: S101 - one of the three is given
-        bundle = asyncio.run(ledger.prove_growth(store, grown_from.read(), public))
-    asyncio.run(_record(store, config, record_id or entity or "growth", bundle))
+        bundle = run_lasting(ledger.prove_growth(store, grown_from.read(), public))
+    run_lasting(_record(store, config, record_id or entity or "growth", bundle))
     directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
     ledger.write(bundle, directory)
     echo(f"{directory}: to check it there, run: python verify.py")

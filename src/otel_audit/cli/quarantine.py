@@ -1,58 +1,144 @@
-"""`otel-audit quarantine`: what a receiver has refused, kept on this machine."""
+"""`otel-audit quarantine`: what a receiver or PostgreSQL refused, and what to do with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import echo, echo_document
 from otel_audit.config import AuditConfig
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, StoreError
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.quarantine import Kept, LocalQuarantine, services_with_quarantine
+from otel_audit.postgres_dsn import plain_dsn
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.quarantine import Aside
 
 
 @click.command()
+@dsn_option
 @click.option(
     "--spool-dir",
     type=click.Path(path_type=Path),
     help="By default what OTEL_AUDIT_SPOOL_DIR says.",
 )
-@click.option("--service", help="Only of this service.")
+@click.option("--service", help="Of what a receiver refused only this service's.")
 @click.option("--show", metavar="ID", help="Print what was refused under this record id.")
 @click.option(
     "--retry", is_flag=True,
-    help="Put the records back into the spool: the service's next or running process sends them.",
+    help="Store the records after all: those that a receiver refused go back into the spool.",
 )  # fmt: skip
-def quarantine(
-    spool_dir: Path | None, service: str | None, show: str | None, *, retry: bool
+@click.option(
+    "--release", metavar="ID", help="Let rest what PostgreSQL refused under this id (or hash)."
+)
+@click.option("--because", metavar="TEXT", help="Why it is released; the trail tells it.")
+def quarantine(  # noqa: PLR0913, PLR0917 - an option each
+    dsn: str | None,
+    spool_dir: Path | None,
+    service: str | None,
+    show: str | None,
+    release: str | None,
+    because: str | None,
+    *,
+    retry: bool,
 ) -> None:
-    """List records that an OTLP receiver refused, and why; or send them again.
+    """List records that were refused, and why; store them after all, or let them rest.
 
-    They are kept beside the spool. What PostgreSQL refuses is in the table audit.quarantine.
+    What an OTLP receiver refused is kept beside the spool. What PostgreSQL refused is in
+    audit.quarantine, where nothing is deleted: --dsn names the store as its retention role or
+    owner, and --retry writes as OTEL_AUDIT_DSN.
     """
     config = AuditConfig() if spool_dir is None else AuditConfig(spool_dir=spool_dir)
+    keeper = config.asyncpg_dsn if dsn is None else plain_dsn(dsn)
     found = list(_quarantines(config, service))
-    if retry:
+    aside = [] if keeper is None else _aside(keeper, is_asked=dsn is not None or bool(release))
+    if release is not None:
+        _release(keeper, aside, release, because)
+    elif retry:
         for name, place in found:
             echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
-        return
+        if keeper is not None and aside:
+            _retry(config.asyncpg_dsn or keeper, keeper, aside)
+    elif show is not None:
+        kept = [item for _, place in found for item in place.read()]
+        _show([item for item in kept if item.refused.record_id == show],
+              [row for row in aside if show in _names(row)], show)  # fmt: skip
+    else:
+        _list(config, found, keeper, aside)
+
+
+def _list(
+    config: AuditConfig,
+    found: list[tuple[str, LocalQuarantine]],
+    keeper: str | None,
+    aside: list[Aside],
+) -> None:
     kept = [item for _, place in found for item in place.read()]
-    if show is not None:
-        _show([item for item in kept if item.refused.record_id == show], show)
-        return
     for item in kept:
         when = datetime.fromtimestamp(item.kept_at, UTC)
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
     echo(f"{len(kept)} refused records in {config.spool_dir}")
+    if keeper is None:
+        return
+    for row in aside:
+        when = row.recorded_at.astimezone(UTC)
+        echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {row.record_id or row.content_hash.hex()}  "
+             f"{row.reason}")  # fmt: skip
+    echo(f"{len(aside)} refused records in audit.quarantine")
+
+
+def _aside(keeper: str, *, is_asked: bool) -> list[Aside]:
+    from otel_audit_postgres.quarantine import quarantined
+
+    try:
+        return run_lasting(quarantined(keeper))
+    except StoreError as error:
+        if is_asked:
+            raise
+        # an application's own login may not look; what lies on this machine is shown all the same
+        echo(f"audit.quarantine: {error}")
+        return []
+
+
+def _names(row: Aside) -> tuple[str, str]:
+    return row.record_id, row.content_hash.hex()
+
+
+def _release(keeper: str | None, aside: list[Aside], name: str, because: str | None) -> None:
+    from otel_audit_postgres.quarantine import release
+
+    if keeper is None:
+        raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
+    if not because:
+        raise ConfigurationError("quarantine: --release needs --because, which the trail tells")
+    rows = [row for row in aside if name in _names(row)]
+    if not rows:
+        raise ConfigurationError(f"nothing under the id {name} is in audit.quarantine")
+    run_lasting(release(keeper, rows, "dismissed", because))
+    echo(f"{len(rows)} refused records released")
+
+
+def _retry(writer: str, keeper: str, aside: list[Aside]) -> None:
+    from otel_audit_postgres.quarantine import release, retry
+
+    done = run_lasting(retry(writer, aside))
+    if done:
+        run_lasting(release(keeper, done, "stored", "otel-audit quarantine --retry"))
+    echo(f"audit.quarantine: {len(done)} records stored, {len(aside) - len(done)} refused again")
 
 
 def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
     from otel_audit.pipeline.setup import local_quarantine
 
+    if not config.spool_dir.is_dir() and config.asyncpg_dsn is not None:
+        return
     for name in services_with_quarantine(config.spool_dir):
         if service in (None, name):
             yield name, local_quarantine(config, name)
@@ -82,8 +168,10 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         spool.close()
 
 
-def _show(items: list[Kept], record_id: str) -> None:
-    if not items:
+def _show(items: list[Kept], aside: list[Aside], record_id: str) -> None:
+    if not items and not aside:
         raise ConfigurationError(f"nothing was refused under the id {record_id}")
     for item in items:
         echo_document(item.refused.received.decode("utf-8", "replace"))
+    for row in aside:
+        echo_document(row.received)

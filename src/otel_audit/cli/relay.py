@@ -13,6 +13,7 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.pipeline.batch_size import BatchSize
 from otel_audit.pipeline.counters import Counters
+from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.relay import BATCH_BYTES, Outbox, Relay, RelayOptions, relay_all
 from otel_audit.pipeline.sink import Sink
 from otel_audit.postgres_dsn import plain_dsn
@@ -44,9 +45,9 @@ def relay(outbox_dsn: str | None, *, follow: bool) -> None:
     make_sink = sink_maker(config)
     outbox = PostgresOutbox(dsn, connect_timeout=config.connect_timeout)
     if follow:
-        asyncio.run(_follow(outbox, make_sink(), config))
+        run_lasting(_follow(outbox, make_sink(), config))
     else:
-        asyncio.run(_once(outbox, make_sink(), config.batch_size))
+        run_lasting(_once(outbox, make_sink(), config.batch_size))
 
 
 async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:

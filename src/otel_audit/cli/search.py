@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_document, echo_json
 from otel_audit.cli.verify import moment
 from otel_audit.config import AuditConfig
+from otel_audit.pipeline.lasting import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.queries import Found, Page
@@ -222,7 +222,7 @@ def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
         async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:
             return await question(trail)
 
-    return asyncio.run(answer())
+    return run_lasting(answer())
 
 
 def _print_page(page: Page, as_json: bool, nothing: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
+from otel_audit.pipeline.lasting import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
@@ -127,7 +127,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     remembered = None if file is None or full else memory.recall(file, public)
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
-        report = asyncio.run(
+        report = run_lasting(
             ledger.verify(
                 store,
                 keys=public,
@@ -172,7 +172,7 @@ def _jobs(dsn: str) -> int:
     """One process for a small log; for a large one, as many as there are processors, up to four."""
     from otel_audit_postgres.ledger.verify import size_of
 
-    return 1 if asyncio.run(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
+    return 1 if run_lasting(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
 
 
 def _bar(*, visible: bool) -> Progress:

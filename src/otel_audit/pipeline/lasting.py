@@ -6,7 +6,7 @@ import asyncio
 import queue
 import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -93,6 +93,16 @@ class LastingLoop(asyncio.SelectorEventLoop):
                 raise
         else:
             self._threads += 1
+
+
+def run_lasting(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine as `asyncio.run` does, but wait at its end for no thread that blocks.
+
+    Looking up a host's name takes as long as the resolver takes, which may be minutes, and
+    `asyncio.run` waits for that although nobody wants to know any more.
+    """
+    with asyncio.Runner(loop_factory=LastingLoop) as runner:
+        return runner.run(work)
 
 
 def _serve(jobs: queue.SimpleQueue[Any], idle: threading.Semaphore) -> None:

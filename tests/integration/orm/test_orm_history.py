@@ -81,9 +81,15 @@ WRITES = (
 TABLES = {"shelf": ("id", "label"), "book": ("id", "title", "pages", "shelf_id")}
 
 
-def make_triggers(connection) -> None:
+def _begin(connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def make_triggers(connection, schema: str) -> None:
     """Let the database write down what happens to it, in the same transaction."""
-    connection.exec_driver_sql("CREATE TABLE history (op TEXT, tab TEXT, before TEXT, after TEXT)")
+    connection.exec_driver_sql(
+        f"CREATE TABLE {schema}.history (op TEXT, tab TEXT, before TEXT, after TEXT)"
+    )
     for table, columns in TABLES.items():
         old, new = (
             "json_object(" + ", ".join(f"'{c}', {side}.{c}" for c in columns) + ")"
@@ -95,7 +101,7 @@ def make_triggers(connection) -> None:
             ("delete", old, "NULL"),
         ):
             connection.exec_driver_sql(
-                f"CREATE TRIGGER {table}_{operation} AFTER {operation} ON {table} BEGIN "
+                f"CREATE TRIGGER {schema}.{table}_{operation} AFTER {operation} ON {table} BEGIN "
                 f"INSERT INTO history VALUES ('{operation}', '{table}', {before}, {after}); END"
             )
 
@@ -136,12 +142,15 @@ class History(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         path = Path(self.directory.name) / "history.db"
         engine = create_engine(f"sqlite:///{path}")
-        event.listen(engine, "connect", self._connect)
-        event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
-        HistoryBase.metadata.create_all(engine)
+        event.listen(engine, "connect", self.connect)
+        event.listen(engine, "begin", _begin)
+        translated = engine.execution_options(schema_translate_map={None: self.SCHEMA})
+        HistoryBase.metadata.create_all(translated)
         with engine.begin() as connection:
-            make_triggers(connection)
+            make_triggers(connection, self.SCHEMA or "main")
         return engine
+
+    SCHEMA: str | None = None
 
     def listen(self):
         return capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
@@ -176,8 +185,7 @@ class History(RuleBasedStateMachine):
 
     HISTORY = "SELECT op, tab, before, after FROM history"
 
-    @staticmethod
-    def _connect(connection, _record) -> None:
+    def connect(self, connection, _record) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = OFF")
@@ -229,8 +237,40 @@ class History(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["commit", "commit", "commit", "rollback", "close"]))
     @within
     def end(self, how):
+        before = self.committed()
         getattr(self.session, how)()
         self.savepoints.clear()
+        self.check_outcome(before, how)
+
+    @rule(times=st.integers(1, 3))
+    @within
+    def retry(self, times):
+        """Write, and roll it back; then once more, and commit: that is a success in the end."""
+        for _ in range(times):
+            self.session.add(Book(title="retried"))
+            self.session.flush()
+            self.session.rollback()
+            self.savepoints.clear()
+        before = self.committed()
+        self.session.add(Book(title="kept"))
+        self.session.commit()
+        self.check_outcome(before, "commit")
+
+    def committed(self):
+        """How many rows were written that stay."""
+        with self.engine.connect() as other:
+            return other.exec_driver_sql(self.COUNT).scalar_one()
+
+    COUNT = "SELECT count(*) FROM history"
+
+    def check_outcome(self, before, how):
+        """The outcome of the action follows the last transaction that wrote."""
+        self.capture.attachment.settle()
+        if how == "commit" and self.committed() > before:
+            assert self.scope.final_transaction == "committed"
+            rolled_back = self.scope.rolled_back_transactions > 0
+            assert self.scope.is_retried == rolled_back
+            assert (self.scope.transaction == "mixed") == rolled_back
 
     @rule()
     @within
@@ -306,11 +346,15 @@ class History(RuleBasedStateMachine):
         for change in self.told():
             assert change.transaction == "committed"
             assert change.kind in ("entity", "bulk")
+            # a text names no schema
+            by_text = (change.statement or "").startswith("UPDATE shelf")
+            assert self.SCHEMA is None or "." in change.table or by_text
+            table = change.table.rpartition(".")[2]
             if change.kind == "bulk":
                 assert change.rows is not None
-                seen[change.operation, change.table] += change.rows
+                seen[change.operation, table] += change.rows
                 continue
-            seen[change.operation, change.table] += 1
+            seen[change.operation, table] += 1
             self.find(true, change)
         assert seen == written
         assert self.capture.errors == 0
@@ -319,7 +363,11 @@ class History(RuleBasedStateMachine):
     def find(true, change):
         """Find what the triggers saw of this entry, once."""
         for position, (operation, table, key, values) in enumerate(true):
-            if (operation, table, key) != (change.operation, change.table, change.key["id"]):
+            if (operation, change.table.rpartition(".")[2], key) != (
+                change.operation,
+                table,
+                change.key["id"],
+            ):
                 continue
             recorded = {
                 name: pair
@@ -341,6 +389,41 @@ class History(RuleBasedStateMachine):
                 del true[position]
                 return
         raise AssertionError(f"never happened: {change}")
+
+
+class AutocommitHistory(History):
+    """The same where the driver commits each statement, which SQLAlchemy was not told."""
+
+    def open(self) -> Engine:
+        engine = super().open()
+        event.remove(engine, "begin", _begin)
+        return engine
+
+    def told(self) -> list[Change]:
+        # SQLite commits where a savepoint is released that has begun the transaction
+        self.capture.attachment.settle()
+        return super().told()
+
+    def check_outcome(self, before, how):
+        """Nothing is rolled back but to a savepoint, and nothing waits for a commit."""
+
+
+class SchemaHistory(History):
+    """The same in a schema that is only named when the statement is compiled."""
+
+    SCHEMA = "tenant"
+    HISTORY = "SELECT op, tab, before, after FROM tenant.history"
+    COUNT = "SELECT count(*) FROM tenant.history"
+
+    def open(self) -> Engine:
+        engine = super().open()
+        return engine.execution_options(schema_translate_map={None: self.SCHEMA})
+
+    def connect(self, connection, _record) -> None:
+        super().connect(connection, _record)
+        path = Path(self.directory.name) / "tenant.db"
+        connection.execute(f"ATTACH DATABASE '{path}' AS tenant")
+        connection.execute("PRAGMA tenant.journal_mode = WAL")
 
 
 class PostgresHistory(History):
@@ -446,3 +529,14 @@ TestHistory.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("machine", [AutocommitHistory, SchemaHistory])
+def test_history_of_another_kind(machine):
+    """Random sessions where each statement commits, and in a schema that is named late."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(TestHistory.settings, max_examples=10, stateful_step_count=25),
+    )

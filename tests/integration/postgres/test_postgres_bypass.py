@@ -326,7 +326,7 @@ async def attempt(dsn, statements, partition):
 
 def says_why(error):
     """Whether whoever reads the error knows that it is not allowed, and not merely broken."""
-    return isinstance(
+    return getattr(error, "sqlstate", None) == "OA001" or isinstance(
         error,
         asyncpg.InsufficientPrivilegeError | asyncpg.DependentObjectsStillExistError
         | asyncpg.FeatureNotSupportedError,

@@ -1,0 +1,99 @@
+"""What the store has put aside: looking at it, storing it after all, and letting it rest.
+
+Nothing leaves ``audit.quarantine``; what was stored since, or was looked at, is marked, and the
+trail tells so.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from otel_audit.errors import StoreError
+from otel_audit.pipeline.entries import read_back
+from otel_audit.record import AuditRecord
+from otel_audit_postgres.connecting import InsufficientPrivilegeError
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.sink import PostgresSink
+
+_LIST = "SELECT content_hash, record_id, received, reason, recorded_at FROM audit.quarantined()"
+_RELEASE = "SELECT audit.release_quarantined($1, $2, $3)"
+
+
+class Aside(NamedTuple):
+    """A row of the quarantine."""
+
+    content_hash: bytes
+    record_id: str
+    received: str
+    reason: str
+    recorded_at: datetime
+
+
+async def quarantined(dsn: str) -> list[Aside]:
+    """Read what is in quarantine and was not released, the oldest first.
+
+    Args:
+        dsn: The audit store, as its retention role or its owner.
+
+    Raises:
+        StoreError: It cannot be read; the message says the remedy.
+    """
+    async with store.opened(dsn, "read audit.quarantine") as connection:
+        try:
+            return [Aside(*row.values()) for row in await connection.fetch(_LIST)]
+        except InsufficientPrivilegeError:
+            raise StoreError(
+                "this role may not read audit.quarantine: name the retention role "
+                "(`otel-audit init --roles --retention ROLE`) or the owner with --dsn"
+            ) from None
+
+
+async def release(dsn: str, rows: list[Aside], became: str, reason: str) -> None:
+    """Mark rows as stored since, or dismissed; the trail tells who did it.
+
+    Args:
+        dsn: As for `quarantined`.
+        rows: Which.
+        became: ``stored`` or ``dismissed``.
+        reason: Why.
+
+    Raises:
+        StoreError: As for `quarantined`.
+    """
+    async with (
+        store.opened(dsn, "release rows of audit.quarantine") as connection,
+        connection.transaction(),
+    ):
+        for row in rows:
+            await connection.fetchval(_RELEASE, row.content_hash, became, reason)
+
+
+async def retry(dsn: str, rows: list[Aside]) -> list[Aside]:
+    """Store what is a record, and is taken now.
+
+    Args:
+        dsn: The audit store, as a writer.
+        rows: Which.
+
+    Returns:
+        Those that are in the trail now. The others are no records, or are refused again.
+
+    Raises:
+        StoreError: The store takes nothing now.
+    """
+    done: list[Aside] = []
+    sink = PostgresSink(dsn)
+    try:
+        for row in rows:
+            record = read_back(row.record_id, row.received.encode())
+            if not isinstance(record, AuditRecord):
+                continue
+            written = await sink.write([record])
+            if written.held:
+                raise StoreError(written.why_held)
+            if written.stored:
+                done.append(row)
+    finally:
+        await sink.close()
+    return done
