@@ -11,6 +11,7 @@ from orm_models import Base, Customer, Tag
 from sqlalchemy import Engine, create_engine, event, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -35,7 +36,11 @@ def connect(orm_dsn: str, pg: PostgresStore) -> Iterator[Connect]:
         engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", *POSTGRES])
+def set_autocommit(connection, _record) -> None:
+    connection.autocommit = True
+
+
+@pytest.fixture(params=["sqlite", *POSTGRES, "psycopg_async"])
 def by_the_driver(request, tmp_path) -> Iterator[Store]:
     """A store whose driver commits each statement, which SQLAlchemy was not told."""
     if request.param == "sqlite":
@@ -47,12 +52,13 @@ def by_the_driver(request, tmp_path) -> Iterator[Store]:
         engine.dispose()
         return
     connect = request.getfixturevalue("connect")
-    engine = connect(request.param, poolclass=NullPool)
-
-    @event.listens_for(engine, "connect")
-    def set_autocommit(connection, _record) -> None:
-        connection.autocommit = True
-
+    engine = connect(request.param.removesuffix("_async"), poolclass=NullPool)
+    if request.param == "psycopg_async":
+        opened = create_async_engine(engine.url, poolclass=NullPool)
+        event.listen(opened.sync_engine, "connect", set_autocommit)
+        yield PostgresStore(opened)
+        return
+    event.listen(engine, "connect", set_autocommit)
     yield SqliteStore(engine)
 
 
