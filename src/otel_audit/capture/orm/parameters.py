@@ -92,6 +92,9 @@ class Parameters:
             weakref.WeakKeyDictionary()
         )
         self._texts: BoundedCache[tuple[str, Style], _Text] = BoundedCache(_REMEMBERED)
+        self._shown_texts: BoundedCache[tuple[str, Style], tuple[_Text, str]] = BoundedCache(
+            _REMEMBERED
+        )
 
     def of_compiled(self, compiled: Any, sets: Sequence[Mapping[str, Any]]) -> Any:
         """The parameters of a compiled statement, redacted.
@@ -133,8 +136,13 @@ class Parameters:
         if len(text) > _LONGEST_PLACED:
             masked = mask_literals(text[:_SHOWN], style, None)
             return f"{self._masking.text(masked, longest)} [{len(text)} characters in all]"
-        masked = mask_literals(text, style, self._read_text(text, style).numbers)
-        return self._masking.text(masked, longest)
+        read = self._read_text(text, style)
+        found = self._shown_texts.get((text, style))
+        if found is None or found[0] is not read:
+            masked = mask_literals(text, style, read.numbers)
+            found = read, self._masking.text(masked, longest)
+            self._shown_texts.put((text, style), found)
+        return found[1]
 
     def compiled_text(self, compiled: Any, text: str, style: Style) -> str:
         """The text of a compiled statement, in which literals stand only where it holds texts."""
