@@ -195,6 +195,31 @@ class TestManyBatches:
             assert [change.rows for change in scope.changes] == [3]
 
 
+class TestPipelines:
+    @pytest.mark.parametrize(
+        ("autocommit", "end", "outcome", "stored"),
+        [
+            (False, "rollback", "rolled_back", 0),
+            (False, "commit", "committed", 1),
+            (True, "rollback", "unknown", 1),
+            (True, "commit", "committed", 1),
+        ],
+    )
+    def test_what_is_not_answered_yet(self, capture, connect, autocommit, end, outcome, stored):  # noqa: PLR0917 - one fact each
+        """In autocommit mode a ROLLBACK undoes nothing, and nothing is certain before the answer."""
+        engine = connect("psycopg", poolclass=NullPool)
+        with action() as scope, engine.connect() as connection:
+            driver_connection = connection.connection.driver_connection
+            driver_connection.autocommit = autocommit
+            with driver_connection.pipeline():
+                connection.execute(insert(Tag).values(code="a"))
+                getattr(connection, end)()
+            connection.rollback()
+        with engine.connect() as connection:
+            assert connection.scalar(text("select count(*) from tag")) == stored
+        assert scope.transaction == outcome
+
+
 class TestPools:
     @pytest.mark.parametrize("driver", POSTGRES)
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import json
 import tempfile
@@ -23,6 +24,7 @@ from orm_harness import action, capturing
 from otel_audit_postgres.outbox import init_outbox
 from sqlalchemy import (
     Engine,
+    Enum,
     ForeignKey,
     create_engine,
     delete,
@@ -44,14 +46,30 @@ from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode
 
 
+class State(enum.Enum):
+    """Stored by value."""
+
+    LENT = "lent-out"
+    LOST = "lost-it"
+
+
 class HistoryBase(DeclarativeBase):
     pass
+
+
+class Log(HistoryBase):
+    """What a listener of the application writes during a flush."""
+
+    __tablename__ = "log"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str | None]
 
 
 class Shelf(HistoryBase):
     __tablename__ = "shelf"
     id: Mapped[int] = mapped_column(primary_key=True)
     label: Mapped[str | None]
+    late: Mapped[str | None]
     books: Mapped[list[Book]] = relationship(back_populates="shelf")
 
 
@@ -60,12 +78,26 @@ class Book(HistoryBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str | None]
     pages: Mapped[int | None]
+    state: Mapped[State | None] = mapped_column(
+        Enum(State, native_enum=False, values_callable=lambda kind: [one.value for one in kind])
+    )
     shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
     shelf: Mapped[Shelf | None] = relationship(back_populates="books")
 
 
+@event.listens_for(Shelf, "after_insert")
+@event.listens_for(Shelf, "after_update")
+def log_and_set_too_late(_mapper, connection, shelf) -> None:
+    """Write during the flush, and set what it does not write any more."""
+    connection.execute(insert(Log.__table__).values(what=shelf.label))
+    shelf.late = "never written"
+
+
 WRITES = (
     "add_shelf",
+    "rename_shelf",
+    "change_state",
+    "bulk_state",
     "add_book",
     "add_book",
     "change_book",
@@ -78,7 +110,11 @@ WRITES = (
     "bulk_insert",
     "write_by_text",
 )
-TABLES = {"shelf": ("id", "label"), "book": ("id", "title", "pages", "shelf_id")}
+TABLES = {
+    "shelf": ("id", "label", "late"),
+    "book": ("id", "title", "pages", "state", "shelf_id"),
+    "log": ("id", "what"),
+}
 
 
 def _begin(connection) -> None:
@@ -316,7 +352,28 @@ class History(RuleBasedStateMachine):
     def delete_shelf(self, number, other):
         shelf = self.pick(Shelf, number)
         if shelf is not None:
+            self.read_anew(shelf)
             self.session.delete(shelf)
+
+    def rename_shelf(self, number, other):
+        shelf = self.pick(Shelf, number)
+        if shelf is not None:
+            shelf.label = f"r{other}"
+
+    def read_anew(self, shelf):
+        """Forget what the object holds and the database does not."""
+        self.session.flush()
+        self.session.expire(shelf, ["late"])
+
+    def change_state(self, number, other):
+        book = self.pick(Book, number)
+        if book is not None:
+            book.state = (None, State.LENT, State.LOST)[other % 3]
+
+    def bulk_state(self, number, other):
+        state = (State.LENT, State.LOST)[other % 2]
+        statement = update(Book).where(Book.state.is_distinct_from(state), Book.pages >= number)
+        self.session.execute(statement.values(state=state))
 
     def bulk_update(self, number, other):
         self.session.execute(update(Book).where(Book.pages >= number).values(pages=other))
@@ -325,7 +382,7 @@ class History(RuleBasedStateMachine):
         self.session.execute(delete(Book).where(Book.pages == number))
 
     def bulk_insert(self, number, other):
-        rows = [{"title": f"i{number}"} for _ in range(other % 3 + 1)]
+        rows = [{"title": f"i{number}", "state": State.LENT} for _ in range(other % 3 + 1)]
         self.session.execute(insert(Book), rows)
 
     def write_by_text(self, number, other):
@@ -439,7 +496,7 @@ class PostgresHistory(History):
         def empty():
             with engine.begin() as connection:
                 connection.exec_driver_sql(
-                    "TRUNCATE shelf, book, history, audit.outbox RESTART IDENTITY"
+                    "TRUNCATE shelf, book, log, history, audit.outbox RESTART IDENTITY"
                 )
 
         self.run(empty)
@@ -487,6 +544,8 @@ END $$;
 CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON shelf
     FOR EACH ROW EXECUTE FUNCTION note();
 CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON book
+    FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON log
     FOR EACH ROW EXECUTE FUNCTION note();
 """
 

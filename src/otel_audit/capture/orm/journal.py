@@ -13,6 +13,7 @@ from otel_audit.capture.orm.outcomes import (
     in_transaction,
     is_autocommit,
     is_committed,
+    is_pipelined_autocommit,
     reset_outcome,
 )
 from otel_audit.record import Change, TransactionOutcome
@@ -198,7 +199,12 @@ class Journal:
         """A ROLLBACK is about to be sent, or need not be."""
         ledger = self.find(connection)
         if ledger is not None:
-            self.end(connection, "committed" if _is_over(ledger, connection) else "rolled_back")
+            if _is_over(ledger, connection):
+                self.end(connection, "committed")
+            else:
+                # nothing of it is undone if none was begun, only not yet answered
+                undecided = is_pipelined_autocommit(connection)
+                self.end(connection, "unknown" if undecided else "rolled_back")
 
     def settle(self) -> None:
         """Report every commit that has been answered.
