@@ -25,8 +25,11 @@ try:
     import asyncpg
     from asyncpg.exceptions import (
         InsufficientPrivilegeError,
+        InterfaceError,
         LockNotAvailableError,
+        PostgresError,
         PostgresLogMessage,
+        QueryCanceledError,
     )
 except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
@@ -45,9 +48,12 @@ __all__ = [
     "APPLICATION_NAME",
     "Connection",
     "InsufficientPrivilegeError",
+    "InterfaceError",
     "Limits",
     "LockNotAvailableError",
     "OwnConnection",
+    "PostgresError",
+    "QueryCanceledError",
     "connect",
     "disconnect",
     "disconnect_later",

@@ -9,12 +9,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import asyncpg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
-from otel_audit_postgres.connecting import Connection, Limits, connect, disconnect
+from otel_audit_postgres.connecting import (
+    Connection,
+    InterfaceError,
+    Limits,
+    PostgresError,
+    connect,
+    disconnect,
+)
 from otel_audit_postgres.failures import as_store_error
 from otel_audit_postgres.query.conditions import READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
@@ -221,7 +227,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
         try:
             yield connection
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (PostgresError, InterfaceError, OSError) as error:
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
             await disconnect(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,12 @@ from otel_audit_postgres.rows import (
 )
 
 _logger = logging.getLogger(__name__)
+
+_TURN: Final = 0.005
+"""Seconds of making rows after which the loop hears others."""
+
+_MANY_CHANGES: Final = 500
+"""Changes of a record from which on its row is made in a thread: their entities are to be named."""
 
 LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
@@ -223,7 +230,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = _to_rows(_as_their_own(records))
+        rows, unfit = await _to_rows_by_turns(_as_their_own(records))
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
@@ -640,6 +647,26 @@ def _to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:
         except Exception as error:  # noqa: BLE001 - one record must not hold up the others
             reason = f"an unexpected {type(error).__name__}"
             refused.append(Refused(str(record.record_id), written_down(record), reason))
+    return rows, refused
+
+
+async def _to_rows_by_turns(
+    records: Sequence[AuditRecord],
+) -> tuple[list[Row], list[Refused]]:
+    """As `_to_rows`, while the loop hears others: whoever sends shares it."""
+    rows: list[Row] = []
+    refused: list[Refused] = []
+    began = time.perf_counter()
+    for record in records:
+        if len(record.changes) > _MANY_CHANGES:
+            made, unfit = await asyncio.to_thread(_to_rows, [record])
+        else:
+            made, unfit = _to_rows([record])
+        rows += made
+        refused += unfit
+        if time.perf_counter() - began > _TURN:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
     return rows, refused
 
 

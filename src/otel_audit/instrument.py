@@ -331,8 +331,16 @@ def _adopt_left() -> None:
         _runtime.adopt_left()
 
 
-# earlier than atexit: from Python 3.12 on no thread can be started then
-getattr(threading, "_register_atexit", atexit.register)(_adopt_left)
+def _call_at_the_end(call: Callable[[], None]) -> None:
+    # earlier than atexit where that is to be had: from Python 3.12 on no thread starts then
+    register = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(call)
+    except RuntimeError:  # imported while the interpreter ends
+        return
+
+
+_call_at_the_end(_adopt_left)
 
 
 def _close_with_child(runtime: Runtime) -> None:

@@ -176,6 +176,8 @@ class TestEveryCommand:
                 ("begin-anchor", EVIL), ("moved",), ("moved", EVIL), ("search", EVIL), ("stats", EVIL),
                 ("keygen", EVIL + "/x"), ("init",), ("init", "--dsn", EVIL), ("init", "--sql"),
                 ("migrate",), ("migrate", "--sql"), ("maintain",), ("maintain", "--ahead", EVIL),
+                ("maintain", "--month", EVIL), ("begin-anchor", EVIL),
+                ("begin-anchor", "dir:" + EVIL), ("moved",),
                 ("serve", "--host", EVIL), ("serve", "--tokens", EVIL),
                 ("serve", "token", "new", "n" + EVIL, "--tenant", EVIL, "--service", EVIL),
                 ("serve", "token", "new", EVIL, "--file", EVIL + "/x"),

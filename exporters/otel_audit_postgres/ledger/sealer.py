@@ -201,7 +201,7 @@ class Sealer:
                 await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
 
-    async def settle(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109 - hands it on
+    async def settle(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for publications that are under way, and give up those that then still are."""
         await self._publishing.settle(timeout)
 

@@ -119,7 +119,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     heard.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
         findings.warnings.append(_told_malformed(findings))
-    if not seen:
+    if not seen and not heard.silent:
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
         )

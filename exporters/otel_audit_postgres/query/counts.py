@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import asyncpg
-
-from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.connecting import Connection, QueryCanceledError
 from otel_audit_postgres.query.conditions import conditions_of
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.walking import WINDOW, newest
@@ -161,7 +159,7 @@ async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {FACET_TIMEOUT_MS}")
             rows = await connection.fetch(sql, *values)
-    except asyncpg.QueryCanceledError:
+    except QueryCanceledError:
         return Facet(field, timed_out=True)
     shown = sum(int(row["records"]) for row in rows)
     total = int(rows[0]["total"]) if rows else 0

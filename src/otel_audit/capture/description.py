@@ -175,15 +175,24 @@ class RequestHead:
 
     def _shown_path(self, routed: Mapping[str, Any]) -> str:
         text = self._without_secrets(path_of(routed), routed)
+        if text is None:
+            return route_template(routed, self.app) or REDACTED
         if self._path is None or self._path[0] != text:
             self._path = text, self._redactor.path(text, self._budget.path)
         return self._path[1]
 
     def spell_path(self, path: str, routed: Mapping[str, Any]) -> str:
         """Spell a path of this request, as somebody else has it, without its secrets."""
-        return self._redactor.path(self._without_secrets(path, routed), self._budget.path)
+        text = self._without_secrets(path, routed)
+        if text is None:
+            return route_template(routed, self.app) or REDACTED
+        return self._redactor.path(text, self._budget.path)
 
-    def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str:
+    def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str | None:
+        """Take secrets out of a path; None where one is there that cannot be found in it.
+
+        A convertor may have changed a secret's spelling (a UUID's case, a number's zeros).
+        """
         parameters = routed.get("path_params")
         path = cut_path(whole, LONGEST_PATH)
         if path is not whole:
@@ -191,9 +200,7 @@ class RequestHead:
         if not parameters and routed.get("route") is None:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
-        found = _without(path, secret_parameters(parameters or {}, self._redactor, whole))
-        # a convertor may have changed a secret's spelling (a UUID's case, a number's zeros)
-        return found if found is not None else route_template(routed, self.app) or REDACTED
+        return _without(path, secret_parameters(parameters or {}, self._redactor, whole))
 
 
 def describe_headers(

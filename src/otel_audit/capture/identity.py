@@ -26,8 +26,8 @@ def shown_actor(actor: Actor, redactor: Redactor, work: Work | None = None) -> A
 
     Args:
         actor: As the application, a token, or a proxy named it.
-        redactor: Its value rules judge each part; an e-mail address passes unless e-mail addresses
-            are redacted.
+        redactor: Its value rules judge each part, of an id those for credentials alone; an e-mail
+            address passes unless e-mail addresses are redacted.
         work: What that may cost in all; each part by its size if None.
 
     Returns:
@@ -35,10 +35,10 @@ def shown_actor(actor: Actor, redactor: Redactor, work: Work | None = None) -> A
         still found, or by ``[REDACTED]`` where there is no key; of an id ``reason`` then says so.
     """
     shown = {
-        "id": _shown(actor.id, redactor, work),
+        "id": _shown(actor.id, redactor, work, is_id=True),
         "role": _shown_or_none(actor.role, redactor, work),
         "email": _shown_or_none(actor.email, redactor, work),
-        "on_behalf_of": _shown_or_none(actor.on_behalf_of, redactor, work),
+        "on_behalf_of": _shown_or_none(actor.on_behalf_of, redactor, work, is_id=True),
         "roles": tuple(_shown(role, redactor, work) for role in actor.roles),
     }
     if all(value == getattr(actor, name) for name, value in shown.items()):
@@ -53,7 +53,8 @@ def shown_tenant(
     """Take out of a tenant what the value rules name; see `shown_actor`."""
     if tenant is None:
         return None
-    found, slug = _shown(tenant.id, redactor, work), _shown_or_none(tenant.slug, redactor, work)
+    found = _shown(tenant.id, redactor, work, is_id=True)
+    slug = _shown_or_none(tenant.slug, redactor, work)
     if (found, slug) == (tenant.id, tenant.slug):
         return tenant
     return msgspec.structs.replace(tenant, id=found, slug=slug)
@@ -68,12 +69,16 @@ def shown_source(source: Source, redactor: Redactor) -> Source:
     return msgspec.structs.replace(source, user_agent=agent, session_id=session)
 
 
-def _shown_or_none(text: str | None, redactor: Redactor, work: Work | None = None) -> str | None:
-    return None if text is None else _shown(text, redactor, work)
+def _shown_or_none(
+    text: str | None, redactor: Redactor, work: Work | None = None, *, is_id: bool = False
+) -> str | None:
+    return None if text is None else _shown(text, redactor, work, is_id=is_id)
 
 
-def _shown(text: str, redactor: Redactor, work: Work | None = None) -> str:
-    if is_plain(text) or redactor.identifier(text, work) == text:
+def _shown(text: str, redactor: Redactor, work: Work | None = None, *, is_id: bool = False) -> str:
+    # an id of 16 digits is one; anything else with a card's number is not
+    judged = redactor.identifier if is_id else redactor.text
+    if is_plain(text) or judged(text, work) == text:
         return text
     complain(
         _logger,

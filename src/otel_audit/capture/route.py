@@ -164,7 +164,7 @@ def _serving(routes: Any, path: str, method: object, depth: int) -> _Serving | N
             methods = getattr(route, "methods", None)
             if (method is None) is not (methods is None):
                 continue  # a socket's route, and no socket; or the other way round
-            found = route, _CONVERTOR.sub("}", template), parameters
+            found = route, template, parameters
             if methods is None or method in methods:
                 return found
             other = other or found

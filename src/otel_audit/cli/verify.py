@@ -213,7 +213,8 @@ def _lines(report: Report) -> Iterator[tuple[str, Colour | None]]:
     for problem in report.problems[:_LISTED]:
         place = "" if problem.leaf is None else f" leaf {problem.leaf}"
         record = f" record {problem.record_id}" if problem.record_id else ""
-        yield f"{problem.kind}:{place}{record}: {problem.detail}", None
+        where = f":{place}{record}" if place or record else ""
+        yield f"{problem.kind}{where}: {problem.detail}", None
     if len(report.problems) > _LISTED:
         more = len(report.problems) - _LISTED
         yield f"and {more} more; --json and --report list them", None

@@ -53,7 +53,8 @@ _LABELS: Final = frozenset({
 # What is often something else: its neighbours are believed only where they are called values.
 _WEAK_LABELS: Final = frozenset({
     "type", "kind", "format", "id", "title", "question", "prompt", "slug", "code", "alias",
-    *(f"{whose}type" for whose in _WHOSE), "inputtype", "datatype", "valuetype", "widget",
+    *(f"{whose}type" for whose in _WHOSE), "questionid", "questionname",
+    "inputtype", "datatype", "valuetype", "widget",
 })  # fmt: skip
 _VALUES: Final = frozenset({
     "value", "values", "val", "vals", "v", "input", "answer", "answers", "current", "previous",
@@ -73,7 +74,23 @@ _SECRET_KINDS: Final = frozenset({
     "concealed", "securestring", "secretstring", "encrypted", "sensitive", "masked", "secure",
     "protectedstring",
 })  # fmt: skip
-_SPECIAL: Final = frozenset({"kty", "code", "query", "mutation", "method", "apiversion"})
+# Tables: names in one list, values in others, by position.
+_HEADS: Final = frozenset({
+    "columns", "headers", "fields", "names", "keys", "cols", "columnnames", "fieldnames", "header",
+    "labels", "parameters", "attributes",
+})  # fmt: skip
+_ROWS: Final = frozenset({
+    "rows", "data", "values", "records", "row", "value", "tuples", "lines", "cells", "items",
+})  # fmt: skip
+# What a language model and a test run call so.
+_SPARED: Final = {
+    "token": ("logprob", "logprobs", "top_logprobs"),
+    "tokens": ("token_logprobs", "token_ids", "input_ids", "offset_mapping", "logprobs", "offsets"),
+    "pass": ("fail", "failed", "skip", "skipped", "failures"),
+}
+_SPECIAL: Final = frozenset({
+    "kty", "code", "query", "mutation", "method", "apiversion", *_HEADS, *_SPARED,
+})  # fmt: skip
 _TRUE: Final = ("true", "yes", "1", "on")
 
 _ROLES: Final[dict[str, int]] = {}
@@ -98,6 +115,8 @@ SPECIAL_PATTERN: Final = (
 )
 """Matches what the other rules of this module go by, in JSON text, regardless of case."""
 
+_BY_POSITION: Final = frozenset({"params", "args", "arguments", "parameters"})
+_MOST_COLUMNS: Final = 1_000
 _SHORTEST_CODE: Final = 8
 _LONGEST_LABEL: Final = 128
 _LONGEST_KEY: Final = 40
@@ -128,10 +147,12 @@ class Beside:
 
     Attributes:
         taken: Rules by the keys of the values that they take out.
+        spared: Keys whose names say nothing here.
         instead: What is looked at in place of a value: the same with marks in it.
     """
 
     taken: dict[str, str] = field(default_factory=dict)
+    spared: set[str] = field(default_factory=set)
     instead: dict[str, Any] = field(default_factory=dict)
 
 
@@ -139,7 +160,7 @@ def role_of(key: Any) -> int:
     """Tell what a key may be in its object, 0 for what most keys are."""
     if type(key) is not str or len(key) > _LONGEST_KEY:
         return 0
-    return _ROLES.get(key.replace("_", "").replace("-", "").lower(), 0)
+    return _ROLES.get(key.lstrip("@$#").replace("_", "").replace("-", "").lower(), 0)
 
 
 def roles_of(keys: Iterable[Any]) -> int:
@@ -172,7 +193,7 @@ def beside(value: Mapping[Any, Any], names: NameRules, *, values_clean: bool) ->
             _by_flags(value, found)
     if roles & SPECIAL:
         _by_kinds(value, names, found, values_clean=values_clean)
-    return found if found.taken or found.instead else None
+    return found if found.taken or found.instead or found.spared else None
 
 
 def _by_labels(value: Mapping[Any, Any], names: NameRules, found: Beside) -> None:
@@ -201,6 +222,9 @@ def _by_flags(value: Mapping[Any, Any], found: Beside) -> None:
 
 
 def _verdict(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
+    if isinstance(label, dict):
+        # `{"field": {"name": "password"}, "value": …}`
+        label = next((item for key, item in label.items() if role_of(key) & LABEL), None)
     if isinstance(label, list | tuple):
         said = (_of_text(one, names, weak=weak) for one in label[:_MOST_LABELS])
         return next((one for one in said if one is not None), None)
@@ -241,18 +265,68 @@ def _by_kinds(
     code = value.get("code")
     if isinstance(code, str) and _is_code(code, value):
         found.taken["code"] = "oauth_code"
-    if values_clean:
-        return
+    found.spared.update(
+        key
+        for key, others in _SPARED.items()
+        if key in value and not value.keys().isdisjoint(others)
+    )
+    if not values_clean:
+        _by_heads(value, names, found)
+        _by_calls(value, names, found)
+
+
+def _by_calls(value: Mapping[Any, Any], names: NameRules, found: Beside) -> None:
+    """Find what a GraphQL document, or a call by position, is given."""
     for key in ("query", "mutation"):
         query, variables = value.get(key), value.get("variables")
         if isinstance(query, str) and isinstance(variables, dict):
             secret = secret_variables(query, names)
             found.instead["variables"] = _marked(variables, secret)
-    method, params = value.get("method"), value.get("params")
-    if isinstance(method, str) and isinstance(params, list) and _LOGINS.search(method):
-        found.instead["params"] = [
-            Marked("redact", one) if isinstance(one, str) else one for one in params
-        ]
+    method = value.get("method")
+    if isinstance(method, str) and _LOGINS.search(method):
+        for key in _BY_POSITION.intersection(value):
+            params = value[key]
+            if isinstance(params, list):
+                found.instead[key] = [
+                    Marked("redact", one) if isinstance(one, str) else one for one in params
+                ]
+
+
+def _by_heads(value: Mapping[Any, Any], names: NameRules, found: Beside) -> None:
+    """Find the columns of a table that have the name of a secret."""
+    for key, head in value.items():
+        if type(key) is not str or not isinstance(head, list) or key.lower() not in _HEADS:
+            continue
+        secret = {
+            place
+            for place, name in enumerate(head[:_MOST_COLUMNS])
+            if (verdict := _verdict(_name_of(name), names, weak=False)) is not None
+            and not verdict.numbers_pass
+        }
+        if not secret:
+            continue
+        for other, rows in value.items():
+            if other != key and type(other) is str and other.lower() in _ROWS:
+                found.instead[other] = _marked_columns(rows, secret, len(head))
+
+
+def _name_of(head: Any) -> Any:
+    return head.get("name", head.get("key")) if isinstance(head, dict) else head
+
+
+def _marked_columns(rows: Any, secret: set[int], width: int) -> Any:
+    if not isinstance(rows, list):
+        return rows
+    if len(rows) == width and not any(isinstance(one, list | dict) for one in rows):
+        return _marked_row(rows, secret)
+    return [_marked_row(row, secret) if isinstance(row, list) else row for row in rows]
+
+
+def _marked_row(row: list[Any], secret: set[int]) -> list[Any]:
+    return [
+        Marked("redact", one) if place in secret and one is not None else one
+        for place, one in enumerate(row)
+    ]
 
 
 def _is_code(code: str, value: Mapping[Any, Any]) -> bool:

@@ -112,6 +112,7 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
+_CARRIED: Final = frozenset({"key", "code", "hash", "link", "string"})
 _ALWAYS: Final = 2
 _BY_LOOKS: Final = 1
 
@@ -119,8 +120,11 @@ _BY_LOOKS: Final = 1
 # an application has few names of parameters
 @functools.lru_cache(maxsize=512)
 def _kind_of(name: str) -> int:
-    squashed = squash(name)
-    return _ALWAYS if squashed in _SECRET else _BY_LOOKS if squashed in _OPAQUE else 0
+    squashed, words = squash(name), split_words(name)
+    if squashed in _SECRET:
+        return _ALWAYS
+    carries = len(words) > 1 and words[-1] in _CARRIED and not _WORDS.isdisjoint(words)
+    return _BY_LOOKS if carries or squashed in _OPAQUE else 0
 
 
 def in_query(match: Any) -> Iterable[tuple[int, int]]:

@@ -50,7 +50,12 @@ _ASSERTS: Final = frozenset({
 _YES_OR_NO: Final = frozenset({
     "", "0", "1", "y", "n", "yes", "no", "on", "off", "true", "false", "t", "f", "none", "null",
     "enabled", "disabled", "ja", "nein", "oui", "non", "si", "да", "нет",
+    # how it is done, under a name such as `auth`
+    "basic", "bearer", "digest", "oauth", "oauth2", "oidc", "saml", "ldap", "jwt", "apikey",
+    "api_key", "required", "optional", "anonymous", "public", "session", "cookie", "mtls",
 })  # fmt: skip
+
+_ASSERTING: Final = frozenset({"auth", "x_auth"})
 
 _CACHED_NAME: Final = 128
 _LONGEST_NAME: Final = 1_000
@@ -235,7 +240,8 @@ def built_in(name: str) -> Verdict:
     candidates = _marked(name).casefold(), _marked(_last_part(name)).casefold()
     for candidate in candidates:
         if candidate in _WHOLE_FORMS:
-            return Verdict(rule=f"name:{candidate.replace('_', '')}")
+            rule = f"name:{candidate.replace('_', '')}"
+            return Verdict(rule=rule, asserts=candidate in _ASSERTING)
     words = split_words(name)
     found = _phrase_in(squashed) or _word_in(name)
     if found is None:

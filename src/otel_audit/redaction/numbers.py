@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Final
 
 import msgspec
@@ -28,14 +29,19 @@ class SpelledFloat(float):
     def read(cls, spelled: str) -> float | str:
         """Read a number; one that no double holds is a text, for there its reader would stumble."""
         if len(spelled) > _LONGEST:
-            return _as_text_if_infinite(float(spelled), "Infinity")
+            value = float(spelled)
+            return "Infinity" if math.isinf(value) else value
         found = cls(spelled)
         found.spelled = spelled
-        return _as_text_if_infinite(found, spelled)
+        return (
+            spelled
+            if math.isinf(found) or (float(found) == 0 and _IS_SOMETHING(spelled))
+            else found
+        )
 
 
-def _as_text_if_infinite(value: float, text: str) -> float | str:
-    return text if math.isinf(value) else value
+_IS_SOMETHING: Final = re.compile("[-0.]*[1-9]").match
+"""Whether a number is not 0, however many times smaller than 1 it is."""
 
 
 def _spell(value: Any) -> Any:

@@ -38,7 +38,7 @@ _VALUES: Final = (
     *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),
 )  # fmt: skip
 _NUMBERS: Final = (
-    r"[0-9](?:[^a-z0-9\"\\,:;]{0,2}[0-9]){12}",
+    r"[0-9](?:[^a-z0-9\"\\,:;]{0,3}[0-9]){12}|[0-9]{4}(?:[,:;][0-9]{4}){3}",
     r"[0-9]{3}(?:[-. ]|[^\x00-\x7f])[0-9]{2}(?:[-. ]|[^\x00-\x7f])[0-9]{4}",
     rf"{_EDGE}(?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",
 )
@@ -123,6 +123,7 @@ def _compiled(patterns: Iterable[str]) -> Any:
     options.never_capture = True
     options.case_sensitive = False
     options.max_mem = 64 << 20
+    options.log_errors = False
     whole = "|".join(f"(?:{pattern})" for pattern in patterns)
     return re2.compile(whole.encode(), options).search
 

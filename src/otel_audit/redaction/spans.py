@@ -374,11 +374,17 @@ def _identifier(redactor: Redactor, value: Any, work: Work) -> Any:
     return redactor.identifier(value, work)
 
 
+def _shown_id(redactor: Redactor, value: Any, work: Work) -> Any:
+    """As `_shown`, where a number is an id, whatever it looks like."""
+    if isinstance(value, str) and redactor.identifier(value, work) == value:
+        return value
+    return _shown(redactor, value, work)
+
+
 def _shown(redactor: Redactor, value: Any, work: Work) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
-        safe = redactor.identifier(value, work) == value or redactor.name(value, work) == value
-        return value if safe else redactor.hashed(value)
+        return value if redactor.name(value, work) == value else redactor.hashed(value)
     if isinstance(value, list | tuple):
         return _each(value, lambda one: _shown(redactor, one, work), work)
     return _text(redactor, value, work)
@@ -421,10 +427,13 @@ _TREATMENTS: Final[dict[str, Treatment]] = {
     names.TARGET_ID: _identifier,
     **dict.fromkeys(
         (
-            names.ACTOR_ID, names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,
-            names.ACTOR_ON_BEHALF_OF, names.TENANT_ID, names.TENANT_SLUG, names.SESSION_ID,
+            names.ACTOR_ROLE, names.ACTOR_ROLES, names.ACTOR_EMAIL,
+            names.TENANT_SLUG, names.SESSION_ID,
         ),
         _shown,
+    ),
+    **dict.fromkeys(
+        (names.ACTOR_ID, names.ACTOR_ON_BEHALF_OF, names.TENANT_ID), _shown_id
     ),
     names.REQUEST_BODY: _json,
     names.RESPONSE_BODY: _json,

@@ -98,7 +98,7 @@ def name_table() -> NameTable:
             *(f"{owner}_pin" for owner in owners["pin"].split()),
         ),
         opaque=_gathered(read["opaque"]),
-        owners=tuple(owners["glued"].split()),
+        owners=tuple(dict.fromkeys((*owners["glued"].split(), *owners["pass"].split()))),
         link_secrets=tuple(links["secret"].split()),
         link_opaque=tuple(links["opaque"].split()),
         link_words=frozenset(links["words"].split()),

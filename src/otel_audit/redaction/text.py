@@ -46,6 +46,11 @@ _NAME_OF_PART: Final = re2.compile(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
 _KEY: Final = re2.compile(
     r"(?is)\bkey \(((?:[^()]|\([^()]*\))*)\)=\((.*?)\)(?:\s(?:already|is|conflicts|was)\b|\.|\n|\z)"
 )
+_INSERT: Final = re2.compile(
+    r"(?is)\(([A-Za-z0-9_,.\s\"`\[\]]+)\)\s{0,8}values\s{0,8}"
+    r"\(((?:[^()']|'(?:[^']|'')*'|\([^()]*\))*)\)"
+)
+_LITERAL_OR_NOT: Final = re2.compile(r"(?s)[^,']*'((?:[^']|'')*)'[^,']*|[^,]+")
 _LITERAL: Final = re2.compile(
     r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
@@ -87,11 +92,13 @@ class TextRules:
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
         detail = ValueRule("sql_key", _KEY, self._key, ("key (",))
+        insert = ValueRule("sql_insert", _INSERT, self._insert, ("values",))
         literal = ValueRule("literal", _LITERAL, self._literal, ("'", '"'))
         query = ValueRule("link", links.QUERY, links.in_query, ("?", "#"))
         segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
         self._credentials = (
-            *values.CREDENTIALS, header, part, xml, tag, flag, detail, literal, query, segment,
+            *values.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
+            query, segment,
         )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
@@ -216,6 +223,25 @@ class TextRules:
             if is_secret and part.strip() and not is_token(part.strip()):
                 yield start + blank, start + len(part)
             start += len(part) + 1
+
+    def _insert(self, match: Any) -> Iterable[Span]:
+        """Find the secrets in `INSERT INTO users (name, password) VALUES ('bob', …)`."""
+        names = match.group(1).split(",")
+        secret = {
+            place
+            for place, name in enumerate(names)
+            if names_a_secret(self._names, name.strip(' "`[]'), "")
+        }
+        if not secret:
+            return
+        start = match.start(2)
+        literals = list(_LITERAL_OR_NOT.finditer(match.group(2)))
+        for place, one in enumerate(literals):
+            value = one.group(1)
+            if value is None or is_token(value):
+                continue
+            if len(literals) != len(names) or place in secret:
+                yield start + one.start(1), start + one.end(1)
 
     def _literal(self, match: Any) -> Iterable[Span]:
         """Find the value in `PASSWORD 'hunter2'`, where no sign stands between."""

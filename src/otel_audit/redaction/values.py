@@ -80,9 +80,17 @@ JWT: Final = ValueRule(
     hints=("eyj", "eya", "ewo", "ewk", "eyi"),
 )
 
+
+def _many_states() -> Any:
+    options = re2.Options()
+    options.max_mem = 64 << 20
+    options.log_errors = False
+    return options
+
+
 VENDOR_KEY: Final = ValueRule(
     "vendor_key",
-    re2.compile(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})"),
+    re2.compile(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})", _many_states()),
     _first_group,
     shortest=13,
 )
@@ -258,9 +266,10 @@ CARD: Final = ValueRule(
     "card",
     # first what is no card though it has as many digits: a UUID, a fraction
     re2.compile(
-        _UUID + r"|([0-9]{4}(?:[./+_|\x{b7}\x{2022}][0-9]{4}){3}(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
+        _UUID + r"|([0-9]{4}(?:[./+_|,:;\x{b7}\x{2022}][0-9]{4}){3}"
+        r"(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
         r"|[0-9]{4}[./+_][0-9]{6}[./+_][0-9]{5})|[0-9]+\.[0-9]+"
-        r"|([0-9](?:[ \-\x{200b}]{0,2}[0-9]){12,})"
+        r"|([0-9](?:[ \t\-\x{200b}]{0,3}[0-9]){12,})"
     ),
     lambda match: _card(_group_as_first(match)),
     shortest=checks.CARD_DIGITS[0],
@@ -331,7 +340,7 @@ def _iban(match: Any) -> Iterable[Span]:
     return () if follower.isascii() and follower.isalnum() else ((start, end),)
 
 
-_SEPARATORS: Final = f" -{INVISIBLE}"
+_SEPARATORS: Final = f" -./{INVISIBLE}"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
 

@@ -276,7 +276,9 @@ class Walk:
                 found[self._free_key(found, name, step)] = item
                 continue
             here = (step, name)
-            if said is not None and raw_key in said.taken and item is not None:
+            if said is not None and raw_key in said.spared:
+                result: Any = self.value(item, here, depth + 1)
+            elif said is not None and raw_key in said.taken and item is not None:
                 result = self._remove(item, said.taken[raw_key], here)
             else:
                 seen_as = item if said is None else said.instead.get(raw_key, item)
@@ -290,21 +292,34 @@ class Walk:
             return self._withhold("bound:depth", step)
         paired = not self._values_clean and _is_list_of_pairs(value)
         found: list[Any] = []
+        before = ""
         self._work.left -= _CONTAINER
         for index, item in enumerate(value):
             if self._nodes <= 0 or self._work.left <= 0:
                 found.append(self._withhold_rest(step))
                 break
             here = (step, index)
+            # a command line in a list: what `--password` is followed by
+            if type(item) is str and before[:2] == "--" and self._is_given(before, item):
+                before = ""
+                found.append(self._remove(item, "named_beside", here))
+                continue
             if paired:
                 result: Any = self._pair(item, here, depth + 1)
             elif self._rules.paths:
                 result = self.named("", item, here, depth + 1)
             else:
                 result = self.value(item, here, depth + 1, allowed=allowed)
+            before = item if type(item) is str else ""
             if result is not OMITTED:
                 found.append(result)
         return found
+
+    def _is_given(self, option: str, item: str) -> bool:
+        """Tell whether an item is the value of the option before it, and is a secret."""
+        if "=" in option or len(option) > _CACHED_KEY or item[:1] == "-":
+            return False
+        return self._rules.names.judge(option.lstrip("-")).takes(item)
 
     def _pair(self, item: Sequence[Any], step: Step, depth: int) -> Any:
         result = self.named(item[0], item[1], (step, item[0]), depth)

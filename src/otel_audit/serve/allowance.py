@@ -13,12 +13,6 @@ from otel_audit.redaction.work import Work
 from otel_audit.serve.incoming import MOST_ITEMS
 from otel_audit.serve.pairs import Nodes
 
-FREE_SIZE: Final = 4 << 20
-"""Bytes that any request may have, decompressed: more than our own exporter sends at once."""
-
-MOST_RATIO: Final = 100
-"""How many times as large as what was sent a larger request may be."""
-
 MOST_PARTS: Final = 500_000
 """Resources, scopes, spans and whatever else is beside them in one request."""
 
@@ -50,7 +44,7 @@ class Allowance:
         came: Bytes of records that were read so far.
     """
 
-    __slots__ = ("came", "copies", "items", "nodes", "objects", "parts", "work")
+    __slots__ = ("_weight", "came", "copies", "items", "nodes", "objects", "parts", "work")
 
     def __init__(self, sent: int, size: int) -> None:
         """Begin.
@@ -64,7 +58,8 @@ class Allowance:
         self.parts = min(_FREE_PARTS + sent // 2, MOST_PARTS)
         self.objects = min(_FREE_OBJECTS + 2 * sent, MOST_OBJECTS)
         self.work = Work.of(min(_FREE_WORK + weighed * _WORK_PER_BYTE, _MOST_WORK))
-        self.copies = _FREE_COPIES + _COPIES * size
+        self._weight = weighed / max(size, 1)
+        self.copies = _FREE_COPIES + _COPIES * weighed
         self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
         self.came = 0
 
@@ -73,26 +68,15 @@ class Allowance:
         """Begin with a message of which nobody knows how large it was when it was sent."""
         return cls(-(-size // _ORDINARY_RATIO), size)
 
+    def own_work(self, size: int) -> float:
+        """Units of redaction that a record has for itself, whatever others of its request need.
+
+        Args:
+            size: Its bytes, decompressed.
+        """
+        return _WORK_PER_SPAN + size * self._weight * _WORK_PER_BYTE
+
     def spend_copy(self, size: int) -> bool:
         """Take a copy of a resource off; tell whether there was room for it."""
         self.copies -= size
         return self.copies >= 0
-
-
-def own_work(size: int) -> float:
-    """Units of redaction that a record has for itself, whatever others of its request need.
-
-    Args:
-        size: Its bytes as they came.
-    """
-    return _WORK_PER_SPAN + size * _WORK_PER_BYTE
-
-
-def largest_message(sent: int, limit: int) -> int:
-    """Bytes that a request may have decompressed.
-
-    Args:
-        sent: Its bytes as they came.
-        limit: What the settings allow.
-    """
-    return min(limit, max(FREE_SIZE, MOST_RATIO * sent))

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
-from otel_audit.serve.allowance import MOST_RATIO, largest_message
 from otel_audit.serve.bounds import Lease
 from otel_audit.serve.problems import Code, Problem, too_large, undecodable
 
@@ -93,8 +92,8 @@ async def decompressed(
         pause: Lets others have their turn.
 
     Raises:
-        Problem: 413 beyond the limit, or where it is small and becomes very large; 415 for an
-            unknown coding; 400 for what is not compressed so.
+        Problem: 413 beyond the limit, 415 for an unknown coding, 400 for what is not compressed so;
+            429 where it is small and becomes very large, more often than the sender may.
     """
     coding = coding.strip().lower()
     if coding not in CODINGS:
@@ -109,16 +108,17 @@ async def decompressed(
     undo = _gunzip if coding == "gzip" else _unzstd
     found = bytearray()
     turn = 0
-    most = largest_message(len(body), limit)
     for part in undo(body):
         found += part
-        if len(found) > most:
-            raise _bomb(limit) if most == limit else _blown_up(most)
+        if len(found) > limit:
+            raise _bomb(limit)
         lease.grow_to(len(body) + len(found))
+        lease.see_inflation(len(body), len(found))
         turn += len(part) + _CALL
         if turn >= _STEP:
             turn = 0
             await pause()
+    lease.pay_inflation(len(body), len(found))
     return bytes(found)
 
 
@@ -177,10 +177,3 @@ def _one_more(count: int, what: str) -> int:
 
 def _bomb(limit: int) -> Problem:
     return too_large(f"decompressed, the body is larger than {limit} bytes; send smaller batches")
-
-
-def _blown_up(most: int) -> Problem:
-    return too_large(
-        f"decompressed, the body is larger than {most} bytes, and more than {MOST_RATIO} times as "
-        "large as it was sent; send smaller batches, or without compression"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Final, Self
 
@@ -10,11 +11,28 @@ from otel_audit.serve.problems import overloaded
 MOST_REQUESTS: Final = 256
 """Requests of one sender that may be under way."""
 
+_MOST_REMEMBERED: Final = 4_096
 _BYTES_A_SECOND: Final = 8_000_000
 """About what a process reads and stores; by it a sender is told when to come again."""
 
 _LONGEST_WAIT: Final = 30
+
+FREE_SIZE: Final = 4 << 20
+"""Bytes that any request may have, decompressed: more than our own exporter sends at once."""
+
+MOST_RATIO: Final = 100
+"""How many times as large as what was sent a larger request may be without using up credit."""
+
+CREDIT: Final = 64 << 20
+"""Bytes beyond that a sender may have decompressed at once, and"""
+_CREDIT_A_SECOND: Final = 1 << 20
+"""how many of them come back each second. What is repetitive is no attack, and must not be lost."""
+
 _TOO_MUCH: Final = "too much is under way; try again"
+_INFLATED: Final = (
+    "decompressed, the body is larger than 4 MiB and more than 100 times as large as it was sent, "
+    "and this sender has sent much of that kind; try again, or send it without compression"
+)
 _TOO_MUCH_OF_YOURS: Final = "too much from this sender is under way; try again, or send less often"
 
 
@@ -31,6 +49,8 @@ class Budget:
         self.taken = 0
         self._held: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
+        # what was used of a sender's credit, and when that was known
+        self._inflated: dict[str, tuple[float, float]] = {}
 
     def lease(self, sender: str = "") -> Lease:
         """Begin with a request; its lease is to be closed."""
@@ -73,6 +93,33 @@ class Budget:
         self.taken += size - held
         self._held[sender] += size - held
 
+    def see_inflation(self, sender: str, excess: int) -> float:
+        """See whether a sender's credit is enough for a body that becomes so much too large.
+
+        Returns:
+            What it has used of its credit.
+
+        Raises:
+            Problem: 429, it is not.
+        """
+        used, since = self._inflated.get(sender, (0.0, 0.0))
+        used = max(used - (time.monotonic() - since) * _CREDIT_A_SECOND, 0.0)
+        if used + excess > CREDIT:
+            wait = int((used + excess - CREDIT) / _CREDIT_A_SECOND) + 1
+            raise overloaded(_INFLATED, min(wait, _LONGEST_WAIT))
+        return used
+
+    def pay_inflation(self, sender: str, excess: int) -> None:
+        """Take it off the credit.
+
+        Raises:
+            Problem: As for `see_inflation`.
+        """
+        used = self.see_inflation(sender, excess)
+        if len(self._inflated) >= _MOST_REMEMBERED:
+            self._inflated.clear()
+        self._inflated[sender] = (used + excess, time.monotonic())
+
     def _give_back(self, sender: str, count: int) -> None:
         self.taken -= count
         self._held[sender] -= count
@@ -101,6 +148,26 @@ class Lease:
         if size > self.held:
             self._budget.grow(self._sender, self.held, size)
             self.held = size
+
+    def see_inflation(self, sent: int, size: int) -> None:
+        """See whether a body may become so large; what it was when it was sent counts.
+
+        Raises:
+            Problem: As for `Budget.see_inflation`.
+        """
+        excess = size - max(FREE_SIZE, MOST_RATIO * sent)
+        if excess > 0:
+            self._budget.see_inflation(self._sender, excess)
+
+    def pay_inflation(self, sent: int, size: int) -> None:
+        """Pay for a body that has become so large.
+
+        Raises:
+            Problem: As for `Budget.see_inflation`.
+        """
+        excess = size - max(FREE_SIZE, MOST_RATIO * sent)
+        if excess > 0:
+            self._budget.pay_inflation(self._sender, excess)
 
     def __enter__(self) -> Self:
         """Begin.

@@ -22,7 +22,7 @@ Range = tuple[int, int]
 _BEFORE_BRACKET: Final = re.compile(
     rb'[^"{}\[\]]{0,65536}+(?:"(?:[^"\\]{1,512}+|\\.){0,64}+"[^"{}\[\]]{0,512}+){0,64}+', re.DOTALL
 ).match
-_IN_STRING: Final = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,2048}+', re.DOTALL).match
+_IN_STRING: Final = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,512}+', re.DOTALL).match
 _BLANK: Final = b" \t\r\n"
 _CLOSES: Final = {ord("{"): ord("}"), ord("["): ord("]")}
 _LONGEST_KEY: Final = 256

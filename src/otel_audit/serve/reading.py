@@ -25,7 +25,7 @@ from otel_audit.record import SCHEMA_VERSION, AuditRecord, Received, Tenant, to_
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
 from otel_audit.redaction.work import SpanBudget
-from otel_audit.serve.allowance import Allowance, own_work
+from otel_audit.serve.allowance import Allowance
 from otel_audit.serve.incoming import TOO_LARGE, Incoming, Origin
 from otel_audit.serve.senders import Sender
 
@@ -143,7 +143,7 @@ class Reader:
         ):
             reason = f"{sender.identity} may not send for another tenant than its own"
             return self._unfit(item, sender, "foreign_tenant", reason, allowance)
-        told = self._redacted(item, came, SpanBudget(allowance.work, own_work(len(text))))
+        told = self._redacted(item, came, SpanBudget(allowance.work, allowance.own_work(len(text))))
         tenant = told.tenant
         if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
             slug = None if tenant is None else tenant.slug

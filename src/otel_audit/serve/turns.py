@@ -53,7 +53,9 @@ class Turns:
             seconds: What was used of it.
         """
         if len(self._used) >= _MOST_REMEMBERED:
-            self._used = {who: used for who, used in self._used.items() if used > self._least}
+            # all begin anew as equals
+            self._used.clear()
+            self._least = 0.0
         self._used[sender] = self._used_by(sender) + seconds
         self._pass_on()
 

@@ -11,6 +11,7 @@ from orm_models import Base, Customer, Tag
 from sqlalchemy import Engine, create_engine, event, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -35,7 +36,11 @@ def connect(orm_dsn: str, pg: PostgresStore) -> Iterator[Connect]:
         engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", *POSTGRES])
+def set_autocommit(connection, _record) -> None:
+    connection.autocommit = True
+
+
+@pytest.fixture(params=["sqlite", *POSTGRES, "psycopg_async"])
 def by_the_driver(request, tmp_path) -> Iterator[Store]:
     """A store whose driver commits each statement, which SQLAlchemy was not told."""
     if request.param == "sqlite":
@@ -47,12 +52,13 @@ def by_the_driver(request, tmp_path) -> Iterator[Store]:
         engine.dispose()
         return
     connect = request.getfixturevalue("connect")
-    engine = connect(request.param, poolclass=NullPool)
-
-    @event.listens_for(engine, "connect")
-    def set_autocommit(connection, _record) -> None:
-        connection.autocommit = True
-
+    engine = connect(request.param.removesuffix("_async"), poolclass=NullPool)
+    if request.param == "psycopg_async":
+        opened = create_async_engine(engine.url, poolclass=NullPool)
+        event.listen(opened.sync_engine, "connect", set_autocommit)
+        yield PostgresStore(opened)
+        return
+    event.listen(engine, "connect", set_autocommit)
     yield SqliteStore(engine)
 
 
@@ -187,6 +193,31 @@ class TestManyBatches:
             connection.execute(insert(Tag).returning(Tag.code), rows)
             capture.attachment.settle()
             assert [change.rows for change in scope.changes] == [3]
+
+
+class TestPipelines:
+    @pytest.mark.parametrize(
+        ("autocommit", "end", "outcome", "stored"),
+        [
+            (False, "rollback", "rolled_back", 0),
+            (False, "commit", "committed", 1),
+            (True, "rollback", "unknown", 1),
+            (True, "commit", "committed", 1),
+        ],
+    )
+    def test_what_is_not_answered_yet(self, capture, connect, autocommit, end, outcome, stored):  # noqa: PLR0917 - one fact each
+        """In autocommit mode a ROLLBACK undoes nothing, and nothing is certain before the answer."""
+        engine = connect("psycopg", poolclass=NullPool)
+        with action() as scope, engine.connect() as connection:
+            driver_connection = connection.connection.driver_connection
+            driver_connection.autocommit = autocommit
+            with driver_connection.pipeline():
+                connection.execute(insert(Tag).values(code="a"))
+                getattr(connection, end)()
+            connection.rollback()
+        with engine.connect() as connection:
+            assert connection.scalar(text("select count(*) from tag")) == stored
+        assert scope.transaction == outcome
 
 
 class TestPools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import json
 import tempfile
@@ -23,6 +24,7 @@ from orm_harness import action, capturing
 from otel_audit_postgres.outbox import init_outbox
 from sqlalchemy import (
     Engine,
+    Enum,
     ForeignKey,
     create_engine,
     delete,
@@ -44,14 +46,30 @@ from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode
 
 
+class State(enum.Enum):
+    """Stored by value."""
+
+    LENT = "lent-out"
+    LOST = "lost-it"
+
+
 class HistoryBase(DeclarativeBase):
     pass
+
+
+class Log(HistoryBase):
+    """What a listener of the application writes during a flush."""
+
+    __tablename__ = "log"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str | None]
 
 
 class Shelf(HistoryBase):
     __tablename__ = "shelf"
     id: Mapped[int] = mapped_column(primary_key=True)
     label: Mapped[str | None]
+    late: Mapped[str | None]
     books: Mapped[list[Book]] = relationship(back_populates="shelf")
 
 
@@ -60,12 +78,26 @@ class Book(HistoryBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str | None]
     pages: Mapped[int | None]
+    state: Mapped[State | None] = mapped_column(
+        Enum(State, native_enum=False, values_callable=lambda kind: [one.value for one in kind])
+    )
     shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
     shelf: Mapped[Shelf | None] = relationship(back_populates="books")
 
 
+@event.listens_for(Shelf, "after_insert")
+@event.listens_for(Shelf, "after_update")
+def log_and_set_too_late(_mapper, connection, shelf) -> None:
+    """Write during the flush, and set what it does not write any more."""
+    connection.execute(insert(Log.__table__).values(what=shelf.label))
+    shelf.late = "never written"
+
+
 WRITES = (
     "add_shelf",
+    "rename_shelf",
+    "change_state",
+    "bulk_state",
     "add_book",
     "add_book",
     "change_book",
@@ -78,12 +110,22 @@ WRITES = (
     "bulk_insert",
     "write_by_text",
 )
-TABLES = {"shelf": ("id", "label"), "book": ("id", "title", "pages", "shelf_id")}
+TABLES = {
+    "shelf": ("id", "label", "late"),
+    "book": ("id", "title", "pages", "state", "shelf_id"),
+    "log": ("id", "what"),
+}
 
 
-def make_triggers(connection) -> None:
+def _begin(connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def make_triggers(connection, schema: str) -> None:
     """Let the database write down what happens to it, in the same transaction."""
-    connection.exec_driver_sql("CREATE TABLE history (op TEXT, tab TEXT, before TEXT, after TEXT)")
+    connection.exec_driver_sql(
+        f"CREATE TABLE {schema}.history (op TEXT, tab TEXT, before TEXT, after TEXT)"
+    )
     for table, columns in TABLES.items():
         old, new = (
             "json_object(" + ", ".join(f"'{c}', {side}.{c}" for c in columns) + ")"
@@ -95,7 +137,7 @@ def make_triggers(connection) -> None:
             ("delete", old, "NULL"),
         ):
             connection.exec_driver_sql(
-                f"CREATE TRIGGER {table}_{operation} AFTER {operation} ON {table} BEGIN "
+                f"CREATE TRIGGER {schema}.{table}_{operation} AFTER {operation} ON {table} BEGIN "
                 f"INSERT INTO history VALUES ('{operation}', '{table}', {before}, {after}); END"
             )
 
@@ -136,12 +178,15 @@ class History(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         path = Path(self.directory.name) / "history.db"
         engine = create_engine(f"sqlite:///{path}")
-        event.listen(engine, "connect", self._connect)
-        event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
-        HistoryBase.metadata.create_all(engine)
+        event.listen(engine, "connect", self.connect)
+        event.listen(engine, "begin", _begin)
+        translated = engine.execution_options(schema_translate_map={None: self.SCHEMA})
+        HistoryBase.metadata.create_all(translated)
         with engine.begin() as connection:
-            make_triggers(connection)
+            make_triggers(connection, self.SCHEMA or "main")
         return engine
+
+    SCHEMA: str | None = None
 
     def listen(self):
         return capturing(OrmOptions(exclude_tables=("history",), max_entries=100_000))
@@ -176,8 +221,7 @@ class History(RuleBasedStateMachine):
 
     HISTORY = "SELECT op, tab, before, after FROM history"
 
-    @staticmethod
-    def _connect(connection, _record) -> None:
+    def connect(self, connection, _record) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = OFF")
@@ -229,8 +273,40 @@ class History(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["commit", "commit", "commit", "rollback", "close"]))
     @within
     def end(self, how):
+        before = self.committed()
         getattr(self.session, how)()
         self.savepoints.clear()
+        self.check_outcome(before, how)
+
+    @rule(times=st.integers(1, 3))
+    @within
+    def retry(self, times):
+        """Write, and roll it back; then once more, and commit: that is a success in the end."""
+        for _ in range(times):
+            self.session.add(Book(title="retried"))
+            self.session.flush()
+            self.session.rollback()
+            self.savepoints.clear()
+        before = self.committed()
+        self.session.add(Book(title="kept"))
+        self.session.commit()
+        self.check_outcome(before, "commit")
+
+    def committed(self):
+        """How many rows were written that stay."""
+        with self.engine.connect() as other:
+            return other.exec_driver_sql(self.COUNT).scalar_one()
+
+    COUNT = "SELECT count(*) FROM history"
+
+    def check_outcome(self, before, how):
+        """The outcome of the action follows the last transaction that wrote."""
+        self.capture.attachment.settle()
+        if how == "commit" and self.committed() > before:
+            assert self.scope.final_transaction == "committed"
+            rolled_back = self.scope.rolled_back_transactions > 0
+            assert self.scope.is_retried == rolled_back
+            assert (self.scope.transaction == "mixed") == rolled_back
 
     @rule()
     @within
@@ -276,7 +352,28 @@ class History(RuleBasedStateMachine):
     def delete_shelf(self, number, other):
         shelf = self.pick(Shelf, number)
         if shelf is not None:
+            self.read_anew(shelf)
             self.session.delete(shelf)
+
+    def rename_shelf(self, number, other):
+        shelf = self.pick(Shelf, number)
+        if shelf is not None:
+            shelf.label = f"r{other}"
+
+    def read_anew(self, shelf):
+        """Forget what the object holds and the database does not."""
+        self.session.flush()
+        self.session.expire(shelf, ["late"])
+
+    def change_state(self, number, other):
+        book = self.pick(Book, number)
+        if book is not None:
+            book.state = (None, State.LENT, State.LOST)[other % 3]
+
+    def bulk_state(self, number, other):
+        state = (State.LENT, State.LOST)[other % 2]
+        statement = update(Book).where(Book.state.is_distinct_from(state), Book.pages >= number)
+        self.session.execute(statement.values(state=state))
 
     def bulk_update(self, number, other):
         self.session.execute(update(Book).where(Book.pages >= number).values(pages=other))
@@ -285,7 +382,7 @@ class History(RuleBasedStateMachine):
         self.session.execute(delete(Book).where(Book.pages == number))
 
     def bulk_insert(self, number, other):
-        rows = [{"title": f"i{number}"} for _ in range(other % 3 + 1)]
+        rows = [{"title": f"i{number}", "state": State.LENT} for _ in range(other % 3 + 1)]
         self.session.execute(insert(Book), rows)
 
     def write_by_text(self, number, other):
@@ -306,11 +403,15 @@ class History(RuleBasedStateMachine):
         for change in self.told():
             assert change.transaction == "committed"
             assert change.kind in ("entity", "bulk")
+            # a text names no schema
+            by_text = (change.statement or "").startswith("UPDATE shelf")
+            assert self.SCHEMA is None or "." in change.table or by_text
+            table = change.table.rpartition(".")[2]
             if change.kind == "bulk":
                 assert change.rows is not None
-                seen[change.operation, change.table] += change.rows
+                seen[change.operation, table] += change.rows
                 continue
-            seen[change.operation, change.table] += 1
+            seen[change.operation, table] += 1
             self.find(true, change)
         assert seen == written
         assert self.capture.errors == 0
@@ -319,7 +420,11 @@ class History(RuleBasedStateMachine):
     def find(true, change):
         """Find what the triggers saw of this entry, once."""
         for position, (operation, table, key, values) in enumerate(true):
-            if (operation, table, key) != (change.operation, change.table, change.key["id"]):
+            if (operation, change.table.rpartition(".")[2], key) != (
+                change.operation,
+                table,
+                change.key["id"],
+            ):
                 continue
             recorded = {
                 name: pair
@@ -343,6 +448,41 @@ class History(RuleBasedStateMachine):
         raise AssertionError(f"never happened: {change}")
 
 
+class AutocommitHistory(History):
+    """The same where the driver commits each statement, which SQLAlchemy was not told."""
+
+    def open(self) -> Engine:
+        engine = super().open()
+        event.remove(engine, "begin", _begin)
+        return engine
+
+    def told(self) -> list[Change]:
+        # SQLite commits where a savepoint is released that has begun the transaction
+        self.capture.attachment.settle()
+        return super().told()
+
+    def check_outcome(self, before, how):
+        """Nothing is rolled back but to a savepoint, and nothing waits for a commit."""
+
+
+class SchemaHistory(History):
+    """The same in a schema that is only named when the statement is compiled."""
+
+    SCHEMA = "tenant"
+    HISTORY = "SELECT op, tab, before, after FROM tenant.history"
+    COUNT = "SELECT count(*) FROM tenant.history"
+
+    def open(self) -> Engine:
+        engine = super().open()
+        return engine.execution_options(schema_translate_map={None: self.SCHEMA})
+
+    def connect(self, connection, _record) -> None:
+        super().connect(connection, _record)
+        path = Path(self.directory.name) / "tenant.db"
+        connection.execute(f"ATTACH DATABASE '{path}' AS tenant")
+        connection.execute("PRAGMA tenant.journal_mode = WAL")
+
+
 class PostgresHistory(History):
     """The same through asyncpg, against PostgreSQL's own triggers."""
 
@@ -356,7 +496,7 @@ class PostgresHistory(History):
         def empty():
             with engine.begin() as connection:
                 connection.exec_driver_sql(
-                    "TRUNCATE shelf, book, history, audit.outbox RESTART IDENTITY"
+                    "TRUNCATE shelf, book, log, history, audit.outbox RESTART IDENTITY"
                 )
 
         self.run(empty)
@@ -405,6 +545,8 @@ CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON shelf
     FOR EACH ROW EXECUTE FUNCTION note();
 CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON book
     FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON log
+    FOR EACH ROW EXECUTE FUNCTION note();
 """
 
 
@@ -446,3 +588,14 @@ TestHistory.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("machine", [AutocommitHistory, SchemaHistory])
+def test_history_of_another_kind(machine):
+    """Random sessions where each statement commits, and in a schema that is named late."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(TestHistory.settings, max_examples=10, stateful_step_count=25),
+    )

@@ -199,6 +199,11 @@ STATEMENTS = {
         text("INSERT INTO card VALUES (:i, 'n', :c, :p, 1, NULL)"),
         {"i": 77, "c": SECRET, "p": NUMBER},
     ),
+    "text, a list": (
+        text("DELETE FROM card WHERE code IN :some").bindparams(bindparam("some", expanding=True)),
+        {"some": [SECRET, "b"]},
+    ),
+    "comment": (noted.prefix_with(f"/* {SECRET} */"), None),
     "definition": (DDL(f"INSERT INTO card (code) VALUES ('{SECRET}')"), None),
 }
 SHOWN = {
@@ -284,6 +289,18 @@ class TestMarks:
         assert change.parameters == shown
         assert capture.errors == 0
 
+    async def test_a_very_long_text(self, run):
+        """No value of it is shown, as it would take long to tell which may be."""
+        rows = ", ".join(f"({n}, '{SECRET}')" for n in range(1_000, 4_000))
+        (change,) = await run(
+            text(f"INSERT INTO card (id, code) VALUES {rows}, (:i, :n)"), {"i": 9, "n": 9}
+        )
+        assert change.rows == 3_001
+        assert change.parameters == {"i": "[WITHHELD]", "n": "[WITHHELD]"}
+        assert change.statement.startswith("INSERT INTO card (id, code) VALUES (…, '…')")
+        assert change.statement.endswith("characters in all]")
+        assert len(change.statement) < 3_000
+
     async def test_a_number_of_rows_is_shown(self, run):
         """A LIMIT is no value of a column."""
         some = select(card.c.id).where(card.c.id > 5_000).limit(7)
@@ -318,6 +335,7 @@ class TestSelection:
         [
             text("UPDATE hidden SET value = 'x'"),
             text("INSERT INTO HIDDEN (id) VALUES (7)"),
+            text("WITH x AS (SELECT 1) DELETE FROM hidden"),
             update(Hidden).values(value="x"),
             DDL("DELETE FROM hidden"),
         ],
@@ -347,6 +365,15 @@ class TestSelection:
         """A column that is excluded, or not included, is left out however the statement is made."""
         (change,) = await run(statement, {"given": "seen", "which": 1}, options)
         assert change.parameters == {"which": 1}
+
+    async def test_tables_that_are_not_known(self, engine, run):
+        """SQLite does not tell cases apart, and neither do the settings."""
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS other (a text)")
+        statement = text("INSERT INTO OTHER (a) VALUES ('x')")
+        assert await run(statement, options=OrmOptions(exclude_tables=("other",))) == []
+        assert len(await run(statement, options=OrmOptions(include_tables=("other",)))) == 1
+        assert await run(statement, options=OrmOptions(include_tables=("card",))) == []
 
     async def test_columns_of_a_table_that_is_not_known(self, engine, run):
         """They are known by what the text calls them."""

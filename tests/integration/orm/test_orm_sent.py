@@ -88,6 +88,12 @@ class Sample(Base):
     made: Mapped[str | None] = mapped_column(server_default="here")
 
 
+class Plain(Base):
+    __tablename__ = "plain"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    slug: Mapped[str | None]
+
+
 class PgBase(DeclarativeBase):
     pass
 
@@ -381,6 +387,32 @@ class TestDeletesThatDoNot:
         assert {(one.kind, one.operation) for one in changes} == {("untracked", "delete")}
         assert sorted(one.key["id"] for one in changes) == [1, 2, 3]
         assert "fewer rows" in changes[0].note
+
+
+class TestInsertsThatDoNot:
+    @pytest.fixture
+    def refusing(self, store):
+        """A trigger that leaves out one row without a word."""
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER refuse BEFORE INSERT ON plain WHEN NEW.id = 2 "
+                "BEGIN SELECT RAISE(IGNORE); END"
+            )
+        return store
+
+    async def test_a_flush(self, refusing, capture):
+        """A row that was not inserted is not told as if it were."""
+        first, second = Plain(id=1), Plain(id=2)
+        (change,) = await refusing.changes(lambda s: s.add(first))
+        assert change.kind == "entity"
+        (change,) = await refusing.changes(lambda s: s.add(second))
+        assert (change.kind, change.key, change.values) == ("untracked", {"id": 2}, {})
+
+    async def test_a_statement(self, refusing, capture):
+        """The database's count is told, not that of the parameters."""
+        rows = [{"id": n, "slug": "a"} for n in (1, 2, 3)]
+        (change,) = await refusing.changes(lambda s: s.execute(insert(Plain), rows))
+        assert change.rows == 2
 
 
 class CascadeBase(DeclarativeBase):

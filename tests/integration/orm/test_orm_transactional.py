@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -265,6 +266,24 @@ class TestWhatIsWritten:
         (record,) = await bank.waiting()
         assert (record["event_name"], record["phase"]) == ("database.changed", "completed")
         assert record["actor"]["type"] == "system"
+
+    async def test_a_task_that_outlives_its_action(self, bank):
+        """What it begins later is the process's, which names the action; in the outbox too."""
+
+        async def work() -> None:
+            async with bank.session() as session:
+                session.add(Account(owner="later"))
+                await session.commit()
+
+        with otel_audit.audit("account.opened", actor="ann") as opened:
+            context = contextvars.copy_context()
+        await asyncio.create_task(work(), context=context)
+        (record,) = await bank.waiting()
+        assert (record["event_name"], record["phase"]) == ("database.changed", "completed")
+        assert record["actor"]["type"] == "system"
+        assert record["parent_action_id"] == opened.action_id
+        assert record["metadata"] == {"audit.begun_in": opened.action_id}
+        assert record["action_id"] != opened.action_id
 
     async def test_reading_writes_nothing(self, bank):
         """A transaction that has not written leaves nothing."""

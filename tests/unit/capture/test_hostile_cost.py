@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from asgi_app import Tapped, answer
+from asgi_app import Kept, Tapped, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from otel_audit import AuditConfig
+from otel_audit.capture.action import Action
 from otel_audit.capture.description import (
     LONGEST_HEADERS,
     LONGEST_PATH,
@@ -24,9 +26,11 @@ from otel_audit.capture.description import (
 )
 from otel_audit.capture.failures import describe_error
 from otel_audit.capture.orm.masking import Masking
+from otel_audit.capture.told import Told
 from otel_audit.record import TRUNCATED, to_json
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.work import Budget
+from otel_audit.runtime import Runtime
 from otel_audit.scope import AuditScope, enter, leave
 
 MOST_MS = 60.0
@@ -209,6 +213,32 @@ class TestHeads:
         record = ask(path="/orders", query_string=b"page=1", headers=[(b"accept", b"*/*")])
         assert TRUNCATED not in record.metadata
         assert record.request.headers == {"accept": "*/*"}
+
+
+class TestByHand:
+    @pytest.mark.parametrize("pattern", PATTERNS)
+    def test_what_is_said_of_an_action_shares_a_budget(self, pattern: str) -> None:
+        """An actor of many roles, a tenant, a target and a name that have no end."""
+        text = filled(PATTERNS[pattern])
+        kept = Kept()
+        runtime = Runtime(AuditConfig(exporter="none", enabled=True), kept)
+        said = Told(
+            event=text,
+            actor={"id": text, "role": text, "roles": [f"{text[:400]}{n}" for n in range(3_000)]},
+            tenant=text,
+            target=f"{text}:{text}",
+            metadata={text[:50]: text},
+        )
+
+        def once() -> float:
+            begun = time.thread_time()
+            action = Action(said, runtime.recording)
+            action.begin()
+            action.end(None)
+            return (time.thread_time() - begun) * 1_000
+
+        assert min(once() for _ in range(3)) < MOST_MS
+        assert len(to_json(kept.all("closed")[-1])) < 262_144
 
 
 class TestErrors:

@@ -253,6 +253,25 @@ class TestLater:
         assert (await post(app, **{"x-badge": "1"})).status_code == 201
         assert [one.response.status_code for one in runtime.kept.all("closed")] == [401, 201]
 
+    @pytest.mark.parametrize("begin", ORDERS)
+    async def test_a_method_that_is_replaced_after_auditing_began(self, begin):
+        """Whoever replaces what we have wrapped replaces no audit."""
+        runtime = Counted()
+        app = begin(lambda: Starlette(routes=list(ROUTES)), runtime)
+        app.build_middleware_stack = lambda: Deny(app.router)
+        assert (await post(app)).status_code == 401
+        assert runtime.kept.record.response.status_code == 401
+
+    @pytest.mark.parametrize("begin", ORDERS)
+    async def test_a_part_that_is_mounted_later(self, begin):
+        """A part of the application with a stack of its own is audited once, by the whole."""
+        runtime = Counted()
+        app = begin(Starlette, runtime)
+        await live(app)
+        app.mount("/", Enclosed(routes=list(ROUTES)))
+        assert (await post(app)).status_code == 401
+        assert runtime.kept.record.response.status_code == 401
+
     async def test_a_stack_that_is_built_anew(self):
         """Middleware that is added to a started application, whose stack is then built anew."""
         runtime = Counted()

@@ -19,6 +19,9 @@ def an_app() -> FastAPI:
     @app.get("/plain/{x}")
     def plain(x: str) -> None: ...
 
+    @app.get("/numbered/{n:int}")
+    def numbered(n: int) -> None: ...
+
     @sub.get("/s/{y}")
     def deep(y: str) -> None: ...
 
@@ -58,6 +61,7 @@ class TestRouteTemplate:
         ("build", "method", "path", "expected"),
         [
             (an_app, "GET", "/plain/4", "/plain/{x}"),
+            (an_app, "GET", "/numbered/4", "/numbered/{n:int}"),
             (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
             (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),
             (an_app, "GET", "/nowhere", None),
@@ -76,6 +80,7 @@ class TestForesee:
         ("build", "method", "path", "expected"),
         [
             (an_app, "GET", "/plain/4", "/plain/{x}"),
+            (an_app, "GET", "/numbered/4", "/numbered/{n:int}"),
             (an_app, "DELETE", "/plain/4", "/plain/{x}"),
             (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
             (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),

@@ -55,7 +55,7 @@ class TestPlacements:
                 {"i": None, "x": ["d"], "y": ["e"], "z": ["f"]},
             ),
             ("UPDATE a SET doc = x WHERE doc->>'password' = :x", {"x": ["doc", "password"]}),
-            ("SELECT f(:x)", {"x": None}),
+            ("CALL f(:x)", {"x": None}),
             ("UPDATE a SET b = :x, c = :x", {"x": ["b", "c"]}),
             ("UPDATE a SET b = :x RETURNING :x", {"x": None}),
         ],

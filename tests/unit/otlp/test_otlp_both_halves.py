@@ -28,7 +28,8 @@ from otel_audit.record import (
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.tokens import WITHHELD_FOR_WORK
 from otel_audit.serve import protobuf
-from otel_audit.serve.allowance import Allowance, largest_message
+from otel_audit.serve.allowance import Allowance
+from otel_audit.serve.bounds import FREE_SIZE
 from otel_audit.serve.incoming import Batch
 from otel_audit.serve.reading import Reader, Unfit
 from otel_audit.serve.senders import NOBODY
@@ -47,7 +48,7 @@ def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
         message = to_request(part)
         body = gzip.compress(message, 3)
         assert len(body) <= SETTINGS.serve_max_body_bytes
-        assert len(message) <= largest_message(len(body), SETTINGS.serve_max_message_bytes)
+        assert len(message) <= FREE_SIZE
         allowance = Allowance(len(body), len(message))
         for batch in protobuf.spans(message, allowance):
             whole = Batch(batch.items, batch.ignored, batch.broken)

@@ -11,9 +11,8 @@ import zlib
 import pytest
 import zstandard
 
-from otel_audit.serve.allowance import FREE_SIZE
 from otel_audit.serve.bodies import decompressed
-from otel_audit.serve.bounds import Budget
+from otel_audit.serve.bounds import FREE_SIZE, Budget
 from otel_audit.serve.problems import Problem
 
 LIMIT = 64 << 20
@@ -76,15 +75,22 @@ class TestTurns:
         assert len(found) == len(hard) + (16 << 20)
         assert turns >= 8
 
-    async def test_what_is_small_may_not_become_very_large(self, coding):
-        """Beyond what any request may have, by what was sent."""
-        small = COMPRESS[coding](b"\0" * FREE_SIZE)
-        found, _ = await undone(small, coding)
-        assert len(found) == FREE_SIZE
-
-        with pytest.raises(Problem, match="100 times as large as it was sent") as refused:
-            await undone(COMPRESS[coding](b"\0" * (FREE_SIZE + 1)), coding)
-        assert refused.value.status == 413
+    async def test_what_is_small_may_become_very_large_now_and_then(self, coding):
+        """Up to a sender's credit, which comes back; then it is told to wait, and nothing is lost."""
+        budget = Budget(1 << 30)
+        small = COMPRESS[coding](b"\0" * (28 << 20))
+        with budget.lease("acme") as lease:
+            await decompressed(small, coding, LIMIT, lease)
+            await decompressed(small, coding, LIMIT, lease)
+            with pytest.raises(Problem, match="100 times as large as it was sent") as refused:
+                await decompressed(small, coding, LIMIT, lease)
+            assert refused.value.status == 429
+            assert 1 <= refused.value.retry_after <= 20
+            # what is not inflated costs no credit
+            for _ in range(30):
+                await decompressed(COMPRESS[coding](b"\0" * FREE_SIZE), coding, LIMIT, lease)
+        with budget.lease("globex") as lease:
+            await decompressed(small, coding, LIMIT, lease)
 
     async def test_by_what_goes_in(self, coding):
         """Blocks of nothing: input that costs, and gives nothing out."""

@@ -51,6 +51,8 @@ Owned: TypeAlias = "Column[Any] | ColumnName"
 _COUNTER: Final = re.compile(r"_m\d+$")
 _EXPANDED: Final = re.compile(r"_\d+$")
 _DEEPEST: Final = 200
+_LONGEST_TEXT: Final = 20_000
+"""Characters of a text whose parameters are looked for."""
 
 
 @dataclass(slots=True)
@@ -139,7 +141,9 @@ def sent_statement(compiled: Any) -> Any:
 
 
 def _of_text(element: TextClause, style: Style) -> Bindings:
-    placements = placements_in(element.text, style)
+    placements = placements_in(element.text[:_LONGEST_TEXT], style)
+    if len(element.text) > _LONGEST_TEXT:
+        placements.binds.clear()  # what follows may put them elsewhere
     found = Bindings(tables=placements.tables, texts=True)
     for name, placement in placements.binds.items():
         found.owners[name] = Ownership(

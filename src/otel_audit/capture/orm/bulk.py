@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import DDL, Table, TextClause, TextualSelect
+from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
 
@@ -76,9 +77,9 @@ class BulkReader:
         Returns:
             One entry; none if it is not captured.
         """
-        if not self._takes(write):
-            return []
         style = style_of(context)
+        if not self._takes(write, style):
+            return []
         sets = _sets(context)
         table = self._shown_name(write)
         return [
@@ -103,10 +104,11 @@ class BulkReader:
             elements = (element, *embedded_elements(context.compiled))
             entries = (self._entry(one) for one in elements if isinstance(one, UpdateBase))
             return [one for one in entries if one is not None]
+        style = style_of(context)
         return [
             Change(operation=one.operation, kind=one.kind, entity=one.table, table=one.table)
-            for one in read_sql(statement, style_of(context)).writes
-            if self._takes(one)
+            for one in read_sql(statement, style).writes
+            if self._takes(one, style)
         ]
 
     def _describe_embedded(self, context: Any, statement: str) -> list[Change]:
@@ -158,12 +160,12 @@ class BulkReader:
                 found.update(dict.fromkeys(cascades.of_update(table, words)))
         return noted(found)
 
-    def _takes(self, write: Write) -> bool:
+    def _takes(self, write: Write, style: Style) -> bool:
         if write.kind == "untracked":
             return True
         known = self._plans.tables_named(write.table)
         if not known:
-            return self._selection.takes_table_name(write.table)
+            return self._selection.takes_table_name(write.table, any_case=not style.folds)
         return any(self._takes_table(one) for one in known)
 
     def _takes_table(self, table: Table) -> bool:
@@ -264,16 +266,26 @@ def is_upsert(element: UpdateBase) -> bool:
 
 def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
     """How many rows a statement has written, None where the driver does not say."""
-    sets = _sets(context)
-    if element.is_insert and not is_upsert(element) and element_has_values(element):
-        multiple = getattr(element, "_multi_values", ())
-        return sum(len(rows) for rows in multiple) if multiple else len(sets)
-    return _counted(context, cursor)
+    counted = _counted(context, cursor)
+    if counted is not None or not element.is_insert or is_upsert(element):
+        return counted
+    if not element_has_values(element):
+        return None
+    multiple = getattr(element, "_multi_values", ())
+    return sum(len(rows) for rows in multiple) if multiple else len(_sets(context))
 
 
 def element_has_values(element: UpdateBase) -> bool:
     """Whether an INSERT brings its rows along, rather than select them."""
     return getattr(element, "select", None) is None
+
+
+def is_short(context: Any, cursor: Any) -> bool:
+    """Whether fewer rows were inserted or deleted than there are sets of parameters."""
+    if context.isupdate or context.execute_style is ExecuteStyle.INSERTMANYVALUES:
+        return False
+    rows = _counted(context, cursor)
+    return rows is not None and rows < len(context.compiled_parameters)
 
 
 def _counted(context: Any, cursor: Any) -> int | None:

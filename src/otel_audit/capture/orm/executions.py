@@ -264,7 +264,7 @@ class Executions:
         elif control.verb == "savepoint":
             self._journal.of(connection).open_savepoint(control.name)
         elif control.verb == "release":
-            self._journal.of(connection).release_savepoint(control.name)
+            self._journal.release_savepoint(connection, control.name)
         else:
             self._journal.undo_savepoint(connection, control.name, reopen=True)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from sqlalchemy import Table, select
 
-from otel_audit.capture.orm.bulk import compiled_element, operation_of, table_of
+from otel_audit.capture.orm.bulk import compiled_element, is_short, operation_of, table_of
 from otel_audit.capture.orm.entities import (
     Reader,
     Written,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from otel_audit.capture.orm.selection import Selection
 
 
+_Short: TypeAlias = "set[tuple[Operation, str]]"
+
 _UNDER_WAY = "_otel_audit_flush"
 """Where a session keeps its flush: found for each row, and gone with the session."""
 
@@ -73,7 +75,7 @@ class Flush:
         taken: Whether what is written is captured, by connection.
         sent: What was written, or may have been, to tables of captured classes; with the number of
             its connection's `rows` before it.
-        short: Tables of which fewer rows were deleted than the flush asked for.
+        short: Operations and tables of which fewer rows were inserted or deleted than asked for.
         committed: Whether each statement is committed at once, by connection.
     """
 
@@ -84,7 +86,7 @@ class Flush:
     plans: dict[Mapper[Any], MapperPlan] = field(default_factory=dict)
     taken: dict[Connection, bool] = field(default_factory=dict)
     sent: dict[tuple[Connection, Operation, Table], int] = field(default_factory=dict)
-    short: set[str] = field(default_factory=set)
+    short: _Short = field(default_factory=set)
     committed: dict[Connection, bool] = field(default_factory=dict)
 
     @property
@@ -209,7 +211,8 @@ class Flushes:
         mappers = () if unit is None else unit.mappers
         if is_of_flush(element, context.execution_options, mappers):
             flush.note_fate(connection)
-            self._note_short(flush, context, table, cursor)
+            if is_short(context, cursor) and isinstance(table, Table):
+                flush.short.add((operation_of(context), str(table.fullname)))
             self._note_sent(flush, connection, operation_of(context), table)
             return True
         plan = None if unit is None else self._relations.of(table, unit.mappers)
@@ -363,28 +366,20 @@ class Flushes:
             plan = flush.plans[mapper] = self._plans.of(mapper)
         return plan
 
-    def _note(self, ledger: Ledger, owner: Owner, row: Row, reader: Reader, short: set[str]) -> int:
+    def _note(self, ledger: Ledger, owner: Owner, row: Row, reader: Reader, short: _Short) -> int:
         """Describe one row; tell how many changes that makes."""
         plan = row.plan
         try:
             change = _describe(row, reader)
             if change is None:
                 return 0
-            if row.operation == "delete" and short and _is_short(row, short):
+            if short and _is_short(row, short):
                 change = _doubted(change)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("describe", error)
             change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
         ledger.add(owner, change)
         return 1
-
-    @staticmethod
-    def _note_short(flush: Flush, context: Any, table: Any, cursor: Any) -> None:
-        if not context.isdelete or not isinstance(table, Table):
-            return
-        rows = getattr(cursor, "rowcount", -1)
-        if 0 <= rows < len(context.compiled_parameters):
-            flush.short.add(table.fullname)
 
 
 def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:
@@ -415,13 +410,14 @@ def _describe(row: Row, reader: Reader) -> Change | None:
     return describe_delete(row.state, row.plan, row.before, reader)
 
 
-def _is_short(row: Row, short: set[str]) -> bool:
-    return any(getattr(table, "fullname", "") in short for table in row.state.mapper.tables)
+def _is_short(row: Row, short: _Short) -> bool:
+    tables = row.state.mapper.tables
+    return any((row.operation, getattr(table, "fullname", "")) in short for table in tables)
 
 
 def _doubted(change: Change) -> Change:
-    """The entry of a row that may be there still: a trigger or a policy may have kept it."""
-    note = "the database deleted fewer rows than it was asked to: this one may be there still"
+    """The entry of a row that a trigger or a policy may have kept, or kept out."""
+    note = f"the database has told of fewer rows than it was asked to {change.operation}"
     return msgspec.structs.replace(
         change,
         kind="untracked",

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from otel_audit.aside import Pages, Room
 from otel_audit.capture.orm.ledger import Ledger, Owner, Told
-from otel_audit.capture.orm.outcomes import in_transaction, is_committed, reset_outcome
+from otel_audit.capture.orm.outcomes import (
+    in_transaction,
+    is_autocommit,
+    is_committed,
+    is_pipelined_autocommit,
+    reset_outcome,
+)
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import current_scope, open_scope
 
@@ -129,6 +135,15 @@ class Journal:
         if ledger is not None:
             ledger.autocommitted = is_committed(connection)
 
+    def release_savepoint(self, connection: Connection, name: str) -> None:
+        """A savepoint is about to be released.
+
+        In autocommit mode SQLite lets one begin a transaction, which this then commits.
+        """
+        ledger = self.of(connection)
+        ledger.release_savepoint(name)
+        ledger.is_released = len(ledger.frames) == 1
+
     def begins(self, connection: Connection) -> None:
         """A transaction begins, and the one before, if any, has ended.
 
@@ -184,7 +199,12 @@ class Journal:
         """A ROLLBACK is about to be sent, or need not be."""
         ledger = self.find(connection)
         if ledger is not None:
-            self.end(connection, "committed" if ledger.autocommitted else "rolled_back")
+            if _is_over(ledger, connection):
+                self.end(connection, "committed")
+            else:
+                # nothing of it is undone if none was begun, only not yet answered
+                undecided = is_pipelined_autocommit(connection)
+                self.end(connection, "unknown" if undecided else "rolled_back")
 
     def settle(self) -> None:
         """Report every commit that has been answered.
@@ -223,7 +243,7 @@ class Journal:
             if found is None:
                 continue
             reference, ledger = found
-            if ledger.autocommitted and driver_connection is None:
+            if driver_connection is None and _is_over(ledger, reference()):
                 self._end(number, "committed")
                 continue
             if not ledger.committing:
@@ -344,3 +364,10 @@ class Journal:
                 self._on_orphan(outcome, changes, begun_in=begun_in)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("on_orphan", error)
+
+
+def _is_over(ledger: Ledger, connection: Connection | None) -> bool:
+    """Whether what was written is committed without a COMMIT, as in autocommit mode."""
+    if ledger.autocommitted:
+        return True
+    return ledger.is_released and connection is not None and is_autocommit(connection)

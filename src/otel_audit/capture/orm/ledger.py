@@ -86,6 +86,7 @@ class Ledger:
         prepared: Whether the first phase of a two-phase commit was sent.
         autocommitted: Whether all of it is committed already, though more batches of the last
             statement may follow.
+        is_released: Whether a savepoint was released last, and none is open.
         obscure: Whether a text of the application's may have undone it, or kept it for later.
         engine: The connection's engine.
     """
@@ -103,6 +104,7 @@ class Ledger:
     driver_connection: Any = None
     prepared: bool = False
     autocommitted: bool = False
+    is_released: bool = False
     obscure: bool = False
     engine: Any = None
 
@@ -167,6 +169,7 @@ class Ledger:
 
     def open_savepoint(self, name: str) -> None:
         """A savepoint was set."""
+        self.is_released = False
         self.frames.append(Frame(self.room, name))
 
     def release_savepoint(self, name: str) -> None:

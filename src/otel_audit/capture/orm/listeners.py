@@ -130,7 +130,7 @@ class EngineListeners:
 
     def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Keep what the savepoint holds."""
-        self._journal.of(connection).release_savepoint(name)
+        self._journal.release_savepoint(connection, name)
 
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""

@@ -21,9 +21,9 @@ _UNCERTAIN_STATES = frozenset({"40003"})
 """SQLSTATEs that leave a commit's fate open: connection, shutdown, system, internal errors, and
 "statement completion unknown" (PostgreSQL documentation, appendix A)."""
 
-_IDLE, _UNKNOWN = 0, 4
-"""What libpq says of a connection without a transaction, and of a closed one
-(PQtransactionStatus)."""
+_IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
+"""What libpq says of a connection without a transaction, of one that waits for an answer, and of a
+closed one (PQtransactionStatus)."""
 
 _RESETS: dict[str, TransactionOutcome] = {
     "reset_rollback": "rolled_back",
@@ -94,6 +94,22 @@ def is_committed(connection: Connection) -> bool:
     """
     state = transaction_state(connection.connection.dbapi_connection)
     return is_autocommit(connection) if state is None else not state
+
+
+def is_pipelined_autocommit(connection: Connection) -> bool:
+    """Whether a connection commits each statement, but has not been answered what it has sent.
+
+    So it is in psycopg's pipeline mode, where the statements up to its next synchronization are
+    one transaction that no ROLLBACK undoes.
+    """
+    try:
+        driver_connection = connection.connection.dbapi_connection
+        if getattr(driver_connection, "autocommit", None) is not True:
+            return False
+        status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
+        return status is not None and int(status) == _ACTIVE
+    except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
+        return False
 
 
 def in_transaction(driver_connection: Any) -> bool:

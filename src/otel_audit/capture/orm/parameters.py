@@ -32,8 +32,11 @@ _COUNTER: Final = re.compile(r"(?:_m?\d+)+$")
 _MOST: Final = 200
 """Parameters of one set that are shown."""
 _REMEMBERED: Final = 256
-_LONGEST_REMEMBERED: Final = 20_000
 _LONGEST_PATH: Final = 200
+_LONGEST_PLACED: Final = 20_000
+"""Characters of a text whose values are looked for; of a longer one none is shown."""
+_SHOWN: Final = 8_000
+"""Characters of such a text that are looked at to be shown."""
 
 
 class Rule(NamedTuple):
@@ -89,6 +92,9 @@ class Parameters:
             weakref.WeakKeyDictionary()
         )
         self._texts: BoundedCache[tuple[str, Style], _Text] = BoundedCache(_REMEMBERED)
+        self._shown_texts: BoundedCache[tuple[str, Style], tuple[_Text, str]] = BoundedCache(
+            _REMEMBERED
+        )
 
     def of_compiled(self, compiled: Any, sets: Sequence[Mapping[str, Any]]) -> Any:
         """The parameters of a compiled statement, redacted.
@@ -113,7 +119,7 @@ class Parameters:
     def of_driver(self, text: str, style: Style, parameters: Any) -> Any:
         """The parameters of a text that was given to the driver, redacted."""
         sets = _driver_sets(parameters)
-        rules = self._read_text(text, style).rules
+        rules = self._read_text(text, style).rules if len(text) <= _LONGEST_PLACED else {}
         shown: list[Any] = []
         for one in sets[: self._options.max_parameter_sets]:
             if isinstance(one, Mapping):
@@ -126,12 +132,22 @@ class Parameters:
 
     def text(self, text: str, style: Style) -> str:
         """A SQL text without its literals, and without numbers that may not be shown."""
-        masked = mask_literals(text, style, self._read_text(text, style).numbers)
-        return self._masking.text(masked, self._options.max_statement)
+        longest = self._options.max_statement
+        if len(text) > _LONGEST_PLACED:
+            masked = mask_literals(text[:_SHOWN], style, None)
+            return f"{self._masking.text(masked, longest)} [{len(text)} characters in all]"
+        read = self._read_text(text, style)
+        found = self._shown_texts.get((text, style))
+        if found is None or found[0] is not read:
+            masked = mask_literals(text, style, read.numbers)
+            found = read, self._masking.text(masked, longest)
+            self._shown_texts.put((text, style), found)
+        return found[1]
 
     def compiled_text(self, compiled: Any, text: str, style: Style) -> str:
         """The text of a compiled statement, in which literals stand only where it holds texts."""
-        if self._read(compiled)[0].texts:
+        # a hint or a prefix is text, too
+        if self._read(compiled)[0].texts or "'" in text or "/*" in text or "--" in text:
             return self.text(text, style)
         return self._masking.text(text, self._options.max_statement)
 
@@ -143,10 +159,9 @@ class Parameters:
             except Exception as error:  # noqa: BLE001 - must not lose the entry: all is withheld
                 self._faults.note("parameters", error)
                 bindings = Bindings(texts=True)
-            found = self._plans.version, bindings, {}
+            self._compiled[compiled] = found = self._plans.version, bindings, {}
         elif found[0] != self._plans.version:
-            found = self._plans.version, found[1], {}
-        self._compiled[compiled] = found
+            self._compiled[compiled] = found = self._plans.version, found[1], {}
         return found[1], found[2]
 
     def _read_text(self, text: str, style: Style) -> _Text:
@@ -164,8 +179,7 @@ class Parameters:
             if not self._is_open(self._rule(_ownership(one), placements.tables, ""))
         )
         found = _Text(self._plans.version, rules, numbers)
-        if len(text) <= _LONGEST_REMEMBERED:
-            self._texts.put((text, style), found)
+        self._texts.put((text, style), found)
         return found
 
     @staticmethod

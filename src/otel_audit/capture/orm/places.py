@@ -67,6 +67,7 @@ class Places:
         """Begin with one database."""
         self._pools: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._shards: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
+        self._plain: weakref.WeakKeyDictionary[Pool, Place] = weakref.WeakKeyDictionary()
         self._in_memory = 0
         self._first: dict[tuple[str, str], str] = {}
         self._several: set[tuple[str, str]] = set()
@@ -89,15 +90,22 @@ class Places:
         """Tell where a connection writes."""
         options = connection.get_execution_options()
         pool = connection.engine.pool
+        is_plain = _SCHEMAS not in options and OPTION not in options
+        known = self._plain.get(pool) if is_plain and not self._shards else None
+        if known is not None:
+            return known
         database = self._pools.get(pool)
         if database is None:
             database = self._pools[pool] = self._identify(connection.engine.url)
-        return Place(
+        found = Place(
             schemas=options.get(_SCHEMAS),
             default_schema=connection.dialect.default_schema_name,
             database=database,
             label=options.get(OPTION) or (self._shards.get(pool) if self._shards else None),
         )
+        if is_plain and not self._shards:
+            self._plain[pool] = found
+        return found
 
     def plan(self, place: Place, plan: MapperPlan) -> MapperPlan:
         """What is known of a mapper, with the table and the names that it has at a place."""

@@ -92,13 +92,19 @@ class Selection:
             return False
         return self.takes_table_name(table.fullname)
 
-    def takes_table_name(self, name: str) -> bool:
-        """Whether a table is captured, by its name with or without a schema."""
-        schema, _, bare = name.rpartition(".")
-        if schema == OWN_SCHEMA:
+    def takes_table_name(self, name: str, *, any_case: bool = False) -> bool:
+        """Whether a table is captured, by its name with or without a schema.
+
+        Args:
+            name: The name.
+            any_case: Whether the database does not tell cases apart.
+        """
+        names = {name, name.rpartition(".")[2]}
+        if any_case:
+            names.update([one.lower() for one in names])
+        if f"{OWN_SCHEMA}." in (f"{one.rpartition('.')[0]}." for one in names):
             return False
         options = self._options
-        names = {name, bare}
         if not names.isdisjoint(options.exclude_tables):
             return False
         return not options.include_tables or not names.isdisjoint(options.include_tables)

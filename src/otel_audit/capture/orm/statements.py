@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.bounded import BoundedCache
@@ -17,6 +18,7 @@ from otel_audit.capture.orm.sql_lexer import (
     COMMENT,
     LITERAL,
     NAME,
+    NUMBER,
     WORD,
     Style,
     Token,
@@ -27,7 +29,7 @@ from otel_audit.capture.orm.sql_lexer import (
 if TYPE_CHECKING:
     from otel_audit.record import ChangeKind, Operation
 
-_LONGEST: Final = 100_000
+_LONGEST: Final = 50_000
 """Characters that are read."""
 _REMEMBERED: Final = 256
 _LONGEST_REMEMBERED: Final = 20_000
@@ -36,6 +38,9 @@ _FURTHER = re.compile(
     r";\s*[^\s;]|\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|CALL|DO|EXEC|EXECUTE)\b",
     re.IGNORECASE,
 )
+_ONLY_READS = re.compile(r"\s*(?:SELECT|SHOW|PRAGMA)\b", re.IGNORECASE)
+_MAY_WRITE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|;\s*[^\s;]", re.IGNORECASE)
+"""What a text that begins by reading must hold to do more than that."""
 _READS = keywords(
     "SELECT VALUES TABLE SHOW DESCRIBE DESC PRAGMA FETCH MOVE CLOSE DECLARE HELP FROM"
 )
@@ -115,6 +120,7 @@ class SqlText:
         return [one for one in self.steps if isinstance(one, Control)]
 
 
+_NOTHING: Final = SqlText((), ())
 _known: BoundedCache[tuple[str, Style], SqlText] = BoundedCache(_REMEMBERED)
 
 
@@ -125,6 +131,8 @@ def read_sql(text: str, style: Style = ANY_STYLE) -> SqlText:
         text: The SQL.
         style: How it is to be read.
     """
+    if _ONLY_READS.match(text) and not _MAY_WRITE.search(text):
+        return _NOTHING  # at little cost, as each may be another one: comments hold trace ids
     found = _known.get((text, style))
     if found is None:
         found = _read(text, style)
@@ -133,20 +141,20 @@ def read_sql(text: str, style: Style = ANY_STYLE) -> SqlText:
     return found
 
 
-def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] = ()) -> str:
+def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] | None = ()) -> str:
     """Take quoted literals and comments out of a SQL text: they may hold what must not be shown.
 
     Args:
         text: The SQL.
         style: How it is to be read.
-        numbers: Where numbers begin that are to be taken out, too.
+        numbers: Where numbers begin that are to be taken out, too; None: all of them are.
     """
     pieces: list[str] = []
     place = 0
     text = text[:_LONGEST]
     for token in tokens_of(text, style):
         shown = " " if token.kind == COMMENT else "'…'" if token.kind == LITERAL else None
-        if token.start in numbers:
+        if token.kind == NUMBER and (numbers is None or token.start in numbers):
             shown = "…"
         if shown is not None:
             pieces += (text[place : token.start], shown)
@@ -301,7 +309,7 @@ class _Reader:
             place += self._word(place) == "ONLY"
             table, after = self._name(place)
             is_merge = table and "USING" in (self._word(one) for one in range(after, after + 4))
-            return [Write("update", table)] if is_merge else None
+            return [Write("update", table, note=self._merged(after))] if is_merge else None
         if strict:
             return None
         if verb == "TRUNCATE":
@@ -309,6 +317,13 @@ class _Reader:
         if verb == "COPY":
             return self._copy(place)
         return self._load(place)
+
+    def _merged(self, place: int) -> str:
+        """What a MERGE may do."""
+        words = [self._word(one) for one in range(place, self._end)]
+        after_then = {word for then, word in pairwise(words) if then == "THEN"}
+        done = [one for one in ("INSERT", "UPDATE", "DELETE") if one in after_then]
+        return f"MERGE: {', '.join(done).lower()}"
 
     def _insert(self, place: int, *, strict: bool) -> list[Write] | None:
         while self._word(place) in (

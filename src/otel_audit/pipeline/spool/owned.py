@@ -17,6 +17,7 @@ from errno import ENOTDIR, EPERM
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from otel_audit.complaints import complain
 from otel_audit.durable import sync_open_directory
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,11 +41,15 @@ class ForeignError(PermissionError):
 
 
 def report_foreign(path: Path, why: str) -> None:
-    """Say in the log, once for each process and path, that something is left alone."""
-    if path not in _reported and len(_reported) < _REPORTED_AT_MOST:
+    """Say in the log, for each path now and then, that something is left alone."""
+    if len(_reported) < _REPORTED_AT_MOST:
         _reported.add(path)
-        _log.error("audit spool %s is left alone: %s; look who put it there, and remove it",
-                   ascii(str(path)), why)  # fmt: skip
+    # others may make names without end: beyond a bound they are one matter
+    matter = f"foreign {path}" if path in _reported else "foreign"
+    complain(
+        _log, matter, "audit spool %s is left alone: %s; look who put it there, and remove it",
+        ascii(str(path)), why,
+    )  # fmt: skip
 
 
 def foreign_found() -> int:
