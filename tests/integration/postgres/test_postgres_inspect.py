@@ -265,7 +265,9 @@ class TestInspect:
 
     async def test_finds_that_the_default_partition_was_detached(self, writer_dsn, owner):
         """A record of another month would be refused; `init` alone does not attach it again."""
-        await owner.execute("ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default")
+        await owner.execute(
+            "ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default"
+        )
         found = (await look(writer_dsn))["partitions"]
         assert found.detail == "audit.audit_logs_default is missing"
         assert found.ok is False
