@@ -287,7 +287,9 @@ def _resource(method: str, segments: list[_Segment]) -> Naming:
     verb = _verb(method, rest)
     if verb is None:
         named = (
-            _leading_verb(method, rest) or _call_with_id(method, rest) or _verb_before_id(method, rest)
+            _leading_verb(method, rest)
+            or _call_with_id(method, rest)
+            or _verb_before_id(method, rest)
         )
         return named or _by_method(method, rest)
     if len(rest) == 1:
@@ -436,7 +438,7 @@ def _verb_before_id(method: str, segments: list[_Segment]) -> Naming | None:
     done, target = participle(words[0]), _target_of(segments[last + 1 :])
     if owner is not None:
         return _spell(_noun(segments[owner].words), done, action, target)
-    # approve/{request_id}
+    # the parameter says of what: `approve/{request_id}`
     *of, end = split_words(target[0] or "") or ("",)
     return _spell(_noun(tuple(of)), done, action, target) if of and end == "id" else None
 
