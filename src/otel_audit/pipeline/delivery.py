@@ -330,7 +330,7 @@ class Delivery:
             wake.clear()
             if self._closing or not self.backlog.has_work or len(self._held) >= _MOST_HELD:
                 return False
-        if not self._hurry and self.backlog.ready < self._options.batch_size:
+        if not self._hurry and self.backlog.ready < self._size.entries:
             await _wait(wake, self._options.batch_interval)
         return True
 

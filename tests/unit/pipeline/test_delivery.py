@@ -282,6 +282,22 @@ class TestLosses:
         assert "delivery has ended" in caplog.text
 
 
+class TestCompany:
+    def test_a_full_write_waits_for_no_company(self, deliver_to, shelf):
+        """Where writes have become smaller, fewer records fill one, and a backlog does not dawdle."""
+        delivery = deliver_to(
+            DeliveryOptions(batch_size=8, batch_interval=3600, first_pause=0.01, longest_pause=0.05)
+        )
+        shelf.failures = [StoreUnavailableError("away")]
+        for _ in range(8):
+            delivery.submit(a_record())
+        wait_for(lambda: delivery.depth == 0)
+        for _ in range(4):
+            delivery.submit(a_record())
+        wait_for(lambda: delivery.depth == 0)
+        assert len(shelf.stored) == 12
+
+
 class TestEnding:
     def test_close_delivers_what_waits(self, deliver_to, shelf):
         """An orderly end loses nothing and closes the sink."""
