@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -49,15 +50,25 @@ _TOKENS: Final = 512
 UNCHECKED: Final = "credential_not_checked"
 """The reason of who has presented something that says who it is, only not to us."""
 
-_CREDENTIALS: Final = frozenset({
-    b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"apikey",
-    b"x-auth-token", b"x-access-token", b"x-forwarded-access-token", b"x-amz-security-token",
-})  # fmt: skip
-_COOKIE_NAMES: Final = re.compile(rb"(?:^|;)([^=;]*)=")
-_OF_A_LOGIN: Final = re.compile(rb"(?i)sess|sid|auth|token|jwt|login|remember")
-_PARAMETERS: Final = re.compile(
-    rb"(?i)(?:^|&)(?:access[_-]?token|auth[_-]?token|id[_-]?token|api[_-]?key|token|jwt|key)="
+_LONGEST_NAME: Final = 128
+"""Characters of a header's name that can be a credential's."""
+
+# what says who calls, by the words in which services, gateways and frameworks name it; what stands
+# in every browser's requests (Sec-Fetch-User, X-CSRF-Token, Sec-WebSocket-Key) is none
+_CREDENTIAL: Final = re.compile(
+    r"auth(?!or(?:s|ity)?(?:-|$))|token|jwt|session|api-?key|access-?key|subscription-key|secret"
+    r"|credential|signature|^dpop$|assertion|principal|oidc|password"
+    r"|^(?:x-)?(?:remote|forwarded|request|authenticated)-user|^x-user(?:-id|-email|name)?$"
 )
+_FORGERY: Final = re.compile(r"csrf|xsrf|forgery")
+_COOKIE: Final = re.compile(rb"(?:^|;)([^=;]*)=")
+_OF_A_LOGIN: Final = re.compile(rb"(?i)sess|sid|auth|token|jwt|login|remember|access|user|account")
+_A_TOKEN: Final = re.compile(rb"(?:^|[=,\s\"])eyJ[A-Za-z0-9_-]{8,}\.")
+_PARAMETERS: Final = re.compile(
+    r"(?i)(?:^|[&;])[^&;=]{0,40}(?:token|api[_-]?key|jwt|auth|session|signature|secret|password)"
+    r"[^&;=]{0,40}=|(?:^|[&;])(?:key|sig|sid)="
+)
+_LONGEST_QUERY: Final = 8_192
 _KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
 _MENDED_BY: Final = {
     "bad_signature": _KEYS,
@@ -211,16 +222,31 @@ def _presented(asgi_scope: Scope) -> str | None:
     The application may be able to: so the client is not known, which is not to be nobody.
     """
     for name, value in asgi_scope.get("headers") or ():
-        lower = name.lower()
-        if value and (lower in _CREDENTIALS or (lower == b"cookie" and _logs_in(value))):
+        if value and (_is_credential(name) or _holds_credential(name.lower(), value)):
             return UNCHECKED
     query = asgi_scope.get("query_string")
-    return UNCHECKED if query and _PARAMETERS.search(query) else None
+    # as frameworks read it: a name may be spelled in percents
+    text = unquote_plus(query[:_LONGEST_QUERY].decode("latin-1")) if query else ""
+    return UNCHECKED if _PARAMETERS.search(text) else None
 
 
-def _logs_in(cookies: bytes) -> bool:
-    # names first, then words in each: one pattern for both would look at all of it for each word
-    return any(_OF_A_LOGIN.search(name) for name in _COOKIE_NAMES.findall(cookies))
+@functools.lru_cache(maxsize=512)
+def _is_credential(name: bytes) -> bool:
+    if len(name) > _LONGEST_NAME:
+        return False
+    text = name.decode("latin-1").lower()
+    return _CREDENTIAL.search(text) is not None and _FORGERY.search(text) is None
+
+
+def _holds_credential(name: bytes, value: bytes) -> bool:
+    if name == b"cookie":
+        # names first, then words in each: one pattern for both would look at all for each word
+        named = any(_OF_A_LOGIN.search(one) for one in _COOKIE.findall(value))
+        return named or _A_TOKEN.search(value) is not None
+    # a browser can send a credential of a WebSocket in no other header
+    return name == b"sec-websocket-protocol" and (
+        b"bearer" in value.lower() or _A_TOKEN.search(value) is not None
+    )
 
 
 def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:

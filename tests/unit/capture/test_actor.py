@@ -98,7 +98,21 @@ class TestNobody:
             {"headers": [(b"X-API-Key", b"k")]},
             {"headers": [(b"cookie", b"theme=dark; sessionid=1")]},
             {"headers": [(b"cookie", b"JSESSIONID=1")]},
+            {"headers": [(b"cookie", b"theme=dark; id=eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.x")]},
+            {"headers": [(b"X-Goog-Api-Key", b"k")]},
+            {"headers": [(b"Ocp-Apim-Subscription-Key", b"k")]},
+            {"headers": [(b"private-token", b"k")]},
+            {"headers": [(b"x-session-token", b"k")]},
+            {"headers": [(b"cf-access-jwt-assertion", b"k")]},
+            {"headers": [(b"x-ms-client-principal-id", b"k")]},
+            {"headers": [(b"x-forwarded-user", b"k")]},
+            {"headers": [(b"dpop", b"k")]},
+            {"headers": [(b"sec-websocket-protocol", b"bearer, abc")]},
             {"query_string": b"page=1&access_token=x"},
+            {"query_string": b"access%5Ftoken=x"},
+            {"query_string": b"%61pi_key=x"},
+            {"query_string": b"a=1;access_token=x"},
+            {"query_string": b"X-Amz-Signature=x"},
         ],
     )
     def test_what_looks_like_a_credential_is_one(self, presented: dict[str, Any]) -> None:
@@ -113,6 +127,10 @@ class TestNobody:
             {},
             {"headers": [(b"cookie", b"theme=dark; lang=sid")]},
             {"headers": [(b"user-agent", b"token")], "query_string": b"monkey=1"},
+            {"headers": [(b"sec-fetch-user", b"?1"), (b"sec-websocket-key", b"x")]},
+            {"headers": [(b"x-csrf-token", b"x"), (b"x-author", b"x"), (b":authority", b"x")]},
+            {"headers": [(b"idempotency-key", b"x"), (b"sec-websocket-protocol", b"chat")]},
+            {"headers": [(b"x" * 200 + b"token", b"x")], "query_string": b"page=token"},
         ],
     )
     def test_what_is_no_credential(self, presented: dict[str, Any]) -> None:

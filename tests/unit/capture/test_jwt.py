@@ -269,6 +269,14 @@ class TestForgedTokens:
         token = jwt.encode(claims(padding="x" * 60_000), SECRET)
         assert reason(by_secret, token) == "token_too_large"
 
+    @pytest.mark.parametrize("more", ["=" * 99_999, "!" * 99_999, "==" + "A" * 99_999])
+    def test_padded_by_its_bearer(self, by_secret: JwtVerifier, more: str) -> None:
+        """What applications leave out of a signature makes nobody unknown, at whatever length."""
+        token = jwt.encode(claims(), SECRET)
+        assert jwt.decode(token + more, SECRET)
+        assert by_secret.verify(token + more) is by_secret.verify(token + more)
+        assert reason(by_secret, token + "A" * 99_999) in ("token_too_large", "token_malformed")
+
     @pytest.mark.parametrize("kind", ["logout+jwt", "dpop+jwt", "application/secevent+JWT"])
     def test_foreign_type(self, by_secret: JwtVerifier, kind: str) -> None:
         """A token of the same issuer for another purpose names nobody."""
@@ -341,6 +349,14 @@ class TestClaims:
         """Each wrong claim has its own reason."""
         token = forge({"alg": "HS256"}, claims(**more), hs256(SECRET.encode()))
         assert reason(by_secret, token) == expected
+
+    def test_times_in_texts(self, by_secret: JwtVerifier) -> None:
+        """Digits in a text are a time, as they are for the libraries of applications."""
+        token = forge({"alg": "HS256"}, claims(exp="4102444800", nbf="1"), hs256(SECRET.encode()))
+        assert jwt.decode(token, SECRET)
+        assert by_secret.verify(token).expires_at == 4_102_444_800
+        old = forge({"alg": "HS256"}, claims(exp="1"), hs256(SECRET.encode()))
+        assert reason(by_secret, old) == "token_expired"
 
     def test_no_expiry(self, by_secret: JwtVerifier) -> None:
         """A token that never expires is refused."""

@@ -17,6 +17,7 @@ from otel_audit.capture.jwt.token import (
     decode_object,
     read_header,
     unverified_claims,
+    without_padding,
 )
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class JwtVerifier:
         Raises:
             TokenError: It is not to be believed, or its keys are not there yet.
         """
+        token = without_padding(token)
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._cache.get(digest)
         if known is not None and known.generation == known.keys.generation():
@@ -217,6 +219,7 @@ class UnverifiedReader:
         Raises:
             TokenError: It is malformed, expired, not yet valid, or meant for others.
         """
+        token = without_padding(token)
         read_header(token)
         claims = unverified_claims(token)
         end = check_claims(
