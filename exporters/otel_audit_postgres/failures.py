@@ -55,13 +55,16 @@ _REMEDIES: Final = {
 }
 _PASSING: Final = {
     "08": "the connection broke",
-    "25006": "the server is read-only: a standby, or one that is failing over",
+    "25006": (
+        "the server is read-only: a standby, one that is failing over, or "
+        "default_transaction_read_only is set for this server, database or role"
+    ),
     "25P03": "the server ended a transaction in which nothing was asked for too long",
     "25P04": "a transaction took too long",
     "40": "the transaction was rolled back by the server",
     "53": "the server is out of resources",
     "53100": "the server's disk is full",
-    "53300": "the server has too many connections",
+    "53300": "the server has too many connections, or this database or role has its limit of them",
     "55P03": "a lock could not be had in time: somebody else holds it",
     "55006": "an object is in use",
     "57": "the server is starting, stopping, or cancelled the statement",
@@ -69,6 +72,17 @@ _PASSING: Final = {
     "58": "the server met a system error",
     "XX": "the server met an internal error",
 }
+_CONNECTING: Final = {
+    _NO_RIGHT: (
+        "the role of OTEL_AUDIT_DSN may not connect to that database: GRANT CONNECT ON DATABASE "
+        "to it"
+    ),
+    "55000": (
+        "the database that OTEL_AUDIT_DSN names takes no connections: ALTER DATABASE with "
+        "ALLOW_CONNECTIONS true, if that is not for a restore that is under way"
+    ),
+}
+"""What errors mean before anything was asked: nothing is said by them of schema audit."""
 _REFUSAL: Final = ("22", "23", "54")
 """Classes of errors about what was to be stored: data, constraints, limits."""
 
@@ -176,6 +190,8 @@ def as_connect_error(  # noqa: PLR0911 - a kind of error each
             f"OTEL_AUDIT_DSN: the server, or a pooler before it, does not take the {word} "
             f"{', '.join(named)}: take it out [{seen}]"
         )
+    if state in _CONNECTING:
+        return StoreError(f"could not {doing}: {_CONNECTING[state]} [{seen}]")
     if "statement pooling mode" in str(error):  # pgbouncer speaks one language
         return StoreError(
             "OTEL_AUDIT_DSN: the pooler before the server gives each statement another connection "

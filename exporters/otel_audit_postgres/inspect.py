@@ -407,11 +407,14 @@ def _partitions(present: set[str]) -> Finding:
     this_month = datetime.now(UTC).replace(day=1)
     next_month = this_month + timedelta(days=32)
     wanted = [f"audit_logs_{month:%Y_%m}" for month in (this_month, next_month)]
+    # without it a record of another month is refused
+    wanted.append("audit_logs_default")
     return _none_of(
         "partitions",
         [f"audit.{name} is missing" for name in wanted if name not in present],
-        "this month's and the next one's are there",
-        f"{INIT}, which makes them",
+        "this month's, the next one's and the default one are there",
+        f"{INIT}, which makes them; a table of that name that was detached keeps it from that: "
+        "ALTER TABLE audit.audit_logs ATTACH PARTITION",
     )
 
 

@@ -108,6 +108,8 @@ class PostgresDsn:
 
 def plain_dsn(dsn: str) -> str:
     """Turn SQLAlchemy's ``postgresql+asyncpg://`` and the like into ``postgresql://``."""
+    # a blank at the end, as a file of secrets may have it, would be part of the database's name
+    dsn = dsn.strip()
     found = _DRIVER.match(dsn)
     return f"postgresql://{dsn[found.end() :]}" if found else dsn
 

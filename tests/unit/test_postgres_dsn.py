@@ -24,6 +24,11 @@ class TestSchemes:
         assert read_dsn(f"{scheme}://u@h/d").url == "postgresql://u@h/d"
         assert plain_dsn(f"{scheme}://u@h/d") in ("postgresql://u@h/d", "postgres://u@h/d")
 
+    @pytest.mark.parametrize("end", ["\n", " ", "\r\n", " \n"])
+    def test_a_blank_around_it_is_no_part_of_it(self, end):
+        """Files of secrets often end so; the database's name does not."""
+        assert read_dsn(f" {BASE}{end}").url == BASE
+
     @pytest.mark.parametrize(
         "dsn", ["mysql://u:hunter2@h/d", "host=h password=hunter2", "postgresql://u:hun#ter2@h/d",
                 "postgresql://u:hun?ter2@h/d", "postgresql://[hunter2/d", ""],

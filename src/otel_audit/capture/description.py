@@ -161,6 +161,10 @@ class RequestHead:
             return None
         if len(host) > _LONGEST_HOST:
             self._budget.note_cut("request.host")
+        before, sign, after = host.rpartition("@")
+        if before:
+            # no host has it: what stands there is a user and a password
+            host = f"{REDACTED}{sign}{after}"
         return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST)))
 
     def _shown_query(self) -> str | None:

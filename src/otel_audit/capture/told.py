@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from otel_audit.capture.actor import actor_from
+from otel_audit.capture.mapped import state_of_mapped
 from otel_audit.capture.reading import clean, first_identifier, identifier, primary_key
 from otel_audit.capture.tenant import tenant_from
 from otel_audit.complaints import complain
@@ -132,9 +133,32 @@ def target_told(target: object, redactor: Redactor, work: Work | None = None) ->
         number = rest or None
     else:
         kind = _kind(type(target))
-        number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
+        number = None
+        if not _hides_key(target, redactor):
+            number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
     number = None if number is None else identifier(redactor.identifier(str(number), work))
     return Target(type=name_told(kind, redactor) or "unnamed", id=number)
+
+
+def _hides_key(target: object, redactor: Redactor) -> bool:
+    """Tell whether a mapped object's key is a secret: its own changes do not show it either."""
+    state = state_of_mapped(target)
+    if state is None:
+        return False
+    # only where a mapped object is given SQLAlchemy is known to be there
+    from otel_audit.capture.orm.plans import mark_of, referred_names
+
+    mapper = state.mapper
+    for place, column in enumerate(mapper.primary_key):
+        attribute = mapper.get_property_by_column(column).key
+        value = state.dict.get(attribute) if state.key is None else state.key[1][place]
+        if mark_of(column) is not None or column.info.get("audit") in ("omit", False):
+            return True
+        shown = value if isinstance(value, int) else str(value)
+        names = (str(column.name), attribute, *referred_names(column))
+        if value is not None and any(redactor.field(one, shown) != shown for one in names):
+            return True
+    return False
 
 
 def _kind(of: type) -> str:

@@ -367,6 +367,7 @@ class Delivery:
             for _ in range(len(done) + len(held)):
                 left.popleft()
             self._held += held
+            self._note_success()
             with self._changed:
                 self.backlog.done(done)
                 self._changed.notify_all()
@@ -432,14 +433,21 @@ class Delivery:
             for _ in range(len(done) + len(held)):
                 left.popleft()
             self._left_in_recovery = self._left_in_recovery or bool(held)
+            self._note_success()
         return not self._left_in_recovery
 
     async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
         """Ask until there is an answer; None where delivery ends before that."""
-        return await self._persist(lambda: sink.known(record_ids))
+        known = await self._persist(lambda: sink.known(record_ids))
+        if known is not None:
+            self._note_success()
+        return known
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Call until it succeeds; None where delivery ends before that."""
+        """Call until it succeeds; None where delivery ends before that.
+
+        Who calls notes the success, as only then it is known what the store holds up.
+        """
         pause = self._options.first_pause
         while not self._closing:
             try:
@@ -456,7 +464,6 @@ class Delivery:
                     await self._rest(pause)
                 pause = min(pause * 2, self._options.longest_pause)
                 continue
-            self._note_success()
             return answer
         return None
 

@@ -53,7 +53,16 @@ _MANY_SEGMENTS: Final = {
 }  # fmt: skip
 """Segments that say only that the verb behind them is done to many."""
 
+_MANY_ALONE: Final = {"batch": "batch_", "bulk": "bulk_"}
+"""Segments that say only that what the method does is done to many: ``DELETE /users/bulk``."""
+
 _NOUNS_ALONE: Final = frozenset({"filter", "poll"})
+_VERBS_ALONE: Final = frozenset({
+    "calculate", "evaluate", "execute", "rebuild", "recalculate", "refresh", "reindex", "reload",
+    "shutdown", "simulate", "sync", "synchronize", "validate",
+})  # fmt: skip
+"""What is done, also where it is all that a path says: nothing is created by ``POST /sync``."""
+
 _EXTENSIONS: Final = frozenset({
     "atom", "csv", "docx", "gif", "gz", "htm", "html", "ics", "jpeg", "jpg", "json", "jsonl", "md",
     "ndjson", "parquet", "pdf", "png", "rss", "svg", "tar", "tsv", "txt", "webp", "xls", "xlsx",
@@ -99,6 +108,8 @@ Whom = Literal["actor", "either", "named"]
 _LOGIN_BY_POST: Final = frozenset({"auth", "session"})
 _OF_ONESELF: Final = ("_enabled", "_disabled", "_enrolled")
 _BY_ACTION: Final[Mapping[str, Whom]] = {"LOGIN": "named", "LOGOUT": "actor"}
+_LAST_STEPS: Final = frozenset({"complete", "confirm", "done", "finish"})
+_HANDING_OUT: Final = frozenset({"download", "export"})
 _STATES: Final = frozenset({
     "active", "inactive", "done", "complete", "read", "unread", "default", "favorite", "spam",
     "ready", "paid", "open", "live", "public", "private", "final", "out", "in", "all", "up", "down",
@@ -179,6 +190,8 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     if not fixed:
         return None
     word, before = fixed[-1], fixed[:-1]
+    if method == "POST" and not segments[-1].is_id and _is_last_step(word, before):
+        return _account(method, segments[:-1])
     if before and method == "POST" and _says_how(before[-1], word):
         word, before = "login", before[:-1]
     if before and f"{before[-1]}_{word}" in ACCOUNT and not segments[-2].is_id:
@@ -223,6 +236,16 @@ def _is_of_account(method: str, word: str, before: list[str], segments: list[_Se
     return method in _DOING or word in _BY_LINK
 
 
+def _is_last_step(word: str, before: list[str]) -> bool:
+    """Tell whether a segment only says that something is brought to its end: ``login/finish``."""
+    if not before:
+        return False
+    if before[-1] in LOGIN:
+        return word in {"complete", "finish"}
+    resets = {"password_reset", "reset_password"}
+    return word in _LAST_STEPS and not resets.isdisjoint((before[-1], "_".join(before[-2:])))
+
+
 def _says_how(before: str, word: str) -> bool:
     """Tell whether a segment only says how somebody logs in: ``login/google``, ``auth/ldap``."""
     return (before in LOGIN and word in WAYS_IN) or (before == "auth" and word in PROVIDERS)
@@ -255,9 +278,19 @@ def _is_below(segments: list[_Segment]) -> bool:
 
 def _resource(method: str, segments: list[_Segment]) -> Naming:
     rest = list(segments)
+    if len(rest) > 1 and not rest[-2].is_id and rest[-1].snake in _MANY_ALONE:
+        many = _MANY_ALONE[rest.pop().snake]
+        found = _by_method(method, rest)
+        return replace(found, event_name=found.event_name.replace(".", f".{many}", 1))
+    if len(rest) > 1 and rest[-1].snake in _EXTENSIONS and rest[-2].snake in _HANDING_OUT:
+        rest.pop()  # reports/{id}/export/pdf
     verb = _verb(method, rest)
     if verb is None:
-        named = _leading_verb(method, rest) or _call_with_id(method, rest)
+        named = (
+            _leading_verb(method, rest)
+            or _call_with_id(method, rest)
+            or _verb_before_id(method, rest)
+        )
         return named or _by_method(method, rest)
     if len(rest) == 1:
         return _call(verb, rest[0].words)
@@ -349,7 +382,7 @@ def _action(method: str, words: tuple[str, ...]) -> str | None:
 
 
 def _is_noun_alone(word: str, action: str) -> bool:
-    return action != "READ" or word in _NOUNS_ALONE
+    return (action != "READ" or word in _NOUNS_ALONE) and word not in _VERBS_ALONE
 
 
 def _is_reference(segments: list[_Segment], last: int) -> bool:
@@ -390,6 +423,31 @@ def _call_with_id(method: str, segments: list[_Segment]) -> Naming | None:
         return None
     done = "accessed" if words[0] in _GETTING else participle(words[0])
     return _spell(_noun(words[1:]), done, action, _target_of(segments[last + 1 :]))
+
+
+def _verb_before_id(method: str, segments: list[_Segment]) -> Naming | None:
+    """Name a verb between its object and the object's id: ``/user/update/{user_id}``."""
+    last = _last_fixed(segments, len(segments))
+    if method not in _DOING or last is None or last + 2 != len(segments):
+        return None
+    words = segments[last].words
+    action = _action(method, words) if words[0] in _BEFORE_ID and len(words) == 1 else None
+    owner = _last_fixed(segments, last)
+    if action is None or (last > 0 and segments[last - 1].is_id):
+        return None
+    done, target = participle(words[0]), _target_of(segments[last + 1 :])
+    if owner is not None:
+        return _spell(_noun(segments[owner].words), done, action, target)
+    # the parameter says of what: `approve/{request_id}`
+    *of, end = split_words(target[0] or "") or ("",)
+    return _spell(_noun(tuple(of)), done, action, target) if of and end == "id" else None
+
+
+_BEFORE_ID: Final = frozenset({
+    "activate", "approve", "archive", "cancel", "close", "complete", "deactivate", "delete",
+    "disable", "edit", "enable", "publish", "reject", "remove", "restore", "unpublish", "update",
+})  # fmt: skip
+"""Verbs that may stand between a thing and its id; as nouns they are not seen there."""
 
 
 def _owner_of_property(segments: list[_Segment], last: int | None) -> int | None:

@@ -28,7 +28,7 @@ _EXECUTE: Final = (
     "draft_ enable encrypt end enqueue enroll escalate estimate evaluate execute expire "
     "favorite favourite finalize finish flag flush flushall follow freeze fulfill grant halt "
     "hide hold ignore impersonate index_ initialize install invalidate invoke issue_ join kick "
-    "kill launch leave lend like lock match mute notify override pause pay ping play process "
+    "kill launch leave lend like lock match mute notify override pair pause pay ping play process "
     "promote publish quit reactivate rebase reblog rebuild recalculate receive reconcile redeem "
     "redo refresh refund register_ reindex reject release reload reopen repair repay replay "
     "reply report_ request_ rerun reschedule resend reserve resolve resubmit resume retire "
@@ -36,7 +36,7 @@ _EXECUTE: Final = (
     "setup share ship shutdown sign simulate skip sleep start stop submit subscribe suspend "
     "sync synchronize take terminate test train translate trigger unapprove unban unblock "
     "unbookmark undo unfavorite unfavourite unfollow unfreeze unhide uninstall unlike unlock "
-    "unmute unpublish unreblog unsubscribe unsuspend use validate verify void vote wake "
+    "unmute unpair unpublish unreblog unsubscribe unsuspend use validate verify void vote wake "
     "withdraw"
 )
 
@@ -92,6 +92,8 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
     "verify_email": ("user.email_verified", "UPDATE"),
     "api_token_auth": ("user.logged_in", "LOGIN"),
     "obtain_token": ("user.logged_in", "LOGIN"),
+    "magic_link_verify": ("user.logged_in", "LOGIN"),
+    "verify_magic_link": ("user.logged_in", "LOGIN"),
     "impersonate": ("user.impersonated", "EXECUTE"),
     **{
         joined: (f"user.{factor.replace('2', 'two_')}_{done}", action)

@@ -165,4 +165,4 @@ def _is_innocent(between: bytes, value: bytes) -> bool:
     if is_token(text) or is_token(text.rstrip("'\")}")):
         return True
     spaced_colon = b":" in between and between[-1:].isspace()
-    return spaced_colon and text.lower().rstrip(".,;") in PROSE
+    return spaced_colon and text.lower().rstrip(".,;!") in PROSE

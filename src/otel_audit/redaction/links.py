@@ -31,6 +31,7 @@ _OF_THINGS: Final = frozenset({
 _SHORTEST_TOKEN: Final = 16
 _SHORTEST_RANDOM: Final = 20
 _SHORTEST_GIVEN: Final = 4
+_SHORTEST_CODE: Final = 5
 _BEHIND: Final = 3
 """Segments behind a word that may be what the link carries: `/activate/{uid}/{key}`."""
 
@@ -81,8 +82,11 @@ def is_link_secret(name: str, value: str, *, is_callback: bool = False) -> bool:
     if not value or len(name) > _LONGEST_NAME:
         return False
     squashed = squash(name)
-    if squashed in _SECRET or (is_callback and squashed == _CODE):
+    if squashed in _SECRET:
         return True
+    if is_callback and squashed == _CODE:
+        # shorter ones are of countries, languages, vouchers
+        return len(value) >= _SHORTEST_CODE
     return squashed in _OPAQUE and looks_like_token(value)
 
 
@@ -100,9 +104,12 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
         parameters: Those of the path, as the router has read them.
     """
     kinds = {name: _kind_of(name) for name in parameters if type(name) is str}
+    values = {name: str(value) for name, value in parameters.items()}
+    if any(len(value) >= _SHORTEST_TOKEN for value in values.values()):
+        # what is taken out of the path is not shown as an id either
+        yield from _in_path(path).intersection(values.values())
     if not any(kinds.values()):
         return
-    values = {name: str(value) for name, value in parameters.items()}
     fixed = set(path.split("/")).difference(values.values())
     leads_in = any(not _WORDS.isdisjoint(split_words(segment)) for segment in fixed)
     for name, kind in kinds.items():
@@ -110,6 +117,11 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
         given = looks_like_token(value) or (leads_in and len(value) >= _SHORTEST_GIVEN)
         if kind == _ALWAYS or (kind == _BY_LOOKS and given):
             yield value
+
+
+def _in_path(path: str) -> set[str]:
+    found = (span for match in SEGMENTS.finditer(path) for span in in_segments(match))
+    return {path[start:end] for start, end in found}
 
 
 _CARRIED: Final = frozenset({"key", "code", "hash", "link", "string"})

@@ -142,7 +142,7 @@ class Verdict:
         if self.configured:
             return True
         kind = type(value)
-        if kind is bool:
+        if kind is bool or (kind is dict and _is_schema(value)):
             return False
         if self.opaque:
             return kind is str and looks_opaque(value)
@@ -165,6 +165,19 @@ def looks_opaque(text: str) -> bool:
     if digits and letters:
         return True
     return len(text) >= _LONG_OPAQUE and letters and text != text.lower() and text != text.upper()
+
+
+def _is_schema(value: dict[Any, Any]) -> bool:
+    """Tell whether an object only describes a field, as JSON Schema and OpenAPI do."""
+    return value.get("type") in _TYPES and value.keys() <= _OF_SCHEMAS
+
+
+_TYPES: Final = ("string", "integer", "number", "boolean", "array", "object")
+_OF_SCHEMAS: Final = frozenset({
+    "type", "format", "title", "description", "minLength", "maxLength", "nullable", "writeOnly",
+    "readOnly", "deprecated", "minimum", "maximum",
+})  # fmt: skip
+"""Keywords that hold no value of the field, as `default` and `example` do."""
 
 
 def _counts(value: Any) -> bool:

@@ -139,6 +139,16 @@ def _segment(walk: Walk, segment: str, work: Work) -> str:
     return _respelled(segment, decoded, found, _quote_segment)
 
 
+def redact_login(walk: Walk, url: str) -> str:
+    """Redact user and password of a URL that begins with them: ``//u:pw@host/x``, ``u:pw@host``."""
+    plain = url.removeprefix("//")
+    if "@" not in plain or not _is_login(plain.partition("/")[0]):
+        return url
+    # as part of a URL the rules know it
+    found = str(walk.value(_SCHEME + plain, None)).removeprefix(_SCHEME)
+    return url[: len(url) - len(plain)] + found
+
+
 def _is_login(text: str) -> bool:
     return bool(_LOGIN.fullmatch(text)) and not text.lower().startswith(_ADDRESS_SCHEMES)
 

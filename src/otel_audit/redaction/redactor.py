@@ -24,7 +24,7 @@ from otel_audit.redaction.names import CLEAR, NameRules
 from otel_audit.redaction.numbers import encode, parse_exact
 from otel_audit.redaction.paths import PathRules
 from otel_audit.redaction.plain import is_plain, is_plain_path
-from otel_audit.redaction.queries import redact_path, redact_query
+from otel_audit.redaction.queries import redact_login, redact_path, redact_query
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.text import TextRules, clean
 from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
@@ -331,7 +331,10 @@ class Redactor:
         result = self.guarded(lambda: walk.named(name, value, (None, name)))
         if result is OMITTED:
             return None
-        return without_random_segments(str(result)) if name in _URLS else str(result)
+        text = str(result)
+        if "@" in text and (name in _URLS or name == "origin"):
+            text = str(self.guarded(lambda: redact_login(walk, str(result))))
+        return without_random_segments(text) if name in _URLS else text
 
     def json_bytes(self, raw: bytes) -> bytes:
         """Redact a JSON document.

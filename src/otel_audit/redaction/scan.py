@@ -33,6 +33,11 @@ _VALUES: Final = (
     r"\$[0-9]+ = |incorrect|converting the|truncated value|column values|dup key|isoformat",
     r"invalid literal|could not convert|invalid [a-z]+ sequence|jdbc:|identified\s|crypt\s*\(",
     r"sqlplus|sqlldr|expdp|impdp|rman|set\s+password|key \(",
+    r"hmac\s*\(|conn(?:ect)?\s{1,8}[^\s/@:]+/[^\s/@]+@",
+    # what a person is told: `your code is 123456`
+    r"(?:code|pin|otp|password|passcode|tan)\s+is|is\s+your\s",
+    # a table in a text, whose first line has the names
+    r"[,;\t](?:pin|pass|pw)[,;\t\r\n]",
     FLAG_PATTERN, SPECIAL_PATTERN, QUERY_PATTERN, SEGMENT_PATTERN,
     # the beginnings of the vendors' shapes
     *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),

@@ -31,6 +31,45 @@ _XML: Final = re2.compile(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]
 _NAMED_TAG: Final = re2.compile(
     r"(?i)<[a-z:]+\s[^<>]*?\b(?:name|key|id|property)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
 )
+# what stands in a named element is what it is named for, but not in those that say what is seen
+_NAMED_ELEMENT: Final = re2.compile(
+    r"(?is)<([a-z][\w:.-]*)\s[^<>]*?\b(?:name|key)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
+    r"((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)"
+)
+_SEEN: Final = frozenset({
+    "a", "button", "div", "fieldset", "form", "h1", "h2", "h3", "iframe", "label", "map", "meta",
+    "object", "option", "p", "section", "select", "slot", "span", "td", "th", "input",
+})  # fmt: skip
+_NAME_THEN_VALUE: Final = re2.compile(
+    r"(?i)<(?:[\w.]+:)?(?:key|name|k|field|label|param|parameter|property|attribute|variable"
+    r"|[a-z]+-?name|[a-z]+-key)>\s*([^<>]{1,100}?)\s*</[^<>]{1,60}>\s*"
+    r"<(?:[\w.]+:)?(?:string|value|val|v|data|text|content|integer|[a-z]+-?value)(?:\s[^<>]*)?>"
+    r"([^<]+)"
+)
+_GRAPHQL_DEFAULT: Final = re2.compile(
+    r"\$([A-Za-z_][A-Za-z0-9_]*)\s*:\s*[\[A-Za-z0-9_\]!]+\s*=\s*"
+    r"(?:\"\"\"((?:[^\"]|\"[^\"])*)|\"((?:[^\"\\]|\\.)*))"
+)
+_SET_TO: Final = re2.compile(
+    r"(?is)\bset\s+(?:session\s+|local\s+)?[\"']?([\w.]{1,100})[\"']?\s+to\s+"
+    r"E?'((?:[^'\\]|''|\\.)*)(?:'|\z)"
+)
+_SAID: Final = re2.compile(
+    # `your login code is 123456`, `the password is Xy12abcd`
+    r"(?i)\b((?:[a-z-]+ )?[a-z-]+)\s{1,4}is:?\s{1,4}[\"'`*<]{0,3}"
+    r"([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9A-Za-z!#$%^&*_+~@-]{4,64})"
+    r"[\"'`*>]{0,3}(?:[.,;!]|\s|\z)"
+)
+_SAID_BEFORE: Final = re2.compile(
+    r"(?i)(?:^|[\s\"'`*:(])([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9]{4,10}) is your "
+    r"((?:[a-z-]+ ){0,4}[a-z-]+)"
+)
+_UNITS: Final = frozenset({
+    "base64", "base32", "sha1", "sha256", "sha384", "sha512", "md5", "oauth2", "utf8", "utf-8",
+    "hs256", "rs256", "es256", "aes256", "aes-256", "pkcs8", "pkcs12", "x509", "argon2", "argon2id",
+    "bcrypt", "ed25519", "rfc3339", "iso8601",
+})  # fmt: skip
+_SPOKEN_CODES: Final = frozenset({"code", "otp", "pin", "tan", "passcode"})
 _VALUE_OF_TAG: Final = re2.compile(
     r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
 )
@@ -55,6 +94,17 @@ _LITERAL: Final = re2.compile(
     r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
 )
+_SHORTEST_SAID: Final = 6
+_SEPARATORS: Final = (",", ";", "\t")
+_AROUND_CELLS: Final = " \r\"'"
+_TABLE: Final = re2.compile(r"(?s)\A([^\r\n]+)\r?\n(.+)")
+_HEAD: Final = re2.compile(r"[\pL_][\pL\pN_.-]*(?: [\pL\pN_.-]+){0,3}")
+_LONGEST_HEAD: Final = 2_000
+_CELL: Final = {
+    # a quoted cell may hold the separator, and the last is empty where a line ends in one
+    sign: re2.compile(rf'(?:^|{sign})((?:[ ]?"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*))')
+    for sign in _SEPARATORS
+}
 _OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
 """What they call a token is a piece of a language."""
 
@@ -89,6 +139,13 @@ class TextRules:
         header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
+        element = ValueRule("element", _NAMED_ELEMENT, self._named_element, ("<",))
+        pair = ValueRule("element", _NAME_THEN_VALUE, self._named_by_first, ("<",))
+        default = ValueRule("graphql_default", _GRAPHQL_DEFAULT, self._named_by_first, ("$",))
+        setting = ValueRule("sql_set", _SET_TO, self._named_by_first, (" to ",))
+        said = ValueRule("said", _SAID, self._said, (" is ", " is: "))
+        said_before = ValueRule("said", _SAID_BEFORE, self._said_before, (" is your ",))
+        table = ValueRule("column", _TABLE, self._column, ("\n",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
         detail = ValueRule("sql_key", _KEY, self._key, ("key (",))
@@ -98,7 +155,7 @@ class TextRules:
         segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
         self._credentials = (
             *values.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
-            query, segment,
+            query, segment, element, pair, default, setting, said, said_before, table,
         )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
@@ -268,11 +325,79 @@ class TextRules:
             if end > start and not is_token(found.group(group)):
                 yield match.start() + start, match.start() + end
 
+    def _named_element(self, match: Any) -> Iterable[Span]:
+        """Find the text in `<entry key="db.password">…</entry>`."""
+        value = match.group(3).strip()
+        seen = match.group(1).lower() in _SEEN
+        if seen or not value or is_token(value):
+            return ()
+        return (match.span(3),) if names_a_secret(self._names, match.group(2), value) else ()
+
+    def _named_by_first(self, match: Any) -> Iterable[Span]:
+        """Find the value, the last group that is there, of what the first group names."""
+        group = next(number for number in (3, 2) if _has(match, number))
+        value = match.group(group).strip()
+        if not value or is_token(value):
+            return ()
+        return (match.span(group),) if names_a_secret(self._names, match.group(1), value) else ()
+
+    def _said(self, match: Any) -> Iterable[Span]:
+        """Find the value in `the code is 123456`: a number, or letters and digits in one."""
+        value = match.group(2)
+        letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
+        if not digits or value.lower() in _UNITS or is_token(value):
+            return ()
+        if letters and len(value) < _SHORTEST_SAID:
+            return ()
+        words = match.group(1).split()
+        named = (" ".join(words), words[-1])
+        return (match.span(2),) if any(self._is_said(one, value) for one in named) else ()
+
+    def _said_before(self, match: Any) -> Iterable[Span]:
+        """Find the value in `123456 is your Google verification code`."""
+        words = match.group(2).lower().split()
+        return (match.span(1),) if not _SPOKEN_CODES.isdisjoint(words) else ()
+
+    def _is_said(self, name: str, value: str) -> bool:
+        verdict = self._names.judge(name)
+        return verdict.rule is not None and not verdict.opaque and verdict.takes(value)
+
+    def _column(self, match: Any) -> Iterable[Span]:
+        """Find the columns of a table in a text whose names, in its first line, are secrets."""
+        head = match.group(1)
+        sign = next((one for one in _SEPARATORS if one in head), None)
+        # in prose a blank follows
+        if sign is None or f"{sign} " in head or len(head) > _LONGEST_HEAD:
+            return
+        names = [one.strip(_AROUND_CELLS) for one in head.split(sign)]
+        if not all(map(_HEAD.fullmatch, names)):
+            return
+        secret = [place for place, one in enumerate(names) if names_a_secret(self._names, one, "")]
+        start = match.start(2)
+        for line in match.group(2).split("\n") if secret else ():
+            cells = [one.span(1) for one in _CELL[sign].finditer(line)]
+            if len(cells) == len(names):
+                for place in secret:
+                    first, last = cells[place]
+                    bare = line[first:last].strip(_AROUND_CELLS)
+                    taken = names_a_secret(self._names, names[place], bare)
+                    if taken and bare and not is_token(bare):
+                        first += line[first:last].index(bare)
+                        yield start + first, start + first + len(bare)
+            start += len(line) + 1
+
     def _element(self, match: Any) -> Iterable[Span]:
         name, value = match.group(1), match.group(2)
         if not value.strip() or is_token(value.strip()):
             return ()
         return (match.span(2),) if names_a_secret(self._names, name, value) else ()
+
+
+def _has(match: Any, group: int) -> bool:
+    try:
+        return int(match.start(group)) >= 0
+    except (IndexError, re2.error):
+        return False
 
 
 def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`

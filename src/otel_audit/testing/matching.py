@@ -111,7 +111,7 @@ def _refuse_unknown(name: str) -> None:
     known = AuditRecord.__struct_fields__
     if first in known or (first in _SPECIAL and not further):
         return
-    near = difflib.get_close_matches(name, [*_SPECIAL, *known], n=3)
+    near = difflib.get_close_matches(name, dict.fromkeys([*_SPECIAL, *known]), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
     raise TypeError(f"audit records have no field {name!r}{hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import asyncpg
 import pytest
@@ -197,6 +198,33 @@ async def test_delivery_waits_loudly_and_goes_on(audit_store, admin, caplog):
         delivery.close(1)
     assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 73
     assert counters.snapshot()["quarantined"] == 0
+
+
+async def test_the_first_records_that_are_held_are_no_success(audit_store, admin, caplog):
+    """Health fails from the first refusal on; nothing says that records are taken."""
+    await admin.execute(
+        "ALTER TABLE audit.audit_logs ADD CONSTRAINT not_acme CHECK (tenant_id <> 'acme')"
+    )
+    delivery = Delivery(
+        lambda: PostgresSink(audit_store), Counters(),
+        # they are not tried again while this test runs
+        DeliveryOptions(batch_interval=0.01, first_pause=0.05, longest_pause=3600.0),
+    )  # fmt: skip
+    try:
+        for record in records(2, tenant=Tenant(id="acme")):
+            delivery.submit(record)
+        until = time.monotonic() + 30
+        while "not_acme" not in caplog.text and time.monotonic() < until:
+            assert not delivery.flush(0.1)
+        # another batch passes, and does not say otherwise
+        for record in records(5):
+            delivery.submit(record)
+        assert not delivery.flush(2)
+        assert delivery.depth == 2
+        assert delivery.failing_for > 0
+        assert "takes records again" not in caplog.text
+    finally:
+        delivery.close(1)
 
 
 async def test_a_failing_trigger_of_any_class_waits(sink, admin):

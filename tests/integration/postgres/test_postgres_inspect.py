@@ -263,6 +263,16 @@ class TestInspect:
         assert f"audit_logs_{month}" in found["partitions"].detail
         assert found["partitions"].ok is False
 
+    async def test_finds_that_the_default_partition_was_detached(self, writer_dsn, owner):
+        """A record of another month would be refused; `init` alone does not attach it again."""
+        await owner.execute(
+            "ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default"
+        )
+        found = (await look(writer_dsn))["partitions"]
+        assert found.detail == "audit.audit_logs_default is missing"
+        assert found.ok is False
+        assert "ATTACH PARTITION" in found.remedy
+
     async def test_counts_what_asks_for_attention(self, writer_dsn):
         """Rows in the default partition and in quarantine are for a person to judge."""
         sink = PostgresSink(writer_dsn)

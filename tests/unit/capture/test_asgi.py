@@ -75,6 +75,9 @@ class TestFrames:
         tapped = Tapped(answer())
         await tapped.ask(headers=[(b"host", b"shop.example:8000")])
         assert tapped.kept.record.request.host == "shop.example:8000"
+        tapped = Tapped(answer())
+        await tapped.ask(headers=[(b"host", b"ada:hunter2@shop.example")])
+        assert tapped.kept.record.request.host == "[REDACTED]@shop.example"
 
     async def test_a_request_that_nothing_records_leaves_nothing(self):
         """An excluded path is passed on, and the request id is on the answer all the same."""

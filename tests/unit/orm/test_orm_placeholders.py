@@ -16,6 +16,22 @@ def columns(placements):
     }
 
 
+class TestNumbers:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "INSERT INTO a SELECT 5",
+            "INSERT INTO a SELECT 5 UNION SELECT 5",
+            "REPLACE INTO a SELECT 5",
+        ],
+    )
+    def test_a_query_into_columns_that_are_not_named(self, statement):
+        """Where an INSERT names no columns, it cannot be told which one takes a number."""
+        found = placements_in(statement, NAMED).numbers
+        assert found
+        assert not any(one.known or one.plain for one in found.values())
+
+
 class TestPlacements:
     @pytest.mark.parametrize(
         ("statement", "expected"),

@@ -71,6 +71,21 @@ class TestNameAction:
             ("POST", "/orderLines", "order_line.created", "CREATE", None),
             ("POST", "/statuses", "status.created", "CREATE", None),
             ("POST", "/news", "news.created", "CREATE", None),
+            # what is done to many, in which format, and a verb before an id
+            ("DELETE", "/users/bulk", "user.bulk_deleted", "DELETE", None),
+            ("PATCH", "/items/batch", "item.batch_updated", "UPDATE", None),
+            ("POST", "/batch", "batch.created", "CREATE", None),
+            ("POST", "/reports/{id}/export/pdf", "report.exported", "READ", "id"),
+            ("POST", "/user/update/{user_id}", "user.updated", "UPDATE", "user_id"),
+            ("POST", "/order/cancel/{id}", "order.cancelled", "EXECUTE", "id"),
+            ("POST", "/approve/{request_id}", "request.approved", "EXECUTE", "request_id"),
+            ("POST", "/devices/{id}/pair", "device.paired", "EXECUTE", "id"),
+            ("POST", "/sync", "sync.requested", "EXECUTE", None),
+            # the last step of several
+            ("POST", "/auth/webauthn/login/finish", "user.logged_in", "LOGIN", None),
+            ("POST", "/auth/magic-link/verify", "user.logged_in", "LOGIN", None),
+            ("POST", "/password/reset/confirm", "user.password_reset", "UPDATE", None),
+            ("POST", "/auth/reset-password/confirm", "user.password_reset", "UPDATE", None),
             # nesting
             ("POST", "/orders/{order_id}/items", "item.created", "CREATE", None),
             ("DELETE", "/orders/{order_id}/items/{item_id}", "item.deleted", "DELETE", "item_id"),

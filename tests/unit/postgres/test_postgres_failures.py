@@ -199,3 +199,19 @@ class TestWhatWasAsked:
         said = str(as_store_error(error, "write"))
         assert "otel-audit doctor" in said
         assert "lock" not in said
+
+
+class TestAsConnectError:
+    @pytest.mark.parametrize(
+        ("error", "remedy"),
+        [
+            (asyncpg.InsufficientPrivilegeError("x"), "GRANT CONNECT ON DATABASE"),
+            (asyncpg.ObjectNotInPrerequisiteStateError("x"), "ALLOW_CONNECTIONS true"),
+            (asyncpg.TooManyConnectionsError("x"), "this database or role has its limit"),
+        ],
+    )
+    def test_what_the_database_refuses_is_no_fault_of_the_schema(self, error, remedy):
+        """Nothing was asked of schema audit yet, so neither `init` nor `doctor` mends it."""
+        said = str(as_connect_error(error, ()))
+        assert remedy in said
+        assert "otel-audit" not in said

@@ -353,6 +353,17 @@ class TestHeaders:
         pairs = [(b"Referer", f"https://h/?to%6ben={CANARY}&b=1".encode())]
         assert not survives(CANARY, redactor.headers(pairs, ["referer"]))
 
+    @pytest.mark.parametrize("name", ["referer", "origin", "location"])
+    @pytest.mark.parametrize("before", ["https://u:", "//u:", "u:", ":"])
+    def test_a_login_needs_no_scheme(self, name: str, before: str) -> None:
+        """User and password before a host are taken out of it, however it begins."""
+        for url in (f"{before}{CANARY}@h", f"{before}{CANARY}@h.example:8080"):
+            found = redactor.headers([(name.encode(), url.encode())], [name])
+            assert not survives(CANARY, found)
+            assert found[name].endswith(url.partition("@")[2])
+        kept = {name: "https://h/@ada/x"}
+        assert redactor.headers([(name.encode(), kept[name].encode())], [name]) == kept
+
 
 class TestPaths:
     @pytest.mark.parametrize(

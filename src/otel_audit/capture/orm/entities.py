@@ -136,7 +136,7 @@ class Reader:
             if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
                 form = self._form(column.type.process_bind_param(value, self._dialect))
-            return self._redact(column.name, form, column.mark, column.key)
+            return self._redact(column.name, form, column.mark, column.alias)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}

@@ -21,7 +21,7 @@ from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, write
 from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
 from otel_audit.capture.orm.places import Places
-from otel_audit.capture.orm.plans import MapperPlan, Plans, mark_of
+from otel_audit.capture.orm.plans import Plans
 from otel_audit.capture.orm.stored_values import storing
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
@@ -191,7 +191,7 @@ class ImageListeners:
         plan = self._plans.of_table(before.table)
         declared = RowNaming.of_table(before.table) if plan is None else plan.naming
         naming = self._places.naming(self._places.at(connection), declared)
-        read = functools.partial(self._read, plan=plan, dialect=connection.dialect)
+        read = functools.partial(self._read, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
             key = {one.name: read(one, row) for one in before.table.primary_key.columns}
@@ -220,16 +220,14 @@ class ImageListeners:
                 else None,
             )
 
-    def _read(
-        self, column: Column[Any], row: _Row | None, *, plan: MapperPlan | None, dialect: Dialect
-    ) -> Any:
+    def _read(self, column: Column[Any], row: _Row | None, *, dialect: Dialect) -> Any:
         if row is None:
             return None
-        alias = "" if plan is None else plan.attribute_of(column.name)
+        told = self._plans.of_column(column)
         value, stores = row[column.key], storing(column.type)
         if stores is not None:
             value = stores(value, dialect)
-        return self._masking.value(column.name, value, mark=mark_of(column), alias=alias)
+        return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
 
 
 def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:

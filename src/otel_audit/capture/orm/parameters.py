@@ -13,7 +13,7 @@ from sqlalchemy import Column, Table
 from otel_audit.bounded import BoundedCache
 from otel_audit.capture.orm.bindings import Bindings, Ownership, bindings_of
 from otel_audit.capture.orm.placeholders import ColumnName, Placement, placements_in
-from otel_audit.capture.orm.plans import mark_of
+from otel_audit.capture.orm.plans import mark_of, referred_names
 from otel_audit.capture.orm.statements import mask_literals
 from otel_audit.capture.orm.stored_values import Storing, storing
 from otel_audit.redaction import WITHHELD
@@ -213,6 +213,7 @@ class Parameters:
             names[str(column.name)] = None
             if plan is not None:
                 names[plan.attribute_of(str(column.name)) or str(column.name)] = None
+            names.update(dict.fromkeys(referred_names(column)))
         marks.discard(None)
         name = next(iter(names))
         own = _COUNTER.sub("", parameter)

@@ -179,7 +179,7 @@ class _Walker:
                     part, state = [], "inserted"
                 continue
             self._clause(state, part, columns if state in ("select", "values") else (), depth)
-            if word == "INSERT" and not inserted:
+            if then == "into" and not inserted:
                 columns = None  # unless it names them
             part, state = [], then
         self._clause(state, part, columns if state in ("select", "values") else (), depth)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Column, ColumnElement, String, Table
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -17,7 +18,7 @@ from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
 from otel_audit.capture.orm.stored_values import Storing, storing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from otel_audit.capture.orm.selection import Selection
 
@@ -31,6 +32,7 @@ class ColumnPlan:
     Attributes:
         key: The attribute's name.
         name: The column's name; with its table in front where another has the same.
+        alias: What else its values are called: sensitive in either is sensitive.
         mark: ``redact`` or ``hash``.
         same: Whether two values are equal, as the column's type compares them.
         filled: Whether the database may fill it on INSERT.
@@ -46,6 +48,7 @@ class ColumnPlan:
 
     key: str
     name: str
+    alias: str
     mark: str | None
     same: Callable[[Any, Any], Any]
     filled: bool
@@ -123,6 +126,9 @@ class Plans:
         self._tables: weakref.WeakKeyDictionary[Table, weakref.ref[Mapper[Any]] | None] = (
             weakref.WeakKeyDictionary()
         )
+        self._columns: weakref.WeakKeyDictionary[Column[Any], ColumnPlan] = (
+            weakref.WeakKeyDictionary()
+        )
         self._named: dict[str, list[Table]] = {}
         self.cascades = Cascades()
         self.version = 0
@@ -158,6 +164,17 @@ class Plans:
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
         return mapper
 
+    def of_column(self, column: Column[Any]) -> ColumnPlan:
+        """The plan of a column of a table."""
+        plan = self._columns.get(column)
+        if plan is None:
+            mapped = self.of_table(column.table) if isinstance(column.table, Table) else None
+            name = str(column.name)
+            attribute = name if mapped is None else mapped.attribute_of(name) or name
+            plan = plan_column(column, attribute, name, self._is_innocent)
+            self._columns[column] = plan
+        return plan
+
     def tables_named(self, name: str) -> list[Table]:
         """The tables that a name in a SQL text may mean: cases are not told apart.
 
@@ -189,6 +206,7 @@ class Plans:
     def forget_tables(self) -> None:
         """A class was mapped: a table that had none may have one now, and a noun two classes."""
         self._tables.clear()
+        self._columns.clear()
         self._mappers.clear()
         self._named = {}
         self.version += 1
@@ -197,14 +215,63 @@ class Plans:
 def mark_of(column: Column[Any]) -> str | None:
     """How a column's values are to be hidden: ``redact``, ``hash`` or not at all.
 
-    A type that encrypts is taken at its word: what is a secret in the table is one here.
+    A type that encrypts is taken at its word: what is a secret in the table is one here. A foreign
+    key holds the very values of the column it refers to, and is hidden as that one is.
     """
+    mark = _own_mark(column)
+    if mark is not None or column.info.get("audit") is not None:
+        return mark
+    for one in _referred(column):
+        if isinstance(one, Column):
+            mark = "redact" if one.info.get("audit") in ("omit", False) else _own_mark(one)
+            if mark is not None:
+                return mark
+    return None
+
+
+def referred_names(column: Column[Any]) -> tuple[str, ...]:
+    """What the values of a foreign key are called where it refers to: columns and attributes.
+
+    One that is marked with ``True`` is shown whatever that is.
+    """
+    if not column.foreign_keys or column.info.get("audit") is True:
+        return ()
+    found: dict[str, None] = {}
+    for one in _referred(column):
+        if isinstance(one, str):
+            found[one] = None
+            continue
+        found[str(one.name)] = None
+        mapper = _find_mapper(one.table) if isinstance(one.table, Table) else None
+        if mapper is not None and one in mapper.columns.values():
+            found[mapper.get_property_by_column(one).key] = None
+    return tuple(found)
+
+
+def _own_mark(column: Column[Any]) -> str | None:
     mark = column.info.get("audit")
     if mark in ("redact", "hash"):
         return str(mark)
     if mark is not None and mark not in ("omit", True, False):
         return "redact"
     return "redact" if _SECRET_TYPE.search(type(column.type).__name__) else None
+
+
+def _referred(column: Column[Any]) -> Iterator[Column[Any] | str]:
+    """The columns that a foreign key refers to, at last; by name where the table is not known."""
+    seen = {column}
+    waiting = list(column.foreign_keys)
+    while waiting:
+        one = waiting.pop()
+        try:
+            there = one.column
+        except SQLAlchemyError:
+            yield one.target_fullname.rpartition(".")[2]
+            continue
+        if there not in seen:
+            seen.add(there)
+            yield there
+            waiting += there.foreign_keys
 
 
 def plan_column(
@@ -219,6 +286,7 @@ def plan_column(
         is_innocent: Whether nothing is redacted for a name alone.
     """
     mark = mark_of(column)
+    further = [one for one in (key, *referred_names(column)) if not is_innocent(one)]
     database_value = column.computed is not None or column.identity is not None
     return ColumnPlan(
         key=key,
@@ -232,7 +300,8 @@ def plan_column(
         or column.computed is not None,
         is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
-        innocent=mark is None and is_innocent(name) and is_innocent(key),
+        alias=further[0] if further else key,
+        innocent=mark is None and is_innocent(name) and not further,
         type=column.type,
         storing=storing(column.type),
     )

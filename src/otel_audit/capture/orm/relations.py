@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Table
 
 from otel_audit.capture.orm.nouns import RowNaming
-from otel_audit.capture.orm.plans import Plans, mark_of
+from otel_audit.capture.orm.plans import Plans
 from otel_audit.record import Change, Operation, key_text
 
 if TYPE_CHECKING:
@@ -129,11 +129,14 @@ class Relations:
     def _row(
         self, row: Mapping[str, Any], columns: Mapping[str, Column[Any]], prefix: str
     ) -> dict[str, Any]:
-        return {
-            column.name: self._masking.value(column.name, row[prefix + key], mark=mark_of(column))
-            for key, column in columns.items()
-            if prefix + key in row
-        }
+        found: dict[str, Any] = {}
+        for key, column in columns.items():
+            if prefix + key in row:
+                plan = self._plans.of_column(column)
+                found[column.name] = self._masking.value(
+                    plan.name, row[prefix + key], mark=plan.mark, alias=plan.alias
+                )
+        return found
 
     def _plan(self, table: Table, relationship: RelationshipProperty[Any]) -> RelationPlan:
         pairs = (
