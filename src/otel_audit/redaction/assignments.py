@@ -27,6 +27,11 @@ _VALUE: Final = re2.compile(
     rb"|\([^)]*(?:\)|\z)|[\[{][^\]}]*(?:[\]}]|\z)[^\s,;&<>]*"
     rb"|[^\s;&<>,]+(?:,[^\s;&<>\"'\[{]+)*"
 )
+# YAML's values of several lines: a block behind | or >, with its indented lines; a list's items
+_BLOCK: Final = re2.compile(
+    rb"[|>][+-]?[0-9]?[+-]?[ \t]*\r?\n((?:[ \t]+[^\n]*(?:\n|\z)|[ \t]*\r?\n)+)"
+)
+_ITEMS: Final = re2.compile(rb"-[ \t]+([^\n]+(?:\n[ \t]*-[ \t]+[^\n]*)*)")
 _CLOSERS: Final = b"\"')]}.,\\"
 _BLOCKS: Final = (b'"""', b"'''")
 _SHORTEST_BLOCK: Final = 6
@@ -93,10 +98,14 @@ def redact_assignments(
         if not may_name_a_secret(names, name):
             innocent.add(spelled)
             continue
-        value = _VALUE.match(raw, match.end())
+        lines = _lines(raw, match)
+        if lines:
+            # also where they turn out to be no secret: the next name may look through them again
+            work.spend((lines.end() - lines.start()) * _VALUE_CHARACTER)
+        value = lines or _VALUE.match(raw, match.end())
         if value is None or not names_a_secret(names, name, _head(value)):
             continue
-        start, stop = _inside(raw, *value.span())
+        start, stop = _indented(lines) if lines else _inside(raw, *value.span())
         work.spend(_VALUE_READ + (stop - start) * _VALUE_CHARACTER)
         if stop <= start or _is_innocent(match.group(2), raw[start:stop]):
             continue
@@ -136,6 +145,28 @@ def _verdict(names: NameRules, name: str) -> Verdict | None:
     return None
 
 
+def _lines(raw: bytes, named: Any) -> Any:
+    """Match a value of several lines, as YAML has it."""
+    begin = raw[named.end() : named.end() + 1]
+    if begin in (b"|", b">"):
+        return _BLOCK.match(raw, named.end())
+    # behind a name in the same line it is a word like any other
+    return _ITEMS.match(raw, named.end()) if begin == b"-" and b"\n" in named.group(2) else None
+
+
+def _indented(value: Any) -> tuple[int, int]:
+    """Leave the sign of the block or list, its indentation, and what is indented less."""
+    start, text = value.start(1), value.group(1)
+    first = len(text) - len(text.lstrip())
+    depth = first - text.rfind(b"\n", 0, first) - 1
+    stop = 0
+    for line in text.splitlines(keepends=True):
+        if stop > first and line.strip() and len(line) - len(line.lstrip()) < depth:
+            break
+        stop += len(line)
+    return start + first, max(start + first, start + len(text[:stop].rstrip()))
+
+
 def _head(value: Any) -> str:
     return str(value.group()[:64].decode(errors="replace"))
 
@@ -165,4 +196,6 @@ def _is_innocent(between: bytes, value: bytes) -> bool:
     if is_token(text) or is_token(text.rstrip("'\")}")):
         return True
     spaced_colon = b":" in between and between[-1:].isspace()
-    return spaced_colon and text.lower().rstrip(".,;!") in PROSE
+    # a list, too, may be one of what is asked of a password
+    first = text.partition(" ")[0] if b"\n" in between else text
+    return spaced_colon and first.lower().rstrip(".,;!") in PROSE

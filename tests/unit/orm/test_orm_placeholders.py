@@ -31,6 +31,13 @@ class TestNumbers:
         assert found
         assert not any(one.known or one.plain for one in found.values())
 
+    def test_compared_with_a_subquery(self):
+        """A number that is compared with what a query finds is not plain."""
+        statement = "DELETE FROM a WHERE (SELECT max(pin) FROM b) = 5"
+        (number,) = placements_in(statement, NAMED).numbers.values()
+        assert not number.known
+        assert not number.plain
+
 
 class TestPlacements:
     @pytest.mark.parametrize(

@@ -193,6 +193,22 @@ class TestMaskLiterals:
         statement = 'UPDATE "a" SET b = $1, c = :c, d = 5 WHERE e = ?'
         assert mask_literals(statement) == statement
 
+    @pytest.mark.parametrize(
+        ("statement", "masked"),
+        [
+            (
+                'INSERT INTO "t" ("a", "b") VALUES ("x", lower("y"))',
+                'INSERT INTO "t" ("a", "b") VALUES ("…", lower("…"))',
+            ),
+            ('UPDATE "t" SET "a" = "x"', 'UPDATE "t" SET "a" = "…"'),
+            ('DELETE FROM t WHERE a IN ("x", "y")', 'DELETE FROM t WHERE a IN ("…", "…")'),
+            ('DELETE FROM t WHERE "t"."a" = "u"."b"', 'DELETE FROM t WHERE "t"."a" = "u"."b"'),
+        ],
+    )
+    def test_texts_in_double_quotes_of_sqlite(self, statement, masked):
+        """Where SQLite may take a name in quotes for a text, it is masked."""
+        assert mask_literals(statement, Style("sqlite", "qmark")) == masked
+
 
 class TestControl:
     @pytest.mark.parametrize(

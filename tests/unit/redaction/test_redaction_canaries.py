@@ -337,6 +337,27 @@ class TestNamesBeside:
         assert not survives(CANARY, redactor.json_bytes(json.dumps(document).encode()).decode())
 
 
+class TestLines:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "password: |\n  {}", "password: |-\n    {}\n    {}\nuser: ada", "password: >\n\t{}\n",
+            "a:\n  password: >2+\r\n      {}\r\n  user: ada", "passwords:\n  - {}\n  - {}\nuser: ada",
+            "passwords:\n- {}", "tokens:\n  -   {}\n  - x",
+        ],
+    )  # fmt: skip
+    def test_a_value_of_several_lines(self, text: str) -> None:
+        """Blocks and lists of YAML are taken out with all of their lines, and nothing behind them."""
+        found = redactor.text(text.replace("{}", CANARY))
+        assert not survives(CANARY, found)
+        assert "ada" not in text or found.endswith("user: ada")
+
+    def test_rules_about_passwords_are_none(self) -> None:
+        """A list of what is asked of a password is no list of passwords."""
+        text = "password:\n - must be long\n - must have digits"
+        assert redactor.text(text) == text
+
+
 class TestHeaders:
     def test_hides_credentials_also_when_kept(self) -> None:
         """Headers that carry credentials by their nature never show them."""

@@ -330,7 +330,10 @@ class _Walker:
         called: bool = False,
     ) -> None:
         placement = Placement(names, known=bool(names), secret=secret)
-        literal = placement if names or called else Placement(plain=True)
+        asks = any(
+            isinstance(one, _Group) and one.parts and _word(one.parts[0]) in _QUERY for one in unit
+        )
+        literal = placement if names or called or asks else Placement(plain=True)
         previous = ""
         for node in unit:
             if isinstance(node, _Group):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 50_000
 """Characters that are read."""
+_BEFORE_VALUES: Final = keywords("= < > | LIKE GLOB REGEXP MATCH THEN ELSE BETWEEN")
+"""What stands before a value, not before a name."""
 _REMEMBERED: Final = 256
 _LONGEST_REMEMBERED: Final = 20_000
 
@@ -152,8 +154,12 @@ def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] 
     pieces: list[str] = []
     place = 0
     text = text[:_LONGEST]
-    for token in tokens_of(text, style):
+    tokens = tokens_of(text, style)
+    texts = _texts_in_name_quotes(text, tokens) if style.dialect == "sqlite" else frozenset()
+    for token in tokens:
         shown = " " if token.kind == COMMENT else "'…'" if token.kind == LITERAL else None
+        if token.start in texts:
+            shown = '"…"'
         if token.kind == NUMBER and (numbers is None or token.start in numbers):
             shown = "…"
         if shown is not None:
@@ -161,6 +167,37 @@ def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] 
             place = token.end
     pieces.append(text[place:])
     return "".join(pieces)
+
+
+def _texts_in_name_quotes(text: str, tokens: Sequence[Token]) -> frozenset[int]:
+    """Where names in double quotes begin that stand as values.
+
+    SQLite takes them for texts if there is no column of that name.
+    """
+    if '"' not in text:
+        return frozenset()
+    found: set[int] = set()
+    groups: list[bool] = []
+    after_values = False
+    previous = ""
+    for place, token in enumerate(tokens):
+        if token.kind == COMMENT:
+            continue
+        if token.upper == "(":
+            lists = previous in ("VALUES", "IN") or (after_values and previous == ",")
+            groups.append(lists or any(groups[-1:]))
+        elif token.upper == ")" and groups:
+            groups.pop()
+        elif token.kind == NAME and text[token.start] == '"':
+            following = tokens[place + 1].text if place + 1 < len(tokens) else ""
+            if following != "." and (
+                previous in _BEFORE_VALUES or (any(groups[-1:]) and previous != ".")
+            ):
+                found.add(token.start)
+        elif token.kind == WORD and not any(groups[-1:]):
+            after_values = token.upper == "VALUES"
+        previous = token.upper or "?"
+    return frozenset(found)
 
 
 def _read(text: str, style: Style) -> SqlText:
