@@ -36,6 +36,8 @@ T = TypeVar("T")
 Views = Literal["required", "tried", "off"]
 """Whether looks are recorded: before anything is shown, if that can be done, or not at all."""
 
+_NO_READER: Final = "run `otel-audit migrate` and let this role be a reader"
+_READ_ONLY: Final = "the server is read-only, as a standby is: name the primary in --dsn"
 _RECORD: Final = "SELECT audit.record_view($1, $2::jsonb, $3, $4, $5, $6)"
 
 
@@ -186,10 +188,11 @@ class Trail:
                 )
         except Exception as error:  # noqa: BLE001 - whatever it is, the look is not recorded
             if self._views == "required":
+                remedy = _READ_ONLY if sqlstate(error) == "25006" else _NO_READER
                 raise StoreError(
                     "nothing is shown, as it could not be recorded that somebody looked "
-                    f"[{type(error).__name__} {sqlstate(error)}]: run `otel-audit migrate` and let "
-                    "this role be a reader; or set OTEL_AUDIT_RECORD_VIEWS to tried or off"
+                    f"[{type(error).__name__} {sqlstate(error)}]: {remedy}; or set "
+                    "OTEL_AUDIT_RECORD_VIEWS to tried or off"
                 ) from None
             complain(
                 _logger, "viewed", "A look into the trail is not recorded", error=error,

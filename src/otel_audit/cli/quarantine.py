@@ -59,7 +59,7 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     found = list(_quarantines(config, service))
     aside = [] if keeper is None else _aside(keeper, is_asked=dsn is not None or bool(release))
     if release is not None:
-        _release(keeper, aside, release, because)
+        _release(keeper, aside or [], release, because)
     elif retry:
         for name, place in found:
             echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
@@ -68,7 +68,7 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     elif show is not None:
         kept = [item for _, place in found for item in place.read()]
         _show([item for item in kept if item.refused.record_id == show],
-              [row for row in aside if show in _names(row)], show)  # fmt: skip
+              [row for row in aside or [] if show in _names(row)], show)  # fmt: skip
     else:
         _list(config, found, keeper, aside)
 
@@ -77,7 +77,7 @@ def _list(
     config: AuditConfig,
     found: list[tuple[str, LocalQuarantine]],
     keeper: str | None,
-    aside: list[Aside],
+    aside: list[Aside] | None,
 ) -> None:
     kept = [item for _, place in found for item in place.read()]
     for item in kept:
@@ -85,7 +85,7 @@ def _list(
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
     echo(f"{len(kept)} refused records in {config.spool_dir}")
-    if keeper is None:
+    if keeper is None or aside is None:
         return
     for row in aside:
         when = row.recorded_at.astimezone(UTC)
@@ -94,7 +94,8 @@ def _list(
     echo(f"{len(aside)} refused records in audit.quarantine")
 
 
-def _aside(keeper: str, *, is_asked: bool) -> list[Aside]:
+def _aside(keeper: str, *, is_asked: bool) -> list[Aside] | None:
+    """What is in audit.quarantine; None where that cannot be seen, which was said."""
     from otel_audit_postgres.quarantine import quarantined
 
     try:
@@ -104,7 +105,7 @@ def _aside(keeper: str, *, is_asked: bool) -> list[Aside]:
             raise
         # an application's own login may not look; what lies on this machine is shown all the same
         echo(f"audit.quarantine: {error}")
-        return []
+        return None
 
 
 def _names(row: Aside) -> tuple[str, str]:

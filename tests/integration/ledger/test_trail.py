@@ -139,6 +139,14 @@ class TestWithoutTheRight:
         )
         return reader[1]
 
+    async def test_a_standby_is_named_as_such(self, reader):
+        """On a read-only server no right helps; the primary takes the note."""
+        dsn = reader[1]
+        joint = "&" if "?" in dsn else "?"
+        async with open_trail(f"{dsn}{joint}default_transaction_read_only=on") as trail:
+            with pytest.raises(StoreError, match="nothing is shown.*name the primary"):
+                await trail.search(Criteria())
+
     async def test_nothing_is_shown(self, barred):
         """By default no look goes unrecorded; the error says what to do."""
         async with open_trail(barred) as trail:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 
 import asyncpg
 import msgspec
@@ -95,6 +96,20 @@ async def test_listed_retried_and_released(audit_store, admin, aside, monkeypatc
         "WHERE event_name = 'audit.record.released' ORDER BY id"
     )
     assert [row[0] for row in told] == ["otel-audit quarantine --retry", "a test of the network"]
+
+
+async def test_what_cannot_be_seen_is_not_said_to_be_none(
+    audit_store, admin, aside, monkeypatch, postgres
+):
+    """A role without the right is told so, and no number."""
+    role = f"nobody_{uuid.uuid4().hex[:8]}"
+    await admin.execute(f"CREATE ROLE {role} LOGIN")
+    name = audit_store.partition("?")[0].rpartition("/")[2]
+    monkeypatch.setenv("OTEL_AUDIT_DSN", postgres.dsn(name, role))
+    listed = await run()
+    await admin.execute(f"DROP ROLE {role}")
+    assert "may not read audit.quarantine" in listed.output
+    assert "refused records in audit.quarantine" not in listed.output
 
 
 async def test_refusals_of_the_store_are_known_in_any_language(audit_store, admin):
