@@ -191,21 +191,25 @@ class TestBombs:
             await sink.post(request(span(1)))
             for name, path, kind, message in bombs(names):
                 for coding, body in compressed(message, codings):
-                    sink.store.batches.clear()
-                    async with Watch() as watch:
-                        answer = await sink.post(
-                            body, path=path, Content_Type=kind, Content_Encoding=coding
-                        )
                     allowed = MOST_CPU + len(body) / 1e6 * MOST_CPU_PER_MB
-                    told = (
-                        f"{name} by {coding}, {len(body):,} bytes of {len(message):,}: "
-                        f"{answer.status_code}, {watch.cpu:.2f} s, stall {watch.stall * 1e3:.0f} "
-                        f"ms, {watch.memory:,} bytes"
-                    )
-                    sound = answer.status_code in (200, 400, 413)
-                    slow = watch.cpu > allowed or watch.stall > STALL_THAT_FAILS
-                    if not sound or slow or watch.memory > MOST_MEMORY:
-                        faults.append(told)
+                    # what the machine does beside it is slow once, what the sink does each time
+                    for attempt in range(3):
+                        sink.store.batches.clear()
+                        async with Watch() as watch:
+                            answer = await sink.post(
+                                body, path=path, Content_Type=kind, Content_Encoding=coding
+                            )
+                        told = (
+                            f"{name} by {coding}, {len(body):,} bytes of {len(message):,}: "
+                            f"{answer.status_code}, {watch.cpu:.2f} s, stall "
+                            f"{watch.stall * 1e3:.0f} ms, {watch.memory:,} bytes"
+                        )
+                        sound = answer.status_code in (200, 400, 413)
+                        slow = watch.cpu > allowed or watch.stall > STALL_THAT_FAILS
+                        if not sound or watch.memory > MOST_MEMORY or (slow and attempt == 2):
+                            faults.append(told)
+                        if not slow:
+                            break
                     assert (await sink.post(request(span(1)))).status_code == 200, told
         assert not faults, "\n".join(faults)
 

@@ -35,7 +35,7 @@ _VALUES: Final = (
     r"sqlplus|sqlldr|expdp|impdp|rman|set\s+password|key \(",
     r"hmac\s*\(|conn(?:ect)?\s{1,8}[^\s/@:]+/[^\s/@]+@",
     # what a person is told: `your code is 123456`
-    r"(?:code|pin|otp|password|passcode|tan)\s+is|is\s+your\s",
+    r"(?:code|pin|otp|password|passcode|tan)\s+is|[ai]s\s+your\s",
     # a table in a text, whose first line has the names
     r"[,;\t](?:pin|pass|pw)[,;\t\r\n]",
     FLAG_PATTERN, SPECIAL_PATTERN, QUERY_PATTERN, SEGMENT_PATTERN,

@@ -58,10 +58,10 @@ _SAID: Final = re2.compile(
     # `your login code is 123456`, `the password is Xy12abcd`
     r"(?i)\b((?:[a-z-]+ )?[a-z-]+)\s{1,4}is:?\s{1,4}[\"'`*<]{0,3}"
     r"([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9A-Za-z!#$%^&*_+~@-]{4,64})"
-    r"[\"'`*>]{0,3}(?:[.,;!]|\s|\z)"
+    r"[\"'`*>]{0,3}(?:[.,;!]|\z|\s+([A-Za-z]*))"
 )
 _SAID_BEFORE: Final = re2.compile(
-    r"(?i)(?:^|[\s\"'`*:(])([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9]{4,10}) is your "
+    r"(?i)(?:^|[\s\"'`*:(])([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9]{4,10}) [ai]s your "
     r"((?:[a-z-]+ ){0,4}[a-z-]+)"
 )
 _UNITS: Final = frozenset({
@@ -69,7 +69,20 @@ _UNITS: Final = frozenset({
     "hs256", "rs256", "es256", "aes256", "aes-256", "pkcs8", "pkcs12", "x509", "argon2", "argon2id",
     "bcrypt", "ed25519", "rfc3339", "iso8601",
 })  # fmt: skip
-_SPOKEN_CODES: Final = frozenset({"code", "otp", "pin", "tan", "passcode"})
+_BEHIND_CODES: Final = frozenset({
+    "and", "at", "do", "don", "enter", "for", "from", "in", "it", "never", "on", "or", "please",
+    "to", "this", "use", "valid", "with", "your",
+})  # fmt: skip
+_MEASURED: Final = re2.compile(
+    r"(?i)[0-9]+-?(?:digits?|chars?|characters?|letters?|bytes?|bits?|days?|hours?|min|minutes?)"
+)
+_NAME_LINE: Final = re2.compile(
+    r"(?i)\b(?:name|key|field|label)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"']{1,100})[\"']?[ \t]*\r?\n"
+    r"[ \t]*[\"']?(?:value|val)[\"']?[ \t]*:[ \t]*[\"']?([^\r\n\"']+)"
+)
+_BLOCK: Final = re2.compile(
+    r"(?m)^([ \t]*(?:- +)?)[\"']?([\w.-]{1,100})[\"']?[ \t]*:[ \t]+[|>][-+0-9]{0,2}[ \t]*\r?\n"
+)
 _VALUE_OF_TAG: Final = re2.compile(
     r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
 )
@@ -143,8 +156,10 @@ class TextRules:
         pair = ValueRule("element", _NAME_THEN_VALUE, self._named_by_first, ("<",))
         default = ValueRule("graphql_default", _GRAPHQL_DEFAULT, self._named_by_first, ("$",))
         setting = ValueRule("sql_set", _SET_TO, self._named_by_first, (" to ",))
+        line = ValueRule("named_line", _NAME_LINE, self._named_by_first, ("value", "val"))
+        block = ValueRule("block", _BLOCK, self._block, ("|", ">"))
         said = ValueRule("said", _SAID, self._said, (" is ", " is: "))
-        said_before = ValueRule("said", _SAID_BEFORE, self._said_before, (" is your ",))
+        said_before = ValueRule("said", _SAID_BEFORE, self._said_before, (" is your ", " as your "))
         table = ValueRule("column", _TABLE, self._column, ("\n",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
@@ -155,7 +170,8 @@ class TextRules:
         segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
         self._credentials = (
             *values.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
-            query, segment, element, pair, default, setting, said, said_before, table,
+            query, segment, element, pair, default, setting, line, block,
+            said, said_before, table,
         )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = values.CARD in by_looks
@@ -341,22 +357,47 @@ class TextRules:
             return ()
         return (match.span(group),) if names_a_secret(self._names, match.group(1), value) else ()
 
+    def _block(self, match: Any) -> Iterable[Span]:
+        """Find the lines of `private_key: |`, as YAML has them: those that stand further in."""
+        if not names_a_secret(self._names, match.group(2), ""):
+            return
+        text, start = match.string, match.end()
+        while start < len(text):
+            stop = text.find("\n", start) % (len(text) + 1)
+            line = text[start:stop]
+            bare = line.strip()
+            if bare and len(line) - len(line.lstrip()) <= len(match.group(1)):
+                return
+            if bare and not is_token(bare):
+                first = start + line.index(bare)
+                yield first, first + len(bare)
+            start = stop + 1
+
     def _said(self, match: Any) -> Iterable[Span]:
         """Find the value in `the code is 123456`: a number, or letters and digits in one."""
         value = match.group(2)
         letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
         if not digits or value.lower() in _UNITS or is_token(value):
             return ()
-        if letters and len(value) < _SHORTEST_SAID:
+        behind = (match.group(3) or "").lower()
+        if letters and (len(value) < _SHORTEST_SAID or _MEASURED.fullmatch(value)):
             return ()
+        if not letters and behind and behind not in _BEHIND_CODES:
+            return ()  # `1024 bytes`
         words = match.group(1).split()
         named = (" ".join(words), words[-1])
         return (match.span(2),) if any(self._is_said(one, value) for one in named) else ()
 
     def _said_before(self, match: Any) -> Iterable[Span]:
         """Find the value in `123456 is your Google verification code`."""
-        words = match.group(2).lower().split()
-        return (match.span(1),) if not _SPOKEN_CODES.isdisjoint(words) else ()
+        words: list[str] = []
+        for word in match.group(2).lower().split():
+            if word in _BEHIND_CODES:
+                break
+            words.append(word)
+        named = (" ".join(words[-2:]), words[-1] if words else "")
+        taken = any(self._is_said(one, match.group(1)) for one in named)
+        return (match.span(1),) if taken else ()
 
     def _is_said(self, name: str, value: str) -> bool:
         verdict = self._names.judge(name)

@@ -154,12 +154,15 @@ class TestBadInput:
             (("show", "0192f0c1-0000-7000-8000-000000000000"), "there is no record 0192f0c1"),
             (("prove", "0192f0c1-0000-7000-8000-000000000000"), "there is no record 0192f0c1"),
             (("prove", "--entity", "order:none"), "there is no record about order:none"),
-            (("verify", "--key", "/nowhere/key.pub"), "--key: /nowhere/key.pub cannot be read"),
+            (
+                ("verify", "--key", "/nowhere/key.pub"),
+                "--key: neither a key, name+id+base64, nor a file that can be",
+            ),
             (("verify", "--key", "a+b+c"), "--key: a key looks like name+id+base64"),
             (("verify", "--anchor", "ftp://x"), "an anchor is file:PATH"),
             (
                 ("seal", "--once", "--key-file", "/nowhere/key"),
-                "--key-file: /nowhere/key cannot be read",
+                "--key-file: the file cannot be read",
             ),
             (("search", "--after", "x"), "not a place that a page before gave"),
             (("verify", "--dsn", "postgresql://postgres@127.0.0.1:1/x"), "OTEL_AUDIT_DSN"),

@@ -379,8 +379,8 @@ class TestAnchors:
         assert anchor.name == "mine"
         for place, message in (
             ("my_anchor:wrong", "returned int"),
-            ("my_anchor:broken", "no credentials"),
-            ("my_anchor:none", "my_anchor:none could not be made"),
+            ("my_anchor:broken", r"could not be made \[RuntimeError at .*my_anchor.py:4\]"),
+            ("my_anchor:none", "could not be made"),
             ("my_anchor", "module:name"),
         ):
             with pytest.raises(ConfigurationError, match=message) as raised:

@@ -373,7 +373,10 @@ class History(RuleBasedStateMachine):
     def bulk_state(self, number, other):
         state = (State.LENT, State.LOST)[other % 2]
         statement = update(Book).where(Book.state.is_distinct_from(state), Book.pages >= number)
-        self.session.execute(statement.values(state=state))
+        # not read back: by RETURNING, SQLite counts rows only once they have been fetched
+        options = {"synchronize_session": False}
+        self.session.execute(statement.values(state=state), execution_options=options)
+        self.session.expire_all()
 
     def bulk_update(self, number, other):
         self.session.execute(update(Book).where(Book.pages >= number).values(pages=other))

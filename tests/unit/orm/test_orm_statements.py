@@ -200,6 +200,8 @@ class TestMaskLiterals:
                 'INSERT INTO "t" ("a", "b") VALUES ("x", lower("y"))',
                 'INSERT INTO "t" ("a", "b") VALUES ("…", lower("…"))',
             ),
+            ('INSERT INTO t SELECT 1, "x"', 'INSERT INTO t SELECT 1, "…"'),
+            ('INSERT INTO t SELECT "x", "y" FROM u', 'INSERT INTO t SELECT "x", "y" FROM u'),
             ('UPDATE "t" SET "a" = "x"', 'UPDATE "t" SET "a" = "…"'),
             ('DELETE FROM t WHERE a IN ("x", "y")', 'DELETE FROM t WHERE a IN ("…", "…")'),
             ('DELETE FROM t WHERE "t"."a" = "u"."b"', 'DELETE FROM t WHERE "t"."a" = "u"."b"'),

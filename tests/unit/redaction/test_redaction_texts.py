@@ -33,6 +33,8 @@ SECRETS = [
     "SELECT aes_encrypt(x, '§')",
     "connect scott/§@//h:1521/x",
     "https://idp/logout?id_token_hint=§",
+    "- name: DB_PASSWORD\n  value: §\n",
+    "a: 1\nprivate_key: |\n  §\n  more\nb: 2\n",
 ]
 INNOCENTS = [
     "your password is 8 characters",
@@ -41,6 +43,13 @@ INNOCENTS = [
     "country code is DE12",
     "zip code is 90210",
     "1234 is your order number",
+    "90210 is your zip code",
+    "1234 is your pin location",
+    "pin is 4000 km away",
+    "The otp is 6-digit",
+    "the token is 1024 bytes",
+    "- name: color\n  value: red\n",
+    "description: |\n  a text\nb: 2\n",
     "Dear Bob, password\nreset mail, now\n",
     "name,country\nbob,DE\n",
     "user,token_count\nbob,17\n",

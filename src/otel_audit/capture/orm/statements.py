@@ -178,7 +178,8 @@ def _texts_in_name_quotes(text: str, tokens: Sequence[Token]) -> frozenset[int]:
         return frozenset()
     found: set[int] = set()
     groups: list[bool] = []
-    after_values = False
+    after_values, selects = False, False
+    sources = max((place for place, one in enumerate(tokens) if one.upper == "FROM"), default=-1)
     previous = ""
     for place, token in enumerate(tokens):
         if token.kind == COMMENT:
@@ -191,11 +192,15 @@ def _texts_in_name_quotes(text: str, tokens: Sequence[Token]) -> frozenset[int]:
         elif token.kind == NAME and text[token.start] == '"':
             following = tokens[place + 1].text if place + 1 < len(tokens) else ""
             if following != "." and (
-                previous in _BEFORE_VALUES or (any(groups[-1:]) and previous != ".")
+                previous in _BEFORE_VALUES
+                or (any(groups[-1:]) and previous != ".")
+                or (selects and previous in ("SELECT", ","))
             ):
                 found.add(token.start)
         elif token.kind == WORD and not any(groups[-1:]):
             after_values = token.upper == "VALUES"
+            # without a FROM there are no columns
+            selects = token.upper in ("SELECT", "AS") and place > sources
         previous = token.upper or "?"
     return frozenset(found)
 
