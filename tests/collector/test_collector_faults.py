@@ -310,12 +310,15 @@ class TestWhatIsSent:
             with sender.client() as client:
                 large = audit_span("large", **{"audit.note": secrets.token_urlsafe(13_000_000)})
                 assert not sender.post(request_of([large]), client)
-                # as large as an agent takes, and hard to compress: it passes all the tiers
+                # as large as an agent takes, and hard to compress: it passes all the tiers, and is
+                # more than the sink decodes
                 fits = audit_span("fits", **{"audit.note": secrets.token_urlsafe(11_900_000)})
                 assert sender.post(request_of([fits]), client)
                 assert sender.post(request_of([audit_span("next")]), client)
 
-            await all_stored_once(it.store, ["fits", "next"])
+            await all_stored_once(it.store, ["next"])
+            (row,) = await eventually(lambda: quarantined(it.store), bool)
+            assert "too large" in row["reason"]
             nothing_dropped(it.agent, it.gateway)
 
 

@@ -92,6 +92,7 @@ class Case:
             b"authorization",
             b"proxy-authorization",
             b"cookie",
+            b"x-user",
             API_KEY_HEADER.lower().encode(),
         }
         return not names & told and b"?" not in self.request.target
