@@ -33,6 +33,7 @@ from otel_audit.pipeline.spool.owned import (
     report_foreign,
 )
 from otel_audit.pipeline.spool.settings import LARGEST_SEGMENT
+from otel_audit.visible import visible
 
 DIR_SETTING: Final = "OTEL_AUDIT_SPOOL_DIR"
 LABEL: Final = "spool.json"
@@ -346,11 +347,12 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except ForeignError as error:
         raise ConfigurationError(
-            f"{DIR_SETTING}: {error.path} is not to be trusted: {error.why}; "
+            f"{DIR_SETTING}: {visible(str(error.path))} is not to be trusted: {error.why}; "
             "remove it, or name another directory"
         ) from error
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "name another directory")
         raise ConfigurationError(
-            f"{DIR_SETTING}: {path} cannot hold the spool ({error.strerror}); {remedy}"
+            f"{DIR_SETTING}: {visible(str(path))} cannot hold the spool "
+            f"({error.strerror}); {remedy}"
         ) from error
