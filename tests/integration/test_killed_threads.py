@@ -23,9 +23,16 @@ from otel_audit.runtime import Runtime
 class Site:
     """A runtime with all threads that there are, and the store that it delivers to."""
 
-    def __init__(self, runtime: Runtime, connection: asyncpg.Connection) -> None:
+    def __init__(
+        self, runtime: Runtime, connection: asyncpg.Connection, others: set[threading.Thread]
+    ) -> None:
         self.runtime = runtime
         self.connection = connection
+        self._others = others
+
+    def threads(self) -> list[threading.Thread]:
+        """The threads that are there since; an earlier test of this process may have left some."""
+        return [one for one in threading.enumerate() if one not in self._others]
 
     async def delivery(self) -> None:
         """Have a record delivered."""
@@ -73,6 +80,7 @@ class Site:
 @pytest.fixture
 async def site(audit_store: str):
     await init_outbox(audit_store)
+    others = set(threading.enumerate())
     runtime = Runtime(
         AuditConfig(
             dsn=audit_store,
@@ -89,7 +97,7 @@ async def site(audit_store: str):
     )
     await runtime.started()
     connection = await asyncpg.connect(audit_store)
-    yield Site(runtime, connection)
+    yield Site(runtime, connection, others)
     await runtime.stopping()
     await asyncio.to_thread(runtime.close)
     await connection.close()
@@ -111,7 +119,7 @@ async def test_it_goes_on(site: Site, name: str) -> None:
     await does()
     assert site.runtime.health()["threads"][name] == "ok"
     before = site.runtime.health()["thread_restarts"]
-    kill(THREADS[name])
+    kill(site, THREADS[name])
     async with asyncio.timeout(60):
         while site.runtime.health()["thread_restarts"] == before:
             # what waits for an event takes notice of the kill when it is woken
@@ -130,16 +138,16 @@ async def test_every_thread_is_in_the_health_report(site: Site) -> None:
     """No thread of this process that bears our name is left out of it."""
     for name in THREADS:
         await getattr(site, name)()
-    ours = {one.name for one in threading.enumerate() if one.name.startswith("otel-audit-")}
+    ours = {one.name for one in site.threads() if one.name.startswith("otel-audit-")}
     # those that only make a call that blocks end with their loop; the check is over by itself
     ours -= {"otel-audit-blocking", "otel-audit-check"}
     assert ours == set(THREADS.values())
     assert site.runtime.health()["threads"] == dict.fromkeys(THREADS, "ok")
 
 
-def kill(name: str) -> None:
+def kill(site: Site, name: str) -> None:
     """Raise SystemExit in a thread, wherever it is."""
-    (thread,) = [one for one in threading.enumerate() if one.name == name]
+    (thread,) = [one for one in site.threads() if one.name == name]
     assert thread.ident is not None
     done = ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)

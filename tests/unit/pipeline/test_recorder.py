@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,29 @@ from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.spool import open_spool
 
 
-def a_recorder(home: Path, *, refuse: bool, **options) -> tuple[SpanRecorder, Counters]:
-    complaints.forget()
-    counters = Counters()
-    spool = functools.partial(open_spool, home, service="shop", **options)
-    delivery = Delivery(ConsoleSink, counters, spool=spool)
-    return SpanRecorder(delivery, counters, refuse_when_full=refuse), counters
+@pytest.fixture
+def a_recorder() -> Iterator[Callable[..., tuple[SpanRecorder, Counters]]]:
+    """Make recorders whose threads end with the test."""
+    made: list[Delivery] = []
+
+    def make(home: Path, *, refuse: bool, **options) -> tuple[SpanRecorder, Counters]:
+        complaints.forget()
+        counters = Counters()
+        spool = functools.partial(open_spool, home, service="shop", **options)
+        delivery = Delivery(ConsoleSink, counters, spool=spool)
+        made.append(delivery)
+        return SpanRecorder(delivery, counters, refuse_when_full=refuse), counters
+
+    yield make
+    for delivery in made:
+        delivery.close(0)
 
 
 class TestOpened:
     @pytest.mark.parametrize("refuse", [True, False])
-    def test_a_full_spool_refuses_or_goes_on_as_configured(self, tmp_path, caplog, refuse):
+    def test_a_full_spool_refuses_or_goes_on_as_configured(
+        self, a_recorder, tmp_path, caplog, refuse
+    ):
         """At the bound: refused and counted, or allowed; in both cases loudly."""
         recorder, counters = a_recorder(
             tmp_path / "spools", refuse=refuse, max_bytes=16_384, segment_bytes=4096
@@ -40,7 +53,7 @@ class TestOpened:
         assert caplog.records[-1].levelno == logging.CRITICAL
 
     @pytest.mark.parametrize("refuse", [True, False])
-    def test_a_spool_that_cannot_be_written_does_the_same(self, tmp_path, refuse):
+    def test_a_spool_that_cannot_be_written_does_the_same(self, a_recorder, tmp_path, refuse):
         """A disk that takes nothing is like a full one: no action begins that would be lost."""
         home = tmp_path / "spools"
         recorder, counters = a_recorder(home, refuse=refuse)
@@ -50,7 +63,7 @@ class TestOpened:
         assert recorder.opened(a_record(), None) is not refuse
         assert counters.refused == refuse
 
-    def test_a_record_that_cannot_be_measured_is_kept(self, tmp_path, caplog):
+    def test_a_record_that_cannot_be_measured_is_kept(self, a_recorder, tmp_path, caplog):
         """A record too deep to be written as JSON has no size: it is handed over as it is."""
         deep: dict[str, object] = {}
         for _ in range(3_000):
@@ -62,7 +75,7 @@ class TestOpened:
         assert (counters.dropped, counters.capture_errors) == (0, 2)
         assert "below its bound" in caplog.text
 
-    def test_after_the_end_nothing_is_refused(self, tmp_path):
+    def test_after_the_end_nothing_is_refused(self, a_recorder, tmp_path):
         """When delivery has ended the application goes on; what it does then is kept on disk."""
         recorder, counters = a_recorder(tmp_path / "spools", refuse=True)
         recorder._delivery.close(0)
