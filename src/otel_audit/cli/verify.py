@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -33,32 +32,23 @@ from otel_audit.pipeline.lasting import run_lasting
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.findings import Report
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LISTED = 200
 _MALFORMED_LISTED = 5
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
 
 
 def moment(text: str | None) -> datetime | None:
-    """Read a time: ISO 8601, or how long ago (``90m``, ``12h``, ``7d``, ``2w``).
+    """Read a time, as queries have it: ISO 8601, how long ago (``12h``, ``7d``), ``yesterday``.
 
     Raises:
-        click.BadParameter: It is neither.
+        click.BadParameter: It is none.
     """
-    if text is None:
-        return None
-    ago = re.fullmatch(r"([0-9]{1,9})([mhdw])", text)
+    from otel_audit_postgres.query.times import parse_time
+
     try:
-        if ago:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        found = datetime.fromisoformat(text)
-        found = found if found.tzinfo else found.replace(tzinfo=UTC)
-        # what is outside of the calendar in UTC cannot be compared with anything
-        return found.astimezone(UTC)
-    except OverflowError:
-        raise click.BadParameter(f"{text} is before the year 1, or after 9999") from None
-    except ValueError:
-        raise click.BadParameter(f"{text} is no time: 2026-11-21T12:00:00Z, or 7d") from None
+        return None if text is None else parse_time(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()

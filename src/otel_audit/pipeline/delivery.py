@@ -364,8 +364,6 @@ class Delivery:
             if written is None:
                 return False
             done, held = written
-            for _ in range(len(done) + len(held)):
-                left.popleft()
             self._held += held
             self._note_success()
             with self._changed:
@@ -373,18 +371,22 @@ class Delivery:
                 self._changed.notify_all()
         return True
 
-    async def _write_some(
-        self, sink: Sink, waiting: Sequence[Item]
-    ) -> tuple[list[Item], list[Item]]:
-        """Write as many as should go at once; which of them are stored, and which are held."""
-        count = self._size.fitting(item.size for item in waiting)
-        items = list(islice(waiting, count))
+    async def _write_some(self, sink: Sink, left: deque[Item]) -> tuple[list[Item], list[Item]]:
+        """Write as many as should go at once, and take them out of what is left to write.
+
+        Returns:
+            Which of them are stored, and which are held. After an error all are left as they were.
+        """
+        count = self._size.fitting(item.size for item in left)
+        items = list(islice(left, count))
         try:
             written = await self._write_once(sink, [item.entry for item in items])
         except BaseException:
             self._size.failed(count)
             raise
         self._size.succeeded()
+        for _ in items:
+            left.popleft()
         held = set(written.held)
         if held:
             self._next_held = time.monotonic() + self._options.longest_pause
@@ -404,8 +406,6 @@ class Delivery:
         try:
             while held:
                 done, refused = await self._write_some(sink, held)
-                for _ in range(len(done) + len(refused)):
-                    held.popleft()
                 self._held += refused
                 with self._changed:
                     self.backlog.done(done)
@@ -429,9 +429,7 @@ class Delivery:
             written = await self._persist(lambda: self._write_some(sink, left))
             if written is None:
                 return False
-            done, held = written
-            for _ in range(len(done) + len(held)):
-                left.popleft()
+            _, held = written
             self._left_in_recovery = self._left_in_recovery or bool(held)
             self._note_success()
         return not self._left_in_recovery

@@ -126,8 +126,8 @@ def _graphql(calls: Sequence[_Call]) -> Operations | None:
         return None
     fields = tuple(dict.fromkeys(name for one in known for name in one.fields))[:_MOST_CALLS]
     kinds = {one.kind for one in known}
-    # of several kinds the one that changes something says most
-    kind = "mutation" if "mutation" in kinds else next(iter(kinds))
+    # of several kinds the one that changes something says most, else the first one
+    kind = "mutation" if "mutation" in kinds else known[0].kind
     return Operations("graphql", kind, fields, known[0].name if len(known) == 1 else "")
 
 

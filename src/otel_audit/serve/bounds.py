@@ -155,7 +155,7 @@ class Lease:
         Raises:
             Problem: As for `Budget.see_inflation`.
         """
-        excess = size - max(FREE_SIZE, MOST_RATIO * sent)
+        excess = _inflation(sent, size)
         if excess > 0:
             self._budget.see_inflation(self._sender, excess)
 
@@ -165,7 +165,7 @@ class Lease:
         Raises:
             Problem: As for `Budget.see_inflation`.
         """
-        excess = size - max(FREE_SIZE, MOST_RATIO * sent)
+        excess = _inflation(sent, size)
         if excess > 0:
             self._budget.pay_inflation(self._sender, excess)
 
@@ -182,3 +182,8 @@ class Lease:
         """Give everything back."""
         self._budget.end(self._sender, self.held)
         self.held = 0
+
+
+def _inflation(sent: int, size: int) -> int:
+    """Bytes by which a body is larger than one that is free."""
+    return size - max(FREE_SIZE, MOST_RATIO * sent)
