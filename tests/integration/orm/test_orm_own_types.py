@@ -40,7 +40,9 @@ from otel_audit.capture.orm import OrmOptions
 NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 
 
-LOADED = dict.fromkeys(("never", "price", "prefs", "made", "coded", "place", "plain", "many", "pin"))
+LOADED = dict.fromkeys(
+    ("never", "price", "prefs", "made", "coded", "place", "plain", "many", "pin")
+)
 """Attributes that are to be known without a query."""
 
 
