@@ -14,7 +14,7 @@ from sqlalchemy.pool import Pool
 from otel_audit.capture.orm.bulk import BulkReader
 from otel_audit.capture.orm.executions import Executions
 from otel_audit.capture.orm.faults import Faults
-from otel_audit.capture.orm.flushes import Flushes
+from otel_audit.capture.orm.flushes import Fetching, Flushes
 from otel_audit.capture.orm.images import ImageListeners
 from otel_audit.capture.orm.journal import Journal, Orphan
 from otel_audit.capture.orm.listeners import (
@@ -153,7 +153,7 @@ def _build(
         # before a listener of the application sets what is not written any more
         (
             Mapper,
-            MapperListeners(flushes, plans, fetch=options.fetch_unknown),
+            MapperListeners(flushes, plans, fetch=Fetching(options)),
             {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.capture.mapped import remember_loaded, remember_stored
-from otel_audit.capture.orm.executions import Executions
-from otel_audit.capture.orm.flushes import Flushes
 from otel_audit.scope import open_scope
 
 if TYPE_CHECKING:
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction
 
+    from otel_audit.capture.orm.executions import Executions
+    from otel_audit.capture.orm.flushes import Fetching, Flushes
     from otel_audit.capture.orm.journal import Journal
     from otel_audit.capture.orm.plans import Plans
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class MapperListeners:
     """Hears which rows a flush writes."""
 
-    def __init__(self, flushes: Flushes, plans: Plans, *, fetch: bool) -> None:
+    def __init__(self, flushes: Flushes, plans: Plans, *, fetch: Fetching) -> None:
         """Take what listening needs.
 
         Args:
             flushes: The flushes under way.
             plans: What is known of mappers.
-            fetch: Whether values that are not loaded may be read from the database.
+            fetch: Whose values that are not loaded may be read from the database.
         """
         self._flushes = flushes
         self._plans = plans
@@ -43,8 +43,8 @@ class MapperListeners:
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Read what is about to be deleted, where that may take a query."""
-        if self._fetch:
-            self._flushes.will_write(mapper, connection, state, "delete", fetch=True)
+        if self._fetch.any:
+            self._flushes.will_write(mapper, connection, state, "delete", fetch=self._fetch)
 
     def after_insert(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
