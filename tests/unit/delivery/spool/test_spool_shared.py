@@ -17,6 +17,7 @@ import pytest
 
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery.spool import FrameKind, adopt, inspect, leases, open_spool, recover
+from otel_audit.delivery.spool import open as opening
 from otel_audit.delivery.spool.filesystem import FileSystem, file_system
 from otel_audit.delivery.spool.manifest import Manifest, encode_label
 
@@ -39,7 +40,7 @@ def on(monkeypatch: pytest.MonkeyPatch):
 
     def mounted(kind: str, *options: str) -> None:
         found = FileSystem(kind, frozenset(options))
-        for module in (recover, open):
+        for module in (recover, opening):
             monkeypatch.setattr(module, "file_system", lambda _: found)
 
     return mounted
