@@ -11,7 +11,7 @@ import msgspec
 from otel_audit._util.printable import ascii_json, log_to_stderr
 
 logger: Final = logging.getLogger("otel_audit.server")
-_access: Final = logging.getLogger("otel_audit.server.authentication")
+_access: Final = logging.getLogger("otel_audit.server.access")
 
 _LONGEST_PATH: Final = 200
 

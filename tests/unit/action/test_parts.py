@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from unit.capture.asgi_app import Kept, Tapped, answer
+from asgi_app import Kept, Tapped, answer
 
 from otel_audit import runtime as runtimes
 from otel_audit._util.spill import SpilledChanges
@@ -25,7 +25,7 @@ CLASSES: list[tuple[object, str, str]] = [
     (accounts, "secret_parameters", "target"),
     (accounts, "shown_target", "target"),
     (accounts, "with_new_id", "target"),
-    (accounts, "event_told", "name"),
+    (accounts, "parse_event", "name"),
     (accounts, "describe_error", "error"),
     (accounts, "outcome_of", "outcome"),
     (accounts, "with_told", "record"),
@@ -193,7 +193,7 @@ async def test_what_cannot_be_observed_is_refused(
     """The same where not even the core could be made; else that is a loss, and counted."""
     tapped = Tapped(handler)
     tapped.runtime._observer = dataclasses.replace(tapped.runtime._observer, refuses=refuses)
-    monkeypatch.setattr(exchange, "Account", Breaks(exchange.Account, once=False))
+    monkeypatch.setattr(exchange, "ExchangeRecord", Breaks(exchange.ExchangeRecord, once=False))
     await tapped.ask()
     assert tapped.sent[0]["status"] == (503 if refuses else 200)
     assert tapped.runtime.counters.dropped == 1
@@ -258,8 +258,8 @@ async def test_what_the_router_sees_asks_for_the_intent() -> None:
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("event_told", "name"), ("actor_told", "actor"), ("tenant_told", "tenant"),
-     ("target_told", "target"), ("metadata_told", "metadata"), ("describe_error", "error")],
+    [("parse_event", "name"), ("parse_actor", "actor"), ("parse_tenant", "tenant"),
+     ("parse_target", "target"), ("parse_metadata", "metadata"), ("describe_error", "error")],
 )  # fmt: skip
 def test_a_part_of_an_action_by_hand_that_fails_is_named(
     name: str, part: str, once: bool, monkeypatch: pytest.MonkeyPatch

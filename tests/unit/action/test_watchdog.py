@@ -5,8 +5,8 @@ import functools
 import time
 
 import pytest
+from asgi_app import Tapped, say
 from jose import jwt
-from unit.capture.asgi_app import Tapped, say
 
 import otel_audit
 from otel_audit.action.watchdog import Watchdog

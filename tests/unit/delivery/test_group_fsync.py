@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shelf import no_more_threads
 from strategies import a_record
-from unit.pipeline.shelf import no_more_threads
 
 from otel_audit._util import ratelimited_log
 from otel_audit.delivery import group_fsync

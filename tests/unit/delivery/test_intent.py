@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from shelf import Shelf
 from strategies import a_record
-from unit.pipeline.shelf import Shelf
 
 from otel_audit._util import ratelimited_log
 from otel_audit.delivery.intent import Intents

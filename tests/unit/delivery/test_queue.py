@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shelf import Shelf
 from strategies import a_record
-from unit.pipeline.shelf import Shelf
 
 from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import uuid7

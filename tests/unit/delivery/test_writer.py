@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from shelf import Shelf, no_more_threads
 from strategies import a_record
-from unit.pipeline.shelf import Shelf, no_more_threads
 
 from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import uuid7

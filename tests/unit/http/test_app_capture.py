@@ -4,11 +4,11 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi_app import Kept
 from fastapi import BackgroundTasks, FastAPI
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
-from unit.capture.asgi_app import Kept
 
 import otel_audit
 from otel_audit import AuditConfig, audited

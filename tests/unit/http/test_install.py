@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi_app import Kept
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -17,7 +18,6 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
-from unit.capture.asgi_app import Kept
 
 from otel_audit import AuditConfig, InstrumentationError
 from otel_audit.http import install

@@ -5,9 +5,9 @@ import gzip
 from typing import Any
 
 import pytest
+from asgi_app import Kept, Tapped, answer, say
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.capture.asgi_app import Kept, Tapped, answer, say
 
 
 class TestFrames:

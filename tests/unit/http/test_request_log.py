@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from unit.capture.asgi_app import Tapped, answer, say
+from asgi_app import Tapped, answer, say
 
 import otel_audit
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from unit.capture.asgi_app import Tapped
+from asgi_app import Tapped
 
 from otel_audit.errors import ConfigurationError
 

@@ -14,12 +14,12 @@ import time
 from typing import Annotated, Any
 
 import pytest
+from asgi_app import Tapped
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import OAuth2PasswordBearer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jose import jwt as jose
-from unit.capture.asgi_app import Tapped
 
 from otel_audit.identity.safe_access import exact
 

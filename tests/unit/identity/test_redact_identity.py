@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.capture.asgi_app import Kept, Tapped, say
+from asgi_app import Kept, Tapped, say
 
 import otel_audit
 from otel_audit.identity.redact_identity import shown_actor, shown_source, shown_tenant

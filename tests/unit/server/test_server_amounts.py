@@ -98,7 +98,7 @@ class TestParts:
 
 
 def test_too_many_protobuf_items_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(decode_protobuf, "shallow", None)
+    monkeypatch.setattr(decode_protobuf, "decode_protobuf_lazily", None)
 
     with pytest.raises(Problem, match=f"more than {MOST_ITEMS}"):
         list(decode_protobuf.spans(protobuf_spans(MOST_ITEMS + 1)))

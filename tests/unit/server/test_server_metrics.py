@@ -51,8 +51,8 @@ def test_every_count_is_a_metric():
 
 
 def test_a_line_of_the_access_log(caplog):
-    caplog.set_level(logging.INFO, "otel_audit.server.authentication")
-    logging.getLogger("otel_audit.server.authentication").propagate = True
+    caplog.set_level(logging.INFO, "otel_audit.server.access")
+    logging.getLogger("otel_audit.server.access").propagate = True
 
     access_log.write(
         "POST", "/v1/traces", 200, "10.0.0.1", 0.01234, {"sender": "token:x", "stored": 3}

@@ -75,7 +75,7 @@ def test_what_is_not_flagged_is_not_decoded(monkeypatch):
     decoded = []
     decode = decode_protobuf_lazily.Span.FromString
     counting = SimpleNamespace(FromString=lambda raw: decoded.append(raw) or decode(raw))
-    monkeypatch.setattr(decode_protobuf, "shallow", SimpleNamespace(Span=counting))
+    monkeypatch.setattr(decode_protobuf, "decode_protobuf_lazily", SimpleNamespace(Span=counting))
     others = [span(number, audit__flagged=None) for number in range(3, 200)]
 
     found = list(spans(broken_request(span(1, "MMM"), span(2), *others)))

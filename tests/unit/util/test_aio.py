@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from unit.capture.asgi_app import Kept, Tapped, say
+from asgi_app import Kept, Tapped, say
 
 from otel_audit._util.aio import call_after, in_thread, is_cancellation, on_any_loop
 from otel_audit.action.outcome import outcome_of
