@@ -26,7 +26,12 @@ from otel_audit.action.ports import Recorder
 from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.console import ConsoleSink
-from otel_audit.delivery.factory import local_quarantine, make_delivery, spool_encryption
+from otel_audit.delivery.factory import (
+    local_quarantine,
+    make_delivery,
+    service_of_spool,
+    spool_encryption,
+)
 from otel_audit.delivery.flagged_spans import FlaggedSpans
 from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.intent import Intents
@@ -35,7 +40,7 @@ from otel_audit.delivery.outbox_relay import Outbox
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.receipts import GivesReceipts, await_receipt
 from otel_audit.delivery.sink import Receipt, Sink
-from otel_audit.delivery.spool import foreign_found
+from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.delivery.tracer_provider import application_resource, make_resource
 from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.delivery.worker_thread import ThreadState, begin_thread
@@ -184,6 +189,9 @@ class Runtime:
             settle=self._settle_changes,
             around=told_by_context if config.baggage_trust else Origin,
             opened=self._begins,
+            begin=recorder.opened
+            if config.required or self._stream is None
+            else self._stream.noted,
             on_error=self._count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,
@@ -381,6 +389,7 @@ class Runtime:
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "spool_foreign": foreign_found(),
+            "spool_damaged_files": len(damaged_files(self.config.spool_dir, service_of_spool())),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),

@@ -18,6 +18,7 @@ from otel_audit.delivery.local_quarantine import (
     SetAsideRecord,
     services_with_quarantine,
 )
+from otel_audit.delivery.spool import damaged_files
 from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError, StoreError
 
@@ -89,6 +90,9 @@ def _list(
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
     echo(f"{len(kept)} refused records in {config.spool_dir}")
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    for file in damaged:
+        echo(f"{file}: a damaged part of a spool; records were lost with it")
     if keeper is None or aside is None:
         return
     for row in aside:

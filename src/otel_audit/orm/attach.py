@@ -27,7 +27,7 @@ from otel_audit.orm.listeners import (
 )
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.options import OrmOptions
-from otel_audit.orm.outbox import OutboxListeners, Transactional
+from otel_audit.orm.outbox import OutboxListeners, Transactional, complain_beside
 from otel_audit.orm.parameters import Parameters
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
 from otel_audit.orm.selection import Selection
@@ -138,7 +138,8 @@ def _build(
 ) -> Attachment:
     faults = ErrorGuard()
     on_told = (lambda: None) if transactional is None else transactional.committed
-    journal = TransactionTracker(options, faults, on_orphan, on_told)
+    on_beside = None if transactional is None else complain_beside
+    journal = TransactionTracker(options, faults, on_orphan, on_told, on_beside)
     selection = Selection(options)
     masking = ColumnRedaction(redactor, options.max_value)
     plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)

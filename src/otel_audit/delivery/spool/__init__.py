@@ -1,5 +1,6 @@
 """The durable spool: what is in it is delivered, whatever becomes of the process."""
 
+from otel_audit.delivery.spool.damaged import damaged_files
 from otel_audit.delivery.spool.encryption import AesGcmEncryption, Cipher, Encryption
 from otel_audit.delivery.spool.errors import (
     EncryptionError,
@@ -48,6 +49,7 @@ __all__ = [
     "SpoolWriteError",
     "SpooledRecord",
     "adopt",
+    "damaged_files",
     "foreign_found",
     "inspect",
     "open_spool",

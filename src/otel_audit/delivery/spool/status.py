@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from otel_audit.delivery.spool.damaged import damaged_files
 from otel_audit.delivery.spool.directory import (
     LABEL,
     LARGEST_FILE,
@@ -114,6 +115,12 @@ def inspect(
             "another destination, and wait for an application that delivers there; give each "
             "application an OTEL_SERVICE_NAME of its own; if the store has moved, remove "
             f"{LABEL} in those that belong to it"
+        )
+    kept = [file for home in homes for file in damaged_files(directory, home.name)]
+    if kept:
+        problems.append(
+            f"{len(kept)} damaged files of spools are kept in {kept[0].parent}: records were lost; "
+            "look what did that (a disk, a person), and remove them"
         )
     problems += stuck[:_LISTED]
     problems += [f"and {len(stuck) - _LISTED} more spools that nobody adopts"] * (
