@@ -121,7 +121,9 @@ def list_(dsn: str | None, as_json: bool) -> None:
             (
                 one.id, one.matter,
                 " ".join(
-                    f"{name}={getattr(one, name)}" for name in names if getattr(one, name) is not None
+                    f"{name}={value}"
+                    for name in names
+                    if (value := getattr(one, name)) is not None
                 ),
                 one.placed_by, f"{one.placed_at:%Y-%m-%d %H:%M}",
             )
