@@ -1,7 +1,7 @@
 """Inclusion proofs in milliseconds, for a process that makes many.
 
-Of the tree only the upper hashes are kept, from one for 256 leaves on. What is below is read from the
-blocks when a proof needs it.
+Of the tree only the upper hashes are kept, from one for 256 leaves on. What is below is read from
+the blocks when a proof needs it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Members:
         """Raise `ConfigurationError` if somebody is named; for where there are no group roles."""
         if self.groups():
             raise ConfigurationError(
-                f"{caller}: writer=, reader=, sealer=, retention=, viewer= need roles=True (--roles)"
+                f"{caller}: a role for writer=, reader= and the like needs roles=True (--roles)"
             )
 
     def statements(self) -> list[str]:

@@ -165,6 +165,8 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
     field = request.query_params.get("field") or None
     after, until = request.query_params.get("after"), _uuid(request.query_params.get("at", ""))
     oldest_first = request.query_params.get("order") == "oldest"
+    # two tenants may have an order 1 each
+    of = request.query_params.get("of", "")
     if not name.partition(":")[2]:
         return await missing(
             request, viewer, f"{name!r} names no entity: name:key, such as order:123."
@@ -179,7 +181,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
             connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
         )
         texts = await payloads.texts(connection, page.records)
-        state = None if until is None else await _state(connection, viewer, name, until)
+        state = None if until is None else await _state(connection, viewer, name, until, of)
         return page, texts, state
 
     async with site.trail(viewer) as trail:
@@ -348,7 +350,7 @@ def _on_whose_behalf(payload: str | None) -> str:
 
 
 async def _state(
-    connection: Connection[Any], viewer: Viewer, entity_name: str, until: uuid.UUID
+    connection: Connection[Any], viewer: Viewer, entity_name: str, until: uuid.UUID, tenant: str
 ) -> Mapping[str, display.Cell] | None:
     """What an entity was after one of its records, from all records before."""
     query = viewer.narrowed(Query((term("entity", entity_name),)))
@@ -363,7 +365,7 @@ async def _state(
             if one.id > until:
                 return display.state_after(records, entity_name)
             told = display.read_record(texts.get((one.id, one.tenant_id), ""), bodies=False)
-            if told is not None:
+            if told is not None and one.tenant_id in (tenant, ""):
                 records.append(told)
         if page.next is None:
             break
