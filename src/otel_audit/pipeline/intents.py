@@ -49,6 +49,7 @@ class Intents:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._waiting: list[_Intent] = []
+        self._taken: list[_Intent] = []
         self._worker = Worker("otel-audit-intents", self._work)
         self._closing = False
 
@@ -103,14 +104,17 @@ class Intents:
                     await wake.wait()
                     wake.clear()
         finally:
-            for intent in self._take(everything=True):
+            # those of a batch that was cut off, too; who has an answer keeps it
+            for intent in (*self._taken, *self._take(everything=True)):
                 _answer(intent, stored=False)
             await sink.close()
 
     def _take(self, *, everything: bool = False) -> list[_Intent]:
         with self._lock:
             size = len(self._waiting) if everything else _LARGEST_BATCH
-            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            # an intent is always in one of the two, if in both for a moment
+            self._taken = batch = self._waiting[:size]
+            self._waiting = self._waiting[size:]
         # nobody waits any more for those that are done: their time was up
         return [intent for intent in batch if not intent.future.done()]
 
