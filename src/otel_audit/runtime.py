@@ -58,9 +58,14 @@ from otel_audit.pipeline.provider import application_resource, make_resource
 from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
 from otel_audit.pipeline.recorder import SpanRecorder
 from otel_audit.pipeline.relay import Outbox
-from otel_audit.pipeline.setup import local_quarantine, make_delivery, spool_sealing
+from otel_audit.pipeline.setup import (
+    local_quarantine,
+    make_delivery,
+    service_of_spool,
+    spool_sealing,
+)
 from otel_audit.pipeline.sink import Receipt, Sink
-from otel_audit.pipeline.spool import foreign_found
+from otel_audit.pipeline.spool import damaged_files, foreign_found
 from otel_audit.pipeline.stream import StreamOptions, configuration_hash
 from otel_audit.pipeline.worker import ThreadState, begin_thread
 from otel_audit.policy import Policy
@@ -183,6 +188,9 @@ class Runtime:
             settle=self._settle_changes,
             around=told_by_context if config.baggage_trust else Origin,
             opened=self._begins,
+            begin=recorder.opened
+            if config.required or self._stream is None
+            else self._stream.noted,
             on_error=self._count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,
@@ -378,6 +386,7 @@ class Runtime:
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "spool_foreign": foreign_found(),
+            "spool_damaged_files": len(damaged_files(self.config.spool_dir, service_of_spool())),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),

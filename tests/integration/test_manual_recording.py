@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -348,3 +349,51 @@ class TestManyAtOnce:
         found = await rows()
         assert [row["sequence_number"] for row in found] == list(range(1, 1001))
         assert len({row["action_id"] for row in found}) == 1000
+
+
+class TestFullSpool:
+    """The spool at its bound, the store away: a block runs unless `required` is set."""
+
+    async def test_every_block_runs_and_each_record_is_stored_or_counted(
+        self, audit_store, tmp_path, caplog
+    ):
+        """Nothing counts as refused, as nothing was; what is lost counts as dropped."""
+        settings: dict[str, Any] = {
+            "spool_dir": tmp_path / "spools",
+            "spool_segment_bytes": 4096,
+            "spool_max_bytes": 16_384,
+            "queue_size": 20,
+            "stream_records": False,
+        }
+        away = f"postgresql://nobody@/audit?host={tmp_path}"
+        otel_audit.instrument(config=AuditConfig(dsn=away, shutdown_timeout=0, **settings))
+        ran = 0
+        try:
+            for number in range(60):
+                with otel_audit.audit("plan.changed", actor="job", metadata={"number": number}):
+                    ran += 1
+            health = otel_audit.health()
+        finally:
+            await asyncio.to_thread(otel_audit.uninstrument)
+        assert ran == health["emitted"] == 60
+        assert health["refused"] == 0
+        assert health["dropped"] > 0
+        assert health["healthy"] is False
+        at_the_end = re.search(r"(\d+) audit records are lost: the store did not", caplog.text)
+        lost = health["dropped"] + (int(at_the_end[1]) if at_the_end else 0)
+        for label in (tmp_path / "spools").glob("*/*/spool.json"):
+            # the store has moved, and the service has no name: the remedy that is documented
+            label.unlink()
+        otel_audit.instrument(config=AuditConfig(dsn=audit_store, **settings))
+        connection = await asyncpg.connect(audit_store)
+        try:
+            otel_audit.emit("store.mended")
+            # adopting comes before a process's own records
+            assert await asyncio.to_thread(otel_audit.flush, 60)
+            stored = await connection.fetchval(
+                "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'plan.changed'"
+            )
+        finally:
+            await connection.close()
+            await asyncio.to_thread(otel_audit.uninstrument)
+        assert stored + lost == 60

@@ -287,7 +287,7 @@ class Action:
 
     def _open(self, recording: Recording) -> tuple[bool, AuditRecord]:
         record = self._record(recording, phase="started", outcome="unknown")
-        return recording.recorder.opened(record, self._scope.server_span), as_intent(record)
+        return recording.begin(record, self._scope.server_span), as_intent(record)
 
     def _admit(self, *, stored: bool) -> None:
         if not stored:

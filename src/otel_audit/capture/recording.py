@@ -38,6 +38,7 @@ class Recording:
         settle: Brings home the commits that the database has answered.
         around: Says who and for whom, where no action is around.
         opened: Told of each action that begins, before anything else.
+        begin: Writes down that an action has begun; False where it must not.
         on_error: Told of each failure of ours.
         on_loss: Told of each failure of ours that costs a record.
         receipt: Waits until the store has a record, at most so many seconds; None: there is no
@@ -55,6 +56,7 @@ class Recording:
     settle: Callable[[], None]
     around: Callable[[], Origin]
     opened: Callable[[], None]
+    begin: Callable[[AuditRecord, Span | None], bool]
     on_error: Callable[[], None]
     required: bool
     ride: Callable[[Any, AuditRecord, Span | None], Any] | None = None

@@ -15,6 +15,7 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.pipeline.lasting import run_lasting
 from otel_audit.pipeline.quarantine import Kept, LocalQuarantine, services_with_quarantine
+from otel_audit.pipeline.spool import damaged_files
 from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def _list(
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
     echo(f"{len(kept)} refused records in {config.spool_dir}")
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    for file in damaged:
+        echo(f"{file}: a damaged part of a spool; records were lost with it")
     if keeper is None or aside is None:
         return
     for row in aside:

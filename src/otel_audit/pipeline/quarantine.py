@@ -20,8 +20,10 @@ from otel_audit.errors import OtelAuditError, StoreError
 from otel_audit.pipeline.entries import read_back
 from otel_audit.pipeline.sink import Refused
 from otel_audit.pipeline.spool import Cipher, SealError, Sealing
+from otel_audit.pipeline.spool.damaged import quarantine_in
 from otel_audit.pipeline.spool.directory import (
     OWNER,
+    QUARANTINE,
     open_home,
     prepare_service_directory,
     slug,
@@ -29,7 +31,6 @@ from otel_audit.pipeline.spool.directory import (
 from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.record import AuditRecord
 
-_NAME: Final = ".quarantine"
 _SUFFIX: Final = ".refused"
 _SEALED: Final = b"sealed\n"
 _CONTEXT: Final = b"quarantine"
@@ -54,7 +55,7 @@ def _service_of(path: Path) -> str | None:
     """Name the service of a directory that has a quarantine; None where it is not ours."""
     try:
         home = OwnDirectory(path)
-        if not home.is_directory(_NAME):
+        if not home.is_directory(QUARANTINE):
             return None
         with home.reading(OWNER, at_most=_NAME_BYTES) as file:
             return file.read().decode("utf-8", "surrogateescape")
@@ -103,7 +104,7 @@ class LocalQuarantine:
     @property
     def path(self) -> Path:
         """Where it is, or will be."""
-        return self._directory / slug(self._service) / _NAME
+        return self._directory / slug(self._service) / QUARANTINE
 
     def keep(self, refused: Sequence[Refused]) -> None:
         """Keep what was refused; returns after it is on disk. Blocks.
@@ -113,11 +114,7 @@ class LocalQuarantine:
         """
         try:
             home = prepare_service_directory(self._directory, self._service)
-            try:
-                place = home.make(_NAME)
-                home.sync()
-            except FileExistsError:
-                place = home.directory(_NAME)
+            place = quarantine_in(home)
             held = sum(place.held(path.name, at_most=self._max_bytes) for path in self.files())
             for item in refused:
                 held += self._keep(place, item, held)
@@ -144,7 +141,7 @@ class LocalQuarantine:
 
     def _place(self) -> OwnDirectory:
         home = open_home(self._directory, self._service) or OwnDirectory(self.path.parent)
-        return home.directory(_NAME)
+        return home.directory(QUARANTINE)
 
     def read(self) -> Iterator[Kept]:
         """Read what is kept, oldest first.
@@ -234,7 +231,7 @@ class LocalQuarantine:
     def _cipher(self) -> Cipher:
         if self._sealing is None:
             raise SealError("it is sealed, and there is no key")
-        return self._sealing.for_spool(_NAME)
+        return self._sealing.for_spool(QUARANTINE)
 
 
 class _Said(msgspec.Struct):

@@ -127,6 +127,17 @@ class SpanRecorder:
         Returns:
             Whether it may go on; False where it could not be recorded and so must be refused.
         """
+        if self._note_begun(record, server_span) or not self._refuse_when_full:
+            return True
+        self._counters.add("refused")
+        return False
+
+    def noted(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        """As `opened`, for an action that is never refused: nothing counts as refused then."""
+        self._note_begun(record, server_span)
+        return True
+
+    def _note_begun(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
         try:
             self._delivery.note(Kind.OPENED, self._bounded(record, server_span))
         except SpoolError as error:
@@ -134,9 +145,7 @@ class SpanRecorder:
                 _logger, "opened", "The audit spool takes no new action: %s", error,
                 level=logging.CRITICAL,
             )  # fmt: skip
-            if self._refuse_when_full:
-                self._counters.add("refused")
-                return False
+            return False
         return True
 
     async def intended(self, record: AuditRecord, server_span: trace.Span | None) -> bool:

@@ -44,11 +44,12 @@ def batches_of(spool: AbandonedSpool, size: int, counters: Counters) -> Iterator
         yield batch
     report = spool.report
     if not report.clean:
-        counters.add("dropped", report.damaged_frames + len(report.unreadable))
+        counters.add("dropped", report.lost + len(report.unreadable))
         _logger.critical(
-            "The spool of a dead process is damaged: %s: %d places altered, %d files unreadable; "
-            "the records there are lost",
-            spool.path, report.damaged_frames, len(report.unreadable),
+            "The spool of a dead process is damaged: %s: %d places altered or gone, %d files "
+            "unreadable; %d records there are lost, as far as can be said, and the damaged files "
+            "are kept (otel-audit quarantine)",
+            spool.path, report.damaged_frames, len(report.unreadable), report.lost,
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from otel_audit.pipeline.spool.adoption import (
     RecoveryReport,
     adopt,
 )
+from otel_audit.pipeline.spool.damaged import damaged_files
 from otel_audit.pipeline.spool.errors import (
     SealError,
     SpoolClosedError,
@@ -48,6 +49,7 @@ __all__ = [
     "SpoolWriteError",
     "SpooledRecord",
     "adopt",
+    "damaged_files",
     "foreign_found",
     "inspect",
     "open_spool",

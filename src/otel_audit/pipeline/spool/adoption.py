@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from otel_audit.complaints import complain
+from otel_audit.pipeline.spool.damaged import keep_damaged
 from otel_audit.pipeline.spool.directory import (
     LABEL,
     LARGEST_FILE,
     bytes_in,
+    has_label,
     open_home,
     read_label,
     remove_empty,
+    segment_name,
+    segment_number,
     segments_in,
     slug,
     spools_in,
     withdraw,
 )
 from otel_audit.pipeline.spool.errors import SealError
+from otel_audit.pipeline.spool.expected import Expected
 from otel_audit.pipeline.spool.filesystem import file_system
 from otel_audit.pipeline.spool.frames import (
     BUFFER_BYTES,
@@ -41,6 +46,11 @@ from otel_audit.pipeline.spool.leases import forget, has_expired, locks_reach
 from otel_audit.pipeline.spool.locks import LOCK, create_lock, lock_if_dead, release
 from otel_audit.pipeline.spool.owned import ForeignError, OwnDirectory, report_foreign
 from otel_audit.pipeline.spool.sealing import Cipher, Sealing, context_of
+from otel_audit.pipeline.spool.watermarks import (
+    DamagedWatermarksError,
+    forget_watermarks,
+    read_watermarks,
+)
 
 _DAMAGES_LISTED: Final = 100
 _OTHER_DESTINATION: Final = (
@@ -90,8 +100,11 @@ class RecoveryReport:
     Attributes:
         frames: Whole frames.
         torn_bytes: Bytes of frames whose append had not returned.
-        damaged_frames: Places where one or more frames were altered.
+        damaged_frames: Places where one or more frames were altered, or are no more.
+        lost: Records that are lost by that: as many as had not been acknowledged, where that was
+            noted; else one for each such place.
         damages: The first hundred places, torn ones among them.
+        damaged_files: Segments with such places; they are kept.
         unreadable: Segments that could not be read to their end; they are not removed.
         foreign: Files in a segment's place that are not ours; neither read nor removed.
     """
@@ -99,7 +112,9 @@ class RecoveryReport:
     frames: int = 0
     torn_bytes: int = 0
     damaged_frames: int = 0
+    lost: int = 0
     damages: list[DamagedBytes] = field(default_factory=list)
+    damaged_files: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
@@ -115,6 +130,8 @@ class RecoveryReport:
             self.torn_bytes += size
         else:
             self.damaged_frames += 1
+            if file not in self.damaged_files:
+                self.damaged_files.append(file)
         if len(self.damages) < _DAMAGES_LISTED:
             self.damages.append(DamagedBytes(file, damage.start, size, damage.reason))
 
@@ -127,20 +144,32 @@ class AbandonedSpool:
         label: What it says of its process; None if that is lost.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is known of it, each by its name
         self,
         home: OwnDirectory,
         place: OwnDirectory,
         lock: int,
         label: Label | None,
         sealing: Sealing | None,
+        *,
+        labelled: bool = True,
     ) -> None:
-        """Take over a directory whose lock is held."""
+        """Take over a directory whose lock is held.
+
+        Args:
+            home: The service's directory.
+            place: The spool's.
+            lock: The lock's file descriptor.
+            label: What it says of its process.
+            sealing: The key, if there is one.
+            labelled: Whether there is a label at all, be it damaged.
+        """
         self.path = place.path
         self._home = home
         self._place = place
         self.label = label
         self._lock: int | None = lock
+        self._expected = self._look_up(lock, is_damaged=labelled and label is None)
         self._pid = os.getpid()
         self._cipher = _cipher(place.path.name, sealing)
 
@@ -185,9 +214,13 @@ class AbandonedSpool:
         """
         survey = self._survey
         try:
+            if self._lock is not None and survey.segments:
+                # before: whoever finishes this, if it is cut off, must not miss what is gone
+                with suppress(OSError):
+                    forget_watermarks(self._lock, segment_number(survey.segments[-1]))
             for segment in survey.segments:
                 if segment not in {*survey.report.unreadable, *survey.report.foreign}:
-                    self._place.unlink(segment)
+                    self._let_go(segment)
             if survey.report.unreadable or survey.report.foreign:
                 return False
             withdraw(self._home, self._place)
@@ -200,6 +233,13 @@ class AbandonedSpool:
         finally:
             self.release()
         return True
+
+    def _let_go(self, segment: str) -> None:
+        if segment in self._survey.report.damaged_files:
+            with suppress(FileNotFoundError):
+                if keep_damaged(self._home, self._place, segment):
+                    return
+        self._place.unlink(segment)
 
     def release(self) -> None:
         """Give its lock back and leave it for the next adopter; a second time does nothing."""
@@ -221,26 +261,47 @@ class AbandonedSpool:
                     self._survey_segment(number, segment, file, survey)
             except (OSError, EOFError) as error:
                 _note_unreadable(report, self.path / segment, error)
+        for gone in self._expected.gone({segment_number(name) for name in survey.segments}):
+            report.note(segment_name(gone.segment), Damage(0, gone.size, "missing"))
+            report.lost += gone.pending or gone.open_actions
         return survey
 
     def _survey_segment(self, number: int, segment: str, file: BinaryIO, survey: _Survey) -> None:
         unfinished = survey.unfinished
-        for found in scan(file, end=_size(file)):
+        own, size = segment_number(segment), _size(file)
+        damages: list[Damage] = []
+        closed = 0
+        for found in scan(file, end=size):
             if isinstance(found, Damage):
-                survey.report.note(segment, found)
+                damages.append(found)
                 continue
             try:
                 self._open(found)
             except SealError:
-                survey.report.note(segment, Damage(found.start, found.end, "seal"))
+                damages.append(Damage(found.start, found.end, "seal"))
                 continue
             survey.report.frames += 1
+            closed += found.kind is Kind.CLOSED and self._expected.is_noted(own, found.end)
             if found.kind in (Kind.CLOSED, Kind.DISCARDED):
                 unfinished.pop(found.record_id, None)
             else:
                 known = unfinished.get(found.record_id)
                 if known is None or known.kind <= found.kind:
                     unfinished[found.record_id] = _Place(found.kind, number, found.start)
+        named, lost = self._expected.judge(own, size, damages, closed)
+        for damage in named:
+            survey.report.note(segment, damage)
+        survey.report.lost += lost
+
+    def _look_up(self, lock: int, *, is_damaged: bool) -> Expected:
+        """Find out what should be there."""
+        try:
+            marks = read_watermarks(lock)
+        except DamagedWatermarksError as error:
+            _warn_once(self.path, f"has damaged notes on what it holds: {error}")
+            return Expected(None, doubtful=True)
+        promised = self.label is not None and self.label.watermarks
+        return Expected(marks, doubtful=marks is None and (promised or is_damaged))
 
     def _records_in(self, segment: str, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
         number = survey.segments.index(segment)
@@ -337,6 +398,7 @@ def _adopt(
         return None
     try:
         label = read_label(place)
+        labelled = label is not None or has_label(place)
         obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
         lives = (
             obstacle is None
@@ -355,7 +417,9 @@ def _adopt(
         _warn_once(path.parent, _OTHER_DESTINATION)
         return None
     if obstacle is None:
-        return AbandonedSpool(home, place, lock, label, sealing)
+        if label is None and labelled:
+            _warn_once(path, f"is adopted although its {LABEL} is damaged")
+        return AbandonedSpool(home, place, lock, label, sealing, labelled=labelled)
     release(lock)
     _warn_once(path, f"is left alone: {obstacle}")
     return None

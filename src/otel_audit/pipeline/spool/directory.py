@@ -38,6 +38,7 @@ from otel_audit.visible import visible
 DIR_SETTING: Final = "OTEL_AUDIT_SPOOL_DIR"
 LABEL: Final = "spool.json"
 OWNER: Final = "service"
+QUARANTINE: Final = ".quarantine"
 SEGMENT_SUFFIX: Final = ".frames"
 _PRIVATE: Final = 0o700
 _NEWBORN: Final = ".new-"
@@ -178,6 +179,15 @@ def read_label(spool: OwnDirectory) -> Label | None:
         return None
 
 
+def has_label(spool: OwnDirectory) -> bool:
+    """Tell whether there is a label, damaged or not."""
+    try:
+        spool.look(LABEL)
+    except OSError:
+        return False
+    return True
+
+
 def spools_in(home: OwnDirectory) -> list[str]:
     """Name the spools of a service, oldest first (their names are UUIDv7).
 
@@ -199,6 +209,12 @@ def segments_in(spool: OwnDirectory) -> list[str]:
 def segment_name(number: int) -> str:
     """Name a segment."""
     return f"{number:010d}{SEGMENT_SUFFIX}"
+
+
+def segment_number(name: str) -> int:
+    """Tell a segment's number by its name; 0 where it is none of ours."""
+    stem = name.removesuffix(SEGMENT_SUFFIX)
+    return int(stem) if stem.isascii() and stem.isdecimal() else 0
 
 
 def bytes_in(spool: OwnDirectory) -> int:
@@ -260,6 +276,9 @@ def _claim(home: OwnDirectory, service: str) -> None:
         # renamed into place, so that nobody reads it half-written
         draft = f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
         _write(home, draft, name)
+        if home.is_directory(OWNER):
+            # nothing can be renamed onto it; what is in it may be somebody's
+            _move_aside(home, OWNER)
         home.rename(draft, OWNER)
         home.sync()
     if _read(home, OWNER) != name:
@@ -292,9 +311,9 @@ def _is_unclaimed(home: OwnDirectory, service: str) -> bool:
     except ForeignError as error:
         report_foreign(error.path, error.why)
         return True
-    if found == name or not (name.startswith(found) or b"\0" in found):
+    if found == name or not _is_damaged(found, name, home.path.name):
         return False
-    # empty, cut off, or blocks that were never written: then the labels of its spools decide
+    # then the labels of its spools decide
     others = {label.service for label in _labels_in(home)} - {service}
     if others:
         return False
@@ -304,6 +323,26 @@ def _is_unclaimed(home: OwnDirectory, service: str) -> bool:
         ascii(str(home.path)), OWNER, level=logging.WARNING,
     )  # fmt: skip
     return True
+
+
+def _is_damaged(found: bytes, name: bytes, directory: str) -> bool:
+    """Tell whether what stands there cannot be the name of another service of this directory.
+
+    Empty, cut off, blocks that were never written, or altered: a service finds its directory by its
+    name, so one whose name leads elsewhere has not written this.
+    """
+    text = found.decode("utf-8", "surrogateescape")
+    return name.startswith(found) or not text.isprintable() or slug(text) != directory
+
+
+def _move_aside(home: OwnDirectory, name: str) -> None:
+    aside = f".{name}-{time.time_ns()}"
+    home.rename(name, aside)
+    complain(
+        _log, f"aside {home.path}",
+        "audit spool %s: %s is a directory, and should be a file; it is called %s now, look who "
+        "made it", ascii(str(home.path)), name, aside, level=logging.WARNING,
+    )  # fmt: skip
 
 
 def _labels_in(home: OwnDirectory) -> Iterator[Label]:

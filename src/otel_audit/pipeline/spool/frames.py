@@ -75,7 +75,7 @@ class Frame(NamedTuple):
     end: int
 
 
-Reason = Literal["torn", "header", "checksum", "version", "seal"]
+Reason = Literal["torn", "header", "checksum", "version", "seal", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class Damage:
         end: Offset after the last one.
         reason: ``torn`` (the file ends within a frame: its append never returned), ``header`` or
             ``checksum`` (altered bytes), ``version`` (of another version of this format),
-            ``seal`` (cannot be opened with the key at hand).
+            ``seal`` (cannot be opened with the key at hand), ``missing`` (frames were there, and
+            are no more: the file was emptied, cut short, filled with zeros or removed).
     """
 
     start: int

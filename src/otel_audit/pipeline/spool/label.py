@@ -32,6 +32,7 @@ class Label:
         device: Number of the mounted file system that the writer sees it on; 0 where unknown.
         lease: Seconds within which the writer touches its lock's file, as long as it lives; 0
             where it does not.
+        watermarks: Whether the writer notes in its lock's file how much there is.
     """
 
     format: int = -1
@@ -45,6 +46,7 @@ class Label:
     destination: str = ""
     device: int = 0
     lease: float = 0.0
+    watermarks: bool = False
 
 
 def belongs_elsewhere(label: Label, destination: str | None) -> bool:
@@ -67,6 +69,7 @@ def label_of_this_process(
         key_id=key_id,
         destination=destination,
         lease=lease,
+        watermarks=True,
     )
 
 

@@ -56,6 +56,12 @@ class Outstanding:
         last = bisect_right(self._positions, through, self._head)
         return [found for found in self._positions[first:last] if found not in self._early]
 
+    def count(self, after: int, through: int) -> int:
+        """Count positions greater than ``after`` and not greater than ``through``."""
+        first = bisect_right(self._positions, after, self._head)
+        last = bisect_right(self._positions, through, self._head)
+        return last - first - sum(after < found <= through for found in self._early)
+
     def acknowledge(self, positions: Iterable[int]) -> None:
         """Strike frames off, in any order; a second time changes nothing.
 

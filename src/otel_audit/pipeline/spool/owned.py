@@ -206,6 +206,10 @@ class OwnDirectory:
         """Rename something in it; raises OSError."""
         os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
+    def move(self, name: str, to: OwnDirectory, new: str) -> None:
+        """Move something into another directory of the same file system; raises OSError."""
+        os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=to._fd)
+
     def rmdir(self, name: str) -> None:
         """Remove an empty directory in it; raises OSError."""
         os.rmdir(name, dir_fd=self._fd)

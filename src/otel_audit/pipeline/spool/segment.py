@@ -23,7 +23,11 @@ class Segment:
         number: Counts from 1.
         base: Position of its first byte.
         file: Its file descriptor, `CLOSED_FILE` when nothing is left to write or to sync.
-        size: Bytes of whole frames in it.
+        size: Bytes in it, those of a write that did not come to its end included.
+        whole: Bytes of whole frames, which come first.
+        last: Offset of the last of these.
+        closed: Closed frames in it.
+        damaged: Whether something in it could not be read back.
         pins: Open actions whose earliest frame that still matters is here.
         needs: It may go when closed frames up to this position are acknowledged.
         carried: It may go when frames up to this position are as durable as its own were.
@@ -34,6 +38,10 @@ class Segment:
     base: int
     file: int
     size: int = 0
+    whole: int = 0
+    last: int = 0
+    closed: int = 0
+    damaged: bool = False
     pins: int = 0
     needs: int = 0
     carried: int = 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 
+from otel_audit.pipeline.spool.damaged import keep_damaged
 from otel_audit.pipeline.spool.errors import SpoolWriteError
 from otel_audit.pipeline.spool.owned import OwnDirectory
 from otel_audit.pipeline.spool.segment import (
@@ -26,13 +29,16 @@ class Segments:
             any more: what follows goes into a new one.
     """
 
-    __slots__ = ("_keep_files", "_segment_bytes", "_segments", "_spool", "appended", "bytes",
-                 "in_doubt", "last")  # fmt: skip
+    __slots__ = ("_home", "_keep_files", "_segment_bytes", "_segments", "_spool", "appended",
+                 "bytes", "in_doubt", "last")  # fmt: skip
 
-    def __init__(self, spool: OwnDirectory, segment_bytes: int, *, keep_files: bool) -> None:
+    def __init__(
+        self, home: OwnDirectory, spool: OwnDirectory, segment_bytes: int, *, keep_files: bool
+    ) -> None:
         """Make the first segment.
 
         Args:
+            home: The service's directory.
             spool: The spool's directory.
             segment_bytes: Size at which a segment is full.
             keep_files: Whether a full segment's file stays open, to be synced.
@@ -40,6 +46,7 @@ class Segments:
         Raises:
             SpoolWriteError: The file system refuses.
         """
+        self._home = home
         self._spool = spool
         self._segment_bytes = segment_bytes
         self._keep_files = keep_files
@@ -57,6 +64,12 @@ class Segments:
     def open_ones(self) -> list[Segment]:
         """List those whose file is open."""
         return [segment for segment in self._segments if segment.file != CLOSED_FILE]
+
+    def since(self, number: int) -> list[Segment]:
+        """List those that have a number, or a later one, and the oldest one."""
+        first = self.first.number
+        later = islice(self._segments, max(number - first, 1), None)
+        return [self.first, *later]
 
     def extents(self, after: int) -> list[Segment]:
         """List those that reach beyond a position, as they are now."""
@@ -88,10 +101,18 @@ class Segments:
             raise SpoolWriteError(
                 f"the spool cannot be written ({error.strerror})", error.errno
             ) from error
+        segment.last = segment.size
         segment.size += size
+        segment.whole = segment.size
         self.bytes += size
         self.appended += size
         return segment
+
+    def mark_damaged(self, position: int) -> None:
+        """Note that what stands after a position could not be read back."""
+        for segment in self._segments:
+            if segment.base <= position < segment.end:
+                segment.damaged = True
 
     def remove_first(self) -> None:
         """Remove the oldest segment's file and forget it.
@@ -102,7 +123,7 @@ class Segments:
         segment = self._segments[0]
         # closed first: what is removed while it is open stays on FUSE and NFS, under another name
         segment.close()
-        segment.place.unlink(segment.name)
+        self._let_go(segment)
         self._segments.popleft()
         self.bytes -= segment.size
 
@@ -118,7 +139,14 @@ class Segments:
             OSError: A file cannot be removed.
         """
         for segment in self._segments:
-            segment.place.unlink(segment.name)
+            self._let_go(segment)
+
+    def _let_go(self, segment: Segment) -> None:
+        if segment.damaged:
+            with suppress(FileNotFoundError):
+                if keep_damaged(self._home, self._spool, segment.name):
+                    return
+        self._spool.unlink(segment.name)
 
     def _with_room_for(self, size: int) -> Segment:
         current = self.last

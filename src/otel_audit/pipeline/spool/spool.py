@@ -41,6 +41,7 @@ from otel_audit.pipeline.spool.sealing import context_of
 from otel_audit.pipeline.spool.segment import Segment
 from otel_audit.pipeline.spool.segments import Segments
 from otel_audit.pipeline.spool.settings import SpoolSettings
+from otel_audit.pipeline.spool.watermarks import Watermark, Watermarks
 
 Position: TypeAlias = int
 """Bytes from the spool's beginning to a frame's end."""
@@ -118,7 +119,7 @@ class Spool:
         self._upkeep = threading.RLock()
         self._closed = False
         self._segments = Segments(
-            place, settings.segment_bytes, keep_files=settings.fsync != "never"
+            home, place, settings.segment_bytes, keep_files=settings.fsync != "never"
         )
         self._outstanding = Outstanding()
         self._actions = OpenActions()
@@ -129,6 +130,8 @@ class Spool:
         self._looked_around = time.monotonic()
         self._lease = Lease(lock) if leased else None
         self._complaints = Complaints(path)
+        self._watermarks = self._begin_watermarks()
+        self._noted_through = 1
         _spools.add(self)
 
     # --- what any thread may call
@@ -167,6 +170,7 @@ class Spool:
             if kind == _CLOSED:
                 self._outstanding.add(position, time.monotonic())
                 segment.needs = position
+                segment.closed += 1
                 self._actions.end(key, position)
             elif kind == _DISCARDED:
                 self._actions.end(key, 0)
@@ -254,6 +258,7 @@ class Spool:
                 self._free()
             if self.settings.fsync != "never" and self._synced != self._segments.appended:
                 self._sync()
+            self._note_watermarks()
             return self.synced
 
     def read(self, after: Position = START) -> Iterator[SpooledRecord]:
@@ -314,6 +319,7 @@ class Spool:
                 self.sync()
             except SpoolWriteError as error:
                 self._complaints.say(str(error))
+                self._note_watermarks()
             with self._lock:
                 self._closed = True
                 done = not self._outstanding and not self._actions
@@ -385,6 +391,42 @@ class Spool:
         oldest = self._outstanding.oldest
         return oldest is None or through < oldest
 
+    def _begin_watermarks(self) -> Watermarks | None:
+        try:
+            return Watermarks(self._lock_file)
+        except OSError as error:
+            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+            return None
+
+    def _note_watermarks(self) -> None:
+        """Note how much there is; where that fails, losses after the end may not be missed."""
+        if self._watermarks is None:
+            return
+        with self._lock:
+            marks = [self._mark_of(one) for one in self._segments.since(self._noted_through)]
+        try:
+            for mark in marks:
+                self._watermarks.note(mark)
+        except OSError as error:
+            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+        else:
+            self._noted_through = marks[-1].segment
+
+    def _let_go(self, head: Segment) -> None:
+        """Note it before the file is gone: what is noted and not there counts as lost."""
+        try:
+            if self._watermarks is not None:
+                self._watermarks.let_go(head.number)
+        except OSError as error:
+            # space is freed all the same: an alarm too many is better than a spool that fills up
+            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+
+    def _mark_of(self, segment: Segment) -> Watermark:
+        pending = self._outstanding.count(segment.base, segment.base + segment.whole)
+        return Watermark(
+            segment.number, segment.whole, segment.last, segment.closed, pending, segment.pins
+        )
+
     # --- freeing; the upkeep lock is held
 
     def _free(self) -> None:
@@ -394,6 +436,7 @@ class Spool:
                     return
                 if not self._is_durable(head.carried):
                     return
+                self._let_go(head)
                 with self._lock:
                     self._segments.remove_first()
         except (SpoolError, OSError) as error:
@@ -477,10 +520,13 @@ class Spool:
         with self._lock:
             records = self._outstanding.within(lost.after, lost.through)
             self._outstanding.acknowledge(records)
+            if records:
+                self._segments.mark_damaged(lost.after)
         if records:
             self.damaged += len(records)
             self._complaints.say(
-                f"{self.damaged} records were damaged on disk and are lost ({lost.reason})"
+                f"{self.damaged} records were damaged on disk and are lost ({lost.reason}); the "
+                "damaged file will be kept (otel-audit quarantine)"
             )
 
     # --- the rest

@@ -13,6 +13,7 @@ from typing import Final
 
 from otel_audit.errors import OtelAuditError
 from otel_audit.pipeline.spool.adoption import missing_lock, obstacle_to_adoption
+from otel_audit.pipeline.spool.damaged import damaged_files
 from otel_audit.pipeline.spool.directory import (
     LABEL,
     LARGEST_FILE,
@@ -114,6 +115,12 @@ def inspect(
             "another destination, and wait for an application that delivers there; give each "
             "application an OTEL_SERVICE_NAME of its own; if the store has moved, remove "
             f"{LABEL} in those that belong to it"
+        )
+    kept = [file for home in homes for file in damaged_files(directory, home.name)]
+    if kept:
+        problems.append(
+            f"{len(kept)} damaged files of spools are kept in {kept[0].parent}: records were lost; "
+            "look what did that (a disk, a person), and remove them"
         )
     problems += stuck[:_LISTED]
     problems += [f"and {len(stuck) - _LISTED} more spools that nobody adopts"] * (

@@ -140,7 +140,13 @@ def test_what_was_synced_is_there_in_every_later_state(states) -> None:
 
 
 class TestClaim:
-    @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"s", b"sho", b"shop\0\0"])
+    @pytest.mark.parametrize(
+        "left",
+        [
+            b"", b"\0\0\0\0", b"s", b"sho", b"shop\0\0", b"\xf3\x00\x9a\x11", b"pohs",
+            b"shop\n", b"SHOP\x07", b"x" * 5000,
+        ],
+    )  # fmt: skip
     def test_a_damaged_one_is_written_anew(self, home: Path, caplog, left: bytes) -> None:
         """Empty, cut off or never written: it is this service's again, said and with its records."""
         spool = open_spool(home, service="shop")
@@ -154,6 +160,21 @@ class TestClaim:
         assert [item.payload for item in adopted.records()] == [b"kept"]
         adopted.release()
         again.close()
+
+    @pytest.mark.parametrize("full", [False, True])
+    def test_a_directory_in_its_place_is_moved_aside(self, home: Path, caplog, full: bool) -> None:
+        """The start goes on, what is in the directory is kept, and the log says where."""
+        open_spool(home, service="shop").close()
+        claim = home / "shop" / "service"
+        claim.unlink()
+        claim.mkdir()
+        if full:
+            (claim / "note").write_text("somebody's")
+        open_spool(home, service="shop").close()
+        assert claim.read_bytes() == b"shop"
+        [aside] = (home / "shop").glob(".service-*")
+        assert [path.name for path in aside.iterdir()] == ["note"] * full
+        assert f"it is called {aside.name} now" in caplog.text
 
     def test_one_that_may_be_anothers_is_not(self, home: Path) -> None:
         """Where a spool in it says that it is another service's, a damaged word gives it to nobody."""
