@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
-from otel_audit_postgres.ledger.plugged import called
+from otel_audit_postgres.ledger.plugins import called
 
 _logger = logging.getLogger(__name__)
 

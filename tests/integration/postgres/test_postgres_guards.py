@@ -9,7 +9,7 @@ import pytest
 from otel_audit_postgres import PostgresSink, maintain
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 CHANGES = (
     "UPDATE {table} SET recorded_at = recorded_at",
