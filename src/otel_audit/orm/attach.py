@@ -17,7 +17,7 @@ from otel_audit.orm.before_images import ImageListeners
 from otel_audit.orm.bulk import BulkReader
 from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
 from otel_audit.orm.executions import Executions
-from otel_audit.orm.flush import OpenFlushes
+from otel_audit.orm.flush import Fetching, OpenFlushes
 from otel_audit.orm.guard import ErrorGuard
 from otel_audit.orm.listeners import (
     EngineListeners,
@@ -153,7 +153,7 @@ def _build(
         # before a listener of the application sets what is not written any more
         (
             Mapper,
-            MapperListeners(flushes, plans, fetch=options.fetch_unknown),
+            MapperListeners(flushes, plans, fetch=Fetching(options)),
             {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),
