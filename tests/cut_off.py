@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Self
 
 _LOOKED_AT = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 """Behind these instructions, and no others, the interpreter raises what is to be raised."""
@@ -30,7 +30,7 @@ class CutOff:
         self._last: dict[FrameType, int] = {}
         self._is_back = False
 
-    def __enter__(self) -> CutOff:
+    def __enter__(self) -> Self:
         threading.settrace(self._begin)
         return self
 

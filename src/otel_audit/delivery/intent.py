@@ -95,18 +95,23 @@ class Intents:
     async def _work(self) -> None:
         sink = self._make_sink()
         wake = self._worker.wake
+        with self._lock:
+            # the work before this may have ended in the middle of a batch
+            self._waiting = self._taken + self._waiting
+            self._taken = []
         try:
             while not self._closing:
                 batch = self._take()
                 if batch:
                     await self._write(sink, batch)
+                    self._taken = []
                 else:
                     await wake.wait()
                     wake.clear()
         finally:
-            # those of a batch that was cut off, too; who has an answer keeps it
-            for intent in (*self._taken, *self._take(everything=True)):
-                _answer(intent, stored=False)
+            if self._closing:
+                for intent in self._take(everything=True):
+                    _answer(intent, stored=False)
             await sink.close()
 
     def _take(self, *, everything: bool = False) -> list[_Intent]:

@@ -64,8 +64,8 @@ class RecordQueue:
     What is on disk and does not fit into memory is read back when memory has been emptied; until
     then everything goes to disk alone, so that nothing overtakes it for ever.
 
-    An entry leaves memory when it is done with, not when it is taken: a thread that ends in between,
-    at whatever place, has lost nothing. All that `done` does may be done twice.
+    An entry leaves memory when it is done with, not when it is taken: a thread that ends in
+    between, at whatever place, has lost nothing. All that `done` does may be done twice.
     """
 
     def __init__(

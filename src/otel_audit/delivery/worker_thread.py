@@ -22,6 +22,9 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 """Seconds between two tries of a thread whose work ends in an error; doubles up to this."""
 
+_LONGEST_END: Final = 5.0
+"""Seconds that the tasks of a loop have which is given up."""
+
 
 class ThreadState(NamedTuple):
     """How a thread of ours does.
@@ -184,11 +187,11 @@ class Worker:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _run_once(self) -> None:
-        with (
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=WorkerLoop) as runner,
-        ):
-            runner.run(self._reachable())
+        with suppress_instrumentation(), contextlib.closing(WorkerLoop()) as loop:
+            try:
+                loop.run_until_complete(self._reachable())
+            finally:
+                _end_tasks(loop)
 
     def _note(self, what: str, error: BaseException | None) -> None:
         self.restarts += 1
@@ -206,6 +209,19 @@ class Worker:
         # it has not failed as long as it runs
         self._failure = None
         await self._work()
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what runs in a loop, and wait for it, but not for ever as `asyncio.Runner` does.
+
+    A loop that is cut off in its own code may have forgotten a task: nothing ends that one.
+    """
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LONGEST_END))
+    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def _reason(error: BaseException) -> str:

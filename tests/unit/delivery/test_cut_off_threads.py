@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from cut_off import CutOff, is_traced
+from shelf import Shelf
 from strategies import a_record
-from unit.pipeline.shelf import Shelf
 
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery import worker_thread
@@ -37,6 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
     pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
 
@@ -44,11 +45,12 @@ pytestmark = [
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin again at once; and leave nothing that another test would be blamed for."""
     monkeypatch.setattr(worker_thread, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(worker_thread, "_LONGEST_END", 0.05)
     yield
     gc.collect()
 
 
-class WorkBudget:
+class Job:
     """A thread of ours, and what it is for."""
 
     def __init__(self, directory: Path) -> None:
@@ -69,7 +71,7 @@ class WorkBudget:
         """End the thread."""
 
 
-class Delivering(WorkBudget):
+class Delivering(Job):
     """Records go to the store, and wait on disk until they are there."""
 
     queue_size = 1_000
@@ -169,7 +171,7 @@ class Table:
     async def close(self) -> None: ...
 
 
-class Relaying(WorkBudget):
+class Relaying(Job):
     """Records of the outbox go to the store."""
 
     def __init__(self, directory: Path) -> None:
@@ -192,29 +194,27 @@ class Relaying(WorkBudget):
         self.relay.close(10)
 
 
-class Waits(WorkBudget):
+class Waits(Job):
     """Requests wait for the thread; each in an event loop of its own."""
-
-    answers: list[bool]
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.answers = []
-        self.asked = 0
+        self.answers: list[bool | None] = []
 
     def do(self) -> None:
-        self.asked += 1
-        threading.Thread(target=self._wait, daemon=True).start()
+        self.answers.append(None)
+        threading.Thread(target=self._wait, args=(len(self.answers) - 1,), daemon=True).start()
 
-    def _wait(self) -> None:
-        self.answers.append(asyncio.run(self.wait()))
+    def _wait(self, number: int) -> None:
+        self.answers[number] = asyncio.run(self.wait())
 
     @abstractmethod
     async def wait(self) -> bool: ...
 
     def is_done(self) -> bool:
-        # cut off in its middle, it may have said no
-        return len(self.answers) == self.asked and self.answers[-1]
+        if self.answers[-1] is False:
+            self.do()  # what was under way when the thread was cut off is refused
+        return None not in self.answers and self.answers[-1] is True
 
 
 class StoringIntents(Waits):
@@ -248,41 +248,42 @@ class Syncing(Waits):
         self.spool.close()
 
 
-WORK = [
+JOBS = [
     Delivering, DeliveringFromMemory, DeliveringFromDisk, DeliveringWhatWasHeld, Relaying,
     StoringIntents, Syncing,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", WORK, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("files", [OURS, LOOP], ids=["ours", "loop"])
 def test_it_goes_on_wherever_its_thread_is_cut_off(
-    kind: type[WorkBudget], files: tuple[str, ...], tmp_path: Path
+    kind: type[Job], files: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The work under way is done, so is what comes next, and no lock stays with the dead."""
-    point, passed = 1, 0
-    while True:
-        directory = tmp_path / str(point)
-        directory.mkdir()
-        with CutOff(point, files) as cut:
-            work = kind(directory)
-            promptly(work.do, "before")
-        until(work.is_done, "before")
-        cut.armed = True
-        promptly(work.do, cut)
-        settle(lambda: bool(cut.place), work.is_done)
-        promptly(work.do, cut)
-        until(work.is_done, cut)
-        promptly(work.end, cut)
-        if not cut.place:
-            break
-        passed = max(passed, cut.passed)
-        point += 1
-    assert point > 10
-    print(kind.__name__, files, "points:", point)
+    point = 1
+    while cut_off_at(point, files, kind, tmp_path / str(point)):
+        # all of the first, then fewer: what follows is more of the same
+        point += 1 + point // 8
+    assert point > 5
 
 
-def promptly(call: Callable[[], object], cut: object) -> None:
+def cut_off_at(point: int, files: tuple[str, ...], kind: type[Job], directory: Path) -> bool:
+    """Cut a thread off; tell whether it got that far."""
+    directory.mkdir()
+    with CutOff(point, files) as cut:
+        job = kind(directory)
+        promptly(job.do, cut)
+        until(job.is_done, cut)
+    cut.armed = True
+    promptly(job.do, cut)
+    until(lambda: bool(cut.place) or job.is_done(), cut)
+    promptly(job.do, cut)
+    until(job.is_done, cut)
+    promptly(job.end, cut)
+    return bool(cut.place)
+
+
+def promptly(call: Callable[[], object], cut: CutOff) -> None:
     """Call something in a thread, so that a lock that is never given back is seen."""
     failed: list[BaseException] = []
 
@@ -299,19 +300,12 @@ def promptly(call: Callable[[], object], cut: object) -> None:
     assert not failed, f"{failed}: {where(cut)}"
 
 
-def until(condition: Callable[[], bool], cut: object) -> None:
+def until(condition: Callable[[], bool], cut: CutOff) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"it is not done: {where(cut)}"
         time.sleep(0.002)
 
 
-def settle(*conditions: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not any(condition() for condition in conditions):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def where(cut: object) -> str:
-    return cut.place if isinstance(cut, CutOff) else str(cut)
+def where(cut: CutOff) -> str:
+    return cut.place or "before it was cut off"
