@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Column, ColumnElement, String, Table
+from sqlalchemy import JSON, Column, ColumnElement, Join, String, Table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -166,8 +166,15 @@ class MapperInfoCache:
             if found is not None or known is None:
                 return found
         mapper = _find_mapper(table)
-        if table.metadata.tables.get(table.key) is table:
+        named = self._named
+        if (
+            named
+            and table.metadata.tables.get(table.key) is table
+            and table not in named.get(str(table.name).lower(), ())
+        ):
+            # a name in a text may mean it from now on
             self._named = {}
+            self.version += 1
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
         return mapper
 
@@ -429,7 +436,11 @@ def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:
 def _table_name(mapper: Mapper[Any]) -> str:
     table = mapper.local_table
     # SQLAlchemy's names are a kind of text of their own, which costs every encoder a detour
-    return str(table.fullname if isinstance(table, Table) else getattr(table, "name", table))
+    if isinstance(table, Table):
+        return str(table.fullname)
+    if isinstance(table, Join):
+        return ", ".join(str(getattr(one, "fullname", one)) for one in mapper.tables)
+    return str(getattr(table, "name", table))
 
 
 def _find_mapper(table: Table) -> Mapper[Any] | None:

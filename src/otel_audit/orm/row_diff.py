@@ -43,6 +43,7 @@ LONGEST_TEXT = 256
 """Characters; longer ones are looked at alone, and maybe cut."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class WrittenObject(NamedTuple):
@@ -57,9 +58,12 @@ class WrittenObject(NamedTuple):
     committed: Mapping[str, Any]
 
 
-def just_written(state: InstanceState[Any]) -> WrittenObject:
+def just_written(state: InstanceState[Any], operation: Operation) -> WrittenObject:
     """Copy what an object holds: a listener may set what no statement writes any more."""
-    return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    if operation == "update":
+        return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    # of an object that is deleted nothing is written, and before an insert there was nothing
+    return WrittenObject(state.dict if operation == "delete" else state.dict.copy(), _NOTHING)
 
 
 def completed(written: WrittenObject, state: InstanceState[Any], plan: MapperInfo) -> WrittenObject:
@@ -156,7 +160,7 @@ class ValueReader:
 
         A type that makes another value of the same one each time does not say.
         """
-        if column.stored is None:
+        if column.stored is None or value is _UNKNOWN:
             return True
         try:
             return column.stored.is_steady(value, self._dialect)
@@ -256,13 +260,13 @@ def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueR
     return Change(
         operation="insert",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_after=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader) if reader.unread else None,
     )
 
 
@@ -304,7 +308,7 @@ def describe_update(
     return Change(
         operation="update",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
@@ -327,7 +331,11 @@ def describe_delete(
         value = current.get(column.key, _UNKNOWN)
         if value is None and column.stored is None:
             continue
-        if value is _UNKNOWN or _is_expression(value) or not reader.knows_before(column, value):
+        if value is _UNKNOWN or _is_expression(value):
+            unknown.append(column.name)
+        elif column.stored is None:
+            values[column.name] = [reader.read(column, value), None]
+        elif not reader.knows_before(column, value):
             unknown.append(column.name)
         else:
             stored = reader.read(column, value)
@@ -337,13 +345,13 @@ def describe_delete(
     return Change(
         operation="delete",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_before=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader, plan.deleting),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader, plan.deleting) if reader.unread else plan.deleting,
     )
 
 
@@ -360,8 +368,9 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnInfo, old: Any, new: Any) -> None:
-        known = old is _UNKNOWN or self._reader.knows_before(column, old)
-        before = self._read(column, old if known else _UNKNOWN, self.unknown_before)
+        if column.stored is not None and not self._reader.knows_before(column, old):
+            old = _UNKNOWN
+        before = self._read(column, old, self.unknown_before)
         after = self._read(column, new, self.unknown_after)
         self.values[column.name] = [before, after]
         if column.is_json and column.mark is None:
