@@ -53,6 +53,9 @@ _NONE_SENT: Mapping[str, Any] = MappingProxyType({})
 _UNDER_WAY = "_otel_audit_flush"
 """Where a session keeps its flush: found for each row, and gone with the session."""
 
+_LAST = "_otel_audit_unit_of_work"
+"""Where a session keeps its last unit of work, which lives as long as its flush."""
+
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
 
@@ -167,7 +170,9 @@ class OpenFlushes:
 
     def begin(self, session: Session, context: UOWTransaction) -> None:
         """A session is about to flush."""
-        session.__dict__[_UNDER_WAY] = Flush(weakref.ref(context), next(self._numbers))
+        reference = weakref.ref(context)
+        session.__dict__[_LAST] = reference
+        session.__dict__[_UNDER_WAY] = Flush(reference, next(self._numbers))
 
     def of(self, session: Session) -> Flush | None:
         """The flush of a session that is writing now."""
@@ -177,11 +182,14 @@ class OpenFlushes:
     def writing(self, sessions: Iterable[Session]) -> Flush | None:
         """The flush that is writing now among some sessions.
 
-        Of several the one that has begun last: a listener of the others' has begun it.
+        Of several the one that has begun last: a listener of the others' has begun it. None while
+        such a listener writes with `bulk_insert_mappings` or one of its kind.
         """
         found: Flush | None = None
         for session in sessions:
             flush = self.of(session)
+            if flush is None and _is_in_bulk(session):
+                return None
             if flush is not None and (found is None or flush.number > found.number):
                 found = flush
         return found
@@ -468,6 +476,14 @@ class OpenFlushes:
             batch.add(change)
             number += 1
         return number
+
+
+def _is_in_bulk(session: Session) -> bool:
+    """Whether a session writes mappings, without a unit of work."""
+    if not getattr(session, "_flushing", False):
+        return False
+    last = session.__dict__.get(_LAST)
+    return last is None or last() is None
 
 
 def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.orm.cascades import Cascades, noted
+from otel_audit.orm.key_spelling import Spelling, key_spelling
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import StoredMembers, StoredValues, members_of, stored_values
 
@@ -46,6 +47,7 @@ class ColumnInfo:
         members: Finds what the type stores of members of enumerations; None: what they are.
         stored: Finds what an application's own type stores; None where that is the value.
         place: The table's and the column's key.
+        spelling: How its values are spelled in keys; None where they have one spelling.
     """
 
     key: str
@@ -63,6 +65,7 @@ class ColumnInfo:
     members: StoredMembers | None
     stored: StoredValues | None
     place: tuple[str, str]
+    spelling: Spelling | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,6 +333,7 @@ def plan_column(
         members=members_of(column.type) if stored is None else None,
         stored=stored,
         place=(str(getattr(column.table, "key", "")), str(column.key)),
+        spelling=key_spelling(column.type),
     )
 
 

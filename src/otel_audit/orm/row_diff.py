@@ -155,6 +155,21 @@ class ValueReader:
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
 
+    def read_key(self, column: ColumnInfo, value: Any) -> Any:
+        """The redacted form of a value that stands in a key, in its one spelling."""
+        if column.spelling is None or value is None:
+            return self.read(column, value)
+        try:
+            if column.stored is not None:
+                stored = column.stored.of(value, self._dialect)
+                told = self._stored(column.name, value, column.spelling(stored), column.alias)
+            else:
+                form = self._form(column.spelling(value))
+                told = self._redact(column.name, form, column.mark, column.alias)
+        except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
+            return self.read(column, value)
+        return told
+
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
         """Whether it can be told what the database held for a value that was read from it.
 
@@ -405,12 +420,12 @@ def _key(
     """Read the primary key; what stands among an insert's values already is not read twice."""
     found = {}
     for column in plan.key:
-        if column.name in values:
+        if column.name in values and column.spelling is None:
             found[column.name] = values[column.name][1]
             continue
         value = get(column.key, None)
         unknown = value is _UNKNOWN or _is_expression(value)
-        found[column.name] = None if unknown else reader.read(column, value)
+        found[column.name] = None if unknown else reader.read_key(column, value)
     return found
 
 
@@ -423,7 +438,7 @@ def _earlier_key(
     for column in plan.key:
         old = before.get(column.key, _UNKNOWN)
         if old is not _UNKNOWN and not _is_expression(old):
-            earlier[column.name] = reader.read(column, old)
+            earlier[column.name] = reader.read_key(column, old)
     if earlier == key:
         return ()
     told = key_text(*earlier.values())
