@@ -32,6 +32,7 @@ from otel_audit_postgres.migrations import (
     roles_sql,
 )
 from otel_audit_postgres.roles import OWNER, Members, borrow, hand_over, quoted
+from otel_audit_postgres.upkeep import DEFAULT_DETACHED, has_default
 
 _KEY: Final = 7301962839480013  # arbitrary, our own
 LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
@@ -234,6 +235,8 @@ async def _bring_up(
     if not steps:
         lines.append(f"schema audit: up to date at version {version}")
     made = await _make_partitions(connection, lines)
+    if not await has_default(connection):
+        lines.append(DEFAULT_DETACHED)
     if others:
         await connection.execute(f"SET LOCAL ROLE {quoted(me)}")
     if roles:

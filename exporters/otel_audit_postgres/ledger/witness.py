@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, forgotten
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.findings import Findings, Kind
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, read_note
@@ -85,7 +85,7 @@ async def hear(anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: F
 
 async def _asked(anchor: Anchor) -> str | AnchorError | None:
     try:
-        return await anchor.last()
+        return await ask(anchor)
     except AnchorError as error:
         return error
 
