@@ -235,8 +235,6 @@ async def _bring_up(
     if not steps:
         lines.append(f"schema audit: up to date at version {version}")
     made = await _make_partitions(connection, lines)
-    if not await has_default(connection):
-        lines.append(DEFAULT_DETACHED)
     if others:
         await connection.execute(f"SET LOCAL ROLE {quoted(me)}")
     if roles:
@@ -268,6 +266,8 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
     for partition, state, detail in found:
         if state != "exists":
             lines.append(f"partition {partition}: {state}" + (f", {detail}" if detail else ""))
+    if not await has_default(connection):
+        lines.append(DEFAULT_DETACHED)
     return tuple(row["partition"] for row in found if row["state"] == "made")
 
 

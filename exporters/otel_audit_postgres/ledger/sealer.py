@@ -129,13 +129,14 @@ class Sealer:
         failure: Why the last round failed; None where it did not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a choice each
         self,
         dsn: str,
         *,
         signer: Signer | None = None,
         anchors: Sequence[Anchor] = (),
         batch: int = 5000,
+        block_bytes: int = BLOCK_BYTES,
         connect_timeout: float = 10.0,
     ) -> None:
         """Remember where and with what; nothing is opened yet.
@@ -145,6 +146,7 @@ class Sealer:
             signer: Who signs; None seals unsigned, which whoever owns the database can forge.
             anchors: Where to publish.
             batch: Rows in one block, at the most.
+            block_bytes: Bytes of rows in one block, at the most, or one row.
             connect_timeout: Seconds that connecting may take.
         """
         self._dsn = dsn
@@ -152,7 +154,7 @@ class Sealer:
         self._anchors = tuple(anchors)
         self._publishing = Publishing(self._anchors)
         self._began = False
-        self._size = BatchSize(batch, BLOCK_BYTES)
+        self._size = BatchSize(batch, block_bytes)
         self._tried = 0
         self._connect_timeout = connect_timeout
         self._connection: Connection[Any] | None = None
@@ -368,10 +370,10 @@ class Sealer:
                 await store.append_flaws(connection, block.first, flaws)
         faulty = (*judged.deleted, *judged.changed)
         malformed = tuple(row.record_id for row in judged.malformed)
-        done = Sealed(
+        sealed = Sealed(
             len(plan.positions), plan.tree.size, faulty, malformed=malformed, more=plan.more
         )
-        return done, note
+        return sealed, note
 
     def _new_name(self) -> str:
         return self._signers[0].name if self._signers else f"otel-audit/{uuid.uuid4()}"

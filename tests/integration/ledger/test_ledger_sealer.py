@@ -74,6 +74,47 @@ class TestSeal:
         assert read_checkpoint(note).root == Frontier().extended(hashes).root()
         assert len(hashes) == 11
 
+    async def test_seals_large_rows_in_blocks_of_bytes(self, log, connection):
+        """Rows of a megabyte: a block has no more of them than can be read at once, and one at least."""
+        await log.write(9, metadata={"text": "x" * 1_000_000})
+        sealer = log.sealer(block_bytes=2_500_000)
+        rounds = []
+        while (done := await sealer.seal()).rows:
+            rounds.append((done.rows, done.more))
+        await sealer.close()
+        assert sum(rows for rows, _ in rounds) == 9
+        sizes = [row[0] for row in await connection.fetch(
+            "SELECT octet_length(ids) / 16 FROM audit.ledger_blocks ORDER BY first"
+        )]  # fmt: skip
+        assert max(sizes) < 9
+        assert (await log.verify()).problems == ()
+
+    async def test_a_round_that_fails_is_tried_with_less(self, log, connection):
+        """Where the server cuts off what reads too many rows, fewer are read the next time."""
+        await log.write(40)
+        sealer = log.sealer()
+        await connection.execute(
+            "CREATE FUNCTION pg_temp.nothing() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
+        tried = []
+        real = store.rows
+
+        def refusing(connection, ids):
+            tried.append(len(ids))
+            if len(ids) > 10:
+                raise asyncpg.QueryCanceledError("too many at once")
+            return real(connection, ids)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(store, "rows", refusing)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError):
+                    await sealer.seal()
+                assert "took too long" in str(sealer.failure)
+            done = await sealer.seal()
+        assert (done.rows, done.more, sealer.failure) == (10, True, None) or done.rows == 5
+        await sealer.close()
+
     async def test_seals_in_blocks_of_the_size_wanted(self, log, connection):
         """What is more than one batch becomes several blocks."""
         await log.write(25)

@@ -211,3 +211,21 @@ class TestPartitions:
         text = "\n".join(row[0] for row in plan)
         assert "Subplans Removed: 4" in text
         assert "audit_logs_default" not in text
+
+
+async def test_a_detached_default_partition_is_told(audit_store, admin):
+    """By init, by maintain, which then fails, and until it is attached again."""
+    await admin.execute("ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default")
+    attach = "ATTACH PARTITION audit.audit_logs_default DEFAULT"
+    done = await maintain(audit_store)
+    assert not done.has_default
+    assert not done.ok
+    told = await asyncio.to_thread(
+        CliRunner().invoke, cli, ["maintain", "--dsn", audit_store], catch_exceptions=False
+    )
+    assert told.exit_code == 1
+    assert attach in told.output.replace("\n", " ")
+    assert any(attach in line for line in (await init(audit_store)).lines)
+    await admin.execute(f"ALTER TABLE audit.audit_logs {attach}")
+    assert (await maintain(audit_store)).ok
+    assert not any(attach in line for line in (await init(audit_store)).lines)
