@@ -152,6 +152,25 @@ STATEMENTS = {
         ),
         None,
     ),
+    "beside a query": (
+        noted.where(card.c.id + select(func.max(card.c.pin)).scalar_subquery() == bindparam("x")),
+        {"x": NUMBER},
+    ),
+    "in a query": (noted.where(bindparam("x").in_(select(card.c.pin))), {"x": NUMBER}),
+    "in a query for all": (
+        noted.where(
+            bindparam("x") == union_all(select(card.c.id), select(card.c.pin)).scalar_subquery()
+        ),
+        {"x": NUMBER},
+    ),
+    "text, beside a query": (
+        text("UPDATE card SET note = 'n' WHERE id + (SELECT max(pin) FROM card) = :x"),
+        {"x": NUMBER},
+    ),
+    "text, in a query": (
+        text("DELETE FROM card WHERE :x IN (SELECT pin FROM card)"),
+        {"x": NUMBER},
+    ),
     "literal column": (noted.where(literal_column("code") == SECRET), None),
     "literal expression": (noted.where(literal_column("lower(code)") == SECRET), None),
     "literal text": (update(card).values(code=literal_column(f"'{SECRET}'")), None),
@@ -288,6 +307,12 @@ class TestMarks:
             )
         assert change.parameters == shown
         assert capture.errors == 0
+
+    async def test_names_in_quotes(self, run):
+        """SQLite takes what is in double quotes for a text only where it is no column."""
+        statement = text(f'UPDATE card SET note = "code", code = "{SECRET}" WHERE "id" = "pin"')
+        (change,) = await run(statement)
+        assert change.statement == ('UPDATE card SET note = "code", code = "…" WHERE "id" = "pin"')
 
     async def test_a_very_long_text(self, run):
         """No value of it is shown, as it would take long to tell which may be."""

@@ -521,6 +521,9 @@ class TestFailures:
         assert await bank.waiting() == []
         (row,) = await bank.stored()
         assert json.loads(row["text"])["changes"][0]["transaction"] == "committed"
+        assert [one.levelname for one in caplog.records if "autocommit" in one.message] == [
+            "WARNING"
+        ]
 
     async def test_required_start(self, without_outbox):
         """Where auditing is required a process without its outbox does not start."""

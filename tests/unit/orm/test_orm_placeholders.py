@@ -32,9 +32,25 @@ class TestNumbers:
         assert not any(one.known or one.plain for one in found.values())
 
     def test_compared_with_a_subquery(self):
-        """A number that is compared with what a query finds is not plain."""
+        """A number that is compared with what a query finds belongs to what that returns."""
         statement = "DELETE FROM a WHERE (SELECT max(pin) FROM b) = 5"
         (number,) = placements_in(statement, NAMED).numbers.values()
+        assert [one.name for one in number.columns] == ["pin"]
+        assert not number.plain
+
+    @pytest.mark.parametrize(
+        "query",
+        ["SELECT * FROM b", "SELECT b.* FROM b", "TABLE b", "VALUES (1)", "SELECT count(*)"],
+    )
+    def test_compared_with_a_query_for_any_column(self, query):
+        """One that is compared with columns that are not named belongs to none that can be told."""
+        (number,) = (
+            one
+            for place, one in placements_in(
+                f"DELETE FROM a WHERE 5 IN ({query})", NAMED
+            ).numbers.items()
+            if place < 25
+        )
         assert not number.known
         assert not number.plain
 
@@ -79,6 +95,13 @@ class TestPlacements:
             ),
             ("UPDATE a SET doc = x WHERE doc->>'password' = :x", {"x": ["doc", "password"]}),
             ("CALL f(:x)", {"x": None}),
+            ("DELETE FROM a WHERE id + (SELECT max(pin) FROM b) = :x", {"x": ["id", "pin"]}),
+            (
+                "DELETE FROM a WHERE :x IN (SELECT pin FROM b WHERE c = 1 UNION SELECT d FROM e)",
+                {"x": ["d", "pin"]},
+            ),
+            ("DELETE FROM a WHERE (SELECT c IS DISTINCT FROM d FROM b) = :x", {"x": ["c", "d"]}),
+            ("DELETE FROM a WHERE id = :x AND EXISTS (SELECT pin FROM b)", {"x": ["id"]}),
             ("UPDATE a SET b = :x, c = :x", {"x": ["b", "c"]}),
             ("UPDATE a SET b = :x RETURNING :x", {"x": None}),
         ],

@@ -25,7 +25,7 @@ from otel_audit.capture.orm.listeners import (
 )
 from otel_audit.capture.orm.masking import Masking, Redactor
 from otel_audit.capture.orm.options import OrmOptions
-from otel_audit.capture.orm.outbox import OutboxListeners, Transactional
+from otel_audit.capture.orm.outbox import OutboxListeners, Transactional, complain_beside
 from otel_audit.capture.orm.parameters import Parameters
 from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import Plans
@@ -138,7 +138,8 @@ def _build(
 ) -> Attachment:
     faults = Faults()
     on_told = (lambda: None) if transactional is None else transactional.committed
-    journal = Journal(options, faults, on_orphan, on_told)
+    on_beside = None if transactional is None else complain_beside
+    journal = Journal(options, faults, on_orphan, on_told, on_beside)
     selection = Selection(options)
     masking = Masking(redactor, options.max_value)
     plans = Plans(selection, masking.is_innocent, options.entity_names)

@@ -366,7 +366,7 @@ class _Reader:
             self.found.tables.setdefault(str(name), set()).add(str(of))
 
     def _columns(self, element: Any) -> tuple[Owned, ...]:
-        """The columns in an expression; those in its subqueries are none of its own."""
+        """The columns in an expression; of its subqueries those that they return."""
         found: dict[Owned, None] = {}
         waiting = [element]
         seen: set[int] = set()
@@ -383,6 +383,8 @@ class _Reader:
                 found.update(dict.fromkeys(_words(one.text, self._style)))
             elif isinstance(one, ClauseElement) and not _is_query(one):
                 waiting += one.get_children()
+            elif not isinstance(one, Exists):
+                waiting += _returned(one)
         return tuple(found)
 
     def _owned(self, column: ColumnClause[Any], waiting: list[Any]) -> Iterator[Owned]:
@@ -482,6 +484,23 @@ def _is_rows(element: Any) -> bool:
 
 def _is_query(element: Any) -> bool:
     return _is_rows(element) or isinstance(element, ScalarSelect | Exists)
+
+
+def _returned(query: Any) -> Iterator[Any]:
+    """What a query returns, as far as it is a query for values."""
+    while isinstance(query, ScalarSelect | SelectStatementGrouping):
+        query = query.element
+    if isinstance(query, CompoundSelect):
+        for one in query.selects:
+            yield from _returned(one)
+    elif isinstance(query, Select):
+        for column in query._raw_columns:  # noqa: SLF001 - no public way
+            if _is_rows(column):
+                yield from getattr(column, "columns", ())
+            else:
+                yield column
+    elif isinstance(query, TextualSelect):
+        yield query.element
 
 
 def _joined(context: _Context, columns: Sequence[Owned]) -> _Context:

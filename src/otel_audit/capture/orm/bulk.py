@@ -54,7 +54,7 @@ class BulkReader:
             statement=self._parameters.compiled_text(
                 context.compiled, statement, style_of(context)
             ),
-            parameters=self._parameters.of_compiled(context.compiled, _sets(context)),
+            parameters=self._parameters.of_compiled(context),
             rows=affected_rows(context, cursor, element),
             note=_notes(
                 UPSERT if is_upsert(element) else None, self._cascading(element, _sets(context))
@@ -90,7 +90,7 @@ class BulkReader:
                 table=table,
                 rows=_counted(context, cursor) if write.counted else None,
                 statement=self._parameters.text(statement, style),
-                parameters=self._parameters.of_compiled(context.compiled, sets)
+                parameters=self._parameters.of_compiled(context)
                 if sets
                 else self._parameters.of_driver(statement, style, parameters),
                 note=_notes(write.note, self._cascading_text(write, statement)),
@@ -126,7 +126,7 @@ class BulkReader:
                     statement=self._parameters.compiled_text(
                         compiled, statement, style_of(context)
                     ),
-                    parameters=self._parameters.of_compiled(compiled, _sets(context)),
+                    parameters=self._parameters.of_compiled(context),
                     rows=None,
                     note=EMBEDDED,
                 )

@@ -16,6 +16,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
 from otel_audit.capture.orm.patches import patch_between
+from otel_audit.capture.orm.stored_values import MISSING, SentValues
 from otel_audit.capture.orm.values import HARMLESS, SMALL, is_described
 from otel_audit.record import Change, Operation, key_text
 
@@ -81,13 +82,16 @@ def completed(written: Written, state: InstanceState[Any], plan: MapperPlan) -> 
 class Reader:
     """Reads values of one database's columns into their redacted form."""
 
-    def __init__(self, masking: Masking, dialect: Dialect) -> None:
+    def __init__(self, masking: Masking, dialect: Dialect, sent: SentValues | None = None) -> None:
         """Take what reading needs.
 
         Args:
             masking: Redacts.
             dialect: What a `TypeDecorator` may ask for.
+            sent: What was sent for values of the application's own types.
         """
+        self._stored = masking.stored
+        self._sent = sent
         self._redact = masking.redact
         self._form = masking.form
         self._clean_copy = masking.clean_copy
@@ -114,7 +118,7 @@ class Reader:
 
     def read(self, column: ColumnPlan, value: Any) -> Any:  # noqa: C901, PLR0911 - quick ways out
         """The redacted form of a value; what could not be read is noted, not raised."""
-        if value is None:
+        if value is None and column.stored is None:
             return None
         try:
             if column.innocent:
@@ -130,8 +134,12 @@ class Reader:
                     copy = self._clean_copy(value)
                     if copy is not None:
                         return copy
-            if column.storing is not None:
-                value = column.storing(value, self._dialect)
+            if column.stored is not None:
+                sent = MISSING if self._sent is None else self._sent.take(*column.place, value)
+                stored = column.stored.of(value, self._dialect, sent)
+                return self._stored(column.name, value, stored, column.alias)
+            if column.members is not None:
+                value = column.members.of(value, self._dialect)
             form = self._form(value)
             if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
                 # what the application's own type makes of it for the database is known better
@@ -140,6 +148,18 @@ class Reader:
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+    def knows_before(self, column: ColumnPlan, value: Any) -> bool:
+        """Whether it can be told what the database held for a value that was read from it.
+
+        A type that makes another value of the same one each time does not say.
+        """
+        if column.stored is None:
+            return True
+        try:
+            return column.stored.is_steady(value, self._dialect)
+        except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
+            return True
 
 
 def overwritten(state: InstanceState[Any], plan: MapperPlan) -> dict[str, Any]:
@@ -209,7 +229,7 @@ def describe_insert(written: Mapping[str, Any], plan: MapperPlan, reader: Reader
     get, read, clean = written.get, reader.read, reader.clean
     for column in plan.columns:
         value = get(column.key, _UNKNOWN)
-        if value is None:
+        if value is None and column.stored is None:
             continue
         kind = type(value)
         if column.innocent and (
@@ -217,9 +237,14 @@ def describe_insert(written: Mapping[str, Any], plan: MapperPlan, reader: Reader
         ):
             # what `read` would find, without the call
             values[column.name] = [None, value]
-        elif value is _UNKNOWN:
-            if column.filled:
+        elif value is _UNKNOWN or value is None:
+            # a type of the application's may store something for nothing
+            if value is _UNKNOWN and column.filled:
                 unknown.append(column.name)
+            elif column.stored is not None:
+                stored = read(column, None)
+                if stored is not None:
+                    values[column.name] = [None, stored]
         elif kind not in _PLAIN and _is_expression(value):
             if not isinstance(value, Null):
                 unknown.append(column.name)
@@ -298,12 +323,14 @@ def describe_delete(
     current = {**state.dict, **state.committed_state, **fetched}
     for column in plan.columns:
         value = current.get(column.key, _UNKNOWN)
-        if value is None:
+        if value is None and column.stored is None:
             continue
-        if value is _UNKNOWN or _is_expression(value):
+        if value is _UNKNOWN or _is_expression(value) or not reader.knows_before(column, value):
             unknown.append(column.name)
         else:
-            values[column.name] = [reader.read(column, value), None]
+            stored = reader.read(column, value)
+            if stored is not None:
+                values[column.name] = [stored, None]
     key = _key(plan, current.get, reader)
     return Change(
         operation="delete",
@@ -331,7 +358,8 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnPlan, old: Any, new: Any) -> None:
-        before = self._read(column, old, self.unknown_before)
+        known = old is _UNKNOWN or self._reader.knows_before(column, old)
+        before = self._read(column, old if known else _UNKNOWN, self.unknown_before)
         after = self._read(column, new, self.unknown_after)
         self.values[column.name] = [before, after]
         if column.is_json and column.mark is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -23,11 +25,12 @@ from otel_audit.capture.orm.entities import (
     overwritten,
 )
 from otel_audit.capture.orm.outcomes import is_autocommit, is_committed
+from otel_audit.capture.orm.stored_values import SentValues, sent_parameters
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 
 _Short: TypeAlias = "set[tuple[Operation, str]]"
+
+_NONE_SENT: Mapping[str, Any] = MappingProxyType({})
 
 _UNDER_WAY = "_otel_audit_flush"
 """Where a session keeps its flush: found for each row, and gone with the session."""
@@ -77,6 +82,8 @@ class Flush:
             its connection's `rows` before it.
         short: Operations and tables of which fewer rows were inserted or deleted than asked for.
         committed: Whether each statement is committed at once, by connection.
+        values: What was sent for values of the application's own types, by connection.
+        last_context: The execution context of the statement whose values were noted last.
     """
 
     context: weakref.ref[UOWTransaction]
@@ -88,6 +95,8 @@ class Flush:
     sent: dict[tuple[Connection, Operation, Table], int] = field(default_factory=dict)
     short: _Short = field(default_factory=set)
     committed: dict[Connection, bool] = field(default_factory=dict)
+    values: dict[Connection, SentValues] = field(default_factory=dict)
+    last_context: Any = None
 
     @property
     def writing(self) -> bool:
@@ -214,15 +223,19 @@ class Flushes:
             if is_short(context, cursor) and isinstance(table, Table):
                 flush.short.add((operation_of(context), str(table.fullname)))
             self._note_sent(flush, connection, operation_of(context), table)
+            if not context.isdelete and isinstance(table, Table):
+                self._note_values(flush, connection, table, context)
             return True
         plan = None if unit is None else self._relations.of(table, unit.mappers)
         if plan is None or not isinstance(table, Table):
             return False
         flush.note_fate(connection)
         operation, place = operation_of(context), self._places.at(connection)
-        for row in context.compiled_parameters:
+        rows = context.compiled_parameters
+        sent = sent_parameters(context) if self._plans.stored_columns(table) else ()
+        for row, values in zip_longest(rows, sent[: len(rows)], fillvalue=_NONE_SENT):
             try:
-                change = self._relations.describe(plan, operation, row, table, place)
+                change = self._relations.describe(plan, operation, row, table, place, values)
             except Exception as error:  # noqa: BLE001 - must not reach the application
                 self._faults.note("relation", error)
                 change = untracked(operation, plan.name, plan.naming.table, type(error).__name__)
@@ -252,7 +265,7 @@ class Flushes:
             return set()
         for connection, rows in flush.rows.items():
             scope = self._journal.owner(connection)
-            reader = Reader(self._masking, connection.dialect)
+            reader = Reader(self._masking, connection.dialect, flush.values.get(connection))
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
             number = 0
@@ -355,6 +368,21 @@ class Flushes:
         key = (connection, operation, table)
         if key in flush.sent or self._is_captured(table):
             flush.sent[key] = len(flush.rows.get(connection, ()))
+
+    def _note_values(
+        self, flush: Flush, connection: Connection, table: Table, context: Any
+    ) -> None:
+        columns = self._plans.stored_columns(table)
+        if not columns or context is flush.last_context:
+            return  # further batches of a statement have the same parameters
+        flush.last_context = context
+        values = flush.values.get(connection)
+        if values is None:
+            values = flush.values[connection] = SentValues()
+        try:
+            values.gather(table, columns, context)
+        except Exception as error:  # noqa: BLE001 - then the types are asked again
+            self._faults.note("sent values", error)
 
     def _is_captured(self, table: Any) -> bool:
         plan = self._plans.of_table(table) if isinstance(table, Table) else None

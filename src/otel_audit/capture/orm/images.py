@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
-from sqlalchemy import Column, Delete, Table, Update, and_, or_, select
+from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_coerce
 
 from otel_audit.capture.orm.bindings import sent_statement
 from otel_audit.capture.orm.bulk import bare, embedded_elements, table_of, writes
@@ -22,13 +22,13 @@ from otel_audit.capture.orm.nouns import RowNaming
 from otel_audit.capture.orm.outcomes import ABORTING_DIALECTS, is_autocommit
 from otel_audit.capture.orm.places import Places
 from otel_audit.capture.orm.plans import Plans
-from otel_audit.capture.orm.stored_values import storing
+from otel_audit.capture.orm.stored_values import MISSING
 from otel_audit.capture.orm.unit_of_work import is_of_flush
 from otel_audit.complaints import complain
 from otel_audit.record import Change
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Dialect
+    from sqlalchemy import ColumnElement, Connection, Dialect
 
     from otel_audit.capture.orm.executions import Executions
     from otel_audit.capture.orm.journal import Journal
@@ -49,11 +49,22 @@ _AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """The rows that a statement is about to affect."""
+    """The rows that a statement is about to affect.
+
+    Attributes:
+        statement: The statement.
+        table: What it writes.
+        columns: The columns that are told.
+        read: What is read of a row, by key: the columns, and what they store, where that is
+            another value.
+        rows: The rows.
+        options: With which further ones are to be read.
+    """
 
     statement: Update | Delete
     table: Table
     columns: tuple[Column[Any], ...]
+    read: dict[str, ColumnElement[Any]]
     rows: list[_Row]
     options: dict[str, Any]
 
@@ -111,7 +122,8 @@ class ImageListeners:
         given = params or (multiparams[0] if multiparams else None) or {}
         # as it will be sent: with the criteria that the ORM adds to it
         sent = sent_statement(statement.compile(dialect=connection.dialect))
-        query = _rows_of(sent, columns).limit(self._most + 1)
+        read = self._read_of(columns, connection.dialect)
+        query = _rows_of(sent, read, table).limit(self._most + 1)
         compiled = query.compile(dialect=connection.dialect)
         options = {key: execution_options[key] for key in _PASSED_ON if key in execution_options}
         if any(map(writes, embedded_elements(compiled))):
@@ -120,11 +132,11 @@ class ImageListeners:
         names = set(compiled.params)
         parameters = {name: given[name] for name in names.intersection(given)}
         found = _read_safely(connection, query, parameters, options)
-        rows = _distinct(found, columns, table)
+        rows = _distinct(found, read, table)
         if len(rows) > self._most:
             _say_unread(table, f"it affects more than {self._most} rows")
             return
-        self._before[connection] = _Before(statement, table, columns, rows, options)
+        self._before[connection] = _Before(statement, table, columns, read, rows, options)
 
     def _review(self, connection: Connection, context: Any, entries: list[Change]) -> list[Change]:
         """Compare what was read with what was written, before the statement's entry is noted.
@@ -173,6 +185,18 @@ class ImageListeners:
         after = _after(connection, before)
         self._journal.write(connection, list(self._describe(connection, before, after)))
         self._executions.end_if_autocommit(connection)
+
+    def _read_of(
+        self, columns: Sequence[Column[Any]], dialect: Dialect
+    ) -> dict[str, ColumnElement[Any]]:
+        found: dict[str, ColumnElement[Any]] = {str(one.key): one for one in columns}
+        for column in columns:
+            stored = self._plans.of_column(column).stored
+            below = None if stored is None else stored.below(dialect)
+            if below is not None:
+                key = _stored_key(column)
+                found[key] = type_coerce(column, below).label(f"stored_{len(found)}")
+        return found
 
     def _takes(self, connection: Connection, table: Table) -> bool:
         wanted = not self._tables.isdisjoint({table.name, table.fullname})
@@ -224,9 +248,14 @@ class ImageListeners:
         if row is None:
             return None
         told = self._plans.of_column(column)
-        value, stores = row[column.key], storing(column.type)
-        if stores is not None:
-            value = stores(value, dialect)
+        value = row[column.key]
+        if told.stored is not None:
+            stored = row.get(_stored_key(column), MISSING)
+            if stored is MISSING:
+                stored = told.stored.of(value, dialect)
+            return self._masking.stored(told.name, value, stored, told.alias)
+        if told.members is not None:
+            value = told.members.of(value, dialect)
         return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
 
 
@@ -243,10 +272,16 @@ def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:
     )
 
 
-def _rows_of(statement: Any, columns: Sequence[Column[Any]]) -> Any:
-    query = select(*columns).where(*statement._where_criteria)  # noqa: SLF001 - no public way
+def _stored_key(column: Column[Any]) -> str:
+    return f"{column.key} as stored"
+
+
+def _rows_of(statement: Any, read: Mapping[str, ColumnElement[Any]], table: Table) -> Any:
+    query = select(*read.values()).where(
+        *statement._where_criteria  # noqa: SLF001 - no public way
+    )
     # as the statement itself will lock them
-    return query.with_for_update(key_share=isinstance(statement, Update), of=columns[0].table)
+    return query.with_for_update(key_share=isinstance(statement, Update), of=table)
 
 
 def _read_safely(
@@ -259,11 +294,11 @@ def _read_safely(
         return connection.execute(query, parameters, execution_options=options).all()
 
 
-def _distinct(found: Sequence[Any], columns: Sequence[Column[Any]], table: Table) -> list[_Row]:
+def _distinct(found: Sequence[Any], read: Iterable[str], table: Table) -> list[_Row]:
     """The rows, each once: a statement over several tables may find one more than once."""
     rows: dict[tuple[Any, ...], _Row] = {}
     for one in found:
-        row = {column.key: value for column, value in zip(columns, one, strict=True)}
+        row = dict(zip(read, one, strict=True))
         rows.setdefault(_key(row, table), row)
     return list(rows.values())
 
@@ -285,8 +320,10 @@ def _after(connection: Connection, before: _Before) -> dict[tuple[Any, ...], _Ro
             )
         )
         for row in _distinct(
-            _read_safely(connection, select(*before.columns).where(wanted), {}, before.options),
-            before.columns,
+            _read_safely(
+                connection, select(*before.read.values()).where(wanted), {}, before.options
+            ),
+            before.read,
             before.table,
         ):
             found[_key(row, before.table)] = row

@@ -54,6 +54,7 @@ class Journal:
         faults: Faults,
         on_orphan: Orphan | None,
         on_told: Callable[[], None] = lambda: None,
+        on_beside: Callable[[Ledger], None] | None = None,
     ) -> None:
         """Begin with no transaction.
 
@@ -62,6 +63,7 @@ class Journal:
             faults: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
             on_told: Told when a transaction is over that holds records itself.
+            on_beside: Told when one was committed without records of all that it has changed.
         """
         self._options = options
         self._faults = faults
@@ -73,6 +75,7 @@ class Journal:
         )
         self._on_orphan = on_orphan
         self._on_told = on_told
+        self._on_beside = on_beside
         self._ledgers: dict[int, tuple[weakref.ref[Connection], Ledger]] = {}
         self._gone: deque[Ledger] = deque()
 
@@ -314,8 +317,9 @@ class Journal:
         for owner, batch in ledger.undone.items():
             batch.settle("rolled_back")
             self._report_undone(owner, batch)
-        told = dict(ledger.told)
+        told, beside = dict(ledger.told), False
         for owner, batch in ledger.finish():
+            beside = beside or bool(batch)
             if outcome == "rolled_back" and owner in told:
                 # it was undone with the rest
                 whole = told.pop(owner).changes
@@ -323,6 +327,8 @@ class Journal:
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
             self._report(owner, outcome, batch, ledger, told.pop(owner, None))
+        if beside and outcome == "committed" and self._on_beside is not None:
+            self._on_beside(ledger)
 
     def _report(
         self,

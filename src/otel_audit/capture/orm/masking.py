@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from otel_audit.capture.orm.values import bounded, counted, json_text, portable
+from otel_audit.capture.orm.stored_values import is_same_document, same_uuid
+from otel_audit.capture.orm.values import bounded, counted, is_described, json_text, portable
 from otel_audit.redaction import REDACTED
 from otel_audit.redaction import Redactor as OurRedactor
 from otel_audit.redaction.adapt import NotUnderstoodError
@@ -70,6 +71,34 @@ class Masking:
             A JSON value that may leave the listener. None stays None.
         """
         return None if value is None else self.redact(name, self.form(value), mark, alias)
+
+    def stored(self, name: str, value: Any, stored: Any, alias: str) -> Any:
+        """Redact what is stored in place of a value: what is sensitive in either is sensitive.
+
+        Args:
+            name: As for `value`.
+            value: The application's value.
+            stored: What its type has made of it.
+            alias: As for `value`.
+        """
+        if stored is None:
+            return None
+        form, own = self.form(stored), self.form(value)
+        if own == form or is_described(own):
+            return self.redact(name, form, None, alias)
+        form = own if is_same_document(own, stored) else same_uuid(value, stored) or form
+        shown = self.redact(name, form, None, alias)
+        # of bytes nothing is shown
+        if shown != form or own is None or isinstance(stored, bytes | bytearray | memoryview):
+            return shown
+        return REDACTED if self._hides(name, own, alias) else shown
+
+    def _hides(self, name: str, form: Any, alias: str) -> bool:
+        """Whether something in a JSON form is to be redacted, however long it is."""
+        size = len(json_text(form)) if isinstance(form, str | dict | list) else 0
+        work = _work()
+        work.left += PER_VALUE + min(size, _READ * self.longest) / _CHARACTERS
+        return size > _READ * self.longest or bool(self._redacted(name, form, alias, work) != form)
 
     def form(self, value: Any) -> Any:
         """Bring a value to its JSON form, at the cost of the action that changes it."""

@@ -268,6 +268,20 @@ def _in_parts(encoded: Iterable[tuple[str, str]]) -> Iterator[list[dict[str, str
         yield rows
 
 
+def complain_beside(ledger: Ledger) -> None:
+    """Say that a transaction was committed without entries of what it has changed.
+
+    Args:
+        ledger: What it has written.
+    """
+    if ledger.engine is not None and ledger.engine.dialect.name != DIALECT:
+        _complain_of_place(f"a database of type {ledger.engine.dialect.name}")
+    elif ledger.committing:
+        _complain_of_place("a connection whose `commit` listener writes after ours")
+    else:
+        _complain_of_place("a connection in autocommit mode, or behind a COMMIT within a text,")
+
+
 def _complain_of_place(where: str) -> None:
     complain(
         _logger, f"outbox {where}",

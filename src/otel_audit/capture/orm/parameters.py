@@ -15,7 +15,14 @@ from otel_audit.capture.orm.bindings import Bindings, Ownership, bindings_of
 from otel_audit.capture.orm.placeholders import ColumnName, Placement, placements_in
 from otel_audit.capture.orm.plans import mark_of, referred_names
 from otel_audit.capture.orm.statements import mask_literals
-from otel_audit.capture.orm.stored_values import Storing, storing
+from otel_audit.capture.orm.stored_values import (
+    MISSING,
+    StoredMembers,
+    StoredValues,
+    members_of,
+    sent_parameters,
+    stored_values,
+)
 from otel_audit.redaction import WITHHELD
 
 if TYPE_CHECKING:
@@ -48,7 +55,9 @@ class Rule(NamedTuple):
         mark: ``redact`` or ``hash``.
         sensitive: Further names of the value that are redacted for themselves: those of the other
             columns that it belongs to, of attributes, its own.
-        storing: Makes what the parameter's type stores of a value; None where that is the value.
+        members: Finds what the parameter's type stores of members of enumerations; None: what
+            they are.
+        stored: Finds what an application's own type stores; None where that is the value.
         paths: Parameters that say under which name of a document it stands.
     """
 
@@ -56,7 +65,8 @@ class Rule(NamedTuple):
     taken: bool = True
     mark: str | None = None
     sensitive: tuple[str, ...] = ()
-    storing: Storing | None = None
+    members: StoredMembers | None = None
+    stored: StoredValues | None = None
     paths: tuple[str, ...] = ()
 
 
@@ -69,6 +79,7 @@ class _Text(NamedTuple):
     version: int
     rules: dict[str, Rule]
     numbers: frozenset[int]
+    columns: frozenset[str]
 
 
 class Parameters:
@@ -96,24 +107,32 @@ class Parameters:
             _REMEMBERED
         )
 
-    def of_compiled(self, compiled: Any, sets: Sequence[Mapping[str, Any]]) -> Any:
+    def of_compiled(self, context: Any) -> Any:
         """The parameters of a compiled statement, redacted.
+
+        Args:
+            context: SQLAlchemy's execution context.
 
         Returns:
             One object for one set; a list for several.
         """
+        compiled = context.compiled
+        sets: Sequence[Mapping[str, Any]] = getattr(context, "compiled_parameters", None) or ()
         bindings, rules = self._read(compiled)
 
         def rule(name: str) -> Rule:
             found = rules.get(name)
             if found is None:
                 found = self._rule(bindings.of(name), bindings.tables, name)
-                found = rules[name] = found._replace(storing=storing(bindings.type_of(name)))
+                kind = bindings.type_of(name)
+                stored = stored_values(kind)
+                members = members_of(kind) if stored is None else None
+                found = rules[name] = found._replace(members=members, stored=stored)
             return found
 
-        dialect = compiled.dialect
         some = sets[: self._options.max_parameter_sets]
-        shown = [self._set(one, rule, dialect) for one in some]
+        sent = _Sent(context)
+        shown = [self._set(one, rule, sent, place) for place, one in enumerate(some)]
         return _together(shown, len(sets))
 
     def of_driver(self, text: str, style: Style, parameters: Any) -> Any:
@@ -139,7 +158,7 @@ class Parameters:
         read = self._read_text(text, style)
         found = self._shown_texts.get((text, style))
         if found is None or found[0] is not read:
-            masked = mask_literals(text, style, read.numbers)
+            masked = mask_literals(text, style, read.numbers, read.columns)
             found = read, self._masking.text(masked, longest)
             self._shown_texts.put((text, style), found)
         return found[1]
@@ -178,7 +197,9 @@ class Parameters:
             for place, one in placements.numbers.items()
             if not self._is_open(self._rule(_ownership(one), placements.tables, ""))
         )
-        found = _Text(self._plans.version, rules, numbers)
+        quoted = style.dialect == "sqlite" and '"' in text
+        columns = self._columns_of(placements.tables) if quoted else frozenset[str]()
+        found = _Text(self._plans.version, rules, numbers, columns)
         self._texts.put((text, style), found)
         return found
 
@@ -241,6 +262,11 @@ class Parameters:
             found += [one for one in table.columns if one.name.lower() == wanted.name.lower()]
         return found
 
+    def _columns_of(self, tables: Mapping[str, Iterable[str]]) -> frozenset[str]:
+        named = dict.fromkeys(chain.from_iterable(tables.values()))
+        found = chain.from_iterable(map(self._plans.tables_named, named))
+        return frozenset(str(column.name).lower() for table in found for column in table.columns)
+
     def _takes_name(self, table: str, name: str, tables: Mapping[str, Iterable[str]]) -> bool:
         candidates = _possible(table, tables)
         return self._selection.takes_column_name(name, candidates)
@@ -256,7 +282,8 @@ class Parameters:
         self,
         parameters: Mapping[str, Any],
         rule_of: Callable[[str], Rule],
-        dialect: Dialect | None = None,
+        sent: _Sent | None = None,
+        place: int = 0,
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, given in parameters.items():
@@ -266,19 +293,28 @@ class Parameters:
                 break
             rule = rule_of(name)
             if rule.taken:
-                if rule.storing is not None and dialect is not None:
-                    value = rule.storing(value, dialect)
-                found[name] = self._shown(rule, value, parameters)
+                stored = MISSING
+                if sent is not None and rule.stored is not None:
+                    stored = rule.stored.of(value, sent.dialect, sent.of(place, name))
+                elif sent is not None and rule.members is not None:
+                    value = rule.members.of(value, sent.dialect)
+                found[name] = self._shown(rule, value, stored, parameters)
         return found
 
-    def _shown(self, rule: Rule, value: Any, parameters: Mapping[str, Any]) -> Any:
-        if value is None or isinstance(value, bool):
+    def _shown(self, rule: Rule, value: Any, stored: Any, parameters: Mapping[str, Any]) -> Any:
+        if stored is MISSING and (value is None or isinstance(value, bool)):
             return value
         if rule.name is None:
             return WITHHELD
-        form = self._masking.form(value)
         if rule.mark is not None:
-            return self._masking.redact(rule.name, form, rule.mark, "")
+            return self._masking.redact(rule.name, self._masking.form(value), rule.mark, "")
+        if stored is not MISSING:
+            shown = [
+                self._masking.stored(name, value, stored, "")
+                for name in (*rule.sensitive, *self._path_names(rule, parameters), rule.name)
+            ]
+            return next((one for one in shown if one != shown[-1]), shown[-1])
+        form = self._masking.form(value)
         for name in (*rule.sensitive, *self._path_names(rule, parameters)):
             shown = self._masking.redact(name, form, None, "")
             if shown != form:
@@ -293,6 +329,20 @@ class Parameters:
                 if isinstance(one, str) and len(one) <= _LONGEST_PATH:
                     found += re.findall(r"\w+", one)
         return [one for one in found if not self._masking.is_innocent(one)]
+
+
+class _Sent:
+    """What the driver was given by a statement, looked up only where it matters."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.dialect: Dialect = context.dialect
+        self._sets: Sequence[Mapping[str, Any]] | None = None
+
+    def of(self, place: int, name: str) -> Any:
+        if self._sets is None:
+            self._sets = sent_parameters(self._context)
+        return self._sets[place].get(name, MISSING) if place < len(self._sets) else MISSING
 
 
 def _possible(table: str, tables: Mapping[str, Iterable[str]]) -> list[str]:

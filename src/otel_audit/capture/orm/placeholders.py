@@ -45,6 +45,10 @@ _WORDS = keywords(
     "OVERRIDING SYSTEM USER VALUE"
 )
 """Words that are no columns."""
+_AFTER_SELECT = keywords(
+    "FROM INTO WHERE GROUP HAVING ORDER LIMIT OFFSET FETCH WINDOW UNION EXCEPT INTERSECT FOR"
+)
+"""What ends the list of what a query returns."""
 _ENDS_SOURCE = keywords("LEFT RIGHT INNER OUTER FULL CROSS NATURAL JOIN")
 
 
@@ -62,6 +66,10 @@ class ColumnName(NamedTuple):
 
 FRAGMENT: Final = ColumnName("", "")
 """Stands for what a piece of text as a whole is set into or compared with."""
+
+
+ANY_COLUMN: Final = ColumnName("", "*")
+"""Stands for columns that a text does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +325,7 @@ class _Walker:
 
     def _unit(self, unit: Sequence[_Node], depth: int, target: tuple[ColumnName, ...] = ()) -> None:
         """One comparison or assignment: all values in it belong to all columns in it."""
-        names = (*target, *self._names(unit))
+        names = tuple(dict.fromkeys((*target, *self._names(unit))))
         self._bind_unit(unit, names, depth)
 
     def _bind_unit(
@@ -329,7 +337,8 @@ class _Walker:
         secret: bool = False,
         called: bool = False,
     ) -> None:
-        placement = Placement(names, known=bool(names), secret=secret)
+        known = bool(names) and ANY_COLUMN not in names
+        placement = Placement(names, known=known, secret=secret)
         asks = any(
             isinstance(one, _Group) and one.parts and _word(one.parts[0]) in _QUERY for one in unit
         )
@@ -351,14 +360,14 @@ class _Walker:
             previous = node.text if isinstance(node, Token) and node.kind == WORD else ""
 
     def _names(self, unit: Sequence[_Node], depth: int = 0) -> Iterator[ColumnName]:
-        """The columns in a unit; those in its subqueries are none of its own."""
+        """The columns in a unit; of its subqueries those that they return."""
         previous: list[str] = []
         for place, node in enumerate(unit):
             following = unit[place + 1] if place + 1 < len(unit) else None
             if isinstance(node, _Group):
-                subquery = node.parts and _word(node.parts[0]) in _QUERY
-                if not subquery and depth <= _DEEPEST:
-                    yield from self._names(node.parts, depth + 1)
+                if depth <= _DEEPEST:
+                    before = _word(unit[place - 1]) if place else ""
+                    yield from self._names_in_group(node, before, depth + 1)
                 continue
             if node.kind == LITERAL and place and _text(unit[place - 1]).startswith(("->", "#>")):
                 # a path in a document
@@ -374,6 +383,40 @@ class _Walker:
                 if not called and not typed:
                     yield ColumnName(".".join(previous), name)
                 previous = []
+
+    def _names_in_group(self, group: _Group, before: str, depth: int) -> Iterator[ColumnName]:
+        if not group.parts or _word(group.parts[0]) not in _QUERY:
+            yield from self._names(group.parts, depth)
+        elif before != "EXISTS":
+            yield from self._returned(group.parts, depth)
+
+    def _returned(self, query: Sequence[_Node], depth: int) -> Iterator[ColumnName]:
+        """The columns that a query returns."""
+        selects = False
+        part: list[_Node] = []
+        for place, node in enumerate(query):
+            word = _word(node)
+            if word == "SELECT":
+                selects, part = True, []
+            elif (
+                selects
+                and word in _AFTER_SELECT
+                and not (word == "FROM" and _is_distinct(query[:place]))
+            ):
+                selects = False
+                yield from self._returned_by(part, depth)
+            elif word in ("VALUES", "TABLE"):
+                yield ANY_COLUMN
+            elif selects:
+                part.append(node)
+        if selects:
+            yield from self._returned_by(part, depth)
+
+    def _returned_by(self, part: Sequence[_Node], depth: int) -> Iterator[ColumnName]:
+        for item in _split(part, {","}):
+            if _text(item[-1]) == "*":
+                yield ANY_COLUMN
+            yield from self._names(item, depth)
 
     def _each(self, nodes: Sequence[_Node], placement: Placement) -> None:
         waiting = list(nodes)

@@ -15,7 +15,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.capture.orm.cascades import Cascades, noted
 from otel_audit.capture.orm.nouns import Nouns, RowNaming, bases_of, mappers_of
-from otel_audit.capture.orm.stored_values import Storing, storing
+from otel_audit.capture.orm.stored_values import (
+    StoredMembers,
+    StoredValues,
+    members_of,
+    stored_values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,10 +45,12 @@ class ColumnPlan:
         moving: Whether a flush may change it unasked (``onupdate``, a version counter).
         is_text: Whether its values are texts, mostly.
         is_json: Whether a patch makes sense.
-        innocent: Whether nothing is redacted for its name or mark alone, so that a number or a
-            time in it need not be looked at.
+        innocent: Whether nothing is redacted for its name or mark alone, and what is stored is the
+            value, so that a number or a time in it need not be looked at.
         type: The column's type.
-        storing: Makes what the type stores of a value; None where that is the value.
+        members: Finds what the type stores of members of enumerations; None: what they are.
+        stored: Finds what an application's own type stores; None where that is the value.
+        place: The table's and the column's key.
     """
 
     key: str
@@ -58,7 +65,9 @@ class ColumnPlan:
     is_json: bool
     innocent: bool
     type: TypeEngine[Any]
-    storing: Storing | None
+    members: StoredMembers | None
+    stored: StoredValues | None
+    place: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +138,9 @@ class Plans:
         self._columns: weakref.WeakKeyDictionary[Column[Any], ColumnPlan] = (
             weakref.WeakKeyDictionary()
         )
+        self._stored: weakref.WeakKeyDictionary[Table, tuple[Column[Any], ...]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._named: dict[str, list[Table]] = {}
         self.cascades = Cascades()
         self.version = 0
@@ -175,6 +187,14 @@ class Plans:
             self._columns[column] = plan
         return plan
 
+    def stored_columns(self, table: Table) -> tuple[Column[Any], ...]:
+        """The columns of a table whose types are the application's, and store others."""
+        found = self._stored.get(table)
+        if found is None:
+            found = tuple(one for one in table.columns if self.of_column(one).stored is not None)
+            self._stored[table] = found
+        return found
+
     def tables_named(self, name: str) -> list[Table]:
         """The tables that a name in a SQL text may mean: cases are not told apart.
 
@@ -207,6 +227,7 @@ class Plans:
         """A class was mapped: a table that had none may have one now, and a noun two classes."""
         self._tables.clear()
         self._columns.clear()
+        self._stored.clear()
         self._mappers.clear()
         self._named = {}
         self.version += 1
@@ -287,6 +308,7 @@ def plan_column(
     """
     mark = mark_of(column)
     further = [one for one in (key, *referred_names(column)) if not is_innocent(one)]
+    stored = stored_values(column.type) if mark is None else None
     database_value = column.computed is not None or column.identity is not None
     return ColumnPlan(
         key=key,
@@ -301,9 +323,11 @@ def plan_column(
         is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
         alias=further[0] if further else key,
-        innocent=mark is None and is_innocent(name) and not further,
+        innocent=mark is None and is_innocent(name) and not further and stored is None,
         type=column.type,
-        storing=storing(column.type),
+        members=members_of(column.type) if stored is None else None,
+        stored=stored,
+        place=(str(getattr(column.table, "key", "")), str(column.key)),
     )
 
 

@@ -84,13 +84,14 @@ class Relations:
             plan = self._known[table] = self._plan(table, relationship)
         return plan
 
-    def describe(
+    def describe(  # noqa: PLR0913, PLR0917 - a row, and where it is
         self,
         plan: RelationPlan,
         operation: Operation,
         row: Mapping[str, Any],
         table: Table,
         place: Place,
+        sent: Mapping[str, Any],
     ) -> Change:
         """Describe one row that was added, removed or moved.
 
@@ -100,13 +101,14 @@ class Relations:
             row: The statement's parameters.
             table: The association's table.
             place: Where it was written.
+            sent: What the driver was given for the parameters.
 
         Returns:
             A change of kind ``relation`` that names both sides.
         """
         columns = {column.key: column for column in table.columns}
-        now = self._row(row, columns, "")
-        earlier = self._row(row, columns, _EARLIER)
+        now = self._row(row, sent, columns, "")
+        earlier = self._row(row, sent, columns, _EARLIER)
         whole = now if operation != "update" else {**earlier, **now}
         key = {name: whole[name] for name in plan.key if name in whole}
         naming = self._places.naming(place, plan.naming)
@@ -127,14 +129,22 @@ class Relations:
         )
 
     def _row(
-        self, row: Mapping[str, Any], columns: Mapping[str, Column[Any]], prefix: str
+        self,
+        row: Mapping[str, Any],
+        sent: Mapping[str, Any],
+        columns: Mapping[str, Column[Any]],
+        prefix: str,
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, column in columns.items():
             if prefix + key in row:
-                plan = self._plans.of_column(column)
+                plan, value = self._plans.of_column(column), row[prefix + key]
+                if plan.stored is not None:
+                    stored = sent.get(prefix + key, value)
+                    found[column.name] = self._masking.stored(plan.name, value, stored, plan.alias)
+                    continue
                 found[column.name] = self._masking.value(
-                    plan.name, row[prefix + key], mark=plan.mark, alias=plan.alias
+                    plan.name, value, mark=plan.mark, alias=plan.alias
                 )
         return found
 

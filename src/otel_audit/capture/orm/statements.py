@@ -143,19 +143,28 @@ def read_sql(text: str, style: Style = ANY_STYLE) -> SqlText:
     return found
 
 
-def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] | None = ()) -> str:
+def mask_literals(
+    text: str,
+    style: Style = ANY_STYLE,
+    numbers: Collection[int] | None = (),
+    columns: Collection[str] = (),
+) -> str:
     """Take quoted literals and comments out of a SQL text: they may hold what must not be shown.
 
     Args:
         text: The SQL.
         style: How it is to be read.
         numbers: Where numbers begin that are to be taken out, too; None: all of them are.
+        columns: In lower case, the columns of the tables that it speaks of, as far as they are
+            known: SQLite reads what stands in double quotes as one of these, or else as a text.
     """
     pieces: list[str] = []
     place = 0
     text = text[:_LONGEST]
     tokens = tokens_of(text, style)
-    texts = _texts_in_name_quotes(text, tokens) if style.dialect == "sqlite" else frozenset()
+    texts = (
+        _texts_in_name_quotes(text, tokens, columns) if style.dialect == "sqlite" else frozenset()
+    )
     for token in tokens:
         shown = " " if token.kind == COMMENT else "'…'" if token.kind == LITERAL else None
         if token.start in texts:
@@ -169,7 +178,9 @@ def mask_literals(text: str, style: Style = ANY_STYLE, numbers: Collection[int] 
     return "".join(pieces)
 
 
-def _texts_in_name_quotes(text: str, tokens: Sequence[Token]) -> frozenset[int]:
+def _texts_in_name_quotes(
+    text: str, tokens: Sequence[Token], columns: Collection[str]
+) -> frozenset[int]:
     """Where names in double quotes begin that stand as values.
 
     SQLite takes them for texts if there is no column of that name.
@@ -189,7 +200,7 @@ def _texts_in_name_quotes(text: str, tokens: Sequence[Token]) -> frozenset[int]:
             groups.append(lists or any(groups[-1:]))
         elif token.upper == ")" and groups:
             groups.pop()
-        elif token.kind == NAME and text[token.start] == '"':
+        elif token.kind == NAME and text[token.start] == '"' and token.text.lower() not in columns:
             following = tokens[place + 1].text if place + 1 < len(tokens) else ""
             if following != "." and (
                 previous in _BEFORE_VALUES

@@ -1,44 +1,298 @@
-"""What a column's type stores in place of the application's value, where the two differ."""
+"""What a column's type stores in place of the application's value, where the two differ.
+
+The types of SQLAlchemy itself say the same in another spelling (a time as a text, a document as
+JSON): their values are told as they are. Types that an application or a library has made may store
+something else entirely, cents for euros, say: of these the value is told that the type passed on.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+import json
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from uuid import UUID
 
 from sqlalchemy import ARRAY, Enum
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 if TYPE_CHECKING:
-    from sqlalchemy import Dialect
+    from collections.abc import Mapping
 
-Storing: TypeAlias = "Callable[[Any, Dialect], Any]"
-"""Makes what is stored of a value."""
+    from sqlalchemy import Column, Dialect, Table
+
+_Process: TypeAlias = "Callable[[Any], Any]"
+
+MISSING: Final[Any] = object()
+"""Stands for a value that was not seen on its way to the database."""
+
+_UUID_TEXTS: Final = (32, 36)
+_LONGEST_DOCUMENT: Final = 100_000
+"""Characters of a text that is read as the document that it may be."""
 
 
-def storing(kind: TypeEngine[Any] | None) -> Storing | None:
+def members_of(kind: TypeEngine[Any] | None) -> StoredMembers | None:
     """How to find what a type stores of members of enumerations, which only the type can tell.
 
     Args:
         kind: The column's type.
 
     Returns:
-        None where what is stored does not depend on the type.
+        None where what is stored of a member does not depend on the type.
     """
     if isinstance(kind, Enum | TypeDecorator):
-        return lambda value, dialect: _bound(kind, value, dialect)
-    item = storing(kind.item_type) if isinstance(kind, ARRAY) else None
-    return None if item is None else lambda value, dialect: _each(item, value, dialect)
+        return StoredMembers(kind, is_array=False)
+    if isinstance(kind, ARRAY) and members_of(kind.item_type) is not None:
+        return StoredMembers(kind.item_type, is_array=True)
+    return None
 
 
-def _bound(kind: TypeEngine[Any], value: Any, dialect: Dialect) -> Any:
-    if not isinstance(value, enum.Enum):
-        return value
-    process = kind.dialect_impl(dialect).bind_processor(dialect)
-    return value if process is None else process(value)
+class StoredMembers(NamedTuple):
+    """Finds what a type stores of members of enumerations."""
+
+    kind: TypeEngine[Any]
+    is_array: bool
+
+    def of(self, value: Any, dialect: Dialect) -> Any:
+        """What is stored of a value: of a member what the type makes of it, else the value."""
+        if self.is_array and isinstance(value, list | tuple | set | frozenset):
+            return [self._of_one(one, dialect) for one in value]
+        return self._of_one(value, dialect)
+
+    def _of_one(self, value: Any, dialect: Dialect) -> Any:
+        if not isinstance(value, enum.Enum):
+            return value
+        process = self.kind.dialect_impl(dialect).bind_processor(dialect)
+        return value if process is None else process(value)
 
 
-def _each(item: Storing, value: Any, dialect: Dialect) -> Any:
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_each(item, one, dialect) for one in value]
-    return item(value, dialect)
+class _Steps(NamedTuple):
+    """How a value comes to the driver.
+
+    Attributes:
+        own: What the application's type makes of it.
+        rest: What SQLAlchemy's type below makes of that for the driver; None: nothing.
+    """
+
+    own: _Process
+    rest: _Process | None
+
+
+class StoredValues:
+    """Finds what an application's own type stores of its values."""
+
+    def __init__(self, kind: TypeEngine[Any]) -> None:
+        """Take the type."""
+        self._kind = kind
+        self._steps: weakref.WeakKeyDictionary[Dialect, _Steps | None] = weakref.WeakKeyDictionary()
+        self._steady: bool | None = None
+
+    def applies(self, dialect: Dialect) -> bool:
+        """Whether the type stores something of its own on a database."""
+        return self._of(dialect) is not None
+
+    def of(self, value: Any, dialect: Dialect, sent: Any = MISSING) -> Any:
+        """What is stored of a value.
+
+        Args:
+            value: The application's value.
+            dialect: The database's.
+            sent: What the driver was given for it, where that was seen.
+        """
+        steps = self._of(dialect)
+        if steps is None:
+            return value
+        if sent is MISSING:
+            return steps.own(value)
+        if steps.rest is None:
+            if self._steady is None:
+                self._steady = _is_equal(steps.own(value), sent)
+            return sent
+        # the same without the spelling of the driver, unless the type made another value of it
+        again = steps.own(value)
+        self._steady = _is_equal(steps.rest(again), sent)
+        return again if self._steady else sent
+
+    def is_steady(self, value: Any, dialect: Dialect) -> bool:
+        """Whether the type makes the same of a value each time, as one that salts does not.
+
+        Only then it can be told what is stored of a value that was read from the database.
+        """
+        steps = self._of(dialect)
+        if steps is not None and self._steady is None:
+            self._steady = _is_equal(steps.own(value), steps.own(value))
+        return steps is None or self._steady is True
+
+    def below(self, dialect: Dialect) -> TypeEngine[Any] | None:
+        """As what the column can be read to see what is stored; None: as it is."""
+        return _below(self._kind.dialect_impl(dialect)) if self.applies(dialect) else None
+
+    def _of(self, dialect: Dialect) -> _Steps | None:
+        try:
+            return self._steps[dialect]
+        except KeyError:
+            found = self._steps[dialect] = _steps(self._kind.dialect_impl(dialect), dialect)
+            return found
+
+
+def stored_values(kind: TypeEngine[Any] | None) -> StoredValues | None:
+    """How to find what a type stores of its values; None where they are told as they are."""
+    return StoredValues(kind) if kind is not None and _may_store_others(kind) else None
+
+
+def is_same_document(value: Any, stored: Any) -> bool:
+    """Tell whether a text is nothing but a JSON value written down.
+
+    Args:
+        value: The JSON form of the application's value.
+        stored: What is stored of it.
+    """
+    if not isinstance(value, list | dict) or not isinstance(stored, str):
+        return False
+    if len(stored) > _LONGEST_DOCUMENT:
+        return False
+    try:
+        return bool(json.loads(stored) == value)
+    except (ValueError, RecursionError):
+        return False
+
+
+def same_uuid(value: Any, stored: Any) -> str | None:
+    """The text of a UUID that is stored in whatever spelling; None where it is none."""
+    if not isinstance(value, UUID):
+        if not isinstance(value, str) or len(value) not in _UUID_TEXTS or value == stored:
+            return None
+        try:
+            value = UUID(value)
+        except ValueError:
+            return None
+    if isinstance(stored, bytes | memoryview):
+        return str(value) if bytes(stored) in (value.bytes, value.bytes_le) else None
+    if isinstance(stored, UUID | int):
+        return str(value) if int(stored) == value.int else None
+    if not isinstance(stored, str) or len(stored) not in _UUID_TEXTS:
+        return None
+    return str(value) if stored.replace("-", "").lower() == value.hex else None
+
+
+class SentValues:
+    """What the driver was given for values of application-made types, by column and value."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._found: dict[tuple[str, str, int], tuple[Any, list[Any]]] = {}
+
+    def gather(self, table: Table, columns: Sequence[Column[Any]], context: Any) -> None:
+        """Remember what a statement of a flush sends.
+
+        Args:
+            table: What it writes.
+            columns: Those of the table whose types are the application's.
+            context: SQLAlchemy's execution context.
+        """
+        name = str(table.key)
+        for given, sent in zip(context.compiled_parameters, sent_parameters(context), strict=False):
+            for column in columns:
+                key = column.key
+                if key in given and key in sent:
+                    value = given[key]
+                    # the value is kept, so that no other one gets its number
+                    found = self._found.setdefault((name, key, id(value)), (value, []))
+                    found[1].append(sent[key])
+
+    def take(self, table: str, key: str, value: Any) -> Any:
+        """What was sent for a value; of one that was sent for several rows each in turn."""
+        found = self._found.get((table, key, id(value)))
+        if found is None:
+            return MISSING
+        sent = found[1]
+        return sent.pop(0) if len(sent) > 1 else sent[0]
+
+
+def sent_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
+    """What the driver was given, by name; empty where the names cannot be told.
+
+    Lists are expanded into parameters that only the statement in the end knows of.
+    """
+    compiled = context.compiled
+    if compiled.positional:
+        names = compiled.positiontup
+        sets = context.parameters
+        if names is None or any(len(one) != len(names) for one in sets):
+            return ()
+        return [dict(zip(names, one, strict=True)) for one in sets]
+    escaped = compiled.escaped_bind_names
+    if not escaped:
+        return context.parameters  # type: ignore[no-any-return]
+    return [
+        {**one, **{name: one[other] for name, other in escaped.items() if other in one}}
+        for one in context.parameters
+    ]
+
+
+def _may_store_others(kind: TypeEngine[Any]) -> bool:
+    """Whether a type, or what it stands for on some database, is made by an application."""
+    if isinstance(kind, ARRAY):
+        return _may_store_others(kind.item_type)
+    variants = getattr(kind, "_variant_mapping", {})
+    if any(map(_may_store_others, variants.values())):
+        return True
+    if isinstance(kind, TypeDecorator):
+        if _is_foreign(type(kind), "process_bind_param"):
+            return True
+        if isinstance(kind.impl, TypeEngine) and _may_store_others(kind.impl):
+            return True
+    return _is_foreign(type(kind), "bind_processor")
+
+
+def _is_foreign(kind: type, method: str) -> bool:
+    """Whether a method of a type is not SQLAlchemy's own."""
+    owner = next((one for one in kind.__mro__ if method in one.__dict__), None)
+    return owner is not None and owner.__module__.partition(".")[0] != "sqlalchemy"
+
+
+def _steps(impl: TypeEngine[Any], dialect: Dialect) -> _Steps | None:
+    if isinstance(impl, ARRAY):
+        item = _steps(impl.item_type.dialect_impl(dialect), dialect)
+        return None if item is None else _Steps(_each(item.own), item.rest and _each(item.rest))
+    if _is_foreign(type(impl), "bind_processor"):
+        process = impl.bind_processor(dialect)
+        return None if process is None else _Steps(process, None)
+    if not isinstance(impl, TypeDecorator):
+        return None
+    below: TypeEngine[Any] = impl.impl_instance
+    inner = _steps(below, dialect)
+    if not _is_foreign(type(impl), "process_bind_param"):
+        return inner
+    bind = impl.process_bind_param
+    if inner is not None:
+        return _Steps(lambda value: inner.own(bind(value, dialect)), inner.rest)
+    return _Steps(lambda value: bind(value, dialect), below.bind_processor(dialect))
+
+
+def _below(impl: TypeEngine[Any]) -> TypeEngine[Any]:
+    if isinstance(impl, ARRAY):
+        return ARRAY(_below(impl.item_type))
+    if isinstance(impl, TypeDecorator):
+        return _below(impl.impl_instance)
+    return NullType() if _is_foreign(type(impl), "bind_processor") else impl
+
+
+def _each(process: _Process) -> _Process:
+    def all_of(value: Any) -> Any:
+        if isinstance(value, list | tuple | set | frozenset):
+            return [all_of(one) for one in value]
+        return process(value)
+
+    return all_of
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal; those that cannot be compared are not."""
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - a type of the application's
+        return False

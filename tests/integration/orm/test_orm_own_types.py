@@ -1,0 +1,392 @@
+"""Types that an application has made: what is told is what its table holds."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import itertools
+import json
+import uuid
+from typing import Any
+
+import pytest
+from orm_harness import PostgresStore, SqliteStore, capturing
+from sqlalchemy import (
+    CHAR,
+    Column,
+    DateTime,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    bindparam,
+    create_engine,
+    func,
+    insert,
+    select,
+    text,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator, UserDefinedType
+
+from otel_audit.capture.orm import OrmOptions
+
+NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+
+
+LOADED = dict.fromkeys(
+    ("never", "price", "prefs", "made", "coded", "place", "plain", "many", "pin")
+)
+"""Attributes that are to be known without a query."""
+
+
+class Cents(TypeDecorator[Any]):
+    """Euros, stored as cents."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else round(value * 100)
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else value / 100
+
+
+class Salted(TypeDecorator[Any]):
+    """Another text for each value, as of a hash with a salt."""
+
+    impl = String
+    cache_ok = True
+    numbers = itertools.count()
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else f"{next(self.numbers)}:{value}"
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else value.partition(":")[2]
+
+
+class Never(TypeDecorator[Any]):
+    """A text that is never NULL."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return value or "n/a"
+
+    def process_result_value(self, value, dialect):
+        return None if value == "n/a" else value
+
+
+class Document(TypeDecorator[Any]):
+    """A document as a text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return json.dumps(value)
+
+    def process_result_value(self, value, dialect):
+        return json.loads(value)
+
+
+class Naive(TypeDecorator[Any]):
+    """A time without its zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else value.astimezone(dt.UTC).replace(tzinfo=None)
+
+
+class Coded(TypeDecorator[Any]):
+    """A text that is not seen for what it is in its table."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else base64.b85encode(value.encode()).decode()
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else base64.b85decode(value).decode()
+
+
+class Guid(TypeDecorator[Any]):
+    """A UUID as 32 letters."""
+
+    impl = CHAR(32)
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else value.hex
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else uuid.UUID(value)
+
+
+class Point(UserDefinedType[Any]):
+    """A pair of numbers as a text of the application's own."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_options):
+        return "VARCHAR(40)"
+
+    def bind_processor(self, dialect):
+        return lambda value: None if value is None else f"<{value[0]}|{value[1]}>"
+
+    def result_processor(self, dialect, coltype):
+        return lambda value: None if value is None else tuple(map(int, value[1:-1].split("|")))
+
+
+class Plain(TypeDecorator[Any]):
+    """A type that changes nothing, as SQLModel's for texts."""
+
+    impl = String
+    cache_ok = True
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+tagged = Table(
+    "gadget_sticker",
+    Base.metadata,
+    Column("gadget_id", ForeignKey("gadget.id"), primary_key=True),
+    Column("sticker_id", ForeignKey("sticker.id"), primary_key=True),
+)
+
+
+class Gadget(Base):
+    __tablename__ = "gadget"
+    id: Mapped[uuid.UUID] = mapped_column(Guid, primary_key=True, default=uuid.uuid4)
+    price = mapped_column(Cents)
+    salted = mapped_column(Salted)
+    never = mapped_column(Never)
+    prefs = mapped_column(Document, default=None)
+    made = mapped_column(Naive)
+    coded = mapped_column(Coded)
+    place = mapped_column(Point)
+    plain = mapped_column(Plain)
+    many = mapped_column(ARRAY(Cents).with_variant(Document(), "sqlite"))
+    pin = mapped_column(Cents, info={"audit": "redact"})
+    stickers: Mapped[list[Sticker]] = relationship(secondary=tagged)
+
+
+class Sticker(Base):
+    __tablename__ = "sticker"
+    id: Mapped[uuid.UUID] = mapped_column(Guid, primary_key=True, default=uuid.uuid4)
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
+    Base.metadata.create_all(engine)
+    yield SqliteStore(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+async def pg(orm_dsn):
+    engine = create_async_engine(orm_dsn)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    yield PostgresStore(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+    await engine.dispose()
+
+
+async def added(store, **values):
+    """What is told of a new row."""
+    (change,) = await store.changes(lambda s: s.add(Gadget(**values)))
+    return {name: pair[1] for name, pair in change.values.items() if name != "id"}
+
+
+def stored(session, column):
+    """What a column of the only row holds, as its database shows it."""
+    return session.scalar(select(type_coerce(column, String)))
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ({"price": 1.5}, 150),
+            ({"never": None}, "n/a"),
+            ({"prefs": {"a": [1], "b": "x"}}, {"a": [1], "b": "x"}),
+            ({"prefs": "text"}, '"text"'),
+            ({"made": NOON}, "2024-01-02T10:00:00"),
+            ({"place": (1, 2)}, "<1|2>"),
+            ({"plain": "as it is"}, "as it is"),
+            ({"many": [1.5, 2]}, [150, 200]),
+            ({"pin": 12.34}, "[REDACTED]"),
+        ],
+    )
+    async def test_inserted(self, capture, pg, value, expected):
+        """An insert tells what the type has made of a value."""
+        (name,) = value
+        assert (await added(pg, **value))[name] == expected
+
+    async def test_nothing_is_something(self, capture, store):
+        """A type may store something for nothing, also where no value was given."""
+        assert (await added(store))["never"] == "n/a"
+        assert "price" not in await added(store)
+
+    async def test_all_ends_of_a_history_agree(self, capture, store):
+        """Insert, update, delete and statements tell of a value alike."""
+
+        def work(session):
+            gadget = Gadget(price=1.5)
+            session.add(gadget)
+            session.flush()
+            assert stored(session, Gadget.price) == 150
+            gadget.price = 2.5
+            session.flush()
+            session.execute(update(Gadget).values(price=3.5).where(Gadget.price == bindparam("old")),
+                            {"old": 2.5})  # fmt: skip
+            session.refresh(gadget)
+            session.delete(gadget)
+
+        made, changed, many, gone = await store.changes(work, expire_on_commit=False)
+        assert made.values["price"] == [None, 150]
+        assert changed.values == {"price": [150, 250]}
+        assert many.parameters == {"price": 350, "old": 250}
+        assert gone.values["price"] == [350, None]
+        assert made.reference == changed.reference == gone.reference
+
+    async def test_what_was_sent_is_told(self, capture, store):
+        """A type that makes another value each time is not asked again."""
+
+        def work(session):
+            gadgets = [Gadget(salted="x", **LOADED), Gadget(salted="x", **LOADED)]
+            session.add_all(gadgets)
+            session.flush()
+            found = session.execute(text("SELECT id, salted FROM gadget")).all()
+            told.update({str(uuid.UUID(number)): salted for number, salted in found})
+            gadgets[0].salted = "y"
+            session.flush()
+            session.delete(gadgets[1])
+
+        told: dict[str, str] = {}
+        one, other, changed, gone = await store.changes(work)
+        assert {c.key["id"]: c.values["salted"][1] for c in (one, other)} == told
+        # nobody knows what was there before
+        assert changed.values["salted"][0] is None
+        assert changed.unknown_before == ("salted",)
+        assert gone.unknown_before == ("salted",)
+
+    async def test_many_rows(self, capture, store):
+        """The rows of one statement keep their own values, however many statements it takes."""
+
+        def work(session):
+            session.add_all([Gadget(price=n, salted=f"{n}") for n in range(900)])
+
+        changes = await store.changes(work)
+        assert [one.values["price"][1] for one in changes] == [n * 100 for n in range(900)]
+        assert all(one.values["salted"][1].endswith(f":{n}") for n, one in enumerate(changes))
+
+    async def test_sensitive_in_either(self, store):
+        """What is hidden for what the application says is hidden for what the table holds."""
+        from orm_harness import action
+
+        from otel_audit.capture.orm import attach, detach
+        from otel_audit.config import AuditConfig
+        from otel_audit.redaction import Redactor
+
+        attachment = attach(Redactor.from_config(AuditConfig()))
+        try:
+            with action() as scope:
+                await store.run(
+                    lambda s: (
+                        s.add(Gadget(coded="4111 1111 1111 1111", salted="4111 1111 1111 1111")),
+                        s.execute(insert(Gadget).values(coded="4111 1111 1111 1111")),
+                        s.commit(),
+                    )
+                )
+        finally:
+            detach(attachment)
+        entity = next(one for one in scope.changes if one.kind == "entity")
+        bulk = next(one for one in scope.changes if one.kind == "bulk")
+        assert entity.values["coded"][1] == bulk.parameters["coded"] == "[REDACTED]"
+        assert "4111" not in str(entity.values["salted"])
+
+
+class TestKeys:
+    async def test_a_uuid_in_any_spelling(self, capture, store):
+        """A key is told as the UUID that it is: so routes name it, too."""
+        number = uuid.uuid4()
+        (change,) = await store.changes(lambda s: s.add(Gadget(id=number)))
+        assert change.reference == f"gadget:{number}"
+
+    async def test_association(self, capture, store):
+        """Rows of an association name their sides as these name themselves."""
+        one, other = uuid.uuid4(), uuid.uuid4()
+        changes = await store.changes(lambda s: s.add(Gadget(id=one, stickers=[Sticker(id=other)])))
+        relation = next(c for c in changes if c.kind == "relation")
+        assert {f"gadget:{one}", f"sticker:{other}"} <= set(relation.related)
+
+
+class TestRowsOfStatements:
+    async def test_before_images(self, store):
+        """Rows that are read around a statement are told as the table holds them."""
+        with capturing(OrmOptions(before_images=("gadget",))) as capture:
+
+            def work(session):
+                session.add(Gadget(price=1.5, salted="x"))
+                session.commit()
+                session.execute(update(Gadget).values(price=2.5, salted="y"))
+                told.append(session.scalar(select(func.max(type_coerce(Gadget.salted, String)))))
+
+            told: list[str] = []
+            _, _, row = await store.changes(work)
+        assert row.values["price"] == [150, 250]
+        assert row.values["salted"][0].endswith(":x")
+        assert row.values["salted"][1] == told[0]
+        assert capture.errors == 0
+
+
+def test_a_type_that_raises(sqlite):
+    """An error of a type that is asked again costs its value, not the entry."""
+
+    class Once(TypeDecorator[Any]):
+        impl = LargeBinary
+        cache_ok = True
+        calls = 0
+
+        def process_bind_param(self, value, dialect):
+            Once.calls += 1
+            if Once.calls > 1:
+                raise RuntimeError("once only")
+            return b"x"
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Row(Own):
+        __tablename__ = "row"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        value = mapped_column(Once)
+
+    Own.metadata.create_all(sqlite.engine)
+    from orm_harness import action
+
+    with capturing(), action() as scope, Session(sqlite.engine) as session:
+        session.add(Row(id=1, value="v"))
+        session.commit()
+    (change,) = scope.changes
+    assert change.key == {"id": 1}
+    assert change.values["value"][1] == {"type": "builtins.str"}
+    assert change.note == "not readable: value (RuntimeError)"
