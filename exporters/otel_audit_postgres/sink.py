@@ -42,7 +42,7 @@ from otel_audit_postgres.failures import (
     refusal_reason,
 )
 from otel_audit_postgres.loading import SMALLEST_LOAD, Loader
-from otel_audit_postgres.readiness import refuse_unready
+from otel_audit_postgres.readiness import refuse_encoding, refuse_unready
 from otel_audit_postgres.rows import (
     COLUMNS,
     Row,
@@ -361,6 +361,7 @@ class PostgresSink:
             )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
+            await refuse_encoding(self._connection)
         today = datetime.now(UTC).date()
         if self._upkept_on != today:
             await self._make_partitions(self._connection)

@@ -14,7 +14,8 @@ from otel_audit_postgres.ledger.findings import Malformed
 from otel_audit_postgres.ledger.flaws import Flaw
 from otel_audit_postgres.ledger.rowcheck import altered_columns, is_no_record, leaf_of
 
-_FIRST_PART: Final = 64
+_FIRST_PART: Final = 8
+"""Places that are judged before it is known how large the rows are."""
 
 
 @dataclass(slots=True)

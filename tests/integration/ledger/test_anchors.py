@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Log
+from otel_audit_postgres.ledger import anchors
 from otel_audit_postgres.ledger.anchors import (
     AnchorError,
     FileAnchor,
@@ -24,6 +26,7 @@ from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.health import inspect_ledger
 from otel_audit_postgres.ledger.notes import read_checkpoint
 from otel_audit_postgres.ledger.sealer import LedgerError
+from otel_audit_postgres.ledger.verify import verify
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import OtelAuditError

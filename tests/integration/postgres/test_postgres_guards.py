@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date
 
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink, maintain
+from click.testing import CliRunner
+from otel_audit_postgres import PostgresSink, init, maintain
 from strategies import a_record
 
+from otel_audit.cli.main import cli
 from otel_audit.ids import uuid7
 
 CHANGES = (
@@ -213,9 +216,9 @@ class TestPartitions:
         assert "audit_logs_default" not in text
 
 
-async def test_a_detached_default_partition_is_told(audit_store, admin):
+async def test_a_detached_default_partition_is_told(audit_store, owner):
     """By init, by maintain, which then fails, and until it is attached again."""
-    await admin.execute("ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default")
+    await owner.execute("ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default")
     attach = "ATTACH PARTITION audit.audit_logs_default DEFAULT"
     done = await maintain(audit_store)
     assert not done.has_default
@@ -226,6 +229,6 @@ async def test_a_detached_default_partition_is_told(audit_store, admin):
     assert told.exit_code == 1
     assert attach in told.output.replace("\n", " ")
     assert any(attach in line for line in (await init(audit_store)).lines)
-    await admin.execute(f"ALTER TABLE audit.audit_logs {attach}")
+    await owner.execute(f"ALTER TABLE audit.audit_logs {attach}")
     assert (await maintain(audit_store)).ok
     assert not any(attach in line for line in (await init(audit_store)).lines)
