@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from postgres_servers import Postgres
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
 from otel_audit.testing.store import Server, embedded_server, running_server
 
 settings.register_profile("usual", deadline=None, max_examples=60)
@@ -39,7 +39,7 @@ def _clean_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_said_yet() -> None:
     """A line that another test has caused does not hold back this test's."""
-    complaints.forget()
+    ratelimited_log.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.sealer import Sealer
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.verify import verify
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 ALWAYS = {
     "audit_logs": ("refuse_change", "refuse_row_change", "queue_for_sealing"),

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from otel_audit.pipeline.sink import Accepted, Receipt, Refused
+from otel_audit.delivery.sink import Accepted, Receipt, Refused
 from otel_audit.record import AuditRecord, to_json
 
 

@@ -26,7 +26,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from ports import free_port
 
-from otel_audit.serve.senders import new_token
+from otel_audit.server.credentials import new_token
 
 START = 1_790_000_000_123_456_789
 

@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 from hypothesis import strategies as st
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import (
     NO_CONTENT,
     Actor,

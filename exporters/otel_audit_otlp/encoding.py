@@ -15,13 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from otel_audit._util.ids import derived_uuid7
+from otel_audit._util.record_limit import fit
 from otel_audit.attributes import SCOPE_NAME, to_attributes
-from otel_audit.fitting import fit
-from otel_audit.ids import derived_uuid7
-from otel_audit.pipeline.mending import mend_record, written_down
-from otel_audit.pipeline.sink import Refused
+from otel_audit.delivery.sanitize import mend_record, written_down
+from otel_audit.delivery.sink import Refused
 from otel_audit.record import AuditRecord, to_json
-from otel_audit_otlp import wire
+from otel_audit_otlp import protobuf_wire
 
 LARGEST_REQUEST: Final = 3_500_000
 """Bytes of spans in one request; receivers take 4 MiB (gRPC's default) behind them, or more."""
@@ -56,7 +56,7 @@ def carry(records: Sequence[AuditRecord]) -> tuple[list[Carried], list[Refused]]
         try:
             if record.resource != checked:
                 # one that cannot be written must show here, where it costs one record only
-                wire.pairs(wire.RESOURCE_ATTRIBUTE, record.resource)
+                protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, record.resource)
                 checked = record.resource
             carried += _carried(record)
         except _UNFIT:
@@ -98,15 +98,16 @@ def to_span(record: AuditRecord) -> bytes:
             before 1970.
     """
     trace_id, parent = _place(record)
+    span_id = hashlib.sha256(f"span {record.record_id}".encode()).digest()[:8]
     return b"".join((
-        wire.part(wire.SPAN_TRACE_ID, trace_id),
-        wire.part(wire.SPAN_ID, hashlib.sha256(f"span {record.record_id}".encode()).digest()[:8]),
-        wire.part(wire.SPAN_PARENT_ID, parent) if parent else b"",
-        wire.part(wire.SPAN_NAME, record.event_name.encode()),
-        wire.SPAN_KIND_INTERNAL,
-        wire.time(wire.SPAN_START, record.occurred_at),
-        wire.time(wire.SPAN_END, record.observed_at),
-        wire.pairs(wire.SPAN_ATTRIBUTE, to_attributes(record)),
+        protobuf_wire.part(protobuf_wire.SPAN_TRACE_ID, trace_id),
+        protobuf_wire.part(protobuf_wire.SPAN_ID, span_id),
+        protobuf_wire.part(protobuf_wire.SPAN_PARENT_ID, parent) if parent else b"",
+        protobuf_wire.part(protobuf_wire.SPAN_NAME, record.event_name.encode()),
+        protobuf_wire.SPAN_KIND_INTERNAL,
+        protobuf_wire.time(protobuf_wire.SPAN_START, record.occurred_at),
+        protobuf_wire.time(protobuf_wire.SPAN_END, record.observed_at),
+        protobuf_wire.pairs(protobuf_wire.SPAN_ATTRIBUTE, to_attributes(record)),
     ))  # fmt: skip
 
 
@@ -114,17 +115,20 @@ def to_request(carried: Sequence[Carried]) -> bytes:
     """Write spans as an ``ExportTraceServiceRequest``, neighbours of the same resource together."""
     groups = groupby(carried, key=lambda item: item.record.resource)
     return b"".join(
-        wire.part(wire.REQUEST_RESOURCE_SPANS, _resource_spans(resource, group))
+        protobuf_wire.part(protobuf_wire.REQUEST_RESOURCE_SPANS, _resource_spans(resource, group))
         for resource, group in groups
     )
 
 
 def _resource_spans(resource: Mapping[str, Any], group: Iterable[Carried]) -> bytes:
-    spans = b"".join(wire.part(wire.SCOPE_SPANS_SPAN, item.span) for item in group)
-    scope = wire.part(wire.SCOPE_NAME, SCOPE_NAME.encode())
-    told = wire.pairs(wire.RESOURCE_ATTRIBUTE, resource)
-    return wire.part(wire.RESOURCE_SPANS_RESOURCE, told) + wire.part(
-        wire.RESOURCE_SPANS_SCOPE_SPANS, wire.part(wire.SCOPE_SPANS_SCOPE, scope) + spans
+    spans = b"".join(
+        protobuf_wire.part(protobuf_wire.SCOPE_SPANS_SPAN, item.span) for item in group
+    )
+    scope = protobuf_wire.part(protobuf_wire.SCOPE_NAME, SCOPE_NAME.encode())
+    told = protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, resource)
+    return protobuf_wire.part(protobuf_wire.RESOURCE_SPANS_RESOURCE, told) + protobuf_wire.part(
+        protobuf_wire.RESOURCE_SPANS_SCOPE_SPANS,
+        protobuf_wire.part(protobuf_wire.SCOPE_SPANS_SCOPE, scope) + spans,
     )
 
 
@@ -144,7 +148,7 @@ def parts_of(carried: Sequence[Carried]) -> Iterator[Sequence[Carried]]:
 def _mended(record: AuditRecord) -> list[Carried] | Refused:
     try:
         mended = mend_record(record)
-        wire.pairs(wire.RESOURCE_ATTRIBUTE, mended.resource)
+        protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, mended.resource)
         return _carried(mended)
     except _UNFIT as error:
         reason = f"no span can carry the record: {type(error).__name__}"

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 
@@ -81,7 +81,7 @@ class Endpoint:
         """Log it if records leave this machine unencrypted."""
         host = urlsplit(self.url).hostname or ""
         if self.tls is None and not _is_here(host):
-            complain(
+            log_limited(
                 _logger, "clear text",
                 "%sOTLP_ENDPOINT is plain HTTP to another machine: whoever sees the network sees "
                 "the audit records%s; use https", PREFIX, " and the token" if self.headers else "",
@@ -107,7 +107,7 @@ def _split(endpoint: str | None) -> SplitResult:
             f"logged; put secrets into {PREFIX}OTLP_HEADERS"
         )
     if port == _GRPC_PORT:
-        complain(
+        log_limited(
             _logger, "gRPC port",
             "%s: port %d is usually OTLP over gRPC; records are sent over HTTP, usually to 4318",
             name, port, level=logging.WARNING,

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import is_flagged
-from otel_audit.complaints import complain
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.foreign import read_flagged
-from otel_audit.pipeline.setup import local_quarantine, make_delivery
+from otel_audit.delivery.factory import local_quarantine, make_delivery
+from otel_audit.delivery.flagged_spans import read_flagged
+from otel_audit.delivery.metrics import Counters
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
 from otel_audit_otlp.endpoint import Endpoint
@@ -71,7 +71,7 @@ class OtlpAuditExporter(SpanExporter):
             return SpanExportResult.SUCCESS
         with self._lock:
             if self._ended:
-                complain(
+                log_limited(
                     _logger, "ended", "%d audit spans are lost: the exporter was shut down",
                     len(flagged), level=logging.CRITICAL,
                 )  # fmt: skip
@@ -110,6 +110,6 @@ class OtlpAuditExporter(SpanExporter):
             entry = read_flagged(span, self._redacting)
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
             self._counters.add("dropped")
-            complain(_logger, "take", "A flagged span gave no record", error=error)
+            log_limited(_logger, "take", "A flagged span gave no record", error=error)
         else:
             self._delivery.submit(entry)

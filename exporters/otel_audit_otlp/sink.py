@@ -11,13 +11,13 @@ from typing import Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.sink import Refused, Written
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
-from otel_audit.pipeline.sink import Refused, Written
 from otel_audit.record import AuditRecord, to_json
-from otel_audit_otlp.answers import Answer, objection_of
 from otel_audit_otlp.encoding import Carried, carry, parts_of, to_request
 from otel_audit_otlp.endpoint import Endpoint
+from otel_audit_otlp.responses import Answer, objection_of
 
 try:
     import httpx
@@ -32,7 +32,7 @@ _TO: Final = "could not send to OTEL_AUDIT_OTLP_ENDPOINT"
 
 
 class OtlpSink:
-    """A `otel_audit.pipeline.sink.Sink` over one connection, opened when it is first needed.
+    """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
     The receiver must answer only when what it got is safe, as `otel-audit serve` does, and a
     Collector with a persistent queue. A record that it refuses is found by halving, is set aside
@@ -109,7 +109,7 @@ class OtlpSink:
             async with asyncio.timeout(self._endpoint.timeout):
                 await self._transport.aclose()
         except Exception as error:  # noqa: BLE001 - it is gone either way
-            complain(_logger, "close", "A connection was not closed in order", error=error)
+            log_limited(_logger, "close", "A connection was not closed in order", error=error)
 
     async def _send(self, part: Sequence[Carried]) -> list[Refused]:
         """Send spans; those that the receiver refuses are found by halving."""

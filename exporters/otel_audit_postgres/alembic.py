@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.migrations import (
+from otel_audit_postgres.schema.install import LOCK, PERMIT, noted
+from otel_audit_postgres.schema.migrations import (
     event_trigger_sql,
     grants_sql,
     latest_version,
@@ -27,8 +28,7 @@ from otel_audit_postgres.migrations import (
     ownership_sql,
     roles_sql,
 )
-from otel_audit_postgres.roles import Members
-from otel_audit_postgres.schema import LOCK, PERMIT, noted
+from otel_audit_postgres.schema.roles import Members
 
 # what a semicolon may stand in without ending a statement (PostgreSQL documentation, 4.1)
 _TOKEN: Final = re.compile(

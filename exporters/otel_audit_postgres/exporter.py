@@ -17,22 +17,22 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import is_flagged
-from otel_audit.complaints import complain
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.flagged_spans import read_flagged
+from otel_audit.delivery.sanitize import written_down
+from otel_audit.delivery.sink import Refused
 from otel_audit.errors import (
     ConfigurationError,
     InvalidAuditSpanError,
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.pipeline.foreign import read_flagged
-from otel_audit.pipeline.mending import written_down
-from otel_audit.pipeline.sink import Refused
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
-from otel_audit_postgres.background import BackgroundLoop
+from otel_audit_postgres.loop_thread import BackgroundLoop
 from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class PostgresAuditSpanExporter(SpanExporter):
             if self._background.kept is not None:
                 self._background.run(self._close, _left(until))
         except Exception as error:  # noqa: BLE001 - the end must not fail
-            complain(_logger, "shutdown", "The exporter did not close in time", error=error)
+            log_limited(_logger, "shutdown", "The exporter did not close in time", error=error)
         self._background.stop(_left(until))
 
     async def _store(self, spans: Sequence[ReadableSpan]) -> None:
@@ -185,7 +185,7 @@ class PostgresAuditSpanExporter(SpanExporter):
             await sink.close()
 
     def _complain(self, count: int, why: str) -> None:
-        complain(_logger, "export", "%d audit spans were not stored: %s", count, why)
+        log_limited(_logger, "export", "%d audit spans were not stored: %s", count, why)
 
 
 def _read(

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.outbox_relay import OutboxState, Waiting
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit.pipeline.relay import OutboxState, Waiting
-from otel_audit_postgres.alone import alone
-from otel_audit_postgres.connecting import (
+from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres.connection import (
     Connection,
     Limits,
     connect,
@@ -30,9 +30,9 @@ from otel_audit_postgres.connecting import (
     disconnected,
     is_pooled,
 )
-from otel_audit_postgres.failures import sqlstate
-from otel_audit_postgres.inspect import Finding
-from otel_audit_postgres.roles import quoted
+from otel_audit_postgres.errors import sqlstate
+from otel_audit_postgres.schema.lock import alone
+from otel_audit_postgres.schema.roles import quoted
 
 _logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _table() -> str:
 
 
 class PostgresOutbox:
-    """A `otel_audit.pipeline.relay.Outbox` over one connection, opened when it is first needed.
+    """An `otel_audit.delivery.outbox_relay.Outbox` over one connection, opened at its first use.
 
     After any error the connection is dropped, and the next call opens a new one.
     """
@@ -248,7 +248,7 @@ class PostgresOutbox:
                         timeout=self._timeout,
                     )
                 else:
-                    complain(_logger, "claims", "Relays cannot claim records: %s", _REMEDY)
+                    log_limited(_logger, "claims", "Relays cannot claim records: %s", _REMEDY)
                     rows = await connection.fetch(_PEEK, most, most_bytes, timeout=self._timeout)
         return sorted(Waiting(str(row["record_id"]), row["record"]) for row in rows)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
+from otel_audit.delivery.queue_entries import read_back
 from otel_audit.errors import StoreError
-from otel_audit.pipeline.entries import read_back
 from otel_audit.record import AuditRecord
-from otel_audit_postgres.connecting import InsufficientPrivilegeError
+from otel_audit_postgres.connection import InsufficientPrivilegeError
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.sink import PostgresSink
 
@@ -20,7 +20,7 @@ _LIST = "SELECT content_hash, record_id, received, reason, recorded_at FROM audi
 _RELEASE = "SELECT audit.release_quarantined($1, $2, $3)"
 
 
-class Aside(NamedTuple):
+class QuarantinedRow(NamedTuple):
     """A row of the quarantine."""
 
     content_hash: bytes
@@ -30,7 +30,7 @@ class Aside(NamedTuple):
     recorded_at: datetime
 
 
-async def quarantined(dsn: str) -> list[Aside]:
+async def quarantined(dsn: str) -> list[QuarantinedRow]:
     """Read what is in quarantine and was not released, the oldest first.
 
     Args:
@@ -41,7 +41,7 @@ async def quarantined(dsn: str) -> list[Aside]:
     """
     async with store.opened(dsn, "read audit.quarantine") as connection:
         try:
-            return [Aside(*row.values()) for row in await connection.fetch(_LIST)]
+            return [QuarantinedRow(*row.values()) for row in await connection.fetch(_LIST)]
         except InsufficientPrivilegeError:
             raise StoreError(
                 "this role may not read audit.quarantine: name the retention role "
@@ -49,7 +49,7 @@ async def quarantined(dsn: str) -> list[Aside]:
             ) from None
 
 
-async def release(dsn: str, rows: list[Aside], became: str, reason: str) -> None:
+async def release(dsn: str, rows: list[QuarantinedRow], became: str, reason: str) -> None:
     """Mark rows as stored since, or dismissed; the trail tells who did it.
 
     Args:
@@ -69,7 +69,7 @@ async def release(dsn: str, rows: list[Aside], became: str, reason: str) -> None
             await connection.fetchval(_RELEASE, row.content_hash, became, reason)
 
 
-async def retry(dsn: str, rows: list[Aside]) -> list[Aside]:
+async def retry(dsn: str, rows: list[QuarantinedRow]) -> list[QuarantinedRow]:
     """Store what is a record, and is taken now.
 
     Args:
@@ -82,7 +82,7 @@ async def retry(dsn: str, rows: list[Aside]) -> list[Aside]:
     Raises:
         StoreError: The store takes nothing now.
     """
-    done: list[Aside] = []
+    done: list[QuarantinedRow] = []
     sink = PostgresSink(dsn)
     try:
         for row in rows:

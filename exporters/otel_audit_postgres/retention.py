@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 
 LONGEST_RUN: Final = 1 << 20

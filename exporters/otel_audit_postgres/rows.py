@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from otel_audit.pipeline.mending import mend_record, needs_mending
+from otel_audit.delivery.sanitize import mend_record, needs_mending
 from otel_audit.record import AuditRecord, Received
-from otel_audit_postgres import copyformat
-from otel_audit_postgres.remembered import Remembered
+from otel_audit_postgres import copy_format
+from otel_audit_postgres.cache import TextCache
 
 COLUMNS: Final = (
     ("id", "uuid"),
@@ -62,7 +62,7 @@ COLUMNS: Final = (
 """Columns that a writer fills, each with its type; ``recorded_at`` is the database's own."""
 
 _NAMES: Final = tuple(name for name, _ in COLUMNS)
-_COUNT: Final = copyformat.count(len(COLUMNS))
+_COUNT: Final = copy_format.count(len(COLUMNS))
 
 LONGEST_KEY: Final = 255
 """Characters that an indexed text keeps; PostgreSQL's B-tree refuses entries beyond 2,704 bytes."""
@@ -285,19 +285,19 @@ _OBJECTS: Final = _Form(
     json=_same,
 )
 _COPIED: Final = _Form(
-    null=copyformat.NULL,
-    uuid=copyformat.raw,
-    text=Remembered(copyformat.text).__getitem__,
-    key=Remembered(lambda text: copyformat.text(key_text(text))).__getitem__,
-    own_text=copyformat.text,
-    own_key=lambda text: copyformat.text(key_text(text)),
-    moment=copyformat.moment,
-    float8=copyformat.float8,
-    int4=copyformat.int4,
-    int8=copyformat.int8,
-    texts=copyformat.texts,
-    bytea=copyformat.raw,
-    json=lambda payload: copyformat.length(len(payload)),  # itself it is sent as it lies
+    null=copy_format.NULL,
+    uuid=copy_format.raw,
+    text=TextCache(copy_format.text).__getitem__,
+    key=TextCache(lambda text: copy_format.text(key_text(text))).__getitem__,
+    own_text=copy_format.text,
+    own_key=lambda text: copy_format.text(key_text(text)),
+    moment=copy_format.moment,
+    float8=copy_format.float8,
+    int4=copy_format.int4,
+    int8=copy_format.int8,
+    texts=copy_format.texts,
+    bytea=copy_format.raw,
+    json=lambda payload: copy_format.length(len(payload)),  # itself it is sent as it lies
 )
 
 

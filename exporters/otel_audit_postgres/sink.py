@@ -15,15 +15,14 @@ from typing import Any, Final
 import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.complaints import complain
+from otel_audit._util.ids import conflict_id, derived_uuid7
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
+from otel_audit.delivery.sanitize import written_down
+from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import StoreError
-from otel_audit.ids import conflict_id, derived_uuid7
-from otel_audit.pipeline.mending import written_down
-from otel_audit.pipeline.receipts import WRITTEN_HERE, WrittenAs
-from otel_audit.pipeline.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.record import AuditRecord
-from otel_audit_postgres import catalog
-from otel_audit_postgres.connecting import (
+from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
     Limits,
@@ -34,15 +33,14 @@ from otel_audit_postgres.connecting import (
     refuse_unreplicated,
     settle,
 )
-from otel_audit_postgres.failures import (
+from otel_audit_postgres.copy_load import SMALLEST_LOAD, Loader
+from otel_audit_postgres.errors import (
     as_store_error,
     is_data_error,
     is_poison,
     is_refusal,
     refusal_reason,
 )
-from otel_audit_postgres.loading import SMALLEST_LOAD, Loader
-from otel_audit_postgres.readiness import refuse_encoding, refuse_unready
 from otel_audit_postgres.rows import (
     COLUMNS,
     Row,
@@ -50,6 +48,8 @@ from otel_audit_postgres.rows import (
     record_from_payload,
     to_row,
 )
+from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
 
 class PostgresSink:
-    """A `otel_audit.pipeline.sink.Sink` over one connection, opened when it is first needed.
+    """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
     Writing is idempotent by the record's id. A record whose id another one has is stored beside
     it, under an id that follows from both, with ``conflict_of``: whoever takes an id first takes
@@ -373,7 +373,7 @@ class PostgresSink:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
             # without them records go to the default partition, which is better than nowhere
-            complain(
+            log_limited(
                 _logger,
                 "partitions",
                 "The role of OTEL_AUDIT_DSN may not make partitions: "
@@ -383,7 +383,7 @@ class PostgresSink:
             return
         for made in partitions:
             if made["state"] in ("blocked", "busy"):
-                complain(
+                log_limited(
                     _logger,
                     made["partition"],
                     "Partition audit.%s was not made: %s; until then "
@@ -406,7 +406,7 @@ class PostgresSink:
             return  # it is told by whoever may see it: `otel-audit doctor` and `maintain`
         tell(rows)
         if rows:
-            complain(
+            log_limited(
                 _logger,
                 "default partition",
                 "%d rows or more are in audit.audit_logs_default, because of missing partitions or "
@@ -589,7 +589,7 @@ class PostgresSink:
         )
         if int(status.rpartition(" ")[2]) < len(refused):
             became.relies_on_what_is_seen = True
-        complain(
+        log_limited(
             _logger,
             "quarantine",
             "%d audit records could not be stored and are in audit.quarantine; the first: %s",
@@ -721,7 +721,7 @@ def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
 
 def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
     if conflicts:
-        complain(
+        log_limited(
             _logger,
             "conflict",
             "%d audit records came under ids that other records have, or that are of the future, "

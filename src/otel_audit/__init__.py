@@ -3,8 +3,18 @@
 Everything public is here; all else is private and may change.
 """
 
-from otel_audit.capture.manual import audit, current_action, emit
+from otel_audit._instrumentation import (
+    AuditInstrumentor,
+    flush,
+    health,
+    instrument,
+    receipt,
+    uninstrument,
+)
+from otel_audit._util.entity_reference import ActionReference
+from otel_audit.action.manual import audit, current_action, emit
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.sink import Receipt
 from otel_audit.errors import (
     ConfigurationError,
     InstrumentationError,
@@ -14,18 +24,8 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.instrument import (
-    AuditInstrumentor,
-    flush,
-    health,
-    instrument,
-    receipt,
-    uninstrument,
-)
-from otel_audit.pipeline.sink import Receipt
 from otel_audit.policy import Rule, audited
 from otel_audit.record import AuditRecord
-from otel_audit.reference import ActionReference
 from otel_audit.scope import (
     add_metadata,
     detached,

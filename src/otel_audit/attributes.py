@@ -16,11 +16,11 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import flat
+from otel_audit._util.ids import derived_uuid7
+from otel_audit._util.memoize_by_names import MemoizedByNames
 from otel_audit.errors import InvalidAuditSpanError
-from otel_audit.ids import derived_uuid7
 from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, Source, to_json
 from otel_audit.record import SCHEMA_VERSION as SCHEMA
-from otel_audit.shapes import Shapes
 
 SCOPE_NAME: Final = "otel_audit"
 """Instrumentation scope of the audit spans we make ourselves."""
@@ -431,7 +431,7 @@ def _parts(names: tuple[str, ...]) -> flat.Parts:
     return flat.parts_of(names, _PLACES, sent, answered)
 
 
-_SHAPES: Final = Shapes(_parts)
+_SHAPES: Final = MemoizedByNames(_parts)
 _Told: Final = flat.struct_of(_PLACES, _USUAL)
 
 

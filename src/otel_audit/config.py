@@ -31,9 +31,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from otel_audit._util.postgres_dsn import plain_dsn, read_dsn
+from otel_audit._util.printable import visible
 from otel_audit.errors import ConfigurationError
-from otel_audit.postgres_dsn import plain_dsn, read_dsn
-from otel_audit.visible import visible
 
 PREFIX = "OTEL_AUDIT_"
 CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
@@ -116,7 +116,7 @@ def _nouns(value: object) -> object:
     return found
 
 
-Nouns = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
+ReferenceNames = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -375,7 +375,7 @@ class AuditConfig(BaseSettings):
         1.0, gt=0, le=3600,
         description="Seconds between two looks at the outbox, for what other processes left.",
     )  # fmt: skip
-    entity_names: Nouns = Field(
+    entity_names: ReferenceNames = Field(
         {},
         description="Mapped classes, tables or derived nouns to the nouns that entities, targets "
         "and events are called by, such as UserAccount=user.",

@@ -25,7 +25,7 @@ from otel_audit.record import (
     Tenant,
 )
 
-Places = Mapping[str, tuple[str, str]]
+SchemaQualifiers = Mapping[str, tuple[str, str]]
 """Attribute names to a record's part (empty for the record itself) and the field in it."""
 
 Headers = tuple[tuple[str, str], ...]
@@ -64,7 +64,10 @@ class Parts:
 
 
 def parts_of(
-    names: tuple[str, ...], places: Places, request_headers: Headers, response_headers: Headers
+    names: tuple[str, ...],
+    places: SchemaQualifiers,
+    request_headers: Headers,
+    response_headers: Headers,
 ) -> Parts:
     """Say which parts the attributes of these names make."""
     placed = {places[name] for name in names if name in places}
@@ -85,7 +88,7 @@ def parts_of(
     )
 
 
-def struct_of(places: Places, usual: Mapping[str, Any]) -> type[msgspec.Struct]:
+def struct_of(places: SchemaQualifiers, usual: Mapping[str, Any]) -> type[msgspec.Struct]:
     """Make the struct into which attributes are converted.
 
     Args:

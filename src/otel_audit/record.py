@@ -18,6 +18,9 @@ import msgspec
 SCHEMA_VERSION = "1"
 """Version of the record's shape, stored with every record."""
 
+INCOMPLETE = "audit.incomplete"
+"""Where a record's metadata names the parts that could not be described."""
+
 TRUNCATED = "audit.truncated"
 """The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
 

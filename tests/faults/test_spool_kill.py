@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from otel_audit.pipeline.spool import Kind, adopt
+from otel_audit.delivery.spool import FrameKind, adopt
 
 CHILD = """
 import os, sys, threading
 from pathlib import Path
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.spool import Kind, open_spool
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.spool import FrameKind, open_spool
 
 spool = open_spool(Path(sys.argv[1]), service="shop", fsync=sys.argv[2], segment_bytes=1 << 16)
 acknowledge = sys.argv[3] == "acknowledge"
@@ -31,9 +31,9 @@ def work(number):
     text = b'{"n":"' + bytes([97 + number]) * (200 * number + 50) + b'"}'
     while True:
         record_id = uuid7()
-        tell(Kind.OPENED, record_id, text)
-        tell(Kind.ANSWERED, record_id, text)
-        tell(Kind.CLOSED, record_id, text)
+        tell(FrameKind.OPENED, record_id, text)
+        tell(FrameKind.ANSWERED, record_id, text)
+        tell(FrameKind.CLOSED, record_id, text)
 
 for number in range(4):
     threading.Thread(target=work, args=(number,), daemon=True).start()
@@ -104,7 +104,7 @@ class TestSigkillUnderLoad:
         for record_id, kind in seen.items():
             assert record_id in delivered or found.get(record_id, 0) >= kind
         # a delivered action never comes back as unfinished
-        assert all(found.get(one, Kind.CLOSED) is Kind.CLOSED for one in delivered)
+        assert all(found.get(one, FrameKind.CLOSED) is FrameKind.CLOSED for one in delivered)
         assert adopted.report.clean
         assert adopted.remove()
 
@@ -134,5 +134,5 @@ class TestSigkillUnderLoad:
         found = [item for spool in adopted for item in spool.records()]
         assert {item.record_id for item in found} == appended
         assert len(found) == len(appended)
-        assert {item.kind for item in found} == {Kind.CLOSED}
+        assert {item.kind for item in found} == {FrameKind.CLOSED}
         assert all(spool.remove() for spool in adopted)

@@ -14,7 +14,7 @@ import httpx
 import otel_audit_postgres
 import pytest
 from faults.load import Site, settings_for
-from otel_audit_postgres.gaps import find_gaps
+from otel_audit_postgres.query.gaps import find_gaps
 from postgres_servers import OwnStore, Standby, synchronous_standby
 
 LONGEST_TURN = 2.5

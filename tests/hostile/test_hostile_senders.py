@@ -35,7 +35,7 @@ from hostile.generated import CANARIES
 from hostile.oracles import STALL_THAT_FAILS
 from otel_audit.attributes import to_attributes
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.sink import Accepted, Refused
+from otel_audit.delivery.sink import Accepted, Refused
 from otel_audit.record import (
     AuditRecord,
     Body,
@@ -47,9 +47,9 @@ from otel_audit.record import (
     Tenant,
     to_json,
 )
-from otel_audit.serve.asgi import create_app
-from otel_audit.serve.senders import new_token
-from otel_audit.serve.server import _collect_seldom
+from otel_audit.server.app import create_app
+from otel_audit.server.credentials import new_token
+from otel_audit.server.uvicorn_server import _collect_seldom
 
 BATCHES: Final = int(os.environ.get("HOSTILE_BATCHES", "800"))
 SEED: Final = os.environ.get("SEED", "1")

@@ -75,7 +75,7 @@ class TestEndpoint:
     async def test_a_loss_is_not_forgotten(self, audit_store):
         """Once a record is lost the trail has a hole, however well later ones are stored."""
         app = make_app(AuditConfig(dsn=audit_store, health_path="/healthz/audit"))
-        sys.modules["otel_audit.instrument"]._runtime._count_loss(RuntimeError("lost"))
+        sys.modules["otel_audit._instrumentation"]._runtime._count_loss(RuntimeError("lost"))
         await ask(app, "POST", "/orders")
         assert await asyncio.to_thread(otel_audit.flush, 60)
         report = otel_audit.health()

@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.capture.childspans import ChildSpans
+from otel_audit.identity.child_spans import ChildSpans
 from otel_audit.testing import recorded
 
 

@@ -13,9 +13,9 @@ import pytest
 from otel_audit_postgres.outbox import init_outbox
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.spool import Kind
+from otel_audit.delivery.spool import FrameKind
 from otel_audit.record import to_json
 from otel_audit.runtime import Runtime
 
@@ -67,7 +67,7 @@ class Site:
     async def sync(self) -> None:
         """Have the spool brought to disk."""
         delivery = self.runtime.delivery
-        delivery.note(Kind.OPENED, a_record(record_id=uuid7()))
+        delivery.note(FrameKind.OPENED, a_record(record_id=uuid7()))
         assert await delivery._group.wait()
 
     async def until(self, question: str, record) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import otel_audit
-from otel_audit import AuditConfig, complaints
+from otel_audit import AuditConfig
+from otel_audit._util import ratelimited_log
 
 
 class Base(DeclarativeBase):
@@ -309,7 +310,7 @@ class TestStrict:
 
     async def test_a_plain_with_in_a_coroutine_holds_nobody_up(self, away, caplog):
         """It cannot wait there, so it goes on without an intent and says what to use instead."""
-        complaints.forget()
+        ratelimited_log.forget()
         with otel_audit.audit("a.done"):
             pass
         assert "use `async with otel_audit.audit" in caplog.text

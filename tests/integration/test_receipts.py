@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 
 @pytest.fixture(autouse=True)

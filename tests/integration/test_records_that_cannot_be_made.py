@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.capture import exchange
-from otel_audit.capture.account import Account
-from otel_audit.capture.action import Action
+from otel_audit.action.manual_action import Action
+from otel_audit.http import exchange
+from otel_audit.http.exchange_record import ExchangeRecord
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch,
 
     @app.post("/payments", status_code=201)
     async def pay() -> None:
-        monkeypatch.setattr(Account, "record", broken)
+        monkeypatch.setattr(ExchangeRecord, "record", broken)
 
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:

@@ -17,14 +17,14 @@ import pytest
 from otel_audit_postgres import PostgresSink, init
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.factory import make_delivery, service_of_spool
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.sink import Written
+from otel_audit.delivery.spool import FrameKind, adopt, open_spool
+from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
-from otel_audit.pipeline.setup import make_delivery, service_of_spool
-from otel_audit.pipeline.sink import Written
-from otel_audit.pipeline.spool import Kind, adopt, open_spool
 from otel_audit.record import AuditRecord, Tenant, to_json
 from otel_audit.runtime import sink_maker
 
@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "spools"
 
 
-def leave(home: Path, *frames: tuple[Kind, AuditRecord]) -> None:
+def leave(home: Path, *frames: tuple[FrameKind, AuditRecord]) -> None:
     spool = open_spool(home, service="shop", fsync="never")
     for kind, record in frames:
         spool.append(kind, record.record_id, to_json(record))
@@ -52,9 +52,9 @@ async def test_an_action_that_is_stored_is_not_stored_again_as_cut_down(audit_st
     await sink.close()
     leave(
         home,
-        (Kind.OPENED, poorer),
-        (Kind.ANSWERED, msgspec.structs.replace(same, outcome="unknown")),
-        (Kind.OPENED, begun),
+        (FrameKind.OPENED, poorer),
+        (FrameKind.ANSWERED, msgspec.structs.replace(same, outcome="unknown")),
+        (FrameKind.OPENED, begun),
     )
     delivery = Delivery(
         lambda: PostgresSink(audit_store),
@@ -142,7 +142,7 @@ class TestTwoDestinations:
         record = a_record(record_id=uuid7())
         service = service_of_spool()
         spool = open_spool(home, service=service, fsync="never")
-        spool.append(Kind.CLOSED, record.record_id, to_json(record))
+        spool.append(FrameKind.CLOSED, record.record_id, to_json(record))
         spool.close()
         delivery = self.begin(home, audit_store)
         assert await self.stored(audit_store, 1) == {record.record_id}

@@ -16,9 +16,9 @@ from otlp_receiver import receiving
 from slow_link import slow_link
 from strategies import a_record
 
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.writer import Delivery, DeliveryOptions
 
 QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.02, longest_pause=0.2)
 

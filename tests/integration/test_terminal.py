@@ -21,11 +21,11 @@ from otel_audit_postgres.ledger.keys import generate, write_key_files
 from strategies import a_record
 
 from otel_audit import AuditConfig
+from otel_audit._util.ids import uuid7
 from otel_audit.cli import terminal
 from otel_audit.cli.main import cli
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.quarantine import LocalQuarantine
-from otel_audit.pipeline.sink import Refused
+from otel_audit.delivery.local_quarantine import LocalQuarantine
+from otel_audit.delivery.sink import Refused
 
 SAID = "OK: nothing was tampered with"
 EVIL = (

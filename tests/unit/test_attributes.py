@@ -15,8 +15,8 @@ from strategies import a_record, records
 
 from otel_audit import attributes
 from otel_audit.attributes import record_from_attributes, record_from_span, to_attributes
+from otel_audit.delivery.tracer_provider import make_audit_tracer, trace_record
 from otel_audit.errors import InvalidAuditSpanError
-from otel_audit.pipeline.provider import make_audit_tracer, trace_record
 from otel_audit.record import AuditRecord, to_json
 
 OWN_IDS = ("1" * 32, "2" * 16)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.postgres_dsn import plain_dsn
 
 DSN = "postgresql://writer:hunter2@db.example/audit"
 

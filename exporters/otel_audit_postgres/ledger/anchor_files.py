@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from otel_audit.durable import create_durably, replace_durably
-from otel_audit_postgres.ledger.notes import NoteError, read_checkpoint
+from otel_audit._util.durable_file import create_durably, replace_durably
+from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint
 
 _NAME: Final = re.compile(r"checkpoint-(\d{15,19})(?:\.(\d{1,3}))?")
 _MOST_COPIES: Final = 20

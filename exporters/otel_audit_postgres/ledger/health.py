@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.inspect import Finding
+from otel_audit_postgres.checks.inspect import Finding
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
+from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey, read_key_file
-from otel_audit_postgres.ledger.notes import NoteError, read_checkpoint, read_note
 
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed is a finding."""
@@ -85,7 +85,7 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
     return found
 
 
-def _place(place: store.Place) -> Finding:
+def _place(place: store.DatabaseIdentity) -> Finding:
     if place.is_elsewhere:
         return Finding("place", ok=False, detail=str(place), remedy="see docs/ledger.md, Copies")
     return Finding("place", ok=True, detail="the log belongs to this database, or has not begun")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from otel_audit.durable import create_durably
+from otel_audit._util.durable_file import create_durably
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_ID_SIZE: Final = 4

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.connecting import Connection
+from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, Tree
-from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint
-from otel_audit_postgres.ledger.rowcheck import leaf_of
+from otel_audit_postgres.ledger.verify.row_check import leaf_of
 
 EVIDENCE: Final = "otel-audit evidence 1"
 CONSISTENCY: Final = "otel-audit consistency 1"

@@ -15,26 +15,26 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit.pipeline.batch_size import BatchSize
-from otel_audit_postgres.connecting import (
+from otel_audit_postgres.connection import (
     Connection,
     connect,
     disconnect_later,
     disconnected,
     settle,
 )
-from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, forgotten, remembers
-from otel_audit_postgres.ledger.flaws import MOST, write_flaws
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, signed
 from otel_audit_postgres.ledger.keys import Signer
 from otel_audit_postgres.ledger.leaves import Block, Pruned, grown, packed
+from otel_audit_postgres.ledger.malformed import MOST, write_flaws
 from otel_audit_postgres.ledger.merkle import Frontier
-from otel_audit_postgres.ledger.notes import Checkpoint, NoteError, read_checkpoint, signed
-from otel_audit_postgres.ledger.publishing import Answer, Publishing
-from otel_audit_postgres.ledger.waiting import Judged, judge_first
+from otel_audit_postgres.ledger.publish_anchors import Answer, Publishing
+from otel_audit_postgres.ledger.queued_rows import QueuedRows, judge_first
 
 _logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class _Plan:
     origin: str | None = None
     block: Block | None = None
     positions: list[int] = field(default_factory=list)
-    judged: Judged | None = None
+    judged: QueuedRows | None = None
     new: list[Anchor] = field(default_factory=list)
     more: bool = False
 
@@ -251,7 +251,7 @@ class Sealer:
                 done = await self.seal()
                 more = done.more
             except StoreUnavailableError as error:
-                complain(_logger, "seal", "Sealing waits: %s", error)
+                log_limited(_logger, "seal", "Sealing waits: %s", error)
             if stop.is_set():
                 return
             if not more:
@@ -263,7 +263,7 @@ class Sealer:
         holders = tuple(await store.holders(connection)) if self.lag > OVERDUE else ()
         done = Sealed(0, self._tree.size, leads=False, waits=self.lag, holders=holders)
         if done.is_held_up:
-            complain(_logger, "held", "Nothing is sealed: %s", done.held_up_by())
+            log_limited(_logger, "held", "Nothing is sealed: %s", done.held_up_by())
         return done
 
     async def close(self) -> None:
@@ -413,11 +413,11 @@ class Sealer:
                 raise LedgerError(why)
 
 
-def _complain_of(judged: Judged) -> None:
+def _complain_of(judged: QueuedRows) -> None:
     """Say which rows are not what they should be, a line for each kind."""
     for kind, names in (("deleted", judged.deleted), ("changed", judged.changed)):
         if names:
-            complain(
+            log_limited(
                 _logger,
                 kind,
                 "%d rows were %s before they were sealed; the first is %s",
@@ -426,7 +426,7 @@ def _complain_of(judged: Judged) -> None:
                 names[0],
             )
     if judged.malformed:
-        complain(
+        log_limited(
             _logger,
             "malformed",
             "%d rows were inserted malformed, and are sealed as they are; the first is %s (%s)",

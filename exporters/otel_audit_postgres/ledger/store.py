@@ -14,8 +14,8 @@ import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connecting import Connection, connect, disconnect
-from otel_audit_postgres.failures import as_store_error
+from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
 
@@ -189,7 +189,7 @@ class Numbered(NamedTuple):
     is_first: bool
 
 
-class Beside(NamedTuple):
+class ConflictingRecord(NamedTuple):
     """A record that is stored under another id than it came under.
 
     Attributes:
@@ -252,7 +252,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DatabaseIdentity:
     """Which database this is, by the server's system identifier and its own number there.
 
     Attributes:
@@ -314,7 +314,7 @@ async def opened(
         dsn: The audit store.
         doing: What is done, in the infinitive.
         timeout: Seconds that connecting may take.
-        asks: As for `otel_audit_postgres.failures.as_store_error`.
+        asks: As for `otel_audit_postgres.errors.as_store_error`.
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
@@ -370,11 +370,11 @@ async def outlook(connection: Connection[Any]) -> tuple[bool, int]:
     return row["waits"], row["size"]
 
 
-async def place(connection: Connection[Any]) -> Place:
+async def place(connection: Connection[Any]) -> DatabaseIdentity:
     """Which database this is, and which one the log belongs to."""
     row = await connection.fetchrow(_PLACE)
     assert row is not None  # noqa: S101 - a function without SETOF has a row
-    return Place(row["here"], row["recorded"])
+    return DatabaseIdentity(row["here"], row["recorded"])
 
 
 async def move_here(connection: Connection[Any]) -> None:
@@ -583,10 +583,10 @@ async def gaps(connection: Connection[Any]) -> list[Numbered]:
     return [Numbered(*row.values()) for row in await connection.fetch(_GAPS)]
 
 
-async def conflicts(connection: Connection[Any]) -> tuple[list[Beside], int]:
+async def conflicts(connection: Connection[Any]) -> tuple[list[ConflictingRecord], int]:
     """Records that are stored under another id than they came under; the first, and how many."""
     rows = await connection.fetch(_CONFLICTS)
-    return [Beside(*list(row.values())[:-1]) for row in rows], rows[0][-1] if rows else 0
+    return [ConflictingRecord(*list(row.values())[:-1]) for row in rows], rows[0][-1] if rows else 0
 
 
 async def append(

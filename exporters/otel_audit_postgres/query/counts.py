@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from otel_audit_postgres.connecting import Connection, QueryCanceledError
+from otel_audit_postgres.connection import Connection, QueryCanceledError
 from otel_audit_postgres.query.conditions import conditions_of
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.walking import WINDOW, newest
+from otel_audit_postgres.query.pagination import WINDOW, newest
 
 MOST_BARS: Final = 100
 TOP: Final = 10

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_marked
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import OtelAuditError
-from otel_audit.pipeline.lasting import run_lasting
-from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.inspect import Finding
+    from otel_audit_postgres.checks.inspect import Finding
 
 
 _WORDS: dict[bool | None, tuple[str, Colour]] = {
@@ -92,7 +92,7 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
             "store", ok=False, detail="OTEL_AUDIT_DSN is not set", remedy="set it, or give --dsn"
         )
         return
-    from otel_audit_postgres.inspect import inspect
+    from otel_audit_postgres.checks.inspect import inspect
 
     found = run_lasting(
         inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
@@ -108,10 +108,10 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
 
 
 def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
-    from otel_audit_postgres.inspect import Finding
+    from otel_audit_postgres.checks.inspect import Finding
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
-    from otel_audit_postgres.ledger.trust import chosen_public_keys
+    from otel_audit_postgres.ledger.settings import chosen_public_keys
 
     yield from inspect_key_file(config.signing_key_file, seals_here=config.seal)
     try:
@@ -158,7 +158,7 @@ def _exporters() -> Iterator[Check]:
 
 
 def _service() -> Check:
-    from otel_audit.pipeline.setup import is_unnamed, service_of_spool
+    from otel_audit.delivery.factory import is_unnamed, service_of_spool
 
     name = service_of_spool()
     if name and not is_unnamed(name):
@@ -174,7 +174,7 @@ def _service() -> Check:
 
 def _taps(target: str | None) -> Check:
     """Build a stack as the application would, and look for both taps in it."""
-    from otel_audit.capture.install import install, is_audited, uninstall
+    from otel_audit.http.install import install, is_audited, uninstall
     from otel_audit.runtime import Runtime
 
     name = "hooks"
@@ -210,11 +210,11 @@ def _load(target: str) -> Any:
 
 
 def _spool(config: AuditConfig) -> Check:
-    from otel_audit.pipeline.setup import own_destination, service_of_spool, spool_sealing
-    from otel_audit.pipeline.spool import inspect
+    from otel_audit.delivery.factory import own_destination, service_of_spool, spool_encryption
+    from otel_audit.delivery.spool import inspect
 
     try:
-        sealing = spool_sealing(config)
+        sealing = spool_encryption(config)
     except OtelAuditError as error:
         return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
     found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "", sealing)
@@ -240,7 +240,7 @@ def _spool(config: AuditConfig) -> Check:
 
 
 def _otlp(config: AuditConfig) -> Iterator[Check]:
-    from otel_audit.pipeline.setup import local_quarantine
+    from otel_audit.delivery.factory import local_quarantine
     from otel_audit.runtime import check_store
 
     try:

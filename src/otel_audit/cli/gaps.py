@@ -11,10 +11,10 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.cli.verify import moment
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.gaps import Stream
+    from otel_audit_postgres.query.gaps import Stream
 
 _RANGES_SHOWN = 20
 
@@ -41,7 +41,7 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     Each process numbers its records from 1. Exit status 1 if anything is missing. A producer is
     whoever used its id first, by credential; what others send under that id is a warning.
     """
-    from otel_audit_postgres.gaps import find_gaps
+    from otel_audit_postgres.query.gaps import find_gaps
 
     streams = run_lasting(find_gaps(chosen_dsn(dsn), since=moment(since)))
     first = [stream for stream in streams if stream.is_first]

@@ -7,7 +7,7 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 
 @click.command()
@@ -50,8 +50,8 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
         return
     if application or relay:
         raise click.UsageError("--application and --relay need --outbox")
-    from otel_audit_postgres.schema import init as make_schema
-    from otel_audit_postgres.schema import schema_sql
+    from otel_audit_postgres.schema.install import init as make_schema
+    from otel_audit_postgres.schema.install import schema_sql
 
     if show_sql and tenants:
         raise click.UsageError("--tenant cannot be printed: enter it in audit.reader_tenants")

@@ -6,7 +6,7 @@ import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 
 @click.command(name="begin-anchor")
@@ -20,7 +20,7 @@ def begin_anchor(dsn: str | None, anchor: str) -> None:
     the other anchors, or with a checkpoint that somebody kept.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
-    from otel_audit_postgres.ledger.beginning import begin
+    from otel_audit_postgres.ledger.manual_begin import begin
 
     (place,) = anchors_from([anchor])
     size = run_lasting(begin(chosen_dsn(dsn), place))
@@ -39,7 +39,7 @@ def moved(dsn: str | None) -> None:
     the original seals no more. A copy beside it (staging) needs a key and anchors of its own first,
     else both sign different histories in one name.
     """
-    from otel_audit_postgres.ledger.beginning import move_here
+    from otel_audit_postgres.ledger.manual_begin import move_here
 
     place = run_lasting(move_here(chosen_dsn(dsn)))
     echo(f"the log belongs to this database ({place}) from now on")

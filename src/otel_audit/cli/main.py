@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+from otel_audit._util.printable import log_to_stderr, visible
+from otel_audit._util.ratelimited_log import place_of
 from otel_audit.cli.doctor import doctor
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.init import init
@@ -24,9 +26,7 @@ from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
 from otel_audit.cli.terminal import cleaned, echo
 from otel_audit.cli.verify import verify
-from otel_audit.complaints import place_of
 from otel_audit.errors import OtelAuditError
-from otel_audit.visible import log_to_stderr, visible
 
 _INTERRUPTED: Final = 130
 """What a shell calls the end by SIGINT: 128 and the signal's number."""

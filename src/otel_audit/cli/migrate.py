@@ -9,7 +9,7 @@ import click
 
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 
 @click.command()
@@ -26,16 +26,16 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     All in one transaction, one at a time, and nothing twice. A store never goes back to an earlier
     version, and one that is half migrated is refused. Run it as whoever ran init.
     """
-    from otel_audit_postgres import schema
+    from otel_audit_postgres.schema import install
 
     if (since is not None or roles) and not show_sql:
         raise click.UsageError("--from and --roles are for --sql")
     if not show_sql:
-        echo(*run_lasting(schema.migrate(chosen_dsn(dsn))).lines)
+        echo(*run_lasting(install.migrate(chosen_dsn(dsn))).lines)
         return
     if since is None:
-        since, roles = run_lasting(schema.missing_migrations(chosen_dsn(dsn)))
-    echo(*schema.schema_sql(roles=roles, since=since).split("\n"))
+        since, roles = run_lasting(install.missing_migrations(chosen_dsn(dsn)))
+    echo(*install.schema_sql(roles=roles, since=since).split("\n"))
 
 
 @click.command()
@@ -55,8 +55,8 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
     without a partition: its records are then kept in the default one, and nothing is lost. And if
     the default one is detached: then such records wait in the spools.
     """
-    from otel_audit_postgres.upkeep import DEFAULT_DETACHED
-    from otel_audit_postgres.upkeep import maintain as keep_up
+    from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
+    from otel_audit_postgres.schema.partitions import maintain as keep_up
 
     done = run_lasting(
         keep_up(chosen_dsn(dsn), ahead=ahead, months=[month.date() for month in months])

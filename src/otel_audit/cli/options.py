@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.postgres_dsn import plain_dsn
 
 dsn_option = click.option(
     "--dsn",

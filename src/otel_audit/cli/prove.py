@@ -11,7 +11,7 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.prove import Bundle
@@ -42,7 +42,7 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     if sum(given is not None for given in (record_id, entity, grown_from)) != 1:
         raise click.UsageError("give one of RECORD_ID, --entity and --grown-from")
     from otel_audit_postgres.ledger import prove as ledger
-    from otel_audit_postgres.ledger.trust import chosen_public_keys
+    from otel_audit_postgres.ledger.settings import chosen_public_keys
 
     config = AuditConfig()
     public, store = chosen_public_keys(config, keys), chosen_dsn(dsn)
@@ -64,7 +64,7 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
 
 async def _record(store: str, config: AuditConfig, what: str, bundle: Bundle) -> None:
     """Evidence that leaves the store is a look into it."""
-    from otel_audit_postgres.trail import open_trail
+    from otel_audit_postgres.query.trail import open_trail
 
     async with open_trail(store, views=config.record_views) as trail:
         await trail.proved(what, len(bundle.get("records", ())))

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import echo, echo_document
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.local_quarantine import (
+    LocalQuarantine,
+    SetAsideRecord,
+    services_with_quarantine,
+)
+from otel_audit.delivery.spool import damaged_files
+from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit.pipeline.lasting import run_lasting
-from otel_audit.pipeline.quarantine import Kept, LocalQuarantine, services_with_quarantine
-from otel_audit.pipeline.spool import damaged_files
-from otel_audit.postgres_dsn import plain_dsn
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.quarantine import Aside
+    from otel_audit_postgres.quarantine import QuarantinedRow
 
 
 @click.command()
@@ -80,7 +84,7 @@ def _list(
     config: AuditConfig,
     found: list[tuple[str, LocalQuarantine]],
     keeper: str | None,
-    aside: list[Aside] | None,
+    aside: list[QuarantinedRow] | None,
 ) -> None:
     kept = [item for _, place in found for item in place.read()]
     for item in kept:
@@ -100,7 +104,7 @@ def _list(
     echo(f"{len(aside)} refused records in audit.quarantine")
 
 
-def _aside(keeper: str, *, is_asked: bool) -> list[Aside] | None:
+def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
     """What is in audit.quarantine; None where that cannot be seen, which was said."""
     from otel_audit_postgres.quarantine import quarantined
 
@@ -114,11 +118,13 @@ def _aside(keeper: str, *, is_asked: bool) -> list[Aside] | None:
         return None
 
 
-def _names(row: Aside) -> tuple[str, str]:
+def _names(row: QuarantinedRow) -> tuple[str, str]:
     return row.record_id, row.content_hash.hex()
 
 
-def _release(keeper: str | None, aside: list[Aside], name: str, because: str | None) -> None:
+def _release(
+    keeper: str | None, aside: list[QuarantinedRow], name: str, because: str | None
+) -> None:
     from otel_audit_postgres.quarantine import release
 
     if keeper is None:
@@ -132,7 +138,7 @@ def _release(keeper: str | None, aside: list[Aside], name: str, because: str | N
     echo(f"{len(rows)} refused records released")
 
 
-def _retry(writer: str, keeper: str, aside: list[Aside]) -> None:
+def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
     from otel_audit_postgres.quarantine import release, retry
 
     done = run_lasting(retry(writer, aside))
@@ -142,7 +148,7 @@ def _retry(writer: str, keeper: str, aside: list[Aside]) -> None:
 
 
 def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
-    from otel_audit.pipeline.setup import local_quarantine
+    from otel_audit.delivery.factory import local_quarantine
 
     if not config.spool_dir.is_dir() and config.asyncpg_dsn is not None:
         return
@@ -152,21 +158,21 @@ def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str
 
 
 def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
-    from otel_audit.pipeline.destination import destination_digest
-    from otel_audit.pipeline.setup import spool_sealing
-    from otel_audit.pipeline.spool import Kind, open_spool
+    from otel_audit.delivery.factory import spool_encryption
+    from otel_audit.delivery.fingerprint import destination_digest
+    from otel_audit.delivery.spool import FrameKind, open_spool
 
     spool = open_spool(
         config.spool_dir,
         service=service,
         max_bytes=config.spool_max_bytes,
         segment_bytes=config.spool_segment_bytes,
-        sealing=spool_sealing(config),
+        sealing=spool_encryption(config),
         destination=destination_digest(config),
     )
 
     def take(record_id: str, text: bytes) -> None:
-        spool.append(Kind.CLOSED, record_id, text)
+        spool.append(FrameKind.CLOSED, record_id, text)
         spool.sync()
 
     try:
@@ -175,7 +181,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         spool.close()
 
 
-def _show(items: list[Kept], aside: list[Aside], record_id: str) -> None:
+def _show(items: list[SetAsideRecord], aside: list[QuarantinedRow], record_id: str) -> None:
     if not items and not aside:
         raise ConfigurationError(f"nothing was refused under the id {record_id}")
     for item in items:

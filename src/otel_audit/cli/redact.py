@@ -9,8 +9,8 @@ import click
 from otel_audit.cli.terminal import echo, echo_columns, echo_json_text
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.adapt import NotUnderstoodError
-from otel_audit.redaction.walk import parse_json
+from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.walker import parse_json
 
 
 @click.command()

@@ -8,16 +8,16 @@ import signal
 
 import click
 
+from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.batch_size import BatchSize
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.outbox_relay import BATCH_BYTES, Outbox, Relay, RelayOptions, relay_all
+from otel_audit.delivery.sink import Sink
+from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError
-from otel_audit.pipeline.batch_size import BatchSize
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.lasting import run_lasting
-from otel_audit.pipeline.relay import BATCH_BYTES, Outbox, Relay, RelayOptions, relay_all
-from otel_audit.pipeline.sink import Sink
-from otel_audit.postgres_dsn import plain_dsn
-from otel_audit.visible import log_to_stderr
 
 
 @click.command()

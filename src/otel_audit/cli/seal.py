@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 from opentelemetry import metrics
 
+from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.lasting import LastingLoop
-from otel_audit.visible import log_to_stderr
+from otel_audit.delivery.worker_loop import WorkerLoop
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer import Sealer
@@ -38,9 +38,9 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     stand by. Run it apart from the applications, as a role of otel_audit_sealer.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
-    from otel_audit_postgres.ledger.metering import publish
+    from otel_audit_postgres.ledger.metrics import publish
     from otel_audit_postgres.ledger.sealer import Sealer
-    from otel_audit_postgres.ledger.trust import chosen_signer
+    from otel_audit_postgres.ledger.settings import chosen_signer
 
     log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     config = AuditConfig()
@@ -56,7 +56,7 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     )
     publish(metrics.get_meter("otel_audit"), sealer)
     # its threads do not hold up the end where an anchor hangs
-    with asyncio.Runner(loop_factory=LastingLoop) as runner:
+    with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         runner.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
 
 

@@ -13,13 +13,13 @@ from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_document, echo_json
 from otel_audit.cli.verify import moment
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.lasting import run_lasting
+from otel_audit.delivery.worker_loop import run_lasting
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.queries import Found, Page
     from otel_audit_postgres.query.counts import Facet, Histogram
     from otel_audit_postgres.query.grammar import Query
-    from otel_audit_postgres.trail import Trail
+    from otel_audit_postgres.query.queries import Found, Page
+    from otel_audit_postgres.query.trail import Trail
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
 
 
 def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
-    from otel_audit_postgres.trail import open_trail
+    from otel_audit_postgres.query.trail import open_trail
 
     async def answer() -> T:
         async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:

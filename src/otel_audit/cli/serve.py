@@ -90,8 +90,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     config = AuditConfig()
     _refuse_open_door(config, host)
     try:
-        from otel_audit.serve.journal import to_stderr
-        from otel_audit.serve.server import Listening, run
+        from otel_audit.server.access_log import to_stderr
+        from otel_audit.server.uvicorn_server import Listening, run
     except ImportError as error:
         raise MissingExtraError("otel-audit serve", "server") from error
     to_stderr()
@@ -140,7 +140,7 @@ def new(
     Only its hash is kept. To rotate: make another one of the same NAME, give it to the sender,
     then delete the earlier entry; a server that runs sees the change within a second.
     """
-    from otel_audit.serve.senders import new_token
+    from otel_audit.server.credentials import new_token
 
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
     secret, lines = new_token(name, tenant=tenant, service=service, expires=expires)

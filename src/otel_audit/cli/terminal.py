@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from otel_audit.visible import ascii_json, visible
+from otel_audit._util.printable import ascii_json, visible
 
 Colour = Literal["green", "red", "yellow"]
 

@@ -26,11 +26,11 @@ from rich.progress import (
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
+from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError
-from otel_audit.pipeline.lasting import run_lasting
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.ledger.findings import Report
+    from otel_audit_postgres.ledger.verify.findings import Report
 
 _LISTED = 200
 _MALFORMED_LISTED = 5
@@ -106,15 +106,15 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
     if since is not None and (incremental or state is not None):
         raise click.UsageError("--since and --incremental exclude each other")
-    from otel_audit_postgres.ledger import memory
-    from otel_audit_postgres.ledger import verify as ledger
     from otel_audit_postgres.ledger.anchors import anchors_from
-    from otel_audit_postgres.ledger.trust import chosen_public_keys
+    from otel_audit_postgres.ledger.settings import chosen_public_keys
+    from otel_audit_postgres.ledger.verify import bookmark
+    from otel_audit_postgres.ledger.verify import verify as ledger
 
     config, store = AuditConfig(), chosen_dsn(dsn)
     public = chosen_public_keys(config, keys)
     file = state or (_state_file(store) if incremental else None)
-    remembered = None if file is None or full else memory.recall(file, public)
+    remembered = None if file is None or full else bookmark.recall(file, public)
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
         report = run_lasting(
@@ -130,7 +130,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
             )
         )
     if file is not None and report.ok and report.last_note is not None:
-        memory.remember(file, report.last_note)
+        bookmark.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
     if as_json:
@@ -160,7 +160,7 @@ def _state_file(dsn: str) -> Path:
 
 def _jobs(dsn: str) -> int:
     """One process for a small log; for a large one, as many as there are processors, up to four."""
-    from otel_audit_postgres.ledger.verify import size_of
+    from otel_audit_postgres.ledger.verify.verify import size_of
 
     return 1 if run_lasting(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
 

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from otel_audit.bounded import BoundedCache
-from otel_audit.chance import generator
+from otel_audit._util.cache import BoundedCache
+from otel_audit._util.randomness import generator
 from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.defaults import default_rules
-from otel_audit.policy.index import PathIndex
 from otel_audit.policy.naming import Naming, Whom, name_action
 from otel_audit.policy.overrides import Override, override_of
+from otel_audit.policy.route_index import PathIndex
 from otel_audit.policy.rules import (
     LEVELS,
     WRITES,
     CompiledRule,
-    Facts,
+    RequestFacts,
     Rule,
     compile_rule,
     read_rules,
     rules_from_file,
 )
 from otel_audit.record import Target
-from otel_audit.redaction.links import is_secret_parameter
+from otel_audit.redaction.secret_urls import is_secret_parameter
 
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Tenant
@@ -273,7 +273,7 @@ class Policy:
         Returns:
             The decision. Never raises for what a client or a route gives.
         """
-        facts = Facts(
+        facts = RequestFacts(
             method=method,
             path=path,
             route=route,
@@ -336,7 +336,7 @@ class Policy:
             is_derived=not (turned_away or override.event or rule.event),
         )
 
-    def _rule(self, facts: Facts) -> Rule:
+    def _rule(self, facts: RequestFacts) -> Rule:
         asked = self._of_method.get(facts.method, self._of_others)
         for compiled in asked:
             if compiled.matches(facts):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy.rules import Rule, compile_rule
 
@@ -109,7 +109,9 @@ def override_of(endpoint: object, route: object = None) -> Override | None:
     try:
         return from_extension(extra[EXTENSION])
     except ConfigurationError as error:
-        complain(_logger, f"x-audit {id(route)}", "a route's %s is not used: %s", EXTENSION, error)
+        log_limited(
+            _logger, f"x-audit {id(route)}", "a route's %s is not used: %s", EXTENSION, error
+        )
         return None
 
 

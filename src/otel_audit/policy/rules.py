@@ -40,7 +40,7 @@ _SOMEBODY: Final = "\0"
 """Stands for who is not known but is not nobody: only a pattern for everyone matches it."""
 
 
-class Facts(msgspec.Struct, frozen=True):
+class RequestFacts(msgspec.Struct, frozen=True):
     """What is known of a request when it is over.
 
     Attributes:
@@ -139,7 +139,7 @@ class CompiledRule:
         """Whether a request that matches may not be recorded."""
         return self.rule.level == "none" or self.rule.sample is not None
 
-    def matches(self, facts: Facts) -> bool:
+    def matches(self, facts: RequestFacts) -> bool:
         """Tell whether it matches a request of one of its methods that is over.
 
         Sampling is not its matter.
@@ -157,7 +157,7 @@ class CompiledRule:
                 return True
         return False
 
-    def _holds(self, facts: Facts) -> bool:
+    def _holds(self, facts: RequestFacts) -> bool:
         """Tell whether what it asks beside method and path holds."""
         rule = self.rule
         return (
@@ -174,7 +174,7 @@ class CompiledRule:
             and (rule.sample is None or not (facts.wrote or facts.refused_or_failed))
         )
 
-    def _actor(self, facts: Facts) -> str:
+    def _actor(self, facts: RequestFacts) -> str:
         # "not known" is never "nobody": that somebody could not be identified drops no record
         unknown = facts.actor_id == "anonymous" and not facts.nobody
         return _SOMEBODY if unknown and self.leaves_out else facts.actor_id

@@ -1,8 +1,8 @@
 """Redaction: what must not be stored is taken out before data touches a span, a log, or a row."""
 
-from otel_audit.redaction.marks import Mark, Sensitive
+from otel_audit.redaction.annotations import Mark, Sensitive
+from otel_audit.redaction.placeholders import REDACTED, WITHHELD
 from otel_audit.redaction.redactor import Redactor
-from otel_audit.redaction.tokens import REDACTED, WITHHELD
-from otel_audit.redaction.walk import Finding, Limits
+from otel_audit.redaction.walker import Finding, Limits
 
 __all__ = ["REDACTED", "WITHHELD", "Finding", "Limits", "Mark", "Redactor", "Sensitive"]

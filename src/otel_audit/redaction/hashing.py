@@ -11,7 +11,7 @@ import msgspec
 
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.redaction.tokens import REDACTED
+from otel_audit.redaction.placeholders import REDACTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ import re2
 
 from otel_audit.config import PREFIX
 from otel_audit.errors import ConfigurationError
-from otel_audit.redaction.tables import name_table
+from otel_audit.redaction.load_data import name_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

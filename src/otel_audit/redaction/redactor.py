@@ -12,33 +12,25 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 import re2
 
-from otel_audit.complaints import complain
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.redaction.adapt import NotUnderstoodError
-from otel_audit.redaction.glance import glance
+from otel_audit.redaction.annotations import Mark, Marked
+from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
-from otel_audit.redaction.links import without_random_segments
-from otel_audit.redaction.marks import Mark, Marked
+from otel_audit.redaction.json_types import NotUnderstoodError
 from otel_audit.redaction.names import CLEAR, NameRules
-from otel_audit.redaction.numbers import encode, parse_exact
-from otel_audit.redaction.paths import PathRules
-from otel_audit.redaction.plain import is_plain, is_plain_path
-from otel_audit.redaction.queries import redact_login, redact_path, redact_query
+from otel_audit.redaction.number_spelling import encode, parse_exact
+from otel_audit.redaction.path_rules import PathRules
+from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
+from otel_audit.redaction.prefilter_document import glance
+from otel_audit.redaction.prefilter_json import passes_unseen
+from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
 from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.secret_urls import without_random_segments
 from otel_audit.redaction.text import TextRules, clean
-from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.unseen import passes_unseen
-from otel_audit.redaction.walk import (
-    OMITTED,
-    Finding,
-    Limits,
-    Mode,
-    Rules,
-    Walk,
-    parse_json,
-)
-from otel_audit.redaction.work import Work
+from otel_audit.redaction.urls import redact_login, redact_path, redact_query
+from otel_audit.redaction.walker import OMITTED, Finding, Limits, Mode, Rules, Walk, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -49,7 +41,7 @@ _WITHHELD_JSON: Final = encode(WITHHELD)
 _WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
 
 _DOCUMENT: Final = 10
-"""Units of work that a document costs however small it is; see `otel_audit.redaction.work`."""
+"""Units of work that a document costs however small it is; see `otel_audit.redaction.budget`."""
 
 _PER_CHARACTER: Final = 1 / 64
 
@@ -155,7 +147,7 @@ class Redactor:
             on_error=on_error,
         )
 
-    def document(self, value: Any, work: Work | None = None, *, parsed: bool = False) -> Any:
+    def document(self, value: Any, work: WorkBudget | None = None, *, parsed: bool = False) -> Any:
         """Redact any value.
 
         Args:
@@ -170,7 +162,7 @@ class Redactor:
         return self.guarded(lambda: self._document(value, work, parsed=parsed))
 
     def field(
-        self, name: str, value: Any, *, mark: Mark | None = None, work: Work | None = None
+        self, name: str, value: Any, *, mark: Mark | None = None, work: WorkBudget | None = None
     ) -> Any:
         """Redact a named value: a column, a parameter, an entry of metadata, a header.
 
@@ -223,7 +215,7 @@ class Redactor:
         verdict = self._rules.names.judge(name)
         return verdict.rule is not None and not (verdict.numbers_pass or verdict.opaque)
 
-    def text(self, text: str, work: Work | None = None) -> str:
+    def text(self, text: str, work: WorkBudget | None = None) -> str:
         """Redact free text by the value rules: messages, URLs, user agents, JSON as text.
 
         Args:
@@ -235,7 +227,7 @@ class Redactor:
         walk = Walk(self._rules, work=work)
         return self._guarded_text(lambda: str(_kept(walk.value(text, None))))
 
-    def identifier(self, text: str, work: Work | None = None) -> str:
+    def identifier(self, text: str, work: WorkBudget | None = None) -> str:
         """Redact the id of an actor, a tenant or a target by what is a credential.
 
         An id of 16 digits is an id, whether or not a card could have that number; only one that
@@ -255,7 +247,7 @@ class Redactor:
         """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
         return self._phrases(text)
 
-    def name(self, name: str, work: Work | None = None) -> str:
+    def name(self, name: str, work: WorkBudget | None = None) -> str:
         """Redact what a program calls something: `token:create` is a name, and assigns nothing.
 
         Args:
@@ -268,7 +260,7 @@ class Redactor:
                 return name
         return self.text(name, work)
 
-    def query(self, query_string: str, work: Work | None = None) -> str:
+    def query(self, query_string: str, work: WorkBudget | None = None) -> str:
         """Redact a URL query; names are matched decoded, the result is a valid query.
 
         Args:
@@ -281,7 +273,7 @@ class Redactor:
             lambda: redact_query(self._rules, query_string, work), "%5BWITHHELD%5D"
         )
 
-    def path(self, path: str, work: Work | None = None) -> str:
+    def path(self, path: str, work: WorkBudget | None = None) -> str:
         """Redact a URL path by the value rules, segment by segment.
 
         Args:
@@ -296,7 +288,7 @@ class Redactor:
         self,
         pairs: Iterable[tuple[bytes, bytes]],
         keep: Collection[str],
-        work: Work | None = None,
+        work: WorkBudget | None = None,
     ) -> dict[str, str]:
         """Choose and redact headers.
 
@@ -323,7 +315,7 @@ class Redactor:
                 found[name] = f"{found[name]}, {value}" if name in found else value
         return found
 
-    def _header(self, name: str, value: str, work: Work | None = None) -> str | None:
+    def _header(self, name: str, value: str, work: WorkBudget | None = None) -> str | None:
         pattern = self._header_pattern
         if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
@@ -349,15 +341,15 @@ class Redactor:
         found = self.json_or_none(raw)
         return _WITHHELD_JSON if found is None else found
 
-    def json_or_none(self, raw: bytes, work: Work | None = None) -> bytes | None:
+    def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
         """As `json_bytes`, but None where it is not JSON or beyond the bounds."""
         if len(raw) > self._rules.limits.length:
             return None
-        shared = Work(len(raw)) if work is None else work
+        shared = WorkBudget(len(raw)) if work is None else work
         found: bytes | None = self.guarded(lambda: self._json(raw, shared), None)
         return found
 
-    def _json(self, raw: bytes, work: Work) -> bytes | None:
+    def _json(self, raw: bytes, work: WorkBudget) -> bytes | None:
         work.left -= _DOCUMENT + len(raw) * _PER_CHARACTER
         if work.left < 0:
             work.withheld = True
@@ -373,7 +365,7 @@ class Redactor:
             return None
         return encode(self._document(parsed, work, parsed=True))
 
-    def _document(self, value: Any, work: Work | None, *, parsed: bool = False) -> Any:
+    def _document(self, value: Any, work: WorkBudget | None, *, parsed: bool = False) -> Any:
         seen = glance(value, self._rules.scan, self._within(work))
         if seen.names_clean and seen.values_clean and not self._rules.paths:
             return value if parsed else parse_json(encode(value))
@@ -381,7 +373,7 @@ class Redactor:
         walk = Walk(self._rules, values_clean=values_clean, work=work)
         return _kept(walk.value(value, None))
 
-    def _within(self, work: Work | None) -> Limits:
+    def _within(self, work: WorkBudget | None) -> Limits:
         """What may be looked at in one glance, which costs nothing where it finds nothing."""
         limits = self._rules.limits
         if work is None or work.rate:
@@ -426,7 +418,7 @@ class Redactor:
             return redact()
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
             self._on_error()
-            complain(_log, "redaction", "a value was withheld: redaction failed", error=error)
+            log_limited(_log, "redaction", "a value was withheld: redaction failed", error=error)
             return instead
 
     def _guarded_text(self, redact: Callable[[], str], instead: str = WITHHELD) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import re2
 
 from otel_audit.redaction import names
-from otel_audit.redaction.beside import FLAG_PATTERN, SPECIAL_PATTERN
-from otel_audit.redaction.checks import IBAN_LENGTHS
-from otel_audit.redaction.links import QUERY_PATTERN, SEGMENT_PATTERN
-from otel_audit.redaction.tables import key_shapes, name_table
+from otel_audit.redaction.checksums import IBAN_LENGTHS
+from otel_audit.redaction.labelled_values import FLAG_PATTERN, SPECIAL_PATTERN
+from otel_audit.redaction.load_data import key_shapes, name_table
+from otel_audit.redaction.secret_urls import QUERY_PATTERN, SEGMENT_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -17,16 +17,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit import attributes as names
+from otel_audit._util.memoize_by_names import MemoizedByNames
 from otel_audit.record import TRUNCATED, Change, to_json
-from otel_audit.redaction.plain import is_plain
+from otel_audit.redaction.budget import SpanBudget, WorkBudget
+from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
+from otel_audit.redaction.prefilter_values import is_plain
 from otel_audit.redaction.redactor import Redactor
-from otel_audit.redaction.tokens import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.work import SpanBudget, Work
-from otel_audit.shapes import Shapes
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
-Treatment = Callable[[Redactor, Any, Work], Any]
+Treatment = Callable[[Redactor, Any, WorkBudget], Any]
 
 _MOST_CLEAN: Final = 8192
 _MOST_ALIKE: Final = 1024
@@ -253,7 +253,7 @@ def _choose(name: str) -> Treatment | None:
     return None
 
 
-def _header(redactor: Redactor, header: str, value: Any, work: Work) -> Any:
+def _header(redactor: Redactor, header: str, value: Any, work: WorkBudget) -> Any:
     if len(header) > _LONGEST_HEADER_NAME or _is_token(header) is None:
         return _LEFT_OUT  # its name is no name, and may be what is secret
     if redactor.text(header, work) != header:
@@ -263,14 +263,16 @@ def _header(redactor: Redactor, header: str, value: Any, work: Work) -> Any:
     return _each(value, lambda one: _header_line(redactor, header, one, work), work)
 
 
-def _header_line(redactor: Redactor, header: str, value: Any, work: Work) -> str:
+def _header_line(redactor: Redactor, header: str, value: Any, work: WorkBudget) -> str:
     """Redact one value; a map is none, and its keys may be what is secret."""
     plain = value if isinstance(value, str) or not isinstance(value, _SCALARS) else str(value)
     redacted = redactor.field(header, plain, work=work)
     return redacted if isinstance(redacted, str) else WITHHELD
 
 
-def _each(values: list[Any] | tuple[Any, ...], treat: Callable[[Any], Any], work: Work) -> Any:
+def _each(
+    values: list[Any] | tuple[Any, ...], treat: Callable[[Any], Any], work: WorkBudget
+) -> Any:
     """Treat the elements of a list; those beyond the work are withheld in one."""
     found: list[Any] = []
     for one in values:
@@ -282,7 +284,7 @@ def _each(values: list[Any] | tuple[Any, ...], treat: Callable[[Any], Any], work
     return values if found == list(values) else found
 
 
-def _json(redactor: Redactor, value: Any, work: Work) -> Any:
+def _json(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     if not isinstance(value, str):
         return _text(redactor, value, work)
     raw = value.encode("utf-8", "replace")
@@ -292,13 +294,13 @@ def _json(redactor: Redactor, value: Any, work: Work) -> Any:
     return value if redacted == raw else redacted.decode()
 
 
-def _metadata(redactor: Redactor, value: Any, work: Work) -> Any:
+def _metadata(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     redacted = _json(redactor, value, work)
     # metadata is a map, or there is no record
     return _LEFT_OUT if work.withheld and redacted == f'"{WITHHELD_FOR_WORK}"' else redacted
 
 
-def _changes(redactor: Redactor, value: Any, work: Work) -> Any:
+def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     """Redact changes by column: a whole document's rules would take `[before, after]` for one."""
     if not isinstance(value, str):
         return _text(redactor, value, work)
@@ -313,7 +315,7 @@ def _changes(redactor: Redactor, value: Any, work: Work) -> Any:
     return to_json([_change(redactor, change, work) for change in changes]).decode()
 
 
-def _change(redactor: Redactor, change: Change, work: Work) -> Change:
+def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
     if work.left < 0:
         work.withheld = True
         # its rows cannot be told from others, but how many there were
@@ -342,12 +344,12 @@ def _change(redactor: Redactor, change: Change, work: Work) -> Change:
     )
 
 
-def _columns(redactor: Redactor, values: Mapping[str, Any], work: Work) -> dict[str, Any]:
+def _columns(redactor: Redactor, values: Mapping[str, Any], work: WorkBudget) -> dict[str, Any]:
     return {column: redactor.field(column, value, work=work) for column, value in values.items()}
 
 
 def _patch(
-    redactor: Redactor, column: str, patch: list[dict[str, Any]], work: Work
+    redactor: Redactor, column: str, patch: list[dict[str, Any]], work: WorkBudget
 ) -> list[dict[str, Any]]:
     if redactor.is_sensitive(column):
         return [{"op": "replace", "path": "", "value": REDACTED}]
@@ -356,17 +358,17 @@ def _patch(
     return found if is_patch else [{"op": "replace", "path": "", "value": WITHHELD_FOR_WORK}]
 
 
-def _text(redactor: Redactor, value: Any, work: Work) -> Any:
+def _text(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     if isinstance(value, str):
         return redactor.text(value, work)
     return value if isinstance(value, _SCALARS) else redactor.document(value, work)
 
 
-def _name(redactor: Redactor, value: Any, work: Work) -> Any:
+def _name(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     return redactor.name(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
-def _identifier(redactor: Redactor, value: Any, work: Work) -> Any:
+def _identifier(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     if not isinstance(value, str):
         return _text(redactor, value, work)
     if redactor.name(value, work) == value:
@@ -374,14 +376,14 @@ def _identifier(redactor: Redactor, value: Any, work: Work) -> Any:
     return redactor.identifier(value, work)
 
 
-def _shown_id(redactor: Redactor, value: Any, work: Work) -> Any:
+def _shown_id(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     """As `_shown`, where a number is an id, whatever it looks like."""
     if isinstance(value, str) and redactor.identifier(value, work) == value:
         return value
     return _shown(redactor, value, work)
 
 
-def _shown(redactor: Redactor, value: Any, work: Work) -> Any:
+def _shown(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     """Show who it was, or that of it which can be compared; as capture does."""
     if isinstance(value, str):
         return value if redactor.name(value, work) == value else redactor.hashed(value)
@@ -390,11 +392,11 @@ def _shown(redactor: Redactor, value: Any, work: Work) -> Any:
     return _text(redactor, value, work)
 
 
-def _query(redactor: Redactor, value: Any, work: Work) -> Any:
+def _query(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     return redactor.query(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
-def _path(redactor: Redactor, value: Any, work: Work) -> Any:
+def _path(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
     return redactor.path(value, work) if isinstance(value, str) else _text(redactor, value, work)
 
 
@@ -458,4 +460,4 @@ _PARTS: Final = {
 }
 _SIZED: Final = frozenset({"request.body", "response.body", "changes"})
 _NAME: Final = _Planned("", lambda redactor, value, work: redactor.text(value, work), "names")
-_SHAPES: Final = Shapes(_treated)
+_SHAPES: Final = MemoizedByNames(_treated)

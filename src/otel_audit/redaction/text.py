@@ -8,16 +8,16 @@ from urllib.parse import unquote
 
 import re2
 
-from otel_audit.redaction import links, values
-from otel_audit.redaction.assignments import PROSE, names_a_secret, redact_assignments
-from otel_audit.redaction.checks import is_card
-from otel_audit.redaction.lookalikes import plain_view
-from otel_audit.redaction.tokens import WITHHELD, is_token
-from otel_audit.redaction.values import SHAPES, Span, ValueRule
+from otel_audit.redaction import patterns, secret_urls
+from otel_audit.redaction.checksums import is_card
+from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments
+from otel_audit.redaction.normalize import plain_view
+from otel_audit.redaction.patterns import SHAPES, Span, ValueRule
+from otel_audit.redaction.placeholders import WITHHELD, is_token
 
 if TYPE_CHECKING:
+    from otel_audit.redaction.budget import WorkBudget
     from otel_audit.redaction.names import NameRules
-    from otel_audit.redaction.work import Work
 
 Replace = Callable[[str], str]
 Note = Callable[[str], None]
@@ -147,8 +147,8 @@ class TextRules:
         """
         self._names = rules
         unwanted = SHAPES.intersection(off)
-        by_looks = [rule for rule in values.NUMBERS if rule.name not in unwanted]
-        self._emails = (values.EMAIL,) if emails else ()
+        by_looks = [rule for rule in patterns.NUMBERS if rule.name not in unwanted]
+        self._emails = (patterns.EMAIL,) if emails else ()
         header = ValueRule("header", _HEADER_LINE, self._header, ("authorization", "cookie"))
         xml = ValueRule("element", _XML, self._element, ("<",))
         tag = ValueRule("element", _NAMED_TAG, self._named_tag, ("<",))
@@ -166,22 +166,22 @@ class TextRules:
         detail = ValueRule("sql_key", _KEY, self._key, ("key (",))
         insert = ValueRule("sql_insert", _INSERT, self._insert, ("values",))
         literal = ValueRule("literal", _LITERAL, self._literal, ("'", '"'))
-        query = ValueRule("link", links.QUERY, links.in_query, ("?", "#"))
-        segment = ValueRule("link", links.SEGMENTS, links.in_segments, ("/",))
+        query = ValueRule("link", secret_urls.QUERY, secret_urls.in_query, ("?", "#"))
+        segment = ValueRule("link", secret_urls.SEGMENTS, secret_urls.in_segments, ("/",))
         self._credentials = (
-            *values.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
+            *patterns.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
             query, segment, element, pair, default, setting, line, block,
             said, said_before, table,
         )  # fmt: skip
         self._by_looks = tuple(by_looks)
-        self._takes_cards = values.CARD in by_looks
+        self._takes_cards = patterns.CARD in by_looks
 
     def redact(  # noqa: PLR0913 - one fact each
         self,
         text: str,
         replace: Replace,
         note: Note,
-        work: Work,
+        work: WorkBudget,
         *,
         allowed: bool = False,
         numbers: bool = True,
@@ -230,7 +230,14 @@ class TextRules:
         return self._takes_cards and is_card(digits)
 
     def _undo_percent(  # noqa: PLR0913 - as for `redact`
-        self, text: str, replace: Replace, note: Note, work: Work, *, allowed: bool, level: int
+        self,
+        text: str,
+        replace: Replace,
+        note: Note,
+        work: WorkBudget,
+        *,
+        allowed: bool,
+        level: int,
     ) -> str:
         def word(match: Any) -> str:
             encoded = str(match.group())
@@ -247,7 +254,14 @@ class TextRules:
         return str(_PERCENT.sub(word, text))
 
     def _undo_escapes(  # noqa: PLR0913 - as for `redact`
-        self, text: str, replace: Replace, note: Note, work: Work, *, allowed: bool, level: int
+        self,
+        text: str,
+        replace: Replace,
+        note: Note,
+        work: WorkBudget,
+        *,
+        allowed: bool,
+        level: int,
     ) -> str:
         work.spend(_ESCAPE * text.count("u00"))
         plain = str(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
@@ -442,7 +456,12 @@ def _has(match: Any, group: int) -> bool:
 
 
 def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
-    rules: Iterable[ValueRule], text: str, folded: str, replace: Replace, note: Note, work: Work
+    rules: Iterable[ValueRule],
+    text: str,
+    folded: str,
+    replace: Replace,
+    note: Note,
+    work: WorkBudget,
 ) -> str:
     view = plain_view(text)
     for rule in rules:
@@ -462,7 +481,7 @@ def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
 
 
 def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
-    rule: ValueRule, text: str, view: str, replace: Replace, note: Note, work: Work
+    rule: ValueRule, text: str, view: str, replace: Replace, note: Note, work: WorkBudget
 ) -> str:
     """Take out what a rule finds in the view of a text that has a character for each of its own."""
     work.spend(_RULE + len(text) * _PER_CHARACTER)

@@ -10,9 +10,9 @@ installed. Any test runner can use the same by hand::
         assert record.actor.id == "clerk-1"
 """
 
-from otel_audit.testing.making import make_record
-from otel_audit.testing.matching import ANY
-from otel_audit.testing.recording import Recorded, recorded
+from otel_audit.testing.make_record import make_record
+from otel_audit.testing.matchers import ANY
+from otel_audit.testing.recorder import Recorded, recorded
 from otel_audit.testing.snapshots import snapshot
 from otel_audit.testing.trail import Audit, audit_trail
 

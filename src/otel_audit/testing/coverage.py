@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 from otel_audit.config import AuditConfig
 from otel_audit.record import AuditRecord
 from otel_audit.testing.exceptions import RouteException
-from otel_audit.testing.reasons import reason
+from otel_audit.testing.explain import reason
 from otel_audit.testing.routes import TestedRoute, route_of
 
 _REFUSED: Final = 400

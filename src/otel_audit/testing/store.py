@@ -19,7 +19,7 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 from otel_audit.record import AuditRecord
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.ledger.findings import Report
+    from otel_audit_postgres.ledger.verify.findings import Report
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class AuditStore:
     async def _verify(self) -> Report:
         from otel_audit_postgres.ledger.keys import generate
         from otel_audit_postgres.ledger.sealer import Sealer
-        from otel_audit_postgres.ledger.verify import verify
+        from otel_audit_postgres.ledger.verify.verify import verify
 
         sealer = Sealer(self.dsn, signer=generate("otel-audit.test/log"))
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from otel_audit._util.ids import derived_uuid7
 from otel_audit.errors import MissingExtraError
-from otel_audit.ids import derived_uuid7
 from otel_audit.record import Actor, AuditRecord, Change, ErrorInfo, Target, Tenant
-from otel_audit.testing.making import make_record
+from otel_audit.testing.make_record import make_record
 
 try:
     from hypothesis import strategies as st

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from otel_audit.config import AuditConfig
 from otel_audit.record import AuditRecord, to_json
-from otel_audit.testing.matching import Wanted
-from otel_audit.testing.reasons import named, reasons
-from otel_audit.testing.recording import Recorded, recorded
+from otel_audit.testing.explain import named, reasons
+from otel_audit.testing.matchers import Wanted
+from otel_audit.testing.recorder import Recorded, recorded
 from otel_audit.testing.routes import TestedRoute, tested_routes
 from otel_audit.testing.secrets import search
 from otel_audit.testing.snapshots import snapshot

@@ -30,10 +30,10 @@ def judged(results: Results) -> str:
     return lines.replace("|---|---:|---:|---:|", "|---|---|---|---|")
 
 
-Judged = Iterator[tuple[str, str, str, bool | None]]
+QueuedRows = Iterator[tuple[str, str, str, bool | None]]
 
 
-def _requests(found: dict[str, Any]) -> Judged:
+def _requests(found: dict[str, Any]) -> QueuedRows:
     cases = found["scenarios"]
     for key, case in cases.items():
         name, _, connections = key.partition("/")
@@ -62,7 +62,7 @@ def _requests(found: dict[str, Any]) -> Judged:
             )
 
 
-def _streamed(ours: dict[str, Any], base: dict[str, Any]) -> Judged:
+def _streamed(ours: dict[str, Any], base: dict[str, Any]) -> QueuedRows:
     first, other = ours["first_byte_ms"], base["first_byte_ms"]
     yield (
         "stream of 10 MB: first byte",
@@ -98,7 +98,7 @@ def _told(seen: dict[str, float]) -> str:
     return f"{seen['ratio']:.2f} x ({seen['low']:.2f}–{seen['high']:.2f})"
 
 
-def _orm(found: dict[str, Any]) -> Judged:
+def _orm(found: dict[str, Any]) -> QueuedRows:
     for what, bound in (("insert", 40), ("update", 60)):
         for name, case in found["cases"].items():
             if name.startswith(what) and case["rows"] > 1:
@@ -111,7 +111,7 @@ def _orm(found: dict[str, Any]) -> Judged:
                 )
 
 
-def _writing(found: dict[str, Any]) -> Judged:
+def _writing(found: dict[str, Any]) -> QueuedRows:
     encoding = found["encoding_us"]["median"]
     for case in found["cases"].values():
         if case["batch"] != 512:
@@ -138,7 +138,7 @@ def _writing(found: dict[str, Any]) -> Judged:
         )
 
 
-def _loss(found: dict[str, Any]) -> Judged:
+def _loss(found: dict[str, Any]) -> QueuedRows:
     for fault, compared in found["faults"].items():
         seen = compared[FULL]
         yield (
@@ -149,7 +149,7 @@ def _loss(found: dict[str, Any]) -> Judged:
         )
 
 
-def _growth(found: dict[str, Any]) -> Judged:
+def _growth(found: dict[str, Any]) -> QueuedRows:
     last = found["growth"][-1]
     for name in ("show", "history of an order", "by actor", "by trace id"):
         taken = last["query_ms"][name]

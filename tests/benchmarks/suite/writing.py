@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 from otel_audit_postgres import PostgresSink, init
-from otel_audit_postgres.copyformat import in_pieces
+from otel_audit_postgres.copy_format import in_pieces
 from otel_audit_postgres.ledger.keys import generate, write_key_files
 from otel_audit_postgres.rows import COLUMNS, to_row
 from otel_audit_postgres.sink import _arrays

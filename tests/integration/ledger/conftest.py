@@ -6,12 +6,12 @@ import asyncpg
 import pytest
 from ledger_store import Administrator, Log
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
 
 
 @pytest.fixture
 def log(audit_store, tmp_path):
-    complaints.forget()
+    ratelimited_log.forget()
     return Log(audit_store, tmp_path)
 
 

@@ -21,12 +21,12 @@ from otel_audit_postgres.ledger.anchors import (
     ObjectAnchor,
     anchors_from,
 )
-from otel_audit_postgres.ledger.beginning import begin
-from otel_audit_postgres.ledger.findings import Kind
+from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 from otel_audit_postgres.ledger.health import inspect_ledger
-from otel_audit_postgres.ledger.notes import read_checkpoint
+from otel_audit_postgres.ledger.manual_begin import begin
 from otel_audit_postgres.ledger.sealer import LedgerError
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.ledger.verify.verify import verify
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import OtelAuditError
@@ -175,7 +175,7 @@ class TestForgotten:
         with pytest.raises(LedgerError, match="holds no checkpoint, and the ledger has 5 leaves"):
             await log.seal(anchors=[place])
         report = await log.verify(anchors=[place])
-        assert set(report.counts) == {Kind.EMPTIED_ANCHOR}
+        assert set(report.counts) == {ProblemKind.EMPTIED_ANCHOR}
         found = await inspect_ledger(log.dsn, anchors=[place])
         assert [one.ok for one in found if one.name.startswith("anchor")] == [False]
         assert await place.last() is None

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_store import Administrator, Log
 from otel_audit_postgres import init, migrate
-from otel_audit_postgres.ledger.findings import Kind
-from otel_audit_postgres.migrations import migrations
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.schema.migrations import migrations
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
-from otel_audit.ids import uuid7
 from otel_audit.record import to_json
 
 COLUMNS = {
@@ -165,7 +165,7 @@ class TestWriter:
         )
         report = await log.verify()
         assert [(found.kind, found.record_id) for found in report.problems] == [
-            (Kind.CHANGED, ids[1])
+            (ProblemKind.CHANGED, ids[1])
         ]
         assert report.malformed_count == 200
         result = await run(log.dsn, "verify", "--report", str(tmp_path / "report"))
@@ -184,7 +184,7 @@ class TestWriter:
             "UPDATE audit.audit_logs SET actor_id = 'eve'"
         )
         report = await log.verify()
-        assert report.counts == {Kind.CHANGED: 1}
+        assert report.counts == {ProblemKind.CHANGED: 1}
 
     async def test_inserts_a_false_column_that_is_no_tampering(self, hostile):
         """A column that its record does not tell is named as inserted so, with or without a key."""
@@ -207,7 +207,7 @@ class TestWriter:
         await Administrator(connections["superuser"]).does(
             "UPDATE audit.ledger_flaws SET note = split_part(note, E'\n\n', 1) || E'\n\n'"
         )
-        assert (await log.verify()).counts == {Kind.CHANGED: 1}
+        assert (await log.verify()).counts == {ProblemKind.CHANGED: 1}
 
     async def test_is_told_what_is_wrong(self, hostile):
         """The refusal names the row, the column, and what it must be."""

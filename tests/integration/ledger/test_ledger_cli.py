@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator, Log
+from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 from otel_audit_postgres.ledger.keys import generate
-from otel_audit_postgres.ledger.notes import read_checkpoint
 
 from otel_audit.cli.main import cli
 from otel_audit.record import Target, Tenant

@@ -7,10 +7,10 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.keys import generate
-from otel_audit_postgres.ledger.memory import recall, remember
-from otel_audit_postgres.ledger.rowpass import LEAVES_AT_ONCE
+from otel_audit_postgres.ledger.verify.bookmark import recall, remember
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.ledger.verify.row_pass import LEAVES_AT_ONCE
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError
@@ -82,7 +82,7 @@ class TestIncremental:
             await administrator.does(statement)
         assert (await seen.verify(anchors=[])).ok
         report = await seen.verify(anchors=[], remembered=known(seen, file))
-        assert set(report.counts) == {Kind.RESTORED_OLD_COPY}
+        assert set(report.counts) == {ProblemKind.RESTORED_OLD_COPY}
 
 
 class TestState:
@@ -122,13 +122,13 @@ class TestState:
 
     async def test_of_another_log_is_found(self, seen, file, log, tmp_path):
         """A checkpoint that this log never had is no beginning of it."""
-        from otel_audit_postgres.ledger.memory import Remembered
-        from otel_audit_postgres.ledger.notes import Checkpoint, signed
+        from otel_audit_postgres.ledger.checkpoints import Checkpoint, signed
+        from otel_audit_postgres.ledger.verify.bookmark import Bookmark
 
         other = Checkpoint(seen.key.name, 10, bytes(32))
-        remembered = Remembered(signed(other, [seen.key]), other)
+        remembered = Bookmark(signed(other, [seen.key]), other)
         report = await seen.verify(remembered=remembered)
-        assert set(report.counts) == {Kind.RESTORED_OLD_COPY}
+        assert set(report.counts) == {ProblemKind.RESTORED_OLD_COPY}
 
     def test_that_is_not_there_is_none(self, file):
         """The first time everything is read."""
@@ -138,7 +138,7 @@ class TestState:
 class TestTogether:
     async def test_finds_the_same(self, sealed, administrator, monkeypatch):
         """Several processes name what one names, in the same order."""
-        monkeypatch.setattr("otel_audit_postgres.ledger.rowpass.LEAVES_AT_ONCE", 5)
+        monkeypatch.setattr("otel_audit_postgres.ledger.verify.row_pass.LEAVES_AT_ONCE", 5)
         progress = []
         report = await sealed.verify(
             jobs=2, progress=lambda done, total: progress.append((done, total))
@@ -157,7 +157,7 @@ class TestTogether:
 
     async def test_sees_one_moment(self, sealed, monkeypatch):
         """Rows that are written and sealed meanwhile give no false alarm."""
-        monkeypatch.setattr("otel_audit_postgres.ledger.rowpass.LEAVES_AT_ONCE", 1)
+        monkeypatch.setattr("otel_audit_postgres.ledger.verify.row_pass.LEAVES_AT_ONCE", 1)
 
         async def go_on():
             for _ in range(6):

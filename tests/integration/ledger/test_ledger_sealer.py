@@ -20,16 +20,16 @@ from otel_audit_postgres.ledger.anchors import (
     ObjectAnchor,
     anchors_from,
 )
-from otel_audit_postgres.ledger.findings import Kind
+from otel_audit_postgres.ledger.checkpoints import read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import generate, write_key_files
 from otel_audit_postgres.ledger.merkle import Frontier
-from otel_audit_postgres.ledger.notes import read_checkpoint, read_note
 from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
-from otel_audit_postgres.migrations import migrations
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.schema.migrations import migrations
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
-from otel_audit.ids import uuid7
 
 
 async def leaves(connection):
@@ -194,7 +194,10 @@ class TestSeal:
         later = await log.write(1)
         await log.seal()
         report = await log.verify()
-        assert set(report.counts) <= {Kind.CHANGED, Kind.INSERTED}  # tenants that no payload has
+        assert set(report.counts) <= {
+            ProblemKind.CHANGED,
+            ProblemKind.INSERTED,
+        }  # tenants that no payload has
         assert report.size == 7
         assert later[0] not in [problem.record_id for problem in report.problems]
 
@@ -219,7 +222,7 @@ class TestSeal:
         """Rows, size, lag and failed publications are OpenTelemetry metrics."""
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        from otel_audit_postgres.ledger.metering import publish
+        from otel_audit_postgres.ledger.metrics import publish
 
         (tmp_path / "file").write_text("")
         away = FileAnchor(tmp_path / "file" / "below", directory=False)
@@ -469,7 +472,7 @@ class TestWithinAnApplication:
 
     async def test_complains_where_the_role_may_not(self, log, postgres, caplog):
         """A writer that may not seal records all the same."""
-        from otel_audit_postgres.ledger.within import SealingThread
+        from otel_audit_postgres.ledger.sealer_thread import SealingThread
 
         role = f"plain_{uuid.uuid4().hex[:8]}"
         await postgres.execute(f"CREATE ROLE {role} LOGIN")

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_store import Administrator, Log
 from otel_audit_postgres.ledger.anchors import FileAnchor
-from otel_audit_postgres.ledger.findings import Kind
 from otel_audit_postgres.ledger.keys import generate
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.ledger.verify.verify import verify
 
 ROW = "(SELECT id FROM audit.audit_logs ORDER BY recorded_at, id OFFSET {} LIMIT 1)"
 BLOCK_SWAP = (
@@ -112,13 +112,13 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("tampering", "kind"),
         [
-            (f"DELETE FROM audit.audit_logs WHERE id = {ROW.format(3)}", Kind.DELETED),
+            (f"DELETE FROM audit.audit_logs WHERE id = {ROW.format(3)}", ProblemKind.DELETED),
             (
                 (
                     "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object("
                     f"'id', gen_random_uuid()))).* FROM audit.audit_logs a WHERE id = {ROW.format(3)}"
                 ),
-                Kind.INSERTED,
+                ProblemKind.INSERTED,
             ),
         ],
     )
@@ -133,44 +133,44 @@ class TestTampering:
     @pytest.mark.parametrize(
         ("tampering", "kind", "leaf"),
         [
-            (f"UPDATE audit.audit_logs SET actor_id = 'eve' WHERE id = {ROW.format(4)}", Kind.CHANGED, 4),
+            (f"UPDATE audit.audit_logs SET actor_id = 'eve' WHERE id = {ROW.format(4)}", ProblemKind.CHANGED, 4),
             (
                 ("UPDATE audit.audit_logs SET payload = replace(payload::text, 'user-1', 'user-2')::json "
-                f"WHERE id = {ROW.format(12)}"), Kind.CHANGED, 12,
+                f"WHERE id = {ROW.format(12)}"), ProblemKind.CHANGED, 12,
             ),
             (
                 ("UPDATE audit.audit_logs SET payload = replace(payload::text, 'user-1', 'user-2')::json, "
                 "actor_id = 'user-2', content_hash = sha256(convert_to("
                 "replace(payload::text, 'user-1', 'user-2'), 'UTF8')) "
-                f"WHERE id = {ROW.format(22)}"), Kind.CHANGED, 22,
+                f"WHERE id = {ROW.format(22)}"), ProblemKind.CHANGED, 22,
             ),
             (
                 ("UPDATE audit.audit_logs SET recorded_at = recorded_at - interval '1 microsecond' "
-                f"WHERE id = {ROW.format(0)}"), Kind.CHANGED, 0,
+                f"WHERE id = {ROW.format(0)}"), ProblemKind.CHANGED, 0,
             ),
-            (f"UPDATE audit.audit_logs SET recorded_at = 'infinity' WHERE id = {ROW.format(0)}", Kind.CHANGED, 0),
-            (f"DELETE FROM audit.audit_logs WHERE id = {ROW.format(7)}", Kind.DELETED, 7),
+            (f"UPDATE audit.audit_logs SET recorded_at = 'infinity' WHERE id = {ROW.format(0)}", ProblemKind.CHANGED, 0),
+            (f"DELETE FROM audit.audit_logs WHERE id = {ROW.format(7)}", ProblemKind.DELETED, 7),
             (
                 ("DELETE FROM audit.audit_logs WHERE id IN "
                 "(SELECT id FROM audit.audit_logs ORDER BY recorded_at DESC, id DESC LIMIT 5)"),
-                Kind.TRUNCATED_TAIL, 18,
+                ProblemKind.TRUNCATED_TAIL, 18,
             ),
-            ("DELETE FROM audit.audit_logs", Kind.TRUNCATED_TAIL, 0),
-            (BLOCK_SWAP, Kind.REORDERED, 0),
-            ("DELETE FROM audit.ledger_blocks WHERE first = 10", Kind.DELETED, 10),
-            ("DELETE FROM audit.ledger_checkpoints WHERE size = 10", Kind.DELETED, 0),
-            ("DELETE FROM audit.ledger_blocks WHERE first = 11", Kind.TRUNCATED_TAIL, 11),
+            ("DELETE FROM audit.audit_logs", ProblemKind.TRUNCATED_TAIL, 0),
+            (BLOCK_SWAP, ProblemKind.REORDERED, 0),
+            ("DELETE FROM audit.ledger_blocks WHERE first = 10", ProblemKind.DELETED, 10),
+            ("DELETE FROM audit.ledger_checkpoints WHERE size = 10", ProblemKind.DELETED, 0),
+            ("DELETE FROM audit.ledger_blocks WHERE first = 11", ProblemKind.TRUNCATED_TAIL, 11),
             (
                 ("UPDATE audit.ledger_checkpoints SET note = replace(note, E'\\n23\\n', E'\\n24\\n') "
-                "WHERE size = 23"), Kind.FORGED_SIGNATURE, None,
+                "WHERE size = 23"), ProblemKind.FORGED_SIGNATURE, None,
             ),
-            ("UPDATE audit.ledger_checkpoints SET note = '' WHERE size = 10", Kind.FORGED_SIGNATURE, None),
-            ("UPDATE audit.ledger_log SET origin = 'another'", Kind.FORGED_SIGNATURE, None),
+            ("UPDATE audit.ledger_checkpoints SET note = '' WHERE size = 10", ProblemKind.FORGED_SIGNATURE, None),
+            ("UPDATE audit.ledger_log SET origin = 'another'", ProblemKind.FORGED_SIGNATURE, None),
             (
                 ("UPDATE audit.ledger_blocks SET hashes = set_byte(hashes, 5, "
-                "get_byte(hashes, 5) # 1) WHERE first = 10"), Kind.CHANGED, 10,
+                "get_byte(hashes, 5) # 1) WHERE first = 10"), ProblemKind.CHANGED, 10,
             ),
-            ("UPDATE audit.ledger_blocks SET ids = substr(ids, 2) WHERE first = 10", Kind.CHANGED, 10),
+            ("UPDATE audit.ledger_blocks SET ids = substr(ids, 2) WHERE first = 10", ProblemKind.CHANGED, 10),
         ],
     )  # fmt: skip
     async def test_is_named(self, sealed, administrator, tampering, kind, leaf):
@@ -198,7 +198,7 @@ class TestTampering:
             "UPDATE audit.ledger_blocks SET hashes = $1 WHERE first = 10", leaf
         )
         report = await sealed.verify()
-        assert report.counts == {Kind.CHANGED: 1}
+        assert report.counts == {ProblemKind.CHANGED: 1}
         assert report.first_bad.leaf == 10
         assert report.first_bad.record_id == str(row["id"])
 
@@ -210,7 +210,9 @@ class TestTampering:
             f"'id', '{fake}'))).* FROM audit.audit_logs a WHERE id = {ROW.format(0)}"
         )
         report = await sealed.verify()
-        assert [(p.kind, p.record_id) for p in report.problems] == [(Kind.INSERTED, str(fake))]
+        assert [(p.kind, p.record_id) for p in report.problems] == [
+            (ProblemKind.INSERTED, str(fake))
+        ]
 
     async def test_by_a_second_row_of_one_id_is_named(self, sealed, administrator):
         """Another tenant's row under a sealed id is an insertion."""
@@ -218,7 +220,7 @@ class TestTampering:
             "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object("
             f"'tenant_id', 'eve'))).* FROM audit.audit_logs a WHERE id = {ROW.format(0)}"
         )
-        assert set((await sealed.verify()).counts) == {Kind.INSERTED}
+        assert set((await sealed.verify()).counts) == {ProblemKind.INSERTED}
 
     async def test_with_an_old_copy_is_found_by_the_anchor(self, sealed, administrator):
         """A consistent older state differs from nothing but the anchor."""
@@ -226,7 +228,7 @@ class TestTampering:
             await administrator.does(statement)
         assert (await sealed.verify(anchors=[])).ok
         report = await sealed.verify()
-        assert set(report.counts) == {Kind.RESTORED_OLD_COPY}
+        assert set(report.counts) == {ProblemKind.RESTORED_OLD_COPY}
 
     async def test_with_an_old_copy_that_went_on_is_found_by_the_anchor(
         self, sealed, administrator
@@ -237,7 +239,7 @@ class TestTampering:
         await sealed.write(20)
         await sealed.seal(anchors=[])
         assert (await sealed.verify(anchors=[])).ok
-        assert set((await sealed.verify()).counts) == {Kind.RESTORED_OLD_COPY}
+        assert set((await sealed.verify()).counts) == {ProblemKind.RESTORED_OLD_COPY}
 
     async def test_with_another_key_is_found(self, sealed, administrator):
         """A history that was sealed anew with another key has no valid signature."""
@@ -247,14 +249,14 @@ class TestTampering:
             "SELECT id, tenant_id, content_hash, recorded_at FROM audit.audit_logs"
         )
         await sealed.seal(signer=generate(sealed.key.name), anchors=[])
-        assert set((await sealed.verify(anchors=[])).counts) == {Kind.FORGED_SIGNATURE}
+        assert set((await sealed.verify(anchors=[])).counts) == {ProblemKind.FORGED_SIGNATURE}
         await sealed.seal(signer=None, anchors=[])
 
     async def test_of_the_anchor_is_found(self, sealed):
         """An anchor whose note was changed is forged."""
         note = await sealed.anchor.last()
         await sealed.anchor.publish(note.replace("\n23\n", "\n11\n"))
-        assert set((await sealed.verify()).counts) == {Kind.FORGED_SIGNATURE}
+        assert set((await sealed.verify()).counts) == {ProblemKind.FORGED_SIGNATURE}
 
     async def test_before_sealing_is_named(self, sealed, administrator):
         """Rows that wait are compared with what was queued."""
@@ -262,14 +264,14 @@ class TestTampering:
         await administrator.does("DELETE FROM audit.audit_logs WHERE id = $1", first)
         await administrator.does("UPDATE audit.audit_logs SET actor_id = '' WHERE id = $1", second)
         found = {(p.kind, p.record_id) for p in (await sealed.verify()).problems}
-        assert found == {(Kind.DELETED, first), (Kind.CHANGED, second)}
+        assert found == {(ProblemKind.DELETED, first), (ProblemKind.CHANGED, second)}
 
     async def test_with_the_queue_is_named(self, sealed, administrator):
         """A row taken out of the queue stands outside of everything."""
         (record_id,) = await sealed.write(1)
         await administrator.does("DELETE FROM audit.ledger_queue")
         found = [(p.kind, p.record_id) for p in (await sealed.verify()).problems]
-        assert found == [(Kind.INSERTED, record_id)]
+        assert found == [(ProblemKind.INSERTED, record_id)]
 
     @pytest.mark.parametrize(
         "removal",
@@ -290,7 +292,7 @@ class TestTampering:
     async def test_with_a_guard_is_named(self, sealed, connection, removal):
         """A guard that is off, gone or replaced."""
         await connection.execute(removal)
-        assert set((await sealed.verify()).counts) == {Kind.GUARD_REMOVED}
+        assert set((await sealed.verify()).counts) == {ProblemKind.GUARD_REMOVED}
 
 
 CELLS = st.sampled_from(

@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres import PostgresSink, queries
-from otel_audit_postgres.queries import Criteria
+from otel_audit_postgres import PostgresSink
+from otel_audit_postgres.query import queries
+from otel_audit_postgres.query.queries import Criteria
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError
-from otel_audit.ids import uuid7
 from otel_audit.record import Actor, Change, Request, Target, Tenant
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

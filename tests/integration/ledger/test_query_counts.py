@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink, init, queries
-from otel_audit_postgres.migrations import migrations
-from otel_audit_postgres.query import counts
+from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres.query import counts, queries
 from otel_audit_postgres.query.counts import FACETS, count, facet, histogram
 from otel_audit_postgres.query.grammar import parse
+from otel_audit_postgres.schema.migrations import migrations
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, Response, Target, Tenant
 
 HOUR = timedelta(hours=1)

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from otel_audit_postgres import PostgresSink, queries
+from otel_audit_postgres import PostgresSink
+from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query, parse
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, Change, Request, Response, Source, Target, Tenant
 from otel_audit.testing.store import AuditStore
 

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import Criteria, init, open_trail
-from otel_audit_postgres.trail import Trail
+from otel_audit_postgres.query.trail import Trail
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from ledger_store import Log
-from otel_audit_postgres.ledger import rowpass
+from otel_audit_postgres.ledger.verify import row_pass
 
 from otel_audit.errors import StoreError
 
@@ -120,14 +120,14 @@ class TestLimits:
             )
             await other.close()
 
-        exported = rowpass.store.exported_snapshot
+        exported = row_pass.store.exported_snapshot
 
         async def export(one):
             found = await exported(one)
             await end_all(sealed.dsn)
             return found
 
-        monkeypatch.setattr(rowpass.store, "exported_snapshot", export)
+        monkeypatch.setattr(row_pass.store, "exported_snapshot", export)
         with pytest.raises(StoreError) as raised:
             await sealed.verify(jobs=2)
         assert "otel-audit init" not in str(raised.value)

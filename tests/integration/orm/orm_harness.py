@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from otel_audit.capture.orm import Attachment, OrmOptions, Transactional, attach, detach
+from otel_audit.orm import Attachment, OrmOptions, Transactional, attach, detach
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import AuditScope, enter, leave
 

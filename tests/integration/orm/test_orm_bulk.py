@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import IntegrityError
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 people = [{"full_name": name} for name in ("Ada", "Bea", "Cyd")]
 

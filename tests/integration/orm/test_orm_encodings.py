@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.outbox import init_outbox, inspect_outbox
-from otel_audit_postgres.schema import schema_sql
+from otel_audit_postgres.schema.install import schema_sql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 from otel_audit.testing import recorded
 
 SECRET, NUMBER = "S3CR3T", 987654321

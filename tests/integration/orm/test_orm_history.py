@@ -39,9 +39,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.util import greenlet_spawn
 
-from otel_audit.capture.orm import OrmOptions, Transactional
-from otel_audit.capture.parts import Parts
-from otel_audit.capture.strays import record_outside
+from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.parts import Parts
+from otel_audit.orm import OrmOptions, Transactional
 from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode
 

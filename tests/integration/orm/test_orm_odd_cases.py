@@ -39,7 +39,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import StaleDataError
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 
 class OddBase(DeclarativeBase):

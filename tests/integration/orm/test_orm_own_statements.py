@@ -10,7 +10,7 @@ from orm_models import Counter, Customer, Order, OrderLine, Tag
 from sqlalchemy import delete, event, insert, update
 from sqlalchemy.orm import Session
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 
@@ -302,8 +302,8 @@ class TestRows:
         """What is hidden for what the application says is hidden for what the table holds."""
         from orm_harness import action
 
-        from otel_audit.capture.orm import attach, detach
         from otel_audit.config import AuditConfig
+        from otel_audit.orm import attach, detach
         from otel_audit.redaction import Redactor
 
         attachment = attach(Redactor.from_config(AuditConfig()))

@@ -17,12 +17,12 @@ from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.outbox import PostgresOutbox, init_outbox
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.batch_size import BatchSize
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.outbox_relay import Relay, RelayOptions, relay_all
+from otel_audit.delivery.sink import Written
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.batch_size import BatchSize
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.relay import Relay, RelayOptions, relay_all
-from otel_audit.pipeline.sink import Written
 
 _INSERT = "INSERT INTO audit.outbox (record_id, record) VALUES ($1, $2)"
 
@@ -396,7 +396,9 @@ class TestCommand:
 
 async def test_who_keeps_the_lock_of_its_making_is_named(database, monkeypatch):
     """Anybody can take an advisory lock: `init --outbox` says who has it, and how to end it."""
-    monkeypatch.setattr("otel_audit_postgres.alone.PATIENCE", "SET LOCAL lock_timeout = '200ms'")
+    monkeypatch.setattr(
+        "otel_audit_postgres.schema.lock.PATIENCE", "SET LOCAL lock_timeout = '200ms'"
+    )
     other = await asyncpg.connect(database)
     await other.execute("SELECT pg_advisory_lock(7301962839480014)")
     with pytest.raises(

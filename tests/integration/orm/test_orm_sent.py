@@ -33,7 +33,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 
 class State(str, enum.Enum):  # noqa: UP042 - this very kind is meant

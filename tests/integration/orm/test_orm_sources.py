@@ -18,8 +18,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.capture.orm import sources_of
 from otel_audit.errors import InstrumentationError
+from otel_audit.orm import sources_of
 from otel_audit.testing import recorded
 
 

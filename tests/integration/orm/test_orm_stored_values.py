@@ -8,7 +8,7 @@ from orm_models import Colour, Customer, Measurement, Money, OwnRow, Shape, Unwa
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import attributes
 
-from otel_audit.capture.orm import OrmOptions
+from otel_audit.orm import OrmOptions
 
 
 async def written(store, thing):

@@ -147,7 +147,7 @@ def _url(dsn: str) -> str:
     )
 
 
-Work = Callable[[AsyncSession], Awaitable[None]]
+WorkBudget = Callable[[AsyncSession], Awaitable[None]]
 
 
 class TestWhatIsWritten:

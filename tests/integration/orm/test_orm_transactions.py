@@ -21,9 +21,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
-from otel_audit.capture.orm import OrmOptions, Transactional, attach, detach
-from otel_audit.capture.parts import Parts
-from otel_audit.capture.strays import record_outside
+from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.parts import Parts
+from otel_audit.orm import OrmOptions, Transactional, attach, detach
 from otel_audit.scope import AuditScope, enter, leave
 from otel_audit.transactional import encode
 

@@ -20,7 +20,7 @@ from otlp_receiver import Answer, Receiver, receiving
 
 import otel_audit
 from otel_audit import AuditConfig, ConfigurationError
-from otel_audit.pipeline.setup import local_quarantine
+from otel_audit.delivery.factory import local_quarantine
 
 FLAGGED = {
     "audit.flagged": True,

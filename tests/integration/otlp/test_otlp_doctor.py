@@ -9,8 +9,8 @@ from strategies import a_record
 
 from otel_audit.cli.main import cli
 from otel_audit.config import AuditConfig
-from otel_audit.pipeline.setup import local_quarantine
-from otel_audit.pipeline.sink import Refused
+from otel_audit.delivery.factory import local_quarantine
+from otel_audit.delivery.sink import Refused
 from otel_audit.record import to_json
 
 

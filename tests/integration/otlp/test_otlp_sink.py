@@ -24,10 +24,10 @@ from otlp_receiver import Answer, Receiver, partial_success, receiving
 from strategies import a_record
 
 from demo.receiver import PROTOBUF
+from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.sink import Refused, Written
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.sink import Refused, Written
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from otel_audit_postgres.ledger.anchors import FileAnchor
 from postgres_servers import Postgres, system_postgres
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Tenant
 
 VERSIONS = (15, 18)

@@ -10,12 +10,12 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from otel_audit_postgres import PostgresSink, copyformat
+from otel_audit_postgres import PostgresSink, copy_format
 from otel_audit_postgres import sink as sink_module
 from otel_audit_postgres.rows import COLUMNS, LONGEST_KEY, projections
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, Change, ErrorInfo, Received, Request, Response, Source, Target
 from otel_audit.record import Tenant as TenantOf
 
@@ -163,7 +163,7 @@ class TestBothWays:
     ):
         """Rows smaller and larger than a piece, and one on the border."""
 
-        monkeypatch.setattr(copyformat, "PIECE", 5_000)
+        monkeypatch.setattr(copy_format, "PIECE", 5_000)
         sizes = (1, 6_000, 20_000, *range(3_000, 5_000, 50))
         batch = [a_record(record_id=uuid7(), metadata={"x": "x" * size}) for size in sizes]
         _, whole, _ = await written(audit_store, batch, 1, monkeypatch)

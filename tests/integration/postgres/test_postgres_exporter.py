@@ -23,7 +23,7 @@ from otel_audit_postgres import exporter as exporter_module
 from otel_audit_postgres import record_from_payload
 from otel_audit_postgres.exporter import PostgresAuditSpanExporter
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
 from otel_audit.errors import ConfigurationError
 
 MANDATORY = {
@@ -37,7 +37,7 @@ MANDATORY = {
 
 @pytest.fixture
 def exporter(audit_store):
-    complaints.forget()
+    ratelimited_log.forget()
     exporter = PostgresAuditSpanExporter(audit_store)
     yield exporter
     exporter.shutdown(5000)
@@ -106,7 +106,7 @@ class TestExport:
 
     async def test_does_not_wait_for_a_store_that_is_not_set_up(self, database, caplog):
         """What only a person can mend is a failure at once, with the remedy in the log."""
-        complaints.forget()
+        ratelimited_log.forget()
         exporter = PostgresAuditSpanExporter(database, timeout=30)
         begun = time.monotonic()
         result = await asyncio.to_thread(exporter.export, spans(MANDATORY))
@@ -118,7 +118,7 @@ class TestExport:
 
     async def test_fails_in_time_when_nobody_answers(self, caplog):
         """It tries again as long as it may, then says that nothing was stored."""
-        complaints.forget()
+        ratelimited_log.forget()
         exporter = PostgresAuditSpanExporter("postgresql://u:hunter2@127.0.0.1:1/x", timeout=0.5)
         begun = time.monotonic()
         result = await asyncio.to_thread(exporter.export, spans(MANDATORY))

@@ -10,15 +10,15 @@ import signal
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.connecting import connect, settle
+from otel_audit_postgres.connection import connect, settle
 from postgres_servers import own_server, synchronous_standby
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.intent import Intents
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.sink import Refused
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.sink import Refused
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres.gaps import Stream, find_gaps
+from otel_audit_postgres.query.gaps import Stream, find_gaps
 from otel_audit_postgres.sink import PostgresSink
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.stream import ENDED, STARTED
+from otel_audit.delivery.heartbeat import ENDED, STARTED
 from otel_audit.record import AuditRecord
 
 

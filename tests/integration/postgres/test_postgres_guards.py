@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from otel_audit_postgres import PostgresSink, init, maintain
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
-from otel_audit.ids import uuid7
 
 CHANGES = (
     "UPDATE {table} SET recorded_at = recorded_at",

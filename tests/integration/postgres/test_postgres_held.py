@@ -8,17 +8,17 @@ import time
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.inspect import inspect
+from otel_audit_postgres.checks.inspect import inspect
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.sink import Written
+from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.errors import StoreError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.delivery import Delivery, DeliveryOptions
-from otel_audit.pipeline.sink import Written
 from otel_audit.record import Actor, Tenant
-from otel_audit.serve.intake import Intake
-from otel_audit.serve.problems import Problem
+from otel_audit.server.errors import Problem
+from otel_audit.server.intake import Intake
 
 FAILING = """
 CREATE TABLE public.other (id int CONSTRAINT other_pkey PRIMARY KEY);

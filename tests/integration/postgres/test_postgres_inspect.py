@@ -7,10 +7,10 @@ import uuid
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
-from otel_audit_postgres.inspect import inspect
+from otel_audit_postgres.checks.inspect import inspect
 from strategies import a_record
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 
 
 @pytest.fixture

@@ -16,23 +16,23 @@ import otel_audit_postgres
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from otel_audit_postgres import PostgresSink, retention
-from otel_audit_postgres.connecting import Limits, connect
+from otel_audit_postgres.checks.inspect import inspect
+from otel_audit_postgres.connection import Limits, connect
 from otel_audit_postgres.exporter import PostgresAuditSpanExporter
-from otel_audit_postgres.gaps import find_gaps
-from otel_audit_postgres.inspect import inspect
 from otel_audit_postgres.ledger import prove
 from otel_audit_postgres.ledger.health import inspect_ledger
 from otel_audit_postgres.ledger.sealer import Sealer
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.outbox import PostgresOutbox, init_outbox, inspect_outbox
-from otel_audit_postgres.queries import Criteria, opened, search
-from otel_audit_postgres.upkeep import maintain
+from otel_audit_postgres.query.gaps import find_gaps
+from otel_audit_postgres.query.queries import Criteria, opened, search
+from otel_audit_postgres.schema.partitions import maintain
 from strategies import a_record
 
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.intents import Intents
-from otel_audit.pipeline.sink import Refused
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.intent import Intents
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.sink import Refused
 
 OURS = (
     "SELECT count(*) FROM pg_stat_activity "
@@ -230,7 +230,7 @@ async def test_a_killed_process_leaves_nothing(audit_store, admin):
     """The server looks whether who asked is there."""
     code = (
         "import asyncio, sys\n"
-        "from otel_audit_postgres.connecting import connect\n"
+        "from otel_audit_postgres.connection import connect\n"
         "async def main():\n"
         "    connection = await connect(sys.argv[1], 5)\n"
         "    await connection.fetch('SELECT pg_sleep(600)')\n"

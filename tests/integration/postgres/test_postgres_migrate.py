@@ -13,12 +13,12 @@ from alembic.config import Config
 from click.testing import CliRunner
 from ledger_store import Log
 from otel_audit_postgres import PostgresSink, init, maintain, migrate, schema_sql
-from otel_audit_postgres.migrations import latest_version, migrations
+from otel_audit_postgres.schema.migrations import latest_version, migrations
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
-from otel_audit.ids import uuid7
 
 ALL = tuple(step.name for step in migrations())
 

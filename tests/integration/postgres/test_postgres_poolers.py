@@ -8,21 +8,21 @@ import asyncpg
 import otel_audit_postgres
 import pytest
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.connecting import Limits, connect
-from otel_audit_postgres.gaps import find_gaps
-from otel_audit_postgres.inspect import inspect
+from otel_audit_postgres.checks.inspect import inspect
+from otel_audit_postgres.connection import Limits, connect
 from otel_audit_postgres.ledger.sealer import Sealer
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.outbox import PostgresOutbox, init_outbox
-from otel_audit_postgres.queries import Criteria, opened, search
-from otel_audit_postgres.upkeep import maintain
+from otel_audit_postgres.query.gaps import find_gaps
+from otel_audit_postgres.query.queries import Criteria, opened, search
+from otel_audit_postgres.schema.partitions import maintain
 from poolers import pgbouncer
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.outbox_relay import relay_all
 from otel_audit.errors import StoreError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.counters import Counters
-from otel_audit.pipeline.relay import relay_all
 
 
 @pytest.fixture(params=["transaction", "session"])

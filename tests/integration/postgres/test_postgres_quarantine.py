@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.ledger.sealer import Sealer
-from otel_audit_postgres.ledger.verify import verify
+from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.quarantine import quarantined
 from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.cli.quarantine import quarantine
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.sink import Refused
+from otel_audit.delivery.sink import Refused
 
 
 @pytest.fixture

@@ -18,16 +18,16 @@ from otel_audit_postgres import sink as sink_module
 from otel_audit_postgres.rows import LONGEST_KEY, key_text, projections
 from strategies import a_record, records
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.sink import Written
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.ids import uuid7
-from otel_audit.pipeline.sink import Written
 from otel_audit.record import Actor, Body, Change, Request, Source, Target, Tenant
 
 
 @pytest.fixture
 async def sink(audit_store):
-    complaints.forget()
+    ratelimited_log.forget()
     sink = PostgresSink(audit_store)
     yield sink
     await sink.close()
@@ -402,7 +402,7 @@ class TestCheck:
         self, postgres, audit_store, reader, caplog
     ):
         """Records are stored all the same; the missing right is named."""
-        complaints.forget()
+        ratelimited_log.forget()
         await reader.execute(
             "DO $$ BEGIN CREATE ROLE unhelped LOGIN; "
             "EXCEPTION WHEN duplicate_object THEN NULL; END $$; "

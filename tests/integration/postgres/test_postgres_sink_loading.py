@@ -10,14 +10,14 @@ import asyncpg
 import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink, init, record_from_payload
-from otel_audit_postgres.loading import SMALLEST_LOAD
+from otel_audit_postgres.copy_load import SMALLEST_LOAD
 from otel_audit_postgres.rows import COLUMNS, projections, to_row
 from strategies import a_record
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
+from otel_audit._util.ids import conflict_id, uuid7
+from otel_audit.delivery.sink import Written
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.ids import conflict_id, uuid7
-from otel_audit.pipeline.sink import Written
 from otel_audit.record import Actor, Change, Received, Tenant
 
 LARGE = SMALLEST_LOAD * 3
@@ -44,7 +44,7 @@ async def writer_dsn(postgres, audit_store):
 
 @pytest.fixture
 async def sink(writer_dsn):
-    complaints.forget()
+    ratelimited_log.forget()
     sink = PostgresSink(writer_dsn)
     yield sink
     await sink.close()

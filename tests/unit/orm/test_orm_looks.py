@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit.capture.orm.masking import Masking
 from otel_audit.config import AuditConfig
+from otel_audit.orm.column_redaction import ColumnRedaction
 from otel_audit.redaction import Redactor
 
 SECRETS = (
@@ -21,7 +21,7 @@ SECRETS = (
     "DE89 3704 0044 0532 0130 00",
 )
 REDACTOR = Redactor.from_config(AuditConfig())
-MASKING = Masking(REDACTOR, 4096)
+MASKING = ColumnRedaction(REDACTOR, 4096)
 
 
 class TestAreClean:
@@ -52,4 +52,4 @@ class TestAreClean:
             def field(self, name, value):
                 return value
 
-        assert not Masking(Plain(), 10).are_clean(["a"])
+        assert not ColumnRedaction(Plain(), 10).are_clean(["a"])

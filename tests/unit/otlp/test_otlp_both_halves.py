@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from otel_audit_otlp.encoding import carry, parts_of, to_request
 from strategies import a_record, records, texts, values
 
+from otel_audit._util.record_limit import OTLP_LIMIT, fit
 from otel_audit.attributes import to_attributes
 from otel_audit.config import AuditConfig
-from otel_audit.fitting import OTLP_LIMIT, fit
 from otel_audit.record import (
     TRUNCATED,
     Actor,
@@ -26,13 +26,13 @@ from otel_audit.record import (
     to_json,
 )
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.tokens import WITHHELD_FOR_WORK
-from otel_audit.serve import protobuf
-from otel_audit.serve.allowance import Allowance
-from otel_audit.serve.bounds import FREE_SIZE
-from otel_audit.serve.incoming import Batch
-from otel_audit.serve.reading import Reader, Unfit
-from otel_audit.serve.senders import NOBODY
+from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK
+from otel_audit.server import decode_protobuf
+from otel_audit.server.backpressure import FREE_SIZE
+from otel_audit.server.convert import Converter, NotConvertible
+from otel_audit.server.credentials import NOBODY
+from otel_audit.server.items import Batch
+from otel_audit.server.request_budget import RequestBudget
 
 SETTINGS = AuditConfig()
 LONG = "Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam nonumy. "
@@ -40,7 +40,7 @@ LONG = "Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam nonumy
 
 def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
     """Send records as the exporter does, and read them as the sink does; all must be stored."""
-    reader = Reader(Redactor(), b"k" * 32, SETTINGS.serve_max_record_bytes)
+    reader = Converter(Redactor(), b"k" * 32, SETTINGS.serve_max_record_bytes)
     carried, refused = carry(found)
     assert refused == []
     stored: list[AuditRecord] = []
@@ -49,15 +49,15 @@ def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
         body = gzip.compress(message, 3)
         assert len(body) <= SETTINGS.serve_max_body_bytes
         assert len(message) <= FREE_SIZE
-        allowance = Allowance(len(body), len(message))
-        for batch in protobuf.spans(message, allowance):
+        allowance = RequestBudget(len(body), len(message))
+        for batch in decode_protobuf.spans(message, allowance):
             whole = Batch(batch.items, batch.ignored, batch.broken)
             for decode in batch.large:
                 decode(whole)
             assert (whole.broken, whole.ignored) == ([], 0)
             for item in whole.items:
                 read = reader.read(item, NOBODY, allowance)
-                assert not isinstance(read, Unfit), read.reason
+                assert not isinstance(read, NotConvertible), read.reason
                 stored.append(read)
     return stored
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from otel_audit_otlp import wire
+from otel_audit_otlp import protobuf_wire
 from otel_audit_otlp.encoding import LARGEST_REQUEST, carry, parts_of, to_request, to_span
 from otlp_receiver import plain, read_request
 from strategies import a_record, records
@@ -52,7 +52,9 @@ class TestRoundTrip:
     )  # fmt: skip
     def test_values_of_any_shape_survive(self, value):
         """Whatever OTLP can say is read by its own classes as it was."""
-        message = Resource.FromString(wire.pairs(wire.RESOURCE_ATTRIBUTE, {"name": value}))
+        message = Resource.FromString(
+            protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, {"name": value})
+        )
         assert [(kept.key, plain(kept.value)) for kept in message.attributes] == [("name", value)]
 
     def test_it_is_what_the_official_classes_write(self):
@@ -64,7 +66,7 @@ class TestRoundTrip:
     def test_what_it_cannot_say_is_an_error(self, value):
         """Never something else in its place."""
         with pytest.raises((ValueError, TypeError)):
-            wire.pairs(wire.SPAN_ATTRIBUTE, {"name": value})
+            protobuf_wire.pairs(protobuf_wire.SPAN_ATTRIBUTE, {"name": value})
 
 
 def span_of(record: AuditRecord) -> Span:

@@ -189,7 +189,7 @@ class TestRules:
             level(policy(Rule("metadata", paths=(pattern,))), f"POST {path}") == "metadata"
         ) == matches
 
-    def test_route(self) -> None:
+    def test_routes(self) -> None:
         """A pattern may also name the route's template."""
         made = policy(Rule("metadata", paths=("/orders/{order_id}",)))
         assert level(made, "POST /orders/a/b", route="/orders/{order_id}") == "metadata"
@@ -281,7 +281,7 @@ class TestSampling:
 
 
 class TestStart:
-    def test_bodies(self) -> None:
+    def test_body(self) -> None:
         """Bodies are copied only where some answer could ask for them."""
         made = policy(sensitive_paths="/patients")
         for method, path, expected in (

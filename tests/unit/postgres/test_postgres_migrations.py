@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from otel_audit_postgres import alembic, schema_sql
-from otel_audit_postgres.migrations import grants_sql, latest_version, migrations
-from otel_audit_postgres.readiness import refuse_version
+from otel_audit_postgres.schema.migrations import grants_sql, latest_version, migrations
+from otel_audit_postgres.schema.readiness import refuse_version
 
 from otel_audit.errors import ConfigurationError, StoreError
 

@@ -23,7 +23,7 @@ from otel_audit_postgres.rows import (
 )
 from strategies import a_record, records
 
-from otel_audit.ids import uuid7
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, Body, Change, Request, Response, Target, Tenant
 
 

@@ -12,9 +12,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS, squash
 from otel_audit.redaction.scan import Scan
-from otel_audit.redaction.work import Work
 
 redactor = Redactor()
 scan = Scan()
@@ -187,7 +187,9 @@ class TestScan:
             return
         clean = text.replace("\0", "\ufffd")
         rules = redactor._rules
-        redacted = rules.text.redact(clean, rules.replacement, lambda _: None, Work(len(text)))
+        redacted = rules.text.redact(
+            clean, rules.replacement, lambda _: None, WorkBudget(len(text))
+        )
         if redacted != clean:
             assert scan.suspects_string(clean)
 
@@ -201,7 +203,7 @@ class TestScan:
         """A text that assigns to a sensitive name is suspected."""
         text = f"{before}{name}{sign}value"
         rules = redactor._rules
-        redacted = rules.text.redact(text, rules.replacement, lambda _: None, Work(len(text)))
+        redacted = rules.text.redact(text, rules.replacement, lambda _: None, WorkBudget(len(text)))
         if redacted != text:
             assert scan.suspects_string(text)
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import a_record, records
 
+from otel_audit._util.ids import uuid7
 from otel_audit.attributes import _PLACES, record_from_attributes, to_attributes
 from otel_audit.errors import InvalidAuditSpanError
-from otel_audit.ids import uuid7
 from otel_audit.record import Change
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.hashing import KeyedHash

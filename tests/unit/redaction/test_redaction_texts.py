@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.links import link_parameters
+from otel_audit.redaction.load_data import KeyShape, key_shapes
 from otel_audit.redaction.scan import Scan
-from otel_audit.redaction.tables import KeyShape, key_shapes
+from otel_audit.redaction.secret_urls import link_parameters
 
 redactor = Redactor()
 scan = Scan()

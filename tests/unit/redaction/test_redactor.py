@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from otel_audit import complaints
+from otel_audit._util import ratelimited_log
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction import Finding, Limits, Redactor
@@ -374,7 +374,7 @@ class TestSafety:
             def items(self) -> Any:
                 raise RuntimeError("secret detail")
 
-        complaints.forget()
+        ratelimited_log.forget()
         with caplog.at_level(logging.WARNING):
             assert Redactor().document({"a": Failing(b=1)}) == "[WITHHELD]"
         assert "withheld" in caplog.text

@@ -1,0 +1,432 @@
+"""Looks at an audit store and says what is not as it must be, each with its remedy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit._util.ids import uuid7
+from otel_audit.errors import StoreError
+from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord
+from otel_audit_postgres.checks import security
+from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
+from otel_audit_postgres.rows import COLUMNS, to_row
+from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema.readiness import refuse_version
+
+OLDEST_SERVER: Final = 15
+NEWEST_SERVER: Final = 18
+"""The server versions that are tested."""
+
+_CONNECT_TIMEOUT: Final = 5.0
+_SERVER: Final = """
+SELECT current_user AS role, current_setting('server_version') AS version,
+       current_setting('server_version_num')::int / 10000 AS major,
+       current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby,
+       current_setting('fsync') = 'on' AS fsync,
+       pg_postmaster_start_time() AS started,
+       EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'audit') AS installed,
+       coalesce((SELECT has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace
+                 WHERE nspname = 'audit'), false) AS may_use
+"""
+_ROLES: Final = (
+    "run `otel-audit init --roles --writer ROLE` as an administrator, "
+    "and let OTEL_AUDIT_DSN log in as ROLE"
+)
+_TRIAL: Final = (
+    f"INSERT INTO audit.audit_logs ({', '.join(name for name, _ in COLUMNS)}) "  # noqa: S608 - constants
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))})"
+)
+_LISTED: Final = 5
+"""Problems of one kind that are written out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What, in a few words; the same on every run.
+        ok: Whether it is as it must be; None where a person has to judge, or it cannot be seen.
+        detail: What was found.
+        remedy: What to do, empty where nothing is to be done.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
+    """Look at the store through the eyes of the role that writes to it. Changes nothing.
+
+    Args:
+        dsn: The audit store, as the writer reaches it.
+        app_dsn: The application's own database; its role is looked at too.
+
+    Returns:
+        What was found, in the order in which to mend it. Never raises for what the store is like:
+        that it cannot be reached is a finding.
+    """
+    with suppress_instrumentation():
+        try:
+            async with _opened(dsn) as connection:
+                found = await _look(connection)
+                if app_dsn is not None:
+                    found.append(await _look_at_app(connection, app_dsn))
+                return found
+        except StoreError as error:
+            problem, _, remedy = str(error).partition(": ")
+            return [Finding("reachable", ok=False, detail=problem, remedy=remedy)]
+
+
+async def _look(connection: Connection[Any]) -> list[Finding]:
+    try:
+        return await _look_closely(connection)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        raise as_store_error(error, "inspect the audit store") from None
+
+
+async def _look_closely(connection: Connection[Any]) -> list[Finding]:
+    server = await connection.fetchrow(_SERVER)
+    assert server is not None  # noqa: S101 - a SELECT without FROM has a row
+    role = server["role"]
+    found = [
+        Finding("reachable", ok=True, detail=f"as role {role}"),
+        _server_version(server),
+        _durability(server),
+        _encoding(server),
+    ]
+    missing = await catalog.missing_tables(connection)
+    found.append(
+        _judged(
+            "schema",
+            server["installed"] and not missing,
+            "schema audit and its tables are there",
+            f"missing: {', '.join(f'audit.{name}' for name in missing)}",
+            INIT,
+        )
+    )
+    if missing:
+        return found
+    found += [
+        _none_of(
+            "guards",
+            await catalog.unguarded(connection),
+            "UPDATE, DELETE and TRUNCATE are refused on every table",
+            f"{INIT}; if that does not help, somebody removed guards: find out who",
+        ),
+        _none_of(
+            "strangers",
+            await catalog.strangers(connection),
+            "no triggers or rules but our own",
+            "drop them: they can make records vanish",
+        ),
+        await _additions(connection),
+        _none_of(
+            "may_not_change",
+            await catalog.changing_rights(connection, role),
+            f"role {role} may not UPDATE, DELETE or TRUNCATE",
+            _ROLES,
+        ),
+        _none_of(
+            "not_owner",
+            [f"role {role} {power}" for power in await catalog.powers(connection, role)],
+            f"role {role} is neither owner nor superuser",
+            _ROLES,
+        ),
+        *await _weaknesses(connection),
+        _partitions(await catalog.partitions(connection)),
+    ]
+    if not server["may_use"]:
+        return [
+            *found,
+            Finding(
+                "may_insert",
+                ok=False,
+                remedy=_ROLES,
+                detail=f"role {role} lacks USAGE on schema audit",
+            ),
+        ]
+    return [*found, *await _look_inside(connection, role)]
+
+
+async def _additions(connection: Connection[Any]) -> Finding:
+    """What could refuse sound records."""
+    found = await catalog.additions(connection)
+    if not found:
+        return Finding("additions", ok=True, detail="nothing that was added looks at new records")
+    return Finding(
+        "additions",
+        None,
+        "; ".join(found[:_LISTED]),
+        "see that they refuse no record: what they refuse waits in the spools until that is mended",
+    )
+
+
+async def _takes_records(connection: Connection[Any]) -> Finding:
+    """Store a record as a writer does, and take it back before it is committed."""
+    name, row = "takes_records", _trial_row()
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(_TRIAL, *row)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        why = refusal_reason(error)
+        return Finding(
+            name, ok=False, detail=f"a record that was tried is refused: {why}",
+            remedy="mend what refuses it; until then records wait in the spools",
+        )  # fmt: skip
+    finally:
+        await transaction.rollback()
+    return Finding(name, ok=True, detail="a record that was tried, and taken back, is taken")
+
+
+def _trial_row() -> tuple[Any, ...]:
+    record = AuditRecord(
+        record_id=uuid7(), action_id=uuid7(), phase="completed", schema_version=SCHEMA_VERSION,
+        event_name="audit.trial", action="EXECUTE", outcome="unknown",
+        actor=Actor(id="otel-audit", type="system"), occurred_at=time.time_ns(),
+        transaction="none",
+    )  # fmt: skip
+    row = to_row(record)
+    return tuple(
+        value.decode() if isinstance(value, bytes) and kind == "json" else value
+        for value, (_, kind) in zip(row.values, COLUMNS, strict=True)
+    )
+
+
+async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
+    """What roles and rights leave open, beyond the role that looks."""
+    found = [
+        _none_of(
+            "search_path",
+            await security.search_path_tricks(connection),
+            "no function of the store follows its caller's search_path",
+            "find out who changed it; drop it, or revoke the right",
+        )
+    ]
+    if not await security.has_roles(connection):
+        return [
+            *found,
+            Finding(
+                "roles",
+                None,
+                "there are no group roles: who owns the tables can switch the guards off",
+                _ROLES,
+            ),
+        ]
+    makers = await security.role_makers(connection)
+    again = "run `otel-audit migrate` as an administrator; then find out who changed it"
+    return [
+        *found,
+        _none_of(
+            "owner_alone",
+            await security.owners(connection),
+            "nobody but superusers can act as the owner",
+            "REVOKE that membership or attribute",
+        ),
+        _none_of(
+            "grants",
+            await security.wrong_grants(connection),
+            "each group has what it needs, and no more",
+            again,
+        ),
+        _none_of(
+            "tenants_apart",
+            await security.tenant_leaks(connection),
+            "readers see their tenants' rows alone, in the partitions too",
+            again,
+        ),
+        Finding("role_makers", ok=True, detail="no role but superusers can become the owner")
+        if not makers
+        else Finding(
+            "role_makers",
+            None,
+            "; ".join(makers[:_LISTED]),
+            "let no application log in as one of these; PostgreSQL 16 closes this",
+        ),
+        Finding("event_trigger", ok=True, detail="DDL in schema audit is refused")
+        if await security.has_event_triggers(connection)
+        else Finding(
+            "event_trigger",
+            None,
+            "DDL is not refused: a member of otel_audit_owner can switch the guards off, which "
+            "verify shows only while they are off",
+            "run `otel-audit migrate` as a superuser, where the service has one",
+        ),
+    ]
+
+
+async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
+    """What only a role with rights on the schema can see."""
+    found = [
+        _none_of(
+            "may_insert",
+            [f"role {role} lacks {right}" for right in await catalog.lacking_rights(connection)],
+            f"role {role} may append records",
+            _ROLES,
+        )
+    ]
+    if await connection.fetchval("SELECT has_table_privilege('audit.schema_version', 'SELECT')"):
+        found.insert(0, _schema_version(await catalog.schema_version(connection)))
+    else:
+        found.insert(0, Finding("schema_version", None, "this role may not see it", _ROLES))
+    if not await connection.fetchval(
+        "SELECT has_function_privilege('audit.exceptional_rows()', 'EXECUTE')"
+    ):
+        return [*found, Finding("exceptions", None, "this role may not see them", _ROLES)]
+    if not await catalog.lacking_rights(connection):
+        found.append(await _takes_records(connection))
+    rows = await connection.fetchrow("SELECT * FROM audit.exceptional_rows()")
+    assert rows is not None  # noqa: S101 - a function without SETOF has a row
+    in_default, in_quarantine = rows
+    return [
+        *found,
+        Finding(
+            "default_partition",
+            True if not in_default else None,
+            f"{in_default} rows in audit.audit_logs_default",
+            "partitions were missing, or clocks wrong: `otel-audit maintain` names the months, "
+            "which cannot be retired before `otel-audit maintain --month YYYY-MM` was run for each"
+            if in_default
+            else "",
+        ),
+        Finding(
+            "quarantine",
+            True if not in_quarantine else None,
+            f"{in_quarantine} rows in audit.quarantine",
+            "see their reason; the records are there in full" if in_quarantine else "",
+        ),
+    ]
+
+
+async def _look_at_app(connection: Connection[Any], app_dsn: str) -> Finding:
+    """Whether the application's own role stands above the guards of the store."""
+    try:
+        async with _opened(app_dsn) as app_connection:
+            app = await app_connection.fetchrow(_SERVER)
+    except StoreError:
+        return Finding(
+            "app_role",
+            None,
+            "the application's database cannot be reached",
+            "correct the application's DSN that was given",
+        )
+    store = await connection.fetchrow(_SERVER)
+    assert app is not None  # noqa: S101 - a SELECT without FROM has a row
+    assert store is not None  # noqa: S101 - a SELECT without FROM has a row
+    if app["started"] != store["started"]:
+        return Finding("app_role", ok=True, detail="the application uses another server")
+    role = app["role"]
+    rights = [
+        *await catalog.powers(connection, role),
+        *(f"may {right}" for right in await catalog.changing_rights(connection, role)),
+    ]
+    return _none_of(
+        "app_role",
+        [f"role {role} {right}" for right in rights],
+        f"the application's role {role} has no power over the store",
+        "give the application a role of its own, and the store to otel_audit_owner: "
+        "run `otel-audit init --roles`",
+    )
+
+
+@asynccontextmanager
+async def _opened(dsn: str) -> AsyncIterator[Connection[Any]]:
+    connection = await connect(dsn, _CONNECT_TIMEOUT)
+    try:
+        yield connection
+    finally:
+        await disconnect(connection)
+
+
+def _server_version(server: Any) -> Finding:
+    detail, major = f"PostgreSQL {server['version']}", server["major"]
+    if major < OLDEST_SERVER:
+        return Finding(
+            "server_version",
+            ok=False,
+            detail=detail,
+            remedy=f"upgrade to PostgreSQL {OLDEST_SERVER} or newer",
+        )
+    if major > NEWEST_SERVER:
+        return Finding(
+            "server_version",
+            None,
+            detail,
+            f"tested up to {NEWEST_SERVER}: look for a newer otel-audit",
+        )
+    return Finding("server_version", ok=True, detail=detail)
+
+
+def _durability(server: Any) -> Finding:
+    if server["standby"]:
+        return Finding(
+            "durability",
+            ok=False,
+            detail="the server is a read-only standby",
+            remedy="let OTEL_AUDIT_DSN name the primary",
+        )
+    return _judged(
+        "durability",
+        server["fsync"],
+        "a commit is on disk",
+        "fsync is off: a crash of the machine loses records",
+        "set fsync = on in postgresql.conf",
+    )
+
+
+def _encoding(server: Any) -> Finding:
+    return _judged(
+        "encoding",
+        server["encoding"] == "UTF8",
+        "UTF8",
+        server["encoding"],
+        "create the database with ENCODING 'UTF8'",
+    )
+
+
+def _schema_version(version: int) -> Finding:
+    try:
+        refuse_version(version)
+    except StoreError as error:
+        problem, _, remedy = str(error).rpartition(": ")
+        return Finding("schema_version", ok=False, detail=problem, remedy=remedy)
+    return Finding("schema_version", ok=True, detail=f"version {version}")
+
+
+def _partitions(present: set[str]) -> Finding:
+    this_month = datetime.now(UTC).replace(day=1)
+    next_month = this_month + timedelta(days=32)
+    wanted = [f"audit_logs_{month:%Y_%m}" for month in (this_month, next_month)]
+    # without it a record of another month is refused
+    wanted.append("audit_logs_default")
+    return _none_of(
+        "partitions",
+        [f"audit.{name} is missing" for name in wanted if name not in present],
+        "this month's, the next one's and the default one are there",
+        f"{INIT}, which makes them; a table of that name that was detached keeps it from that: "
+        "ALTER TABLE audit.audit_logs ATTACH PARTITION",
+    )
+
+
+def _none_of(name: str, problems: list[str], fine: str, remedy: str) -> Finding:
+    listed = problems[:_LISTED]
+    if len(problems) > _LISTED:
+        listed.append(f"and {len(problems) - _LISTED} more")
+    return _judged(name, not problems, fine, "; ".join(listed), remedy)
+
+
+def _judged(name: str, ok: bool, fine: str, wrong: str, remedy: str) -> Finding:  # noqa: FBT001
+    if ok:
+        return Finding(name, ok=True, detail=fine)
+    return Finding(name, ok=False, detail=wrong, remedy=remedy)

@@ -1,0 +1,378 @@
+"""The one place where asyncpg is imported and connections are opened, limited and given up.
+
+Every connection has limits in the server, too: what this process gives up, or leaves behind when
+it is killed, ends there by itself. Behind a pooler that hands each transaction to another backend
+nothing may be left in a session: settings go into each transaction, and no statement is prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit._util.postgres_dsn import PostgresDsn, read_dsn
+from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
+from otel_audit_postgres.errors import as_connect_error
+
+try:
+    import asyncpg
+    from asyncpg.exceptions import (
+        InsufficientPrivilegeError,
+        InterfaceError,
+        LockNotAvailableError,
+        PostgresError,
+        PostgresLogMessage,
+        QueryCanceledError,
+    )
+except ImportError as missing:
+    raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
+
+APPLICATION_NAME = "otel-audit"
+"""How our connections call themselves in ``pg_stat_activity``."""
+
+Connection = asyncpg.Connection
+
+if TYPE_CHECKING:
+    _Connection = asyncpg.Connection[Any]
+else:
+    _Connection = asyncpg.Connection
+
+__all__ = [
+    "APPLICATION_NAME",
+    "Connection",
+    "InsufficientPrivilegeError",
+    "InterfaceError",
+    "Limits",
+    "LockNotAvailableError",
+    "OwnConnection",
+    "PostgresError",
+    "QueryCanceledError",
+    "connect",
+    "disconnect",
+    "disconnect_later",
+    "disconnected",
+    "is_pooled",
+    "refuse_unreplicated",
+    "settle",
+]
+
+_LOOK_FOR_CLIENT: Final = 10.0
+"""Seconds after which the server looks whether who asked is still there."""
+
+_CACHED_STATEMENTS: Final = 100
+
+_PATIENCE: Final = 2.0
+"""Seconds for telling the server to cancel what runs, and to close the connection."""
+
+_SYNC_WAIT: Final = "SyncRepWaitForLSN"
+"""The server's function that warns where a COMMIT did not wait for the synchronous standby."""
+
+# before it is known whether there is a pooler: no statement may be prepared for it
+_LOOK: Final = """
+SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('synchronous_commit'),
+       extract(epoch FROM pg_catalog.current_setting('statement_timeout')::interval),
+       extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval),
+       extract(epoch FROM
+               pg_catalog.current_setting('idle_in_transaction_session_timeout')::interval)
+"""
+# WAL of its own makes a transaction wait at COMMIT: for the disk, and for a synchronous standby
+_WRITE_WAL: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'otel_audit', '')"
+
+_known_poolers: set[str] = set()
+"""Connection strings behind which there is a pooler."""
+
+_leaving: set[asyncio.Task[None]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server lets one connection do; seconds. Stricter ones of its own stay.
+
+    Attributes:
+        statement: For one statement; 0: as long as it takes, while this process is there.
+        lock: For waiting for one lock.
+        idle: For a transaction in which nothing is asked.
+        settings: More that is set, such as ``jit = off``.
+    """
+
+    statement: float = 0.0
+    lock: float = 30.0
+    idle: float = 600.0
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def of_statements(cls, seconds: float) -> Limits:
+        """For statements that wait for this long here, too."""
+        # a lock's limit first, which says what it waited for
+        return cls(seconds, seconds * 0.75, max(seconds * 2, 10.0))
+
+
+class OwnConnection(_Connection):
+    """A connection of ours.
+
+    Attributes:
+        is_pooled: A pooler stands between here and the server.
+        settings: What follows each BEGIN there.
+        is_unreplicated: A COMMIT did not wait for the synchronous standby to have it.
+    """
+
+    is_pooled: bool = False
+    settings: str = ""
+    is_unreplicated: bool = False
+
+    async def execute(
+        self,
+        query: str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's own
+    ) -> str:
+        """Execute; behind a pooler in a transaction that has our settings."""
+        if self.is_pooled and not self.is_in_transaction():
+            if query.startswith("BEGIN"):
+                query = f"{query.rstrip('; ')}; {self.settings}"
+            else:
+                async with self.transaction():
+                    return await super().execute(query, *args, timeout=timeout)
+        return await super().execute(query, *args, timeout=timeout)
+
+    async def fetch(self, *args: Any, **options: Any) -> list[Any]:
+        """Fetch rows; as `execute`."""
+        if self.is_pooled and not self.is_in_transaction():
+            async with self.transaction():
+                return await super().fetch(*args, **options)
+        return await super().fetch(*args, **options)
+
+    async def fetchrow(self, *args: Any, **options: Any) -> Any:
+        """Fetch a row; as `execute`."""
+        if self.is_pooled and not self.is_in_transaction():
+            async with self.transaction():
+                return await super().fetchrow(*args, **options)
+        return await super().fetchrow(*args, **options)
+
+    async def fetchval(self, *args: Any, **options: Any) -> Any:
+        """Fetch a value; as `execute`."""
+        if self.is_pooled and not self.is_in_transaction():
+            async with self.transaction():
+                return await super().fetchval(*args, **options)
+        return await super().fetchval(*args, **options)
+
+    def keep_alive(self, wanted: Mapping[str, int]) -> None:
+        """Set socket options as libpq does."""
+        link = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        if link is None or link.family == getattr(socket, "AF_UNIX", None):
+            return
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, wanted.get("keepalives", 1))
+        for name, option in (
+            ("keepalives_idle", "TCP_KEEPIDLE"),
+            ("keepalives_interval", "TCP_KEEPINTVL"),
+            ("keepalives_count", "TCP_KEEPCNT"),
+            ("tcp_user_timeout", "TCP_USER_TIMEOUT"),
+        ):
+            if wanted.get(name) and hasattr(socket, option):
+                link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), wanted[name])
+
+    async def limit(self, limits: Limits) -> None:
+        """Set limits, and that COMMIT waits until what it commits is durable."""
+        found: list[bytes] = []
+
+        async def read(data: bytes) -> None:
+            found.append(data)
+
+        # COPY, as its answer comes without a prepared statement
+        await self.copy_from_query(_LOOK, output=read)
+        pid, commit, *numbers = b"".join(found).decode().split()
+        self.is_pooled = self.is_pooled or int(pid) != self.get_server_pid()
+        settings = list(_settings(limits, commit, *map(float, numbers)))
+        # only some systems let the server look for its client
+        looking = f"client_connection_check_interval = {_milliseconds(_LOOK_FOR_CLIENT)}"
+        word = "SET LOCAL" if self.is_pooled else "SET"
+        for wanted in ([*settings, looking], settings):
+            self.settings = "; ".join(f"{word} {setting}" for setting in wanted)
+            try:
+                if self.is_pooled:
+                    await super().execute(f"BEGIN; {self.settings}")
+                    await super().execute("ROLLBACK")
+                else:
+                    await super().execute(self.settings)
+            except (
+                asyncpg.InvalidParameterValueError,
+                asyncpg.UndefinedObjectError,
+                asyncpg.FeatureNotSupportedError,
+            ):
+                if wanted is settings:
+                    raise
+                if self.is_in_transaction():
+                    await super().execute("ROLLBACK")
+                continue
+            return
+
+
+async def connect(
+    dsn: str,
+    timeout: float,  # noqa: ASYNC109 - said in the error
+    limits: Limits = Limits(),
+) -> OwnConnection:
+    """Open a connection of our own.
+
+    Args:
+        dsn: As `otel_audit._util.postgres_dsn.read_dsn` takes it.
+        timeout: Seconds that it may take.
+        limits: What the server lets it do.
+
+    Returns:
+        The connection.
+
+    Raises:
+        StoreUnavailableError: Nobody answers, or the server takes no connections now.
+        StoreError: The DSN cannot be read, or user, password or database are refused.
+    """
+    try:
+        target = read_dsn(dsn)
+    except ValueError as error:
+        raise StoreError(f"OTEL_AUDIT_DSN cannot be read: {error}") from None
+    _refuse_missing_files(target)
+    with suppress_instrumentation():
+        try:
+            async with asyncio.timeout(min(timeout, target.connect_timeout or timeout)):
+                return await _connected(target, limits)
+        except (ValueError, OverflowError):  # the original message may quote parts of the password
+            raise StoreError(
+                "OTEL_AUDIT_DSN cannot be read, or its options do not fit: it must look like "
+                "postgresql://user:password@host:5432/database, special characters percent-encoded"
+            ) from None
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            raise as_connect_error(error, target.settings) from None
+
+
+async def _connected(target: PostgresDsn, limits: Limits) -> OwnConnection:
+    if target.url in _known_poolers:
+        target.is_pooled = True
+    connection = await _opened(target)
+    try:
+        await connection.limit(limits)
+        if connection.is_pooled and not target.is_pooled:
+            # what could have been prepared until now was not: only the cache must go
+            _known_poolers.add(target.url)
+            target.is_pooled = True
+            await disconnect(connection)
+            connection = await _opened(target)
+            await connection.limit(limits)
+    except BaseException:
+        connection.terminate()
+        raise
+    connection.add_log_listener(_hear)
+    return connection
+
+
+async def _opened(target: PostgresDsn) -> OwnConnection:
+    named = "application_name" in target.settings
+    connection: OwnConnection = await asyncpg.connect(
+        target.url,
+        server_settings={} if named else {"application_name": APPLICATION_NAME},
+        connection_class=OwnConnection,
+        ssl=ssl.create_default_context() if target.uses_system_certificates else None,
+        statement_cache_size=0 if target.is_pooled else _CACHED_STATEMENTS,
+    )
+    connection.is_pooled = target.is_pooled
+    if target.keepalives:
+        connection.keep_alive(target.keepalives)
+    return connection
+
+
+def is_pooled(connection: Connection[Any]) -> bool:
+    """Tell whether a pooler stands between here and the server."""
+    return isinstance(connection, OwnConnection) and connection.is_pooled
+
+
+async def settle(connection: Connection[Any]) -> None:
+    """Wait until all that can be seen now is durable: on disk, and on a synchronous standby.
+
+    A row may be seen whose COMMIT was cut off while it waited. A statement that only finds it
+    there writes nothing, and so waits for nobody.
+
+    Raises:
+        StoreUnavailableError: It is not known to be.
+    """
+    await connection.execute(_WRITE_WAL)
+    refuse_unreplicated(connection)
+
+
+def refuse_unreplicated(connection: Connection[Any]) -> None:
+    """Raise if a COMMIT has not waited for the synchronous standby, as somebody cut it off.
+
+    Raises:
+        StoreUnavailableError: It has not.
+    """
+    if isinstance(connection, OwnConnection) and connection.is_unreplicated:
+        raise StoreUnavailableError(
+            "what was committed is not known to be on the synchronous standby: waiting for it was "
+            "cut off in the server; does the standby run?"
+        )
+
+
+async def disconnect(connection: Connection[Any]) -> None:
+    """Close a connection on which something may still run, which the server is told to cancel."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await connection.close()
+    except Exception:  # noqa: BLE001 - it is gone either way
+        connection.terminate()
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+def disconnect_later(connection: Connection[Any]) -> None:
+    """Close a connection as `disconnect`, while who calls goes on; see `disconnected`."""
+    task = asyncio.get_running_loop().create_task(disconnect(connection))
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)
+
+
+async def disconnected() -> None:
+    """Wait until what was left by `disconnect_later` on this event loop is closed."""
+    loop = asyncio.get_running_loop()
+    mine = [task for task in list(_leaving) if task.get_loop() is loop]
+    if mine:
+        await asyncio.wait(mine, timeout=_PATIENCE)
+
+
+def _hear(connection: object, message: PostgresLogMessage) -> None:
+    # by the function's name, as the text is in the server's language
+    if message.server_source_function == _SYNC_WAIT and isinstance(connection, OwnConnection):
+        connection.is_unreplicated = True
+
+
+def _settings(
+    limits: Limits, commit: str, statement: float, lock: float, idle: float
+) -> Iterator[str]:
+    for name, ours, theirs in (
+        ("statement_timeout", limits.statement, statement),
+        ("lock_timeout", limits.lock, lock),
+        ("idle_in_transaction_session_timeout", limits.idle, idle),
+    ):
+        wanted = min(ours or theirs, theirs or ours)
+        yield f"{name} = {_milliseconds(wanted)}"
+    # what the server warns of has to reach us
+    yield "client_min_messages = warning"
+    yield from limits.settings
+    # whatever the role's or the server's default is
+    yield f"synchronous_commit = {'remote_apply' if commit == 'remote_apply' else 'on'}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(int(seconds * 1000), 1) if seconds else 0
+
+
+def _refuse_missing_files(target: PostgresDsn) -> None:
+    """Name a file of the DSN that is not there: its absence is not a server's."""
+    for name, path in target.files.items():
+        if not Path(path).exists():
+            raise StoreError(f"OTEL_AUDIT_DSN: parameter {name}: there is no file {path}")

@@ -1,0 +1,96 @@
+"""What the last verification saw, so that the next need not read all rows again.
+
+It is kept outside the database, and believed no more than an anchor: the log of now must begin with
+what was seen then. What it can do in wrong hands is to have rows passed over; so its file must
+belong to whoever verifies, what it says must be signed by a known key, and some of the rows before
+it are read all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from otel_audit._util.durable_file import replace_durably
+from otel_audit.errors import ConfigurationError
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
+from otel_audit_postgres.ledger.keys import PublicKey
+
+FORMAT: Final = "otel-audit verified 1"
+SPOT_CHECKS: Final = 1000
+"""Rows before the remembered ones that are read again, chosen at random."""
+
+_OTHERS_MAY_WRITE: Final = 0o022
+_AFRESH: Final = "remove it, and verify everything once"
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """How far the last verification came.
+
+    Attributes:
+        note: The last checkpoint that it saw.
+        checkpoint: What that says.
+    """
+
+    note: str
+    checkpoint: Checkpoint
+
+
+def recall(path: Path, keys: Sequence[PublicKey]) -> Bookmark | None:
+    """Read what was remembered; None if nothing was.
+
+    Args:
+        path: The file.
+        keys: Who may have signed; none takes what is unsigned.
+
+    Raises:
+        ConfigurationError: It cannot be believed; the message says why, and what to do.
+    """
+    try:
+        facts, text = path.stat(), path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({type(error).__name__})") from None
+    if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS_MAY_WRITE:
+        raise ConfigurationError(f"{path}: others could have written what was verified: {_AFRESH}")
+    try:
+        said = json.loads(text)
+        if said["format"] != FORMAT:
+            raise ConfigurationError(f"{path} is not what a verification remembers: {_AFRESH}")
+        note = str(said["checkpoint"])
+        checkpoint, signers = read_checkpoint(note), read_note(note).signed_by(keys)
+    except (ValueError, KeyError, TypeError, NoteError) as error:
+        raise ConfigurationError(
+            f"{path} is not what a verification remembers ({type(error).__name__}): {_AFRESH}"
+        ) from None
+    if keys and not signers:
+        raise ConfigurationError(
+            f"{path}: the checkpoint in it is not signed by a given key: {_AFRESH}"
+        )
+    return Bookmark(note, checkpoint)
+
+
+def remember(path: Path, note: str) -> None:
+    """Write down how far a verification came.
+
+    Args:
+        path: The file.
+        note: The last checkpoint.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    text = json.dumps({"format": FORMAT, "checkpoint": note}, ensure_ascii=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_durably(path, text.encode())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written ({type(error).__name__}): the next verification reads all"
+        ) from None

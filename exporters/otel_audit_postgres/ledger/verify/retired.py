@@ -1,0 +1,103 @@
+"""Whether what is missing was dropped in order: each dropped month has a sealed record of it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
+from otel_audit_postgres.ledger.verify.row_check import leaf_of
+
+RETIRED: Final = "audit.partition.retired"
+
+
+async def sound_prunings(connection: Connection[Any], findings: Findings) -> list[store.Pruning]:
+    """The prunings whose manifest is sealed and says the same; the others are noted.
+
+    Args:
+        connection: Within the verification's transaction.
+        findings: Where prunings without a manifest are noted.
+    """
+    sound: list[store.Pruning] = []
+    # the latest month first: an earlier one's manifest may itself have been dropped with a later
+    for pruning in reversed(await store.prunings(connection)):
+        if any(other.held(pruning.manifest_id) for other in sound) or await _is_told(
+            connection, pruning
+        ):
+            sound.append(pruning)
+        else:
+            findings.add(
+                ProblemKind.DELETED,
+                f"partition {pruning.partition} was dropped without a sealed record of it",
+                str(pruning.manifest_id),
+            )
+    return sound
+
+
+def unaccounted(
+    missing: Sequence[tuple[int, uuid.UUID]],
+    pruned: int,
+    prunings: Sequence[store.Pruning],
+    findings: Findings,
+    *,
+    complete: bool,
+) -> list[tuple[int, uuid.UUID]]:
+    """Take from the missing rows those that were dropped in order.
+
+    Args:
+        missing: Leaves without a row.
+        pruned: Leaves that are collapsed.
+        prunings: The sound prunings.
+        findings: Where it is noted if more went than was told.
+        complete: Whether every row was looked up.
+
+    Returns:
+        The rows that nothing explains.
+    """
+    left = [
+        (leaf, record_id)
+        for leaf, record_id in missing
+        if not any(pruning.held(record_id) for pruning in prunings)
+    ]
+    gone, told = len(missing) - len(left) + pruned, sum(pruning.rows for pruning in prunings)
+    if gone > told or (complete and gone < told):
+        findings.add(
+            ProblemKind.DELETED if gone > told else ProblemKind.CHANGED,
+            f"{told} rows were dropped with their partitions, by what was sealed; {gone} are gone",
+        )
+    return left
+
+
+async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
+    async for row in store.rows(connection, [pruning.manifest_id]):
+        if row["event_name"] != RETIRED or not await _is_sealed(connection, row):
+            continue
+        said = _metadata(row["payload"])
+        return bool(
+            said.get("partition") == pruning.partition
+            and said.get("rows") == pruning.rows
+            and said.get("lowest") == str(pruning.lowest)
+            and said.get("above") == str(pruning.above)
+        )
+    return False
+
+
+def _metadata(payload: str) -> dict[str, Any]:
+    """What a record says beside its fields; empty for one that cannot be read."""
+    try:
+        said = json.loads(payload)["metadata"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+async def _is_sealed(connection: Connection[Any], row: Any) -> bool:
+    leaf = leaf_of(row).hash()
+    for block in await store.blocks_about(connection, row["id"]):
+        if leaf in block.leaf_hashes():
+            return True
+    return False

@@ -1,0 +1,315 @@
+"""Verification: every row, leaf, root, signature, guard and anchor, without changing anything."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from otel_audit_postgres.checks import security
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.anchors import Anchor
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.verify.anchored import AnchorReading, hear
+from otel_audit_postgres.ledger.verify.bookmark import SPOT_CHECKS, Bookmark
+from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind, Report, in_order
+from otel_audit_postgres.ledger.verify.retired import sound_prunings, unaccounted
+from otel_audit_postgres.ledger.verify.row_pass import (
+    Progress,
+    Rows,
+    RowSelection,
+    blame,
+    check_rows,
+    check_rows_together,
+)
+from otel_audit_postgres.ledger.verify.tree_pass import Task, TreePassState, walk_tree
+from otel_audit_postgres.ledger.verify.unsealed import check_strays
+from otel_audit_postgres.schema import catalog
+
+WAITS_TOO_LONG: Final = 300.0
+"""Seconds after which a row that is not sealed makes the verification fail."""
+_PRODUCERS_NAMED: Final = 5
+
+
+async def verify(  # noqa: PLR0913 - each a choice of its own
+    dsn: str,
+    *,
+    keys: Sequence[PublicKey] = (),
+    anchors: Sequence[Anchor] = (),
+    since: datetime | None = None,
+    sample: int | None = None,
+    remembered: Bookmark | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Report:
+    """Verify an audit store; it is only read, and all of it as it is at one moment.
+
+    The whole tree is always built again from its leaves; ``since``, ``sample`` and ``remembered``
+    only choose which rows are read and hashed again.
+
+    Args:
+        dsn: The audit store, as a role that may read it.
+        keys: Public keys that may sign; without any, signatures are not checked.
+        anchors: Where checkpoints were published; without any, an old copy that was restored as a
+            whole cannot be told from the original.
+        since: Read only rows that were sealed at this time or later, aware.
+        sample: Read only so many rows, chosen at random.
+        remembered: Read only what was sealed since then, and some of the rows before.
+        jobs: Processes that read and hash rows side by side.
+        progress: Called now and then.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The store has no ledger, or the role lacks a right or sees some tenants only.
+    """
+    begun = time.monotonic()
+    findings = Findings()
+    # asked before the database, so that none of them can be ahead of it
+    heard = await hear(anchors, keys, findings)
+    seen = heard.testimonies
+    witnesses = [*seen]
+    if remembered is not None:
+        witnesses.append(AnchorReading("(the last verification)", remembered.checkpoint))
+    async with (
+        store.opened(dsn, "verify the audit store", asks=True) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        await store.unlimited(connection)
+        await store.refuse_partial_view(connection)
+        for problem in [
+            *await catalog.unguarded(connection),
+            *await catalog.strangers(connection),
+            *await security.opened_ways(connection),
+        ]:
+            findings.add(ProblemKind.GUARD_REMOVED, problem)
+        origin = await store.origin(connection)
+        place = await store.place(connection)
+        if place.is_elsewhere:
+            findings.warnings.append(str(place))
+        sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
+        walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
+        choice = replace(
+            _choice(walk.tree.size, since, sample, remembered), origin=origin, keys=tuple(keys)
+        )
+        rows = await _rows(dsn, connection, walk, choice, jobs, progress)
+        await _judge_rows(connection, walk, rows, findings)
+        prunings = await sound_prunings(connection, findings)
+        missing = unaccounted(rows.missing, walk.pruned, prunings, findings, complete=choice.is_all)
+        _judge_missing(missing, rows.last_present, findings, complete=choice.is_all)
+        dropped = sum(pruning.rows for pruning in prunings)
+        waiting = await check_strays(
+            connection, sealed=walk.tree.size - dropped,
+            matched=rows.checked if choice.is_all else None, findings=findings,
+        )  # fmt: skip
+        overdue = await _overdue(connection)
+        await _note_gaps(connection, findings)
+        await _judge_quarantine(connection, findings)
+        conflicts, conflict_count = await store.conflicts(connection)
+    if conflicts:
+        findings.warnings.append(_told_conflicts(conflicts, conflict_count))
+    _judge_end(walk, keys, findings)
+    heard.judge_silence(walk.tree.size, findings)
+    if findings.malformed_by:
+        findings.warnings.append(_told_malformed(findings))
+    if not seen and not heard.silent:
+        findings.warnings.append(
+            "no anchor was asked: an old copy of the whole store would pass for the original"
+        )
+    _judge_testimonies(walk, origin, witnesses, findings)
+    return Report(
+        origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
+        in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
+        time.monotonic() - begun, dropped, walk.last_note,
+        malformed=tuple(findings.malformed), malformed_by=dict(findings.malformed_by),
+        overdue=overdue, conflicts=tuple(conflicts), conflict_count=conflict_count,
+    )  # fmt: skip
+
+
+async def size_of(dsn: str) -> int:
+    """Leaves in a store's log, as its last checkpoint says.
+
+    Raises:
+        StoreError: As for `verify`.
+    """
+    async with store.opened(dsn, "verify the audit store", asks=True) as connection:
+        return await store.size(connection)
+
+
+def _choice(
+    size: int, since: datetime | None, sample: int | None, remembered: Bookmark | None
+) -> RowSelection:
+    if remembered is None:
+        return RowSelection(since, leaves=None if sample is None else _sampled(size, sample))
+    before = min(remembered.checkpoint.size, size)
+    spots = SPOT_CHECKS if sample is None else sample
+    return RowSelection(since, before, _sampled(before, spots))
+
+
+async def _rows(  # noqa: PLR0913, PLR0917 - what verify was given
+    dsn: str,
+    connection: Connection[Any],
+    walk: TreePassState,
+    choice: RowSelection,
+    jobs: int,
+    progress: Progress | None,
+) -> Rows:
+    if jobs > 1 and walk.stretches:
+        return await check_rows_together(dsn, connection, walk.stretches, choice, jobs, progress)
+    return await check_rows(connection, walk.stretches, choice, progress)
+
+
+async def _judge_rows(
+    connection: Connection[Any], walk: TreePassState, rows: Rows, findings: Findings
+) -> None:
+    findings.take(rows.findings)
+    block = walk.suspect
+    if block is None:
+        return
+    leaves = range(block.first, block.first + block.count)
+    if not any(problem.leaf in leaves for problem in rows.findings.problems):
+        await blame(connection, block, findings)
+
+
+def _judge_missing(
+    missing: Sequence[tuple[int, uuid.UUID]],
+    last_present: int,
+    findings: Findings,
+    *,
+    complete: bool,
+) -> None:
+    for leaf, record_id in missing:
+        is_tail = complete and leaf > last_present
+        findings.add(
+            ProblemKind.TRUNCATED_TAIL if is_tail else ProblemKind.DELETED,
+            "the row was sealed and is gone" + (", with all after it" if is_tail else ""),
+            str(record_id),
+            leaf,
+        )
+
+
+async def _overdue(connection: Connection[Any]) -> str | None:
+    """Say since when rows wait, and for whom, if they wait for too long."""
+    seconds = await store.waiting_for(connection)
+    if seconds <= WAITS_TOO_LONG:
+        return None
+    holders = await store.holders(connection)
+    who = "; ".join(map(str, holders))
+    return f"rows wait to be sealed for {seconds:.0f} s: see that `otel-audit seal` runs" + (
+        f"; the lock of sealing is held by {who}" if who else ""
+    )
+
+
+def _told_malformed(findings: Findings) -> str:
+    producers = ", ".join(
+        f"{count} of {'no producer' if producer is None else f'producer {producer}'}"
+        for producer, count in findings.malformed_by.most_common(_PRODUCERS_NAMED)
+    )
+    others = len(findings.malformed_by) - _PRODUCERS_NAMED
+    return (
+        f"{findings.malformed_by.total()} rows were inserted malformed and not changed since "
+        f"({producers}{f', and of {others} others' if others > 0 else ''}): they say something "
+        "false, and nobody tampered with them"
+    )
+
+
+async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> None:
+    """What the trail tells of the quarantine must be there as it was."""
+    async for record_id, gone, is_ours in store.unkept_quarantine(connection):
+        detail = f"{len(gone)} rows of audit.quarantine are gone or changed, the first: {gone[0]}"
+        if is_ours:
+            findings.add(ProblemKind.DELETED, detail, str(record_id))
+        else:
+            findings.warnings.append(f"record {record_id} tells of rows that never were: {detail}")
+
+
+async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
+    for stream in await store.gaps(connection):
+        by = "" if stream.received_by is None else f" by {stream.received_by}"
+        if stream.is_first:
+            findings.warnings.append(
+                f"producer {stream.producer}{by}: {stream.missing} sequence numbers up to "
+                f"{stream.highest} are not in the store"
+            )
+        else:
+            findings.warnings.append(
+                f"producer {stream.producer}{by or ' by the application itself'}: that id came by "
+                "another credential before; its numbers are not counted (see otel-audit gaps)"
+            )
+
+
+def _told_conflicts(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
+    """Say who wrote under ids that were not theirs, and the first of them with its counterpart."""
+    writers = Counter(_writer(one.received_by, one.producer) for one in conflicts)
+    who = ", ".join(f"{n} by {by}" for by, n in writers.most_common(_PRODUCERS_NAMED))
+    first = next((one for one in conflicts if one.is_taken), conflicts[0])
+    beside = (
+        f"beside {first.conflict_of} by {_writer(first.other_received_by, first.other_producer)}"
+        if first.is_taken
+        else f"in place of {first.conflict_of}, whose time is of the future"
+    )
+    return (
+        f"{count} records came under ids that other records have, or that are of the future, and "
+        f"are stored under others ({who}); the first: {first.record_id} {beside}: see who wrote "
+        "both; --json and --report list them"
+    )
+
+
+def _writer(received_by: str | None, producer: str | None) -> str:
+    by = received_by or "the application itself"
+    return by if producer is None else f"{by} (producer {producer})"
+
+
+def _judge_end(walk: TreePassState, keys: Sequence[PublicKey], findings: Findings) -> None:
+    if not keys:
+        findings.warnings.append(
+            "signatures were not checked, as no public key was given: whoever owns the database "
+            "could have rewritten rows and ledger together"
+        )
+    elif walk.signed_size < walk.noted:
+        findings.add(
+            ProblemKind.FORGED_SIGNATURE,
+            f"the checkpoints after leaf {walk.signed_size} are not signed by a given key",
+            leaf=walk.signed_size,
+        )
+
+
+def _judge_testimonies(
+    walk: TreePassState, origin: str | None, seen: Sequence[AnchorReading], findings: Findings
+) -> None:
+    cut = bool(findings.counts[ProblemKind.TRUNCATED_TAIL] or findings.counts[ProblemKind.INSERTED])
+    for testimony in seen:
+        there, size = testimony.checkpoint, walk.tree.size
+        if there.size > size:
+            findings.add(
+                ProblemKind.TRUNCATED_TAIL if cut else ProblemKind.RESTORED_OLD_COPY,
+                f"anchor {testimony.anchor} has seen {there.size} leaves, the ledger has {size}",
+                leaf=size,
+            )
+        elif there.origin != origin:
+            findings.add(
+                ProblemKind.RESTORED_OLD_COPY,
+                f"anchor {testimony.anchor} knows another log, {there.origin}",
+            )
+        elif walk.intact and there.size and there.size not in walk.roots:
+            findings.warnings.append(
+                f"anchor {testimony.anchor} saw {there.size} leaves, within those that were pruned "
+                "since: only what came after them could be compared"
+            )
+        elif walk.intact and walk.roots.get(there.size, there.root) != there.root:
+            findings.add(
+                ProblemKind.RESTORED_OLD_COPY,
+                f"the first {there.size} leaves are not those that anchor {testimony.anchor} saw",
+            )
+
+
+def _sampled(total: int, count: int) -> frozenset[int]:
+    return frozenset(random.SystemRandom().sample(range(total), min(count, total)))

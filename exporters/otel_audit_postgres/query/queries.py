@@ -1,0 +1,383 @@
+"""Questions to the audit trail: typed, asynchronous, a page at a time."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import ConfigurationError
+from otel_audit.record import ANONYMOUS
+from otel_audit_postgres.connection import (
+    Connection,
+    InterfaceError,
+    Limits,
+    PostgresError,
+    connect,
+    disconnect,
+)
+from otel_audit_postgres.errors import as_store_error
+from otel_audit_postgres.query.conditions import READABLE, conditions_of
+from otel_audit_postgres.query.grammar import Query, Term, Value, term
+from otel_audit_postgres.query.pagination import (
+    WINDOW,
+    Order,
+    filtered,
+    selected,
+    standing_alone,
+    walk,
+    within,
+)
+from otel_audit_postgres.rows import key_text
+
+LARGEST_PAGE: Final = 10_000
+
+# a plan for any values at all does not know how few they select
+_PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
+
+_CONNECT_TIMEOUT: Final = 10.0
+_NAMES: Final = (
+    "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id",
+)  # fmt: skip
+_REASON: Final = (
+    f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
+)
+_REASONS: Final = (
+    f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
+    "WHERE id = ANY($1::uuid[])"
+)
+_IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
+_SHOWN: Final = (
+    f"SELECT {selected(_NAMES)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
+    "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
+)
+_VOLUME: Final = f"""
+SELECT to_char({within("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
+       event_name, count(*) AS records
+FROM audit.audit_logs WHERE occurred_at >= $1
+GROUP BY 1, 2 ORDER BY 1 DESC, 3 DESC, 2
+"""  # noqa: S608 - constants
+_SIZES: Final = """
+SELECT c.relname AS name,
+       CASE WHEN pg_relation_size(c.oid) = 0 THEN 0
+            WHEN c.reltuples > 0 THEN c.reltuples::bigint END AS rows,
+       pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What records are looked for; what is None does not matter.
+
+    Attributes:
+        since: At this time or later, aware.
+        until: Before this time, aware.
+        actor: The actor's id.
+        tenant: The tenant's id; empty for records without one.
+        event: The event's name, such as ``order.created``.
+        outcome: ``success``, ``failure`` or ``unknown``.
+        target: The target, as ``type:id`` or ``type``.
+        entity: What it is about, as target or by a change: ``order:123``.
+        request_id: The request's id.
+        trace_id: The trace's id, 32 hex digits.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    actor: str | None = None
+    tenant: str | None = None
+    event: str | None = None
+    outcome: str | None = None
+    target: str | None = None
+    entity: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+
+    def as_query(self) -> Query:
+        """Say the same as a query."""
+        texts = (
+            ("actor", self.actor), ("tenant", self.tenant), ("event", self.event),
+            ("outcome", self.outcome), ("target", self.target), ("entity", self.entity),
+            ("request", self.request_id), ("trace", self.trace_id),
+        )  # fmt: skip
+        terms = [term(name, text) for name, text in texts if text is not None]
+        if self.since is not None:
+            terms.append(Term("time", (Value(self.since.isoformat(), ">="),)))
+        if self.until is not None:
+            terms.append(Term("time", (Value(self.until.isoformat(), "<"),)))
+        return Query(tuple(terms))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One record, in short.
+
+    Attributes:
+        id: The record's id.
+        tenant_id: The tenant's id, empty where there is none.
+        occurred_at: When it happened; the beginning of the year 1 or the end of 9999 for what is
+            beyond.
+        recorded_at: When the database took it.
+        event_name: What happened.
+        outcome: How it ended.
+        actor_id: Who did it.
+        target_type: To what kind of thing.
+        target_id: To which one.
+        status_code: The response's status.
+        request_id: The request's id.
+        trace_id: The trace's id.
+        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+            is not ``anonymous``.
+    """
+
+    id: uuid.UUID
+    tenant_id: str
+    occurred_at: datetime
+    recorded_at: datetime
+    event_name: str
+    outcome: str
+    actor_id: str
+    target_type: str | None
+    target_id: str | None
+    status_code: int | None
+    request_id: str | None
+    trace_id: str | None
+    actor_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of what was found.
+
+    Attributes:
+        records: In the order that was asked for.
+        next: Where the next page begins; None if there is none.
+        searched_to: Where the search stopped before the page was full, as `WINDOW` records had
+            been read whole; ``next`` goes on there. None: nothing was left out.
+        notice: How the query was understood, where it could be understood otherwise.
+    """
+
+    records: tuple[Found, ...]
+    next: str | None
+    searched_to: datetime | None = None
+    notice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One record in full.
+
+    Attributes:
+        found: The record, in short.
+        payload: Its complete text, as it was hashed.
+        content_hash: SHA-256 of that text, 32 bytes.
+    """
+
+    found: Found
+    payload: str
+    content_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """How many records of one event there were on one day (UTC)."""
+
+    day: str
+    event_name: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a table is.
+
+    Attributes:
+        name: The table's, within schema audit.
+        rows: As last estimated by the database, None where it was never analyzed.
+        table_bytes: With TOAST.
+        index_bytes: Of all its indexes.
+    """
+
+    name: str
+    rows: int | None
+    table_bytes: int
+    index_bytes: int
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
+    """Open a connection for questions.
+
+    Args:
+        dsn: The audit store, as a role that may read it.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The schema is missing, or the role lacks a right.
+    """
+    with suppress_instrumentation():
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
+        try:
+            yield connection
+        except (PostgresError, InterfaceError, OSError) as error:
+            raise as_store_error(error, "read the audit store", asks=True) from None
+        finally:
+            await disconnect(connection)
+
+
+async def search(
+    connection: Connection[Any],
+    wanted: Criteria | Query,
+    *,
+    limit: int = 50,
+    after: str | None = None,
+    oldest_first: bool = False,
+) -> Page:
+    """Look for records, by the order of their ids, which is that of their time.
+
+    Args:
+        connection: To the store.
+        wanted: What to look for.
+        limit: Records on a page, from 1 to `LARGEST_PAGE`.
+        after: The ``next`` of the page before.
+        oldest_first: Begin with the oldest, not with the newest.
+
+    Returns:
+        The page. Records that arrive meanwhile shift none of the pages that follow.
+
+    Raises:
+        ConfigurationError: ``limit`` or ``after`` is unfit.
+    """
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
+    query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
+    query, notice = await _resolved(connection, query)
+    asked = conditions_of(query, datetime.now(UTC))
+    order = Order(oldest_first=oldest_first)
+    if after is not None:
+        asked.columns.append(order.beyond(asked, *_place(after)))
+    window = ""
+    if asked.payload:
+        # bounded, before any payload is read
+        window = walk(asked, _NAMES, f"{order} LIMIT {WINDOW}")
+        sql = filtered(window, asked.payload, _NAMES, f"{order} LIMIT {limit + 1}")
+    else:
+        sql = walk(asked, _NAMES, f"{order} LIMIT {limit + 1}")
+    rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
+    found = await _with_reasons(connection, rows[:limit])
+    if len(rows) > limit:
+        last = rows[limit - 1]
+        return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
+    if window:
+        alone, values = standing_alone(window, asked.values)
+        end = await connection.fetchrow(order.end_of(alone), *values)
+        if end is not None and end["records"] >= WINDOW:
+            at = f"{end['id']}/{end['tenant_id']}"
+            return Page(found, at, searched_to=end["occurred_at"], notice=notice)
+    return Page(found, None, notice=notice)
+
+
+async def history(
+    connection: Connection[Any], entity: str, *, limit: int = 50, after: str | None = None
+) -> Page:
+    """Everything that happened to an entity, the oldest first.
+
+    Args:
+        connection: To the store.
+        entity: Such as ``order:123``.
+        limit: As for `search`.
+        after: As for `search`.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigurationError: As for `search`.
+    """
+    return await search(
+        connection, Criteria(entity=entity), limit=limit, after=after, oldest_first=True
+    )
+
+
+async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]:
+    """One record in full.
+
+    Args:
+        connection: To the store.
+        record_id: Its id.
+
+    Returns:
+        The record; none if there is none, several only where tenants share an id.
+
+    Raises:
+        ConfigurationError: ``record_id`` is no UUID.
+    """
+    try:
+        wanted = uuid.UUID(record_id)
+    except ValueError:
+        raise ConfigurationError(f"{record_id} is not a record's id, which is a UUID") from None
+    rows = await connection.fetch(_SHOWN, wanted)
+    return tuple(
+        Shown(Found(*tuple(row.values())[:-2]), row["payload"], row["content_hash"]) for row in rows
+    )
+
+
+async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, ...]:
+    """Count records by day and event.
+
+    Args:
+        connection: To the store.
+        since: From this time on, aware.
+
+    Returns:
+        The newest day first, on each day the most frequent event first.
+    """
+    rows = await connection.fetch(_VOLUME, since)
+    return tuple(Volume(row["day"], row["event_name"], row["records"]) for row in rows)
+
+
+async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
+    """How large the tables of the store and their indexes are."""
+    return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
+
+
+async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
+    """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
+    terms, notice = list(query.terms), None
+    for place, one in enumerate(terms):
+        if one.field != "actor" or not any("@" in value.text for value in one.values):
+            continue
+        ids = [key_text(value.text) for value in one.values if value.operator == "="]
+        if await connection.fetchval(_IS_ACTOR, ids):
+            notice = "actor: taken for an id; for the e-mail of actors with other ids, ask email:"
+        else:
+            terms[place] = replace(one, field="email")
+    return Query(tuple(terms)), notice
+
+
+async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
+    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
+    if not anonymous:
+        return tuple(found)
+    rows = await connection.fetch(_REASONS, anonymous)
+    reasons = {(record_id, tenant_id): reason for record_id, tenant_id, reason in rows}
+    return tuple(
+        replace(record, actor_reason=reasons.get((record.id, record.tenant_id))) for record in found
+    )
+
+
+def _place(after: str) -> tuple[uuid.UUID, str]:
+    record_id, separator, tenant_id = after.partition("/")
+    try:
+        return uuid.UUID(record_id if separator else ""), tenant_id
+    except ValueError:
+        raise ConfigurationError("after: not a place that a page before gave") from None

@@ -1,0 +1,237 @@
+"""The audit trail, to be asked: typed, asynchronous, a page at a time, and each look is recorded.
+
+Example::
+
+    async with open_trail(dsn) as trail:
+        page = await trail.search(parse("actor:user-1 status:5xx time:7d"))
+        async for record in trail.pages(Criteria(entity="order:123")):
+            ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.errors import ConfigurationError, StoreError
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.errors import sqlstate
+from otel_audit_postgres.query import counts, queries
+from otel_audit_postgres.query.counts import Facet, Histogram
+from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.queries import Criteria, Found, Page, Shown, Size, Volume
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Views = Literal["required", "tried", "off"]
+"""Whether looks are recorded: before anything is shown, if that can be done, or not at all."""
+
+_NO_READER: Final = "run `otel-audit migrate` and let this role be a reader"
+_READ_ONLY: Final = "the server is read-only, as a standby is: name the primary in --dsn"
+_RECORD: Final = "SELECT audit.record_view($1, $2::jsonb, $3, $4, $5, $6)"
+
+
+class Trail:
+    """An open connection to the trail; made by `open_trail`.
+
+    Every question is one transaction: the answer is read, that it was given is recorded as
+    ``audit.viewed`` (who: the database role that logged in; what was asked; how many records), and
+    only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
+    """
+
+    def __init__(
+        self, connection: Connection[Any], *, views: Views = "required", viewer: str | None = None
+    ) -> None:
+        """Use a connection; see `open_trail`."""
+        self._connection = connection
+        self._views: Views = views
+        self._viewer = viewer
+
+    async def search(
+        self,
+        wanted: Criteria | Query,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
+        """Look for records; see `otel_audit_postgres.query.queries.search`."""
+        return await self._ask(
+            "search",
+            {**_given(wanted), "limit": limit, "after": after, "oldest_first": oldest_first},
+            lambda connection: queries.search(
+                connection, wanted, limit=limit, after=after, oldest_first=oldest_first
+            ),
+            _records,
+        )
+
+    async def pages(
+        self, wanted: Criteria | Query, *, page_size: int = 500, oldest_first: bool = False
+    ) -> AsyncIterator[Found]:
+        """All that is found, read a page at a time; each page is a look of its own."""
+        after: str | None = None
+        while True:
+            page = await self.search(
+                wanted, limit=page_size, after=after, oldest_first=oldest_first
+            )
+            for record in page.records:
+                yield record
+            if page.next is None:
+                return
+            after = page.next
+
+    async def history(self, entity: str, *, limit: int = 50, after: str | None = None) -> Page:
+        """Everything that happened to an entity, such as ``order:123``, the oldest first."""
+        return await self._ask(
+            "history",
+            {"entity": entity, "limit": limit, "after": after},
+            lambda connection: queries.history(connection, entity, limit=limit, after=after),
+            _records,
+            ("audit_history", entity),
+        )
+
+    async def show(self, record_id: str) -> tuple[Shown, ...]:
+        """One record in full; see `otel_audit_postgres.query.queries.show`."""
+        return await self._ask(
+            "show",
+            {"id": record_id},
+            lambda connection: queries.show(connection, record_id),
+            len,
+            ("audit_record", record_id.lower()),
+        )
+
+    async def volume(self, since: datetime) -> tuple[Volume, ...]:
+        """Count records by day and event, from a time on."""
+        return await self._ask(
+            "stats",
+            {"since": since.isoformat()},
+            lambda connection: queries.volume(connection, since),
+            lambda _: 0,
+        )
+
+    async def count(self, wanted: Query) -> int:
+        """Count what fits; see `otel_audit_postgres.query.counts.count`."""
+        return await self._counted("count", wanted, counts.count)
+
+    async def histogram(self, wanted: Query) -> Histogram:
+        """Count what fits over time; see `otel_audit_postgres.query.counts.histogram`."""
+        return await self._counted("histogram", wanted, counts.histogram)
+
+    async def facets(self, wanted: Query, fields: Sequence[str]) -> tuple[Facet, ...]:
+        """Count the most frequent values of fields; see `otel_audit_postgres.query.counts.facet`.
+
+        Raises:
+            ConfigurationError: A field has no such counts.
+        """
+        for name in fields:
+            if name not in counts.FACETS:
+                raise ConfigurationError(f"{name}: is not one of {', '.join(counts.FACETS)}")
+
+        async def answer(connection: Connection[Any], query: Query) -> tuple[Facet, ...]:
+            # each has a time limit of its own, which needs a transaction
+            async with connection.transaction():
+                return await counts.facets(connection, query, fields)
+
+        return await self._counted("facets", wanted, answer)
+
+    async def _counted(
+        self, question: str, wanted: Query, answer: Callable[[Connection[Any], Query], Awaitable[T]]
+    ) -> T:
+        asked = {"query": str(wanted)}
+        return await self._ask(
+            question, asked, lambda connection: answer(connection, wanted), lambda _: 0
+        )
+
+    async def sizes(self) -> tuple[Size, ...]:
+        """How large the tables are; it shows no record, and is not recorded."""
+        return await queries.sizes(self._connection)
+
+    async def proved(self, what: str, records: int) -> None:
+        """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
+        await self._ask("prove", {"what": what}, _nothing, lambda _: records)
+
+    async def _ask(
+        self,
+        question: str,
+        asked: dict[str, Any],
+        answer: Callable[[Connection[Any]], Awaitable[T]],
+        count: Callable[[T], int],
+        target: tuple[str, str] | None = None,
+    ) -> T:
+        if self._views == "off":
+            return await answer(self._connection)
+        said = {key: value for key, value in asked.items() if value is not None}
+        async with self._connection.transaction():
+            found = await answer(self._connection)
+            await self._record(question, said, count(found), target)
+        return found
+
+    async def _record(
+        self, question: str, asked: dict[str, Any], records: int, target: tuple[str, str] | None
+    ) -> None:
+        kind, thing = target or (None, None)
+        text = msgspec.json.encode(asked, enc_hook=str).decode()
+        try:
+            async with self._connection.transaction():
+                await self._connection.fetchval(
+                    _RECORD, question, text, records, kind, thing, self._viewer
+                )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the look is not recorded
+            if self._views == "required":
+                remedy = _READ_ONLY if sqlstate(error) == "25006" else _NO_READER
+                raise StoreError(
+                    "nothing is shown, as it could not be recorded that somebody looked "
+                    f"[{type(error).__name__} {sqlstate(error)}]: {remedy}; or set "
+                    "OTEL_AUDIT_RECORD_VIEWS to tried or off"
+                ) from None
+            log_limited(
+                _logger, "viewed", "A look into the trail is not recorded", error=error,
+                level=logging.WARNING,
+            )  # fmt: skip
+
+
+@asynccontextmanager
+async def open_trail(
+    dsn: str, *, views: Views = "required", viewer: str | None = None
+) -> AsyncIterator[Trail]:
+    """Open the trail for questions.
+
+    Args:
+        dsn: The audit store, as a role that may read it; it needs no right to write: the looks are
+            recorded by a function of the store, under the name of the role that logged in.
+        views: ``required``: what cannot be recorded is not shown. ``tried``: it is shown, and the
+            log says so. ``off``: nothing is recorded.
+        viewer: On whose behalf a service asks, where people do not log in to the database.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The schema is missing, the role lacks a right, or a look cannot be recorded.
+    """
+    async with queries.opened(dsn) as connection:
+        yield Trail(connection, views=views, viewer=viewer)
+
+
+def _given(wanted: Criteria | Query) -> dict[str, Any]:
+    if isinstance(wanted, Query):
+        return {"query": str(wanted)}
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(wanted).items()
+    }
+
+
+def _records(page: Page) -> int:
+    return len(page.records)
+
+
+async def _nothing(_: Connection[Any]) -> None:
+    """There is no answer to read."""

@@ -1,0 +1,308 @@
+"""Creates the audit schema, and brings it up to date."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import (
+    ConfigurationError,
+    OtelAuditError,
+    StoreError,
+)
+from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.errors import INIT, as_store_error
+from otel_audit_postgres.schema.lock import alone
+from otel_audit_postgres.schema.migration_state import installed_version
+from otel_audit_postgres.schema.migrations import (
+    Migration,
+    event_trigger_sql,
+    grants_sql,
+    latest_version,
+    ownership_sql,
+    pending,
+    roles_sql,
+)
+from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, has_default
+from otel_audit_postgres.schema.roles import OWNER, Members, borrow, hand_over, quoted
+
+_KEY: Final = 7301962839480013  # arbitrary, our own
+LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
+PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
+"""Says to the event trigger that a superuser means to change the schema."""
+
+_CONNECT_TIMEOUT: Final = 10.0
+_STATE: Final = """
+SELECT current_user AS me, pg_get_userbyid(n.nspowner) AS owner,
+       current_setting('server_encoding') AS encoding,
+       current_setting('server_version_num')::int / 10000 AS server,
+       EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = 'schema_version')
+           AS installed,
+       EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'otel_audit_refuse_ddl')
+           AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS barred
+FROM (SELECT 1) AS one LEFT JOIN pg_namespace n ON n.nspname = 'audit'
+"""
+_NOTE: Final = "INSERT INTO audit.schema_version (version, name) VALUES ({version}, '{name}')"
+_NOTHING: Final = Members()
+
+
+@dataclass(frozen=True, slots=True)
+class InitReport:
+    """What `init` or `migrate` found and did.
+
+    Attributes:
+        version: The schema's version now.
+        applied: Names of the migrations that were applied, none where it was up to date.
+        partitions: Names of the partitions that were made.
+        lines: What was done, for a person, one line each.
+    """
+
+    version: int
+    applied: tuple[str, ...]
+    partitions: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+async def init(  # noqa: PLR0913 - one for each role
+    dsn_or_engine: Any,
+    *,
+    roles: bool = False,
+    writer: str | None = None,
+    reader: str | None = None,
+    sealer: str | None = None,
+    retention: str | None = None,
+    tenants: Sequence[str] = (),
+) -> InitReport:
+    """Create the audit schema, or bring it up to date; nothing is done twice.
+
+    All of it happens in one transaction, and only one at a time does it.
+
+    Args:
+        dsn_or_engine: ``postgresql://…``, ``postgresql+asyncpg://…``, or an `AsyncEngine` of
+            SQLAlchemy over asyncpg.
+        roles: Create the group roles (otel_audit_owner, _writer, _reader, _sealer, _retention),
+            give everything to the owner and to the others what they need. This needs CREATEROLE
+            and CREATE on the database; a superuser also installs the event trigger against DDL.
+        writer: An existing login role that is to write; with ``roles``.
+        reader: An existing login role that is to read; with ``roles``.
+        sealer: An existing login role that is to seal; with ``roles``.
+        retention: An existing login role that is to drop sealed months; with ``roles``.
+        tenants: The only tenants that ``reader`` is to see. None: what it was entered for before,
+            or all if it was not.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        ConfigurationError: A login role is named without ``roles``, or an unfit engine.
+        StoreUnavailableError: The database cannot be reached now.
+        StoreError: The schema is newer than this package or half migrated, a right is missing, or
+            the database is not in UTF-8; nothing was changed.
+    """
+    members = Members(writer, reader, sealer, retention, tenants)
+    if not roles:
+        members.refuse_without_roles("init")
+    if tenants and not reader:
+        raise ConfigurationError("init: tenants= needs reader= (--tenant, --reader)")
+    async with _begun(dsn_or_engine) as connection:
+        return await _bring_up(connection, await _state(connection), members, roles=roles)
+
+
+async def migrate(dsn_or_engine: Any) -> InitReport:
+    """Bring an existing audit schema up to date, roles and guards with it; never makes a new one.
+
+    All of it happens in one transaction, and only one at a time does it. There is no way back:
+    a schema never goes to an earlier version.
+
+    Args:
+        dsn_or_engine: As for `init`.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        ConfigurationError: An unfit engine.
+        StoreUnavailableError: The database cannot be reached now.
+        StoreError: There is no audit schema, it is newer than this package or half migrated, or a
+            right is missing; nothing was changed.
+    """
+    async with _begun(dsn_or_engine) as connection:
+        state = await _state(connection)
+        if not state["installed"]:
+            raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+        return await _bring_up(connection, state, _NOTHING, roles=state["owner"] == OWNER)
+
+
+async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
+    """Look at a store without changing it.
+
+    Args:
+        dsn_or_engine: As for `init`.
+
+    Returns:
+        The version that is installed, and whether it has the group roles.
+
+    Raises:
+        StoreError: As for `migrate`.
+    """
+    async with _begun(dsn_or_engine) as connection:
+        state = await _state(connection)
+        if not state["installed"]:
+            raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+        return await installed_version(connection), state["owner"] == OWNER
+
+
+def schema_sql(  # noqa: PLR0913 - one for each role
+    *,
+    roles: bool = False,
+    writer: str | None = None,
+    reader: str | None = None,
+    sealer: str | None = None,
+    retention: str | None = None,
+    since: int = 0,
+) -> str:
+    """Write down what `init` would run, for those who apply SQL themselves.
+
+    Args:
+        roles: As for `init`; the script then has to be run by a superuser.
+        writer: As for `init`.
+        reader: As for `init`.
+        sealer: As for `init`.
+        retention: As for `init`.
+        since: The version that is installed already; 0 for none.
+
+    Returns:
+        A script for ``psql``, in one transaction.
+
+    Raises:
+        ConfigurationError: A login role is named without ``roles``.
+    """
+    members = Members(writer, reader, sealer, retention)
+    if not roles:
+        members.refuse_without_roles("schema_sql")
+    parts = ["BEGIN;", f"{LOCK};", f"{PERMIT};"]
+    if roles:
+        parts.append(roles_sql())
+    parts.append("CREATE SCHEMA IF NOT EXISTS audit;")
+    for step in pending(since):
+        parts += [step.sql, f"{noted(step)};"]
+    parts.append("SELECT * FROM audit.ensure_partitions();")
+    if roles:
+        parts += [ownership_sql(), grants_sql(), *members.statements(), event_trigger_sql()]
+    return "\n".join([*parts, "COMMIT;", ""])
+
+
+def noted(step: Migration) -> str:
+    """The statement that notes a migration as applied."""
+    return _NOTE.format(version=step.version, name=step.name)
+
+
+async def _bring_up(
+    connection: Connection[Any], state: Any, members: Members, *, roles: bool
+) -> InitReport:
+    lines: list[str] = []
+    version = await installed_version(connection) if state["installed"] else 0
+    steps = pending(version)
+    if state["barred"] and (roles or steps):
+        raise StoreError(
+            "an event trigger guards schema audit against DDL, and only a superuser may change "
+            "it: run this as one, or print what to run with --sql"
+        )
+    if roles:
+        await connection.execute(roles_sql())
+    me, owner = state["me"], state["owner"]
+    others = owner not in (None, me) and (roles or bool(steps))
+    needed = {owner} if others else set()
+    needed |= {OWNER} if roles else set()
+    borrowed = [role for role in sorted(needed) if await borrow(connection, me, role)]
+    if owner is None:
+        await connection.execute("CREATE SCHEMA audit")
+        lines.append("schema audit: created")
+    if others:
+        await connection.execute(f"SET LOCAL ROLE {quoted(owner)}")
+    for step in steps:
+        await connection.execute(step.sql)
+        await connection.execute(noted(step))
+        lines.append(f"migration {step.title}: applied")
+    if not steps:
+        lines.append(f"schema audit: up to date at version {version}")
+    made = await _make_partitions(connection, lines)
+    if others:
+        await connection.execute(f"SET LOCAL ROLE {quoted(me)}")
+    if roles:
+        lines += await hand_over(connection, members)
+    for role in borrowed:
+        await connection.execute(f"REVOKE {quoted(role)} FROM {quoted(me)}")
+    return InitReport(latest_version(), tuple(step.name for step in steps), made, tuple(lines))
+
+
+async def _state(connection: Connection[Any]) -> Any:
+    state = await connection.fetchrow(_STATE)
+    assert state is not None  # noqa: S101 - the query has one row
+    if state["encoding"] != "UTF8":
+        raise StoreError(
+            f"the audit store's database has encoding {state['encoding']}; "
+            "create it with ENCODING 'UTF8'"
+        )
+    if state["server"] < 15:  # noqa: PLR2004 - the oldest that is tested
+        raise StoreError(f"PostgreSQL {state['server']} is too old: 15 or newer is needed")
+    return state
+
+
+async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tuple[str, ...]:
+    if not await connection.fetchval(
+        "SELECT has_function_privilege('audit.ensure_partitions(integer)', 'EXECUTE')"
+    ):
+        return ()
+    found = await connection.fetch("SELECT * FROM audit.ensure_partitions()")
+    for partition, state, detail in found:
+        if state != "exists":
+            lines.append(f"partition {partition}: {state}" + (f", {detail}" if detail else ""))
+    if not await has_default(connection):
+        lines.append(DEFAULT_DETACHED)
+    return tuple(row["partition"] for row in found if row["state"] == "made")
+
+
+@asynccontextmanager
+async def _begun(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
+    """A transaction in which nobody else changes the schema."""
+    with suppress_instrumentation(), _explained():
+        async with _connection(dsn_or_engine) as connection, connection.transaction():
+            await alone(connection, _KEY, "set up the audit store")
+            await connection.execute(PERMIT)
+            yield connection
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what PostgreSQL reports into what to do about it; nothing here shows values."""
+    try:
+        yield
+    except OtelAuditError:
+        raise
+    except Exception as error:
+        original = getattr(error, "orig", None)  # SQLAlchemy wraps what the driver raised
+        cause = error if original is None else original.__cause__ or original
+        raise as_store_error(cause, "set up the audit store", sets_up=True) from error
+
+
+@asynccontextmanager
+async def _connection(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
+    if isinstance(dsn_or_engine, str):
+        connection = await connect(dsn_or_engine, _CONNECT_TIMEOUT)
+        try:
+            yield connection
+        finally:
+            await disconnect(connection)
+        return
+    if not hasattr(dsn_or_engine, "connect") or not hasattr(dsn_or_engine, "dialect"):
+        raise ConfigurationError("init: a DSN (postgresql://…) or an AsyncEngine is needed")
+    async with dsn_or_engine.connect() as pooled:
+        raw = await pooled.get_raw_connection()
+        if not isinstance(raw.driver_connection, Connection):
+            raise ConfigurationError("init: the AsyncEngine must use asyncpg; or give a DSN")
+        yield raw.driver_connection

@@ -1,0 +1,438 @@
+"""How the audit trail is attached: by auto-instrumentation, by the instrumentor, or by one call."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
+    BaseInstrumentor,
+)
+from opentelemetry.sdk.trace import SpanProcessor
+
+from otel_audit.action import current_runtime
+from otel_audit.action.current_runtime import made_last
+from otel_audit.action.ports import Recorder
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.delivery.hard_exit import deliver_before_exit
+from otel_audit.delivery.sink import Receipt
+from otel_audit.errors import (
+    ConfigurationError,
+    InstrumentationError,
+    MissingExtraError,
+    OtelAuditError,
+)
+from otel_audit.http import install
+from otel_audit.record import AuditRecord
+from otel_audit.runtime import Runtime
+from otel_audit_bootstrap import must_be_audited, not_audited
+
+_logger = logging.getLogger("otel_audit")
+
+_lock = threading.RLock()
+_runtime: Runtime | None = None
+_orm: Any = None
+
+
+def instrument(
+    app: Any = None,
+    *,
+    app_engine: Any = None,
+    config: AuditConfig | None = None,
+    audit_span_processors: Sequence[SpanProcessor] = (),
+) -> None:
+    """Begin to audit: HTTP requests of an application, and the changes its database sessions make.
+
+    Call it where the application is made; before or after routes are added, and before or after
+    OpenTelemetry's own FastAPI instrumentation, if there is any. Calling it again for another
+    application adds that one.
+
+    Args:
+        app: A FastAPI or Starlette application; None: every one that is made from now on.
+        app_engine: What of SQLAlchemy's is recorded: an engine, a sessionmaker, a declarative
+            base, or several of these; None: all.
+        config: The settings; read from environment and file if None.
+        audit_span_processors: Where each finished record shall also be a span, beside its delivery:
+            they see it start and end at once. Best effort, as all spans are.
+
+    Raises:
+        ConfigurationError: A setting is wrong or missing; the message names it.
+        InstrumentationError: The application has already started, or is none; or another
+            configuration is already at work in this process.
+        StoreError: ``required`` is set, and the audit store cannot take records.
+        MissingExtraError: Something that was asked for needs a package that is not installed.
+    """
+    with _lock:
+        runtime = _begin(config, app_engine, audit_span_processors)
+        if runtime is None:
+            return
+        _install(app, runtime)
+
+
+def instrument_into(
+    recorder: Recorder,
+    app: Any = None,
+    *,
+    app_engine: Any = None,
+    config: AuditConfig,
+    seen: Callable[[AuditRecord, trace.Span | None], None] | None = None,
+) -> None:
+    """As `instrument`, but the records go to a recorder instead of a store.
+
+    Args:
+        recorder: Takes the records.
+        app: As for `instrument`.
+        app_engine: As for `instrument`.
+        config: The settings.
+        seen: Told of every request that is over, also one that is not recorded (level ``none``).
+
+    Raises:
+        InstrumentationError: The application cannot be instrumented, or auditing is at work in
+            this process already.
+        ConfigurationError: A setting is wrong.
+    """
+    with _lock:
+        if _runtime is not None:
+            raise InstrumentationError(
+                "auditing is at work in this process already: call otel_audit.uninstrument() "
+                "first, or set OTEL_AUDIT_ENABLED=false where the application starts it"
+            )
+        _install(app, _start(Runtime(config, recorder, seen=seen), app_engine))
+
+
+def uninstrument(app: Any = None) -> None:
+    """Stop auditing one application, or everything; what waits is delivered first.
+
+    Args:
+        app: The application to leave; None: all, listeners and worker included.
+    """
+    with _lock:
+        if app is not None:
+            install.uninstall(app)
+            return
+        install.uninstall_all()
+        _end()
+
+
+def flush(timeout: float = 10.0) -> bool:
+    """Wait until the store has every record made so far.
+
+    Args:
+        timeout: Seconds to wait.
+
+    Returns:
+        Whether it has; True where nothing is audited.
+    """
+    runtime = _runtime
+    if runtime is None or runtime.delivery is None:
+        return True
+    began = time.monotonic()
+    delivered = runtime.delivery.flush(timeout)
+    if runtime.atomic is None:
+        return delivered
+    return runtime.atomic.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
+
+
+async def receipt(
+    record_id: str | None = None,
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109
+) -> Receipt:
+    """Wait until the store has a record, and get what it says of it.
+
+    The record must be finished: what `emit` made, or an `audit` block that has ended; the record of
+    a request is finished after its answer. The event loop goes on meanwhile.
+
+    Args:
+        record_id: As `emit` returns it, or `record_id` of an action. None: of what was recorded by
+            hand last, in this task or thread.
+        timeout: Seconds to wait.
+
+    Returns:
+        The record's id, the hash of its text as stored, and the store's time.
+
+    Raises:
+        StoreUnavailableError: The store does not have it in time; it is kept until it has.
+        ConfigurationError: Nothing is audited in this process, or not to a store.
+        ValueError: The id is no UUID, or none is given and nothing was recorded by hand before.
+    """
+    runtime = _runtime
+    if runtime is None:
+        raise ConfigurationError("receipt(): nothing is audited in this process")
+    record_id = made_last.get() if record_id is None else record_id
+    if record_id is None:
+        raise ValueError(
+            "receipt(): nothing was recorded by hand before in this task; a request's own record "
+            "is made after its answer"
+        )
+    return await runtime.receipt(record_id, timeout)
+
+
+def health() -> dict[str, Any]:
+    """Say how the audit trail of this process is doing.
+
+    Returns:
+        ``auditing`` (bool), and if so ``healthy`` (bool), ``queue_depth`` (records that wait),
+        ``failing_for_seconds``, and the counts ``emitted``, ``exported``, ``dropped``,
+        ``quarantined``, ``retries``, ``capture_errors``, ``redaction_errors``, ``refused``,
+        ``spool_errors`` since the process began; ``oldest_seconds`` (how long the oldest record
+        waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``; where an outbox is
+        relayed ``outbox_depth``, ``outbox_oldest_seconds``, ``outbox_failing_for_seconds``.
+    """
+    runtime = _runtime
+    return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}
+
+
+class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
+    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Starlette, which FastAPI is built on."""
+        return ("starlette >= 0.40",)
+
+    def instrument(self, **kwargs: Any) -> Any:
+        """Audit everything that is made from now on; takes what the function `instrument` takes.
+
+        Args:
+            kwargs: Also ``required=True``, which stands for that setting.
+
+        Raises:
+            InstrumentationError: Auditing is required, and Starlette is missing or too old, so that
+                there is nothing whose requests could be audited.
+        """
+        required = kwargs.pop("required", None)
+        config = kwargs.get("config")
+        if required is not None:
+            values = {} if config is None else config.model_dump()
+            kwargs["config"] = config = AuditConfig(**{**values, "required": required})
+        # auto-instrumentation has looked at this, or asks for the conflict itself
+        if not (kwargs.get("skip_dep_check") or kwargs.get("raise_exception_on_conflict")):
+            conflict = self._check_dependency_conflicts()
+            demanded = must_be_audited() if config is None else config.required
+            if conflict is not None and demanded:
+                raise InstrumentationError(
+                    "AuditInstrumentor().instrument(): no HTTP request can be audited: "
+                    f"{conflict}; install starlette >= 0.40, or call otel_audit.instrument() "
+                    "where only database changes and actions by hand are to be audited"
+                )
+        return super().instrument(**kwargs)
+
+    def instrument_app(self, app: Any, **kwargs: Any) -> None:
+        """Audit one application; takes what `instrument` takes."""
+        instrument(app, **kwargs)
+
+    def uninstrument_app(self, app: Any) -> None:
+        """Stop auditing one application."""
+        uninstrument(app)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        config = kwargs.get("config")
+        if config is None and _runtime is None and _disabled_by_name():
+            return
+        if (
+            config is None
+            and _runtime is None
+            and not (kwargs.get("app_engine") or kwargs.get("audit_span_processors"))
+        ):
+            attach()
+            return
+        instrument(
+            app_engine=kwargs.get("app_engine"),
+            config=config,
+            audit_span_processors=kwargs.get("audit_span_processors", ()),
+        )
+
+    def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002 - the base class names it
+        uninstrument()
+
+
+def pre_instrument() -> None:
+    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`.
+
+    Raises:
+        Exception: Auditing could not be started, and no error of ours says why.
+    """
+    if not _disabled_by_name():
+        attach()
+        return
+    not_audited(
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); take it out of that list"
+    )
+
+
+def attach() -> None:
+    """Attach with the settings of environment and file; say loudly if that cannot be.
+
+    With ``OTEL_AUDIT_REQUIRED=true`` the process ends where auditing cannot start.
+    """
+    try:
+        with _lock:
+            runtime = _begin(None, None, said_by_environment=True)
+            if runtime is not None:
+                _install(None, runtime)
+    except OtelAuditError as error:
+        not_audited(str(error))
+
+
+def _begin(
+    config: AuditConfig | None,
+    app_engine: Any,
+    span_processors: Sequence[SpanProcessor] = (),
+    *,
+    said_by_environment: bool = False,
+) -> Runtime | None:
+    if _runtime is not None:
+        if config is not None and config != _runtime.config:
+            raise InstrumentationError(
+                "instrument(): another configuration is already at work in this process "
+                "(from opentelemetry-instrument, or from an earlier call); use one of the two, "
+                "or call otel_audit.uninstrument() first"
+            )
+        return _runtime
+    settings = AuditConfig() if config is None else config
+    if not settings.active:
+        _say_inactive(settings, said_by_environment=said_by_environment)
+        return None
+    runtime = Runtime(settings, span_processors=span_processors)
+    if settings.required:
+        try:
+            runtime.check_store()
+        except BaseException:
+            runtime.close()
+            raise
+    return _start(runtime, app_engine)
+
+
+def _start(runtime: Runtime, app_engine: Any) -> Runtime:
+    global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
+    try:
+        _orm = _attach_orm(runtime, app_engine)
+    except BaseException:
+        runtime.close()
+        raise
+    if _orm is not None:
+        runtime.settle_changes = _orm.settle
+    _runtime = runtime
+    runtime.watch_spans()
+    current_runtime.use(runtime.recording)
+    atexit.register(runtime.close)
+    _close_with_child(runtime)
+    return runtime
+
+
+def _adopt_left() -> None:
+    if _runtime is not None:
+        _runtime.adopt_left()
+
+
+def _call_at_the_end(call: Callable[[], None]) -> None:
+    # earlier than atexit where that is to be had: from Python 3.12 on no thread starts then
+    register = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(call)
+    except RuntimeError:  # imported while the interpreter ends
+        return
+
+
+_call_at_the_end(_adopt_left)
+
+
+def _close_with_child(runtime: Runtime) -> None:
+    # a child that multiprocessing has forked ends without atexit
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, runtime.close, exitpriority=-100)
+
+
+def _after_fork() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _runtime is not None:
+        # only now: multiprocessing forgets its parent's finalizers after this
+        util.register_after_fork(_runtime, _close_with_child)
+    if _runtime is not None:
+        deliver_before_exit(_runtime.close, _runtime.config.shutdown_timeout)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _install(app: Any, runtime: Runtime) -> None:
+    if app is not None:
+        install.install(app, runtime)
+        return
+    try:
+        install.install_for_all(runtime)
+    except MissingExtraError:
+        # a script or a worker has no use for it
+        _logger.debug("Starlette is not installed, so no HTTP requests are audited")
+
+
+def _end() -> None:
+    global _runtime, _orm  # noqa: PLW0603 - see _start
+    current_runtime.use(None)
+    if _orm is not None:
+        from otel_audit import orm
+
+        orm.detach(_orm)
+    if _runtime is not None:
+        atexit.unregister(_runtime.close)
+        _runtime.close()
+    _runtime = _orm = None
+
+
+def _say_inactive(settings: AuditConfig, *, said_by_environment: bool) -> None:
+    if settings.enabled is False:
+        current_runtime.leave_out()
+        _logger.info("Auditing is off: %sENABLED=false", PREFIX)
+        return
+    message = f"{PREFIX}DSN: missing, so there is nowhere to keep audit records"
+    if not said_by_environment:
+        raise ConfigurationError(f"{message}; set it, or pass config=AuditConfig(dsn=…)")
+    _logger.warning("THIS APPLICATION IS NOT AUDITED: %s", message)
+
+
+def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
+    if runtime.config.orm == "off":
+        return None
+    try:
+        from otel_audit import orm
+    except MissingExtraError:
+        if app_engine is not None or runtime.config.orm == "transactional":
+            raise
+        return None
+    sources, atomic = orm.sources_of(app_engine), runtime.atomic
+    if atomic is not None:
+        _refuse_other_databases(sources["engines"])
+    attachment = orm.attach(
+        runtime.redactor,
+        options=orm.OrmOptions.from_config(
+            runtime.config, spill_cipher=runtime.spill_cipher(), **sources
+        ),
+        on_orphan=runtime.record_outside,
+        transactional=None if atomic is None else atomic.transactional(),
+    )
+    if atomic is not None:
+        atomic.attachment = attachment
+    return attachment
+
+
+def _refuse_other_databases(engines: Iterable[Any]) -> None:
+    for engine in engines:
+        if engine.dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"{PREFIX}ORM=transactional works in transactions of PostgreSQL, and app_engine is "
+                f"one of {engine.dialect.name}: use {PREFIX}ORM=observed for it"
+            )
+
+
+def _disabled_by_name() -> bool:
+    named = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    return bool({"otel_audit", "*"} & {word.strip() for word in named.split(",")})

@@ -1,0 +1,80 @@
+"""Log lines that a storm of failures cannot turn into a storm of lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+from otel_audit._util.printable import visible
+
+INTERVAL = 60.0
+"""Seconds between two lines about the same matter."""
+
+_lock = threading.Lock()
+_last: dict[tuple[str, str], tuple[float, int]] = {}
+
+
+def log_limited(
+    logger: logging.Logger,
+    matter: str,
+    message: str,
+    *args: object,
+    level: int = logging.ERROR,
+    error: BaseException | None = None,
+) -> None:
+    """Log a line, unless one on the same matter was logged within the last minute.
+
+    Args:
+        logger: Where to.
+        matter: What the line is about; lines on different matters do not hold each other back.
+        message: The line, with ``%`` placeholders; it must not show values of the application.
+        args: For the placeholders.
+        level: The logging level.
+        error: Its type and place are added; its message is not, as that may quote values.
+    """
+    now = time.monotonic()
+    key = (logger.name, matter)
+    with _lock:
+        last, held_back = _last.get(key, (-INTERVAL, 0))
+        if now - last < INTERVAL:
+            _last[key] = (last, held_back + 1)
+            return
+        _last[key] = (now, 0)
+    if held_back:
+        message += f" ({held_back} more such lines were held back)"
+    if error is not None:
+        message += f" [{place_of(error)}]".replace("%", "%%")
+    logger.log(level, message, *(_shown(one) for one in args))
+
+
+def _shown(value: object) -> object:
+    """What a line quotes may come from outside, and must not end it or steer who reads it."""
+    return visible(str(value)) if isinstance(value, str | BaseException) else value
+
+
+def forget() -> None:
+    """Let the next line on every matter through; for tests."""
+    with _lock:
+        _last.clear()
+
+
+def _fresh_lock() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603 - a lock cannot be given back for somebody else
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
+
+
+def place_of(error: BaseException) -> str:
+    """Return the type of an error and where it was raised, and not its message."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return type(error).__name__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = traceback.tb_frame.f_code
+    return f"{type(error).__name__} at {code.co_filename}:{traceback.tb_lineno}"

@@ -1,0 +1,217 @@
+"""A bound on one record: what is too large for it goes into further records, or is left out.
+
+What is left out is named in the record's metadata, under `TRUNCATED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from otel_audit._util.ids import uuid7
+from otel_audit.record import (
+    NO_CONTENT,
+    TRUNCATED,
+    AuditRecord,
+    Change,
+    Request,
+    Response,
+    to_json,
+)
+
+_Half = TypeVar("_Half", Request, Response)
+
+RECORD_LIMIT: Final = 262_144
+"""Bytes of a record's JSON text, where no setting says otherwise."""
+
+OTLP_LIMIT: Final = 400_000
+"""Bytes that a record may have which goes over OTLP: the sink there takes 1 MiB, and as attributes
+a record is longer than as JSON, but less than twice as long."""
+
+PIECE: Final = "audit.piece"
+"""Which of several records this is into which one was split for its size; the first is 1."""
+
+_WITHHELD: Final = "[WITHHELD: size]"
+_ADDED: Final = 256
+"""Bytes that are added later: the numbers, and the names of what was cut."""
+
+_SHORT: Final = 256
+_FEW: Final = 50
+
+
+def _any_id(_: int) -> str:
+    return uuid7()
+
+
+def fit(
+    record: AuditRecord, limit: int, id_of: Callable[[int], str] = _any_id
+) -> list[AuditRecord]:
+    """Bring a record below a bound.
+
+    Args:
+        record: Complete but for its place in the stream.
+        limit: Bytes of JSON text.
+        id_of: Makes the record id of a further piece, by its number; the first of them is 2.
+
+    Returns:
+        The record as it is, or a smaller one and, for changes that have no room in it, further
+        ones of phase ``continued``, each below the bound.
+    """
+    if len(to_json(record)) + _ADDED <= limit:
+        return [record]
+    changes, total = record.changes, record.changes_total
+    first = _shrunk(msgspec.structs.replace(record, changes=()), limit * 3 // 4)
+    if not changes:
+        return [first]
+    total = len(changes) if total is None else total
+    first = msgspec.structs.replace(first, changes_total=total)
+    lean = without_exchange(first)
+    pieces: list[AuditRecord] = []
+    for number, part in enumerate(_packed(changes, first, lean, limit), 1):
+        if number == 1:
+            pieces.append(msgspec.structs.replace(first, changes=part))
+            continue
+        metadata = {**lean.metadata, PIECE: number}
+        pieces.append(
+            msgspec.structs.replace(
+                lean, record_id=id_of(number), phase="continued", changes=part, metadata=metadata
+            )
+        )
+    return pieces
+
+
+def first_of(pieces: list[AuditRecord]) -> AuditRecord:
+    """Choose the first of what `fit` gave; it then says that changes are missing."""
+    return pieces[0] if len(pieces) == 1 else _naming(pieces[0], "changes")
+
+
+def _packed(
+    changes: tuple[Change, ...], first: AuditRecord, lean: AuditRecord, limit: int
+) -> Iterator[tuple[Change, ...]]:
+    part: list[Change] = []
+    room = limit - _ADDED - len(to_json(first))
+    whole = limit - _ADDED - len(to_json(lean))
+    for given in changes:
+        change = given
+        size = len(to_json(change)) + 1
+        if size > limit // 4:
+            change = _shortened(change, limit // 4)
+            size = len(to_json(change)) + 1
+        if size > room:
+            yield tuple(part)
+            part, room = [], whole
+        part.append(change)
+        room -= size
+    yield tuple(part)
+
+
+def _shortened(change: Change, limit: int) -> Change:
+    """Leave out the largest values of a change, and say so in its note."""
+    note = "values were left out: one record must not be so large"
+    note = note if change.note is None else f"{clipped(change.note)}; {note}"
+    most = limit // (4 * max(len(change.values), 1))
+    bare = msgspec.structs.replace(
+        change,
+        values={
+            column: [one if len(to_json(one)) <= most else _WITHHELD for one in pair]
+            for column, pair in change.values.items()
+        },
+        patches={},
+        parameters=None if change.parameters is None else _WITHHELD,
+        note=note,
+    )
+    if len(to_json(bare)) <= limit:
+        return bare
+    # so many columns, or such long names, that even they are too many
+    few: Change = clipped(msgspec.structs.replace(bare, values={}))
+    return few
+
+
+def _shrunk(record: AuditRecord, limit: int) -> AuditRecord:
+    """Leave out one part after the other, the largest ones that say least first."""
+    for name, leave_out in _STEPS:
+        if len(to_json(record)) + _ADDED <= limit:
+            return record
+        smaller = leave_out(record)
+        if smaller is not record:
+            record = _naming(smaller, name)
+    return record
+
+
+def _naming(record: AuditRecord, part: str) -> AuditRecord:
+    named = record.metadata.get(TRUNCATED)
+    names = [*(named if isinstance(named, list) else ()), part]
+    metadata = {**record.metadata, TRUNCATED: list(dict.fromkeys(names))}
+    return msgspec.structs.replace(record, metadata=metadata)
+
+
+def _without_response_body(record: AuditRecord) -> AuditRecord:
+    bare = _without_body(record.response)
+    return record if bare is None else msgspec.structs.replace(record, response=bare)
+
+
+def _without_request_body(record: AuditRecord) -> AuditRecord:
+    bare = _without_body(record.request)
+    return record if bare is None else msgspec.structs.replace(record, request=bare)
+
+
+def _without_body(half: _Half | None) -> _Half | None:
+    """Leave out the content of a body; None where there is none."""
+    if half is None or half.body is None or half.body.content is NO_CONTENT:
+        return None
+    body = msgspec.structs.replace(half.body, content=NO_CONTENT, sha256=None, absent="truncated")
+    return msgspec.structs.replace(half, body=body)
+
+
+def _without_metadata(record: AuditRecord) -> AuditRecord:
+    """Keep of the metadata what is short, and ours."""
+    kept = {
+        name: value
+        for name, value in record.metadata.items()
+        if name.startswith("audit.") and len(to_json(value)) <= _FEW * _SHORT
+    }
+    return (
+        record
+        if len(kept) == len(record.metadata)
+        else msgspec.structs.replace(record, metadata=kept)
+    )
+
+
+def _clip_all(record: AuditRecord) -> AuditRecord:
+    found: AuditRecord = clipped(record)
+    return found
+
+
+_STEPS: Final[tuple[tuple[str, Callable[[AuditRecord], AuditRecord]], ...]] = (
+    ("response.body", _without_response_body),
+    ("request.body", _without_request_body),
+    ("metadata", _without_metadata),
+    ("record", _clip_all),
+)
+
+
+def without_exchange(record: AuditRecord) -> AuditRecord:
+    """Leave out the bodies and the answer, which the action's own record has."""
+    request = record.request
+    return msgspec.structs.replace(
+        record,
+        request=None if request is None else msgspec.structs.replace(request, body=None),
+        response=None,
+    )
+
+
+def clipped(value: Any) -> Any:
+    """Clip every text and every list in a value that is redacted already."""
+    if isinstance(value, str):
+        return value if len(value) <= _SHORT else f"{value[: _SHORT - 12]} [TRUNCATED]"
+    if isinstance(value, msgspec.Struct):
+        parts = {name: clipped(getattr(value, name)) for name in value.__struct_fields__}
+        return msgspec.structs.replace(value, **parts)
+    if isinstance(value, Mapping):
+        few = list(value.items())[:_FEW]
+        return {clipped(name): clipped(part) for name, part in few}
+    if isinstance(value, list | tuple):
+        return type(value)(clipped(part) for part in value[:_FEW])
+    return value

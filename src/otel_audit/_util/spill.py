@@ -1,0 +1,264 @@
+"""Many changes in little memory: the latest as they are, full pages in a private file.
+
+The file has no name, so that it goes with the process, whatever ends it. It is written only by
+the transaction that is too large for memory; whoever holds a page keeps the file open.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.record import Change, Operation, TransactionOutcome
+
+_logger = logging.getLogger("otel_audit.action")
+
+_Sort: TypeAlias = tuple[Operation, str, str]
+
+_CONTEXT: Final = b"changes"
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[Change]).decode
+
+
+class Cipher(Protocol):
+    """Keeps what is put aside from those who can read the disk."""
+
+    def seal(self, payload: bytes, context: bytes) -> bytes:
+        """Encrypt."""
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        """Decrypt what `seal` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpillOptions:
+    """How much is kept in memory, and where the rest goes.
+
+    Attributes:
+        page: Changes in memory, and in a page.
+        directory: Where the file is made; None: where the system has such files.
+        cipher: Encrypts what is put aside; None: nothing does.
+        on_error: Told of each page that is lost.
+    """
+
+    page: int = 1_000
+    directory: Path | None = None
+    cipher: Cipher | None = None
+    on_error: Callable[[], None] = lambda: None
+
+
+class _File:
+    """A private file without a name, closed when the last page of it is forgotten."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, directory: Path | None) -> None:
+        self.descriptor = -1
+        with tempfile.TemporaryFile(prefix="otel-audit-", dir=directory) as file:
+            self.descriptor = os.dup(file.fileno())
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+@dataclass(slots=True)
+class SpilledPage:
+    """Changes that stand in a file.
+
+    Attributes:
+        count: How many.
+        outcome: What became of their transaction, once that is known.
+    """
+
+    count: int
+    _file: _File
+    _offset: int
+    _length: int
+    _room: SpillOptions
+    outcome: TransactionOutcome | None = None
+
+    def read(self) -> list[Change]:
+        """Read them back; one entry that says so where that fails."""
+        try:
+            data = os.pread(self._file.descriptor, self._length, self._offset)
+            if self._room.cipher is not None:
+                data = self._room.cipher.open(data, _CONTEXT)
+            changes = _decode(data)
+        except Exception as error:  # noqa: BLE001 - what is lost is said, not raised
+            self._room.on_error()
+            log_limited(
+                _logger, "page", "%d changes that were put aside cannot be read back",
+                self.count, error=error,
+            )  # fmt: skip
+            return [_summary(("update", "?", "?"), self.count, self.outcome)]
+        _settle(changes, self.outcome)
+        return changes
+
+
+@dataclass(slots=True)
+class SpilledChanges:
+    """Changes in the order they came.
+
+    Attributes:
+        room: How much is kept in memory.
+        full: Pages in the file, the earliest first.
+        recent: What came after them.
+        unkept: What could not be put aside, counted by operation, entity and table.
+        outcome: What became of their transaction, once that is known.
+    """
+
+    room: SpillOptions = SpillOptions()
+    full: list[SpilledPage] = field(default_factory=list)
+    recent: list[Change] = field(default_factory=list)
+    unkept: dict[_Sort, int] = field(default_factory=dict)
+    outcome: TransactionOutcome | None = None
+    _file: _File | None = None
+    _owner: int = 0
+    _end: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many changes there are, lost ones included."""
+        pages = sum(page.count for page in self.full) if self.full else 0
+        return pages + len(self.recent) + (sum(self.unkept.values()) if self.unkept else 0)
+
+    def add(self, change: Change) -> None:
+        """Take one more. The last one taken is always in memory."""
+        if len(self.recent) >= self.room.page:
+            self._put_aside()
+        self.recent.append(change)
+
+    def absorb(self, other: SpilledChanges) -> None:
+        """Take over what another has, behind what is here."""
+        if other.full and self.recent:
+            self._put_aside()
+        self.full.extend(other.full)
+        for change in other.recent:
+            self.add(change)
+        self.outcome = self.outcome or other.outcome
+        for sort, number in other.unkept.items():
+            self.unkept[sort] = self.unkept.get(sort, 0) + number
+
+    def split(self, number: int) -> tuple[list[Change], SpilledChanges]:
+        """Take the first ones out.
+
+        Args:
+            number: How many, at the most; what could not be kept is not among them.
+
+        Returns:
+            The first ones, and the rest.
+        """
+        if not self.full and len(self.recent) <= number:
+            return self.recent, SpilledChanges(self.room, unkept=self.unkept, outcome=self.outcome)
+        first: list[Change] = []
+        left: list[Change] = []
+        pages = list(self.full)
+        while pages and len(first) < number:
+            changes = pages.pop(0).read()
+            wanted = number - len(first)
+            first.extend(changes[:wanted])
+            left = changes[wanted:]
+        wanted = max(number - len(first), 0)
+        first.extend(self.recent[:wanted])
+        rest = SpilledChanges(self.room, recent=left)
+        rest.absorb(
+            SpilledChanges(self.room, pages, self.recent[wanted:], self.unkept, self.outcome)
+        )
+        return first, rest
+
+    def settle(self, outcome: TransactionOutcome) -> None:
+        """Say what became of the transaction; nobody else has seen its changes yet."""
+        self.outcome = outcome
+        _settle(self.recent, outcome)
+        for page in self.full:
+            page.outcome = outcome
+
+    def parts(self) -> Iterator[list[Change]]:
+        """Give the changes page by page, so that no more than one is in memory."""
+        for page in self.full:
+            yield page.read()
+        last = [*self.recent, *self._summaries()]
+        if last:
+            yield last
+
+    def __iter__(self) -> Iterator[Change]:
+        """Give one change after the other."""
+        for part in self.parts():
+            yield from part
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.recent or self.full or self.unkept)
+
+    def _summaries(self) -> list[Change]:
+        return [_summary(sort, number, self.outcome) for sort, number in self.unkept.items()]
+
+    def _put_aside(self) -> None:
+        changes, self.recent = self.recent, []
+        try:
+            data = _encode(changes)
+            if self.room.cipher is not None:
+                data = self.room.cipher.seal(data, _CONTEXT)
+            file = self._own_file()
+            _write(file.descriptor, data, self._end)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._count_unkept(changes, error)
+            return
+        self.full.append(SpilledPage(len(changes), file, self._end, len(data), self.room))
+        self._end += len(data)
+
+    def _own_file(self) -> _File:
+        # a forked child would write over its parent's pages
+        if self._file is None or self._owner != os.getpid():
+            directory = self.room.directory
+            if directory is not None and not directory.is_dir():
+                directory = None
+            self._file = _File(directory)
+            self._owner, self._end = os.getpid(), 0
+        return self._file
+
+    def _count_unkept(self, changes: list[Change], error: Exception) -> None:
+        for change in changes:
+            sort = (change.operation, change.entity, change.table)
+            self.unkept[sort] = self.unkept.get(sort, 0) + 1
+        self.room.on_error()
+        log_limited(
+            _logger, "aside",
+            "%d changes of a large transaction are only counted: they could not be put aside",
+            len(changes), error=error,
+        )  # fmt: skip
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _settle(changes: list[Change], outcome: TransactionOutcome | None) -> None:
+    for change in changes:
+        msgspec.structs.force_setattr(change, "transaction", outcome)
+
+
+def _summary(sort: _Sort, number: int, outcome: TransactionOutcome | None) -> Change:
+    operation, entity, table = sort
+    details: dict[str, Any] = {"rows": number, "transaction": outcome}
+    return Change(
+        operation=operation,
+        kind="untracked",
+        entity=entity,
+        table=table,
+        note=f"{number} changes that could not be kept one by one",
+        **details,
+    )

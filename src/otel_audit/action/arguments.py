@@ -1,0 +1,193 @@
+"""What a caller says of an action that is recorded by hand, read into the parts of a record.
+
+Nothing here raises for what the application gives.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.identity.actor import actor_from
+from otel_audit.identity.mapped_objects import state_of_mapped
+from otel_audit.identity.safe_access import clean, first_identifier, identifier, primary_key
+from otel_audit.identity.tenant import tenant_from
+from otel_audit.policy.entity_names import entity_noun
+from otel_audit.record import Actor, Target, Tenant, snake_case
+from otel_audit.redaction.truncate import cut_text
+
+if TYPE_CHECKING:
+    from otel_audit.redaction import Redactor
+    from otel_audit.redaction.budget import WorkBudget
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_NAME = 128
+_NOBODY_READ = Actor(id="anonymous", type="user", source="app", reason="parent_unreadable")
+_ACTION = re.compile(r"[A-Z][A-Z_]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordArguments:
+    """What the caller says, unread: see `otel_audit.audit` for each."""
+
+    event: str
+    actor: object = None
+    tenant: object = None
+    target: object = None
+    metadata: object = None
+    action: str | None = None
+    parent: object = None
+
+
+def parse_event(event: object, redactor: Redactor) -> str:
+    """Read an event name; one that is none becomes ``unnamed``."""
+    name = parse_name(event, redactor) if isinstance(event, str) else ""
+    if not name:
+        log_limited(_logger, "event", "An audit event has no name; it is recorded as: unnamed")
+    return name or "unnamed"
+
+
+def parse_action(action: object) -> str | None:
+    """Read a kind of action; None where it is none: words in capitals."""
+    return action if isinstance(action, str) and _ACTION.fullmatch(action) else None
+
+
+def parse_actor(actor: object) -> Actor | None:
+    """Read an actor; None where none is given.
+
+    Returns:
+        For what names nobody: ``anonymous`` with a reason, as nobody else must stand for it.
+    """
+    if actor is None:
+        return None
+    found = actor_from(actor, "app")
+    if found is None:
+        log_limited(_logger, "actor", "The actor of an audit event has no id that could be read")
+        return Actor(id="anonymous", type="user", source="app", reason="actor_unreadable")
+    return found
+
+
+def parse_parent(parent: object) -> ActionReference:
+    """Read which action has caused this one: a reference, or its text.
+
+    Returns:
+        For what is none: one without an id, by ``anonymous`` with a reason, as the process must
+        not stand for whoever it was.
+    """
+    try:
+        if isinstance(parent, str):
+            parent = ActionReference.from_json(parent)
+        if isinstance(parent, ActionReference):
+            uuid.UUID(parent.action_id)
+            return parent
+    except ValueError:
+        pass
+    log_limited(
+        _logger, "parent",
+        "The parent of an audit event is no reference: give what otel_audit.current_action() "
+        "returned, or its to_json()",
+    )  # fmt: skip
+    return ActionReference(action_id="", actor=_NOBODY_READ)
+
+
+def with_canonical_role(actor: Actor, aliases: Mapping[str, str]) -> Actor:
+    """Use the canonical name of the actor's role."""
+    role = None if actor.role is None else aliases.get(actor.role)
+    return actor if role is None else msgspec.structs.replace(actor, role=role)
+
+
+def parse_tenant(tenant: object) -> Tenant | None:
+    """Read a tenant; None where none is given, or where it has no id that could be read."""
+    found = tenant_from(tenant)
+    if found is None and tenant is not None:
+        log_limited(_logger, "tenant", "The tenant of an audit event has no id that could be read")
+    return found
+
+
+def parse_target(
+    target: object, redactor: Redactor, work: WorkBudget | None = None
+) -> Target | None:
+    """Read a target: ``type:id``, a type alone, a `Target`, or an object with an id.
+
+    An object that the database has not numbered yet has no id; ask again when it has.
+
+    Args:
+        target: What the caller says.
+        redactor: Takes secrets out.
+        work: What that may cost.
+    """
+    if target is None:
+        return None
+    if isinstance(target, Target):
+        kind, number = target.type, target.id
+    elif isinstance(target, str):
+        kind, _, rest = target.partition(":")
+        number = rest or None
+    else:
+        kind = _kind(type(target))
+        number = None
+        if not _hides_key(target, redactor):
+            number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
+    number = None if number is None else identifier(redactor.identifier(str(number), work))
+    return Target(type=parse_name(kind, redactor) or "unnamed", id=number)
+
+
+def _hides_key(target: object, redactor: Redactor) -> bool:
+    """Tell whether a mapped object's key is a secret: its own changes do not show it either."""
+    state = state_of_mapped(target)
+    if state is None:
+        return False
+    # only where a mapped object is given SQLAlchemy is known to be there
+    from otel_audit.orm.mapper_info import mark_of, referred_names
+
+    mapper = state.mapper
+    for place, column in enumerate(mapper.primary_key):
+        attribute = mapper.get_property_by_column(column).key
+        value = state.dict.get(attribute) if state.key is None else state.key[1][place]
+        if mark_of(column) is not None or column.info.get("audit") in ("omit", False):
+            return True
+        shown = value if isinstance(value, int) else str(value)
+        names = (str(column.name), attribute, *referred_names(column))
+        if value is not None and any(redactor.field(one, shown) != shown for one in names):
+            return True
+    return False
+
+
+def _kind(of: type) -> str:
+    """Say what an object is: a mapped one by the noun that its rows have."""
+    table = getattr(of, "__tablename__", None)
+    return entity_noun(of.__name__, table) if isinstance(table, str) else snake_case(of.__name__)
+
+
+def parse_metadata(metadata: object) -> dict[str, Any]:
+    """Copy metadata, so that it may be added to; what is no mapping stands under ``value``."""
+    if metadata is None:
+        return {}
+    if isinstance(metadata, Mapping):
+        try:
+            return {str(name): value for name, value in metadata.items()}
+        except Exception as error:  # noqa: BLE001 - a mapping of the application's may raise anything
+            log_limited(_logger, "metadata", "Metadata cannot be read", error=error)
+            return {"audit.metadata.unreadable": True}
+    return {"value": metadata}
+
+
+def parse_name(text: str, redactor: Redactor) -> str:
+    """Make a name fit to be stored: redacted, on one line, bounded before it is looked at."""
+    return _name(cut_text(text, 2 * _LONGEST_NAME), redactor)
+
+
+# an application has few names, and uses them often
+@functools.lru_cache(maxsize=512)
+def _name(text: str, redactor: Redactor) -> str:
+    return clean(redactor.text(text), _LONGEST_NAME)

@@ -1,0 +1,110 @@
+"""Where recording by hand finds the audit trail of its process, and what it says without one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.config import PREFIX, said_no, said_yes
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from otel_audit.action.blocking_intent import Intended
+    from otel_audit.action.ports import Recorder
+    from otel_audit.record import AuditRecord, Receipt
+    from otel_audit.redaction import Redactor
+    from otel_audit.scope import Origin
+
+_logger = logging.getLogger("otel_audit")
+
+made_last: ContextVar[str | None] = ContextVar("otel_audit_made_last", default=None)
+"""Id of the record that was made by hand last, in this task or thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRuntime:
+    """What recording by hand needs.
+
+    Attributes:
+        recorder: Takes the records.
+        redactor: Takes secrets out.
+        aliases: The application's roles to canonical ones.
+        service: Names the process, which is the actor where nobody else is.
+        settle: Brings home the commits that the database has answered.
+        around: Says who and for whom, where no action is around.
+        opened: Told of each action that begins, before anything else.
+        begin: Writes down that an action has begun; False where it must not.
+        on_error: Told of each failure of ours.
+        on_loss: Told of each failure of ours that costs a record.
+        receipt: Waits until the store has a record, at most so many seconds; None: there is no
+            store that says so.
+        ride: Writes a record in the transaction of a session of the application, and returns
+            something to await for an asynchronous one; None: the settings do not allow it.
+        intended: Brings the intent of an action to the store before it begins; None: none is due.
+        required: Whether an action that cannot be recorded must not begin.
+    """
+
+    recorder: Recorder
+    redactor: Redactor
+    aliases: Mapping[str, str]
+    service: Callable[[], str]
+    settle: Callable[[], None]
+    around: Callable[[], Origin]
+    opened: Callable[[], None]
+    begin: Callable[[AuditRecord, Span | None], bool]
+    on_error: Callable[[], None]
+    required: bool
+    enlist: Callable[[Any, AuditRecord, Span | None], Any] | None = None
+    intended: Intended | None = None
+    on_loss: Callable[[Exception], None] = lambda _error: None
+    receipt: Callable[[str, float], Awaitable[Receipt]] | None = None
+
+
+class _State:
+    """The one of this process."""
+
+    in_use: CurrentRuntime | None = None
+    warned = False
+
+
+def use(recording: CurrentRuntime | None) -> None:
+    """Begin to record by hand through this; None: end it."""
+    _State.in_use = recording
+    _State.warned = False
+
+
+def leave_out() -> None:
+    """Record nothing by hand, because auditing is off on purpose: nobody needs a warning."""
+    _State.warned = True
+
+
+def in_use() -> CurrentRuntime | None:
+    """Return what to record through; None where nothing is audited, which is logged once.
+
+    Raises:
+        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+    """
+    if _State.in_use is None:
+        _say_what_is_missing()
+    return _State.in_use
+
+
+def _say_what_is_missing() -> None:
+    if said_yes("required"):
+        raise ConfigurationError(
+            f"{PREFIX}REQUIRED is set, and nothing is audited in this process: call "
+            "otel_audit.instrument() before the first otel_audit.audit() or otel_audit.emit()"
+        )
+    if _State.warned or said_no("enabled"):
+        return
+    _State.warned = True
+    _logger.warning(
+        "WHAT IS RECORDED BY HAND IS LOST: nothing is audited in this process; call "
+        "otel_audit.instrument() first, or set %sENABLED=false if that is meant",
+        PREFIX,
+    )

@@ -1,0 +1,276 @@
+"""Recording by hand: for jobs, scripts, workers, and what a request's record does not tell.
+
+Works with and without HTTP, tracing and a database; inside a request, an action gets a record of
+its own that names the request's action as its parent.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, overload
+
+from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.action.arguments import RecordArguments
+from otel_audit.action.current_runtime import in_use
+from otel_audit.action.manual_action import Action
+from otel_audit.action.parts import ACTOR_FAILED
+from otel_audit.errors import ConfigurationError
+from otel_audit.record import Outcome
+from otel_audit.scope import Origin, current_scope, open_scope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
+_logger = logging.getLogger("otel_audit.action")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def audit(  # noqa: PLR0913 - one fact an argument
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+) -> Audit:
+    """Record what a block or a function does, as an action of its own.
+
+    ``with`` and ``async with`` record a block, ``@audit(…)`` a function or a coroutine function::
+
+        with otel_audit.audit("tenant.provisioned", actor="job-7", target="tenant:42") as action:
+            action.add_metadata(plan="trial")
+
+    What the database sessions change inside belongs to the action. An exception makes its outcome
+    ``failure``, and goes on as it would without. Everything is redacted.
+
+    Args:
+        event: Event name: resource, past participle, such as ``tenant.provisioned``.
+        actor: Who: an id, a mapping or an object with ``id`` (and ``type``, ``role``, ``email``,
+            ``roles``). None: who does the action around this one; without one, the process itself.
+        tenant: For whom: an id, or a mapping or object with ``id`` and ``slug``. None: as around.
+        target: What is acted upon: ``type:id``, or an object that has an id when the block ends.
+        metadata: The application's own facts, a mapping.
+        action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; from the event name if None.
+        parent: The action that has caused this one, where that is not the one around: what
+            `current_action` returned there, or its text. Actor, tenant and source are taken over.
+
+    Returns:
+        What ``with`` takes, and what decorates.
+    """
+    if callable(event):
+        raise ConfigurationError('audit: name the event, as in @audit("report.built")')
+    return Audit(RecordArguments(event, actor, tenant, target, metadata, action, parent))
+
+
+@overload
+def emit(
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+    session: AsyncSession | AsyncConnection | async_scoped_session[Any],
+) -> Awaitable[str | None]: ...
+
+
+@overload
+def emit(
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+    session: Session | Connection | scoped_session[Any] | None = None,
+) -> str | None: ...
+
+
+def emit(  # noqa: PLR0913 - one fact an argument
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+    session: Any = None,
+) -> str | Awaitable[str | None] | None:
+    """Record that something has happened. Never raises, but where `audit` does.
+
+    With ``session`` the event rides in the caller's own transaction: it is recorded if and only if
+    that is committed. This needs ``OTEL_AUDIT_ORM=transactional``, and then it does raise::
+
+        await otel_audit.emit("order.refunded", target=order, session=db)
+
+    Args:
+        event: As for `audit`, and so are the next five.
+        actor: Who.
+        tenant: For whom.
+        target: What was acted upon.
+        metadata: The application's own facts.
+        action: What kind of action.
+        parent: The action that has caused it, as for `audit`.
+        outcome: ``success``, ``failure`` or ``unknown``.
+        session: A session or connection of SQLAlchemy with the transaction to ride in. With an
+            asynchronous one the call has to be awaited.
+
+    Returns:
+        The record's id; None where nothing is audited.
+
+    Raises:
+        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set; or ``session``
+            is given, and the settings do not allow it.
+        StoreError: ``session`` is given, and its database has no outbox for the event.
+    """
+    recording = in_use()
+    if recording is None:
+        return _nothing() if hasattr(session, "run_sync") else None
+    told = Action(
+        RecordArguments(event, actor, tenant, target, metadata, action, parent), recording
+    )
+    outcome = outcome if outcome in get_args(Outcome) else "unknown"
+    if session is None:
+        told.tell(outcome)
+        return told.record_id
+    if recording.enlist is None:
+        raise ConfigurationError(
+            "emit(session=…) writes to audit.outbox in the application's database: "
+            "set OTEL_AUDIT_ORM=transactional"
+        )
+    written = recording.enlist(session, told.finished(recording, outcome), told.span)
+    return told.record_id if written is None else _after(written, told.record_id)
+
+
+async def _nothing() -> None:
+    """Give an awaitable to who awaits."""
+
+
+async def _after(written: Awaitable[None], record_id: str) -> str:
+    await written
+    return record_id
+
+
+def current_action() -> ActionReference | None:
+    """Name the action under way, for work that it causes elsewhere: in a queue, a thread, a worker.
+
+    Ask when it is known who does it: what is found out later is not in the reference. Never raises.
+
+    Returns:
+        What ``audit(parent=…)`` takes there; its ``to_json()`` is a text for a message. None
+        outside any action, and after its end.
+    """
+    scope = open_scope()
+    if scope is None:
+        return None
+    try:
+        origin = scope.known_origin()
+    except Exception as error:  # noqa: BLE001 - must not reach the application
+        log_limited(_logger, "reference", "Who does an action is not in its reference", error=error)
+        origin = Origin(actor=ACTOR_FAILED)
+    return ActionReference(
+        action_id=scope.action_id,
+        actor=origin.actor,
+        tenant=origin.tenant,
+        source=origin.source,
+        request_id=origin.request_id,
+    )
+
+
+class Audit:
+    """What `audit` returns: for ``with``, for ``async with``, and as a decorator."""
+
+    def __init__(self, told: RecordArguments) -> None:
+        """Take what the caller says; see `audit`."""
+        self._told = told
+        self._underway: list[Action] = []
+
+    def __enter__(self) -> Action:
+        """Begin an action; see `audit`.
+
+        Raises:
+            ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+            StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set;
+                or delivery is strict, and the store does not take its intent.
+        """
+        action = Action(self._told, in_use())
+        action.begin()
+        self._underway.append(action)
+        return action
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """End it; an exception goes on."""
+        self._last().end(error)
+
+    async def __aenter__(self) -> Action:
+        """As ``with``; with strict delivery it waits until the store has the intent."""
+        action = Action(self._told, in_use())
+        await action.begin_async()
+        self._underway.append(action)
+        return action
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """As ``with``; the event loop goes on between the records of an action that needs many."""
+        await self._last().end_async(error)
+
+    def __call__(self, function: F) -> F:
+        """Record each call of a function or a coroutine function.
+
+        Raises:
+            ConfigurationError: It is a generator function: what it does happens between its
+                steps, in the middle of its caller. Use ``with`` inside of it.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"audit: {function.__qualname__} is a generator function; use `with` inside of it"
+            )
+        told = self._told
+
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            with Audit(told):
+                return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        async def recorded_async(*args: Any, **kwargs: Any) -> Any:
+            async with Audit(told):
+                return await function(*args, **kwargs)
+
+        is_async = inspect.iscoroutinefunction(function)
+        return cast("F", recorded_async if is_async else recorded)
+
+    def _last(self) -> Action:
+        """The action that ends: of several that use this very object, the one of this context."""
+        current = current_scope()
+        mine = [action for action in self._underway if action.is_of(current)]
+        action = (mine or self._underway)[-1]
+        self._underway.remove(action)
+        return action

@@ -1,0 +1,106 @@
+"""What a producer says of itself: that its stream of records began, goes on, has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from otel_audit._util.ids import uuid7
+from otel_audit.config import AuditConfig
+from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord, Target, to_json
+
+STARTED: Final = "audit.stream.started"
+ALIVE: Final = "audit.stream.alive"
+ENDED: Final = "audit.stream.ended"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What the records of the stream itself say, and how often.
+
+    Attributes:
+        configuration: SHA-256 of the configuration, from `configuration_hash`.
+        heartbeat: Seconds of idleness after which a record says that the process lives; 0: none.
+    """
+
+    configuration: str
+    heartbeat: float = 0.0
+
+
+def configuration_hash(config: AuditConfig) -> str:
+    """Digest the settings, so that a change of them shows. Of a secret only whether it is set.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    named = {name: _told(getattr(config, name)) for name in sorted(AuditConfig.model_fields)}
+    return hashlib.sha256(to_json(named)).hexdigest()
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return "set"
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+    return repr(value)
+
+
+def stream_record(
+    event: str, producer_id: str, resource: Mapping[str, Any], configuration: str
+) -> AuditRecord:
+    """Make a record of the stream itself.
+
+    Args:
+        event: `STARTED`, `ALIVE` or `ENDED`.
+        producer_id: The process's id as a producer.
+        resource: Its resource attributes; ``service.name`` stands in for the actor.
+        configuration: From `configuration_hash`.
+
+    Returns:
+        The record, complete but for its place in the stream.
+    """
+    service = str(resource.get("service.name", "process"))
+    told: dict[str, Any] = {"pid": os.getpid()}
+    if event == STARTED:
+        told |= {
+            "service": service,
+            "service_version": str(resource.get("service.version", "")),
+            "otel_audit_version": _VERSION,
+            "host": socket.gethostname(),
+            "configuration_sha256": configuration,
+        }
+    record_id = uuid7()
+    return AuditRecord(
+        record_id=record_id,
+        action_id=record_id,
+        phase="completed",
+        schema_version=SCHEMA_VERSION,
+        event_name=event,
+        action="EXECUTE",
+        outcome="success",
+        occurred_at=time.time_ns(),
+        actor=Actor(id=service, type="system", source="process"),
+        target=Target(type="producer", id=producer_id),
+        transaction="none",
+        level="metadata",
+        metadata=told,
+    )
+
+
+def _own_version() -> str:
+    try:
+        return version("otel-audit")
+    except PackageNotFoundError:
+        return ""
+
+
+_VERSION: Final = _own_version()
+"""Looked up when this is imported: an event loop must not wait for a disk."""

@@ -1,0 +1,146 @@
+"""Strict mode: what is about to be done is in the store before it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.sink import Sink
+from otel_audit.delivery.worker_thread import ThreadState, Worker
+from otel_audit.errors import StoreError
+from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger(__name__)
+
+_LARGEST_BATCH: Final = 512
+_LAST_GRACE: Final = 5.0
+"""Seconds that the thread has to close its connection."""
+
+
+class _Intent(NamedTuple):
+    record: AuditRecord
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[bool]
+
+
+class Intents:
+    """Writes intents to the store while their requests wait; all that wait share a round trip.
+
+    It has a thread, an event loop and a connection of its own, so that no backlog stands before
+    it. The thread is started when it is first needed. Make a new one in a forked child.
+    """
+
+    def __init__(self, make_sink: Callable[[], Sink], counters: Counters, timeout: float) -> None:
+        """Name the store; nothing is connected yet.
+
+        Args:
+            make_sink: Makes the sink, in the thread that uses it.
+            counters: Where everything is counted.
+            timeout: Seconds that a request waits at the most.
+        """
+        self._make_sink = make_sink
+        self._counters = counters
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._waiting: list[_Intent] = []
+        self._worker = Worker("otel-audit-intents", self._work)
+        self._closing = False
+
+    async def store(self, record: AuditRecord) -> bool:
+        """Wait until the store has an intent.
+
+        Returns:
+            Whether it has it for sure; False after the time limit, and at once where the store
+            does not take it. It may then have it all the same.
+        """
+        loop = asyncio.get_running_loop()
+        intent = _Intent(record, loop, loop.create_future())
+        with self._lock:
+            if self._closing:
+                return False
+            self._waiting.append(intent)
+            if not self._worker.alive:
+                self._worker.start()
+            self._worker.rouse()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await intent.future
+        except TimeoutError:
+            return False
+
+    @property
+    def state(self) -> ThreadState:
+        """How its thread does."""
+        return ThreadState.of(self._worker)
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        with self._lock:
+            self._worker.ensure()
+
+    def close(self) -> None:
+        """End the thread; whoever waits is told no. Never raises."""
+        with self._lock:
+            self._closing = True
+            self._worker.end()
+        self._worker.join(_LAST_GRACE)
+
+    async def _work(self) -> None:
+        sink = self._make_sink()
+        wake = self._worker.wake
+        try:
+            while not self._closing:
+                batch = self._take()
+                if batch:
+                    await self._write(sink, batch)
+                else:
+                    await wake.wait()
+                    wake.clear()
+        finally:
+            for intent in self._take(everything=True):
+                _answer(intent, stored=False)
+            await sink.close()
+
+    def _take(self, *, everything: bool = False) -> list[_Intent]:
+        with self._lock:
+            size = len(self._waiting) if everything else _LARGEST_BATCH
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        # nobody waits any more for those that are done: their time was up
+        return [intent for intent in batch if not intent.future.done()]
+
+    async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
+        stored, held = False, frozenset[str]()
+        try:
+            async with asyncio.timeout(self._timeout):
+                written = await sink.write([intent.record for intent in batch])
+            stored, held = True, frozenset(written.held)
+            if held:
+                log_limited(_logger, "intents", "Requests are refused: %s", written.why_held)
+            self._counters.add("exported", written.stored)
+            self._counters.add("quarantined", written.quarantined)
+            self._counters.add("conflicts", written.conflicts)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
+            self._counters.add("retries")
+            message = "no answer in time" if isinstance(error, TimeoutError) else ""
+            log_limited(
+                _logger, "intents", "Requests are refused, as their intents cannot be stored: %s",
+                str(error) if isinstance(error, StoreError) else message or type(error).__name__,
+            )  # fmt: skip
+        for intent in batch:
+            _answer(intent, stored=stored and intent.record.record_id not in held)
+
+
+def _answer(intent: _Intent, *, stored: bool) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop has ended, and so has whoever waited
+        intent.loop.call_soon_threadsafe(_set, intent.future, stored)
+
+
+def _set(future: asyncio.Future[bool], stored: bool) -> None:  # noqa: FBT001 - a callback's argument
+    if not future.done():
+        future.set_result(stored)

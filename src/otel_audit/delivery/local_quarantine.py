@@ -1,0 +1,253 @@
+"""Records that a store without a quarantine of its own refuses: kept on this machine, a file each.
+
+They lie in ``.quarantine`` in the service's spool directory, private like the spool, and sealed
+with the same key. The file's name is made of what was refused, so that the same is kept once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from otel_audit._util.durable_file import write_durably
+from otel_audit.delivery.queue_entries import read_back
+from otel_audit.delivery.sink import Refused
+from otel_audit.delivery.spool import Cipher, Encryption, EncryptionError
+from otel_audit.delivery.spool.damaged import quarantine_in
+from otel_audit.delivery.spool.directory import (
+    OWNER,
+    QUARANTINE,
+    open_home,
+    prepare_service_directory,
+    slug,
+)
+from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, report_foreign
+from otel_audit.errors import OtelAuditError, StoreError
+from otel_audit.record import AuditRecord
+
+_SUFFIX: Final = ".refused"
+_SEALED: Final = b"sealed\n"
+_CONTEXT: Final = b"quarantine"
+_NAME_BYTES: Final = 65_536
+
+
+def services_with_quarantine(directory: Path) -> list[str]:
+    """Name the services that have a quarantine in a spool directory.
+
+    Raises:
+        StoreError: The directory cannot be read.
+    """
+    try:
+        names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        found = [_service_of(directory / name) for name in names]
+    except OSError as error:
+        raise StoreError(f"{error.filename} cannot be read ({error.strerror})") from error
+    return [service for service in found if service is not None]
+
+
+def _service_of(path: Path) -> str | None:
+    """Name the service of a directory that has a quarantine; None where it is not ours."""
+    try:
+        home = OwnDirectory(path)
+        if not home.is_directory(QUARANTINE):
+            return None
+        with home.reading(OWNER, at_most=_NAME_BYTES) as file:
+            return file.read().decode("utf-8", "surrogateescape")
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return None
+
+
+class SetAsideRecord(NamedTuple):
+    """What was refused, and when it was set aside (Unix seconds)."""
+
+    path: Path
+    refused: Refused
+    kept_at: float
+
+
+class LocalQuarantine:
+    """A directory of what was refused. Safe for several processes and threads."""
+
+    def __init__(
+        self,
+        directory: Path,
+        service: str,
+        *,
+        max_bytes: int,
+        sealing: Encryption | None = None,
+        tell: Callable[[Path, Sequence[Refused]], None] | None = None,
+    ) -> None:
+        """Name the place; nothing is made yet.
+
+        Args:
+            directory: Holds the spools of all services.
+            service: The service's name.
+            max_bytes: Bound on what is kept; beyond it nothing more is taken.
+            sealing: Encrypts what is kept, if given.
+            tell: Called after something was kept.
+        """
+        self._directory = directory
+        self._service = service
+        self._max_bytes = max_bytes
+        self._sealing = sealing
+        self._tell = tell
+
+    @property
+    def path(self) -> Path:
+        """Where it is, or will be."""
+        return self._directory / slug(self._service) / QUARANTINE
+
+    def keep(self, refused: Sequence[Refused]) -> None:
+        """Keep what was refused; returns after it is on disk. Blocks.
+
+        Raises:
+            StoreError: It cannot be kept; the message says the remedy.
+        """
+        try:
+            home = prepare_service_directory(self._directory, self._service)
+            place = quarantine_in(home)
+            held = sum(place.held(path.name, at_most=self._max_bytes) for path in self.files())
+            for item in refused:
+                held += self._keep(place, item, held)
+            place.sync()
+        except OtelAuditError as error:
+            raise StoreError(f"what the store refuses cannot be set aside: {error}") from error
+        except OSError as error:
+            raise StoreError(
+                f"what the store refuses cannot be set aside in {self.path} ({error.strerror}); "
+                "make room there, or make it writable"
+            ) from error
+        if self._tell is not None:
+            self._tell(self.path, refused)
+
+    def files(self) -> list[Path]:
+        """What is kept, in no order; empty where nothing is, or nothing can be seen."""
+        try:
+            return [self.path / name for name in self._place().names() if name.endswith(_SUFFIX)]
+        except ForeignError as error:
+            report_foreign(error.path, error.why)
+        except OSError:
+            pass
+        return []
+
+    def _place(self) -> OwnDirectory:
+        home = open_home(self._directory, self._service) or OwnDirectory(self.path.parent)
+        return home.directory(QUARANTINE)
+
+    def read(self) -> Iterator[SetAsideRecord]:
+        """Read what is kept, oldest first.
+
+        Raises:
+            StoreError: A file cannot be read, or not with this key; the message names it.
+        """
+        paths = self.files()
+        if not paths:
+            return
+        place = self._place()
+        for path in sorted(paths, key=lambda path: place.look(path.name).st_mtime_ns):
+            try:
+                kept = self._read(place, path)
+            except ForeignError as error:
+                report_foreign(error.path, error.why)
+                continue
+            yield kept
+
+    def give_back(self, take: Callable[[str, bytes], None]) -> int:
+        """Hand over each record that is kept here, and let go of it; blocks.
+
+        What never was a record stays: no store could take it.
+
+        Args:
+            take: Keeps a record elsewhere: its id, and its JSON text; raises if it cannot.
+
+        Returns:
+            How many were handed over.
+
+        Raises:
+            StoreError: As for `read`.
+        """
+        given = 0
+        for kept in self.read():
+            entry = read_back(kept.refused.record_id, kept.refused.received)
+            if isinstance(entry, AuditRecord):
+                take(entry.record_id, kept.refused.received)
+                self._place().unlink(kept.path.name)
+                given += 1
+        return given
+
+    def _keep(self, place: OwnDirectory, item: Refused, held: int) -> int:
+        said = msgspec.json.encode({
+            "record_id": item.record_id,
+            "reason": item.reason,
+            "kept_at": time.time(),
+            "received": item.received.decode("utf-8", "replace"),
+        })  # fmt: skip
+        data = said if self._sealing is None else _SEALED + self._cipher().seal(said, _CONTEXT)
+        name = hashlib.sha256(item.record_id.encode("utf-8", "replace") + item.received).hexdigest()
+        file = f"{name}{_SUFFIX}"
+        if _is_there(place, file):
+            return 0
+        if held + len(data) > self._max_bytes:
+            raise StoreError(
+                f"{self.path} holds {held} bytes, and OTEL_AUDIT_SPOOL_MAX_BYTES bounds it; look "
+                "why records are refused, and move them elsewhere"
+            )
+        draft = f"{name}.{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            _write(place, draft, data)
+            place.rename(draft, file)
+        except OSError:
+            place.unlink(draft)
+            raise
+        return len(data)
+
+    def _read(self, place: OwnDirectory, path: Path) -> SetAsideRecord:
+        try:
+            with place.reading(path.name, at_most=self._max_bytes) as file:
+                data = file.read()
+            if data.startswith(_SEALED):
+                data = self._cipher().open(data.removeprefix(_SEALED), _CONTEXT)
+            said = msgspec.json.decode(data, type=_Said)
+        except ForeignError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error.strerror})") from error
+        except EncryptionError as error:
+            raise StoreError(f"{path}: {error} (OTEL_AUDIT_SPOOL_KEY)") from error
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"{path} is damaged") from error
+        refused = Refused(said.record_id, said.received.encode(), said.reason)
+        return SetAsideRecord(path, refused, said.kept_at)
+
+    def _cipher(self) -> Cipher:
+        if self._sealing is None:
+            raise EncryptionError("it is sealed, and there is no key")
+        return self._sealing.for_spool(QUARANTINE)
+
+
+class _Said(msgspec.Struct):
+    record_id: str
+    reason: str
+    kept_at: float
+    received: str
+
+
+def _is_there(place: OwnDirectory, name: str) -> bool:
+    try:
+        place.look(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write(place: OwnDirectory, name: str, data: bytes) -> None:
+    write_durably(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)

@@ -1,0 +1,296 @@
+"""Numbers the finished records of this process and sends each on its way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import msgspec
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
+
+from otel_audit._util.ids import uuid7
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.record_limit import RECORD_LIMIT, first_of, fit
+from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
+from otel_audit.delivery.intent import Intents
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.queue_entries import Entry
+from otel_audit.delivery.sink import Refused
+from otel_audit.delivery.spool import FrameKind, SpoolError
+from otel_audit.delivery.tracer_provider import (
+    application_resource,
+    make_audit_tracer,
+    resource_attributes,
+    trace_record,
+)
+from otel_audit.delivery.writer import Delivery
+from otel_audit.record import AuditRecord
+
+_logger = logging.getLogger(__name__)
+
+
+class Producer:
+    """One producer: a numbered stream of records, from 1.
+
+    A forked child is a producer of its own. Where somebody listens each record is also made an
+    audit span; its tracer is made with the first one, when the application has long set up its
+    tracing, so that both have the same resource.
+    """
+
+    def __init__(  # noqa: PLR0913 - one argument a part
+        self,
+        delivery: Delivery,
+        counters: Counters,
+        *,
+        refuse_when_full: bool,
+        stream: StreamOptions | None = None,
+        intents: Callable[[], Intents] | None = None,
+        span_processors: Sequence[SpanProcessor] = (),
+        record_limit: int = RECORD_LIMIT,
+    ) -> None:
+        """Name where records go.
+
+        Args:
+            delivery: Takes what is known of actions, and finished records, in microseconds each.
+            counters: Where a span that cannot be read is counted.
+            refuse_when_full: Whether an action shall be refused that the spool has no room for.
+            stream: What the stream says of itself, and how often; None: nothing.
+            intents: Makes what stores intents; None: there are none.
+            span_processors: Who wants to see the audit spans.
+            record_limit: Bytes of a record; a larger one is split, or loses what is largest.
+        """
+        self._delivery = delivery
+        self._counters = counters
+        self._refuse_when_full = refuse_when_full
+        self._stream = stream
+        self._make_intents = intents
+        self._span_processors = span_processors
+        self._record_limit = record_limit
+        self._begin()
+        alive = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        if stream is not None and stream.heartbeat:
+            delivery.every(stream.heartbeat / 2, lambda: _beat(alive))
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        self.producer_id = uuid7()
+        self._last = 0
+        self._last_at = time.monotonic()
+        self._announced = False
+        self._ended = False
+        self._tracer: trace.Tracer | None = None
+        self._intents = None if self._make_intents is None else self._make_intents()
+
+    def begin(self) -> None:
+        """Say that the stream has begun, unless that is said already. Never raises."""
+        if self._stream is None or self._announced:
+            return
+        # others wait: the first number is that of the beginning
+        with self._beginning:
+            if not self._announced:
+                self._tell(STARTED)
+                self._announced = True
+
+    def end(self) -> None:
+        """Say that the stream has ended in order; what comes after it takes that back."""
+        if self._announced and not self._ended:
+            self._tell(ENDED)
+            self._ended = True
+
+    def beat(self) -> None:
+        """Say that the process lives, if it has said nothing for as long as the heartbeat."""
+        if self._stream is None or not self._announced or self._ended:
+            return
+        # called twice as often, so the pause is at most one and a half
+        if time.monotonic() - self._last_at >= self._stream.heartbeat:
+            self._tell(ALIVE)
+
+    def _tell(self, event: str) -> None:
+        try:
+            configuration = "" if self._stream is None else self._stream.configuration
+            resource = resource_attributes()
+            self._send(stream_record(event, self.producer_id, resource, configuration), None)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._counters.add("capture_errors")
+            log_limited(
+                _logger, event, "The stream's own record %s was not made", event, error=error
+            )
+
+    def opened(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        """Write down that an action has begun.
+
+        Returns:
+            Whether it may go on; False where it could not be recorded and so must be refused.
+        """
+        if self._note_begun(record, server_span) or not self._refuse_when_full:
+            return True
+        self._counters.add("refused")
+        return False
+
+    def noted(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        """As `opened`, for an action that is never refused: nothing counts as refused then."""
+        self._note_begun(record, server_span)
+        return True
+
+    def _note_begun(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        try:
+            self._delivery.note(FrameKind.OPENED, self._bounded(record, server_span))
+        except SpoolError as error:
+            log_limited(
+                _logger, "opened", "The audit spool takes no new action: %s", error,
+                level=logging.CRITICAL,
+            )  # fmt: skip
+            return False
+        return True
+
+    async def intended(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+        """Bring an intent to the store, before what it tells of begins.
+
+        Returns:
+            Whether the store has it; where not, what it tells of must be refused. The intent is
+            then delivered like any record, so that its number is not missing.
+        """
+        if self._intents is None:
+            return True
+        self.begin()
+        record = msgspec.structs.replace(
+            self._bounded(record, server_span), sequence_number=self._next()
+        )
+        try:
+            stored = await self._intents.store(record)
+        except BaseException:
+            self._delivery.submit(record)
+            raise
+        if stored:
+            self._counters.add("emitted")
+        else:
+            self._counters.add("refused")
+            self._delivery.submit(record)
+        return stored
+
+    @property
+    def intents(self) -> Intents | None:
+        """What stores intents, if anything does."""
+        return self._intents
+
+    def close(self) -> None:
+        """Say that the stream has ended, and give back what intents needed. Never raises."""
+        self.end()
+        if self._intents is not None:
+            self._intents.close()
+
+    def answered(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        """Write down all that is known before the client sees the end of its answer."""
+        self._delivery.note(FrameKind.ANSWERED, self._bounded(record, server_span))
+
+    def discarded(self, record_id: str) -> None:
+        """Take back what was opened: the action is not recorded after all."""
+        self._delivery.discard(record_id)
+
+    def closed(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        """Number a finished record and hand it over.
+
+        Args:
+            record: The record, complete but for its place in the stream and in a trace.
+            server_span: The application's own span of the action, if any.
+        """
+        self.begin()
+        self._send(record, server_span)
+
+    def adopted(self, entry: Entry) -> None:
+        """Deliver what somebody else's span told; it has been a span already."""
+        if isinstance(entry, Refused):
+            self._delivery.submit(entry)
+            return
+        self.begin()
+        for piece in self._fitted(entry):
+            self._delivery.submit(
+                msgspec.structs.replace(
+                    piece, producer_id=self.producer_id, sequence_number=self._next()
+                )
+            )
+
+    def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        for piece in self._fitted(self._placed(record, server_span)):
+            numbered = msgspec.structs.replace(piece, sequence_number=self._next())
+            self._delivery.submit(numbered)
+            if self._span_processors:
+                self._trace(numbered, server_span)
+
+    def _bounded(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
+        return first_of(self._fitted(self._placed(record, server_span)))
+
+    def _fitted(self, record: AuditRecord) -> list[AuditRecord]:
+        """Bring a record below its bound; one that cannot be measured goes on as it is."""
+        try:
+            return fit(record, self._record_limit)
+        except Exception as error:  # noqa: BLE001 - the fact comes before its size
+            self._counters.add("capture_errors")
+            log_limited(
+                _logger, "fit", "A record could not be brought below its bound", error=error
+            )
+            return [record]
+
+    def _trace(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        """Make the audit span; the record is on its way already, whatever becomes of the span."""
+        try:
+            if self._tracer is None:
+                self._tracer = make_audit_tracer(application_resource(), *self._span_processors)
+            trace_record(self._tracer, record, server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._counters.add("capture_errors")
+            log_limited(_logger, "span", "An audit record goes without its span", error=error)
+
+    def placed(self, record: AuditRecord, server_span: trace.Span | None) -> list[AuditRecord]:
+        """Say in a record whose trace it belongs to, without giving it a place in the stream.
+
+        For records that may yet be undone: a number that is never stored would be a gap.
+
+        Returns:
+            The record; several where one would be too large.
+        """
+        placed = msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
+        return self._fitted(placed)
+
+    def _placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
+        if server_span is None:
+            trace_id = span_id = trace_sampled = None
+        else:
+            context = server_span.get_span_context()
+            # as format_trace_id and format_span_id do
+            trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+            trace_sampled = bool(context.trace_flags & trace.TraceFlags.SAMPLED)
+        return msgspec.structs.replace(
+            record,
+            producer_id=self.producer_id,
+            trace_id=trace_id,
+            span_id=span_id,
+            trace_sampled=trace_sampled,
+            resource=resource_attributes(),
+        )
+
+    def _next(self) -> int:
+        with self._lock:
+            self._last += 1
+            self._last_at = time.monotonic()
+            self._ended = False
+            return self._last
+
+
+def _begin_anew(alive: weakref.ref[Producer]) -> None:
+    recorder = alive()
+    if recorder is not None:
+        recorder._begin()  # noqa: SLF001 - its own module
+
+
+def _beat(alive: weakref.ref[Producer]) -> None:
+    recorder = alive()
+    if recorder is not None:
+        recorder.beat()

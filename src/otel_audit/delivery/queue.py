@@ -1,0 +1,383 @@
+"""What waits for the store: in memory as far as it fits, and on disk where there is a spool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from typing import Final, NamedTuple
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.batch_size import BatchSize
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.queue_entries import Entry, read_back
+from otel_audit.delivery.spool import (
+    FrameKind,
+    Position,
+    Spool,
+    SpoolClosedError,
+    SpooledRecord,
+    SpoolError,
+    SpoolWriteError,
+    reopen,
+)
+from otel_audit.errors import OtelAuditError
+from otel_audit.record import AuditRecord, to_json
+
+_logger = logging.getLogger(__name__)
+
+_NOT_WRITABLE = (ValueError, TypeError, RecursionError)
+"""Too long for a frame, no UTF-8, no JSON, too deep: the store mends it or quarantines it."""
+
+_MANY_CHANGES: Final = 200
+"""Changes of one record that is not kept in memory as long as it is on disk."""
+
+_OPENING_PAUSE: Final = 1.0
+"""Seconds between two tries to open a spool that cannot be opened."""
+
+
+class Item(NamedTuple):
+    """A finished entry that waits.
+
+    Attributes:
+        entry: What is to be written.
+        position: Where the spool has it; None where it is not on disk.
+        size: Bytes of it as JSON; 0 where that cannot be said.
+        spool: Which spool has it; a later one knows nothing of its position.
+    """
+
+    entry: Entry
+    position: Position | None
+    size: int = 0
+    spool: Spool | None = None
+
+
+class RecordQueue:
+    """Entries that the store has not acknowledged. The caller's lock guards what says so.
+
+    What is on disk and does not fit into memory is read back when memory has been emptied; until
+    then everything goes to disk alone, so that nothing overtakes it for ever.
+    """
+
+    def __init__(
+        self, spool: Callable[[], Spool] | None, counters: Counters, queue_size: int
+    ) -> None:
+        """Open the spool, if there is to be one.
+
+        Args:
+            spool: Opens it.
+            counters: Where failures of the spool are counted.
+            queue_size: Entries kept in memory.
+
+        Raises:
+            ConfigurationError: The spool cannot be kept.
+        """
+        self._counters = counters
+        self._queue_size = queue_size
+        self._next_opening = 0.0
+        self.spool = None if spool is None else spool()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: what waits is the parent's to deliver."""
+        # held for an append at the most; else a rest could close the spool under it
+        self._using = threading.Lock()
+        self._memory: deque[Item] = deque()
+        self._memory_only = 0
+        self._spilled = False
+        self._at_rest = self._ended = False
+        self._damaged = 0
+        self._to_take_back: set[str] = set()
+
+    @property
+    def depth(self) -> int:
+        """Entries that wait, those of a write under way included."""
+        spool = self.open_spool
+        return self._memory_only + (0 if spool is None else spool.pending)
+
+    @property
+    def ready(self) -> int:
+        """Entries in memory."""
+        return len(self._memory)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._memory) or self._spilled
+
+    def note(self, kind: FrameKind, record: AuditRecord) -> None:
+        """Write down what is known of an action that is not over; nothing without a spool.
+
+        After the end nothing is written before the action is over, too: nobody would take it back.
+
+        Raises:
+            SpoolError: The spool does not take it, and the action has only begun.
+        """
+        if self._ended:
+            return
+        try:
+            self._append(kind, record.record_id, to_json(record))
+        except SpoolError as error:
+            if kind is FrameKind.OPENED and not isinstance(error, SpoolClosedError):
+                raise
+            self._complain_of_spool(error)
+        except _NOT_WRITABLE as error:
+            self._complain_of_spool(error)
+
+    def discard(self, record_id: str) -> None:
+        """Take back what was written down of an action that is not recorded after all."""
+        if self._ended:
+            return
+        try:
+            self._append(FrameKind.DISCARDED, record_id, b"")
+        except (SpoolError, ValueError) as error:
+            self._complain_of_spool(error)
+
+    def put(self, entry: Entry) -> bool:
+        """Take over a finished entry; call it under the lock.
+
+        Returns:
+            Whether it is kept; False where it is neither on disk nor fits into memory.
+        """
+        position, size = self._append_finished(entry)
+        if position is None:
+            if len(self._memory) >= self._queue_size:
+                return False
+            self._memory_only += 1
+        elif self._spilled or len(self._memory) >= self._queue_size or _is_large(entry):
+            self._spilled = True
+            return True
+        self._memory.append(Item(entry, position, size, self.spool))
+        return True
+
+    def take(self, batch: BatchSize) -> list[Item]:
+        """Take entries out of memory, to be written; call it under the lock."""
+        number = batch.fitting(item.size for item in self._memory)
+        return [self._memory.popleft() for _ in range(number)]
+
+    def put_back(self, items: Iterable[Item]) -> None:
+        """Take back entries that were taken and not written; call it under the lock."""
+        self._memory.extendleft(map(self._as_it_is_now, reversed(list(items))))
+
+    def replace_gone(self, in_hand: int) -> None:
+        """Open another spool where the directory of this one is gone; call it under the lock.
+
+        What is in memory stays there, and nothing is refused any more. What was on disk alone is
+        gone with it, which is counted; an adopter that took it delivers it.
+
+        Args:
+            in_hand: Entries that were taken, and are not done with.
+        """
+        old = self.open_spool
+        if old is None or not old.is_gone:
+            return
+        with self._using:
+            try:
+                self.spool = reopen(old)
+            except OtelAuditError as error:
+                log_limited(
+                    _logger, "gone", "The spool is gone, and no other can be opened: %s", error
+                )
+                return
+            with suppress(SpoolError, OSError):
+                old.close()
+        here = in_hand + sum(item.position is not None for item in self._memory)
+        lost = max(old.pending - here, 0)
+        self._memory = deque(map(self._as_it_is_now, self._memory))
+        self._spilled = False
+        self._damaged = 0
+        self._counters.add("dropped", lost)
+        log_limited(
+            _logger, "gone",
+            "The spool %s was removed while it was in use; another one is open. %d records that "
+            "were in it alone are lost, unless another machine has adopted it", old.path, lost,
+            level=logging.CRITICAL,
+        )  # fmt: skip
+
+    def _as_it_is_now(self, item: Item) -> Item:
+        """The same entry, in memory only where the spool that had it is gone."""
+        if item.position is None or item.spool is self.spool:
+            return item
+        self._memory_only += 1
+        return Item(item.entry, None, item.size)
+
+    def begin_reading(self) -> Position | None:
+        """See whether it is time to read back what is only on disk; call it under the lock.
+
+        Returns:
+            How far to read; None where memory has to be emptied first, or there is nothing.
+        """
+        spool = self.open_spool
+        if self._memory or not self._spilled or spool is None:
+            return None
+        self._spilled = False
+        return spool.appended
+
+    def read(self, through: Position, batch: BatchSize) -> Iterator[list[Item]]:
+        """Read back what waits on disk, a batch at a time; blocks, needs no lock.
+
+        Args:
+            through: From `begin_reading`; what came later is in memory.
+            batch: How much is a batch.
+
+        Raises:
+            SpoolReadError: It cannot be read now; later it may.
+        """
+        spool = self.open_spool
+        if spool is None:
+            return
+        try:
+            wanted = takewhile(lambda kept: kept.position <= through, spool.read())
+            yield from _batches(wanted, spool, batch)
+        except BaseException:
+            self._spilled = True
+            raise
+        finally:
+            self._count_damage(spool)
+
+    def done(self, items: Sequence[Item]) -> None:
+        """Let go of entries that the store has acknowledged; call it under the lock."""
+        positions = [item.position for item in items]
+        self._memory_only -= positions.count(None)
+        spool = self.open_spool
+        if spool is not None:
+            spool.acknowledge(
+                item.position for item in items if item.position is not None and item.spool is spool
+            )
+            self._to_take_back.update(
+                item.entry.record_id for item in items if item.position is None
+            )
+            if self._to_take_back:
+                self._take_back(spool)
+
+    @property
+    def open_spool(self) -> Spool | None:
+        """The spool, if there is one and this process has it open."""
+        spool = self.spool
+        return None if spool is None or spool.forked or self._at_rest else spool
+
+    def rest(self) -> None:
+        """Remove the spool's files if nothing needs them; it is opened again when something does.
+
+        Call it under the lock.
+        """
+        with self._using:
+            spool = self.open_spool
+            if spool is not None and self.depth == 0 and spool.open_actions == 0:
+                self._at_rest = True
+                spool.close()
+
+    def close(self) -> int:
+        """End in order; what is on disk stays there for the next process.
+
+        Returns:
+            Entries that are lost, because they were only in memory.
+        """
+        lost, self._memory_only = self._memory_only, 0
+        self._ended = True
+        with self._using:
+            if self.open_spool is not None:
+                self._take_back(self.open_spool)
+                self.open_spool.close()
+                self._at_rest = True
+        self._memory.clear()
+        return lost
+
+    def leave(self, entry: Entry) -> bool:
+        """Write down an entry for the next process, after the end; call it under the lock.
+
+        Returns:
+            Whether it is on disk.
+        """
+        position, _ = self._append_finished(entry)
+        if position is None:
+            return False
+        self.close()
+        return True
+
+    def _take_back(self, spool: Spool) -> None:
+        """Take back what the spool has of actions whose record went to the store from memory.
+
+        Else whoever adopts the spool would tell of them once more, as cut down.
+        """
+        for record_id in list(self._to_take_back):
+            try:
+                if spool.is_open(record_id):
+                    spool.append(FrameKind.DISCARDED, record_id, b"")
+            except SpoolError:
+                continue  # tried again with the next acknowledgement
+            except ValueError:
+                pass  # no id that the spool could know
+            self._to_take_back.discard(record_id)
+
+    def _append(self, kind: FrameKind, record_id: str, payload: bytes) -> Position | None:
+        with self._using:
+            spool = self.spool
+            if spool is not None and (spool.forked or self._at_rest):
+                spool = self._reopened(spool)
+            return None if spool is None else spool.append(kind, record_id, payload)
+
+    def _append_finished(self, entry: Entry) -> tuple[Position | None, int]:
+        size = 0
+        try:
+            written = to_json(entry)
+            size = len(written)
+            return self._append(FrameKind.CLOSED, entry.record_id, written), size
+        except (SpoolError, *_NOT_WRITABLE) as error:
+            self._complain_of_spool(error)
+        return None, size
+
+    def _reopened(self, spool: Spool) -> Spool:
+        """The spool of this very process: a forked child, or one after a rest, opens its own."""
+        if time.monotonic() < self._next_opening:
+            raise SpoolWriteError("it could not be opened a moment ago")
+        try:
+            self.spool = reopen(spool)
+        except OtelAuditError as error:
+            self._next_opening = time.monotonic() + _OPENING_PAUSE
+            raise SpoolWriteError(f"it cannot be opened again: {error}") from error
+        self._at_rest = False
+        self._damaged = 0
+        return self.spool
+
+    def _count_damage(self, spool: Spool) -> None:
+        # the spool itself has logged it
+        self._counters.add("dropped", spool.damaged - self._damaged)
+        self._damaged = spool.damaged
+
+    def _complain_of_spool(self, error: Exception) -> None:
+        self._counters.add("spool_errors")
+        log_limited(
+            _logger, "spool",
+            "What is known of an action is in memory only, because the spool did not take it: %s",
+            error if isinstance(error, SpoolError) else "it cannot be written down",
+            level=logging.CRITICAL, error=error,
+        )  # fmt: skip
+
+
+def _is_large(entry: Entry) -> bool:
+    """Tell the records of a transaction of many rows: each holds about a megabyte of objects."""
+    return isinstance(entry, AuditRecord) and len(entry.changes) > _MANY_CHANGES
+
+
+def _batches(kept: Iterable[SpooledRecord], spool: Spool, size: BatchSize) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    held = 0
+    for one in kept:
+        # asked anew each time, as it adapts meanwhile
+        if batch and (len(batch) >= size.entries or held + len(one.payload) > size.bytes):
+            yield batch
+            batch, held = [], 0
+        batch.append(_item(one, spool))
+        held += len(one.payload)
+    if batch:
+        yield batch
+
+
+def _item(kept: SpooledRecord, spool: Spool) -> Item:
+    entry = read_back(kept.record_id, kept.payload)
+    return Item(entry, kept.position, len(kept.payload), spool)

@@ -1,0 +1,57 @@
+"""The durable spool: what is in it is delivered, whatever becomes of the process."""
+
+from otel_audit.delivery.spool.damaged import damaged_files
+from otel_audit.delivery.spool.encryption import AesGcmEncryption, Cipher, Encryption
+from otel_audit.delivery.spool.errors import (
+    EncryptionError,
+    SpoolClosedError,
+    SpoolError,
+    SpoolForkedError,
+    SpoolFullError,
+    SpoolReadError,
+    SpoolWriteError,
+)
+from otel_audit.delivery.spool.format import FrameKind
+from otel_audit.delivery.spool.log import START, Position, Spool, SpooledRecord
+from otel_audit.delivery.spool.open import open_spool, reopen
+from otel_audit.delivery.spool.ownership import foreign_found
+from otel_audit.delivery.spool.recover import (
+    AbandonedSpool,
+    DamagedBytes,
+    Recovered,
+    RecoveryReport,
+    adopt,
+)
+from otel_audit.delivery.spool.settings import Fsync, SpoolSettings
+from otel_audit.delivery.spool.status import SpoolStatus, inspect
+
+__all__ = [
+    "START",
+    "AbandonedSpool",
+    "AesGcmEncryption",
+    "Cipher",
+    "DamagedBytes",
+    "Encryption",
+    "EncryptionError",
+    "FrameKind",
+    "Fsync",
+    "Position",
+    "Recovered",
+    "RecoveryReport",
+    "Spool",
+    "SpoolClosedError",
+    "SpoolError",
+    "SpoolForkedError",
+    "SpoolFullError",
+    "SpoolReadError",
+    "SpoolSettings",
+    "SpoolStatus",
+    "SpoolWriteError",
+    "SpooledRecord",
+    "adopt",
+    "damaged_files",
+    "foreign_found",
+    "inspect",
+    "open_spool",
+    "reopen",
+]

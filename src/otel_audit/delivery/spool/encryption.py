@@ -1,0 +1,107 @@
+"""Encryption at rest: what seals a payload before it is appended, and opens it again."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from typing import Final, Protocol
+
+from otel_audit.delivery.spool.errors import EncryptionError
+from otel_audit.errors import ConfigurationError, MissingExtraError
+
+KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
+
+
+class Cipher(Protocol):
+    """Seals and opens the payloads of one spool. Used from several threads."""
+
+    def seal(self, payload: bytes, context: bytes) -> bytes:
+        """Encrypt a payload and bind it to its context (the frame's kind and record id)."""
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        """Give the payload back.
+
+        Raises:
+            SealError: It was sealed with another key or for another context, or was altered.
+        """
+
+
+class Encryption(Protocol):
+    """Makes the cipher of each spool."""
+
+    @property
+    def key_id(self) -> str:
+        """Tells which key it is, and nothing about it; written into the spool's label."""
+
+    def for_spool(self, producer_id: str) -> Cipher:
+        """Make the cipher of one spool."""
+
+
+class AesGcmEncryption:
+    """AES-256-GCM (NIST SP 800-38D) with a key of its own for every spool.
+
+    One key may seal 2**32 payloads under random nonces; a spool is one process's, and gets its
+    key by HMAC-SHA256 from the master key and the producer's id.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        """Take the master key.
+
+        Args:
+            key: 32 random bytes.
+
+        Raises:
+            ConfigurationError: It has another length.
+            MissingExtraError: The package `cryptography` is not installed.
+        """
+        if len(key) != KEY_BYTES:
+            raise ConfigurationError(
+                f"OTEL_AUDIT_SPOOL_KEY: {KEY_BYTES} random bytes are needed; "
+                f"make them with: openssl rand -hex {KEY_BYTES}"
+            )
+        try:
+            import cryptography  # noqa: F401 - fails here rather than at the first spool
+        except ImportError as error:
+            raise MissingExtraError("OTEL_AUDIT_SPOOL_KEY", "encryption") from error
+        self._key = key
+
+    @property
+    def key_id(self) -> str:
+        """The first 8 bytes of an HMAC under the key, in hex."""
+        return self._derive("key id").hex()[:16]
+
+    def for_spool(self, producer_id: str) -> Cipher:
+        """Make the cipher of one spool."""
+        return _AesGcm(self._derive(f"spool {producer_id}"))
+
+    def _derive(self, purpose: str) -> bytes:
+        return hmac.new(self._key, f"otel-audit {purpose}".encode(), hashlib.sha256).digest()
+
+
+class _AesGcm:
+    def __init__(self, key: bytes) -> None:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._aead = AESGCM(key)
+        self._invalid = InvalidTag
+
+    def seal(self, payload: bytes, context: bytes) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._aead.encrypt(nonce, payload, context)
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+            raise EncryptionError("a sealed payload is too short to be one")
+        try:
+            return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
+        except self._invalid:
+            raise EncryptionError("a sealed payload does not open with this key") from None
+
+
+def context_of(kind: int, record_id: bytes) -> bytes:
+    """What a sealed payload is bound to."""
+    return bytes((kind,)) + record_id

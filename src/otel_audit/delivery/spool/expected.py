@@ -1,0 +1,89 @@
+"""What a dead process's spool should hold, against what is found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+from otel_audit.delivery.spool.format import Damage
+from otel_audit.delivery.spool.watermarks import Watermark
+
+_UNKNOWN: Final = Watermark(0, 0, 0, 0, 0, 0)
+
+
+class Expected:
+    """Judges what is found by what the process has noted; see `watermarks`."""
+
+    def __init__(self, marks: dict[int, Watermark] | None, *, doubtful: bool) -> None:
+        """Take the notes.
+
+        Args:
+            marks: By segment; None where there are none.
+            doubtful: Whether there should be some: then nothing that is missing is put down to a
+                crash.
+        """
+        self._marks = marks or {}
+        self._doubtful = doubtful
+
+    def is_noted(self, segment: int, end: int) -> bool:
+        """Tell whether a frame that ends there had been appended when that was noted."""
+        return end <= self._marks.get(segment, _UNKNOWN).size
+
+    def judge(
+        self, segment: int, size: int, found: Sequence[Damage], closed: int
+    ) -> tuple[list[Damage], int]:
+        """Tell what a crash leaves from what is lost.
+
+        Args:
+            segment: Its number.
+            size: Bytes of its file.
+            found: What in it is no frame.
+            closed: Closed frames that are there, of those that were noted.
+
+        Returns:
+            The damages by their right names, and how many records are lost, as far as can be said:
+            no more than nobody had acknowledged.
+        """
+        mark = self._marks.get(segment)
+        if mark is None:
+            named = [self._unless_torn(damage) for damage in found]
+            if not size and self._doubtful:
+                named = [Damage(0, 0, "missing")]
+            return named, len(_losses(named))
+        # a crash may cut off the last frame, of an action that is not over, although it was noted
+        missed = max(mark.closed - closed, 0)
+        promised = mark.size if missed else mark.last
+        named = [_against(promised, mark.size, damage) for damage in found]
+        if size < promised and not (named and named[-1].end > size):
+            named.append(Damage(size, mark.size, "missing"))
+        places = _losses(named)
+        later = sum(start >= mark.size for start in places)
+        lost = min(missed, mark.pending)
+        if not lost and mark.open_actions:
+            lost = len(places) - later
+        return named, lost + later
+
+    def gone(self, there: Collection[int]) -> Iterator[Watermark]:
+        """Give the notes on segments that had something nobody has acknowledged, and are gone.
+
+        Args:
+            there: The numbers of those that are there.
+        """
+        for number, mark in self._marks.items():
+            if number not in there and (mark.pending or mark.open_actions):
+                yield mark
+
+    def _unless_torn(self, damage: Damage) -> Damage:
+        if damage.reason == "torn" and self._doubtful:
+            return Damage(damage.start, damage.end, "missing")
+        return damage
+
+
+def _against(promised: int, size: int, damage: Damage) -> Damage:
+    if damage.reason == "torn" and damage.start < promised:
+        return Damage(damage.start, max(damage.end, size), "missing")
+    return damage
+
+
+def _losses(damages: Sequence[Damage]) -> list[int]:
+    return [damage.start for damage in damages if damage.reason != "torn"]

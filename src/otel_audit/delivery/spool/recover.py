@@ -1,0 +1,535 @@
+"""What dead processes left: their spools are locked, read through, delivered, and removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.spool.damaged import keep_damaged
+from otel_audit.delivery.spool.directory import (
+    LABEL,
+    LARGEST_FILE,
+    bytes_in,
+    has_label,
+    open_home,
+    read_label,
+    remove_empty,
+    segment_name,
+    segment_number,
+    segments_in,
+    slug,
+    spools_in,
+    withdraw,
+)
+from otel_audit.delivery.spool.encryption import Cipher, Encryption, context_of
+from otel_audit.delivery.spool.errors import EncryptionError
+from otel_audit.delivery.spool.expected import Expected
+from otel_audit.delivery.spool.filesystem import file_system
+from otel_audit.delivery.spool.format import (
+    BUFFER_BYTES,
+    Damage,
+    Frame,
+    FrameKind,
+    Reason,
+    record_name,
+    scan,
+)
+from otel_audit.delivery.spool.leases import forget, has_expired, locks_reach
+from otel_audit.delivery.spool.locks import LOCK, create_lock, lock_if_dead, release
+from otel_audit.delivery.spool.manifest import FORMAT, Manifest, belongs_elsewhere, boot_id
+from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, report_foreign
+from otel_audit.delivery.spool.watermarks import (
+    DamagedWatermarksError,
+    forget_watermarks,
+    read_watermarks,
+)
+
+_DAMAGES_LISTED: Final = 100
+_OTHER_DESTINATION: Final = (
+    "holds spools of another destination, which wait here: an application without a name that "
+    "delivers to that destination adopts them. Set OTEL_SERVICE_NAME, another one for each "
+    f"application. If the store has moved, remove {LABEL} in the spools that belong to it"
+)
+_log = logging.getLogger("otel_audit")
+
+
+class Recovered(NamedTuple):
+    """What is known of one action of a dead process.
+
+    Attributes:
+        record_id: UUID, 36 characters, lower case.
+        kind: ``CLOSED``: complete. ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
+        payload: As it was appended.
+        appended_at: When, Unix nanoseconds.
+    """
+
+    record_id: str
+    kind: FrameKind
+    payload: bytes
+    appended_at: int
+
+
+class DamagedBytes(NamedTuple):
+    """Bytes of a segment that are no frame.
+
+    Attributes:
+        file: The segment's name.
+        offset: Of the first such byte.
+        size: How many.
+        reason: See `Damage`; ``torn`` is the ordinary trace of a kill, all others are losses.
+    """
+
+    file: str
+    offset: int
+    size: int
+    reason: Reason
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What was found in an abandoned spool.
+
+    Attributes:
+        frames: Whole frames.
+        torn_bytes: Bytes of frames whose append had not returned.
+        damaged_frames: Places where one or more frames were altered, or are no more.
+        lost: Records that are lost by that: as many as had not been acknowledged, where that was
+            noted; else one for each such place.
+        damages: The first hundred places, torn ones among them.
+        damaged_files: Segments with such places; they are kept.
+        unreadable: Segments that could not be read to their end; they are not removed.
+        foreign: Files in a segment's place that are not ours; neither read nor removed.
+    """
+
+    frames: int = 0
+    torn_bytes: int = 0
+    damaged_frames: int = 0
+    lost: int = 0
+    damages: list[DamagedBytes] = field(default_factory=list)
+    damaged_files: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, as far as can be seen."""
+        return not (self.damaged_frames or self.unreadable or self.foreign)
+
+    def note(self, file: str, damage: Damage) -> None:
+        """Count damage."""
+        size = damage.end - damage.start
+        if damage.reason == "torn":
+            self.torn_bytes += size
+        else:
+            self.damaged_frames += 1
+            if file not in self.damaged_files:
+                self.damaged_files.append(file)
+        if len(self.damages) < _DAMAGES_LISTED:
+            self.damages.append(DamagedBytes(file, damage.start, size, damage.reason))
+
+
+class AbandonedSpool:
+    """A dead process's spool, locked by this one. Use from one thread.
+
+    Attributes:
+        path: Its directory.
+        label: What it says of its process; None if that is lost.
+    """
+
+    def __init__(  # noqa: PLR0913 - what is known of it, each by its name
+        self,
+        home: OwnDirectory,
+        place: OwnDirectory,
+        lock: int,
+        label: Manifest | None,
+        sealing: Encryption | None,
+        *,
+        labelled: bool = True,
+    ) -> None:
+        """Take over a directory whose lock is held.
+
+        Args:
+            home: The service's directory.
+            place: The spool's.
+            lock: The lock's file descriptor.
+            label: What it says of its process.
+            sealing: The key, if there is one.
+            labelled: Whether there is a label at all, be it damaged.
+        """
+        self.path = place.path
+        self._home = home
+        self._place = place
+        self.label = label
+        self._lock: int | None = lock
+        self._expected = self._look_up(lock, is_damaged=labelled and label is None)
+        self._pid = os.getpid()
+        self._cipher = _cipher(place.path.name, sealing)
+
+    @property
+    def producer_id(self) -> str:
+        """The dead process's own id."""
+        return self.path.name
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes on disk."""
+        return bytes_in(self._place)
+
+    @property
+    def report(self) -> RecoveryReport:
+        """What was found; reads the spool through when it is first asked for."""
+        return self._survey.report
+
+    def records(self) -> Iterator[Recovered]:
+        """Give one item for each action, in the order of the frames they come from.
+
+        An action's closed frame wins over its answered one, and that over its opened one. Reads
+        twice, and keeps in memory only where the frames of unfinished actions are. What was
+        acknowledged shortly before the process died comes again.
+
+        Yields:
+            Each action once, except for one that was closed twice.
+        """
+        survey = self._survey
+        for segment in survey.segments:
+            try:
+                with self._reading(segment) as file:
+                    yield from self._records_in(segment, file, survey)
+            except (OSError, EOFError) as error:
+                _note_unreadable(survey.report, self.path / segment, error)
+
+    def remove(self) -> bool:
+        """Remove it after all its records are stored, and give its lock back.
+
+        Returns:
+            Whether it is gone: a segment that could not be read stays, and is reported again.
+        """
+        survey = self._survey
+        try:
+            if self._lock is not None and survey.segments:
+                # before: whoever finishes this, if it is cut off, must not miss what is gone
+                with suppress(OSError):
+                    forget_watermarks(self._lock, segment_number(survey.segments[-1]))
+            for segment in survey.segments:
+                if segment not in {*survey.report.unreadable, *survey.report.foreign}:
+                    self._let_go(segment)
+            if survey.report.unreadable or survey.report.foreign:
+                return False
+            withdraw(self._home, self._place)
+            self.release()
+            remove_empty(self._home, self._place)
+            forget(self._place)
+        except OSError as error:
+            _warn_once(self.path, f"cannot be removed: {error.strerror}")
+            return False
+        finally:
+            self.release()
+        return True
+
+    def _let_go(self, segment: str) -> None:
+        if segment in self._survey.report.damaged_files:
+            with suppress(FileNotFoundError):
+                if keep_damaged(self._home, self._place, segment):
+                    return
+        self._place.unlink(segment)
+
+    def release(self) -> None:
+        """Give its lock back and leave it for the next adopter; a second time does nothing."""
+        if self._lock is not None:
+            held, self._lock = self._lock, None
+            if os.getpid() == self._pid:
+                release(held)
+
+    def _reading(self, segment: str) -> AbstractContextManager[BinaryIO]:
+        return self._place.reading(segment, at_most=LARGEST_FILE, buffering=BUFFER_BYTES)
+
+    @cached_property
+    def _survey(self) -> _Survey:
+        report = RecoveryReport()
+        survey = _Survey(segments_in(self._place), {}, report)
+        for number, segment in enumerate(survey.segments):
+            try:
+                with self._reading(segment) as file:
+                    self._survey_segment(number, segment, file, survey)
+            except (OSError, EOFError) as error:
+                _note_unreadable(report, self.path / segment, error)
+        for gone in self._expected.gone({segment_number(name) for name in survey.segments}):
+            report.note(segment_name(gone.segment), Damage(0, gone.size, "missing"))
+            report.lost += gone.pending or gone.open_actions
+        return survey
+
+    def _survey_segment(self, number: int, segment: str, file: BinaryIO, survey: _Survey) -> None:
+        unfinished = survey.unfinished
+        own, size = segment_number(segment), _size(file)
+        damages: list[Damage] = []
+        closed = 0
+        for found in scan(file, end=size):
+            if isinstance(found, Damage):
+                damages.append(found)
+                continue
+            try:
+                self._open(found)
+            except EncryptionError:
+                damages.append(Damage(found.start, found.end, "seal"))
+                continue
+            survey.report.frames += 1
+            closed += found.kind is FrameKind.CLOSED and self._expected.is_noted(own, found.end)
+            if found.kind in (FrameKind.CLOSED, FrameKind.DISCARDED):
+                unfinished.pop(found.record_id, None)
+            else:
+                known = unfinished.get(found.record_id)
+                if known is None or known.kind <= found.kind:
+                    unfinished[found.record_id] = _Place(found.kind, number, found.start)
+        named, lost = self._expected.judge(own, size, damages, closed)
+        for damage in named:
+            survey.report.note(segment, damage)
+        survey.report.lost += lost
+
+    def _look_up(self, lock: int, *, is_damaged: bool) -> Expected:
+        """Find out what should be there."""
+        try:
+            marks = read_watermarks(lock)
+        except DamagedWatermarksError as error:
+            _warn_once(self.path, f"has damaged notes on what it holds: {error}")
+            return Expected(None, doubtful=True)
+        promised = self.label is not None and self.label.watermarks
+        return Expected(marks, doubtful=marks is None and (promised or is_damaged))
+
+    def _records_in(self, segment: str, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
+        number = survey.segments.index(segment)
+        for found in scan(file, end=_size(file)):
+            if isinstance(found, Damage) or not _is_wanted(found, number, survey):
+                continue
+            try:
+                payload = self._open(found)
+            except EncryptionError:
+                continue
+            record_id = record_name(found.record_id)
+            yield Recovered(record_id, found.kind, payload, found.appended_at)
+
+    def _open(self, frame: Frame) -> bytes:
+        if not frame.sealed:
+            return frame.payload
+        if self._cipher is None:
+            raise EncryptionError("the payload is sealed, and there is no key")
+        return self._cipher.open(frame.payload, context_of(frame.kind, frame.record_id))
+
+
+class _Place(NamedTuple):
+    kind: FrameKind
+    segment: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    segments: list[str]
+    unfinished: dict[bytes, _Place]
+    report: RecoveryReport
+
+
+def adopt(
+    directory: Path,
+    service: str,
+    *,
+    sealing: Encryption | None = None,
+    destination: str | None = None,
+) -> list[AbandonedSpool]:
+    """Lock the spools that dead processes of this service left.
+
+    Left alone, with a line in the log: spools of another version of the format, of a key that is
+    not this one, and of another destination. On file systems whose locks may not reach other
+    machines, a spool of another machine is taken once its lease has expired.
+
+    Args:
+        directory: The same as for `open_spool`.
+        service: The service's name.
+        sealing: The key, if payloads are sealed.
+        destination: Digest of where this process delivers to. Spools that name another one are
+            left alone; those that name none are not. None: it does not matter.
+
+    Returns:
+        Oldest first; for each, `AbandonedSpool.remove` or `.release` is to be called. Empty if
+        there are none, or if the directory cannot be read (which is logged).
+    """
+    path = Path(directory) / slug(service)
+    found: list[AbandonedSpool] = []
+    try:
+        # as it was opened at the start, if it was: another one may stand in its place by now
+        home = open_home(Path(directory), service) or OwnDirectory(path)
+        names = spools_in(home)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except ForeignError as error:
+        report_foreign(error.path, error.why)
+        return found
+    except OSError as error:
+        _warn_once(path, f"cannot be listed: {error.strerror}")
+        return found
+    for name in names:
+        try:
+            spool = _adopt(home, name, service, sealing, destination)
+        except ForeignError as error:
+            report_foreign(error.path, error.why)
+            continue
+        except OSError as error:
+            _warn_once(path / name, f"cannot be adopted: {error.strerror}")
+            continue
+        if spool is not None:
+            found.append(spool)
+    return found
+
+
+def _adopt(
+    home: OwnDirectory, name: str, service: str, sealing: Encryption | None, destination: str | None
+) -> AbandonedSpool | None:
+    place = home.directory(name)
+    path = place.path
+    lock = _locked(place)
+    if lock is None:
+        return None
+    try:
+        label = read_label(place)
+        labelled = label is not None or has_label(place)
+        obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
+        lives = (
+            obstacle is None
+            and label is not None
+            and needs_lease(path, label)
+            and not has_expired(place)
+        )
+    except BaseException:
+        release(lock)
+        raise
+    if lives:
+        release(lock)
+        return None
+    if obstacle is None and label is not None and belongs_elsewhere(label, destination):
+        release(lock)
+        _warn_once(path.parent, _OTHER_DESTINATION)
+        return None
+    if obstacle is None:
+        if label is None and labelled:
+            _warn_once(path, f"is adopted although its {LABEL} is damaged")
+        return AbandonedSpool(home, place, lock, label, sealing, labelled=labelled)
+    release(lock)
+    _warn_once(path, f"is left alone: {obstacle}")
+    return None
+
+
+def _locked(place: OwnDirectory) -> int | None:
+    """Take the lock of a dead process's spool, also one whose lock a power loss took away."""
+    try:
+        return lock_if_dead(place)
+    except FileNotFoundError:
+        pass
+    missing = missing_lock(place)
+    if missing is None:
+        return None
+    if missing:
+        _warn_once(place.path, missing)
+        return None
+    with suppress(FileExistsError):
+        return create_lock(place)
+    return None
+
+
+def missing_lock(place: OwnDirectory) -> str | None:
+    """Say what to do about a spool that has no lock.
+
+    Returns:
+        None where it is being removed; empty where its process is dead for sure; else a sentence.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not bytes_in(place):
+        return None
+    label = read_label(place)
+    if label is not None and label.host == socket.gethostname():
+        booted = boot_id()
+        if label.boot_id and booted and label.boot_id != booted:
+            return ""
+    process = "" if label is None else f" {label.pid} of host {label.host}"
+    return (
+        f"has no file {LOCK}, so nobody can tell whether its process{process} lives; if it does "
+        f"not, make that file in it, empty and with mode 0600"
+    )
+
+
+def needs_lease(path: Path, label: Manifest) -> bool:
+    """Tell whether a lock that was taken here does not prove that the spool's process is dead."""
+    return file_system(path).shared and not locks_reach(path, label)
+
+
+def obstacle_to_adoption(
+    path: Path, label: Manifest, service: str, sealing: Encryption | None
+) -> str | None:
+    """Say why a dead process's spool must be left alone, None if it may be adopted."""
+    if label.format != FORMAT:
+        return f"it has format {label.format}, and this version reads format {FORMAT}"
+    if label.service != service:
+        return "it is another service's"
+    if label.key_id and (sealing is None or sealing.key_id != label.key_id):
+        return "it is encrypted with a key that OTEL_AUDIT_SPOOL_KEY does not hold"
+    return _out_of_reach(path, label)
+
+
+def _out_of_reach(path: Path, label: Manifest) -> str | None:
+    """Say why nobody here can tell whether a process of another machine lives; None if one can.
+
+    A process of an earlier version renews no lease.
+    """
+    found = file_system(path)
+    if not found.shared or locks_reach(path, label):
+        return None
+    if not label.lease and label.host == socket.gethostname():
+        return None
+    if label.lease and found.coherent:
+        return None
+    why = (
+        f"{found.kind} is mounted with a cache that hides what other machines write"
+        if label.lease
+        else "it is of an earlier version, which renews no lease"
+    )
+    return (
+        f"it is of host {label.host}, where locks on {found.kind} may not reach, and {why}; if "
+        f"that process is gone, remove {LABEL} in it, and any process of the service adopts it"
+    )
+
+
+def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:
+    if frame.kind is FrameKind.CLOSED:
+        return True
+    return survey.unfinished.get(frame.record_id) == (frame.kind, segment, frame.start)
+
+
+def _cipher(producer_id: str, sealing: Encryption | None) -> Cipher | None:
+    return None if sealing is None else sealing.for_spool(producer_id)
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _note_unreadable(report: RecoveryReport, segment: Path, error: Exception) -> None:
+    if isinstance(error, ForeignError):
+        report_foreign(error.path, error.why)
+        if segment.name not in report.foreign:
+            report.foreign.append(segment.name)
+    elif segment.name not in report.unreadable:
+        report.unreadable.append(segment.name)
+        _warn_once(segment, f"cannot be read: {error}")
+
+
+def _warn_once(path: Path, what: str) -> None:
+    """Say it, and again only now and then: adopters come by every few seconds."""
+    log_limited(_log, f"{path} {what}", "audit spool %s %s", path, what, level=logging.WARNING)

@@ -1,0 +1,287 @@
+"""What an operator should know of a spool directory; looks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from otel_audit.delivery.spool.damaged import damaged_files
+from otel_audit.delivery.spool.directory import (
+    LABEL,
+    LARGEST_FILE,
+    bytes_in,
+    claim_problem,
+    read_label,
+    segments_in,
+    slug,
+    spools_in,
+)
+from otel_audit.delivery.spool.encryption import Encryption
+from otel_audit.delivery.spool.filesystem import file_system
+from otel_audit.delivery.spool.locks import lock_if_dead, release
+from otel_audit.delivery.spool.manifest import belongs_elsewhere
+from otel_audit.delivery.spool.open import open_spool
+from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, danger_above
+from otel_audit.delivery.spool.recover import missing_lock, obstacle_to_adoption
+from otel_audit.errors import OtelAuditError
+
+_LISTED: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """A spool directory as found.
+
+    Attributes:
+        directory: What was looked at.
+        exists: Whether it is there; if not, the rest is about its nearest ancestor.
+        writable: Whether this process may write it.
+        private: Whether all services' directories are closed to other users.
+        persistent: Whether its file system outlives the machine or container, as far as known.
+        file_system: As the kernel calls it; empty where unknown.
+        bytes_used: Bytes of all segments.
+        bytes_free: Bytes that are free for this user.
+        living: Spools whose process lives (or which are being adopted just now).
+        abandoned: Spools whose process is gone.
+        oldest_age: Seconds since the oldest abandoned spool was last written; None without one.
+        problems: What is wrong and what to do, one sentence each.
+        stuck: Spools of ended processes that nobody adopts unless somebody does something.
+        unusable: Why the service cannot start with its directory as it is; empty where it can.
+    """
+
+    directory: Path
+    exists: bool
+    writable: bool
+    private: bool
+    persistent: bool
+    file_system: str
+    bytes_used: int
+    bytes_free: int
+    living: int
+    abandoned: int
+    oldest_age: float | None
+    problems: tuple[str, ...]
+    stuck: int = 0
+    unusable: str = ""
+
+
+def inspect(
+    directory: Path, service: str = "", destination: str = "", sealing: Encryption | None = None
+) -> SpoolStatus:
+    """Look at the spools of all services in a directory.
+
+    Args:
+        directory: As given to `open_spool`; it need not exist.
+        service: Whose spools are to be looked at for another destination, if any.
+        destination: Digest of the destination that they should have.
+        sealing: The key that its payloads are sealed with, if they are.
+
+    Returns:
+        What was found. Never raises: what cannot be seen is among the problems.
+    """
+    directory = Path(directory)
+    there = _nearest(directory)
+    problems: list[str] = []
+    spools: list[OwnDirectory] = []
+    homes: list[Path] = []
+    if there == directory:
+        try:
+            homes = sorted(
+                Path(entry.path)
+                for entry in os.scandir(directory)
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+        except OSError as error:
+            problems.append(f"{error.filename} cannot be read: {error.strerror}")
+        spools = [spool for home in homes for spool in _spools(home, problems)]
+        danger = danger_above(directory)
+        if danger is not None:
+            problems.append(danger)
+    stuck: list[str] = []
+    states = [_look(spool, problems, stuck) for spool in spools]
+    dead = [spool for spool, (is_dead, _) in zip(spools, states, strict=True) if is_dead]
+    stuck += _obstacles(dead, service, sealing)
+    abandoned = [age for dead, age in states if dead]
+    waiting = sum(_waits_for_another(spool, service, destination) for spool in dead)
+    if waiting:
+        problems.append(
+            f"{waiting} spools that ended processes of {service} left in {directory} are of "
+            "another destination, and wait for an application that delivers there; give each "
+            "application an OTEL_SERVICE_NAME of its own; if the store has moved, remove "
+            f"{LABEL} in those that belong to it"
+        )
+    kept = [file for home in homes for file in damaged_files(directory, home.name)]
+    if kept:
+        problems.append(
+            f"{len(kept)} damaged files of spools are kept in {kept[0].parent}: records were lost; "
+            "look what did that (a disk, a person), and remove them"
+        )
+    problems += stuck[:_LISTED]
+    problems += [f"and {len(stuck) - _LISTED} more spools that nobody adopts"] * (
+        len(stuck) > _LISTED
+    )
+    found = file_system(there)
+    writable = os.access(there, os.W_OK | os.X_OK)
+    private = all(_is_private(home) for home in homes)
+    if not writable:
+        problems.append(f"{there} is not writable for this process")
+    if not private:
+        problems.append(f"a directory in {directory} is open to other users; set its mode to 0700")
+    if not found.persistent:
+        problems.append(
+            f"{there} is on {found.kind}, which does not outlive the machine or container; "
+            "mount a persistent volume"
+        )
+    if not found.locks:
+        problems.append(f"{there} is on NFS without shared locks; use a local file system")
+    return SpoolStatus(
+        directory=directory,
+        exists=there == directory,
+        writable=writable,
+        private=private,
+        persistent=found.persistent,
+        file_system=found.kind,
+        bytes_used=sum(bytes_in(spool) for spool in spools),
+        bytes_free=_free(there),
+        living=len(states) - len(abandoned),
+        abandoned=len(abandoned),
+        oldest_age=max(abandoned, default=None),
+        problems=tuple(problems),
+        stuck=len(stuck),
+        unusable=_unusable(directory, service),
+    )
+
+
+def _unusable(directory: Path, service: str) -> str:
+    """Make and remove a spool as the service would at its start, where that changes nothing.
+
+    Not where its directory is another user's, or not there: what this makes would be in the way.
+    """
+    home = directory / slug(service) if service else None
+    if home is None or not home.is_dir() or home.stat().st_uid != os.geteuid():
+        return ""
+    try:
+        problem = claim_problem(OwnDirectory(home, private=False), service)
+        if problem is None:
+            open_spool(directory, service=service).close()
+    except OtelAuditError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or home} cannot be used: {error.strerror}"
+    return problem or ""
+
+
+def _obstacles(
+    dead: Sequence[OwnDirectory], service: str, sealing: Encryption | None
+) -> Iterator[str]:
+    """Say which spools of ended processes of a service nobody adopts, and why."""
+    for spool in dead:
+        with suppress(OSError):
+            label = read_label(spool)
+            if label is not None and label.service == service:
+                obstacle = obstacle_to_adoption(spool.path, label, service, sealing)
+                if obstacle is not None:
+                    yield f"{spool.path} is left alone: {obstacle}"
+
+
+def _spools(home: Path, problems: list[str]) -> list[OwnDirectory]:
+    """Open the spools of a service, and say which are not ours."""
+    found: list[OwnDirectory] = []
+    try:
+        # its own mode is told apart: whoever starts next makes it private
+        own = OwnDirectory(home, private=False)
+        names = spools_in(own)
+    except ForeignError as error:
+        problems.append(_foreign(error))
+        return found
+    except OSError as error:
+        problems.append(f"{home} cannot be read: {error.strerror}")
+        return found
+    for name in names:
+        try:
+            found.append(own.directory(name))
+        except ForeignError as error:
+            problems.append(_foreign(error))
+        except OSError as error:
+            problems.append(f"{home / name} cannot be read: {error.strerror}")
+    return found
+
+
+def _foreign(error: ForeignError) -> str:
+    return f"{error.path} is left alone: {error.why}; look who put it there, and remove it"
+
+
+def _look(spool: OwnDirectory, problems: list[str], stuck: list[str]) -> tuple[bool, float]:
+    """Tell whether a spool is abandoned, and its age in seconds."""
+    try:
+        age = _age(spool)
+        try:
+            lock = lock_if_dead(spool)
+        except FileNotFoundError:
+            missing = missing_lock(spool)
+            if missing:
+                stuck.append(f"{spool.path} {missing}")
+            return missing is not None, age
+    except ForeignError as error:
+        problems.append(_foreign(error))
+        return False, 0.0
+    except OSError as error:
+        problems.append(f"{spool.path} cannot be read: {error.strerror}")
+        return False, 0.0
+    for name in segments_in(spool):
+        try:
+            os.close(spool.open(name, at_most=LARGEST_FILE))
+        except ForeignError as error:
+            problems.append(_foreign(error))
+        except OSError:
+            continue
+    if lock is None:
+        return False, age
+    release(lock)
+    return True, age
+
+
+def _waits_for_another(spool: OwnDirectory, service: str, destination: str) -> bool:
+    with suppress(OSError):
+        label = read_label(spool)
+        return (
+            label is not None
+            and label.service == service
+            and belongs_elsewhere(label, destination or None)
+        )
+    return False
+
+
+def _age(spool: OwnDirectory) -> float:
+    newest = max(
+        (spool.look(name).st_mtime for name in segments_in(spool)),
+        default=spool.stat().st_mtime,
+    )
+    return max(time.time() - newest, 0.0)
+
+
+def _nearest(directory: Path) -> Path:
+    here = directory.absolute()
+    if here.exists():
+        return directory
+    return next(parent for parent in here.parents if parent.exists())
+
+
+def _is_private(home: Path) -> bool:
+    with suppress(OSError):
+        found = home.lstat()
+        return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    return False
+
+
+def _free(path: Path) -> int:
+    with suppress(OSError):
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+    return 0

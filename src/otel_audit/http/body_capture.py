@@ -1,0 +1,160 @@
+"""What passes in an HTTP exchange, seen at two places and copied up to a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.http.body_copy import BodyCopy
+from otel_audit.http.request_metadata import Headers, describe_body, promises_body
+
+if TYPE_CHECKING:
+    from otel_audit.record import Body
+    from otel_audit.redaction import Redactor
+    from otel_audit.redaction.budget import WorkBudget
+
+_BODILESS = frozenset({101, 204, 304})
+
+
+class BodyCapture:
+    """The bodies and the response's head, inside and outside of the application's middleware.
+
+    The inside is what the handler sees and says, before any middleware encodes it; it counts,
+    unless middleware answers in the handler's place.
+
+    Attributes:
+        request_inside, request_outside: Copies of the request's body; None where none is wanted.
+        status: What the client was sent; None where nothing was.
+        ended: Whether the response's last chunk has been seen.
+    """
+
+    __slots__ = ("_as_file", "_headers", "_inner_headers", "_inner_status", "_outside", "_response",
+                 "ended", "request_inside", "request_outside", "status")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.request_inside: BodyCopy | None = None
+        self.request_outside: BodyCopy | None = None
+        self._response: BodyCopy | None = None
+        self._inner_status: int | None = None
+        self._inner_headers: Headers = ()
+        self._headers: Headers = ()
+        self._outside = self._as_file = self.ended = False
+        self.status: int | None = None
+
+    def copy(self, limit: int, *, request: bool, response: bool) -> None:
+        """Make copies, of at most ``limit`` bytes each."""
+        if request:
+            self.request_inside, self.request_outside = BodyCopy(limit), BodyCopy(limit)
+        if response:
+            self._response = BodyCopy(limit)
+
+    def sent_inside(self, message: Mapping[str, Any]) -> None:
+        """See a message of the response before the application's middleware sees it."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._inner_status = message["status"]
+            # a copy, because middleware may change the very list (Starlette's GZipMiddleware does)
+            self._inner_headers = tuple(message.get("headers", ()))
+        elif kind == "http.response.body" and self._response is not None and not self._outside:
+            add(self._response, message)
+
+    def started(self, message: Mapping[str, Any]) -> None:
+        """See the head of the response that goes to the server."""
+        self.status = message["status"]
+        self._headers = tuple(message.get("headers", ()))
+        if self._inner_status != self.status:
+            # the application's own middleware answers, or answers otherwise
+            self._outside = True
+            if self._response is not None:
+                self._response.restart()
+
+    def sent(self, message: Mapping[str, Any]) -> bool:
+        """See what follows the head; return whether it is the last of the response."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self._outside and self._response is not None:
+                add(self._response, message)
+        elif kind in ("http.response.pathsend", "http.response.zerocopysend"):
+            self._as_file = True
+        else:
+            return False
+        if self.ended or message.get("more_body", False):
+            return False
+        self.ended = True
+        return True
+
+    @property
+    def headers(self) -> Headers:
+        """The headers that describe the body which was copied."""
+        return self._headers if self._outside else self._inner_headers
+
+    def request_body(
+        self,
+        headers: Headers,
+        inner_headers: Headers,
+        redactor: Redactor,
+        limit: int,
+        work: WorkBudget | None = None,
+    ) -> Body | None:
+        """Turn the request's body into what is stored; None where it has none.
+
+        Args:
+            headers: Those of the client.
+            inner_headers: Those that the router got: middleware that undoes a content coding
+                takes the header off.
+            redactor: Takes secrets out.
+            limit: Bytes of it that are kept.
+            work: What looking at it may cost.
+        """
+        copy, described = self.request_inside, inner_headers
+        if copy is not None and copy.size == 0:
+            # the application's own middleware may have read it, and not passed it on
+            copy, described = self.request_outside, headers
+        promised = promises_body(headers)
+        return describe_body(
+            copy, described, redactor=redactor, limit=limit, may_exist=promised, work=work
+        )
+
+    @property
+    def copies(self) -> bool:
+        """Whether any body is copied."""
+        return self.request_inside is not None or self._response is not None
+
+    @property
+    def answer(self) -> bytes | None:
+        """The response's body as it was sent, if it was copied whole."""
+        copy = self._response
+        return copy.head if copy is not None and copy.whole else None
+
+    @property
+    def answer_head(self) -> tuple[bytes, bool]:
+        """What was copied of the response's body, and whether that is all of it."""
+        copy = self._response
+        return (b"", False) if copy is None else (copy.head, copy.whole)
+
+    @property
+    def question(self) -> bytes | None:
+        """The request's body as the handler got it, if it was copied whole."""
+        copy = self.request_inside
+        if copy is not None and copy.size == 0:
+            copy = self.request_outside
+        return copy.head if copy is not None and copy.size and copy.whole else None
+
+    def response_body(
+        self, redactor: Redactor, limit: int, *, may_exist: bool, work: WorkBudget | None = None
+    ) -> Body | None:
+        """Turn the response's body into what is stored; None where it has none."""
+        return describe_body(
+            self._response,
+            self.headers,
+            redactor=redactor,
+            limit=limit,
+            may_exist=may_exist and self.status not in _BODILESS,
+            passed_as_file=self._as_file,
+            work=work,
+        )
+
+
+def add(copy: BodyCopy, message: Mapping[str, Any]) -> None:
+    """Copy the chunk that a message carries."""
+    copy.add(message.get("body", b""), last=not message.get("more_body", False))

@@ -1,0 +1,468 @@
+"""One HTTP exchange under observation: from the first look at the request to the record."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import Token
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from otel_audit import scope as scopes
+from otel_audit._util.aio import in_slices
+from otel_audit._util.ids import uuid7
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.spill import SpilledChanges
+from otel_audit.action.continuation import with_continuations
+from otel_audit.action.orphan_changes import record_afterwards
+from otel_audit.action.watchdog import WatchedAction, record_started
+from otel_audit.errors import StoreUnavailableError
+from otel_audit.http.body_capture import add
+from otel_audit.http.exchange_record import ExchangeRecord
+from otel_audit.http.operation import may_ask
+from otel_audit.http.options import CaptureOptions
+from otel_audit.http.request_metadata import header_of
+from otel_audit.policy import UNDECIDED
+from otel_audit.record import (
+    ANONYMOUS,
+    AuditRecord,
+    TransactionOutcome,
+)
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.http.body_copy import BodyCopy
+    from otel_audit.policy import Decision, Start
+
+_logger = logging.getLogger("otel_audit.http")
+
+_NOT_STORED = "its intent could not be stored in time"
+_FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
+_WITH_HEADERS = frozenset({
+    "http.response.start", "websocket.accept", "websocket.http.response.start",
+})  # fmt: skip
+
+
+class Exchange:
+    """One HTTP request and its response, or one WebSocket, as far as they have come.
+
+    None of the public methods raises anything of ours: that is counted and logged, and the
+    application goes on.
+    """
+
+    def __init__(self, observer: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+        """Begin to observe a request.
+
+        Args:
+            observer: How.
+            scope: The ASGI scope; gets the request id under ``state``.
+        """
+        self._observer = observer
+        self._account = account = ExchangeRecord(observer, scope)
+        self.audit = account.audit
+        self.passage = account.passage
+        self.socket = account.socket
+        self._scope = scope
+        self._token: Token[AuditScope | None] | None = None
+        self._watched: WatchedAction | None = None
+        self._told_of_start: Decision | None = None
+        self._spooled = False
+        self._intent: AuditRecord | None = None
+        self._has_intent = self._moved = False
+        self._further: Iterator[AuditRecord] | None = None
+        self.audit.teller = self._tell
+        try:
+            scope.setdefault("state", {})["request_id"] = self._account.head.id
+        except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
+            account.parts.fail("state", error)
+        self.refused = not self._open()
+
+    def _open(self) -> bool:
+        """Write down that the action has begun, if it is one that is recorded when it succeeds.
+
+        Returns:
+            Whether it may go on; False where it could not be written down and so must not be.
+        """
+        account, observer = self._account, self._observer
+        if not self._may_be_recorded():
+            account.is_quiet = observer.log is None
+            return True
+        account.is_quiet = False
+        decision = account.judge(route=None, wrote=False, scope=None)
+        if decision.level == "none":
+            return True
+        strict = observer.strict if decision.strict is None else decision.strict
+        if decision is UNDECIDED:
+            strict = strict or observer.policy.may_be_strict
+        account.see_source()
+        request = account.head.describe(account.routed, None)
+        record = account.record(decision, phase="started", outcome="unknown", request=request)
+        if strict and observer.intended is not None and self._intent is None:
+            self._intent = record
+        if self._spooled:
+            return True
+        self._spooled = True
+        try:
+            return observer.recorder.opened(record, self.audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            return not observer.refuses
+
+    def _may_be_recorded(self) -> bool:
+        """Tell whether any answer could lead to a record; begin to copy what it may need."""
+        try:
+            return self._observe_bodies().level != "none"
+        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+            self._account.parts.fail("bodies", error)
+            return True
+
+    def _observe_bodies(self) -> Start:
+        observer = self._observer
+        start = observer.policy.at_start(self._account.head.method, self._account.head.path)
+        if self.passage.copies:
+            return start
+        limit = max(observer.body_limit, start.body_limit or 0)
+        if start.level != "none" and may_ask(self._account.head.method, self._account.head.path):
+            # what is asked for and whether it went well stands in the bodies, kept or not
+            self.passage.copy(limit, request=True, response=True)
+            return start
+        if not start.request:
+            return start
+        response = start.response and observer.response_bodies
+        if self.socket is None:
+            self.passage.copy(limit, request=observer.request_bodies, response=response)
+        elif start.messages or observer.socket_messages:
+            self.socket.copy(limit, received=observer.request_bodies, sent=response)
+        return start
+
+    async def admitted(self) -> bool:
+        """Wait until the intent is stored, where one is asked for; False: the action must not be.
+
+        The refusal is then recorded, and this exchange is over.
+        """
+        intent, store = self._intent, self._observer.intended
+        if intent is None or store is None:
+            return True
+        stored = False
+        try:
+            stored = await self._store_intent()
+        finally:
+            if not stored:
+                self.passage.status = 503
+                self.failed(StoreUnavailableError(_NOT_STORED))
+                self.close()
+        return stored
+
+    async def admitted_inside(self) -> bool:
+        """As `admitted`, where only the router's method or path ask for an intent.
+
+        The refusal then passes through the application's middleware like any answer.
+        """
+        if not self._moved:
+            return True
+        if self.refused:
+            return False
+        if self._intent is None or self._has_intent:
+            return True
+        stored = await self._store_intent()
+        if not stored:
+            self.failed(StoreUnavailableError(_NOT_STORED))
+        return stored
+
+    async def _store_intent(self) -> bool:
+        intent, store = self._intent, self._observer.intended
+        if intent is None or store is None:
+            return True
+        self._has_intent = True
+        try:
+            return await store(self._as_intent(intent), self.audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            return False
+
+    def _as_intent(self, record: AuditRecord) -> AuditRecord:
+        account = self._account
+        bearer = account.read_bearer(self._scope)
+        known = bearer.claims is not None
+        actor = account.actor(self._scope, bearer) if known else ANONYMOUS
+        return msgspec.structs.replace(record, record_id=uuid7(), phase="intent", actor=actor)
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether the client must not see the answer's end before the disk has the record."""
+        return self._observer.durable is not None and (
+            self.passage.ended or self._account.error is not None
+        )
+
+    async def durable(self) -> None:
+        """Wait until what was recorded is on disk."""
+        try:
+            if self._observer.durable is not None:
+                await self._observer.durable()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def enter(self) -> None:
+        """Make the action the current one, and set the clock for a long one."""
+        self._token = scopes.enter(self.audit)
+        watch = self._observer.watch
+        if watch is not None:
+            self._watched = watch.begin(self._takes_long)
+
+    def routed(self, scope: MutableMapping[str, Any]) -> bool:
+        """Learn which scope the router works on; tell whether it is the first to be met."""
+        first = self._account.inner_scope is None
+        # a mounted application's own middleware may have passed on a copy
+        self._account.inner_scope = scope
+        if first and self._account.head.moved(scope):
+            # middleware has put another method or path in: what the router sees is what is done
+            self._moved = True
+            self.refused = not self._open()
+        return first
+
+    def sent_inside(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """See a message before the application's middleware sees it; return what it sees."""
+        if message.get("type") == "http.response.start":
+            message = _readable_twice(message)
+        try:
+            self.passage.sent_inside(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+        return message
+
+    def received(self, copy: BodyCopy, message: Mapping[str, Any]) -> None:
+        """See a message of the request that someone has asked for."""
+        try:
+            if message["type"] == "http.request":
+                add(copy, message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def received_by_socket(self, message: Mapping[str, Any]) -> None:
+        """See a message that a WebSocket receives."""
+        try:
+            if self.socket is not None:
+                self.socket.received(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def sent(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """See a message that goes to the server; return what is sent in its place."""
+        kind = message.get("type")
+        if kind in _WITH_HEADERS:
+            message = _readable_twice(message)
+        try:
+            if self.socket is not None:
+                self.socket.sent(message)
+                self.passage.status = self.socket.status
+            elif kind == "http.response.start":
+                self.passage.started(message)
+            elif self.passage.sent(message):
+                self._answered()
+            if kind in _WITH_HEADERS:
+                return self._with_request_id(message)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+        return message
+
+    def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        headers = message.get("headers", ())
+        name = self._observer.request_id_header
+        if not name or header_of(headers, name) is not None:
+            return message
+        return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
+
+    def _answered(self) -> None:
+        """The last chunk is about to be sent: tell the server span, which ends with it."""
+        self._account.redact_span()
+        decision = self._decided(wrote=bool(self.audit.changes_pending or self.audit.transactions))
+        if decision is None:
+            return
+        self._collect(decision)
+        self._account.enrich(decision)
+        self._spooled = True
+        known = self._account.record(decision, phase="completed", outcome="unknown")
+        self._observer.recorder.answered(known, self.audit.server_span)
+
+    def failed(self, error: BaseException) -> None:
+        """The application raised; whoever stands outside of it makes the answer."""
+        self._account.error = error
+        if not isinstance(error, Exception):
+            return
+        if self.passage.status is None:
+            self.passage.status = 500
+        if self.socket is not None and self.socket.code is None:
+            self.socket.code = _FAILED_SOCKET
+
+    def close(self) -> None:
+        """The application has returned: what its transactions came to is known. Hand it over."""
+        self._close()
+        if self._further is not None:
+            for _ in self._continuing(self._further):
+                pass
+
+    async def close_async(self) -> None:
+        """As `close`, but the event loop goes on between one record and the next."""
+        self._close()
+        if self._further is not None:
+            await in_slices(self._continuing(self._further))
+
+    def _continuing(self, further: Iterator[AuditRecord]) -> Iterator[None]:
+        """Hand over one record with each step. Never raises."""
+        try:
+            for one in further:
+                self._observer.recorder.closed(one, self.audit.server_span)
+                yield
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            self._observer.on_loss(error)
+
+    def _close(self) -> None:
+        audit, account = self.audit, self._account
+        if audit.closed:
+            return
+        try:
+            if self._watched is not None:
+                self._watched.end(self._takes_long)
+            if self._token is not None:
+                scopes.leave(self._token)
+            if self.socket is not None:
+                self.socket.returned()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+        try:
+            self._observer.settle()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            account.parts.fail("changes", error)
+        account.redact_span()
+        audit.late = self._told_later
+        audit.close()
+        decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start
+        if decision is not None:
+            self._finish(decision)
+            return
+        try:
+            if self._spooled:
+                self._observer.recorder.discarded(audit.record_id)
+            self._log_unrecorded()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def _decided(self, *, wrote: bool) -> Decision | None:
+        """Decide; what cannot be decided is recorded."""
+        try:
+            return self._account.decide(wrote=wrote)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._account.parts.fail("policy", error)
+            return UNDECIDED
+
+    def _collect(self, decision: Decision) -> None:
+        try:
+            self._account.collect(decision)
+            self._account.parts.succeed("record")
+        except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
+            self._account.parts.fail("record", error)
+
+    def _finish(self, decision: Decision) -> None:
+        audit, observer, account = self.audit, self._observer, self._account
+        self._collect(decision)
+        if self.socket is not None or not self.passage.ended:
+            # no last chunk has passed here: the handler raised, and who stands outside answers
+            account.enrich(decision)
+        try:
+            record = account.record(decision, phase="completed")
+            observer.recorder.closed(record, audit.server_span)
+            if audit.further:
+                self._further = with_continuations(record, audit.further)
+                # that is the record itself
+                next(self._further)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            observer.on_loss(error)
+            return
+        try:
+            if observer.log is not None:
+                observer.log(record, audit.server_span)
+        except Exception as error:  # noqa: BLE001 - the record is made all the same
+            self.failed_ourselves(error)
+
+    def _log_unrecorded(self) -> None:
+        log, decision = self._observer.log, self._account.judgement
+        if log is not None and decision is not None:
+            self._account.collect(decision)
+            log(
+                self._account.record(decision, phase="completed"),
+                self.audit.server_span,
+            )
+
+    def _takes_long(self) -> None:
+        """The action still runs: a record says so. Who it is may not be settled yet."""
+        audit = self.audit
+        kept = audit.actor, audit.tenant, self._account.resolved, self._account.judged
+        try:
+            decision = self._account.decide(wrote=bool(audit.changes_pending or audit.transactions))
+            found = audit.actor, audit.tenant
+            if decision is not None:
+                request = audit.request or self._account.head.describe(self._account.routed, None)
+                known = self._account.record(
+                    decision, phase="started", outcome="unknown", request=request
+                )
+                self._told_of_start = decision
+                self._observer.recorder.closed(record_started(known), audit.server_span)
+            if (audit.actor, audit.tenant) == found and not self.passage.ended:
+                audit.actor, audit.tenant, self._account.resolved, self._account.judged = kept
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+
+    def _tell(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
+        """Make the records of a transaction that is about to be committed.
+
+        Who it is may not be settled yet; then it is settled again later.
+        """
+        audit, account = self.audit, self._account
+        kept = audit.actor, audit.tenant, account.resolved, account.judged
+        decision = account.decide(wrote=True)
+        if decision is not None:
+            request = audit.request or account.head.describe(account.routed, None)
+            told = account.record(decision, phase="changes", outcome="unknown", request=request)
+            record, further = record_afterwards(told, audit, "committed", changes, account.parts)
+            yield from with_continuations(record, further)
+        if not self.passage.ended and not audit.closed:
+            audit.actor, audit.tenant, account.resolved, account.judged = kept
+
+    def _told_later(
+        self,
+        audit: AuditScope,
+        outcome: TransactionOutcome,
+        changes: SpilledChanges,
+    ) -> None:
+        """A transaction of this action ends after its record: it gets a record of its own."""
+        try:
+            # what wrote is recorded, whatever was decided before
+            decision = self._account.decide(wrote=True) or self._account.judgement
+            assert decision is not None  # noqa: S101 - made when the exchange began
+            told = self._account.record(decision, phase="changes", outcome="unknown")
+            record, further = record_afterwards(told, audit, outcome, changes, self._account.parts)
+            for one in with_continuations(record, further):
+                self._observer.recorder.closed(one, audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self.failed_ourselves(error)
+            self._observer.on_loss(error)
+
+    def failed_ourselves(self, error: Exception) -> None:
+        """Count and log a failure of ours."""
+        self._observer.on_error()
+        log_limited(_logger, "exchange", "An action was not observed in full", error=error)
+
+
+def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Give headers that can be read once only, which ASGI allows, as a list.
+
+    Raises:
+        Exception: What the application's own iterator raises, as it would to the server.
+    """
+    headers = message.get("headers")
+    if headers is None or isinstance(headers, list | tuple):
+        return message
+    return {**message, "headers": list(headers)}

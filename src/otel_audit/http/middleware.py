@@ -1,0 +1,216 @@
+"""The two ASGI taps: they look at what passes, and pass it on unchanged and at once.
+
+The outer tap stands right inside the application's outermost error handler: it opens and closes
+the action. The inner tap stands right outside the router: it copies the bodies as the handler
+sees them, before any middleware of the application encodes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Protocol
+
+from otel_audit.http.exchange import Exchange
+from otel_audit.http.health_endpoint import answer_health
+from otel_audit.http.request_metadata import method_of
+from otel_audit.http.routes import path_below_root
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EXCHANGE = "otel_audit.exchange"
+"""The ASGI scope's key under which the exchange under way is found."""
+
+OBSERVED = frozenset({"http", "websocket"})
+"""Kinds of ASGI scopes that are actions."""
+
+_TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
+
+
+class Capture(Protocol):
+    """What the taps need: how to open an exchange, what to do when the server comes and goes."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a request that cannot be observed must not be carried out."""
+
+    @property
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
+
+    def open(self, scope: Scope) -> Exchange | None:
+        """Begin to observe a request; None where that is not possible. Never raises."""
+
+    def for_app(self, app: Any) -> Capture:
+        """Return what observes one application, by what its routes say about themselves."""
+
+    def health_at(self, path: str) -> Mapping[str, Any] | None:
+        """Report the trail's health if this is its endpoint's path. Never raises."""
+
+    async def started(self) -> None:
+        """The application has started. Never raises."""
+
+    async def stopping(self) -> None:
+        """The application has shut down: deliver what waits. Never raises."""
+
+
+class OuterMiddleware:
+    """Opens the action, adds the request id's header, and closes the action when the app returns.
+
+    An inner application's taps find the exchange of the outer one and stay out of its way.
+    """
+
+    def __init__(self, app: ASGIApp, capture: Capture) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What comes next.
+            capture: What to do with what is seen.
+        """
+        self.app = app
+        self._capture = capture
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3)."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        health = self._capture.health_at(path_below_root(scope)) if kind == "http" else None
+        if health is not None:
+            await answer_health(health, method_of(scope), send)
+            return
+        observed = kind in OBSERVED and EXCHANGE not in scope
+        exchange = self._capture.open(scope) if observed else None
+        if exchange is None:
+            if observed and self._capture.refuses:
+                await refuse(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+            return
+        if exchange.refused or not await exchange.admitted():
+            await refuse(scope, receive, send)
+            return
+
+        async def tapped_send(message: Message) -> None:
+            message = exchange.sent(message)
+            if exchange.waits_for_disk:
+                await exchange.durable()
+            await send(message)
+
+        scope[EXCHANGE] = exchange
+        exchange.enter()
+        try:
+            await self.app(scope, _tapped_receive(exchange, receive), tapped_send)
+        except BaseException as error:
+            exchange.failed(error)
+            exchange.close()
+            if exchange.waits_for_disk and isinstance(error, Exception):
+                await exchange.durable()
+            raise
+        await exchange.close_async()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if EXCHANGE in scope:
+            await self.app(scope, receive, send)
+            return
+        # an outer tap of the same application has the server's coming and going in hand
+        scope[EXCHANGE] = None
+
+        async def tapped_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await self._capture.started()
+            elif message["type"].startswith("lifespan.shutdown."):
+                await self._capture.stopping()
+            await send(message)
+
+        await self.app(scope, receive, tapped_send)
+
+
+class InnerMiddleware:
+    """Copies request and response bodies, up to a bound, while they pass."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What comes next.
+        """
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3)."""
+        exchange: Exchange | None = scope.get(EXCHANGE)
+        if exchange is None or not exchange.routed(scope):
+            await self.app(scope, receive, send)
+            return
+        if not await exchange.admitted_inside():
+            await refuse(scope, receive, send)
+            return
+        if exchange.socket is not None:
+            await self.app(scope, receive, send)
+            return
+        request_copy = exchange.passage.request_inside
+
+        async def tapped_receive() -> Message:
+            message = await receive()
+            if request_copy is not None:
+                exchange.received(request_copy, message)
+            return message
+
+        async def tapped_send(message: Message) -> None:
+            await send(exchange.sent_inside(message))
+
+        await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
+
+
+def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
+    """Let the exchange see what the application or its middleware asks for, if it needs to."""
+    if exchange.socket is not None:
+
+        async def received_by_socket() -> Message:
+            message = await receive()
+            exchange.received_by_socket(message)
+            return message
+
+        return received_by_socket
+
+    copy = exchange.passage.request_outside
+    if copy is None:
+        return receive
+
+    async def received() -> Message:
+        message = await receive()
+        exchange.received(copy, message)
+        return message
+
+    return received
+
+
+# a problem document, RFC 9457
+_REFUSAL = (
+    b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The request '
+    b'cannot be recorded in the audit trail now, so it was not carried out. Try again later."}'
+)
+_REFUSAL_HEADERS = [
+    (b"content-type", b"application/problem+json"),
+    (b"content-length", b"%d" % len(_REFUSAL)),
+    (b"retry-after", b"10"),
+]
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer that an action is not carried out, as it cannot be recorded."""
+    prefix = ""
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
+            return
+        prefix = "websocket."
+    start = {"type": f"{prefix}http.response.start", "status": 503, "headers": [*_REFUSAL_HEADERS]}
+    await send(start)
+    await send({"type": f"{prefix}http.response.body", "body": _REFUSAL})

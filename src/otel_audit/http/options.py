@@ -1,0 +1,81 @@
+"""How exchanges are observed: everything that is settled when the configuration is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from otel_audit.action.ports import Recorder
+from otel_audit.record import Actor, AuditRecord, Source, Tenant
+from otel_audit.redaction import Redactor
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.action.watchdog import Watchdog
+    from otel_audit.identity.actor import Bearer
+    from otel_audit.policy import Policy
+
+Claims = Mapping[str, Any] | None
+"""Claims of a verified token; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOptions:
+    """How exchanges are observed.
+
+    Attributes:
+        recorder: Takes the records.
+        policy: Says what is recorded, and at which level.
+        redactor: Takes secrets out.
+        bearer: Reads the request's bearer token out of an ASGI scope.
+        actor, tenant, source, request_id: Read who, for whom, from where (also given what was read
+            before of the same connection), and the request's id.
+        kept_headers: Names of the headers that are kept, in lower case.
+        request_id_header: The name of the response header, as bytes in lower case; empty: none.
+        body_limit: Bytes of a body that are copied.
+        request_bodies, response_bodies: Whether they are copied at all.
+        socket_messages: Whether the messages of WebSockets are, where the policy does not say so.
+        full_payload: Whether the server span gets bodies and changes too.
+        span_urls: Whether the URLs on the server span are redacted.
+        watch: Tells actions that still run, so that they get a record that they have started;
+            None: nobody does.
+        log: Writes the line of the request log; None where there is no such log.
+        on_error: Told of each failure of ours.
+        on_loss: Told of each failure of ours that costs a record.
+        subject_of: Whom a token names that an answer hands out; None where it is not verified.
+        durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
+        intended: Brings an intent to the store; says whether the action may begin.
+        settle: Brings home what the database has answered, so that it is in this action's record.
+        refuses: Whether an action that cannot be written down at all must not be.
+        strict: Whether every action needs an intent, where the policy does not say so.
+    """
+
+    recorder: Recorder
+    policy: Policy
+    redactor: Redactor
+    bearer: Callable[[Mapping[str, Any]], Bearer]
+    actor: Callable[[Mapping[str, Any], AuditScope, Bearer], Actor]
+    tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
+    source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
+    request_id: Callable[[Mapping[str, Any]], str | None]
+    kept_headers: Collection[str]
+    request_id_header: bytes
+    body_limit: int
+    request_bodies: bool
+    response_bodies: bool
+    full_payload: bool
+    watch: Watchdog | None
+    log: Callable[[AuditRecord, trace.Span | None], None] | None
+    on_error: Callable[[], None]
+    durable: Callable[[], Awaitable[None]] | None = None
+    intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
+    strict: bool = False
+    refuses: bool = False
+    settle: Callable[[], None] = lambda: None
+    socket_messages: bool = False
+    span_urls: bool = False
+    on_loss: Callable[[Exception], None] = lambda _error: None
+    subject_of: Callable[[str], str | None] = lambda _token: None

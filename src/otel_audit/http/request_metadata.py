@@ -1,0 +1,373 @@
+"""What a record says of a request and its answer, redacted before it is kept anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.http.body import LONGEST_TYPE, make_body
+from otel_audit.http.routes import path_below_root, path_of, route_template
+from otel_audit.identity.safe_access import clean
+from otel_audit.record import Body, Request
+from otel_audit.redaction import REDACTED, WITHHELD
+from otel_audit.redaction.secret_urls import link_parameters
+from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
+
+if TYPE_CHECKING:
+    from otel_audit.action.parts import Parts
+    from otel_audit.http.body_copy import BodyCopy
+    from otel_audit.redaction import Redactor
+    from otel_audit.redaction.budget import Budget, WorkBudget
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_LONGEST_WORD = 15
+_BARE_PATH = 256
+"""Characters of a path, and of a word in it, that are kept where nothing can be redacted."""
+
+_LONGEST_METHOD = 32
+"""Characters of a request's method that are kept; the longest that is registered has 17."""
+
+LONGEST_PATH = 4_096
+LONGEST_QUERY = 8_192
+LONGEST_HEADER = 4_096
+"""Characters of a path, a query, and one header's line that are kept."""
+
+MOST_LINES = 64
+LONGEST_HEADERS = 16_384
+"""Lines of kept headers, and characters of all their values."""
+
+_LONGEST_HOST = 256
+
+
+class RequestHead:
+    """The head of a request. What cannot change is redacted once, for all records of the action."""
+
+    __slots__ = ("_budget", "_described", "_headers", "_host", "_keep", "_parts", "_path",
+                 "_query", "_redactor", "_scope", "app", "id", "method", "path",
+                 "wire_method")  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - one fact each
+        self,
+        scope: Mapping[str, Any],
+        *,
+        method: str,
+        request_id: str,
+        redactor: Redactor,
+        keep: Collection[str],
+        budget: Budget,
+        parts: Parts,
+    ) -> None:
+        """Remember where to look; nothing is read before it is asked for.
+
+        Args:
+            scope: The ASGI scope, as the server made it.
+            method: HTTP method; ``WEBSOCKET`` for a socket.
+            request_id: The request's id.
+            redactor: Takes secrets out.
+            keep: Names of the headers that are kept, in lower case.
+            budget: What describing the action may cost.
+            parts: Is told of what cannot be described.
+        """
+        self._budget = budget
+        self.id = request_id
+        self.method = self.wire_method = _bounded(method)
+        self.path = path_below_root(scope)
+        self._scope = scope
+        # a mounted application puts itself there
+        self.app = scope.get("app")
+        self._redactor = redactor
+        self._keep = keep
+        self._parts = parts
+        self._described = False
+        self._path: tuple[str, str] | None = None
+        self._headers: dict[str, str] = {}
+        self._query: str | None = None
+        self._host: str | None = None
+
+    def moved(self, routed: Mapping[str, Any]) -> bool:
+        """Take method and path as the router sees them; tell whether they are others than before.
+
+        Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
+        the application carries out is what counts.
+        """
+        method = self.method
+        if self.wire_method != "WEBSOCKET":
+            method = _bounded(method_of(routed))
+        path = path_below_root(routed)
+        if method == self.method and path == self.path:
+            return False
+        self.method, self.path = method, path
+        return True
+
+    def describe(self, routed: Mapping[str, Any], body: Body | None) -> Request:
+        """Say what is known of the request. Never raises.
+
+        Args:
+            routed: The ASGI scope, as far as the router has come with it.
+            body: The body, where it is kept.
+        """
+        if not self._described:
+            self._described = True
+            self._describe_once()
+        route = None
+        try:
+            route = route_template(routed, self.app)
+            self._parts.succeed("request.route")
+        except Exception as error:  # noqa: BLE001 - it costs the route alone
+            self._parts.fail("request.route", error)
+        try:
+            path = self._shown_path(routed)
+            self._parts.succeed("path")
+        except Exception as error:  # noqa: BLE001 - it costs the path's details alone
+            self._parts.fail("path", error)
+            path = route or bare_path(path_of(routed))
+        version = self._scope.get("http_version")
+        return Request(
+            id=self.id,
+            method=self.method,
+            route=route,
+            path=path,
+            query=self._query,
+            headers=self._headers,
+            http_version=version if isinstance(version, str) else None,
+            host=self._host,
+            body=body,
+        )
+
+    def _describe_once(self) -> None:
+        headers = self._scope.get("headers") or ()
+        # in this order, so that many headers cannot use up what host and query need
+        try:
+            self._host = self._shown_host(headers)
+        except Exception as error:  # noqa: BLE001 - it costs the host alone
+            self._parts.fail("host", error)
+        try:
+            self._query = self._shown_query()
+        except Exception as error:  # noqa: BLE001 - it costs the query alone
+            self._parts.fail("query", error)
+            self._query = WITHHELD
+        try:
+            self._headers = describe_headers(
+                headers, self._keep, self._redactor, self._budget, "request.headers"
+            )
+        except Exception as error:  # noqa: BLE001 - it costs the headers alone
+            self._parts.fail("headers", error)
+
+    def _shown_host(self, headers: Headers) -> str | None:
+        host = header_of(headers, b"host")
+        if host is None:
+            return None
+        if len(host) > _LONGEST_HOST:
+            self._budget.note_cut("request.host")
+        before, sign, after = host.rpartition("@")
+        if before:
+            # no host has it: what stands there is a user and a password
+            host = f"{REDACTED}{sign}{after}"
+        return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST)))
+
+    def _shown_query(self) -> str | None:
+        raw = self._scope.get("query_string") or b""
+        if not raw:
+            return None
+        if len(raw) > LONGEST_QUERY:
+            self._budget.note_cut("request.query")
+        head = raw[: LONGEST_QUERY + 1]
+        text = head if isinstance(head, str) else head.decode("latin-1")
+        return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
+
+    def _shown_path(self, routed: Mapping[str, Any]) -> str:
+        text = self._without_secrets(path_of(routed), routed)
+        if text is None:
+            return route_template(routed, self.app) or REDACTED
+        if self._path is None or self._path[0] != text:
+            self._path = text, self._redactor.path(text, self._budget.path)
+        return self._path[1]
+
+    def spell_path(self, path: str, routed: Mapping[str, Any]) -> str:
+        """Spell a path of this request, as somebody else has it, without its secrets."""
+        text = self._without_secrets(path, routed)
+        if text is None:
+            return route_template(routed, self.app) or REDACTED
+        return self._redactor.path(text, self._budget.path)
+
+    def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str | None:
+        """Take secrets out of a path; None where one is there that cannot be found in it.
+
+        A convertor may have changed a secret's spelling (a UUID's case, a number's zeros).
+        """
+        parameters = routed.get("path_params")
+        path = cut_path(whole, LONGEST_PATH)
+        if path is not whole:
+            self._budget.note_cut("request.path")
+        if not parameters and routed.get("route") is None:
+            # not routed yet, so nobody knows which segment is a secret: fail towards redaction
+            return "/".join(map(unless_token, path.split("/")))
+        return _without(path, secret_parameters(parameters or {}, self._redactor, whole))
+
+
+def describe_headers(
+    headers: Headers, keep: Collection[str], redactor: Redactor, budget: Budget, part: str
+) -> dict[str, str]:
+    """Choose headers, bound them, and take secrets out.
+
+    Args:
+        headers: Names and values as ASGI gives them.
+        keep: Names of those that are kept, in lower case.
+        redactor: Takes secrets out.
+        budget: What describing the action may cost; noted there is what was cut.
+        part: Names the headers there.
+
+    Returns:
+        Lower-case names to values, repeated ones joined with ``", "``.
+    """
+    kept: list[tuple[bytes, bytes]] = []
+    room = LONGEST_HEADERS
+    for name, value in headers:
+        if len(name) > LONGEST_HEADER or name.decode("latin-1").lower() not in keep:
+            continue
+        longest = min(LONGEST_HEADER, room)
+        if len(kept) == MOST_LINES or longest <= 0:
+            budget.note_cut(part)
+            break
+        shown = value
+        if len(value) > longest:
+            budget.note_cut(part)
+            shown = cut_text(value[: longest + 1].decode("latin-1"), longest).encode("latin-1")
+        room -= len(shown)
+        kept.append((name, shown))
+    return redactor.headers(kept, keep, budget.head)
+
+
+def method_of(scope: Mapping[str, Any]) -> str:
+    """Return the method of a request as text, whatever the server gives."""
+    method = scope.get("method")
+    return method if isinstance(method, str) else ""
+
+
+def _bounded(method: str) -> str:
+    # a client may make up any word, of any length
+    return method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
+
+
+def bare_path(path: str) -> str:
+    """Spell a path where nothing else is left to judge it: of short, plain words only.
+
+    It cannot fail, and it shows no segment that could be a secret.
+    """
+    shown = [
+        segment
+        if len(segment) <= _LONGEST_WORD and (not segment or segment.isalpha())
+        else REDACTED
+        for segment in path[:_BARE_PATH].split("/")
+    ]
+    return "/".join(shown).encode("ascii", "replace").decode()
+
+
+def secret_parameters(
+    parameters: Mapping[str, Any], redactor: Redactor, path: str
+) -> frozenset[str]:
+    """Return the values of path parameters that are secrets: by their names, or as a link's.
+
+    Args:
+        parameters: As the router has read them.
+        redactor: Knows the names.
+        path: As requested.
+    """
+    named = (str(value) for name, value in parameters.items() if redactor.is_sensitive(name))
+    return frozenset((*named, *link_parameters(path, parameters)))
+
+
+def describe_body(  # noqa: PLR0913 - one fact each
+    copy: BodyCopy | None,
+    headers: Headers,
+    *,
+    redactor: Redactor,
+    limit: int,
+    may_exist: bool,
+    passed_as_file: bool = False,
+    work: WorkBudget | None = None,
+) -> Body | None:
+    """Turn what was copied of a body into what is stored.
+
+    Args:
+        copy: The copy, None where none was made because nothing said beforehand that it is wanted.
+        headers: Those that describe the body.
+        redactor: Takes secrets out.
+        limit: Bytes of it that are kept.
+        may_exist: Whether the head promises a body.
+        passed_as_file: Whether the application named a file for the server to send.
+        work: What redacting it may cost.
+
+    Returns:
+        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None where there
+        was nothing.
+    """
+    if passed_as_file:
+        return Body(content_type=shown_type(headers, redactor), absent="file")
+    if copy is None:
+        return Body(absent="not_copied") if may_exist else None
+    if copy.size == 0:
+        return Body(absent="not_read") if may_exist and not copy.complete else None
+    head = copy.head
+    return make_body(
+        head[:limit],
+        size=copy.size,
+        content_type=header_of(headers, b"content-type"),
+        content_encoding=header_of(headers, b"content-encoding"),
+        complete=copy.whole and len(head) <= limit,
+        redactor=redactor,
+        limit=limit,
+        work=work,
+    )
+
+
+def shown_type(headers: Headers, redactor: Redactor) -> str | None:
+    """The declared media type as it is shown: redacted, and bounded."""
+    given = header_of(headers, b"content-type")
+    return None if given is None else redactor.phrase(cut_text(given, LONGEST_TYPE))
+
+
+def promises_body(headers: Headers) -> bool:
+    """Tell whether a request's head announces a body (RFC 9112, section 6)."""
+    length = header_of(headers, b"content-length")
+    if length is not None:
+        return length.strip() != "0"
+    return header_of(headers, b"transfer-encoding") is not None
+
+
+def header_of(headers: Headers, name: bytes) -> str | None:
+    """Return the first value of a header, ``name`` in lower case; None where there is none."""
+    length = len(name)
+    for key, value in headers:
+        if len(key) == length and (key == name or key.lower() == name):
+            return value.decode("latin-1")
+    return None
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SHORTEST_TOKEN = 16
+
+
+def unless_token(segment: str) -> str:
+    """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
+    if len(segment) < _SHORTEST_TOKEN or _UUID.fullmatch(segment):
+        return segment
+    mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
+    return REDACTED if mixed else segment
+
+
+def _without(path: str, secrets: frozenset[str]) -> str | None:
+    """Take secret parameters out of a path; None where one cannot be found in it."""
+    if not secrets:
+        return path
+    segments = path.split("/")
+    for secret in secrets:
+        if secret in segments:
+            segments = [REDACTED if segment == secret else segment for segment in segments]
+        elif "/" in secret and secret in path:
+            segments = "/".join(segments).replace(secret, REDACTED).split("/")
+        elif secret:
+            return None
+    return "/".join(segments)

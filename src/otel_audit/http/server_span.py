@@ -1,0 +1,94 @@
+"""What the application's own server span gets of the action: a summary, never the audit mark."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+
+from otel_audit import attributes as names
+from otel_audit.action.arguments import parse_action
+from otel_audit.record import ANONYMOUS, Change, Target, entities_of, to_json
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit.policy import Decision
+
+_MOST_CHANGES = 200
+_MOST_ENTITIES = 100
+"""What a span is told of; the record has all of them."""
+
+
+def enrich(  # noqa: C901, PLR0913 - one fact after another
+    span: Span,
+    audit: AuditScope,
+    decision: Decision,
+    *,
+    event_name: str,
+    target: Target | None,
+    full: bool,
+) -> None:
+    """Set what is known of the action on the server span.
+
+    The span may end before the transaction does: what is told of changes, entities and count is
+    marked provisional while there are changes whose transaction is open.
+
+    Args:
+        span: The application's span of the request, recording.
+        audit: The action; its actor, tenant, request and response are known.
+        decision: Its name and level.
+        event_name: What it is called, as the record shows it.
+        target: What it acts upon, as the record shows it.
+        full: Whether bodies and changes are set too.
+    """
+    found: dict[str, AttributeValue] = {
+        names.RECORD_ID: audit.record_id,
+        names.ACTION_ID: audit.action_id,
+        names.EVENT_NAME: event_name,
+        names.ACTION: parse_action(audit.action) or decision.action,
+        names.CHANGES_COUNT: audit.changes_total + audit.changes_pending,
+    }
+    changes: list[Change] = []
+    if audit.changes_pending:
+        found[names.CHANGES_PROVISIONAL] = True
+    if audit.changes or audit.changes_pending:
+        changes = [*audit.changes[:_MOST_CHANGES], *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
+        found[names.ENTITIES] = tuple(islice(entities_of(changes), _MOST_ENTITIES))
+    actor = audit.actor or ANONYMOUS
+    found[names.ACTOR_ID] = actor.id
+    found[names.ACTOR_TYPE] = actor.type
+    if actor.id != ANONYMOUS.id:
+        found[names.USER_ID] = actor.id
+    if actor.role is not None:
+        found[names.ACTOR_ROLE] = actor.role
+    if actor.email is not None:
+        found[names.ACTOR_EMAIL] = actor.email
+    if audit.tenant is not None:
+        found[names.TENANT_ID] = audit.tenant.id
+        if audit.tenant.slug is not None:
+            found[names.TENANT_SLUG] = audit.tenant.slug
+    if target is not None:
+        found[names.TARGET_TYPE] = target.type
+        if target.id is not None:
+            found[names.TARGET_ID] = target.id
+    if audit.request is not None and audit.request.id is not None:
+        found[names.REQUEST_ID] = audit.request.id
+    if full:
+        _add_payload(found, audit, changes)
+    span.set_attributes(found)
+
+
+def _add_payload(
+    found: dict[str, AttributeValue], audit: AuditScope, changes: list[Change]
+) -> None:
+    for name, part in (
+        (names.REQUEST_BODY, audit.request),
+        (names.RESPONSE_BODY, audit.response),
+    ):
+        text = part.body.text if part is not None and part.body is not None else None
+        if text is not None:
+            found[name] = text
+    if changes:
+        found[names.CHANGES] = to_json(changes).decode()

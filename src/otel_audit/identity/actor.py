@@ -1,0 +1,483 @@
+"""Who does an action: an ordered list of resolvers, and nobody where none of them knows."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from urllib.parse import unquote_plus
+
+import msgspec
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.config import PREFIX, AuditConfig, check_words
+from otel_audit.errors import ConfigurationError
+from otel_audit.identity.certificate import certificate_subject, check_readable
+from otel_audit.identity.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
+from otel_audit.identity.proxies import Proxies
+from otel_audit.identity.safe_access import (
+    Scope,
+    claim,
+    exact,
+    first_header,
+    first_identifier,
+    header_values,
+    identifier,
+    load_hook,
+    peek,
+    primary_key,
+    state_of,
+    words,
+)
+from otel_audit.record import Actor, ActorType
+from otel_audit.redaction.hashing import KeyedHash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from otel_audit.scope import AuditScope
+
+_logger = logging.getLogger(__name__)
+
+_IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "email", "name")
+_ROLES: Final = ("actor_type", "role")
+_TYPES: Final = ("user", "service", "system")
+_TOKENS: Final = 512
+
+UNCHECKED: Final = "credential_not_checked"
+"""The reason of who has presented something that says who it is, only not to us."""
+
+_LONGEST_NAME: Final = 128
+"""Characters of a header's name that can be a credential's."""
+
+# what says who calls, by the words in which services, gateways and frameworks name it; what stands
+# in every browser's requests (Sec-Fetch-User, X-CSRF-Token, Sec-WebSocket-Key) is none
+_CREDENTIAL: Final = re.compile(
+    r"auth(?!or(?:s|ity)?(?:-|$))|token|jwt|session|api-?key|access-?key|subscription-key|secret"
+    r"|credential|signature|^dpop$|assertion|principal|oidc|password"
+    r"|^(?:x-)?(?:remote|forwarded|request|authenticated)-user|^x-user(?:-id|-email|name)?$"
+)
+_FORGERY: Final = re.compile(r"csrf|xsrf|forgery")
+_COOKIE: Final = re.compile(rb"(?:^|;)([^=;]*)=")
+_OF_A_LOGIN: Final = re.compile(rb"(?i)sess|sid|auth|token|jwt|login|remember|access|user|account")
+_A_TOKEN: Final = re.compile(rb"(?:^|[=,\s\"])eyJ[A-Za-z0-9_-]{8,}\.")
+_PARAMETERS: Final = re.compile(
+    r"(?i)(?:^|[&;])[^&;=]{0,40}(?:token|api[_-]?key|jwt|auth|session|signature|secret|password)"
+    r"[^&;=]{0,40}=|(?:^|[&;])(?:key|sig|sid)="
+)
+_LONGEST_QUERY: Final = 8_192
+_KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
+_MENDED_BY: Final = {
+    "bad_signature": _KEYS,
+    "unknown_key": _KEYS,
+    "ambiguous_key": _KEYS,
+    "key_not_for_signatures": _KEYS,
+    "keys_not_loaded": "JWT_JWKS_URL or _JWKS_FILE: can it be read?",
+    "alg_not_allowed": "JWT_ALGORITHMS: does it name what the issuer signs with?",
+    "missing_issuer": "JWT_ISSUER: the tokens name none",
+    "wrong_issuer": "JWT_ISSUER: is it written as in the tokens?",
+    "missing_audience": "JWT_AUDIENCE: the tokens name none",
+    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens, and all of theirs named?",
+    "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
+    "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
+}
+"""Why no token may be believed as things are set, and what to look at; all else is the client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What `resolve_actor` goes by; an empty name switches its resolver off.
+
+    Attributes:
+        order: Names of the resolvers to ask, the first answer wins.
+        verifier: Verifies bearer tokens.
+        id_claim, role_claim, email_claim, roles_claim: Claims, or dotted paths into them.
+        aliases: The application's roles to canonical ones.
+        api_key_header: Header with an API key.
+        certificate_header: Header in which a proxy gives the client certificate's subject.
+        proxies: Whose certificate headers are believed.
+        hash: Makes the hash that stands for an API key.
+        resolver: The user's callable; gets the ASGI scope.
+    """
+
+    order: tuple[str, ...] = ("app", "state", "user", "jwt", "api_key", "certificate", "callable")
+    verifier: TokenReader | None = None
+    id_claim: str = "sub"
+    role_claim: str = "actor_type"
+    email_claim: str = "email"
+    roles_claim: str = "roles"
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    api_key_header: str | None = None
+    certificate_header: str | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    hash: KeyedHash = field(default_factory=KeyedHash)
+    resolver: Callable[[Scope], object] | None = None
+    named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
+    """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
+
+    def __post_init__(self) -> None:
+        known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
+
+        def named_by(token: VerifiedToken) -> Actor | str:
+            # what anybody may write, and is a new object each time, is not remembered
+            return known(token) if token.verified else _token_actor(token, self)
+
+        object.__setattr__(self, "named_by", named_by)
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> ActorOptions:
+        """Read the settings, and make the verifier of bearer tokens.
+
+        Raises:
+            ConfigurationError: A setting is wrong; the message names it.
+            MissingExtraError: Tokens are to be verified, and python-jose is not installed; or
+                certificates are to be read, and cryptography is not.
+        """
+        check_words(f"{PREFIX}ACTOR_ORDER", config.actor_order, list(_RESOLVERS))
+        if config.client_certificate_header and not config.trusted_proxies:
+            raise ConfigurationError(
+                f"{PREFIX}CLIENT_CERTIFICATE_HEADER: believed from trusted proxies only, "
+                f"and {PREFIX}TRUSTED_PROXIES names none"
+            )
+        check_readable(config.client_certificate_header or "")
+        return cls(
+            order=config.actor_order,
+            verifier=JwtVerifier.from_config(config),
+            id_claim=config.jwt_actor_claim,
+            role_claim=config.jwt_role_claim,
+            email_claim=config.jwt_email_claim,
+            roles_claim=config.jwt_roles_claim,
+            aliases=MappingProxyType(dict(config.actor_type_aliases)),
+            api_key_header=config.api_key_header or None,
+            certificate_header=config.client_certificate_header or None,
+            proxies=Proxies.from_config(config),
+            hash=KeyedHash.from_config(config),
+            resolver=load_hook(config.actor_resolver, "actor_resolver"),
+        )
+
+
+class Bearer(msgspec.Struct, frozen=True):
+    """What a request's bearer token turned out to be.
+
+    Attributes:
+        token: What it says; None where there is none, or none to be believed.
+        problem: Why it is not to be believed, such as ``token_expired``.
+    """
+
+    token: VerifiedToken | None = None
+    problem: str | None = None
+
+    @property
+    def claims(self) -> Mapping[str, Any] | None:
+        """The claims of the token; None unless it is there and verified."""
+        token = self.token
+        return token.claims if token is not None and token.verified else None
+
+
+NO_BEARER: Final = Bearer()
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """What the resolvers look at."""
+
+    asgi: Scope
+    scope: AuditScope
+    options: ActorOptions
+    bearer: Bearer
+
+
+def resolve_actor(
+    asgi_scope: Scope, audit_scope: AuditScope, options: ActorOptions, bearer: Bearer
+) -> Actor:
+    """Find out who does an action. Never raises for what a client or the application gives.
+
+    Args:
+        asgi_scope: The ASGI scope, as the application left it: authentication runs inside.
+        audit_scope: The action's scope; what the application set there is the resolver ``app``.
+        options: From the settings.
+        bearer: The request's token, as `read_bearer` read it.
+
+    Returns:
+        The actor. Where no resolver knows, ``anonymous``, with the first reason why not:
+        `UNCHECKED` at least, if there was any credential.
+    """
+    request = _Request(asgi_scope, audit_scope, options, bearer)
+    reason: str | None = None
+    for name in options.order:
+        found = _ask(name, request)
+        if isinstance(found, Actor):
+            return _finished(found, request)
+        reason = reason or found
+    return Actor(
+        id="anonymous", type="user", verified=False, reason=reason or _presented(asgi_scope)
+    )
+
+
+def _presented(asgi_scope: Scope) -> str | None:
+    """Say that a client has presented a credential, where nobody here can tell whose it is.
+
+    The application may be able to: so the client is not known, which is not to be nobody.
+    """
+    for name, value in asgi_scope.get("headers") or ():
+        if value and (_is_credential(name) or _holds_credential(name.lower(), value)):
+            return UNCHECKED
+    query = asgi_scope.get("query_string")
+    # as frameworks read it: a name may be spelled in percents
+    text = unquote_plus(query[:_LONGEST_QUERY].decode("latin-1")) if query else ""
+    return UNCHECKED if _PARAMETERS.search(text) else None
+
+
+@functools.lru_cache(maxsize=512)
+def _is_credential(name: bytes) -> bool:
+    if len(name) > _LONGEST_NAME:
+        return False
+    text = name.decode("latin-1").lower()
+    return _CREDENTIAL.search(text) is not None and _FORGERY.search(text) is None
+
+
+def _holds_credential(name: bytes, value: bytes) -> bool:
+    if name == b"cookie":
+        # names first, then words in each: one pattern for both would look at all for each word
+        named = any(_OF_A_LOGIN.search(one) for one in _COOKIE.findall(value))
+        return named or _A_TOKEN.search(value) is not None
+    # a browser can send a credential of a WebSocket in no other header
+    return name == b"sec-websocket-protocol" and (
+        b"bearer" in value.lower() or _A_TOKEN.search(value) is not None
+    )
+
+
+def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
+    """Read the request's bearer token. Never raises for what a client gives."""
+    if options.verifier is None:
+        return NO_BEARER
+    given = first_header(asgi_scope, "authorization")
+    if given is None:
+        return NO_BEARER
+    scheme, _, token = given.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        return NO_BEARER
+    try:
+        return Bearer(options.verifier.verify(token.strip()))
+    except TokenError as problem:
+        _tell_what_may_be_set_wrong(problem.reason)
+        return Bearer(problem=problem.reason)
+
+
+def subject_of(token: str, options: ActorOptions) -> str | None:
+    """Say whom a token names, if it is verified; for one that the application hands out."""
+    if options.verifier is None:
+        return None
+    try:
+        found = options.verifier.verify(token)
+    except TokenError:
+        return None
+    named = options.named_by(found) if found.verified else None
+    return named.id if isinstance(named, Actor) else None
+
+
+def _tell_what_may_be_set_wrong(reason: str) -> None:
+    if reason in _MENDED_BY:
+        log_limited(
+            _logger, f"bearer {reason}",
+            "bearer tokens are not believed: %s; their actions are recorded as anonymous, unless "
+            "something else tells who acts (%s%s)",
+            reason, PREFIX, _MENDED_BY[reason], level=logging.WARNING,
+        )  # fmt: skip
+
+
+def _ask(name: str, request: _Request) -> Actor | str | None:
+    try:
+        return _RESOLVERS[name](request)
+    except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
+        log_limited(
+            _logger, f"actor {name}", "actor resolver %s failed; it is left out", name, error=error
+        )
+        return f"{name}_failed"
+
+
+def _finished(actor: Actor, request: _Request) -> Actor:
+    """Use the canonical role, and add what only the token tells of the same actor."""
+    token = None
+    if request.bearer.token is not None and actor.source not in ("jwt", "jwt-unverified"):
+        told = request.options.named_by(request.bearer.token)
+        token = told if isinstance(told, Actor) and told.id == actor.id and told.verified else None
+    role = actor.role or (token.role if token else None)
+    if token is None and request.options.aliases.get(role or "", role) == role:
+        return actor
+    return msgspec.structs.replace(
+        actor,
+        role=request.options.aliases.get(role, role) if role is not None else None,
+        email=actor.email or (token.email if token else None),
+        roles=actor.roles or (token.roles if token else ()),
+        on_behalf_of=actor.on_behalf_of or (token.on_behalf_of if token else None),
+    )
+
+
+def _app(request: _Request) -> Actor | None:
+    actor = request.scope.actor
+    return None if actor is None else _spelled(actor)
+
+
+def _state(request: _Request) -> Actor | None:
+    return actor_from(state_of(request.asgi).get("user"), "request.state")
+
+
+def _user(request: _Request) -> Actor | None:
+    user = request.asgi.get("user")
+    if user is None:
+        return None
+    # Starlette's BaseUser always has it; an object without it promises nothing
+    return actor_from(user, "scope.user") if peek(user, "is_authenticated") is True else None
+
+
+def _jwt(request: _Request) -> Actor | str | None:
+    if request.bearer.token is None:
+        return request.bearer.problem
+    return request.options.named_by(request.bearer.token)
+
+
+def _api_key(request: _Request) -> Actor | str | None:
+    name, keyed = request.options.api_key_header, request.options.hash
+    given = first_header(request.asgi, name) if name else None
+    if not given:
+        return None
+    return Actor(
+        id=f"api-key:{keyed.of(given)}" if keyed else "api-key",
+        type="service",
+        verified=False,
+        reason="api_key_not_checked",
+        source="api_key",
+    )
+
+
+def _certificate(request: _Request) -> Actor | str | None:
+    name = request.options.certificate_header
+    given = [value for value in header_values(request.asgi, name) if value.strip()] if name else []
+    if not given:
+        return None
+    if not request.options.proxies.trusts_peer(request.asgi):
+        return "certificate_from_untrusted_peer"
+    subject = certificate_subject(given[0]) if len(given) == 1 else None
+    if subject is None:
+        return "certificate_unreadable"
+    return Actor(id=subject, type="service", verified=True, source="certificate")
+
+
+def _callable(request: _Request) -> Actor | str | None:
+    if request.options.resolver is None:
+        return None
+    found = request.options.resolver(request.asgi)
+    if hasattr(found, "__await__"):
+        getattr(found, "close", lambda: None)()
+        return "callable_is_async"
+    return actor_from(found, "callable")
+
+
+_RESOLVERS: Final[Mapping[str, Callable[[_Request], Actor | str | None]]] = {
+    "app": _app,
+    "state": _state,
+    "user": _user,
+    "jwt": _jwt,
+    "api_key": _api_key,
+    "certificate": _certificate,
+    "callable": _callable,
+}
+
+
+def actor_from(thing: object, source: str) -> Actor | None:
+    """Read an actor from what an application has: an `Actor`, an id, a mapping, or an object.
+
+    Args:
+        thing: Its ``id`` (or ``user_id``, ``sub``, ``pk``, ``uuid``, ``identity``, ``username``,
+            ``email``, ``name``), ``actor_type`` or ``role``, ``email``, ``roles`` are read. A
+            stored SQLAlchemy object is read without a query.
+        source: Who gave it.
+
+    Returns:
+        The actor, verified because the application vouches for it; None where there is no
+        identifier, or where it says that nobody is authenticated.
+    """
+    if thing is None:
+        return None
+    if isinstance(thing, Actor):
+        return _spelled(msgspec.structs.replace(thing, source=thing.source or source))
+    plain = identifier(thing)
+    if plain is not None:
+        return Actor(id=plain, type="user", verified=True, source=source)
+    if peek(thing, "is_authenticated") is False:
+        return None
+    found = first_identifier(thing, _IDS[:1]) or primary_key(thing) or first_identifier(thing, _IDS)
+    if found is None:
+        return None
+    return Actor(
+        id=found,
+        type=_type(peek(thing, "type")),
+        role=first_identifier(thing, _ROLES),
+        email=_email(peek(thing, "email")),
+        roles=words(peek(thing, "roles")),
+        verified=True,
+        source=source,
+    )
+
+
+def _spelled(actor: Actor) -> Actor:
+    """Use the exact spelling of the ids that the application has given."""
+    other = actor.on_behalf_of
+    found, behind = exact(actor.id), None if other is None else exact(other)
+    if found == actor.id and behind == other:
+        return actor
+    return msgspec.structs.replace(actor, id=found, on_behalf_of=behind)
+
+
+def _token_actor(token: VerifiedToken, options: ActorOptions) -> Actor | str:
+    claims = token.claims
+    found = identifier(claim(claims, options.id_claim))
+    if found is None:
+        return "token_names_nobody"
+    role = identifier(claim(claims, options.role_claim))
+    return Actor(
+        id=found,
+        type=_token_type(claims, found, options.aliases.get(role or "", role)),
+        role=options.aliases.get(role, role) if role is not None else None,
+        email=_email(claim(claims, options.email_claim)),
+        verified=token.verified,
+        on_behalf_of=_really(claims, options),
+        reason=None if token.verified else "token_not_verified",
+        roles=words(claim(claims, options.roles_claim)) or words(claims.get("scope")),
+        source="jwt" if token.verified else "jwt-unverified",
+    )
+
+
+def _really(claims: Mapping[str, Any], options: ActorOptions) -> str | None:
+    """Name who acts behind the subject: the outermost ``act`` (RFC 8693, section 4.1)."""
+    if "act" not in claims:
+        return None
+    names = (options.id_claim, "sub", "client_id", "azp")
+    # somebody else acts, whoever it is: that must not vanish because the claim is odd
+    return first_identifier(claims["act"], names) or "unknown"
+
+
+def _token_type(claims: Mapping[str, Any], subject: str, role: str | None) -> ActorType:
+    if role in ("service", "system"):
+        return cast("Literal['service', 'system']", role)
+    client = claims.get("client_id") or claims.get("azp")
+    # how the usual providers mark a client-credentials grant (RFC 9068, section 2.2: sub = client)
+    machine = (
+        client == subject
+        or claims.get("gty") == "client-credentials"
+        or claims.get("idtyp") == "app"
+    )
+    return "service" if machine else "user"
+
+
+def _type(value: object) -> ActorType:
+    word = identifier(value)
+    return cast("ActorType", word) if word in _TYPES else "user"
+
+
+def _email(value: object) -> str | None:
+    text = identifier(value)
+    return text if text is not None and "@" in text else None

@@ -1,0 +1,6 @@
+"""Bearer tokens: who sent them, and whether that is proved."""
+
+from otel_audit.identity.jwt.token import TokenError, VerifiedToken
+from otel_audit.identity.jwt.verifier import JwtVerifier, TokenReader
+
+__all__ = ["JwtVerifier", "TokenError", "TokenReader", "VerifiedToken"]

@@ -1,0 +1,237 @@
+"""Verifies bearer tokens with python-jose, against one or several issuers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from otel_audit._util.cache import BoundedCache
+from otel_audit.identity.jwt.token import (
+    Header,
+    TokenError,
+    VerifiedToken,
+    check_claims,
+    decode_object,
+    read_header,
+    unverified_claims,
+    without_padding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jose.backends.base import Key
+
+    from otel_audit.config import AuditConfig
+
+CACHED: Final = 1024
+"""Verified tokens that are remembered, about."""
+
+
+class TokenReader(Protocol):
+    """What tells the actor's resolver what a token says."""
+
+    def verify(self, token: str) -> VerifiedToken:
+        """Return what a token says, without waiting.
+
+        Raises:
+            TokenError: It is not to be believed.
+        """
+
+    def ready(self, timeout: float) -> bool:
+        """Wait until keys are there."""
+
+
+class KeySource(Protocol):
+    """Where an issuer's keys come from."""
+
+    def generation(self) -> int:
+        """Say which keys these are: it grows when they change.
+
+        Raises:
+            TokenError: There are none, or they are too old.
+        """
+
+    def find(self, header: Header) -> Key:
+        """Choose the one key for a token, without waiting.
+
+        Raises:
+            TokenError: There is none.
+        """
+
+    def ready(self, timeout: float) -> bool:
+        """Wait until there are keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Who may sign tokens.
+
+    Attributes:
+        name: What ``iss`` must be; None: anything.
+        algorithms: What it may sign with, never empty.
+        audience: What ``aud`` must be or hold, one of these; none: there must be none.
+        keys: Its keys.
+    """
+
+    name: str | None
+    algorithms: frozenset[str]
+    audience: tuple[str, ...]
+    keys: KeySource
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    token: VerifiedToken
+    keys: KeySource
+    generation: int
+
+
+class JwtVerifier:
+    """Tells what a token says, if it is to be believed. May be used from any thread."""
+
+    def __init__(
+        self,
+        issuers: tuple[Issuer, ...],
+        *,
+        leeway: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take the issuers, each with a name of its own; one may have none, for all other tokens.
+
+        Args:
+            issuers: At least one.
+            leeway: Seconds of clock difference that are forgiven.
+            clock: Unix seconds.
+        """
+        self._issuers = {issuer.name: issuer for issuer in issuers}
+        self._leeway = leeway
+        self._clock = clock
+        self._cache: BoundedCache[bytes, _Remembered] = BoundedCache(CACHED // 2)
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> TokenReader | None:
+        """Read the settings.
+
+        Returns:
+            None when no setting says how tokens are verified.
+
+        Raises:
+            ConfigurationError: A setting is wrong, or two exclude each other; the message names
+                them.
+            MissingExtraError: python-jose is not installed.
+        """
+        from otel_audit.identity.jwt.settings import verifier_from_config
+
+        return verifier_from_config(config)
+
+    def verify(self, token: str) -> VerifiedToken:
+        """Verify a token, without waiting for anything.
+
+        Args:
+            token: In compact form, as it stands behind ``Bearer``.
+
+        Returns:
+            What it says; the same token again is answered from memory until it expires or its
+            issuer's keys change.
+
+        Raises:
+            TokenError: It is not to be believed, or its keys are not there yet.
+        """
+        token = without_padding(token)
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._cache.get(digest)
+        if known is not None and known.generation == known.keys.generation():
+            if self._clock() < known.token.expires_at:
+                return known.token
+            raise TokenError("token_expired")
+        header = read_header(token)
+        issuer = self._issuer(token)
+        if header.algorithm not in issuer.algorithms:
+            raise TokenError("alg_not_allowed")
+        generation = issuer.keys.generation()
+        found = self._check(token, header, issuer)
+        self._cache.put(digest, _Remembered(found, issuer.keys, generation))
+        return found
+
+    def ready(self, timeout: float) -> bool:
+        """Wait until every issuer's keys are there; not for an event loop's thread.
+
+        Args:
+            timeout: Seconds, for each issuer.
+        """
+        waited = [issuer.keys.ready(timeout) for issuer in self._issuers.values()]
+        return all(waited)
+
+    def _issuer(self, token: str) -> Issuer:
+        named = None
+        if len(self._issuers) > 1 or None not in self._issuers:
+            named = unverified_claims(token).get("iss")
+        issuer = self._issuers.get(named) if isinstance(named, str) else None
+        issuer = issuer or self._issuers.get(None)
+        if issuer is None:
+            raise TokenError("missing_issuer" if named is None else "wrong_issuer")
+        return issuer
+
+    def _check(self, token: str, header: Header, issuer: Issuer) -> VerifiedToken:
+        from otel_audit.identity.jwt.keys import verify_signature
+
+        payload = verify_signature(token, issuer.keys.find(header), header.algorithm)
+        claims = decode_object(payload)
+        end = check_claims(
+            claims,
+            now=self._clock(),
+            leeway=self._leeway,
+            issuer=issuer.name,
+            audience=issuer.audience,
+            need_expiry=True,
+        )
+        return VerifiedToken(MappingProxyType(claims), issuer.name, end, verified=True)
+
+
+class UnverifiedReader:
+    """Believes what a token says, unchecked: for applications behind a gateway that checks.
+
+    Whatever it reads is marked as not verified. Only what needs no key is looked at: size, form,
+    time, and, where they are configured, issuer and audience.
+    """
+
+    def __init__(
+        self,
+        *,
+        leeway: float = 0.0,
+        issuer: str | None = None,
+        audience: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take what may be asked of a token without a key; as for `Issuer`."""
+        self._leeway = leeway
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+
+    def verify(self, token: str) -> VerifiedToken:
+        """Read a token.
+
+        Raises:
+            TokenError: It is malformed, expired, not yet valid, or meant for others.
+        """
+        token = without_padding(token)
+        read_header(token)
+        claims = unverified_claims(token)
+        end = check_claims(
+            claims,
+            now=self._clock(),
+            leeway=self._leeway,
+            issuer=self._issuer,
+            audience=self._audience,
+            need_expiry=False,
+        )
+        return VerifiedToken(MappingProxyType(claims), self._issuer, end, verified=False)
+
+    def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as JwtVerifier.ready
+        """There is nothing to wait for."""
+        return True

@@ -1,0 +1,197 @@
+"""For which tenant an action is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.config import PREFIX, AuditConfig, check_words
+from otel_audit.identity.safe_access import (
+    Scope,
+    claim,
+    exact,
+    first_header,
+    first_identifier,
+    identifier,
+    load_hook,
+    primary_key,
+    state_of,
+)
+from otel_audit.record import Tenant
+
+if TYPE_CHECKING:
+    from otel_audit.scope import AuditScope
+
+_logger = logging.getLogger(__name__)
+
+_IDS: Final = ("tenant_id", "id", "pk", "uuid")
+_SLUGS: Final = ("tenant_slug", "slug")
+_NO_TENANTS: Final = frozenset({"www"})
+
+Claims = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantOptions:
+    """What `resolve_tenant` goes by; an empty name switches its source off.
+
+    Attributes:
+        order: Names of the sources to ask, the first answer wins.
+        claim: Claim of a verified token that is the tenant's id.
+        slug_claim: Claim that is its readable name.
+        header: Header that names it.
+        path_parameter: Path parameter that names it.
+        domain: Domain whose subdomains are tenants.
+        resolver: The user's callable; gets the ASGI scope.
+    """
+
+    order: tuple[str, ...] = ("app", "state", "jwt", "header", "path", "subdomain", "callable")
+    claim: str = "tenant_id"
+    slug_claim: str = "tenant_slug"
+    header: str | None = None
+    path_parameter: str | None = None
+    domain: str | None = None
+    resolver: Callable[[Scope], object] | None = None
+
+    @classmethod
+    def from_config(cls, config: AuditConfig) -> TenantOptions:
+        """Read the settings.
+
+        Raises:
+            ConfigurationError: A source's name is unknown, or the callable cannot be found; the
+                message names the setting.
+        """
+        check_words(f"{PREFIX}TENANT_ORDER", config.tenant_order, list(_SOURCES))
+        return cls(
+            order=config.tenant_order,
+            claim=config.jwt_tenant_claim,
+            slug_claim=config.jwt_tenant_slug_claim,
+            header=config.tenant_header or None,
+            path_parameter=config.tenant_path_parameter or None,
+            domain=(config.tenant_domain or "").strip(".").lower() or None,
+            resolver=load_hook(config.tenant_resolver, "tenant_resolver"),
+        )
+
+
+def resolve_tenant(
+    asgi_scope: Scope, audit_scope: AuditScope, claims: Claims | None, options: TenantOptions
+) -> Tenant | None:
+    """Find the tenant an action is done for. Never raises for what a client or the app gives.
+
+    Args:
+        asgi_scope: The ASGI scope, as the application left it.
+        audit_scope: The action's scope; what the application set there is the source ``app``.
+        claims: Claims of a VERIFIED token; None where there is none.
+        options: From the settings.
+
+    Returns:
+        The tenant, None where no source names one.
+    """
+    for name in options.order:
+        try:
+            found = _SOURCES[name](asgi_scope, audit_scope, claims or {}, options)
+        except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
+            log_limited(
+                _logger, f"tenant {name}", "tenant source %s failed; it is left out", name,
+                error=error,
+            )  # fmt: skip
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def tenant_from(thing: object) -> Tenant | None:
+    """Read a tenant from what an application has: a `Tenant`, an id, a mapping, or an object.
+
+    Args:
+        thing: Its ``tenant_id`` or ``id``, and ``tenant_slug`` or ``slug``, are read.
+    """
+    if thing is None:
+        return None
+    if isinstance(thing, Tenant):
+        slug = None if thing.slug is None else exact(thing.slug)
+        return thing if thing.id == exact(thing.id) else Tenant(id=exact(thing.id), slug=slug)
+    plain = identifier(thing)
+    if plain is not None:
+        return Tenant(id=plain)
+    slug = first_identifier(thing, _SLUGS)
+    found = first_identifier(thing, _IDS) or primary_key(thing) or slug
+    return None if found is None else Tenant(id=found, slug=slug)
+
+
+def _app(
+    _asgi: Scope, scope: AuditScope, _claims: Claims, _options: TenantOptions
+) -> Tenant | None:
+    return tenant_from(scope.tenant)
+
+
+def _state(
+    asgi: Scope, _scope: AuditScope, _claims: Claims, _options: TenantOptions
+) -> Tenant | None:
+    state = state_of(asgi)
+    found = tenant_from(state.get("tenant"))
+    if found is not None:
+        return found
+    named = identifier(state.get("tenant_id"))
+    if named is None:
+        return None
+    return Tenant(id=named, slug=identifier(state.get("tenant_slug")))
+
+
+def _jwt(_asgi: Scope, _scope: AuditScope, claims: Claims, options: TenantOptions) -> Tenant | None:
+    found = identifier(claim(claims, options.claim)) if options.claim else None
+    slug = identifier(claim(claims, options.slug_claim)) if options.slug_claim else None
+    return None if found is None else Tenant(id=found, slug=slug)
+
+
+def _header(
+    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+) -> Tenant | None:
+    return tenant_from(first_header(asgi, options.header)) if options.header else None
+
+
+def _path(
+    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+) -> Tenant | None:
+    parameters = asgi.get("path_params")
+    if options.path_parameter is None or not isinstance(parameters, Mapping):
+        return None
+    found = identifier(parameters.get(options.path_parameter))
+    return None if found is None else Tenant(id=found)
+
+
+def _subdomain(
+    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+) -> Tenant | None:
+    given = first_header(asgi, "host") if options.domain else None
+    if given is None:
+        return None
+    host = given.strip().lower().partition(":")[0].rstrip(".")
+    label = host.removesuffix(f".{options.domain}")
+    if label in ("", host) or "." in label or label in _NO_TENANTS:
+        return None
+    slug = identifier(label)
+    return None if slug is None else Tenant(id=slug, slug=slug)
+
+
+def _callable(
+    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+) -> Tenant | None:
+    return None if options.resolver is None else tenant_from(options.resolver(asgi))
+
+
+_SOURCES: Final[
+    Mapping[str, Callable[[Scope, AuditScope, Claims, TenantOptions], Tenant | None]]
+] = {
+    "app": _app,
+    "state": _state,
+    "jwt": _jwt,
+    "header": _header,
+    "path": _path,
+    "subdomain": _subdomain,
+    "callable": _callable,
+}

@@ -1,0 +1,181 @@
+"""Attaching to SQLAlchemy: class-level listeners that hear every session and connection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.pool import Pool
+
+from otel_audit.errors import InstrumentationError
+from otel_audit.orm.association_rows import Relations
+from otel_audit.orm.before_images import ImageListeners
+from otel_audit.orm.bulk import BulkReader
+from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
+from otel_audit.orm.executions import Executions
+from otel_audit.orm.flush import OpenFlushes
+from otel_audit.orm.guard import ErrorGuard
+from otel_audit.orm.listeners import (
+    EngineListeners,
+    MapperListeners,
+    PoolListeners,
+    SessionListeners,
+)
+from otel_audit.orm.mapper_info import MapperInfoCache
+from otel_audit.orm.options import OrmOptions
+from otel_audit.orm.outbox import OutboxListeners, Transactional, complain_beside
+from otel_audit.orm.parameters import Parameters
+from otel_audit.orm.schema_qualifier import SchemaQualifiers
+from otel_audit.orm.selection import Selection
+from otel_audit.orm.transactions import OrphanRecorder, TransactionTracker
+
+
+class _Listener(NamedTuple):
+    target: type
+    name: str
+    call: Callable[..., None]
+    how: dict[str, bool]
+
+
+_lock = threading.Lock()
+_attached: list[Attachment] = []
+
+
+@dataclass(eq=False, slots=True)
+class Attachment:
+    """Capture at work.
+
+    Attributes:
+        redactor: Redacts before anything leaves a listener.
+        options: What is captured.
+    """
+
+    redactor: Redactor
+    options: OrmOptions
+    _faults: ErrorGuard
+    _journal: TransactionTracker
+    _listeners: list[_Listener] = field(default_factory=list)
+
+    @property
+    def capture_errors(self) -> int:
+        """How many errors of capture itself were caught."""
+        return self._faults.count
+
+    def can_enlist(self, connection: Connection) -> None:
+        """Say that the connection's transaction holds a record that the application has made."""
+        self._journal.of(connection).can_enlist = True
+
+    def settle(self) -> None:
+        """Report commits that have been answered; see `Journal.settle`. Never raises."""
+        try:
+            self._journal.settle()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._faults.note("settle", error)
+
+
+def attach(
+    redactor: Redactor,
+    *,
+    options: OrmOptions | None = None,
+    on_orphan: OrphanRecorder | None = None,
+    transactional: Transactional | None = None,
+) -> Attachment:
+    """Listen to every session and connection of the process.
+
+    Args:
+        redactor: Redacts values and statements.
+        options: What is captured; everything by default.
+        on_orphan: Takes what a transaction outside any action (or of one that is closed) has
+            left: its outcome, and its changes.
+        transactional: Writes changes in the transactions themselves; None: they are observed.
+
+    Returns:
+        The attachment; the one there is, if capture is attached already.
+
+    Raises:
+        InstrumentationError: Capture is attached with another redactor or other options.
+    """
+    options = OrmOptions() if options is None else options
+    with _lock:
+        if _attached:
+            present = _attached[0]
+            if present.redactor is not redactor or present.options != options:
+                raise InstrumentationError(
+                    "ORM capture is attached already, with another redactor or other options: "
+                    "detach it first"
+                )
+            return present
+        attachment = _build(redactor, options, on_orphan, transactional)
+        for target, name, listener, how in attachment._listeners:  # noqa: SLF001 - made here
+            event.listen(target, name, listener, **how)
+        _attached.append(attachment)
+        return attachment
+
+
+def detach(attachment: Attachment) -> None:
+    """Stop listening. Detaching twice does nothing.
+
+    What open transactions have written so far is reported with outcome ``unknown``.
+    """
+    with _lock:
+        if attachment not in _attached:
+            return
+        _attached.remove(attachment)
+        for target, name, listener, _ in attachment._listeners:  # noqa: SLF001 - made here
+            event.remove(target, name, listener)
+    attachment._journal.close()  # noqa: SLF001 - made here
+
+
+def _build(
+    redactor: Redactor,
+    options: OrmOptions,
+    on_orphan: OrphanRecorder | None,
+    transactional: Transactional | None,
+) -> Attachment:
+    faults = ErrorGuard()
+    on_told = (lambda: None) if transactional is None else transactional.committed
+    on_beside = None if transactional is None else complain_beside
+    journal = TransactionTracker(options, faults, on_orphan, on_told, on_beside)
+    selection = Selection(options)
+    masking = ColumnRedaction(redactor, options.max_value)
+    plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)
+    places = SchemaQualifiers()
+    relations = Relations(plans, masking, places)
+    flushes = OpenFlushes(selection, plans, masking, relations, journal, faults, places)
+    bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
+    executions = Executions(selection, journal, flushes, bulk, faults)
+    heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
+        # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
+        # before a listener of the application sets what is not written any more
+        (
+            Mapper,
+            MapperListeners(flushes, plans, fetch=options.fetch_unknown),
+            {"raw": True, "retval": True, "insert": True},
+        ),
+        (Session, SessionListeners(flushes, executions, journal), {}),
+        (Engine, EngineListeners(executions, journal), {}),
+        (Pool, PoolListeners(journal), {}),
+    )
+    if options.before_images:
+        images = ImageListeners(plans, selection, masking, executions, journal, options, places)
+        heard += ((Engine, images, {}),)
+    listeners = [
+        _Listener(target, name, faults.guard(getattr(one, name)), how)
+        for target, one, how in heard
+        for name in _events(one)
+    ]
+    if transactional is not None:
+        promised = OutboxListeners(transactional, journal)
+        # unguarded, as a transaction that cannot be told must not be committed; and first of all
+        listeners[:0] = [
+            _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
+        ]
+    return Attachment(redactor, options, faults, journal, listeners)
+
+
+def _events(listeners: object) -> list[str]:
+    return [name for name in vars(type(listeners)) if not name.startswith("_")]

@@ -1,0 +1,349 @@
+"""Before-images: what one UPDATE or DELETE over many rows does to each of them.
+
+For chosen tables the rows that a statement is going to affect are read first, in its transaction
+and locked where the database can, and after an UPDATE once more.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_coerce
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.orm.bulk import bare, embedded_elements, table_of, writes
+from otel_audit.orm.compiled_binds import sent_statement
+from otel_audit.orm.mapper_info import MapperInfoCache
+from otel_audit.orm.reference_names import RowNaming
+from otel_audit.orm.schema_qualifier import SchemaQualifiers
+from otel_audit.orm.stored_values import MISSING
+from otel_audit.orm.transaction_outcome import ABORTING_DIALECTS, is_autocommit
+from otel_audit.orm.unit_of_work import is_of_flush
+from otel_audit.record import Change
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection, Dialect
+
+    from otel_audit.orm.column_redaction import ColumnRedaction
+    from otel_audit.orm.executions import Executions
+    from otel_audit.orm.options import OrmOptions
+    from otel_audit.orm.selection import Selection
+    from otel_audit.orm.transactions import TransactionTracker
+
+_logger = logging.getLogger("otel_audit.orm")
+
+_Row: TypeAlias = dict[str, Any]
+
+_PASSED_ON = ("schema_translate_map",)
+"""Options of a statement that say where its rows are."""
+
+_AT_ONCE = 200
+"""Keys in one SELECT of rows that were updated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """The rows that a statement is about to affect.
+
+    Attributes:
+        statement: The statement.
+        table: What it writes.
+        columns: The columns that are told.
+        read: What is read of a row, by key: the columns, and what they store, where that is
+            another value.
+        rows: The rows.
+        options: With which further ones are to be read.
+    """
+
+    statement: Update | Delete
+    table: Table
+    columns: tuple[Column[Any], ...]
+    read: dict[str, ColumnElement[Any]]
+    rows: list[_Row]
+    options: dict[str, Any]
+
+
+class ImageListeners:
+    """Hears statements before and after they are executed."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each that it asks
+        self,
+        plans: MapperInfoCache,
+        selection: Selection,
+        masking: ColumnRedaction,
+        executions: Executions,
+        journal: TransactionTracker,
+        options: OrmOptions,
+        places: SchemaQualifiers,
+    ) -> None:
+        """Take what reading and describing needs."""
+        self._plans = plans
+        self._selection = selection
+        self._masking = masking
+        self._executions = executions
+        executions.review = self._review
+        self._places = places
+        self._journal = journal
+        self._tables = frozenset(options.before_images)
+        self._most = options.max_before_images
+        self._before: weakref.WeakKeyDictionary[Connection, _Before] = weakref.WeakKeyDictionary()
+
+    def before_execute(
+        self,
+        connection: Connection,
+        statement: Any,
+        multiparams: Sequence[Any],
+        params: Any,
+        execution_options: Any,
+    ) -> None:
+        """Read the rows that a statement is about to affect."""
+        statement = bare(statement)
+        if not isinstance(statement, Update | Delete):
+            return
+        table = table_of(statement)
+        mapper = self._plans.mapper_of(table) if isinstance(table, Table) else None
+        if mapper is not None and is_of_flush(statement, execution_options, (mapper,)):
+            return
+        self._before.pop(connection, None)
+        if not isinstance(table, Table) or not self._takes(connection, table):
+            return
+        if len(multiparams) > 1:
+            _say_unread(table, "it was given many sets of parameters")
+            return
+        columns = tuple(
+            one for one in table.columns if one.primary_key or self._selection.takes_column(one)
+        )
+        given = params or (multiparams[0] if multiparams else None) or {}
+        # as it will be sent: with the criteria that the ORM adds to it
+        sent = sent_statement(statement.compile(dialect=connection.dialect))
+        read = self._read_of(columns, connection.dialect)
+        query = _rows_of(sent, read, table).limit(self._most + 1)
+        compiled = query.compile(dialect=connection.dialect)
+        options = {key: execution_options[key] for key in _PASSED_ON if key in execution_options}
+        if any(map(writes, embedded_elements(compiled))):
+            _say_unread(table, "its criteria write, too")
+            return
+        names = set(compiled.params)
+        parameters = {name: given[name] for name in names.intersection(given)}
+        found = _read_safely(connection, query, parameters, options)
+        rows = _distinct(found, read, table)
+        if len(rows) > self._most:
+            _say_unread(table, f"it affects more than {self._most} rows")
+            return
+        self._before[connection] = _Before(statement, table, columns, read, rows, options)
+
+    def _review(self, connection: Connection, context: Any, entries: list[Change]) -> list[Change]:
+        """Compare what was read with what was written, before the statement's entry is noted.
+
+        Args:
+            connection: Where the statement was executed.
+            context: Its execution context.
+            entries: What is told of it.
+
+        Returns:
+            The same. Where another number of rows was written than were read (for a trigger, a
+            policy, another transaction), which they were is not known: it says so, and none of
+            them is told.
+        """
+        before = self._before.get(connection)
+        statement = bare(getattr(context, "invoked_statement", None))
+        if before is None or before.statement is not statement:
+            return entries
+        told = [one for one in entries if one.table == before.table.fullname]
+        written, read = (told[0].rows if told else 0), len(before.rows)
+        if written is None or written == read:
+            return entries
+        del self._before[connection]
+        if not told:
+            return entries
+        note = f"not told row by row: {read} rows were read before it, {written} were affected"
+        noted = msgspec.structs.replace(
+            told[0], note=note if told[0].note is None else f"{told[0].note}; {note}"
+        )
+        return [noted if one is told[0] else one for one in entries]
+
+    def after_execute(
+        self,
+        connection: Connection,
+        statement: Any,
+        _multiparams: object,
+        _params: object,
+        _execution_options: object,
+        _result: object,
+    ) -> None:
+        """Describe what became of them."""
+        before = self._before.get(connection)
+        if before is None or before.statement is not bare(statement):
+            return
+        del self._before[connection]
+        after = _after(connection, before)
+        self._journal.write(connection, list(self._describe(connection, before, after)))
+        self._executions.end_if_autocommit(connection)
+
+    def _read_of(
+        self, columns: Sequence[Column[Any]], dialect: Dialect
+    ) -> dict[str, ColumnElement[Any]]:
+        found: dict[str, ColumnElement[Any]] = {str(one.key): one for one in columns}
+        for column in columns:
+            stored = self._plans.of_column(column).stored
+            below = None if stored is None else stored.below(dialect)
+            if below is not None:
+                key = _stored_key(column)
+                found[key] = type_coerce(column, below).label(f"stored_{len(found)}")
+        return found
+
+    def _takes(self, connection: Connection, table: Table) -> bool:
+        wanted = not self._tables.isdisjoint({table.name, table.fullname})
+        return (
+            wanted
+            and bool(table.primary_key.columns)
+            and self._selection.takes_table(table)
+            and self._selection.takes_connection(connection)
+            and not self._executions.writes_relation(connection, table)
+        )
+
+    def _describe(
+        self, connection: Connection, before: _Before, after: dict[tuple[Any, ...], _Row]
+    ) -> Iterator[Change]:
+        is_update = isinstance(before.statement, Update)
+        plan = self._plans.of_table(before.table)
+        declared = RowNaming.of_table(before.table) if plan is None else plan.naming
+        naming = self._places.naming(self._places.at(connection), declared)
+        read = functools.partial(self._read, dialect=connection.dialect)
+        for row in before.rows:
+            now = after.get(_key(row, before.table))
+            key = {one.name: read(one, row) for one in before.table.primary_key.columns}
+            if now is not None and not is_update:
+                yield _kept(naming, before.table.name if plan is None else plan.entity, key)
+                continue
+            values = {
+                column.name: [read(column, row), read(column, now)]
+                for column in before.columns
+                if _differs(column, row, now)
+            }
+            if is_update and now is not None and not values:
+                continue
+            lost = is_update and now is None
+            yield Change(
+                operation="update" if is_update else "delete",
+                entity=before.table.name if plan is None else plan.entity,
+                name=naming.name_for(key),
+                table=naming.table,
+                key=key,
+                values=values,
+                unknown_after=tuple(values) if lost else (),
+                related=naming.references(key),
+                note="not found again by its key: the statement may have changed that"
+                if lost
+                else None,
+            )
+
+    def _read(self, column: Column[Any], row: _Row | None, *, dialect: Dialect) -> Any:
+        if row is None:
+            return None
+        told = self._plans.of_column(column)
+        value = row[column.key]
+        if told.stored is not None:
+            stored = row.get(_stored_key(column), MISSING)
+            if stored is MISSING:
+                stored = told.stored.of(value, dialect)
+            return self._masking.stored(told.name, value, stored, told.alias)
+        if told.members is not None:
+            value = told.members.of(value, dialect)
+        return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
+
+
+def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:
+    return Change(
+        operation="delete",
+        kind="untracked",
+        entity=entity,
+        name=naming.name_for(key),
+        table=naming.table,
+        key=key,
+        related=naming.references(key),
+        note="it is there still: a trigger or a rule may have kept it",
+    )
+
+
+def _stored_key(column: Column[Any]) -> str:
+    return f"{column.key} as stored"
+
+
+def _rows_of(statement: Any, read: Mapping[str, ColumnElement[Any]], table: Table) -> Any:
+    query = select(*read.values()).where(
+        *statement._where_criteria  # noqa: SLF001 - no public way
+    )
+    # as the statement itself will lock them
+    return query.with_for_update(key_share=isinstance(statement, Update), of=table)
+
+
+def _read_safely(
+    connection: Connection, query: Any, parameters: _Row, options: dict[str, Any]
+) -> Sequence[Any]:
+    """Read without harm: where a failed SELECT dooms the transaction, behind a savepoint."""
+    if connection.dialect.name not in ABORTING_DIALECTS or is_autocommit(connection):
+        return connection.execute(query, parameters, execution_options=options).all()
+    with connection.begin_nested():
+        return connection.execute(query, parameters, execution_options=options).all()
+
+
+def _distinct(found: Sequence[Any], read: Iterable[str], table: Table) -> list[_Row]:
+    """The rows, each once: a statement over several tables may find one more than once."""
+    rows: dict[tuple[Any, ...], _Row] = {}
+    for one in found:
+        row = dict(zip(read, one, strict=True))
+        rows.setdefault(_key(row, table), row)
+    return list(rows.values())
+
+
+def _after(connection: Connection, before: _Before) -> dict[tuple[Any, ...], _Row]:
+    keys = [_key(row, before.table) for row in before.rows]
+    found: dict[tuple[Any, ...], _Row] = {}
+    primary = list(before.table.primary_key.columns)
+    for first in range(0, len(keys), _AT_ONCE):
+        some = keys[first : first + _AT_ONCE]
+        wanted = (
+            primary[0].in_([key[0] for key in some])
+            if len(primary) == 1
+            else or_(
+                *(
+                    and_(*(one == part for one, part in zip(primary, key, strict=True)))
+                    for key in some
+                )
+            )
+        )
+        for row in _distinct(
+            _read_safely(
+                connection, select(*before.read.values()).where(wanted), {}, before.options
+            ),
+            before.read,
+            before.table,
+        ):
+            found[_key(row, before.table)] = row
+    return found
+
+
+def _key(row: _Row, table: Table) -> tuple[Any, ...]:
+    return tuple(row[column.key] for column in table.primary_key.columns)
+
+
+def _differs(column: Column[Any], before: _Row, after: _Row | None) -> bool:
+    old = before[column.key]
+    if after is None:
+        return old is not None
+    return column.type.compare_values(old, after[column.key]) is not True
+
+
+def _say_unread(table: Table, reason: str) -> None:
+    log_limited(
+        _logger, f"before-images {table.fullname}",
+        "A statement on %s is recorded as one change, not row by row: %s", table.fullname, reason,
+        level=logging.WARNING,
+    )  # fmt: skip

@@ -1,0 +1,305 @@
+"""Changes that statements make: many rows at once, known by their table, criteria and row count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import DDL, Table, TextClause, TextualSelect
+from sqlalchemy.engine.interfaces import ExecuteStyle
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql.dml import UpdateBase
+
+from otel_audit.orm.cascades import noted
+from otel_audit.orm.compiled_binds import sent_statement, set_columns
+from otel_audit.orm.parameters import Parameters
+from otel_audit.orm.sql_lexer import Style
+from otel_audit.orm.sql_statements import EMBEDDED, UPSERT, SqlText, Write, read_sql
+from otel_audit.record import Change, Operation
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExecutionContext
+
+    from otel_audit.orm.mapper_info import MapperInfoCache
+    from otel_audit.orm.selection import Selection
+
+
+class BulkReader:
+    """Describes executed statements."""
+
+    def __init__(
+        self, plans: MapperInfoCache, selection: Selection, parameters: Parameters
+    ) -> None:
+        """Take what describing needs."""
+        self._plans = plans
+        self._selection = selection
+        self._parameters = parameters
+
+    def describe(self, context: Any, statement: str, cursor: Any) -> list[Change]:
+        """Describe what a compiled INSERT, UPDATE or DELETE, or a query around one, has written.
+
+        Args:
+            context: SQLAlchemy's execution context.
+            statement: The text that was sent.
+            cursor: The driver's cursor, for the row count.
+
+        Returns:
+            One entry for each table; none if it wrote nothing that is captured.
+        """
+        element = compiled_element(context)
+        embedded = self._describe_embedded(context, statement)
+        if not isinstance(element, UpdateBase):
+            return embedded
+        entry = self._entry(
+            element,
+            statement=self._parameters.compiled_text(
+                context.compiled, statement, style_of(context)
+            ),
+            parameters=self._parameters.of_compiled(context),
+            rows=affected_rows(context, cursor, element),
+            note=_notes(
+                UPSERT if is_upsert(element) else None, self._cascading(element, _sets(context))
+            ),
+        )
+        return [*(() if entry is None else (entry,)), *embedded]
+
+    def describe_text(
+        self, write: Write, context: Any, statement: str, parameters: Any, cursor: Any
+    ) -> list[Change]:
+        """Describe one write of a text.
+
+        Args:
+            write: What was read in the text.
+            context: SQLAlchemy's execution context.
+            statement: The text that was sent.
+            parameters: What the driver was given, for a statement without a compiled form.
+            cursor: The driver's cursor, for the row count.
+
+        Returns:
+            One entry; none if it is not captured.
+        """
+        style = style_of(context)
+        if not self._takes(write, style):
+            return []
+        sets = _sets(context)
+        table = self._shown_name(write)
+        return [
+            Change(
+                operation=write.operation,
+                kind=write.kind,
+                entity=table,
+                table=table,
+                rows=_counted(context, cursor) if write.counted else None,
+                statement=self._parameters.text(statement, style),
+                parameters=self._parameters.of_compiled(context)
+                if sets
+                else self._parameters.of_driver(statement, style, parameters),
+                note=_notes(write.note, self._cascading_text(write, statement)),
+            )
+        ]
+
+    def describe_attempt(self, context: Any, statement: str) -> list[Change]:
+        """Tell what a statement that has failed was to write: operation, class and table only."""
+        element = compiled_element(context)
+        if isinstance(element, UpdateBase):
+            elements = (element, *embedded_elements(context.compiled))
+            entries = (self._entry(one) for one in elements if isinstance(one, UpdateBase))
+            return [one for one in entries if one is not None]
+        style = style_of(context)
+        return [
+            Change(operation=one.operation, kind=one.kind, entity=one.table, table=one.table)
+            for one in read_sql(statement, style).writes
+            if self._takes(one, style)
+        ]
+
+    def _describe_embedded(self, context: Any, statement: str) -> list[Change]:
+        """Describe the writes inside a WITH clause; their row counts are not to be had."""
+        found: list[Change] = []
+        compiled = context.compiled
+        for element in embedded_elements(compiled):
+            if isinstance(element, TextClause):
+                for one in read_sql(element.text, style_of(context, "named")).writes:
+                    write = one._replace(counted=False, note=one.note or EMBEDDED)
+                    found += self.describe_text(write, context, statement, None, None)
+            elif isinstance(element, UpdateBase):
+                entry = self._entry(
+                    element,
+                    statement=self._parameters.compiled_text(
+                        compiled, statement, style_of(context)
+                    ),
+                    parameters=self._parameters.of_compiled(context),
+                    rows=None,
+                    note=EMBEDDED,
+                )
+                found += () if entry is None else (entry,)
+        return found
+
+    def _cascading(self, element: UpdateBase, sets: Sequence[Mapping[str, Any]]) -> str | None:
+        """What is to be said of rows that the database deletes or changes on its own."""
+        table = table_of(element)
+        if not isinstance(table, Table) or element.is_insert:
+            return None
+        cascades = self._plans.cascades
+        if element.is_delete:
+            return noted(cascades.of_delete([table]))
+        watched = cascades.watched(table)
+        if not watched:
+            return None
+        names = set(sets[0]) if sets else set()
+        names.update(str(getattr(one, "name", one)) for one, _ in set_columns(element))
+        return noted(cascades.of_update(table, watched & names))
+
+    def _cascading_text(self, write: Write, statement: str) -> str | None:
+        if write.operation == "insert" or write.kind == "untracked" or write.empties:
+            return None
+        cascades, found = self._plans.cascades, dict[str, None]()
+        for table in self._plans.tables_named(write.table):
+            if write.operation == "delete":
+                found.update(dict.fromkeys(cascades.of_delete([table])))
+            else:
+                words = set(re.findall(r"\w+", statement))
+                found.update(dict.fromkeys(cascades.of_update(table, words)))
+        return noted(found)
+
+    def _takes(self, write: Write, style: Style) -> bool:
+        if write.kind == "untracked":
+            return True
+        known = self._plans.tables_named(write.table)
+        if not known:
+            return self._selection.takes_table_name(write.table, any_case=not style.folds)
+        return any(self._takes_table(one) for one in known)
+
+    def _takes_table(self, table: Table) -> bool:
+        plan = self._plans.of_table(table)
+        return self._selection.takes_table(table) and (plan is None or plan.captured)
+
+    def _shown_name(self, write: Write) -> str:
+        """The name of the table as its definition spells it, where that is known."""
+        spelled = {str(one.fullname) for one in self._plans.tables_named(write.table)}
+        same = [one for one in spelled if one.lower() == write.table.lower()]
+        return same[0] if len(same) == 1 else write.table
+
+    def _entry(self, element: UpdateBase, **parts: Any) -> Change | None:
+        operation, table = _operation_of_element(element), table_of(element)
+        if not isinstance(table, Table):
+            name = str(getattr(table, "name", "?"))
+            return Change(operation=operation, kind="bulk", entity=name, table=name, **parts)
+        if not self._takes_table(table) or not self._takes_subject(element):
+            return None
+        plan = self._plans.of_table(table)
+        entity = str(table.name) if plan is None else plan.entity
+        return Change(
+            operation=operation, kind="bulk", entity=entity, table=str(table.fullname), **parts
+        )
+
+    def _takes_subject(self, element: UpdateBase) -> bool:
+        """Whether the class is captured that a statement names: several may share a table."""
+        subject = element._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
+        mapper = getattr(subject, "mapper", None)
+        return mapper is None or self._plans.of(mapper).captured
+
+
+def _notes(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
+
+
+def style_of(context: Any, paramstyle: str = "") -> Style:
+    """How the texts of a connection are to be read."""
+    return Style(context.dialect.name, paramstyle or context.dialect.paramstyle)
+
+
+def text_of(context: Any, statement: str) -> SqlText | None:
+    """What stands in a text that was executed; None for a statement that was compiled."""
+    element = compiled_element(context)
+    if isinstance(element, TextClause | DDL | None):
+        return read_sql(statement, style_of(context))
+    return None
+
+
+def compiled_element(context: ExecutionContext | Any) -> Any:
+    """The SQL element that was sent, None for a plain text given to the driver."""
+    compiled = getattr(context, "compiled", None)
+    return None if compiled is None else bare(sent_statement(compiled))
+
+
+def bare(element: Any) -> Any:
+    """What is executed of a SQL element that only says how to read its rows."""
+    while isinstance(element, FromStatement | TextualSelect):
+        element = element.element
+    return element
+
+
+def embedded_elements(compiled: Any) -> list[Any]:
+    """The SQL elements in the WITH clauses of a compiled statement."""
+    ctes = getattr(compiled, "ctes", None) or ()
+    return [bare(getattr(one, "element", None)) for one in ctes]
+
+
+def writes(element: Any) -> bool:
+    """Whether a SQL element writes, as far as it shows."""
+    if isinstance(element, TextClause):
+        return bool(read_sql(element.text).writes)
+    return isinstance(element, UpdateBase)
+
+
+def table_of(element: Any) -> Any:
+    """The table that an INSERT, UPDATE or DELETE writes.
+
+    The ORM gives an annotated copy of it, which is another object.
+    """
+    table = getattr(element, "table", None)
+    return table.metadata.tables.get(table.key, table) if isinstance(table, Table) else table
+
+
+def operation_of(context: Any) -> Operation:
+    """What a compiled INSERT, UPDATE or DELETE does."""
+    return "insert" if context.isinsert else "update" if context.isupdate else "delete"
+
+
+def _operation_of_element(element: UpdateBase) -> Operation:
+    return "insert" if element.is_insert else "update" if element.is_update else "delete"
+
+
+def is_upsert(element: UpdateBase) -> bool:
+    """Whether an INSERT has a clause for conflicts, so that it may update or skip rows."""
+    return getattr(element, "_post_values_clause", None) is not None
+
+
+def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
+    """How many rows a statement has written, None where the driver does not say."""
+    counted = _counted(context, cursor)
+    if counted is not None or not element.is_insert or is_upsert(element):
+        return counted
+    if not element_has_values(element):
+        return None
+    multiple = getattr(element, "_multi_values", ())
+    return sum(len(rows) for rows in multiple) if multiple else len(_sets(context))
+
+
+def element_has_values(element: UpdateBase) -> bool:
+    """Whether an INSERT brings its rows along, rather than select them."""
+    return getattr(element, "select", None) is None
+
+
+def is_short(context: Any, cursor: Any) -> bool:
+    """Whether fewer rows were inserted or deleted than there are sets of parameters."""
+    if context.isupdate or context.execute_style is ExecuteStyle.INSERTMANYVALUES:
+        return False
+    rows = _counted(context, cursor)
+    return rows is not None and rows < len(context.compiled_parameters)
+
+
+def _counted(context: Any, cursor: Any) -> int | None:
+    if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
+        return None  # counts only once all rows have been fetched
+    return _row_count(cursor)
+
+
+def _row_count(cursor: Any) -> int | None:
+    rows = getattr(cursor, "rowcount", -1)
+    return rows if isinstance(rows, int) and rows >= 0 else None
+
+
+def _sets(context: Any) -> Sequence[Mapping[str, Any]]:
+    return getattr(context, "compiled_parameters", None) or ()

@@ -1,0 +1,202 @@
+"""Redaction of the values of columns and parameters: by mark, then by name, then by length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from otel_audit.orm.json_values import bounded, counted, is_described, json_text, portable
+from otel_audit.orm.stored_values import is_same_document, same_uuid
+from otel_audit.redaction import REDACTED
+from otel_audit.redaction import Redactor as OurRedactor
+from otel_audit.redaction.budget import PER_VALUE, WorkBudget
+from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.placeholders import WITHHELD, WITHHELD_FOR_WORK
+from otel_audit.redaction.truncate import cut_text
+from otel_audit.redaction.truncated_bodies import whole_json, withhold_undecided
+from otel_audit.redaction.walker import parse_json
+from otel_audit.scope import open_scope
+
+_PROBES = ("x", "a1b2c3d4", 1, True)
+
+_READ = 4
+"""How many times longer than what is kept a value may be and still be read to its end."""
+
+_OUTSIDE = 2_000
+"""Units of work that a value may cost that changes outside of any action."""
+
+_CHARACTERS = 32
+"""Characters of a value that are worth a unit of work: twice what it takes to search them."""
+
+_PER_NODE = 0.5
+"""Units of work that it costs to bring one value in a list or an object to JSON."""
+
+_SHOWN = 1_024
+"""Characters of a long value that are looked at: four times what is shown of it."""
+
+
+class Redactor(Protocol):
+    """What capture needs of redaction."""
+
+    def field(self, name: str, value: Any) -> Any:
+        """Redact a JSON value that stands under a name."""
+
+    def text(self, text: str) -> str:
+        """Redact free text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRedaction:
+    """How values become what may be recorded.
+
+    Attributes:
+        redactor: Decides by name and content. One with a method ``hashed(value)`` can serve
+            columns marked ``hash``.
+        longest: Characters of one value's JSON text.
+    """
+
+    redactor: Redactor
+    longest: int
+
+    def value(self, name: str, value: Any, *, mark: str | None = None, alias: str = "") -> Any:
+        """Bring a value to JSON and redact it.
+
+        Args:
+            name: Its column.
+            value: The application's value, or its JSON form.
+            mark: ``redact`` or ``hash``, as the column's ``info`` says.
+            alias: The attribute's name, where it differs: sensitive in either is sensitive.
+
+        Returns:
+            A JSON value that may leave the listener. None stays None.
+        """
+        return None if value is None else self.redact(name, self.form(value), mark, alias)
+
+    def stored(self, name: str, value: Any, stored: Any, alias: str) -> Any:
+        """Redact what is stored in place of a value: what is sensitive in either is sensitive.
+
+        Args:
+            name: As for `value`.
+            value: The application's value.
+            stored: What its type has made of it.
+            alias: As for `value`.
+        """
+        if stored is None:
+            return None
+        form, own = self.form(stored), self.form(value)
+        if own == form or is_described(own):
+            return self.redact(name, form, None, alias)
+        form = own if is_same_document(own, stored) else same_uuid(value, stored) or form
+        shown = self.redact(name, form, None, alias)
+        # of bytes nothing is shown
+        if shown != form or own is None or isinstance(stored, bytes | bytearray | memoryview):
+            return shown
+        return REDACTED if self._hides(name, own, alias) else shown
+
+    def _hides(self, name: str, form: Any, alias: str) -> bool:
+        """Whether something in a JSON form is to be redacted, however long it is."""
+        size = len(json_text(form)) if isinstance(form, str | dict | list) else 0
+        work = _work()
+        work.left += PER_VALUE + min(size, _READ * self.longest) / _CHARACTERS
+        return size > _READ * self.longest or bool(self._redacted(name, form, alias, work) != form)
+
+    def form(self, value: Any) -> Any:
+        """Bring a value to its JSON form, at the cost of the action that changes it."""
+        if isinstance(value, str | int | float | bytes):
+            return portable(value)
+        work = _work()
+        if work.left < 0:
+            work.withheld = True
+            return WITHHELD_FOR_WORK
+        found, nodes = counted(value)
+        work.left -= nodes * _PER_NODE
+        return found
+
+    def redact(self, name: str, form: Any, mark: str | None, alias: str) -> Any:
+        """Redact a value that is in its JSON form already; as `value`."""
+        if mark is not None:
+            return self._marked(form, mark)
+        kind = type(form)
+        if kind is str:
+            size = len(form)
+        elif kind is dict or kind is list:
+            size = len(json_text(form))
+        else:
+            size = 0
+        work = _work()
+        work.left += PER_VALUE + min(size, _READ * self.longest) / _CHARACTERS
+        if size > _READ * self.longest:
+            return self._head(name, form, alias, work)
+        return bounded(self._redacted(name, form, alias, work), self.longest)
+
+    def _redacted(self, name: str, form: Any, alias: str, work: WorkBudget) -> Any:
+        redacted = self._field(name, form, work)
+        if alias and alias != name and redacted == form:
+            redacted = self._field(alias, form, work)
+        return redacted
+
+    def _field(self, name: str, form: Any, work: WorkBudget) -> Any:
+        redactor = self.redactor
+        if isinstance(redactor, OurRedactor):
+            return redactor.field(name, form, work=work)
+        return redactor.field(name, form)
+
+    def _head(self, name: str, form: Any, alias: str, work: WorkBudget) -> Any:
+        """Show the beginning of a value that is too long to be read; it is cut first."""
+        if isinstance(form, str):
+            shown = self._redacted(name, cut_text(form, _SHOWN), alias, work)
+            size = len(form.encode("utf-8", "replace"))
+            return {"cut": shown[:256], "size": size} if _is_text(shown) else shown
+        whole = whole_json(json_text(form)[:_SHOWN])
+        try:
+            head = WITHHELD if whole is None else withhold_undecided(parse_json(whole))
+        except NotUnderstoodError:  # the cut went through a letter
+            head = WITHHELD
+        shown = self._redacted(name, head, alias, work)
+        return {"cut": json_text(shown).decode()[:256]} if type(shown) is type(form) else shown
+
+    def clean_copy(self, value: Any) -> Any:
+        """Copy a list or an object that holds nothing to redact or to cut; None: look closer."""
+        copy = getattr(self.redactor, "clean_copy", None)
+        if copy is None:
+            return None
+        found = copy(value, self.longest) if isinstance(self.redactor, OurRedactor) else copy(value)
+        return None if found is None or found[1] > self.longest else found[0]
+
+    def are_clean(self, texts: list[str]) -> bool:
+        """Tell whether one look shows that none of some short texts holds anything to redact."""
+        copy = getattr(self.redactor, "clean_copy", None)
+        return copy is not None and copy(texts) is not None
+
+    def is_not_sensitive(self, name: str) -> bool:
+        """Tell whether nothing is redacted for this name alone."""
+        try:
+            return all(self.redactor.field(name, probe) == probe for probe in _PROBES)
+        except Exception:  # noqa: BLE001 - it will raise on the value too, and be noted there
+            return False
+
+    def text(self, text: str, longest: int) -> str:
+        """Redact free text and cut it; first of all, where it is very long."""
+        if len(text) > _READ * longest:
+            return f"{self.redactor.text(cut_text(text, longest))} [{len(text)} characters]"
+        redacted = self.redactor.text(text)
+        if len(redacted) <= longest:
+            return redacted
+        cut = bounded(redacted, longest)
+        return f"{redacted[:longest]}… [{cut['size']} bytes, sha256 {cut['sha256']}]"
+
+    def _marked(self, form: Any, mark: str) -> Any:
+        hashed = getattr(self.redactor, "hashed", None)
+        if mark == "hash" and callable(hashed):
+            return hashed(form)
+        return REDACTED
+
+
+def _work() -> WorkBudget:
+    """The share of the action under way; outside of any, one that is made for the value."""
+    scope = open_scope()
+    return WorkBudget.of(_OUTSIDE) if scope is None else scope.budget.changes
+
+
+def _is_text(shown: Any) -> bool:
+    return isinstance(shown, str) and shown not in (REDACTED, WITHHELD, WITHHELD_FOR_WORK)

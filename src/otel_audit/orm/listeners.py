@@ -1,0 +1,197 @@
+"""What SQLAlchemy calls: each public method has the name and signature of the event it hears."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
+from otel_audit.orm.executions import Executions
+from otel_audit.orm.flush import OpenFlushes
+from otel_audit.scope import open_scope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction
+
+    from otel_audit.orm.mapper_info import MapperInfoCache
+    from otel_audit.orm.transactions import TransactionTracker
+
+
+class MapperListeners:
+    """Hears which rows a flush writes."""
+
+    def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: bool) -> None:
+        """Take what listening needs.
+
+        Args:
+            flushes: The flushes under way.
+            plans: What is known of mappers.
+            fetch: Whether values that are not loaded may be read from the database.
+        """
+        self._flushes = flushes
+        self._plans = plans
+        self._fetch = fetch
+
+    def before_update(
+        self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    ) -> None:
+        """See what is about to be overwritten."""
+        self._flushes.will_write(mapper, connection, state, "update", fetch=self._fetch)
+
+    def before_delete(
+        self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    ) -> None:
+        """Read what is about to be deleted, where that may take a query."""
+        if self._fetch:
+            self._flushes.will_write(mapper, connection, state, "delete", fetch=True)
+
+    def after_insert(
+        self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    ) -> None:
+        """Remember an inserted row."""
+        self._flushes.has_written(mapper, connection, state, "insert")
+
+    def after_update(
+        self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    ) -> None:
+        """Remember a row that may have been updated."""
+        self._flushes.has_written(mapper, connection, state, "update")
+
+    def after_delete(
+        self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    ) -> None:
+        """Remember a deleted row."""
+        self._flushes.has_written(mapper, connection, state, "delete")
+
+    def mapper_configured(self, _mapper: Mapper[Any], _class: type) -> None:
+        """Learn that there are mappers which were not there before."""
+        self._plans.forget_tables()
+
+
+class SessionListeners:
+    """Hears the flushes of sessions, and which connections they use."""
+
+    def __init__(
+        self, flushes: OpenFlushes, executions: Executions, journal: TransactionTracker
+    ) -> None:
+        """Take what listening needs."""
+        self._flushes = flushes
+        self._executions = executions
+        self._journal = journal
+
+    def after_begin(
+        self, session: Session, _transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        """Learn whose statements a connection runs."""
+        self._executions.joined(session, connection)
+
+    def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
+        """Begin to gather."""
+        self._flushes.begin(session, context)
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_stored(scope.identities())
+
+    def after_flush(self, session: Session, _context: UOWTransaction) -> None:
+        """Describe what was written while the old and the new values are both there."""
+        for connection in self._flushes.end(session):
+            self._executions.end_if_autocommit(connection)
+
+    def after_soft_rollback(self, session: Session, _transaction: SessionTransaction) -> None:
+        """Forget what a failed flush has gathered, unless it is committed all the same."""
+        for connection, changes in self._flushes.fail(session).items():
+            self._journal.write(connection, changes)
+            self._executions.end_if_autocommit(connection)
+
+    def after_commit(self, _session: Session) -> None:
+        """Learn that the commits sent before have worked."""
+        self._journal.settle()
+
+
+class EngineListeners:
+    """Hears statements and transactions of every connection."""
+
+    def __init__(self, executions: Executions, journal: TransactionTracker) -> None:
+        """Take what listening needs."""
+        self._executions = executions
+        self._journal = journal
+
+    def begin(self, connection: Connection) -> None:
+        """Learn that the transaction before has ended."""
+        self._journal.begins(connection)
+
+    def begin_twophase(self, connection: Connection, _xid: Any) -> None:
+        """Learn that the transaction before has ended."""
+        self._journal.begins(connection)
+
+    def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
+        """Drop what the savepoint holds."""
+        self._executions.gives_up(connection)
+        self._journal.undo_savepoint(connection, name)
+
+    def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
+        """Keep what the savepoint holds."""
+        self._journal.release_savepoint(connection, name)
+
+    def commit(self, connection: Connection) -> None:
+        """Expect an answer to a COMMIT."""
+        self._journal.commit_begins(connection)
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_loaded(scope.identities())
+
+    def rollback(self, connection: Connection) -> None:
+        """Report what was written as rolled back."""
+        scope = open_scope()
+        if scope is not None and scope.identities is not None:
+            remember_stored(scope.identities())
+        self._executions.gives_up(connection)
+        self._journal.rolled_back(connection)
+
+    def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
+        """Learn that the transaction survives the connection."""
+        ledger = self._journal.find(connection)
+        if ledger is not None:
+            ledger.prepared = True
+
+    def commit_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
+        """Expect an answer to a COMMIT PREPARED."""
+        self._journal.commit_begins(connection)
+
+    def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
+        """Report what was written as rolled back."""
+        self._executions.gives_up(connection)
+        self._journal.rolled_back(connection)
+
+    def after_cursor_execute(
+        self,
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        _executemany: object,
+    ) -> None:
+        """Describe a statement that writes outside the unit of work."""
+        self._executions.executed(connection, cursor, statement, parameters, context)
+
+    def handle_error(self, context: ExceptionContext) -> None:
+        """Learn that a statement or a COMMIT has failed."""
+        self._executions.failed(context)
+
+
+class PoolListeners:
+    """Hears connections come back."""
+
+    def __init__(self, journal: TransactionTracker) -> None:
+        """Take what listening needs."""
+        self._journal = journal
+
+    def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
+        """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
+        self._journal.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
+
+    def checkin(self, dbapi_connection: Any, _record: Any) -> None:
+        """Learn that the commit sent before has worked."""
+        self._journal.returned(dbapi_connection)

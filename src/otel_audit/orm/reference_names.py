@@ -1,0 +1,172 @@
+"""What references call the rows of mapped classes, so that no two classes are called alike."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table
+from sqlalchemy.orm.exc import UnmappedClassError
+
+from otel_audit.policy.entity_names import entity_noun, further_noun
+from otel_audit.record import is_plain_key, key_text, snake_case
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sqlalchemy.orm import Mapper, registry
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowNaming:
+    """What references call the rows of a class or a table.
+
+    Attributes:
+        own: A noun, and before it what tells it from the same noun for other rows.
+        told: The same, where it is not the entity's name in snake case.
+        also: What else references may call them: a shorter name, the table's, those of the
+            classes that the class inherits from.
+        bases: Those of `also` that are of inherited classes.
+        table: The table, with its schema.
+        schema: The schema that it is declared in.
+    """
+
+    own: str
+    told: str | None
+    also: tuple[str, ...]
+    bases: tuple[str, ...]
+    table: str
+    schema: str | None
+
+    def name_for(self, key: Mapping[str, Any]) -> str | None:
+        """What a change of a row calls it beside the entity's name, if that does not say it."""
+        if self.told is not None or len(key) < 2 or is_plain_key(key.values()):  # noqa: PLR2004 - of one column
+            return self.told
+        return self.own
+
+    def references(self, key: Mapping[str, Any]) -> tuple[str, ...]:
+        """The further references to a row."""
+        if not self.also:
+            return ()
+        told = key_text(*key.values())
+        return tuple([f"{name}:{told}" for name in self.also])
+
+    @classmethod
+    def of_table(cls, table: Table) -> RowNaming:
+        """The naming of a table that no class is mapped to."""
+        return cls(snake_case(str(table.name)), None, (), (), str(table.fullname), table.schema)
+
+
+class ReferenceNames:
+    """The nouns of the classes met so far, and of all that are mapped beside them."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        """Begin with none.
+
+        Args:
+            names: Classes, tables or derived nouns to the nouns that are to be used.
+        """
+        self._names = names
+        self._registries: weakref.WeakSet[registry] = weakref.WeakSet()
+
+    def meets(self, mapper: Mapper[Any]) -> bool:
+        """Learn of a mapper; tell whether others have come with it."""
+        if mapper.registry in self._registries:
+            return False
+        self._registries.add(mapper.registry)
+        return True
+
+    def naming(self, mapper: Mapper[Any], table: str) -> RowNaming:
+        """Name the rows of a class.
+
+        Args:
+            mapper: Its mapper.
+            table: The table's name as it is recorded.
+        """
+        own, bases = self.own(mapper), tuple(map(self.own, bases_of(mapper)))
+        return RowNaming(
+            own=own,
+            told=None if own == snake_case(mapper.class_.__name__) else own,
+            also=tuple(dict.fromkeys((*self.further(mapper), *bases))),
+            bases=bases,
+            table=table,
+            schema=_place(mapper)[0],
+        )
+
+    def own(self, mapper: Mapper[Any]) -> str:
+        """What the rows of a class are called: ``order``.
+
+        Where other rows are called so, too, its schema stands before it, or its table if the
+        schema does not tell them apart.
+        """
+        noun = self._noun(mapper)
+        rivals = list(self._rivals(mapper, noun))
+        if not rivals:
+            return noun
+        schema, table = _place(mapper)
+        if all(_place(rival)[0] != schema for rival in rivals):
+            return f"{schema}.{noun}" if schema else noun
+        return f"{table}.{noun}"
+
+    def further(self, mapper: Mapper[Any]) -> tuple[str, ...]:
+        """What else a route may call them: the noun alone, or that of the table."""
+        noun, table = self._noun(mapper), _place(mapper)[1]
+        found = [] if noun == self.own(mapper) else [noun]
+        if mapper.inherits is None and not self._is_renamed(mapper):
+            other = further_noun(noun, mapper.class_.__name__, table)
+            if other is not None and not any(self._rivals(mapper, other)):
+                found.append(other)
+        return tuple(found)
+
+    def _noun(self, mapper: Mapper[Any]) -> str:
+        schema, table = _place(mapper)
+        name = mapper.class_.__name__
+        for known in (name, f"{schema}.{table}", table):
+            if known in self._names:
+                return self._names[known]
+        noun = entity_noun(name, table)
+        return self._names.get(noun, noun)
+
+    def _is_renamed(self, mapper: Mapper[Any]) -> bool:
+        schema, table = _place(mapper)
+        name = mapper.class_.__name__
+        known = (name, f"{schema}.{table}", table, entity_noun(name, table))
+        return any(one in self._names for one in known)
+
+    def _rivals(self, mapper: Mapper[Any], noun: str) -> Iterator[Mapper[Any]]:
+        """The other classes whose rows are called so, and are other rows."""
+        place = _place(mapper)
+        for one in list(self._registries):
+            for other in mappers_of(one):
+                if (
+                    other.base_mapper is not mapper.base_mapper
+                    and _place(other) != place
+                    and self._noun(other) == noun
+                ):
+                    yield other
+
+
+def mappers_of(known: registry) -> list[Mapper[Any]]:
+    """List the mappers of a registry; a class whose mapping has failed may be left in it."""
+    try:
+        return list(known.mappers)
+    except UnmappedClassError:
+        managers = list(known._managers)  # noqa: SLF001 - no public way around the failed one
+        return [manager.mapper for manager in managers if manager.is_mapped]
+
+
+def bases_of(mapper: Mapper[Any]) -> tuple[Mapper[Any], ...]:
+    """The mappers that a mapper inherits from and shares the identity of its rows with."""
+    found = []
+    while mapper.inherits is not None and not mapper.concrete:
+        mapper = mapper.inherits
+        found.append(mapper)
+    return tuple(found)
+
+
+def _place(mapper: Mapper[Any]) -> tuple[str | None, str]:
+    table = mapper.local_table
+    if isinstance(table, Table):
+        return table.schema, str(table.name)
+    return None, str(getattr(table, "name", ""))

@@ -1,0 +1,379 @@
+"""The ledgers of all connections, and what becomes of them when a transaction ends."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from otel_audit._util.spill import SpilledChanges, SpillOptions
+from otel_audit.orm.transaction_outcome import (
+    in_transaction,
+    is_autocommit,
+    is_committed,
+    is_pipelined_autocommit,
+    reset_outcome,
+)
+from otel_audit.orm.transaction_state import Owner, TransactionState, WrittenByAction
+from otel_audit.record import Change, TransactionOutcome
+from otel_audit.scope import current_scope, open_scope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from otel_audit.orm.guard import ErrorGuard
+    from otel_audit.orm.options import OrmOptions
+
+
+class OrphanRecorder(Protocol):
+    """Takes what a transaction outside any action has left."""
+
+    def __call__(
+        self, outcome: TransactionOutcome, changes: SpilledChanges, /, *, begun_in: str = ...
+    ) -> None:
+        """Take it.
+
+        Args:
+            outcome: What became of the transaction.
+            changes: What it changed.
+            begun_in: Id of the action that began what has written; given only if there is one.
+        """
+
+
+_BEGAN_IN = "_otel_audit_began_in"
+"""Where a connection keeps the action that its transaction began in."""
+
+
+class TransactionTracker:
+    """What the transactions under way have written."""
+
+    def __init__(
+        self,
+        options: OrmOptions,
+        faults: ErrorGuard,
+        on_orphan: OrphanRecorder | None,
+        on_told: Callable[[], None] = lambda: None,
+        on_beside: Callable[[TransactionState], None] | None = None,
+    ) -> None:
+        """Begin with no transaction.
+
+        Args:
+            options: Bounds, and whether undone changes are kept.
+            faults: Where errors of our own are counted.
+            on_orphan: Takes the changes of no action.
+            on_told: Told when a transaction is over that holds records itself.
+            on_beside: Told when one was committed without records of all that it has changed.
+        """
+        self._options = options
+        self._faults = faults
+        self._room = SpillOptions(
+            page=max(options.max_entries, 1),
+            directory=options.aside,
+            cipher=options.spill_cipher,
+            on_error=faults.tally,
+        )
+        self._on_orphan = on_orphan
+        self._on_told = on_told
+        self._on_beside = on_beside
+        self._ledgers: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
+        self._gone: deque[TransactionState] = deque()
+
+    def find(self, connection: Connection) -> TransactionState | None:
+        """The ledger of a connection's transaction, None if nothing has happened in it."""
+        found = self._ledgers.get(id(connection))
+        return None if found is None else found[1]
+
+    def of(self, connection: Connection) -> TransactionState:
+        """The ledger of a connection's transaction."""
+        found = self._ledgers.get(id(connection))
+        if found is not None:
+            return found[1]
+        self._report_gone()
+        number = id(connection)
+        ledger = TransactionState(self._room, self._options.keep_rolled_back)
+        ledger.engine = connection.engine
+        # one that is thrown away unclosed is rolled back by its pool
+        reference = weakref.ref(connection, lambda _: self._lost(number))
+        self._ledgers[number] = (reference, ledger)
+        return ledger
+
+    def owner(self, connection: Connection) -> Owner:
+        """Say to which action belongs what is written now.
+
+        A task keeps the scope of the action that began it for as long as it lives. When that
+        action is over, it owns only what is written in a transaction that began before; the rest
+        belongs to the process, and names it.
+        """
+        scope = current_scope()
+        if scope is None or not scope.closed:
+            return scope
+        if connection.__dict__.get(_BEGAN_IN) is scope:
+            return scope
+        return self.of(connection).owner_after(scope)
+
+    def write(self, connection: Connection, changes: Iterable[Change]) -> None:
+        """Note changes in the connection's transaction, for the action under way."""
+        scope = self.owner(connection)
+        ledger = self.of(connection)
+        number = 0
+        for change in changes:
+            ledger.add(scope, change)
+            number += 1
+        if scope is not None and number:
+            scope.note_flushed(number, ledger)
+
+    def undo_savepoint(self, connection: Connection, name: str, *, reopen: bool = False) -> None:
+        """A savepoint was rolled back."""
+        ledger = self.find(connection)
+        if ledger is None:
+            return
+        for owner, number in ledger.undo_savepoint(name, reopen=reopen).items():
+            if owner is not None and number:
+                owner.note_savepoint_rollback(number)
+
+    def expect_more(self, connection: Connection) -> None:
+        """A batch of a statement was executed, and further ones may follow."""
+        ledger = self.find(connection)
+        if ledger is not None:
+            ledger.autocommitted = is_committed(connection)
+
+    def release_savepoint(self, connection: Connection, name: str) -> None:
+        """A savepoint is about to be released.
+
+        In autocommit mode SQLite lets one begin a transaction, which this then commits.
+        """
+        ledger = self.of(connection)
+        ledger.release_savepoint(name)
+        ledger.is_released = len(ledger.frames) == 1
+
+    def begins(self, connection: Connection) -> None:
+        """A transaction begins, and the one before, if any, has ended.
+
+        Unless a listener of the application's has kept its COMMIT from being sent, and SQLAlchemy
+        its ROLLBACK: to the database it goes on, and shares the fate of what is written next.
+        """
+        self.settle()
+        ledger = self.find(connection)
+        if ledger is not None:
+            ledger.committing = False
+        scope = open_scope()
+        if scope is not None:
+            connection.__dict__[_BEGAN_IN] = scope
+        elif ledger is None:
+            connection.__dict__.pop(_BEGAN_IN, None)
+
+    def has_begun(self, connection: Connection) -> None:
+        """A BEGIN of the application's own has worked.
+
+        SQLite takes none within a transaction, so the COMMIT before was sent. The driver no longer
+        shows that, if the listener that sends it was called before ours.
+        """
+        ledger = self.find(connection)
+        if ledger is not None and ledger.committing and connection.dialect.name == "sqlite":
+            self.committed(connection)
+
+    def commit_begins(self, connection: Connection) -> None:
+        """A COMMIT is about to be sent."""
+        ledger = self.find(connection)
+        if ledger is None:
+            return
+        if ledger.autocommitted:
+            self.end(connection, "committed")
+            return
+        if connection.invalidated:  # SQLAlchemy will refuse: there is nothing left to commit
+            self.end(connection, "unknown" if ledger.prepared else "rolled_back")
+            return
+        ledger.committing = True
+        ledger.driver_connection = connection.connection.dbapi_connection
+
+    def committed(self, connection: Connection) -> None:
+        """A COMMIT has been answered without an error, which need not mean that it committed."""
+        ledger = self.find(connection)
+        if ledger is None:
+            return
+        aborted = ledger.aborted
+        self.end(
+            connection,
+            "committed" if aborted is False else "rolled_back" if aborted else "unknown",
+        )
+
+    def rolled_back(self, connection: Connection) -> None:
+        """A ROLLBACK is about to be sent, or need not be."""
+        ledger = self.find(connection)
+        if ledger is not None:
+            if _is_over(ledger, connection):
+                self.end(connection, "committed")
+            else:
+                # nothing of it is undone if none was begun, only not yet answered
+                undecided = is_pipelined_autocommit(connection)
+                self.end(connection, "unknown" if undecided else "rolled_back")
+
+    def settle(self) -> None:
+        """Report every commit that has been answered.
+
+        SQLAlchemy tells when a COMMIT is about to be sent and when it fails, not when it has
+        worked; nor when a listener has kept it from being sent, which the driver must tell.
+        """
+        self._report_gone()
+        self._settle(None)
+
+    def returned(self, driver_connection: object) -> None:
+        """A connection came back to its pool, and so its COMMIT, if any, has been answered.
+
+        It may come back from the garbage collector, which may run anywhere: then nothing can be
+        reported, as that might wait for a lock that this very thread holds.
+        """
+        self._settle(driver_connection)
+
+    def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
+        """A connection is about to come back: see whether its COMMIT, if any, was sent.
+
+        Args:
+            driver_connection: The driver's connection.
+            unfinished: Whether SQLAlchemy closes a transaction whose COMMIT it did not see through.
+        """
+        for _, ledger in list(self._ledgers.values()):
+            if ledger.committing and ledger.driver_connection is driver_connection:
+                # a pool that commits sends the COMMIT that was kept from being sent
+                ledger.unsent = reset_outcome(ledger.engine) != "committed" and (
+                    unfinished or in_transaction(driver_connection)
+                )
+
+    def _settle(self, driver_connection: object | None) -> None:
+        for number in list(self._ledgers):
+            found = self._ledgers.get(number)
+            if found is None:
+                continue
+            reference, ledger = found
+            if driver_connection is None and _is_over(ledger, reference()):
+                self._end(number, "committed")
+                continue
+            if not ledger.committing:
+                continue
+            if driver_connection is not None and ledger.driver_connection is not driver_connection:
+                continue
+            connection = reference()
+            if connection is None:
+                self._lost(number)
+            elif ledger.unsent:
+                self._end(number, "unknown")
+            elif connection.get_transaction() is None and not in_transaction(
+                ledger.driver_connection
+            ):
+                self.committed(connection)
+
+    def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
+        """Report what a transaction has come to, and forget it."""
+        self._end(id(connection), outcome)
+
+    def close(self) -> None:
+        """Report what can be known, and the rest as unknown; for detaching."""
+        self.settle()
+        for number in list(self._ledgers):
+            self._end(number, "unknown")
+
+    def _lost(self, number: int) -> None:
+        """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
+        found = self._ledgers.pop(number, None)
+        if found is not None:
+            ledger = found[1]
+            if ledger.committing:
+                if reset_outcome(ledger.engine) != "committed":
+                    ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
+                ledger.driver_connection = None
+            self._gone.append(ledger)
+
+    def _report_gone(self) -> None:
+        while self._gone:
+            try:
+                ledger = self._gone.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if ledger.prepared or ledger.unsent:
+                self._finish(ledger, "unknown")
+            elif ledger.committing:
+                self._finish(ledger, "committed" if ledger.aborted is False else "unknown")
+            elif ledger.autocommitted:
+                self._finish(ledger, "committed")
+            else:
+                self._finish(
+                    ledger, "rolled_back" if ledger.aborted else reset_outcome(ledger.engine)
+                )
+
+    def _end(self, number: int, outcome: TransactionOutcome) -> None:
+        found = self._ledgers.pop(number, None)
+        if found is None:
+            return
+        connection = found[0]()
+        if connection is not None:
+            # in autocommit mode no other one is announced
+            connection.__dict__.pop(_BEGAN_IN, None)
+        self._finish(found[1], outcome)
+
+    def _finish(self, ledger: TransactionState, outcome: TransactionOutcome) -> None:
+        if (ledger.told or ledger.can_enlist) and outcome != "rolled_back":
+            self._on_told()
+        for owner, batch in ledger.undone.items():
+            batch.settle("rolled_back")
+            self._report_undone(owner, batch)
+        told, beside = dict(ledger.told), False
+        for owner, batch in ledger.finish():
+            beside = beside or bool(batch)
+            if outcome == "rolled_back" and owner in told:
+                # it was undone with the rest
+                whole = told.pop(owner).changes
+                whole.absorb(batch)
+                batch = whole  # noqa: PLW2901 - the same batch, complete
+            batch.settle(outcome)
+            self._report(owner, outcome, batch, ledger, told.pop(owner, None))
+        if beside and outcome == "committed" and self._on_beside is not None:
+            self._on_beside(ledger)
+
+    def _report(
+        self,
+        owner: Owner,
+        outcome: TransactionOutcome,
+        batch: SpilledChanges,
+        ledger: TransactionState,
+        told: WrittenByAction | None,
+    ) -> None:
+        if owner is not None:
+            if told is not None:
+                owner.told += told.records
+            owner.note_transaction_end(
+                outcome,
+                batch,
+                told=0 if told is None else told.changes.count,
+                keep_rolled_back=self._options.keep_rolled_back,
+                transaction=ledger,
+                refused=ledger.refused.get(owner, ()),
+            )
+        is_lost = owner is None or (owner.closed and owner.late is None)
+        if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
+            self._orphaned(outcome, batch, owner)
+
+    def _report_undone(self, owner: Owner, batch: SpilledChanges) -> None:
+        if owner is not None and owner.begun_in is None:
+            owner.keep(batch)
+        elif batch:
+            self._orphaned("rolled_back", batch, owner)
+
+    def _orphaned(self, outcome: TransactionOutcome, changes: SpilledChanges, owner: Owner) -> None:
+        if self._on_orphan is None:
+            return
+        begun_in = None if owner is None else owner.begun_in
+        try:
+            if begun_in is None:
+                self._on_orphan(outcome, changes)
+            else:
+                self._on_orphan(outcome, changes, begun_in=begun_in)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._faults.note("on_orphan", error)
+
+
+def _is_over(ledger: TransactionState, connection: Connection | None) -> bool:
+    """Whether what was written is committed without a COMMIT, as in autocommit mode."""
+    if ledger.autocommitted:
+        return True
+    return ledger.is_released and connection is not None and is_autocommit(connection)

@@ -1,0 +1,374 @@
+"""The sink as an ASGI application: OTLP/HTTP, health and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from opentelemetry import metrics
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
+from otel_audit.server import access_log, decode_json, decode_protobuf, partial_success, receipts
+from otel_audit.server.authentication import Authentication
+from otel_audit.server.credentials import CredentialsFile, Sender
+from otel_audit.server.errors import (
+    JSON,
+    PROTOBUF,
+    Code,
+    Problem,
+    as_status,
+    forbidden,
+    unavailable,
+)
+from otel_audit.server.intake import Store
+from otel_audit.server.items import Batch
+from otel_audit.server.request_body import decompressed, read_body
+from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.service import Outcome, Service, kind_of
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.ledger.sealer_thread import SealingThread
+
+    from otel_audit.server.grpc_server import GrpcListening, GrpcServer
+
+_REFUSAL: Final = "x-otel-audit-refusal"
+"""Header by which a sender asks to be refused for now, with 503, where it is not let in: a
+Collector takes 401 and 403 for final, and drops what it has acknowledged to others."""
+
+_LARGEST_HEADERS: Final = 32_768
+
+Decoder = Callable[[bytes, RequestBudget], Iterator[Batch]]
+
+_DECODERS: Final[dict[str, dict[str, Decoder]]] = {
+    "/v1/traces": {PROTOBUF: decode_protobuf.spans, JSON: decode_json.spans},
+    "/v1/audit": {PROTOBUF: decode_protobuf.logs, JSON: decode_json.logs},
+}
+_WATCH_INTERVAL: Final = 5.0
+"""Seconds between two looks whether the threads beside it are alive."""
+
+
+def create_app(
+    config: AuditConfig | None = None,
+    *,
+    any_certificate: bool = False,
+    grpc: GrpcListening | None = None,
+    make_store: Callable[[], Store] | None = None,
+) -> Starlette:
+    """Make the sink, for any ASGI server that runs lifespans.
+
+    Args:
+        config: The settings; by default from the environment.
+        any_certificate: Let in every client certificate that the server has verified, where the
+            file of senders names none.
+        grpc: Where to take OTLP over gRPC as well, if anywhere.
+        make_store: Makes what stands for a connection to the store; by default to the one of
+            ``OTEL_AUDIT_DSN``.
+
+    Returns:
+        The application.
+
+    Raises:
+        ConfigurationError: There is no store, or nobody is authenticated and that is not asked for.
+        MissingExtraError: A package of the extra ``grpc`` is not installed, and it is asked for.
+    """
+    config = config or AuditConfig()
+    service = Service(config, _access(config, any_certificate), make_store or _store_maker(config))
+    beside = _Beside(_sealing(config), _grpc_server(service, grpc))
+    app = Starlette(
+        routes=[
+            Route("/v1/traces", functools.partial(_export, service), methods=["POST"]),
+            Route("/v1/audit", functools.partial(_export, service), methods=["POST"]),
+            Route("/health", functools.partial(_health, service, beside), methods=["GET"]),
+            Route("/ready", functools.partial(_ready, service), methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: _no_such_thing},
+        lifespan=functools.partial(_lifespan, service, beside),
+    )
+    app.state.service = service
+    return app
+
+
+def _access(config: AuditConfig, any_certificate: bool) -> Authentication:  # noqa: FBT001 - passed on
+    senders = None
+    if config.serve_tokens_file is not None:
+        senders = CredentialsFile(config.serve_tokens_file)
+    if senders is None and not any_certificate and config.serve_no_auth == "no":
+        raise ConfigurationError(
+            f"{PREFIX}SERVE_TOKENS_FILE: missing, and anybody could write the audit trail; make a "
+            "token: otel-audit serve token new NAME --file tokens.toml"
+        )
+    return Authentication(senders, any_certificate, config.serve_no_auth)
+
+
+def _store_maker(config: AuditConfig) -> Callable[[], Store]:
+    dsn = config.asyncpg_dsn
+    if dsn is None:
+        raise ConfigurationError(f"{PREFIX}DSN: missing; it names the audit store")
+    from otel_audit_postgres.sink import PostgresSink
+
+    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+
+
+def _sealing(config: AuditConfig) -> SealingThread | None:
+    """Make what seals beside the sink, where the settings ask for it."""
+    if not config.seal:
+        return None
+    from otel_audit_postgres.ledger.metrics import publish
+    from otel_audit_postgres.ledger.sealer_thread import SealingThread
+    from otel_audit_postgres.ledger.settings import sealer_from
+
+    sealer = sealer_from(config)
+    publish(metrics.get_meter("otel_audit.server"), sealer)
+    return SealingThread(sealer, config.seal_interval)
+
+
+def _grpc_server(service: Service, listening: GrpcListening | None) -> GrpcServer | None:
+    if listening is None:
+        return None
+    try:
+        from otel_audit.server.grpc_server import GrpcServer
+    except ImportError as error:
+        raise MissingExtraError("OTLP over gRPC", "grpc") from error
+    return GrpcServer(service, listening)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What runs beside the application for as long as it does."""
+
+    sealing: SealingThread | None
+    grpc: GrpcServer | None
+
+    @property
+    def threads(self) -> dict[str, str]:
+        """How the threads do that serve nobody: ``ok``, or why one does not work."""
+        if self.sealing is None:
+            return {}
+        return {"sealing": self.sealing.state.failure or "ok"}
+
+    async def watch(self) -> None:
+        """Replace what is gone of them, for as long as the application runs."""
+        while self.sealing is not None:
+            await asyncio.sleep(_WATCH_INTERVAL)
+            self.sealing.ensure()
+
+    async def start(self) -> None:
+        if self.sealing is not None:
+            self.sealing.start()
+        if self.grpc is not None:
+            await self.grpc.start()
+
+    async def stop(self, patience: float) -> None:
+        if self.sealing is not None:
+            await asyncio.to_thread(self.sealing.stop, patience)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIterator[None]:
+    patience = service.config.shutdown_timeout
+    service.intake.start()
+    service.meters.publish(
+        metrics.get_meter("otel_audit.server"),
+        lambda: service.budget.taken,
+        lambda: service.intake.depth,
+    )
+    await beside.start()
+    watching = asyncio.create_task(beside.watch())
+    with _reloading(service):
+        yield
+    watching.cancel()
+    if beside.grpc is not None:
+        await beside.grpc.stop(patience)
+    await service.intake.stop(patience)
+    await beside.stop(patience)
+
+
+@contextlib.contextmanager
+def _reloading(service: Service) -> Iterator[None]:
+    """Read the file of senders anew on SIGHUP, where signals can be had."""
+    senders = service.access.senders
+    if senders is None:
+        yield
+        return
+    try:
+        before = signal.signal(signal.SIGHUP, lambda *_: senders.look_again())
+    except (ValueError, AttributeError):  # not the main thread, or not POSIX
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def _health(service: Service, beside: _Beside, _: Request) -> Response:
+    """Whether the process lives, and how what runs beside it does."""
+    told = {
+        "status": "ending" if service.intake.ending else "up",
+        **service.meters.snapshot(),
+        "threads": beside.threads,
+    }
+    return Response(msgspec.json.encode(told), media_type=JSON)
+
+
+async def _ready(service: Service, _: Request) -> Response:
+    """Whether it can store what is sent now."""
+    try:
+        service_ends = service.intake.ending
+        if not service_ends:
+            await service.intake.check()
+    except StoreError as error:
+        return Response(
+            msgspec.json.encode({"ready": False, "reason": str(error)}), 503, media_type=JSON
+        )
+    if service_ends:
+        return Response(
+            msgspec.json.encode({"ready": False, "reason": "ending"}), 503, media_type=JSON
+        )
+    return Response(msgspec.json.encode({"ready": True}), media_type=JSON)
+
+
+async def _export(service: Service, request: Request) -> Response:
+    """Take an export request, and answer after its records are committed."""
+    began = time.perf_counter()
+    told: dict[str, Any] = {}
+    problem: Problem | None = None
+    try:
+        response = await _exported(service, request, told)
+    except Problem as found:
+        problem = found
+    except ClientDisconnect:
+        problem = Problem(499, Code.UNAVAILABLE, "disconnected", "the client went away")
+    except Exception as error:  # noqa: BLE001 - a 500 would make exporters drop their batch
+        log_limited(
+            access_log.logger, "request", "A request failed and is to be sent again", error=error
+        )
+        problem = unavailable("an unexpected error; nothing is known to be stored", 5)
+    if problem is not None:
+        service.meters.refused[problem.kind] += 1
+        kind = JSON if _media_type(request) == JSON else PROTOBUF
+        response = Response(
+            as_status(problem, kind), problem.status, problem.headers(), media_type=kind
+        )
+        told["problem"] = problem.message
+    service.meters.requests[request.url.path, response.status_code] += 1
+    client = request.client.host if request.client is not None else None
+    seconds = time.perf_counter() - began
+    access_log.write(request.method, request.url.path, response.status_code, client, seconds, told)
+    return response
+
+
+async def _exported(service: Service, request: Request, told: dict[str, Any]) -> Response:
+    if sum(len(name) + len(value) for name, value in request.headers.raw) > _LARGEST_HEADERS:
+        raise Problem(431, Code.INVALID_ARGUMENT, "headers", "the headers are too large")
+    sender = _sender(service, request)
+    told["sender"] = sender.identity
+    kind = _media_type(request)
+    decode = _DECODERS[request.url.path].get(kind)
+    if decode is None:
+        raise Problem(
+            415, Code.INVALID_ARGUMENT, "content_type",
+            f"Content-Type must be {PROTOBUF} or {JSON}",
+        )  # fmt: skip
+    service.intake.refuse_if_away()
+    with service.budget.lease(sender.identity) as lease:
+        config = service.config
+        body = await read_body(
+            request.stream(), _declared(request), config.serve_max_body_bytes, lease,
+            config.serve_body_timeout,
+        )  # fmt: skip
+        told["bytes"] = len(body)
+        coding = request.headers.get("content-encoding", "")
+        async with service.turns.of(sender.identity) as turn:
+            message = await decompressed(
+                body, coding, config.serve_max_message_bytes, lease, turn.pause
+            )
+        allowance = RequestBudget(len(body), len(message))
+        del body
+        wants_receipts = request.url.path == "/v1/audit"
+        outcome = await service.take(
+            decode(message, allowance), sender, allowance, receipts=wants_receipts
+        )
+    told.update(
+        stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
+        conflicts=len(outcome.conflicts),
+    )  # fmt: skip
+    if not wants_receipts:
+        return Response(partial_success.answer(partial_success.of(outcome), kind), media_type=kind)
+    _refuse_lone(outcome)
+    found = receipts.answer(
+        list(outcome.receipts.values()), outcome.quarantined, kind, partial_success.of(outcome)
+    )
+    return Response(found, media_type=kind)
+
+
+def _refuse_lone(outcome: Outcome) -> None:
+    """Say to who sends a single record what became of it."""
+    if len(outcome.conflicts) == outcome.stored == 1 and not outcome.quarantined:
+        # nothing is lost: who sends it learns that its id is another's, and where it is
+        conflict = outcome.conflicts[0]
+        raise Problem(
+            409, Code.ALREADY_EXISTS, "conflict",
+            "another record with this id is in the store; "
+            f"this one is stored beside it as {conflict.stored_as}",
+        )  # fmt: skip
+    if outcome.stored or len(outcome.quarantined) != 1:
+        return
+    item = outcome.quarantined[0]
+    kind = kind_of(item)
+    if kind == "conflict":
+        raise Problem(409, Code.ALREADY_EXISTS, "conflict", f"{item.reason}; it is in quarantine")
+    if kind in ("foreign_tenant", "foreign_service"):
+        raise forbidden(f"{item.reason}; the record is in quarantine")
+
+
+def _sender(service: Service, request: Request) -> Sender:
+    authorization = request.headers.get("authorization")
+    client = request.client.host if request.client is not None else ""
+    try:
+        return service.access.sender(
+            None if authorization is None else authorization.encode("latin-1"),
+            request.scope.get("state") or {},
+            client,
+        )
+    except Problem as refused:
+        if request.headers.get(_REFUSAL) != "retry":
+            raise
+        again = service.config.serve_retry_after
+        raise Problem(
+            503, Code.UNAVAILABLE, refused.kind, refused.message, retry_after=again
+        ) from None
+
+
+def _declared(request: Request) -> int | None:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and declared.isascii() else None
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _no_such_thing(request: Request, error: Exception) -> Response:
+    """Answer an unknown path or method in the form that OTLP asks for."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - as it is registered
+    kind = JSON if _media_type(request) != PROTOBUF else PROTOBUF
+    what = "no such path: records are sent to /v1/traces or /v1/audit"
+    if error.status_code != 404:  # noqa: PLR2004 - Not Found
+        what = "this method is not taken here"
+    problem = Problem(error.status_code, Code.UNIMPLEMENTED, "path", what)
+    return Response(as_status(problem, kind), error.status_code, error.headers, media_type=kind)

@@ -1,0 +1,339 @@
+"""From what came in to a record that may be stored: redacted again, bounded, and marked."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+
+from otel_audit import attributes as names
+from otel_audit._util.ids import derived_uuid7
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.record_limit import clipped
+from otel_audit.delivery.sanitize import written_down
+from otel_audit.delivery.sink import Refused
+from otel_audit.errors import InvalidAuditSpanError
+from otel_audit.record import INCOMPLETE, SCHEMA_VERSION, AuditRecord, Received, Tenant, to_json
+from otel_audit.redaction import Redactor
+from otel_audit.redaction.budget import SpanBudget
+from otel_audit.redaction.spans import Redacting
+from otel_audit.server.credentials import Sender
+from otel_audit.server.items import TOO_LARGE, ReceivedItem, Resource
+from otel_audit.server.request_budget import RequestBudget
+
+_logger = logging.getLogger(__name__)
+
+_LATEST: Final = 1 << 63
+_LONGEST_REFUSED: Final = 65_536
+_SERVICE: Final = "service."
+_SERVICE_NAME: Final = "service.name"
+_LARGEST_NUMBER: Final = 1 << 53
+_LONGEST_PRODUCER: Final = 256
+_FEW: Final = 16
+_RESOURCE_WORK: Final = 500
+_UNFIT_WORK: Final = 500
+_LARGEST_RESOURCE: Final = 8_192
+"""Bytes of a resource that each record of it repeats."""
+
+LEFT_OUT: Final = "audit.truncated"
+"""In a resource: how many attributes it had beyond those that are stored."""
+
+_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
+
+_decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class NotConvertible(Refused):
+    """What is refused here, with one word for the counter.
+
+    Attributes:
+        kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``.
+        place: Where it was in its request.
+    """
+
+    kind: str = "invalid"
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """A resource as it is stored: as much of it as a record may repeat, and what says who it is."""
+
+    full: dict[str, Any]
+    size: int
+    lean: dict[str, Any]
+
+
+class Converter:
+    """Makes records; what cannot become one is for the quarantine, with the reason."""
+
+    def __init__(self, redactor: Redactor, key: bytes, largest: int) -> None:
+        """Say by which rules.
+
+        Args:
+            redactor: Takes secrets out.
+            key: Under which records are hashed as they came.
+            largest: Bytes of a record's text, at the most.
+        """
+        self._redactor = redactor
+        self._redacting = Redacting(redactor)
+        self._key = key
+        self._largest = largest
+        self._resources: weakref.WeakKeyDictionary[Resource, _Resource] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def read(
+        self, item: ReceivedItem, sender: Sender, allowance: RequestBudget | None = None
+    ) -> AuditRecord | NotConvertible:
+        """Make the record, or say why there is none. Never raises.
+
+        Args:
+            item: What came.
+            sender: Who sent it.
+            allowance: What its request may still cost; by default as much as any.
+        """
+        allowance = _ample() if allowance is None else allowance
+        try:
+            return self._read(item, sender, allowance)
+        except InvalidAuditSpanError:
+            return self._unfit(item, sender, "invalid", _what_is_wrong(item), allowance)
+        except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
+            log_limited(_logger, "reading", "A record goes to quarantine unread", error=error)
+            reason = f"it could not be read: {type(error).__name__}"
+            return self._unfit(item, sender, "invalid", reason, allowance)
+
+    def put_aside(
+        self, item: ReceivedItem, why: str, sender: Sender, allowance: RequestBudget | None = None
+    ) -> NotConvertible:
+        """Keep what is left of an item that cannot be decoded. Never raises."""
+        allowance = _ample() if allowance is None else allowance
+        kind = "too_large" if why == TOO_LARGE else "undecodable"
+        return self._unfit(item, sender, kind, why, allowance)
+
+    def _read(
+        self, item: ReceivedItem, sender: Sender, allowance: RequestBudget
+    ) -> AuditRecord | NotConvertible:
+        if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
+            reason = "its time is missing, or beyond the year 2262"
+            return self._unfit(item, sender, "invalid", reason, allowance)
+        version = item.attributes.get(names.SCHEMA_VERSION, SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            reason = f"its schema version is not {SCHEMA_VERSION}, the one that this server knows"
+            return self._unfit(item, sender, "invalid", reason, allowance)
+        came = self._as_it_came(item)
+        text = _told(came)
+        allowance.came += len(text)
+        if len(text) > self._largest:
+            reason = f"it is larger than {self._largest} bytes"
+            return self._unfit(item, sender, "too_large", reason, allowance)
+        service = item.origin.attributes.get(_SERVICE_NAME)
+        if sender.service is not None and service != sender.service:
+            reason = f"{sender.identity} may not send for another service than its own"
+            return self._unfit(item, sender, "foreign_service", reason, allowance)
+        if (
+            sender.tenant is not None
+            and came.tenant is not None
+            and came.tenant.id != sender.tenant
+        ):
+            reason = f"{sender.identity} may not send for another tenant than its own"
+            return self._unfit(item, sender, "foreign_tenant", reason, allowance)
+        told = self._redacted(item, came, SpanBudget(allowance.work, allowance.own_work(len(text))))
+        tenant = told.tenant
+        if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
+            slug = None if tenant is None else tenant.slug
+            tenant = Tenant(id=sender.tenant, slug=slug)
+        return msgspec.structs.replace(
+            told,
+            resource=self._resource(item.origin, allowance),
+            tenant=tenant,
+            received=Received(
+                by=sender.identity, hash=hmac.digest(self._key, text, "sha256").hex()
+            ),
+        )
+
+    def _as_it_came(self, item: ReceivedItem) -> AuditRecord:
+        try:
+            return _record(item, _with_details(item.attributes, item.body), item.name)
+        except InvalidAuditSpanError:
+            # JSON that only redaction can read: lone surrogates, NaN; what others of the request
+            # have cost must not decide what is hashed, so this has a budget of its own
+            told = self._redacting.redact(item.attributes)
+            if told is item.attributes:
+                raise
+            return _record(item, self._details(item, told), item.name)
+
+    def _redacted(self, item: ReceivedItem, came: AuditRecord, budget: SpanBudget) -> AuditRecord:
+        name = self._redacting.name(item.name, budget)
+        told = self._redacting.redact(item.attributes, budget)
+        if item.mended:
+            told = _naming_mended(told, item.mended)
+        if told is item.attributes and name == item.name and not item.is_log:
+            return came
+        return _record(item, self._details(item, told, budget), name)
+
+    def _details(
+        self, item: ReceivedItem, told: Mapping[str, Any], budget: SpanBudget | None = None
+    ) -> Mapping[str, Any]:
+        if item.body is None:
+            return told
+        return _with_details(told, self._document(item.body, budget or SpanBudget()))
+
+    def _document(self, value: Any, budget: SpanBudget) -> Any:
+        share = budget.of("metadata")
+        kept = budget.limit(share)
+        before = share.left
+        found = self._redactor.document(value, share)
+        budget.charge(share, before, kept)
+        return found
+
+    def _resource(self, origin: Resource, allowance: RequestBudget) -> dict[str, Any]:
+        found = self._resources.get(origin)
+        if found is None:
+            found = self._read_resource(origin, allowance)
+            self._resources[origin] = found
+        return found.full if allowance.spend_copy(found.size) else found.lean
+
+    def _read_resource(self, origin: Resource, allowance: RequestBudget) -> _Resource:
+        told = self._document(origin.attributes, SpanBudget(allowance.work, _RESOURCE_WORK))
+        if not isinstance(told, dict):
+            told = {}
+        ours = {name: value for name, value in told.items() if name.startswith(_SERVICE)}
+        lean = {name: clipped(value) for name, value in list(ours.items())[:_FEW]}
+        full: dict[str, Any] = {}
+        size, left_out = 0, origin.left_out
+        for name, value in {**lean, **told}.items():
+            length = len(to_json([name, value]))
+            if size + length > _LARGEST_RESOURCE:
+                left_out += 1
+                continue
+            size += length
+            full[name] = value
+        if left_out:
+            full[LEFT_OUT] = left_out
+        if len(lean) < len(full):
+            lean[LEFT_OUT] = left_out + len(full) - len(lean)
+        return _Resource(full, size, lean)
+
+    def _unfit(
+        self, item: ReceivedItem, sender: Sender, kind: str, reason: str, allowance: RequestBudget
+    ) -> NotConvertible:
+        budget = SpanBudget(allowance.work, _UNFIT_WORK)
+        record_id = item.attributes.get(names.RECORD_ID)
+        if not isinstance(record_id, str) or _is_uuid(record_id) is None:
+            record_id = derived_uuid7(item.start_time, *_own_ids(item))
+        received = {
+            "received_by": sender.identity,
+            "name": self._redacting.name(item.name, budget),
+            "trace_id": item.trace_id,
+            "span_id": item.span_id,
+            "start_time": item.start_time,
+            "end_time": item.end_time,
+            "attributes": self._document(self._redacting.redact(item.attributes, budget), budget),
+            "resource": self._resource(item.origin, allowance),
+        }
+        if item.is_log:
+            received["body"] = self._document(item.body, budget)
+        text = written_down(received)
+        if len(text) > self._largest:
+            text = text[:_LONGEST_REFUSED] + b" [cut]"
+        return NotConvertible(record_id, text, reason, kind, item.spelled_place())
+
+
+def with_own_place(item: ReceivedItem) -> ReceivedItem:
+    """Leave out a place in a stream that no stream can have; the record is true without it.
+
+    Args:
+        item: What came.
+
+    Returns:
+        The same item, or one that says in `mended` what was left out.
+    """
+    told, notes = item.attributes, []
+    number, producer = told.get(names.SEQUENCE_NUMBER), told.get(names.PRODUCER_ID)
+    if type(number) is int and not 1 <= number <= _LARGEST_NUMBER:
+        told = {name: value for name, value in told.items() if name != names.SEQUENCE_NUMBER}
+        notes.append(f"{names.SEQUENCE_NUMBER} is not from 1 to 2^53; left out")
+    if isinstance(producer, str) and len(producer) > _LONGEST_PRODUCER:
+        told = {name: value for name, value in told.items() if name != names.PRODUCER_ID}
+        notes.append(f"{names.PRODUCER_ID} is longer than {_LONGEST_PRODUCER} characters; left out")
+    return replace(item, attributes=told, mended=(*item.mended, *notes)) if notes else item
+
+
+def _ample() -> RequestBudget:
+    return RequestBudget(1 << 30, 1 << 30)
+
+
+def _naming_mended(told: Mapping[str, Any], mended: Sequence[str]) -> Mapping[str, Any]:
+    """Name in the metadata what of an item could not be read as it came."""
+    metadata: dict[str, Any] = {}
+    if isinstance(told.get(names.METADATA), str):
+        try:
+            metadata = _decode_mapping(told[names.METADATA])
+        except (msgspec.MsgspecError, RecursionError):
+            return told  # it becomes no record
+    earlier = metadata.get(INCOMPLETE)
+    named = [*(earlier if isinstance(earlier, list) else ()), *mended]
+    return {**told, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
+
+
+def _told(came: AuditRecord) -> bytes:
+    """Write a record as it came, without what a Collector may add to it on the way."""
+    service = {name: value for name, value in came.resource.items() if name.startswith(_SERVICE)}
+    return to_json(msgspec.structs.replace(came, resource=service))
+
+
+def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditRecord:
+    ours = item.scope == names.SCOPE_NAME and not item.is_log
+    link = item.parent_span_id if ours else item.span_id
+    if names.ERROR_MESSAGE in told:
+        # the semantic conventions' word for a type that nobody has named
+        told = {names.ERROR_TYPE: "_OTHER", **told}
+    return names.record_from_attributes(
+        told,
+        name=name,
+        start_time=item.start_time,
+        end_time=item.end_time,
+        trace=(item.trace_id, link) if item.trace_id and link else None,
+        own_ids=_own_ids(item),
+        resource=item.origin.attributes,
+    )
+
+
+def _with_details(told: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
+    """Put a log record's body, the event's details, where the application's own data is."""
+    if body is None:
+        return told
+    metadata: dict[str, Any] = {"details": body}
+    if isinstance(told.get(names.METADATA), str):
+        try:
+            metadata.update(_decode_mapping(told[names.METADATA]))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise InvalidAuditSpanError(f"{names.METADATA}: {error}") from error
+    return {**told, names.METADATA: to_json(metadata).decode()}
+
+
+def _own_ids(item: ReceivedItem) -> tuple[str, str]:
+    """What tells an item without an id from others of the same time."""
+    if not item.is_log and item.span_id:
+        return item.trace_id, item.span_id
+    content = to_json([
+        item.start_time, item.name, item.trace_id, item.span_id, item.attributes, item.body,
+    ])  # fmt: skip
+    return hashlib.sha256(content).hexdigest(), ""
+
+
+def _what_is_wrong(item: ReceivedItem) -> str:
+    lacking = [name for name in names.MANDATORY if item.attributes.get(name) in (None, "")]
+    what = "audit log record" if item.is_log else "audit span"
+    if lacking:
+        return f"the {what} lacks {', '.join(lacking)}"
+    return f"an attribute of the {what} has a wrong type or value"

@@ -1,0 +1,104 @@
+"""The event loop's time, shared fairly: whoever sends much waits for those who send little.
+
+Reading requests is the sink's own work, and one at a time does it, for some milliseconds. Of those
+who wait the sender is next that has used the least time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Final, Self
+
+_LONGEST: Final = 0.005
+"""Seconds of work after which others have their turn."""
+
+_MOST_REMEMBERED: Final = 1024
+
+
+class FairTurns:
+    """Who may work now; used from one event loop only."""
+
+    def __init__(self) -> None:
+        """Begin; nobody works."""
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._used: dict[str, float] = {}
+        self._least = 0.0
+        self._is_busy = False
+
+    def of(self, sender: str) -> Turn:
+        """Make a sender's turn, to be entered."""
+        return Turn(self, sender)
+
+    async def take(self, sender: str) -> None:
+        """Wait until it is a sender's turn."""
+        if not self._is_busy:
+            self._is_busy = True
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(sender, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._pass_on()  # it had just become ours
+            raise
+
+    def give_back(self, sender: str, seconds: float) -> None:
+        """End a turn.
+
+        Args:
+            sender: Whose it was.
+            seconds: What was used of it.
+        """
+        if len(self._used) >= _MOST_REMEMBERED:
+            # all begin anew as equals
+            self._used.clear()
+            self._least = 0.0
+        self._used[sender] = self._used_by(sender) + seconds
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            sender = min(self._waiting, key=self._used_by)
+            self._least = self._used_by(sender)
+            turns = self._waiting[sender]
+            turn = turns.popleft()
+            if not turns:
+                del self._waiting[sender]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_busy = False
+
+    def _used_by(self, sender: str) -> float:
+        # who was away has not saved up time meanwhile
+        return max(self._used.get(sender, 0.0), self._least)
+
+
+class Turn:
+    """One request's turns, one after another."""
+
+    def __init__(self, turns: FairTurns, sender: str) -> None:
+        """Name the sender."""
+        self._turns = turns
+        self._sender = sender
+        self._began = 0.0
+
+    async def pause(self) -> None:
+        """Let others have their turn, if it is time."""
+        if time.perf_counter() - self._began >= _LONGEST:
+            await self.__aexit__()
+            await self.__aenter__()
+
+    async def __aenter__(self) -> Self:
+        """Wait for the turn."""
+        await self._turns.take(self._sender)
+        self._began = time.perf_counter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give it back, and let the loop look at its connections."""
+        self._turns.give_back(self._sender, time.perf_counter() - self._began)
+        await asyncio.sleep(0)

@@ -1,0 +1,207 @@
+"""OTLP over gRPC: the same service behind ``TraceService/Export``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.server import decode_protobuf, partial_success
+from otel_audit.server.access_log import logger, write
+from otel_audit.server.authentication import CERTIFICATE
+from otel_audit.server.credentials import Certificate, Sender
+from otel_audit.server.errors import PROTOBUF, Problem, status_message, unavailable, varint
+from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.service import Service
+
+_TRACES: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
+_PATH: Final = f"/{_TRACES}/Export"
+_CALLS: Final = 256
+"""Calls at once; gRPC itself answers more with RESOURCE_EXHAUSTED."""
+
+_STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
+
+
+@dataclass(frozen=True)
+class GrpcListening:
+    """Where to listen, and with which certificates; see `uvicorn_server.Listening`.
+
+    Attributes:
+        shared: Whether other processes listen on the same port.
+    """
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    shared: bool = False
+
+
+class GrpcServer:
+    """The server; runs in the event loop of the HTTP one."""
+
+    def __init__(self, service: Service, listening: GrpcListening) -> None:
+        """Remember what to serve; nothing is opened yet.
+
+        Raises:
+            ConfigurationError: A certificate cannot be read.
+            MissingExtraError: Client certificates need a package that is not installed.
+        """
+        self._service = service
+        self._listening = listening
+        self._credentials = _credentials(listening)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: The port cannot be had.
+        """
+        limit = self._service.config.serve_max_message_bytes
+        server = grpc.aio.server(
+            maximum_concurrent_rpcs=_CALLS,
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_metadata_size", 32_768),
+                ("grpc.so_reuseport", 1 if self._listening.shared else 0),
+            ],
+        )
+        handler = grpc.unary_unary_rpc_method_handler(self._export)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(_TRACES, {"Export": handler}),)
+        )
+        host = self._listening.host
+        address = f"{f'[{host}]' if ':' in host else host}:{self._listening.port}"
+        try:
+            if self._credentials is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise ConfigurationError(f"gRPC could not listen on {address}") from error
+        await server.start()
+        logger.info("OTLP/gRPC is taken on %s", address)
+        self._server = server
+
+    async def stop(self, patience: float) -> None:
+        """Take no more calls, and let those under way end within so many seconds."""
+        if self._server is not None:
+            await self._server.stop(patience)
+
+    async def _export(
+        self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
+        began = time.perf_counter()
+        told: dict[str, Any] = {"bytes": len(message)}
+        problem: Problem | None = None
+        answer = b""
+        try:
+            answer = await self._exported(message, context, told)
+        except Problem as found:
+            problem = found
+        except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
+            log_limited(logger, "call", "A call failed and is to be sent again", error=error)
+            problem = unavailable("an unexpected error; nothing is known to be stored", 5)
+        code = 0 if problem is None else int(problem.code)
+        if problem is not None:
+            self._service.meters.refused[problem.kind] += 1
+            told["problem"] = problem.message
+        self._service.meters.requests[_PATH, code] += 1
+        write("gRPC", _PATH, code, _client(context), time.perf_counter() - began, told)
+        if problem is not None:
+            details = (("grpc-status-details-bin", _details(problem)),)
+            await context.abort(_STATUSES[code], problem.message, details)
+        return answer
+
+    async def _exported(
+        self,
+        message: bytes,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+        told: dict[str, Any],
+    ) -> bytes:
+        sender = self._sender(context)
+        told["sender"] = sender.identity
+        self._service.intake.refuse_if_away()
+        with self._service.budget.lease(sender.identity) as lease:
+            lease.grow_to(len(message))
+            # gRPC has decompressed it
+            allowance = RequestBudget.of_message(len(message))
+            batches = decode_protobuf.spans(message, allowance)
+            outcome = await self._service.take(batches, sender, allowance)
+        told.update(
+            stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
+            conflicts=len(outcome.conflicts),
+        )  # fmt: skip
+        return partial_success.answer(partial_success.of(outcome), PROTOBUF)
+
+    def _sender(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Sender:
+        found = dict(context.invocation_metadata() or ())
+        authorization = found.get("authorization")
+        if isinstance(authorization, str):
+            authorization = authorization.encode("utf-8", "replace")
+        return self._service.access.sender(authorization, _state(context), _client(context))
+
+
+def _state(context: grpc.aio.ServicerContext[bytes, bytes]) -> Mapping[str, Any]:
+    pem = context.auth_context().get("x509_pem_cert")
+    return {} if not pem else {CERTIFICATE: _certificate(pem[0])}
+
+
+def _certificate(pem: bytes) -> Certificate:
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return Certificate(certificate.subject.rfc4514_string())
+    names = [f"DNS:{name}" for name in found.get_values_for_type(x509.DNSName)]
+    names += [f"URI:{name}" for name in found.get_values_for_type(x509.UniformResourceIdentifier)]
+    return Certificate(certificate.subject.rfc4514_string(), tuple(names))
+
+
+def _client(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+    """The address of ``ipv4:127.0.0.1:50000`` or ``ipv6:%5B::1%5D:50000``."""
+    host: str = context.peer().partition(":")[2].rpartition(":")[0]
+    return host.replace("%5B", "").replace("%5D", "").strip("[]")
+
+
+def _details(problem: Problem) -> bytes:
+    """Write the ``google.rpc.Status``; when to try again stands in a ``RetryInfo``."""
+    if problem.retry_after is None:
+        return status_message(problem.code, problem.message)
+    seconds = b"\x08" + varint(problem.retry_after)
+    retry = AnyMessage(
+        type_url="type.googleapis.com/google.rpc.RetryInfo",
+        value=b"\x0a" + varint(len(seconds)) + seconds,
+    )
+    return status_message(problem.code, problem.message, retry.SerializeToString())
+
+
+def _credentials(listening: GrpcListening) -> grpc.ServerCredentials | None:
+    if listening.certificate is None:
+        return None
+    try:
+        certificate = listening.certificate.read_bytes()
+        key = (listening.key or listening.certificate).read_bytes()
+        authority = None if listening.client_ca is None else listening.client_ca.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"TLS: {error.filename}: {error.strerror}") from None
+    if authority is not None:
+        try:
+            import cryptography  # noqa: F401 - to say it now
+        except ImportError as error:
+            raise MissingExtraError("client certificates over gRPC", "encryption") from error
+    # gRPC either demands a client's certificate or does not ask for one
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], authority, require_client_auth=authority is not None
+    )

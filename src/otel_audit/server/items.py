@@ -1,0 +1,118 @@
+"""What came in, before it is a record: one shape for spans and log records of either encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+MOST_ITEMS: Final = 100_000
+"""Spans or log records in one request."""
+
+AT_ONCE: Final = 64
+"""Items of a batch: whoever reads them lets others have their turn in between."""
+
+LARGE: Final = 8_192
+"""Bytes of an item that is left to be decoded in a thread: it may take more than a turn."""
+
+LARGEST: Final = 4 << 20
+"""Bytes of an item beyond which it is not decoded at all."""
+
+MOST_ATTRIBUTES: Final = 256
+"""Attributes of a resource that are kept."""
+
+TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
+"""Why an item is put aside undecoded."""
+
+Place = tuple[int, int, int]
+"""Where an item is in its request: the indexes of its resource, its scope, and its own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Resource:
+    """The resource that several items of a request share.
+
+    Attributes:
+        attributes: The resource's attributes.
+        left_out: How many attributes it had beyond those that are kept.
+    """
+
+    attributes: dict[str, Any]
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedItem:
+    """An audit-flagged span, or an audit log record.
+
+    Attributes:
+        name: The span's name, or the log record's event name.
+        trace_id: In hex, empty where there is none.
+        span_id: In hex, empty where there is none.
+        parent_span_id: In hex, empty where there is none.
+        start_time: Unix nanoseconds as they came, 0 where they did not.
+        end_time: Unix nanoseconds as they came.
+        attributes: Names to values; of several with one name the last one.
+        scope: The instrumentation scope's name.
+        origin: The resource.
+        is_log: Whether it is a log record.
+        body: A log record's body.
+        place: Where it is in its request.
+        mended: What could not be read as it came, each as a place within the item and why.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    start_time: int
+    end_time: int
+    attributes: dict[str, Any]
+    scope: str
+    origin: Resource
+    is_log: bool = False
+    body: Any = None
+    place: Place | None = None
+    mended: tuple[str, ...] = ()
+
+    def spelled_place(self) -> str:
+        """Spell where it is, as a path into the request's JSON."""
+        if self.place is None:
+            return "the request"
+        groups, scopes, items = _LOGS if self.is_log else _SPANS
+        group, scope, item = self.place
+        return f"{groups}[{group}].{scopes}[{scope}].{items}[{item}]"
+
+
+_SPANS: Final = ("resourceSpans", "scopeSpans", "spans")
+_LOGS: Final = ("resourceLogs", "scopeLogs", "logRecords")
+
+
+@dataclass(slots=True)
+class Batch:
+    """A part of what a request holds.
+
+    Attributes:
+        items: What is to be recorded.
+        ignored: How many spans were not flagged.
+        broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
+        large: Decodes what may take long into a batch, to be called where nobody waits for it.
+    """
+
+    items: list[ReceivedItem] = field(default_factory=list)
+    ignored: int = 0
+    broken: list[tuple[ReceivedItem, str]] = field(default_factory=list)
+    large: list[Callable[[Batch], None]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Spans or log records in it."""
+        return len(self.items) + len(self.broken) + len(self.large) + self.ignored
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return len(self) > 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds as many as are read at once."""
+        return len(self) >= AT_ONCE

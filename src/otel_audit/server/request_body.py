@@ -1,0 +1,183 @@
+"""Reading a request's body, within bounds of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final
+
+from otel_audit.server.backpressure import MemoryLease
+from otel_audit.server.errors import Code, Problem, too_large, undecodable
+
+_STEP: Final = 1 << 20
+"""Bytes that are decompressed before others have their turn."""
+
+_CALL: Final = 1 << 14
+"""Bytes that a call of a decompressor counts as, whatever comes out of it."""
+
+_PIECE: Final = 1 << 16
+"""Bytes that are given to gzip at a time; what it leaves of them is copied."""
+
+_ZSTD_PIECE: Final = 128
+"""Bytes that are given to zstd at a time: four of them can become 128 KiB, all given out."""
+
+_MOST_MEMBERS: Final = 1_000
+"""Members of gzip, or frames of zstd: exporters send one."""
+
+_LARGEST_WINDOW: Final = 1 << 23
+"""Bytes of a zstd window: what RFC 8878 asks every decoder to support."""
+
+CODINGS: Final = ("", "identity", "gzip", "zstd")
+
+
+async def read_body(
+    chunks: AsyncIterator[bytes],
+    declared: int | None,
+    limit: int,
+    lease: MemoryLease,
+    patience: float,
+) -> bytes:
+    """Read a body.
+
+    Args:
+        chunks: Its parts.
+        declared: Its Content-Length.
+        limit: Bytes, at the most.
+        lease: Where its bytes are accounted for.
+        patience: Seconds that it may take in all.
+
+    Raises:
+        Problem: 413, 429, or 408 where it comes too slowly.
+    """
+    if declared is not None:
+        if declared > limit:
+            raise _too_long(limit)
+        lease.grow_to(declared)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(patience):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > limit:
+                    raise _too_long(limit)
+                lease.grow_to(len(body))
+    except TimeoutError:
+        # 503 and not 408: exporters try a 503 again
+        raise Problem(
+            503, Code.UNAVAILABLE, "slow", f"the body did not come within {patience:g} seconds",
+            retry_after=1,
+        ) from None  # fmt: skip
+    return bytes(body)
+
+
+def _too_long(limit: int) -> Problem:
+    return too_large(f"the body is larger than {limit} bytes; send smaller batches")
+
+
+async def _let_others() -> None:
+    await asyncio.sleep(0)
+
+
+async def decompressed(
+    body: bytes,
+    coding: str,
+    limit: int,
+    lease: MemoryLease,
+    pause: Callable[[], Awaitable[None]] = _let_others,
+) -> bytes:
+    """Undo a content coding.
+
+    Args:
+        body: As it came.
+        coding: What Content-Encoding says; several are not taken.
+        limit: Bytes after decompression, at the most.
+        lease: Where they are accounted for.
+        pause: Lets others have their turn.
+
+    Raises:
+        Problem: 413 beyond the limit, 415 for an unknown coding, 400 for what is not compressed so;
+            429 where it is small and becomes very large, more often than the sender may.
+    """
+    coding = coding.strip().lower()
+    if coding not in CODINGS:
+        raise Problem(
+            415, Code.INVALID_ARGUMENT, "content_coding",
+            "Content-Encoding must be gzip, zstd or identity",
+        )  # fmt: skip
+    if coding in ("", "identity"):
+        if len(body) > limit:
+            raise _too_long(limit)
+        return body
+    undo = _gunzip if coding == "gzip" else _unzstd
+    found = bytearray()
+    turn = 0
+    for part in undo(body):
+        found += part
+        if len(found) > limit:
+            raise _bomb(limit)
+        lease.grow_to(len(body) + len(found))
+        lease.see_inflation(len(body), len(found))
+        turn += len(part) + _CALL
+        if turn >= _STEP:
+            turn = 0
+            await pause()
+    lease.pay_inflation(len(body), len(found))
+    return bytes(found)
+
+
+def _gunzip(body: bytes) -> Iterator[bytes]:
+    """Decompress gzip (RFC 1952), which may have several members."""
+    at, members = 0, 0
+    while at < len(body):
+        members = _one_more(members, "members of gzip")
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            piece = member.unconsumed_tail
+            if not piece:
+                piece = body[at : at + _PIECE]
+                at += len(piece)
+            try:
+                part = member.decompress(piece, _STEP)
+            except zlib.error:
+                raise undecodable("the body is not valid gzip") from None
+            if not part and not piece and not member.eof:
+                raise undecodable("the body is gzip that ends too early")
+            yield part
+        at -= len(member.unused_data)
+
+
+def _unzstd(body: bytes) -> Iterator[bytes]:
+    """Decompress zstd (RFC 8878), which may have several frames."""
+    try:
+        import zstandard
+    except ImportError:
+        raise Problem(
+            415, Code.INVALID_ARGUMENT, "content_coding",
+            "zstd is not installed here; send gzip, or install otel-audit[server]",
+        ) from None  # fmt: skip
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+    at, frames = 0, 0
+    try:
+        while at < len(body):
+            frames = _one_more(frames, "frames of zstd")
+            frame = decompressor.decompressobj()
+            while not frame.eof:
+                piece = body[at : at + _ZSTD_PIECE]
+                if not piece:
+                    raise undecodable("the body is zstd that ends too early")
+                at += len(piece)
+                yield frame.decompress(piece)
+            at -= len(frame.unused_data)
+    except zstandard.ZstdError:
+        raise undecodable("the body is not valid zstd") from None
+
+
+def _one_more(count: int, what: str) -> int:
+    if count >= _MOST_MEMBERS:
+        raise undecodable(f"the body has more than {_MOST_MEMBERS} {what}")
+    return count + 1
+
+
+def _bomb(limit: int) -> Problem:
+    return too_large(f"decompressed, the body is larger than {limit} bytes; send smaller batches")

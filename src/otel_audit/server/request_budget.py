@@ -1,0 +1,82 @@
+"""What one request may cost, by what it cost its sender: a small one can never cost much.
+
+What is decompressed is counted by the bytes that were sent, too, so that nobody gets seconds of
+this process for some kilobytes. An ordinary batch needs a fraction of it: a span that was sent has
+some bytes that no other one has, its ids and its time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from otel_audit.redaction.budget import WorkBudget
+from otel_audit.server.decode_attributes import Nodes
+from otel_audit.server.items import MOST_ITEMS
+
+MOST_PARTS: Final = 500_000
+"""Resources, scopes, spans and whatever else is beside them in one request."""
+
+MOST_OBJECTS: Final = 1_000_000
+"""JSON objects and lists in one request; a record of the fullest kind has about a hundred."""
+
+_ORDINARY_RATIO: Final = 16
+_FREE_ITEMS: Final = 4_096
+_FREE_PARTS: Final = 16_384
+_FREE_OBJECTS: Final = 65_536
+_FREE_WORK: Final = 200_000
+_MOST_WORK: Final = 1_500_000
+_WORK_PER_BYTE: Final = 1 / 8
+_WORK_PER_SPAN: Final = 100
+_FREE_COPIES: Final = 1 << 20
+_COPIES: Final = 8
+
+
+class RequestBudget:
+    """What is left of what one request may cost.
+
+    Attributes:
+        items: Spans or log records that it may hold.
+        parts: Fields of its protobuf that may be walked over to find them.
+        objects: Objects and lists of its JSON that may be.
+        work: Units of redaction that all its records share; see `otel_audit.redaction.budget`.
+        copies: Bytes of resources that may be stored with its records, each time anew.
+        nodes: Elements of lists and maps that its attributes may have.
+        came: Bytes of records that were read so far.
+    """
+
+    __slots__ = ("_weight", "came", "copies", "items", "nodes", "objects", "parts", "work")
+
+    def __init__(self, sent: int, size: int) -> None:
+        """Begin.
+
+        Args:
+            sent: Bytes of the request as it came.
+            size: Its bytes, decompressed.
+        """
+        weighed = min(size, _ORDINARY_RATIO * sent)
+        self.items = min(_FREE_ITEMS + sent // 16, MOST_ITEMS)
+        self.parts = min(_FREE_PARTS + sent // 2, MOST_PARTS)
+        self.objects = min(_FREE_OBJECTS + 2 * sent, MOST_OBJECTS)
+        self.work = WorkBudget.of(min(_FREE_WORK + weighed * _WORK_PER_BYTE, _MOST_WORK))
+        self._weight = weighed / max(size, 1)
+        self.copies = _FREE_COPIES + _COPIES * weighed
+        self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
+        self.came = 0
+
+    @classmethod
+    def of_message(cls, size: int) -> RequestBudget:
+        """Begin with a message of which nobody knows how large it was when it was sent."""
+        return cls(-(-size // _ORDINARY_RATIO), size)
+
+    def own_work(self, size: int) -> float:
+        """Units of redaction that a record has for itself, whatever others of its request need.
+
+        Args:
+            size: Its bytes, decompressed.
+        """
+        return _WORK_PER_SPAN + size * self._weight * _WORK_PER_BYTE
+
+    def spend_copy(self, size: int) -> bool:
+        """Take a copy of a resource off; tell whether there was room for it."""
+        self.copies -= size
+        return self.copies >= 0

@@ -1,0 +1,228 @@
+"""What every way in has in common: from a decoded request to what was stored of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.config import AuditConfig
+from otel_audit.delivery.sink import Conflict, Receipt, Refused
+from otel_audit.record import AuditRecord
+from otel_audit.redaction import Redactor
+from otel_audit.server.authentication import Authentication
+from otel_audit.server.backpressure import MemoryBudget
+from otel_audit.server.convert import Converter, NotConvertible, with_own_place
+from otel_audit.server.credentials import Sender
+from otel_audit.server.fair_turns import FairTurns, Turn
+from otel_audit.server.intake import Intake, Store, Stored
+from otel_audit.server.items import Batch, ReceivedItem
+from otel_audit.server.metrics import ServerMetrics
+from otel_audit.server.request_budget import RequestBudget
+
+_logger = logging.getLogger(__name__)
+
+_STORED_AT_ONCE: Final = 1_000
+"""Records of a request that are stored together: a large one is never in memory as a whole."""
+
+_BYTES_AT_ONCE: Final = 4_000_000
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        stored: Records that are in the store, those that were there before included.
+        ignored: Spans that were not flagged.
+        quarantined: What is in quarantine instead, with the reason.
+        conflicts: What is stored under another id, as its own is another record's.
+        receipts: What the store says of what it has, by record id, where that was asked for.
+        mended: What could not be read as it came, and is stored without it: where, and why.
+    """
+
+    stored: int = 0
+    ignored: int = 0
+    quarantined: list[Refused] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    mended: list[str] = field(default_factory=list)
+
+
+class Service:
+    """Reads, stores and counts; knows neither HTTP nor gRPC."""
+
+    def __init__(
+        self, config: AuditConfig, access: Authentication, make_store: Callable[[], Store]
+    ) -> None:
+        """Build everything; nothing is opened yet.
+
+        Args:
+            config: The settings.
+            access: Who may send.
+            make_store: Makes a connection's store.
+        """
+        self.config = config
+        self.access = access
+        self.meters = ServerMetrics()
+        self.budget = MemoryBudget(config.serve_max_in_flight_bytes)
+        self.turns = FairTurns()
+        self.intake = Intake(
+            make_store,
+            writers=config.serve_connections,
+            retry_after=config.serve_retry_after,
+            observe=self.meters.observe_write,
+        )
+        self._redactor = Redactor.from_config(config)
+        self._reader: Converter | None = None
+
+    async def take(
+        self,
+        batches: Iterator[Batch],
+        sender: Sender,
+        allowance: RequestBudget | None = None,
+        *,
+        receipts: bool = False,
+    ) -> Outcome:
+        """Store what a request holds; return only after it is committed.
+
+        Args:
+            batches: From the decoder, which may raise.
+            sender: Who sends it.
+            allowance: What the request may cost.
+            receipts: Whether receipts are wanted.
+
+        Raises:
+            Problem: Not all of it is known to be stored.
+        """
+        allowance = RequestBudget.of_message(1 << 30) if allowance is None else allowance
+        taking = _Taking(await self._ready(), sender, allowance)
+        turn = self.turns.of(sender.identity)
+        outcome = Outcome()
+        is_left = True
+        while is_left:
+            async with turn:
+                is_left = await taking.read(batches, turn)
+            await self._store(taking, outcome, receipts=receipts)
+        self.meters.counts["ignored"] += outcome.ignored
+        return outcome
+
+    async def _store(self, taking: _Taking, outcome: Outcome, *, receipts: bool) -> None:
+        records, refused, size = taking.give()
+        sender = taking.sender
+        stored = await self.intake.store(
+            records, refused, receipts=receipts, sender=sender.identity, size=size
+        )
+        self._count(len(records), refused, stored, sender)
+        outcome.stored += len(records) - len(stored.quarantined)
+        outcome.ignored = taking.ignored
+        outcome.quarantined += [*refused, *stored.quarantined]
+        outcome.conflicts += stored.conflicts
+        outcome.receipts.update(stored.receipts)
+        outcome.mended = taking.mended
+
+    async def _ready(self) -> Converter:
+        self.intake.refuse_if_away()
+        if self._reader is None:
+            key = await self.intake.receiving_key()
+            self._reader = Converter(self._redactor, key, self.config.serve_max_record_bytes)
+        return self._reader
+
+    def _count(
+        self, records: int, refused: list[NotConvertible], stored: Stored, sender: Sender
+    ) -> None:
+        self.meters.counts["stored"] += records - len(stored.quarantined)
+        self.meters.counts["conflicts"] += len(stored.conflicts)
+        for conflict in stored.conflicts:
+            log_limited(
+                _logger, f"conflict {sender.identity}",
+                "A record from %s came under an id that another one has: %s, stored as %s",
+                sender.identity, conflict.record_id, conflict.stored_as, level=logging.WARNING,
+            )  # fmt: skip
+        for item in (*refused, *stored.quarantined):
+            kind = kind_of(item)
+            self.meters.quarantined[kind] += 1
+            log_limited(
+                _logger, f"{kind} {sender.identity}", "A record from %s is in audit.quarantine: %s",
+                sender.identity, item.reason, level=logging.WARNING,
+            )  # fmt: skip
+
+
+class _Taking:
+    """One request that is being read, and what was read of it and is not stored yet."""
+
+    def __init__(self, reader: Converter, sender: Sender, allowance: RequestBudget) -> None:
+        self.sender = sender
+        self.ignored = 0
+        self.mended: list[str] = []
+        self._reader = reader
+        self._allowance = allowance
+        self._records: list[AuditRecord] = []
+        self._refused: list[NotConvertible] = []
+        self._size = 0
+
+    async def read(self, batches: Iterator[Batch], turn: Turn) -> bool:
+        """Read on until enough is there to be stored; tell whether anything is left."""
+        for batch in batches:
+            self.ignored += batch.ignored
+            for decode in batch.large:
+                # it may take longer than a turn: others are heard meanwhile
+                await asyncio.to_thread(self._read_large, decode)
+                await turn.pause()
+            for item, why in batch.broken:
+                self._put_aside(item, why)
+                await turn.pause()
+            for item in batch.items:
+                self._take(item)
+                # by time, not by number: one may be as large as ten thousand
+                await turn.pause()
+            await turn.pause()
+            if len(self._records) + len(self._refused) >= _STORED_AT_ONCE:
+                return True
+            if self._size >= _BYTES_AT_ONCE:
+                return True
+        return False
+
+    def give(self) -> tuple[list[AuditRecord], list[NotConvertible], int]:
+        """Hand over what is to be stored, and about how many bytes it has."""
+        found = self._records, self._refused, self._size
+        self._records, self._refused, self._size = [], [], 0
+        return found
+
+    def _read_large(self, decode: Callable[[Batch], None]) -> None:
+        found = Batch()
+        decode(found)
+        self.ignored += found.ignored
+        for item, why in found.broken:
+            self._put_aside(item, why)
+        for item in found.items:
+            self._take(item)
+
+    def _put_aside(self, item: ReceivedItem, why: str) -> None:
+        unfit = self._reader.put_aside(item, why, self.sender, self._allowance)
+        self._refused.append(unfit)
+        self._size += len(unfit.received)
+
+    def _take(self, item: ReceivedItem) -> None:
+        item = with_own_place(item)
+        before = self._allowance.came
+        found = self._reader.read(item, self.sender, self._allowance)
+        self._size += self._allowance.came - before
+        if isinstance(found, NotConvertible):
+            self._refused.append(found)
+            self._size += len(found.received)
+            return
+        self._records.append(found)
+        self.mended += [f"{item.spelled_place()}: {note}" for note in item.mended]
+
+
+def kind_of(item: Refused) -> str:
+    """One word for why something is in quarantine."""
+    if isinstance(item, NotConvertible):
+        return item.kind
+    from otel_audit_postgres.sink import CONFLICT
+
+    return "conflict" if item.reason == CONFLICT else "unstorable"

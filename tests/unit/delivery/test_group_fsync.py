@@ -1,0 +1,162 @@
+"""Waiting for the disk without stopping the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shelf import no_more_threads
+from strategies import a_record
+
+from otel_audit._util import ratelimited_log
+from otel_audit.delivery import group_fsync
+from otel_audit.delivery.group_fsync import GroupSync
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.spool import FrameKind, Spool, open_spool
+from otel_audit.record import to_json
+
+
+class HeldDisk:
+    """How often it was asked; whether it was let go, or had given up."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.let_go = threading.Event()
+        self.was_let_go = False
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    ratelimited_log.forget()
+    opened = open_spool(tmp_path, service="shop", fsync="always")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A disk that takes 50 ms; the times at which it was asked."""
+    asked: list[float] = []
+    real = os.fdatasync
+
+    def fdatasync(file: int) -> None:
+        asked.append(time.monotonic())
+        time.sleep(0.05)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return asked
+
+
+@pytest.fixture
+def held_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldDisk]:
+    """A disk that answers when it is told to."""
+    disk, real = HeldDisk(), os.fdatasync
+
+    def fdatasync(file: int) -> None:
+        disk.asked += 1
+        disk.was_let_go = disk.let_go.wait(60)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    yield disk
+    disk.let_go.set()
+
+
+def append(spool: Spool) -> int:
+    record = a_record()
+    return spool.append(FrameKind.ANSWERED, record.record_id, to_json(record))
+
+
+class TestGroupSync:
+    async def test_whoever_waits_goes_on_when_the_disk_has_it(self, spool, slow_disk):
+        """After the wait everything that was appended before it is synced."""
+        position = append(spool)
+        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert spool.synced >= position
+        assert len(slow_disk) == 1
+
+    async def test_the_event_loop_goes_on(self, spool, held_disk):
+        """While the disk is busy the loop turns: the disk is let go by what the loop does then."""
+        group = GroupSync(lambda: spool, Counters())
+        append(spool)
+        waiting = asyncio.ensure_future(group.wait())
+        while not held_disk.asked:  # noqa: ASYNC110 - a thread is watched
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        held_disk.let_go.set()
+        await waiting
+        assert held_disk.was_let_go
+
+    async def test_those_who_wait_share_a_sync(self, spool, held_disk):
+        """A hundred answers that come while the disk is busy need one more sync, not a hundred."""
+        group = GroupSync(lambda: spool, Counters())
+
+        async def answer() -> bool:
+            append(spool)
+            return await group.wait()
+
+        first = asyncio.ensure_future(answer())
+        while not held_disk.asked:  # noqa: ASYNC110 - a thread is watched
+            await asyncio.sleep(0)
+        others = [asyncio.ensure_future(answer()) for _ in range(100)]
+        await asyncio.sleep(0)  # each comes to its wait
+        assert len(group._waiting) == 101
+        held_disk.let_go.set()
+        assert all(await asyncio.gather(first, *others))
+        assert held_disk.asked == 2
+
+    async def test_what_is_synced_already_waits_for_nothing(self, spool, slow_disk):
+        """Without anything new the disk is not asked."""
+        append(spool)
+        spool.sync()
+        slow_disk.clear()
+        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert not slow_disk
+
+    async def test_a_disk_that_fails_is_told_and_nobody_hangs(self, spool, monkeypatch, caplog):
+        """Where syncing fails, those who wait go on; it is counted and logged."""
+        counters = Counters()
+        append(spool)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
+            assert not await GroupSync(lambda: spool, counters).wait()
+        assert counters.spool_errors == 1
+        assert "before its record was on disk" in caplog.text
+
+    async def test_a_thread_that_cannot_start_is_tried_again(self, spool, monkeypatch):
+        """At a limit of processes nobody waits for what cannot come; later it comes."""
+        counters = Counters()
+        group = GroupSync(lambda: spool, counters)
+        append(spool)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_more_threads)
+            async with asyncio.timeout(group_fsync.LONGEST_WAIT / 2):
+                assert not await group.wait()
+        assert counters.spool_errors == 1
+        assert await group.wait()
+
+    async def test_a_disk_that_hangs_stops_nobody_for_ever(self, spool, held_disk, monkeypatch):
+        """After the longest wait the answer goes out, counted."""
+        monkeypatch.setattr(group_fsync, "LONGEST_WAIT", 0.01)
+        counters = Counters()
+        append(spool)
+        assert not await GroupSync(lambda: spool, counters).wait()
+        assert counters.spool_errors == 1
+
+    async def test_whoever_gives_up_harms_nobody(self, spool, slow_disk):
+        """A request that is cancelled while it waits leaves the others waiting for the disk."""
+        group = GroupSync(lambda: spool, Counters())
+        append(spool)
+        given_up = asyncio.ensure_future(group.wait())
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        append(spool)
+        assert await group.wait()

@@ -1,0 +1,179 @@
+"""A thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from otel_audit.delivery.worker_thread import Worker
+
+
+class Waiter:
+    """Waits to be roused, again and again, and remembers how it went."""
+
+    def __init__(self) -> None:
+        self.worker = Worker("test-worker", self.work)
+        self.begun, self.roused = threading.Event(), threading.Event()
+        self.seen: list[str] = []
+        self.traced = True
+
+    async def work(self) -> None:
+        self.traced = is_instrumentation_enabled()
+        self.worker.join(60)  # does not wait for itself
+        self.begun.set()
+        try:
+            await self.worker.wake.wait()
+            self.seen.append(threading.current_thread().name)
+            self.roused.set()
+            await asyncio.sleep(300)
+        finally:
+            self.seen.append("ended")
+
+
+def test_it_is_roused_and_cancelled_from_another_thread() -> None:
+    """The coroutine runs untraced in a thread of that name, and may be cut off in order."""
+    waiter = Waiter()
+    assert (waiter.worker.started, waiter.worker.alive) == (False, False)
+    waiter.worker.start()
+    assert waiter.begun.wait(60)
+    waiter.worker.rouse()
+    assert waiter.roused.wait(60)
+    waiter.worker.cancel()
+    waiter.worker.join(60)
+    assert waiter.seen == ["test-worker", "ended"]
+    assert (waiter.worker.started, waiter.worker.alive) == (True, False)
+    assert not waiter.traced
+
+
+def test_what_does_not_run_is_left_alone() -> None:
+    """Before the start and after the end nobody is roused, and nothing is raised."""
+    waiter = Waiter()
+    waiter.worker.rouse()
+    waiter.worker.cancel()
+    waiter.worker.join(60)
+    waiter.worker.start()
+    assert waiter.begun.wait(60)
+    assert not waiter.worker.wake.is_set()
+    waiter.worker.cancel()
+    waiter.worker.join(60)
+    waiter.worker.rouse()
+    waiter.worker.cancel()
+    assert waiter.seen == ["ended"]
+
+
+class Stubborn:
+    """Work that ends in what it is given, and then goes on."""
+
+    def __init__(self, *ends: BaseException) -> None:
+        self.ends = list(ends)
+        self.worker = Worker("test-stubborn", self.work)
+        self.goes_on = threading.Event()
+
+    async def work(self) -> None:
+        if self.ends:
+            raise self.ends.pop(0)
+        self.goes_on.set()
+        await self.worker.wake.wait()
+
+
+@pytest.mark.parametrize(
+    "end", [OSError(24, "Too many open files"), SystemExit(1), asyncio.CancelledError(),
+            MemoryError(), ValueError("secret")],
+)  # fmt: skip
+def test_work_that_fails_is_run_anew(end: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever ends it: it is logged without the error's own words, counted, and begins again."""
+    stubborn = Stubborn(end)
+    stubborn.worker.start()
+    assert stubborn.goes_on.wait(60)
+    assert (stubborn.worker.restarts, stubborn.worker.failure) == (1, None)
+    assert "The work of thread test-stubborn has ended" in caplog.text
+    assert "secret" not in caplog.text
+    stubborn.worker.end()
+    stubborn.worker.join(60)
+    assert not stubborn.worker.alive
+    assert stubborn.worker.failure is None
+
+
+def test_it_says_why_it_does_not_work_and_ends_within_its_pause() -> None:
+    """Between two tries it names the failure; an end does not wait for the next try."""
+    stubborn = Stubborn(*[OSError(24, "Too many open files") for _ in range(1000)])
+    stubborn.worker.start()
+    until(lambda: stubborn.worker.restarts > 3)
+    assert stubborn.worker.failure == "it failed (Too many open files)"
+    stubborn.worker.end()
+    stubborn.worker.join(60)
+    assert not stubborn.worker.alive
+
+
+def test_a_thread_that_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended without a word: it shows as a failure until somebody looks, and then it works."""
+    waiter = Waiter()
+    with monkeypatch.context() as patched:
+        patched.setattr(waiter.worker, "_run", lambda: None)
+        waiter.worker.start()
+        waiter.worker.join(60)
+    assert waiter.worker.failure == "the thread has ended, or could not be started"
+    waiter.worker.ensure()
+    assert waiter.begun.wait(60)
+    assert (waiter.worker.failure, waiter.worker.restarts) == (None, 1)
+    waiter.worker.cancel()
+    waiter.worker.join(60)
+    waiter.worker.ensure()
+    assert not waiter.worker.alive
+
+
+def test_what_was_never_wanted_is_not_started() -> None:
+    """Looking after threads starts none that nobody has needed yet."""
+    waiter = Waiter()
+    waiter.worker.ensure()
+    assert (waiter.worker.started, waiter.worker.failure) == (False, None)
+
+
+NO_DESCRIPTORS = """
+import os, resource, threading, time
+from otel_audit.delivery.worker_thread import Worker
+
+def until(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+done = threading.Event()
+async def work():
+    done.set()
+
+worker = Worker("w", work)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+lowest = os.dup(0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+worker.start()
+until(lambda: worker.restarts > 1)
+print(worker.failure, done.is_set())
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(done.wait(30))
+"""
+
+
+def test_a_loop_that_cannot_be_made_is_made_later() -> None:
+    """No file descriptor is left when the thread begins: it works once there are some again."""
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", NO_DESCRIPTORS],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.stdout.split("\n")[:2] == ["it failed (Too many open files) False", "True"]
+    assert "Exception ignored" not in found.stderr
+
+
+def until(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.005)

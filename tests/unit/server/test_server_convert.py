@@ -1,0 +1,53 @@
+"""What is made of a span: redacted wherever a sender may have put a secret."""
+
+from __future__ import annotations
+
+import pytest
+from sinks import request, span
+
+from otel_audit.record import to_json
+from otel_audit.redaction import Redactor
+from otel_audit.server.convert import Converter, NotConvertible
+from otel_audit.server.credentials import NOBODY, Sender
+from otel_audit.server.decode_protobuf import spans
+
+SECRET = "sk_live_51H8abcdefghijklmnop"
+
+
+@pytest.fixture
+def reader() -> Converter:
+    return Converter(Redactor(), b"k" * 32, 1 << 20)
+
+
+def read(reader, sender=NOBODY, **told):
+    (batch,) = spans(request(span(1, **told)))
+    return reader.read(batch.items[0], sender)
+
+
+@pytest.mark.parametrize("name", ["audit__tenant__id", "audit__tenant__slug"])
+@pytest.mark.parametrize("bound_to", [None, SECRET])
+def test_a_tenant_that_looks_like_a_secret(reader, name, bound_to):
+    told = {"audit__tenant__id": bound_to or "acme", name: SECRET}
+    record = read(reader, Sender("token:t", bound_to, None), **told)
+
+    assert not isinstance(record, NotConvertible)
+    if bound_to is None:
+        assert SECRET not in to_json(record).decode()
+    else:
+        assert (record.tenant.id, record.tenant.slug) in {(SECRET, None), (SECRET, "[REDACTED]")}
+
+
+@pytest.mark.parametrize("told", [SECRET, "a\0b", "1", "0198-not-a-uuid-at-all-but-of-36-chars"])
+def test_an_id_that_is_no_uuid_is_no_id_in_the_quarantine(reader, told):
+    mine = {"audit__record__id": told, "audit__actor__id": ""}
+    unfit = read(reader, **mine)
+
+    assert isinstance(unfit, NotConvertible)
+    assert unfit.record_id == read(reader, audit__actor__id="").record_id
+    assert SECRET not in str(unfit)
+
+
+def test_an_id_that_is_one_is_found_by_it(reader):
+    told = "0198c0de-0000-7000-8000-00000000abcd"
+
+    assert read(reader, audit__record__id=told, audit__actor__id="").record_id == told

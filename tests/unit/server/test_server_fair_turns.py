@@ -1,0 +1,67 @@
+"""Turns: whoever has used least is next, one at a time, and nobody's cancelling holds up others."""
+
+from __future__ import annotations
+
+import asyncio
+
+from otel_audit.server.fair_turns import FairTurns
+
+
+async def worked(turns: FairTurns, sender: str, seconds: float, told: list[str]) -> None:
+    await turns.take(sender)
+    told.append(sender)
+    turns.give_back(sender, seconds)
+
+
+async def test_whoever_has_used_least_is_next():
+    turns, told = FairTurns(), []
+    await turns.take("busy")
+    waiting = [
+        asyncio.create_task(worked(turns, who, 1.0, told))
+        for who in ("busy", "busy", "busy", "quiet", "quiet")
+    ]
+    await asyncio.sleep(0)
+    turns.give_back("busy", 2.0)
+    await asyncio.gather(*waiting)
+
+    assert told == ["quiet", "quiet", "busy", "busy", "busy"]
+
+
+async def test_time_away_is_not_saved_up():
+    """Who comes after an hour goes first once, and then in turn."""
+    turns, told = FairTurns(), []
+    for _ in range(3):
+        await worked(turns, "steady", 100.0, [])
+    await turns.take("steady")
+    waiting = [
+        asyncio.create_task(worked(turns, who, 10.0, told))
+        for who in ("steady", "steady", "new", "new", "new", "new")
+    ]
+    await asyncio.sleep(0)
+    turns.give_back("steady", 0.0)
+    await asyncio.gather(*waiting)
+
+    assert told[0] == "new"
+    assert sorted(told) == ["new"] * 4 + ["steady"] * 2
+
+
+async def test_who_gives_up_waiting_holds_up_nobody():
+    """Also when the turn had just become his."""
+    turns, told = FairTurns(), []
+    await turns.take("first")
+    given_up = asyncio.create_task(worked(turns, "second", 0.0, told))
+    late = asyncio.create_task(worked(turns, "third", 0.0, told))
+    await asyncio.sleep(0)
+    turns.give_back("first", 0.0)
+    given_up.cancel()
+    await asyncio.gather(given_up, late, return_exceptions=True)
+
+    assert told == ["third"]
+    await asyncio.wait_for(worked(turns, "fourth", 0.0, told), 5)
+
+
+async def test_what_is_remembered_is_bounded():
+    turns = FairTurns()
+    for number in range(5_000):
+        await worked(turns, str(number), 0.1, [])
+    assert len(turns._used) <= 1_025

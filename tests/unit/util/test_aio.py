@@ -1,0 +1,138 @@
+"""What is ours works the same whether asyncio or Trio runs the application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from asgi_app import Kept, Tapped, say
+
+from otel_audit._util.aio import call_after, in_thread, is_cancellation, on_any_loop
+from otel_audit.action.outcome import outcome_of
+
+SOON = 0.02
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="empty")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Run a coroutine function to its end, on either."""
+    return trio.run if request.param == "trio" else lambda act: asyncio.run(act())
+
+
+async def sleep(seconds: float) -> None:
+    if trio.lowlevel.in_trio_run():
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+class TestTimer:
+    def test_it_goes_off_in_an_empty_context(self, run: Any) -> None:
+        """Nothing of the request is kept alive by it."""
+        seen: list[str] = []
+
+        async def act() -> None:
+            variable.set("full")
+            assert call_after(SOON, lambda: seen.append(variable.get())) is not None
+            while not seen:
+                await sleep(SOON)
+
+        run(act)
+        assert seen == ["empty"]
+
+    def test_it_may_be_cancelled(self, run: Any) -> None:
+        """As long as it has not gone off."""
+        seen: list[int] = []
+
+        async def act() -> None:
+            timer = call_after(SOON, lambda: seen.append(1))
+            assert timer is not None
+            timer.cancel()
+            await sleep(SOON * 5)
+
+        run(act)
+        assert seen == []
+
+    def test_without_an_event_loop_there_is_none(self) -> None:
+        """Nothing could ever go off."""
+        assert call_after(1, lambda: None) is None
+
+
+class TestWaiting:
+    def test_what_blocks_runs_in_a_thread(self, run: Any) -> None:
+        """And gives back what it returns."""
+
+        async def act() -> int:
+            return await in_thread(lambda: 7)
+
+        assert run(act) == 7
+
+    def test_a_future_of_asyncio_may_be_awaited(self, run: Any) -> None:
+        """On an event loop of its own, where the application has another kind."""
+
+        async def answer(word: str) -> str:
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(SOON, future.set_result, word)
+            return await future
+
+        async def act() -> str:
+            return await on_any_loop(answer)("yes")
+
+        assert run(act) == "yes"
+
+    def test_what_it_raises_arrives(self, run: Any) -> None:
+        """The caller sees the very exception."""
+
+        async def fail() -> None:
+            raise KeyError("x")
+
+        async def act() -> None:
+            with pytest.raises(KeyError, match="x"):
+                await on_any_loop(fail)()
+
+        run(act)
+
+
+class TestCancellation:
+    def test_both_kinds_are_told_apart_from_failures(self) -> None:
+        """Whoever was cut off has not failed."""
+        seen: list[BaseException] = []
+
+        async def under_trio() -> None:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                try:
+                    await trio.sleep(1)
+                except trio.Cancelled as error:
+                    seen.append(error)
+                    raise
+
+        trio.run(under_trio)
+        assert is_cancellation(seen[0])
+        assert is_cancellation(asyncio.CancelledError())
+        assert not is_cancellation(ValueError())
+        assert not is_cancellation(None)
+        assert outcome_of(status=200, error=seen[0], transaction="none") == "unknown"
+
+
+class TestUnderTrio:
+    def test_a_long_action_leaves_a_record_when_it_starts(self) -> None:
+        """As on asyncio: two records of one action."""
+
+        kept = Kept()
+
+        async def slow(scope: Any, receive: Any, send: Any) -> None:
+            while not kept.all("closed"):  # noqa: ASYNC110 - a list is watched
+                await trio.sleep(SOON)
+            await say(send)
+
+        tapped = Tapped(slow, kept=kept, long_action_after=SOON)
+        trio.run(tapped.ask)
+        started, completed = tapped.kept.all("closed")
+        assert (started.phase, completed.phase) == ("started", "completed")
+        assert started.action_id == completed.action_id
