@@ -111,7 +111,7 @@ class TestSeal:
                     await sealer.seal()
                 assert "took too long" in str(sealer.failure)
             done = await sealer.seal()
-        assert tried == [40, 20, 10]
+        assert tried == [8, 32, 8, 12, 8, 2]
         assert (done.rows, done.more, sealer.failure) == (10, True, None)
         await sealer.close()
 
