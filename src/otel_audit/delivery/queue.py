@@ -372,9 +372,12 @@ class RecordQueue:
         return self.spool
 
     def _count_damage(self, spool: Spool) -> None:
-        # the spool itself has logged it
-        self._counters.add("dropped", spool.damaged - self._damaged)
-        self._damaged = spool.damaged
+        lost, self._damaged = spool.damaged - self._damaged, spool.damaged
+        if lost:
+            self._counters.add("dropped", lost)
+            _logger.critical(
+                "%d audit records in %s cannot be read any more, and are lost", lost, spool.path
+            )
 
     def _complain_of_spool(self, error: Exception) -> None:
         self._counters.add("spool_errors")
