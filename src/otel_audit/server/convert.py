@@ -16,7 +16,8 @@ import msgspec
 from otel_audit import attributes as names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.record_limit import clipped
+from otel_audit.action.compose import as_received, with_resource
+from otel_audit.action.record_limit import clipped
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Refused
 from otel_audit.errors import InvalidAuditSpanError
@@ -105,7 +106,9 @@ class Converter:
         try:
             return self._read(item, sender, allowance)
         except InvalidAuditSpanError:
-            return self._unfit(item, sender, "invalid", _what_is_wrong(item), allowance)
+            what = "audit log record" if item.is_log else "audit span"
+            reason = names.what_is_wrong(item.attributes, what)
+            return self._unfit(item, sender, "invalid", reason, allowance)
         except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
             log_limited(_logger, "reading", "A record goes to quarantine unread", error=error)
             reason = f"it could not be read: {type(error).__name__}"
@@ -151,13 +154,12 @@ class Converter:
         if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
             slug = None if tenant is None else tenant.slug
             tenant = Tenant(id=sender.tenant, slug=slug)
-        return msgspec.structs.replace(
+        digest = hmac.digest(self._key, text, "sha256").hex()
+        return as_received(
             told,
-            resource=self._resource(item.origin, allowance),
-            tenant=tenant,
-            received=Received(
-                by=sender.identity, hash=hmac.digest(self._key, text, "sha256").hex()
-            ),
+            Received(by=sender.identity, hash=digest),
+            tenant,
+            self._resource(item.origin, allowance),
         )
 
     def _as_it_came(self, item: ReceivedItem) -> AuditRecord:
@@ -288,15 +290,12 @@ def _naming_mended(told: Mapping[str, Any], mended: Sequence[str]) -> Mapping[st
 def _told(came: AuditRecord) -> bytes:
     """Write a record as it came, without what a Collector may add to it on the way."""
     service = {name: value for name, value in came.resource.items() if name.startswith(_SERVICE)}
-    return to_json(msgspec.structs.replace(came, resource=service))
+    return to_json(with_resource(came, service))
 
 
 def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditRecord:
     ours = item.scope == names.SCOPE_NAME and not item.is_log
     link = item.parent_span_id if ours else item.span_id
-    if names.ERROR_MESSAGE in told:
-        # the semantic conventions' word for a type that nobody has named
-        told = {names.ERROR_TYPE: "_OTHER", **told}
     return names.record_from_attributes(
         told,
         name=name,
@@ -329,11 +328,3 @@ def _own_ids(item: ReceivedItem) -> tuple[str, str]:
         item.start_time, item.name, item.trace_id, item.span_id, item.attributes, item.body,
     ])  # fmt: skip
     return hashlib.sha256(content).hexdigest(), ""
-
-
-def _what_is_wrong(item: ReceivedItem) -> str:
-    lacking = [name for name in names.MANDATORY if item.attributes.get(name) in (None, "")]
-    what = "audit log record" if item.is_log else "audit span"
-    if lacking:
-        return f"the {what} lacks {', '.join(lacking)}"
-    return f"an attribute of the {what} has a wrong type or value"
