@@ -147,7 +147,7 @@ def read_manifest(note: str) -> Manifest:
         )
     except (NoteError, KeyError, ValueError, IndexError) as error:
         raise ArchiveError(f"not a manifest ({type(error).__name__})") from None
-    if found.text() != read_note(note).text:
+    if found.rows < 0 or found.text() != read_note(note).text:
         raise ArchiveError("not a manifest: it is not spelled as one")
     return found
 

@@ -116,6 +116,8 @@ class TestRefused:
                 name = "keep"
                 match = {tenant = "a"}
                 min = 400
+                hot = 100
+                archive = 400
                 [[rule]]
                 name = "forget"
                 match = {event = "auth.*"}
