@@ -214,7 +214,8 @@ class ImageListeners:
         is_update = isinstance(before.statement, Update)
         plan = self._plans.of_table(before.table)
         declared = RowNaming.of_table(before.table) if plan is None else plan.naming
-        naming = self._places.naming(self._places.at(connection), declared)
+        place = self._places.of_statement(connection, before.options)
+        naming = self._places.naming(place, declared)
         read = functools.partial(self._read, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
