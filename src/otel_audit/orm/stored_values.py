@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Enum
+from sqlalchemy import ARRAY, Enum, bindparam
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 if TYPE_CHECKING:
@@ -139,6 +141,25 @@ class StoredValues:
 def stored_values(kind: TypeEngine[Any] | None) -> StoredValues | None:
     """How to find what a type stores of its values; None where they are told as they are."""
     return StoredValues(kind) if kind is not None and _may_store_others(kind) else None
+
+
+def wrapping_functions(kind: TypeEngine[Any]) -> tuple[str, ...] | None:
+    """The names of the SQL functions that a type puts around its values on their way.
+
+    Args:
+        kind: The column's type.
+
+    Returns:
+        None where it puts nothing around them.
+    """
+    try:
+        found = kind.bind_expression(bindparam("value", type_=kind))
+    except Exception:  # noqa: BLE001 - a type of the application's
+        return None
+    if found is None:
+        return None
+    functions = (one for one in iterate(found) if isinstance(one, FunctionElement))
+    return tuple(str(getattr(one, "name", "")) for one in functions)
 
 
 def is_same_document(value: Any, stored: Any) -> bool:
