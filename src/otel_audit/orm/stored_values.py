@@ -114,7 +114,7 @@ class StoredValues:
         # the same without the spelling of the driver, unless the type made another value of it
         again = steps.own(value)
         self._steady = _is_equal(steps.rest(again), sent)
-        return again if self._steady else sent
+        return again if self._steady else _unwrapped(sent)
 
     def is_steady(self, value: Any, dialect: Dialect) -> bool:
         """Whether the type makes the same of a value each time, as one that salts does not.
@@ -314,6 +314,14 @@ def _each(process: _Process) -> _Process:
 def _is_equal(one: Any, other: Any) -> bool:
     """Whether two values are equal; those that cannot be compared are not."""
     try:
-        return bool(one == other)
+        # a driver's wrapper, as for JSON, is what it holds
+        return bool(_unwrapped(one) == _unwrapped(other))
     except Exception:  # noqa: BLE001 - a type of the application's
         return False
+
+
+def _unwrapped(sent: Any) -> Any:
+    """What a wrapper of psycopg's or psycopg2's holds; any other value as it is."""
+    if type(sent).__module__.partition(".")[0] not in ("psycopg", "psycopg2"):
+        return sent
+    return getattr(sent, "obj", getattr(sent, "adapted", sent))

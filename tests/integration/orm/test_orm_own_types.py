@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import itertools
@@ -10,9 +11,10 @@ import uuid
 from typing import Any
 
 import pytest
-from orm_harness import PostgresStore, SqliteStore, capturing
+from orm_harness import PostgresStore, SqliteStore, action, capturing
 from sqlalchemy import (
     CHAR,
+    JSON,
     Column,
     DateTime,
     ForeignKey,
@@ -34,8 +36,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator, UserDefinedType
+from sqlalchemy.util import greenlet_spawn
 
-from otel_audit.orm import OrmOptions
+from otel_audit.config import AuditConfig
+from otel_audit.orm import OrmOptions, attach, detach
+from otel_audit.redaction import Redactor
 
 NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 
@@ -97,6 +102,19 @@ class Document(TypeDecorator[Any]):
 
     def process_result_value(self, value, dialect):
         return json.loads(value)
+
+
+class Versioned(TypeDecorator[Any]):
+    """A document within a document, which a driver may wrap for its way."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else {"version": 2, "data": value}
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else value["data"]
 
 
 class Naive(TypeDecorator[Any]):
@@ -203,6 +221,12 @@ class Gadget(Base):
     many = mapped_column(ARRAY(Cents).with_variant(Document(), "sqlite"))
     pin = mapped_column(Cents, info={"audit": "redact"})
     stickers: Mapped[list[Sticker]] = relationship(secondary=tagged)
+
+
+class Versions(Base):
+    __tablename__ = "versions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    document = mapped_column(Versioned)
 
 
 class Wrapped(Base):
@@ -327,11 +351,6 @@ class TestRows:
 
     async def test_sensitive_in_either(self, store):
         """What is hidden for what the application says is hidden for what the table holds."""
-        from orm_harness import action
-
-        from otel_audit.config import AuditConfig
-        from otel_audit.orm import attach, detach
-        from otel_audit.redaction import Redactor
 
         attachment = attach(Redactor.from_config(AuditConfig()))
         try:
@@ -349,6 +368,33 @@ class TestRows:
         bulk = next(one for one in scope.changes if one.kind == "bulk")
         assert entity.values["coded"][1] == bulk.parameters["coded"] == "[REDACTED]"
         assert "4111" not in str(entity.values["salted"])
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_documents_that_drivers_wrap(capture, orm_dsn, driver):
+    """What a driver is given for a document is told as the document."""
+    url = orm_dsn.replace("asyncpg", driver)
+    engine = create_async_engine(url).sync_engine if driver == "asyncpg" else create_engine(url)
+
+    def work():
+        with Session(engine) as session:
+            Base.metadata.create_all(session.connection(), tables=[Versions.__table__])
+            session.add(Versions(id=1, document={"a": 1}))
+            session.flush()
+            session.get(Versions, 1).document = {"a": 2}
+            session.flush()
+            session.execute(update(Versions).values(document={"a": 3}))
+            Base.metadata.drop_all(session.connection(), tables=[Versions.__table__])
+            session.commit()
+        engine.dispose()
+
+    with action() as scope:
+        asyncio.run(greenlet_spawn(work))
+    made, changed, many = scope.changes
+    assert made.values["document"] == [None, {"version": 2, "data": {"a": 1}}]
+    assert changed.values["document"][0] == {"version": 2, "data": {"a": 1}}
+    assert changed.patches == {"document": [{"op": "replace", "path": "/data/a", "value": 2}]}
+    assert many.parameters == {"document": {"version": 2, "data": {"a": 3}}}
 
 
 class TestExpressions:
@@ -439,7 +485,6 @@ def test_a_type_that_raises(sqlite):
         value = mapped_column(Once)
 
     Own.metadata.create_all(sqlite.engine)
-    from orm_harness import action
 
     with capturing(), action() as scope, Session(sqlite.engine) as session:
         session.add(Row(id=1, value="v"))
