@@ -190,11 +190,13 @@ class _Conditions:
 
     def changed(self, known: Field, value: Value) -> str:
         """A column that changed."""
-        values = f"json_extract(TRY_CAST(payload AS JSON), '$.{known.column}[*].values')"
+        document = "TRY_CAST(payload AS JSON)"
         if value.operator == "any":
-            return f"len({values}) > 0"
-        names = f"flatten(list_transform({values}, one -> json_keys(one)))"
-        return f"list_contains({names}, {self._bind(value.text)})"
+            return f"json_array_length({document}, '$.{known.column}') > 0"
+        if '"' in value.text:
+            return "false"  # no path can name it
+        way = self._bind(f'$.{known.column}[*].values."{value.text}"')
+        return f"len(json_extract({document}, {way})) > 0"
 
 
 def _statuses(text: str) -> tuple[int, int]:
