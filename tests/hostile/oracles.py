@@ -31,7 +31,7 @@ LONGEST_STALL: Final = 0.020
 STALL_THAT_FAILS: Final = float(os.environ.get("HOSTILE_STALL_MS", "60")) / 1_000
 """More than that, and the calls of functions are counted: these are the same on every machine."""
 
-MOST_CALLS: Final = 300_000
+MOST_CALLS: Final = 450_000
 """Calls of functions, ours and Python's, that auditing a request may take, whatever is in it."""
 
 STALL_OF_ONE_CALL: Final = 1.0
