@@ -17,6 +17,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.text import storable
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
@@ -577,7 +578,7 @@ class PostgresSink:
     ) -> None:
         if not refused:
             return
-        texts = [item.received.decode("utf-8", "replace").replace("\x00", "�") for item in refused]
+        texts = [storable(item.received.decode("utf-8", "replace")) for item in refused]
         status = await connection.execute(
             _SET_ASIDE,
             [hashlib.sha256(text.encode()).digest() for text in texts],
@@ -771,4 +772,4 @@ def _held_up(held: Mapping[str, str]) -> str:
 
 
 def _plain(text: object) -> str:
-    return str(text).encode("utf-8", "replace").decode().replace("\x00", "�")[:1000]
+    return storable(str(text))[:1000]

@@ -16,8 +16,8 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import flat
+from otel_audit._util.cache import Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
-from otel_audit._util.memoize_by_names import MemoizedByNames
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import NO_CONTENT, AuditRecord, Body, Change, Source, to_json
 from otel_audit.record import SCHEMA_VERSION as SCHEMA
@@ -281,7 +281,7 @@ def record_from_attributes(  # noqa: PLR0913 - each fact by its name
 
 def _at_once(attributes: Mapping[str, Any], facts: dict[str, Any]) -> AuditRecord:
     """Make the record; raise where anything may be wrong with it."""
-    parts = _SHAPES.plan(attributes)
+    parts = _SHAPES[tuple(attributes)]
     if not parts.complete:
         raise TypeError
     told: Any = msgspec.convert(attributes, _Told)
@@ -431,7 +431,7 @@ def _parts(names: tuple[str, ...]) -> flat.Parts:
     return flat.parts_of(names, _PLACES, sent, answered)
 
 
-_SHAPES: Final = MemoizedByNames(_parts)
+_SHAPES: Final = Memo(_parts, 128, are_few_names)
 _Told: Final = flat.struct_of(_PLACES, _USUAL)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ import msgspec
 from opentelemetry import trace
 
 from otel_audit._util.ids import uuid7
+from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.record import AuditRecord
 
@@ -49,19 +49,8 @@ def is_stored_blocking(intended: Intended, intent: AuditRecord, span: trace.Span
             level=logging.WARNING,
         )  # fmt: skip
         return True
-    answers: list[bool] = []
-
-    def ask() -> None:
-        async def wait() -> None:
-            answers.append(await is_stored(intended, intent, span))
-
-        asyncio.run(wait())
-
     # in a thread of its own: asyncio.run would take away the caller's own event loop
-    thread = threading.Thread(target=ask, name="otel-audit-intent", daemon=True)
-    thread.start()
-    thread.join()
-    return answers == [True]
+    return run_in_thread("otel-audit-intent", lambda: is_stored(intended, intent, span))
 
 
 def _loop_runs_here() -> bool:

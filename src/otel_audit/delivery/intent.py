@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.worker_thread import ThreadState, Worker
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
@@ -49,7 +49,7 @@ class Intents:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._waiting: list[_Intent] = []
-        self._worker = Worker("otel-audit-intents", self._work)
+        self._worker = LoopThread("otel-audit-intents", self._work)
         self._closing = False
 
     async def store(self, record: AuditRecord) -> bool:
@@ -77,7 +77,7 @@ class Intents:
     @property
     def state(self) -> ThreadState:
         """How its thread does."""
-        return ThreadState.of(self._worker)
+        return self._worker.state
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -20,13 +18,14 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.randomness import generator
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused, Sink, Written
-from otel_audit.delivery.worker_thread import ThreadState, Worker
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
 
@@ -247,13 +246,12 @@ class Relay:
         self._counters = counters
         self._options = options
         self._reset()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        renew_in_child(self, Relay._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._emptied = threading.Condition(self._lock)
-        self._worker = Worker("otel-audit-relay", self._work)
+        self._worker = LoopThread("otel-audit-relay", self._work)
         self._closing = False
         self._seen = OutboxState(0, 0.0)
         self._failing_since: float | None = None
@@ -286,7 +284,7 @@ class Relay:
     @property
     def state(self) -> ThreadState:
         """How its thread does."""
-        return ThreadState.of(self._worker)
+        return self._worker.state
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
@@ -412,9 +410,3 @@ def publish_outbox(meter: Meter, relay: Relay) -> None:
 
     meter.create_observable_gauge("audit.outbox.depth", callbacks=[depth], unit="{record}")
     meter.create_observable_gauge("audit.outbox.oldest_age", callbacks=[age], unit="s")
-
-
-def _begin_anew(alive: weakref.ref[Relay]) -> None:
-    relay = alive()
-    if relay is not None:
-        relay._reset()  # noqa: SLF001 - its own module

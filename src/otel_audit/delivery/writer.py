@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from otel_audit._util.fork import renew_in_child
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.randomness import generator
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
@@ -25,7 +25,6 @@ from otel_audit.delivery.queue import Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Refused, Sink, Written
 from otel_audit.delivery.spool import FrameKind, Spool
-from otel_audit.delivery.worker_thread import ThreadState, Worker
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord, to_json
 
@@ -101,13 +100,12 @@ class Delivery:
         self._periodic: list[tuple[float, Callable[[], None]]] = []
         self.observe: Callable[[float], None] = _forget
         self._reset()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        renew_in_child(self, Delivery._begin_anew)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._worker = Worker("otel-audit-delivery", self._work)
+        self._worker = LoopThread("otel-audit-delivery", self._work)
         self._asleep = False
         self._hurry = 0
         self._closing = False
@@ -121,6 +119,10 @@ class Delivery:
         self._next_held = 0.0
         self._left_in_recovery = False
         self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
+
+    def _begin_anew(self) -> None:
+        self._reset()
+        self.backlog.after_fork()
 
     @property
     def depth(self) -> int:
@@ -155,7 +157,7 @@ class Delivery:
     @property
     def threads(self) -> dict[str, ThreadState]:
         """How its threads do, by name."""
-        return {"delivery": ThreadState.of(self._worker), "sync": self._group.state}
+        return {"delivery": self._worker.state, "sync": self._group.state}
 
     def ensure(self) -> None:
         """Replace threads that are gone. Never raises."""
@@ -567,10 +569,3 @@ async def _repeat(interval: float, call: Callable[[], None]) -> None:
             call()
         except Exception as error:  # noqa: BLE001 - the next time it may work
             log_limited(_logger, "periodic", "Something periodic failed", error=error)
-
-
-def _begin_anew(alive: weakref.ref[Delivery]) -> None:
-    delivery = alive()
-    if delivery is not None:
-        delivery._reset()  # noqa: SLF001 - its own module
-        delivery.backlog.after_fork()
