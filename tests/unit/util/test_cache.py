@@ -85,6 +85,6 @@ class TestMemo:
 )
 def test_names_that_a_sender_chooses_are_kept_only_if_few(
     names: tuple[str, ...], few: bool
-) -> None:  # noqa: FBT001
+) -> None:
     """Both their number and their letters are bounded."""
     assert are_few_names(names) is few

@@ -33,8 +33,8 @@ def in_child(log: list[str]) -> str:
         os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
-    with open(read, "rb") as told:
-        return told.read().decode()
+    with os.fdopen(read, "rb") as seen:
+        return seen.read().decode()
 
 
 def test_each_begins_anew_in_the_order_of_registration() -> None:
