@@ -27,6 +27,7 @@ from otel_audit.action.ports import Recorder
 from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.console import ConsoleSink
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.factory import (
     local_quarantine,
     make_delivery,
@@ -43,7 +44,6 @@ from otel_audit.delivery.receipts import GivesReceipts, await_receipt
 from otel_audit.delivery.sink import Receipt, Sink
 from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.delivery.tracer_provider import application_resource, make_resource
-from otel_audit.delivery.writer import Delivery
 from otel_audit.errors import (
     ConfigurationError,
     OtelAuditError,

@@ -16,6 +16,7 @@ from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.record_limit import RECORD_LIMIT, first_of, fit
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
@@ -28,7 +29,6 @@ from otel_audit.delivery.tracer_provider import (
     resource_attributes,
     trace_record,
 )
-from otel_audit.delivery.writer import Delivery
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
