@@ -36,7 +36,9 @@ class SealingThread:
     @property
     def state(self) -> ThreadState:
         """How the thread does."""
-        return self._worker.state
+        found = self._worker.state
+        # the thread may live, and the ledger not be sealed all the same
+        return found._replace(failure=found.failure or self._sealer.failure)
 
     def start(self) -> None:
         """Begin to seal."""
