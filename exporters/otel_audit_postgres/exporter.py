@@ -17,6 +17,7 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import is_flagged
@@ -37,8 +38,7 @@ from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 2.0
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 _LAST_GRACE: Final = 2.0
 """Seconds that closing the connection and the thread may take at shutdown."""
 
@@ -152,9 +152,8 @@ class PostgresAuditSpanExporter(SpanExporter):
         """Store; try again while the store is away. Whoever waits cancels this in the end."""
         records, refused = _read(spans, self._redacting)
         until = time.monotonic() + self._timeout
-        pause = _FIRST_PAUSE
         async with self._connection() as sink:
-            while True:
+            for pause in _BACKOFF.pauses():
                 try:
                     written = await sink.write(records)
                     if written.held:
@@ -166,7 +165,6 @@ class PostgresAuditSpanExporter(SpanExporter):
                 else:
                     return
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PostgresSink]:

@@ -339,7 +339,7 @@ class Runtime:
         check_store(self.config)
         if self.atomic is not None and self.atomic.relay is not None:
             make = outbox_maker(self.config)
-            run_in_thread("otel-audit-check", lambda: _check(make))
+            run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
     def report_store(self) -> None:
         """Check the store and log what is wrong; never raises."""
@@ -537,7 +537,7 @@ def check_store(config: AuditConfig) -> None:
     """
     if config.exporter != "none":
         make = sink_maker(config)
-        run_in_thread("otel-audit-check", lambda: _check(make))
+        run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
 
 def sink_maker(

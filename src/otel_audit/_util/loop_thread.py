@@ -9,11 +9,12 @@ import queue
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ratelimited_log import log_limited
 
@@ -22,9 +23,8 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
-"""Seconds between two tries of a thread whose work ends in an error; doubles up to this."""
+_BACKOFF: Final = Backoff(first=0.1, longest=5.0)
+"""Between two tries of a thread whose work ends in an error."""
 
 _MOST_THREADS: Final = 8
 """Threads for blocking calls of one loop."""
@@ -68,10 +68,11 @@ def begin_thread(name: str, run: Callable[[], object]) -> threading.Thread | Non
     return thread
 
 
-def run_in_thread(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on a loop of its own in a thread of its own, and wait for it here.
+def run_in_thread(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Run a coroutine on a loop of its own in a thread of its own.
 
-    So it may be called wherever one wants, an event loop's thread included, which it holds up.
+    So it may be waited for wherever one wants (an event loop's thread included, which it holds up),
+    and be given up, also where it blocks its loop.
 
     Args:
         name: Of the thread.
@@ -79,19 +80,22 @@ def run_in_thread(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     Raises:
         RuntimeError: No thread can be started.
-        Exception: What the coroutine raises.
     """
     done: Future[T] = Future()
 
     def run() -> None:
         try:
             with suppress_instrumentation():
-                done.set_result(run_lasting(make()))
+                found = run_lasting(make())
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            done.set_exception(error)
+            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+                done.set_exception(error)
+        else:
+            with contextlib.suppress(InvalidStateError):
+                done.set_result(found)
 
     threading.Thread(target=run, name=name, daemon=True).start()
-    return done.result()
+    return done
 
 
 class LoopThread:
@@ -257,8 +261,7 @@ class LoopThread:
                 loop.call_soon_threadsafe(act)
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        while True:
+        for pause in _BACKOFF.pauses():
             try:
                 self._run_once()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the work must go on
@@ -269,7 +272,6 @@ class LoopThread:
                 return
             if self._ending.wait(pause):
                 return
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _run_once(self) -> None:
         with (

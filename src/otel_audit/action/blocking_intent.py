@@ -50,7 +50,7 @@ def is_stored_blocking(intended: Intended, intent: AuditRecord, span: trace.Span
         )  # fmt: skip
         return True
     # in a thread of its own: asyncio.run would take away the caller's own event loop
-    return run_in_thread("otel-audit-intent", lambda: is_stored(intended, intent, span))
+    return run_in_thread("otel-audit-intent", lambda: is_stored(intended, intent, span)).result()
 
 
 def _loop_runs_here() -> bool:

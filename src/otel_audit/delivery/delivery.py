@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
@@ -24,7 +25,7 @@ from otel_audit.delivery.queue import Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
 from otel_audit.delivery.spool import FrameKind, Spool
-from otel_audit.delivery.writer import Backoff, BadRecords, Writer
+from otel_audit.delivery.writer import BadRecords, Writer
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord, to_json
 

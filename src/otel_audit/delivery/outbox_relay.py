@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.loop_thread import ThreadState
@@ -24,7 +25,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused, Sink
-from otel_audit.delivery.writer import Backoff, Messages, Writer, write_batch
+from otel_audit.delivery.writer import Messages, Writer, write_batch
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.cache import BoundedCache
 from otel_audit.delivery.sink import Receipt
 from otel_audit.errors import StoreUnavailableError
 
-_FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 0.5
+_BACKOFF: Final = Backoff(first=0.02, longest=0.5)
 _MOST_REMEMBERED: Final = 10_000
 
 
@@ -82,7 +82,7 @@ async def await_receipt(
 async def _ask(
     sink: GivesReceipts, hurry: Callable[[], None], record_id: str, pending: Callable[[], int]
 ) -> Receipt:
-    pause = _FIRST_PAUSE
+    pauses = _BACKOFF.pauses()
     while True:
         hurry()
         try:
@@ -91,8 +91,7 @@ async def _ask(
             found = None
         if found is not None:
             return found
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(next(pauses))
 
 
 async def _look(sink: GivesReceipts, record_id: str, pending: Callable[[], int]) -> Receipt | None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.randomness import generator
 from otel_audit._util.ratelimited_log import log_limited
@@ -29,6 +30,8 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_BACKOFF: Final = Backoff()
+
 BadRecords = Literal["raise", "hold", "quarantine"]
 """What becomes of a record for which a sink raises what no sink should: the error of its batch is
 raised; or it is found by halving, and waits or goes to quarantine while the others are stored."""
@@ -39,19 +42,6 @@ fault that passes has passed by then."""
 
 _MOST_BAD: Final = 8
 """Records that are found bad before any other is stored: then it is no matter of the records."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Pauses between tries, in seconds.
-
-    Attributes:
-        first: After the first failure; doubles with each, up to ``longest``.
-        longest: The cap.
-    """
-
-    first: float = 0.1
-    longest: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,7 @@ class Writer:
         name: str,
         work: Callable[[], Coroutine[Any, Any, None]],
         counters: Counters,
-        backoff: Backoff = Backoff(),
+        backoff: Backoff = _BACKOFF,
         messages: Messages = Messages(),
     ) -> None:
         """Name what it does; nothing is started yet.
@@ -170,7 +160,7 @@ class Writer:
 
         Who calls notes the success, as only then it is known what the store holds up.
         """
-        pause = self._backoff.first
+        pauses = self._backoff.pauses()
         while not self.ending:
             try:
                 return await call()
@@ -181,8 +171,7 @@ class Writer:
                 if isinstance(error, StoreUnavailableError) and error.retry_after:
                     await self._rest_undisturbed(error.retry_after)
                 else:
-                    await self.rest(pause)
-                pause = min(pause * 2, self._backoff.longest)
+                    await self.rest(next(pauses))
         return None
 
     def note_failure(self, error: BaseException) -> None:
