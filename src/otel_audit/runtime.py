@@ -40,8 +40,8 @@ from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.outbox_relay import Outbox
 from otel_audit.delivery.producer import Producer
-from otel_audit.delivery.receipts import GivesReceipts, await_receipt
-from otel_audit.delivery.sink import Receipt, Sink
+from otel_audit.delivery.receipts import await_receipt
+from otel_audit.delivery.sink import Receipt, Sink, Store
 from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.delivery.tracer_provider import application_resource, make_resource
 from otel_audit.errors import (
@@ -324,7 +324,7 @@ class Runtime:
         if self.delivery is None or self.config.exporter != "postgres":
             raise ConfigurationError(f"receipts need a store: set {PREFIX}EXPORTER=postgres")
         with suppress_instrumentation():
-            make_sink = cast("Callable[[], GivesReceipts]", sink_maker(self.config))
+            make_sink = cast("Callable[[], Store]", sink_maker(self.config))
             ask = on_any_loop(await_receipt)
             delivery = self.delivery
             return await ask(make_sink, delivery.hurry, record_id, timeout, lambda: delivery.depth)
