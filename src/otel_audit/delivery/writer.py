@@ -165,7 +165,7 @@ class Writer:
             try:
                 return await call()
             except (Exception, asyncio.CancelledError) as error:
-                if self._is_cancelled_by(error):
+                if isinstance(error, asyncio.CancelledError) and _is_task_cancelled():
                     raise
                 self.note_failure(error)
                 if isinstance(error, StoreUnavailableError) and error.retry_after:
@@ -214,10 +214,6 @@ class Writer:
     def forget_rousing(self) -> None:
         """Let the next `wait` wait, although it was roused before."""
         self._thread.wake.clear()
-
-    def _is_cancelled_by(self, error: BaseException) -> bool:
-        # the end cancels; anything else that does is a failure of the sink's
-        return self.ending and isinstance(error, asyncio.CancelledError)
 
     async def _rest_undisturbed(self, seconds: float) -> None:
         # asked for by the store: nothing wakes this up but the end
@@ -304,3 +300,13 @@ def _total(parts: Sequence[Written]) -> Written:
 
 def _ignore(_seconds: float) -> None:
     """Nobody wants to know how long a write took."""
+
+
+def _is_task_cancelled() -> bool:
+    """Tell the end of this task, or of its loop, from a library's cancelling of its own.
+
+    The latter is a failure like any other. Who went on after the former would keep a loop from
+    closing whose thread is to begin anew.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
