@@ -26,6 +26,9 @@ Ts = TypeVarTuple("Ts")
 _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 """Between two tries of a thread whose work ends in an error."""
 
+_LONGEST_END: Final = 5.0
+"""Seconds that the tasks of a loop have which is given up."""
+
 _MOST_THREADS: Final = 8
 """Threads for blocking calls of one loop."""
 
@@ -136,8 +139,11 @@ class LoopThread:
         self._failure: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._ending = threading.Event()
-        self._ready = threading.Event()
+        self._is_ending = False
+        # to wait for its end, and for its loop: an event holds a lock at times, and a thread that
+        # is cut off at that time keeps it for ever
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.Lock())
         self._calls = 0
 
@@ -158,7 +164,7 @@ class LoopThread:
     @property
     def failure(self) -> str | None:
         """Why it does not work although it should; None where it does, or need not."""
-        if not self._wanted or self._ending.is_set():
+        if not self._wanted or self._is_ending:
             return None
         if not self.alive:
             return "the thread has ended, or could not be started"
@@ -180,13 +186,13 @@ class LoopThread:
         if self._thread is not None:
             self._note("its thread was gone", None)
         self._wanted = True
-        self._ready.clear()
+        self._loop, self._task, self._ready = None, None, queue.SimpleQueue()
         self._thread = begin_thread(self._name, self._run)
         return self._thread is not None
 
     def ensure(self) -> None:
         """Start the thread again if it was started, should go on, and is gone. Never raises."""
-        if self._wanted and not self._ending.is_set():
+        if self._wanted and not self._is_ending:
             self.start()
 
     def rouse(self) -> None:
@@ -195,13 +201,13 @@ class LoopThread:
 
     def end(self) -> None:
         """Let the coroutine not be run again once it ends, and rouse it. Never raises."""
-        self._ending.set()
+        self._set_ending()
         self.rouse()
 
     def cancel(self) -> None:
         """Cancel the coroutine, if it runs. May be called from any thread; never raises."""
         if self._wanted:
-            self._ending.set()
+            self._set_ending()
         task = self._task
         if task is not None:
             self._schedule(task.cancel)
@@ -224,16 +230,14 @@ class LoopThread:
             Exception: What it raises.
         """
         with self._changed:
-            if self._ending.is_set() and not self.alive:
+            if self._is_ending and not self.alive:
                 # stopped in order, and wanted again
-                self._ending.clear()
+                self._is_ending, self._ended = False, queue.SimpleQueue()
                 self._thread = None
             self.start()
             self._calls += 1
         try:
-            if not self._ready.wait(timeout) or self._loop is None:
-                raise TimeoutError
-            future: Future[T] = asyncio.run_coroutine_threadsafe(make(), self._loop)
+            future: Future[T] = asyncio.run_coroutine_threadsafe(make(), self._running(timeout))
             try:
                 return future.result(timeout)
             except TimeoutError:
@@ -254,6 +258,24 @@ class LoopThread:
         self.end()
         self.join(timeout)
 
+    def _running(self, timeout: float) -> asyncio.AbstractEventLoop:
+        ready = self._ready
+        with contextlib.suppress(queue.Empty):
+            ready.get(timeout=timeout)
+            ready.put(None)  # for whoever calls next
+            if self._loop is not None:
+                return self._loop
+        raise TimeoutError
+
+    def _set_ending(self) -> None:
+        self._is_ending = True
+        self._ended.put(None)
+
+    def _ends_within(self, pause: float) -> bool:
+        with contextlib.suppress(queue.Empty):
+            self._ended.get(timeout=pause)
+        return self._is_ending
+
     def _schedule(self, act: Callable[[], object]) -> None:
         loop = self._loop
         if loop is not None:
@@ -265,20 +287,20 @@ class LoopThread:
             try:
                 self._run_once()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the work must go on
-                if self._ending.is_set():
+                if self._is_ending:
                     return
                 self._note("it failed", error)
             else:
                 return
-            if self._ending.wait(pause):
+            if self._ends_within(pause):
                 return
 
     def _run_once(self) -> None:
-        with (
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=WorkerLoop) as runner,
-        ):
-            runner.run(self._reachable())
+        with suppress_instrumentation(), contextlib.closing(WorkerLoop()) as loop:
+            try:
+                loop.run_until_complete(self._reachable())
+            finally:
+                _end_tasks(loop)
 
     def _note(self, what: str, error: BaseException | None) -> None:
         self.restarts += 1
@@ -296,13 +318,26 @@ class LoopThread:
         self._loop = asyncio.get_running_loop()
         # it has not failed as long as it runs
         self._failure = None
-        self._ready.set()
+        self._ready.put(None)
         await self._work()
 
     async def _wait_for_end(self) -> None:
-        while not self._ending.is_set():
+        while not self._is_ending:
             await self.wake.wait()
             self.wake.clear()
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what runs in a loop, and wait for it, but not for ever as `asyncio.Runner` does.
+
+    A loop that is cut off in its own code may have forgotten a task: nothing ends that one.
+    """
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LONGEST_END))
+    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def _reason(error: BaseException) -> str:

@@ -105,6 +105,8 @@ class Delivery:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
+        # it holds the lock, and then nobody else ever gets it
         self._changed = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
         self._writer = Writer("otel-audit-delivery", self._work, self._counters, backoff)
@@ -227,7 +229,7 @@ class Delivery:
         Returns:
             Whether it has.
         """
-        with self._changed:
+        with self._lock:
             if self.depth and not self._writer.alive and not self._closed:
                 self._writer.start()
             if not self._writer.started:
@@ -308,6 +310,11 @@ class Delivery:
 
     async def _work(self) -> None:
         sink = self._make_sink()
+        with self._lock:
+            # the work before this may have ended at whatever place
+            self._left = deque()
+            self.backlog.begin_again(self._held)
+            self._changed.notify_all()
         beside = [asyncio.create_task(self._keep_in_sync())]
         beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
@@ -347,14 +354,7 @@ class Delivery:
             batch = self.backlog.take(self._size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
-            left = self._left = deque(batch)
-            try:
-                await self._write_items(sink, left)
-            except BaseException:
-                # whoever runs this thread's work next finds them where they were
-                with self._lock:
-                    self.backlog.put_back(left)
-                raise
+            await self._write_items(sink, deque(batch))
         elif through is not None:
             for items in self.backlog.read(through, self._size):
                 self._left = deque(items)
@@ -362,7 +362,7 @@ class Delivery:
                     return
                 if len(self._held) >= _MOST_HELD:
                     await self._wait_for_held(sink)
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
@@ -372,10 +372,11 @@ class Delivery:
             if written is None:
                 return False
             done, held = written
+            # an entry is always somewhere, if twice for a moment
             self._held += held
             self._note_success()
-            with self._changed:
-                self.backlog.done(done)
+            with self._lock:
+                self.backlog.done(done, held)
                 self._changed.notify_all()
         return True
 
@@ -417,16 +418,14 @@ class Delivery:
             return
         # before it is tried: one that fails altogether is no reason to try at once again
         self._next_held = time.monotonic() + self._options.longest_pause
-        held, self._held = deque(self._held), []
-        try:
-            while held:
-                done, refused = await self._write_some(sink, held, "hold")
-                self._held += refused
-                with self._changed:
-                    self.backlog.done(done)
-                    self._changed.notify_all()
-        finally:
-            self._held += held
+        left = deque(self._held)
+        while left:
+            done, _ = await self._write_some(sink, left, "hold")
+            with self._lock:
+                self.backlog.done(done)
+                self._changed.notify_all()
+            gone = set(map(id, done))
+            self._held = [item for item in self._held if id(item) not in gone]
         self._note_success()
 
     async def _wait_for_held(self, sink: Sink) -> None:
