@@ -1,39 +1,26 @@
-"""Strict delivery for what is recorded by hand: the store has an intent before a block begins."""
+"""Strict delivery in a plain ``with``: wait for an intent, but never on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
-
-from opentelemetry import trace
 
 from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger("otel_audit.action")
 
-Intended: TypeAlias = Callable[[AuditRecord, trace.Span | None], Awaitable[bool]]
-"""Brings an intent to the store; says whether the store has it for sure."""
 
+def wait_for_intent(ask: Callable[[], Awaitable[bool]]) -> bool:
+    """Wait until the store has an intent; it holds up its thread, but never an event loop.
 
-async def is_stored(intended: Intended, intent: AuditRecord, span: trace.Span | None) -> bool:
-    """Wait until the store has an intent, or it is clear that it has not. Raises no failure."""
-    try:
-        return await intended(intent, span)
-    except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known to be stored
-        log_limited(_logger, "intent", "An intent could not be stored", error=error)
-        return False
-
-
-def is_stored_blocking(intended: Intended, intent: AuditRecord, span: trace.Span | None) -> bool:
-    """As `is_stored`, for a plain ``with``; it holds up its thread, but never an event loop.
+    Args:
+        ask: Waits for it; raises no failure.
 
     Returns:
-        True without an intent where an event loop runs in this thread, which is logged: there,
-        only ``async with`` can wait.
+        Whether the store has it. True without an intent where an event loop runs in this thread,
+        which is logged: there, only ``async with`` can wait.
     """
     if _loop_runs_here():
         log_limited(
@@ -42,8 +29,13 @@ def is_stored_blocking(intended: Intended, intent: AuditRecord, span: trace.Span
             level=logging.WARNING,
         )  # fmt: skip
         return True
+
+    async def answer() -> bool:
+        return await ask()
+
     # in a thread of its own: asyncio.run would take away the caller's own event loop
-    return run_in_thread("otel-audit-intent", lambda: is_stored(intended, intent, span)).result()
+    done = run_in_thread("otel-audit-intent", answer)
+    return done.exception() is None and done.result()
 
 
 def _loop_runs_here() -> bool:
