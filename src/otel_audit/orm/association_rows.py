@@ -141,10 +141,13 @@ class Relations:
         for key, column in columns.items():
             if prefix + key in row:
                 plan, value = self._plans.of_column(column), row[prefix + key]
+                spell = plan.spelling if column.foreign_keys else None
                 if plan.stored is not None:
                     stored = sent.get(prefix + key, value)
+                    stored = stored if spell is None else spell(stored)
                     found[column.name] = self._masking.stored(plan.name, value, stored, plan.alias)
                     continue
+                value = value if spell is None else spell(value)
                 found[column.name] = self._masking.value(
                     plan.name, value, mark=plan.mark, alias=plan.alias
                 )

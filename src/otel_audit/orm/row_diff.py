@@ -43,6 +43,7 @@ LONGEST_TEXT = 256
 """Characters; longer ones are looked at alone, and maybe cut."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class WrittenObject(NamedTuple):
@@ -57,9 +58,12 @@ class WrittenObject(NamedTuple):
     committed: Mapping[str, Any]
 
 
-def just_written(state: InstanceState[Any]) -> WrittenObject:
+def just_written(state: InstanceState[Any], operation: Operation) -> WrittenObject:
     """Copy what an object holds: a listener may set what no statement writes any more."""
-    return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    if operation == "update":
+        return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    # of an object that is deleted nothing is written, and before an insert there was nothing
+    return WrittenObject(state.dict if operation == "delete" else state.dict.copy(), _NOTHING)
 
 
 def completed(written: WrittenObject, state: InstanceState[Any], plan: MapperInfo) -> WrittenObject:
@@ -151,12 +155,27 @@ class ValueReader:
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
 
+    def read_key(self, column: ColumnInfo, value: Any) -> Any:
+        """The redacted form of a value that stands in a key, in its one spelling."""
+        if column.spelling is None or value is None:
+            return self.read(column, value)
+        try:
+            if column.stored is not None:
+                stored = column.stored.of(value, self._dialect)
+                told = self._stored(column.name, value, column.spelling(stored), column.alias)
+            else:
+                form = self._form(column.spelling(value))
+                told = self._redact(column.name, form, column.mark, column.alias)
+        except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
+            return self.read(column, value)
+        return told
+
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
         """Whether it can be told what the database held for a value that was read from it.
 
         A type that makes another value of the same one each time does not say.
         """
-        if column.stored is None:
+        if column.stored is None or value is _UNKNOWN:
             return True
         try:
             return column.stored.is_steady(value, self._dialect)
@@ -256,13 +275,13 @@ def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueR
     return Change(
         operation="insert",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
-        unknown_after=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader),
+        unknown_after=(*unknown, *filter(values.__contains__, plan.wrapped)),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader) if reader.unread else None,
     )
 
 
@@ -304,7 +323,7 @@ def describe_update(
     return Change(
         operation="update",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
@@ -327,7 +346,11 @@ def describe_delete(
         value = current.get(column.key, _UNKNOWN)
         if value is None and column.stored is None:
             continue
-        if value is _UNKNOWN or _is_expression(value) or not reader.knows_before(column, value):
+        if value is _UNKNOWN or _is_expression(value):
+            unknown.append(column.name)
+        elif column.stored is None:
+            values[column.name] = [reader.read(column, value), None]
+        elif not reader.knows_before(column, value):
             unknown.append(column.name)
         else:
             stored = reader.read(column, value)
@@ -337,13 +360,13 @@ def describe_delete(
     return Change(
         operation="delete",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_before=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader, plan.deleting),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader, plan.deleting) if reader.unread else plan.deleting,
     )
 
 
@@ -360,9 +383,12 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnInfo, old: Any, new: Any) -> None:
-        known = old is _UNKNOWN or self._reader.knows_before(column, old)
-        before = self._read(column, old if known else _UNKNOWN, self.unknown_before)
+        if column.stored is not None and not self._reader.knows_before(column, old):
+            old = _UNKNOWN
+        before = self._read(column, old, self.unknown_before)
         after = self._read(column, new, self.unknown_after)
+        if column.wrapped and after is not None:
+            self.unknown_after.append(column.name)
         self.values[column.name] = [before, after]
         if column.is_json and column.mark is None:
             patch = patch_between(before, after)
@@ -396,12 +422,12 @@ def _key(
     """Read the primary key; what stands among an insert's values already is not read twice."""
     found = {}
     for column in plan.key:
-        if column.name in values:
+        if column.name in values and column.spelling is None:
             found[column.name] = values[column.name][1]
             continue
         value = get(column.key, None)
         unknown = value is _UNKNOWN or _is_expression(value)
-        found[column.name] = None if unknown else reader.read(column, value)
+        found[column.name] = None if unknown else reader.read_key(column, value)
     return found
 
 
@@ -414,7 +440,7 @@ def _earlier_key(
     for column in plan.key:
         old = before.get(column.key, _UNKNOWN)
         if old is not _UNKNOWN and not _is_expression(old):
-            earlier[column.name] = reader.read(column, old)
+            earlier[column.name] = reader.read_key(column, old)
     if earlier == key:
         return ()
     told = key_text(*earlier.values())
