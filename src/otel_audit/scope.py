@@ -355,7 +355,8 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
 ) -> None:
     """Say who does the action under way.
 
-    What the application says wins over what a token says. Outside an action this does nothing, which is logged once.
+    What the application says wins over what a token says. Outside an action this does nothing,
+    which is logged once.
 
     Args:
         id: Stable identifier, for example the user's primary key as text.
