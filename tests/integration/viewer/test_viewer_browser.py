@@ -203,6 +203,17 @@ class TestHostileRecords:
             await quiet(page)
 
 
+def forging(forge):
+    """Answers with evidence that somebody on the way has changed."""
+
+    async def answer(route):
+        bundle = await (await route.fetch()).json()
+        forge(bundle)
+        await route.fulfill(json=bundle)
+
+    return answer
+
+
 class TestVerification:
     async def test_the_browser_checks_for_itself(self, store, running, browser):
         """Text, leaf, root and signature by WebCrypto; a changed letter does not hold."""
@@ -217,13 +228,7 @@ class TestVerification:
                 lambda bundle: bundle.update(checkpoint=bundle["checkpoint"].replace("log\n6", "log\n7")),
                 lambda bundle: bundle.update(keys=[bundle["keys"][0][:-6] + "AAAAA="]),
             ):  # fmt: skip
-
-                async def answer(route, forge=forge):
-                    bundle = await (await route.fetch()).json()
-                    forge(bundle)
-                    await route.fulfill(json=bundle)
-
-                await page.route("**/evidence.json*", answer)
+                await page.route("**/evidence.json*", forging(forge))
                 await page.goto(address)
                 await page.click("text=Verify in this browser")
                 await page.wait_for_selector(".steps .bad")
