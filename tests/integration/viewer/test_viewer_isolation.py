@@ -34,7 +34,9 @@ def queries(seed, count):
 
 def stripped(page, asked):
     """A page without the words that the question itself brought."""
-    words = {word for value in asked.values() for word in re.split(r"[\s,:]+", str(value)) if word}
+    words = {
+        word for value in asked.values() for word in re.split(r"[\s,:\"]+", str(value)) if word
+    }
     for word in sorted(words, key=len, reverse=True):
         page = page.replace(word, "").replace(quote_plus(word), "")
     return page
