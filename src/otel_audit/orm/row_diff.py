@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Null
 from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
@@ -220,6 +221,22 @@ def overwritten(state: InstanceState[Any], plan: MapperInfo) -> dict[str, Any]:
     before = {key: loaded[key] for key in plan.moving if key in loaded}
     before.update(state.committed_state)
     return before
+
+
+def taken_over(state: InstanceState[Any]) -> dict[str, Any]:
+    """What stands in a row that a new object takes over from one that is deleted.
+
+    SQLAlchemy makes an UPDATE of both.
+    """
+    thing, session = state.obj(), state.session
+    if thing is None or session is None:
+        return {}
+    earlier = session.identity_map.get(state.mapper.identity_key_from_instance(thing))
+    if earlier is None or earlier is thing:
+        return {}
+    known = instance_state(earlier)
+    found = {key: _before(known, key) for key in state.committed_state}
+    return {key: value for key, value in found.items() if value is not _UNKNOWN}
 
 
 def missing_before(
