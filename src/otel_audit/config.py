@@ -158,6 +158,10 @@ class AuditConfig(BaseSettings):
     Raises:
         ConfigurationError: A value is invalid, or a variable's or key's name is unknown. The
             message names each one, and never shows a value.
+
+    Example::
+
+        config = otel_audit.AuditConfig(exporter="console", body_limit=4096)
     """
 
     model_config = SettingsConfigDict(
@@ -521,6 +525,12 @@ class AuditConfig(BaseSettings):
     )
     seal_batch: int = Field(
         5000, ge=1, le=100_000, description="Rows that are sealed together, at the most."
+    )
+    archive: str | None = Field(
+        None, description="Where months are archived: file:PATH, or s3://BUCKET/PREFIX."
+    )
+    retention_file: Path | None = Field(
+        None, description="The retention policy: which records are kept how long, and where."
     )
     record_views: Literal["required", "tried", "off"] = Field(
         "required",
