@@ -28,6 +28,7 @@ from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
     Limits,
+    UndefinedFunctionError,
     connect,
     disconnect,
     disconnect_later,
@@ -381,6 +382,16 @@ class PostgresSink:
                 "The role of OTEL_AUDIT_DSN may not make partitions: "
                 "grant it EXECUTE on audit.ensure_partitions(integer)",
                 level=logging.WARNING,
+            )
+            return
+        except UndefinedFunctionError:
+            if await catalog.missing_tables(connection):
+                raise
+            log_limited(
+                _logger,
+                "partitions",
+                "No partitions are made: audit.ensure_partitions(integer) is missing; run "
+                "`otel-audit doctor`",
             )
             return
         for made in partitions:
