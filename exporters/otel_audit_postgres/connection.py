@@ -30,6 +30,7 @@ try:
         PostgresError,
         PostgresLogMessage,
         QueryCanceledError,
+        UndefinedFunctionError,
     )
 except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
@@ -54,6 +55,7 @@ __all__ = [
     "OwnConnection",
     "PostgresError",
     "QueryCanceledError",
+    "UndefinedFunctionError",
     "connect",
     "disconnect",
     "disconnect_later",
@@ -360,6 +362,8 @@ def _settings(
     ):
         wanted = min(ours or theirs, theirs or ours)
         yield f"{name} = {_milliseconds(wanted)}"
+    # the store's functions hold texts with backslashes, and are parsed in this session
+    yield "standard_conforming_strings = on"
     # what the server warns of has to reach us
     yield "client_min_messages = warning"
     yield from limits.settings

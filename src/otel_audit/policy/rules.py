@@ -97,6 +97,11 @@ class Rule:
             the setting says. Only what is known of a request before it runs can decide it.
         messages: Whether the messages of a WebSocket are kept, instead of what the setting says:
             those received at level ``request``, those sent, too, at ``request_response``.
+
+    Example::
+
+        rule = otel_audit.Rule(name="reports", paths=("/reports/*",), level="metadata")
+        config = otel_audit.AuditConfig(exporter="console", policy_rules=(rule,))
     """
 
     level: Level

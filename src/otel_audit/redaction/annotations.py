@@ -21,6 +21,17 @@ class Sensitive:
 
     Attributes:
         mark: ``redact``, ``omit`` or ``hash``.
+
+    Example::
+
+        from typing import Annotated
+
+        from pydantic import BaseModel
+
+        class Card(BaseModel):
+            number: Annotated[str, otel_audit.Sensitive()]
+
+        otel_audit.emit("card.added", metadata={"card": Card(number="4000 0000")})
     """
 
     mark: Mark = "redact"
