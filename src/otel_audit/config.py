@@ -540,6 +540,12 @@ class AuditConfig(BaseSettings):
     keys_kek_file: Path | None = Field(
         None, description="File with the key that those keys are wrapped with: 32 bytes in hex."
     )
+    keys_kek: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="A callable that returns who wraps those keys, module:name, for a key "
+        "management service; it wins over the file.",
+    )
     personal: Names = Field(
         ("actor.email", "source.address", "source.user_agent", "source.session_id"),
         description="Which values are personal: also request.body, response.body, metadata.NAME, "

@@ -234,6 +234,20 @@ class KeyStore:
             raise as_store_error(error, "set up the database of keys") from None
         self._wrapper.unwrap(proof, b"proof")
 
+    async def check(self) -> None:
+        """Raise if keys cannot be had: the database, its tables, or the key that wraps.
+
+        Raises:
+            ConfigurationError: It is the audit database, or another key wrapped its keys.
+            StoreError: It cannot be reached, or was not set up.
+        """
+        (row,) = await self._rows(f"{_IS_TRAIL} AS is_trail")
+        _refuse_trail(is_trail=row["is_trail"])
+        proofs = await self._rows(_PROOF)
+        if not proofs:
+            raise StoreError("the database of keys is not set up: run `otel-audit subject init`")
+        self._wrapper.unwrap(proofs[0]["proof"], b"proof")
+
     def subject_hash(self, subject: Subject) -> bytes:
         """How a subject is called in the database of keys."""
         return self._wrapper.subject_hash(json.dumps([*subject]).encode())

@@ -16,7 +16,8 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit_postgres.personal.encryption import SubjectKey
-from otel_audit_postgres.personal.key_store import KeyStore, Subject, read_wrapper
+from otel_audit_postgres.personal.key_store import KeyStore, KeyWrapper, Subject, read_wrapper
+from otel_audit_postgres.plugins import called
 from otel_audit_postgres.pseudonyms import read_encrypted
 
 _FIELDS: Final = {
@@ -172,7 +173,14 @@ class Protector:
             ]
             for name, pair in change.values.items()
         }
-        return msgspec.structs.replace(change, values=values)
+        place = f"changes.{number}.parameters"
+        return msgspec.structs.replace(
+            change,
+            values=values,
+            # a patch tells the value again
+            patches={name: one for name, one in change.patches.items() if name not in columns},
+            parameters=_leaves(change.parameters, place, key, record.record_id),
+        )
 
 
 def protector_from(config: AuditConfig) -> Protector | None:
@@ -193,18 +201,30 @@ def key_store_from(config: AuditConfig) -> KeyStore | None:
     """
     if config.keys_dsn is None:
         return None
+    pending = Path(config.spool_dir) / "keys" if config.spool_dir else None
+    return KeyStore(
+        plain_dsn(config.keys_dsn.get_secret_value()),
+        _wrapper(config),
+        pending=pending,
+        timeout=config.connect_timeout,
+    )
+
+
+def _wrapper(config: AuditConfig) -> KeyWrapper:
+    if config.keys_kek is not None:
+        made: KeyWrapper = called(
+            config.keys_kek,
+            "OTEL_AUDIT_KEYS_KEK",
+            kind="who wraps keys",
+            members=("wrap()", "unwrap()", "subject_hash()"),
+        )
+        return made
     if config.keys_kek_file is None:
         raise ConfigurationError(
             "OTEL_AUDIT_KEYS_KEK_FILE: needed with OTEL_AUDIT_KEYS_DSN; make one: "
             "otel-audit subject init --kek-file PATH"
         )
-    pending = Path(config.spool_dir) / "keys" if config.spool_dir else None
-    return KeyStore(
-        plain_dsn(config.keys_dsn.get_secret_value()),
-        read_wrapper(config.keys_kek_file),
-        pending=pending,
-        timeout=config.connect_timeout,
-    )
+    return read_wrapper(config.keys_kek_file)
 
 
 def actor_of(record: AuditRecord) -> Subject:
@@ -225,6 +245,19 @@ def _texts(
         else value
         for name, value in found.items()
     }
+
+
+def _leaves(value: Any, path: str, key: SubjectKey, record_id: str) -> Any:
+    """Encrypt every text within parameters: which of them is which column, they do not say."""
+    if isinstance(value, str):
+        return _encrypted(key, value, record_id, path)
+    if isinstance(value, dict):
+        return {name: _leaves(one, f"{path}.{name}", key, record_id) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [
+            _leaves(one, f"{path}.{number}", key, record_id) for number, one in enumerate(value)
+        ]
+    return value
 
 
 def _encrypted(key: SubjectKey, value: str, record_id: str, path: str) -> str:
