@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table
 
+from otel_audit.orm.column_values import in_utc
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
 from otel_audit.record import Change, Operation, key_text
@@ -141,6 +142,8 @@ class Relations:
         for key, column in columns.items():
             if prefix + key in row:
                 plan, value = self._plans.of_column(column), row[prefix + key]
+                if column.foreign_keys or column.primary_key:
+                    value = in_utc(value)
                 if plan.stored is not None:
                     stored = sent.get(prefix + key, value)
                     found[column.name] = self._masking.stored(plan.name, value, stored, plan.alias)

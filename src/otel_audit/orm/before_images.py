@@ -18,6 +18,7 @@ from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_co
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.orm.bulk import bare, embedded_elements, table_of, writes
+from otel_audit.orm.column_values import in_utc
 from otel_audit.orm.compiled_binds import sent_statement
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
@@ -248,7 +249,7 @@ class ImageListeners:
         if row is None:
             return None
         told = self._plans.of_column(column)
-        value = row[column.key]
+        value = in_utc(row[column.key]) if column.primary_key else row[column.key]
         if told.stored is not None:
             stored = row.get(_stored_key(column), MISSING)
             if stored is MISSING:

@@ -15,10 +15,11 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
+from otel_audit.orm.column_values import SMALL, in_utc
 from otel_audit.orm.json_patch import patch_between
-from otel_audit.orm.json_values import HARMLESS, SMALL, is_described
 from otel_audit.orm.stored_values import MISSING, SentValues
 from otel_audit.record import Change, Operation, key_text
+from otel_audit.redaction.json_values import PLAIN_SCALARS, describe_type, is_described_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,7 @@ class ValueReader:
                     return value
                 if kind is int and -SMALL < value < SMALL:
                     return value
-                convert = HARMLESS.get(kind)
+                convert = PLAIN_SCALARS.get(kind)
                 if convert is not None:
                     return convert(value)
                 if kind is dict or kind is list:
@@ -143,13 +144,17 @@ class ValueReader:
             if column.members is not None:
                 value = column.members.of(value, self._dialect)
             form = self._form(value)
-            if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
+            if (
+                type(form) is dict
+                and is_described_type(form)
+                and isinstance(column.type, TypeDecorator)
+            ):
                 # what the application's own type makes of it for the database is known better
                 form = self._form(column.type.process_bind_param(value, self._dialect))
             return self._redact(column.name, form, column.mark, column.alias)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
-            return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
+            return describe_type(type(value))
 
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
         """Whether it can be told what the database held for a value that was read from it.
@@ -396,12 +401,12 @@ def _key(
     """Read the primary key; what stands among an insert's values already is not read twice."""
     found = {}
     for column in plan.key:
-        if column.name in values:
+        value = get(column.key, None)
+        if column.name in values and type(value) is not dt.datetime:
             found[column.name] = values[column.name][1]
             continue
-        value = get(column.key, None)
         unknown = value is _UNKNOWN or _is_expression(value)
-        found[column.name] = None if unknown else reader.read(column, value)
+        found[column.name] = None if unknown else reader.read(column, in_utc(value))
     return found
 
 
@@ -414,7 +419,7 @@ def _earlier_key(
     for column in plan.key:
         old = before.get(column.key, _UNKNOWN)
         if old is not _UNKNOWN and not _is_expression(old):
-            earlier[column.name] = reader.read(column, old)
+            earlier[column.name] = reader.read(column, in_utc(old))
     if earlier == key:
         return ()
     told = key_text(*earlier.values())

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.json_values import NotUnderstoodError
 
 _LONGEST: Final = 255
 """Characters of a number; what has more is worth no more than a double."""

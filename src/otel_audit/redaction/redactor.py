@@ -13,12 +13,13 @@ import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.storable_text import storable
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
-from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.json_values import NotUnderstoodError
 from otel_audit.redaction.names import CLEAR, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import PathRules
@@ -28,7 +29,7 @@ from otel_audit.redaction.prefilter_json import passes_unseen
 from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.secret_urls import without_random_segments
-from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
 from otel_audit.redaction.walker import OMITTED, Finding, Limits, Mode, Rules, Walk, parse_json
 
@@ -423,7 +424,7 @@ class Redactor:
 
     def _guarded_text(self, redact: Callable[[], str], instead: str = WITHHELD) -> str:
         found = self.guarded(redact, instead)
-        return found if isinstance(found, str) else clean(str(found))
+        return found if isinstance(found, str) else storable(str(found))
 
 
 def _joins_words(name: str) -> bool:

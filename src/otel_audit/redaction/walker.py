@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from otel_audit._util.storable_text import storable
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
-from otel_audit.redaction.json_types import (
+from otel_audit.redaction.json_values import (
     NotUnderstoodError,
-    as_json_float,
-    as_json_int,
-    as_json_shape,
+    describe_type,
+    json_float,
+    json_int,
+    json_key,
+    json_shape,
 )
 from otel_audit.redaction.labelled_values import beside
 from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.number_spelling import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
-from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.text import TextRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,7 +116,7 @@ class Rules:
 
     def plain_text(self, text: str, note: Callable[[str], None], work: WorkBudget) -> str:
         """Redact a text that is not looked into as JSON."""
-        text = clean(text)
+        text = storable(text)
         if len(text) < _SHORTEST_SUSPECT or not self.scan.suspects_string(text):
             return text
         try:
@@ -123,7 +126,7 @@ class Rules:
 
     def identifier(self, text: str, work: WorkBudget | None = None) -> str:
         """Redact what names somebody or something: a number in one piece is no card's there."""
-        text = clean(text)
+        text = storable(text)
         if not self.scan.suspects_string(text):
             return text
         numbers = _IN_GROUPS.fullmatch(text) is not None
@@ -227,9 +230,10 @@ class Walk:
             return self._withhold("bound:depth", step)
         self._work.left -= _CONTAINER
         try:
-            shape = as_json_shape(value)
+            shape = json_shape(value)
         except NotUnderstoodError:
-            return self._withhold("unknown_type", step)
+            self._note("unknown_type", step)
+            return WITHHELD if isinstance(value, int) else describe_type(kind)
         return self.value(shape, step, depth + 1, allowed=allowed)
 
     def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
@@ -264,7 +268,7 @@ class Walk:
             if self._nodes <= 0 or work.left <= 0:
                 found[self._withhold_rest(step)] = len(value) - seen
                 break
-            name = raw_key if type(raw_key) is str else _key_text(raw_key)
+            name = json_key(raw_key)
             if (
                 said is None
                 and self._values_clean
@@ -336,7 +340,7 @@ class Walk:
         work.left -= len(value) * (_PER_CHARACTER if value.isascii() else _PER_LETTER)
         if work.left < 0:
             return self._withhold_for_work(step)
-        text = value if value.isascii() and "\0" not in value else clean(value)
+        text = value if value.isascii() and "\0" not in value else storable(value)
         if len(text) < _SHORTEST_SUSPECT:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
@@ -373,13 +377,13 @@ class Walk:
     def _number(self, value: Any, step: Step, *, allowed: bool) -> Any:
         if isinstance(value, float):
             if allowed or not (value.is_integer() and abs(value) >= _SMALLEST_SUSPECT):
-                return value if type(value) is SpelledFloat else as_json_float(value)
+                return value if type(value) is SpelledFloat else json_float(value)
             whole = int(value) if abs(value) < _SMALLEST_SUSPECT**2 else 0
         else:
             if -_SMALLEST_SUSPECT < value < _SMALLEST_SUSPECT:
                 return value
             try:
-                whole = as_json_int(value)
+                whole = json_int(value)
             except NotUnderstoodError:
                 return self._withhold("bound:number", step)
         self._work.left -= _NUMBER
@@ -471,19 +475,6 @@ def spell_path(step: Step) -> str:
     """Spell where the walk is: ``orders[0].card``."""
     parts = [f"[{name}]" if isinstance(name, int) else f".{name}" for name in steps_to(step)]
     return "".join(parts).removeprefix(".") or "$"
-
-
-def _key_text(key: Any) -> str:
-    """Spell a key that is no string; one that has no obvious spelling is withheld."""
-    if isinstance(key, bytes):
-        return key.decode("utf-8", "replace")
-    if key is None or isinstance(key, bool):
-        return {None: "null", True: "true", False: "false"}[key]
-    try:
-        shape = as_json_shape(key)
-    except NotUnderstoodError:
-        return WITHHELD
-    return str(shape) if isinstance(shape, str | int | float) else WITHHELD
 
 
 def _is_list_of_pairs(value: Sequence[Any]) -> bool:
