@@ -15,8 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 
-SCHEMA_VERSION = "1"
-"""Version of the record's shape, stored with every record."""
+SCHEMA_VERSION = "2"
+"""Version of the payload's schema, stored with every record; see ``payload.schema.json``."""
+
+READABLE_VERSIONS = ("1", "2")
+"""Versions that are read. Both have the same fields; values in changes have other forms in 1."""
 
 INCOMPLETE = "audit.incomplete"
 """Where a record's metadata names the parts that could not be described."""
@@ -247,7 +250,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         action_id: Shared by all records of one action.
         parent_action_id: The action this one was nested in.
         phase: Which part of the action this record tells.
-        schema_version: Version of this shape.
+        schema_version: Version of the payload's schema.
         event_name: ``order.created``: resource, past participle.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….
         outcome: ``success``, ``failure`` or ``unknown``; from status and transactions.

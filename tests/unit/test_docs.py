@@ -17,6 +17,7 @@ RUN = (
     "capture",
     "recording-by-hand",
     "orm",
+    "payload",
     "policy",
     "redaction",
     "actors-and-tenants",
