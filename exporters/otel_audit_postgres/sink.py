@@ -49,7 +49,7 @@ from otel_audit_postgres.rows import (
     to_row,
 )
 from otel_audit_postgres.schema import catalog
-from otel_audit_postgres.schema.readiness import refuse_unready
+from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 _logger = logging.getLogger(__name__)
 
@@ -361,6 +361,7 @@ class PostgresSink:
             )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
+            await refuse_encoding(self._connection)
         today = datetime.now(UTC).date()
         if self._upkept_on != today:
             await self._make_partitions(self._connection)

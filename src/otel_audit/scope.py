@@ -93,6 +93,7 @@ class AuditScope(msgspec.Struct, eq=False):
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
         begun_in: Id of the action that began what belongs to no action: a task that outlives it.
+        aimed_at: A mapped object that is acted upon: asked for its key when that is recorded.
         identities: Objects of the application that may say who does it, and for whom.
         of_request: Whether a request is the action; a forked child has no part in it.
         budget: What describing the action may cost, and what was cut for it.
@@ -108,6 +109,7 @@ class AuditScope(msgspec.Struct, eq=False):
     actor: Actor | None = None
     tenant: Tenant | None = None
     target: Target | None = None
+    aimed_at: object | None = None
     source: Source | None = None
     request: Request | None = None
     response: Response | None = None
@@ -355,11 +357,37 @@ def set_tenant(id: str, *, slug: str | None = None) -> None:  # noqa: A002 - the
         scope.tenant = Tenant(id=str(id), slug=slug)
 
 
-def set_target(type: str, id: str | None = None) -> None:  # noqa: A002 - the field's names
-    """Say what the action under way acts upon. Outside an action this does nothing."""
+def set_target(
+    type: str | Target | object,  # noqa: A002 - the field's names
+    id: str | None = None,  # noqa: A002
+) -> None:
+    """Say what the action under way acts upon. Outside an action this does nothing.
+
+    Args:
+        type: What kind of thing it is, ``order``; or a mapped object (its class and its primary
+            key are recorded, as in its changes), or a `Target`.
+        id: Its id, for a kind alone.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    is_mapped = not isinstance(type, str | Target)
+    if is_mapped and "_sa_instance_state" not in getattr(type, "__dict__", ()):
+        raise TypeError(
+            "set_target() takes the type of what is acted upon and its id, as in "
+            'set_target("order", "7"), or a mapped object; '
+            f"not a value of type {type.__class__.__qualname__}"
+        )
+    if id is not None and not isinstance(type, str):
+        raise TypeError("set_target() takes an id with a type alone: a mapped object has its own")
     scope = open_scope()
-    if scope is not None:
+    if scope is None:
+        return
+    scope.aimed_at = type if is_mapped else None
+    if isinstance(type, str):
         scope.target = Target(type=type, id=None if id is None else str(id))
+    else:
+        scope.target = type if isinstance(type, Target) else None
 
 
 def set_event(name: str, *, action: str | None = None) -> None:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
 from otel_audit_postgres.ledger.plugins import called
 
 _logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+ANSWERS_WITHIN: Final = 15.0
+"""Seconds after which an anchor that was asked by a person counts as one that does not answer."""
 _HTTP_TIMEOUT: Final = 10.0
 _LARGEST_ANSWER: Final = 1_000_000
 _NOT_FOUND: Final = 404
@@ -205,6 +213,53 @@ class LogAnchor:
     async def publish(self, note: str) -> None:
         """Log the checkpoint, its lines joined by a blank."""
         _logger.info("audit checkpoint %s", " ".join(note.split("\n")).strip())
+
+
+async def ask(anchor: Anchor) -> str | None:
+    """Ask an anchor for the note published last, but not for ever.
+
+    Raises:
+        AnchorError: It cannot be read, failed, or has not answered after `ANSWERS_WITHIN` seconds.
+    """
+    return await not_for_ever(anchor, lambda: _last(anchor))
+
+
+async def not_for_ever(anchor: Anchor, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Have something done with an anchor in a thread and loop of its own.
+
+    An anchor may be anybody's code: one that blocks its event loop could not be given up there.
+
+    Raises:
+        AnchorError: As for `ask`.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found = run_lasting(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            with suppress(Exception):  # nobody waits any more
+                answer.set_exception(error)
+        else:
+            with suppress(Exception):
+                answer.set_result(found)
+
+    threading.Thread(target=run, name="otel-audit-anchor", daemon=True).start()
+    try:
+        async with asyncio.timeout(ANSWERS_WITHIN):
+            return await asyncio.wrap_future(answer)
+    except AnchorError:
+        raise
+    except TimeoutError:
+        raise AnchorError(
+            f"{anchor.name} has not answered within {ANSWERS_WITHIN:g} seconds"
+        ) from None
+    except Exception as error:
+        raise AnchorError(f"{anchor.name} failed ({type(error).__name__})") from error
+
+
+async def _last(anchor: Anchor) -> str | None:
+    return await anchor.last()
 
 
 def remembers(anchor: Anchor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.checks.inspect import Finding
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, forgotten
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey, read_key_file
 
@@ -147,7 +147,7 @@ def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
 async def _anchor(anchor: Anchor, size: int) -> Finding:
     name = f"anchor {anchor.name}"
     try:
-        note = await anchor.last()
+        note = await ask(anchor)
     except AnchorError as error:
         return Finding(name, None, str(error), "the sealer tries again; see that it can be reached")
     if note is None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import OtelAuditError
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, not_for_ever
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 
 _logger = logging.getLogger(__name__)
@@ -199,6 +199,6 @@ async def begin_anchor(anchor: Anchor, note: str) -> None:
     Raises:
         OtelAuditError: It holds a checkpoint already, cannot be asked, or does not take one.
     """
-    if await anchor.last() is not None:
+    if await ask(anchor) is not None:
         raise OtelAuditError(f"the anchor {anchor.name} holds a checkpoint: it has begun already")
-    await _begin(anchor, note)
+    await not_for_ever(anchor, lambda: _begin(anchor, note))

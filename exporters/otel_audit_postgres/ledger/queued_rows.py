@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.malformed import Flaw
 from otel_audit_postgres.ledger.verify.findings import Malformed
 from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record, leaf_of
+
+_FIRST_PART: Final = 8
+"""Places that are judged before it is known how large the rows are."""
 
 
 @dataclass(slots=True)
@@ -38,10 +42,43 @@ async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> 
         connection: To the store.
         queued: The places.
     """
+    found, _ = await judge_first(connection, queued, sys.maxsize)
+    return found
+
+
+async def judge_first(
+    connection: Connection[Any], queued: Sequence[store.Queued], most_bytes: int
+) -> tuple[QueuedRows, int]:
+    """Read the rows of the first places in the queue, and compare.
+
+    Args:
+        connection: To the store.
+        queued: The places, at least one.
+        most_bytes: Of rows; at least one place is judged.
+
+    Returns:
+        What was found, and of how many places.
+    """
+    found, count = QueuedRows(), 0
+    part, read = _FIRST_PART, 0
+    while count < len(queued) and read < most_bytes:
+        judged = queued[count : count + part]
+        read += await _judge(connection, judged, found)
+        count += len(judged)
+        # as many more as are likely to fit; one after another where they are huge
+        each = max(read / count, 1.0)
+        part = max(int((most_bytes - read) / each), 1)
+    return found, count
+
+
+async def _judge(
+    connection: Connection[Any], queued: Sequence[store.Queued], found: QueuedRows
+) -> int:
+    """Add what these are; returns how many bytes were read."""
     places = {(entry.leaf.id, entry.tenant_id): entry for entry in queued}
     present: set[tuple[bytes, str]] = set()
     suspects: list[tuple[store.Queued, Malformed]] = []
-    found = QueuedRows()
+    read = 0
     # judged as they come, so that large rows are not all held at once
     async for row in store.rows(connection, [uuid.UUID(bytes=record) for record, _ in places]):
         key = row["id"].bytes, row["tenant_id"]
@@ -49,6 +86,7 @@ async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> 
         if entry is None:
             continue
         present.add(key)
+        read += len(row["payload"] or "")
         columns = altered_columns(row)
         if leaf_of(row) != entry.leaf:
             found.changed.append(str(row["id"]))
@@ -56,7 +94,7 @@ async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> 
             suspects.append((entry, _malformed(row, columns)))
     found.deleted += [str(uuid.UUID(bytes=key[0])) for key in places if key not in present]
     if not suspects:
-        return found
+        return read
     ids = [uuid.UUID(bytes=entry.leaf.id) for entry, _ in suspects]
     hashes = await store.column_hashes(connection, ids)
     for entry, malformed in suspects:
@@ -66,7 +104,7 @@ async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> 
             found.flaws.append((entry.leaf.id, now))
         else:
             found.changed.append(malformed.record_id)
-    return found
+    return read
 
 
 def _malformed(row: Mapping[str, Any], columns: Sequence[str]) -> Malformed:

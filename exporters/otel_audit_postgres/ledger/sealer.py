@@ -16,6 +16,7 @@ from typing import Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import (
     Connection,
@@ -33,16 +34,20 @@ from otel_audit_postgres.ledger.leaves import Block, Pruned, grown, packed
 from otel_audit_postgres.ledger.malformed import MOST, write_flaws
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.publish_anchors import Answer, Publishing
-from otel_audit_postgres.ledger.queued_rows import QueuedRows, judge
+from otel_audit_postgres.ledger.queued_rows import QueuedRows, judge_first
 
 _logger = logging.getLogger(__name__)
 
 OVERDUE: Final = 30.0
 """Seconds that a row may wait while another one holds the lock of sealing, without an error."""
 
+BLOCK_BYTES: Final = 64_000_000
+"""Bytes of rows in one block, or one row: they are read in one transaction, within its limits."""
+
 _SECOND_LOOKS: Final = (0.2, 1.0)
 """Seconds after which an anchor that knows nothing is asked again, before that counts."""
 
+_DOING: Final = "seal the audit store"
 _DURABLE: Final = "SET LOCAL synchronous_commit = on"
 
 
@@ -64,6 +69,7 @@ class Sealed:
             as they are, and a signed note says so.
         waits: Seconds that the oldest row waits, where another one leads.
         holders: Who holds the lock of sealing then.
+        more: Whether more waits than went into the block.
     """
 
     rows: int
@@ -73,6 +79,7 @@ class Sealed:
     malformed: tuple[str, ...] = ()
     waits: float = 0.0
     holders: tuple[store.Holder, ...] = ()
+    more: bool = False
 
     @property
     def is_held_up(self) -> bool:
@@ -98,6 +105,7 @@ class _Plan:
         positions: Its places in the queue.
         judged: What the rows were found to be.
         new: Anchors that hold nothing.
+        more: Whether more waits.
     """
 
     tree: Frontier
@@ -108,18 +116,27 @@ class _Plan:
     positions: list[int] = field(default_factory=list)
     judged: QueuedRows | None = None
     new: list[Anchor] = field(default_factory=list)
+    more: bool = False
 
 
 class Sealer:
-    """Seals over one connection, opened when it is first needed and again after an error."""
+    """Seals over one connection, opened when it is first needed and again after an error.
 
-    def __init__(
+    Attributes:
+        sealed_rows: Rows that this sealer has sealed.
+        faulty_rows: Of these, how many had been changed or deleted.
+        lag: Seconds that the oldest row has waited, when that was asked last.
+        failure: Why the last round failed; None where it did not.
+    """
+
+    def __init__(  # noqa: PLR0913 - a choice each
         self,
         dsn: str,
         *,
         signer: Signer | None = None,
         anchors: Sequence[Anchor] = (),
         batch: int = 5000,
+        block_bytes: int = BLOCK_BYTES,
         connect_timeout: float = 10.0,
     ) -> None:
         """Remember where and with what; nothing is opened yet.
@@ -129,6 +146,7 @@ class Sealer:
             signer: Who signs; None seals unsigned, which whoever owns the database can forge.
             anchors: Where to publish.
             batch: Rows in one block, at the most.
+            block_bytes: Bytes of rows in one block, at the most, or one row.
             connect_timeout: Seconds that connecting may take.
         """
         self._dsn = dsn
@@ -136,13 +154,15 @@ class Sealer:
         self._anchors = tuple(anchors)
         self._publishing = Publishing(self._anchors)
         self._began = False
-        self._batch = batch
+        self._size = BatchSize(batch, block_bytes)
+        self._tried = 0
         self._connect_timeout = connect_timeout
         self._connection: Connection[Any] | None = None
         self._tree = Frontier()
         self.sealed_rows = 0
         self.faulty_rows = 0
         self.lag = 0.0
+        self.failure: str | None = None
 
     @property
     def failed_publications(self) -> int:
@@ -173,6 +193,7 @@ class Sealer:
         """
         with suppress_instrumentation():
             try:
+                self._tried = 0
                 connection = await self._connected()
                 waits, size = await store.outlook(connection)
                 anchors = self._anchors if waits else self._publishing.behind(size)
@@ -192,9 +213,17 @@ class Sealer:
                 self.lag = await store.waiting_for(connection)
             except BaseException as error:
                 self._drop()
-                if isinstance(error, OtelAuditError) or not isinstance(error, Exception):
+                if self._tried:
+                    # large rows, or a slow server: so many are too many for its time limits
+                    self._size.failed(self._tried)
+                if not isinstance(error, Exception):
                     raise
-                raise as_store_error(error, "seal the audit store") from None
+                told = error if isinstance(error, OtelAuditError) else as_store_error(error, _DOING)
+                self.failure = str(told)
+                raise told from None
+            self.failure = None
+            if done.rows:
+                self._size.succeeded()
             self.sealed_rows += done.rows
             self.faulty_rows += len(done.faulty)
             if note is not None and plan.agreeing:
@@ -220,7 +249,7 @@ class Sealer:
             more = False
             try:
                 done = await self.seal()
-                more = done.rows == self._batch
+                more = done.more
             except StoreUnavailableError as error:
                 log_limited(_logger, "seal", "Sealing waits: %s", error)
             if stop.is_set():
@@ -283,18 +312,21 @@ class Sealer:
             await store.tell_quarantined(connection)
             agreeing = [one.anchor for one in answers]
             last_note = await store.last_note(connection)
-            waiting = await store.queued(connection, self._batch)
+            waiting = await store.queued(connection, self._size.entries)
             new = [one.anchor for one in answers if one.note is None and remembers(one.anchor)]
             if not waiting:
                 return _Plan(tree, last_note, agreeing, new=new)
             origin = await store.origin(connection)
-            judged = await judge(connection, waiting)
+            self._tried = len(waiting)
+            judged, count = await judge_first(connection, waiting, self._size.bytes)
+            more = count < len(waiting) or count == self._size.entries
+            waiting = waiting[:count]
         _complain_of(judged)
         block = packed(tree.size, sorted(entry.leaf for entry in waiting))
         grown_tree = tree.extended(block.leaf_hashes())
         return _Plan(
             grown_tree, last_note, agreeing, origin, block,
-            [entry.position for entry in waiting], judged, new,
+            [entry.position for entry in waiting], judged, new, more,
         )  # fmt: skip
 
     async def _appended(
@@ -338,7 +370,10 @@ class Sealer:
                 await store.append_flaws(connection, block.first, flaws)
         faulty = (*judged.deleted, *judged.changed)
         malformed = tuple(row.record_id for row in judged.malformed)
-        return Sealed(len(plan.positions), plan.tree.size, faulty, malformed=malformed), note
+        sealed = Sealed(
+            len(plan.positions), plan.tree.size, faulty, malformed=malformed, more=plan.more
+        )
+        return sealed, note
 
     def _new_name(self) -> str:
         return self._signers[0].name if self._signers else f"otel-audit/{uuid.uuid4()}"

@@ -36,7 +36,9 @@ class SealingThread:
     @property
     def state(self) -> ThreadState:
         """How the thread does."""
-        return ThreadState.of(self._worker)
+        found = ThreadState.of(self._worker)
+        # the thread may live, and the ledger not be sealed all the same
+        return found._replace(failure=found.failure or self._sealer.failure)
 
     def start(self) -> None:
         """Begin to seal."""

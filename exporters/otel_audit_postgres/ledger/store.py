@@ -75,7 +75,7 @@ _ROWS: Final = (
     f"SELECT {_NAMES}, {_MICROSECONDS.format('a.')} "  # noqa: S608 - constants
     "FROM audit.audit_logs a WHERE a.id = ANY($1::uuid[])"
 )
-# as stored, without unpacking
+# as they will come; how much they take up on disk says little of that
 _SIZES: Final = (
     "SELECT id, sum(octet_length(payload::text))::bigint FROM audit.audit_logs "
     "WHERE id = ANY($1::uuid[]) GROUP BY id"

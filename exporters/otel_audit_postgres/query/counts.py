@@ -127,24 +127,35 @@ async def histogram(
     return Histogram(_bars(rows), width, found["records"] if is_part else None)
 
 
-async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
-    """Count the most frequent values of a field, within `FACET_TIMEOUT_MS`.
+async def facets(
+    connection: Connection[Any], query: Query, fields: Sequence[str]
+) -> tuple[Facet, ...]:
+    """Count the most frequent values of fields, each within `FACET_TIMEOUT_MS`.
 
     Args:
         connection: To the store, within a transaction.
         query: What is looked for.
-        field: One of `FACETS`.
+        fields: Of `FACETS`.
     """
+    # asked once for all
+    is_counted = _may_be_rolled(query) and await _waiting(connection) is not None
+    return tuple([await _facet(connection, query, one, is_counted=is_counted) for one in fields])
+
+
+async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
+    """As `facets`, of one field."""
+    (found,) = await facets(connection, query, (field,))
+    return found
+
+
+async def _facet(
+    connection: Connection[Any], query: Query, field: str, *, is_counted: bool
+) -> Facet:
     now = datetime.now(UTC)
     asked = conditions_of(query, now)
     column = _COLUMNS[field]
     value = f"left({column}::text, 1) || 'xx'" if field == "status" else f"{column}::text"
-    rolled = (
-        field in _ROLLED
-        and _is_rolled(query)
-        and asked.since is asked.until is None
-        and await _waiting(connection) is not None
-    )
+    rolled = is_counted and field in _ROLLED
     if rolled:
         inner, values = _rolled(query, now, f"{value} AS value", "1")
     else:
@@ -174,6 +185,12 @@ def _is_rolled(query: Query) -> bool:
         one.field in _ROLLED or (one.field == "time" and not one.negated and len(one.values) == 1)
         for one in query.terms
     )
+
+
+def _may_be_rolled(query: Query) -> bool:
+    """Whether the counts by the hour can say which values are frequent: of all times alone."""
+    asked = conditions_of(query, datetime.now(UTC))
+    return _is_rolled(query) and asked.since is asked.until is None
 
 
 def _rolled(query: Query, now: datetime, chosen: str, grouping: str) -> tuple[str, list[Any]]:

@@ -139,7 +139,7 @@ class Trail:
         async def answer(connection: Connection[Any], query: Query) -> tuple[Facet, ...]:
             # each has a time limit of its own, which needs a transaction
             async with connection.transaction():
-                return tuple([await counts.facet(connection, query, name) for name in fields])
+                return await counts.facets(connection, query, fields)
 
         return await self._counted("facets", wanted, answer)
 

@@ -27,6 +27,7 @@ from otel_audit_postgres.schema.migrations import (
     pending,
     roles_sql,
 )
+from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, has_default
 from otel_audit_postgres.schema.roles import OWNER, Members, borrow, hand_over, quoted
 
 _KEY: Final = 7301962839480013  # arbitrary, our own
@@ -261,6 +262,8 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
     for partition, state, detail in found:
         if state != "exists":
             lines.append(f"partition {partition}: {state}" + (f", {detail}" if detail else ""))
+    if not await has_default(connection):
+        lines.append(DEFAULT_DETACHED)
     return tuple(row["partition"] for row in found if row["state"] == "made")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit_postgres.connection import connect, disconnect
+from otel_audit_postgres.connection import Connection, connect, disconnect
 from otel_audit_postgres.errors import as_store_error
 
 MOST_AHEAD: Final = 12
@@ -18,6 +18,19 @@ _IN_ORDER: Final = ("exists", "made", "dropped", "empty")
 _CONNECT_TIMEOUT: Final = 10.0
 _ENSURE: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"
 _ENSURE_MONTH: Final = "SELECT partition, state, detail FROM audit.ensure_month($1::date)"
+_HAS_DEFAULT: Final = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits
+               WHERE inhparent = 'audit.audit_logs'::pg_catalog.regclass
+                 AND inhrelid = pg_catalog.to_regclass('audit.audit_logs_default'))
+"""
+ATTACH_DEFAULT: Final = (
+    "ALTER TABLE audit.audit_logs ATTACH PARTITION audit.audit_logs_default DEFAULT"
+)
+DEFAULT_DETACHED: Final = (
+    "default partition: audit.audit_logs_default is missing, or detached from audit.audit_logs. "
+    "Records of a wrong clock, or of a month without a partition, are not taken without it, and "
+    f"what is in it is not in the trail: as the owner of schema audit, run {ATTACH_DEFAULT}"
+)
 _MONTHS: Final = "SELECT month, rows FROM audit.default_partition_months()"
 
 
@@ -47,15 +60,17 @@ class MaintenanceReport:
         in_default: Months (``2026-11``) of which rows are in the default partition, and how many.
             They are as safe there as elsewhere, sealed and verified; but their month cannot go
             before it has a partition of its own, and looking by time is less quick.
+        has_default: Whether the default partition is there and attached.
     """
 
     partitions: tuple[Partition, ...]
     in_default: dict[str, int]
+    has_default: bool = True
 
     @property
     def ok(self) -> bool:
-        """Whether every month has its partition."""
-        return all(one.state in _IN_ORDER for one in self.partitions)
+        """Whether every month has its partition, and what has none the default one."""
+        return self.has_default and all(one.state in _IN_ORDER for one in self.partitions)
 
 
 async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> MaintenanceReport:
@@ -81,6 +96,7 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
             for month in months:
                 made += await connection.fetch(_ENSURE_MONTH, month)
             found = await connection.fetch(_MONTHS)
+            attached = await has_default(connection)
     except Exception as error:  # noqa: BLE001 - each becomes one of ours
         raise as_store_error(error, "maintain the audit store") from None
     finally:
@@ -88,4 +104,11 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
     return MaintenanceReport(
         tuple(Partition(*row.values()) for row in made),
         {row["month"]: row["rows"] for row in found},
+        attached,
     )
+
+
+async def has_default(connection: Connection[Any]) -> bool:
+    """Tell whether the default partition is one of the trail's."""
+    found: bool = await connection.fetchval(_HAS_DEFAULT)
+    return found

@@ -11,7 +11,7 @@ from otel_audit_postgres.schema import catalog
 from otel_audit_postgres.schema.migrations import latest_version
 
 _CONDITION: Final = """
-SELECT current_user AS role, current_setting('server_encoding') AS encoding,
+SELECT current_user AS role,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
        has_schema_privilege('audit', 'USAGE') AS may_use,
        has_table_privilege(
@@ -31,6 +31,7 @@ async def refuse_unready(connection: Connection[Any]) -> None:
         StoreUnavailableError: The server takes no writes now.
         StoreError: Schema or rights are not what they must be; the message says the remedy.
     """
+    await refuse_encoding(connection)
     missing = await catalog.missing_tables(connection)
     if missing:
         raise StoreError(
@@ -43,11 +44,6 @@ async def refuse_unready(connection: Connection[Any]) -> None:
         raise StoreUnavailableError(
             "the server that OTEL_AUDIT_DSN names is read-only: a standby, or failing over"
         )
-    if condition["encoding"] != "UTF8":
-        raise StoreError(
-            f"the database of OTEL_AUDIT_DSN has encoding {condition['encoding']}, in which not "
-            "every record can be written: set the audit store up in one with ENCODING 'UTF8'"
-        )
     if not condition["may_use"]:
         raise StoreError(no_right(condition["role"], "USAGE on schema audit"))
     if not condition["may_ask"]:
@@ -56,6 +52,22 @@ async def refuse_unready(connection: Connection[Any]) -> None:
     lacking = await catalog.lacking_rights(connection)
     if lacking:
         raise StoreError(no_right(condition["role"], lacking[0]))
+
+
+async def refuse_encoding(connection: Connection[Any]) -> None:
+    """Raise if not every record can be written in the database's encoding.
+
+    Before anything else: no table can be missing where none can be made.
+
+    Raises:
+        StoreError: It is not UTF-8.
+    """
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        raise StoreError(
+            f"the database of OTEL_AUDIT_DSN has encoding {encoding}, in which not every record "
+            "can be written: set the audit store up in one with ENCODING 'UTF8'"
+        )
 
 
 def refuse_version(version: int) -> None:

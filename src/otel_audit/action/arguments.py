@@ -28,6 +28,7 @@ from otel_audit.redaction.truncate import cut_text
 if TYPE_CHECKING:
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import WorkBudget
+    from otel_audit.scope import AuditScope
 
 _logger = logging.getLogger(__name__)
 
@@ -134,12 +135,25 @@ def parse_target(
         kind, _, rest = target.partition(":")
         number = rest or None
     else:
-        kind = _kind(type(target))
-        number = None
-        if not _hides_key(target, redactor):
+        kind, number = _known_to_orm(target) or (_kind(type(target)), None)
+        if _hides_key(target, redactor):
+            number = None
+        elif number is None:
             number = primary_key(target) or first_identifier(target, ("id", "pk", "uuid"))
     number = None if number is None else identifier(redactor.identifier(str(number), work))
     return Target(type=parse_name(kind, redactor) or "unnamed", id=number)
+
+
+def target_of(scope: AuditScope, redactor: Redactor) -> Target | None:
+    """What an action acts upon, as was said with `otel_audit.set_target`; not yet redacted.
+
+    Args:
+        scope: The action.
+        redactor: Takes secrets out of what a mapped object is called.
+    """
+    if scope.aimed_at is None:
+        return scope.target
+    return parse_target(scope.aimed_at, redactor, scope.budget.told)
 
 
 def _hides_key(target: object, redactor: Redactor) -> bool:
@@ -161,6 +175,16 @@ def _hides_key(target: object, redactor: Redactor) -> bool:
         if value is not None and any(redactor.field(one, shown) != shown for one in names):
             return True
     return False
+
+
+def _known_to_orm(target: object) -> tuple[str, str | None] | None:
+    """What the changes of a mapped object call it, and its key; None where none are captured."""
+    state = state_of_mapped(target)
+    if state is None:
+        return None
+    from otel_audit.orm.attach import name_of_mapped
+
+    return name_of_mapped(state)
 
 
 def _kind(of: type) -> str:

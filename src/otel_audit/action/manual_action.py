@@ -26,6 +26,7 @@ from otel_audit.action.arguments import (
     parse_parent,
     parse_target,
     parse_tenant,
+    target_of,
     with_canonical_role,
 )
 from otel_audit.action.blocking_intent import Intended, as_intent, is_stored, is_stored_blocking
@@ -269,7 +270,7 @@ class Action:
 
     def _aim(self, recording: CurrentRuntime, target: object) -> None:
         found = parse_target(target, recording.redactor, self._scope.budget.told)
-        self._scope.target = found
+        self._scope.target, self._scope.aimed_at = found, None
         if found is not None and found.id is None:
             self._unnumbered = (found, target)
 
@@ -401,7 +402,7 @@ class Action:
             parts.fail("actor", error)
         try:
             # what is said inside of the block may be anything
-            target = parse_target(scope.target, redactor, scope.budget.told)
+            target = parse_target(target_of(scope, redactor), redactor, scope.budget.told)
             if target is not None:
                 parts.succeed("target")
         except Exception as error:  # noqa: BLE001 - it costs the target alone

@@ -52,8 +52,10 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
     """Make the partitions of the months ahead, and report what is in the default one.
 
     For a timer; a running application does the same once a day. Exit status 1 if a month is left
-    without a partition: its records are then kept in the default one, and nothing is lost.
+    without a partition: its records are then kept in the default one, and nothing is lost. And if
+    the default one is detached: then such records wait in the spools.
     """
+    from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
     from otel_audit_postgres.schema.partitions import maintain as keep_up
 
     done = run_lasting(
@@ -67,6 +69,8 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
             f"default partition: {rows} rows of {month}; to give it a partition of its own: "
             f"otel-audit maintain --month {month}"
         )
-    if not done.in_default:
+    if not done.has_default:
+        echo(DEFAULT_DETACHED)
+    elif not done.in_default:
         echo("default partition: empty")
     sys.exit(0 if done.ok else 1)

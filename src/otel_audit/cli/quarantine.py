@@ -68,6 +68,8 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     elif retry:
         for name, place in found:
             echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
+        if keeper is not None and aside is None:
+            raise StoreError("audit.quarantine: nothing was retried, as it cannot be seen")
         if keeper is not None and aside:
             _retry(config.asyncpg_dsn or keeper, keeper, aside)
     elif show is not None:

@@ -17,14 +17,21 @@ class ConsoleSink:
         """Standard output is always there."""
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
-        """Print a batch, a line a record."""
-        sys.stdout.write("".join(map(_line, records)))
+        """Print a batch, a line a record; of one that is no JSON only that there was one."""
+        lines, refused = [], 0
+        for record in records:
+            try:
+                lines.append(_line(record))
+            except (ValueError, TypeError, RecursionError) as error:
+                refused += 1
+                lines.append(_refusal(record.record_id, f"it is no JSON ({type(error).__name__})"))
+        sys.stdout.write("".join(lines))
         sys.stdout.flush()
-        return Written(stored=len(records))
+        return Written(stored=len(records) - refused, quarantined=refused)
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Print what never became a record, a line each."""
-        sys.stdout.write("".join(_line({"refused": item.reason}) for item in refused))
+        sys.stdout.write("".join(_refusal(item.record_id, item.reason) for item in refused))
         sys.stdout.flush()
 
     async def known(self, _record_ids: Sequence[str]) -> set[str]:
@@ -33,6 +40,10 @@ class ConsoleSink:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+def _refusal(record_id: str, reason: str) -> str:
+    return _line({"refused": reason, "record_id": record_id})
 
 
 def _line(told: object) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 
 from otel_audit import attributes as names
 from otel_audit._util.ids import derived_uuid7
@@ -16,7 +15,7 @@ from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sampler import AuditSampler
 from otel_audit.delivery.sink import Refused
 from otel_audit.errors import InvalidAuditSpanError
-from otel_audit.record import AuditRecord, to_json
+from otel_audit.record import to_json
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
 
@@ -106,11 +105,11 @@ def read_flagged(span: ReadableSpan, redacting: Redacting) -> Entry:
     context = span.get_span_context()
     if context is None or span.start_time is None:
         raise InvalidAuditSpanError("a span without a context, or that was never started")
-    told = redacting.redact(span.attributes or {})
+    attributes = redacting.redact(span.attributes or {})
     try:
-        return _record(span, context, span.start_time, told, redacting.name(span.name))
+        return names.record_from_span(span, attributes, redacting.name(span.name))
     except InvalidAuditSpanError:
-        refused = _refused(span, context, span.start_time, told, redacting)
+        refused = _refused(span, names.span_ids(context), span.start_time, attributes, redacting)
         log_limited(
             _logger, "invalid", "A flagged span goes to quarantine: %s", refused.reason,
             level=logging.WARNING,
@@ -118,42 +117,14 @@ def read_flagged(span: ReadableSpan, redacting: Redacting) -> Entry:
         return refused
 
 
-def _record(
-    span: ReadableSpan,
-    context: SpanContext,
-    start: int,
-    told: Mapping[str, Any],
-    name: str,
-) -> AuditRecord:
-    own_ids = (format_trace_id(context.trace_id), format_span_id(context.span_id))
-    scope = span.instrumentation_scope
-    # an audit span of ours only carries the record: what it tells of is its parent
-    link = span.parent if scope is not None and scope.name == names.SCOPE_NAME else context
-    if names.ERROR_MESSAGE in told:
-        # the semantic conventions' word for a type that nobody has named
-        told = {names.ERROR_TYPE: "_OTHER", **told}
-    return names.record_from_attributes(
-        told if link is not context else {**told, names.TRACE_SAMPLED: context.trace_flags.sampled},
-        name=name,
-        start_time=start,
-        end_time=start if span.end_time is None else span.end_time,
-        trace=None
-        if link is None
-        else (format_trace_id(link.trace_id), format_span_id(link.span_id)),
-        own_ids=own_ids,
-        resource=dict(span.resource.attributes),
-    )
-
-
 def _refused(
     span: ReadableSpan,
-    context: SpanContext,
+    own_ids: tuple[str, str],
     start: int,
-    told: Mapping[str, Any],
+    attributes: Mapping[str, Any],
     redacting: Redacting,
 ) -> Refused:
-    lacking = [name for name in names.MANDATORY if told.get(name) in (None, "")]
-    trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
+    trace_id, span_id = own_ids
     received = {
         "name": redacting.name(span.name),
         "trace_id": trace_id,
@@ -161,17 +132,12 @@ def _refused(
         "start_time": start,
         "end_time": span.end_time,
         # what is no attribute of a record has not been looked at yet
-        "attributes": redacting.redactor.document(dict(told)),
+        "attributes": redacting.redactor.document(dict(attributes)),
         "resource": names.plain_values(span.resource.attributes),
     }
-    reason = (
-        f"the audit span lacks {', '.join(lacking)}"
-        if lacking
-        else "an attribute of the audit span has a wrong type or value"
-    )
-    named = told.get(names.RECORD_ID)
+    named = attributes.get(names.RECORD_ID)
     record_id = named if isinstance(named, str) else derived_uuid7(start, trace_id, span_id)
-    return Refused(record_id, to_json(received), reason)
+    return Refused(record_id, to_json(received), names.what_is_wrong(attributes, "audit span"))
 
 
 def _tracers_of(provider: TracerProvider) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
-from otel_audit.action.arguments import parse_action, parse_event
+from otel_audit.action.arguments import parse_action, parse_event, target_of
 from otel_audit.action.continuation import described_metadata, with_told
 from otel_audit.action.error_info import describe_error
 from otel_audit.action.outcome import outcome_of
@@ -587,7 +587,7 @@ class ExchangeRecord:
             return decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
-        named = self.audit.target or decision.target
+        named = self._aimed() or decision.target
         if named is None:
             return None
         seen = named, len(self.audit.changes), self._holder
@@ -600,6 +600,13 @@ class ExchangeRecord:
                 return None
             self._shown_target = known = seen, shown
         return known[1]
+
+    def _aimed(self) -> Target | None:
+        try:
+            return target_of(self.audit, self._observer.redactor)
+        except Exception as error:  # noqa: BLE001 - the target from the route remains
+            self.parts.fail("target", error)
+            return None
 
     def _shown(self, named: Target, whom: Whom | None) -> Target | None:
         found = with_new_id(named, self.audit)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import ClauseElement, Connection, Engine, event
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import Pool
 
@@ -17,7 +18,7 @@ from otel_audit.orm.before_images import ImageListeners
 from otel_audit.orm.bulk import BulkReader
 from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
 from otel_audit.orm.executions import Executions
-from otel_audit.orm.flush import OpenFlushes
+from otel_audit.orm.flush import Fetching, OpenFlushes
 from otel_audit.orm.guard import ErrorGuard
 from otel_audit.orm.listeners import (
     EngineListeners,
@@ -29,9 +30,15 @@ from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.options import OrmOptions
 from otel_audit.orm.outbox import OutboxListeners, Transactional, complain_beside
 from otel_audit.orm.parameters import Parameters
+from otel_audit.orm.row_diff import ValueReader
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
 from otel_audit.orm.selection import Selection
 from otel_audit.orm.transactions import OrphanRecorder, TransactionTracker
+from otel_audit.record import key_text
+from otel_audit.redaction import REDACTED, WITHHELD
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState
 
 
 class _Listener(NamedTuple):
@@ -58,6 +65,8 @@ class Attachment:
     options: OrmOptions
     _faults: ErrorGuard
     _journal: TransactionTracker
+    _mappers: MapperInfoCache
+    _redaction: ColumnRedaction
     _listeners: list[_Listener] = field(default_factory=list)
 
     @property
@@ -116,6 +125,33 @@ def attach(
         return attachment
 
 
+def name_of_mapped(state: InstanceState[Any]) -> tuple[str, str | None] | None:
+    """What changes of a mapped object call it, and its primary key, without a query.
+
+    Args:
+        state: The object's state.
+
+    Returns:
+        None where nothing is captured; no key where it has none yet, or one that is not shown.
+    """
+    attachment = next(iter(_attached), None)
+    if attachment is None:
+        return None
+    info = attachment._mappers.of(state.mapper)  # noqa: SLF001 - made here
+    loaded = state.dict
+    values = [loaded.get(one.key) for one in info.key] if state.key is None else state.key[1]
+    if len(values) != len(info.key):
+        return info.naming.own, None
+    if any(value is None or isinstance(value, ClauseElement) for value in values):
+        return info.naming.own, None
+    session = state.session
+    dialect = DefaultDialect() if session is None else session.get_bind(state.mapper).dialect
+    reader = ValueReader(attachment._redaction, dialect)  # noqa: SLF001 - made here
+    shown = [reader.read(one, value) for one, value in zip(info.key, values, strict=True)]
+    hidden = any(one in (REDACTED, WITHHELD) for one in shown)
+    return info.naming.own, None if hidden else key_text(*shown)
+
+
 def detach(attachment: Attachment) -> None:
     """Stop listening. Detaching twice does nothing.
 
@@ -153,7 +189,7 @@ def _build(
         # before a listener of the application sets what is not written any more
         (
             Mapper,
-            MapperListeners(flushes, plans, fetch=options.fetch_unknown),
+            MapperListeners(flushes, plans, fetch=Fetching(options)),
             {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, journal), {}),
@@ -174,7 +210,7 @@ def _build(
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]
-    return Attachment(redactor, options, faults, journal, listeners)
+    return Attachment(redactor, options, faults, journal, plans, masking, listeners)
 
 
 def _events(listeners: object) -> list[str]:

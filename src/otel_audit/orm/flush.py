@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from otel_audit.orm.column_redaction import ColumnRedaction
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.mapper_info import ColumnInfo, MapperInfo, MapperInfoCache
+    from otel_audit.orm.options import OrmOptions
     from otel_audit.orm.schema_qualifier import SchemaQualifiers
     from otel_audit.orm.selection import Selection
     from otel_audit.orm.transaction_state import Owner, TransactionState
@@ -113,6 +114,28 @@ class Flush:
             self.committed[connection] = is_committed(connection)
 
 
+class Fetching:
+    """Of which tables earlier values that are not loaded are read, with a query for each row.
+
+    One is not loaded where the object is expired, or where a value was changed in its place.
+    """
+
+    def __init__(self, options: OrmOptions) -> None:
+        """Take all, or those that before-images are asked for of."""
+        self._all = options.fetch_unknown
+        self._tables = frozenset(options.before_images)
+        self._known: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
+        self.any = self._all or bool(self._tables)
+
+    def takes(self, mapper: Mapper[Any]) -> bool:
+        """Whether they are read of a mapped class."""
+        found = self._known.get(mapper)
+        if found is None:
+            names = {name for one in mapper.tables for name in (one.name, one.fullname)}
+            found = self._known[mapper] = self._all or not self._tables.isdisjoint(names)
+        return found
+
+
 class OpenFlushes:
     """The flushes under way."""
 
@@ -159,7 +182,7 @@ class OpenFlushes:
         state: InstanceState[Any],
         operation: Operation,
         *,
-        fetch: bool,
+        fetch: Fetching,
     ) -> None:
         """A row is about to be updated or deleted.
 
@@ -168,7 +191,7 @@ class OpenFlushes:
             connection: Where the row is.
             state: The object's state.
             operation: ``update`` or ``delete``.
-            fetch: Whether values that are not loaded may be read from the database.
+            fetch: Whose values that are not loaded may be read from the database.
         """
         flush = self._flush_of(connection, state)
         if flush is None:
@@ -176,9 +199,12 @@ class OpenFlushes:
         plan = self._plan(flush, mapper)
         if not plan.captured:
             return
+        fetches = fetch.any and fetch.takes(mapper)
+        if operation == "delete" and not fetches:
+            return
         before = overwritten(state, plan) if operation == "update" else {}
         flush.before[state] = before
-        if fetch:
+        if fetches:
             before.update(_fetch(mapper, connection, state, plan, operation))
 
     def has_written(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
-from otel_audit.orm.executions import Executions
-from otel_audit.orm.flush import OpenFlushes
 from otel_audit.scope import open_scope
 
 if TYPE_CHECKING:
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction
 
+    from otel_audit.orm.executions import Executions
+    from otel_audit.orm.flush import Fetching, OpenFlushes
     from otel_audit.orm.mapper_info import MapperInfoCache
     from otel_audit.orm.transactions import TransactionTracker
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class MapperListeners:
     """Hears which rows a flush writes."""
 
-    def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: bool) -> None:
+    def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: Fetching) -> None:
         """Take what listening needs.
 
         Args:
             flushes: The flushes under way.
             plans: What is known of mappers.
-            fetch: Whether values that are not loaded may be read from the database.
+            fetch: Whose values that are not loaded may be read from the database.
         """
         self._flushes = flushes
         self._plans = plans
@@ -43,8 +43,8 @@ class MapperListeners:
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
         """Read what is about to be deleted, where that may take a query."""
-        if self._fetch:
-            self._flushes.will_write(mapper, connection, state, "delete", fetch=True)
+        if self._fetch.any:
+            self._flushes.will_write(mapper, connection, state, "delete", fetch=self._fetch)
 
     def after_insert(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]

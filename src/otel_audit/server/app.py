@@ -57,6 +57,8 @@ _DECODERS: Final[dict[str, dict[str, Decoder]]] = {
     "/v1/traces": {PROTOBUF: decode_protobuf.spans, JSON: decode_json.spans},
     "/v1/audit": {PROTOBUF: decode_protobuf.logs, JSON: decode_json.logs},
 }
+_WATCH_INTERVAL: Final = 5.0
+"""Seconds between two looks whether the threads beside it are alive."""
 
 
 def create_app(
@@ -90,7 +92,7 @@ def create_app(
         routes=[
             Route("/v1/traces", functools.partial(_export, service), methods=["POST"]),
             Route("/v1/audit", functools.partial(_export, service), methods=["POST"]),
-            Route("/health", functools.partial(_health, service), methods=["GET"]),
+            Route("/health", functools.partial(_health, service, beside), methods=["GET"]),
             Route("/ready", functools.partial(_ready, service), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _no_such_thing},
@@ -151,6 +153,19 @@ class _Beside:
     sealing: SealingThread | None
     grpc: GrpcServer | None
 
+    @property
+    def threads(self) -> dict[str, str]:
+        """How the threads do that serve nobody: ``ok``, or why one does not work."""
+        if self.sealing is None:
+            return {}
+        return {"sealing": self.sealing.state.failure or "ok"}
+
+    async def watch(self) -> None:
+        """Replace what is gone of them, for as long as the application runs."""
+        while self.sealing is not None:
+            await asyncio.sleep(_WATCH_INTERVAL)
+            self.sealing.ensure()
+
     async def start(self) -> None:
         if self.sealing is not None:
             self.sealing.start()
@@ -172,8 +187,10 @@ async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIte
         lambda: service.intake.depth,
     )
     await beside.start()
+    watching = asyncio.create_task(beside.watch())
     with _reloading(service):
         yield
+    watching.cancel()
     if beside.grpc is not None:
         await beside.grpc.stop(patience)
     await service.intake.stop(patience)
@@ -198,9 +215,13 @@ def _reloading(service: Service) -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-async def _health(service: Service, _: Request) -> Response:
-    """Whether the process lives."""
-    told = {"status": "ending" if service.intake.ending else "up", **service.meters.snapshot()}
+async def _health(service: Service, beside: _Beside, _: Request) -> Response:
+    """Whether the process lives, and how what runs beside it does."""
+    told = {
+        "status": "ending" if service.intake.ending else "up",
+        **service.meters.snapshot(),
+        "threads": beside.threads,
+    }
     return Response(msgspec.json.encode(told), media_type=JSON)
 
 

@@ -113,7 +113,9 @@ class Converter:
         try:
             return self._read(item, sender, allowance)
         except InvalidAuditSpanError:
-            return self._unfit(item, sender, "invalid", _what_is_wrong(item), allowance)
+            what = "audit log record" if item.is_log else "audit span"
+            reason = names.what_is_wrong(item.attributes, what)
+            return self._unfit(item, sender, "invalid", reason, allowance)
         except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
             log_limited(_logger, "reading", "A record goes to quarantine unread", error=error)
             reason = f"it could not be read: {type(error).__name__}"
@@ -303,9 +305,6 @@ def _told(came: AuditRecord) -> bytes:
 def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditRecord:
     ours = item.scope == names.SCOPE_NAME and not item.is_log
     link = item.parent_span_id if ours else item.span_id
-    if names.ERROR_MESSAGE in told:
-        # the semantic conventions' word for a type that nobody has named
-        told = {names.ERROR_TYPE: "_OTHER", **told}
     return names.record_from_attributes(
         told,
         name=name,
@@ -338,11 +337,3 @@ def _own_ids(item: ReceivedItem) -> tuple[str, str]:
         item.start_time, item.name, item.trace_id, item.span_id, item.attributes, item.body,
     ])  # fmt: skip
     return hashlib.sha256(content).hexdigest(), ""
-
-
-def _what_is_wrong(item: ReceivedItem) -> str:
-    lacking = [name for name in names.MANDATORY if item.attributes.get(name) in (None, "")]
-    what = "audit log record" if item.is_log else "audit span"
-    if lacking:
-        return f"the {what} lacks {', '.join(lacking)}"
-    return f"an attribute of the {what} has a wrong type or value"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Log
+from otel_audit_postgres.ledger import anchors
 from otel_audit_postgres.ledger.anchors import (
     AnchorError,
     FileAnchor,
@@ -24,6 +26,7 @@ from otel_audit_postgres.ledger.health import inspect_ledger
 from otel_audit_postgres.ledger.manual_begin import begin
 from otel_audit_postgres.ledger.sealer import LedgerError
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.ledger.verify.verify import verify
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import OtelAuditError
@@ -343,3 +346,65 @@ class TestDirectory:
             assert "not published" not in caplog.text
         finally:
             subprocess.run(["chattr", "-a", worm], check=True)
+
+
+class Blocking:
+    """An anchor of somebody's own that blocks its event loop, or drips."""
+
+    name = "blocking"
+
+    def __init__(self, block) -> None:
+        self._block = block
+
+    async def last(self) -> str | None:
+        await self._block()
+        return None
+
+    async def publish(self, note: str) -> None:
+        await self._block()
+
+
+async def sleeps_in_its_loop() -> None:
+    time.sleep(60)
+
+
+async def waits_for_a_thread() -> None:
+    await asyncio.to_thread(time.sleep, 60)
+
+
+async def waits_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def raises_anything() -> None:
+    raise ZeroDivisionError
+
+
+class TestAskedByAPerson:
+    @pytest.mark.parametrize(
+        ("block", "said"),
+        [
+            (sleeps_in_its_loop, "has not answered within 0.5 seconds"),
+            (waits_for_a_thread, "has not answered within 0.5 seconds"),
+            (waits_for_ever, "has not answered within 0.5 seconds"),
+            (raises_anything, "failed (ZeroDivisionError)"),
+        ],
+    )
+    async def test_none_holds_up_verify_or_doctor(self, log, monkeypatch, block, said):
+        """However it hangs, verify and doctor come to their end and name it; so does begin-anchor."""
+        monkeypatch.setattr(anchors, "ANSWERS_WITHIN", 0.5)
+        await log.write(3)
+        await log.seal()
+        anchor = Blocking(block)
+        began = time.monotonic()
+        report = await verify(log.dsn, keys=[log.key.public], anchors=[anchor, log.anchor])
+        assert report.problems == ()
+        assert any(f"anchor not checked: blocking {said}" in line for line in report.warnings)
+        [found] = [
+            one for one in await inspect_ledger(log.dsn, anchors=[anchor])
+            if one.name == "anchor blocking"
+        ]  # fmt: skip
+        assert said in found.detail
+        with pytest.raises(OtelAuditError, match=re.escape(said)):
+            await begin(log.dsn, anchor)
+        assert time.monotonic() - began < 10

@@ -13,6 +13,7 @@ import uuid
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import (
     FileAnchor,
     HttpAnchor,
@@ -73,6 +74,46 @@ class TestSeal:
         )
         assert read_checkpoint(note).root == Frontier().extended(hashes).root()
         assert len(hashes) == 11
+
+    async def test_seals_large_rows_in_blocks_of_bytes(self, log, connection):
+        """Rows of half a megabyte: a block has no more of them than can be read at once, and one at least."""
+        await log.write(30, metadata={"text": "x" * 500_000})
+        sealer = log.sealer(block_bytes=5_000_000)
+        rounds = []
+        while (done := await sealer.seal()).rows:
+            rounds.append((done.rows, done.more))
+        await sealer.close()
+        assert sum(rows for rows, _ in rounds) == 30
+        assert [more for _, more in rounds] == [True] * (len(rounds) - 1) + [False]
+        sizes = [row[0] for row in await connection.fetch(
+            "SELECT octet_length(ids) / 16 FROM audit.ledger_blocks ORDER BY first"
+        )]  # fmt: skip
+        assert max(sizes) == 10
+        assert (await log.verify()).problems == ()
+
+    async def test_a_round_that_fails_is_tried_with_less(self, log):
+        """Where the server cuts off what reads too many rows, fewer are read the next time."""
+        await log.write(40)
+        sealer = log.sealer()
+        tried = []
+        real = store.rows
+
+        def refusing(connection, ids):
+            tried.append(len(ids))
+            if len(ids) > 10:
+                raise asyncpg.QueryCanceledError("too many at once")
+            return real(connection, ids)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(store, "rows", refusing)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError):
+                    await sealer.seal()
+                assert "took too long" in str(sealer.failure)
+            done = await sealer.seal()
+        assert tried == [8, 32, 8, 12, 8, 2]
+        assert (done.rows, done.more, sealer.failure) == (10, True, None)
+        await sealer.close()
 
     async def test_seals_in_blocks_of_the_size_wanted(self, log, connection):
         """What is more than one batch becomes several blocks."""

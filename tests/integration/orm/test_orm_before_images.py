@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from orm_harness import action, capturing
+from orm_harness import SqliteStore, action, capturing
 from orm_models import Clerk, Customer, Employee, Order, OrderLine, Tag
-from sqlalchemy import bindparam, delete, insert, select, text, update
+from sqlalchemy import JSON, bindparam, create_engine, delete, insert, select, text, update
+from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from otel_audit.orm import OrmOptions, before_images
 
@@ -42,6 +44,48 @@ async def recorded(store, work, options=OPTIONS):
 
 def rows(changes):
     return [(one.operation, one.reference, one.values) for one in changes if one.kind == "entity"]
+
+
+class TestEditedInPlace:
+    async def test_mutable_document(self, tmp_path):
+        """What a document was before it was edited in its place is read for a chosen table."""
+
+        class Own(DeclarativeBase):
+            pass
+
+        class Page(Own):
+            __tablename__ = "page"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            body = mapped_column(MutableDict.as_mutable(JSON))
+
+        engine = create_engine(f"sqlite:///{tmp_path / 'pages.db'}")
+        Own.metadata.create_all(engine)
+        store = SqliteStore(engine)
+        await store.run(lambda s: (s.add(Page(id=1, body={"a": 1})), s.commit()))
+
+        def edit(session):
+            page = session.get(Page, 1)
+            page.body["b"] = page.body.get("b", 1) + 1
+
+        (told,) = await recorded(store, edit, OrmOptions(before_images=("page",)))
+        assert told.values == {"body": [{"a": 1}, {"a": 1, "b": 2}]}
+        assert told.unknown_before == ()
+        assert told.patches == {"body": [{"op": "add", "path": "/b", "value": 2}]}
+        (other,) = await recorded(store, edit, OrmOptions(before_images=("another",)))
+        assert other.unknown_before == ("body",)
+        engine.dispose()
+
+    async def test_deleted_unloaded(self, peopled):
+        """A deleted row of a chosen table is told whole, though it was expired."""
+
+        def work(session):
+            found = session.get(Customer, 2)
+            session.expire(found)
+            session.delete(found)
+
+        (gone,) = await recorded(peopled, work)
+        assert gone.values["note"] == ["old", None]
+        assert gone.unknown_before == ()
 
 
 class TestCriteriaThatWrite:

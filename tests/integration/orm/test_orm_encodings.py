@@ -85,3 +85,12 @@ async def test_the_store_itself_needs_utf8(postgres):
     with pytest.raises(StoreError, match="encoding LATIN1"):
         await sink.check()
     await sink.close()
+
+
+async def test_a_store_in_such_a_database_is_not_told_to_be_set_up(postgres):
+    """Where nothing is set up yet, the encoding is what is wrong: `init` would refuse it, too."""
+    sink = PostgresSink(await database_in(postgres, "LATIN1"))
+    with pytest.raises(StoreError, match=r"encoding LATIN1.*ENCODING 'UTF8'") as raised:
+        await sink.check()
+    await sink.close()
+    assert "init" not in str(raised.value)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date
 
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink, maintain
+from click.testing import CliRunner
+from otel_audit_postgres import PostgresSink, init, maintain
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit.cli.main import cli
 
 CHANGES = (
     "UPDATE {table} SET recorded_at = recorded_at",
@@ -211,3 +214,21 @@ class TestPartitions:
         text = "\n".join(row[0] for row in plan)
         assert "Subplans Removed: 4" in text
         assert "audit_logs_default" not in text
+
+
+async def test_a_detached_default_partition_is_told(audit_store, owner):
+    """By init, by maintain, which then fails, and until it is attached again."""
+    await owner.execute("ALTER TABLE audit.audit_logs DETACH PARTITION audit.audit_logs_default")
+    attach = "ATTACH PARTITION audit.audit_logs_default DEFAULT"
+    done = await maintain(audit_store)
+    assert not done.has_default
+    assert not done.ok
+    told = await asyncio.to_thread(
+        CliRunner().invoke, cli, ["maintain", "--dsn", audit_store], catch_exceptions=False
+    )
+    assert told.exit_code == 1
+    assert attach in told.output.replace("\n", " ")
+    assert any(attach in line for line in (await init(audit_store)).lines)
+    await owner.execute(f"ALTER TABLE audit.audit_logs {attach}")
+    assert (await maintain(audit_store)).ok
+    assert not any(attach in line for line in (await init(audit_store)).lines)

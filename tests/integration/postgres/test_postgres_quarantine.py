@@ -106,8 +106,10 @@ async def test_what_cannot_be_seen_is_not_said_to_be_none(
     await admin.execute(f"CREATE ROLE {role} LOGIN")
     name = audit_store.partition("?")[0].rpartition("/")[2]
     monkeypatch.setenv("OTEL_AUDIT_DSN", postgres.dsn(name, role))
-    listed = await run()
+    listed, retried = await run(), await run("--retry")
     await admin.execute(f"DROP ROLE {role}")
+    assert retried.exit_code == 1
+    assert "nothing was retried" in str(retried.exception)
     assert "may not read audit.quarantine" in listed.output
     assert "refused records in audit.quarantine" not in listed.output
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, forgotten
+from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
@@ -89,7 +89,7 @@ async def hear(
 
 async def _asked(anchor: Anchor) -> str | AnchorError | None:
     try:
-        return await anchor.last()
+        return await ask(anchor)
     except AnchorError as error:
         return error
 
