@@ -343,7 +343,12 @@ class Receipt:
     conflict_of: str | None = None
 
 
-_WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+"""Where the words of a name are split. References that are stored go by it: it never changes.
+
+Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
+script and looks through what is written to hide a name.
+"""
 
 
 def entities_of(changes: Iterable[Change]) -> Iterator[str]:
@@ -399,7 +404,7 @@ def is_plain_key(key: Iterable[object]) -> bool:
 @functools.lru_cache(maxsize=1024)
 def snake_case(name: str) -> str:
     """Spell a name in snake case."""
-    return _WORD_BREAK.sub("_", name).strip("_").lower()
+    return WORD_BREAK.sub("_", name).strip("_").lower()
 
 
 def to_json(value: Any) -> bytes:

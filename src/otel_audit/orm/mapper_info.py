@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,13 +15,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from otel_audit.orm.cascades import Cascades, noted
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import StoredMembers, StoredValues, members_of, stored_values
+from otel_audit.redaction.names import is_secret_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from otel_audit.orm.selection import Selection
-
-_SECRET_TYPE = re.compile("encrypt|password|secret", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,7 +268,7 @@ def _own_mark(column: Column[Any]) -> str | None:
         return str(mark)
     if mark is not None and mark not in ("omit", True, False):
         return "redact"
-    return "redact" if _SECRET_TYPE.search(type(column.type).__name__) else None
+    return "redact" if is_secret_type(type(column.type).__name__) else None
 
 
 def _referred(column: Column[Any]) -> Iterator[Column[Any] | str]:

@@ -33,6 +33,12 @@ WORDS: Final = _TABLE.aligned
 EXACT: Final = _TABLE.whole
 """Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`)."""
 
+HEADERS: Final = _TABLE.headers
+"""Headers that carry credentials by their nature, in lower case."""
+
+_SECRET_TYPE: Final = re.compile("|".join(_TABLE.types), re.IGNORECASE)
+_SECRET_FUNCTION: Final = re.compile("|".join(_TABLE.functions), re.IGNORECASE)
+
 # A name with such a word counts; a number under it is innocent.
 _COUNTS: Final = frozenset({
     "avg", "cached", "completion", "count", "input", "max", "min", "n", "no", "num", "number",
@@ -270,6 +276,16 @@ def built_in(name: str) -> Verdict:
         or (counted and not _COUNTS.isdisjoint((first, last, before))),
         asserts=not _ASSERTS.isdisjoint((first, last, before)),
     )
+
+
+def is_secret_type(name: str) -> bool:
+    """Tell whether a column's type, by its name, holds secrets: it encrypts, or is a password's."""
+    return _SECRET_TYPE.search(name) is not None
+
+
+def is_secret_function(name: str) -> bool:
+    """Tell whether the arguments of an SQL function are secrets, whatever takes its outcome."""
+    return _SECRET_FUNCTION.search(name) is not None
 
 
 def _opaque(candidates: Iterable[str]) -> Verdict:

@@ -20,7 +20,7 @@ from otel_audit.redaction.annotations import Mark, Marked
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.json_values import NotUnderstoodError
-from otel_audit.redaction.names import CLEAR, NameRules
+from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import PathRules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
@@ -51,10 +51,6 @@ _ORDINARY_LENGTH: Final = 256
 _LONGEST_NAME: Final = 4_096
 
 _URLS: Final = frozenset({"referer", "location", "content-location"})
-_NEVER_KEPT: Final = frozenset({
-    "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
-    "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
-})  # fmt: skip
 
 _word_at: Final = re.compile(r"(?:[A-Za-z_.-]{1,32}|[0-9]{1,5})(?![^/{}])").match
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -318,7 +314,7 @@ class Redactor:
 
     def _header(self, name: str, value: str, work: WorkBudget | None = None) -> str | None:
         pattern = self._header_pattern
-        if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
+        if name in HEADERS or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
         walk = Walk(self._rules, work=work)
         result = self.guarded(lambda: walk.named(name, value, (None, name)))
