@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit._util.ids import derived_uuid7
-from otel_audit._util.record_limit import fit
+from otel_audit.action.compose import unnumbered
+from otel_audit.action.record_limit import fit
 from otel_audit.attributes import SCOPE_NAME, to_attributes
 from otel_audit.delivery.sanitize import mend_record, written_down
 from otel_audit.delivery.sink import Refused
@@ -79,7 +80,7 @@ def _carried(record: AuditRecord) -> list[Carried]:
     if len(span) <= LARGEST_RECORD // 6 or len(to_json(record)) <= LARGEST_RECORD:
         return [Carried(record, span)]
     first, *others = fit(record, LARGEST_RECORD, functools.partial(_piece_id, record))
-    pieces = [first, *(msgspec.structs.replace(piece, sequence_number=None) for piece in others)]
+    pieces = [first, *map(unnumbered, others)]
     return [Carried(piece, to_span(piece)) for piece in pieces]
 
 

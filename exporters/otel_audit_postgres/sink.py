@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.action.compose import stored_as, without_conflict, without_receiver
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
@@ -485,8 +485,7 @@ class PostgresSink:
         today = await connection.fetchval(_TODAY, timeout=self._statement_timeout)
         content = row.content_hash if row.received_hash is None else row.received_hash
         record_id = derived_uuid7(int(today) * 10**9, str(row.id), content.hex())
-        record = msgspec.structs.replace(row.record, record_id=record_id, conflict_of=str(row.id))
-        moved = to_row(record)
+        moved = to_row(stored_as(row.record, record_id, str(row.id)))
         try:
             new = await self._insert(connection, [moved])
         except Exception as error:
@@ -700,7 +699,7 @@ def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
     """Tell whether the store has a received record already from the application itself."""
     if row.received_hash is None:
         return False
-    unmarked = msgspec.structs.replace(record_from_payload(row.payload), received=None)
+    unmarked = without_receiver(record_from_payload(row.payload))
     return (row.id, to_row(unmarked).content_hash) in stored
 
 
@@ -708,15 +707,12 @@ def _moved(row: Row, claim: int) -> Row:
     """Give a record another id: by what was received where it was, for redaction may change."""
     content = row.content_hash if row.received_hash is None else row.received_hash
     record_id = conflict_id(row.record_id, content.hex(), str(claim))
-    return to_row(msgspec.structs.replace(row.record, record_id=record_id, conflict_of=str(row.id)))
+    return to_row(stored_as(row.record, record_id, str(row.id)))
 
 
 def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     """Take off a mark that only this sink may set."""
-    return [
-        record if record.conflict_of is None else msgspec.structs.replace(record, conflict_of=None)
-        for record in records
-    ]
+    return list(map(without_conflict, records))
 
 
 def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
@@ -749,14 +745,11 @@ def _remember(rows: Sequence[Row], became: _Outcome) -> None:
     for row in rows:
         if row.record_id in gone:
             continue
-        stored_as = moved.get(row.record_id, row.record_id)
+        own_id = moved.get(row.record_id, row.record_id)
         digest = row.content_hash
-        if stored_as != row.record_id:
-            record = msgspec.structs.replace(
-                row.record, record_id=stored_as, conflict_of=str(row.id)
-            )
-            digest = to_row(record).content_hash
-        WRITTEN_HERE.put(str(row.id), WrittenAs(stored_as, digest.hex()))
+        if own_id != row.record_id:
+            digest = to_row(stored_as(row.record, own_id, str(row.id))).content_hash
+        WRITTEN_HERE.put(str(row.id), WrittenAs(own_id, digest.hex()))
 
 
 def _refused(row: Row, reason: str) -> Refused:

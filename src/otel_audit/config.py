@@ -527,6 +527,11 @@ class AuditConfig(BaseSettings):
         description="Whether who searches the trail is recorded in it: before anything is shown, "
         "if that can be done, or not at all.",
     )
+    trace_url: str | None = Field(
+        None,
+        description="Where the viewer's links to traces lead: "
+        "`https://traces.example/trace/{trace_id}`.",
+    )
 
     serve_tokens_file: Path | None = Field(
         None, description="The OTLP sink's file of tokens and certificates that are let in."

@@ -16,13 +16,12 @@ from opentelemetry.sdk.trace import SpanProcessor
 from otel_audit._util.aio import in_thread, on_any_loop
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.record_limit import OTLP_LIMIT
 from otel_audit._util.spill import Cipher, SpilledChanges
-from otel_audit.action.continuation import with_continuations
+from otel_audit.action.compose import changes_outside
 from otel_audit.action.current_runtime import CurrentRuntime
-from otel_audit.action.orphan_changes import record_outside
 from otel_audit.action.parts import Parts
 from otel_audit.action.ports import Recorder
+from otel_audit.action.record_limit import OTLP_LIMIT
 from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.console import ConsoleSink
@@ -243,10 +242,8 @@ class Runtime:
         if begun_in is None and not self.config.orm_outside_actions:
             return
         try:
-            record, further = record_outside(
-                outcome, changes, _service_name, Parts(self._count_error), begun_in
-            )
-            for one in with_continuations(record, further):
+            parts = Parts(self._count_error)
+            for one in changes_outside(outcome, changes, _service_name, parts, begun_in=begun_in):
                 self._recorder.closed(one, None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()

@@ -8,12 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from opentelemetry import metrics, trace
 
 from otel_audit._util.spill import SpilledChanges
-from otel_audit.action.continuation import with_continuations
-from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.compose import changes_outside
 from otel_audit.action.parts import Parts
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.metrics import Counters
@@ -128,12 +126,15 @@ class CommitAtomic:
         if owner is None and not self._config.orm_outside_actions:
             return
         begun_in = None if owner is None else owner.begun_in
-        record, further = record_outside(
-            "committed", changes, self._service, Parts(self._count_error), begun_in
+        yield from changes_outside(
+            "committed",
+            changes,
+            self._service,
+            Parts(self._count_error),
+            begun_in=begun_in,
+            # an action that is not recorded: its id is all that it leaves in the trail
+            action_id=owner.action_id if owner is not None and begun_in is None else None,
         )
-        if owner is not None and begun_in is None:
-            record = msgspec.structs.replace(record, action_id=owner.action_id, phase="changes")
-        yield from with_continuations(record, further)
 
 
 def outbox_maker(config: AuditConfig) -> Callable[[], PostgresOutbox]:

@@ -51,7 +51,7 @@ async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch,
 
 async def test_a_request_that_cannot_be_observed_is_refused(app, monkeypatch):
     """A full spool refuses by default, and so does an error of ours before the handler runs."""
-    monkeypatch.setattr(exchange, "Account", broken)
+    monkeypatch.setattr(exchange, "ExchangeRecord", broken)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         assert (await client.post("/orders")).status_code == 503

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit._util.ids import uuid7
+from otel_audit.action.compose import process_record
 from otel_audit.errors import StoreError
-from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord
+from otel_audit.record import Actor
 from otel_audit_postgres.checks import security
 from otel_audit_postgres.connection import Connection, connect, disconnect
 from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
@@ -191,13 +190,8 @@ async def _takes_records(connection: Connection[Any]) -> Finding:
 
 
 def _trial_row() -> tuple[Any, ...]:
-    record = AuditRecord(
-        record_id=uuid7(), action_id=uuid7(), phase="completed", schema_version=SCHEMA_VERSION,
-        event_name="audit.trial", action="EXECUTE", outcome="unknown",
-        actor=Actor(id="otel-audit", type="system"), occurred_at=time.time_ns(),
-        transaction="none",
-    )  # fmt: skip
-    row = to_row(record)
+    actor = Actor(id="otel-audit", type="system")
+    row = to_row(process_record("audit.trial", actor=actor, outcome="unknown"))
     return tuple(
         value.decode() if isinstance(value, bytes) and kind == "json" else value
         for value, (_, kind) in zip(row.values, COLUMNS, strict=True)

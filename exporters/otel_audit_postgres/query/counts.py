@@ -18,10 +18,13 @@ COUNTED: Final = 10_000
 """Records that a count goes up to: beyond, it says that there are more."""
 FACET_TIMEOUT_MS: Final = 200
 
-FACETS: Final = ("event", "outcome", "actor", "tenant", "action", "status", "service", "target")
+FACETS: Final = (
+    "event", "outcome", "actor", "tenant", "action", "status", "service", "target", "ip", "session",
+)  # fmt: skip
 _COLUMNS: Final = {
     "event": "event_name", "outcome": "outcome", "actor": "actor_id", "tenant": "tenant_id",
     "action": "action", "status": "status_code", "service": "service_name", "target": "target_type",
+    "ip": "source_address", "session": "session_id",
 }  # fmt: skip
 # what the counts by the hour know
 _ROLLED: Final = frozenset({"event", "outcome", "tenant"})

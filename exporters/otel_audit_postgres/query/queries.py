@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,10 +38,10 @@ from otel_audit_postgres.rows import key_text
 LARGEST_PAGE: Final = 10_000
 
 # a plan for any values at all does not know how few they select
-_PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
+PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
 
 _CONNECT_TIMEOUT: Final = 10.0
-_NAMES: Final = (
+FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id",
 )  # fmt: skip
@@ -54,7 +54,7 @@ _REASONS: Final = (
 )
 _IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
 _SHOWN: Final = (
-    f"SELECT {selected(_NAMES)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
+    f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
 )
 _VOLUME: Final = f"""
@@ -224,7 +224,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(_PLAN_FOR_VALUES,)))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(PLAN_FOR_VALUES,)))
         try:
             yield connection
         except (PostgresError, InterfaceError, OSError) as error:
@@ -267,10 +267,10 @@ async def search(
     window = ""
     if asked.payload:
         # bounded, before any payload is read
-        window = walk(asked, _NAMES, f"{order} LIMIT {WINDOW}")
-        sql = filtered(window, asked.payload, _NAMES, f"{order} LIMIT {limit + 1}")
+        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
+        sql = filtered(window, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     else:
-        sql = walk(asked, _NAMES, f"{order} LIMIT {limit + 1}")
+        sql = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
     found = await _with_reasons(connection, rows[:limit])
     if len(rows) > limit:
@@ -328,6 +328,29 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
     return tuple(
         Shown(Found(*tuple(row.values())[:-2]), row["payload"], row["content_hash"]) for row in rows
     )
+
+
+async def among(
+    connection: Connection[Any], query: Query, ids: Sequence[uuid.UUID], now: datetime
+) -> list[Found]:
+    """Those of some records that fit a query, in the order of ``ids``.
+
+    Args:
+        connection: To the store.
+        query: What is looked for.
+        ids: Of the records; few enough to be read whole.
+        now: What relative times are counted from, aware.
+    """
+    if not ids:
+        return []
+    query, _ = await _resolved(connection, query)
+    asked = conditions_of(query, now)
+    asked.columns.append(f"id = ANY({asked.bind(list(ids))}::uuid[])")
+    where = " AND ".join([*asked.columns, *asked.payload])
+    sql = f"SELECT {selected(FOUND_COLUMNS)} FROM audit.audit_logs WHERE {where}"  # noqa: S608
+    found = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
+    place = {record_id: number for number, record_id in enumerate(ids)}
+    return sorted(found, key=lambda record: place[record.id])
 
 
 async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, ...]:

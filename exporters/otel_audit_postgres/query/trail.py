@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
@@ -37,7 +37,23 @@ Views = Literal["required", "tried", "off"]
 
 _NO_READER: Final = "run `otel-audit migrate` and let this role be a reader"
 _READ_ONLY: Final = "the server is read-only, as a standby is: name the primary in --dsn"
+_LOOK_AS: Final = "SELECT row_security_active('audit.audit_logs') FROM audit.look_as($1::text[])"
+_NO_ROW_SECURITY: Final = (
+    "nothing is shown: this connection sees every tenant's records, whatever was asked for. Let "
+    "the viewer log in as a role of its own: otel-audit init --roles --viewer ROLE"
+)
 _RECORD: Final = "SELECT audit.record_view($1, $2::jsonb, $3, $4, $5, $6)"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """On whose behalf a service looks: the database shows no more than this.
+
+    Attributes:
+        tenants: Only records of these; None: of all, and those without a tenant.
+    """
+
+    tenants: tuple[str, ...] | None
 
 
 class Trail:
@@ -49,12 +65,28 @@ class Trail:
     """
 
     def __init__(
-        self, connection: Connection[Any], *, views: Views = "required", viewer: str | None = None
+        self,
+        connection: Connection[Any],
+        *,
+        views: Views = "required",
+        viewer: str | None = None,
+        scope: Scope | None = None,
+        is_repeated: Callable[[tuple[object, ...]], bool] = lambda _: False,
     ) -> None:
-        """Use a connection; see `open_trail`."""
+        """Use a connection; see `open_trail`.
+
+        Args:
+            connection: To the store.
+            views: See `open_trail`.
+            viewer: See `open_trail`.
+            scope: What the database shows at most.
+            is_repeated: Tells whether a look is but the last one over again, and recorded already.
+        """
         self._connection = connection
         self._views: Views = views
         self._viewer = viewer
+        self._scope = scope
+        self._is_repeated = is_repeated
 
     async def search(
         self,
@@ -65,7 +97,7 @@ class Trail:
         oldest_first: bool = False,
     ) -> Page:
         """Look for records; see `otel_audit_postgres.query.queries.search`."""
-        return await self._ask(
+        return await self.ask(
             "search",
             {**_given(wanted), "limit": limit, "after": after, "oldest_first": oldest_first},
             lambda connection: queries.search(
@@ -91,7 +123,7 @@ class Trail:
 
     async def history(self, entity: str, *, limit: int = 50, after: str | None = None) -> Page:
         """Everything that happened to an entity, such as ``order:123``, the oldest first."""
-        return await self._ask(
+        return await self.ask(
             "history",
             {"entity": entity, "limit": limit, "after": after},
             lambda connection: queries.history(connection, entity, limit=limit, after=after),
@@ -101,7 +133,7 @@ class Trail:
 
     async def show(self, record_id: str) -> tuple[Shown, ...]:
         """One record in full; see `otel_audit_postgres.query.queries.show`."""
-        return await self._ask(
+        return await self.ask(
             "show",
             {"id": record_id},
             lambda connection: queries.show(connection, record_id),
@@ -111,7 +143,7 @@ class Trail:
 
     async def volume(self, since: datetime) -> tuple[Volume, ...]:
         """Count records by day and event, from a time on."""
-        return await self._ask(
+        return await self.ask(
             "stats",
             {"since": since.isoformat()},
             lambda connection: queries.volume(connection, since),
@@ -147,7 +179,7 @@ class Trail:
         self, question: str, wanted: Query, answer: Callable[[Connection[Any], Query], Awaitable[T]]
     ) -> T:
         asked = {"query": str(wanted)}
-        return await self._ask(
+        return await self.ask(
             question, asked, lambda connection: answer(connection, wanted), lambda _: 0
         )
 
@@ -157,9 +189,9 @@ class Trail:
 
     async def proved(self, what: str, records: int) -> None:
         """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
-        await self._ask("prove", {"what": what}, _nothing, lambda _: records)
+        await self.ask("prove", {"what": what}, _nothing, lambda _: records)
 
-    async def _ask(
+    async def ask(
         self,
         question: str,
         asked: dict[str, Any],
@@ -167,12 +199,27 @@ class Trail:
         count: Callable[[T], int],
         target: tuple[str, str] | None = None,
     ) -> T:
-        if self._views == "off":
+        """Put a question of any kind: one transaction, and one look.
+
+        Args:
+            question: Its name in the record of the look, such as ``search``.
+            asked: What was asked, for that record; what is None is left out.
+            answer: Reads the answer.
+            count: How many records an answer has.
+            target: What was looked at, as type and id; the type begins with ``audit_``.
+
+        Raises:
+            StoreError: The look cannot be recorded, or the scope does not hold here.
+        """
+        if self._views == "off" and self._scope is None:
             return await answer(self._connection)
         said = {key: value for key, value in asked.items() if value is not None}
         async with self._connection.transaction():
+            await look_as(self._connection, self._scope)
             found = await answer(self._connection)
-            await self._record(question, said, count(found), target)
+            look = (self._viewer, self._scope, question, str(said), count(found))
+            if self._views != "off" and not self._is_repeated(look):
+                await self._record(question, said, count(found), target)
         return found
 
     async def _record(
@@ -197,6 +244,23 @@ class Trail:
                 _logger, "viewed", "A look into the trail is not recorded", error=error,
                 level=logging.WARNING,
             )  # fmt: skip
+
+
+async def look_as(connection: Connection[Any], scope: Scope | None) -> None:
+    """Narrow a transaction, as its first statement.
+
+    Args:
+        connection: Within a transaction.
+        scope: To what; None: the role's own rights are all that counts.
+
+    Raises:
+        StoreError: Some tenants only were asked for, and row level security is not active here.
+    """
+    if scope is None:
+        return
+    tenants = None if scope.tenants is None else list(scope.tenants)
+    if not await connection.fetchval(_LOOK_AS, tenants) and tenants is not None:
+        raise StoreError(_NO_ROW_SECURITY)
 
 
 @asynccontextmanager

@@ -76,6 +76,7 @@ async def init(  # noqa: PLR0913 - one for each role
     sealer: str | None = None,
     retention: str | None = None,
     tenants: Sequence[str] = (),
+    viewer: str | None = None,
 ) -> InitReport:
     """Create the audit schema, or bring it up to date; nothing is done twice.
 
@@ -93,6 +94,8 @@ async def init(  # noqa: PLR0913 - one for each role
         retention: An existing login role that is to drop sealed months; with ``roles``.
         tenants: The only tenants that ``reader`` is to see. None: what it was entered for before,
             or all if it was not.
+        viewer: An existing login role of the viewer, which reads on behalf of others: it sees
+            nothing before it has said for whom; with ``roles``.
 
     Returns:
         What was found and done.
@@ -103,7 +106,7 @@ async def init(  # noqa: PLR0913 - one for each role
         StoreError: The schema is newer than this package or half migrated, a right is missing, or
             the database is not in UTF-8; nothing was changed.
     """
-    members = Members(writer, reader, sealer, retention, tenants)
+    members = Members(writer, reader, sealer, retention, tenants, viewer)
     if not roles:
         members.refuse_without_roles("init")
     if tenants and not reader:
@@ -163,6 +166,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     reader: str | None = None,
     sealer: str | None = None,
     retention: str | None = None,
+    viewer: str | None = None,
     since: int = 0,
 ) -> str:
     """Write down what `init` would run, for those who apply SQL themselves.
@@ -173,6 +177,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
         reader: As for `init`.
         sealer: As for `init`.
         retention: As for `init`.
+        viewer: As for `init`.
         since: The version that is installed already; 0 for none.
 
     Returns:
@@ -181,7 +186,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     Raises:
         ConfigurationError: A login role is named without ``roles``.
     """
-    members = Members(writer, reader, sealer, retention)
+    members = Members(writer, reader, sealer, retention, viewer=viewer)
     if not roles:
         members.refuse_without_roles("schema_sql")
     parts = ["BEGIN;", f"{LOCK};", f"{PERMIT};"]

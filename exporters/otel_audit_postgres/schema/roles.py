@@ -30,6 +30,10 @@ _ENTERED: Final = (
     "INSERT INTO audit.reader_tenants (role_name) SELECT {role} "
     "WHERE NOT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = {role});"
 )
+_SCOPED: Final = (
+    "INSERT INTO audit.reader_tenants (role_name, is_scoped) SELECT $1::name, true "
+    "WHERE NOT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = $1::name)"
+)
 _IS_ENTERED: Final = "SELECT EXISTS (SELECT FROM audit.reader_tenants WHERE role_name = $1)"
 _IS_SUPERUSER: Final = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user"
 NO_EVENT_TRIGGER: Final = (
@@ -48,6 +52,8 @@ class Members:
         sealer: Who is to seal.
         retention: Who is to drop months by the retention functions.
         tenants: The only tenants that ``reader`` is to see; none: as before, or all.
+        viewer: Who is to read on behalf of others: as the viewer, which names for each look the
+            tenants that it is for.
     """
 
     writer: str | None = None
@@ -55,6 +61,7 @@ class Members:
     sealer: str | None = None
     retention: str | None = None
     tenants: Sequence[str] = ()
+    viewer: str | None = None
 
     def groups(self) -> list[tuple[str, str]]:
         """Pairs of group role and login role."""
@@ -63,6 +70,7 @@ class Members:
             (READER, self.reader),
             (SEALER, self.sealer),
             (RETENTION, self.retention),
+            (READER, self.viewer),
         )
         return [(group, login) for group, login in wanted if login]
 
@@ -70,14 +78,16 @@ class Members:
         """Raise `ConfigurationError` if somebody is named; for where there are no group roles."""
         if self.groups():
             raise ConfigurationError(
-                f"{caller}: writer=, reader=, sealer= and retention= need roles=True (--roles)"
+                f"{caller}: a role for writer=, reader= and the like needs roles=True (--roles)"
             )
 
     def statements(self) -> list[str]:
         """What `hand_over` does for them, as statements."""
         lines = [f"GRANT {group} TO {quoted(login)};" for group, login in self.groups()]
         if self.reader:
-            lines.append(_ENTERED.format(role="'" + self.reader.replace("'", "''") + "'"))
+            lines.append(_ENTERED.format(role=_literal(self.reader)))
+        if self.viewer:
+            lines.append(_SCOPED.replace("$1", _literal(self.viewer)) + ";")
         return lines
 
 
@@ -119,7 +129,9 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
                 f"CREATE ROLE {quoted(login)} LOGIN PASSWORD …"
             )
         await connection.execute(f"GRANT {group} TO {quoted(login)}")
-        if group == READER:
+        if group == READER and login == members.viewer:
+            await connection.execute(_SCOPED, login)
+        elif group == READER:
             await _enter(connection, login, members.tenants)
         lines.append(f"role {login}: member of {group}")
     if await connection.fetchval(_IS_SUPERUSER):
@@ -137,6 +149,11 @@ async def _enter(connection: Connection[Any], reader: str, tenants: Sequence[str
         await connection.executemany(_MAY_READ, [(reader, tenant) for tenant in tenants])
     elif not await connection.fetchval(_IS_ENTERED, reader):
         await connection.execute(_MAY_READ, reader, None)
+
+
+def _literal(text: str) -> str:
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
 
 
 def quoted(name: str) -> str:

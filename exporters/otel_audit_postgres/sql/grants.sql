@@ -51,6 +51,11 @@ GRANT EXECUTE ON FUNCTION audit.ledger_state(), audit.default_partition_months()
 GRANT EXECUTE ON FUNCTION audit.record_view(text, jsonb, bigint, text, text, text)
     TO otel_audit_reader;
 
+GRANT EXECUTE ON FUNCTION audit.record_export(jsonb, text), audit.look_as(text[])
+    TO otel_audit_reader;
+-- asked by the policies, whoever reads
+GRANT EXECUTE ON FUNCTION audit.scope() TO otel_audit_reader, otel_audit_sealer, otel_audit_writer;
+
 -- Retention: months go, and only as the functions let them.
 GRANT USAGE ON SCHEMA audit TO otel_audit_retention;
 GRANT SELECT ON audit.schema_version TO otel_audit_retention;
@@ -60,7 +65,8 @@ GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(inte
     TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.rows_in_default(bigint) TO otel_audit_writer, otel_audit_retention;
 
--- A reader sees the tenants that it is entered for, and who has no entry sees none.
+-- A reader sees the tenants that it is entered for, and who has no entry sees none. A transaction
+-- that looks on somebody's behalf sees of those the tenants that it was narrowed to.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.audit_logs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.ledger_queue ENABLE ROW LEVEL SECURITY;
@@ -81,12 +87,17 @@ CREATE POLICY appending ON audit.audit_logs FOR INSERT TO otel_audit_writer WITH
 CREATE POLICY receipts ON audit.audit_logs FOR SELECT TO otel_audit_writer, otel_audit_sealer
     USING (true);
 CREATE POLICY reading ON audit.audit_logs FOR SELECT TO otel_audit_reader USING (
-    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
-    OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t));
+    (EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+     OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t))
+    AND ((SELECT s.everything FROM audit.scope() s)
+         OR tenant_id = ANY ((SELECT s.tenants FROM audit.scope() s)::text[])));
 CREATE POLICY reading ON audit.ledger_queue FOR SELECT TO otel_audit_reader USING (
-    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL));
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+    AND (SELECT s.everything FROM audit.scope() s));
 CREATE POLICY sealing ON audit.ledger_queue TO otel_audit_sealer USING (true);
 CREATE POLICY reading ON audit.rollup FOR SELECT TO otel_audit_reader USING (
-    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
-    OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t));
+    (EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+     OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t))
+    AND ((SELECT s.everything FROM audit.scope() s)
+         OR tenant_id = ANY ((SELECT s.tenants FROM audit.scope() s)::text[])));
 CREATE POLICY sealing ON audit.rollup FOR SELECT TO otel_audit_sealer USING (true);

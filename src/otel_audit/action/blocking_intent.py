@@ -8,10 +8,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-import msgspec
 from opentelemetry import trace
 
-from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.record import AuditRecord
 
@@ -19,11 +17,6 @@ _logger = logging.getLogger("otel_audit.action")
 
 Intended: TypeAlias = Callable[[AuditRecord, trace.Span | None], Awaitable[bool]]
 """Brings an intent to the store; says whether the store has it for sure."""
-
-
-def as_intent(record: AuditRecord) -> AuditRecord:
-    """Turn what is known when an action begins into its intent, a record of its own."""
-    return msgspec.structs.replace(record, record_id=uuid7(), phase="intent")
 
 
 async def is_stored(intended: Intended, intent: AuditRecord, span: trace.Span | None) -> bool:

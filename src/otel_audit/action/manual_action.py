@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextvars import Token
 from typing import Any
@@ -29,18 +28,23 @@ from otel_audit.action.arguments import (
     target_of,
     with_canonical_role,
 )
-from otel_audit.action.blocking_intent import Intended, as_intent, is_stored, is_stored_blocking
-from otel_audit.action.continuation import described_metadata, with_continuations, with_told
+from otel_audit.action.blocking_intent import Intended, is_stored, is_stored_blocking
+from otel_audit.action.compose import (
+    action_record,
+    application_metadata,
+    as_intent,
+    changes_of,
+    process_actor,
+    with_continuations,
+    with_scope_facts,
+)
 from otel_audit.action.current_runtime import CurrentRuntime, made_last
 from otel_audit.action.error_info import describe_error
-from otel_audit.action.orphan_changes import record_afterwards
 from otel_audit.action.parts import ACTOR_FAILED, Parts
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.policy.events import action_of_event
 from otel_audit.record import (
-    SCHEMA_VERSION,
-    Actor,
     AuditRecord,
     ErrorInfo,
     Outcome,
@@ -363,9 +367,8 @@ class Action:
         """Make the records of a transaction that is about to be committed."""
         if self._recording is None:
             return
-        told = self._record(self._recording, phase="changes", outcome="unknown")
-        record, further = record_afterwards(told, self._scope, "committed", changes, self._parts)
-        yield from with_continuations(record, further)
+        known = self._record(self._recording, phase="changes", outcome="unknown")
+        yield from changes_of(known, self._scope, "committed", changes, self._parts)
 
     def _told_later(
         self, scope: AuditScope, outcome: TransactionOutcome, changes: SpilledChanges
@@ -375,9 +378,8 @@ class Action:
             return
 
         def tell() -> None:
-            told = self._record(recording, phase="changes", outcome="unknown")
-            record, further = record_afterwards(told, scope, outcome, changes, self._parts)
-            for one in with_continuations(record, further):
+            known = self._record(recording, phase="changes", outcome="unknown")
+            for one in changes_of(known, scope, outcome, changes, self._parts):
                 recording.recorder.closed(one, scope.server_span)
 
         self._guarded(tell, makes_record=True)
@@ -395,7 +397,7 @@ class Action:
             parts.fail("name", error)
         try:
             origin = scope.known_origin()
-            actor = origin.actor or Actor(id=recording.service(), type="system", source="process")
+            actor = origin.actor or process_actor(recording.service())
             if actor.reason != ACTOR_FAILED.reason:
                 parts.succeed("actor")
         except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
@@ -408,35 +410,26 @@ class Action:
         except Exception as error:  # noqa: BLE001 - it costs the target alone
             parts.fail("target", error)
         try:
-            metadata = described_metadata(scope, redactor)
+            metadata = application_metadata(scope, redactor)
             if metadata:
                 parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             parts.fail("metadata", error)
-        total = scope.changes_total
-        return AuditRecord(
-            record_id=scope.record_id,
-            action_id=scope.action_id,
-            parent_action_id=scope.parent_action_id,
+        return action_record(
+            scope,
             phase=phase,
-            schema_version=SCHEMA_VERSION,
+            outcome=outcome,
             event_name=name,
             action=parse_action(scope.action) or "EXECUTE",
-            outcome=outcome,
-            occurred_at=scope.occurred_at,
-            duration=time.perf_counter_ns() - scope.started,
+            level="changes",
             actor=actor,
             tenant=origin.tenant,
             target=target,
             source=origin.source,
             request=None if origin.request_id is None else Request(id=origin.request_id),
-            changes=tuple(scope.changes),
-            changes_total=total if total != len(scope.changes) else None,
-            changes_rolled_back=scope.changes_rolled_back,
             transaction=self._transaction,
             error=self._failure,
-            level="changes",
-            metadata=parts.named(with_told(metadata, scope)),
+            metadata=parts.named(with_scope_facts(metadata, scope)),
         )
 
     def _guarded(self, step: Callable[[], Any], *, makes_record: bool = False) -> Any:

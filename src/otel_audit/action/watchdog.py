@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from otel_audit._util.aio import Timer, call_after, running_trio
-from otel_audit._util.ids import uuid7
-from otel_audit.record import AuditRecord
 
 
 class Watchdog:
@@ -95,26 +90,3 @@ class _LoopWatch:
                 return
             del self._due[act]
             act()
-
-
-def record_started(known: AuditRecord) -> AuditRecord:
-    """Make the record of an action that still runs.
-
-    Args:
-        known: What its record would be by now.
-
-    Returns:
-        A record of phase ``started`` with an id of its own and the same action id. Changes are
-        left to the record at the end, which knows what became of them.
-    """
-    return msgspec.structs.replace(
-        known,
-        record_id=uuid7(),
-        phase="started",
-        outcome="unknown",
-        duration=time.time_ns() - known.occurred_at,
-        changes=(),
-        changes_total=None,
-        changes_rolled_back=0,
-        transaction="none",
-    )

@@ -18,6 +18,7 @@ from otel_audit.delivery.worker_loop import run_lasting
 @click.option("--tenant", "tenants", multiple=True, help="Let --reader see this one only; repeat.")
 @click.option("--sealer", metavar="ROLE", help="Login role that is to seal; with --roles.")
 @click.option("--retention", metavar="ROLE", help="Login role for retention; with --roles.")
+@click.option("--viewer", metavar="ROLE", help="Login role of the viewer; with --roles.")
 @click.option("--outbox", is_flag=True, help="Make the outbox in an application's own database.")
 @click.option("--application", metavar="ROLE", help="The application's role; with --outbox.")
 @click.option("--relay", metavar="ROLE", help="Role that empties the outbox; with --outbox.")
@@ -29,6 +30,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     reader: str | None,
     sealer: str | None,
     retention: str | None,
+    viewer: str | None,
     tenants: tuple[str, ...],
     outbox: bool,
     application: str | None,
@@ -44,7 +46,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     application's own database, which --dsn or OTEL_AUDIT_OUTBOX_DSN names.
     """
     if outbox:
-        if roles or writer or reader or sealer or retention or tenants:
+        if roles or writer or reader or sealer or retention or viewer or tenants:
             raise click.UsageError("--outbox makes nothing else: run init again without it")
         _init_outbox(dsn, application, relay, show_sql=show_sql)
         return
@@ -57,7 +59,12 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.UsageError("--tenant cannot be printed: enter it in audit.reader_tenants")
     if show_sql:
         sql = schema_sql(
-            roles=roles, writer=writer, reader=reader, sealer=sealer, retention=retention
+            roles=roles,
+            writer=writer,
+            reader=reader,
+            sealer=sealer,
+            retention=retention,
+            viewer=viewer,
         )
         echo(*sql.split("\n"))
         return
@@ -70,6 +77,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
             sealer=sealer,
             retention=retention,
             tenants=tenants,
+            viewer=viewer,
         )
     )
     echo(*report.lines)

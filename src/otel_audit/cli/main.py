@@ -26,6 +26,7 @@ from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
 from otel_audit.cli.terminal import cleaned, echo
 from otel_audit.cli.verify import verify
+from otel_audit.cli.web import web
 from otel_audit.errors import OtelAuditError
 
 _INTERRUPTED: Final = 130
@@ -96,3 +97,4 @@ cli.add_command(serve)
 cli.add_command(show)
 cli.add_command(stats)
 cli.add_command(verify)
+cli.add_command(web)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -41,7 +42,9 @@ class GroupSync:
         """
         self._spool = spool
         self._counters = counters
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # not a condition: a thread that is cut off inside of one may keep its lock for ever
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiting: list[_Waiter] = []
         self._thread: threading.Thread | None = None
         self._restarts = 0
@@ -54,7 +57,7 @@ class GroupSync:
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
-        with self._changed:
+        with self._lock:
             if self._thread is not None:
                 self._begin()
 
@@ -79,11 +82,11 @@ class GroupSync:
             return True
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future(), spool.appended)
-        with self._changed:
+        with self._lock:
             self._waiting.append(waiter)
             can_wait = self._begin()
             if can_wait:
-                self._changed.notify()
+                self._asked.put(None)
             else:
                 self._waiting.remove(waiter)
         done = False
@@ -110,15 +113,18 @@ class GroupSync:
                 )  # fmt: skip
 
     def _serve(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
+        if not self._waiting:
+            self._asked.get()
+        with self._lock:
             waiting = list(self._waiting)
+        if not waiting:
+            return  # those who asked were served together with others
         synced = self._sync()
         for waiter in waiting:
             done = synced >= waiter.position
             with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
                 waiter.loop.call_soon_threadsafe(_tell, waiter.future, done)
-        with self._changed:
+        with self._lock:
             # not before they were told: if this fails in its middle, they are told the next time
             del self._waiting[: len(waiting)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +12,9 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from otel_audit._util.ids import uuid7
+from otel_audit.action.compose import process_actor, process_record
 from otel_audit.config import AuditConfig
-from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord, Target, to_json
+from otel_audit.record import AuditRecord, Target, to_json
 
 STARTED: Final = "audit.stream.started"
 ALIVE: Final = "audit.stream.alive"
@@ -41,11 +40,11 @@ def configuration_hash(config: AuditConfig) -> str:
     Returns:
         SHA-256 in hex.
     """
-    named = {name: _told(getattr(config, name)) for name in sorted(AuditConfig.model_fields)}
+    named = {name: _as_text(getattr(config, name)) for name in sorted(AuditConfig.model_fields)}
     return hashlib.sha256(to_json(named)).hexdigest()
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "set"
     if callable(value):
@@ -68,30 +67,20 @@ def stream_record(
         The record, complete but for its place in the stream.
     """
     service = str(resource.get("service.name", "process"))
-    told: dict[str, Any] = {"pid": os.getpid()}
+    facts: dict[str, Any] = {"pid": os.getpid()}
     if event == STARTED:
-        told |= {
+        facts |= {
             "service": service,
             "service_version": str(resource.get("service.version", "")),
             "otel_audit_version": _VERSION,
             "host": socket.gethostname(),
             "configuration_sha256": configuration,
         }
-    record_id = uuid7()
-    return AuditRecord(
-        record_id=record_id,
-        action_id=record_id,
-        phase="completed",
-        schema_version=SCHEMA_VERSION,
-        event_name=event,
-        action="EXECUTE",
-        outcome="success",
-        occurred_at=time.time_ns(),
-        actor=Actor(id=service, type="system", source="process"),
+    return process_record(
+        event,
+        actor=process_actor(service),
         target=Target(type="producer", id=producer_id),
-        transaction="none",
-        level="metadata",
-        metadata=told,
+        metadata=facts,
     )
 
 

@@ -49,6 +49,7 @@ class Intents:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._waiting: list[_Intent] = []
+        self._taken: list[_Intent] = []
         self._worker = Worker("otel-audit-intents", self._work)
         self._closing = False
 
@@ -94,23 +95,31 @@ class Intents:
     async def _work(self) -> None:
         sink = self._make_sink()
         wake = self._worker.wake
+        with self._lock:
+            # the work before this may have ended in the middle of a batch
+            self._waiting = self._taken + self._waiting
+            self._taken = []
         try:
             while not self._closing:
                 batch = self._take()
                 if batch:
                     await self._write(sink, batch)
+                    self._taken = []
                 else:
                     await wake.wait()
                     wake.clear()
         finally:
-            for intent in self._take(everything=True):
-                _answer(intent, stored=False)
+            if self._closing:
+                for intent in self._take(everything=True):
+                    _answer(intent, stored=False)
             await sink.close()
 
     def _take(self, *, everything: bool = False) -> list[_Intent]:
         with self._lock:
             size = len(self._waiting) if everything else _LARGEST_BATCH
-            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            # an intent is always in one of the two, if in both for a moment
+            self._taken = batch = self._waiting[:size]
+            self._waiting = self._waiting[size:]
         # nobody waits any more for those that are done: their time was up
         return [intent for intent in batch if not intent.future.done()]
 

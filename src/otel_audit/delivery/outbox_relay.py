@@ -370,7 +370,7 @@ class Relay:
                 held = error
         self._seen = await outbox.state()
         if wanted > self._through and not await outbox.holds_earlier(wanted):
-            with self._emptied:
+            with self._lock:
                 self._through = wanted
                 self._emptied.notify_all()
         if held is not None:

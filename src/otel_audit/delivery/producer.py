@@ -9,13 +9,13 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 
-import msgspec
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.record_limit import RECORD_LIMIT, first_of, fit
+from otel_audit.action.compose import numbered, placed
+from otel_audit.action.record_limit import RECORD_LIMIT, first_of, fit
 from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
@@ -160,9 +160,7 @@ class Producer:
         if self._intents is None:
             return True
         self.begin()
-        record = msgspec.structs.replace(
-            self._bounded(record, server_span), sequence_number=self._next()
-        )
+        record = numbered(self._bounded(record, server_span), self.producer_id, self._next())
         try:
             stored = await self._intents.store(record)
         except BaseException:
@@ -211,18 +209,14 @@ class Producer:
             return
         self.begin()
         for piece in self._fitted(entry):
-            self._delivery.submit(
-                msgspec.structs.replace(
-                    piece, producer_id=self.producer_id, sequence_number=self._next()
-                )
-            )
+            self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         for piece in self._fitted(self._placed(record, server_span)):
-            numbered = msgspec.structs.replace(piece, sequence_number=self._next())
-            self._delivery.submit(numbered)
+            finished = numbered(piece, self.producer_id, self._next())
+            self._delivery.submit(finished)
             if self._span_processors:
-                self._trace(numbered, server_span)
+                self._trace(finished, server_span)
 
     def _bounded(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
         return first_of(self._fitted(self._placed(record, server_span)))
@@ -256,25 +250,10 @@ class Producer:
         Returns:
             The record; several where one would be too large.
         """
-        placed = msgspec.structs.replace(self._placed(record, server_span), producer_id=None)
-        return self._fitted(placed)
+        return self._fitted(placed(record, server_span, None, resource_attributes()))
 
     def _placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
-        if server_span is None:
-            trace_id = span_id = trace_sampled = None
-        else:
-            context = server_span.get_span_context()
-            # as format_trace_id and format_span_id do
-            trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-            trace_sampled = bool(context.trace_flags & trace.TraceFlags.SAMPLED)
-        return msgspec.structs.replace(
-            record,
-            producer_id=self.producer_id,
-            trace_id=trace_id,
-            span_id=span_id,
-            trace_sampled=trace_sampled,
-            resource=resource_attributes(),
-        )
+        return placed(record, server_span, self.producer_id, resource_attributes())
 
     def _next(self) -> int:
         with self._lock:

@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import takewhile
+from itertools import count, islice, takewhile
 from typing import Final, NamedTuple
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -48,12 +48,14 @@ class Item(NamedTuple):
         position: Where the spool has it; None where it is not on disk.
         size: Bytes of it as JSON; 0 where that cannot be said.
         spool: Which spool has it; a later one knows nothing of its position.
+        number: Tells it from all others in memory; 0 where it was read back from disk.
     """
 
     entry: Entry
     position: Position | None
     size: int = 0
     spool: Spool | None = None
+    number: int = 0
 
 
 class RecordQueue:
@@ -61,6 +63,9 @@ class RecordQueue:
 
     What is on disk and does not fit into memory is read back when memory has been emptied; until
     then everything goes to disk alone, so that nothing overtakes it for ever.
+
+    An entry leaves memory when it is done with, not when it is taken: a thread that ends in
+    between, at whatever place, has lost nothing. All that `done` does may be done twice.
     """
 
     def __init__(
@@ -87,7 +92,8 @@ class RecordQueue:
         # held for an append at the most; else a rest could close the spool under it
         self._using = threading.Lock()
         self._memory: deque[Item] = deque()
-        self._memory_only = 0
+        self._memory_only: set[int] = set()
+        self._numbers = count(1)
         self._spilled = False
         self._at_rest = self._ended = False
         self._damaged = 0
@@ -97,11 +103,11 @@ class RecordQueue:
     def depth(self) -> int:
         """Entries that wait, those of a write under way included."""
         spool = self.open_spool
-        return self._memory_only + (0 if spool is None else spool.pending)
+        return len(self._memory_only) + (0 if spool is None else spool.pending)
 
     @property
     def ready(self) -> int:
-        """Entries in memory."""
+        """Entries in memory, those of a write under way included."""
         return len(self._memory)
 
     @property
@@ -144,24 +150,37 @@ class RecordQueue:
             Whether it is kept; False where it is neither on disk nor fits into memory.
         """
         position, size = self._append_finished(entry)
+        number = next(self._numbers)
         if position is None:
             if len(self._memory) >= self._queue_size:
                 return False
-            self._memory_only += 1
+            self._memory_only.add(number)
         elif self._spilled or len(self._memory) >= self._queue_size or _is_large(entry):
             self._spilled = True
             return True
-        self._memory.append(Item(entry, position, size, self.spool))
+        self._memory.append(Item(entry, position, size, self.spool, number))
         return True
 
     def take(self, batch: BatchSize) -> list[Item]:
-        """Take entries out of memory, to be written; call it under the lock."""
-        number = batch.fitting(item.size for item in self._memory)
-        return [self._memory.popleft() for _ in range(number)]
+        """Choose entries of memory to be written, from the oldest on; call it under the lock.
 
-    def put_back(self, items: Iterable[Item]) -> None:
-        """Take back entries that were taken and not written; call it under the lock."""
-        self._memory.extendleft(map(self._as_it_is_now, reversed(list(items))))
+        They stay there until they are `done`.
+        """
+        most = batch.fitting(item.size for item in self._memory)
+        return list(islice(self._memory, most))
+
+    def begin_again(self, in_hand: Collection[Item]) -> None:
+        """See that nothing is overlooked where whoever did the work ended anywhere in its middle.
+
+        Call it under the lock.
+
+        Args:
+            in_hand: What the caller keeps beside what is in memory.
+        """
+        spool = self.open_spool
+        if spool is not None:
+            kept = {item.position for item in (*self._memory, *in_hand) if item.spool is spool}
+            self._spilled = self._spilled or spool.pending > len(kept - {None})
 
     def replace_gone(self, in_hand: int) -> None:
         """Open another spool where the directory of this one is gone; call it under the lock.
@@ -202,8 +221,8 @@ class RecordQueue:
         """The same entry, in memory only where the spool that had it is gone."""
         if item.position is None or item.spool is self.spool:
             return item
-        self._memory_only += 1
-        return Item(item.entry, None, item.size)
+        self._memory_only.add(item.number)
+        return item._replace(position=None, spool=None)
 
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
@@ -239,10 +258,13 @@ class RecordQueue:
         finally:
             self._count_damage(spool)
 
-    def done(self, items: Sequence[Item]) -> None:
-        """Let go of entries that the store has acknowledged; call it under the lock."""
-        positions = [item.position for item in items]
-        self._memory_only -= positions.count(None)
+    def done(self, items: Sequence[Item], aside: Sequence[Item] = ()) -> None:
+        """Let go of entries that the store has acknowledged; call it under the lock.
+
+        Args:
+            items: These entries.
+            aside: Others that were taken with them, and that the caller keeps from now on.
+        """
         spool = self.open_spool
         if spool is not None:
             spool.acknowledge(
@@ -253,6 +275,10 @@ class RecordQueue:
             )
             if self._to_take_back:
                 self._take_back(spool)
+        self._memory_only.difference_update(item.number for item in items)
+        gone = {item.number for item in (*items, *aside)}
+        while self._memory and self._memory[0].number in gone:
+            self._memory.popleft()
 
     @property
     def open_spool(self) -> Spool | None:
@@ -277,7 +303,8 @@ class RecordQueue:
         Returns:
             Entries that are lost, because they were only in memory.
         """
-        lost, self._memory_only = self._memory_only, 0
+        lost = len(self._memory_only)
+        self._memory_only.clear()
         self._ended = True
         with self._using:
             if self.open_spool is not None:
@@ -345,9 +372,12 @@ class RecordQueue:
         return self.spool
 
     def _count_damage(self, spool: Spool) -> None:
-        # the spool itself has logged it
-        self._counters.add("dropped", spool.damaged - self._damaged)
-        self._damaged = spool.damaged
+        lost, self._damaged = spool.damaged - self._damaged, spool.damaged
+        if lost:
+            self._counters.add("dropped", lost)
+            _logger.critical(
+                "%d audit records in %s cannot be read any more, and are lost", lost, spool.path
+            )
 
     def _complain_of_spool(self, error: Exception) -> None:
         self._counters.add("spool_errors")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,9 @@ _logger = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 """Seconds between two tries of a thread whose work ends in an error; doubles up to this."""
+
+_LONGEST_END: Final = 5.0
+"""Seconds that the tasks of a loop have which is given up."""
 
 
 class ThreadState(NamedTuple):
@@ -91,7 +95,10 @@ class Worker:
         self._failure: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._ending = threading.Event()
+        self._is_ending = False
+        # to wait for its end: an event holds a lock at times, and a thread that is cut off at that
+        # time keeps it for ever
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @property
     def started(self) -> bool:
@@ -106,7 +113,7 @@ class Worker:
     @property
     def failure(self) -> str | None:
         """Why it does not work although it should; None where it does, or need not."""
-        if not self._wanted or self._pid != os.getpid() or self._ending.is_set():
+        if not self._wanted or self._pid != os.getpid() or self._is_ending:
             return None
         if not self.alive:
             return "the thread has ended, or could not be started"
@@ -123,7 +130,7 @@ class Worker:
 
     def ensure(self) -> None:
         """Start the thread again if it was started, should go on, and is gone. Never raises."""
-        if self._wanted and self._pid == os.getpid() and not self._ending.is_set():
+        if self._wanted and self._pid == os.getpid() and not self._is_ending:
             self.start()
 
     def rouse(self) -> None:
@@ -132,13 +139,13 @@ class Worker:
 
     def end(self) -> None:
         """Let the coroutine not be run again once it ends, and rouse it. Never raises."""
-        self._ending.set()
+        self._set_ending()
         self.rouse()
 
     def cancel(self) -> None:
         """Cancel the coroutine, if it runs. May be called from any thread; never raises."""
         if self._wanted:
-            self._ending.set()
+            self._set_ending()
         task = self._task
         if task is not None:
             self._have_called(task.cancel)
@@ -148,6 +155,15 @@ class Worker:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
+
+    def _set_ending(self) -> None:
+        self._is_ending = True
+        self._ended.put(None)
+
+    def _ends_within(self, pause: float) -> bool:
+        with contextlib.suppress(queue.Empty):
+            self._ended.get(timeout=pause)
+        return self._is_ending
 
     def _have_called(self, act: Callable[[], object]) -> None:
         loop = self._loop
@@ -161,21 +177,21 @@ class Worker:
             try:
                 self._run_once()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the work must go on
-                if self._ending.is_set():
+                if self._is_ending:
                     return
                 self._note("it failed", error)
             else:
                 return
-            if self._ending.wait(pause):
+            if self._ends_within(pause):
                 return
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _run_once(self) -> None:
-        with (
-            suppress_instrumentation(),
-            asyncio.Runner(loop_factory=WorkerLoop) as runner,
-        ):
-            runner.run(self._reachable())
+        with suppress_instrumentation(), contextlib.closing(WorkerLoop()) as loop:
+            try:
+                loop.run_until_complete(self._reachable())
+            finally:
+                _end_tasks(loop)
 
     def _note(self, what: str, error: BaseException | None) -> None:
         self.restarts += 1
@@ -193,6 +209,19 @@ class Worker:
         # it has not failed as long as it runs
         self._failure = None
         await self._work()
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what runs in a loop, and wait for it, but not for ever as `asyncio.Runner` does.
+
+    A loop that is cut off in its own code may have forgotten a task: nothing ends that one.
+    """
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LONGEST_END))
+    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def _reason(error: BaseException) -> str:

@@ -106,6 +106,8 @@ class Delivery:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
+        # it holds the lock, and then nobody else ever gets it
         self._changed = threading.Condition(self._lock)
         self._worker = Worker("otel-audit-delivery", self._work)
         self._asleep = False
@@ -225,7 +227,7 @@ class Delivery:
         Returns:
             Whether it has.
         """
-        with self._changed:
+        with self._lock:
             if self.depth and not self._worker.alive and not self._closed:
                 self._worker.start()
             if not self._worker.started:
@@ -306,6 +308,11 @@ class Delivery:
 
     async def _work(self) -> None:
         sink = self._make_sink()
+        with self._lock:
+            # the work before this may have ended at whatever place
+            self._left = deque()
+            self.backlog.begin_again(self._held)
+            self._changed.notify_all()
         beside = [asyncio.create_task(self._keep_in_sync())]
         beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
@@ -341,14 +348,7 @@ class Delivery:
             batch = self.backlog.take(self._size)
             through = self.backlog.begin_reading() if not batch else None
         if batch:
-            left = self._left = deque(batch)
-            try:
-                await self._write_items(sink, left)
-            except BaseException:
-                # whoever runs this thread's work next finds them where they were
-                with self._lock:
-                    self.backlog.put_back(left)
-                raise
+            await self._write_items(sink, deque(batch))
         elif through is not None:
             for items in self.backlog.read(through, self._size):
                 self._left = deque(items)
@@ -356,7 +356,7 @@ class Delivery:
                     return
                 if len(self._held) >= _MOST_HELD:
                     await self._wait_for_held(sink)
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
@@ -366,10 +366,11 @@ class Delivery:
             if written is None:
                 return False
             done, held = written
+            # an entry is always somewhere, if twice for a moment
             self._held += held
             self._note_success()
-            with self._changed:
-                self.backlog.done(done)
+            with self._lock:
+                self.backlog.done(done, held)
                 self._changed.notify_all()
         return True
 
@@ -404,16 +405,14 @@ class Delivery:
             return
         # before it is tried: one that fails altogether is no reason to try at once again
         self._next_held = time.monotonic() + self._options.longest_pause
-        held, self._held = deque(self._held), []
-        try:
-            while held:
-                done, refused = await self._write_some(sink, held)
-                self._held += refused
-                with self._changed:
-                    self.backlog.done(done)
-                    self._changed.notify_all()
-        finally:
-            self._held += held
+        left = deque(self._held)
+        while left:
+            done, _ = await self._write_some(sink, left)
+            with self._lock:
+                self.backlog.done(done)
+                self._changed.notify_all()
+            gone = set(map(id, done))
+            self._held = [item for item in self._held if id(item) not in gone]
         self._note_success()
 
     async def _wait_for_held(self, sink: Sink) -> None:
@@ -453,8 +452,7 @@ class Delivery:
             try:
                 answer = await call()
             except (Exception, asyncio.CancelledError) as error:
-                # the end cancels; anything else that does is a failure of the sink's
-                if self._is_cancelled_by(error):
+                if _is_cancelled(error):
                     raise
                 self._note_failure(error)
                 if isinstance(error, StoreUnavailableError) and error.retry_after:
@@ -471,9 +469,6 @@ class Delivery:
         if self._failing_since is not None and not self._held and not self._left_in_recovery:
             self._failing_since = None
             _logger.warning("The audit store takes records again")
-
-    def _is_cancelled_by(self, error: BaseException) -> bool:
-        return self._closing and isinstance(error, asyncio.CancelledError)
 
     async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> Written:
         refused = [entry for entry in entries if isinstance(entry, Refused)]
@@ -554,6 +549,13 @@ async def _wait(event: asyncio.Event, seconds: float | None) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Tell whether the work itself was cancelled; a cancelled piece of the sink is a failure."""
+    task = asyncio.current_task()
+    is_cancelled = task is not None and task.cancelling() > 0
+    return is_cancelled and isinstance(error, asyncio.CancelledError)
 
 
 def _forget(_seconds: float) -> None:

@@ -7,16 +7,12 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from otel_audit import scope as scopes
 from otel_audit._util.aio import in_slices
-from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import SpilledChanges
-from otel_audit.action.continuation import with_continuations
-from otel_audit.action.orphan_changes import record_afterwards
-from otel_audit.action.watchdog import WatchedAction, record_started
+from otel_audit.action.compose import as_intent, as_started, changes_of, with_continuations
+from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.body_capture import add
 from otel_audit.http.exchange_record import ExchangeRecord
@@ -186,7 +182,7 @@ class Exchange:
         bearer = account.read_bearer(self._scope)
         known = bearer.claims is not None
         actor = account.actor(self._scope, bearer) if known else ANONYMOUS
-        return msgspec.structs.replace(record, record_id=uuid7(), phase="intent", actor=actor)
+        return as_intent(record, actor)
 
     @property
     def waits_for_disk(self) -> bool:
@@ -409,7 +405,7 @@ class Exchange:
                     decision, phase="started", outcome="unknown", request=request
                 )
                 self._told_of_start = decision
-                self._observer.recorder.closed(record_started(known), audit.server_span)
+                self._observer.recorder.closed(as_started(known), audit.server_span)
             if (audit.actor, audit.tenant) == found and not self.passage.ended:
                 audit.actor, audit.tenant, self._account.resolved, self._account.judged = kept
         except Exception as error:  # noqa: BLE001 - must not reach the application
@@ -425,9 +421,8 @@ class Exchange:
         decision = account.decide(wrote=True)
         if decision is not None:
             request = audit.request or account.head.describe(account.routed, None)
-            told = account.record(decision, phase="changes", outcome="unknown", request=request)
-            record, further = record_afterwards(told, audit, "committed", changes, account.parts)
-            yield from with_continuations(record, further)
+            known = account.record(decision, phase="changes", outcome="unknown", request=request)
+            yield from changes_of(known, audit, "committed", changes, account.parts)
         if not self.passage.ended and not audit.closed:
             audit.actor, audit.tenant, account.resolved, account.judged = kept
 
@@ -442,9 +437,8 @@ class Exchange:
             # what wrote is recorded, whatever was decided before
             decision = self._account.decide(wrote=True) or self._account.judgement
             assert decision is not None  # noqa: S101 - made when the exchange began
-            told = self._account.record(decision, phase="changes", outcome="unknown")
-            record, further = record_afterwards(told, audit, outcome, changes, self._account.parts)
-            for one in with_continuations(record, further):
+            known = self._account.record(decision, phase="changes", outcome="unknown")
+            for one in changes_of(known, audit, outcome, changes, self._account.parts):
                 self._observer.recorder.closed(one, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.failed_ourselves(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_action, parse_event, target_of
-from otel_audit.action.continuation import described_metadata, with_told
+from otel_audit.action.compose import action_record, application_metadata, with_scope_facts
 from otel_audit.action.error_info import describe_error
 from otel_audit.action.outcome import outcome_of
 from otel_audit.action.parts import ACTOR_FAILED, Parts
@@ -37,7 +36,6 @@ from otel_audit.identity.safe_access import identifier, state_of
 from otel_audit.policy import UNDECIDED, is_unknown, override_of
 from otel_audit.record import (
     ANONYMOUS,
-    SCHEMA_VERSION,
     Actor,
     AuditRecord,
     Body,
@@ -519,28 +517,20 @@ class ExchangeRecord:
     def _bare_record(self, decision: Decision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""
         audit = self.audit
-        return AuditRecord(
-            record_id=audit.record_id,
-            action_id=audit.action_id,
-            parent_action_id=audit.parent_action_id,
+        return action_record(
+            audit,
             phase=phase,
-            schema_version=SCHEMA_VERSION,
+            outcome=outcome,
             event_name=decision.event_name,
             action=decision.action,
-            outcome=outcome,
-            occurred_at=audit.occurred_at,
-            duration=time.perf_counter_ns() - audit.started,
+            level=decision.level,
             actor=(audit.actor if self.resolved else None) or ACTOR_FAILED,
             tenant=audit.tenant if self.resolved else None,
             request=Request(
                 id=self.head.id, method=self.head.method, path=bare_path(self.head.path)
             ),
             response=Response(status_code=self.passage.status),
-            changes=() if decision.level == "metadata" else tuple(audit.changes),
-            changes_total=audit.changes_total,
-            changes_rolled_back=audit.changes_rolled_back,
             transaction=audit.transaction,
-            level=decision.level,
             metadata=self.parts.named({}),
         )
 
@@ -548,31 +538,21 @@ class ExchangeRecord:
         self, decision: Decision, phase: Phase, outcome: Outcome, request: Request | None
     ) -> AuditRecord:
         audit = self.audit
-        changes = () if decision.level == "metadata" else tuple(audit.changes)
-        total = audit.changes_total
-        return AuditRecord(
-            record_id=audit.record_id,
-            action_id=audit.action_id,
-            parent_action_id=audit.parent_action_id,
+        return action_record(
+            audit,
             phase=phase,
-            schema_version=SCHEMA_VERSION,
+            outcome=outcome,
             event_name=self._event_name(decision),
             action=parse_action(audit.action) or decision.action,
-            outcome=outcome,
-            occurred_at=audit.occurred_at,
-            duration=time.perf_counter_ns() - audit.started,
+            level=decision.level,
             actor=audit.actor or ANONYMOUS,
             tenant=audit.tenant,
             target=self._target(decision),
             source=audit.source,
             request=audit.request or request,
             response=audit.response,
-            changes=changes,
-            changes_total=total if total != len(changes) else None,
-            changes_rolled_back=audit.changes_rolled_back,
             transaction=audit.transaction,
             error=self._error_info(),
-            level=decision.level,
             metadata=self._metadata(decision),
         )
 
@@ -644,7 +624,7 @@ class ExchangeRecord:
     def _metadata(self, decision: Decision) -> dict[str, Any]:
         found: dict[str, Any] = {}
         try:
-            found = described_metadata(self.audit, self._observer.redactor)
+            found = application_metadata(self.audit, self._observer.redactor)
             self.parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             self.parts.fail("metadata", error)
@@ -663,4 +643,4 @@ class ExchangeRecord:
                 self.parts.succeed("websocket")
             except Exception as error:  # noqa: BLE001 - it costs the counts alone
                 self.parts.fail("websocket", error)
-        return self.parts.named(with_told(found, self.audit))
+        return self.parts.named(with_scope_facts(found, self.audit))

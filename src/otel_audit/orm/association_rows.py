@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table
 
-from otel_audit.orm.column_values import in_utc
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
 from otel_audit.record import Change, Operation, key_text
@@ -142,12 +141,13 @@ class Relations:
         for key, column in columns.items():
             if prefix + key in row:
                 plan, value = self._plans.of_column(column), row[prefix + key]
-                if column.foreign_keys or column.primary_key:
-                    value = in_utc(value)
+                spell = plan.spelling if column.foreign_keys else None
                 if plan.stored is not None:
                     stored = sent.get(prefix + key, value)
+                    stored = stored if spell is None else spell(stored)
                     found[column.name] = self._masking.stored(plan.name, value, stored, plan.alias)
                     continue
+                value = value if spell is None else spell(value)
                 found[column.name] = self._masking.value(
                     plan.name, value, mark=plan.mark, alias=plan.alias
                 )

@@ -147,7 +147,7 @@ def name_of_mapped(state: InstanceState[Any]) -> tuple[str, str | None] | None:
     session = state.session
     dialect = DefaultDialect() if session is None else session.get_bind(state.mapper).dialect
     reader = ValueReader(attachment._redaction, dialect)  # noqa: SLF001 - made here
-    shown = [reader.read(one, value) for one, value in zip(info.key, values, strict=True)]
+    shown = [reader.read_key(one, value) for one, value in zip(info.key, values, strict=True)]
     hidden = any(one in (REDACTED, WITHHELD) for one in shown)
     return info.naming.own, None if hidden else key_text(*shown)
 

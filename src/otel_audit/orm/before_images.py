@@ -18,7 +18,6 @@ from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_co
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.orm.bulk import bare, embedded_elements, table_of, writes
-from otel_audit.orm.column_values import in_utc
 from otel_audit.orm.compiled_binds import sent_statement
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
@@ -219,7 +218,9 @@ class ImageListeners:
         read = functools.partial(self._read, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
-            key = {one.name: read(one, row) for one in before.table.primary_key.columns}
+            key = {
+                one.name: read(one, row, is_key=True) for one in before.table.primary_key.columns
+            }
             if now is not None and not is_update:
                 yield _kept(naming, before.table.name if plan is None else plan.entity, key)
                 continue
@@ -245,18 +246,24 @@ class ImageListeners:
                 else None,
             )
 
-    def _read(self, column: Column[Any], row: _Row | None, *, dialect: Dialect) -> Any:
+    def _read(
+        self, column: Column[Any], row: _Row | None, *, dialect: Dialect, is_key: bool = False
+    ) -> Any:
         if row is None:
             return None
         told = self._plans.of_column(column)
-        value = in_utc(row[column.key]) if column.primary_key else row[column.key]
+        value = row[column.key]
         if told.stored is not None:
             stored = row.get(_stored_key(column), MISSING)
             if stored is MISSING:
                 stored = told.stored.of(value, dialect)
+            if is_key and told.spelling is not None:
+                stored = told.spelling(stored)
             return self._masking.stored(told.name, value, stored, told.alias)
         if told.members is not None:
             value = told.members.of(value, dialect)
+        if is_key and told.spelling is not None:
+            value = told.spelling(value)
         return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
 
 

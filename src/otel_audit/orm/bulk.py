@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from sqlalchemy import DDL, Table, TextClause, TextualSelect
 from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
 
+from otel_audit._util.cache import BoundedCache
 from otel_audit.orm.cascades import noted
 from otel_audit.orm.compiled_binds import sent_statement, set_columns
-from otel_audit.orm.parameters import Parameters
+from otel_audit.orm.parameters import LONGEST_PLACED, Parameters
 from otel_audit.orm.sql_lexer import Style
 from otel_audit.orm.sql_statements import EMBEDDED, UPSERT, SqlText, Write, read_sql
 from otel_audit.record import Change, Operation
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from otel_audit.orm.mapper_info import MapperInfoCache
     from otel_audit.orm.selection import Selection
+
+
+_REMEMBERED: Final = 256
 
 
 class BulkReader:
@@ -35,6 +40,9 @@ class BulkReader:
         self._plans = plans
         self._selection = selection
         self._parameters = parameters
+        self._texts: BoundedCache[tuple[Write, str, Style], tuple[int, Change | None]] = (
+            BoundedCache(_REMEMBERED)
+        )
 
     def describe(self, context: Any, statement: str, cursor: Any) -> list[Change]:
         """Describe what a compiled INSERT, UPDATE or DELETE, or a query around one, has written.
@@ -80,24 +88,43 @@ class BulkReader:
             One entry; none if it is not captured.
         """
         style = style_of(context)
-        if not self._takes(write, style):
+        same = self._same_of(write, statement, style)
+        if same is None:
             return []
-        sets = _sets(context)
-        table = self._shown_name(write)
         return [
-            Change(
-                operation=write.operation,
-                kind=write.kind,
-                entity=table,
-                table=table,
+            msgspec.structs.replace(
+                same,
                 rows=_counted(context, cursor) if write.counted else None,
-                statement=self._parameters.text(statement, style),
                 parameters=self._parameters.of_compiled(context)
-                if sets
+                if _sets(context)
                 else self._parameters.of_driver(statement, style, parameters),
-                note=_notes(write.note, self._cascading_text(write, statement)),
             )
         ]
+
+    def _same_of(self, write: Write, statement: str, style: Style) -> Change | None:
+        """What is the same each time that a text is executed; None where it is not captured."""
+        key = write, statement, style
+        found = self._texts.get(key)
+        if found is None or found[0] != self._plans.version:
+            # what was met on the way may have changed what a name means
+            change = self._describe_same(write, statement, style)
+            found = self._plans.version, change
+            if len(statement) <= LONGEST_PLACED:
+                self._texts.put(key, found)
+        return found[1]
+
+    def _describe_same(self, write: Write, statement: str, style: Style) -> Change | None:
+        if not self._takes(write, style):
+            return None
+        table = self._shown_name(write)
+        return Change(
+            operation=write.operation,
+            kind=write.kind,
+            entity=self._entity_named(write.table) or table,
+            table=table,
+            statement=self._parameters.text(statement, style),
+            note=_notes(write.note, self._cascading_text(write, statement)),
+        )
 
     def describe_attempt(self, context: Any, statement: str) -> list[Change]:
         """Tell what a statement that has failed was to write: operation, class and table only."""
@@ -179,6 +206,12 @@ class BulkReader:
         spelled = {str(one.fullname) for one in self._plans.tables_named(write.table)}
         same = [one for one in spelled if one.lower() == write.table.lower()]
         return same[0] if len(same) == 1 else write.table
+
+    def _entity_named(self, table: str) -> str | None:
+        """The one class that is mapped to the table of a name, if that can be told."""
+        infos = [self._plans.of_table(one) for one in self._plans.tables_named(table)]
+        names = {None if one is None else one.entity for one in infos}
+        return names.pop() if len(names) == 1 else None
 
     def _entry(self, element: UpdateBase, **parts: Any) -> Change | None:
         operation, table = _operation_of_element(element), table_of(element)

@@ -12,7 +12,6 @@ Of a list or an object no more than 5,000 values are read.
 
 from __future__ import annotations
 
-import datetime as dt
 from enum import Enum
 from typing import Any, Final
 
@@ -43,19 +42,6 @@ def counted_form(value: Any) -> tuple[Any, int]:
     budget = [_MOST_VALUES]
     form = json_form(value, budget, _convert)
     return form, _MOST_VALUES - max(budget[0], 0)
-
-
-def in_utc(value: Any) -> Any:
-    """Bring a time of a primary key to UTC, any other value stays as it is.
-
-    The same row is read with one offset and written with another; its reference must be one.
-    """
-    if isinstance(value, dt.datetime) and value.tzinfo is not None:
-        try:
-            return value.astimezone(dt.UTC)
-        except OverflowError:  # next to year 1 or 9999
-            return value
-    return value
 
 
 def _convert(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import count, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,6 +53,9 @@ _NONE_SENT: Mapping[str, Any] = MappingProxyType({})
 _UNDER_WAY = "_otel_audit_flush"
 """Where a session keeps its flush: found for each row, and gone with the session."""
 
+_LAST = "_otel_audit_unit_of_work"
+"""Where a session keeps its last unit of work, which lives as long as its flush."""
+
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
 
@@ -74,6 +77,7 @@ class Flush:
 
     Attributes:
         context: SQLAlchemy's unit of work.
+        number: Counts the flushes of the process.
         rows: What was written, by connection.
         before: Values about to be overwritten, by state.
         others: Rows of association tables, and what could not be read, with their connections.
@@ -85,9 +89,12 @@ class Flush:
         committed: Whether each statement is committed at once, by connection.
         values: What was sent for values of the application's own types, by connection.
         last_context: The execution context of the statement whose values were noted last.
+        own_compiled: The last compiled statement of the unit of work's own.
+        own_table: The table that it writes.
     """
 
     context: weakref.ref[UOWTransaction]
+    number: int = 0
     rows: dict[Connection, list[Row]] = field(default_factory=dict)
     before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
     others: list[tuple[Connection, Change]] = field(default_factory=list)
@@ -98,6 +105,8 @@ class Flush:
     committed: dict[Connection, bool] = field(default_factory=dict)
     values: dict[Connection, SentValues] = field(default_factory=dict)
     last_context: Any = None
+    own_compiled: Any = None
+    own_table: Any = None
 
     @property
     def writing(self) -> bool:
@@ -157,10 +166,13 @@ class OpenFlushes:
         self._journal = journal
         self._faults = faults
         self._places = places
+        self._numbers = count()
 
     def begin(self, session: Session, context: UOWTransaction) -> None:
         """A session is about to flush."""
-        session.__dict__[_UNDER_WAY] = Flush(weakref.ref(context))
+        reference = weakref.ref(context)
+        session.__dict__[_LAST] = reference
+        session.__dict__[_UNDER_WAY] = Flush(reference, next(self._numbers))
 
     def of(self, session: Session) -> Flush | None:
         """The flush of a session that is writing now."""
@@ -168,12 +180,19 @@ class OpenFlushes:
         return flush if flush is not None and flush.writing else None
 
     def writing(self, sessions: Iterable[Session]) -> Flush | None:
-        """The flush that is writing now among some sessions."""
+        """The flush that is writing now among some sessions.
+
+        Of several the one that has begun last: a listener of the others' has begun it. None while
+        such a listener writes with `bulk_insert_mappings` or one of its kind.
+        """
+        found: Flush | None = None
         for session in sessions:
             flush = self.of(session)
-            if flush is not None:
-                return flush
-        return None
+            if flush is None and _is_in_bulk(session):
+                return None
+            if flush is not None and (found is None or flush.number > found.number):
+                found = flush
+        return found
 
     def will_write(
         self,
@@ -227,11 +246,11 @@ class OpenFlushes:
             flush.others.append((connection, entry))
             return
         if plan.captured:
-            before = flush.before.get(state) or {}
             rows = flush.rows.get(connection)
             if rows is None:
                 rows = flush.rows[connection] = []
-            rows.append(Row(operation, plan, state, before, just_written(state)))
+            before = flush.before.get(state) or {}
+            rows.append(Row(operation, plan, state, before, just_written(state, operation)))
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
         """A flush has executed a statement.
@@ -240,17 +259,18 @@ class OpenFlushes:
             Whether it is the unit of work's own; one that a listener of the application has
             slipped in is not.
         """
-        element = context.compiled.statement if context.compiled is not None else None
+        compiled = context.compiled
+        if compiled is not None and compiled is flush.own_compiled:
+            # the next of many rows, each with a statement for it
+            self._note_own(flush, connection, flush.own_table, context, cursor)
+            return True
+        element = None if compiled is None else compiled.statement
         table = table_of(element)
         unit = flush.context()
         mappers = () if unit is None else unit.mappers
         if is_of_flush(element, context.execution_options, mappers):
-            flush.note_fate(connection)
-            if is_short(context, cursor) and isinstance(table, Table):
-                flush.short.add((operation_of(context), str(table.fullname)))
-            self._note_sent(flush, connection, operation_of(context), table)
-            if not context.isdelete and isinstance(table, Table):
-                self._note_values(flush, connection, table, context)
+            flush.own_compiled, flush.own_table = compiled, table
+            self._note_own(flush, connection, table, context, cursor)
             return True
         plan = None if unit is None else self._relations.of(table, unit.mappers)
         if plan is None or not isinstance(table, Table):
@@ -267,6 +287,17 @@ class OpenFlushes:
                 change = untracked(operation, plan.name, plan.naming.table, type(error).__name__)
             flush.others.append((connection, change))
         return True
+
+    def _note_own(
+        self, flush: Flush, connection: Connection, table: Any, context: Any, cursor: Any
+    ) -> None:
+        flush.note_fate(connection)
+        operation = operation_of(context)
+        if is_short(context, cursor) and isinstance(table, Table):
+            flush.short.add((operation, str(table.fullname)))
+        self._note_sent(flush, connection, operation, table)
+        if operation != "delete" and isinstance(table, Table):
+            self._note_values(flush, connection, table, context)
 
     def writes_relation(self, flush: Flush, table: Table) -> bool:
         """Whether a table holds the rows of an association between classes that a flush writes."""
@@ -294,10 +325,8 @@ class OpenFlushes:
             reader = ValueReader(self._masking, connection.dialect, flush.values.get(connection))
             self._look_at(rows, reader)
             ledger = self._journal.of(connection)
-            number = 0
             self._placed(connection, rows)
-            for row in rows:
-                number += self._note(ledger, scope, row, reader, flush.short)
+            number = self._note_rows(ledger, scope, rows, reader, flush.short)
             if scope is not None and number:
                 scope.note_flushed(number, ledger)
         for connection, change in flush.others:
@@ -420,22 +449,41 @@ class OpenFlushes:
             plan = flush.plans[mapper] = self._plans.of(mapper)
         return plan
 
-    def _note(
-        self, ledger: TransactionState, owner: Owner, row: Row, reader: ValueReader, short: _Short
+    def _note_rows(
+        self,
+        ledger: TransactionState,
+        owner: Owner,
+        rows: list[Row],
+        reader: ValueReader,
+        short: _Short,
     ) -> int:
-        """Describe one row; tell how many changes that makes."""
-        plan = row.plan
-        try:
-            change = _describe(row, reader)
-            if change is None:
-                return 0
-            if short and _is_short(row, short):
-                change = _doubted(change)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("describe", error)
-            change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
-        ledger.add(owner, change)
-        return 1
+        """Describe rows; tell how many changes that makes."""
+        batch = None
+        number = 0
+        for row in rows:
+            try:
+                change = _describe(row, reader)
+                if change is None:
+                    continue
+                if short and _is_short(row, short):
+                    change = _doubted(change)
+            except Exception as error:  # noqa: BLE001 - must not reach the application
+                self._faults.note("describe", error)
+                plan = row.plan
+                change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
+            if batch is None:
+                batch = ledger.top.batch(owner)
+            batch.add(change)
+            number += 1
+        return number
+
+
+def _is_in_bulk(session: Session) -> bool:
+    """Whether a session writes mappings, without a unit of work."""
+    if not getattr(session, "_flushing", False):
+        return False
+    last = session.__dict__.get(_LAST)
+    return last is None or last() is None
 
 
 def untracked(operation: Operation, entity: str, table: str, reason: str) -> Change:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Column, ColumnElement, String, Table
+from sqlalchemy import JSON, Column, ColumnElement, Join, String, Table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.orm.cascades import Cascades, noted
+from otel_audit.orm.key_spelling import Spelling, key_spelling
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import StoredMembers, StoredValues, members_of, stored_values
 from otel_audit.redaction.names import is_secret_type
@@ -44,6 +45,7 @@ class ColumnInfo:
         members: Finds what the type stores of members of enumerations; None: what they are.
         stored: Finds what an application's own type stores; None where that is the value.
         place: The table's and the column's key.
+        spelling: How its values are spelled in keys; None where they have one spelling.
     """
 
     key: str
@@ -61,6 +63,7 @@ class ColumnInfo:
     members: StoredMembers | None
     stored: StoredValues | None
     place: tuple[str, str]
+    spelling: Spelling | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,8 +167,15 @@ class MapperInfoCache:
             if found is not None or known is None:
                 return found
         mapper = _find_mapper(table)
-        if table.metadata.tables.get(table.key) is table:
+        named = self._named
+        if (
+            named
+            and table.metadata.tables.get(table.key) is table
+            and table not in named.get(str(table.name).lower(), ())
+        ):
+            # a name in a text may mean it from now on
             self._named = {}
+            self.version += 1
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
         return mapper
 
@@ -321,6 +331,7 @@ def plan_column(
         members=members_of(column.type) if stored is None else None,
         stored=stored,
         place=(str(getattr(column.table, "key", "")), str(column.key)),
+        spelling=key_spelling(column.type),
     )
 
 
@@ -427,7 +438,11 @@ def _is_captured(mapper: Mapper[Any], selection: Selection) -> bool:
 def _table_name(mapper: Mapper[Any]) -> str:
     table = mapper.local_table
     # SQLAlchemy's names are a kind of text of their own, which costs every encoder a detour
-    return str(table.fullname if isinstance(table, Table) else getattr(table, "name", table))
+    if isinstance(table, Table):
+        return str(table.fullname)
+    if isinstance(table, Join):
+        return ", ".join(str(getattr(one, "fullname", one)) for one in mapper.tables)
+    return str(getattr(table, "name", table))
 
 
 def _find_mapper(table: Table) -> Mapper[Any] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Column, Table
 
 from otel_audit._util.cache import BoundedCache
+from otel_audit.orm.column_values import SMALL
 from otel_audit.orm.compiled_binds import Bindings, Ownership, bindings_of
 from otel_audit.orm.mapper_info import mark_of, referred_names
 from otel_audit.orm.sql_placeholders import ColumnName, Placement, placements_in
@@ -24,6 +25,7 @@ from otel_audit.orm.stored_values import (
     stored_values,
 )
 from otel_audit.redaction import WITHHELD
+from otel_audit.redaction.json_values import PLAIN_SCALARS
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
@@ -40,7 +42,7 @@ _MOST: Final = 200
 """Parameters of one set that are shown."""
 _REMEMBERED: Final = 256
 _LONGEST_PATH: Final = 200
-_LONGEST_PLACED: Final = 20_000
+LONGEST_PLACED: Final = 20_000
 """Characters of a text whose values are looked for; of a longer one none is shown."""
 _SHOWN: Final = 8_000
 """Characters of such a text that are looked at to be shown."""
@@ -59,6 +61,7 @@ class Rule(NamedTuple):
             they are.
         stored: Finds what an application's own type stores; None where that is the value.
         paths: Parameters that say under which name of a document it stands.
+        open: Whether nothing is hidden for where the value stands, only for what it says.
     """
 
     name: str | None
@@ -68,10 +71,11 @@ class Rule(NamedTuple):
     members: StoredMembers | None = None
     stored: StoredValues | None = None
     paths: tuple[str, ...] = ()
+    open: bool = False
 
 
 _UNKNOWN: Final = Rule(None)
-_NUMBER_OF_ROWS: Final = Rule("")
+_NUMBER_OF_ROWS: Final = Rule("", open=True)
 _SECRET: Final = Rule("", mark="redact")
 
 
@@ -138,7 +142,7 @@ class Parameters:
     def of_driver(self, text: str, style: Style, parameters: Any) -> Any:
         """The parameters of a text that was given to the driver, redacted."""
         sets = _driver_sets(parameters)
-        rules = self._read_text(text, style).rules if len(text) <= _LONGEST_PLACED else {}
+        rules = self._read_text(text, style).rules if len(text) <= LONGEST_PLACED else {}
         shown: list[Any] = []
         for one in sets[: self._options.max_parameter_sets]:
             if isinstance(one, Mapping):
@@ -152,7 +156,7 @@ class Parameters:
     def text(self, text: str, style: Style) -> str:
         """A SQL text without its literals, and without numbers that may not be shown."""
         longest = self._options.max_statement
-        if len(text) > _LONGEST_PLACED:
+        if len(text) > LONGEST_PLACED:
             masked = mask_literals(text[:_SHOWN], style, None)
             return f"{self._masking.text(masked, longest)} [{len(text)} characters in all]"
         read = self._read_text(text, style)
@@ -239,6 +243,10 @@ class Parameters:
         name = next(iter(names))
         own = _COUNTER.sub("", parameter)
         further = [one for one in (*names, own) if one and not one.isdecimal()]
+        sensitive = tuple(
+            one for one in dict.fromkeys(further) if not self._masking.is_not_sensitive(one)
+        )
+        is_open = not marks and not sensitive and not owner.paths
         return Rule(
             name,
             mark=None
@@ -246,10 +254,9 @@ class Parameters:
             else marks.pop()
             if len(marks) == len(columns) == 1
             else "redact",
-            sensitive=tuple(
-                one for one in dict.fromkeys(further) if not self._masking.is_not_sensitive(one)
-            ),
+            sensitive=sensitive,
             paths=tuple(owner.paths),
+            open=is_open,
         )
 
     def _columns_named(
@@ -298,12 +305,17 @@ class Parameters:
                     stored = rule.stored.of(value, sent.dialect, sent.of(place, name))
                 elif sent is not None and rule.members is not None:
                     value = rule.members.of(value, sent.dialect)
-                found[name] = self._shown(rule, value, stored, parameters)
+                if stored is not MISSING:
+                    found[name] = self._shown(rule, value, stored, parameters)
+                elif value is None or (rule.open and type(value) is int and -SMALL < value < SMALL):
+                    found[name] = value
+                elif rule.open and type(value) in PLAIN_SCALARS:
+                    found[name] = PLAIN_SCALARS[type(value)](value)
+                else:
+                    found[name] = self._shown(rule, value, MISSING, parameters)
         return found
 
     def _shown(self, rule: Rule, value: Any, stored: Any, parameters: Mapping[str, Any]) -> Any:
-        if stored is MISSING and (value is None or isinstance(value, bool)):
-            return value
         if rule.name is None:
             return WITHHELD
         if rule.mark is not None:

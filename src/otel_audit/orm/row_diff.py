@@ -15,7 +15,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
-from otel_audit.orm.column_values import SMALL, in_utc
+from otel_audit.orm.column_values import SMALL
 from otel_audit.orm.json_patch import patch_between
 from otel_audit.orm.stored_values import MISSING, SentValues
 from otel_audit.record import Change, Operation, key_text
@@ -44,6 +44,7 @@ LONGEST_TEXT = 256
 """Characters; longer ones are looked at alone, and maybe cut."""
 
 _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class WrittenObject(NamedTuple):
@@ -58,9 +59,12 @@ class WrittenObject(NamedTuple):
     committed: Mapping[str, Any]
 
 
-def just_written(state: InstanceState[Any]) -> WrittenObject:
+def just_written(state: InstanceState[Any], operation: Operation) -> WrittenObject:
     """Copy what an object holds: a listener may set what no statement writes any more."""
-    return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    if operation == "update":
+        return WrittenObject(state.dict.copy(), state.committed_state.copy())
+    # of an object that is deleted nothing is written, and before an insert there was nothing
+    return WrittenObject(state.dict if operation == "delete" else state.dict.copy(), _NOTHING)
 
 
 def completed(written: WrittenObject, state: InstanceState[Any], plan: MapperInfo) -> WrittenObject:
@@ -156,12 +160,27 @@ class ValueReader:
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return describe_type(type(value))
 
+    def read_key(self, column: ColumnInfo, value: Any) -> Any:
+        """The redacted form of a value that stands in a key, in its one spelling."""
+        if column.spelling is None or value is None:
+            return self.read(column, value)
+        try:
+            if column.stored is not None:
+                stored = column.stored.of(value, self._dialect)
+                told = self._stored(column.name, value, column.spelling(stored), column.alias)
+            else:
+                form = self._form(column.spelling(value))
+                told = self._redact(column.name, form, column.mark, column.alias)
+        except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
+            return self.read(column, value)
+        return told
+
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
         """Whether it can be told what the database held for a value that was read from it.
 
         A type that makes another value of the same one each time does not say.
         """
-        if column.stored is None:
+        if column.stored is None or value is _UNKNOWN:
             return True
         try:
             return column.stored.is_steady(value, self._dialect)
@@ -261,13 +280,13 @@ def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueR
     return Change(
         operation="insert",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_after=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader) if reader.unread else None,
     )
 
 
@@ -309,7 +328,7 @@ def describe_update(
     return Change(
         operation="update",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
@@ -332,7 +351,11 @@ def describe_delete(
         value = current.get(column.key, _UNKNOWN)
         if value is None and column.stored is None:
             continue
-        if value is _UNKNOWN or _is_expression(value) or not reader.knows_before(column, value):
+        if value is _UNKNOWN or _is_expression(value):
+            unknown.append(column.name)
+        elif column.stored is None:
+            values[column.name] = [reader.read(column, value), None]
+        elif not reader.knows_before(column, value):
             unknown.append(column.name)
         else:
             stored = reader.read(column, value)
@@ -342,13 +365,13 @@ def describe_delete(
     return Change(
         operation="delete",
         entity=plan.entity,
-        name=plan.naming.name_for(key),
+        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_before=tuple(unknown),
-        related=plan.naming.references(key),
-        note=_note(reader, plan.deleting),
+        related=plan.naming.references(key) if plan.naming.also else (),
+        note=_note(reader, plan.deleting) if reader.unread else plan.deleting,
     )
 
 
@@ -365,8 +388,9 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnInfo, old: Any, new: Any) -> None:
-        known = old is _UNKNOWN or self._reader.knows_before(column, old)
-        before = self._read(column, old if known else _UNKNOWN, self.unknown_before)
+        if column.stored is not None and not self._reader.knows_before(column, old):
+            old = _UNKNOWN
+        before = self._read(column, old, self.unknown_before)
         after = self._read(column, new, self.unknown_after)
         self.values[column.name] = [before, after]
         if column.is_json and column.mark is None:
@@ -401,12 +425,12 @@ def _key(
     """Read the primary key; what stands among an insert's values already is not read twice."""
     found = {}
     for column in plan.key:
-        value = get(column.key, None)
-        if column.name in values and type(value) is not dt.datetime:
+        if column.name in values and column.spelling is None:
             found[column.name] = values[column.name][1]
             continue
+        value = get(column.key, None)
         unknown = value is _UNKNOWN or _is_expression(value)
-        found[column.name] = None if unknown else reader.read(column, in_utc(value))
+        found[column.name] = None if unknown else reader.read_key(column, value)
     return found
 
 
@@ -419,7 +443,7 @@ def _earlier_key(
     for column in plan.key:
         old = before.get(column.key, _UNKNOWN)
         if old is not _UNKNOWN and not _is_expression(old):
-            earlier[column.name] = reader.read(column, in_utc(old))
+            earlier[column.name] = reader.read_key(column, old)
     if earlier == key:
         return ()
     told = key_text(*earlier.values())

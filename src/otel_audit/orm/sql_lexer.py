@@ -130,7 +130,7 @@ def _tokens(text: str, style: Style) -> Iterator[Token]:  # noqa: C901, PLR0912 
             yield Token(COMMENT, "", start, place)
             continue
         elif kind == "double":
-            yield Token(NAME, found.group().strip('"').replace('""', '"'), start, end)
+            yield Token(NAME, _unquoted(found.group(), style), start, end)
         elif kind == "quoted":
             yield Token(NAME, found.group().strip("`"), start, end)
         elif kind == "bracket" and _quotes(style, last):
@@ -146,6 +146,12 @@ def _tokens(text: str, style: Style) -> Iterator[Token]:  # noqa: C901, PLR0912 
             position += bind is not None and bind == str(position)
             yield Token(MARK if bind is None else BIND, bind or found.group(), start, end)
         last = WORD if text[start] in "])" or kind == "word" else MARK
+
+
+def _unquoted(name: str, style: Style) -> str:
+    bare = name.strip('"').replace('""', '"')
+    # where % begins a placeholder it is doubled to stand for itself
+    return bare.replace("%%", "%") if style.paramstyle in ("format", "pyformat") else bare
 
 
 def _bind(found: re.Match[str], style: Style, position: int) -> str | None:

@@ -16,7 +16,8 @@ import msgspec
 from otel_audit import attributes as names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.record_limit import clipped
+from otel_audit.action.compose import as_received, with_resource
+from otel_audit.action.record_limit import clipped
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Refused
 from otel_audit.errors import InvalidAuditSpanError
@@ -162,13 +163,12 @@ class Converter:
         if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
             slug = None if tenant is None else tenant.slug
             tenant = Tenant(id=sender.tenant, slug=slug)
-        return msgspec.structs.replace(
+        digest = hmac.digest(self._key, text, "sha256").hex()
+        return as_received(
             told,
-            resource=self._resource(item.origin, allowance),
-            tenant=tenant,
-            received=Received(
-                by=sender.identity, hash=hmac.digest(self._key, text, "sha256").hex()
-            ),
+            Received(by=sender.identity, hash=digest),
+            tenant,
+            self._resource(item.origin, allowance),
         )
 
     def _as_it_came(self, item: ReceivedItem) -> AuditRecord:
@@ -299,7 +299,7 @@ def _naming_mended(told: Mapping[str, Any], mended: Sequence[str]) -> Mapping[st
 def _told(came: AuditRecord) -> bytes:
     """Write a record as it came, without what a Collector may add to it on the way."""
     service = {name: value for name, value in came.resource.items() if name.startswith(_SERVICE)}
-    return to_json(msgspec.structs.replace(came, resource=service))
+    return to_json(with_resource(came, service))
 
 
 def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditRecord:

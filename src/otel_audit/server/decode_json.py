@@ -7,7 +7,6 @@ unknown fields are ignored.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -22,11 +21,10 @@ from otel_audit.server.decode_attributes import DEEPEST
 from otel_audit.server.errors import undecodable
 from otel_audit.server.items import (
     LARGE,
-    LARGEST,
     MOST_ATTRIBUTES,
     MOST_ITEMS,
-    TOO_LARGE,
     Batch,
+    ItemDecoder,
     Place,
     ReceivedItem,
     Resource,
@@ -274,21 +272,12 @@ def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Sh
     if item is None:
         _break(batch, b"", place, scope, "it is no object")
         return
-    raw = text[slice(*item)]
+    _ITEMS.add(batch, text[slice(*item)], place, scope)
+
+
+def _may_be_flagged(raw: bytes) -> bool:
     # whoever escapes the dot of the flag has it decoded
-    if not scope.is_log and _FLAG not in raw and b"\\u" not in raw:
-        batch.ignored += 1
-    elif len(raw) > LARGE:
-        batch.large.append(functools.partial(_decode_large, raw=raw, place=place, scope=scope))
-    else:
-        _decode(batch, raw, place, scope)
-
-
-def _decode_large(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
-    if len(raw) > LARGEST or _has_too_many_objects(raw):
-        _break(batch, raw, place, scope, TOO_LARGE)
-    else:
-        _decode(batch, raw, place, scope)
+    return _FLAG in raw or b"\\u" in raw
 
 
 def _has_too_many_objects(raw: bytes) -> bool:
@@ -433,3 +422,6 @@ def _id(text: str) -> str:
     if _HEX(text) is None:
         raise _FlawError
     return text.lower()
+
+
+_ITEMS: Final = ItemDecoder(_may_be_flagged, _has_too_many_objects, _decode, _break)

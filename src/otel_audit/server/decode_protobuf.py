@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,11 +15,9 @@ from otel_audit.server import decode_protobuf_lazily, recover_protobuf
 from otel_audit.server.decode_attributes import Nodes, as_attributes, body_of, is_flagged
 from otel_audit.server.errors import too_many, undecodable
 from otel_audit.server.items import (
-    LARGE,
-    LARGEST,
     MOST_ITEMS,
-    TOO_LARGE,
     Batch,
+    ItemDecoder,
     Place,
     ReceivedItem,
     Resource,
@@ -106,7 +103,7 @@ def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterat
             scope = _Scope(recover_protobuf.scope_of(message, scoped), origin, is_log, nodes)
             batch = Batch()
             for at, (start, stop) in enumerate(recover_protobuf.items(message, scoped)):
-                _add(batch, message[start:stop], (number, index, at), scope)
+                _ITEMS.add(batch, message[start:stop], (number, index, at), scope)
                 if batch.is_full:
                     kept += len(batch)
                     yield batch
@@ -120,22 +117,6 @@ def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterat
             request.FromString(message)
         except DecodeError:
             raise _no_such(request) from None
-
-
-def _add(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
-    if not scope.is_log and _FLAG not in raw:
-        batch.ignored += 1
-    elif len(raw) > LARGE:
-        batch.large.append(functools.partial(_decode_large, raw=raw, place=place, scope=scope))
-    else:
-        _decode(batch, raw, place, scope)
-
-
-def _decode_large(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
-    if len(raw) > LARGEST or recover_protobuf.has_too_many_fields(raw):
-        _break(batch, raw, place, scope, TOO_LARGE)
-    else:
-        _decode(batch, raw, place, scope)
 
 
 def _decode(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
@@ -189,3 +170,10 @@ def _log(record: Any, place: Place, scope: _Scope) -> ReceivedItem:
         body=body_of(record.body, scope.nodes),
         place=place,
     )
+
+
+def _may_be_flagged(raw: bytes) -> bool:
+    return _FLAG in raw
+
+
+_ITEMS: Final = ItemDecoder(_may_be_flagged, recover_protobuf.has_too_many_fields, _decode, _break)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
@@ -116,3 +117,48 @@ class Batch:
     def is_full(self) -> bool:
         """Whether it holds as many as are read at once."""
         return len(self) >= AT_ONCE
+
+
+class ItemScope(Protocol):
+    """What the items of one scope share, as far as every encoding has it."""
+
+    @property
+    def is_log(self) -> bool:
+        """Whether they are log records."""
+
+
+S = TypeVar("S", bound=ItemScope)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDecoder(Generic[S]):
+    """Decides when an item is decoded; how, is the encoding's.
+
+    Attributes:
+        may_be_flagged: Whether its bytes may hold the flag; a span that cannot is not decoded.
+        has_too_many_parts: Whether decoding would make too much of its bytes.
+        decode: Puts what it is into a batch.
+        put_aside: Puts into a batch what is left of it, and why it is not decoded.
+    """
+
+    may_be_flagged: Callable[[bytes], bool]
+    has_too_many_parts: Callable[[bytes], bool]
+    decode: Callable[[Batch, bytes, Place, S], None]
+    put_aside: Callable[[Batch, bytes, Place, S, str], None]
+
+    def add(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
+        """Decode an item into a batch, or leave a large one to be decoded where nobody waits."""
+        if not scope.is_log and not self.may_be_flagged(raw):
+            batch.ignored += 1
+        elif len(raw) > LARGE:
+            batch.large.append(
+                functools.partial(self._decode_large, raw=raw, place=place, scope=scope)
+            )
+        else:
+            self.decode(batch, raw, place, scope)
+
+    def _decode_large(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
+        if len(raw) > LARGEST or self.has_too_many_parts(raw):
+            self.put_aside(batch, raw, place, scope, TOO_LARGE)
+        else:
+            self.decode(batch, raw, place, scope)

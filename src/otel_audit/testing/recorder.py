@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from opentelemetry import trace
 
 from otel_audit._instrumentation import instrument_into, uninstrument
+from otel_audit.action.compose import in_trace
 from otel_audit.config import AuditConfig
 from otel_audit.record import AuditRecord
 
@@ -96,13 +96,7 @@ class Recorded:
     def closed(self, record: AuditRecord, span: trace.Span | None = None, /) -> None:
         """Called with each finished record."""
         if span is not None:
-            context = span.get_span_context()
-            record = msgspec.structs.replace(
-                record,
-                trace_id=trace.format_trace_id(context.trace_id),
-                span_id=trace.format_span_id(context.span_id),
-                trace_sampled=context.trace_flags.sampled,
-            )
+            record = in_trace(record, span)
         with self._lock:
             self._open.discard(record.record_id)
             self._records.append(record)

@@ -281,18 +281,13 @@ class TestCoreStatements:
         ]
 
     @pytest.mark.parametrize(
-        ("write", "entity"),
+        "write",
         [
-            (delete(Customer).where(Customer.id == 1).returning(Customer.id), "Customer"),
-            (
-                text("DELETE FROM customer WHERE id = 1 RETURNING id, 'hunter2'").columns(
-                    Customer.id
-                ),
-                "customer",
-            ),
+            delete(Customer).where(Customer.id == 1).returning(Customer.id),
+            text("DELETE FROM customer WHERE id = 1 RETURNING id, 'hunter2'").columns(Customer.id),
         ],
     )
-    async def test_in_a_with_clause(self, pg, write, entity):
+    async def test_in_a_with_clause(self, pg, write):
         """A write inside a WITH clause of a SELECT is found, a text as well."""
         await pg.run(lambda s: (add_people(s), s.commit()))
         gone = write.cte("gone")
@@ -303,7 +298,7 @@ class TestCoreStatements:
         with capturing() as capture:
             (change,) = await pg.changes(work)
         assert capture.errors == 0
-        assert (change.operation, change.entity, change.rows) == ("delete", entity, None)
+        assert (change.operation, change.entity, change.rows) == ("delete", "Customer", None)
         assert "hunter2" not in change.statement
 
     async def test_unmapped_table(self, capture, sqlite):

@@ -39,7 +39,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.util import greenlet_spawn
 
-from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.compose import changes_outside
 from otel_audit.action.parts import Parts
 from otel_audit.orm import OrmOptions, Transactional
 from otel_audit.record import AuditRecord, Change
@@ -519,7 +519,7 @@ class OutboxHistory(PostgresHistory):
     def listen(self):
         transactional = Transactional(
             compose=lambda _owner, changes: [
-                record_outside("committed", changes, lambda: "test", Parts(lambda: None))[0]
+                next(changes_outside("committed", changes, lambda: "test", Parts(lambda: None)))
             ],
             encode=encode,
             committed=lambda: None,

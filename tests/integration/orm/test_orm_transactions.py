@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
-from otel_audit.action.orphan_changes import record_outside
+from otel_audit.action.compose import changes_outside
 from otel_audit.action.parts import Parts
 from otel_audit.orm import OrmOptions, Transactional, attach, detach
 from otel_audit.scope import AuditScope, enter, leave
@@ -687,7 +687,7 @@ class TestTwoPhases:
         """In commit-atomic mode the entries are in the prepared transaction."""
         transactional = Transactional(
             compose=lambda _owner, changes: [
-                record_outside("committed", changes, lambda: "test", Parts(lambda: None))[0]
+                next(changes_outside("committed", changes, lambda: "test", Parts(lambda: None)))
             ],
             encode=encode,
             committed=lambda: None,

@@ -28,7 +28,7 @@ CLASSES: list[tuple[object, str, str]] = [
     (accounts, "parse_event", "name"),
     (accounts, "describe_error", "error"),
     (accounts, "outcome_of", "outcome"),
-    (accounts, "with_told", "record"),
+    (accounts, "with_scope_facts", "record"),
     (accounts, "enrich", "span"),
     (accounts.ExchangeRecord, "collect", "record"),
     (accounts.ExchangeRecord, "outcome", "record"),
@@ -50,7 +50,7 @@ CLASSES: list[tuple[object, str, str]] = [
     (Redactor, "document", "metadata"),
 ]
 AGAIN = {
-    "shown_target", "with_new_id", "with_told", "collect", "decide", "override_of", "name_action",
+    "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
     "_target", "path", "document", "source",
 }  # fmt: skip
 """What is described anew: where it fails once alone, the record lacks nothing in the end."""

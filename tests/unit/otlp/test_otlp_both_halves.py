@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from otel_audit_otlp.encoding import carry, parts_of, to_request
 from strategies import a_record, records, texts, values
 
-from otel_audit._util.record_limit import OTLP_LIMIT, fit
+from otel_audit.action.record_limit import OTLP_LIMIT, fit
 from otel_audit.attributes import to_attributes
 from otel_audit.config import AuditConfig
 from otel_audit.record import (

@@ -14,11 +14,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import JSON
+from sqlalchemy import JSON, DateTime
 from sqlalchemy.dialects.postgresql import Range
 
 from otel_audit._util.storable_text import storable
-from otel_audit.orm.column_values import column_form, in_utc
+from otel_audit.orm.column_values import column_form
+from otel_audit.orm.key_spelling import key_spelling
 from otel_audit.redaction import Redactor, Sensitive
 from otel_audit.redaction.json_values import duration, json_form
 from otel_audit.redaction.truncate import shorten
@@ -240,11 +241,15 @@ class TestOneForm:
 
     def test_times_of_keys_are_in_utc(self):
         """A row has one reference, whatever offset its key was given in."""
-        assert in_utc(dt.datetime(2024, 1, 2, 3, tzinfo=ZONE)).isoformat() == (
-            "2024-01-02T08:00:00+00:00"
+        spell = key_spelling(DateTime(timezone=True))
+        assert spell is not None
+        assert spell(dt.datetime(2024, 1, 2, 3, tzinfo=ZONE)) == dt.datetime(
+            2024, 1, 2, 8, tzinfo=dt.UTC
         )
+        assert spell(dt.datetime(2024, 1, 2, 3, tzinfo=ZONE)).isoformat().endswith("+00:00")
         far = dt.datetime(9999, 12, 31, 23, tzinfo=ZONE)
-        assert in_utc(far) is far
+        assert spell(far) is far
+        assert spell(dt.datetime(2024, 1, 2, 3)).tzinfo is None
 
 
 class TestShorten:

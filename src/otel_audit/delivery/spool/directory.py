@@ -37,6 +37,9 @@ from otel_audit.errors import ConfigurationError
 
 DIR_SETTING: Final = "OTEL_AUDIT_SPOOL_DIR"
 LABEL: Final = "spool.json"
+HIDDEN: Final = (
+    "holds parts of a spool, and is not adopted, as its name begins with a dot: take the dot away"
+)
 OWNER: Final = "service"
 QUARANTINE: Final = ".quarantine"
 SEGMENT_SUFFIX: Final = ".frames"
@@ -195,6 +198,19 @@ def spools_in(home: OwnDirectory) -> list[str]:
         OSError: The directory cannot be read.
     """
     return [name for name in home.names() if not name.startswith(".") and home.is_directory(name)]
+
+
+def hidden_spools(home: OwnDirectory) -> list[str]:
+    """Name directories with parts of a spool whose names keep them from being adopted."""
+    ours = (_NEWBORN, _DYING)
+    found = []
+    with suppress(OSError):
+        for name in home.names():
+            if name.startswith(".") and not name.startswith(ours) and name != QUARANTINE:
+                with suppress(OSError):
+                    if home.is_directory(name) and segments_in(home.directory(name)):
+                        found.append(name)
+    return found
 
 
 def segments_in(spool: OwnDirectory) -> list[str]:

@@ -63,15 +63,37 @@ class Expected:
             lost = len(places) - later
         return named, lost + later
 
-    def gone(self, there: Collection[int]) -> Iterator[Watermark]:
+    def is_out_of_place(self, segment: int, end: int) -> bool:
+        """Tell whether a frame is where the process has not put it: somebody moved it there.
+
+        What it wrote after the last note stands in the last segment that was noted, or after it.
+
+        Args:
+            segment: The number of the one that it is in; 0 where its name is none of ours.
+            end: Where it ends.
+        """
+        last = max(self._marks, default=0)
+        return (
+            bool(last)
+            and segment != last + 1
+            and segment != last
+            and not self.is_noted(segment, end)
+        )
+
+    def gone(self, there: Collection[int], moved: int) -> Iterator[Watermark]:
         """Give the notes on segments that had something nobody has acknowledged, and are gone.
 
         Args:
             there: The numbers of those that are there.
+            moved: Closed frames that are somewhere else than they were.
         """
         for number, mark in self._marks.items():
-            if number not in there and (mark.pending or mark.open_actions):
-                yield mark
+            if number in there or not (mark.pending or mark.open_actions):
+                continue
+            found, moved = min(mark.closed, moved), max(moved - mark.closed, 0)
+            pending = min(mark.pending, mark.closed - found)
+            if pending or not found:
+                yield mark._replace(pending=pending)
 
     def _unless_torn(self, damage: Damage) -> Damage:
         if damage.reason == "torn" and self._doubtful:

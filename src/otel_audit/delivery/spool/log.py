@@ -21,6 +21,7 @@ from otel_audit.delivery.spool.errors import (
     SpoolClosedError,
     SpoolError,
     SpoolForkedError,
+    SpoolReadError,
     SpoolWriteError,
 )
 from otel_audit.delivery.spool.format import (
@@ -55,6 +56,8 @@ _CLOSED: Final = int(FrameKind.CLOSED)
 _DISCARDED: Final = int(FrameKind.DISCARDED)
 _CARRY_FROM_SEGMENTS: Final = 2
 _LOOK_AROUND_SECONDS: Final = 1.0
+_READ_PATIENCE: Final = 60.0
+"""Seconds for which a segment that the disk does not give back is tried again."""
 
 
 class SpooledRecord(NamedTuple):
@@ -130,6 +133,7 @@ class Spool:
         self._looked_around = time.monotonic()
         self._lease = Lease(lock) if leased else None
         self._complaints = Complaints(path)
+        self._unreadable_since: dict[int, float] = {}
         self._watermarks = self._begin_watermarks()
         self._noted_through = 1
         _spools.add(self)
@@ -280,11 +284,12 @@ class Spool:
             # closed: the files may be an adopter's by now
             segments = [] if self._closed else self._segments.extents(after)
         for segment in segments:
-            for found in read_closed(segment, start=max(after - segment.base, 0)):
-                if isinstance(found, UnreadableFrames):
-                    self._give_up(found)
-                elif self._is_outstanding(found.position):
-                    yield from self._record(found)
+            try:
+                yield from self._read_segment(segment, max(after - segment.base, 0))
+            except SpoolReadError:
+                self._unreadable_since.setdefault(segment.number, time.monotonic())
+                raise
+            self._unreadable_since.pop(segment.number, None)
 
     def acknowledge(self, positions: Iterable[Position]) -> None:
         """Strike off records that are stored, and remove segments that nothing needs any more.
@@ -499,6 +504,16 @@ class Spool:
         return True
 
     # --- reading
+
+    def _read_segment(self, segment: Segment, start: int) -> Iterator[SpooledRecord]:
+        since = self._unreadable_since.get(segment.number)
+        # a disk that fails for a moment costs no record; one that stays broken holds up no other
+        patient = since is None or time.monotonic() - since < _READ_PATIENCE
+        for found in read_closed(segment, start=start, patient=patient):
+            if isinstance(found, UnreadableFrames):
+                self._give_up(found)
+            elif self._is_outstanding(found.position):
+                yield from self._record(found)
 
     def _is_outstanding(self, position: int) -> bool:
         with self._lock:

@@ -30,12 +30,15 @@ class UnreadableFrames(NamedTuple):
     reason: str
 
 
-def read_closed(segment: Segment, *, start: int) -> Iterator[ReadFrame | UnreadableFrames]:
+def read_closed(
+    segment: Segment, *, start: int, patient: bool = False
+) -> Iterator[ReadFrame | UnreadableFrames]:
     """Read the closed frames of a segment.
 
     Args:
         segment: Read up to its size, where a frame ends.
         start: Offset in the file to begin at, where a frame begins.
+        patient: Whether what the disk does not give now is left to be read later.
 
     Yields:
         In order, what is there and what is lost: altered, cut off, on a bad sector, deleted.
@@ -63,6 +66,6 @@ def read_closed(segment: Segment, *, start: int) -> Iterator[ReadFrame | Unreada
     except (FileNotFoundError, EOFError) as error:
         yield UnreadableFrames(base + done, base + end, f"the segment was deleted or cut: {error}")
     except OSError as error:
-        if error.errno != EIO:
+        if error.errno != EIO or patient:
             raise SpoolReadError(f"the spool cannot be read ({error.strerror})") from error
         yield UnreadableFrames(base + done, base + end, "the disk cannot be read")

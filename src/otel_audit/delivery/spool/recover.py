@@ -15,10 +15,12 @@ from typing import BinaryIO, Final, NamedTuple
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.spool.damaged import keep_damaged
 from otel_audit.delivery.spool.directory import (
+    HIDDEN,
     LABEL,
     LARGEST_FILE,
     bytes_in,
     has_label,
+    hidden_spools,
     open_home,
     read_label,
     remove_empty,
@@ -171,7 +173,9 @@ class AbandonedSpool:
         self._lock: int | None = lock
         self._expected = self._look_up(lock, is_damaged=labelled and label is None)
         self._pid = os.getpid()
-        self._cipher = _cipher(place.path.name, sealing)
+        # a directory that was renamed, or copied, holds what was sealed under its first name
+        named = place.path.name if label is None else label.producer_id
+        self._cipher = _cipher(named or place.path.name, sealing)
 
     @property
     def producer_id(self) -> str:
@@ -261,7 +265,8 @@ class AbandonedSpool:
                     self._survey_segment(number, segment, file, survey)
             except (OSError, EOFError) as error:
                 _note_unreadable(report, self.path / segment, error)
-        for gone in self._expected.gone({segment_number(name) for name in survey.segments}):
+        there = {segment_number(name) for name in survey.segments}
+        for gone in self._expected.gone(there, survey.unexpected):
             report.note(segment_name(gone.segment), Damage(0, gone.size, "missing"))
             report.lost += gone.pending or gone.open_actions
         return survey
@@ -281,7 +286,9 @@ class AbandonedSpool:
                 damages.append(Damage(found.start, found.end, "seal"))
                 continue
             survey.report.frames += 1
-            closed += found.kind is FrameKind.CLOSED and self._expected.is_noted(own, found.end)
+            if found.kind is FrameKind.CLOSED:
+                closed += self._expected.is_noted(own, found.end)
+                survey.unexpected += self._expected.is_out_of_place(own, found.end)
             if found.kind in (FrameKind.CLOSED, FrameKind.DISCARDED):
                 unfinished.pop(found.record_id, None)
             else:
@@ -329,11 +336,12 @@ class _Place(NamedTuple):
     start: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Survey:
     segments: list[str]
     unfinished: dict[bytes, _Place]
     report: RecoveryReport
+    unexpected: int = 0
 
 
 def adopt(
@@ -374,6 +382,8 @@ def adopt(
     except OSError as error:
         _warn_once(path, f"cannot be listed: {error.strerror}")
         return found
+    for hidden in hidden_spools(home):
+        _warn_once(path / hidden, HIDDEN)
     for name in names:
         try:
             spool = _adopt(home, name, service, sealing, destination)

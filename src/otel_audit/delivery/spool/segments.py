@@ -159,7 +159,13 @@ class Segments:
 
     def _settle(self, segment: Segment) -> None:
         """Count what a write that did not come to its end has left."""
-        size = os.fstat(segment.file).st_size
+        try:
+            size = os.fstat(segment.file).st_size
+        except OSError as error:
+            # still in doubt: the next append asks again
+            raise SpoolWriteError(
+                f"a segment of the spool cannot be looked at ({error.strerror})", error.errno
+            ) from error
         self.bytes += size - segment.size
         segment.size = size
         self.appended = segment.end

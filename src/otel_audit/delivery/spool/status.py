@@ -13,10 +13,12 @@ from typing import Final
 
 from otel_audit.delivery.spool.damaged import damaged_files
 from otel_audit.delivery.spool.directory import (
+    HIDDEN,
     LABEL,
     LARGEST_FILE,
     bytes_in,
     claim_problem,
+    hidden_spools,
     read_label,
     segments_in,
     slug,
@@ -203,6 +205,7 @@ def _spools(home: Path, problems: list[str]) -> list[OwnDirectory]:
     except OSError as error:
         problems.append(f"{home} cannot be read: {error.strerror}")
         return found
+    problems += [f"{home / name} {HIDDEN}" for name in hidden_spools(own)]
     for name in names:
         try:
             found.append(own.directory(name))
@@ -221,6 +224,7 @@ def _look(spool: OwnDirectory, problems: list[str], stuck: list[str]) -> tuple[b
     """Tell whether a spool is abandoned, and its age in seconds."""
     try:
         age = _age(spool)
+        read_label(spool)
         try:
             lock = lock_if_dead(spool)
         except FileNotFoundError:

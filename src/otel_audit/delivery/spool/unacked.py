@@ -83,9 +83,10 @@ class UnackedFrames:
 
     def _advance(self) -> None:
         self._head += 1
-        while self._early and self.oldest in self._early:
-            self._early.discard(self._positions[self._head])
+        while self._early and (oldest := self.oldest) in self._early:
+            # in this order nothing comes between the two
             self._head += 1
+            self._early.discard(oldest)
 
     def _index(self, position: int) -> int | None:
         at = bisect_left(self._positions, position, self._head)

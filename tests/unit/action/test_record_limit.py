@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_record, records
 
-from otel_audit._util.record_limit import OTLP_LIMIT, PIECE, RECORD_LIMIT, first_of, fit
+from otel_audit.action.record_limit import OTLP_LIMIT, PIECE, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import to_attributes
 from otel_audit.record import (
     TRUNCATED,

@@ -11,9 +11,16 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from otel_audit._util.ids import uuid7
+from otel_audit.action.compose import (
+    as_continued,
+    with_changes,
+    with_exchange,
+    with_metadata,
+    with_truncated,
+    without_exchange,
+)
 from otel_audit.record import (
     NO_CONTENT,
-    TRUNCATED,
     AuditRecord,
     Change,
     Request,
@@ -62,29 +69,24 @@ def fit(
     if len(to_json(record)) + _ADDED <= limit:
         return [record]
     changes, total = record.changes, record.changes_total
-    first = _shrunk(msgspec.structs.replace(record, changes=()), limit * 3 // 4)
+    first = _shrunk(with_changes(record, (), total), limit * 3 // 4)
     if not changes:
         return [first]
     total = len(changes) if total is None else total
-    first = msgspec.structs.replace(first, changes_total=total)
+    first = with_changes(first, (), total)
     lean = without_exchange(first)
     pieces: list[AuditRecord] = []
     for number, part in enumerate(_packed(changes, first, lean, limit), 1):
         if number == 1:
-            pieces.append(msgspec.structs.replace(first, changes=part))
-            continue
-        metadata = {**lean.metadata, PIECE: number}
-        pieces.append(
-            msgspec.structs.replace(
-                lean, record_id=id_of(number), phase="continued", changes=part, metadata=metadata
-            )
-        )
+            pieces.append(with_changes(first, part, total))
+        else:
+            pieces.append(as_continued(lean, id_of(number), part, {PIECE: number}))
     return pieces
 
 
 def first_of(pieces: list[AuditRecord]) -> AuditRecord:
     """Choose the first of what `fit` gave; it then says that changes are missing."""
-    return pieces[0] if len(pieces) == 1 else _naming(pieces[0], "changes")
+    return pieces[0] if len(pieces) == 1 else with_truncated(pieces[0], "changes")
 
 
 def _packed(
@@ -136,25 +138,18 @@ def _shrunk(record: AuditRecord, limit: int) -> AuditRecord:
             return record
         smaller = leave_out(record)
         if smaller is not record:
-            record = _naming(smaller, name)
+            record = with_truncated(smaller, name)
     return record
-
-
-def _naming(record: AuditRecord, part: str) -> AuditRecord:
-    named = record.metadata.get(TRUNCATED)
-    names = [*(named if isinstance(named, list) else ()), part]
-    metadata = {**record.metadata, TRUNCATED: list(dict.fromkeys(names))}
-    return msgspec.structs.replace(record, metadata=metadata)
 
 
 def _without_response_body(record: AuditRecord) -> AuditRecord:
     bare = _without_body(record.response)
-    return record if bare is None else msgspec.structs.replace(record, response=bare)
+    return record if bare is None else with_exchange(record, record.request, bare)
 
 
 def _without_request_body(record: AuditRecord) -> AuditRecord:
     bare = _without_body(record.request)
-    return record if bare is None else msgspec.structs.replace(record, request=bare)
+    return record if bare is None else with_exchange(record, bare, record.response)
 
 
 def _without_body(half: _Half | None) -> _Half | None:
@@ -172,11 +167,7 @@ def _without_metadata(record: AuditRecord) -> AuditRecord:
         for name, value in record.metadata.items()
         if name.startswith("audit.") and len(to_json(value)) <= _FEW * _SHORT
     }
-    return (
-        record
-        if len(kept) == len(record.metadata)
-        else msgspec.structs.replace(record, metadata=kept)
-    )
+    return record if len(kept) == len(record.metadata) else with_metadata(record, kept)
 
 
 def _clip_all(record: AuditRecord) -> AuditRecord:
@@ -190,16 +181,6 @@ _STEPS: Final[tuple[tuple[str, Callable[[AuditRecord], AuditRecord]], ...]] = (
     ("metadata", _without_metadata),
     ("record", _clip_all),
 )
-
-
-def without_exchange(record: AuditRecord) -> AuditRecord:
-    """Leave out the bodies and the answer, which the action's own record has."""
-    request = record.request
-    return msgspec.structs.replace(
-        record,
-        request=None if request is None else msgspec.structs.replace(request, body=None),
-        response=None,
-    )
 
 
 def clipped(value: Any) -> Any:

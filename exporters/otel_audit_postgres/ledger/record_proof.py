@@ -1,0 +1,176 @@
+"""Whether one record is what was sealed, and how that can be shown to others."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import ID_SIZE, Block
+from otel_audit_postgres.ledger.merkle import HASH_SIZE, verify_inclusion
+from otel_audit_postgres.ledger.prove import EVIDENCE, Bundle
+from otel_audit_postgres.ledger.tree_cache import DamagedLedgerError, TreeCache
+from otel_audit_postgres.ledger.verify.row_check import altered_columns, leaf_of
+
+State = Literal["verified", "sealed", "waiting", "unsealed", "tampered"]
+
+_WAITS: Final = """
+SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float8
+FROM audit.ledger_queue WHERE id = $1 AND tenant_id = $2
+"""
+# who is limited to some tenants sees no queue, and cannot tell
+_SEES_ALL: Final = """
+SELECT s.everything AND (
+    NOT row_security_active('audit.audit_logs')
+    OR EXISTS (SELECT FROM audit.reader_tenants WHERE tenant_id IS NULL))
+FROM audit.scope() s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProof:
+    """What is known of a record's place in the log.
+
+    Attributes:
+        state: ``verified``: text, columns, place in the tree and signature were checked just now.
+            ``sealed``: all that, but no key is known that signed the checkpoint. ``waiting``: it
+            waits for its seal. ``unsealed``: it is not sealed, and nothing seals here.
+            ``tampered``: it is not what was sealed.
+        detail: In words.
+        waits: Seconds that it waits, if it is known.
+        leaf: Its place in the log, from 0.
+        checkpoint: The log's last checkpoint.
+        signers: Names of the known keys that signed the checkpoint.
+        bundle: Evidence for those without the store.
+    """
+
+    state: State
+    detail: str
+    waits: float | None = None
+    leaf: int | None = None
+    checkpoint: Checkpoint | None = None
+    signers: tuple[str, ...] = ()
+    bundle: Bundle | None = None
+
+
+async def check_record(
+    connection: Connection[Any],
+    record_id: uuid.UUID,
+    tenant_id: str,
+    cache: TreeCache,
+    keys: Sequence[PublicKey],
+) -> RecordProof | None:
+    """Verify one record now: its text, its columns, its place in the tree, the signature.
+
+    Args:
+        connection: To the store, within a transaction.
+        record_id: The record's id.
+        tenant_id: Its tenant, empty for none.
+        cache: The log's tree.
+        keys: Whose signatures count.
+
+    Returns:
+        What was found; None if there is no such record for this reader.
+    """
+    rows = [row async for row in store.rows(connection, [record_id])]
+    row = next((row for row in rows if row["tenant_id"] == tenant_id), None)
+    if row is None:
+        return None
+    leaf, seen = await _place(connection, row)
+    altered = altered_columns(row)
+    if seen and leaf is None:
+        return RecordProof("tampered", "the record's text or time is not what was sealed")
+    if altered:
+        what = ", ".join(altered)
+        return RecordProof("tampered", f"not what the record's own text says: {what}", leaf=leaf)
+    if leaf is None:
+        return await _not_sealed(connection, row)
+    return await _included(connection, row, leaf, cache, keys)
+
+
+async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """Find the leaf of a row; and whether a leaf of its id is there at all."""
+    leaf_hash, seen = leaf_of(row).hash(), False
+    for block in await store.blocks_about(connection, row["id"]):
+        for number in _numbers(block, row["id"].bytes):
+            seen = True
+            at = number * HASH_SIZE
+            if block.hashes[at : at + HASH_SIZE] == leaf_hash:
+                return block.first + number, True
+    return None, seen
+
+
+def _numbers(block: Block, record_id: bytes) -> Iterator[int]:
+    """Where in a block an id stands."""
+    at = block.ids.find(record_id)
+    while at >= 0:
+        if at % ID_SIZE == 0:
+            yield at // ID_SIZE
+        at = block.ids.find(record_id, at + 1)
+
+
+async def _not_sealed(connection: Connection[Any], row: Mapping[str, Any]) -> RecordProof:
+    waits = await connection.fetchval(_WAITS, row["id"], row["tenant_id"])
+    if waits is not None:
+        return RecordProof("waiting", "it waits for its seal", waits=waits)
+    if await connection.fetchval(_SEES_ALL):
+        return RecordProof(
+            "tampered", "it is neither sealed nor waits to be: it came past the store's own guard"
+        )
+    return RecordProof("unsealed", "it is not sealed yet")
+
+
+async def _included(
+    connection: Connection[Any],
+    row: Mapping[str, Any],
+    leaf: int,
+    cache: TreeCache,
+    keys: Sequence[PublicKey],
+) -> RecordProof:
+    try:
+        return await _proved(connection, row, leaf, cache, keys)
+    except (NoteError, DamagedLedgerError, ValueError) as error:
+        return RecordProof("tampered", str(error), leaf=leaf)
+
+
+async def _proved(
+    connection: Connection[Any],
+    row: Mapping[str, Any],
+    leaf: int,
+    cache: TreeCache,
+    keys: Sequence[PublicKey],
+) -> RecordProof:
+    """Prove it; errors are what does not hold."""
+    note = await store.last_note(connection)
+    if note is None:
+        raise DamagedLedgerError
+    checkpoint = read_checkpoint(note)
+    await cache.follow(connection, checkpoint.size)
+    path = await cache.proof(connection, leaf, checkpoint.size)
+    hashed = leaf_of(row).hash()
+    if not verify_inclusion(hashed, leaf, checkpoint.size, path, checkpoint.root):
+        raise DamagedLedgerError
+    signers = tuple(key.name for key in read_note(note).signed_by(keys))
+    evidence = {
+        "payload": row["payload"],
+        "recorded_at": row["recorded_us"],
+        "leaf": leaf,
+        "proof": [base64.b64encode(step).decode() for step in path],
+    }
+    bundle = {
+        "format": EVIDENCE,
+        "keys": [key.text() for key in keys],
+        "checkpoint": note,
+        "records": [evidence],
+    }
+    if signers:
+        detail = f"signed by {', '.join(signers)}"
+        return RecordProof("verified", detail, None, leaf, checkpoint, signers, bundle)
+    detail = "in the log and unchanged; whose log it is was not checked, as no public key is set"
+    return RecordProof("sealed", detail, None, leaf, checkpoint, (), bundle)

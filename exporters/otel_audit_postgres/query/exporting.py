@@ -1,0 +1,66 @@
+"""All that a query finds, a batch at a time, for files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.query import queries
+from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.pagination import selected
+
+CSV_COLUMNS: Final = (
+    "id", "occurred_at", "recorded_at", "tenant_id", "event_name", "action", "outcome",
+    "transaction_outcome", "actor_id", "actor_type", "actor_role", "target_type", "target_id",
+    "status_code", "http_method", "http_route", "url_path", "source_address", "session_id",
+    "request_id", "trace_id", "error_type", "service_name", "content_hash",
+)  # fmt: skip
+_BATCH: Final = 2_000
+_RECORD: Final = "SELECT audit.record_export($1::jsonb, $2)"
+
+
+def _chosen() -> str:
+    return selected(CSV_COLUMNS).replace("content_hash", "encode(content_hash, 'hex')")
+
+
+_COLUMNS: Final = (
+    f"SELECT {_chosen()} FROM audit.audit_logs "  # noqa: S608 - constants
+    "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
+)
+_TEXTS: Final = (
+    "SELECT id, tenant_id, payload::text AS payload FROM audit.audit_logs "
+    "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
+)
+
+
+async def record_export(connection: Connection[Any], asked: Mapping[str, str], viewer: str) -> None:
+    """Record that records are taken out, before they are."""
+    await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
+
+
+async def batches(
+    connection: Connection[Any], query: Query, *, texts: bool
+) -> AsyncIterator[list[Mapping[str, Any]]]:
+    """Read what is found, the newest first.
+
+    Args:
+        connection: To the store, within one transaction of repeatable reads.
+        query: What is looked for.
+        texts: Rows of ``payload``, the exact texts; else of `CSV_COLUMNS`.
+
+    Yields:
+        Some rows at a time, none of them empty.
+    """
+    after: str | None = None
+    while True:
+        page = await queries.search(connection, query, limit=_BATCH, after=after)
+        wanted = {(one.id, one.tenant_id) for one in page.records}
+        if wanted:
+            ids = [record_id for record_id, _ in wanted]
+            rows = await connection.fetch(_TEXTS if texts else _COLUMNS, ids)
+            yield [row for row in rows if (row["id"], row["tenant_id"]) in wanted]
+        if page.next is None:
+            return
+        after = page.next

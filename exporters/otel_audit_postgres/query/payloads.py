@@ -1,0 +1,61 @@
+"""Records' texts, and the records that belong to the same action."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection, QueryCanceledError
+from otel_audit_postgres.query.pagination import selected
+from otel_audit_postgres.query.queries import FOUND_COLUMNS, Found
+
+_TEXTS: Final = (
+    "SELECT id, tenant_id, payload::text AS payload FROM audit.audit_logs "
+    "WHERE id = ANY($1::uuid[])"
+)
+_BEFORE_MS: Final = 60_000
+_AFTER_MS: Final = 600_000
+_TIMEOUT_MS: Final = 200
+MOST: Final = 20
+
+Key = tuple[uuid.UUID, str]
+
+
+async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
+    """The exact texts of records that were found, by id and tenant."""
+    rows = await connection.fetch(_TEXTS, [record.id for record in records])
+    return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}
+
+
+async def same_action(
+    connection: Connection[Any], record: Found, action_id: str
+) -> tuple[Found, ...]:
+    """Further records of an action, the oldest first: its intent, what came after it.
+
+    Args:
+        connection: To the store, within a transaction.
+        record: One record of the action; the others' ids are of about its time.
+        action_id: The action's id.
+
+    Returns:
+        At most `MOST`; none if it takes too long to look.
+    """
+    sql = (
+        f"SELECT {selected(FOUND_COLUMNS)} FROM audit.audit_logs "  # noqa: S608 - constants
+        "WHERE action_id = $1 AND id <> $2 "
+        "AND id BETWEEN $3 AND $4 "
+        f"ORDER BY id LIMIT {MOST}"
+    )
+    made = record.id.int >> 80
+    begin, end = (
+        uuid.UUID(int=min(max(moment, 0), (1 << 48) - 1) << 80)
+        for moment in (made - _BEFORE_MS, made + _AFTER_MS)
+    )
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL statement_timeout = {_TIMEOUT_MS}")
+            rows = await connection.fetch(sql, action_id, record.id, begin, end)
+    except QueryCanceledError:
+        return ()
+    return tuple(Found(*row.values()) for row in rows)

@@ -1,0 +1,145 @@
+"""Connections for a service that asks the trail on behalf of many: a few, kept open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit.errors import StoreUnavailableError
+from otel_audit_postgres.connection import (
+    Connection,
+    InterfaceError,
+    Limits,
+    PostgresError,
+    connect,
+    disconnect,
+)
+from otel_audit_postgres.errors import as_store_error
+from otel_audit_postgres.query.queries import PLAN_FOR_VALUES
+from otel_audit_postgres.query.trail import Scope, Trail, Views
+
+_CONNECT_TIMEOUT: Final = 5.0
+_REPEATED_WITHIN: Final = 60.0
+"""Seconds in which a page that is loaded again, and shows as many records, is the same look."""
+_MOST_REMEMBERED: Final = 10_000
+_BUSY: Final = (
+    "all connections to the audit store are in use: try again in a moment, or let there be more"
+)
+
+
+class TrailPool:
+    """Hands out trails, each for one person and one piece of work."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        size: int = 4,
+        statement_timeout: float = 5.0,
+        views: Views = "required",
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            dsn: The audit store, as a role that may read it.
+            size: Connections at once.
+            statement_timeout: Seconds that one statement may take.
+            views: As for `otel_audit_postgres.query.trail.open_trail`.
+        """
+        self._dsn = dsn
+        self._limits = Limits(
+            statement=statement_timeout, lock=statement_timeout, settings=(PLAN_FOR_VALUES,)
+        )
+        self._patience = statement_timeout
+        self._views: Views = views
+        self._turns = asyncio.Semaphore(size)
+        self._idle: list[Connection[Any]] = []
+        self._looks: dict[tuple[object, ...], float] = {}
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection[Any]]:
+        """Lend a connection.
+
+        Raises:
+            StoreUnavailableError: None is free in time, or the store cannot be reached.
+            StoreError: What was asked cannot be answered.
+        """
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
+        try:
+            with suppress_instrumentation():
+                connection = await self._taken()
+                try:
+                    yield connection
+                except (PostgresError, InterfaceError, OSError) as error:
+                    raise as_store_error(error, "read the audit store", asks=True) from None
+                finally:
+                    await self._given_back(connection)
+        finally:
+            self._turns.release()
+
+    @asynccontextmanager
+    async def trail(
+        self, viewer: str, scope: Scope, views: Views | None = None
+    ) -> AsyncIterator[Trail]:
+        """Open the trail for somebody.
+
+        Args:
+            viewer: Who looks, for the records of it.
+            scope: What this person may see.
+            views: Other than the pool's.
+        """
+        async with self.connection() as connection:
+            looks: list[tuple[object, ...]] = []
+
+            def is_repeated(look: tuple[object, ...]) -> bool:
+                looks.append(look)
+                return time.monotonic() - self._looks.get(look, -_REPEATED_WITHIN) < (
+                    _REPEATED_WITHIN
+                )
+
+            yield Trail(
+                connection,
+                views=views or self._views,
+                viewer=viewer,
+                scope=scope,
+                is_repeated=is_repeated,
+            )
+            self._remember(looks)
+
+    def _remember(self, looks: list[tuple[object, ...]]) -> None:
+        """Remember what was recorded, from the first time on."""
+        now = time.monotonic()
+        for look in looks:
+            if now - self._looks.get(look, -_REPEATED_WITHIN) >= _REPEATED_WITHIN:
+                self._looks.pop(look, None)
+                self._looks[look] = now
+        while len(self._looks) > _MOST_REMEMBERED:
+            del self._looks[next(iter(self._looks))]
+
+    async def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            await disconnect(self._idle.pop())
+
+    async def _taken(self) -> Connection[Any]:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await connect(self._dsn, _CONNECT_TIMEOUT, self._limits)
+
+    async def _given_back(self, connection: Connection[Any]) -> None:
+        # what was left in a transaction is not known to be clean
+        if connection.is_closed() or connection.is_in_transaction():
+            await disconnect(connection)
+        else:
+            self._idle.append(connection)

@@ -1,0 +1,515 @@
+"""The one place where audit records are built, and where one is derived from another.
+
+A new field of a record is filled here: in `action_record` where an action knows it, in
+`process_record` where the process does, or in a derivation where a later step does. Each rule of
+phases, of changes that have no room, and of what a record leaves out is written once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from opentelemetry.trace import Span, TraceFlags
+
+from otel_audit._util.ids import uuid7
+from otel_audit.action.parts import ACTOR_FAILED, Parts
+from otel_audit.record import (
+    SCHEMA_VERSION,
+    TRUNCATED,
+    Actor,
+    AuditRecord,
+    Change,
+    ErrorInfo,
+    Outcome,
+    Phase,
+    Received,
+    Request,
+    Response,
+    Source,
+    Target,
+    Tenant,
+    TransactionOutcome,
+)
+
+if TYPE_CHECKING:
+    from otel_audit._util.spill import SpilledChanges
+    from otel_audit.redaction import Redactor
+    from otel_audit.scope import AuditScope
+
+_replace = msgspec.structs.replace
+
+PART: Final = "audit.part"
+"""Which of the records of one set of changes this is; the record that they continue is 1."""
+
+CHANGE_RECORDS: Final = "audit.changes.records"
+"""Ids of the records in which an action's own transactions tell what they have changed."""
+
+RETRIED: Final = "audit.retried"
+"""How many transactions were rolled back before the one that was committed in the end."""
+
+ROLLED_BACK: Final = "audit.rolled_back"
+"""What was rolled back, or refused, beside it: how many of each, such as ``insert seat``."""
+
+BEGUN_IN: Final = "audit.begun_in"
+"""Id of the action that began the task which has written: it was over, so this is not its own."""
+
+_MOST_NAMED: Final = 100
+_ACTIONS: Final = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
+_OUTCOMES: Final[dict[TransactionOutcome, Outcome]] = {
+    "committed": "success",
+    "unknown": "unknown",
+}
+
+
+# Builders: a record from what is known
+
+
+def action_record(  # noqa: PLR0913 - one argument a field that only the caller knows
+    scope: AuditScope,
+    *,
+    phase: Phase,
+    outcome: Outcome,
+    event_name: str,
+    action: str,
+    level: str,
+    actor: Actor,
+    metadata: dict[str, Any],
+    transaction: TransactionOutcome,
+    tenant: Tenant | None = None,
+    target: Target | None = None,
+    source: Source | None = None,
+    request: Request | None = None,
+    response: Response | None = None,
+    error: ErrorInfo | None = None,
+) -> AuditRecord:
+    """Build the record of an action as it is now: its bare facts, and what describes it.
+
+    Args:
+        scope: The action; gives ids, times and changes.
+        phase: Which part of the action the record tells.
+        outcome: How it ended.
+        event_name: What it is called; redacted, and so is all that follows.
+        action: Of which kind it is.
+        level: How much of it is recorded.
+        actor: Who does it.
+        metadata: The application's own facts and ours.
+        transaction: What became of the transactions that wrote.
+        tenant: For whom.
+        target: On what.
+        source: From where.
+        request: The HTTP request, where there was one.
+        response: The answer to it.
+        error: What went wrong.
+    """
+    changes = () if level == "metadata" else tuple(scope.changes)
+    return AuditRecord(
+        record_id=scope.record_id,
+        action_id=scope.action_id,
+        parent_action_id=scope.parent_action_id,
+        phase=phase,
+        schema_version=SCHEMA_VERSION,
+        event_name=event_name,
+        action=action,
+        outcome=outcome,
+        occurred_at=scope.occurred_at,
+        duration=time.perf_counter_ns() - scope.started,
+        actor=actor,
+        tenant=tenant,
+        target=target,
+        source=source,
+        request=request,
+        response=response,
+        changes=changes,
+        changes_total=_total(scope.changes_total, changes),
+        changes_rolled_back=scope.changes_rolled_back,
+        transaction=transaction,
+        error=error,
+        level=level,
+        metadata=metadata,
+    )
+
+
+def process_record(  # noqa: PLR0913 - one argument a field that only the caller knows
+    event_name: str,
+    *,
+    actor: Actor,
+    action: str = "EXECUTE",
+    outcome: Outcome = "success",
+    level: str = "metadata",
+    target: Target | None = None,
+    changes: tuple[Change, ...] = (),
+    changes_total: int = 0,
+    transaction: TransactionOutcome = "none",
+    action_id: str | None = None,
+    parent_action_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> AuditRecord:
+    """Build the record of what a process does outside any recorded action.
+
+    Args:
+        event_name: What it is called.
+        actor: Who does it; see `process_actor`.
+        action: Of which kind it is.
+        outcome: How it ended.
+        level: How much of it is recorded.
+        target: On what.
+        changes: What it changed, as far as this record has room for it.
+        changes_total: How many changes there were.
+        transaction: What became of the transaction that wrote.
+        action_id: The action that it belongs to; None: it is one of its own.
+        parent_action_id: The action that has caused it.
+        metadata: Further facts.
+    """
+    record_id = uuid7()
+    return AuditRecord(
+        record_id=record_id,
+        action_id=record_id if action_id is None else action_id,
+        parent_action_id=parent_action_id,
+        phase="completed" if action_id is None else "changes",
+        schema_version=SCHEMA_VERSION,
+        event_name=event_name,
+        action=action,
+        outcome=outcome,
+        occurred_at=time.time_ns(),
+        actor=actor,
+        target=target,
+        changes=changes,
+        changes_total=_total(changes_total, changes),
+        transaction=transaction,
+        level=level,
+        metadata={} if metadata is None else metadata,
+    )
+
+
+def process_actor(service: str) -> Actor:
+    """The process itself, which is the actor where nobody else is."""
+    return Actor(id=service, type="system", source="process")
+
+
+def changes_outside(  # noqa: PLR0913 - one fact an argument
+    outcome: TransactionOutcome,
+    changes: SpilledChanges,
+    service: Callable[[], str],
+    parts: Parts,
+    *,
+    begun_in: str | None = None,
+    action_id: str | None = None,
+) -> Iterator[AuditRecord]:
+    """Build the records of a transaction that no action contained: a script, a worker, a start-up.
+
+    That there was one, and how many rows it changed, cannot fail; each other part fails for itself.
+
+    Args:
+        outcome: What became of the transaction.
+        changes: What it changed.
+        service: Gives the process's service name, which stands in for the actor.
+        parts: Takes note of what could not be described.
+        begun_in: Id of the action that began the task which has written, and which is over.
+        action_id: Id of the action that has written, where that is not recorded itself.
+
+    Returns:
+        A record named ``database.changed``, by an actor of type ``system``, and those of the
+        changes that are too many for it.
+    """
+    total = changes.count
+    first, further = _first_changes(changes, parts)
+    operations = {change.operation for change in first}
+    try:
+        actor = process_actor(service())
+    except Exception as error:  # noqa: BLE001 - it costs the actor alone
+        parts.fail("actor", error)
+        actor = ACTOR_FAILED
+    record = process_record(
+        "database.changed",
+        actor=actor,
+        action=_ACTIONS.get(operations.pop(), "EXECUTE") if len(operations) == 1 else "EXECUTE",
+        outcome=_OUTCOMES.get(outcome, "failure"),
+        level="changes",
+        changes=first,
+        changes_total=total,
+        transaction=outcome,
+        action_id=action_id,
+        parent_action_id=begun_in,
+        metadata=parts.named({} if begun_in is None else {BEGUN_IN: begun_in}),
+    )
+    return with_continuations(record, further)
+
+
+# Derivations of phases: one action has several records
+
+
+def as_intent(record: AuditRecord, actor: Actor | None = None) -> AuditRecord:
+    """Turn what is known when an action begins into its intent, a record of its own.
+
+    Args:
+        record: Of phase ``started``.
+        actor: Who it is, where that is not settled yet; None: as the record says.
+    """
+    actor = record.actor if actor is None else actor
+    return _replace(record, record_id=uuid7(), phase="intent", actor=actor)
+
+
+def as_started(known: AuditRecord) -> AuditRecord:
+    """Make the record of an action that still runs.
+
+    Args:
+        known: What its record would be by now.
+
+    Returns:
+        A record of phase ``started`` with an id of its own and the same action id. Changes are
+        left to the record at the end, which knows what became of them.
+    """
+    return _replace(
+        known,
+        record_id=uuid7(),
+        phase="started",
+        outcome="unknown",
+        duration=time.time_ns() - known.occurred_at,
+        changes=(),
+        changes_total=None,
+        changes_rolled_back=0,
+        transaction="none",
+    )
+
+
+def changes_of(
+    known: AuditRecord,
+    scope: AuditScope,
+    outcome: TransactionOutcome,
+    changes: SpilledChanges,
+    parts: Parts,
+) -> Iterator[AuditRecord]:
+    """Make the records of one transaction of an action, apart from the action's own record.
+
+    Args:
+        known: What the action's own record was, or would be by now.
+        scope: The action.
+        outcome: What became of the transaction.
+        changes: What it changed, as far as it is kept.
+        parts: Takes note of what could not be described.
+
+    Returns:
+        A record of phase ``changes`` with the same action id, without the bodies, and those of
+        the changes that are too many for it.
+    """
+    total = changes.count
+    first, further = _first_changes(changes, parts)
+    record = _replace(
+        without_exchange(known),
+        record_id=uuid7(),
+        phase="changes",
+        outcome=_OUTCOMES.get(outcome, "failure"),
+        occurred_at=time.time_ns(),
+        duration=0,
+        changes=first,
+        changes_total=_total(total, first),
+        changes_rolled_back=scope.changes_rolled_back,
+        transaction=outcome,
+        metadata=parts.named(known.metadata),
+    )
+    return with_continuations(record, further)
+
+
+def with_continuations(
+    record: AuditRecord, further: SpilledChanges | None
+) -> Iterator[AuditRecord]:
+    """Give a record, and after it one of phase ``continued`` for each page of further changes.
+
+    Each has an id of its own, the same action id, and the same total of changes.
+
+    Args:
+        record: The record, with the first changes; without any, further ones are not wanted.
+        further: The changes after those.
+    """
+    yield record
+    if further is None or not record.changes:
+        return
+    bare = without_exchange(record)
+    for number, page in enumerate(further.parts(), 2):
+        yield as_continued(bare, uuid7(), tuple(page), {PART: number})
+
+
+def as_continued(
+    record: AuditRecord, record_id: str, changes: tuple[Change, ...], numbers: dict[str, Any]
+) -> AuditRecord:
+    """Make the record of changes for which the first record of an action has no room.
+
+    Args:
+        record: The first one, without the exchange.
+        record_id: The id of the new one.
+        changes: Those that it tells.
+        numbers: Which of the records it is; added to the metadata.
+    """
+    return _replace(
+        record,
+        record_id=record_id,
+        phase="continued",
+        changes=changes,
+        metadata={**record.metadata, **numbers},
+    )
+
+
+# Derivations on the way to the store
+
+
+def in_trace(record: AuditRecord, span: Span) -> AuditRecord:
+    """Point a record to the span of its action."""
+    trace_id, span_id, sampled = _span_facts(span)
+    return _replace(record, trace_id=trace_id, span_id=span_id, trace_sampled=sampled)
+
+
+def placed(
+    record: AuditRecord, span: Span | None, producer_id: str | None, resource: dict[str, Any]
+) -> AuditRecord:
+    """Say in a record by which process it was made, and in which trace.
+
+    Args:
+        record: The record, complete but for that.
+        span: The span of its action, if any.
+        producer_id: The process as a producer; None: it has no place in a stream.
+        resource: The process's resource attributes.
+    """
+    trace_id, span_id, sampled = (None, None, None) if span is None else _span_facts(span)
+    return _replace(
+        record,
+        producer_id=producer_id,
+        trace_id=trace_id,
+        span_id=span_id,
+        trace_sampled=sampled,
+        resource=resource,
+    )
+
+
+def numbered(record: AuditRecord, producer_id: str, number: int) -> AuditRecord:
+    """Give a record its place in a producer's stream."""
+    return _replace(record, producer_id=producer_id, sequence_number=number)
+
+
+def unnumbered(record: AuditRecord) -> AuditRecord:
+    """Leave out the place in a stream: another record of the same action has it."""
+    return _replace(record, sequence_number=None)
+
+
+def as_received(
+    record: AuditRecord, received: Received, tenant: Tenant | None, resource: dict[str, Any]
+) -> AuditRecord:
+    """Mark a record that came over the network, by what only its receiver may state."""
+    return _replace(record, received=received, tenant=tenant, resource=resource)
+
+
+def without_receiver(record: AuditRecord) -> AuditRecord:
+    """Leave out how a record came in."""
+    return _replace(record, received=None)
+
+
+def with_resource(record: AuditRecord, resource: dict[str, Any]) -> AuditRecord:
+    """Say by which process a record was made."""
+    return _replace(record, resource=resource)
+
+
+def stored_as(record: AuditRecord, record_id: str, conflict_of: str) -> AuditRecord:
+    """Give a record another id, as another record has its own."""
+    return _replace(record, record_id=record_id, conflict_of=conflict_of)
+
+
+def without_conflict(record: AuditRecord) -> AuditRecord:
+    """Take off the mark of `stored_as`, which only the store's sink may set."""
+    return record if record.conflict_of is None else _replace(record, conflict_of=None)
+
+
+# Derivations that leave something out
+
+
+def without_exchange(record: AuditRecord) -> AuditRecord:
+    """Leave out the bodies and the answer, which the action's own record has."""
+    request = record.request
+    return _replace(
+        record,
+        request=None if request is None else _replace(request, body=None),
+        response=None,
+    )
+
+
+def with_exchange(
+    record: AuditRecord, request: Request | None, response: Response | None
+) -> AuditRecord:
+    """Tell another request and response."""
+    return _replace(record, request=request, response=response)
+
+
+def with_changes(
+    record: AuditRecord, changes: tuple[Change, ...], total: int | None
+) -> AuditRecord:
+    """Tell these changes, of so many."""
+    return _replace(record, changes=changes, changes_total=total)
+
+
+def with_metadata(record: AuditRecord, metadata: dict[str, Any]) -> AuditRecord:
+    """Tell other metadata."""
+    return _replace(record, metadata=metadata)
+
+
+def with_truncated(record: AuditRecord, part: str) -> AuditRecord:
+    """Name in the metadata a part that was left out for its size."""
+    known = record.metadata.get(TRUNCATED)
+    names = [*(known if isinstance(known, list) else ()), part]
+    return with_metadata(record, {**record.metadata, TRUNCATED: list(dict.fromkeys(names))})
+
+
+# Metadata of an action
+
+
+def application_metadata(scope: AuditScope, redactor: Redactor) -> dict[str, Any]:
+    """Redact what the application has added to an action, as it is now, within its budget."""
+    if not scope.metadata:
+        return {}
+    try:
+        # a copy: another task may add to it in the meantime
+        given = dict(scope.metadata)
+    except RuntimeError:
+        given = {}
+        scope.budget.note_cut("metadata")
+    found = redactor.document(given, scope.budget.metadata())
+    # what could not be read at all is one word
+    return found if isinstance(found, dict) else {"audit.metadata": found}
+
+
+def with_scope_facts(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
+    """Add what the record itself does not tell: where changes are told, retries, what was cut."""
+    if scope.rolled_back_transactions and scope.is_retried:
+        metadata = {
+            **metadata,
+            RETRIED: scope.rolled_back_transactions,
+            ROLLED_BACK: dict(scope.rolled_back),
+        }
+    if scope.told:
+        metadata = {**metadata, CHANGE_RECORDS: scope.told[:_MOST_NAMED]}
+    cut = scope.budget.cut
+    return {**metadata, TRUNCATED: cut} if cut else metadata
+
+
+def _total(total: int, changes: tuple[Change, ...]) -> int | None:
+    """Say how many changes there were, where a record does not hold them all."""
+    return total if total != len(changes) else None
+
+
+def _first_changes(
+    changes: SpilledChanges, parts: Parts
+) -> tuple[tuple[Change, ...], SpilledChanges | None]:
+    """Take the changes of the first record out; none where they cannot be read."""
+    try:
+        first, further = changes.split(changes.room.page)
+    except Exception as error:  # noqa: BLE001 - how many there were is known all the same
+        parts.fail("changes", error)
+        return (), None
+    return tuple(first), further
+
+
+def _span_facts(span: Span) -> tuple[str, str, bool]:
+    context = span.get_span_context()
+    # as format_trace_id and format_span_id do
+    trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)

@@ -1,0 +1,164 @@
+"""`otel-audit web`: the viewer on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.terminal import echo
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError, MissingExtraError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from otel_audit.viewer.authentication import Authenticate
+
+_IN_CLEAR: Final = (
+    "What is shown travels in clear to {host}: put a proxy that speaks TLS in front of it"
+)
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@dsn_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True)
+@click.option("--open/--no-open", "opens", default=False, help="Open the link in a browser.")
+@click.option("--name", default=None, help="Who you are, for the records of your looks.")
+@click.option(
+    "--role", type=click.Choice(["auditor", "support", "tenant"]), default="auditor",
+    show_default=True, help="What is shown.",
+)  # fmt: skip
+@click.option("--tenant", "tenants", multiple=True, help="Show this tenant only; repeat.")
+@click.option("--auth", metavar="MODULE:NAME", help="Your function that says who looks.")
+@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names who looks.")
+@click.option("--proxy", "proxies", multiple=True, metavar="ADDRESS", help="That proxy; repeat.")
+@click.option(
+    "--key", "keys", multiple=True, help="Public key whose signature counts, or its file."
+)
+def web(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    host: str,
+    port: int,
+    opens: bool,
+    name: str | None,
+    role: str,
+    tenants: tuple[str, ...],
+    auth: str | None,
+    auth_header: str | None,
+    proxies: tuple[str, ...],
+    keys: tuple[str, ...],
+) -> None:
+    """Show the trail in a browser.
+
+    On this machine it prints a link that works once. For others, say who they are by --auth or
+    --auth-header, and put a proxy that speaks TLS in front. What is looked at is recorded.
+    """
+    if auth and auth_header:
+        raise click.UsageError("give --auth or --auth-header, not both")
+    if not (auth or auth_header) and host not in _LOOPBACK:
+        raise ConfigurationError(
+            f"--host {host}: a link that works once is for this machine; say who others are by "
+            "--auth or --auth-header"
+        )
+    try:
+        import uvicorn
+
+        from otel_audit.viewer.authentication import OneTimeLink
+    except ImportError as error:
+        raise MissingExtraError("otel-audit web", "viewer") from error
+    authenticate = _authenticate(auth, auth_header, proxies, name, role, tenants)
+    app = _app(dsn, keys, authenticate, host)
+    link = ""
+    if isinstance(authenticate, OneTimeLink):
+        link = f"/sign-in?link={authenticate.new_link()}"
+    elif host not in _LOOPBACK:
+        echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
+    server = _server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise ConfigurationError(f"could not listen on {host}:{port}; see the log above")
+
+
+def _authenticate(  # noqa: PLR0913, PLR0917 - of the command's options
+    auth: str | None,
+    auth_header: str | None,
+    proxies: tuple[str, ...],
+    name: str | None,
+    role: str,
+    tenants: tuple[str, ...],
+) -> Authenticate:
+    import getpass
+
+    from otel_audit.viewer.authentication import OneTimeLink, TrustedHeader, load
+    from otel_audit.viewer.identity import Viewer
+
+    if auth:
+        return load(auth)
+    limited: Any = tenants or None
+    chosen: Any = role
+    if auth_header:
+        return TrustedHeader(auth_header, proxies or _LOOPBACK[::2], role=chosen, tenants=limited)
+    try:
+        name = name or getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        name = "somebody on this machine"
+    return OneTimeLink(Viewer(name, chosen, limited))
+
+
+def _app(
+    dsn: str | None, keys: tuple[str, ...], authenticate: Authenticate, host: str
+) -> Starlette:
+    from otel_audit_postgres.ledger.settings import chosen_public_keys
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from otel_audit.viewer.app import create_app
+
+    config = AuditConfig()
+    app = create_app(
+        dsn=chosen_dsn(dsn),
+        authenticate=authenticate,
+        keys=chosen_public_keys(config, keys),
+        trace_url=config.trace_url,
+        record_views=config.record_views,
+    )
+    if host in _LOOPBACK:
+        # a name of somebody else's that leads here would make his pages ours
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, "[::1]"])
+    return app
+
+
+def _server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) -> Any:
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                where = self.servers[0].sockets[0].getsockname()
+                shown = f"[{where[0]}]" if ":" in where[0] else where[0]
+                say(f"http://{shown}:{where[1]}")
+
+    return Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+def _say(url: str, opens: bool) -> None:
+    echo(url)
+    echo("(the link works once; Ctrl-C ends the viewer)", err=True)
+    if opens:
+        click.launch(url)

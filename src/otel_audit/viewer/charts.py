@@ -1,0 +1,103 @@
+"""The histogram's geometry: bars that are links to the records of their time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from otel_audit_postgres.query.counts import Histogram
+from otel_audit_postgres.query.grammar import Query, Term, Value
+
+WIDTH: Final = 1000
+HEIGHT: Final = 72
+_OUTCOMES: Final = ("success", "unknown", "failure")
+_WITHIN: Final = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One outcome's part of a bar."""
+
+    outcome: str
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnBar:
+    """One bar."""
+
+    begin: datetime
+    end: datetime
+    x: float
+    width: float
+    pieces: tuple[Piece, ...]
+    outcomes: dict[str, int]
+    total: int
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn histogram."""
+
+    bars: tuple[DrawnBar, ...]
+    begin: datetime
+    end: datetime
+    width: timedelta
+    highest: int
+    total: int
+    counted: int | None
+    waiting: int
+
+
+def draw(histogram: Histogram, query: Query) -> Chart | None:
+    """Draw a histogram of a query; None where there is nothing to draw."""
+    bars = histogram.bars
+    if not bars:
+        return None
+    begin, end = bars[0].begin, bars[-1].begin + histogram.width
+    slots = max(round((end - begin) / histogram.width), 1)
+    slot = WIDTH / slots
+    highest = max(sum(bar.outcomes.values()) for bar in bars)
+    drawn = []
+    for bar in bars:
+        x = (bar.begin - begin) / histogram.width * slot
+        bar_end = bar.begin + histogram.width
+        total = sum(bar.outcomes.values())
+        drawn.append(
+            DrawnBar(
+                bar.begin, bar_end, round(x, 2), round(slot * _WITHIN, 2),
+                _pieces(bar.outcomes, highest), bar.outcomes, total,
+                str(zoomed(query, bar.begin, bar_end)),
+            )
+        )  # fmt: skip
+    total = sum(bar.total for bar in drawn)
+    return Chart(
+        tuple(drawn), begin, end, histogram.width, highest, total, histogram.counted,
+        histogram.waiting,
+    )  # fmt: skip
+
+
+def zoomed(query: Query, begin: datetime, end: datetime) -> Query:
+    """Ask the same of another span of time."""
+    terms = tuple(one for one in query.terms if one.field != "time" or one.negated)
+    bounds = (Value(_text(begin), ">="),), (Value(_text(end), "<"),)
+    return Query((*terms, *(Term("time", bound) for bound in bounds)))
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _pieces(outcomes: dict[str, int], highest: int) -> tuple[Piece, ...]:
+    pieces, y = [], float(HEIGHT)
+    for outcome in _OUTCOMES:
+        count = outcomes.get(outcome, 0)
+        if not count:
+            continue
+        height = max(count / highest * HEIGHT, 1.5)
+        y -= height
+        pieces.append(Piece(outcome, round(y, 2), round(height, 2)))
+    return tuple(pieces)

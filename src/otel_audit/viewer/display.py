@@ -1,0 +1,205 @@
+"""A record as people read it: what changed, who, whence; told from what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import msgspec
+from otel_audit_postgres.rows import record_from_payload
+
+from otel_audit.record import AuditRecord, Body, Change
+from otel_audit.redaction.placeholders import REDACTED, is_token
+
+Kind = Literal["value", "none", "redacted", "unknown", "erased"]
+
+_LONGEST_BODY: Final = 200_000
+_UNKNOWN_BEFORE: Final = "not loaded"
+_UNKNOWN_AFTER: Final = "set by the database"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value: as text, and what kind of value it is."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChange:
+    """One column that changed."""
+
+    column: str
+    before: Cell
+    after: Cell
+    patch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EntityChange:
+    """What one entity went through."""
+
+    operation: str
+    kind: str
+    name: str
+    reference: str | None
+    columns: tuple[ColumnChange, ...]
+    note: str
+    statement: str = ""
+    parameters: str = ""
+    rows: int | None = None
+    transaction: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A body, or why there is none."""
+
+    text: str
+    about: str
+
+
+def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
+    """Read a record's text; None if it tells no record.
+
+    Args:
+        payload: The text, as stored.
+        bodies: Keep the bodies of request and response.
+    """
+    try:
+        record = record_from_payload(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return record if bodies else _without_bodies(record)
+
+
+def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityChange, ...]:
+    """Tell what changed.
+
+    Args:
+        record: The record.
+        entity: Only what is about this one, such as ``order:1``.
+    """
+    return tuple(
+        _change(change)
+        for change in record.changes
+        if entity is None or entity == _reference(change) or entity in change.related
+    )
+
+
+def state_after(records: Iterable[AuditRecord], entity: str) -> Mapping[str, Cell] | None:
+    """Put together an entity's columns from its records, the oldest first.
+
+    Returns:
+        Column by column what is known; None where it is deleted, or nothing is known.
+    """
+    state: dict[str, Cell] | None = None
+    for record in records:
+        if record.transaction == "rolled_back":
+            continue
+        for change in record.changes:
+            if change.kind != "entity" or _reference(change) != entity:
+                continue
+            if (change.transaction or record.transaction) == "rolled_back":
+                continue
+            if change.operation == "delete":
+                state = None
+                continue
+            state = {} if state is None else state
+            state |= {column: as_cell(value) for column, value in change.key.items()}
+            state |= {one.column: one.after for one in _columns(change)}
+    return state
+
+
+def as_cell(value: Any) -> Cell:
+    """Tell a value."""
+    if value is None:
+        return Cell("none", "none")
+    if isinstance(value, str):
+        if value.startswith("[ERASED"):
+            return Cell("erased", value)
+        if is_token(value) or value.startswith((REDACTED, "[WITHHELD")):
+            return Cell("redacted", value)
+        return Cell("value", value)
+    return Cell("value", _compact(value))
+
+
+def content_of(body: Body | None) -> Content | None:
+    """Tell a body, laid out over lines where it is JSON."""
+    if body is None:
+        return None
+    facts = [body.content_type, None if body.size is None else f"{body.size:,} bytes", body.absent]
+    about = ", ".join(fact.replace("_", " ") for fact in facts if fact)
+    text = body.text
+    return Content("" if text is None else laid_out(text[:_LONGEST_BODY]), about)
+
+
+def laid_out(text: str) -> str:
+    """Lay a JSON text out over lines; what is none stays as it is."""
+    try:
+        return msgspec.json.format(text, indent=2)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return text
+
+
+def _without_bodies(record: AuditRecord) -> AuditRecord:
+    request, response = record.request, record.response
+    return msgspec.structs.replace(
+        record,
+        request=None if request is None else msgspec.structs.replace(request, body=None),
+        response=None if response is None else msgspec.structs.replace(response, body=None),
+    )
+
+
+def _reference(change: Change) -> str | None:
+    return change.reference if change.key else None
+
+
+def _change(change: Change) -> EntityChange:
+    return EntityChange(
+        change.operation,
+        change.kind,
+        change.name or change.entity,
+        _reference(change),
+        _columns(change),
+        change.note or "",
+        change.statement or "",
+        "" if change.parameters is None else _compact(change.parameters),
+        change.rows,
+        change.transaction or "",
+    )
+
+
+def _columns(change: Change) -> tuple[ColumnChange, ...]:
+    found = []
+    for column, pair in change.values.items():
+        before, after = (pair[0], pair[1]) if len(pair) > 1 else (None, pair[0] if pair else None)
+        told = ColumnChange(column, as_cell(before), as_cell(after), _patch(change, column))
+        if change.operation == "insert":
+            told = replace(told, before=Cell("none", ""))
+        elif column in change.unknown_before:
+            told = replace(told, before=Cell("unknown", _UNKNOWN_BEFORE))
+        if change.operation == "delete":
+            told = replace(told, after=Cell("none", ""))
+        elif column in change.unknown_after:
+            told = replace(told, after=Cell("unknown", _UNKNOWN_AFTER))
+        found.append(told)
+    for column in change.unknown_after:
+        if column not in change.values:
+            unknown = Cell("unknown", _UNKNOWN_AFTER)
+            found.append(ColumnChange(column, Cell("none", ""), unknown))
+    return tuple(found)
+
+
+def _patch(change: Change, column: str) -> str:
+    steps = change.patches.get(column, ())
+    return "\n".join(_compact(step) for step in steps)
+
+
+def _compact(value: Any) -> str:
+    try:
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return str(type(value).__name__)

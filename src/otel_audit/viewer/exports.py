@@ -1,0 +1,197 @@
+"""What a query finds, as a file: CSV, NDJSON or JSON, with a manifest beside it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.query import exporting
+from otel_audit_postgres.query.exporting import CSV_COLUMNS
+from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.trail import look_as
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from otel_audit.viewer.identity import Viewer
+from otel_audit.viewer.site import Site, asked, refused
+
+_TYPES: Final = {
+    "csv": "text/csv",
+    "ndjson": "application/x-ndjson",
+    "json": "application/json",
+}
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
+
+
+@dataclass
+class _Export:
+    """One export under way."""
+
+    query: Query
+    form: str
+    viewer: str
+    rows: int = 0
+    size: int = 0
+    checkpoint: str | None = None
+
+    def manifest(self, digest: str, name: str) -> bytes:
+        told = {
+            "format": "otel-audit export 1",
+            "file": name,
+            "query": str(self.query),
+            "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "exported_by": self.viewer,
+            "rows": self.rows,
+            "bytes": self.size,
+            "sha256": digest,
+            "checkpoint": self.checkpoint,
+        }
+        return json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+async def export(site: Site, request: Request, viewer: Viewer) -> Response:
+    """Stream what a query finds; that it is taken out is recorded before the first byte."""
+    if not viewer.may_do("export"):
+        return await refused(request, viewer, "Exports are not among what you may do.")
+    query = asked(viewer, request.query_params.get("q", ""))
+    form = request.query_params.get("format", "csv")
+    form = form if form in _TYPES else "csv"
+    under_way = _Export(query, form, viewer.name)
+    chunks = _chunks(site, viewer, under_way)
+    name = f"audit-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"
+    if request.query_params.get("manifest"):
+        chunks, name, media = _zipped(chunks, under_way, name), f"{name}.zip", "application/zip"
+    else:
+        media = _TYPES[form]
+    # errors until here are a page, later ones an end without the rest
+    first = await anext(chunks)
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(_joined(first, chunks), media_type=media, headers=headers)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterator[bytes]:
+    """The file's bytes, all from one snapshot of the store."""
+    write = _WRITERS[under_way.form]
+    narrowed = viewer.narrowed(under_way.query)
+    async with site.pool.connection() as connection:
+        await _record(connection, site, viewer, under_way)
+        async with connection.transaction(isolation="repeatable_read"):
+            await look_as(connection, viewer.scope)
+            under_way.checkpoint = await store.last_note(connection)
+            yield write.begin
+            async for rows in exporting.batches(
+                connection, narrowed, texts=under_way.form != "csv"
+            ):
+                yield write.rows(rows, under_way.rows == 0)
+                under_way.rows += len(rows)
+        yield write.end
+
+
+async def _record(
+    connection: Connection[Any], site: Site, viewer: Viewer, under_way: _Export
+) -> None:
+    if site.settings.record_views == "off":
+        return
+    asked_for = {"query": str(under_way.query), "format": under_way.form}
+    if viewer.tenants is not None:
+        asked_for["tenants"] = ",".join(viewer.tenants)[:1000]
+    await exporting.record_export(connection, asked_for, viewer.name)
+
+
+async def _zipped(
+    chunks: AsyncIterator[bytes], under_way: _Export, name: str
+) -> AsyncIterator[bytes]:
+    """The file and its manifest in an archive that is written as it goes."""
+    target = _Written()
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open(name, "w", force_zip64=True) as file:
+            async for chunk in chunks:
+                digest.update(chunk)
+                under_way.size += len(chunk)
+                file.write(chunk)
+                if written := target.taken():
+                    yield written
+        archive.writestr("manifest.json", under_way.manifest(digest.hexdigest(), name))
+    yield target.taken()
+
+
+class _Written(io.RawIOBase):
+    """What an archive writes until it is taken; it cannot be sought in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        found = b"".join(self._parts)
+        self._parts.clear()
+        return found
+
+
+@dataclass(frozen=True)
+class _Writer:
+    begin: bytes
+    rows: Callable[[Sequence[Mapping[str, Any]], bool], bytes]
+    end: bytes = b""
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - of one kind
+    target = io.StringIO()
+    writer = csv.writer(target)
+    writer.writerows([[_harmless(value) for value in row.values()] for row in rows])
+    return target.getvalue().encode()
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
+
+
+def _ndjson(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - as above
+    return b"".join(f"{_one_line(row['payload'])}\n".encode() for row in rows)
+
+
+def _json(rows: Sequence[Mapping[str, Any]], first: bool) -> bytes:  # noqa: FBT001 - as above
+    text = ",\n".join(_one_line(row["payload"]) for row in rows)
+    return f"{'' if first else ','}\n{text}".encode()
+
+
+def _one_line(payload: str) -> str:
+    """A stored text; line ends between its parts, which no text of ours has, become spaces."""
+    return payload.replace("\n", " ").replace("\r", " ")
+
+
+_HEADER: Final = (",".join(CSV_COLUMNS) + "\r\n").encode()
+_WRITERS: Final = {
+    "csv": _Writer(_HEADER, _csv),
+    "ndjson": _Writer(b"", _ndjson),
+    "json": _Writer(b"[", _json, b"\n]\n"),
+}

@@ -1,0 +1,76 @@
+"""Who looks, and what this person may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from otel_audit_postgres.query.grammar import Query, term
+from otel_audit_postgres.query.trail import Scope
+
+from otel_audit.errors import ConfigurationError
+
+Role = Literal["auditor", "support", "tenant"]
+Permission = Literal["export", "prove", "tail"]
+
+EVERYTHING: Final[frozenset[Permission]] = frozenset({"export", "prove", "tail"})
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """A person who looks into the trail.
+
+    Attributes:
+        name: For the records of what was looked at: a login name, an e-mail address.
+        role: ``auditor`` sees whole records; ``support`` sees no bodies, and so neither records'
+            texts nor what can be told from them; ``tenant`` sees the records of ``tenants``.
+        tenants: The only tenants whose records are shown, by id; None: all, for auditor and
+            support only. The database holds to it, whatever is asked.
+        may: What else is allowed: ``export``, ``prove``, ``tail``.
+    """
+
+    name: str
+    role: Role = "auditor"
+    tenants: tuple[str, ...] | None = None
+    may: frozenset[Permission] = EVERYTHING
+
+    def __post_init__(self) -> None:
+        """Refuse what would show too much."""
+        if not self.name:
+            raise ConfigurationError("a viewer needs a name: looks are recorded under it")
+        if self.role not in ("auditor", "support", "tenant"):
+            raise ConfigurationError(
+                f"viewer: role {self.role!r} is none: auditor, support, tenant"
+            )
+        if self.role == "tenant" and not self.tenants:
+            raise ConfigurationError(f"viewer {self.name}: role tenant needs tenants")
+        if self.tenants is not None and "" in self.tenants:
+            raise ConfigurationError(f"viewer {self.name}: a tenant's id is empty")
+
+    @property
+    def scope(self) -> Scope:
+        """What the database is told."""
+        return Scope(None if self.tenants is None else tuple(self.tenants))
+
+    @property
+    def sees_bodies(self) -> bool:
+        """Whether requests' and responses' bodies are shown, and records' exact texts."""
+        return self.role != "support"
+
+    @property
+    def sees_store(self) -> bool:
+        """Whether numbers about the whole store are shown, such as how many records wait."""
+        return self.tenants is None
+
+    def may_do(self, what: Permission) -> bool:
+        """Whether something is allowed; taking out texts is not, for who sees no bodies."""
+        return what in self.may and (self.sees_bodies or what == "tail")
+
+    def narrowed(self, query: Query) -> Query:
+        """Ask for the own tenants in the query, too, where an index serves it."""
+        if self.tenants is None or len(self.tenants) > _MOST_NAMED:
+            return query
+        return query.with_term(term("tenant", *self.tenants))
+
+
+_MOST_NAMED: Final = 10

@@ -1,0 +1,427 @@
+"""The pages: search, record, entity, actor."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
+from otel_audit_postgres.query import counts, payloads, queries
+from otel_audit_postgres.query.counts import Facet
+from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
+from otel_audit_postgres.query.queries import Found, Page, Shown
+from starlette.requests import Request
+from starlette.responses import Response
+
+from otel_audit.errors import OtelAuditError
+from otel_audit.record import AuditRecord
+from otel_audit.viewer import display
+from otel_audit.viewer.charts import Chart, draw
+from otel_audit.viewer.identity import Viewer
+from otel_audit.viewer.rendering import render, stream
+from otel_audit.viewer.site import Site, asked, missing
+
+ROWS: Final = 50
+WITHOUT_LOOKS: Final = "-event:audit.viewed,audit.exported"
+_FEW: Final = 10
+_MOST_STATES: Final = 2_000
+_AROUND: Final = timedelta(minutes=5)
+_STATE_PAGE: Final = 500
+_FACETS: Final = ("event", "outcome", "actor", "tenant", "action", "status", "service", "target")
+_ACTOR_FACETS: Final = ("event", "outcome", "status", "tenant", "ip", "session", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A facet's value, as a link to what it narrows the query to."""
+
+    value: str
+    records: int
+    query: str
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FacetList:
+    """A facet with its links."""
+
+    facet: Facet
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """A term of the query, and the query without it."""
+
+    text: str
+    without: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What stands beside the rows; ``problem`` says why it could not be counted."""
+
+    chart: Chart | None = None
+    facets: tuple[FacetList, ...] = ()
+    total: int = 0
+    problem: str = ""
+
+    @property
+    def total_text(self) -> str:
+        """How many there are, as far as it was counted."""
+        return f"{counts.COUNTED:,}+" if self.total > counts.COUNTED else f"{self.total:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class EntityRecord:
+    """A record in an entity's history, with what it did to the entity."""
+
+    found: Found
+    changes: tuple[display.EntityChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Somebody's look at a record."""
+
+    found: Found
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordPage:
+    shown: Shown
+    others: tuple[Shown, ...]
+    record: AuditRecord | None
+    proof: RecordProof | None
+    request: tuple[Found, ...]
+    action: tuple[Found, ...]
+    actor: tuple[Found, ...]
+    looks: tuple[Look, ...]
+
+
+async def search(site: Site, request: Request, viewer: Viewer) -> Response:
+    """The search page: rows first, then what is counted."""
+    text = request.query_params.get("q", WITHOUT_LOOKS)
+    try:
+        query = asked(viewer, text)
+    except QueryError as error:
+        context = {"viewer": viewer, "query": text, "error": error, "title": "Search"}
+        return await render(request, "query_error.html", context, 400)
+    after = request.query_params.get("after")
+    narrowed = viewer.narrowed(query)
+    async with site.trail(viewer) as trail:
+        page = await trail.search(narrowed, limit=ROWS, after=after)
+
+    async def counted() -> Counted:
+        return await _count(site, viewer, query, narrowed)
+
+    context = {
+        "title": str(query) or "All records",
+        "viewer": viewer,
+        "query": str(query),
+        "chips": _chips(query),
+        "page": page,
+        "after": after,
+        "counted": counted,
+        "outcomes": ("success", "unknown", "failure"),
+    }
+    return stream(request, "search.html", context)
+
+
+async def record(site: Site, request: Request, viewer: Viewer) -> Response:
+    """One record: everything, its proof, its neighbours, and who has looked at it."""
+    record_id = request.path_params["record_id"]
+    tenant = request.query_params.get("tenant")
+    parsed = _uuid(record_id)
+    if parsed is None:
+        return await missing(request, viewer, f"{record_id} is no record's id, which is a UUID.")
+
+    async def answer(connection: Connection[Any]) -> _RecordPage | None:
+        return await _read_record(site, viewer, connection, parsed, tenant)
+
+    async with site.trail(viewer) as trail:
+        found: _RecordPage | None = await trail.ask(
+            "show",
+            {"id": str(parsed), "tenant": tenant},
+            answer,
+            lambda page: 0 if page is None else 1,
+            ("audit_record", str(parsed)),
+        )
+    if found is None:
+        message = f"There is no record {parsed}, or none that you may see."
+        return await missing(request, viewer, message)
+    context = _record_context(site, viewer, found)
+    return await render(request, "record.html", context)
+
+
+async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
+    """An entity's history, newest first, and its state as of one of its records."""
+    name = request.query_params.get("e", "")
+    field = request.query_params.get("field") or None
+    after, until = request.query_params.get("after"), _uuid(request.query_params.get("at", ""))
+    oldest_first = request.query_params.get("order") == "oldest"
+    # two tenants may have an order 1 each
+    of = request.query_params.get("of", "")
+    if not name.partition(":")[2]:
+        return await missing(
+            request, viewer, f"{name!r} names no entity: name:key, such as order:123."
+        )
+    query = Query((term("entity", name), *([term("changed", field)] if field else [])))
+    narrowed = viewer.narrowed(query)
+
+    async def answer(
+        connection: Connection[Any],
+    ) -> tuple[Page, Mapping[payloads.Key, str], Mapping[str, display.Cell] | None]:
+        page = await queries.search(
+            connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
+        )
+        texts = await payloads.texts(connection, page.records)
+        state = None if until is None else await _state(connection, viewer, name, until, of)
+        return page, texts, state
+
+    async with site.trail(viewer) as trail:
+        page, texts, state = await trail.ask(
+            "history",
+            {"entity": name, "changed": field, "after": after, "until": until},
+            answer,
+            lambda found: len(found[0].records),
+            ("audit_history", name),
+        )
+    rows = [EntityRecord(one, _changes_in(texts, one, name, viewer)) for one in page.records]
+    columns = sorted({c.column for row in rows for change in row.changes for c in change.columns})
+    context = {
+        "title": name,
+        "viewer": viewer,
+        "query": str(query),
+        "name": name,
+        "field": field,
+        "columns": columns,
+        "rows": rows,
+        "page": page,
+        "state": state,
+        "until": until,
+        "oldest_first": oldest_first,
+    }
+    return await render(request, "entity.html", context, 200 if rows or after else 404)
+
+
+async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
+    """An actor: when active, from where, in which sessions, upon what, and what failed."""
+    name = request.query_params.get("id", "")
+    if not name:
+        return await missing(request, viewer, "Which actor? Give its id: /actor?id=user-1.")
+    query = Query((term("actor", name),))
+    narrowed = viewer.narrowed(query)
+
+    async def answer(connection: Connection[Any]) -> tuple[Page, Page, Chart | None, list[Facet]]:
+        page = await queries.search(connection, narrowed, limit=ROWS)
+        failed = narrowed.with_term(term("outcome", "failure"))
+        failures = await queries.search(connection, failed, limit=_FEW)
+        chart = draw(await counts.histogram(connection, narrowed), query)
+        facets = [await counts.facet(connection, narrowed, one) for one in _ACTOR_FACETS]
+        return page, failures, chart, facets
+
+    async with site.trail(viewer) as trail:
+        page, failures, chart, facets = await trail.ask(
+            "actor",
+            {"actor": name},
+            answer,
+            lambda found: len(found[0].records),
+            ("audit_actor", name),
+        )
+    context = {
+        "title": name,
+        "viewer": viewer,
+        "query": str(query),
+        "name": name,
+        "page": page,
+        "failures": failures.records,
+        "chart": chart,
+        "facets": [_facet_list(one, query) for one in facets],
+        "outcomes": ("success", "unknown", "failure"),
+    }
+    return await render(request, "actor.html", context, 200 if page.records else 404)
+
+
+async def help_page(_: Site, request: Request, viewer: Viewer) -> Response:
+    """What can be asked, and by which keys."""
+    from otel_audit_postgres.query.fields import FIELDS
+
+    context = {"title": "Help", "viewer": viewer, "fields": list(FIELDS.values())}
+    return await render(request, "help.html", context)
+
+
+async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> Counted:
+    """Count beside the rows; part of the same look, which is recorded already."""
+
+    async def answer(connection: Connection[Any]) -> Counted:
+        total = await counts.count(connection, narrowed)
+        chart = draw(await counts.histogram(connection, narrowed), query)
+        facets = [await counts.facet(connection, narrowed, one) for one in _FACETS]
+        return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
+
+    try:
+        async with site.trail(viewer, views="off") as trail:
+            return await trail.ask("counts", {}, answer, lambda _: 0)
+    except OtelAuditError as error:
+        # the rows are there already
+        return Counted(problem=str(error))
+
+
+def _facet_list(facet: Facet, query: Query) -> FacetList:
+    choices = []
+    for value, records in facet.values:
+        wanted = term(facet.field, value)
+        chosen = wanted in query.terms
+        changed = query.without(wanted) if chosen else query.with_term(wanted)
+        choices.append(Choice(value, records, str(changed), chosen))
+    return FacetList(facet, tuple(choices))
+
+
+def _chips(query: Query) -> tuple[Chip, ...]:
+    return tuple(Chip(str(Query((one,))), str(query.without(one))) for one in query.terms)
+
+
+async def _read_record(
+    site: Site,
+    viewer: Viewer,
+    connection: Connection[Any],
+    record_id: uuid.UUID,
+    tenant: str | None,
+) -> _RecordPage | None:
+    found = await queries.show(connection, str(record_id))
+    shown = next((one for one in found if tenant in (None, one.found.tenant_id)), None)
+    if shown is None:
+        return None
+    told = display.read_record(shown.payload, bodies=viewer.sees_bodies)
+    short = shown.found
+    proof = await check_record(connection, short.id, short.tenant_id, site.tree, site.settings.keys)
+    same_request = await _neighbours(connection, viewer, _request_terms(short), short)
+    around = await _neighbours(connection, viewer, _around_terms(short), short)
+    same_action = (
+        () if told is None else await payloads.same_action(connection, short, told.action_id)
+    )
+    looks = await _looks(connection, viewer, short)
+    others = tuple(one for one in found if one is not shown)
+    return _RecordPage(shown, others, told, proof, same_request, same_action, around, looks)
+
+
+async def _neighbours(
+    connection: Connection[Any], viewer: Viewer, terms: Sequence[Term], own: Found
+) -> tuple[Found, ...]:
+    if not terms:
+        return ()
+    query = viewer.narrowed(Query(tuple(terms)))
+    page = await queries.search(connection, query, limit=_FEW + 1)
+    return tuple(one for one in page.records if one.id != own.id)[:_FEW]
+
+
+def _request_terms(short: Found) -> tuple[Term, ...]:
+    return (term("request", short.request_id),) if short.request_id else ()
+
+
+def _around_terms(short: Found) -> tuple[Term, ...]:
+    try:
+        begin, end = short.occurred_at - _AROUND, short.occurred_at + _AROUND
+    except OverflowError:
+        return ()
+    span = Value(begin.isoformat(), "..", end.isoformat())
+    return term("actor", short.actor_id), Term("time", (span,))
+
+
+async def _looks(connection: Connection[Any], viewer: Viewer, short: Found) -> tuple[Look, ...]:
+    """Who has looked at a record; looks are of no tenant, so a tenant sees none."""
+    if not viewer.sees_store:
+        return ()
+    query = Query((term("entity", f"audit_record:{short.id}"),))
+    found = (await queries.search(connection, query, limit=_FEW)).records
+    texts = await payloads.texts(connection, found)
+    return tuple(Look(one, _on_whose_behalf(texts.get((one.id, one.tenant_id)))) for one in found)
+
+
+def _on_whose_behalf(payload: str | None) -> str:
+    told = None if payload is None else display.read_record(payload, bodies=False)
+    return "" if told is None else told.actor.on_behalf_of or ""
+
+
+async def _state(
+    connection: Connection[Any], viewer: Viewer, entity_name: str, until: uuid.UUID, tenant: str
+) -> Mapping[str, display.Cell] | None:
+    """What an entity was after one of its records, from all records before."""
+    query = viewer.narrowed(Query((term("entity", entity_name),)))
+    records: list[AuditRecord] = []
+    after: str | None = None
+    while len(records) < _MOST_STATES:
+        page = await queries.search(
+            connection, query, limit=_STATE_PAGE, after=after, oldest_first=True
+        )
+        texts = await payloads.texts(connection, page.records)
+        for one in page.records:
+            if one.id > until:
+                return display.state_after(records, entity_name)
+            told = display.read_record(texts.get((one.id, one.tenant_id), ""), bodies=False)
+            if told is not None and one.tenant_id in (tenant, ""):
+                records.append(told)
+        if page.next is None:
+            break
+        after = page.next
+    return display.state_after(records, entity_name)
+
+
+def _changes_in(
+    texts: Mapping[payloads.Key, str], one: Found, entity_name: str, viewer: Viewer
+) -> tuple[display.EntityChange, ...]:
+    text = texts.get((one.id, one.tenant_id))
+    told = None if text is None else display.read_record(text, bodies=viewer.sees_bodies)
+    return () if told is None else display.changes_of(told, entity_name)
+
+
+def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str, Any]:
+    told, short = found.record, found.shown.found
+    request = None if told is None else told.request
+    response = None if told is None else told.response
+    session = None
+    if told is not None and told.source is not None and told.source.session_id:
+        session = str(Query((term("session", told.source.session_id),)))
+    around = _around_terms(short)
+    return {
+        "title": f"{short.event_name} {short.id}",
+        "viewer": viewer,
+        "query": "",
+        "short": short,
+        "record": told,
+        "shown": found.shown,
+        "others": found.others,
+        "proof": found.proof,
+        "changes": () if told is None else display.changes_of(told),
+        "request_body": display.content_of(None if request is None else request.body),
+        "response_body": display.content_of(None if response is None else response.body),
+        "text": display.laid_out(found.shown.payload) if viewer.sees_bodies else None,
+        "metadata": _facts(told),
+        "trace_link": site.settings.trace_link(short.trace_id) if short.trace_id else None,
+        "same_request": found.request,
+        "same_action": found.action,
+        "around": found.actor,
+        "around_query": str(Query(around)) if around else "",
+        "session_query": session,
+        "looks": found.looks,
+    }
+
+
+def _facts(told: AuditRecord | None) -> list[tuple[str, str]]:
+    if told is None:
+        return []
+    both = {**told.metadata, **{f"resource {key}": value for key, value in told.resource.items()}}
+    return [(key, display.as_cell(value).text) for key, value in both.items()]
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None

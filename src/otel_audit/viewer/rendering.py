@@ -1,0 +1,110 @@
+"""Templates, in which nothing that somebody else wrote is markup, steers, or hides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, StreamingResponse
+
+from otel_audit._util.printable import visible
+
+FLUSH: Final = "<!-- rows are complete -->"
+_AT_ONCE: Final = 32_768
+
+
+class Verbatim(str):
+    """Text that goes back as it came, as into an input field; it is escaped all the same."""
+
+    __slots__ = ()
+
+
+def _finalized(value: Any) -> Any:
+    """Show every character of what a template puts in."""
+    if value is None:
+        return ""
+    if isinstance(value, Markup | Verbatim):
+        return value
+    return visible(value) if isinstance(value, str) else visible(str(value))
+
+
+def _moment(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _clipped(value: object, most: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+_environment: Final = Environment(
+    loader=PackageLoader("otel_audit.viewer"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_finalized,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    enable_async=True,
+)
+_environment.filters.update(moment=_moment, clip=_clipped, verbatim=Verbatim)
+_environment.globals["FLUSH"] = Markup(FLUSH)  # noqa: S704 - a constant
+
+
+class Links:
+    """URLs of the viewer's own pages, wherever it is mounted."""
+
+    def __init__(self, root: str) -> None:
+        """Begin at the path that it is mounted under."""
+        self._root = root
+
+    def __call__(self, path: str, **parameters: object) -> str:
+        """The URL of a page; parameters that are None are left out."""
+        given = {name: str(value) for name, value in parameters.items() if value is not None}
+        return f"{self._root}{path}" + (f"?{urlencode(given)}" if given else "")
+
+
+def links_of(request: Request) -> Links:
+    """Links for whoever sent this request."""
+    return Links(request.scope.get("root_path", ""))
+
+
+async def render(
+    request: Request, name: str, context: Mapping[str, Any], status: int = 200
+) -> HTMLResponse:
+    """Render a page in one go."""
+    text = await _environment.get_template(name).render_async(_all(request, context))
+    return HTMLResponse(text, status)
+
+
+def stream(request: Request, name: str, context: Mapping[str, Any]) -> StreamingResponse:
+    """Render a page, and send what comes before `FLUSH` before the rest is asked for."""
+    template = _environment.get_template(name)
+    return StreamingResponse(_pieces(template, _all(request, context)), media_type="text/html")
+
+
+async def _pieces(template: Any, context: Mapping[str, Any]) -> AsyncIterator[str]:
+    held: list[str] = []
+    size = 0
+    async for piece in template.generate_async(context):
+        held.append(piece)
+        size += len(piece)
+        if size > _AT_ONCE or FLUSH in piece:
+            yield "".join(held)
+            held, size = [], 0
+    yield "".join(held)
+
+
+def _all(request: Request, context: Mapping[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "link": links_of(request),
+        "viewer": None,
+        "query": "",
+        "title": "",
+        "can_sign_out": False,
+    }
+    return base | dict(context)

@@ -1,0 +1,68 @@
+"""What the viewer is told by whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.query.trail import Views
+
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from otel_audit.viewer.authentication import Authenticate
+    from otel_audit.viewer.embedding import Embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewerSettings:
+    """How the viewer works.
+
+    Attributes:
+        dsn: The audit store, as the viewer's own role.
+        authenticate: Tells who looks; without it nobody is let in.
+        embedding: Lets tenants look from within the application's pages.
+        keys: Public keys whose signatures count as proof.
+        trace_url: Where a trace is shown: ``https://traces.example/{trace_id}``.
+        record_views: As for `otel_audit_postgres.query.trail.open_trail`.
+        connections: To the store, at once.
+        statement_timeout: Seconds that one statement may take.
+    """
+
+    dsn: str
+    authenticate: Authenticate | None = None
+    embedding: Embedding | None = None
+    keys: Sequence[PublicKey] = field(default=())
+    trace_url: str | None = None
+    record_views: Views = "required"
+    connections: int = 4
+    statement_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse a link that would be none."""
+        if self.authenticate is None and self.embedding is None:
+            raise ConfigurationError(
+                "viewer: who may look? Give authenticate=, such as a function of yours that is "
+                "given the request and returns a Viewer, or None"
+            )
+        if self.trace_url is not None:
+            parts = urlsplit(self.trace_url)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or "{trace_id}" not in self.trace_url
+                or "{trace_id}" in parts.netloc
+            ):
+                raise ConfigurationError(
+                    "OTEL_AUDIT_TRACE_URL: https://traces.example/trace/{trace_id} is what it must "
+                    f"look like, not {self.trace_url!r}"
+                )
+
+    def trace_link(self, trace_id: str) -> str | None:
+        """Where a trace is shown; None if nobody has said."""
+        if self.trace_url is None:
+            return None
+        return self.trace_url.replace("{trace_id}", quote(trace_id, safe=""))
