@@ -17,10 +17,9 @@ from otel_audit._util.aio import in_thread, on_any_loop
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import Cipher, SpilledChanges
-from otel_audit.action.compose import changes_outside
 from otel_audit.action.current_runtime import CurrentRuntime
-from otel_audit.action.parts import Parts
-from otel_audit.action.ports import Recorder
+from otel_audit.action.lifecycle import record_outside
+from otel_audit.action.ports import NoRecorder, Recorder
 from otel_audit.action.record_limit import OTLP_LIMIT
 from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
@@ -90,23 +89,6 @@ _WATCH_INTERVAL: Final = 5.0
 """Seconds between two looks whether all threads are alive."""
 
 
-class _NoRecorder:
-    """For ``OTEL_AUDIT_EXPORTER=none``: spans are enriched, records go nowhere."""
-
-    def opened(self, _record: AuditRecord, _span: trace.Span | None, /) -> bool:
-        """Let it begin."""
-        return True
-
-    def answered(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
-        """Let it go on."""
-
-    def discarded(self, _record_id: str, /) -> None:
-        """Let it go."""
-
-    def closed(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
-        """Let it go."""
-
-
 class Runtime:
     """What the taps report to, and what brings their records to the store."""
 
@@ -141,7 +123,7 @@ class Runtime:
         self._checked = False
         self._in_default = 0
         if recorder is None and config.exporter == "none":
-            recorder = _NoRecorder()
+            recorder = NoRecorder()
         if recorder is None:
             self.delivery = make_delivery(
                 config,
@@ -171,12 +153,12 @@ class Runtime:
             if self._stream is not None and config.flagged_spans
             else None
         )
-        self._observer = dataclasses.replace(
-            self._waiting(_make_observer(config, recorder, self.redactor, self._count_error)),
+        self._options = dataclasses.replace(
+            self._waiting(_make_options(config, recorder, self.redactor, self._count_error)),
             on_loss=self._count_loss,
         )
         if seen is not None:
-            self._observer = dataclasses.replace(self._observer, log=seen)
+            self._options = dataclasses.replace(self._options, log=seen)
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
@@ -196,20 +178,20 @@ class Runtime:
             receipt=self.receipt,
             required=config.required,
             enlist=None if self.atomic is None else self.atomic.enlist,
-            intended=self._observer.intended if config.delivery == "strict" else None,
+            intended=self._options.intended if config.delivery == "strict" else None,
         )
 
     def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
         """Begin to observe a request. Never raises."""
-        return self.open_with(self._observer, scope)
+        return self.open_with(self._options, scope)
 
     def open_with(
-        self, observer: CaptureOptions, scope: MutableMapping[str, Any]
+        self, options: CaptureOptions, scope: MutableMapping[str, Any]
     ) -> Exchange | None:
-        """Begin to observe a request as an observer says. Never raises."""
+        """Begin to observe a request as the options say. Never raises."""
         try:
             self._begins()
-            return Exchange(observer, scope)
+            return Exchange(options, scope)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
             self._count_loss(error)
@@ -218,7 +200,7 @@ class Runtime:
     @property
     def refuses(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
-        return self._observer.refuses
+        return self._options.refuses
 
     @property
     def required(self) -> bool:
@@ -227,7 +209,7 @@ class Runtime:
 
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
-        return RoutedCapture(self, self._observer, app)
+        return RoutedCapture(self, self._options, app)
 
     def record_outside(
         self, outcome: TransactionOutcome, changes: SpilledChanges, *, begun_in: str | None = None
@@ -241,13 +223,7 @@ class Runtime:
         """
         if begun_in is None and not self.config.orm_outside_actions:
             return
-        try:
-            parts = Parts(self._count_error)
-            for one in changes_outside(outcome, changes, _service_name, parts, begun_in=begun_in):
-                self._recorder.closed(one, None)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._count_error()
-            self._count_loss(error)
+        record_outside(self._options, outcome, changes, _service_name, begun_in)
 
     def watch_spans(self) -> None:
         """Look for flagged spans in the application's own tracing, if it has begun."""
@@ -464,20 +440,20 @@ class Runtime:
         sealing = spool_encryption(self.config)
         return None if sealing is None else sealing.for_spool(uuid7())
 
-    def _waiting(self, observer: CaptureOptions) -> CaptureOptions:
+    def _waiting(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, where the settings ask for it."""
-        observer = dataclasses.replace(observer, settle=self._settle_changes)
+        options = dataclasses.replace(options, settle=self._settle_changes)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
-            return observer
+            return options
         return dataclasses.replace(
-            observer,
+            options,
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
             refuses=config.spool_full == "refuse"
             or config.delivery == "strict"
-            or observer.policy.may_be_strict,
+            or options.policy.may_be_strict,
         )
 
     def _begins(self) -> None:
@@ -599,7 +575,7 @@ def _stream_options(config: AuditConfig) -> StreamOptions | None:
     return StreamOptions(configuration_hash(config), heartbeat=config.heartbeat_interval)
 
 
-def _make_observer(
+def _make_options(
     config: AuditConfig, recorder: Recorder, redactor: Redactor, on_error: Callable[[], None]
 ) -> CaptureOptions:
     actor_options = ActorOptions.from_config(config)

@@ -87,8 +87,8 @@ class AuditScope(msgspec.Struct, eq=False):
         closed: Whether the action is over: nothing that begins now is its own.
         closed_at: When it was over, on the monotonic clock, nanoseconds.
         late: Takes what a transaction leaves after the scope has closed.
-        teller: Makes records of changes that are about to be committed; none where the action is
-            not recorded.
+        at_commit: Makes records of changes that are about to be committed; none where the action
+            is not recorded.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
@@ -130,7 +130,7 @@ class AuditScope(msgspec.Struct, eq=False):
     closed: bool = False
     closed_at: int = 0
     late: LateChanges | None = None
-    teller: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
+    at_commit: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
     outer: AuditScope | None = None

@@ -117,11 +117,11 @@ class CommitAtomic:
 
     def _compose(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
         span = None if owner is None else owner.server_span
-        return (piece for one in self._told(owner, changes) for piece in self._place(one, span))
+        return (piece for one in self._records(owner, changes) for piece in self._place(one, span))
 
-    def _told(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
-        if owner is not None and owner.teller is not None:
-            yield from owner.teller(changes)
+    def _records(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
+        if owner is not None and owner.at_commit is not None:
+            yield from owner.at_commit(changes)
             return
         if owner is None and not self._config.orm_outside_actions:
             return

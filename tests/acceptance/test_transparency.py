@@ -344,7 +344,7 @@ class TestRecords:
         assert '"absent":"not_read"' in rows["/unread"]["payload"]
         assert '"_binary":true' in rows["/file"]["payload"]
         assert (rows["/breaks"]["outcome"], rows["/breaks"]["status_code"]) == ("failure", 200)
-        assert "not observed in full" not in pair.audited.output
+        assert "not recorded in full" not in pair.audited.output
 
     async def rows(self, store: str, since: dt.datetime) -> dict[str, asyncpg.Record]:
         connection = await asyncpg.connect(store)

@@ -16,6 +16,7 @@ import asyncpg
 import httpx
 import psutil
 import pytest
+from postgres_servers import synchronous_standby
 from sinks import Sink, request, serving, span
 
 _SPANS = 5
@@ -121,6 +122,25 @@ class TestPostgres:
         assert senders.statuses == {200, 503}
         assert senders.retry_after == {"5"}
         await assert_nothing_lost(senders, own_store.dsn)
+
+    async def test_failover_under_load(self, tmp_path, own_store):
+        """The primary is killed, its synchronous standby promoted: all that 200 stood for is there."""
+        async with synchronous_standby(own_store) as standby:
+            first, second = own_store.data, standby.dsn.partition("host=")[2].partition("&")[0]
+            dsn = (
+                f"postgresql://postgres@/postgres?host={first},{second}&port=5432,5432"
+                "&target_session_attrs=read-write"
+            )
+            with serving(tmp_path, dsn) as sink, Senders([sink]) as senders:
+                await asyncio.to_thread(senders.until_more)
+                await asyncio.to_thread(own_store.stop, signal.SIGKILL)
+                await asyncio.to_thread(senders.until_answered, 503)
+                await asyncio.to_thread(standby.promote)
+                await asyncio.to_thread(senders.until_more)
+                assert sink.client.get("/ready").json() == {"ready": True}
+
+            assert senders.statuses == {200, 503}
+            await assert_nothing_lost(senders, standby.dsn)
 
     async def test_without_a_schema_nothing_is_taken_and_the_remedy_said(
         self, tmp_path, postgres, database

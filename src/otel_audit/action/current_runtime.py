@@ -14,8 +14,7 @@ from otel_audit.errors import ConfigurationError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from otel_audit.action.blocking_intent import Intended
-    from otel_audit.action.ports import Recorder
+    from otel_audit.action.ports import Intended, Recorder
     from otel_audit.record import AuditRecord, Receipt
     from otel_audit.redaction import Redactor
     from otel_audit.scope import Origin

@@ -141,23 +141,23 @@ def emit(  # noqa: PLR0913 - one fact an argument
             is given, and the settings do not allow it.
         StoreError: ``session`` is given, and its database has no outbox for the event.
     """
-    recording = in_use()
-    if recording is None:
+    runtime = in_use()
+    if runtime is None:
         return _nothing() if hasattr(session, "run_sync") else None
-    told = Action(
-        RecordArguments(event, actor, tenant, target, metadata, action, parent), recording
+    event_action = Action(
+        RecordArguments(event, actor, tenant, target, metadata, action, parent), runtime
     )
     outcome = outcome if outcome in get_args(Outcome) else "unknown"
     if session is None:
-        told.tell(outcome)
-        return told.record_id
-    if recording.enlist is None:
+        event_action.tell(outcome)
+        return event_action.record_id
+    if runtime.enlist is None:
         raise ConfigurationError(
             "emit(session=…) writes to audit.outbox in the application's database: "
             "set OTEL_AUDIT_ORM=transactional"
         )
-    written = recording.enlist(session, told.finished(recording, outcome), told.span)
-    return told.record_id if written is None else _after(written, told.record_id)
+    written = runtime.enlist(session, event_action.finished(outcome), event_action.span)
+    return event_action.record_id if written is None else _after(written, event_action.record_id)
 
 
 async def _nothing() -> None:
@@ -198,9 +198,9 @@ def current_action() -> ActionReference | None:
 class Audit:
     """What `audit` returns: for ``with``, for ``async with``, and as a decorator."""
 
-    def __init__(self, told: RecordArguments) -> None:
+    def __init__(self, arguments: RecordArguments) -> None:
         """Take what the caller says; see `audit`."""
-        self._told = told
+        self._arguments = arguments
         self._underway: list[Action] = []
 
     def __enter__(self) -> Action:
@@ -211,7 +211,7 @@ class Audit:
             StoreUnavailableError: It could not be recorded, and ``OTEL_AUDIT_REQUIRED`` is set;
                 or delivery is strict, and the store does not take its intent.
         """
-        action = Action(self._told, in_use())
+        action = Action(self._arguments, in_use())
         action.begin()
         self._underway.append(action)
         return action
@@ -227,7 +227,7 @@ class Audit:
 
     async def __aenter__(self) -> Action:
         """As ``with``; with strict delivery it waits until the store has the intent."""
-        action = Action(self._told, in_use())
+        action = Action(self._arguments, in_use())
         await action.begin_async()
         self._underway.append(action)
         return action
@@ -252,16 +252,16 @@ class Audit:
             raise ConfigurationError(
                 f"audit: {function.__qualname__} is a generator function; use `with` inside of it"
             )
-        told = self._told
+        arguments = self._arguments
 
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            with Audit(told):
+            with Audit(arguments):
                 return function(*args, **kwargs)
 
         @functools.wraps(function)
         async def recorded_async(*args: Any, **kwargs: Any) -> Any:
-            async with Audit(told):
+            async with Audit(arguments):
                 return await function(*args, **kwargs)
 
         is_async = inspect.iscoroutinefunction(function)

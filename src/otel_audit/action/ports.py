@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
 
 from opentelemetry import trace
 
 from otel_audit.record import AuditRecord
+
+Intended: TypeAlias = Callable[[AuditRecord, trace.Span | None], Awaitable[bool]]
+"""Brings an intent to the store; says whether the store has it for sure."""
 
 
 class Recorder(Protocol):
@@ -23,3 +27,58 @@ class Recorder(Protocol):
 
     def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
         """The action is over and its record is true."""
+
+
+class NoRecorder:
+    """Records go nowhere: for ``OTEL_AUDIT_EXPORTER=none``, and where nothing is audited."""
+
+    def opened(self, _record: AuditRecord, _span: trace.Span | None, /) -> bool:
+        """Let it begin."""
+        return True
+
+    def answered(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
+        """Let it go on."""
+
+    def discarded(self, _record_id: str, /) -> None:
+        """Let it go."""
+
+    def closed(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
+        """Let it go."""
+
+
+class Ports(Protocol):
+    """What each action reports to."""
+
+    @property
+    def recorder(self) -> Recorder:
+        """Takes the records."""
+
+    @property
+    def settle(self) -> Callable[[], None]:
+        """Brings home the commits that the database has answered."""
+
+    @property
+    def on_error(self) -> Callable[[], None]:
+        """Told of each failure of ours."""
+
+    @property
+    def on_loss(self) -> Callable[[Exception], None]:
+        """Told of each failure of ours that costs a record."""
+
+    @property
+    def intended(self) -> Intended | None:
+        """Brings the intent of an action to the store before it begins; None: none is due."""
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+class NoPorts:
+    """The ports where nothing is audited."""
+
+    recorder: Recorder = NoRecorder()
+    settle: Callable[[], None] = staticmethod(_nothing)
+    on_error: Callable[[], None] = staticmethod(_nothing)
+    on_loss: Callable[[Exception], None] = staticmethod(_nothing)
+    intended: Intended | None = None

@@ -23,7 +23,7 @@ class _Whole(Protocol):
     """The capture of the whole process."""
 
     def open_with(
-        self, observer: CaptureOptions, scope: MutableMapping[str, Any], /
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], /
     ) -> Exchange | None: ...
 
     def for_app(self, app: Any, /) -> Capture: ...
@@ -49,23 +49,23 @@ class RoutedCapture:
     been added: an application may do so as it starts, or later.
     """
 
-    def __init__(self, whole: _Whole, observer: CaptureOptions, app: Any) -> None:
+    def __init__(self, whole: _Whole, options: CaptureOptions, app: Any) -> None:
         """Wait for the first request.
 
         Args:
             whole: The capture of the process.
-            observer: How exchanges are observed, whatever the routes say.
+            options: How exchanges are observed, whatever the routes say.
             app: The application; it is not kept alive.
         """
         self._whole = whole
-        self._plain = self._observer = observer
+        self._plain = self._options = options
         self._app = weakref.ref(app)
         self._known = -1
 
     def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
         """Begin to observe a request. Never raises."""
         self._look_at_routes()
-        return self._whole.open_with(self._observer, scope)
+        return self._whole.open_with(self._options, scope)
 
     def for_app(self, app: Any) -> Capture:
         """Return what observes another application."""
@@ -101,7 +101,7 @@ class RoutedCapture:
             self._known = len(app.routes)
             said = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
             policy = self._plain.policy.with_routes(said)
-            self._observer = dataclasses.replace(self._plain, policy=policy)
+            self._options = dataclasses.replace(self._plain, policy=policy)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._plain.on_error()
             log_limited(_logger, "routes", "The routes' own levels are not known", error=error)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
-from otel_audit import scope as scopes
-from otel_audit._util.aio import in_slices
-from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.spill import SpilledChanges
-from otel_audit.action.compose import as_intent, as_started, changes_of, with_continuations
+from otel_audit.action.compose import as_intent, as_started
+from otel_audit.action.lifecycle import Lifecycle
 from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.body_capture import add
@@ -20,18 +15,13 @@ from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import header_of
 from otel_audit.policy import UNDECIDED
-from otel_audit.record import (
-    ANONYMOUS,
-    AuditRecord,
-    TransactionOutcome,
-)
-from otel_audit.scope import AuditScope
+from otel_audit.record import ANONYMOUS
 
 if TYPE_CHECKING:
+    from otel_audit._util.spill import SpilledChanges
     from otel_audit.http.body_copy import BodyCopy
     from otel_audit.policy import Decision, Start
-
-_logger = logging.getLogger("otel_audit.http")
+    from otel_audit.record import AuditRecord, Request
 
 _NOT_STORED = "its intent could not be stored in time"
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
@@ -40,38 +30,35 @@ _WITH_HEADERS = frozenset({
 })  # fmt: skip
 
 
-class Exchange:
+class Exchange(Lifecycle):
     """One HTTP request and its response, or one WebSocket, as far as they have come.
 
     None of the public methods raises anything of ours: that is counted and logged, and the
     application goes on.
     """
 
-    def __init__(self, observer: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
         """Begin to observe a request.
 
         Args:
-            observer: How.
+            options: How.
             scope: The ASGI scope; gets the request id under ``state``.
         """
-        self._observer = observer
-        self._account = account = ExchangeRecord(observer, scope)
-        self.audit = account.audit
+        self._options = options
+        self._account = account = ExchangeRecord(options, scope)
+        super().__init__(options, account.audit, account.parts)
         self.passage = account.passage
         self.socket = account.socket
         self._scope = scope
-        self._token: Token[AuditScope | None] | None = None
         self._watched: WatchedAction | None = None
-        self._told_of_start: Decision | None = None
+        self._decided_at_start: Decision | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
         self._has_intent = self._moved = False
-        self._further: Iterator[AuditRecord] | None = None
-        self.audit.teller = self._tell
         try:
             scope.setdefault("state", {})["request_id"] = self._account.head.id
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
-            account.parts.fail("state", error)
+            self._parts.fail("state", error)
         self.refused = not self._open()
 
     def _open(self) -> bool:
@@ -80,56 +67,56 @@ class Exchange:
         Returns:
             Whether it may go on; False where it could not be written down and so must not be.
         """
-        account, observer = self._account, self._observer
+        account, options = self._account, self._options
         if not self._may_be_recorded():
-            account.is_quiet = observer.log is None
+            account.is_quiet = options.log is None
             return True
         account.is_quiet = False
         decision = account.judge(route=None, wrote=False, scope=None)
         if decision.level == "none":
             return True
-        strict = observer.strict if decision.strict is None else decision.strict
+        strict = options.strict if decision.strict is None else decision.strict
         if decision is UNDECIDED:
-            strict = strict or observer.policy.may_be_strict
+            strict = strict or options.policy.may_be_strict
         account.see_source()
         request = account.head.describe(account.routed, None)
         record = account.record(decision, phase="started", outcome="unknown", request=request)
-        if strict and observer.intended is not None and self._intent is None:
+        if strict and options.intended is not None and self._intent is None:
             self._intent = record
         if self._spooled:
             return True
         self._spooled = True
-        try:
-            return observer.recorder.opened(record, self.audit.server_span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-            return not observer.refuses
+        return self._write_opened(
+            lambda record: options.recorder.opened(record, self._audit.server_span),
+            record,
+            refuse=options.refuses,
+        )
 
     def _may_be_recorded(self) -> bool:
         """Tell whether any answer could lead to a record; begin to copy what it may need."""
         try:
             return self._observe_bodies().level != "none"
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-            self._account.parts.fail("bodies", error)
+            self._parts.fail("bodies", error)
             return True
 
     def _observe_bodies(self) -> Start:
-        observer = self._observer
-        start = observer.policy.at_start(self._account.head.method, self._account.head.path)
+        options = self._options
+        start = options.policy.at_start(self._account.head.method, self._account.head.path)
         if self.passage.copies:
             return start
-        limit = max(observer.body_limit, start.body_limit or 0)
+        limit = max(options.body_limit, start.body_limit or 0)
         if start.level != "none" and may_ask(self._account.head.method, self._account.head.path):
             # what is asked for and whether it went well stands in the bodies, kept or not
             self.passage.copy(limit, request=True, response=True)
             return start
         if not start.request:
             return start
-        response = start.response and observer.response_bodies
+        response = start.response and options.response_bodies
         if self.socket is None:
-            self.passage.copy(limit, request=observer.request_bodies, response=response)
-        elif start.messages or observer.socket_messages:
-            self.socket.copy(limit, received=observer.request_bodies, sent=response)
+            self.passage.copy(limit, request=options.request_bodies, response=response)
+        elif start.messages or options.socket_messages:
+            self.socket.copy(limit, received=options.request_bodies, sent=response)
         return start
 
     async def admitted(self) -> bool:
@@ -137,12 +124,11 @@ class Exchange:
 
         The refusal is then recorded, and this exchange is over.
         """
-        intent, store = self._intent, self._observer.intended
-        if intent is None or store is None:
+        if self._intent is None:
             return True
         stored = False
         try:
-            stored = await self._store_intent()
+            stored = await self._admit(self._intent)
         finally:
             if not stored:
                 self.passage.status = 503
@@ -161,48 +147,39 @@ class Exchange:
             return False
         if self._intent is None or self._has_intent:
             return True
-        stored = await self._store_intent()
+        stored = await self._admit(self._intent)
         if not stored:
             self.failed(StoreUnavailableError(_NOT_STORED))
         return stored
 
-    async def _store_intent(self) -> bool:
-        intent, store = self._intent, self._observer.intended
-        if intent is None or store is None:
-            return True
+    async def _admit(self, started: AuditRecord) -> bool:
         self._has_intent = True
-        try:
-            return await store(self._as_intent(intent), self.audit.server_span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-            return False
-
-    def _as_intent(self, record: AuditRecord) -> AuditRecord:
         account = self._account
         bearer = account.read_bearer(self._scope)
+        # before the application runs, a verified token is all that may say who it is
         known = bearer.claims is not None
         actor = account.actor(self._scope, bearer) if known else ANONYMOUS
-        return as_intent(record, actor)
+        return await self._store_intent(as_intent(started, actor))
 
     @property
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
-        return self._observer.durable is not None and (
+        return self._options.durable is not None and (
             self.passage.ended or self._account.error is not None
         )
 
     async def durable(self) -> None:
         """Wait until what was recorded is on disk."""
         try:
-            if self._observer.durable is not None:
-                await self._observer.durable()
+            if self._options.durable is not None:
+                await self._options.durable()
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
     def enter(self) -> None:
         """Make the action the current one, and set the clock for a long one."""
-        self._token = scopes.enter(self.audit)
-        watch = self._observer.watch
+        self._enter()
+        watch = self._options.watch
         if watch is not None:
             self._watched = watch.begin(self._takes_long)
 
@@ -224,7 +201,7 @@ class Exchange:
         try:
             self.passage.sent_inside(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
         return message
 
     def received(self, copy: BodyCopy, message: Mapping[str, Any]) -> None:
@@ -233,7 +210,7 @@ class Exchange:
             if message["type"] == "http.request":
                 add(copy, message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
     def received_by_socket(self, message: Mapping[str, Any]) -> None:
         """See a message that a WebSocket receives."""
@@ -241,7 +218,7 @@ class Exchange:
             if self.socket is not None:
                 self.socket.received(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
     def sent(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """See a message that goes to the server; return what is sent in its place."""
@@ -259,12 +236,12 @@ class Exchange:
             if kind in _WITH_HEADERS:
                 return self._with_request_id(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
         return message
 
     def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         headers = message.get("headers", ())
-        name = self._observer.request_id_header
+        name = self._options.request_id_header
         if not name or header_of(headers, name) is not None:
             return message
         return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
@@ -272,14 +249,16 @@ class Exchange:
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
         self._account.redact_span()
-        decision = self._decided(wrote=bool(self.audit.changes_pending or self.audit.transactions))
+        decision = self._decided(
+            wrote=bool(self._audit.changes_pending or self._audit.transactions)
+        )
         if decision is None:
             return
         self._collect(decision)
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
-        self._observer.recorder.answered(known, self.audit.server_span)
+        self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; whoever stands outside of it makes the answer."""
@@ -294,160 +273,114 @@ class Exchange:
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
         self._close()
-        if self._further is not None:
-            for _ in self._continuing(self._further):
-                pass
+        self._hand_over_rest()
 
     async def close_async(self) -> None:
         """As `close`, but the event loop goes on between one record and the next."""
         self._close()
-        if self._further is not None:
-            await in_slices(self._continuing(self._further))
-
-    def _continuing(self, further: Iterator[AuditRecord]) -> Iterator[None]:
-        """Hand over one record with each step. Never raises."""
-        try:
-            for one in further:
-                self._observer.recorder.closed(one, self.audit.server_span)
-                yield
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-            self._observer.on_loss(error)
+        await self._hand_over_rest_async()
 
     def _close(self) -> None:
-        audit, account = self.audit, self._account
+        audit, account = self._audit, self._account
         if audit.closed:
             return
         try:
             if self._watched is not None:
                 self._watched.end(self._takes_long)
-            if self._token is not None:
-                scopes.leave(self._token)
+            self._leave()
             if self.socket is not None:
                 self.socket.returned()
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-        try:
-            self._observer.settle()
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            account.parts.fail("changes", error)
+            self._count_failure(error)
+        self._end_scope()
         account.redact_span()
-        audit.late = self._told_later
-        audit.close()
-        decision = self._decided(wrote=bool(audit.transactions)) or self._told_of_start
+        decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
         if decision is not None:
             self._finish(decision)
             return
         try:
             if self._spooled:
-                self._observer.recorder.discarded(audit.record_id)
+                self._options.recorder.discarded(audit.record_id)
             self._log_unrecorded()
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
     def _decided(self, *, wrote: bool) -> Decision | None:
         """Decide; what cannot be decided is recorded."""
         try:
             return self._account.decide(wrote=wrote)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._account.parts.fail("policy", error)
+            self._parts.fail("policy", error)
             return UNDECIDED
 
     def _collect(self, decision: Decision) -> None:
         try:
             self._account.collect(decision)
-            self._account.parts.succeed("record")
+            self._parts.succeed("record")
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
-            self._account.parts.fail("record", error)
+            self._parts.fail("record", error)
 
     def _finish(self, decision: Decision) -> None:
-        audit, observer, account = self.audit, self._observer, self._account
+        account, options = self._account, self._options
         self._collect(decision)
         if self.socket is not None or not self.passage.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)
-        try:
-            record = account.record(decision, phase="completed")
-            observer.recorder.closed(record, audit.server_span)
-            if audit.further:
-                self._further = with_continuations(record, audit.further)
-                # that is the record itself
-                next(self._further)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-            observer.on_loss(error)
+        record = self._hand_over(lambda: account.record(decision, phase="completed"))
+        if record is None or options.log is None:
             return
         try:
-            if observer.log is not None:
-                observer.log(record, audit.server_span)
+            options.log(record, self._audit.server_span)
         except Exception as error:  # noqa: BLE001 - the record is made all the same
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
     def _log_unrecorded(self) -> None:
-        log, decision = self._observer.log, self._account.judgement
+        log, decision = self._options.log, self._account.judgement
         if log is not None and decision is not None:
             self._account.collect(decision)
             log(
                 self._account.record(decision, phase="completed"),
-                self.audit.server_span,
+                self._audit.server_span,
             )
 
     def _takes_long(self) -> None:
         """The action still runs: a record says so. Who it is may not be settled yet."""
-        audit = self.audit
-        kept = audit.actor, audit.tenant, self._account.resolved, self._account.judged
+        audit, account = self._audit, self._account
+        settled = account.settled
         try:
-            decision = self._account.decide(wrote=bool(audit.changes_pending or audit.transactions))
+            decision = account.decide(wrote=bool(audit.changes_pending or audit.transactions))
             found = audit.actor, audit.tenant
             if decision is not None:
-                request = audit.request or self._account.head.describe(self._account.routed, None)
-                known = self._account.record(
-                    decision, phase="started", outcome="unknown", request=request
+                known = account.record(
+                    decision, phase="started", outcome="unknown", request=self._request()
                 )
-                self._told_of_start = decision
-                self._observer.recorder.closed(as_started(known), audit.server_span)
+                self._decided_at_start = decision
+                self._options.recorder.closed(as_started(known), audit.server_span)
             if (audit.actor, audit.tenant) == found and not self.passage.ended:
-                audit.actor, audit.tenant, self._account.resolved, self._account.judged = kept
+                account.settled = settled
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
+            self._count_failure(error)
 
-    def _tell(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
-        """Make the records of a transaction that is about to be committed.
-
-        Who it is may not be settled yet; then it is settled again later.
-        """
-        audit, account = self.audit, self._account
-        kept = audit.actor, audit.tenant, account.resolved, account.judged
-        decision = account.decide(wrote=True)
-        if decision is not None:
-            request = audit.request or account.head.describe(account.routed, None)
-            known = account.record(decision, phase="changes", outcome="unknown", request=request)
-            yield from changes_of(known, audit, "committed", changes, account.parts)
+    def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
+        """As for any action; who it is may not be settled yet, and then is settled again later."""
+        audit, account = self._audit, self._account
+        settled = account.settled
+        if account.decide(wrote=True) is not None:
+            yield from super()._records_at_commit(changes)
         if not self.passage.ended and not audit.closed:
-            audit.actor, audit.tenant, account.resolved, account.judged = kept
+            account.settled = settled
 
-    def _told_later(
-        self,
-        audit: AuditScope,
-        outcome: TransactionOutcome,
-        changes: SpilledChanges,
-    ) -> None:
-        """A transaction of this action ends after its record: it gets a record of its own."""
-        try:
-            # what wrote is recorded, whatever was decided before
-            decision = self._account.decide(wrote=True) or self._account.judgement
-            assert decision is not None  # noqa: S101 - made when the exchange began
-            known = self._account.record(decision, phase="changes", outcome="unknown")
-            for one in changes_of(known, audit, outcome, changes, self._account.parts):
-                self._observer.recorder.closed(one, audit.server_span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self.failed_ourselves(error)
-            self._observer.on_loss(error)
+    def _known(self, *, at_commit: bool) -> AuditRecord:
+        """Make the record of what is known now."""
+        # what wrote is recorded, whatever was decided before
+        decision = self._account.decide(wrote=True) or self._account.judgement
+        assert decision is not None  # noqa: S101 - made when the exchange began
+        request = self._request() if at_commit else None
+        return self._account.record(decision, phase="changes", outcome="unknown", request=request)
 
-    def failed_ourselves(self, error: Exception) -> None:
-        """Count and log a failure of ours."""
-        self._observer.on_error()
-        log_limited(_logger, "exchange", "An action was not observed in full", error=error)
+    def _request(self) -> Request:
+        account = self._account
+        return self._audit.request or account.head.describe(account.routed, None)
 
 
 def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

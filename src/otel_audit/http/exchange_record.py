@@ -86,14 +86,14 @@ class ExchangeRecord:
         is_quiet: Whether no answer could lead to a record: only what is written could.
     """
 
-    def __init__(self, observer: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
         """Begin with what the server says.
 
         Args:
-            observer: How exchanges are observed.
+            options: How exchanges are observed.
             scope: The ASGI scope.
         """
-        self._observer = observer
+        self._options = options
         self._scope = scope
         self.socket = SocketTally() if scope["type"] == "websocket" else None
         self.inner_scope: MutableMapping[str, Any] | None = None
@@ -103,7 +103,7 @@ class ExchangeRecord:
         self.judgement: Decision | None = None
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
-        self.parts = Parts(observer.on_error)
+        self.parts = Parts(options.on_error)
         self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] | None = frozenset()
         self._shown_target: tuple[tuple[Target, int, str | None], Target | None] | None = None
@@ -115,14 +115,14 @@ class ExchangeRecord:
         span = trace.get_current_span()
         self.audit = AuditScope(
             server_span=span if span.get_span_context().is_valid else None,
-            budget=Budget(observer.body_limit),
+            budget=Budget(options.body_limit),
             of_request=True,
         )
         self.audit.identities = self._identities
         self.audit.origin = self.origin
         request_id = None
         try:
-            request_id = observer.request_id(scope)
+            request_id = options.request_id(scope)
         except Exception as error:  # noqa: BLE001 - it costs the client's own id
             self.parts.fail("request_id", error)
         self.head = RequestHead(
@@ -130,8 +130,8 @@ class ExchangeRecord:
             method="WEBSOCKET" if self.socket is not None else method_of(scope),
             # the client reads it before the record is stored: the record's own id stays untold
             request_id=request_id or public_id(),
-            redactor=observer.redactor,
-            keep=observer.kept_headers,
+            redactor=options.redactor,
+            keep=options.kept_headers,
             budget=self.audit.budget,
             parts=self.parts,
         )
@@ -143,6 +143,17 @@ class ExchangeRecord:
         Where middleware has answered in the router's place, as the router would have left it.
         """
         return self.inner_scope or self._foreseen or self._scope
+
+    @property
+    def settled(self) -> tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]:
+        """Who does it, for whom, and what that rests on: to undo a decision that came too early."""
+        return self.audit.actor, self.audit.tenant, self.resolved, self.judged
+
+    @settled.setter
+    def settled(
+        self, earlier: tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]
+    ) -> None:
+        self.audit.actor, self.audit.tenant, self.resolved, self.judged = earlier
 
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
@@ -186,7 +197,7 @@ class ExchangeRecord:
                 if self.head.method == "POST":
                     self._asked = RequestedOperation.read(self.passage, self.head.path)
             if self._asked is not None and self.judgement is not None:
-                self.judgement = self._asked.renamed(self.judgement, self._observer.redactor)
+                self.judgement = self._asked.renamed(self.judgement, self._options.redactor)
         except Exception as error:  # noqa: BLE001 - the name from the path remains
             self.parts.fail("name", error)
 
@@ -212,7 +223,7 @@ class ExchangeRecord:
         if parameters:
             try:
                 self._secrets = secret_parameters(
-                    parameters, self._observer.redactor, self.head.path
+                    parameters, self._options.redactor, self.head.path
                 )
                 self.parts.succeed("target")
             except Exception as error:  # noqa: BLE001 - it costs the target's id
@@ -222,7 +233,7 @@ class ExchangeRecord:
     def read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
         """Read the bearer token of a request. Never raises."""
         try:
-            return self._observer.bearer(scope)
+            return self._options.bearer(scope)
         except Exception as error:  # noqa: BLE001 - whose token it is, is not known
             self.parts.fail("actor", error)
             return UNREADABLE_BEARER
@@ -232,7 +243,7 @@ class ExchangeRecord:
         if bearer is None:
             bearer = self.read_bearer(scope)
         try:
-            found = self._observer.actor(scope, self.audit, bearer)
+            found = self._options.actor(scope, self.audit, bearer)
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
@@ -253,7 +264,7 @@ class ExchangeRecord:
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
-            found = self._observer.tenant(scope, self.audit, bearer.claims)
+            found = self._options.tenant(scope, self.audit, bearer.claims)
         except Exception as error:  # noqa: BLE001 - it costs the tenant alone
             self.parts.fail("tenant", error)
             return None
@@ -262,7 +273,7 @@ class ExchangeRecord:
 
     def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
         try:
-            found = self._observer.source(scope, claims, self._known_source(scope))
+            found = self._options.source(scope, claims, self._known_source(scope))
         except Exception as error:  # noqa: BLE001 - it costs the source alone
             self.parts.fail("source", error)
             return None
@@ -319,7 +330,7 @@ class ExchangeRecord:
         if self._secrets is not None:
             self.parts.succeed("target")
         try:
-            decision = self._observer.policy.decide(
+            decision = self._options.policy.decide(
                 method=self.head.method,
                 path=self.head.path,
                 route=route,
@@ -329,7 +340,7 @@ class ExchangeRecord:
                 wrote=wrote,
                 scope=scope,
                 key=self.audit.record_id,
-                name_all=self._observer.log is not None,
+                name_all=self._options.log is not None,
                 reached=self.inner_scope is not None,
                 on_failure=self.parts.fail,
             )
@@ -341,7 +352,7 @@ class ExchangeRecord:
 
     def collect(self, decision: Decision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
-        audit, observer = self.audit, self._observer
+        audit, options = self.audit, self._options
         if audit.response is not None:
             return
         scope = self.routed
@@ -362,8 +373,8 @@ class ExchangeRecord:
         try:
             headers = describe_headers(
                 self.passage.headers,
-                observer.kept_headers,
-                observer.redactor,
+                options.kept_headers,
+                options.redactor,
                 audit.budget,
                 "response.headers",
             )
@@ -381,44 +392,42 @@ class ExchangeRecord:
         try:
             passage = self.passage
             found = named_in_answer(
-                passage.answer, passage.headers, self._observer.subject_of
+                passage.answer, passage.headers, self._options.subject_of
             ) or named_in_request(
                 request_body, header_of(self._scope.get("headers") or (), b"authorization")
             )
-            self._holder = (
-                None if found is None else identifier(self._observer.redactor.text(found))
-            )
+            self._holder = None if found is None else identifier(self._options.redactor.text(found))
         except Exception as error:  # noqa: BLE001 - it costs the target's id
             self.parts.fail("target", error)
 
     def _body_limit(self, decision: Decision) -> int:
         own = decision.body_limit
-        return self._observer.body_limit if own is None else own
+        return self._options.body_limit if own is None else own
 
     def _messages(
         self, socket: SocketTally, decision: Decision, limit: int, *, received: bool
     ) -> Body | None:
         """Turn a WebSocket's messages of one direction into what is stored, where they are kept."""
-        own, observer = decision.messages, self._observer
-        if not (observer.socket_messages if own is None else own):
+        own, options = decision.messages, self._options
+        if not (options.socket_messages if own is None else own):
             return None
         into, out = socket.bodies(
-            observer.redactor, limit, self.audit.budget, received=received, sent=not received
+            options.redactor, limit, self.audit.budget, received=received, sent=not received
         )
         return into if received else out
 
     def _request_body(self, decision: Decision, scope: Mapping[str, Any]) -> Body | None:
         if decision.level not in _WITH_REQUEST:
             return None
-        observer, limit = self._observer, self._body_limit(decision)
+        options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=True)
-        if not observer.request_bodies:
+        if not options.request_bodies:
             return None
         return self.passage.request_body(
             self._scope.get("headers") or (),
             scope.get("headers") or (),
-            observer.redactor,
+            options.redactor,
             limit,
             self.audit.budget.request_body,
         )
@@ -426,14 +435,14 @@ class ExchangeRecord:
     def _response_body(self, decision: Decision) -> Body | None:
         if decision.level != "request_response":
             return None
-        observer, limit = self._observer, self._body_limit(decision)
+        options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=False)
-        if not observer.response_bodies:
+        if not options.response_bodies:
             return None
         may_exist = self.head.method != "HEAD" and self.error is None
         return self.passage.response_body(
-            observer.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
+            options.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
         )
 
     def outcome(self) -> Outcome:
@@ -467,7 +476,7 @@ class ExchangeRecord:
                     decision,
                     event_name=self._event_name(decision),
                     target=self._target(decision),
-                    full=self._observer.full_payload,
+                    full=self._options.full_payload,
                 )
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
             self.parts.fail("span", error)
@@ -478,14 +487,14 @@ class ExchangeRecord:
         Never raises.
         """
         span = self.audit.server_span
-        if not self._observer.span_urls or span is None:
+        if not self._options.span_urls or span is None:
             return
         try:
             if span.is_recording():
                 redact_span_urls(
                     span,
                     lambda path: self.head.spell_path(path, self.routed),
-                    self._observer.redactor,
+                    self._options.redactor,
                     self.audit.budget,
                 )
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
@@ -561,7 +570,7 @@ class ExchangeRecord:
         if not told:
             return decision.event_name
         try:
-            return parse_event(told, self._observer.redactor)
+            return parse_event(told, self._options.redactor)
         except Exception as error:  # noqa: BLE001 - the name from the route remains
             self.parts.fail("name", error)
             return decision.event_name
@@ -583,7 +592,7 @@ class ExchangeRecord:
 
     def _aimed(self) -> Target | None:
         try:
-            return target_of(self.audit, self._observer.redactor)
+            return target_of(self.audit, self._options.redactor)
         except Exception as error:  # noqa: BLE001 - the target from the route remains
             self.parts.fail("target", error)
             return None
@@ -597,7 +606,7 @@ class ExchangeRecord:
             found = Target(type=found.type)
         routed = self.routed.get("route") is not None
         secrets = self._secrets or frozenset()
-        return shown_target(found, secrets, self._observer.redactor, routed=routed)
+        return shown_target(found, secrets, self._options.redactor, routed=routed)
 
     def _whom(self, whom: Whom, kind: str) -> str | None:
         """Whose account it is: of who acts, or of who is named in the request or its answer."""
@@ -612,7 +621,7 @@ class ExchangeRecord:
         if self.error is not None and self._described is None:
             try:
                 self._described = describe_error(
-                    self.error, self._observer.redactor, self.audit.budget
+                    self.error, self._options.redactor, self.audit.budget
                 )
             except Exception as error:  # noqa: BLE001 - its type is known all the same
                 self.parts.fail("error", error)
@@ -624,13 +633,13 @@ class ExchangeRecord:
     def _metadata(self, decision: Decision) -> dict[str, Any]:
         found: dict[str, Any] = {}
         try:
-            found = application_metadata(self.audit, self._observer.redactor)
+            found = application_metadata(self.audit, self._options.redactor)
             self.parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             self.parts.fail("metadata", error)
         if self._asked is not None:
             try:
-                found |= self._asked.facts(self._observer.redactor)
+                found |= self._asked.facts(self._options.redactor)
             except Exception as error:  # noqa: BLE001 - it costs the operation's name alone
                 self.parts.fail("operation", error)
         if decision.sample is not None:

@@ -152,10 +152,16 @@ class ImageListeners:
             them is told.
         """
         before = self._before.get(connection)
-        statement = bare(getattr(context, "invoked_statement", None))
-        if before is None or before.statement is not statement:
+        if before is None:
             return entries
         told = [one for one in entries if one.table == before.table.fullname]
+        statement = bare(getattr(context, "invoked_statement", None))
+        if before.statement is not statement:
+            if not told:
+                return entries
+            del self._before[connection]
+            note = "not told row by row: a listener has changed the statement"
+            return [_noted(one, note) if one is told[0] else one for one in entries]
         written, read = (told[0].rows if told else 0), len(before.rows)
         if written is None or written == read:
             return entries
@@ -163,10 +169,7 @@ class ImageListeners:
         if not told:
             return entries
         note = f"not told row by row: {read} rows were read before it, {written} were affected"
-        noted = msgspec.structs.replace(
-            told[0], note=note if told[0].note is None else f"{told[0].note}; {note}"
-        )
-        return [noted if one is told[0] else one for one in entries]
+        return [_noted(one, note) if one is told[0] else one for one in entries]
 
     def after_execute(
         self,
@@ -214,7 +217,8 @@ class ImageListeners:
         is_update = isinstance(before.statement, Update)
         plan = self._plans.of_table(before.table)
         declared = RowNaming.of_table(before.table) if plan is None else plan.naming
-        naming = self._places.naming(self._places.at(connection), declared)
+        place = self._places.of_statement(connection, before.options)
+        naming = self._places.naming(place, declared)
         read = functools.partial(self._read, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
@@ -265,6 +269,12 @@ class ImageListeners:
         if is_key and told.spelling is not None:
             value = told.spelling(value)
         return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
+
+
+def _noted(change: Change, note: str) -> Change:
+    return msgspec.structs.replace(
+        change, note=note if change.note is None else f"{change.note}; {note}"
+    )
 
 
 def _kept(naming: RowNaming, entity: str, key: dict[str, Any]) -> Change:

@@ -15,8 +15,14 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from otel_audit.orm.cascades import Cascades, noted
 from otel_audit.orm.key_spelling import Spelling, key_spelling
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
-from otel_audit.orm.stored_values import StoredMembers, StoredValues, members_of, stored_values
-from otel_audit.redaction.names import is_secret_type
+from otel_audit.orm.stored_values import (
+    StoredMembers,
+    StoredValues,
+    members_of,
+    stored_values,
+    wrapping_functions,
+)
+from otel_audit.redaction.names import is_secret_function, is_secret_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +52,7 @@ class ColumnInfo:
         stored: Finds what an application's own type stores; None where that is the value.
         place: The table's and the column's key.
         spelling: How its values are spelled in keys; None where they have one spelling.
+        wrapped: Whether its type puts a SQL expression around a value, which stores another.
     """
 
     key: str
@@ -64,6 +71,7 @@ class ColumnInfo:
     stored: StoredValues | None
     place: tuple[str, str]
     spelling: Spelling | None
+    wrapped: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +89,7 @@ class MapperInfo:
         key: The columns of the primary key.
         moving: Attribute names whose value a flush may change unasked.
         post_updated: Attribute names that a flush sets by a statement of their own, after the row.
+        wrapped: Columns whose values a SQL expression makes others of.
         deleting: What is to be said when a row is deleted: of which tables the database may have
             deleted or changed rows on its own.
         moving_others: The same for a change of the columns that others refer to; by the
@@ -97,6 +106,7 @@ class MapperInfo:
     key: tuple[ColumnInfo, ...]
     moving: tuple[str, ...]
     post_updated: tuple[str, ...]
+    wrapped: tuple[str, ...]
     deleting: str | None
     moving_others: dict[str, str]
     captured: bool
@@ -278,7 +288,14 @@ def _own_mark(column: Column[Any]) -> str | None:
         return str(mark)
     if mark is not None and mark not in ("omit", True, False):
         return "redact"
-    return "redact" if is_secret_type(type(column.type).__name__) else None
+    return "redact" if _is_secret(column.type) else None
+
+
+def _is_secret(kind: TypeEngine[Any]) -> bool:
+    """Whether a type says that its values are secrets: by its name, or as it encrypts or hashes."""
+    if is_secret_type(type(kind).__name__):
+        return True
+    return any(map(is_secret_function, wrapping_functions(kind) or ()))
 
 
 def _referred(column: Column[Any]) -> Iterator[Column[Any] | str]:
@@ -312,6 +329,7 @@ def plan_column(
     mark = mark_of(column)
     further = [one for one in (key, *referred_names(column)) if not is_not_sensitive(one)]
     stored = stored_values(column.type) if mark is None else None
+    wrapped = mark is None and wrapping_functions(column.type) is not None
     database_value = column.computed is not None or column.identity is not None
     return ColumnInfo(
         key=key,
@@ -326,12 +344,13 @@ def plan_column(
         is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
         alias=further[0] if further else key,
-        innocent=mark is None and is_not_sensitive(name) and not further and stored is None,
+        innocent=not (mark or further or stored or wrapped) and is_not_sensitive(name),
         type=column.type,
         members=members_of(column.type) if stored is None else None,
         stored=stored,
         place=(str(getattr(column.table, "key", "")), str(column.key)),
         spelling=key_spelling(column.type),
+        wrapped=wrapped,
     )
 
 
@@ -378,6 +397,7 @@ def _plan_mapper(
         key=tuple(key[column] for column in mapper.primary_key if column in key),
         moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
         post_updated=_post_updated(mapper),
+        wrapped=tuple(one.name for one in columns.values() if one.wrapped),
         deleting=_deleting(mapper, cascades),
         moving_others=_moving_others(mapper, cascades),
         captured=_is_captured(mapper, selection),

@@ -115,7 +115,7 @@ class ReferenceNames:
         found = [] if noun == self.own(mapper) else [noun]
         if mapper.inherits is None and not self._is_renamed(mapper):
             other = further_noun(noun, mapper.class_.__name__, table)
-            if other is not None and not any(self._rivals(mapper, other)):
+            if other is not None and not any(self._rivals(mapper, other, further=True)):
                 found.append(other)
         return tuple(found)
 
@@ -134,17 +134,29 @@ class ReferenceNames:
         known = (name, f"{schema}.{table}", table, entity_noun(name, table))
         return any(one in self._names for one in known)
 
-    def _rivals(self, mapper: Mapper[Any], noun: str) -> Iterator[Mapper[Any]]:
-        """The other classes whose rows are called so, and are other rows."""
+    def _rivals(
+        self, mapper: Mapper[Any], noun: str, *, further: bool = False
+    ) -> Iterator[Mapper[Any]]:
+        """The other classes whose rows are called so, and are other rows.
+
+        Args:
+            mapper: Of the class.
+            noun: What its rows are called.
+            further: Whether those count that are called so for their table.
+        """
         place = _place(mapper)
         for one in list(self._registries):
             for other in mappers_of(one):
                 if (
                     other.base_mapper is not mapper.base_mapper
                     and _place(other) != place
-                    and self._noun(other) == noun
+                    and (self._noun(other) == noun or (further and self._after(other) == noun))
                 ):
                     yield other
+
+    def _after(self, mapper: Mapper[Any]) -> str | None:
+        """What rows are called for their table."""
+        return further_noun(self._noun(mapper), mapper.class_.__name__, _place(mapper)[1])
 
 
 def mappers_of(known: registry) -> list[Mapper[Any]]:

@@ -284,7 +284,7 @@ def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueR
         table=plan.table,
         key=key,
         values=values,
-        unknown_after=tuple(unknown),
+        unknown_after=(*unknown, *filter(values.__contains__, plan.wrapped)),
         related=plan.naming.references(key) if plan.naming.also else (),
         note=_note(reader) if reader.unread else None,
     )
@@ -392,6 +392,8 @@ class _Differences:
             old = _UNKNOWN
         before = self._read(column, old, self.unknown_before)
         after = self._read(column, new, self.unknown_after)
+        if column.wrapped and after is not None:
+            self.unknown_after.append(column.name)
         self.values[column.name] = [before, after]
         if column.is_json and column.mark is None:
             patch = patch_between(before, after)

@@ -6,7 +6,7 @@ import re
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -85,6 +85,11 @@ class SchemaQualifiers:
                 pool = getattr(getattr(bind, "engine", None), "pool", None)
                 if pool is not None:
                     self._shards[pool] = str(name)
+
+    def of_statement(self, connection: Connection, options: Mapping[str, Any]) -> WriteLocation:
+        """Tell where a statement writes that is executed with options of its own."""
+        place = self.at(connection)
+        return replace(place, schemas=options[_SCHEMAS]) if _SCHEMAS in options else place
 
     def at(self, connection: Connection) -> WriteLocation:
         """Tell where a connection writes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -21,7 +22,7 @@ _TOKEN = re.compile(
     | (?P<dollar>\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z))
     | (?P<line>--[^\n]*)
     | (?P<block>/\*)
-    | (?P<double>"(?:[^"]|"")*(?:"|\Z))
+    | (?P<double>(?:[uU]&)?"(?:[^"]|"")*(?:"|\Z))
     | (?P<quoted>`(?:[^`]|``)*(?:`|\Z))
     | (?P<bracket>\[)
     | (?P<cast>::)
@@ -38,6 +39,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _MYSQL_TEXT = re.compile(r"""'(?:[^'\\]|\\.|'')*(?:'|\Z)|"(?:[^"\\]|\\.|"")*(?:"|\Z)""", re.DOTALL)
+_ESCAPED_LETTER = re.compile(r"\\(?:([0-9a-fA-F]{4})|\+([0-9a-fA-F]{6}))")
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _BRACKETED_NAME = re.compile(r"\[[^\]]*(?:\]|\Z)")
 
@@ -149,9 +151,17 @@ def _tokens(text: str, style: Style) -> Iterator[Token]:  # noqa: C901, PLR0912 
 
 
 def _unquoted(name: str, style: Style) -> str:
+    if name[0] in "uU":
+        name = _ESCAPED_LETTER.sub(_letter, name[2:])
     bare = name.strip('"').replace('""', '"')
     # where % begins a placeholder it is doubled to stand for itself
     return bare.replace("%%", "%") if style.paramstyle in ("format", "pyformat") else bare
+
+
+def _letter(found: re.Match[str]) -> str:
+    number = int(found[1] or found[2], 16)
+    is_letter = number <= sys.maxunicode and not 0xD800 <= number <= 0xDFFF  # noqa: PLR2004
+    return chr(number) if is_letter else found.group()
 
 
 def _bind(found: re.Match[str], style: Style, position: int) -> str | None:

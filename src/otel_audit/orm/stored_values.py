@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Enum
+from sqlalchemy import ARRAY, Enum, bindparam
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class StoredValues:
         # the same without the spelling of the driver, unless the type made another value of it
         again = steps.own(value)
         self._steady = _is_equal(steps.rest(again), sent)
-        return again if self._steady else sent
+        return again if self._steady else _unwrapped(sent)
 
     def is_steady(self, value: Any, dialect: Dialect) -> bool:
         """Whether the type makes the same of a value each time, as one that salts does not.
@@ -139,6 +141,25 @@ class StoredValues:
 def stored_values(kind: TypeEngine[Any] | None) -> StoredValues | None:
     """How to find what a type stores of its values; None where they are told as they are."""
     return StoredValues(kind) if kind is not None and _may_store_others(kind) else None
+
+
+def wrapping_functions(kind: TypeEngine[Any]) -> tuple[str, ...] | None:
+    """The names of the SQL functions that a type puts around its values on their way.
+
+    Args:
+        kind: The column's type.
+
+    Returns:
+        None where it puts nothing around them.
+    """
+    try:
+        found = kind.bind_expression(bindparam("value", type_=kind))
+    except Exception:  # noqa: BLE001 - a type of the application's
+        return None
+    if found is None:
+        return None
+    functions = (one for one in iterate(found) if isinstance(one, FunctionElement))
+    return tuple(str(getattr(one, "name", "")) for one in functions)
 
 
 def is_same_document(value: Any, stored: Any) -> bool:
@@ -293,6 +314,14 @@ def _each(process: _Process) -> _Process:
 def _is_equal(one: Any, other: Any) -> bool:
     """Whether two values are equal; those that cannot be compared are not."""
     try:
-        return bool(one == other)
+        # a driver's wrapper, as for JSON, is what it holds
+        return bool(_unwrapped(one) == _unwrapped(other))
     except Exception:  # noqa: BLE001 - a type of the application's
         return False
+
+
+def _unwrapped(sent: Any) -> Any:
+    """What a wrapper of psycopg's or psycopg2's holds; any other value as it is."""
+    if type(sent).__module__.partition(".")[0] not in ("psycopg", "psycopg2"):
+        return sent
+    return getattr(sent, "obj", getattr(sent, "adapted", sent))

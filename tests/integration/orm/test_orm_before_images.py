@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from orm_harness import SqliteStore, action, capturing
 from orm_models import Clerk, Customer, Employee, Order, OrderLine, Tag
-from sqlalchemy import JSON, bindparam, create_engine, delete, insert, select, text, update
+from sqlalchemy import JSON, bindparam, create_engine, delete, event, insert, select, text, update
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -86,6 +86,25 @@ class TestEditedInPlace:
         (gone,) = await recorded(peopled, work)
         assert gone.values["note"] == ["old", None]
         assert gone.unknown_before == ()
+
+
+async def test_a_statement_that_a_listener_changes(sqlite):
+    """What was read before is not told where another statement was sent."""
+    await sqlite.run(lambda s: (s.add_all([Tag(code="a"), Tag(code="b")]), s.commit()))
+
+    def narrow(_connection, clause, multiparams, params, _options):
+        return clause.where(Tag.code == "a"), multiparams, params
+
+    def work(session):
+        event.listen(sqlite.engine, "before_execute", narrow, retval=True)
+        try:
+            session.execute(delete(Tag).execution_options(synchronize_session=False))
+        finally:
+            event.remove(sqlite.engine, "before_execute", narrow)
+
+    (told,) = await recorded(sqlite, work)
+    assert (told.kind, told.rows) == ("bulk", 1)
+    assert told.note == "not told row by row: a listener has changed the statement"
 
 
 class TestCriteriaThatWrite:

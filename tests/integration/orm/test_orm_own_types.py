@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import itertools
@@ -10,9 +11,10 @@ import uuid
 from typing import Any
 
 import pytest
-from orm_harness import PostgresStore, SqliteStore, capturing
+from orm_harness import PostgresStore, SqliteStore, action, capturing
 from sqlalchemy import (
     CHAR,
+    JSON,
     Column,
     DateTime,
     ForeignKey,
@@ -34,8 +36,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator, UserDefinedType
+from sqlalchemy.util import greenlet_spawn
 
-from otel_audit.orm import OrmOptions
+from otel_audit.config import AuditConfig
+from otel_audit.orm import OrmOptions, attach, detach
+from otel_audit.redaction import Redactor
 
 NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 
@@ -99,6 +104,19 @@ class Document(TypeDecorator[Any]):
         return json.loads(value)
 
 
+class Versioned(TypeDecorator[Any]):
+    """A document within a document, which a driver may wrap for its way."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else {"version": 2, "data": value}
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else value["data"]
+
+
 class Naive(TypeDecorator[Any]):
     """A time without its zone."""
 
@@ -150,6 +168,26 @@ class Point(UserDefinedType[Any]):
         return lambda value: None if value is None else tuple(map(int, value[1:-1].split("|")))
 
 
+class Small(TypeDecorator[Any]):
+    """A text that the database itself makes small."""
+
+    impl = String
+    cache_ok = True
+
+    def bind_expression(self, bindvalue):
+        return func.lower(bindvalue)
+
+
+class Digest(TypeDecorator[Any]):
+    """A text of which the database keeps a hash."""
+
+    impl = String
+    cache_ok = True
+
+    def bind_expression(self, bindvalue):
+        return func.coalesce(func.md5(bindvalue), "none")
+
+
 class Plain(TypeDecorator[Any]):
     """A type that changes nothing, as SQLModel's for texts."""
 
@@ -183,6 +221,19 @@ class Gadget(Base):
     many = mapped_column(ARRAY(Cents).with_variant(Document(), "sqlite"))
     pin = mapped_column(Cents, info={"audit": "redact"})
     stickers: Mapped[list[Sticker]] = relationship(secondary=tagged)
+
+
+class Versions(Base):
+    __tablename__ = "versions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    document = mapped_column(Versioned)
+
+
+class Wrapped(Base):
+    __tablename__ = "wrapped"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    small = mapped_column(Small)
+    digest = mapped_column(Digest)
 
 
 class Sticker(Base):
@@ -300,11 +351,6 @@ class TestRows:
 
     async def test_sensitive_in_either(self, store):
         """What is hidden for what the application says is hidden for what the table holds."""
-        from orm_harness import action
-
-        from otel_audit.config import AuditConfig
-        from otel_audit.orm import attach, detach
-        from otel_audit.redaction import Redactor
 
         attachment = attach(Redactor.from_config(AuditConfig()))
         try:
@@ -322,6 +368,64 @@ class TestRows:
         bulk = next(one for one in scope.changes if one.kind == "bulk")
         assert entity.values["coded"][1] == bulk.parameters["coded"] == "[REDACTED]"
         assert "4111" not in str(entity.values["salted"])
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_documents_that_drivers_wrap(capture, orm_dsn, driver):
+    """What a driver is given for a document is told as the document."""
+    url = orm_dsn.replace("asyncpg", driver)
+    engine = create_async_engine(url).sync_engine if driver == "asyncpg" else create_engine(url)
+
+    def work():
+        with Session(engine) as session:
+            Base.metadata.create_all(session.connection(), tables=[Versions.__table__])
+            session.add(Versions(id=1, document={"a": 1}))
+            session.flush()
+            session.get(Versions, 1).document = {"a": 2}
+            session.flush()
+            session.execute(update(Versions).values(document={"a": 3}))
+            Base.metadata.drop_all(session.connection(), tables=[Versions.__table__])
+            session.commit()
+        engine.dispose()
+
+    with action() as scope:
+        asyncio.run(greenlet_spawn(work))
+    made, changed, many = scope.changes
+    assert made.values["document"] == [None, {"version": 2, "data": {"a": 1}}]
+    assert changed.values["document"][0] == {"version": 2, "data": {"a": 1}}
+    assert changed.patches == {"document": [{"op": "replace", "path": "/data/a", "value": 2}]}
+    assert many.parameters == {"document": {"version": 2, "data": {"a": 3}}}
+
+
+class TestExpressions:
+    async def test_a_function_around_the_value(self, capture, pg):
+        """What the database makes of a value is not known; what was sent is told beside that."""
+
+        def work(session):
+            session.add(Wrapped(id=1, small="ABC"))
+            session.flush()
+            session.get(Wrapped, 1).small = "XYZ"
+
+        made, changed = await pg.changes(work)
+        assert made.values["small"] == [None, "ABC"]
+        assert made.unknown_after == ("small",)
+        assert changed.unknown_after == ("small",)
+
+    async def test_a_function_that_hashes(self, capture, pg):
+        """What a table keeps only the hash of is nowhere told in clear."""
+
+        def work(session):
+            session.add(Wrapped(id=1, digest="S3CR3T"))
+            session.flush()
+            session.execute(
+                update(Wrapped).where(Wrapped.digest == "S3CR3T").values(digest="S3CR3T")
+            )
+            session.execute(insert(Wrapped), [{"id": 2, "digest": "S3CR3T"}])
+
+        changes = await pg.changes(work)
+        assert [one.operation for one in changes] == ["insert", "update", "insert"]
+        assert "S3CR3T" not in str(changes)
+        assert changes[0].values["digest"] == [None, "[REDACTED]"]
 
 
 class TestKeys:
@@ -381,7 +485,6 @@ def test_a_type_that_raises(sqlite):
         value = mapped_column(Once)
 
     Own.metadata.create_all(sqlite.engine)
-    from orm_harness import action
 
     with capturing(), action() as scope, Session(sqlite.engine) as session:
         session.add(Row(id=1, value="v"))

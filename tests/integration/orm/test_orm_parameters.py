@@ -354,6 +354,33 @@ class TestMarks:
         assert str(NUMBER) not in str([one.parameters for one in changes])
 
 
+async def test_a_marked_boolean_and_what_is_no_value(engine):
+    """True and false are values as any other; that there is none is shown."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Case(Own):
+        __tablename__ = "court_case"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        guilty: Mapped[bool | None] = mapped_column(info={"audit": "redact"})
+        closed: Mapped[bool | None]
+
+    Own.metadata.create_all(engine)
+    rows = [
+        {"id": 1, "guilty": True, "closed": True},
+        {"id": 2, "guilty": None, "closed": None},
+    ]
+    with capturing():
+        (change,) = await SqliteStore(engine).changes(
+            lambda s: s.execute(insert(Case.__table__), rows)
+        )
+    assert change.parameters == [
+        {"id": 1, "guilty": "[REDACTED]", "closed": True},
+        {"id": 2, "guilty": None, "closed": None},
+    ]
+
+
 class TestSelection:
     @pytest.mark.parametrize(
         "statement",

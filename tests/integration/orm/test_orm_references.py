@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Column, ForeignKey, String, Table, create_engine, delete, insert, text
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    String,
+    Table,
+    create_engine,
+    delete,
+    insert,
+    text,
+    update,
+)
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import StaticPool
@@ -161,6 +171,38 @@ class TestPlaces:
             rows = [one for one in record.changes if one.kind == "entity"]
             assert [one.reference for one in rows] == [f"{tenant}.item:1"] * 2
             assert all("item:1" in one.related for one in rows)
+
+    def test_a_schema_for_one_statement(self, base: Any) -> None:
+        """Rows that a statement is told by are where the statement itself writes."""
+        item = a_class(base, "Item", "items")
+        engine = memory()
+        with engine.begin() as connection:
+            connection.execute(text("attach ':memory:' as tenant_a"))
+            connection.execute(text("create table tenant_a.items (id text primary key, name text)"))
+            connection.execute(text("insert into tenant_a.items values ('1', 'x')"))
+        with (
+            recorded(config=config(orm_before_images=("items",))) as records,
+            otel_audit.audit("t.done"),
+            Session(engine) as session,
+        ):
+            options = {"schema_translate_map": {None: "tenant_a"}}
+            session.execute(update(item).values(name="y"), execution_options=options)
+            session.commit()
+        bulk, row = records.one("t.done").changes
+        assert bulk.table == row.table == "tenant_a.items"
+        assert row.reference == "tenant_a.item:1"
+
+    def test_tables_of_one_name(self, base: Any) -> None:
+        """What two tables are called stands for the rows of neither."""
+        engine = memory()
+        for schema in ("one", "two"):
+            with engine.begin() as connection:
+                connection.execute(text(f"attach ':memory:' as {schema}"))
+        first = a_class(base, "FirstThing", "same", __table_args__={"schema": "one"})
+        second = a_class(base, "SecondThing", "same", __table_args__={"schema": "two"})
+        changes = written(first(id="1"), second(id="1"), engine=engine)
+        told = [reference for one in changes for reference in (one.reference, *one.related)]
+        assert len(set(told)) == len(told)
 
     def test_shards(self, base: Any, tmp_path: Path) -> None:
         """Rows of one class in two databases are two rows, once both were seen."""

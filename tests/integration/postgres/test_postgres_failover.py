@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import logging
 import signal
+import subprocess
+import sys
 
 import asyncpg
+import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.connection import connect, settle
@@ -147,3 +150,43 @@ async def test_an_intent_is_stored_when_the_standby_has_it(store, standby, caplo
     for _ in range(3):
         assert not await intents.store(second)
     await asyncio.to_thread(intents.close)
+
+
+WRITING = """
+import asyncio, sys
+from otel_audit_postgres import PostgresSink
+from otel_audit.record import AuditRecord
+import msgspec
+
+async def main():
+    records = msgspec.json.decode(sys.stdin.buffer.read(), type=list[AuditRecord])
+    await PostgresSink(sys.argv[1], statement_timeout=60.0).write(records)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_killed_while_its_commit_waits(store, standby):
+    """Its backend waits on; who delivers the same again stores each once, on both servers."""
+    batch = records(4)
+    await asyncio.to_thread(standby.stop)
+    writer = subprocess.Popen([sys.executable, "-c", WRITING, store.dsn], stdin=subprocess.PIPE)
+    assert writer.stdin is not None
+    writer.stdin.write(msgspec.json.encode(batch))
+    writer.stdin.close()
+    admin = await asyncpg.connect(store.dsn)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with asyncio.timeout(60):
+        while not await admin.fetchval(waiting):  # noqa: ASYNC110 - another's
+            await asyncio.sleep(0.05)
+    writer.kill()
+    writer.wait()
+    await asyncio.to_thread(standby.launch)
+    sink = PostgresSink(store.dsn)
+    assert (await sink.write(batch)).stored == 4
+    await sink.close()
+    assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 4
+    await admin.close()
+    await asyncio.to_thread(store.stop, signal.SIGKILL)
+    await asyncio.to_thread(standby.promote)
+    assert await count(standby.dsn) == 4

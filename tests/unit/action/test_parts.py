@@ -148,8 +148,8 @@ async def test_a_part_that_fails_is_named(
 async def test_what_the_observer_cannot_read_is_named(name: str, part: str, once: bool) -> None:
     """Who, for whom, from where: what is not known is never nobody."""
     tapped = Tapped(handler, log_anonymous=False, jwt_key="k" * 48, jwt_algorithms="HS256")
-    broken = Breaks(getattr(tapped.runtime._observer, name), once=once)
-    tapped.runtime._observer = dataclasses.replace(tapped.runtime._observer, **{name: broken})
+    broken = Breaks(getattr(tapped.runtime._options, name), once=once)
+    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, **{name: broken})
     if part != "actor":
         tapped = tapped_without_anonymous(tapped)
     await told(tapped)
@@ -161,9 +161,9 @@ async def test_what_the_observer_cannot_read_is_named(name: str, part: str, once
 def tapped_without_anonymous(tapped: Tapped) -> Tapped:
     """The same with anonymous actions recorded: nobody presents anything here."""
     plain = Tapped(handler)
-    kept = tapped.runtime._observer
-    plain.runtime._observer = dataclasses.replace(
-        kept, policy=plain.runtime._observer.policy,
+    kept = tapped.runtime._options
+    plain.runtime._options = dataclasses.replace(
+        kept, policy=plain.runtime._options.policy,
         recorder=plain.kept, on_error=plain.runtime._count_error,
     )  # fmt: skip
     return plain
@@ -180,7 +180,7 @@ class Broken(Kept):
 async def test_what_cannot_be_written_down_is_refused(refuses: bool) -> None:
     """Where nothing may run unrecorded, an error of ours at the beginning is a refusal."""
     tapped = Tapped(handler, kept=Broken())
-    tapped.runtime._observer = dataclasses.replace(tapped.runtime._observer, refuses=refuses)
+    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, refuses=refuses)
     await tapped.ask()
     assert tapped.sent[0]["status"] == (503 if refuses else 200)
     assert tapped.runtime.counters.capture_errors > 0
@@ -192,7 +192,7 @@ async def test_what_cannot_be_observed_is_refused(
 ) -> None:
     """The same where not even the core could be made; else that is a loss, and counted."""
     tapped = Tapped(handler)
-    tapped.runtime._observer = dataclasses.replace(tapped.runtime._observer, refuses=refuses)
+    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, refuses=refuses)
     monkeypatch.setattr(exchange, "ExchangeRecord", Breaks(exchange.ExchangeRecord, once=False))
     await tapped.ask()
     assert tapped.sent[0]["status"] == (503 if refuses else 200)
@@ -218,7 +218,7 @@ async def test_an_intent_is_asked_for_whatever_fails() -> None:
 
     rule = {"level": "request", "paths": ["/payments"], "strict": True}
     tapped = Tapped(handler, policy_rules=(rule,))
-    tapped.runtime._observer = dataclasses.replace(tapped.runtime._observer, intended=away)
+    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, intended=away)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Policy, "decide", Breaks(Policy.decide, once=True))
         await tapped.ask(path="/payments")
@@ -243,8 +243,8 @@ async def test_what_the_router_sees_asks_for_the_intent() -> None:
             return middleware
 
         tapped = Tapped(answer(b"gone"), overriding)
-        tapped.runtime._observer = dataclasses.replace(
-            tapped.runtime._observer, intended=store, strict=True
+        tapped.runtime._options = dataclasses.replace(
+            tapped.runtime._options, intended=store, strict=True
         )
         await tapped.ask(method="GET", path="/orders/7")
         record = tapped.kept.record
@@ -307,9 +307,8 @@ class TestOutsideOfActions:
     def a_record(
         self, changes: SpilledChanges, service: Any = lambda: "shop"
     ) -> tuple[AuditRecord, int]:
-        runtime = Tapped(handler).runtime
-        kept = Kept()
-        runtime._recorder = kept
+        tapped = Tapped(handler)
+        runtime, kept = tapped.runtime, tapped.kept
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(runtimes, "_service_name", service)
             runtime.record_outside("committed", changes)

@@ -26,6 +26,7 @@ class TestWrites:
             ("REPLACE INTO a VALUES (1)", "insert", "a"),
             ('INSERT INTO "a b"."c" (x) VALUES (1)', "insert", "a b.c"),
             ("INSERT INTO s . a VALUES (1)", "insert", "s.a"),
+            (r'INSERT INTO U&"d\0061t\+000061" VALUES (1)', "insert", "data"),
             ("COPY a (x, y) FROM STDIN", "insert", "a"),
             ("UPDATE a SET x = 1", "update", "a"),
             ("UPDATE ONLY a SET x = 1", "update", "a"),
@@ -41,6 +42,12 @@ class TestWrites:
     def test_writes(self, statement, operation, table):
         """A text that writes is known by its operation and its table."""
         assert found(statement) == [(operation, table, "bulk")]
+
+    def test_doubled_percent_signs(self):
+        """Where a driver's placeholders begin with a percent sign, one in a name is doubled."""
+        statement = 'UPDATE "a%%b" SET x = 1'
+        assert found(statement, Style("postgresql", "pyformat")) == [("update", "a%b", "bulk")]
+        assert found(statement, POSTGRES) == [("update", "a%%b", "bulk")]
 
     @pytest.mark.parametrize(
         "statement",

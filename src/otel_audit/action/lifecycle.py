@@ -1,0 +1,204 @@
+"""The life cycle of an action: open, intent, answered, closed, late; and what happens outside any.
+
+HTTP requests, WebSockets and actions by hand go through the same steps. They differ in what they
+know: each says with `Lifecycle._known` what its record would be by now.
+
+Nothing here raises anything of ours. A step that fails is counted and logged, and the application
+goes on; where that costs a record, the loss is counted, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import Token
+from typing import TYPE_CHECKING
+
+from otel_audit import scope as scopes
+from otel_audit._util.aio import in_slices
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.action.compose import changes_of, changes_outside, with_continuations
+from otel_audit.action.parts import Parts
+from otel_audit.scope import AuditScope
+
+if TYPE_CHECKING:
+    from otel_audit._util.spill import SpilledChanges
+    from otel_audit.action.ports import Ports
+    from otel_audit.record import AuditRecord, TransactionOutcome
+
+_logger = logging.getLogger("otel_audit.action")
+
+
+class Lifecycle(ABC):
+    """One action from its beginning to its last record."""
+
+    def __init__(self, ports: Ports, audit: AuditScope, parts: Parts) -> None:
+        """Begin one.
+
+        Args:
+            ports: What takes the records.
+            audit: What is known of the action.
+            parts: Takes note of what cannot be described.
+        """
+        self._ports = ports
+        self._audit = audit
+        self._parts = parts
+        self._token: Token[AuditScope | None] | None = None
+        self._further: Iterator[None] | None = None
+        audit.at_commit = self._records_at_commit
+
+    @abstractmethod
+    def _known(self, *, at_commit: bool) -> AuditRecord:
+        """Make the record of what is known now, to derive records of single transactions from.
+
+        Args:
+            at_commit: Whether a transaction is about to be committed within the action; else one
+                has ended after it.
+        """
+
+    def _write_opened(
+        self, begin: Callable[[AuditRecord], bool], record: AuditRecord, *, refuse: bool
+    ) -> bool:
+        """Open: write down that the action has begun, so that a crash leaves a trace of it.
+
+        Args:
+            begin: Writes it down; False where the action must be refused.
+            record: Of phase ``started``.
+            refuse: Whether an error of ours refuses it, too.
+        """
+        try:
+            return begin(record)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._count_failure(error)
+            return not refuse
+
+    async def _store_intent(self, intent: AuditRecord) -> bool:
+        """Intent: wait until the store has it; False where that is not known for sure."""
+        if self._ports.intended is None:
+            return True
+        try:
+            return await self._ports.intended(intent, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known to be stored
+            self._count_failure(error)
+            return False
+
+    def _enter(self) -> None:
+        """Make the action the current one."""
+        self._token = scopes.enter(self._audit)
+
+    def _leave(self) -> None:
+        if self._token is None:
+            return
+        token, self._token = self._token, None
+        try:
+            scopes.leave(token)
+        except ValueError:
+            # frameworks end some blocks in another context than they began them in; there, nothing
+            # is to be undone
+            return
+
+    def _end_scope(self) -> None:
+        """Close the scope: what its transactions came to is known.
+
+        First the commits that the database has answered are brought home, so that they are in the
+        action's own record; what ends after this gets a record of its own.
+        """
+        try:
+            self._ports.settle()
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._parts.fail("changes", error)
+        self._audit.late = self._record_late
+        self._audit.close()
+
+    def _hand_over(self, make: Callable[[], AuditRecord]) -> AuditRecord | None:
+        """Closed: make the action's own record and hand it over.
+
+        Returns:
+            The record; None where it is lost. Those of further changes come with `_hand_over_rest`.
+        """
+        try:
+            record = make()
+            self._ports.recorder.closed(record, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+            return None
+        if self._audit.further:
+            continuations = with_continuations(record, self._audit.further)
+            next(continuations)  # that is the record itself
+            self._further = self._each(continuations)
+        return record
+
+    def _hand_over_rest(self) -> None:
+        if self._further is not None:
+            for _ in self._further:
+                pass
+
+    async def _hand_over_rest_async(self) -> None:
+        """As `_hand_over_rest`, but the event loop goes on between one record and the next."""
+        if self._further is not None:
+            await in_slices(self._further)
+
+    def _each(self, records: Iterable[AuditRecord]) -> Iterator[None]:
+        """Hand over one record with each step."""
+        try:
+            for one in records:
+                self._ports.recorder.closed(one, self._audit.server_span)
+                yield
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+
+    def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
+        """Make the records of a transaction that is about to be committed, which takes them along.
+
+        Raises:
+            Exception: They cannot be made: then the transaction must not be committed either.
+        """
+        known = self._known(at_commit=True)
+        return changes_of(known, self._audit, "committed", changes, self._parts)
+
+    def _record_late(
+        self, audit: AuditScope, outcome: TransactionOutcome, changes: SpilledChanges
+    ) -> None:
+        """Late: a transaction has ended after the action's record; it gets one of its own."""
+        try:
+            known = self._known(at_commit=False)
+            for one in changes_of(known, audit, outcome, changes, self._parts):
+                self._ports.recorder.closed(one, audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+
+    def _count_failure(self, error: Exception) -> None:
+        """Count and log a failure of ours."""
+        self._ports.on_error()
+        log_limited(_logger, "action", "An action was not recorded in full", error=error)
+
+    def _lost(self, error: Exception) -> None:
+        """Count and log a failure of ours that costs a record."""
+        self._count_failure(error)
+        self._ports.on_loss(error)
+
+
+def record_outside(
+    ports: Ports,
+    outcome: TransactionOutcome,
+    changes: SpilledChanges,
+    service: Callable[[], str],
+    begun_in: str | None,
+) -> None:
+    """Record a transaction that no action contained. Never raises.
+
+    Args:
+        ports: What takes the records.
+        outcome: What became of the transaction.
+        changes: What it changed.
+        service: Names the process.
+        begun_in: Id of the action that began the task which has written, and which is over.
+    """
+    try:
+        parts = Parts(ports.on_error)
+        for one in changes_outside(outcome, changes, service, parts, begun_in=begun_in):
+            ports.recorder.closed(one, None)
+    except Exception as error:  # noqa: BLE001 - must not reach the application
+        ports.on_error()
+        ports.on_loss(error)
