@@ -360,6 +360,8 @@ def _settings(
     ):
         wanted = min(ours or theirs, theirs or ours)
         yield f"{name} = {_milliseconds(wanted)}"
+    # the store's functions hold texts with backslashes, and are parsed in this session
+    yield "standard_conforming_strings = on"
     # what the server warns of has to reach us
     yield "client_min_messages = warning"
     yield from limits.settings

@@ -49,7 +49,8 @@ _REMEDIES: Final = {
     _NO_RIGHT: f"the role of OTEL_AUDIT_DSN lacks a right: {_GRANT}",
     **dict.fromkeys(
         _NOT_THERE,
-        f"schema audit is missing where OTEL_AUDIT_DSN points, or of another version: {INIT}",
+        f"schema audit is missing where OTEL_AUDIT_DSN points, or of another version: {INIT}; if "
+        "that finds nothing to do, `otel-audit doctor` names what is missing",
     ),
     **dict.fromkeys(("09", "0A", "22", "23", "27", "42", "44", "54", "55000", "P0"), _DOCTOR),
 }
@@ -162,7 +163,12 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
         return StoreError(f"could not {doing}: {_remedy(state, asks, sets_up)} [{seen}]")
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"could not {doing} (OTEL_AUDIT_DSN): no answer in time")
-    if isinstance(error, OSError) or type(error).__module__.startswith("asyncpg"):
+    if type(error).__module__.startswith("asyncpg"):
+        # closed under it: the server has ended the session, or something between here and there
+        return StoreUnavailableError(
+            f"could not {doing} (OTEL_AUDIT_DSN): {_PASSING['08']} [{seen}]"
+        )
+    if isinstance(error, OSError):
         return StoreUnavailableError(
             f"could not {doing}: no connection to the server that OTEL_AUDIT_DSN names; "
             f"is it running, and reachable from here? [{seen}]"

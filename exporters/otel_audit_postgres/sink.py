@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit._util.ids import conflict_id, derived_uuid7
+from otel_audit._util.ids import conflict_id, derived_uuid7, uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import stored_as, without_conflict, without_receiver
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import StoreError
-from otel_audit.record import AuditRecord
+from otel_audit.record import ANONYMOUS, SCHEMA_VERSION, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
@@ -470,10 +470,32 @@ class PostgresSink:
         at_fault = is_poison(error) or (
             is_data_error(error) and not await catalog.additions(connection)
         )
-        if at_fault:
+        if at_fault and await self._takes_sound_ones(connection, became):
             became.refused.append(_refused(row, refusal_reason(error)))
         else:
             became.held[_came_as(row)] = refusal_reason(error)
+
+    async def _takes_sound_ones(self, connection: Connection[Any], became: _Outcome) -> bool:
+        """See that the store takes a record that is nothing but sound; it is not kept there.
+
+        A check or function of ours that somebody has changed, or a setting that changes what it
+        means, refuses every record in the words in which ours refuse a bad one.
+        """
+        if became.has_taken_any:
+            return True
+        sound = to_row(_sound_record())
+        trial = connection.transaction()
+        await trial.start()
+        try:
+            await connection.execute(_INSERT, *_arrays([sound]), timeout=self._statement_timeout)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return False
+        finally:
+            await trial.rollback()
+        became.has_taken_any = True
+        return True
 
     async def _put_at_present(
         self, connection: Connection[Any], row: Row, became: _Outcome
@@ -629,6 +651,23 @@ class _Outcome:
     def last_reason(self) -> str:
         """Why the last of them is held."""
         return next(reversed(self.held.values()), "")
+
+
+def _sound_record() -> AuditRecord:
+    record_id = uuid7()
+    return AuditRecord(
+        record_id=record_id,
+        action_id=record_id,
+        phase="completed",
+        schema_version=SCHEMA_VERSION,
+        event_name="audit.store.tried",
+        action="EXECUTE",
+        outcome="success",
+        occurred_at=time.time_ns(),
+        duration=0,
+        actor=ANONYMOUS,
+        transaction="none",
+    )
 
 
 async def _hear() -> None:

@@ -522,6 +522,12 @@ class AuditConfig(BaseSettings):
     seal_batch: int = Field(
         5000, ge=1, le=100_000, description="Rows that are sealed together, at the most."
     )
+    archive: str | None = Field(
+        None, description="Where months are archived: file:PATH, or s3://BUCKET/PREFIX."
+    )
+    retention_file: Path | None = Field(
+        None, description="The retention policy: which records are kept how long, and where."
+    )
     record_views: Literal["required", "tried", "off"] = Field(
         "required",
         description="Whether who searches the trail is recorded in it: before anything is shown, "

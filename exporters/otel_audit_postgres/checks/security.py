@@ -62,7 +62,7 @@ _ROW_SECURITY: Final = """
 SELECT 'row level security is off on audit.' || c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'audit'
-  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'rollup')
+  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'restored_logs', 'rollup')
   AND NOT c.relrowsecurity
 UNION ALL
 SELECT 'policy ' || p.polname || ' on audit.' || c.relname || ' is not of otel-audit'
@@ -71,7 +71,8 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'audit' AND (c.relname::text, p.polname::text) NOT IN (
     ('reader_tenants', 'own'), ('audit_logs', 'appending'), ('audit_logs', 'receipts'),
     ('audit_logs', 'reading'), ('ledger_queue', 'reading'), ('ledger_queue', 'sealing'),
-    ('rollup', 'reading'), ('rollup', 'sealing'))
+    ('rollup', 'reading'), ('rollup', 'sealing'),
+    ('restored_logs', 'reading'), ('restored_logs', 'restoring'))
 UNION ALL
 SELECT 'role ' || r.rolname || ' has BYPASSRLS and sees every tenant''s records'
 FROM pg_catalog.pg_roles r
@@ -133,7 +134,7 @@ WHERE n.nspname = 'audit' AND a.grantee <> c.relowner
        AND NOT (c.relkind = 'S')
        OR a.privilege_type = 'INSERT' AND c.relname NOT IN
            ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
-            'ledger_flaws'))
+            'ledger_flaws', 'restored_logs'))
   AND NOT (a.grantee = to_regrole('otel_audit_sealer')
            AND c.relname = 'ledger_queue' AND a.privilege_type = 'DELETE')
 ORDER BY 1

@@ -40,7 +40,9 @@ guarded AS (
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
          'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
-         'schema_version', 'quarantine_releases', 'quarantine_told', 'scope_key')
+         'schema_version', 'quarantine_releases', 'quarantine_told', 'retention_policies',
+         'holds', 'hold_releases', 'hold_overrides', 'archives', 'archive_removals',
+         'retirements', 'restorations', 'scope_key')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i

@@ -65,12 +65,30 @@ GRANT EXECUTE ON FUNCTION audit.exceptional_rows(), audit.ensure_partitions(inte
     TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.rows_in_default(bigint) TO otel_audit_writer, otel_audit_retention;
 
+-- A policy, holds and archives: retention acts by functions alone, and each leaves a record.
+GRANT EXECUTE ON FUNCTION audit.set_retention_policy(jsonb), audit.retention_policy(),
+    audit.kept_until(text), audit.hold_on(text, bigint), audit.active_holds(),
+    audit.place_hold(text, text, text, text, text, text, timestamptz, timestamptz),
+    audit.release_hold(uuid, text), audit.override_hold(uuid, text, text),
+    audit.hold_overridden(uuid, text),
+    audit.record_archive(date, text, bigint, jsonb),
+    audit.record_archive_removal(integer, text, bigint), audit.grew_since(uuid, uuid, bigint),
+    audit.retired_rows(uuid), audit.is_sealed(uuid), audit.try_to_retain(),
+    audit.record_restoration(date, integer, bigint), audit.end_restorations(date)
+    TO otel_audit_retention;
+GRANT SELECT ON audit.archives, audit.archive_removals, audit.retirements, audit.restorations
+    TO otel_audit_retention, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.retention_policy() TO otel_audit_reader;
+GRANT INSERT ON audit.restored_logs TO otel_audit_retention;
+GRANT SELECT ON audit.restored_logs TO otel_audit_reader;
+
 -- A reader sees the tenants that it is entered for, and who has no entry sees none. A transaction
 -- that looks on somebody's behalf sees of those the tenants that it was narrowed to.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.audit_logs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.ledger_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.rollup ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.restored_logs ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS own ON audit.reader_tenants;
 DROP POLICY IF EXISTS appending ON audit.audit_logs;
 DROP POLICY IF EXISTS receipts ON audit.audit_logs;
@@ -78,6 +96,8 @@ DROP POLICY IF EXISTS reading ON audit.audit_logs;
 DROP POLICY IF EXISTS reading ON audit.ledger_queue;
 DROP POLICY IF EXISTS sealing ON audit.ledger_queue;
 DROP POLICY IF EXISTS reading ON audit.rollup;
+DROP POLICY IF EXISTS reading ON audit.restored_logs;
+DROP POLICY IF EXISTS restoring ON audit.restored_logs;
 DROP POLICY IF EXISTS sealing ON audit.rollup;
 
 GRANT SELECT ON audit.reader_tenants TO otel_audit_reader;
@@ -101,3 +121,10 @@ CREATE POLICY reading ON audit.rollup FOR SELECT TO otel_audit_reader USING (
     AND ((SELECT s.everything FROM audit.scope() s)
          OR tenant_id = ANY ((SELECT s.tenants FROM audit.scope() s)::text[])));
 CREATE POLICY sealing ON audit.rollup FOR SELECT TO otel_audit_sealer USING (true);
+CREATE POLICY reading ON audit.restored_logs FOR SELECT TO otel_audit_reader USING (
+    (EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+     OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t))
+    AND ((SELECT s.everything FROM audit.scope() s)
+         OR tenant_id = ANY ((SELECT s.tenants FROM audit.scope() s)::text[])));
+CREATE POLICY restoring ON audit.restored_logs FOR INSERT TO otel_audit_retention
+    WITH CHECK (true);

@@ -10,8 +10,10 @@ import click
 
 from otel_audit._util.printable import log_to_stderr, visible
 from otel_audit._util.ratelimited_log import place_of
+from otel_audit.cli.archive import archive
 from otel_audit.cli.doctor import doctor
 from otel_audit.cli.gaps import gaps
+from otel_audit.cli.hold import hold
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
 from otel_audit.cli.ledger import begin_anchor, moved
@@ -21,6 +23,7 @@ from otel_audit.cli.prove import prove
 from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
+from otel_audit.cli.retention import retention
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
@@ -77,10 +80,12 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     log_to_stderr(logging.WARNING)
 
 
+cli.add_command(archive)
 cli.add_command(begin_anchor)
 cli.add_command(doctor)
 cli.add_command(gaps)
 cli.add_command(history)
+cli.add_command(hold)
 cli.add_command(init)
 cli.add_command(keygen)
 cli.add_command(maintain)
@@ -91,6 +96,7 @@ cli.add_command(prove)
 cli.add_command(quarantine)
 cli.add_command(redact)
 cli.add_command(relay)
+cli.add_command(retention)
 cli.add_command(seal)
 cli.add_command(search)
 cli.add_command(serve)

@@ -75,6 +75,10 @@ def moment(text: str | None) -> datetime | None:
     metavar="N",
     help="Processes that read rows side by side; by default by the size of the log.",
 )
+@click.option(
+    "--archive", metavar="URL", help="Verify archives, too; by default OTEL_AUDIT_ARCHIVE."
+)
+@click.option("--deep", is_flag=True, help="Of archives read and hash every row, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--report", "report_file",
@@ -92,6 +96,8 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     incremental: bool,
     state: Path | None,
     jobs: int | None,
+    archive: str | None,
+    deep: bool,
     as_json: bool,
     report_file: Path | None,
 ) -> None:
@@ -129,13 +135,30 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
+    archived = None
+    if archive is not None or config.archive is not None:
+        from otel_audit_postgres.archive.check import Question, together, verify_archives
+        from otel_audit_postgres.archive.objects import open_archive
+
+        place = open_archive(archive or config.archive or "", "--archive")
+        archived = run_lasting(verify_archives(store, Question(place, public, deep)))
+        report = together(report, archived)
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
     if as_json:
-        echo_json(report.as_json(), indent=2)
+        told = report.as_json()
+        if archived is not None:
+            told["archives"] = archived.as_json()
+        echo_json(told, indent=2)
     else:
+        if archived is not None:
+            here = report.size - report.dropped
+            echo(
+                f"{here + archived.archived} rows: {archived.archived} archived, {here} here"
+                + (f"; {archived.removed} removed as the policy says" if archived.removed else "")
+            )
         for line, colour in _lines(report):
             echo(line, colour=colour)
     sys.exit(0 if report.ok and report.overdue is None else 1)

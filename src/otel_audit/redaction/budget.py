@@ -19,6 +19,10 @@ PER_VALUE: Final = 12.0
 
 _HEAD: Final = 3_000
 _CHANGES: Final = 5_000
+_CHANGES_SENT: Final = 40_000
+"""Of a record that comes from elsewhere: some rows of the dearest text there is. What many of them
+may cost is what their request may."""
+
 _ERROR: Final = 1_500
 _METADATA: Final = 3_000
 _IDENTITY: Final = 3_000
@@ -230,7 +234,7 @@ class SpanBudget:
 
 def _units_for(part: str, size: int) -> float:
     if part == "changes":
-        return _CHANGES + PER_VALUE * size / _VALUE_LENGTH
+        return _CHANGES_SENT + PER_VALUE * size / _VALUE_LENGTH
     if part.endswith(".body"):
         return FREE + PER_CHARACTER * min(size, _LONGEST_BODY)
     return _UNITS.get(part, _HEAD)

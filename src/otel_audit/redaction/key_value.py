@@ -32,6 +32,8 @@ _BLOCK: Final = re2.compile(
     rb"[|>][+-]?[0-9]?[+-]?[ \t]*\r?\n((?:[ \t]+[^\n]*(?:\n|\z)|[ \t]*\r?\n)+)"
 )
 _ITEMS: Final = re2.compile(rb"-[ \t]+([^\n]+(?:\n[ \t]*-[ \t]+[^\n]*)*)")
+# what another has taken out already costs no second thought
+_REDACTED: Final = re2.compile(rb"\[REDACTED\](?:[\s,;&<>]|\z)")
 _CLOSERS: Final = b"\"')]}.,\\"
 _BLOCKS: Final = (b'"""', b"'''")
 _SHORTEST_BLOCK: Final = 6
@@ -91,6 +93,8 @@ def redact_assignments(
         place = match.end()
         spelled = raw[first:behind]
         if spelled in innocent:
+            continue
+        if _REDACTED.match(raw, match.end()) is not None:
             continue
         name = spelled.decode()
         if work.is_new_name(name):

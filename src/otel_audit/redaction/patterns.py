@@ -38,7 +38,9 @@ class ValueRule:
         hints: Texts in lower case; where none of them occurs, the pattern cannot match. Empty:
             nobody knows.
         shortest: Characters below which the pattern cannot match.
-        weight: Units of work that each character of a match costs.
+        weight: Units of work that each character of a match costs which may be given up.
+        within: Finds the pieces of a text outside of which the pattern matches nothing that it
+            gives up; None where that is the whole text.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ValueRule:
     hints: tuple[str, ...] = ()
     shortest: int = 0
     weight: float = 0.0
+    within: Any = None
 
 
 def _whole(match: Any) -> Iterable[Span]:
@@ -262,19 +265,28 @@ _DIGEST_LETTERS: Final = 4
 """Of 10,000 random ids of 32 digits four have fewer."""
 _CARD_GROUPS: Final = frozenset({(4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (4, 6, 5), (4, 6, 4)})
 
+_GROUPED: Final = (
+    r"[0-9]{4}(?:[./+_|,:;\x{b7}\x{2022}][0-9]{4}){3}(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
+    r"|[0-9]{4}[./+_][0-9]{6}[./+_][0-9]{5}"
+)
+_SPACED: Final = r"[0-9](?:[ \t\-\x{200b}]{0,3}[0-9]){12,}"
+_OF_NUMBERS: Final = r"[0-9A-Fa-f./+_|,:;\x{b7}\x{2022} \t\-\x{200b}]*"
+"""What a number, and all that decides whether it is one, stands in."""
+
 CARD: Final = ValueRule(
     "card",
-    # first what is no card though it has as many digits: a UUID, a fraction
-    re2.compile(
-        _UUID + r"|([0-9]{4}(?:[./+_|,:;\x{b7}\x{2022}][0-9]{4}){3}"
-        r"(?:[./+_|\x{b7}\x{2022}][0-9]{3})?"
-        r"|[0-9]{4}[./+_][0-9]{6}[./+_][0-9]{5})|[0-9]+\.[0-9]+"
-        r"|([0-9](?:[ \t\-\x{200b}]{0,3}[0-9]){12,})"
-    ),
-    lambda match: _card(_group_as_first(match)),
+    # first what is no card though it has as many digits: a UUID, more digits, a fraction
+    re2.compile(rf"{_UUID}|({_GROUPED})|[0-9]{{20,}}(?:\.[0-9]+)?|[0-9]+\.[0-9]+|({_SPACED})"),
+    lambda match: _card(_group_as_first(match)) if _is_number(match) else (),
     shortest=checksums.CARD_DIGITS[0],
     weight=0.5,
+    # one by one, addresses and fractions would cost more than all else
+    within=re2.compile(f"{_OF_NUMBERS}(?:{_GROUPED}|{_SPACED}){_OF_NUMBERS}"),
 )
+
+
+def _is_number(match: Any) -> bool:
+    return match.lastindex is not None
 
 
 class _group_as_first:  # noqa: N801 - reads as the function it stands for
@@ -322,14 +334,12 @@ SSN: Final = ValueRule(
 def _iban(match: Any) -> Iterable[Span]:
     """Read on from a country code and check digits for as long as that country's numbers are."""
     text, start = match.string, match.start(1)
-    if start < 0:
-        return ()
     wanted = checksums.IBAN_LENGTHS.get(match.group(1)[:2].upper())
     if wanted is None:
         return ()
     ahead = text[start : start + wanted + _MOST_SEPARATORS]
     compact = ahead.translate(_WITHOUT_SEPARATORS)[:wanted].upper()
-    if not checksums.is_iban(compact):
+    if not checksums.is_iban(compact) or _is_in_uuid(text, start):
         return ()
     end = start
     for _ in compact:
@@ -340,12 +350,23 @@ def _iban(match: Any) -> Iterable[Span]:
     return () if follower.isascii() and follower.isalnum() else ((start, end),)
 
 
+def _is_in_uuid(text: str, place: int) -> bool:
+    starts = (place - group for group in _GROUPS_OF_UUID if place >= group)
+    return any(_UUID_AT.match(text, start) is not None for start in starts)
+
+
+_UUID_AT: Final = re.compile(_UUID)
+_GROUPS_OF_UUID: Final = (0, 9, 14, 19, 24)
 _SEPARATORS: Final = f" -./{INVISIBLE}"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
 
-IBAN: Final = ValueRule("iban", re2.compile(f"{_UUID}|{_START}([A-Za-z]{{2}}[0-9]{{2}})"), _iban,
-                 shortest=min(checksums.IBAN_LENGTHS.values()))  # fmt: skip
+IBAN: Final = ValueRule(
+    "iban",
+    re2.compile(f"{_START}((?i:{'|'.join(sorted(checksums.IBAN_LENGTHS))})[0-9]{{2}})"),
+    _iban,
+    shortest=min(checksums.IBAN_LENGTHS.values()),
+)
 
 EMAIL: Final = ValueRule(
     "email",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -14,7 +14,7 @@ from otel_audit.redaction.checksums import is_card
 from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.normalize import plain_view
 from otel_audit.redaction.patterns import SHAPES, Span, ValueRule
-from otel_audit.redaction.placeholders import WITHHELD, is_token
+from otel_audit.redaction.placeholders import REDACTED, WITHHELD, is_token
 
 if TYPE_CHECKING:
     from otel_audit.redaction.budget import WorkBudget
@@ -123,6 +123,9 @@ _OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
 """What they call a token is a piece of a language."""
 
 _MOST_VALUES_OF_TAG: Final = 8
+_APART: Final = {ord(sign): "\n" for sign in " \t"}
+"""Keeps words apart where a number may go on behind a blank."""
+
 _PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
 _ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
 
@@ -131,6 +134,8 @@ _TEXT: Final = 8
 _RULE: Final = 4
 _MATCH: Final = 9
 _SPAN: Final = 5
+_DECODED: Final = 4
+_PER_SIGN: Final = 1 / 2
 _ESCAPE: Final = 6
 _PER_CHARACTER: Final = 1 / 64
 
@@ -240,6 +245,9 @@ class TextRules:
         allowed: bool,
         level: int,
     ) -> str:
+        if level < _DEEPEST_ENCODING and self._is_clean_decoded(text, work, allowed, level):
+            return text
+
         def word(match: Any) -> str:
             encoded = str(match.group())
             work.spend(2 * _MATCH + len(encoded) * _PER_CHARACTER)
@@ -253,6 +261,16 @@ class TextRules:
             return encoded if found == decoded else found
 
         return str(_PERCENT.sub(word, text))
+
+    def _is_clean_decoded(self, text: str, work: WorkBudget, allowed: bool, level: int) -> bool:  # noqa: FBT001
+        """Tell of all words at once that nothing is in them; what one holds may reach no other."""
+        work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
+        decoded = clean(unquote(text.translate(_APART), errors="replace"))
+        found = self.redact(
+            decoded, lambda secret: secret + REDACTED, _nobody_notes, work,
+            allowed=allowed, level=level + 1,
+        )  # fmt: skip
+        return found == decoded
 
     def _undo_escapes(  # noqa: PLR0913 - as for `redact`
         self,
@@ -488,17 +506,32 @@ def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
     work.spend(_RULE + len(text) * _PER_CHARACTER)
     kept: list[str] = []
     end = 0
-    for match in rule.pattern.finditer(view):
-        first, last = match.span()
-        work.spend(_MATCH + (last - first) * rule.weight)
-        for start, stop in rule.decide(match):
-            work.spend(_SPAN)
-            kept += (text[end:start], replace(text[start:stop]))
-            end = stop
+    for base, piece in ((0, view),) if rule.within is None else _pieces(rule.within, view):
+        for match in rule.pattern.finditer(piece):
+            work.spend(_MATCH)
+            if rule.weight and match.lastindex is not None:
+                first, last = match.span()
+                work.spend((last - first) * rule.weight)
+            for start, stop in rule.decide(match):
+                work.spend(_SPAN)
+                kept += (text[end : base + start], replace(text[base + start : base + stop]))
+                end = base + stop
     if not kept:
         return text
     note(rule.name)
     return "".join((*kept, text[end:]))
+
+
+def _nobody_notes(_: str) -> None:
+    """Take note of nothing."""
+
+
+def _pieces(within: Any, view: str) -> Iterator[tuple[int, str]]:
+    """Cut out what is to be looked at closely, each with the characters beside it."""
+    for match in within.finditer(view):
+        first, last = match.span()
+        base = max(first - 1, 0)
+        yield base, view[base : last + 1]
 
 
 def _folded(text: str) -> str:

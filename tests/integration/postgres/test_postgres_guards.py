@@ -39,7 +39,8 @@ async def tables(connection):
     rows = await connection.fetch(
         "SELECT 'audit.' || relname FROM pg_class WHERE relnamespace = 'audit'::regnamespace "
         "AND relkind IN ('r', 'p') AND relname NOT IN "
-        "('schema_version', 'ledger_queue', 'quarantine_queue', 'reader_tenants', 'rollup') "
+        "('schema_version', 'ledger_queue', 'quarantine_queue', 'reader_tenants', 'rollup', "
+        "'restored_logs') "
         "ORDER BY 1"
     )
     return [row[0] for row in rows]

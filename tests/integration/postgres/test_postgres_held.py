@@ -47,6 +47,10 @@ INSERT INTO audit.ledger_queue (position, id, tenant_id, content_hash, recorded_
 SELECT n, gen_random_uuid(), '', sha256('x'), now()
 FROM generate_series(1, 500) n
 """
+CHANGING = """
+CREATE OR REPLACE FUNCTION audit.queue_for_sealing() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN PERFORM 'no number'::int; RETURN NULL; END $$
+"""
 FAULTS = {
     "a partition is missing": (
         DETACHING,
@@ -58,6 +62,14 @@ FAULTS = {
     ),
     "a trigger meets a key of its own": (FAILING, "DROP TRIGGER mine ON audit.audit_logs"),
     "a trigger divides by zero": (DIVIDING, "DROP TRIGGER mine ON audit.audit_logs"),
+    "a function of ours was changed": (
+        CHANGING,
+        None,
+    ),
+    "a check of ours refuses everything": (
+        "ALTER TABLE audit.audit_logs ADD CONSTRAINT well_formed_never CHECK (false) NOT VALID",
+        "ALTER TABLE audit.audit_logs DROP CONSTRAINT well_formed_never",
+    ),
     "the queue's sequence is behind": (
         OVERTAKING,
         "SELECT setval('audit.ledger_position', 500)",
@@ -257,4 +269,28 @@ async def test_serve_sends_away_only_those_whose_records_are_held(audit_store, a
     await intake.stop(10)
     assert [isinstance(answer, Problem) for answer in answers] == [False, False, False, True]
     assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 3
+    assert await in_quarantine(admin) == 0
+
+
+SETTINGS = {
+    "standard_conforming_strings": "off", "backslash_quote": "off", "bytea_output": "escape",
+    "datestyle": "German", "intervalstyle": "sql_standard", "timezone": "Asia/Kathmandu",
+    "array_nulls": "off", "transform_null_equals": "on", "extra_float_digits": "-15",
+    "client_encoding": "LATIN1", "search_path": "", "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on", "row_security": "off", "quote_all_identifiers": "on",
+    "plan_cache_mode": "force_generic_plan", "xmloption": "document", "lc_numeric": "C",
+}  # fmt: skip
+
+
+async def test_no_setting_of_a_role_makes_a_record_unfit(audit_store, admin):
+    """Whatever a role's or a database's defaults are, what is sound is stored, and well-formed."""
+    name = audit_store.partition("?")[0].rpartition("/")[2]
+    for setting, value in SETTINGS.items():
+        await admin.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+        sink = PostgresSink(audit_store)
+        try:
+            assert await sink.write(records(3)) == Written(stored=3), setting
+        finally:
+            await sink.close()
+            await admin.execute(f"ALTER DATABASE {name} RESET {setting}")
     assert await in_quarantine(admin) == 0

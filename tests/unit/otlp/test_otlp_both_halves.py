@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from otel_audit_otlp.encoding import carry, parts_of, to_request
 from strategies import a_record, records, texts, values
@@ -36,6 +36,19 @@ from otel_audit.server.request_budget import RequestBudget
 
 SETTINGS = AuditConfig()
 LONG = "Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam nonumy. "
+
+
+SORTS_OF_TEXTS = [
+    "0", "1234567890", "1 2 3 4 ", "1234 5678 9012 3456 ", "1234-5678-", "4111;1111;", "12.5, ",
+    "0.0 ", "3.14159265,", "192.168.10.1 ", "1.2.3-4 ", "2026-11-29T13:26:56Z ", "12:34:56 ",
+    "+49 170 1234567, ", "0198c0de-0000-7000-8000-00000000abcd ", "00:1a:2b:3c:4d:5e ",
+    "1764422816000,", "0.1234567890123456 ", "123-45-6789 ", "DE12 Berlin, ", "deadbeef01", "0xdeadbeef ",
+    "Zm9vYmFyYmF6cXV4", "eyJ", ".", ",", ";", "@", "a@b.c ", "=", "a=b ", "a=b&", "a: b\n", "%",
+    "%41", "a%41 ", "a%2520b ", "\\u0041", "\\", '"', "'", "'a' ", " ", "\t", "\n", "-", "--a ",
+    "<", "<a>b</a>", '<a name="b">', "{", "[", "[1, 2], ", "é", "日", "\u200b", "５", "x", "/a",
+    "a,b,c\n", "https://a.example/b?c=d ", "postgres://u:p@h/d ", "token=[REDACTED] ",
+    "password=hunter2 ", "Bearer abcdefgh ", "Key (a)=(b) already exists. ", "code is 12345 ",
+]  # fmt: skip
 
 
 def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
@@ -107,6 +120,18 @@ class TestImports:
         assert WITHHELD_FOR_WORK.encode() not in b"".join(map(to_json, stored))
         assert not any(TRUNCATED in one.metadata for one in stored)
 
+    @pytest.mark.parametrize("text", SORTS_OF_TEXTS)
+    def test_no_sort_of_text_costs_a_small_record_its_rows(self, text):
+        """Twenty-five cells of a kilobyte of the same: not one of them is withheld."""
+        cell = (text * 1_053)[:1_053]
+        record = a_record(changes=tuple(row(number, cell=cell) for number in range(25)))
+
+        (stored,) = sent([record])
+
+        assert rows_of([stored]) == list(range(25))
+        assert WITHHELD_FOR_WORK.encode() not in to_json(stored)
+        assert TRUNCATED not in stored.metadata
+
     def test_a_record_that_nobody_has_split(self):
         """Another program's span, or a row of an outbox: the exporter splits it itself."""
         record = a_record(changes=tuple(row(number, text=LONG * 16) for number in range(3_000)))
@@ -140,6 +165,11 @@ large_texts = st.builds(lambda text, times: text * times, texts, st.integers(1, 
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
+@example(
+    found=[a_record(action="CREATE", actor=Actor(id="0", type="user"), metadata={})],
+    number=25, cell="0" * 1_053, other="",
+)  # fmt: skip
+@example(found=[a_record(metadata={})], number=100, cell="192.168.10.1 " * 900, other="0.0 " * 900)
 @given(
     found=st.lists(records(), min_size=1, max_size=4),
     number=st.integers(0, 100),

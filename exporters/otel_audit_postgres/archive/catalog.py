@@ -1,0 +1,98 @@
+"""What the store knows of its archives: the manifests, in their order."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Any, Final, NamedTuple
+
+from otel_audit_postgres.archive.manifest import ArchivedObject, Manifest, read_manifest
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+
+_ARCHIVES: Final = (
+    "SELECT step, month, manifest, rows, record_id, recorded_at FROM audit.archives ORDER BY step"
+)
+_RECORD: Final = "SELECT audit.record_archive($1, $2, $3, $4::text::jsonb)"
+_REMOVED: Final = "SELECT key FROM audit.archive_removals"
+_REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
+
+
+class RecordedArchive(NamedTuple):
+    """A manifest that the trail tells of."""
+
+    step: int
+    month: date
+    note: str
+    rows: int
+    record_id: uuid.UUID
+    recorded_at: datetime
+
+
+async def recorded_archives(connection: Connection[Any]) -> list[RecordedArchive]:
+    """All manifests, the first one first."""
+    return [RecordedArchive(*row.values()) for row in await connection.fetch(_ARCHIVES)]
+
+
+def latest(archives: Sequence[RecordedArchive]) -> dict[date, RecordedArchive]:
+    """The one of each month that counts."""
+    return {one.month: one for one in archives}
+
+
+async def record_archive(connection: Connection[Any], note: str, manifest: Manifest) -> int:
+    """Tell in the trail that a month was archived; its step."""
+    objects = [{"key": one.key, "rows": one.rows, "sha256": one.sha256} for one in manifest.objects]
+    step: int = await connection.fetchval(
+        _RECORD, manifest.month, note, manifest.rows, json.dumps(objects)
+    )
+    return step
+
+
+async def removed_keys(connection: Connection[Any]) -> set[str]:
+    """Objects that were due to go, and of which a record tells."""
+    return {row["key"] for row in await connection.fetch(_REMOVED)}
+
+
+async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
+    """Tell that an object goes, before it goes; the database refuses what is not due or is held."""
+    await connection.fetchval(_REMOVE, step, key, holds_seen)
+
+
+class ListedObject(NamedTuple):
+    """A file of an archived month, and whether it was due to go."""
+
+    month: date
+    entry: ArchivedObject
+    is_removed: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        one = self.entry
+        return {
+            "month": f"{self.month:%Y-%m}", "class": one.kind, "key": one.key, "rows": one.rows,
+            "bytes": one.size, "sha256": one.sha256, "first_leaf": one.first,
+            "last_leaf": one.last, "removed": self.is_removed,
+            "locked_until": None if one.locked_until is None else one.locked_until.isoformat(),
+            "expires": None if one.expires is None else one.expires.isoformat(),
+        }  # fmt: skip
+
+
+async def archived_objects(dsn: str) -> list[ListedObject]:
+    """The files of all archived months, the first month first.
+
+    Args:
+        dsn: The audit store, as a reader or its retention role.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    async with store.opened(dsn, "list archives", asks=True) as connection:
+        removed = await removed_keys(connection)
+        counting = latest(await recorded_archives(connection))
+    return [
+        ListedObject(month, entry, entry.key in removed)
+        for month, one in sorted(counting.items())
+        for entry in read_manifest(one.note).objects
+    ]

@@ -1,0 +1,471 @@
+"""Whether an archive is what was sealed: objects, rows, tree, manifests, and their chain."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from otel_audit_postgres.archive.catalog import (
+    RecordedArchive,
+    latest,
+    recorded_archives,
+    removed_keys,
+)
+from otel_audit_postgres.archive.manifest import (
+    ArchivedObject,
+    Manifest,
+    is_signed,
+    leaves_key,
+    manifest_digest,
+    manifest_key,
+    read_manifest,
+)
+from otel_audit_postgres.archive.objects import (
+    ArchiveError,
+    ArchiveStore,
+    MissingObjectError,
+    digest_of,
+)
+from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
+from otel_audit_postgres.archive.write_month import bounds
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.checkpoints import NoteError, read_note
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import Leaf, content_hash
+from otel_audit_postgres.ledger.verify.findings import (
+    Findings,
+    ProblemKind,
+    Report,
+    in_order,
+)
+from otel_audit_postgres.ledger.verify.verify import verify
+
+Progress = Callable[[int], None]
+"""Is told how many rows were read."""
+
+_CHANGED: Final = ProblemKind.CHANGED
+_DELETED: Final = ProblemKind.DELETED
+_FORGED: Final = ProblemKind.FORGED_SIGNATURE
+
+
+@dataclass(slots=True)
+class ArchiveReport:
+    """What was found of the archives.
+
+    Attributes:
+        months: Months that were looked at.
+        archived: Rows that the manifests tell of, without those that were due to go.
+        removed: Rows whose objects were due to go, and of which a record tells.
+        rows_read: Rows that were read and hashed again.
+        findings: What is not as it was.
+    """
+
+    months: int = 0
+    archived: int = 0
+    removed: int = 0
+    rows_read: int = 0
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was tampered with."""
+        return not self.findings.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "ok": self.ok,
+            "months": self.months,
+            "archived": self.archived,
+            "removed": self.removed,
+            "rows_read": self.rows_read,
+            "problems": [
+                {"kind": one.kind.value, "detail": one.detail, "record_id": one.record_id,
+                 "leaf": one.leaf}
+                for one in self.findings.problems
+            ],
+            "warnings": self.findings.warnings,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is looked at, and by whose word.
+
+    Attributes:
+        archive: Where the objects are.
+        keys: Public keys that may sign.
+        deep: Whether rows are read and hashed again, and the tree built.
+        progress: Told how many rows were read.
+    """
+
+    archive: ArchiveStore
+    keys: Sequence[PublicKey] = ()
+    deep: bool = False
+    progress: Progress | None = None
+
+
+async def verify_with_archives(
+    dsn: str, question: Question, **options: Any
+) -> tuple[Report, ArchiveReport]:
+    """Verify the store and its archives together.
+
+    Args:
+        dsn: The audit store.
+        question: As for `verify_archives`.
+        options: As for `otel_audit_postgres.ledger.verify.verify.verify`.
+
+    Returns:
+        The store's report, with the archives' problems in it; and the archives'.
+    """
+    report = await verify(dsn, keys=question.keys, **options)
+    archived = await verify_archives(dsn, question)
+    return together(report, archived), archived
+
+
+def together(report: Report, archived: ArchiveReport) -> Report:
+    """One report on both, so that there is one verdict."""
+    found = archived.findings
+    counts = dict(report.counts)
+    for kind, count in found.counts.items():
+        counts[kind] = counts.get(kind, 0) + count
+    return replace(
+        report,
+        problems=in_order([*report.problems, *found.problems]),
+        counts=counts,
+        warnings=(*report.warnings, *found.warnings),
+    )
+
+
+async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
+    """Verify all archives that the trail tells of.
+
+    Args:
+        dsn: The audit store, as a role that sees all of it.
+        question: What to look at.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StoreError: The store cannot be read.
+        ArchiveError: The archive cannot be reached.
+    """
+    async with (
+        store.opened(dsn, "verify archives", asks=True) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        await store.unlimited(connection)
+        await store.refuse_partial_view(connection)
+        origin = await store.origin(connection)
+        archives = await recorded_archives(connection)
+        removed = await removed_keys(connection)
+        prunings = await store.prunings(connection)
+        told = await _told_digests(connection)
+    report = ArchiveReport()
+    findings = report.findings
+    _check_chain(archives, told, findings)
+    counting = latest(archives)
+    for recorded in counting.values():
+        check_month(question, recorded.note, origin, removed, report)
+    for pruning in prunings:
+        month = date(int(pruning.partition[-7:-3]), int(pruning.partition[-2:]), 1)
+        mine = counting.get(month)
+        # a month that was dropped before there were archives has none
+        if mine is not None and mine.rows != pruning.rows:
+            findings.add(
+                _DELETED,
+                f"{pruning.partition} was dropped with {pruning.rows} rows, and its manifest "
+                f"tells of {mine.rows}",
+            )
+        elif mine is None and any(earlier < month for earlier in counting):
+            findings.add(
+                _DELETED,
+                f"{pruning.partition} was dropped, and there is no manifest of it",
+            )
+        elif mine is None:
+            findings.warnings.append(
+                f"{pruning.partition} was dropped before there were archives: {pruning.rows} rows"
+            )
+    _check_strangers(question.archive, archives, removed, findings)
+    return report
+
+
+def check_month(
+    question: Question,
+    note: str,
+    origin: str | None,
+    removed: set[str],
+    report: ArchiveReport,
+) -> None:
+    """Check one month by its manifest: its signature, its objects, its rows and its tree."""
+    findings = report.findings
+    try:
+        manifest = read_manifest(note)
+    except ArchiveError as error:
+        findings.add(_CHANGED, f"a manifest: {error}")
+        return
+    where = f"{manifest.month:%Y-%m}"
+    report.months += 1
+    _check_note(question, note, manifest, origin, findings)
+    if manifest.archived + sum(rows for _, rows in manifest.left_out) != manifest.rows:
+        findings.add(_CHANGED, f"manifest of {where}: its files do not make up its rows")
+    with contextlib.ExitStack() as stack:
+        files: list[tuple[ArchivedObject, Path]] = []
+        kept: list[tuple[int, int, bytes]] = []
+        is_whole = True
+        for one in manifest.objects:
+            if one.key in removed:
+                report.removed += one.rows
+                nodes = _kept_leaves(question, one, findings)
+                kept += nodes
+                is_whole = is_whole and len(nodes) == one.rows
+                continue
+            report.archived += one.rows
+            file = _check_object(question, one, findings, stack)
+            if file is None:
+                is_whole = False
+            else:
+                files.append((one, file))
+        tree = _check_tree(question, manifest, findings, stack)
+        if question.deep and tree is not None:
+            tree = replace(tree, nodes=tuple(sorted([*tree.nodes, *kept])))
+            _check_rows(question, manifest, files, tree if is_whole else None, report)
+
+
+def _check_note(
+    question: Question, note: str, manifest: Manifest, origin: str | None, findings: Findings
+) -> None:
+    where = f"manifest of {manifest.month:%Y-%m}"
+    if manifest.log != (origin or "-"):
+        findings.add(_CHANGED, f"{where}: it is of another log, {manifest.log}")
+    try:
+        if question.keys and not is_signed(note, question.keys):
+            findings.add(_FORGED, f"{where}: it is not signed by a given key")
+    except ArchiveError as error:
+        findings.add(_FORGED, f"{where}: {error}")
+    try:
+        with question.archive.fetch(manifest_key(manifest.month, note)) as file:
+            if file.read_bytes() != note.encode():
+                findings.add(_CHANGED, f"{where}: the archive has another one")
+    except MissingObjectError:
+        findings.add(_DELETED, f"{where}: it is gone from the archive")
+
+
+def _check_object(
+    question: Question, one: ArchivedObject, findings: Findings, stack: contextlib.ExitStack
+) -> Path | None:
+    try:
+        file = stack.enter_context(question.archive.fetch(one.key))
+    except MissingObjectError:
+        findings.add(_DELETED, f"object {one.key} with {one.rows} rows is gone", leaf=one.first)
+        return None
+    if file.stat().st_size != one.size or digest_of(file) != one.sha256:
+        findings.add(_CHANGED, f"object {one.key} is not what was archived", leaf=one.first)
+        return None
+    locked = question.archive.locked_until(one.key)
+    if locked is not None and one.locked_until is not None and locked < one.locked_until:
+        findings.add(
+            ProblemKind.GUARD_REMOVED,
+            f"object {one.key} is locked until {locked if locked > date.min else 'no day'}, and is "
+            f"to be until {one.locked_until}",
+        )
+    return file
+
+
+def _check_tree(
+    question: Question, manifest: Manifest, findings: Findings, stack: contextlib.ExitStack
+) -> SparseTree | None:
+    if manifest.tree is None:
+        if manifest.objects:
+            findings.add(_DELETED, f"manifest of {manifest.month:%Y-%m} names no tree")
+        return None
+    key, size, sha256 = manifest.tree
+    try:
+        file = stack.enter_context(question.archive.fetch(key))
+    except MissingObjectError:
+        findings.add(_DELETED, f"object {key} is gone")
+        return None
+    if file.stat().st_size != size or digest_of(file) != sha256:
+        findings.add(_CHANGED, f"object {key} is not what was archived")
+        return None
+    try:
+        tree = read_tree(file.read_text("utf-8"))
+        checkpoint = tree.checkpoint
+        is_by_a_key = bool(read_note(tree.note).signed_by(question.keys))
+    except (ArchiveError, NoteError, UnicodeDecodeError) as error:
+        findings.add(_FORGED, f"object {key}: {error}")
+        return None
+    if checkpoint.origin != manifest.log:
+        findings.add(_CHANGED, f"object {key}: it is of another log, {checkpoint.origin}")
+        return None
+    if question.keys and not is_by_a_key:
+        findings.add(_FORGED, f"object {key}: its checkpoint is not signed by a given key")
+    return tree
+
+
+def _check_rows(
+    question: Question,
+    manifest: Manifest,
+    files: Sequence[tuple[ArchivedObject, Path]],
+    tree: SparseTree | None,
+    report: ArchiveReport,
+) -> None:
+    findings = report.findings
+    lowest, above = bounds(manifest.month)
+    leaves = heapq.merge(
+        *(_read(question, one, file, (lowest, above), report) for one, file in files)
+    )
+    try:
+        # to the end in any case: each row is looked at on the way
+        is_rooted = all(True for _ in leaves) if tree is None else tree.is_rooted(leaves)
+        for _ in leaves:
+            pass
+    except ArchiveError as error:
+        findings.add(_CHANGED, f"{manifest.month:%Y-%m}: {error}")
+        return
+    if not is_rooted:
+        findings.add(
+            _CHANGED,
+            f"the rows of {manifest.month:%Y-%m} do not make up the root that was signed",
+            leaf=manifest.objects[0].first if manifest.objects else None,
+        )
+
+
+def _kept_leaves(
+    question: Question, one: ArchivedObject, findings: Findings
+) -> tuple[tuple[int, int, bytes], ...]:
+    """The leaf hashes of an object that was due to go; the root tells whether they are right."""
+    try:
+        with question.archive.fetch(leaves_key(one.key)) as file:
+            return read_tree(file.read_text("utf-8")).nodes
+    except (ArchiveError, UnicodeDecodeError) as error:
+        findings.warnings.append(
+            f"{one.key}: it was due to go, and its leaf hashes are not there ({error}): what else "
+            "is archived of that month is checked by its manifest alone"
+        )
+        return ()
+
+
+def _read(
+    question: Question,
+    one: ArchivedObject,
+    file: Path,
+    within: tuple[uuid.UUID, uuid.UUID],
+    report: ArchiveReport,
+) -> Iterator[tuple[int, bytes]]:
+    """The leaves of a file as its rows are now."""
+    rows = 0
+    for row in read_rows(file):
+        rows += 1
+        report.rows_read += 1
+        if question.progress is not None and rows % 1000 == 0:
+            question.progress(report.rows_read)
+        flaw = _flaw(row, within)
+        if flaw is not None:
+            report.findings.add(
+                _CHANGED, f"{one.key}: {flaw}", str(uuid.UUID(bytes=row["id"])), row["leaf"]
+            )
+        yield row["leaf"], row["leaf_hash"]
+    if rows != one.rows:
+        report.findings.add(_CHANGED, f"{one.key}: it has {rows} rows, not {one.rows}")
+
+
+def _flaw(row: Mapping[str, Any], within: tuple[uuid.UUID, uuid.UUID]) -> str | None:
+    digest = content_hash(row["payload"])
+    if Leaf(row["recorded_at"], row["id"], digest).hash() != row["leaf_hash"]:
+        return "a row is not what was sealed"
+    if not within[0].bytes <= row["id"] < within[1].bytes:
+        return "a row is of another month"
+    return None
+
+
+async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
+    """What the records of archived months tell of their manifests."""
+    found = await connection.fetch(
+        "SELECT id, payload -> 'metadata' ->> 'manifest_sha256' FROM audit.audit_logs "
+        "WHERE event_name = 'audit.month.archived' AND payload::text !~ '\\\\u'"
+    )
+    return {row[0]: row[1] for row in found}
+
+
+def _check_chain(
+    archives: Sequence[RecordedArchive],
+    told: Mapping[uuid.UUID, str | None],
+    findings: Findings,
+) -> None:
+    before: str | None = None
+    months: list[date] = []
+    first_kept = min(told, default=None)
+    for number, one in enumerate(archives, 1):
+        where = f"manifest of {one.month:%Y-%m} (step {one.step})"
+        digest = manifest_digest(one.note)
+        try:
+            manifest = read_manifest(one.note)
+        except ArchiveError as error:
+            findings.add(_CHANGED, f"{where}: {error}")
+            before = digest
+            continue
+        if one.step != number or manifest.previous != before:
+            findings.add(_DELETED, f"{where}: the one before it is not the one that it names")
+        if (manifest.month, manifest.rows) != (one.month, one.rows):
+            findings.add(_CHANGED, f"{where}: it is of {manifest.month:%Y-%m}")
+        # its record may have gone with its own month, and then that month's archive has it
+        if told.get(one.record_id, digest) != digest:
+            findings.add(_CHANGED, f"{where}: its record tells of another one")
+        elif one.record_id not in told and first_kept is not None and one.record_id > first_kept:
+            findings.add(_DELETED, f"{where}: no record tells of it", str(one.record_id))
+        months.append(one.month)
+        before = digest
+    known = {one.record_id for one in archives}
+    forged = sum(record_id not in known for record_id in told)
+    if forged:
+        # whoever may insert may write such records, so they prove nothing
+        findings.warnings.append(
+            f"{forged} records tell of manifests that are not in audit.archives: they were taken "
+            "from there, or an application made the records up"
+        )
+    ordered = sorted(set(months))
+    for earlier, later in itertools.pairwise(ordered):
+        missing = (later.year - earlier.year) * 12 + later.month - earlier.month - 1
+        if missing:
+            findings.add(
+                _DELETED,
+                f"{missing} months are missing between {earlier:%Y-%m} and {later:%Y-%m}: a month "
+                "without records has a manifest, too",
+            )
+
+
+def _check_strangers(
+    archive: ArchiveStore,
+    archives: Sequence[RecordedArchive],
+    removed: set[str],
+    findings: Findings,
+) -> None:
+    named: set[str] = set()
+    for one in archives:
+        with contextlib.suppress(ArchiveError):
+            manifest = read_manifest(one.note)
+            named |= {entry.key for entry in manifest.objects}
+            named |= {leaves_key(entry.key) for entry in manifest.objects}
+            named.add(manifest_key(manifest.month, one.note))
+            if manifest.tree is not None:
+                named.add(manifest.tree[0])
+    strangers = [key for key in archive.list_keys() if key not in named]
+    if strangers:
+        findings.warnings.append(
+            f"{len(strangers)} objects of {archive.name} are in no manifest, the first: "
+            f"{strangers[0]} (what a run that was cut off left, or what somebody put there)"
+        )
+    left = [key for key in archive.list_keys() if key in removed]
+    if left:
+        findings.warnings.append(f"{len(left)} objects that were due to go are still there")

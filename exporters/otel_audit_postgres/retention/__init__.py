@@ -1,0 +1,7 @@
+"""The end of a record: policy, archive, hold; see docs/retention.md."""
+
+from __future__ import annotations
+
+from otel_audit_postgres.retention.months import collapse, drop, retire
+
+__all__ = ["collapse", "drop", "retire"]

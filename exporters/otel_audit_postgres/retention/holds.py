@@ -1,0 +1,273 @@
+"""Legal holds: what is about a matter stays, here and in archives, until it is released."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from otel_audit.errors import ConfigurationError
+from otel_audit_postgres.archive.catalog import latest, recorded_archives, removed_keys
+from otel_audit_postgres.archive.manifest import ArchivedObject, read_manifest
+from otel_audit_postgres.archive.objects import ArchiveStore
+from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.retention.plan import end_of
+
+_PLACE: Final = "SELECT audit.place_hold($1, $2, $3, $4, $5, $6, $7, $8)"
+_RELEASE: Final = "SELECT audit.release_hold($1, $2)"
+_OVERRIDE: Final = "SELECT audit.override_hold($1, $2, $3)"
+_IS_OVERRIDDEN: Final = "SELECT audit.hold_overridden($1, $2)"
+_ACTIVE: Final = (
+    "SELECT number, id, matter, reason, tenant, actor, entity, event, since, until, placed_by, "
+    "recorded_at FROM audit.active_holds()"
+)
+_LOOKED_AT: Final = ("tenant_id", "actor_id", "entities", "event_name", "occurred_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold; what all its conditions apply to stays.
+
+    Attributes:
+        number: Its place among all.
+        id: Its id.
+        matter, reason: What it is for, and why.
+        tenant, actor, entity: Whose records, exactly.
+        event: The event's name, with ``*`` at its end for any that begin so.
+        since, until: When it happened.
+        placed_by, placed_at: By which role of the database, and when.
+    """
+
+    number: int
+    id: uuid.UUID
+    matter: str
+    reason: str
+    tenant: str | None
+    actor: str | None
+    entity: str | None
+    event: str | None
+    since: datetime | None
+    until: datetime | None
+    placed_by: str
+    placed_at: datetime
+
+    def applies_to(self, row: Mapping[str, Any]) -> bool:
+        """Whether it applies to a row of an archive."""
+        event = row["event_name"]
+        return (
+            self.tenant in {None, row["tenant_id"]}
+            and self.actor in {None, row["actor_id"]}
+            and (self.entity is None or self.entity in (row["entities"] or ()))
+            and (
+                self.event is None
+                or event == self.event
+                or (self.event.endswith("*") and event.startswith(self.event[:-1]))
+            )
+            # a time that cannot be read could be any
+            and (row["occurred_at"] is None or self._covers(row["occurred_at"]))
+        )
+
+    def _covers(self, moment: datetime) -> bool:
+        return (self.since is None or moment >= self.since) and (
+            self.until is None or moment < self.until
+        )
+
+    def __str__(self) -> str:
+        """In words, for a message."""
+        return f"hold {self.id} (matter {self.matter})"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else
+            str(value) if isinstance(value, uuid.UUID) else value
+            for name, value in asdict(self).items()
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a hold applies to: all that are given."""
+
+    tenant: str | None = None
+    actor: str | None = None
+    entity: str | None = None
+    event: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def refuse_unfit(self) -> None:
+        """Raise for a hold on nothing, or on what can never be.
+
+        Raises:
+            ConfigurationError: It is one; the message says why.
+        """
+        given = [value for value in asdict(self).values() if value is not None]
+        if not given or "" in given:
+            raise ConfigurationError(
+                "a hold on nothing: give one of tenant, actor, entity, event, from, until"
+            )
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ConfigurationError("a hold on nothing: from is not before until")
+        if self.event is not None and "*" in self.event[:-1]:
+            raise ConfigurationError("event: * is taken at the end only: order.*")
+        if self.entity is not None and ":" not in self.entity:
+            raise ConfigurationError("entity: name:key is expected, such as order:123")
+
+
+async def place_hold(
+    dsn: str,
+    matter: str,
+    reason: str,
+    conditions: Conditions,
+    archive: ArchiveStore | None = None,
+) -> tuple[uuid.UUID, list[str]]:
+    """Place a hold; it holds what is there and what is to come.
+
+    Args:
+        dsn: The audit store, as its retention role.
+        matter: What it is for.
+        reason: Why.
+        conditions: What it applies to.
+        archive: Where archives are; objects with rows to which it applies are held there, too.
+
+    Returns:
+        Its id, and the names of the objects that are held.
+
+    Raises:
+        ConfigurationError: It applies to nothing, or matter or reason are missing.
+        StoreError: The store refuses it.
+    """
+    conditions.refuse_unfit()
+    if not matter.strip() or not reason.strip():
+        raise ConfigurationError("a hold needs a matter and a reason")
+    async with store.opened(dsn, "place a hold") as connection:
+        hold_id: uuid.UUID = await connection.fetchval(
+            _PLACE, matter, reason, conditions.tenant, conditions.actor, conditions.entity,
+            conditions.event, conditions.since, conditions.until,
+        )  # fmt: skip
+        if archive is None:
+            return hold_id, []
+        (placed,) = [one for one in await active_holds(connection) if one.id == hold_id]
+        return hold_id, await _hold_objects(connection, archive, placed)
+
+
+async def release_hold(
+    dsn: str, hold_id: uuid.UUID, reason: str, archive: ArchiveStore | None = None
+) -> list[str]:
+    """Release a hold; objects to which no other applies are released, too.
+
+    Returns:
+        The names of the objects that are held no more.
+
+    Raises:
+        StoreError: There is no such active hold.
+    """
+    if not reason.strip():
+        raise ConfigurationError("releasing a hold needs a reason")
+    async with store.opened(dsn, "release a hold") as connection:
+        before = await active_holds(connection)
+        await connection.execute(_RELEASE, hold_id, reason)
+        if archive is None:
+            return []
+        released = [one for one in before if one.id == hold_id]
+        others = [one for one in before if one.id != hold_id]
+        freed = []
+        for _, month, entry in await _objects(connection):
+            if any(_overlaps(one, month) for one in released) and not any(
+                _applies(archive, entry, month, one) for one in others
+            ):
+                archive.hold(entry.key, on=False)
+                freed.append(entry.key)
+        return freed
+
+
+async def override_hold(dsn: str, hold_id: uuid.UUID, target: str, reason: str) -> None:
+    """Say that something may go in spite of a hold; not by who placed it.
+
+    Args:
+        dsn: The audit store, as its retention role.
+        hold_id: The hold.
+        target: A partition, the name of an object, or ``subject:ID``.
+        reason: Why.
+
+    Raises:
+        StoreError: There is no such active hold, or this role placed it.
+    """
+    if not reason.strip() or not target.strip():
+        raise ConfigurationError("overriding a hold needs a target and a reason")
+    async with store.opened(dsn, "override a hold") as connection:
+        await connection.execute(_OVERRIDE, hold_id, target, reason)
+
+
+async def list_holds(dsn: str) -> list[Hold]:
+    """The holds that are not released, the first one first."""
+    async with store.opened(dsn, "list holds") as connection:
+        return await active_holds(connection)
+
+
+async def active_holds(connection: Connection[Any]) -> list[Hold]:
+    """As `list_holds`, over a connection."""
+    return [Hold(*row.values()) for row in await connection.fetch(_ACTIVE)]
+
+
+async def is_overridden(connection: Connection[Any], hold: Hold, target: str) -> bool:
+    """Whether something may go in spite of a hold."""
+    found: bool = await connection.fetchval(_IS_OVERRIDDEN, hold.id, target)
+    return found
+
+
+async def hold_on_object(
+    connection: Connection[Any],
+    archive: ArchiveStore,
+    entry: ArchivedObject,
+    month: Any,
+) -> tuple[Hold | None, int]:
+    """The first hold that applies to a row of an object; and the last hold that was looked at."""
+    holds = await active_holds(connection)
+    seen = max((one.number for one in holds), default=0)
+    for one in holds:
+        if _applies(archive, entry, month, one) and not await is_overridden(
+            connection, one, entry.key
+        ):
+            return one, seen
+    return None, seen
+
+
+async def _hold_objects(
+    connection: Connection[Any], archive: ArchiveStore, hold: Hold
+) -> list[str]:
+    held = []
+    for _, month, entry in await _objects(connection):
+        if _applies(archive, entry, month, hold):
+            archive.hold(entry.key, on=True)
+            held.append(entry.key)
+    return held
+
+
+async def _objects(connection: Connection[Any]) -> list[tuple[int, Any, ArchivedObject]]:
+    removed = await removed_keys(connection)
+    return [
+        (one.step, one.month, entry)
+        for one in latest(await recorded_archives(connection)).values()
+        for entry in read_manifest(one.note).objects
+        if entry.key not in removed
+    ]
+
+
+def _overlaps(hold: Hold, month: Any) -> bool:
+    begin = datetime(month.year, month.month, 1, tzinfo=UTC)
+    following = end_of(month)
+    end = datetime(following.year, following.month, 1, tzinfo=UTC)
+    return (hold.since is None or hold.since < end) and (hold.until is None or hold.until > begin)
+
+
+def _applies(archive: ArchiveStore, entry: ArchivedObject, month: Any, hold: Hold) -> bool:
+    if not _overlaps(hold, month):
+        return False
+    with archive.fetch(entry.key) as file:
+        return any(hold.applies_to(row) for row in read_rows(file, _LOOKED_AT))

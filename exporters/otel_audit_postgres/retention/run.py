@@ -1,0 +1,457 @@
+"""Carries out the policy: archive, read back, retire, seal, drop; one month after the other.
+
+Each step can be cut off and is done again, or found done, by the next run. Nothing is dropped
+before what was archived has been read back and is in the trail, sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
+from otel_audit_postgres.archive.catalog import (
+    RecordedArchive,
+    latest,
+    record_archive,
+    record_removal,
+    recorded_archives,
+    removed_keys,
+)
+from otel_audit_postgres.archive.check import ArchiveReport, Question, check_month
+from otel_audit_postgres.archive.manifest import (
+    ArchivedObject,
+    Manifest,
+    leaves_key,
+    manifest_digest,
+    manifest_key,
+    read_manifest,
+)
+from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
+from otel_audit_postgres.archive.row_files import read_leaves
+from otel_audit_postgres.archive.sparse_tree import SparseTree
+from otel_audit_postgres.archive.write_month import WrittenMonth, write_month
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.errors import sqlstate
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.keys import PublicKey, Signer
+from otel_audit_postgres.retention.holds import hold_on_object
+from otel_audit_postgres.retention.months import collapse
+from otel_audit_postgres.retention.plan import Plan, PlannedMonth, end_of, planned
+from otel_audit_postgres.retention.policy import RecordKind, RetentionClass, RetentionPolicy
+from otel_audit_postgres.rows import COLUMNS
+
+_SET_POLICY: Final = "SELECT audit.set_retention_policy($1::text::jsonb)"
+_LEAD: Final = "SELECT audit.try_to_retain()"
+_RETIRE: Final = "SELECT audit.retire_partition($1)"
+_RETIRED: Final = (
+    "SELECT record_id, rows FROM audit.retirements WHERE partition = $1 "
+    "AND NOT audit.grew_since(lowest, above, size) ORDER BY recorded_at DESC LIMIT 1"
+)
+_IS_SEALED: Final = "SELECT audit.is_sealed($1)"
+_DROP: Final = "SELECT audit.drop_partition($1, $2)"
+_END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
+_LOCKED: Final = "55P03"
+_REFUSED: Final = "OA001"
+_PLACES: Final = {name: place for place, (name, _) in enumerate(COLUMNS)}
+_TENANT, _EVENT = _PLACES["tenant_id"], _PLACES["event_name"]
+_ACTION, _PAYLOAD = _PLACES["action"], _PLACES["payload"]
+_POLL: Final = 0.2
+_TRIES: Final = 30
+_NOT_SEALED: Final = "waits for the sealer"
+
+Told = Callable[[str, str], None]
+"""Is told which month and which step come next; tests cut a run off here."""
+
+
+class _Level(msgspec.Struct):
+    level: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """With what a run works.
+
+    Attributes:
+        dsn: The audit store, as a member of the retention role that also sees all rows.
+        archive: Where months are archived; None where the policy archives nothing.
+        signer: Who signs manifests.
+        keys: Public keys that may have signed.
+        seal: Called when a record waits to be sealed; None: another process seals.
+        wait: Seconds to wait for that.
+        tell: Told each step before it is taken.
+        progress: Told how many rows of a month were written.
+    """
+
+    dsn: str
+    archive: ArchiveStore | None
+    signer: Signer | None = None
+    keys: Sequence[PublicKey] = ()
+    seal: Callable[[], Awaitable[object]] | None = None
+    wait: float = 60.0
+    tell: Told | None = None
+    progress: Callable[[int], None] | None = None
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        archived: Months that were archived, with their rows.
+        dropped: Months that were dropped, with their rows.
+        removed: Objects of the archive that were due to go, and went.
+        waiting: Months that go with the next run, and why not with this one.
+        blocked: Months that were due and stayed, and what keeps them.
+        collapsed: Leaves that were collapsed.
+    """
+
+    archived: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    collapsed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "archived": self.archived, "dropped": self.dropped, "removed": self.removed,
+            "waiting": self.waiting, "blocked": self.blocked, "collapsed": self.collapsed,
+        }  # fmt: skip
+
+
+async def run(policy: RetentionPolicy, setting: Setting, today: date | None = None) -> RunReport:
+    """Do what is due.
+
+    Args:
+        policy: The policy; it is put in force, which a record tells if it changed.
+        setting: With what.
+        today: For which day; by default for the database's. The database itself knows only its
+            own, and refuses what by that must stay.
+
+    Raises:
+        PolicyError: The policy contradicts itself; nothing was done.
+        ArchiveError: What was sealed and what is there differ, or the archive refuses; nothing of
+            that month was dropped.
+        StoreUnavailableError: Another run is under way, or the store cannot be reached.
+        StoreError: The role lacks a right.
+    """
+    async with (
+        store.opened(setting.dsn, "run retention") as guard,
+        guard.transaction(),
+    ):
+        await store.unlimited(guard)
+        if not await guard.fetchval(_LEAD):
+            raise StoreUnavailableError("another `otel-audit retention run` is under way")
+        async with store.opened(setting.dsn, "run retention") as connection:
+            work = _Run(connection, guard, policy, setting)
+            return await work.all(today)
+
+
+class _Run:
+    def __init__(
+        self,
+        connection: Connection[Any],
+        guard: Connection[Any],
+        policy: RetentionPolicy,
+        setting: Setting,
+    ) -> None:
+        self._connection, self._guard = connection, guard
+        self._policy, self._setting = policy, setting
+        self._report = RunReport()
+        self._classes: dict[RecordKind, RetentionClass] = {}
+        self._months: dict[date, PlannedMonth] = {}
+
+    async def all(self, today: date | None) -> RunReport:
+        plan = await planned(self._connection, self._policy, today)
+        self._months = {month.month: month for month in plan.months}
+        self._step("", "policy")
+        await self._connection.fetchval(_SET_POLICY, json.dumps(self._policy.as_plain()))
+        for month in plan.months:
+            name = f"{month.month:%Y-%m}"
+            if month.first_day is not None and month.first_day <= plan.today and month.blocked_by:
+                self._report.blocked[name] = "; ".join(month.blocked_by)
+        for month in plan.due:
+            await self._month(month)
+        if self._report.dropped:
+            self._step("", "collapse")
+            self._report.collapsed = await collapse(self._setting.dsn)
+        await self._expire(plan)
+        await self._connection.fetchval(_END_RESTORED)
+        return self._report
+
+    async def _month(self, month: PlannedMonth) -> None:
+        name = f"{month.month:%Y-%m}"
+        for _ in range(3):
+            await self._keep_leading()
+            archive = await self._archived(month)
+            retired, rows = await self._retired(month.partition, name)
+            if rows != archive.rows:
+                await self._archive(month)
+                continue
+            if not await self._is_sealed(retired):
+                self._report.waiting[name] = _NOT_SEALED
+                return
+            try:
+                self._report.dropped[name] = await self._drop(month, retired, name)
+            except StoreError as error:
+                if "rows came since" not in str(error):
+                    self._report.blocked[name] = str(error)
+                    return
+                # rows came late: they are archived, too
+                await self._archive(month)
+                continue
+            return
+        self._report.waiting[name] = "rows of it still come in"
+
+    async def _archived(self, month: PlannedMonth) -> RecordedArchive:
+        """The month's archive, read back; it is made where there is none."""
+        await self._fill_up_to(month.month)
+        found = latest(await recorded_archives(self._connection)).get(month.month)
+        if found is None:
+            await self._archive(month)
+            found = latest(await recorded_archives(self._connection))[month.month]
+        self._step(f"{month.month:%Y-%m}", "read back")
+        self._read_back(found.note)
+        return found
+
+    def _read_back(self, note: str) -> None:
+        manifest = read_manifest(note)
+        if self._setting.archive is None:
+            if manifest.objects:
+                raise ArchiveError("months were archived, and no archive is named now")
+            return
+        report = ArchiveReport()
+        question = Question(self._setting.archive, self._setting.keys, deep=True)
+        check_month(question, note, manifest.log, set(), report)
+        if not report.ok:
+            first = report.findings.problems[0]
+            raise ArchiveError(
+                f"what was archived of {manifest.month:%Y-%m} is not what was sealed: "
+                f"{first.detail}; nothing of it is dropped"
+            )
+
+    async def _fill_up_to(self, month: date) -> None:
+        """Months between the last archived one and this one have manifests, too, if they stay."""
+        archives = await recorded_archives(self._connection)
+        following = end_of(max(one.month for one in archives)) if archives else min(self._months)
+        while following < month:
+            if following in self._months:
+                await self._archive(self._months[following])
+            else:
+                await self._publish(Manifest("", following, None, 0, ""), [])
+            following = end_of(following)
+
+    async def _archive(self, month: PlannedMonth) -> None:
+        name = f"{month.month:%Y-%m}"
+        self._step(name, "write")
+        with tempfile.TemporaryDirectory(prefix="otel-audit-archive-") as folder:
+            try:
+                written = await self._write(month, Path(folder))
+                await self._upload(month, written, Path(folder))
+            except OSError as error:
+                raise ArchiveError(
+                    f"{name} cannot be written in {folder} ({type(error).__name__}): nothing was "
+                    "dropped; make room, or name another directory by TMPDIR"
+                ) from None
+
+    async def _write(self, month: PlannedMonth, folder: Path) -> WrittenMonth:
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            return await write_month(
+                self._connection, month.month, folder, self._class_of, self._setting.progress
+            )
+
+    async def _upload(self, month: PlannedMonth, written: WrittenMonth, folder: Path) -> None:
+        archive, name = self._setting.archive, f"{month.month:%Y-%m}"
+        if written.files and archive is None:
+            raise ArchiveError(
+                "the policy archives records, and no archive is named: set OTEL_AUDIT_ARCHIVE, or "
+                "archive = 0 in the policy"
+            )
+        end = end_of(month.month)
+        says = {one.says.name: one.says for one in month.classes}
+        says |= {one.name: one for one in self._classes.values()}
+        objects: list[ArchivedObject] = []
+        uploads: list[tuple[str, Path, str, date | None]] = []
+        for file in written.files:
+            mine = says[file.kind]
+            expires = mine.expires_after
+            entry = ArchivedObject(
+                f"{name}/{file.kind}-{file.sha256[:16]}.parquet", file.kind, file.rows, file.size,
+                file.sha256, file.first, file.last,
+                end + timedelta(days=mine.locked_for) if mine.locked_for else None,
+                None if expires is None else end + timedelta(days=expires),
+            )  # fmt: skip
+            objects.append(entry)
+            uploads.append((entry.key, file.path, entry.sha256, entry.locked_until))
+        tree = None
+        if written.tree is not None:
+            text = written.tree.text().encode()
+            digest = hashlib.sha256(text).hexdigest()
+            tree = (f"{name}/tree-{digest[:16]}.json", len(text), digest)
+            (folder / "tree.json").write_bytes(text)
+            uploads.append((tree[0], folder / "tree.json", digest, _longest(objects)))
+        left_out = (("none", written.left_out),) if written.left_out else ()
+        await self._publish(
+            Manifest("", month.month, None, written.rows, "", tuple(objects), tree, left_out),
+            uploads,
+        )
+        self._report.archived[name] = sum(one.rows for one in objects)
+
+    async def _publish(
+        self, draft: Manifest, uploads: Sequence[tuple[str, Path, str, date | None]]
+    ) -> None:
+        """Put the files and the manifest into the archive, and tell so in the trail."""
+        archive, name = self._setting.archive, f"{draft.month:%Y-%m}"
+        for key, path, sha256, until in uploads:
+            assert archive is not None  # noqa: S101 - refused before
+            self._step(name, f"put {key}")
+            archive.put(key, path, sha256, until)
+        before = await recorded_archives(self._connection)
+        policy = json.dumps(self._policy.as_plain(), sort_keys=True)
+        manifest = Manifest(
+            await store.origin(self._connection) or "-", draft.month,
+            manifest_digest(before[-1].note) if before else None, draft.rows,
+            hashlib.sha256(policy.encode()).hexdigest(), draft.objects, draft.tree, draft.left_out,
+        )  # fmt: skip
+        signer = self._setting.signer
+        note = manifest.note(() if signer is None else (signer,))
+        if archive is not None:
+            self._step(name, "put manifest")
+            until = _longest(draft.objects)
+            with tempfile.NamedTemporaryFile(suffix=".txt") as file:
+                file.write(note.encode())
+                file.flush()
+                archive.put(
+                    manifest_key(draft.month, note), Path(file.name), manifest_digest(note), until
+                )
+        self._step(name, "record")
+        await record_archive(self._connection, note, manifest)
+
+    def _class_of(self, values: Sequence[Any]) -> str | None:
+        level = None
+        if self._policy.reads_level:
+            try:
+                level = msgspec.json.decode(values[_PAYLOAD], type=_Level).level
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                level = None
+        kind = RecordKind(values[_TENANT], values[_EVENT], values[_ACTION], level)
+        says = self._classes.get(kind)
+        if says is None:
+            says = self._classes[kind] = self._policy.explain(kind)
+        return says.name if says.is_archived else None
+
+    async def _retired(self, partition: str, name: str) -> tuple[uuid.UUID, int]:
+        """The record that says what the partition holds, and how many rows that are."""
+        found = await self._connection.fetchrow(_RETIRED, partition)
+        if found is None:
+            self._step(name, "retire")
+            await self._connection.fetchval(_RETIRE, partition)
+            found = await self._connection.fetchrow(_RETIRED, partition)
+        if found is None:
+            raise StoreUnavailableError(f"rows of {partition} came in meanwhile: run it again")
+        return found["record_id"], found["rows"]
+
+    async def _is_sealed(self, record_id: uuid.UUID) -> bool:
+        self._step("", "seal")
+        end = time.monotonic() + self._setting.wait
+        while not await self._connection.fetchval(_IS_SEALED, record_id):
+            if self._setting.seal is not None:
+                await self._setting.seal()
+            elif time.monotonic() > end:
+                return False
+            else:
+                await asyncio.sleep(_POLL)
+        return True
+
+    async def _drop(self, month: PlannedMonth, retired: uuid.UUID, name: str) -> int:
+        """Drop the partition, alone in a transaction that waits 2 s for its lock at the most."""
+        for number in range(_TRIES):
+            await self._keep_leading()
+            self._step(name, "drop")
+            try:
+                rows: int = await self._connection.fetchval(_DROP, month.partition, retired)
+            except Exception as error:
+                if sqlstate(error) == _REFUSED:
+                    raise StoreError(str(error)) from None
+                if sqlstate(error) != _LOCKED or number == _TRIES - 1:
+                    raise
+                # those who waited behind us go first
+                await asyncio.sleep(random.uniform(0.5, 2.0))  # noqa: S311 - jitter
+                continue
+            return rows
+        raise AssertionError  # pragma: no cover - the last try returns or raises
+
+    async def _expire(self, plan: Plan) -> None:
+        """Delete what of the archives is due to go, told first; what is held stays."""
+        archive = self._setting.archive
+        if archive is None:
+            return
+        told = await removed_keys(self._connection)
+        here = {month for month in self._months if f"{month:%Y-%m}" not in self._report.dropped}
+        for one in latest(await recorded_archives(self._connection)).values():
+            for entry in read_manifest(one.note).objects:
+                if entry.expires is None or entry.expires > plan.today or one.month in here:
+                    continue
+                if entry.key not in told:
+                    held, seen = await hold_on_object(self._connection, archive, entry, one.month)
+                    if held is not None:
+                        self._report.blocked[entry.key] = f"{held} applies to it"
+                        continue
+                    self._step(f"{one.month:%Y-%m}", f"remove {entry.key}")
+                    self._keep_leaves(archive, entry)
+                    try:
+                        await record_removal(self._connection, one.step, entry.key, seen)
+                    except Exception as error:
+                        if sqlstate(error) != _REFUSED:
+                            raise
+                        self._report.blocked[entry.key] = str(error)
+                        continue
+                    self._report.removed.append(entry.key)
+                self._step(f"{one.month:%Y-%m}", f"delete {entry.key}")
+                archive.remove(entry.key)
+
+    @staticmethod
+    def _keep_leaves(archive: ArchiveStore, entry: ArchivedObject) -> None:
+        """Keep the hashes of what goes: without them nothing else of the month could be proved."""
+        with archive.fetch(entry.key) as file:
+            leaves = tuple((leaf, 1, digest) for leaf, digest in read_leaves(file).items())
+        text = SparseTree("", leaves).text().encode()
+        with tempfile.NamedTemporaryFile(suffix=".json") as kept:
+            kept.write(text)
+            kept.flush()
+            digest = hashlib.sha256(text).hexdigest()
+            archive.put(leaves_key(entry.key), Path(kept.name), digest, None)
+
+    async def _keep_leading(self) -> None:
+        """Ask something over the connection that holds the lock, so that nobody ends it as idle."""
+        try:
+            await store.keep_open(self._guard)
+        except OtelAuditError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever ended it, another run may be under way now
+            raise StoreUnavailableError(
+                "the connection that holds the lock of retention was cut off: run it again"
+            ) from None
+
+    def _step(self, month: str, step: str) -> None:
+        if self._setting.tell is not None:
+            self._setting.tell(month, step)
+
+
+def _longest(objects: Sequence[ArchivedObject]) -> date | None:
+    """Until when what tells of these objects must not be deleted."""
+    return max((one.locked_until for one in objects if one.locked_until), default=None)

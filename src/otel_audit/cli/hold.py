@@ -1,0 +1,132 @@
+"""`otel-audit hold`: what must stay, whatever the policy says."""
+
+from __future__ import annotations
+
+import uuid
+
+import click
+
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
+from otel_audit.cli.terminal import echo, echo_columns, echo_json
+from otel_audit.cli.verify import moment
+from otel_audit.delivery.worker_loop import run_lasting
+
+_reason_option = click.option("--reason", required=True, help="Why; the trail tells it.")
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.group()
+def hold() -> None:
+    """Legal holds: what is about a matter stays until the hold is released."""
+
+
+@hold.command()
+@dsn_option
+@archive_option
+@click.option("--matter", required=True, help="What it is for.")
+@_reason_option
+@click.option("--tenant", help="Records of this tenant.")
+@click.option("--actor", help="Records of this actor.")
+@click.option("--entity", help="Records about it, such as order:123.")
+@click.option("--event", help="Records of this event: order.paid, or order.*.")
+@click.option("--from", "since", metavar="TIME", help="At or after.")
+@click.option("--until", metavar="TIME", help="Before.")
+@json_option
+def place(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    archive: str | None,
+    matter: str,
+    reason: str,
+    tenant: str | None,
+    actor: str | None,
+    entity: str | None,
+    event: str | None,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Hold what all of the conditions apply to: what is there, and what is to come."""
+    from otel_audit_postgres.retention.holds import Conditions, place_hold
+
+    conditions = Conditions(tenant, actor, entity, event, moment(since), moment(until))
+    hold_id, held = run_lasting(
+        place_hold(chosen_dsn(dsn), matter, reason, conditions, chosen_archive(archive))
+    )
+    if as_json:
+        echo_json({"hold": str(hold_id), "objects": held})
+    else:
+        echo(f"hold {hold_id} placed; {len(held)} objects of the archive are held")
+
+
+@hold.command()
+@click.argument("hold_id", metavar="ID", type=click.UUID)
+@dsn_option
+@archive_option
+@_reason_option
+@_yes_option
+@json_option
+def release(  # noqa: PLR0913, PLR0917 - one for each option
+    hold_id: uuid.UUID,
+    dsn: str | None,
+    archive: str | None,
+    reason: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Release the hold ID: what it applied to goes as the policy says."""
+    from otel_audit_postgres.retention.holds import release_hold
+
+    asked(f"Release hold {hold_id}?", yes=yes or as_json)
+    freed = run_lasting(release_hold(chosen_dsn(dsn), hold_id, reason, chosen_archive(archive)))
+    if as_json:
+        echo_json({"hold": str(hold_id), "objects": freed})
+    else:
+        echo(f"hold {hold_id} released; {len(freed)} objects of the archive are held no more")
+
+
+@hold.command()
+@click.argument("hold_id", metavar="ID", type=click.UUID)
+@click.argument("target")
+@dsn_option
+@_reason_option
+@_yes_option
+def override(hold_id: uuid.UUID, target: str, dsn: str | None, reason: str, yes: bool) -> None:
+    """Let TARGET go in spite of the hold ID: a partition, an object's name, or subject:NAME.
+
+    It takes another role than the one that placed the hold.
+    """
+    from otel_audit_postgres.retention.holds import override_hold
+
+    asked(f"Let {target} go in spite of hold {hold_id}?", yes=yes)
+    run_lasting(override_hold(chosen_dsn(dsn), hold_id, target, reason))
+    echo(f"{target} may go in spite of hold {hold_id}")
+
+
+@hold.command(name="list")
+@dsn_option
+@json_option
+def list_(dsn: str | None, as_json: bool) -> None:
+    """Show the holds that are not released."""
+    from otel_audit_postgres.retention.holds import list_holds
+
+    found = run_lasting(list_holds(chosen_dsn(dsn)))
+    if as_json:
+        echo_json([one.as_json() for one in found])
+        return
+    names = ("tenant", "actor", "entity", "event", "since", "until")
+    echo_columns(
+        ("hold", "matter", "applies to", "placed by", "placed at"),
+        [
+            (
+                one.id, one.matter,
+                " ".join(
+                    f"{name}={value}"
+                    for name in names
+                    if (value := getattr(one, name)) is not None
+                ),
+                one.placed_by, f"{one.placed_at:%Y-%m-%d %H:%M}",
+            )
+            for one in found
+        ],
+    )  # fmt: skip

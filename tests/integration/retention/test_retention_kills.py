@@ -1,0 +1,51 @@
+"""A run that is killed at any point is gone on with, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# each is killed before the step is taken, the last ones for a second month
+POINTS = (
+    "policy", "write", "put 2025-01/default", "put 2025-01/tree", "put manifest", "record",
+    "read back", "retire", "seal", "drop", "collapse", "remove", "delete",
+)  # fmt: skip
+
+PROGRAM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from retention_trail import Trail
+
+trail = Trail(sys.argv[1], Path(sys.argv[2]))
+trail.key = __import__("otel_audit_postgres.ledger.keys", fromlist=["x"]).read_signing_key(
+    sys.argv[3], "test")
+
+def tell(month, step):
+    if step.startswith(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(trail.retain(tell=tell))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+async def test_goes_on(months, point, tmp_path):
+    """SIGKILL in a process of its own; the next run does the rest, and all of it verifies."""
+    root = Path(__file__).parents[2]
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, months.dsn, str(tmp_path), months.key.text(), point],
+        cwd=root, timeout=120, check=False, capture_output=True,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr.decode()
+    report = await months.verify()
+    assert report.problems == ()
+    await months.retain()
+    await months.seal()
+    report, archived = await months.check_all()
+    assert report.problems == ()
+    assert (archived.archived, archived.removed, report.dropped) == (64, 12, 76)
+    assert not [key for key in months.archive.list_keys() if key.endswith(".part")]
