@@ -265,7 +265,7 @@ class TextRules:
     def _is_clean_decoded(self, text: str, work: WorkBudget, allowed: bool, level: int) -> bool:  # noqa: FBT001
         """Tell of all words at once that nothing is in them; what one holds may reach no other."""
         work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
-        decoded = clean(unquote(text.translate(_APART), errors="replace"))
+        decoded = storable(unquote(text.translate(_APART), errors="replace"))
         found = self.redact(
             decoded, lambda secret: secret + REDACTED, _nobody_notes, work,
             allowed=allowed, level=level + 1,
