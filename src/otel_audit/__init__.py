@@ -8,11 +8,11 @@ from otel_audit._instrumentation import (
     flush,
     health,
     instrument,
-    receipt,
     uninstrument,
+    wait_for_receipt,
 )
 from otel_audit._util.entity_reference import ActionReference
-from otel_audit.action.manual import audit, current_action, emit
+from otel_audit.action.manual import audit, current_action, emit, emit_in_transaction
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import Receipt
 from otel_audit.errors import (
@@ -24,8 +24,9 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.policy import Rule, audited
-from otel_audit.record import AuditRecord
+from otel_audit.policy import Rule, audit_route
+from otel_audit.record import Actor, AuditRecord, Change, Source, Target, Tenant
+from otel_audit.redaction import Sensitive
 from otel_audit.scope import (
     add_metadata,
     detached,
@@ -37,9 +38,11 @@ from otel_audit.scope import (
 
 __all__ = [
     "ActionReference",
+    "Actor",
     "AuditConfig",
     "AuditInstrumentor",
     "AuditRecord",
+    "Change",
     "ConfigurationError",
     "InstrumentationError",
     "InvalidAuditSpanError",
@@ -47,21 +50,26 @@ __all__ = [
     "OtelAuditError",
     "Receipt",
     "Rule",
+    "Sensitive",
+    "Source",
     "StoreError",
     "StoreUnavailableError",
+    "Target",
+    "Tenant",
     "add_metadata",
     "audit",
-    "audited",
+    "audit_route",
     "current_action",
     "detached",
     "emit",
+    "emit_in_transaction",
     "flush",
     "health",
     "instrument",
-    "receipt",
     "set_actor",
     "set_event",
     "set_target",
     "set_tenant",
     "uninstrument",
+    "wait_for_receipt",
 ]

@@ -32,6 +32,7 @@ from otel_audit.errors import (
 from otel_audit.http import install
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
+from otel_audit.scope import warn_outside
 from otel_audit_bootstrap import must_be_audited, not_audited
 
 _logger = logging.getLogger("otel_audit")
@@ -68,6 +69,11 @@ def instrument(
             configuration is already at work in this process.
         StoreError: ``required`` is set, and the audit store cannot take records.
         MissingExtraError: Something that was asked for needs a package that is not installed.
+
+    Example::
+
+        app = FastAPI()
+        otel_audit.instrument(app, config=otel_audit.AuditConfig(exporter="none"))
     """
     with _lock:
         runtime = _begin(config, app_engine, audit_span_processors)
@@ -112,6 +118,12 @@ def uninstrument(app: Any = None) -> None:
 
     Args:
         app: The application to leave; None: all, listeners and worker included.
+
+    Example::
+
+        app = FastAPI()
+        otel_audit.instrument(app, config=otel_audit.AuditConfig(exporter="none"))
+        otel_audit.uninstrument()
     """
     with _lock:
         if app is not None:
@@ -129,6 +141,11 @@ def flush(timeout: float = 10.0) -> bool:
 
     Returns:
         Whether it has; True where nothing is audited.
+
+    Example::
+
+        otel_audit.emit("report.made", actor="job-7")
+        assert otel_audit.flush(timeout=5)
     """
     runtime = _runtime
     if runtime is None or runtime.delivery is None:
@@ -140,7 +157,7 @@ def flush(timeout: float = 10.0) -> bool:
     return runtime.atomic.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
 
 
-async def receipt(
+async def wait_for_receipt(
     record_id: str | None = None,
     *,
     timeout: float = 10.0,  # noqa: ASYNC109
@@ -162,15 +179,21 @@ async def receipt(
         StoreUnavailableError: The store does not have it in time; it is kept until it has.
         ConfigurationError: Nothing is audited in this process, or not to a store.
         ValueError: The id is no UUID, or none is given and nothing was recorded by hand before.
+
+    Example::
+
+        otel_audit.emit("report.made", actor="job-7")
+        receipt = await otel_audit.wait_for_receipt(timeout=30)
+        print(receipt.content_hash, receipt.recorded_at)
     """
     runtime = _runtime
     if runtime is None:
-        raise ConfigurationError("receipt(): nothing is audited in this process")
+        raise ConfigurationError("wait_for_receipt(): nothing is audited in this process")
     record_id = made_last.get() if record_id is None else record_id
     if record_id is None:
         raise ValueError(
-            "receipt(): nothing was recorded by hand before in this task; a request's own record "
-            "is made after its answer"
+            "wait_for_receipt(): nothing was recorded by hand before in this task; a request's own "
+            "record is made after its answer"
         )
     return await runtime.receipt(record_id, timeout)
 
@@ -185,13 +208,24 @@ def health() -> dict[str, Any]:
         ``spool_errors`` since the process began; ``oldest_seconds`` (how long the oldest record
         waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``; where an outbox is
         relayed ``outbox_depth``, ``outbox_oldest_seconds``, ``outbox_failing_for_seconds``.
+
+    Example::
+
+        if not otel_audit.health()["auditing"]:
+            raise RuntimeError("this process is not audited")
     """
     runtime = _runtime
     return {"auditing": False} if runtime is None else {"auditing": True, **runtime.health()}
 
 
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
-    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form."""
+    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form.
+
+    Example::
+
+        otel_audit.AuditInstrumentor().instrument(config=otel_audit.AuditConfig(exporter="none"))
+        otel_audit.AuditInstrumentor().uninstrument()
+    """
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Starlette, which FastAPI is built on."""
@@ -322,6 +356,7 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     _runtime = runtime
     runtime.watch_spans()
     current_runtime.use(runtime.recording)
+    warn_outside(is_audited=True)
     atexit.register(runtime.close)
     _close_with_child(runtime)
     return runtime
@@ -378,6 +413,7 @@ def _install(app: Any, runtime: Runtime) -> None:
 def _end() -> None:
     global _runtime, _orm  # noqa: PLW0603 - see _start
     current_runtime.use(None)
+    warn_outside(is_audited=False)
     if _orm is not None:
         from otel_audit import orm
 

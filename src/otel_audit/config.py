@@ -158,6 +158,10 @@ class AuditConfig(BaseSettings):
     Raises:
         ConfigurationError: A value is invalid, or a variable's or key's name is unknown. The
             message names each one, and never shows a value.
+
+    Example::
+
+        config = otel_audit.AuditConfig(exporter="console", body_limit=4096)
     """
 
     model_config = SettingsConfigDict(

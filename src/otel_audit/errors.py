@@ -4,19 +4,51 @@ from __future__ import annotations
 
 
 class OtelAuditError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Example::
+
+        try:
+            otel_audit.AuditConfig(batch_size=0)
+        except otel_audit.OtelAuditError as error:
+            print(error)  # what is wrong, where, and what to do
+    """
 
 
 class ConfigurationError(OtelAuditError):
-    """A setting is missing, unknown, or wrong; the message names it."""
+    """A setting is missing, unknown, or wrong; the message names it.
+
+    Example::
+
+        try:
+            otel_audit.AuditConfig(exporter="nowhere")
+        except otel_audit.ConfigurationError as error:
+            assert "OTEL_AUDIT_EXPORTER" in str(error)
+    """
 
 
 class InstrumentationError(OtelAuditError):
-    """The application cannot be instrumented as asked."""
+    """The application cannot be instrumented as asked.
+
+    Example::
+
+        try:
+            otel_audit.instrument("no application", config=otel_audit.AuditConfig(exporter="none"))
+        except otel_audit.InstrumentationError as error:
+            print(error)
+    """
 
 
 class MissingExtraError(OtelAuditError, ImportError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is needed and not installed.
+
+    Example::
+
+        try:
+            otel_audit.instrument(config=otel_audit.AuditConfig(exporter="none"))
+        except otel_audit.MissingExtraError as error:
+            print(error)  # names the pip command
+    """
 
     def __init__(self, needed_for: str, extra: str) -> None:
         """Say what needs it and how to install it.
@@ -32,11 +64,34 @@ class MissingExtraError(OtelAuditError, ImportError):
 
 
 class InvalidAuditSpanError(OtelAuditError, ValueError):
-    """A span is marked as an audit span and lacks what every record must say."""
+    """A span is marked as an audit span and lacks what every record must say.
+
+    Example::
+
+        from otel_audit.attributes import record_from_attributes
+
+        try:
+            record_from_attributes(
+                {"audit.flagged": True}, name="order.paid", start_time=1, end_time=2, trace=None,
+                own_ids=("1" * 32, "2" * 16), resource={},
+            )
+        except otel_audit.InvalidAuditSpanError as error:
+            assert "audit.actor.id" in str(error)
+    """
 
 
 class StoreError(OtelAuditError):
-    """The audit store is reachable, but not in the state it must be in."""
+    """The audit store is reachable, but not in the state it must be in.
+
+    Example::
+
+        async def is_stored(record_id: str) -> bool:
+            try:
+                await otel_audit.wait_for_receipt(record_id, timeout=5)
+            except otel_audit.StoreError:
+                return False
+            return True
+    """
 
 
 class StoreUnavailableError(StoreError):
@@ -44,6 +99,14 @@ class StoreUnavailableError(StoreError):
 
     Attributes:
         retry_after: Seconds that it asks to be left alone; None where it does not say.
+
+    Example::
+
+        try:
+            with otel_audit.audit("tenant.provisioned"):
+                ...
+        except otel_audit.StoreUnavailableError:
+            ...  # required or strict, and it could not be recorded: it was not begun
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:

@@ -52,6 +52,11 @@ class Actor(_Part, frozen=True, kw_only=True):
         reason: Why nobody was identified or verified, for example ``token_expired``.
         roles: Further roles or scopes, as the token or the app gave them.
         source: Which resolver named the actor: ``app``, ``jwt``, …
+
+    Example::
+
+        actor = otel_audit.Actor(id="clerk-1", type="user", role="clerk")
+        otel_audit.emit("order.paid", actor=actor)
     """
 
     id: str
@@ -70,14 +75,24 @@ ANONYMOUS = Actor(id="anonymous", type="user")
 
 
 class Tenant(_Part, frozen=True, kw_only=True):
-    """For which tenant. ``id`` is stable, ``slug`` is the readable name."""
+    """For which tenant. ``id`` is stable, ``slug`` is the readable name.
+
+    Example::
+
+        otel_audit.emit("order.paid", tenant=otel_audit.Tenant(id="42", slug="acme"))
+    """
 
     id: str
     slug: str | None = None
 
 
 class Target(_Part, frozen=True, kw_only=True):
-    """The thing acted upon, for example ``order`` and ``123``."""
+    """The thing acted upon, for example ``order`` and ``123``.
+
+    Example::
+
+        otel_audit.emit("order.paid", target=otel_audit.Target(type="order", id="7"))
+    """
 
     type: str
     id: str | None = None
@@ -91,6 +106,11 @@ class Source(_Part, frozen=True, kw_only=True):
         type: What ``address`` is, ``ip`` by default.
         user_agent: As the client sent it, bounded.
         session_id: The session the token or the application named.
+
+    Example::
+
+        source = otel_audit.Source(address="192.0.2.7", user_agent="curl/8")
+        assert source.type == "ip"
     """
 
     address: str | None = None
@@ -189,6 +209,14 @@ class Change(_Part, frozen=True, kw_only=True):
         parameters: Its parameters, redacted, for ``bulk``.
         transaction: What became of it; None while it is the action's own answer.
         note: What could not be read, if anything.
+
+    Example::
+
+        change = otel_audit.Change(
+            operation="update", entity="Order", table="orders", key={"id": 7},
+            values={"state": ["open", "paid"]},
+        )
+        assert change.reference == "order:7"
     """
 
     operation: Operation
@@ -272,6 +300,13 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         received: How it came in, where it came over the network.
         conflict_of: The id under which it came, where another record has that, or its time is of
             the future; only the store's sink writes this.
+
+    Example::
+
+        from otel_audit.testing import make_record
+
+        record = make_record("order.paid", actor="clerk-1")
+        assert (record.event_name, record.actor.id) == ("order.paid", "clerk-1")
     """
 
     record_id: str
@@ -335,6 +370,12 @@ class Receipt:
         content_hash: SHA-256 of the record's text as it is stored, in hex.
         recorded_at: When the store took it, by the store's own clock; UTC.
         conflict_of: The id under which it was sent, where that could not be its own.
+
+    Example::
+
+        async def stored(record_id: str) -> str:
+            receipt = await otel_audit.wait_for_receipt(record_id)
+            return receipt.content_hash
     """
 
     record_id: str

@@ -6,6 +6,7 @@ what a middleware, a dependency in a thread, or a background task adds is seen b
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 from opentelemetry.trace import Span
@@ -34,6 +35,8 @@ from otel_audit.record import (
     TransactionOutcome,
 )
 from otel_audit.redaction.budget import Budget
+
+_logger = logging.getLogger("otel_audit")
 
 _current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
 # reentrant: a session that nobody has closed may be collected, and reported, at any allocation
@@ -315,6 +318,32 @@ def leave(token: Token[AuditScope | None]) -> None:
     _current.reset(token)
 
 
+class _Outside:
+    """Whether calls outside any action are worth a warning, and which were warned of."""
+
+    is_audited = False
+    warned: ClassVar[set[str]] = set()
+
+
+def warn_outside(*, is_audited: bool) -> None:
+    """Warn of calls outside any action from now on, if this process is audited at all."""
+    _Outside.is_audited = is_audited
+    _Outside.warned.clear()
+
+
+def _scope_for(function: str) -> AuditScope | None:
+    """Return the scope of the action under way; outside any say once that a call is in vain."""
+    scope = open_scope()
+    if scope is None and _Outside.is_audited and function not in _Outside.warned:
+        _Outside.warned.add(function)
+        _logger.warning(
+            "otel_audit.%s() was called outside any action, or after its end, and does nothing "
+            "there: call it in a request, or in a block of otel_audit.audit(); this is said once",
+            function,
+        )
+    return scope
+
+
 def set_actor(  # noqa: PLR0913 - one fact an argument
     id: str,  # noqa: A002 - the field's name
     *,
@@ -326,7 +355,8 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
 ) -> None:
     """Say who does the action under way.
 
-    What the application says wins over what a token says. Outside an action this does nothing.
+    What the application says wins over what a token says. Outside an action this does nothing,
+    which is logged once.
 
     Args:
         id: Stable identifier, for example the user's primary key as text.
@@ -335,8 +365,13 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
         email: E-mail address.
         on_behalf_of: The actor really behind this one (impersonation).
         roles: Further roles or scopes.
+
+    Example::
+
+        with otel_audit.audit("order.paid"):
+            otel_audit.set_actor("clerk-1", role="clerk")
     """
-    scope = open_scope()
+    scope = _scope_for("set_actor")
     if scope is not None:
         scope.actor = Actor(
             id=str(id),
@@ -351,8 +386,16 @@ def set_actor(  # noqa: PLR0913 - one fact an argument
 
 
 def set_tenant(id: str, *, slug: str | None = None) -> None:  # noqa: A002 - the field's name
-    """Say for which tenant the action under way is done. Outside an action this does nothing."""
-    scope = open_scope()
+    """Say for which tenant the action under way is done.
+
+    Outside an action this does nothing, which is logged once.
+
+    Example::
+
+        with otel_audit.audit("order.paid"):
+            otel_audit.set_tenant("42", slug="acme")
+    """
+    scope = _scope_for("set_tenant")
     if scope is not None:
         scope.tenant = Tenant(id=str(id), slug=slug)
 
@@ -361,7 +404,9 @@ def set_target(
     type: str | Target | object,  # noqa: A002 - the field's names
     id: str | None = None,  # noqa: A002
 ) -> None:
-    """Say what the action under way acts upon. Outside an action this does nothing.
+    """Say what the action under way acts upon.
+
+    Outside an action this does nothing, which is logged once.
 
     Args:
         type: What kind of thing it is, ``order``; or a mapped object (its class and its primary
@@ -370,6 +415,11 @@ def set_target(
 
     Raises:
         TypeError: It is none of these.
+
+    Example::
+
+        with otel_audit.audit("order.paid"):
+            otel_audit.set_target("order", "7")
     """
     is_mapped = not isinstance(type, str | Target)
     if is_mapped and "_sa_instance_state" not in getattr(type, "__dict__", ()):
@@ -380,7 +430,7 @@ def set_target(
         )
     if id is not None and not isinstance(type, str):
         raise TypeError("set_target() takes an id with a type alone: a mapped object has its own")
-    scope = open_scope()
+    scope = _scope_for("set_target")
     if scope is None:
         return
     scope.aimed_at = type if is_mapped else None
@@ -396,16 +446,27 @@ def set_event(name: str, *, action: str | None = None) -> None:
     Args:
         name: Event name: resource, past participle, such as ``order.refunded``.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; derived from the request if None.
+
+    Example::
+
+        with otel_audit.audit("order.changed"):
+            otel_audit.set_event("order.refunded", action="UPDATE")
     """
-    scope = open_scope()
+    scope = _scope_for("set_event")
     if scope is not None:
         scope.event_name = name
         scope.action = action or scope.action
 
 
 def add_metadata(**values: Any) -> None:
-    """Add the application's own facts to the action under way; they are redacted when recorded."""
-    scope = open_scope()
+    """Add the application's own facts to the action under way; they are redacted when recorded.
+
+    Example::
+
+        with otel_audit.audit("order.paid"):
+            otel_audit.add_metadata(channel="phone")
+    """
+    scope = _scope_for("add_metadata")
     if scope is not None:
         scope.metadata.update(values)
 

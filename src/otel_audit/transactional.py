@@ -83,7 +83,7 @@ class CommitAtomic:
         )
 
     def enlist(self, session: Any, record: AuditRecord, span: trace.Span | None) -> Any:
-        """Write a record in the transaction of a session; see `otel_audit.emit`.
+        """Write a record in the transaction of a session; see `otel_audit.emit_in_transaction`.
 
         Returns:
             None; for an asynchronous session something to await.
@@ -91,7 +91,7 @@ class CommitAtomic:
         from otel_audit.orm.enlist import enlist
 
         if self.attachment is None:
-            raise ConfigurationError("emit(session=…): the database sessions are not audited")
+            raise ConfigurationError("emit_in_transaction(): the database sessions are not audited")
         return enlist(session, encode(self._place(record, span)[0]), self.attachment.can_enlist)
 
     def start(self) -> None:

@@ -30,7 +30,7 @@ def ask(path: str, body: Any, answer: Any, config: AuditConfig | None = None) ->
         return answer
 
     @app.post("/audited")
-    @otel_audit.audited(event="money.returned")
+    @otel_audit.audit_route(event="money.returned")
     async def named(request: Request) -> Any:
         return await handle(request)
 

@@ -18,6 +18,13 @@ class ActionReference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
         tenant: For whom.
         source: From where.
         request_id: The id of the request that it was, or that it was part of.
+
+    Example::
+
+        with otel_audit.audit("order.placed", actor="ann"):
+            message = otel_audit.current_action().to_json()
+        with otel_audit.audit("label.printed", parent=message):
+            ...
     """
 
     action_id: str

@@ -72,36 +72,6 @@ def audit(  # noqa: PLR0913 - one fact an argument
     return Audit(RecordArguments(event, actor, tenant, target, metadata, action, parent))
 
 
-@overload
-def emit(
-    event: str,
-    *,
-    actor: object = None,
-    tenant: object = None,
-    target: object = None,
-    metadata: object = None,
-    action: str | None = None,
-    parent: ActionReference | str | None = None,
-    outcome: Outcome = "success",
-    session: AsyncSession | AsyncConnection | async_scoped_session[Any],
-) -> Awaitable[str | None]: ...
-
-
-@overload
-def emit(
-    event: str,
-    *,
-    actor: object = None,
-    tenant: object = None,
-    target: object = None,
-    metadata: object = None,
-    action: str | None = None,
-    parent: ActionReference | str | None = None,
-    outcome: Outcome = "success",
-    session: Session | Connection | scoped_session[Any] | None = None,
-) -> str | None: ...
-
-
 def emit(  # noqa: PLR0913 - one fact an argument
     event: str,
     *,
@@ -112,52 +82,124 @@ def emit(  # noqa: PLR0913 - one fact an argument
     action: str | None = None,
     parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
-    session: Any = None,
-) -> str | Awaitable[str | None] | None:
+) -> str | None:
     """Record that something has happened. Never raises, but where `audit` does.
 
-    With ``session`` the event rides in the caller's own transaction: it is recorded if and only if
-    that is committed. This needs ``OTEL_AUDIT_ORM=transactional``, and then it does raise::
-
-        await otel_audit.emit("order.refunded", target=order, session=db)
+    What shall be recorded only if a transaction is committed: `emit_in_transaction`.
 
     Args:
-        event: As for `audit`, and so are the next five.
+        event: As for `audit`, and so are the next six.
         actor: Who.
         tenant: For whom.
         target: What was acted upon.
         metadata: The application's own facts.
         action: What kind of action.
-        parent: The action that has caused it, as for `audit`.
+        parent: The action that has caused it.
         outcome: ``success``, ``failure`` or ``unknown``.
-        session: A session or connection of SQLAlchemy with the transaction to ride in. With an
-            asynchronous one the call has to be awaited.
 
     Returns:
         The record's id; None where nothing is audited.
 
     Raises:
-        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set; or ``session``
-            is given, and the settings do not allow it.
-        StoreError: ``session`` is given, and its database has no outbox for the event.
+        ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
+
+    Example::
+
+        record_id = otel_audit.emit("user.logged_in", actor="u-1", outcome="failure")
+    """
+    runtime = in_use()
+    if runtime is None:
+        return None
+    arguments = RecordArguments(event, actor, tenant, target, metadata, action, parent)
+    emitted = Action(arguments, runtime)
+    emitted.tell(_known_outcome(outcome))
+    return emitted.record_id
+
+
+@overload
+def emit_in_transaction(
+    session: AsyncSession | AsyncConnection | async_scoped_session[Any],
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+) -> Awaitable[str | None]: ...
+
+
+@overload
+def emit_in_transaction(
+    session: Session | Connection | scoped_session[Any],
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+) -> str | None: ...
+
+
+def emit_in_transaction(  # noqa: PLR0913 - one fact an argument
+    session: Any,
+    event: str,
+    *,
+    actor: object = None,
+    tenant: object = None,
+    target: object = None,
+    metadata: object = None,
+    action: str | None = None,
+    parent: ActionReference | str | None = None,
+    outcome: Outcome = "success",
+) -> str | Awaitable[str | None] | None:
+    """Record an event if and only if the caller's own transaction is committed.
+
+    This needs ``OTEL_AUDIT_ORM=transactional``. Awaitable for an asynchronous session::
+
+        await otel_audit.emit_in_transaction(db, "order.refunded", target=order)
+
+    Args:
+        session: A session or connection of SQLAlchemy; its transaction takes the record along.
+        event: As for `emit`, and so are the others.
+        actor: Who.
+        tenant: For whom.
+        target: What was acted upon.
+        metadata: The application's own facts.
+        action: What kind of action.
+        parent: The action that has caused it.
+        outcome: ``success``, ``failure`` or ``unknown``.
+
+    Returns:
+        The record's id; None where nothing is audited.
+
+    Raises:
+        ConfigurationError: The settings do not allow it, ``session`` is none, or nothing is
+            audited and ``OTEL_AUDIT_REQUIRED`` is set.
+        StoreError: The session's database has no outbox for the event.
     """
     runtime = in_use()
     if runtime is None:
         return _nothing() if hasattr(session, "run_sync") else None
-    event_action = Action(
-        RecordArguments(event, actor, tenant, target, metadata, action, parent), runtime
-    )
-    outcome = outcome if outcome in get_args(Outcome) else "unknown"
-    if session is None:
-        event_action.tell(outcome)
-        return event_action.record_id
     if runtime.enlist is None:
         raise ConfigurationError(
-            "emit(session=…) writes to audit.outbox in the application's database: "
+            "emit_in_transaction() writes to audit.outbox in the application's database: "
             "set OTEL_AUDIT_ORM=transactional"
         )
-    written = runtime.enlist(session, event_action.finished(outcome), event_action.span)
-    return event_action.record_id if written is None else _after(written, event_action.record_id)
+    arguments = RecordArguments(event, actor, tenant, target, metadata, action, parent)
+    emitted = Action(arguments, runtime)
+    record = emitted.finished(_known_outcome(outcome))
+    written = runtime.enlist(session, record, emitted.span)
+    return emitted.record_id if written is None else _after(written, emitted.record_id)
+
+
+def _known_outcome(outcome: Outcome) -> Outcome:
+    return outcome if outcome in get_args(Outcome) else "unknown"
 
 
 async def _nothing() -> None:
@@ -177,6 +219,12 @@ def current_action() -> ActionReference | None:
     Returns:
         What ``audit(parent=…)`` takes there; its ``to_json()`` is a text for a message. None
         outside any action, and after its end.
+
+    Example::
+
+        with otel_audit.audit("order.placed", actor="ann"):
+            reference = otel_audit.current_action()
+        otel_audit.emit("label.printed", parent=reference)
     """
     scope = open_scope()
     if scope is None:

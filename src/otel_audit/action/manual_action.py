@@ -107,7 +107,7 @@ class Action(Lifecycle):
         """The record's id: the row's primary key in the store."""
         return self._audit.record_id
 
-    async def receipt(self, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
+    async def wait_for_receipt(self, timeout: float = 10.0) -> Receipt:  # noqa: ASYNC109
         """Wait until the store has the record of this action, and get what it says of it.
 
         Args:
@@ -119,9 +119,11 @@ class Action(Lifecycle):
             StoreUnavailableError: The store does not have it in time; it is kept until it has.
         """
         if self._runtime is None or self._runtime.receipt is None:
-            raise ConfigurationError("receipt(): nothing is audited in this process")
+            raise ConfigurationError("wait_for_receipt(): nothing is audited in this process")
         if not self._audit.closed:
-            raise ConfigurationError("receipt(): the action is not over; ask after its block")
+            raise ConfigurationError(
+                "wait_for_receipt(): the action is not over; ask after its block"
+            )
         return await self._runtime.receipt(self.record_id, timeout)
 
     def is_of(self, scope: AuditScope | None) -> bool:

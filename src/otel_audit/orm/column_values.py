@@ -17,7 +17,13 @@ from typing import Any, Final
 
 from sqlalchemy import JSON
 
-from otel_audit.redaction.json_values import NOT_CONVERTED, SCALARS, json_form, json_text
+from otel_audit.redaction.json_values import (
+    NOT_CONVERTED,
+    PLAIN_SCALARS,
+    SCALARS,
+    json_form,
+    json_text,
+)
 
 _MOST_VALUES: Final = 5_000
 
@@ -42,6 +48,12 @@ def counted_form(value: Any) -> tuple[Any, int]:
     budget = [_MOST_VALUES]
     form = json_form(value, budget, _convert)
     return form, _MOST_VALUES - max(budget[0], 0)
+
+
+def is_harmless(value: Any) -> bool:
+    """Tell whether a value can be no secret by itself, nor a number that is one."""
+    kind = type(value)
+    return kind in PLAIN_SCALARS or (kind is int and -SMALL < value < SMALL)
 
 
 def _convert(value: Any) -> Any:

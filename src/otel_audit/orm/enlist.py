@@ -39,8 +39,8 @@ def enlist(
         session = session.connection()
     if not isinstance(session, Connection):
         raise ConfigurationError(
-            "emit(session=…): a Session, AsyncSession, Connection or AsyncConnection of SQLAlchemy "
-            f"is needed, not {type(session).__name__}"
+            "emit_in_transaction(): a Session, AsyncSession, Connection or AsyncConnection of "
+            f"SQLAlchemy is needed, not {type(session).__name__}"
         )
     _write(session, row, told)
     return None

@@ -1,4 +1,4 @@
-"""What a route says about itself: by a decorator, or in its OpenAPI description."""
+"""Policy overrides of a route: by a decorator, or in its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What a route says about itself; what is None stays as the policy has it.
+    """Policy override of a route; a field that is None stays as the policy has it.
 
     Attributes:
         event: Event name.
@@ -49,7 +49,7 @@ class Override:
     messages: bool | None = None
 
 
-def audited(  # noqa: PLR0913 - one fact an argument
+def audit_route(  # noqa: PLR0913 - one fact an argument
     event: str | None = None,
     *,
     target: str | None = None,
@@ -63,7 +63,7 @@ def audited(  # noqa: PLR0913 - one fact an argument
     It only marks the function, and so may stand above or below the route's decorator::
 
         @app.post("/orders/{order_id}/refund")
-        @audited("order.refund", target="order:{order_id}")
+        @audit_route("order.refund", target="order:{order_id}")
         async def refund(order_id: int) -> None: ...
 
     Args:
@@ -81,7 +81,7 @@ def audited(  # noqa: PLR0913 - one fact an argument
         ConfigurationError: An argument is wrong; the message names it.
     """
     override = Override(event, target, action, level, body_limit, messages)
-    check(override, "audited")
+    check(override, "audit_route")
 
     def mark(function: F) -> F:
         setattr(function, MARK, override)

@@ -1,4 +1,4 @@
-"""Policy rules: what a rule asks of a request, and what it says about it."""
+"""Policy rules: conditions on a request, and level and name for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SOMEBODY: Final = "\0"
 
 
 class RequestFacts(msgspec.Struct, frozen=True):
-    """What is known of a request when it is over.
+    """Facts of a request that is over.
 
     Attributes:
         nobody: Whether nobody in particular did it: neither a credential nor the application
@@ -97,6 +97,11 @@ class Rule:
             the setting says. Only what is known of a request before it runs can decide it.
         messages: Whether the messages of a WebSocket are kept, instead of what the setting says:
             those received at level ``request``, those sent, too, at ``request_response``.
+
+    Example::
+
+        rule = otel_audit.Rule(name="reports", paths=("/reports/*",), level="metadata")
+        config = otel_audit.AuditConfig(exporter="console", policy_rules=(rule,))
     """
 
     level: Level

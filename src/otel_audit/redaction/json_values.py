@@ -60,7 +60,7 @@ _BINARY: Final = "_binary"
 _TYPE: Final = "_type"
 
 NOT_CONVERTED: Final[Any] = object()
-"""What a `Convert` gives for a value that it leaves to the table above."""
+"""Result of a `Convert` for a value that it leaves to the table above."""
 
 Convert = Callable[[Any], Any]
 

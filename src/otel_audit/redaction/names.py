@@ -1,7 +1,7 @@
-"""Key rules: which names say by themselves that their value must not be stored.
+"""Name rules: names whose values must not be stored.
 
-A name is normalised once (`spelled`), split into words, and judged by rules over words; which words
-these are stands in ``data/names.toml``.
+A name is normalised once (`spelled`), split into words, and judged by rules over words. The words
+are in ``data/names.toml``, the only list of its kind.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def split_words(name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a name says of its value.
+    """Verdict of the name rules on one name.
 
     Attributes:
         rule: The rule that makes it sensitive, for example ``name:password``; None if none does.

@@ -1,7 +1,6 @@
-"""Redaction of a span's attributes: who flagged it may not have done it, or not as we would.
+"""Redaction of a span's attributes: its sender may have redacted nothing, or by other rules.
 
-What the sender has redacted already costs one search; only what may hold a secret is looked at
-closely.
+Attributes that the sender has redacted cost one search. Only suspect ones are looked at closely.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Redacting:
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
         self._clean: set[tuple[str, str]] = set()
-        self._alike: set[Hashable] = set()
+        self._clean_fingerprints: set[Hashable] = set()
 
     def redact(
         self, attributes: Mapping[str, Any], budget: SpanBudget | None = None
@@ -73,11 +72,11 @@ class Redacting:
         budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
         plan = _SHAPES.plan(attributes)
-        told_alike = self._told_alike(plan, attributes)
-        if told_alike is None or told_alike not in self._alike:
+        fingerprint = self._fingerprint(plan, attributes)
+        if fingerprint is None or fingerprint not in self._clean_fingerprints:
             self._treat(plan.alike, attributes, changed, budget)
-            if told_alike is not None and not changed:
-                self._remember_alike(told_alike)
+            if fingerprint is not None and not changed:
+                self._remember_clean(fingerprint)
         for one in plan.ids:
             value = attributes[one.name]
             if type(value) is str:
@@ -92,13 +91,13 @@ class Redacting:
         changed.update(dict.fromkeys(plan.too_many, _LEFT_OUT))
         if not changed:
             return _with_digests(attributes)
-        told = {**attributes, **changed}
+        redacted = {**attributes, **changed}
         cut = [*budget.cut, *(("headers",) if plan.too_many else ())]
-        kept = {name: told[name] for name in told if told[name] is not _LEFT_OUT}
+        kept = {name: redacted[name] for name in redacted if redacted[name] is not _LEFT_OUT}
         return _with_digests(_naming(kept, cut) if cut else kept)
 
-    def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
-        """What tells a span by that which many say alike; None where it cannot be remembered."""
+    def _fingerprint(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
+        """Key of spans that are alike; None where it cannot be remembered."""
         if plan.values is None:
             return None
         values = plan.values(attributes)
@@ -145,12 +144,12 @@ class Redacting:
             self._remember("", name)
         return treated
 
-    def _remember_alike(self, told: Any) -> None:
-        if max(map(len, told[1])) > _SHORT:
+    def _remember_clean(self, redacted: Any) -> None:
+        if max(map(len, redacted[1])) > _SHORT:
             return
-        if len(self._alike) >= _MOST_ALIKE:
-            self._alike.clear()
-        self._alike.add(told)
+        if len(self._clean_fingerprints) >= _MOST_ALIKE:
+            self._clean_fingerprints.clear()
+        self._clean_fingerprints.add(redacted)
 
     def _remember(self, name: str, text: str) -> None:
         if len(self._clean) >= _MOST_CLEAN:
@@ -219,30 +218,30 @@ def _treated(shape: tuple[str, ...]) -> _Plan:
     )
 
 
-def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_digests(redacted: Mapping[str, Any]) -> Mapping[str, Any]:
     """See that each body's hash is that of its text, whatever the sender says."""
-    found = told
+    found = redacted
     for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
-        text, name = told.get(body), f"{body}.sha256"
+        text, name = redacted.get(body), f"{body}.sha256"
         digest = hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
-        if told.get(name) != digest:
+        if redacted.get(name) != digest:
             found = {key: value for key, value in found.items() if key != name}
             if digest is not None:
                 found[name] = digest
     return found
 
 
-def _naming(told: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
+def _naming(redacted: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
     """Name in the metadata what is not there in full."""
     metadata: dict[str, Any] = {}
-    if names.METADATA in told:
+    if names.METADATA in redacted:
         try:
-            metadata = _decode_mapping(told[names.METADATA])
+            metadata = _decode_mapping(redacted[names.METADATA])
         except (msgspec.MsgspecError, TypeError, RecursionError):
-            return told  # it becomes no record
+            return redacted  # it becomes no record
     earlier = metadata.get(TRUNCATED)
     named = dict.fromkeys((*(earlier if isinstance(earlier, list) else ()), *cut))
-    return {**told, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
+    return {**redacted, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
 
 
 def _choose(name: str) -> Treatment | None:
@@ -306,7 +305,7 @@ def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
         return _text(redactor, value, work)
     raw = value.encode("utf-8", "replace")
     work.left -= len(raw) * _PER_BYTE_SEEN
-    if work.left >= 0 and redactor.passes_unseen(raw):
+    if work.left >= 0 and redactor.is_clean_json(raw):
         return value
     try:
         changes = names.decode_changes(raw)
@@ -318,7 +317,7 @@ def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
 def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
     if work.left < 0:
         work.withheld = True
-        # its rows cannot be told from others, but how many there were
+        # its rows look like others, but how many there were
         return Change(
             operation=change.operation, kind=change.kind, entity=WITHHELD_FOR_WORK,
             table=WITHHELD_FOR_WORK, rows=change.rows, transaction=change.transaction,

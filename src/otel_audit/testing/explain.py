@@ -44,7 +44,7 @@ def reason(request: AuditRecord, routes: list[TestedRoute], config: AuditConfig)
     """Name what decided that a request is not recorded."""
     rule = _rule(request, routes, config)
     if rule == "route":
-        return "its route says level none (@audited, or x-audit)"
+        return "its route says level none (@audit_route, or x-audit)"
     if "(not the one of" in rule:
         return f"it is sampled, by rule {rule}"
     if rule == "reads":

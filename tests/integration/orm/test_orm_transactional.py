@@ -535,8 +535,8 @@ class TestRiding:
     async def test_committed(self, bank):
         """An event that is recorded by hand is there if the transaction is."""
         async with bank.session() as session, session.begin():
-            record_id = await otel_audit.emit(
-                "order.refunded", actor="u1", target="order:7", session=session
+            record_id = await otel_audit.emit_in_transaction(
+                session, "order.refunded", actor="u1", target="order:7"
             )
             assert await bank.waiting() == []
         (record,) = await bank.waiting()
@@ -547,17 +547,17 @@ class TestRiding:
     async def test_rolled_back(self, bank):
         """And is not there if it is not."""
         async with bank.session() as session:
-            await otel_audit.emit("order.refunded", session=session)
+            await otel_audit.emit_in_transaction(session, "order.refunded")
             await session.rollback()
         assert await bank.waiting() == []
 
     async def test_connections_and_synchronous_sessions(self, bank):
         """Whatever has a transaction will do."""
         async with bank.engine.begin() as connection:
-            await otel_audit.emit("a.done", session=connection)
-            await connection.run_sync(lambda one: otel_audit.emit("b.done", session=one))
+            await otel_audit.emit_in_transaction(connection, "a.done")
+            await connection.run_sync(lambda one: otel_audit.emit_in_transaction(one, "b.done"))
         async with bank.session() as session:
-            await session.run_sync(lambda one: otel_audit.emit("c.done", session=one))
+            await session.run_sync(lambda one: otel_audit.emit_in_transaction(one, "c.done"))
             await session.commit()
         names = [record["event_name"] for record in await bank.waiting()]
         assert sorted(names) == ["a.done", "b.done", "c.done"]
@@ -566,7 +566,7 @@ class TestRiding:
         """It names the action around it as its parent."""
         with otel_audit.audit("batch.run") as action:
             async with bank.session() as session, session.begin():
-                await otel_audit.emit("order.refunded", session=session)
+                await otel_audit.emit_in_transaction(session, "order.refunded")
         (record,) = await bank.waiting()
         assert record["parent_action_id"] == action.action_id
 
@@ -575,12 +575,12 @@ class TestRiding:
         await bank.rows(f"REVOKE ALL ON audit.outbox FROM {roles[0]}")
         async with bank.session() as session:
             with pytest.raises(StoreError, match="init --outbox"):
-                await otel_audit.emit("order.refunded", session=session)
+                await otel_audit.emit_in_transaction(session, "order.refunded")
 
     async def test_no_session(self, bank):
         """What is no session is named."""
         with pytest.raises(ConfigurationError, match="not str"):
-            otel_audit.emit("order.refunded", session="db")
+            otel_audit.emit_in_transaction("db", "order.refunded")
 
     async def test_observed_mode(self, bank):
         """It needs the mode in which there is an outbox."""
@@ -588,13 +588,13 @@ class TestRiding:
         otel_audit.instrument(config=AuditConfig(dsn=bank.store))
         async with bank.session() as session:
             with pytest.raises(ConfigurationError, match="OTEL_AUDIT_ORM=transactional"):
-                await otel_audit.emit("order.refunded", session=session)
+                await otel_audit.emit_in_transaction(session, "order.refunded")
 
     async def test_nothing_is_audited(self, bank):
         """Then it can be awaited all the same."""
         await asyncio.to_thread(otel_audit.uninstrument)
         async with bank.session() as session:
-            assert await otel_audit.emit("order.refunded", session=session) is None
+            assert await otel_audit.emit_in_transaction(session, "order.refunded") is None
 
 
 class TestListenersOfTheApplication:

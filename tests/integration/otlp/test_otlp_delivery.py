@@ -149,7 +149,7 @@ class TestDelivery:
         """A receiver does not say what it has stored; the error says what does."""
         shop()
         with pytest.raises(ConfigurationError, match="OTEL_AUDIT_EXPORTER=postgres"):
-            await otel_audit.receipt("0190a6b0-0000-7000-8000-000000000000")
+            await otel_audit.wait_for_receipt("0190a6b0-0000-7000-8000-000000000000")
 
     def test_a_wrong_setting_shows_at_the_start(self, monkeypatch):
         """Instrumenting fails, before any request."""

@@ -538,3 +538,38 @@ class TestActionOfEvent:
     def test_the_last_word_says_it(self, name, action):
         """Created, updated, deleted, read, logged in: all else is executed."""
         assert action_of_event(name) == action
+
+
+class TestOutsideAnyAction:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda: otel_audit.set_actor("u-1"),
+            lambda: otel_audit.set_tenant("t-1"),
+            lambda: otel_audit.set_target("order", "7"),
+            lambda: otel_audit.set_event("order.paid"),
+            lambda: otel_audit.add_metadata(why="because"),
+        ],
+        ids=["set_actor", "set_tenant", "set_target", "set_event", "add_metadata"],
+    )
+    def test_a_call_in_vain_is_said_once(self, records, caplog, call):
+        """It does nothing there, and whoever wrote it shall learn that."""
+        call()
+        call()
+
+        assert [one.getMessage() for one in caplog.records if "outside any action" in one.msg] != []
+        assert caplog.text.count("outside any action") == 1
+        assert len(records) == 0
+
+    def test_inside_nothing_is_said(self, records, caplog):
+        """There it does what it says."""
+        with otel_audit.audit("order.paid"):
+            otel_audit.add_metadata(why="because")
+
+        assert "outside any action" not in caplog.text
+
+    def test_where_nothing_is_audited_nothing_is_said(self, caplog):
+        """An application that is not audited needs no warning for each call."""
+        otel_audit.add_metadata(why="because")
+
+        assert "outside any action" not in caplog.text

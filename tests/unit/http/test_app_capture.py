@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 import otel_audit
-from otel_audit import AuditConfig, audited
+from otel_audit import AuditConfig, audit_route
 from otel_audit.http import install
 from otel_audit.runtime import Runtime
 
@@ -40,7 +40,7 @@ async def get(app: Any, path: str) -> httpx.Response:
 
 def add_report(app: FastAPI, path: str = "/reports/{report_id}", **options: Any) -> None:
     @app.get(path, **options)
-    @audited("report.downloaded", level="request_response")
+    @audit_route("report.downloaded", level="request_response")
     async def report(report_id: int) -> dict[str, int]:
         return {"id": report_id}
 
@@ -96,7 +96,7 @@ class TestRoutesOwnLevels:
         app = FastAPI()
 
         @app.post("/ping")
-        @audited(level="none")
+        @audit_route(level="none")
         async def ping() -> None: ...
 
         kept = tap(app)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy import Decision, Override, Policy, Rule, audited, engine
+from otel_audit.policy import Decision, Override, Policy, Rule, audit_route, engine
 from otel_audit.policy.rules import LEVELS
 from otel_audit.record import ANONYMOUS, Actor, Target, Tenant
 
@@ -388,7 +388,7 @@ class TestRoutesOwnWords:
     def test_decorator(self) -> None:
         """The decorator names event, target, action and level."""
 
-        @audited("order.refund", target="order:{order_id}", action="REFUND", level="changes")
+        @audit_route("order.refund", target="order:{order_id}", action="REFUND", level="changes")
         async def refund() -> None: ...
 
         assert self.decide(refund) == Decision(
@@ -398,7 +398,7 @@ class TestRoutesOwnWords:
     def test_parts(self) -> None:
         """What it leaves out stays as the policy has it."""
 
-        @audited(target="invoice")
+        @audit_route(target="invoice")
         def endpoint() -> None: ...
 
         found = self.decide(endpoint)
@@ -412,7 +412,7 @@ class TestRoutesOwnWords:
         """A target whose parameter is missing or secret has no id."""
         for template in ("order:{nothing}", "order:{token}"):
 
-            @audited(target=template)
+            @audit_route(target=template)
             def endpoint() -> None: ...
 
             scope = {"endpoint": endpoint, "path_params": {"token": "canary"}}
@@ -448,12 +448,12 @@ class TestRoutesOwnWords:
         """A wrong decorator is refused where it stands."""
         for arguments in ({"event": "Refund!"}, {"level": "all"}, {"target": ":x"}, {"action": "x"}, {"body_limit": -1}):  # fmt: skip
             with pytest.raises(ConfigurationError, match=next(iter(arguments))):
-                audited(**arguments)
+                audit_route(**arguments)
 
     def test_none_but_wrote(self) -> None:
         """A route cannot hide what it writes."""
 
-        @audited(level="none")
+        @audit_route(level="none")
         def endpoint() -> None: ...
 
         assert self.decide(endpoint).level == "none"

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 APP = """
 from fastapi import APIRouter, FastAPI
-from otel_audit.policy import audited
+from otel_audit.policy import audit_route
 
 orders = APIRouter(prefix="/orders")
 
 @orders.post("/{order_id}/refund")
-@audited("order.refund", target="order:{order_id}")
+@audit_route("order.refund", target="order:{order_id}")
 def refund(order_id: int): ...
 
 @orders.get("/{order_id}", openapi_extra={"x-audit": {"level": "metadata"}})

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 import otel_audit
-from otel_audit import audited
+from otel_audit import audit_route
 
 class Base(DeclarativeBase): ...
 
@@ -49,7 +49,7 @@ def client():
 """
 
 PAY = '@app.post("/orders/{order_id}/refund")\n'
-OTHER_NAME = '@audited("order.repaid")\ndef refund(order_id: int): change("refunded")'
+OTHER_NAME = '@audit_route("order.repaid")\ndef refund(order_id: int): change("refunded")'
 
 # what is wrong: the route, the assertion, what the failure says
 WRONG = {
@@ -59,7 +59,7 @@ WRONG = {
         ["*nothing was recorded*", "*why: POST /orders/{order_id}/refund (200) is not recorded: excluded by rule exclude_paths*"],
     ),
     "a route that switches itself off": (
-        PAY + '@audited(level="none")\ndef refund(order_id: int): ...',
+        PAY + '@audit_route(level="none")\ndef refund(order_id: int): ...',
         'audit.recorded("order.refunded")',
         ["*why: POST * is not recorded: its route says level none*"],
     ),
@@ -74,7 +74,7 @@ WRONG = {
         ["*actor: 'anonymous', not 'clerk-1'*"],
     ),
     "another target": (
-        PAY + '@audited(target="payment:{order_id}")\ndef refund(order_id: int): change("refunded")',
+        PAY + '@audit_route(target="payment:{order_id}")\ndef refund(order_id: int): change("refunded")',
         'audit.recorded("order.refunded", target="order:1")',
         ["*target: 'payment:1', not 'order:1'*"],
     ),
@@ -116,7 +116,7 @@ WRONG = {
         ["*2 audit records were expected*", "*and there are 1:*"],
     ),
     "an action that does not end": (
-        "OPEN = []\n" + PAY + '@audited(level="none")\ndef refund(order_id: int):\n'
+        "OPEN = []\n" + PAY + '@audit_route(level="none")\ndef refund(order_id: int):\n'
         '    OPEN.append(otel_audit.audit("mail.sent"))\n    OPEN[0].__enter__()',
         'audit.recorded("mail.sent")',
         ["*why: 1 action has begun and not ended*"],
@@ -206,7 +206,7 @@ class TestCoverage:
 def new(): ...
 
 @app.delete("/hidden", include_in_schema=False)
-@audited(level="none")
+@audit_route(level="none")
 def hidden(): ...
 
 inner = FastAPI()
