@@ -26,6 +26,38 @@ _PARTS = (
     "Received",
 )  # fmt: skip
 
+OLD_ROW = json.dumps(
+    {
+        "record_id": "01a2274e-6a15-7c4f-8b39-6f0a4f2f4d11",
+        "action_id": "01a2274e-6a15-7c4f-8b39-6f0a4f2f4d11",
+        "phase": "completed",
+        "schema_version": "1",
+        "event_name": "order.created",
+        "action": "CREATE",
+        "outcome": "success",
+        "occurred_at": 1_795_955_000_000_000_000,
+        "actor": {"id": "user-1", "type": "user"},
+        "changes": [
+            {
+                "operation": "insert",
+                "entity": "Order",
+                "table": "orders",
+                "key": {"id": 1},
+                "values": {
+                    "scan": [None, {"bytes": 80, "sha256": "ab" * 32}],
+                    "note": [None, {"cut": "tea", "size": 9_000, "sha256": "cd" * 32}],
+                    "took": [None, "P1DT7200S"],
+                    "total": [None, {"type": "app.Money"}],
+                    "at": [None, "2024-01-02T08:00:00+00:00"],
+                },
+            }
+        ],
+        "transaction": "committed",
+        "metadata": {"took": 93600.0},
+    }
+)
+"""As version 1 wrote it: values in changes had forms of their own."""
+
 
 def faults_of(payload: str | bytes) -> list[str]:
     """What the schema has against a payload; nothing against one that claims no known version.
