@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from otel_audit.record import WORD_BREAK
+from otel_audit.record import snake_case
 
 _IRREGULAR: Final = {
     "aliases": "alias", "analyses": "analysis", "axes": "axis", "biases": "bias",
@@ -86,7 +86,7 @@ def split_words(text: str) -> list[str]:
     Returns:
         The words; what is neither an ASCII letter nor a digit separates.
     """
-    return [word.lower() for word in WORD_BREAK.split(text) if word]
+    return [word for word in snake_case(text).split("_") if word]
 
 
 def singular(word: str) -> str:  # noqa: PLR0911 - one for each ending

@@ -43,7 +43,7 @@ from typing import Any, Final
 import msgspec
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
-from otel_audit._util.storable_text import storable
+from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked, Sensitive, as_mark
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD
 

@@ -13,7 +13,7 @@ import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit._util.storable_text import storable
+from otel_audit._util.text import storable
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked

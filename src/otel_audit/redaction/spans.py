@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit import attributes as names
-from otel_audit._util.memoize_by_names import MemoizedByNames
+from otel_audit._util.cache import BoundedCache, Memo, are_few_names
+from otel_audit._util.ids import is_uuid
 from otel_audit.record import TRUNCATED, Change, to_json
 from otel_audit.redaction.budget import SpanBudget, WorkBudget
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
@@ -27,8 +28,8 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 Treatment = Callable[[Redactor, Any, WorkBudget], Any]
 
-_MOST_CLEAN: Final = 8192
-_MOST_ALIKE: Final = 1024
+_MOST_CLEAN: Final = 4096
+_MOST_ALIKE: Final = 512
 _SHORT: Final = 256
 _MOST_HEADERS: Final = 256
 """Headers of one span that are kept, of its request and its response together."""
@@ -42,7 +43,6 @@ _ONLY_TEXTS: Final = {str}
 _LEFT_OUT: Final = object()
 _is_token: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """RFC 9110, section 5.6.2."""
-_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 
 class Redacting:
@@ -52,8 +52,8 @@ class Redacting:
         """Name the rules."""
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
-        self._clean: set[tuple[str, str]] = set()
-        self._clean_fingerprints: set[Hashable] = set()
+        self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)
+        self._alike: BoundedCache[Hashable, bool] = BoundedCache(_MOST_ALIKE)
 
     def redact(
         self, attributes: Mapping[str, Any], budget: SpanBudget | None = None
@@ -71,16 +71,16 @@ class Redacting:
         """
         budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
-        plan = _SHAPES.plan(attributes)
-        fingerprint = self._fingerprint(plan, attributes)
-        if fingerprint is None or fingerprint not in self._clean_fingerprints:
+        plan = _SHAPES[tuple(attributes)]
+        told_alike = self._told_alike(plan, attributes)
+        if told_alike is None or told_alike not in self._alike:
             self._treat(plan.alike, attributes, changed, budget)
-            if fingerprint is not None and not changed:
-                self._remember_clean(fingerprint)
+            if told_alike is not None and not changed:
+                self._remember_alike(told_alike)
         for one in plan.ids:
             value = attributes[one.name]
             if type(value) is str:
-                if is_plain(value) or _is_uuid(value) is not None:
+                if is_plain(value) or is_uuid(value):
                     continue
             elif type(value) is int:
                 continue
@@ -91,13 +91,13 @@ class Redacting:
         changed.update(dict.fromkeys(plan.too_many, _LEFT_OUT))
         if not changed:
             return _with_digests(attributes)
-        redacted = {**attributes, **changed}
+        told = {**attributes, **changed}
         cut = [*budget.cut, *(("headers",) if plan.too_many else ())]
-        kept = {name: redacted[name] for name in redacted if redacted[name] is not _LEFT_OUT}
+        kept = {name: told[name] for name in told if told[name] is not _LEFT_OUT}
         return _with_digests(_naming(kept, cut) if cut else kept)
 
-    def _fingerprint(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
-        """Key of spans that are alike; None where it cannot be remembered."""
+    def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
+        """What tells a span by that which many say alike; None where it cannot be remembered."""
         if plan.values is None:
             return None
         values = plan.values(attributes)
@@ -124,7 +124,7 @@ class Redacting:
             if treated is not value and treated != value:
                 changed[name] = treated
             elif is_short:
-                self._remember(name, text)
+                clean.put((name, text), True)  # noqa: FBT003 - used as a set
 
     def _treated(self, one: _Planned, value: Any, budget: SpanBudget) -> Any:
         share = budget.of(one.part, len(value) if one.is_sized and type(value) is str else 0)
@@ -141,20 +141,12 @@ class Redacting:
         budget = SpanBudget() if budget is None else budget
         treated: str = self._treated(_NAME, name, budget)
         if treated == name and len(name) <= _SHORT:
-            self._remember("", name)
+            self._clean.put(("", name), True)  # noqa: FBT003 - used as a set
         return treated
 
-    def _remember_clean(self, redacted: Any) -> None:
-        if max(map(len, redacted[1])) > _SHORT:
-            return
-        if len(self._clean_fingerprints) >= _MOST_ALIKE:
-            self._clean_fingerprints.clear()
-        self._clean_fingerprints.add(redacted)
-
-    def _remember(self, name: str, text: str) -> None:
-        if len(self._clean) >= _MOST_CLEAN:
-            self._clean.clear()
-        self._clean.add((name, text))
+    def _remember_alike(self, told: Any) -> None:
+        if max(map(len, told[1])) <= _SHORT:
+            self._alike.put(told, True)  # noqa: FBT003 - used as a set
 
 
 class _Planned(NamedTuple):
@@ -218,30 +210,30 @@ def _treated(shape: tuple[str, ...]) -> _Plan:
     )
 
 
-def _with_digests(redacted: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """See that each body's hash is that of its text, whatever the sender says."""
-    found = redacted
+    found = told
     for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
-        text, name = redacted.get(body), f"{body}.sha256"
+        text, name = told.get(body), f"{body}.sha256"
         digest = hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
-        if redacted.get(name) != digest:
+        if told.get(name) != digest:
             found = {key: value for key, value in found.items() if key != name}
             if digest is not None:
                 found[name] = digest
     return found
 
 
-def _naming(redacted: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
+def _naming(told: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
     """Name in the metadata what is not there in full."""
     metadata: dict[str, Any] = {}
-    if names.METADATA in redacted:
+    if names.METADATA in told:
         try:
-            metadata = _decode_mapping(redacted[names.METADATA])
+            metadata = _decode_mapping(told[names.METADATA])
         except (msgspec.MsgspecError, TypeError, RecursionError):
-            return redacted  # it becomes no record
+            return told  # it becomes no record
     earlier = metadata.get(TRUNCATED)
     named = dict.fromkeys((*(earlier if isinstance(earlier, list) else ()), *cut))
-    return {**redacted, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
+    return {**told, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
 
 
 def _choose(name: str) -> Treatment | None:
@@ -317,7 +309,7 @@ def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
 def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
     if work.left < 0:
         work.withheld = True
-        # its rows look like others, but how many there were
+        # its rows cannot be told from others, but how many there were
         return Change(
             operation=change.operation, kind=change.kind, entity=WITHHELD_FOR_WORK,
             table=WITHHELD_FOR_WORK, rows=change.rows, transaction=change.transaction,
@@ -459,4 +451,4 @@ _PARTS: Final = {
 }
 _SIZED: Final = frozenset({"request.body", "response.body", "changes"})
 _NAME: Final = _Planned("", lambda redactor, value, work: redactor.text(value, work), "names")
-_SHAPES: Final = MemoizedByNames(_treated)
+_SHAPES: Final = Memo(_treated, 128, are_few_names)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import re2
 
-from otel_audit._util.storable_text import storable
+from otel_audit._util.text import storable
 from otel_audit.redaction import patterns, secret_urls
 from otel_audit.redaction.checksums import is_card
 from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments

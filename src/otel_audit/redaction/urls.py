@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import re2
 
-from otel_audit._util.storable_text import storable
+from otel_audit._util.text import storable
 from otel_audit.redaction import secret_urls
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from otel_audit._util.storable_text import storable
+from otel_audit._util.ids import is_uuid
+from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.json_values import (
@@ -46,7 +47,6 @@ _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
 _CACHED_KEY: Final = 128
 _IN_GROUPS: Final = re.compile("[0-9A-Za-z]{2,6}(?:[ .-]{1,2}[0-9A-Za-z]{1,6}){2,8}")
-_UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 # units of work, each measured
 _NODE: Final = 1
@@ -345,7 +345,7 @@ class Walk:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
         looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
-        if _UUID.fullmatch(text) or not (looked_into or self._rules.scan.suspects_string(text)):
+        if is_uuid(text) or not (looked_into or self._rules.scan.suspects_string(text)):
             return text
         try:
             if may_be_json and not is_token(text):

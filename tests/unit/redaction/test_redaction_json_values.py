@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import JSON, DateTime
 from sqlalchemy.dialects.postgresql import Range
 
-from otel_audit._util.storable_text import storable
+from otel_audit._util.text import storable
 from otel_audit.orm.column_values import column_form
 from otel_audit.orm.key_spelling import key_spelling
 from otel_audit.redaction import Redactor, Sensitive
