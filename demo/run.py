@@ -20,6 +20,7 @@ from demo.receiver import Receiver, running_receiver
 from demo.sealing import seal_and_verify
 from demo.server import COMMAND, running_shop
 from demo.stage import INIT, Stage, make_audit_store, open_shop
+from demo.viewer import running_viewer
 
 _NEXT = (
     ("make demo KEEP=1", "the same, left running: look around with psql and curl"),
@@ -144,12 +145,16 @@ def _show(console: Console, stage: Stage, evidence: Evidence, entity: str) -> No
 
 
 async def _keep_running(console: Console, stage: Stage) -> None:
-    async with running_shop(stage.settings(), stage.log) as shop:
+    async with (
+        running_shop(stage.settings(), stage.log) as shop,
+        running_viewer(stage.server, stage.directory) as link,
+    ):
         ada = next(user for user in stage.users if user.email.startswith("ada"))
         async with make_http(shop.url) as http:
             token = (await ShopClient(http).log_in(ada.email, ada.password)).token
         server = stage.server
         lines = (
+            ("the trail in a browser; the link works once", link),
             ("the audit store, as the auditor", server.psql(AUDIT, READER_ROLE)),
             ("the audit store, as the superuser", server.psql(AUDIT, SUPERUSER)),
             ("the shop's database", server.psql(SHOP, SUPERUSER)),

@@ -6,7 +6,6 @@ environment: an audit trail must not go where traces happen to go.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import ssl
@@ -18,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -80,7 +80,7 @@ class Endpoint:
     def warn_of_clear_text(self) -> None:
         """Log it if records leave this machine unencrypted."""
         host = urlsplit(self.url).hostname or ""
-        if self.tls is None and not _is_here(host):
+        if self.tls is None and not is_loopback(host):
             log_limited(
                 _logger, "clear text",
                 "%sOTLP_ENDPOINT is plain HTTP to another machine: whoever sees the network sees "
@@ -197,12 +197,3 @@ def _readable(setting: str, path: Path) -> None:
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted")
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

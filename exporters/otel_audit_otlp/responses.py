@@ -15,10 +15,8 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 try:
     from google.protobuf.json_format import ParseDict, ParseError
     from google.protobuf.message import DecodeError, Message
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-        ExportTracePartialSuccess,
-        ExportTraceServiceResponse,
-    )
+    from google.rpc.status_pb2 import Status
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 except ImportError as missing:
     raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
 
@@ -101,10 +99,9 @@ def _in_its_words(answer: Answer) -> str:
         except (msgspec.MsgspecError, RecursionError):
             return ""
         return _quoted(message) if isinstance(message, str) else ""
-    # a message of the same beginning: an integer, a text; the rest is passed over
-    status = ExportTracePartialSuccess()
+    status = Status()
     is_status = _media_type(answer) == _PROTOBUF and _read_into(status, answer)
-    return _quoted(status.error_message) if is_status else ""
+    return _quoted(status.message) if is_status else ""
 
 
 def _read_into(message: Message, answer: Answer) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.sink import Refused, Written
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord, to_json
@@ -85,8 +86,12 @@ class OtlpSink:
             StoreError: As for `check`, or what is refused cannot be set aside.
         """
         carried, refused = carry(records)
+
+        async def refuse(one: Carried, objection: str) -> None:
+            refused.append(Refused(one.record.record_id, to_json(one.record), objection))
+
         for part in parts_of(carried):
-            refused += await self._send(part)
+            await write_by_halves(part, self._send, refuse)
         await self.quarantine(refused)
         return Written(stored=len(records) - len(refused), quarantined=len(refused))
 
@@ -111,17 +116,8 @@ class OtlpSink:
         except Exception as error:  # noqa: BLE001 - it is gone either way
             log_limited(_logger, "close", "A connection was not closed in order", error=error)
 
-    async def _send(self, part: Sequence[Carried]) -> list[Refused]:
-        """Send spans; those that the receiver refuses are found by halving."""
-        objection = objection_of(await self._post(to_request(part)))
-        if objection is None:
-            return []
-        if len(part) == 1:
-            record = part[0].record
-            return [Refused(record.record_id, to_json(record), objection)]
-        middle = len(part) // 2
-        first = await self._send(part[:middle])
-        return first + await self._send(part[middle:])
+    async def _send(self, part: Sequence[Carried]) -> str | None:
+        return objection_of(await self._post(to_request(part)))
 
     async def _post(self, body: bytes) -> Answer:
         if self._endpoint.compression == "gzip":

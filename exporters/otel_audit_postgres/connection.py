@@ -30,6 +30,7 @@ try:
         PostgresError,
         PostgresLogMessage,
         QueryCanceledError,
+        UndefinedFunctionError,
     )
 except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
@@ -54,6 +55,7 @@ __all__ = [
     "OwnConnection",
     "PostgresError",
     "QueryCanceledError",
+    "UndefinedFunctionError",
     "connect",
     "disconnect",
     "disconnect_later",

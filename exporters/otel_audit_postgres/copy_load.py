@@ -1,4 +1,4 @@
-"""Large batches into the store by COPY, which costs a third of the client CPU of sending arrays.
+"""Large batches into the store by COPY, which costs 60 % of the client CPU of sending arrays.
 
 Row-level security forbids a role that it binds to COPY into the table itself, and COPY knows no ON
 CONFLICT. So the rows are copied into a temporary table of the connection's own, and go from there
@@ -21,8 +21,12 @@ from otel_audit_postgres.rows import COLUMNS, Row
 
 _logger = logging.getLogger(__name__)
 
-SMALLEST_LOAD: Final = 10
-"""Rows from which on loading takes less CPU than one statement, for all its four round trips."""
+SMALLEST_LOAD: Final = 100
+"""Rows from which on loading pays, for all its four round trips.
+
+Measured with records of about 2 KB, microseconds of client CPU a row, COPY against one statement:
+104 and 97 for 10 rows, 53 and 54 for 50, 39 and 48 for 100, 26 and 45 for 500, 26 and 43 for 1000.
+"""
 
 _TABLE: Final = "otel_audit_batch"
 _COLUMNS: Final = [name for name, _ in COLUMNS]

@@ -17,6 +17,8 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_audit._util.backoff import Backoff
+from otel_audit._util.loop_thread import LoopThread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import is_flagged
 from otel_audit.config import AuditConfig
@@ -32,13 +34,11 @@ from otel_audit.errors import (
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
-from otel_audit_postgres.loop_thread import BackgroundLoop
 from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 2.0
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 _LAST_GRACE: Final = 2.0
 """Seconds that closing the connection and the thread may take at shutdown."""
 
@@ -82,7 +82,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         self._dsn = dsn
         self._timeout = timeout
         self._connect_timeout = connect_timeout
-        self._background = BackgroundLoop("otel-audit-exporter")
+        self._background = LoopThread("otel-audit-exporter")
         self._ended = False
         if not _best_effort_said.is_set():
             _best_effort_said.set()
@@ -108,7 +108,7 @@ class PostgresAuditSpanExporter(SpanExporter):
             self._complain(len(flagged), "the exporter was shut down")
             return SpanExportResult.FAILURE
         try:
-            self._background.run(lambda: self._store(flagged), self._timeout)
+            self._background.call(lambda: self._store(flagged), self._timeout)
         except StoreError as error:
             self._complain(len(flagged), str(error))
         except TimeoutError:
@@ -143,7 +143,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         self._background.wait_idle(max(timeout_millis / 1000 - _LAST_GRACE, 0))
         try:
             if self._background.kept is not None:
-                self._background.run(self._close, _left(until))
+                self._background.call(self._close, _left(until))
         except Exception as error:  # noqa: BLE001 - the end must not fail
             log_limited(_logger, "shutdown", "The exporter did not close in time", error=error)
         self._background.stop(_left(until))
@@ -152,9 +152,8 @@ class PostgresAuditSpanExporter(SpanExporter):
         """Store; try again while the store is away. Whoever waits cancels this in the end."""
         records, refused = _read(spans, self._redacting)
         until = time.monotonic() + self._timeout
-        pause = _FIRST_PAUSE
         async with self._connection() as sink:
-            while True:
+            for pause in _BACKOFF.pauses():
                 try:
                     written = await sink.write(records)
                     if written.held:
@@ -166,7 +165,6 @@ class PostgresAuditSpanExporter(SpanExporter):
                 else:
                     return
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PostgresSink]:

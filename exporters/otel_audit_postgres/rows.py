@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from otel_audit._util.cache import Memo
 from otel_audit.delivery.sanitize import mend_record, needs_mending
 from otel_audit.record import AuditRecord, Received
 from otel_audit_postgres import copy_format
-from otel_audit_postgres.cache import TextCache
 
 COLUMNS: Final = (
     ("id", "uuid"),
@@ -77,6 +77,14 @@ _UUID_BYTES: Final = 16
 _UUID_LETTERS: Final = 32
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
+_REMEMBERED: Final = 2048
+_SHORT: Final = 255
+"""Characters of a text that comes again and again, such as a name; ids and messages do not."""
+
+
+def _is_short(text: str | None) -> bool:
+    # a kind of text may hold on to anything of the application
+    return text is None or (type(text) is str and len(text) <= _SHORT)
 
 
 def _exact_text(value: object) -> str:
@@ -231,6 +239,10 @@ def key_text(text: str) -> str:
     return f"{text[: LONGEST_KEY - _DIGEST_DIGITS - 1]}~{digest}"
 
 
+def _copied_key(text: Any) -> bytes:
+    return copy_format.text(key_text(text))
+
+
 class _Form(NamedTuple):
     """How a value is put down, by its column's type.
 
@@ -287,10 +299,10 @@ _OBJECTS: Final = _Form(
 _COPIED: Final = _Form(
     null=copy_format.NULL,
     uuid=copy_format.raw,
-    text=TextCache(copy_format.text).__getitem__,
-    key=TextCache(lambda text: copy_format.text(key_text(text))).__getitem__,
+    text=Memo(copy_format.text, _REMEMBERED, _is_short).__getitem__,
+    key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
     own_text=copy_format.text,
-    own_key=lambda text: copy_format.text(key_text(text)),
+    own_key=_copied_key,
     moment=copy_format.moment,
     float8=copy_format.float8,
     int4=copy_format.int4,

@@ -16,7 +16,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.ids import conflict_id, derived_uuid7, uuid7
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.text import storable
 from otel_audit.action.compose import stored_as, without_conflict, without_receiver
+from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
@@ -26,6 +28,7 @@ from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
     Limits,
+    UndefinedFunctionError,
     connect,
     disconnect,
     disconnect_later,
@@ -381,6 +384,16 @@ class PostgresSink:
                 level=logging.WARNING,
             )
             return
+        except UndefinedFunctionError:
+            if await catalog.missing_tables(connection):
+                raise
+            log_limited(
+                _logger,
+                "partitions",
+                "No partitions are made: audit.ensure_partitions(integer) is missing; run "
+                "`otel-audit doctor`",
+            )
+            return
         for made in partitions:
             if made["state"] in ("blocked", "busy"):
                 log_limited(
@@ -437,26 +450,35 @@ class PostgresSink:
         Returns:
             The rows that it takes, and how many of them are new.
         """
-        if became.is_hopeless:
-            became.held.update(dict.fromkeys(map(_came_as, rows), became.last_reason))
-            return [], 0
-        try:
-            new = await self._insert(connection, rows)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            if len(rows) == 1:
-                if getattr(error, "constraint_name", None) == _FUTURE_ID:
-                    return await self._put_at_present(connection, rows[0], became)
-                await self._judge(connection, rows[0], error, became)
-                return [], 0
-        else:
+        sound: list[Row] = []
+        new = 0
+
+        async def insert(some: Sequence[Row]) -> Exception | None:
+            nonlocal new
+            if became.is_hopeless:
+                became.held.update(dict.fromkeys(map(_came_as, some), became.last_reason))
+                return None
+            try:
+                new += await self._insert(connection, some)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                return error
             became.has_taken_any = True
-            return rows, new
-        middle = len(rows) // 2
-        first, new = await self._put(connection, rows[:middle], became)
-        second, more = await self._put(connection, rows[middle:], became)
-        return [*first, *second], new + more
+            sound.extend(some)
+            return None
+
+        async def refuse(row: Row, error: Exception) -> None:
+            nonlocal new
+            if getattr(error, "constraint_name", None) != _FUTURE_ID:
+                await self._judge(connection, row, error, became)
+                return
+            moved, more = await self._put_at_present(connection, row, became)
+            sound.extend(moved)
+            new += more
+
+        await write_by_halves(rows, insert, refuse)
+        return sound, new
 
     async def _judge(
         self, connection: Connection[Any], row: Row, error: Exception, became: _Outcome
@@ -599,7 +621,7 @@ class PostgresSink:
     ) -> None:
         if not refused:
             return
-        texts = [item.received.decode("utf-8", "replace").replace("\x00", "�") for item in refused]
+        texts = [storable(item.received.decode("utf-8", "replace")) for item in refused]
         status = await connection.execute(
             _SET_ASIDE,
             [hashlib.sha256(text.encode()).digest() for text in texts],
@@ -804,4 +826,4 @@ def _held_up(held: Mapping[str, str]) -> str:
 
 
 def _plain(text: object) -> str:
-    return str(text).encode("utf-8", "replace").decode().replace("\x00", "�")[:1000]
+    return storable(str(text))[:1000]

@@ -17,6 +17,7 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
 )
 from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_audit._util.fork import call_in_child
 from otel_audit.action import current_runtime
 from otel_audit.action.current_runtime import made_last
 from otel_audit.action.ports import Recorder
@@ -396,7 +397,7 @@ def _after_fork() -> None:
         deliver_before_exit(_runtime.close, _runtime.config.shutdown_timeout)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_after_fork)
 
 
 def _install(app: Any, runtime: Runtime) -> None:

@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
+from otel_audit._util.cache import Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
-from otel_audit._util.memoize_by_names import MemoizedByNames
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import (
     NO_CONTENT,
@@ -306,7 +306,7 @@ def record_from_attributes(  # noqa: PLR0913 - each fact by its name
             f"audit span {name!r} lacks {', '.join(missing)}; "
             f"a span with {FLAG}=true must carry {', '.join(MANDATORY)}"
         )
-    shape = _SHAPES.plan(attributes)
+    shape = _SHAPES[tuple(attributes)]
     if shape.incomplete is not None:
         raise InvalidAuditSpanError(f"audit span {name!r} lacks {shape.incomplete}")
     record_id = attributes.get(RECORD_ID) or derived_uuid7(start_time, *own_ids)
@@ -609,7 +609,7 @@ def _flat_struct() -> type[msgspec.Struct]:
     return msgspec.defstruct("AuditSpan", fields, rename=spelled)
 
 
-_SHAPES: Final = MemoizedByNames(_shape)
+_SHAPES: Final = Memo(_shape, 128, are_few_names)
 _Flat: Final = _flat_struct()
 
 

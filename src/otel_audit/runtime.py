@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit._util.aio import in_thread, on_any_loop
 from otel_audit._util.ids import uuid7
+from otel_audit._util.loop_thread import ThreadState, begin_thread, run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import Cipher, SpilledChanges
 from otel_audit.action.current_runtime import CurrentRuntime
@@ -24,6 +25,7 @@ from otel_audit.action.record_limit import OTLP_LIMIT
 from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.console import ConsoleSink
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.factory import (
     local_quarantine,
     make_delivery,
@@ -36,13 +38,10 @@ from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.outbox_relay import Outbox
 from otel_audit.delivery.producer import Producer
-from otel_audit.delivery.receipts import GivesReceipts, await_receipt
-from otel_audit.delivery.sink import Receipt, Sink
+from otel_audit.delivery.receipts import await_receipt
+from otel_audit.delivery.sink import Receipt, Sink, Store
 from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.delivery.tracer_provider import application_resource, make_resource
-from otel_audit.delivery.worker_loop import run_lasting
-from otel_audit.delivery.worker_thread import ThreadState, begin_thread
-from otel_audit.delivery.writer import Delivery
 from otel_audit.errors import (
     ConfigurationError,
     OtelAuditError,
@@ -298,7 +297,7 @@ class Runtime:
         if self.delivery is None or self.config.exporter != "postgres":
             raise ConfigurationError(f"receipts need a store: set {PREFIX}EXPORTER=postgres")
         with suppress_instrumentation():
-            make_sink = cast("Callable[[], GivesReceipts]", sink_maker(self.config))
+            make_sink = cast("Callable[[], Store]", sink_maker(self.config))
             ask = on_any_loop(await_receipt)
             delivery = self.delivery
             return await ask(make_sink, delivery.hurry, record_id, timeout, lambda: delivery.depth)
@@ -312,11 +311,8 @@ class Runtime:
         """
         check_store(self.config)
         if self.atomic is not None and self.atomic.relay is not None:
-            worker = _Check(outbox_maker(self.config))
-            worker.start()
-            worker.join()
-            if worker.error is not None:
-                raise worker.error
+            make = outbox_maker(self.config)
+            run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
     def report_store(self) -> None:
         """Check the store and log what is wrong; never raises."""
@@ -496,27 +492,12 @@ def _service_name() -> str:
     return str(application_resource().attributes.get("service.name", "process"))
 
 
-class _Check(threading.Thread):
-    """Asks a sink of its own, on a loop of its own, so that it may run wherever it is wanted."""
-
-    def __init__(self, make_sink: Callable[[], Sink | Outbox]) -> None:
-        super().__init__(name="otel-audit-check", daemon=True)
-        self._make_sink = make_sink
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            with suppress_instrumentation():
-                run_lasting(self._check())
-        except Exception as error:  # noqa: BLE001 - raised again by whoever waits
-            self.error = error
-
-    async def _check(self) -> None:
-        sink = self._make_sink()
-        try:
-            await sink.check()
-        finally:
-            await sink.close()
+async def _check(make_sink: Callable[[], Sink | Outbox]) -> None:
+    sink = make_sink()
+    try:
+        await sink.check()
+    finally:
+        await sink.close()
 
 
 def check_store(config: AuditConfig) -> None:
@@ -528,11 +509,8 @@ def check_store(config: AuditConfig) -> None:
         ConfigurationError: The settings do not say where it is.
     """
     if config.exporter != "none":
-        worker = _Check(sink_maker(config))
-        worker.start()
-        worker.join()
-        if worker.error is not None:
-            raise worker.error
+        make = sink_maker(config)
+        run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
 
 def sink_maker(

@@ -7,7 +7,6 @@ what a middleware, a dependency in a thread, or a background task adds is seen b
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 import msgspec
 from opentelemetry.trace import Span
 
+from otel_audit._util.fork import call_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.record import (
@@ -481,4 +481,4 @@ def _leave_requests() -> None:
         scope = scope.outer
 
 
-os.register_at_fork(after_in_child=_leave_requests)
+call_in_child(_leave_requests)

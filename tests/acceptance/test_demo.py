@@ -120,6 +120,11 @@ class TestDemonstration:
             headers={"Authorization": f"Bearer {token[1]}", "X-Request-ID": "from-the-test"},
         )
         assert answer.status_code == 200
+        link = re.search(r"http://127\.0\.0\.1:\d+/sign-in\?link=\S+", output)
+        assert link, output
+        page = httpx.get(link[0], follow_redirects=True)
+        assert page.status_code == 200
+        assert "order.refunded" in page.text
         query = "SELECT count(*) FROM audit.audit_logs WHERE request_id = 'from-the-test'"
         assert _eventually("1", [*psql[0].split(), "-A", "-t", "-c", query])
 

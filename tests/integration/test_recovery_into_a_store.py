@@ -19,11 +19,11 @@ from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.factory import make_delivery, service_of_spool
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Written
 from otel_audit.delivery.spool import FrameKind, adopt, open_spool
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.record import AuditRecord, Tenant, to_json
 from otel_audit.runtime import sink_maker

@@ -17,8 +17,8 @@ from slow_link import slow_link
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 
 QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.02, longest_pause=0.2)
 

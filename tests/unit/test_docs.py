@@ -22,6 +22,7 @@ RUN = (
     "actors-and-tenants",
     "configuration",
     "testing",
+    "viewer",
 )
 PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
 

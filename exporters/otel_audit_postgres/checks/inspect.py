@@ -14,10 +14,16 @@ from otel_audit.action.compose import process_record
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor
 from otel_audit_postgres.checks import security
-from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.connection import (
+    Connection,
+    InsufficientPrivilegeError,
+    connect,
+    disconnect,
+)
 from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.rows import COLUMNS, to_row
 from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema.migrations import latest_version
 from otel_audit_postgres.schema.readiness import refuse_version
 
 OLDEST_SERVER: Final = 15
@@ -116,6 +122,16 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
     )
     if missing:
         return found
+    if await _is_current(connection):
+        parts = await catalog.missing_parts(connection, [name for name, _ in COLUMNS])
+        if parts:
+            found[-1] = _judged(
+                "schema", False, "",  # noqa: FBT003 - as above
+                f"missing: {', '.join(parts)}",
+                "somebody renamed or dropped it: put it back as otel-audit made it "
+                "(`otel-audit init --sql` prints that)",
+            )  # fmt: skip
+            return found
     found += [
         _none_of(
             "guards",
@@ -424,3 +440,11 @@ def _judged(name: str, ok: bool, fine: str, wrong: str, remedy: str) -> Finding:
     if ok:
         return Finding(name, ok=True, detail=fine)
     return Finding(name, ok=False, detail=wrong, remedy=remedy)
+
+
+async def _is_current(connection: Connection[Any]) -> bool:
+    """Whether all migrations are applied; what is missing else comes with them."""
+    try:
+        return await catalog.schema_version(connection) == latest_version()
+    except InsufficientPrivilegeError:
+        return False

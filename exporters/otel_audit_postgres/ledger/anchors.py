@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from otel_audit.delivery.worker_loop import run_lasting
+from otel_audit._util.loop_thread import run_in_thread
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
 from otel_audit_postgres.ledger.plugins import called
@@ -232,19 +229,7 @@ async def not_for_ever(anchor: Anchor, work: Callable[[], Coroutine[Any, Any, T]
     Raises:
         AnchorError: As for `ask`.
     """
-    answer: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            found = run_lasting(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            with suppress(Exception):  # nobody waits any more
-                answer.set_exception(error)
-        else:
-            with suppress(Exception):
-                answer.set_result(found)
-
-    threading.Thread(target=run, name="otel-audit-anchor", daemon=True).start()
+    answer = run_in_thread("otel-audit-anchor", work)
     try:
         async with asyncio.timeout(ANSWERS_WITHIN):
             return await asyncio.wrap_future(answer)

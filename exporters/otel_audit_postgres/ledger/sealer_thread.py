@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.delivery.worker_thread import ThreadState, Worker
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
 
@@ -31,12 +31,12 @@ class SealingThread:
         self._sealer = sealer
         self._interval = interval
         self._stopping = False
-        self._worker = Worker("otel-audit-seal", self._seal)
+        self._worker = LoopThread("otel-audit-seal", self._seal)
 
     @property
     def state(self) -> ThreadState:
         """How the thread does."""
-        found = ThreadState.of(self._worker)
+        found = self._worker.state
         # the thread may live, and the ledger not be sealed all the same
         return found._replace(failure=found.failure or self._sealer.failure)
 

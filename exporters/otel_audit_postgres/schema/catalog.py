@@ -7,6 +7,7 @@ rights on the schema to be looked up (``'audit.x'::regclass``) are avoided where
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
@@ -112,6 +113,20 @@ JOIN unnest($4::text[], $5::text[]) AS ours (name, source) ON f.proname = ours.n
 WHERE n.nspname = 'audit' AND f.prosrc <> ours.source
 ORDER BY 1
 """  # noqa: S608 - constants
+_MISSING_PARTS: Final = """
+SELECT 'function audit.' || wanted || '()' FROM unnest($1::text[]) AS wanted
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_proc f
+                  JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+                  WHERE n.nspname = 'audit' AND f.proname = wanted)
+UNION ALL
+SELECT 'column audit.audit_logs.' || wanted FROM unnest($2::text[]) AS wanted
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE n.nspname = 'audit' AND c.relname = 'audit_logs' AND a.attname = wanted
+                    AND NOT a.attisdropped)
+ORDER BY 1
+"""
 # a BEFORE INSERT trigger or a rule could make records vanish
 _STRANGERS: Final = f"""
 WITH {_GUARDED}, {_GUARDS}
@@ -221,6 +236,16 @@ async def missing_tables(connection: Connection[Any]) -> list[str]:
     """Name the tables of the store that are not there."""
     found = {row["relname"] for row in await connection.fetch(_TABLES, TABLES)}
     return [name for name in TABLES if name not in found]
+
+
+async def missing_parts(connection: Connection[Any], columns: Sequence[str]) -> list[str]:
+    """Name functions of the schema, and columns of the trail, that should be there and are not.
+
+    Args:
+        connection: To a store of this package's version.
+        columns: Of audit.audit_logs.
+    """
+    return await _texts(connection, _MISSING_PARTS, sorted(function_sources()), list(columns))
 
 
 async def schema_version(connection: Connection[Any]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import uuid
+from typing import Final
 
 from otel_audit._util.randomness import generator
 
@@ -14,6 +16,13 @@ _RANDOM = (1 << 62) - 1
 
 _END = (1 << 48) * 1_000_000
 """Nanoseconds that 48 bits of milliseconds can tell."""
+
+UUID_PATTERN: Final = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+"""Matches a UUID in its usual spelling, in upper or lower case (RFC 9562, section 4)."""
+
+# a bound method: asked for every path segment and attribute, where one call more counts
+is_uuid: Final = re.compile(UUID_PATTERN).fullmatch
+"""Tell whether a whole text is a UUID in its usual spelling; truthy if so."""
 
 
 def uuid7(unix_ns: int | None = None) -> str:
@@ -65,8 +74,8 @@ def conflict_id(record_id: str, *parts: str) -> str:
         36 characters, lower case.
     """
     taken = uuid.UUID(record_id)
-    told = "\x00".join((str(taken), *parts)).encode("utf-8", "surrogatepass")
-    entropy = int.from_bytes(hashlib.sha256(told).digest()[:8], "big") & _RANDOM
+    claim = "\x00".join((str(taken), *parts)).encode("utf-8", "surrogatepass")
+    entropy = int.from_bytes(hashlib.sha256(claim).digest()[:8], "big") & _RANDOM
     # the first 64 bits, time and version, are as they were: the same partition
     return str(uuid.UUID(int=taken.int >> 64 << 64 | _VARIANT | entropy))
 

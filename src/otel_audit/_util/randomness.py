@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
+
+from otel_audit._util.fork import call_in_child
 
 # not the shared one of `random`: an application may have seeded it, and would get other numbers
 # with us than without us
 generator = random.Random()  # noqa: S311
-os.register_at_fork(after_in_child=generator.seed)
+call_in_child(generator.seed)

@@ -1,4 +1,4 @@
-"""Log lines that a storm of failures cannot turn into a storm of lines."""
+"""A rate limit for log lines: a storm of failures is one line a minute."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import logging
 import os
 import threading
 import time
+from typing import Final
 
+from otel_audit._util.cache import BoundedCache
+from otel_audit._util.fork import call_in_child
 from otel_audit._util.printable import visible
 
 INTERVAL = 60.0
 """Seconds between two lines about the same matter."""
 
 _lock = threading.Lock()
-_last: dict[tuple[str, str], tuple[float, int]] = {}
+_last: Final[BoundedCache[tuple[str, str], tuple[float, int]]] = BoundedCache(1024)
+"""When a line was logged last, and how many were held back since. A matter may name a file, of
+which there is no end."""
 
 
 def log_limited(
@@ -37,11 +42,11 @@ def log_limited(
     now = time.monotonic()
     key = (logger.name, matter)
     with _lock:
-        last, held_back = _last.get(key, (-INTERVAL, 0))
+        last, held_back = _last.get(key) or (-INTERVAL, 0)
         if now - last < INTERVAL:
-            _last[key] = (last, held_back + 1)
+            _last.put(key, (last, held_back + 1))
             return
-        _last[key] = (now, 0)
+        _last.put(key, (now, 0))
     if held_back:
         message += f" ({held_back} more such lines were held back)"
     if error is not None:
@@ -51,7 +56,7 @@ def log_limited(
 
 def _shown(value: object) -> object:
     """What a line quotes may come from outside, and must not end it or steer who reads it."""
-    return visible(str(value)) if isinstance(value, str | BaseException) else value
+    return visible(str(value)) if isinstance(value, str | BaseException | os.PathLike) else value
 
 
 def forget() -> None:
@@ -66,7 +71,7 @@ def _fresh_lock() -> None:
     _lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_fresh_lock)
+call_in_child(_fresh_lock)
 
 
 def place_of(error: BaseException) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 
+from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 
 _logger = logging.getLogger("otel_audit.action")
@@ -29,19 +29,13 @@ def wait_for_intent(ask: Callable[[], Awaitable[bool]]) -> bool:
             level=logging.WARNING,
         )  # fmt: skip
         return True
-    answers: list[bool] = []
 
-    def wait() -> None:
-        async def answer() -> None:
-            answers.append(await ask())
-
-        asyncio.run(answer())
+    async def answer() -> bool:
+        return await ask()
 
     # in a thread of its own: asyncio.run would take away the caller's own event loop
-    thread = threading.Thread(target=wait, name="otel-audit-intent", daemon=True)
-    thread.start()
-    thread.join()
-    return answers == [True]
+    done = run_in_thread("otel-audit-intent", answer)
+    return done.exception() is None and done.result()
 
 
 def _loop_runs_here() -> bool:

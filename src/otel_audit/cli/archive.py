@@ -6,11 +6,11 @@ import sys
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.retention import archive_option, bar, json_option, needed_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.worker_loop import run_lasting
 
 _LISTED = 200
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_marked
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import OtelAuditError
 
 if TYPE_CHECKING:

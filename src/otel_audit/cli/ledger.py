@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
-from otel_audit.delivery.worker_loop import run_lasting
 
 
 @click.command(name="begin-anchor")

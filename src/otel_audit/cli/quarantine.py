@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import echo, echo_document
@@ -19,7 +20,6 @@ from otel_audit.delivery.local_quarantine import (
     services_with_quarantine,
 )
 from otel_audit.delivery.spool import damaged_files
-from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import signal
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.terminal import echo
@@ -16,7 +17,6 @@ from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.outbox_relay import BATCH_BYTES, Outbox, Relay, RelayOptions, relay_all
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError
 
 

@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:

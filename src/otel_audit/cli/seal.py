@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 from opentelemetry import metrics
 
+from otel_audit._util.loop_thread import WorkerLoop
 from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.worker_loop import WorkerLoop
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer import Sealer

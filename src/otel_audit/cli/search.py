@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_document, echo_json
 from otel_audit.cli.verify import moment
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.worker_loop import run_lasting
 
 if TYPE_CHECKING:
     from otel_audit_postgres.query.counts import Facet, Histogram

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import PREFIX, AuditConfig
@@ -95,7 +95,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     except ImportError as error:
         raise MissingExtraError("otel-audit serve", "server") from error
     to_stderr()
-    if tls_cert is None and not _is_loopback(host):
+    if tls_cert is None and not is_loopback(host):
         echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
     listening = Listening(
         host, port, tls_cert, tls_key, tls_client_ca, grpc_port, connections, workers
@@ -105,20 +105,11 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 def _refuse_open_door(config: AuditConfig, host: str) -> None:
-    if config.serve_no_auth == "loopback" and not _is_loopback(host):
+    if config.serve_no_auth == "loopback" and not is_loopback(host):
         raise ConfigurationError(
             f"--insecure-no-auth lets in only this machine, and --host is {host}: make a token "
             "(otel-audit serve token new NAME), or say --insecure-no-auth=anywhere"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @serve.group()

@@ -23,10 +23,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
-from otel_audit.delivery.worker_loop import run_lasting
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:

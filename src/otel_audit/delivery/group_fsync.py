@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.spool import Position, Spool, SpoolError
-from otel_audit.delivery.worker_thread import ThreadState, begin_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class _Waiter(NamedTuple):
 class GroupSync:
     """Brings the spool to disk for all who wait at the time, from a thread of its own.
 
-    The thread is started when it is first needed. Make a new one in a forked child.
+    Make a new one in a forked child.
     """
 
     def __init__(self, spool: Callable[[], Spool | None], counters: Counters) -> None:
@@ -43,32 +42,18 @@ class GroupSync:
         self._spool = spool
         self._counters = counters
         self._lock = threading.Lock()
-        # not a condition: a thread that is cut off inside of one may keep its lock for ever
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiting: list[_Waiter] = []
-        self._thread: threading.Thread | None = None
-        self._restarts = 0
+        self._thread = LoopThread("otel-audit-sync", self._serve)
 
     @property
     def state(self) -> ThreadState:
         """How its thread does; it need not run before somebody waits."""
-        gone = self._thread is not None and not self._thread.is_alive()
-        return ThreadState("the thread has ended" if gone else None, self._restarts)
+        return self._thread.state
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
         with self._lock:
-            if self._thread is not None:
-                self._begin()
-
-    def _begin(self) -> bool:
-        """See that the thread runs; the lock is held."""
-        if self._thread is not None and not self._thread.is_alive():
-            self._restarts += 1
-            self._thread = None
-        if self._thread is None:
-            self._thread = begin_thread("otel-audit-sync", self._run)
-        return self._thread is not None
+            self._thread.ensure()
 
     async def wait(self) -> bool:
         """Wait until everything that was spooled before is on disk.
@@ -83,12 +68,10 @@ class GroupSync:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future(), spool.appended)
         with self._lock:
-            self._waiting.append(waiter)
-            can_wait = self._begin()
+            can_wait = self._thread.start()
             if can_wait:
-                self._asked.put(None)
-            else:
-                self._waiting.remove(waiter)
+                self._waiting.append(waiter)
+        self._thread.rouse()
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT):
@@ -101,32 +84,24 @@ class GroupSync:
             )  # fmt: skip
         return done
 
-    def _run(self) -> None:
+    async def _serve(self) -> None:
         while True:
-            try:
-                self._serve()
-            except BaseException as error:  # noqa: BLE001 - those who wait must be told
-                self._restarts += 1
-                log_limited(
-                    _logger, "restart", "Bringing the spool to disk failed; it begins again",
-                    level=logging.CRITICAL, error=error,
-                )  # fmt: skip
-
-    def _serve(self) -> None:
-        if not self._waiting:
-            self._asked.get()
-        with self._lock:
-            waiting = list(self._waiting)
-        if not waiting:
-            return  # those who asked were served together with others
-        synced = self._sync()
-        for waiter in waiting:
-            done = synced >= waiter.position
-            with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
-                waiter.loop.call_soon_threadsafe(_tell, waiter.future, done)
-        with self._lock:
-            # not before they were told: if this fails in its middle, they are told the next time
-            del self._waiting[: len(waiting)]
+            # before the look at who waits: whoever comes after it sets it again
+            self._thread.wake.clear()
+            with self._lock:
+                waiting = list(self._waiting)
+            if not waiting:
+                await self._thread.wake.wait()
+                continue
+            # blocks: the loop is here for nothing else
+            synced = self._sync()
+            for waiter in waiting:
+                done = synced >= waiter.position
+                with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
+                    waiter.loop.call_soon_threadsafe(_answer, waiter.future, done)
+            with self._lock:
+                # not before they have their answer: if this fails in its middle, they get it later
+                del self._waiting[: len(waiting)]
 
     def _sync(self) -> Position:
         spool = self._spool()
@@ -143,6 +118,6 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, SpoolError) else type(error).__name__
 
 
-def _tell(future: asyncio.Future[bool], done: bool) -> None:  # noqa: FBT001 - a callback's argument
+def _answer(future: asyncio.Future[bool], done: bool) -> None:  # noqa: FBT001 - a callback's argument
     if not future.done():
         future.set_result(done)

@@ -9,14 +9,18 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.worker_thread import ThreadState, Worker
+from otel_audit.delivery.writer import Messages, Writer
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
+
+_REFUSED: Final = "Requests are refused, as their intents cannot be stored"
+_MESSAGES: Final = Messages(waiting=_REFUSED, failed=_REFUSED, again=None)
 
 _LARGEST_BATCH: Final = 512
 _LAST_GRACE: Final = 5.0
@@ -50,8 +54,7 @@ class Intents:
         self._lock = threading.Lock()
         self._waiting: list[_Intent] = []
         self._taken: list[_Intent] = []
-        self._worker = Worker("otel-audit-intents", self._work)
-        self._closing = False
+        self._writer = Writer("otel-audit-intents", self._work, counters, messages=_MESSAGES)
 
     async def store(self, record: AuditRecord) -> bool:
         """Wait until the store has an intent.
@@ -63,12 +66,11 @@ class Intents:
         loop = asyncio.get_running_loop()
         intent = _Intent(record, loop, loop.create_future())
         with self._lock:
-            if self._closing:
+            if self._writer.ending:
                 return False
             self._waiting.append(intent)
-            if not self._worker.alive:
-                self._worker.start()
-            self._worker.rouse()
+            self._writer.start()
+            self._writer.rouse()
         try:
             async with asyncio.timeout(self._timeout):
                 return await intent.future
@@ -78,38 +80,36 @@ class Intents:
     @property
     def state(self) -> ThreadState:
         """How its thread does."""
-        return ThreadState.of(self._worker)
+        return self._writer.state
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
         with self._lock:
-            self._worker.ensure()
+            self._writer.ensure()
 
     def close(self) -> None:
         """End the thread; whoever waits is told no. Never raises."""
         with self._lock:
-            self._closing = True
-            self._worker.end()
-        self._worker.join(_LAST_GRACE)
+            self._writer.end()
+        self._writer.join(_LAST_GRACE)
 
     async def _work(self) -> None:
         sink = self._make_sink()
-        wake = self._worker.wake
         with self._lock:
             # the work before this may have ended in the middle of a batch
             self._waiting = self._taken + self._waiting
             self._taken = []
         try:
-            while not self._closing:
+            while not self._writer.ending:
                 batch = self._take()
                 if batch:
                     await self._write(sink, batch)
                     self._taken = []
                 else:
-                    await wake.wait()
-                    wake.clear()
+                    await self._writer.wait(None)
+                    self._writer.forget_rousing()
         finally:
-            if self._closing:
+            if self._writer.ending:
                 for intent in self._take(everything=True):
                     _answer(intent, stored=False)
             await sink.close()
@@ -127,20 +127,18 @@ class Intents:
         stored, held = False, frozenset[str]()
         try:
             async with asyncio.timeout(self._timeout):
-                written = await sink.write([intent.record for intent in batch])
+                records = [intent.record for intent in batch]
+                written = await self._writer.write(sink, records, bad="raise")
             stored, held = True, frozenset(written.held)
             if held:
                 log_limited(_logger, "intents", "Requests are refused: %s", written.why_held)
-            self._counters.add("exported", written.stored)
-            self._counters.add("quarantined", written.quarantined)
-            self._counters.add("conflicts", written.conflicts)
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
-            self._counters.add("retries")
-            message = "no answer in time" if isinstance(error, TimeoutError) else ""
-            log_limited(
-                _logger, "intents", "Requests are refused, as their intents cannot be stored: %s",
-                str(error) if isinstance(error, StoreError) else message or type(error).__name__,
-            )  # fmt: skip
+            else:
+                self._writer.note_success()
+        except TimeoutError:
+            self._writer.note_failure(StoreError("no answer in time"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need an answer
+            self._writer.note_failure(error)
+        # no second try here: a request that is refused may be sent again, one that waits may not
         for intent in batch:
             _answer(intent, stored=stored and intent.record.record_id not in held)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from otel_audit._util.fork import renew_in_child
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -47,8 +47,13 @@ class Counters:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        renew_in_child(self, Counters._begin_anew)
+
+    def _begin_anew(self) -> None:
+        # another thread of the parent may have held it
+        self._lock = threading.Lock()
+        for name in _COUNTED:
+            setattr(self, name, 0)
 
     def add(self, name: str, count: int = 1) -> None:
         """Count; safe from any thread."""
@@ -75,15 +80,6 @@ _COUNTED = (
     "relayed",
     "outbox_errors",
 )
-
-
-def _begin_anew(alive: weakref.ref[Counters]) -> None:
-    counters = alive()
-    if counters is not None:
-        # another thread of the parent may have held it
-        counters._lock = threading.Lock()  # noqa: SLF001 - its own module
-        for name in _COUNTED:
-            setattr(counters, name, 0)
 
 
 class Watched(Protocol):

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
-import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -20,20 +17,31 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from otel_audit._util.backoff import Backoff
+from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
-from otel_audit._util.randomness import generator
+from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.sink import Refused, Sink, Written
-from otel_audit.delivery.worker_thread import ThreadState, Worker
-from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.delivery.sink import Refused, Sink
+from otel_audit.delivery.writer import Messages, Writer, write_batch
+from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 1_000_000
 """Bytes of records in one write, or one record."""
+
+_LAST_GRACE: Final = 5.0
+"""Seconds that the thread has to finish its write and to close its connections."""
+
+_MESSAGES: Final = Messages(
+    waiting="Audit records wait in the outbox",
+    failed="Relaying the outbox failed",
+    again="The audit outbox is relayed again",
+)
 
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
@@ -133,9 +141,10 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, size: Batch
     ids = [one.record_id for one in waiting]
     try:
         records, refused = _read(waiting)
-        if refused:
-            await sink.quarantine(refused)
-        written = await _write(sink, records)
+        # one record that no sink can take must not hold up the others for ever
+        written = await write_batch(
+            sink, [*refused, *records], counters, bad="quarantine", stored_as="relayed"
+        )
     except BaseException:
         size.failed(len(waiting))
         with contextlib.suppress(StoreError):
@@ -144,9 +153,6 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, size: Batch
     size.succeeded()
     held = set(written.held)
     await outbox.remove([record_id for record_id in ids if record_id not in held])
-    counters.add("relayed", written.stored)
-    counters.add("quarantined", written.quarantined + len(refused))
-    counters.add("conflicts", written.conflicts)
     if held:
         # still claimed, so that what waits behind them comes first
         raise HeldError(written.why_held, len(waiting))
@@ -174,29 +180,6 @@ async def relay_all(
     if held is not None:
         raise held
     return total
-
-
-async def _write(sink: Sink, records: Sequence[AuditRecord]) -> Written:
-    try:
-        return await sink.write(records)
-    except (StoreError, asyncio.CancelledError):
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it is
-        # one record that no sink can take must not hold up the others for ever
-        if len(records) == 1:
-            log_limited(_logger, "poison", "A record of the outbox is put aside", error=error)
-            text = msgspec.json.encode(records[0])
-            await sink.quarantine([Refused(records[0].record_id, text, type(error).__name__)])
-            return Written(stored=0, quarantined=1)
-        middle = len(records) // 2
-        first, second = await _write(sink, records[:middle]), await _write(sink, records[middle:])
-        return Written(
-            first.stored + second.stored,
-            first.quarantined + second.quarantined,
-            first.conflicts + second.conflicts,
-            (*first.held, *second.held),
-            first.why_held or second.why_held,
-        )
 
 
 def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]:
@@ -247,16 +230,14 @@ class Relay:
         self._counters = counters
         self._options = options
         self._reset()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        renew_in_child(self, Relay._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._emptied = threading.Condition(self._lock)
-        self._worker = Worker("otel-audit-relay", self._work)
-        self._closing = False
+        backoff = Backoff(self._options.first_pause, self._options.longest_pause)
+        self._writer = Writer("otel-audit-relay", self._work, self._counters, backoff, _MESSAGES)
         self._seen = OutboxState(0, 0.0)
-        self._failing_since: float | None = None
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._wanted = ""
         self._through = ""
@@ -274,30 +255,28 @@ class Relay:
     @property
     def failing_for(self) -> float:
         """Seconds since the first of the tries that have been failing until now; else 0."""
-        since = self._failing_since
-        return 0.0 if since is None else time.monotonic() - since
+        return self._writer.failing_for
 
     def start(self) -> None:
         """Start now: what others have left need not wait for this process's first record."""
         with self._lock:
-            if not self._worker.alive and not self._closing:
-                self._worker.start()
+            self._writer.start()
 
     @property
     def state(self) -> ThreadState:
         """How its thread does."""
-        return ThreadState.of(self._worker)
+        return self._writer.state
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
         with self._lock:
-            self._worker.ensure()
+            self._writer.ensure()
 
     def nudge(self) -> None:
         """Say that something waits. Costs next to nothing; never raises."""
-        if not self._worker.alive:
+        if not self._writer.alive:
             self.start()
-        self._worker.rouse()
+        self._writer.rouse()
 
     def flush(self, timeout: float) -> bool:
         """Wait until what stands in the outbox now has left it.
@@ -321,7 +300,7 @@ class Relay:
         Args:
             timeout: Seconds that the last look may take.
         """
-        if not self._worker.started:
+        if not self._writer.started:
             return
         if not self.flush(timeout) and self.depth:
             _logger.warning(
@@ -329,29 +308,17 @@ class Relay:
                 "`otel-audit relay`, delivers them", self.depth,
             )  # fmt: skip
         with self._lock:
-            self._closing = True
-        self._worker.end()
-        self._worker.join(5.0)
+            self._writer.end()
+        self._writer.join(_LAST_GRACE)
 
     async def _work(self) -> None:
         outbox, sink = self._make_outbox(), self._make_sink()
-        pause = self._options.first_pause
         try:
-            while not self._closing:
-                try:
-                    await self._pass(outbox, sink)
-                except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
-                    self._note_failure(error)
-                    await self._look(outbox)
-                    await self._rest(pause * generator.uniform(0.5, 1.0))  # spreads retries
-                    pause = min(pause * 2, self._options.longest_pause)
-                    continue
-                pause = self._options.first_pause
-                if self._failing_since is not None:
-                    self._failing_since = None
-                    _logger.warning("The audit outbox is relayed again")
+            while await self._writer.persist(lambda: self._pass(outbox, sink)):
+                self._writer.note_success()
                 if self._wanted <= self._through:
-                    await self._rest(self._options.interval)
+                    await self._writer.wait(self._options.interval)
+                    self._writer.forget_rousing()
                 else:
                     # others have locked what is waited for
                     await asyncio.sleep(0.02)
@@ -359,15 +326,22 @@ class Relay:
             await outbox.close()
             await sink.close()
 
-    async def _pass(self, outbox: Outbox, sink: Sink) -> None:
+    async def _pass(self, outbox: Outbox, sink: Sink) -> bool:
+        """Bring over all that can be; True, as only an end of the writer's gives None."""
         wanted = self._wanted
         held = None
-        while not self._closing:
-            try:
-                if await relay_once(outbox, sink, self._counters, self._size) == 0:
-                    break
-            except HeldError as error:
-                held = error
+        try:
+            while not self._writer.ending:
+                try:
+                    if await relay_once(outbox, sink, self._counters, self._size) == 0:
+                        break
+                except HeldError as error:
+                    held = error
+        except Exception:
+            # how much waits shows also while the store is away, if the outbox can be seen
+            with contextlib.suppress(StoreError):
+                self._seen = await outbox.state()
+            raise
         self._seen = await outbox.state()
         if wanted > self._through and not await outbox.holds_earlier(wanted):
             with self._lock:
@@ -375,30 +349,7 @@ class Relay:
                 self._emptied.notify_all()
         if held is not None:
             raise held
-
-    async def _look(self, outbox: Outbox) -> None:
-        """See how much waits while the store is away, if the outbox itself can be seen."""
-        with contextlib.suppress(StoreError):
-            self._seen = await outbox.state()
-
-    def _note_failure(self, error: Exception) -> None:
-        self._counters.add("retries")
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-        if isinstance(error, StoreError):
-            level = logging.WARNING if isinstance(error, StoreUnavailableError) else logging.ERROR
-            log_limited(
-                _logger, "relay", "Audit records wait in the outbox: %s", error, level=level
-            )  # fmt: skip
-        else:
-            log_limited(_logger, "relay failure", "Relaying the outbox failed", error=error)
-
-    async def _rest(self, pause: float) -> None:
-        wake = self._worker.wake
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await wake.wait()
-        wake.clear()
+        return True
 
 
 def publish_outbox(meter: Meter, relay: Relay) -> None:
@@ -412,9 +363,3 @@ def publish_outbox(meter: Meter, relay: Relay) -> None:
 
     meter.create_observable_gauge("audit.outbox.depth", callbacks=[depth], unit="{record}")
     meter.create_observable_gauge("audit.outbox.oldest_age", callbacks=[age], unit="s")
-
-
-def _begin_anew(alive: weakref.ref[Relay]) -> None:
-    relay = alive()
-    if relay is not None:
-        relay._reset()  # noqa: SLF001 - its own module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -12,10 +11,12 @@ from collections.abc import Callable, Sequence
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import numbered, placed
 from otel_audit.action.record_limit import RECORD_LIMIT, first_of, fit
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
@@ -28,7 +29,6 @@ from otel_audit.delivery.tracer_provider import (
     resource_attributes,
     trace_record,
 )
-from otel_audit.delivery.writer import Delivery
 from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Producer:
         self._record_limit = record_limit
         self._begin()
         alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
+        renew_in_child(self, Producer._begin)
         if stream is not None and stream.heartbeat:
             delivery.every(stream.heartbeat / 2, lambda: _beat(alive))
 
@@ -261,12 +261,6 @@ class Producer:
             self._last_at = time.monotonic()
             self._ended = False
             return self._last
-
-
-def _begin_anew(alive: weakref.ref[Producer]) -> None:
-    recorder = alive()
-    if recorder is not None:
-        recorder._begin()  # noqa: SLF001 - its own module
 
 
 def _beat(alive: weakref.ref[Producer]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.cache import BoundedCache
-from otel_audit.delivery.sink import Receipt
+from otel_audit.delivery.sink import Receipt, Store
 from otel_audit.errors import StoreUnavailableError
 
-_FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 0.5
+_BACKOFF: Final = Backoff(first=0.02, longest=0.5)
 _MOST_REMEMBERED: Final = 10_000
 
 
@@ -31,18 +31,8 @@ Whoever knows an id beforehand can store another record under it; a receipt must
 """
 
 
-class GivesReceipts(Protocol):
-    """A sink that can say what it has."""
-
-    async def receipt(self, record_id: str, content_hash: str | None = None) -> Receipt | None:
-        """Say what is stored under an id, with this hash if one is given; None where nothing is."""
-
-    async def close(self) -> None:
-        """Give back connections."""
-
-
 async def await_receipt(
-    make_sink: Callable[[], GivesReceipts],
+    make_sink: Callable[[], Store],
     hurry: Callable[[], None],
     record_id: str,
     timeout: float,  # noqa: ASYNC109 - the caller's bound, said in the error
@@ -80,9 +70,9 @@ async def await_receipt(
 
 
 async def _ask(
-    sink: GivesReceipts, hurry: Callable[[], None], record_id: str, pending: Callable[[], int]
+    sink: Store, hurry: Callable[[], None], record_id: str, pending: Callable[[], int]
 ) -> Receipt:
-    pause = _FIRST_PAUSE
+    pauses = _BACKOFF.pauses()
     while True:
         hurry()
         try:
@@ -91,11 +81,10 @@ async def _ask(
             found = None
         if found is not None:
             return found
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(next(pauses))
 
 
-async def _look(sink: GivesReceipts, record_id: str, pending: Callable[[], int]) -> Receipt | None:
+async def _look(sink: Store, record_id: str, pending: Callable[[], int]) -> Receipt | None:
     # asked before: what is stored meanwhile is remembered first, and then no longer pending
     is_under_way = pending() > 0
     ours = WRITTEN_HERE.get(record_id)

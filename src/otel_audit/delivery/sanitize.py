@@ -14,13 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.text import storable
 from otel_audit.record import AuditRecord, Body
 
 DEEPEST: Final = 200
 """Levels of nesting that are kept; the JSON readers involved give up far beyond."""
 
-_REPLACEMENT: Final = "�"
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 # an escape as a whole, so that an escaped backslash before u0000 is not mistaken for one
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -63,16 +62,11 @@ def mend_json(text: bytes) -> bytes:
     return _ESCAPE.sub(lambda found: b"\\ufffd" if found["bad"] else found[0], text)
 
 
-def mend_text(text: str) -> str:
-    """Replace NUL and lone surrogates by U+FFFD."""
-    return _UNSTORABLE.sub(_REPLACEMENT, text)
-
-
 def _mend(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return mend_text(value)
+        return storable(value)
     if isinstance(value, msgspec.Raw):
         return _mend_raw(value)
     if depth > DEEPEST:
@@ -112,4 +106,4 @@ def _mend_other(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return mend_text(key if isinstance(key, str) else str(_mend_other(key)))
+    return storable(key if isinstance(key, str) else str(_mend_other(key)))

@@ -113,3 +113,41 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Give back connections. Never raises."""
+
+
+class Store(Sink, Protocol):
+    """A sink that can be asked what it has, and that stores also what others have sent."""
+
+    async def receiving_key(self) -> bytes:
+        """Read the key under which received records are hashed; one for the store.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+
+    async def accept(
+        self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
+    ) -> Accepted:
+        """Store a batch that others sent; return only after it is durable. Twice stores once.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+
+    async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
+        """Say what is stored under several ids; ids that are not stored have none.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """
+
+    async def receipt(self, record_id: str, content_hash: str | None = None) -> Receipt | None:
+        """Say what is stored of this process's own under an id, with this hash if one is given.
+
+        Raises:
+            StoreUnavailableError: As for `write`.
+            StoreError: As for `write`.
+        """

@@ -1,578 +1,312 @@
-"""Brings records to a sink, from a thread of its own, and keeps each until the sink has it."""
+"""The one loop that brings records to a sink: it writes batches, backs off, counts, and ends.
+
+What waits is the sources' matter: the queue and the spools of dead processes (`Delivery`), the
+outbox (`Relay`), the intents (`Intents`). Each has a writer of its own, with a thread, an event
+loop and a connection, so that none of them holds up another.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import os
-import threading
 import time
-import weakref
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+from otel_audit._util.backoff import Backoff
+from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.randomness import generator
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.delivery.batch_size import BatchSize
-from otel_audit.delivery.deliver_recovered import Adopt, Recovery
-from otel_audit.delivery.group_fsync import GroupSync, reason_of
+from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.queue import Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
+from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Refused, Sink, Written
-from otel_audit.delivery.spool import FrameKind, Spool
-from otel_audit.delivery.worker_thread import ThreadState, Worker
 from otel_audit.errors import StoreError, StoreUnavailableError
-from otel_audit.record import AuditRecord, to_json
+from otel_audit.record import AuditRecord
 
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MOST_HELD = 1000
-"""Records that the store refuses for a reason of its own, before nothing more is tried: then it is
-no matter of these records."""
+_BACKOFF: Final = Backoff()
 
-_LAST_GRACE = 5.0
-"""Seconds that the thread has to close its connections after the last write."""
+BadRecords = Literal["raise", "hold", "quarantine"]
+"""What becomes of a record for which a sink raises what no sink should: the error of its batch is
+raised; or it is found by halving, and waits or goes to quarantine while the others are stored."""
+
+_MOST_TRIES: Final = 5
+"""Failures in a row, other than the store's own, after which a record is taken to be the cause: a
+fault that passes has passed by then."""
+
+_MOST_BAD: Final = 8
+"""Records that are found bad before any other is stored: then it is no matter of the records."""
 
 
 @dataclass(frozen=True, slots=True)
-class DeliveryOptions:
-    """How delivery behaves; times in seconds.
+class Messages:
+    """What a writer logs.
 
     Attributes:
-        queue_size: Records that wait in memory.
-        batch_size: Records in one write.
-        batch_bytes: Bytes in one write, or one record.
-        batch_interval: How long a record waits for company.
-        first_pause: Pause after the first failed write; doubles with each, up to ``longest_pause``.
-        longest_pause: The cap of the pause.
-        sync_interval: How often the spool is brought to disk.
-        adopt_interval: How often the spools of dead processes are looked for.
+        waiting: While the store takes nothing; the store's reason follows.
+        failed: After an unexpected error.
+        again: Once the store takes records again; None where nothing is to be said.
     """
 
-    queue_size: int = 20_000
-    batch_size: int = 512
-    batch_bytes: int = 1_000_000
-    batch_interval: float = 0.2
-    first_pause: float = 0.1
-    longest_pause: float = 15.0
-    sync_interval: float = 0.1
-    adopt_interval: float = 10.0
+    waiting: str = "Audit records wait"
+    failed: str = "Writing audit records failed"
+    again: str | None = "The audit store takes records again"
 
 
-class Delivery:
-    """A backlog, and a worker thread with its own event loop that empties it into a sink.
+class Writer:
+    """A thread that writes what its source has, and tries again as long as it must.
 
-    The thread starts when it is first needed, and again after a fork.
+    It is started when it is first needed. Make a new one in a forked child.
+
+    Attributes:
+        ending: Whether it is to end: nothing new is begun.
+        observe: Told of each write that succeeded: its seconds.
     """
 
     def __init__(
         self,
-        make_sink: Callable[[], Sink],
+        name: str,
+        work: Callable[[], Coroutine[Any, Any, None]],
         counters: Counters,
-        options: DeliveryOptions = DeliveryOptions(),
-        *,
-        spool: Callable[[], Spool] | None = None,
-        adopt: Adopt | None = None,
+        backoff: Backoff = _BACKOFF,
+        messages: Messages = Messages(),
     ) -> None:
-        """Name the sink, and open the spool; nothing is connected yet.
+        """Name what it does; nothing is started yet.
 
         Args:
-            make_sink: Makes the sink, in the worker's thread.
+            name: Of the thread.
+            work: Makes the coroutine that makes the sink and writes to it until `ending`.
             counters: Where everything is counted.
-            options: Sizes and times.
-            spool: Opens the spool; None: records wait in memory only.
-            adopt: Locks the spools of dead processes.
-
-        Raises:
-            ConfigurationError: The spool cannot be kept.
+            backoff: Pauses between tries.
+            messages: What is logged.
         """
-        self._make_sink = make_sink
+        self.ending = False
+        self.observe: Callable[[float], None] = _ignore
+        self._thread = LoopThread(name, work)
         self._counters = counters
-        self._options = options
-        self._recovery = None if adopt is None else Recovery(adopt, counters)
-        self.backlog = RecordQueue(spool, counters, options.queue_size)
-        self._periodic: list[tuple[float, Callable[[], None]]] = []
-        self.observe: Callable[[float], None] = _forget
-        self._reset()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _begin_anew(alive))
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
-        # it holds the lock, and then nobody else ever gets it
-        self._changed = threading.Condition(self._lock)
-        self._worker = Worker("otel-audit-delivery", self._work)
-        self._asleep = False
-        self._hurry = 0
-        self._closing = False
-        self._closed = False
+        self._backoff = backoff
+        self._messages = messages
         self._failing_since: float | None = None
-        self._next_adoption = 0.0
-        self._looked = threading.Event()
-        self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
-        self._held: list[Item] = []
-        self._left: deque[Item] = deque()
-        self._next_held = 0.0
-        self._left_in_recovery = False
-        self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
+        self._odd_failures = 0
 
     @property
-    def depth(self) -> int:
-        """Records that the sink has not acknowledged."""
-        return self.backlog.depth
+    def started(self) -> bool:
+        """Whether its thread was started; it may have ended since."""
+        return self._thread.started
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.alive
+
+    @property
+    def state(self) -> ThreadState:
+        """How its thread does."""
+        return self._thread.state
 
     @property
     def failing_for(self) -> float:
-        """Seconds since the first of the writes that have been failing until now; else 0."""
+        """Seconds since the first of the tries that have been failing until now; else 0."""
         since = self._failing_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
-    def oldest_age(self) -> float:
-        """Seconds that the oldest record has waited, as far as is known; 0 where none does."""
-        spool = self.backlog.open_spool
-        age = 0.0 if spool is None else spool.oldest_age
-        return max(age, self.failing_for) if self.depth else age
-
-    @property
-    def spool_bytes(self) -> int:
-        """Bytes of this process's spool on disk."""
-        spool = self.backlog.open_spool
-        return 0 if spool is None else spool.bytes_used
+    def suspects_records(self) -> bool:
+        """Whether a record is more likely than the store to be why writing fails."""
+        return self._odd_failures >= _MOST_TRIES
 
     def start(self) -> None:
-        """Start the worker now: what dead processes left need not wait for the first record."""
-        with self._lock:
-            if not self._worker.alive and not self._closed:
-                self._worker.start()
-
-    @property
-    def threads(self) -> dict[str, ThreadState]:
-        """How its threads do, by name."""
-        return {"delivery": ThreadState.of(self._worker), "sync": self._group.state}
+        """Start the thread, unless it runs, or is to end."""
+        if not self.ending:
+            self._thread.start()
 
     def ensure(self) -> None:
-        """Replace threads that are gone. Never raises."""
-        with self._lock:
-            self._worker.ensure()
-        self._group.ensure()
+        """Replace the thread if it is gone. Never raises."""
+        self._thread.ensure()
 
-    def hurry(self) -> None:
-        """Let what waits for company go now."""
-        with self._lock:
-            self._rouse()
+    def rouse(self) -> None:
+        """End the wait for work, or between two tries. Never raises."""
+        self._thread.rouse()
 
-    def every(self, interval: float, call: Callable[[], None]) -> None:
-        """Have something called now and then in the worker's thread; before it starts.
-
-        Args:
-            interval: Seconds between two calls.
-            call: Must not block or raise.
-        """
-        self._periodic.append((interval, call))
-
-    def note(self, kind: FrameKind, record: AuditRecord) -> None:
-        """Write down what is known of an action that is not over.
-
-        Raises:
-            SpoolError: The spool does not take it, and the action has only begun.
-        """
-        self.backlog.note(kind, record)
-
-    async def synced(self) -> None:
-        """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
-        await self._group.wait()
-
-    def discard(self, record_id: str) -> None:
-        """Take back what was written down of an action that is not recorded after all."""
-        self.backlog.discard(record_id)
-
-    def submit(self, entry: Entry) -> None:
-        """Take over what is finished; returns in microseconds and never raises."""
-        with self._lock:
-            self._counters.add("emitted")
-            if self._closed and self.backlog.leave(entry):
-                log_limited(
-                    _logger, "late", "A record that was made after delivery had ended is kept in "
-                    "the spool; the next process of this service delivers it",
-                    level=logging.WARNING,
-                )  # fmt: skip
-                return
-            if self._closed or not self.backlog.put(entry):
-                why = "delivery has ended" if self._closed else "the queue is full"
-                self._counters.add("dropped")
-                log_limited(
-                    _logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL
-                )
-                return
-            if not self._worker.alive:
-                self._worker.start()
-            elif self._asleep or self.backlog.ready == self._options.batch_size:
-                self._rouse()
-
-    def flush(self, timeout: float) -> bool:
-        """Wait until the sink has everything that was submitted before.
-
-        Args:
-            timeout: Seconds to wait.
-
-        Returns:
-            Whether it has.
-        """
-        with self._lock:
-            if self.depth and not self._worker.alive and not self._closed:
-                self._worker.start()
-            if not self._worker.started:
-                return self.depth == 0
-            self._hurry += 1
-            self._rouse()
-            done = self._changed.wait_for(lambda: self.depth == 0, timeout)
-            self._hurry -= 1
-        return done
-
-    def close(self, timeout: float) -> bool:
-        """Deliver what waits, then end the thread.
-
-        Args:
-            timeout: Seconds to wait for delivery. What is left then stays in the spool for the next
-                process of this service; without a spool it is lost, counted and logged.
-
-        Returns:
-            Whether everything was delivered.
-        """
-        self.flush(timeout)
-        with self._lock:
-            if self._closed:
-                return self.depth == 0
-            self._closing = self._closed = True
-            self._rouse()
-            # what is under way and was not stored is kept, or counted below
-            self._worker.cancel()
-        self._worker.join(_LAST_GRACE)
-        with self._lock:
-            left = self.depth
-            self.tell_what_is_kept()
-            lost = self.backlog.close()
-        if lost:
-            self._counters.add("dropped", lost)
-            _logger.critical(
-                "%d audit records are lost: the store did not take them within %g seconds", lost,
-                timeout,
-            )  # fmt: skip
-        return left == 0
-
-    def adopt_left(self, timeout: float) -> None:
-        """Deliver what dead processes left, where nothing of this process's own has begun that.
-
-        Args:
-            timeout: Seconds that it may take; what is not delivered then stays.
-        """
-        recovery = self._recovery
-        if recovery is None or self._closed or self._worker.alive or not recovery.finds_any():
-            return
-        self.start()
-        self._looked.wait(timeout)
-
-    def settle(self, timeout: float) -> None:
-        """Deliver what waits, and leave as little behind as can be: the process may be killed next.
-
-        Args:
-            timeout: Seconds to wait for delivery. Delivery goes on if there is more to do.
-        """
-        if self.flush(timeout):
-            with self._lock:
-                self.backlog.rest()
+    def end(self, *, at_once: bool = False) -> None:
+        """Let the work end; what is under way is finished, or cancelled at once. Never raises."""
+        self.ending = True
+        if at_once:
+            self._thread.cancel()
         else:
-            self.tell_what_is_kept()
+            self._thread.end()
 
-    def tell_what_is_kept(self) -> None:
-        """Log how many records stay in the spool, if any."""
-        spool = self.backlog.open_spool
-        if spool is not None and spool.pending:
-            _logger.warning(
-                "%d audit records are kept in %s; the next process of this service delivers them",
-                spool.pending, spool.path,
-            )  # fmt: skip
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread, at most so many seconds."""
+        self._thread.join(timeout)
 
-    def _rouse(self) -> None:
-        self._asleep = False
-        self._worker.rouse()
+    # --- what the source calls, in the thread
 
-    async def _work(self) -> None:
-        sink = self._make_sink()
-        with self._lock:
-            # the work before this may have ended at whatever place
-            self._left = deque()
-            self.backlog.begin_again(self._held)
-            self._changed.notify_all()
-        beside = [asyncio.create_task(self._keep_in_sync())]
-        beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
-        try:
-            while not self._closing:
-                try:
-                    await self._adopt_the_dead(sink)
-                    await self._try_held_again(sink)
-                    if await self._something_to_do(self._worker.wake):
-                        await self._deliver(sink)
-                except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
-                    self._note_failure(error)
-                    await self._rest(self._options.longest_pause)
-        finally:
-            for task in beside:
-                task.cancel()
-            await sink.close()
+    async def write(self, sink: Sink, entries: Sequence[Entry], bad: BadRecords) -> Written:
+        """Write a batch once; see `write_batch`."""
+        began = time.perf_counter()
+        written = await write_batch(sink, entries, self._counters, bad)
+        self.observe(time.perf_counter() - began)
+        return written
 
-    async def _something_to_do(self, wake: asyncio.Event) -> bool:
-        wake.clear()
-        with self._lock:
-            self._asleep = not self.backlog.has_work or len(self._held) >= _MOST_HELD
-        if self._asleep:
-            await _wait(wake, self._until_next())
-            wake.clear()
-            if self._closing or not self.backlog.has_work or len(self._held) >= _MOST_HELD:
-                return False
-        if not self._hurry and self.backlog.ready < self._size.entries:
-            await _wait(wake, self._options.batch_interval)
-        return True
-
-    async def _deliver(self, sink: Sink) -> None:
-        with self._lock:
-            batch = self.backlog.take(self._size)
-            through = self.backlog.begin_reading() if not batch else None
-        if batch:
-            await self._write_items(sink, deque(batch))
-        elif through is not None:
-            for items in self.backlog.read(through, self._size):
-                self._left = deque(items)
-                if not await self._write_items(sink, self._left):
-                    return
-                if len(self._held) >= _MOST_HELD:
-                    await self._wait_for_held(sink)
-            with self._lock:
-                self._changed.notify_all()
-
-    async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
-        """Write until all are written or held; False where delivery ends before that."""
-        while left:
-            written = await self._persist(lambda: self._write_some(sink, left))
-            if written is None:
-                return False
-            done, held = written
-            # an entry is always somewhere, if twice for a moment
-            self._held += held
-            self._note_success()
-            with self._lock:
-                self.backlog.done(done, held)
-                self._changed.notify_all()
-        return True
-
-    async def _write_some(self, sink: Sink, left: deque[Item]) -> tuple[list[Item], list[Item]]:
-        """Write as many as should go at once, and take them out of what is left to write.
-
-        Returns:
-            Which of them are stored, and which are held. After an error all are left as they were.
-        """
-        count = self._size.fitting(item.size for item in left)
-        items = list(islice(left, count))
-        try:
-            written = await self._write_once(sink, [item.entry for item in items])
-        except BaseException:
-            self._size.failed(count)
-            raise
-        self._size.succeeded()
-        for _ in items:
-            left.popleft()
-        held = set(written.held)
-        if held:
-            self._next_held = time.monotonic() + self._options.longest_pause
-            self._note_failure(StoreError(written.why_held))
-        return (
-            [item for item in items if item.entry.record_id not in held],
-            [item for item in items if item.entry.record_id in held],
-        )
-
-    async def _try_held_again(self, sink: Sink) -> None:
-        """Offer the store once more what it refused for a reason of its own."""
-        if not self._held or time.monotonic() < self._next_held:
-            return
-        # before it is tried: one that fails altogether is no reason to try at once again
-        self._next_held = time.monotonic() + self._options.longest_pause
-        left = deque(self._held)
-        while left:
-            done, _ = await self._write_some(sink, left)
-            with self._lock:
-                self.backlog.done(done)
-                self._changed.notify_all()
-            gone = set(map(id, done))
-            self._held = [item for item in self._held if id(item) not in gone]
-        self._note_success()
-
-    async def _wait_for_held(self, sink: Sink) -> None:
-        while len(self._held) >= _MOST_HELD and not self._closing:
-            await self._rest(max(self._next_held - time.monotonic(), 0.1))
-            try:
-                await self._try_held_again(sink)
-            except StoreError as error:
-                self._note_failure(error)
-
-    async def _write(self, sink: Sink, entries: Sequence[Entry]) -> bool:
-        """Write what a dead process left; False where not all of it can be stored now."""
-        left = deque(Item(entry, None, _size_of(entry)) for entry in entries)
-        while left:
-            written = await self._persist(lambda: self._write_some(sink, left))
-            if written is None:
-                return False
-            _, held = written
-            self._left_in_recovery = self._left_in_recovery or bool(held)
-            self._note_success()
-        return not self._left_in_recovery
-
-    async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
-        """Ask until there is an answer; None where delivery ends before that."""
-        known = await self._persist(lambda: sink.known(record_ids))
-        if known is not None:
-            self._note_success()
-        return known
-
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Call until it succeeds; None where delivery ends before that.
+    async def persist(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Call until that succeeds, with pauses; None where the writer ends before.
 
         Who calls notes the success, as only then it is known what the store holds up.
         """
-        pause = self._options.first_pause
-        while not self._closing:
+        pauses = self._backoff.pauses()
+        while not self.ending:
             try:
-                answer = await call()
+                return await call()
             except (Exception, asyncio.CancelledError) as error:
-                if _is_cancelled(error):
+                if isinstance(error, asyncio.CancelledError) and _is_task_cancelled():
                     raise
-                self._note_failure(error)
+                self.note_failure(error)
                 if isinstance(error, StoreUnavailableError) and error.retry_after:
-                    # asked for by the store: nothing wakes this up but the end
-                    await asyncio.sleep(error.retry_after)
+                    await self._rest_undisturbed(error.retry_after)
                 else:
-                    await self._rest(pause)
-                pause = min(pause * 2, self._options.longest_pause)
-                continue
-            return answer
+                    await self.rest(next(pauses))
         return None
 
-    def _note_success(self) -> None:
-        if self._failing_since is not None and not self._held and not self._left_in_recovery:
-            self._failing_since = None
-            _logger.warning("The audit store takes records again")
-
-    async def _write_once(self, sink: Sink, entries: Sequence[Entry]) -> Written:
-        refused = [entry for entry in entries if isinstance(entry, Refused)]
-        records = [entry for entry in entries if not isinstance(entry, Refused)]
-        began = time.perf_counter()
-        if refused:
-            await sink.quarantine(refused)
-        written = await sink.write(records)
-        self.observe(time.perf_counter() - began)
-        self._counters.add("exported", written.stored)
-        self._counters.add("quarantined", written.quarantined + len(refused))
-        self._counters.add("conflicts", written.conflicts)
-        return written
-
-    async def _adopt_the_dead(self, sink: Sink) -> None:
-        if self._recovery is None or time.monotonic() < self._next_adoption:
-            return
-        self._next_adoption = time.monotonic() + self._options.adopt_interval
-        self._left_in_recovery = False
-        await self._recovery.deliver(
-            functools.partial(self._write, sink),
-            functools.partial(self._known, sink),
-            self._options.batch_size,
-        )
-        self._looked.set()
-
-    def _until_next(self) -> float | None:
-        """Seconds until there is something to do whether or not a record comes."""
-        times = [] if self._recovery is None else [self._next_adoption]
-        if self._held:
-            times.append(self._next_held)
-        return max(min(times) - time.monotonic(), 0.0) if times else None
-
-    async def _keep_in_sync(self) -> None:
-        while self.backlog.spool is not None:
-            await asyncio.sleep(self._options.sync_interval)
-            spool = self.backlog.open_spool
-            if spool is None:
-                continue
-            try:
-                await asyncio.to_thread(spool.sync)
-            except Exception as error:  # noqa: BLE001 - the next time it may work
-                self._counters.add("spool_errors")
-                log_limited(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
-                if spool.is_gone:
-                    with self._lock:
-                        self.backlog.replace_gone(len(self._left) + len(self._held))
-
-    def _note_failure(self, error: BaseException) -> None:
+    def note_failure(self, error: BaseException) -> None:
+        """Count a failure, and log it, though not each time."""
         self._counters.add("retries")
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-        if isinstance(error, StoreUnavailableError):
+        if isinstance(error, StoreError):
+            self._odd_failures = 0
+            is_away = isinstance(error, StoreUnavailableError)
             log_limited(
-                _logger, "unavailable", "Audit records wait: %s", error, level=logging.WARNING
-            )
-        elif isinstance(error, StoreError):
-            log_limited(_logger, "store", "Audit records wait: %s", error)
+                _logger, f"{self._messages.waiting} {is_away}", "%s: %s", self._messages.waiting,
+                error, level=logging.WARNING if is_away else logging.ERROR,
+            )  # fmt: skip
         else:
-            log_limited(_logger, "failure", "Writing audit records failed", error=error)
+            self._odd_failures += 1
+            log_limited(_logger, self._messages.failed, self._messages.failed, error=error)
 
-    async def _rest(self, pause: float) -> None:
-        wake = self._worker.wake
-        wake.clear()
-        await _wait(wake, pause * generator.uniform(0.5, 1.0))  # spreads retries
+    def note_success(self, *, complete: bool = True) -> None:
+        """Note that the store has taken what it was given, or only a part of it."""
+        self._odd_failures = 0
+        if complete and self._failing_since is not None:
+            self._failing_since = None
+            if self._messages.again is not None:
+                _logger.warning(self._messages.again)
+
+    async def rest(self, pause: float) -> None:
+        """Wait about so many seconds, or until it is roused; not all writers the same time."""
+        self._thread.wake.clear()
+        await self.wait(pause * generator.uniform(0.5, 1.0))
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until it is roused, or so many seconds are over; at once if it was roused before."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._thread.wake.wait()
+        except TimeoutError:
+            return
+
+    def forget_rousing(self) -> None:
+        """Let the next `wait` wait, although it was roused before."""
+        self._thread.wake.clear()
+
+    async def _rest_undisturbed(self, seconds: float) -> None:
+        # asked for by the store: nothing wakes this up but the end
+        until = time.monotonic() + seconds
+        while not self.ending and time.monotonic() < until:
+            self._thread.wake.clear()
+            await self.wait(until - time.monotonic())
 
 
-def _size_of(entry: Entry) -> int:
-    try:
-        return len(to_json(entry))
-    except (ValueError, TypeError, RecursionError):
-        return 0
+async def write_batch(
+    sink: Sink,
+    entries: Sequence[Entry],
+    counters: Counters,
+    bad: BadRecords = "raise",
+    stored_as: str = "exported",
+) -> Written:
+    """Write a batch once, and count what became of it.
+
+    Args:
+        sink: Where to.
+        entries: The batch.
+        counters: Where it is counted.
+        bad: What becomes of records for which the sink raises what no sink should.
+        stored_as: What counts the records that the sink has stored.
+
+    Raises:
+        StoreError: Nothing of it is known to be stored, or not all.
+    """
+    refused = [entry for entry in entries if isinstance(entry, Refused)]
+    records = [entry for entry in entries if not isinstance(entry, Refused)]
+    if refused:
+        await sink.quarantine(refused)
+    written = await _write_records(sink, records, bad)
+    counters.add(stored_as, written.stored)
+    counters.add("quarantined", written.quarantined + len(refused))
+    counters.add("conflicts", written.conflicts)
+    return written
 
 
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+async def _write_records(sink: Sink, records: Sequence[AuditRecord], bad: BadRecords) -> Written:
+    if bad == "raise":
+        return await sink.write(records)
+    parts: list[Written] = []
+    found: list[tuple[AuditRecord, str]] = []
+
+    async def write(some: Sequence[AuditRecord]) -> Exception | None:
+        try:
+            parts.append(await sink.write(some))
+        except (StoreError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if len(found) >= _MOST_BAD and not any(part.stored for part in parts):
+                raise
+            return error
+        return None
+
+    async def refuse(record: AuditRecord, error: Exception) -> None:
+        found.append((record, f"an unexpected {type(error).__name__}"))
+        log_limited(_logger, "bad record", "A record cannot be written: %s", bad, error=error)
+
+    await write_by_halves(records, write, refuse)
+    if bad == "hold":
+        parts += [Written(0, held=(record.record_id,), why_held=why) for record, why in found]
+    elif found:
+        # only now: if it is no matter of the records after all, none of them is put aside
+        await sink.quarantine(
+            [Refused(record.record_id, written_down(record), why) for record, why in found]
+        )
+        parts.append(Written(0, quarantined=len(found)))
+    return _total(parts)
 
 
-def _is_cancelled(error: BaseException) -> bool:
-    """Tell whether the work itself was cancelled; a cancelled piece of the sink is a failure."""
-    task = asyncio.current_task()
-    is_cancelled = task is not None and task.cancelling() > 0
-    return is_cancelled and isinstance(error, asyncio.CancelledError)
+def _total(parts: Sequence[Written]) -> Written:
+    if len(parts) == 1:
+        return parts[0]
+    return Written(
+        sum(part.stored for part in parts),
+        sum(part.quarantined for part in parts),
+        sum(part.conflicts for part in parts),
+        tuple(record_id for part in parts for record_id in part.held),
+        next((part.why_held for part in parts if part.held), ""),
+    )
 
 
-def _forget(_seconds: float) -> None:
+def _ignore(_seconds: float) -> None:
     """Nobody wants to know how long a write took."""
 
 
-async def _repeat(interval: float, call: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - the next time it may work
-            log_limited(_logger, "periodic", "Something periodic failed", error=error)
+def _is_task_cancelled() -> bool:
+    """Tell the end of this task, or of its loop, from a library's cancelling of its own.
 
-
-def _begin_anew(alive: weakref.ref[Delivery]) -> None:
-    delivery = alive()
-    if delivery is not None:
-        delivery._reset()  # noqa: SLF001 - its own module
-        delivery.backlog.after_fork()
+    The latter is a failure like any other. Who went on after the former would keep a loop from
+    closing whose thread is to begin anew.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

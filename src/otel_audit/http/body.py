@@ -10,6 +10,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit.record import Body
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.json_types import NotUnderstoodError, describe_bytes
@@ -37,7 +38,6 @@ LONGEST_TYPE: Final = 256
 _MOST_CODINGS: Final = 3
 _MOST_MEMBERS: Final = 100
 _PIECE: Final = 65_536
-_PADDING: Final = re.compile(rb"\0*")
 _MOST_ITEMS: Final = 1_000
 """Lines of JSON, or fields of a form, that are kept."""
 _TEXT_CODECS: Final = {
@@ -404,32 +404,16 @@ def _is_known(content_encoding: str | None) -> bool:
 
 
 def _gunzip(raw: bytes, limit: int) -> tuple[bytes, bool]:
-    """Decode gzip members one after the other (RFC 1952, section 2.2), as many as are usual.
-
-    It is fed in pieces, since each member's end gives back a copy of what follows it.
-    """
+    """Decode gzip members one after the other, as many as are usual."""
     found = bytearray()
-    view, at = memoryview(raw), 0
-    for _ in range(_MOST_MEMBERS):
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        while not inflater.eof:
-            piece = view[at : at + _PIECE]
-            room = limit - len(found)
-            if not piece or (room <= 0 and inflater.unconsumed_tail):
+    try:
+        for part in gunzip(raw, _PIECE, _MOST_MEMBERS):
+            found += part
+            if len(found) > limit:
                 return bytes(found[:limit]), False
-            found += inflater.decompress(piece, max(room, 1))
-            at += len(piece) - len(inflater.unused_data) - len(inflater.unconsumed_tail)
-        at = _after_padding(raw, at)
-        if at == len(raw):
-            return bytes(found), True
-        if len(found) >= limit:
-            break
-    return bytes(found[:limit]), False
-
-
-def _after_padding(raw: bytes, at: int) -> int:
-    padding = _PADDING.match(raw, at)
-    return at if padding is None else padding.end()
+    except (EOFError, TooManyMembersError):
+        return bytes(found), False
+    return bytes(found), bool(raw)
 
 
 def _inflate(raw: bytes, limit: int) -> tuple[bytes, bool]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from otel_audit._util.ids import is_uuid
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.routes import path_below_root, path_of, route_template
 from otel_audit.identity.safe_access import clean
@@ -346,13 +346,12 @@ def header_of(headers: Headers, name: bytes) -> str | None:
     return None
 
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SHORTEST_TOKEN = 16
 
 
 def unless_token(segment: str) -> str:
     """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
-    if len(segment) < _SHORTEST_TOKEN or _UUID.fullmatch(segment):
+    if len(segment) < _SHORTEST_TOKEN or is_uuid(segment):
         return segment
     mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
     return REDACTED if mixed else segment

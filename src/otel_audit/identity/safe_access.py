@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from otel_audit._util.text import CONTROLS
 from otel_audit.config import PREFIX, Hook
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.mapped_objects import remembered, state_of_mapped
@@ -27,7 +28,7 @@ LONGEST: Final = 256
 Scope = Mapping[str, Any]
 """An ASGI scope."""
 
-_UNWANTED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_UNWANTED: Final = re.compile(f"{CONTROLS}+")
 _ESCAPED: Final = re.compile(r"\\u\{|\A | \Z|[^!-~]")
 _HEAD: Final = 176
 """Characters of a long identity that stand before its digest."""

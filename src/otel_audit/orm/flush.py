@@ -23,6 +23,7 @@ from otel_audit.orm.row_diff import (
     just_written,
     missing_before,
     overwritten,
+    taken_over,
 )
 from otel_audit.orm.stored_values import SentValues, sent_parameters
 from otel_audit.orm.transaction_outcome import is_autocommit, is_committed
@@ -249,7 +250,9 @@ class OpenFlushes:
             rows = flush.rows.get(connection)
             if rows is None:
                 rows = flush.rows[connection] = []
-            before = flush.before.get(state) or {}
+            before = flush.before.get(state)
+            if before is None:
+                before = taken_over(state) if operation == "update" else {}
             rows.append(Row(operation, plan, state, before, just_written(state, operation)))
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:

@@ -298,3 +298,9 @@ HARMLESS: dict[type, Callable[[Any], Any]] = {
     UUID: str,
 }
 """Converters of values that can be no secret by themselves, only by their name."""
+
+
+def is_harmless(value: Any) -> bool:
+    """Tell whether a value can be no secret by itself, nor a number that is one."""
+    kind = type(value)
+    return kind in HARMLESS or (kind is int and -SMALL < value < SMALL)

@@ -55,6 +55,7 @@ class ColumnInfo:
         stored: Finds what an application's own type stores; None where that is the value.
         place: The table's and the column's key.
         spelling: How its values are spelled in keys; None where they have one spelling.
+        plainly_named: Whether nothing is redacted for its name or mark alone.
         wrapped: Whether its type puts a SQL expression around a value, which stores another.
     """
 
@@ -75,6 +76,7 @@ class ColumnInfo:
     place: tuple[str, str]
     spelling: Spelling | None
     wrapped: bool
+    plainly_named: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -332,6 +334,7 @@ def plan_column(
     mark = mark_of(column)
     further = [one for one in (key, *referred_names(column)) if not is_not_sensitive(one)]
     stored = stored_values(column.type) if mark is None else None
+    plainly_named = mark is None and not further and is_not_sensitive(name)
     wrapped = mark is None and wrapping_functions(column.type) is not None
     database_value = column.computed is not None or column.identity is not None
     return ColumnInfo(
@@ -347,7 +350,8 @@ def plan_column(
         is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
         alias=further[0] if further else key,
-        innocent=not (mark or further or stored or wrapped) and is_not_sensitive(name),
+        innocent=plainly_named and stored is None and not wrapped,
+        plainly_named=plainly_named,
         type=column.type,
         members=members_of(column.type) if stored is None else None,
         stored=stored,

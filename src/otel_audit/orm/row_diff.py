@@ -12,12 +12,13 @@ from uuid import UUID
 
 from sqlalchemy import Null
 from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
 from otel_audit.orm.json_patch import patch_between
-from otel_audit.orm.json_values import HARMLESS, SMALL, is_described
-from otel_audit.orm.stored_values import MISSING, SentValues
+from otel_audit.orm.json_values import HARMLESS, SMALL, is_described, is_harmless
+from otel_audit.orm.stored_values import MISSING, SentValues, StoredValues
 from otel_audit.record import Change, Operation, key_text
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ _FEW = 24
 _GROUP = 64
 """Texts that are looked at together: so many that the look is cheap, so few that one of them that
 has to be redacted does not make many others be looked at alone."""
+
+_SHORTEST_UUID = 31
+"""Characters; a longer text may be a UUID in another spelling."""
 
 LONGEST_TEXT = 256
 """Characters; longer ones are looked at alone, and maybe cut."""
@@ -141,9 +145,7 @@ class ValueReader:
                     if copy is not None:
                         return copy
             if column.stored is not None:
-                sent = MISSING if self._sent is None else self._sent.take(*column.place, value)
-                stored = column.stored.of(value, self._dialect, sent)
-                return self._stored(column.name, value, stored, column.alias)
+                return self._read_stored(column, column.stored, value)
             if column.members is not None:
                 value = column.members.of(value, self._dialect)
             form = self._form(value)
@@ -154,6 +156,28 @@ class ValueReader:
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+    def _read_stored(self, column: ColumnInfo, kind: StoredValues, value: Any) -> Any:
+        sent = MISSING if self._sent is None else self._sent.take(*column.place, value)
+        stored = kind.of(value, self._dialect, sent)
+        if column.plainly_named:
+            if is_harmless(stored) and is_harmless(value):
+                convert = HARMLESS.get(type(stored))
+                return stored if convert is None else convert(stored)
+            if type(stored) is str and type(value) is str and self._is_clean(value, stored):
+                return stored
+        return self._stored(column.name, value, stored, column.alias)
+
+    def _is_clean(self, *texts: str) -> bool:
+        """Whether short texts, which are no UUIDs, hold nothing to redact."""
+        if any(len(one) > _SHORTEST_UUID for one in texts):
+            return False
+        if self.clean.issuperset(texts):
+            return True
+        if not self._are_clean(list(texts)):
+            return False
+        self.clean.update(texts)
+        return True
 
     def read_key(self, column: ColumnInfo, value: Any) -> Any:
         """The redacted form of a value that stands in a key, in its one spelling."""
@@ -197,6 +221,22 @@ def overwritten(state: InstanceState[Any], plan: MapperInfo) -> dict[str, Any]:
     before = {key: loaded[key] for key in plan.moving if key in loaded}
     before.update(state.committed_state)
     return before
+
+
+def taken_over(state: InstanceState[Any]) -> dict[str, Any]:
+    """What stands in a row that a new object takes over from one that is deleted.
+
+    SQLAlchemy makes an UPDATE of both.
+    """
+    thing, session = state.obj(), state.session
+    if thing is None or session is None:
+        return {}
+    earlier = session.identity_map.get(state.mapper.identity_key_from_instance(thing))
+    if earlier is None or earlier is thing:
+        return {}
+    known = instance_state(earlier)
+    found = {key: _before(known, key) for key in state.committed_state}
+    return {key: value for key, value in found.items() if value is not _UNKNOWN}
 
 
 def missing_before(

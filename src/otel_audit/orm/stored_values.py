@@ -89,6 +89,7 @@ class StoredValues:
         self._kind = kind
         self._steps: weakref.WeakKeyDictionary[Dialect, _Steps | None] = weakref.WeakKeyDictionary()
         self._steady: bool | None = None
+        self._last: tuple[Dialect, _Steps | None] | None = None
 
     def applies(self, dialect: Dialect) -> bool:
         """Whether the type stores something of its own on a database."""
@@ -131,11 +132,15 @@ class StoredValues:
         return _below(self._kind.dialect_impl(dialect)) if self.applies(dialect) else None
 
     def _of(self, dialect: Dialect) -> _Steps | None:
+        last = self._last
+        if last is not None and last[0] is dialect:
+            return last[1]
         try:
-            return self._steps[dialect]
+            found = self._steps[dialect]
         except KeyError:
             found = self._steps[dialect] = _steps(self._kind.dialect_impl(dialect), dialect)
-            return found
+        self._last = dialect, found
+        return found
 
 
 def stored_values(kind: TypeEngine[Any] | None) -> StoredValues | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from otel_audit._util.cache import BoundedCache
 from otel_audit._util.randomness import generator
+from otel_audit._util.text import CONTROLS
 from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.naming import Naming, Whom, name_action
@@ -41,7 +42,7 @@ _CACHED_PATH: Final = 256
 _UNNAMED: Final = Naming("http.request", "EXECUTE")
 _ID_LIMIT: Final = 256
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL: Final = re.compile(CONTROLS)
 
 _is_secret: Final = functools.lru_cache(maxsize=512)(is_secret_parameter)
 """Whether a path parameter lets in whoever knows it, and so is the name of no thing."""

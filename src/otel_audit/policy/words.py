@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-_BREAK: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+from otel_audit.record import snake_case
 
 _IRREGULAR: Final = {
     "aliases": "alias", "analyses": "analysis", "axes": "axis", "biases": "bias",
@@ -87,7 +86,7 @@ def split_words(text: str) -> list[str]:
     Returns:
         The words; what is neither an ASCII letter nor a digit separates.
     """
-    return [word.lower() for word in _BREAK.split(text) if word]
+    return [word for word in snake_case(text).split("_") if word]
 
 
 def singular(word: str) -> str:  # noqa: PLR0911 - one for each ending

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import re2
 
+from otel_audit._util.ids import UUID_PATTERN
 from otel_audit.redaction import checksums
 from otel_audit.redaction.key_value import PROSE
 from otel_audit.redaction.load_data import key_shapes, quoted_values
@@ -63,7 +64,7 @@ def _first_group(match: Any) -> Iterable[Span]:
 
 
 _START: Final = r"(?:^|[^A-Za-z0-9])"
-_UUID: Final = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_UUID: Final = UUID_PATTERN
 
 PRIVATE_KEY: Final = ValueRule(
     "private_key",

@@ -13,6 +13,7 @@ import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.text import storable
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
@@ -28,7 +29,7 @@ from otel_audit.redaction.prefilter_json import passes_unseen
 from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.secret_urls import without_random_segments
-from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
 from otel_audit.redaction.walker import OMITTED, Finding, Limits, Mode, Rules, Walk, parse_json
 
@@ -423,7 +424,7 @@ class Redactor:
 
     def _guarded_text(self, redact: Callable[[], str], instead: str = WITHHELD) -> str:
         found = self.guarded(redact, instead)
-        return found if isinstance(found, str) else clean(str(found))
+        return found if isinstance(found, str) else storable(str(found))
 
 
 def _joins_words(name: str) -> bool:

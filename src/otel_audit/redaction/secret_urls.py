@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import re2
 
+from otel_audit._util.ids import is_uuid
 from otel_audit.redaction.load_data import name_table
 from otel_audit.redaction.names import built_in, looks_opaque, split_words, squash
 from otel_audit.redaction.placeholders import REDACTED, is_token
@@ -36,7 +37,6 @@ _BEHIND: Final = 3
 """Segments behind a word that may be what the link carries: `/activate/{uid}/{key}`."""
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=~-]+")
-_UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _CODE: Final = "code"
 _OF_CALLBACKS: Final = frozenset(
     {"state", "sessionstate", "redirecturi", "granttype", "codeverifier"}
@@ -60,7 +60,7 @@ _PARAMETER: Final = re.compile(r"(?:^|&amp;|[&;])([^=&;]{1,40})=([^&;]*)")
 
 def looks_like_token(text: str) -> bool:
     """Tell whether a text might let in whoever knows it: long, of letters and digits, no UUID."""
-    if len(text) < _SHORTEST_TOKEN or _TOKEN.fullmatch(text) is None or _UUID.fullmatch(text):
+    if len(text) < _SHORTEST_TOKEN or _TOKEN.fullmatch(text) is None or is_uuid(text):
         return False
     return looks_opaque(text)
 
@@ -158,8 +158,8 @@ def in_segments(match: Any) -> Iterable[tuple[int, int]]:
     start = match.start(2)
     for segment in match.group(2).split("/", _BEHIND)[:_BEHIND]:
         end = start + len(segment)
-        is_uuid = _UUID.fullmatch(segment) is not None and words.isdisjoint(_OF_THINGS)
-        if is_uuid or looks_like_token(segment):
+        lets_in = is_uuid(segment) is not None and words.isdisjoint(_OF_THINGS)
+        if lets_in or looks_like_token(segment):
             yield start, end
         start = end + 1
 

@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit import attributes as names
-from otel_audit._util.memoize_by_names import MemoizedByNames
+from otel_audit._util.cache import BoundedCache, Memo, are_few_names
+from otel_audit._util.ids import is_uuid
 from otel_audit.record import TRUNCATED, Change, to_json
 from otel_audit.redaction.budget import SpanBudget, WorkBudget
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
@@ -28,8 +29,8 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 Treatment = Callable[[Redactor, Any, WorkBudget], Any]
 
-_MOST_CLEAN: Final = 8192
-_MOST_ALIKE: Final = 1024
+_MOST_CLEAN: Final = 4096
+_MOST_ALIKE: Final = 512
 _SHORT: Final = 256
 _MOST_HEADERS: Final = 256
 """Headers of one span that are kept, of its request and its response together."""
@@ -43,7 +44,6 @@ _ONLY_TEXTS: Final = {str}
 _LEFT_OUT: Final = object()
 _is_token: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """RFC 9110, section 5.6.2."""
-_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 
 class Redacting:
@@ -53,8 +53,8 @@ class Redacting:
         """Name the rules."""
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
-        self._clean: set[tuple[str, str]] = set()
-        self._alike: set[Hashable] = set()
+        self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)
+        self._alike: BoundedCache[Hashable, bool] = BoundedCache(_MOST_ALIKE)
 
     def redact(
         self, attributes: Mapping[str, Any], budget: SpanBudget | None = None
@@ -72,7 +72,7 @@ class Redacting:
         """
         budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
-        plan = _SHAPES.plan(attributes)
+        plan = _SHAPES[tuple(attributes)]
         told_alike = self._told_alike(plan, attributes)
         if told_alike is None or told_alike not in self._alike:
             self._treat(plan.alike, attributes, changed, budget)
@@ -81,7 +81,7 @@ class Redacting:
         for one in plan.ids:
             value = attributes[one.name]
             if type(value) is str:
-                if is_plain(value) or _is_uuid(value) is not None:
+                if is_plain(value) or is_uuid(value):
                     continue
             elif type(value) is int:
                 continue
@@ -125,7 +125,7 @@ class Redacting:
             if treated is not value and treated != value:
                 changed[name] = treated
             elif is_short:
-                self._remember(name, text)
+                clean.put((name, text), True)  # noqa: FBT003 - used as a set
 
     def _treated(self, one: _Planned, value: Any, budget: SpanBudget) -> Any:
         share = budget.of(one.part, len(value) if one.is_sized and type(value) is str else 0)
@@ -142,20 +142,12 @@ class Redacting:
         budget = SpanBudget() if budget is None else budget
         treated: str = self._treated(_NAME, name, budget)
         if treated == name and len(name) <= _SHORT:
-            self._remember("", name)
+            self._clean.put(("", name), True)  # noqa: FBT003 - used as a set
         return treated
 
     def _remember_alike(self, told: Any) -> None:
-        if max(map(len, told[1])) > _SHORT:
-            return
-        if len(self._alike) >= _MOST_ALIKE:
-            self._alike.clear()
-        self._alike.add(told)
-
-    def _remember(self, name: str, text: str) -> None:
-        if len(self._clean) >= _MOST_CLEAN:
-            self._clean.clear()
-        self._clean.add((name, text))
+        if max(map(len, told[1])) <= _SHORT:
+            self._alike.put(told, True)  # noqa: FBT003 - used as a set
 
 
 class _Planned(NamedTuple):
@@ -460,4 +452,4 @@ _PARTS: Final = {
 }
 _SIZED: Final = frozenset({"request.body", "response.body", "changes"})
 _NAME: Final = _Planned("", lambda redactor, value, work: redactor.text(value, work), "names")
-_SHAPES: Final = MemoizedByNames(_treated)
+_SHAPES: Final = Memo(_treated, 128, are_few_names)

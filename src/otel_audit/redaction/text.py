@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import re2
 
+from otel_audit._util.text import storable
 from otel_audit.redaction import patterns, secret_urls
 from otel_audit.redaction.checksums import is_card
 from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments
@@ -250,7 +251,7 @@ class TextRules:
         def word(match: Any) -> str:
             encoded = str(match.group())
             work.spend(2 * _MATCH + len(encoded) * _PER_CHARACTER)
-            decoded = clean(unquote(encoded, errors="replace"))
+            decoded = storable(unquote(encoded, errors="replace"))
             if decoded == encoded:
                 return encoded
             if level >= _DEEPEST_ENCODING:
@@ -264,7 +265,7 @@ class TextRules:
     def _is_clean_decoded(self, text: str, work: WorkBudget, allowed: bool, level: int) -> bool:  # noqa: FBT001
         """Tell of all words at once that nothing is in them; what one holds may reach no other."""
         work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
-        decoded = clean(unquote(text.translate(_APART), errors="replace"))
+        decoded = storable(unquote(text.translate(_APART), errors="replace"))
         found = self.redact(
             decoded, lambda secret: secret + REDACTED, _nobody_notes, work,
             allowed=allowed, level=level + 1,
@@ -536,12 +537,3 @@ def _pieces(within: Any, view: str) -> Iterator[tuple[int, str]]:
 def _folded(text: str) -> str:
     # casefold finds also what the patterns' own folding takes for a letter, such as a long s
     return text.lower() if text.isascii() else plain_view(text).casefold()
-
-
-def clean(text: str) -> str:
-    """Replace what no store takes, NUL and lone surrogates, by U+FFFD."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -7,10 +7,10 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import re2
 
+from otel_audit._util.text import storable
 from otel_audit.redaction import secret_urls
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK
-from otel_audit.redaction.text import clean
 from otel_audit.redaction.walker import OMITTED, Rules, Walk
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ def _passes_unseen(rules: Rules, query: str) -> bool:
 
 def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
     name, equals, value = part.partition("=")
-    decoded_name = clean(unquote_plus(name, errors="replace"))
+    decoded_name = storable(unquote_plus(name, errors="replace"))
     spelled = _respelled(name, decoded_name, walk.key(decoded_name), quote_plus)
     if not equals:
         return spelled
-    decoded = clean(unquote_plus(value, errors="replace"))
+    decoded = storable(unquote_plus(value, errors="replace"))
     here = (None, decoded_name)
     if secret_urls.is_link_secret(decoded_name, decoded, is_callback=is_callback):
         redacted = walk.linked(decoded_name, decoded, here)
@@ -114,7 +114,9 @@ def redact_path(rules: Rules, path: str, work: WorkBudget | None = None) -> str:
         The path with the segments that a value rule names replaced.
     """
     try:
-        return _redacted_path(rules, clean(path), WorkBudget(len(path)) if work is None else work)
+        return _redacted_path(
+            rules, storable(path), WorkBudget(len(path)) if work is None else work
+        )
     except WorkBudgetError:
         return WITHHELD_FOR_WORK
 
@@ -131,7 +133,7 @@ def _redacted_path(rules: Rules, path: str, work: WorkBudget) -> str:
 
 def _segment(walk: Walk, segment: str, work: WorkBudget) -> str:
     work.spend(_PIECE)
-    decoded = clean(unquote(segment, errors="replace"))
+    decoded = storable(unquote(segment, errors="replace"))
     found = walk.value(decoded, None)
     if found == decoded and "@" in (plain := _unquoted(decoded, work)) and _is_login(plain):
         # as part of a URL the rules know it
@@ -159,7 +161,7 @@ def _unquoted(text: str, work: WorkBudget) -> str:
         if "%" not in text:
             break
         work.spend(_PIECE + len(text) * _PER_CHARACTER)
-        text = clean(unquote(text, errors="replace"))
+        text = storable(unquote(text, errors="replace"))
     return text
 
 
@@ -169,4 +171,4 @@ def _quote_segment(text: str) -> str:
 
 
 def _respelled(raw: str, decoded: str, redacted: Any, spell: Callable[[str], str]) -> str:
-    return clean(raw) if redacted == decoded else spell(str(redacted))
+    return storable(raw) if redacted == decoded else spell(str(redacted))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from otel_audit._util.ids import is_uuid
+from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.json_types import (
@@ -22,7 +24,7 @@ from otel_audit.redaction.labelled_values import beside
 from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.number_spelling import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
-from otel_audit.redaction.text import TextRules, clean
+from otel_audit.redaction.text import TextRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +45,6 @@ _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
 _CACHED_KEY: Final = 128
 _IN_GROUPS: Final = re.compile("[0-9A-Za-z]{2,6}(?:[ .-]{1,2}[0-9A-Za-z]{1,6}){2,8}")
-_UUID: Final = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 # units of work, each measured
 _NODE: Final = 1
@@ -113,7 +114,7 @@ class Rules:
 
     def plain_text(self, text: str, note: Callable[[str], None], work: WorkBudget) -> str:
         """Redact a text that is not looked into as JSON."""
-        text = clean(text)
+        text = storable(text)
         if len(text) < _SHORTEST_SUSPECT or not self.scan.suspects_string(text):
             return text
         try:
@@ -123,7 +124,7 @@ class Rules:
 
     def identifier(self, text: str, work: WorkBudget | None = None) -> str:
         """Redact what names somebody or something: a number in one piece is no card's there."""
-        text = clean(text)
+        text = storable(text)
         if not self.scan.suspects_string(text):
             return text
         numbers = _IN_GROUPS.fullmatch(text) is not None
@@ -336,12 +337,12 @@ class Walk:
         work.left -= len(value) * (_PER_CHARACTER if value.isascii() else _PER_LETTER)
         if work.left < 0:
             return self._withhold_for_work(step)
-        text = value if value.isascii() and "\0" not in value else clean(value)
+        text = value if value.isascii() and "\0" not in value else storable(value)
         if len(text) < _SHORTEST_SUSPECT:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
         looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
-        if _UUID.fullmatch(text) or not (looked_into or self._rules.scan.suspects_string(text)):
+        if is_uuid(text) or not (looked_into or self._rules.scan.suspects_string(text)):
             return text
         try:
             if may_be_json and not is_token(text):

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.delivery.sink import Store
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
 from otel_audit.server import access_log, decode_json, decode_protobuf, partial_success, receipts
 from otel_audit.server.authentication import Authentication
@@ -34,7 +35,6 @@ from otel_audit.server.errors import (
     forbidden,
     unavailable,
 )
-from otel_audit.server.intake import Store
 from otel_audit.server.items import Batch
 from otel_audit.server.request_body import decompressed, read_body
 from otel_audit.server.request_budget import RequestBudget

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit.server.credentials import (
     LONGEST_TOKEN,
     NOBODY,
@@ -57,7 +57,7 @@ class Authentication:
         certificate = state.get(CERTIFICATE)
         if isinstance(certificate, Certificate):
             return self._by_certificate(certificate)
-        if self.no_auth == "anywhere" or (self.no_auth == "loopback" and _is_loopback(client)):
+        if self.no_auth == "anywhere" or (self.no_auth == "loopback" and is_loopback(client)):
             return NOBODY
         if self.no_auth == "loopback":
             raise forbidden("without authentication only this machine itself may send")
@@ -88,12 +88,3 @@ class Authentication:
         if not self.any_certificate:
             raise forbidden("client certificates are not let in here")
         return Sender(f"certificate:{certificate.subject}")
-
-
-def _is_loopback(client: str) -> bool:
-    try:
-        address = ipaddress.ip_address(client)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

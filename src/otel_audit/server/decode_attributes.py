@@ -13,6 +13,7 @@ from typing import Any, Final
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from otel_audit import attributes as names
+from otel_audit._util.cache import BoundedCache
 from otel_audit.server import decode_protobuf_lazily
 
 DEEPEST: Final = 60
@@ -31,14 +32,14 @@ _LARGEST: Final = 65_536
 
 _MOST_NODES: Final = 1_000_000
 _LARGEST_FLAG: Final = 1_024
-_MOST: Final = 4096
+_MOST: Final = 2048
 _SHORT: Final = 128
 _NEVER_TWICE: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.SEQUENCE_NUMBER, f"{names.REQUEST_BODY}.sha256", f"{names.RESPONSE_BODY}.sha256",
 })  # fmt: skip
 
-_known: Final[dict[bytes, tuple[str, Any]]] = {}
+_known: Final[BoundedCache[bytes, tuple[str, Any]]] = BoundedCache(_MOST)
 
 
 class Nodes:
@@ -71,7 +72,7 @@ def as_attributes(pairs: Iterable[bytes], nodes: Nodes | None = None) -> dict[st
     """
     nodes = Nodes() if nodes is None else nodes
     found: dict[str, Any] = {}
-    known = _known.get
+    known = _known.recent
     for raw in pairs:
         name, value = known(raw) or _pair(raw, nodes)
         found[name] = value
@@ -125,9 +126,7 @@ def _pair(raw: bytes, nodes: Nodes) -> tuple[str, Any]:
     # nearly all are strings
     found = name, value.string_value or value_of(value, nodes)
     if len(raw) <= _SHORT and name not in _NEVER_TWICE:
-        if len(_known) >= _MOST:
-            _known.clear()
-        _known[raw] = found
+        _known.put(raw, found)
     return found
 
 

@@ -11,6 +11,8 @@ from enum import IntEnum
 from typing import Final
 
 import msgspec
+from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
@@ -112,24 +114,21 @@ def as_status(problem: Problem, content_type: str) -> bytes:
     return msgspec.json.encode({"code": int(problem.code), "message": problem.message})
 
 
-def status_message(code: int, message: str, *details: bytes) -> bytes:
+def status_message(code: int, message: str, *details: Message) -> bytes:
     """Write a ``google.rpc.Status`` as protobuf.
-
-    Three fields of one message, which would not be worth a dependency.
 
     Args:
         code: Field 1.
         message: Field 2.
-        details: Field 3: messages ``google.protobuf.Any``, serialized.
+        details: Field 3.
 
     Returns:
         The serialized message.
     """
-    text = message.encode("utf-8", "replace")
-    parts = [b"\x08", varint(code), b"\x12", varint(len(text)), text]
+    status = Status(code=code, message=message.encode("utf-8", "replace").decode())
     for detail in details:
-        parts += [b"\x1a", varint(len(detail)), detail]
-    return b"".join(parts)
+        status.details.add().Pack(detail)
+    return bytes(status.SerializeToString())
 
 
 def varint(number: int) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -17,7 +18,7 @@ from otel_audit.server import decode_protobuf, partial_success
 from otel_audit.server.access_log import logger, write
 from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate, Sender
-from otel_audit.server.errors import PROTOBUF, Problem, status_message, unavailable, varint
+from otel_audit.server.errors import PROTOBUF, Problem, status_message, unavailable
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.service import Service
 
@@ -179,12 +180,8 @@ def _details(problem: Problem) -> bytes:
     """Write the ``google.rpc.Status``; when to try again stands in a ``RetryInfo``."""
     if problem.retry_after is None:
         return status_message(problem.code, problem.message)
-    seconds = b"\x08" + varint(problem.retry_after)
-    retry = AnyMessage(
-        type_url="type.googleapis.com/google.rpc.RetryInfo",
-        value=b"\x0a" + varint(len(seconds)) + seconds,
-    )
-    return status_message(problem.code, problem.message, retry.SerializeToString())
+    retry = RetryInfo(retry_delay=Duration(seconds=problem.retry_after))
+    return status_message(problem.code, problem.message, retry)
 
 
 def _credentials(listening: GrpcListening) -> grpc.ServerCredentials | None:

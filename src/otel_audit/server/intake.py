@@ -15,10 +15,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused
+from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Store
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
 from otel_audit.server.errors import unavailable
@@ -34,27 +34,6 @@ _BATCH_BYTES: Final = 8_000_000
 _AWAY: Final = "the audit store cannot be reached now; nothing was stored"
 _HELD: Final = "the audit store refuses sound records until it is mended; send them again"
 _ENDING: Final = "this server is ending; nothing was stored"
-
-
-class Store(Protocol):
-    """What is needed of `otel_audit_postgres.PostgresSink`."""
-
-    async def check(self) -> None:
-        """See whether the store can take records."""
-
-    async def receiving_key(self) -> bytes:
-        """Read the key under which received records are hashed."""
-
-    async def accept(
-        self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
-    ) -> Accepted:
-        """Store a batch; name what went to quarantine, and what is stored under another id."""
-
-    async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
-        """Say what is stored."""
-
-    async def close(self) -> None:
-        """Give back the connection."""
 
 
 @dataclass(frozen=True, slots=True)

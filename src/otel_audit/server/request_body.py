@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
+from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit.server.backpressure import MemoryLease
 from otel_audit.server.errors import Code, Problem, too_large, undecodable
 
@@ -15,9 +16,6 @@ _STEP: Final = 1 << 20
 
 _CALL: Final = 1 << 14
 """Bytes that a call of a decompressor counts as, whatever comes out of it."""
-
-_PIECE: Final = 1 << 16
-"""Bytes that are given to gzip at a time; what it leaves of them is copied."""
 
 _ZSTD_PIECE: Final = 128
 """Bytes that are given to zstd at a time: four of them can become 128 KiB, all given out."""
@@ -127,24 +125,14 @@ async def decompressed(
 
 
 def _gunzip(body: bytes) -> Iterator[bytes]:
-    """Decompress gzip (RFC 1952), which may have several members."""
-    at, members = 0, 0
-    while at < len(body):
-        members = _one_more(members, "members of gzip")
-        member = zlib.decompressobj(wbits=31)
-        while not member.eof:
-            piece = member.unconsumed_tail
-            if not piece:
-                piece = body[at : at + _PIECE]
-                at += len(piece)
-            try:
-                part = member.decompress(piece, _STEP)
-            except zlib.error:
-                raise undecodable("the body is not valid gzip") from None
-            if not part and not piece and not member.eof:
-                raise undecodable("the body is gzip that ends too early")
-            yield part
-        at -= len(member.unused_data)
+    try:
+        yield from gunzip(body, _STEP, _MOST_MEMBERS)
+    except zlib.error:
+        raise undecodable("the body is not valid gzip") from None
+    except EOFError:
+        raise undecodable("the body is gzip that ends too early") from None
+    except TooManyMembersError:
+        raise undecodable(f"the body has more than {_MOST_MEMBERS} members of gzip") from None
 
 
 def _unzstd(body: bytes) -> Iterator[bytes]:
@@ -160,7 +148,9 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
     at, frames = 0, 0
     try:
         while at < len(body):
-            frames = _one_more(frames, "frames of zstd")
+            if frames >= _MOST_MEMBERS:
+                raise undecodable(f"the body has more than {_MOST_MEMBERS} frames of zstd")
+            frames += 1
             frame = decompressor.decompressobj()
             while not frame.eof:
                 piece = body[at : at + _ZSTD_PIECE]
@@ -171,12 +161,6 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
             at -= len(frame.unused_data)
     except zstandard.ZstdError:
         raise undecodable("the body is not valid zstd") from None
-
-
-def _one_more(count: int, what: str) -> int:
-    if count >= _MOST_MEMBERS:
-        raise undecodable(f"the body has more than {_MOST_MEMBERS} {what}")
-    return count + 1
 
 
 def _bomb(limit: int) -> Problem:

@@ -10,7 +10,7 @@ from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.sink import Conflict, Receipt, Refused
+from otel_audit.delivery.sink import Conflict, Receipt, Refused, Store
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.server.authentication import Authentication
@@ -18,7 +18,7 @@ from otel_audit.server.backpressure import MemoryBudget
 from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import Sender
 from otel_audit.server.fair_turns import FairTurns, Turn
-from otel_audit.server.intake import Intake, Store, Stored
+from otel_audit.server.intake import Intake, Stored
 from otel_audit.server.items import Batch, ReceivedItem
 from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.request_budget import RequestBudget

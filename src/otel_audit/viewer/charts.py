@@ -52,8 +52,14 @@ class Chart:
     waiting: int
 
 
-def draw(histogram: Histogram, query: Query) -> Chart | None:
-    """Draw a histogram of a query; None where there is nothing to draw."""
+def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | None:
+    """Draw a histogram of a query; None where there is nothing to draw.
+
+    Args:
+        histogram: What was counted.
+        query: What was asked.
+        sees_store: Say how many records of the whole store wait for their seal.
+    """
     bars = histogram.bars
     if not bars:
         return None
@@ -76,7 +82,7 @@ def draw(histogram: Histogram, query: Query) -> Chart | None:
     total = sum(bar.total for bar in drawn)
     return Chart(
         tuple(drawn), begin, end, histogram.width, highest, total, histogram.counted,
-        histogram.waiting,
+        histogram.waiting if sees_store else 0,
     )  # fmt: skip
 
 

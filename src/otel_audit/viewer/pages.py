@@ -222,7 +222,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
-        chart = draw(await counts.histogram(connection, narrowed), query)
+        chart = draw(
+            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
+        )
         facets = [await counts.facet(connection, narrowed, one) for one in _ACTOR_FACETS]
         return page, failures, chart, facets
 
@@ -261,7 +263,9 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
 
     async def answer(connection: Connection[Any]) -> Counted:
         total = await counts.count(connection, narrowed)
-        chart = draw(await counts.histogram(connection, narrowed), query)
+        chart = draw(
+            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
+        )
         facets = [await counts.facet(connection, narrowed, one) for one in _FACETS]
         return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Engine,
     Enum,
     ForeignKey,
+    Integer,
     create_engine,
     delete,
     event,
@@ -37,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import greenlet_spawn
 
 from otel_audit.action.compose import changes_outside
@@ -51,6 +53,19 @@ class State(enum.Enum):
 
     LENT = "lent-out"
     LOST = "lost-it"
+
+
+class Doubled(TypeDecorator[int]):
+    """Stored as twice the number."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return None if value is None else value * 2
+
+    def process_result_value(self, value, dialect):
+        return None if value is None else value // 2
 
 
 class HistoryBase(DeclarativeBase):
@@ -77,7 +92,7 @@ class Book(HistoryBase):
     __tablename__ = "book"
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str | None]
-    pages: Mapped[int | None]
+    pages: Mapped[int | None] = mapped_column(Doubled)
     state: Mapped[State | None] = mapped_column(
         Enum(State, native_enum=False, values_callable=lambda kind: [one.value for one in kind])
     )

@@ -291,8 +291,8 @@ class TestUpdate:
 
         change = (await store.changes(work))[2]
         assert change.operation == "update"
-        assert change.values["name"] == [None, "Bea"]
-        assert "name" in change.unknown_before
+        assert change.values == {"name": ["Ada", "Bea"]}
+        assert change.unknown_before == ()
 
 
 class TestDelete:

@@ -12,9 +12,9 @@ from otel_audit_postgres.checks.inspect import inspect
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Written
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor, Tenant
 from otel_audit.server.errors import Problem

@@ -263,6 +263,37 @@ class TestInspect:
         assert f"audit_logs_{month}" in found["partitions"].detail
         assert found["partitions"].ok is False
 
+    @pytest.mark.parametrize(
+        ("renamed", "named"),
+        [
+            ("TABLE audit.audit_logs RENAME COLUMN actor_id TO who", "audit.audit_logs.actor_id"),
+            (
+                "FUNCTION audit.ensure_partitions(integer) RENAME TO gone",
+                "audit.ensure_partitions()",
+            ),
+            (
+                "FUNCTION audit.columns_hash(audit.audit_logs) RENAME TO gone",
+                "audit.columns_hash()",
+            ),
+        ],
+    )
+    async def test_names_what_was_renamed(self, writer_dsn, owner, renamed, named):
+        """A part of the schema that is gone is called by its name; it is not said to run init."""
+        await owner.execute(f"ALTER {renamed}")
+        schema = next(one for one in await inspect(writer_dsn) if one.name == "schema")
+        assert schema.ok is False
+        assert named in schema.detail
+
+    async def test_without_the_function_for_partitions_records_are_stored(
+        self, writer_dsn, owner, caplog
+    ):
+        """The month's partition is there, or the default one; the log says what is missing."""
+        await owner.execute("ALTER FUNCTION audit.ensure_partitions(integer) RENAME TO gone")
+        sink = PostgresSink(writer_dsn)
+        assert (await sink.write([a_record(record_id=uuid7())])).stored == 1
+        await sink.close()
+        assert "audit.ensure_partitions(integer) is missing" in caplog.text
+
     async def test_finds_that_the_default_partition_was_detached(self, writer_dsn, owner):
         """A record of another month would be refused; `init` alone does not attach it again."""
         await owner.execute(

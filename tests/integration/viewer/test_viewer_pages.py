@@ -1,8 +1,13 @@
-"""The viewer's pages, as HTTP answers: what an auditor finds on each."""
+"""The viewer's pages, as HTTP answers: what each kind of person finds on them."""
 
 from __future__ import annotations
 
-from viewer_store import AUDITOR
+import uuid
+
+import asyncpg
+from viewer_store import ACME, AUDITOR, SUPPORT, change, order_record
+
+from otel_audit.viewer import Viewer
 
 
 async def get(client, path, status=200, **parameters):
@@ -11,12 +16,223 @@ async def get(client, path, status=200, **parameters):
     return answer.text
 
 
+async def looks(dsn, event="audit.viewed"):
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows = await connection.fetch(
+            "SELECT payload->'metadata'->>'question' AS question, entities, "
+            "payload->'actor'->>'on_behalf_of' AS viewer, "
+            "payload->'metadata'->'asked'->>'query' AS query "
+            "FROM audit.audit_logs WHERE event_name = $1 ORDER BY id",
+            event,
+        )
+    finally:
+        await connection.close()
+    return rows
+
+
 class TestSearch:
     async def test_shows_what_fits(self, store, clients):
         """Rows, chips, facets, the histogram and the count, all in one document."""
+        await store.seal()
         client = await clients(AUDITOR)
         page = await get(client, "/", q="event:order.refunded")
         assert page.count("data-row") == 2
-        assert "order.paid" not in page
+        assert '<td role="cell" class="event">order.paid' not in page
         assert "<strong>2</strong> records" in page
         assert "Remove event:order.refunded" in page
+        assert "<svg" in page
+        assert page.index("data-row") < page.index("<svg"), "rows are sent before what is counted"
+
+    async def test_pages_lead_to_all_and_repeat_none(self, store, clients):
+        """Older, older, and then there is no further page."""
+        await store.add(*(order_record("bulk.made", str(n)) for n in range(70)))
+        client = await clients(AUDITOR)
+        page = await get(client, "/", q="event:bulk.made")
+        after = page.partition("after=")[2].partition('"')[0]
+        second = (await client.get(f"/?q=event%3Abulk.made&after={after}")).text
+        assert (page.count("data-row"), second.count("data-row")) == (50, 20)
+        assert 'rel="next"' not in second
+
+    async def test_an_error_names_the_column_and_the_nearest_field(self, store, clients):
+        """No traceback, and nothing is recorded as a look."""
+        client = await clients(AUDITOR)
+        page = await get(client, "/", 400, q="status:5xx actr:ada")
+        assert "column 12" in page
+        assert "did you mean actor" in page
+        assert await get(client, "/", 400, q="time:yesterdayish")
+        assert await get(client, "/", 400, q="x" * 10_000)
+        assert await looks(store.dsn) == []
+
+    async def test_is_one_look_and_so_is_its_refresh(self, store, clients):
+        """Rows and what is counted beside them; the same page within a minute is not told twice."""
+        client = await clients(AUDITOR)
+        for _ in range(3):
+            await get(client, "/", q="tenant:acme")
+        (look,) = await looks(store.dsn)
+        assert (look["viewer"], look["query"]) == (AUDITOR.name, "tenant:acme")
+
+
+class TestRecord:
+    async def test_answers_the_five_questions(self, store, clients):
+        """Who, what exactly, did it commit, who looked, is it proved."""
+        await store.seal()
+        client = await clients(AUDITOR, keys=[store.key.public])
+        other = await clients(Viewer("second@example.com"), keys=[store.key.public])
+        path = f"/record/{store.ids['refunded']}"
+        assert "Nobody before you" in await get(other, path)
+        page = await get(client, path)
+        assert "ada@acme.example" in page
+        assert "refunded" in page
+        assert "paid" in page
+        assert "committed" in page
+        assert "second@example.com" in page
+        assert "Verified now." in page
+        assert "not loaded" in page
+
+    async def test_redacted_and_none_are_different_things(self, store, clients):
+        """Each kind of what is not there has a mark of its own."""
+        client = await clients(AUDITOR)
+        assert "mark is-redacted" in await get(client, f"/record/{store.ids['paid']}")
+        assert "sampled away" in await get(client, f"/record/{store.ids['failed']}")
+
+    async def test_says_that_it_waits_for_its_seal(self, store, clients):
+        """Before anything is sealed, and afterwards."""
+        client = await clients(AUDITOR)
+        assert "Waits for its seal" in await get(client, f"/record/{store.ids['paid']}")
+        await store.seal()
+        assert "signature not checked" in await get(client, f"/record/{store.ids['paid']}")
+
+    async def test_an_altered_record_is_called_tampered(self, store, clients, audit_store):
+        """The text, and a column that the text does not say."""
+        from ledger_store import Administrator
+
+        await store.seal()
+        connection = await asyncpg.connect(audit_store)
+        for trigger in await connection.fetch("SELECT evtname FROM pg_event_trigger"):
+            await connection.execute(f"ALTER EVENT TRIGGER {trigger['evtname']} DISABLE")
+        administrator = Administrator(connection)
+        await administrator.does(
+            "UPDATE audit.audit_logs SET actor_id = 'nobody' WHERE id = $1", store.ids["paid"]
+        )
+        await administrator.does(
+            "UPDATE audit.audit_logs SET payload = replace(payload::text, 'late', 'soon')::json "
+            "WHERE id = $1",
+            store.ids["refunded"],
+        )
+        await connection.close()
+        client = await clients(AUDITOR, keys=[store.key.public])
+        assert "TAMPERED" in await get(client, f"/record/{store.ids['paid']}")
+        assert "TAMPERED" in await get(client, f"/record/{store.ids['refunded']}")
+        assert "Verified now" in await get(client, f"/record/{store.ids['created']}")
+
+    async def test_unknown_ids_have_a_page(self, store, clients):
+        """Not there, and no id at all."""
+        client = await clients(AUDITOR)
+        assert "no record" in await get(client, f"/record/{uuid.uuid4()}", 404)
+        assert "no record" in await get(client, "/record/x", 404)
+        assert "no such page" in await get(client, "/nothing", 404)
+
+    async def test_support_sees_no_bodies(self, store, clients):
+        """Nor the exact text, nor an export, nor what free text would tell of them."""
+        client = await clients(SUPPORT)
+        path = f"/record/{store.ids['refunded']}"
+        page = await get(client, path)
+        assert "body-note" not in page
+        assert "body-note" in await get(await clients(AUDITOR), path)
+        assert "late" in page
+        assert "body-note" not in await get(client, "/entity", e="order:1")
+        await get(client, "/export", 403)
+        await get(client, f"{path}/evidence.json", 403)
+        await get(client, "/", 400, q="body-note")
+
+
+class TestEntity:
+    async def test_tells_its_history_and_its_state_as_of_a_record(self, store, clients):
+        """Of one tenant: another one has an order 1, too."""
+        client = await clients(AUDITOR)
+        page = await get(client, "/entity", e="order:1")
+        assert page.count("state then") == 5
+        state = await get(client, "/entity", e="order:1", at=store.ids["paid"], of="acme")
+        shown = state.partition('class="state"')[2].partition("</section>")[0]
+        assert "paid" in shown
+        assert "129.00" in shown
+        assert "refunded" not in shown
+
+    async def test_can_be_narrowed_to_one_column(self, store, clients):
+        """Only records that changed it."""
+        client = await clients(AUDITOR)
+        page = await get(client, "/entity", e="order:1", field="note")
+        assert page.count("state then") == 1
+
+    async def test_a_deleted_thing_is_said_to_be(self, store, clients):
+        """Its state after that is none."""
+        (gone,) = await store.add(
+            order_record(
+                "order.deleted", changes=(change("1", "delete", status=["refunded", None]),)
+            )
+        )
+        client = await clients(AUDITOR)
+        assert "Deleted" in await get(client, "/entity", e="order:1", at=gone, of="acme")
+
+
+class TestActor:
+    async def test_tells_where_and_when_and_what_failed(self, store, clients):
+        """Addresses, sessions, tenants, failures; the look names whom it is about."""
+        client = await clients(AUDITOR)
+        page = await get(client, "/actor", id="ada@acme.example")
+        for text in ("192.0.2.7", "s-1", "Newest failures", "acme"):
+            assert text in page
+        (look,) = await looks(store.dsn)
+        assert look["entities"] == ["audit_actor:ada@acme.example"]
+
+
+class TestProblems:
+    async def test_a_store_that_is_away_has_a_page(self, clients):
+        """What happened and what to do; no traceback."""
+        clients.dsn = "postgresql://nobody@127.0.0.1:9/none"
+        client = await clients(AUDITOR)
+        answer = await client.get("/")
+        assert answer.status_code == 503
+        assert "Try again" in answer.text
+        assert answer.headers["retry-after"]
+
+    async def test_an_older_store_has_a_page(self, database, clients):
+        """It says that the schema is missing, and the command that makes it."""
+        clients.dsn = database
+        answer = await (await clients(AUDITOR)).get("/")
+        assert answer.status_code == 500
+        assert "otel-audit" in answer.text
+
+    async def test_a_statement_that_takes_too_long_has_a_page(self, store, clients):
+        """The store says so, and the next question is answered."""
+        await store.add(*(order_record("slow.made", str(n)) for n in range(200)))
+        client = await clients(AUDITOR, statement_timeout=0.001)
+        answer = await client.get("/", params={"q": '"zzzz zzzz" "yyyy"'})
+        assert answer.status_code in {500, 503}
+        assert "could not read the audit store" in answer.text
+
+    async def test_nobody_is_let_in_without_a_name(self, store, clients):
+        """Every page asks; only the style sheet does not."""
+        client = await clients(None)
+        for path in (
+            "/",
+            "/record/x",
+            "/entity",
+            "/actor",
+            "/export",
+            "/tail",
+            "/tail/events",
+            "/help",
+        ):
+            assert (await client.get(path)).status_code == 401
+        assert (await client.get("/static/viewer.css")).status_code == 200
+        assert (await client.get("/static/../app.py")).status_code == 404
+
+    async def test_a_tenant_is_shown_nothing_where_row_security_is_off(self, store, clients):
+        """The owner's connection sees everything, so no tenant may look through it."""
+        clients.dsn = store.dsn
+        answer = await (await clients(ACME)).get("/")
+        assert answer.status_code == 500
+        assert "--viewer" in answer.text
+        assert "order.paid" not in answer.text

@@ -7,8 +7,8 @@ import json
 from strategies import a_record
 
 from otel_audit.delivery.console import ConsoleSink
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.writer import Delivery
 
 
 def too_deep() -> dict[str, object]:

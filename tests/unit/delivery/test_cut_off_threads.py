@@ -16,15 +16,16 @@ from cut_off import CutOff, is_traced
 from shelf import Shelf
 from strategies import a_record
 
+from otel_audit._util import loop_thread
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.ids import uuid7
-from otel_audit.delivery import worker_thread
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.group_fsync import GroupSync
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.outbox_relay import OutboxState, Relay, RelayOptions, Waiting
 from otel_audit.delivery.sink import Written
 from otel_audit.delivery.spool import FrameKind, open_spool
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.record import AuditRecord, to_json
 
 OURS = ("otel_audit/", "threading.py")
@@ -44,8 +45,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin again at once; and leave nothing that another test would be blamed for."""
-    monkeypatch.setattr(worker_thread, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(worker_thread, "_LONGEST_END", 0.05)
+    monkeypatch.setattr(loop_thread, "_BACKOFF", Backoff(first=0.001))
+    monkeypatch.setattr(loop_thread, "_LONGEST_END", 0.05)
     yield
     gc.collect()
 

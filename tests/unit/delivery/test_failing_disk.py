@@ -17,11 +17,11 @@ from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery.deliver_recovered import batches_of
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.sink import Refused, Written
 from otel_audit.delivery.spool import adopt, open_spool
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.record import AuditRecord
 

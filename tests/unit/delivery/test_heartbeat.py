@@ -10,11 +10,11 @@ import pytest
 from strategies import a_record
 
 from otel_audit import AuditConfig
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.sink import Refused, Written
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.record import AuditRecord
 
 TALKATIVE = StreamOptions("c0ffee")

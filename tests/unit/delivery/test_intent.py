@@ -38,7 +38,7 @@ def intents_to(shelf: Shelf, counters: Counters) -> Iterator[Callable[..., Inten
     yield make
     for one in made:
         one.close()
-    assert shelf.closed == len([one for one in made if one._worker.started])
+    assert shelf.closed == len([one for one in made if one._writer.started])
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -106,7 +106,7 @@ class TestIntents:
         second = asyncio.ensure_future(intents.store(a_record()))
         await until(lambda: intents._waiting)
         closing = asyncio.ensure_future(asyncio.to_thread(intents.close))
-        await until(lambda: intents._closing)
+        await until(lambda: intents._writer.ending)
         shelf.held = False
         await closing
         assert (await first, await second) == (True, False)

@@ -13,10 +13,10 @@ from strategies import a_record
 
 from otel_audit._util import ratelimited_log
 from otel_audit.delivery.console import ConsoleSink
+from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.spool import open_spool
-from otel_audit.delivery.writer import Delivery
 
 
 @pytest.fixture

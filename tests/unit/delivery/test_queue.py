@@ -18,6 +18,7 @@ from strategies import a_record
 from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery.batch_size import BatchSize
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue import RecordQueue
 from otel_audit.delivery.sink import Refused
@@ -29,7 +30,6 @@ from otel_audit.delivery.spool import (
     adopt,
     open_spool,
 )
-from otel_audit.delivery.writer import Delivery, DeliveryOptions
 from otel_audit.record import Actor
 
 

@@ -152,14 +152,3 @@ def test_a_flag_that_is_spelled_in_another_way_flags():
     name, value = FLAG.SerializeToString()[:15], FLAG.SerializeToString()[15:]
 
     assert decode_attributes.is_flagged([value + name])
-
-
-def test_what_is_remembered_is_bounded():
-    for number in range(10_000):
-        decode_attributes.as_attributes([KeyValue(key=f"k{number}").SerializeToString()])
-        decode_attributes.as_attributes(
-            [KeyValue(key="k" * 1000 + str(number)).SerializeToString()]
-        )
-
-    assert len(decode_attributes._known) <= 4096
-    assert max(map(len, decode_attributes._known)) <= 128

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
+from otel_audit._util.fork import call_in_child
 from otel_audit.delivery.spool.ownership import OwnDirectory
 
 LOCK: Final = "lock"
@@ -79,7 +80,7 @@ def _forsake() -> None:
 
 
 _held: set[int] = set()
-os.register_at_fork(after_in_child=_forsake)
+call_in_child(_forsake)
 
 
 def _can_be_taken(spool: OwnDirectory) -> bool:

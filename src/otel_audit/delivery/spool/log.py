@@ -6,6 +6,7 @@ is that of its end, so that "everything up to here" is a comparison of two integ
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
+from otel_audit._util.fork import call_in_child
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.spool.directory import remove_empty, withdraw
 from otel_audit.delivery.spool.encryption import context_of
 from otel_audit.delivery.spool.errors import (
@@ -36,7 +39,6 @@ from otel_audit.delivery.spool.locks import LOCK, is_still, release
 from otel_audit.delivery.spool.open_actions import OpenActions
 from otel_audit.delivery.spool.ownership import OwnDirectory
 from otel_audit.delivery.spool.quota import Quota
-from otel_audit.delivery.spool.ratelimited_log import Complaints
 from otel_audit.delivery.spool.read_back import ReadFrame, UnreadableFrames, read_closed
 from otel_audit.delivery.spool.segment import Segment
 from otel_audit.delivery.spool.segments import Segments
@@ -132,7 +134,6 @@ class Spool:
         self._sync_failed_through = 0
         self._looked_around = time.monotonic()
         self._lease = Lease(lock) if leased else None
-        self._complaints = Complaints(path)
         self._unreadable_since: dict[int, float] = {}
         self._watermarks = self._begin_watermarks()
         self._noted_through = 1
@@ -323,7 +324,7 @@ class Spool:
             try:
                 self.sync()
             except SpoolWriteError as error:
-                self._complaints.say(str(error))
+                self._log_error(str(error))
                 self._note_watermarks()
             with self._lock:
                 self._closed = True
@@ -400,7 +401,7 @@ class Spool:
         try:
             return Watermarks(self._lock_file)
         except OSError as error:
-            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+            self._log_error(f"what it holds cannot be noted ({error.strerror})")
             return None
 
     def _note_watermarks(self) -> None:
@@ -413,7 +414,7 @@ class Spool:
             for mark in marks:
                 self._watermarks.note(mark)
         except OSError as error:
-            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+            self._log_error(f"what it holds cannot be noted ({error.strerror})")
         else:
             self._noted_through = marks[-1].segment
 
@@ -424,7 +425,7 @@ class Spool:
                 self._watermarks.let_go(head.number)
         except OSError as error:
             # space is freed all the same: an alarm too many is better than a spool that fills up
-            self._complaints.say(f"what it holds cannot be noted ({error.strerror})")
+            self._log_error(f"what it holds cannot be noted ({error.strerror})")
 
     def _mark_of(self, segment: Segment) -> Watermark:
         pending = self._outstanding.count(segment.base, segment.base + segment.whole)
@@ -446,7 +447,7 @@ class Spool:
                     self._segments.remove_first()
         except (SpoolError, OSError) as error:
             # it only stays longer; the next acknowledgement tries again
-            self._complaints.say(str(error))
+            self._log_error(str(error))
 
     def _is_durable(self, position: int) -> bool:
         """See that copies are on disk before their originals go, unless syncing is turned off."""
@@ -499,7 +500,7 @@ class Spool:
                 release(self._lock_file)
             remove_empty(self._home, self._place)
         except OSError as error:
-            self._complaints.say(f"the emptied spool cannot be removed ({error.strerror})")
+            self._log_error(f"the emptied spool cannot be removed ({error.strerror})")
             return False
         return True
 
@@ -539,7 +540,7 @@ class Spool:
                 self._segments.mark_damaged(lost.after)
         if records:
             self.damaged += len(records)
-            self._complaints.say(
+            self._log_error(
                 f"{self.damaged} records were damaged on disk and are lost ({lost.reason}); the "
                 "damaged file will be kept (otel-audit quarantine)"
             )
@@ -550,12 +551,16 @@ class Spool:
         if self.forked:
             raise SpoolForkedError("the spool belongs to the parent process; reopen it")
 
+    def _log_error(self, what: str) -> None:
+        log_limited(_log, str(self.path), "audit spool %s: %s", self.path, what)
+
     def _forsake(self) -> None:
         self.forked = True
         with suppress(OSError):
             self._segments.close()
 
 
+_log = logging.getLogger("otel_audit")
 _spools: weakref.WeakSet[Spool] = weakref.WeakSet()
 
 
@@ -566,4 +571,4 @@ def _forsake_all() -> None:
 
 
 # a child that kept the parent's files open would keep their space when they are removed
-os.register_at_fork(after_in_child=_forsake_all)
+call_in_child(_forsake_all)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit.config import PREFIX, AuditConfig, JwtIssuer, check_words
 from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.identity.jwt.jwks import LARGEST, KeySet, fetch
@@ -229,7 +229,7 @@ def _from_url(
         host = None
     if not host or parts.scheme not in ("http", "https"):
         raise ConfigurationError(f"{setting}: an https:// URL is needed")
-    if parts.scheme == "http" and not (config.jwt_jwks_insecure_http or _is_loopback(host)):
+    if parts.scheme == "http" and not (config.jwt_jwks_insecure_http or is_loopback(host)):
         raise ConfigurationError(
             f"{setting}: over plain HTTP anybody between could give their own keys; use https://, "
             f"or set {PREFIX}JWT_JWKS_INSECURE_HTTP=true"
@@ -255,10 +255,3 @@ def _read_file(path: Path) -> bytes:
     if len(text) > LARGEST:
         raise OSError(0, "the file is too large")
     return text
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -12,14 +12,14 @@ from collections.abc import Callable
 import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from otel_audit.delivery.worker_thread import Worker
+from otel_audit._util.loop_thread import LoopThread
 
 
 class Waiter:
     """Waits to be roused, again and again, and remembers how it went."""
 
     def __init__(self) -> None:
-        self.worker = Worker("test-worker", self.work)
+        self.worker = LoopThread("test-worker", self.work)
         self.begun, self.roused = threading.Event(), threading.Event()
         self.seen: list[str] = []
         self.traced = True
@@ -73,7 +73,7 @@ class Stubborn:
 
     def __init__(self, *ends: BaseException) -> None:
         self.ends = list(ends)
-        self.worker = Worker("test-stubborn", self.work)
+        self.worker = LoopThread("test-stubborn", self.work)
         self.goes_on = threading.Event()
 
     async def work(self) -> None:
@@ -138,7 +138,7 @@ def test_what_was_never_wanted_is_not_started() -> None:
 
 NO_DESCRIPTORS = """
 import os, resource, threading, time
-from otel_audit.delivery.worker_thread import Worker
+from otel_audit._util.loop_thread import LoopThread
 
 def until(condition):
     limit = time.monotonic() + 60
@@ -150,7 +150,7 @@ done = threading.Event()
 async def work():
     done.set()
 
-worker = Worker("w", work)
+worker = LoopThread("w", work)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 lowest = os.dup(0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))

@@ -1,4 +1,4 @@
-"""The private loop of the exporter."""
+"""Calls of coroutines on a thread of their own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import threading
 
 import pytest
-from otel_audit_postgres.loop_thread import BackgroundLoop
+
+from otel_audit._util.loop_thread import LoopThread
 
 
 @pytest.fixture
 def background():
-    loop = BackgroundLoop("test-loop")
+    loop = LoopThread("test-loop")
     yield loop
     loop.stop(60)
 
@@ -24,7 +25,7 @@ async def name_of_thread():
 class TestRun:
     def test_runs_on_the_private_thread(self, background):
         """The caller's thread and its loop, if any, are not used."""
-        assert background.run(name_of_thread, 60) == "test-loop"
+        assert background.call(name_of_thread, 60) == "test-loop"
 
     def test_hands_on_what_is_raised(self, background):
         """An error there is an error here."""
@@ -33,7 +34,7 @@ class TestRun:
             raise KeyError("x")
 
         with pytest.raises(KeyError):
-            background.run(fail, 60)
+            background.call(fail, 60)
 
     def test_cancels_what_takes_too_long(self, background):
         """Who stops waiting stops the work too."""
@@ -46,14 +47,14 @@ class TestRun:
                 cancelled.set()
 
         with pytest.raises(TimeoutError):
-            background.run(sleep, 0.05)
+            background.call(sleep, 0.05)
         assert cancelled.wait(60)
 
     def test_starts_again_after_a_stop(self, background):
         """A stopped loop is no obstacle to further work."""
-        background.run(name_of_thread, 60)
+        background.call(name_of_thread, 60)
         background.stop(60)
-        assert background.run(name_of_thread, 60) == "test-loop"
+        assert background.call(name_of_thread, 60) == "test-loop"
 
 
 class TestWaitIdle:
@@ -66,7 +67,7 @@ class TestWaitIdle:
             while not let_go.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
 
-        thread = threading.Thread(target=lambda: background.run(work, 60))
+        thread = threading.Thread(target=lambda: background.call(work, 60))
         thread.start()
         assert begun.wait(60)
         assert not background.wait_idle(0.01)
@@ -87,7 +88,7 @@ class TestStop:
 
         def wait():
             try:
-                background.run(work, 100)
+                background.call(work, 100)
             except BaseException as error:
                 seen.append(type(error).__name__)
 
@@ -103,10 +104,10 @@ class TestFork:
     @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
     def test_works_in_the_child_too(self, background):
         """A child process gets a loop of its own, and leaves its parent's alone."""
-        background.run(name_of_thread, 60)
+        background.call(name_of_thread, 60)
         child = os.fork()
         if child == 0:
-            fine = background.kept is None and background.run(name_of_thread, 60) == "test-loop"
+            fine = background.kept is None and background.call(name_of_thread, 60) == "test-loop"
             os._exit(0 if fine else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert background.run(name_of_thread, 60) == "test-loop"
+        assert background.call(name_of_thread, 60) == "test-loop"

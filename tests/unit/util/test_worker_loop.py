@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from otel_audit.delivery.worker_loop import WorkerLoop
+from otel_audit._util.loop_thread import WorkerLoop
 
 ENDING = """
 import asyncio, atexit, threading
-from otel_audit.delivery.worker_thread import Worker
+from otel_audit._util.loop_thread import LoopThread
 
 main, ended = threading.main_thread(), threading.Event()
 
@@ -28,7 +28,7 @@ async def work():
     ended.set()
 
 started = threading.Event()
-worker = Worker("w", work)
+worker = LoopThread("w", work)
 atexit.register(lambda: ended.wait(30) and worker.join(30))
 worker.start()
 started.wait(30)

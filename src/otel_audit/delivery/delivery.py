@@ -1,0 +1,519 @@
+"""Delivery: each record is kept, in memory and on disk, until the sink has it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from otel_audit._util.backoff import Backoff
+from otel_audit._util.fork import renew_in_child
+from otel_audit._util.loop_thread import ThreadState
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.delivery.batch_size import BatchSize
+from otel_audit.delivery.deliver_recovered import Adopt, Recovery
+from otel_audit.delivery.group_fsync import GroupSync, reason_of
+from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.queue import Item, RecordQueue
+from otel_audit.delivery.queue_entries import Entry
+from otel_audit.delivery.sink import Sink
+from otel_audit.delivery.spool import FrameKind, Spool
+from otel_audit.delivery.writer import BadRecords, Writer
+from otel_audit.errors import StoreError
+from otel_audit.record import AuditRecord, to_json
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MOST_HELD = 1000
+"""Records that the store refuses for a reason of its own, before nothing more is tried: then it is
+no matter of these records."""
+
+_LAST_GRACE = 5.0
+"""Seconds that the thread has to close its connections after the last write."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """How delivery behaves; times in seconds.
+
+    Attributes:
+        queue_size: Records that wait in memory.
+        batch_size: Records in one write.
+        batch_bytes: Bytes in one write, or one record.
+        batch_interval: How long a record waits for company.
+        first_pause: Pause after the first failed write; doubles with each, up to ``longest_pause``.
+        longest_pause: The cap of the pause.
+        sync_interval: How often the spool is brought to disk.
+        adopt_interval: How often the spools of dead processes are looked for.
+    """
+
+    queue_size: int = 20_000
+    batch_size: int = 512
+    batch_bytes: int = 1_000_000
+    batch_interval: float = 0.2
+    first_pause: float = 0.1
+    longest_pause: float = 15.0
+    sync_interval: float = 0.1
+    adopt_interval: float = 10.0
+
+
+class Delivery:
+    """A backlog, and a worker thread with its own event loop that empties it into a sink.
+
+    The thread starts when it is first needed, and again after a fork.
+    """
+
+    def __init__(
+        self,
+        make_sink: Callable[[], Sink],
+        counters: Counters,
+        options: DeliveryOptions = DeliveryOptions(),
+        *,
+        spool: Callable[[], Spool] | None = None,
+        adopt: Adopt | None = None,
+    ) -> None:
+        """Name the sink, and open the spool; nothing is connected yet.
+
+        Args:
+            make_sink: Makes the sink, in the worker's thread.
+            counters: Where everything is counted.
+            options: Sizes and times.
+            spool: Opens the spool; None: records wait in memory only.
+            adopt: Locks the spools of dead processes.
+
+        Raises:
+            ConfigurationError: The spool cannot be kept.
+        """
+        self._make_sink = make_sink
+        self._counters = counters
+        self._options = options
+        self._recovery = None if adopt is None else Recovery(adopt, counters)
+        self.backlog = RecordQueue(spool, counters, options.queue_size)
+        self._periodic: list[tuple[float, Callable[[], None]]] = []
+        self.observe: Callable[[float], None] = _forget
+        self._reset()
+        renew_in_child(self, Delivery._begin_anew)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
+        # it holds the lock, and then nobody else ever gets it
+        self._changed = threading.Condition(self._lock)
+        backoff = Backoff(self._options.first_pause, self._options.longest_pause)
+        self._writer = Writer("otel-audit-delivery", self._work, self._counters, backoff)
+        self._writer.observe = lambda seconds: self.observe(seconds)  # noqa: PLW0108 - set later
+        self._asleep = False
+        self._full = self._options.batch_size
+        self._hurry = 0
+        self._closed = False
+        self._next_adoption = 0.0
+        self._looked = threading.Event()
+        self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
+        self._held: list[Item] = []
+        self._left: deque[Item] = deque()
+        self._next_held = 0.0
+        self._left_in_recovery = False
+        self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
+
+    def _begin_anew(self) -> None:
+        self._reset()
+        self.backlog.after_fork()
+
+    @property
+    def depth(self) -> int:
+        """Records that the sink has not acknowledged."""
+        return self.backlog.depth
+
+    @property
+    def failing_for(self) -> float:
+        """Seconds since the first of the writes that have been failing until now; else 0."""
+        return self._writer.failing_for
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the oldest record has waited, as far as is known; 0 where none does."""
+        spool = self.backlog.open_spool
+        age = 0.0 if spool is None else spool.oldest_age
+        return max(age, self.failing_for) if self.depth else age
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of this process's spool on disk."""
+        spool = self.backlog.open_spool
+        return 0 if spool is None else spool.bytes_used
+
+    def start(self) -> None:
+        """Start the worker now: what dead processes left need not wait for the first record."""
+        with self._lock:
+            self._writer.start()
+
+    @property
+    def threads(self) -> dict[str, ThreadState]:
+        """How its threads do, by name."""
+        return {"delivery": self._writer.state, "sync": self._group.state}
+
+    def ensure(self) -> None:
+        """Replace threads that are gone. Never raises."""
+        with self._lock:
+            self._writer.ensure()
+        self._group.ensure()
+
+    def hurry(self) -> None:
+        """Let what waits for company go now."""
+        with self._lock:
+            self._rouse()
+
+    def every(self, interval: float, call: Callable[[], None]) -> None:
+        """Have something called now and then in the worker's thread; before it starts.
+
+        Args:
+            interval: Seconds between two calls.
+            call: Must not block or raise.
+        """
+        self._periodic.append((interval, call))
+
+    def note(self, kind: FrameKind, record: AuditRecord) -> None:
+        """Write down what is known of an action that is not over.
+
+        Raises:
+            SpoolError: The spool does not take it, and the action has only begun.
+        """
+        self.backlog.note(kind, record)
+
+    async def synced(self) -> None:
+        """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
+        await self._group.wait()
+
+    def discard(self, record_id: str) -> None:
+        """Take back what was written down of an action that is not recorded after all."""
+        self.backlog.discard(record_id)
+
+    def submit(self, entry: Entry) -> None:
+        """Take over what is finished; returns in microseconds and never raises."""
+        with self._lock:
+            self._counters.add("emitted")
+            if self._closed and self.backlog.leave(entry):
+                log_limited(
+                    _logger, "late", "A record that was made after delivery had ended is kept in "
+                    "the spool; the next process of this service delivers it",
+                    level=logging.WARNING,
+                )  # fmt: skip
+                return
+            if self._closed or not self.backlog.put(entry):
+                why = "delivery has ended" if self._closed else "the queue is full"
+                self._counters.add("dropped")
+                log_limited(
+                    _logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL
+                )
+                return
+            if not self._writer.alive:
+                self._writer.start()
+            elif self._asleep or self.backlog.ready == self._full:
+                self._rouse()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the sink has everything that was submitted before.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Returns:
+            Whether it has.
+        """
+        with self._lock:
+            if self.depth and not self._writer.alive and not self._closed:
+                self._writer.start()
+            if not self._writer.started:
+                return self.depth == 0
+            self._hurry += 1
+            self._rouse()
+            done = self._changed.wait_for(lambda: self.depth == 0, timeout)
+            self._hurry -= 1
+        return done
+
+    def close(self, timeout: float) -> bool:
+        """Deliver what waits, then end the thread.
+
+        Args:
+            timeout: Seconds to wait for delivery. What is left then stays in the spool for the next
+                process of this service; without a spool it is lost, counted and logged.
+
+        Returns:
+            Whether everything was delivered.
+        """
+        self.flush(timeout)
+        with self._lock:
+            if self._closed:
+                return self.depth == 0
+            self._closed = True
+            self._rouse()
+            # what is under way and was not stored is kept, or counted below
+            self._writer.end(at_once=True)
+        self._writer.join(_LAST_GRACE)
+        with self._lock:
+            left = self.depth
+            self.tell_what_is_kept()
+            lost = self.backlog.close()
+        if lost:
+            self._counters.add("dropped", lost)
+            _logger.critical(
+                "%d audit records are lost: the store did not take them within %g seconds", lost,
+                timeout,
+            )  # fmt: skip
+        return left == 0
+
+    def adopt_left(self, timeout: float) -> None:
+        """Deliver what dead processes left, where nothing of this process's own has begun that.
+
+        Args:
+            timeout: Seconds that it may take; what is not delivered then stays.
+        """
+        recovery = self._recovery
+        if recovery is None or self._closed or self._writer.alive or not recovery.finds_any():
+            return
+        self.start()
+        self._looked.wait(timeout)
+
+    def settle(self, timeout: float) -> None:
+        """Deliver what waits, and leave as little behind as can be: the process may be killed next.
+
+        Args:
+            timeout: Seconds to wait for delivery. Delivery goes on if there is more to do.
+        """
+        if self.flush(timeout):
+            with self._lock:
+                self.backlog.rest()
+        else:
+            self.tell_what_is_kept()
+
+    def tell_what_is_kept(self) -> None:
+        """Log how many records stay in the spool, if any."""
+        spool = self.backlog.open_spool
+        if spool is not None and spool.pending:
+            _logger.warning(
+                "%d audit records are kept in %s; the next process of this service delivers them",
+                spool.pending, spool.path,
+            )  # fmt: skip
+
+    def _rouse(self) -> None:
+        self._asleep = False
+        self._writer.rouse()
+
+    async def _work(self) -> None:
+        sink = self._make_sink()
+        with self._lock:
+            # the work before this may have ended at whatever place
+            self._left = deque()
+            self.backlog.begin_again(self._held)
+            self._changed.notify_all()
+        beside = [asyncio.create_task(self._keep_in_sync())]
+        beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
+        try:
+            while not self._writer.ending:
+                try:
+                    await self._adopt_the_dead(sink)
+                    await self._try_held_again(sink)
+                    if await self._something_to_do():
+                        await self._deliver(sink)
+                except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
+                    self._writer.note_failure(error)
+                    await self._writer.rest(self._options.longest_pause)
+        finally:
+            for task in beside:
+                task.cancel()
+            await sink.close()
+
+    async def _something_to_do(self) -> bool:
+        self._writer.forget_rousing()
+        with self._lock:
+            self._asleep = not self.backlog.has_work or len(self._held) >= _MOST_HELD
+        if self._asleep:
+            await self._writer.wait(self._until_next())
+            self._writer.forget_rousing()
+            if self._writer.ending or not self.backlog.has_work or len(self._held) >= _MOST_HELD:
+                return False
+        with self._lock:
+            # who submits the last one of a full write ends the wait
+            self._full = self._size.entries
+            is_enough = bool(self._hurry) or self.backlog.ready >= self._full
+        if not is_enough:
+            await self._writer.wait(self._options.batch_interval)
+        return True
+
+    async def _deliver(self, sink: Sink) -> None:
+        with self._lock:
+            batch = self.backlog.take(self._size)
+            through = self.backlog.begin_reading() if not batch else None
+        if batch:
+            await self._write_items(sink, deque(batch))
+        elif through is not None:
+            for items in self.backlog.read(through, self._size):
+                self._left = deque(items)
+                if not await self._write_items(sink, self._left):
+                    return
+                if len(self._held) >= _MOST_HELD:
+                    await self._wait_for_held(sink)
+            with self._lock:
+                self._changed.notify_all()
+
+    async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
+        """Write until all are written or held; False where delivery ends before that."""
+        while left:
+            written = await self._writer.persist(lambda: self._write_some(sink, left, self._bad))
+            if written is None:
+                return False
+            done, held = written
+            # an entry is always somewhere, if twice for a moment
+            self._held += held
+            self._note_success()
+            with self._lock:
+                self.backlog.done(done, held)
+                self._changed.notify_all()
+        return True
+
+    async def _write_some(
+        self, sink: Sink, left: deque[Item], bad: BadRecords = "raise"
+    ) -> tuple[list[Item], list[Item]]:
+        """Write as many as should go at once, and take them out of what is left to write.
+
+        Args:
+            sink: Where to.
+            left: What waits.
+            bad: As for `write_batch`.
+
+        Returns:
+            Which of them are stored, and which are held. After an error all are left as they were.
+        """
+        count = self._size.fitting(item.size for item in left)
+        items = list(islice(left, count))
+        try:
+            written = await self._writer.write(sink, [item.entry for item in items], bad)
+        except BaseException:
+            self._size.failed(count)
+            raise
+        self._size.succeeded()
+        for _ in items:
+            left.popleft()
+        held = set(written.held)
+        if held:
+            self._next_held = time.monotonic() + self._options.longest_pause
+            self._writer.note_failure(StoreError(written.why_held))
+        return (
+            [item for item in items if item.entry.record_id not in held],
+            [item for item in items if item.entry.record_id in held],
+        )
+
+    async def _try_held_again(self, sink: Sink) -> None:
+        """Offer the store once more what it refused for a reason of its own."""
+        if not self._held or time.monotonic() < self._next_held:
+            return
+        # before it is tried: one that fails altogether is no reason to try at once again
+        self._next_held = time.monotonic() + self._options.longest_pause
+        left = deque(self._held)
+        while left:
+            done, _ = await self._write_some(sink, left, "hold")
+            with self._lock:
+                self.backlog.done(done)
+                self._changed.notify_all()
+            gone = set(map(id, done))
+            self._held = [item for item in self._held if id(item) not in gone]
+        self._note_success()
+
+    async def _wait_for_held(self, sink: Sink) -> None:
+        while len(self._held) >= _MOST_HELD and not self._writer.ending:
+            await self._writer.rest(max(self._next_held - time.monotonic(), 0.1))
+            try:
+                await self._try_held_again(sink)
+            except StoreError as error:
+                self._writer.note_failure(error)
+
+    async def _write(self, sink: Sink, entries: Sequence[Entry]) -> bool:
+        """Write what a dead process left; False where not all of it can be stored now."""
+        left = deque(Item(entry, None, _size_of(entry)) for entry in entries)
+        while left:
+            written = await self._writer.persist(lambda: self._write_some(sink, left, self._bad))
+            if written is None:
+                return False
+            _, held = written
+            self._left_in_recovery = self._left_in_recovery or bool(held)
+            self._note_success()
+        return not self._left_in_recovery
+
+    async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
+        """Ask until there is an answer; None where delivery ends before that."""
+        known = await self._writer.persist(lambda: sink.known(record_ids))
+        if known is not None:
+            self._note_success()
+        return known
+
+    @property
+    def _bad(self) -> BadRecords:
+        # a record that no sink can take waits, as it is sound for all that anybody knows, and
+        # holds up no other: it is in the spool until a later version can write it
+        return "hold" if self._writer.suspects_records else "raise"
+
+    def _note_success(self) -> None:
+        self._writer.note_success(complete=not self._held and not self._left_in_recovery)
+
+    async def _adopt_the_dead(self, sink: Sink) -> None:
+        if self._recovery is None or time.monotonic() < self._next_adoption:
+            return
+        self._next_adoption = time.monotonic() + self._options.adopt_interval
+        self._left_in_recovery = False
+        await self._recovery.deliver(
+            functools.partial(self._write, sink),
+            functools.partial(self._known, sink),
+            self._options.batch_size,
+        )
+        self._looked.set()
+
+    def _until_next(self) -> float | None:
+        """Seconds until there is something to do whether or not a record comes."""
+        times = [] if self._recovery is None else [self._next_adoption]
+        if self._held:
+            times.append(self._next_held)
+        return max(min(times) - time.monotonic(), 0.0) if times else None
+
+    async def _keep_in_sync(self) -> None:
+        while self.backlog.spool is not None:
+            await asyncio.sleep(self._options.sync_interval)
+            spool = self.backlog.open_spool
+            if spool is None:
+                continue
+            try:
+                await asyncio.to_thread(spool.sync)
+            except Exception as error:  # noqa: BLE001 - the next time it may work
+                self._counters.add("spool_errors")
+                log_limited(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
+                if spool.is_gone:
+                    with self._lock:
+                        self.backlog.replace_gone(len(self._left) + len(self._held))
+
+
+def _size_of(entry: Entry) -> int:
+    try:
+        return len(to_json(entry))
+    except (ValueError, TypeError, RecursionError):
+        return 0
+
+
+def _forget(_seconds: float) -> None:
+    """Nobody wants to know how long a write took."""
+
+
+async def _repeat(interval: float, call: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the next time it may work
+            log_limited(_logger, "periodic", "Something periodic failed", error=error)

@@ -1,0 +1,69 @@
+"""`otel-audit web` as a process: the link, who is let in, and what is refused at the start."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+from otel_audit_postgres import init
+
+PROGRAM = str(Path(sys.executable).with_name("otel-audit"))
+
+
+@pytest.fixture
+async def viewer_dsn(postgres, audit_store) -> str:
+    role = f"viewer_{uuid.uuid4().hex[:8]}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN")
+    await init(audit_store, roles=True, viewer=role)
+    return postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+
+
+def refused(*arguments: str) -> str:
+    done = subprocess.run(
+        [PROGRAM, "web", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+class TestWeb:
+    @pytest.mark.slow
+    async def test_prints_a_link_that_works_once(self, viewer_dsn):
+        """On loopback, on any free port; another host's name is refused; SIGTERM ends it."""
+        command = [PROGRAM, "web", "--port", "0", "--dsn", viewer_dsn, "--name", "ada"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+            try:
+                assert running.stdout is not None
+                link = running.stdout.readline().strip()
+                assert link.startswith("http://127.0.0.1:")
+                with httpx.Client(follow_redirects=True) as client:
+                    page = client.get(link)
+                    assert page.status_code == 200
+                    assert "Nothing is recorded yet" in page.text or "No record" in page.text
+                    assert "server" not in page.headers
+                    base = link.partition("/sign-in")[0]
+                    assert client.get(base, headers={"host": "evil.example"}).status_code == 400
+                assert httpx.get(link, follow_redirects=True).status_code == 401
+                assert httpx.get(base).status_code == 401
+            finally:
+                running.send_signal(signal.SIGTERM)
+                running.wait(20)
+
+    def test_other_machines_need_another_way_in(self):
+        """A link that works once is for this machine."""
+        assert "--auth" in refused("--host", "0.0.0.0", "--dsn", "postgresql://x/y")
+
+    def test_mistakes_are_named(self):
+        """The option, and what is expected."""
+        assert "module:name" in refused("--auth", "os", "--dsn", "postgresql://x/y")
+        assert "not both" in refused("--auth", "a:b", "--auth-header", "x")
+        assert "needs tenants" in refused("--role", "tenant", "--dsn", "postgresql://x/y")
+        assert "no-such-net" in refused(
+            "--auth-header", "x-user", "--proxy", "no-such-net", "--dsn", "postgresql://x/y"
+        )
