@@ -89,7 +89,9 @@ class ColumnRedaction:
         form = own if is_same_document(own, stored) else same_uuid(value, stored) or form
         shown = self.redact(name, form, None, alias)
         # of bytes nothing is shown
-        if shown != form or own is None or isinstance(stored, bytes | bytearray | memoryview):
+        if own is None or isinstance(stored, bytes | bytearray | memoryview):
+            return shown
+        if shown != form and not (isinstance(shown, dict) and "cut" in shown):
             return shown
         return REDACTED if self._hides(name, own, alias) else shown
 
