@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
+from otel_audit.delivery.worker_thread import Worker
 from otel_audit_postgres.outbox import init_outbox
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.spool import FrameKind
-from otel_audit.delivery.worker_thread import Worker
 from otel_audit.record import to_json
 from otel_audit.runtime import Runtime
 
