@@ -219,14 +219,16 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
     query = Query((term("actor", name),))
     narrowed = viewer.narrowed(query)
 
-    async def answer(connection: Connection[Any]) -> tuple[Page, Page, Chart | None, list[Facet]]:
+    async def answer(
+        connection: Connection[Any],
+    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...]]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
         chart = draw(
             await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
         )
-        facets = [await counts.facet(connection, narrowed, one) for one in _ACTOR_FACETS]
+        facets = await counts.facets(connection, narrowed, _ACTOR_FACETS)
         return page, failures, chart, facets
 
     async with site.trail(viewer) as trail:
@@ -267,7 +269,7 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
         chart = draw(
             await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
         )
-        facets = [await counts.facet(connection, narrowed, one) for one in _FACETS]
+        facets = await counts.facets(connection, narrowed, _FACETS)
         return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
 
     try:

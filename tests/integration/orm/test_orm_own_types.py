@@ -526,5 +526,5 @@ def test_a_type_that_raises(sqlite):
         session.commit()
     (change,) = scope.changes
     assert change.key == {"id": 1}
-    assert change.values["value"][1] == {"type": "builtins.str"}
+    assert change.values["value"][1] == {"_type": "builtins.str"}
     assert change.note == "not readable: value (RuntimeError)"
