@@ -228,7 +228,7 @@ class TestByHand:
 
         def once() -> float:
             begun = time.thread_time()
-            action = Action(said, runtime.recording)
+            action = Action(said, runtime.current)
             action.begin()
             action.end(None)
             return (time.thread_time() - begun) * 1_000
