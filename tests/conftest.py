@@ -43,7 +43,7 @@ def _nothing_said_yet() -> None:
     ratelimited_log.forget()
 
 
-_GUARDED = ("unit/delivery", "unit/util", "unit/action", "unit/server", "unit/postgres")
+_GUARDED = ("unit/delivery", "unit/util", "unit/action")
 """Where a test fails if a guard of ours has caught an error that the test does not ask for."""
 
 
