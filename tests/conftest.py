@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import settings
+from payload_schema import faults_of
 from postgres_servers import Postgres
 
 from otel_audit._util import ratelimited_log
@@ -112,6 +116,25 @@ def audit_template(audit_server: Server) -> str:
 
 @pytest.fixture
 def audit_store(audit_server: Server) -> Iterator[str]:
-    """A database of its own with the audit schema in it; its DSN."""
+    """A database of its own with the audit schema in it; its DSN.
+
+    Whatever a test stores there is valid by the payload's schema.
+    """
     with audit_server.database() as dsn:
         yield dsn
+        with ThreadPoolExecutor(1) as apart:  # the test may have a loop
+            assert apart.submit(asyncio.run, _faults_in(dsn)).result() == []
+
+
+async def _faults_in(dsn: str) -> list[str]:
+    """What the schema has against the payloads of a store, as far as that can be read."""
+    connection = None
+    try:
+        connection = await asyncpg.connect(dsn)
+        rows = await connection.fetch("SELECT payload FROM audit.audit_logs LIMIT 200")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return []  # a test that has broken its store on purpose
+    finally:
+        if connection is not None:
+            await connection.close()
+    return [fault for row in rows for fault in faults_of(row["payload"])]

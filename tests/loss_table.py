@@ -1,7 +1,7 @@
 """The table of what is lost, made of what the fault tests measured.
 
 ``pytest tests/faults --record-losses`` writes down what was measured; running this file then puts
-the table into docs/loss.md and README.md. Each run of the fault tests compares with it.
+the tables into docs/loss.md. Each run of the fault tests compares with it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "faults" / "losses.json"
 PAGE = ROOT / "docs" / "loss.md"
-README = ROOT / "README.md"
 _BEGIN = "<!-- losses: begin, made by tests/loss_table.py -->\n"
 _END = "<!-- losses: end -->\n"
+_SHORT_BEGIN = "<!-- losses in short: begin, made by tests/loss_table.py -->\n"
+_SHORT_END = "<!-- losses in short: end -->\n"
 _TOGETHER = {
     "test_told_to_stop_under_load": "SIGTERM or SIGINT under load, each way to serve",
     "test_sigkill_under_load": "process killed (SIGKILL) under load, each way to sync the spool",
     "test_postgres_goes_and_comes_under_load": "Postgres stopped for 30 s, or killed, under load",
 }
-"""Events that are one line in the README."""
+"""Events that are one line in the short table."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def table() -> str:
 
 
 def summary() -> str:
-    """A line for each kind of event, for the README."""
+    """A line for each kind of event, for docs/loss.md."""
     kinds: dict[str, list[Row]] = {}
     for row in rows().values():
         kinds.setdefault(_TOGETHER.get(row.test, row.event), []).append(row)
@@ -124,12 +125,16 @@ def _told(cut_down: int, untold: int) -> str:
     return f"{cut_down - untold} of {cut_down}" if cut_down else "none was"
 
 
-def with_table(page: str, made: str) -> str:
-    before, _, rest = page.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}\n{made}\n{_END}{after}"
+def with_tables(page: str) -> str:
+    page = _with(page, _SHORT_BEGIN, summary(), _SHORT_END)
+    return _with(page, _BEGIN, table(), _END)
+
+
+def _with(page: str, begin: str, made: str, end: str) -> str:
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{made}\n{end}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(), table()))
-    README.write_text(with_table(README.read_text(), summary()))
+    PAGE.write_text(with_tables(PAGE.read_text()))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from otel_audit._util.ids import uuid7
 from otel_audit.record import (
     NO_CONTENT,
+    SCHEMA_VERSION,
     Actor,
     AuditRecord,
     Body,
@@ -105,7 +106,7 @@ def records(draw: st.DrawFn) -> AuditRecord:
         action_id=uuid7(occurred_at),
         parent_action_id=draw(st.none() | st.just(uuid7(occurred_at))),
         phase=draw(st.sampled_from(["intent", "started", "completed", "continued", "changes"])),
-        schema_version="1",
+        schema_version=SCHEMA_VERSION,
         event_name=draw(names),
         action=draw(st.sampled_from(["CREATE", "READ", "UPDATE", "DELETE", "EXECUTE", "LOGIN"])),
         outcome=draw(st.sampled_from(["success", "failure", "unknown"])),
@@ -147,7 +148,7 @@ def a_record(**fields: object) -> AuditRecord:
     plain: dict[str, object] = {
         "record_id": uuid7(occurred_at),
         "phase": "completed",
-        "schema_version": "1",
+        "schema_version": SCHEMA_VERSION,
         "event_name": "order.created",
         "action": "CREATE",
         "outcome": "success",

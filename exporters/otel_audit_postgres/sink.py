@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit._util.ids import conflict_id, derived_uuid7, uuid7
+from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
-from otel_audit.action.compose import stored_as, without_conflict, without_receiver
+from otel_audit.action.compose import process_record, stored_as, without_conflict, without_receiver
 from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import StoreError
-from otel_audit.record import ANONYMOUS, SCHEMA_VERSION, AuditRecord
+from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
@@ -676,20 +676,7 @@ class _Outcome:
 
 
 def _sound_record() -> AuditRecord:
-    record_id = uuid7()
-    return AuditRecord(
-        record_id=record_id,
-        action_id=record_id,
-        phase="completed",
-        schema_version=SCHEMA_VERSION,
-        event_name="audit.store.tried",
-        action="EXECUTE",
-        outcome="success",
-        occurred_at=time.time_ns(),
-        duration=0,
-        actor=ANONYMOUS,
-        transaction="none",
-    )
+    return process_record("audit.store.tried", actor=ANONYMOUS)
 
 
 async def _process_incoming() -> None:

@@ -356,7 +356,7 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
         runtime.settle_changes = _orm.settle
     _runtime = runtime
     runtime.watch_spans()
-    current_runtime.use(runtime.recording)
+    current_runtime.use(runtime.current)
     warn_outside(is_audited=True)
     atexit.register(runtime.close)
     _close_with_child(runtime)

@@ -15,8 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 
-SCHEMA_VERSION = "1"
-"""Version of the record's shape, stored with every record."""
+SCHEMA_VERSION = "2"
+"""Version of the payload's schema, stored with every record; see ``payload.schema.json``."""
+
+READABLE_VERSIONS = ("1", "2")
+"""Versions that are read. Both have the same fields; values in changes have other forms in 1."""
 
 INCOMPLETE = "audit.incomplete"
 """Where a record's metadata names the parts that could not be described."""
@@ -275,7 +278,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         action_id: Shared by all records of one action.
         parent_action_id: The action this one was nested in.
         phase: Which part of the action this record tells.
-        schema_version: Version of this shape.
+        schema_version: Version of the payload's schema.
         event_name: ``order.created``: resource, past participle.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….
         outcome: ``success``, ``failure`` or ``unknown``; from status and transactions.
@@ -381,7 +384,12 @@ class Receipt:
     conflict_of: str | None = None
 
 
-_WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+"""Where the words of a name are split. References that are stored go by it: it never changes.
+
+Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
+script and looks through what is written to hide a name.
+"""
 
 
 def entities_of(changes: Iterable[Change]) -> Iterator[str]:
@@ -437,7 +445,7 @@ def is_plain_key(key: Iterable[object]) -> bool:
 @functools.lru_cache(maxsize=1024)
 def snake_case(name: str) -> str:
     """Spell a name in snake case."""
-    return _WORD_BREAK.sub("_", name).strip("_").lower()
+    return WORD_BREAK.sub("_", name).strip("_").lower()
 
 
 def to_json(value: Any) -> bytes:

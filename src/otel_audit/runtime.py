@@ -161,7 +161,7 @@ class Runtime:
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
-        self.recording = CurrentRuntime(
+        self.current = CurrentRuntime(
             recorder=recorder,
             redactor=self.redactor,
             aliases=config.actor_type_aliases,

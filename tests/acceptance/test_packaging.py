@@ -30,6 +30,7 @@ for group in ("opentelemetry_pre_instrument", "opentelemetry_instrumentor",
             except MissingExtraError as error:
                 print(group, point.name, error)
 print(sorted(p.name for p in r.files("otel_audit_postgres").joinpath("sql").iterdir()))
+print(r.files("otel_audit_postgres").joinpath("payload.schema.json").name)
 print(r.files("otel_audit").joinpath("py.typed").is_file())
 """
 
@@ -69,6 +70,7 @@ class TestWheel:
         assert "opentelemetry_traces_exporter audit_otlp" in told
         assert "otel-audit[otlp]" in told
         assert "0001_" in told
+        assert "payload.schema.json" in told
         assert "True" in told
 
     def test_importing_it_imports_nothing_optional(self, installed):
@@ -92,3 +94,4 @@ class TestEditable:
         told = run(sys.executable, "-c", LOOK, cwd=tmp_path)
         assert "opentelemetry_pre_instrument otel_audit pre_instrument" in told
         assert "0001_" in told
+        assert "payload.schema.json" in told

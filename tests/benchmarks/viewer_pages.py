@@ -91,7 +91,8 @@ async def first_bytes(
             first = time.perf_counter() - began
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
+        # nobody goes away before the end
+        return await asyncio.get_running_loop().create_future()
 
     scope = {
         "type": "http", "method": "GET", "path": path, "root_path": "", "scheme": "http",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ class Answer:
         body: Of the response, or what was said over the WebSocket.
         raised: Type of the exception that the server would see.
         cpu: Seconds of this thread's time.
+        calls: Of functions, ours and Python's; 0 where nobody counts them.
     """
 
     sent: list[tuple[Any, ...]] = field(default_factory=list)
@@ -26,6 +28,7 @@ class Answer:
     body: bytes = b""
     raised: str | None = None
     cpu: float = 0.0
+    calls: int = 0
 
     @property
     def status(self) -> int | None:
@@ -46,7 +49,7 @@ class Answer:
         )  # fmt: skip
 
 
-async def send(app: Any, request: Hostile, root_path: str = "") -> Answer:
+async def send(app: Any, request: Hostile, root_path: str = "", *, counts: bool = False) -> Answer:
     """Send a request; what the application raises is part of the answer."""
     found = Answer()
     given = iter(_messages(request))
@@ -65,11 +68,20 @@ async def send(app: Any, request: Hostile, root_path: str = "") -> Answer:
         found.body += (message.get("text") or "").encode("utf-8", "surrogatepass")
 
     scope = request.scope(root_path)
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        found.calls += event in ("call", "c_call")
+
     begun = time.thread_time()
+    if counts:
+        sys.setprofile(count)
     try:
         await app(scope, receive, take)
     except Exception as error:
         found.raised = type(error).__name__
+    finally:
+        if counts:
+            sys.setprofile(None)
     found.cpu = time.thread_time() - begun
     return found
 

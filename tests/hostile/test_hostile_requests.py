@@ -22,7 +22,7 @@ import otel_audit
 from hostile.applications import SHAPES, Log, Shape
 from hostile.driving import Answer, send
 from hostile.generated import API_KEY_HEADER, KEY, KNOWN, TENANT_HEADER, Generator, Hostile
-from hostile.oracles import LONGEST_STALL, ORACLES, Case
+from hostile.oracles import LONGEST_STALL, ORACLES, STALL_THAT_FAILS, Case
 from otel_audit import AuditConfig
 from otel_audit.testing import Recorded, recorded
 
@@ -91,15 +91,18 @@ class Trial:
             # the collector or the machine may have been at work; the best of three counts
             again = await self._case(request)
             case = min(case, again, key=lambda one: one.audited.cpu - one.bare.cpu)
+        if case.audited.cpu - case.bare.cpu > STALL_THAT_FAILS:
+            counted = await self._case(request, counts=True)
+            case.bare.calls, case.audited.calls = counted.bare.calls, counted.audited.calls
         found = ((oracle.__name__, oracle(case)) for oracle in ORACLES)
         return {name: wrong for name, wrong in found if wrong is not None}
 
-    async def _case(self, request: Hostile) -> Case:
+    async def _case(self, request: Hostile, *, counts: bool = False) -> Case:
         self.bare_log.begin()
-        bare = await send(self.bare, request, self.shape.root_path)
+        bare = await send(self.bare, request, self.shape.root_path, counts=counts)
         self.records.clear()
         seen = self.log.begin()
-        audited = await self._audited(request)
+        audited = await self._audited(request, counts=counts)
         lines, self.lines.lines = self.lines.lines, []
         spans = self.spans.get_finished_spans()
         self.spans.clear()
@@ -114,9 +117,9 @@ class Trial:
             log_anonymous=self.config.log_anonymous,
         )
 
-    async def _audited(self, request: Hostile) -> Answer:
+    async def _audited(self, request: Hostile, *, counts: bool) -> Answer:
         with self.tracer.start_as_current_span("server", kind=SpanKind.SERVER):
-            return await send(self.app, request, self.shape.root_path)
+            return await send(self.app, request, self.shape.root_path, counts=counts)
 
     def _counted(self) -> Mapping[str, int]:
         now = Counter({name: otel_audit.health().get(name, 0) for name in COUNTED})

@@ -49,6 +49,7 @@ from otel_audit.record import (
 )
 from otel_audit.server.app import create_app
 from otel_audit.server.credentials import new_token
+from otel_audit.server.fair_turns import FairTurns
 from otel_audit.server.uvicorn_server import _collect_seldom
 
 BATCHES: Final = int(os.environ.get("HOSTILE_BATCHES", "800"))
@@ -58,8 +59,8 @@ MOST_CPU: Final = float(os.environ.get("HOSTILE_CPU_S", "2.5"))
 
 MOST_CPU_PER_MB: Final = 1.0
 MOST_MEMORY: Final = 250_000_000
-MOST_WAIT: Final = float(os.environ.get("HOSTILE_WAIT_S", "5"))
-"""Seconds that others may wait while somebody floods the sink; alone it takes a few milliseconds."""
+MOST_USED: Final = float(os.environ.get("HOSTILE_WAIT_S", "5"))
+"""Seconds of CPU that the sink may use before it answers somebody else; alone it takes a few ms."""
 
 QUICK: Final = frozenset({
     "roles", "user agents", "changes", "a resource for all", "lists of nothing", "brackets",
@@ -170,6 +171,21 @@ def _as_the_server_collects() -> Iterator[None]:
     gc.unfreeze()
 
 
+def how_slow() -> float:
+    """How many times slower this machine is than the one that the limits were set on, or 1."""
+    return max(min(_seconds_of_calls() for _ in range(5)) / _SECONDS_THERE, 1.0)
+
+
+_SECONDS_THERE: Final = 0.045
+
+
+def _seconds_of_calls() -> float:
+    began = time.process_time()
+    for number in range(30_000):
+        json.dumps([number, str(number)])
+    return time.process_time() - began
+
+
 class TestBombs:
     """Small, and would become large: refused, or read within a budget."""
 
@@ -187,11 +203,12 @@ class TestBombs:
     ) -> None:
         """See that CPU, stalls of the loop and memory have bounds, and that others are served."""
         faults: list[str] = []
+        times = how_slow()
         async with sink_with(directory, Counting()) as sink:
             await sink.post(request(span(1)))
             for name, path, kind, message in bombs(names):
                 for coding, body in compressed(message, codings):
-                    allowed = MOST_CPU + len(body) / 1e6 * MOST_CPU_PER_MB
+                    allowed = times * (MOST_CPU + len(body) / 1e6 * MOST_CPU_PER_MB)
                     # what the machine does beside it is slow once, what the sink does each time
                     for attempt in range(3):
                         sink.store.batches.clear()
@@ -205,7 +222,7 @@ class TestBombs:
                             f"{watch.stall * 1e3:.0f} ms, {watch.memory:,} bytes"
                         )
                         sound = answer.status_code in (200, 400, 413)
-                        slow = watch.cpu > allowed or watch.stall > STALL_THAT_FAILS
+                        slow = watch.cpu > allowed or watch.stall > times * STALL_THAT_FAILS
                         if not sound or watch.memory > MOST_MEMORY or (slow and attempt == 2):
                             faults.append(told)
                         if not slow:
@@ -217,8 +234,16 @@ class TestBombs:
 class TestFlood:
     """One sender sends as much as it can; another one's small request is answered soon."""
 
-    async def test_others_do_not_wait_for_it(self, tmp_path):
-        """Sixty large requests of globex at once; acme has turns all the while."""
+    async def test_others_do_not_wait_for_it(self, tmp_path, monkeypatch):
+        """Sixty large requests of globex at once; acme has every second turn as long as it asks."""
+        turns: list[bool] = []
+        give_back = FairTurns.give_back
+
+        def note(self: FairTurns, sender: str, seconds: float) -> None:
+            turns.append("acme" in sender)
+            give_back(self, sender, seconds)
+
+        monkeypatch.setattr(FairTurns, "give_back", note)
         heavy = request(*(span(number) for number in range(1, 2_500)))
         most = 10 * len(heavy)
         async with sink_with(tmp_path, Counting(), serve_max_in_flight_bytes=most) as sink:
@@ -227,13 +252,14 @@ class TestFlood:
             await asyncio.sleep(0.05)
             waits = []
             for number in range(1, 4):
-                began = time.perf_counter()
+                turns.clear()
                 assert (await sink.post(request(span(number)))).status_code == 200
-                waits.append(time.perf_counter() - began)
+                own = sum(turns)
+                waits.append((own, len(turns) - turns[::-1].index(True) - own))
             at_work = sum(not task.done() for task in flood)
             answers = await asyncio.gather(*flood)
 
-        assert max(waits) < MOST_WAIT
+        assert all(others <= 2 * own + 2 for own, others in waits), waits
         # they were answered before what had come before them was done
         assert at_work > 0
         refused = [answer for answer in answers if answer.status_code == 429]
@@ -459,7 +485,7 @@ class TestServed:
 
     def test_it_answers_and_stays_small(self, tmp_path, audit_store):
         """While bombs fall its health is told at once; its memory has a bound, and no secret is kept."""
-        waits: list[float] = []
+        used: list[float] = []
         over = threading.Event()
         with serving(tmp_path, audit_store) as sink:
             process = psutil.Process(sink.process.pid)
@@ -468,9 +494,10 @@ class TestServed:
             def ask() -> None:
                 with httpx.Client(base_url=sink.url, timeout=60) as client:
                     while not over.is_set():
-                        began = time.perf_counter()
+                        began = sum(process.cpu_times()[:2])
                         assert client.get("/health").status_code == 200
-                        waits.append(time.perf_counter() - began)
+                        # what others on this machine took is no fault of the sink
+                        used.append(sum(process.cpu_times()[:2]) - began)
                         over.wait(0.01)
 
             asking = threading.Thread(target=ask)
@@ -490,9 +517,9 @@ class TestServed:
                 over.set()
                 asking.join()
 
-        print(f"{len(waits)} looks, the longest {max(waits) * 1e3:.0f} ms; {most - before:,} bytes")
+        print(f"{len(used)} looks, the dearest {max(used) * 1e3:.0f} ms; {most - before:,} bytes")
         assert most - before < 2 * MOST_MEMORY
-        assert max(waits) < MOST_WAIT
+        assert max(used) < MOST_USED
         found = asyncio.run(_about(audit_store, "good-1-1", "hunter2"))
         assert found == (1, 0, 0)
 

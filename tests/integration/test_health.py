@@ -12,9 +12,12 @@ from fastapi import FastAPI
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from otel_audit_postgres import PostgresSink
+from strategies import a_record
 
 import otel_audit
 from otel_audit import AuditConfig, ConfigurationError
+from otel_audit._util.ids import uuid7
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,18 @@ class TestEndpoint:
         """A setting that is no path is named at the start."""
         with pytest.raises(ConfigurationError, match="OTEL_AUDIT_HEALTH_PATH"):
             AuditConfig(health_path="healthz")
+
+
+async def test_a_default_partition_that_fills_is_told(audit_store, caplog):
+    """Rows of months without a partition are counted in the report, and a line says what to do."""
+    sink = PostgresSink(audit_store)
+    await sink.write([a_record(record_id=uuid7(946_684_800 * 10**9)) for _ in range(3)])
+    await sink.close()
+    app = make_app(AuditConfig(dsn=audit_store))
+    await ask(app, "POST", "/orders")
+    assert await asyncio.to_thread(otel_audit.flush, 60)
+    assert otel_audit.health()["default_partition_rows"] == 3
+    assert "otel-audit maintain" in caplog.text
 
 
 class TestMetrics:

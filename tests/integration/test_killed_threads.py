@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -14,6 +16,7 @@ from otel_audit_postgres.outbox import init_outbox
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit._util.loop_thread import LoopThread
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.spool import FrameKind
 from otel_audit.record import to_json
@@ -146,8 +149,17 @@ async def test_every_thread_is_in_the_health_report(site: Site) -> None:
 
 
 def kill(site: Site, name: str) -> None:
-    """Raise SystemExit in a thread, wherever it is."""
+    """Raise SystemExit in a thread: in its event loop, or wherever it is where it has none.
+
+    Wherever it is, that may be in the C code of the database's driver, which does not survive it;
+    `test_cut_off_threads.py` cuts our own code off at every place.
+    """
     (thread,) = [one for one in site.threads() if one.name == name]
+    for worker in gc.get_objects():
+        if isinstance(worker, LoopThread) and worker._thread is thread:
+            assert worker._loop is not None
+            worker._loop.call_soon_threadsafe(sys.exit)
+            return
     assert thread.ident is not None
     done = ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)

@@ -14,9 +14,11 @@ from otel_audit import AuditConfig
 
 ROOT = Path(__file__).parents[2]
 RUN = (
+    "start",
     "capture",
     "recording-by-hand",
     "orm",
+    "payload",
     "policy",
     "redaction",
     "actors-and-tenants",
@@ -29,6 +31,12 @@ PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
 
 def names_of(pages: list[Path]) -> list[str]:
     return [page.stem for page in pages]
+
+
+def headings_of(page: Path) -> set[str]:
+    """The anchors that a reader's browser knows of a page."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in found}
 
 
 class TestExamples:
@@ -68,6 +76,33 @@ class TestNames:
         """Pages that are linked to are there."""
         links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
         assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+class TestIndex:
+    def test_every_page_has_one_kind(self):
+        """The index names each page once, under start, how-to, reference or explanation."""
+        index = (ROOT / "docs" / "README.md").read_text()
+        kinds = re.findall(r"^## (.+)$", index, re.MULTILINE)
+        assert kinds == ["Start", "How-to", "Reference", "Explanation"]
+        listed = re.findall(r"^- .*?\]\((\w[\w-]*\.md)\)", index, re.MULTILINE)
+        pages = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.stem != "README")
+        assert sorted(listed) == pages
+
+    @pytest.mark.parametrize(
+        "page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem
+    )
+    def test_every_link_of_every_page_leads_somewhere(self, page):
+        """Files that are linked to are there, and headings within pages, too."""
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            if heading and target.suffix == ".md":
+                assert heading in headings_of(target), link
+
+    def test_the_front_door_takes_three_minutes(self):
+        """The README has less than 1,200 words."""
+        assert len((ROOT / "README.md").read_text().split()) < 1_200
 
 
 class TestConfiguration:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection, QueryCanceledError
-from otel_audit_postgres.query.conditions import conditions_of
+from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.pagination import WINDOW, newest
 
@@ -133,7 +133,10 @@ async def histogram(
 async def facets(
     connection: Connection[Any], query: Query, fields: Sequence[str]
 ) -> tuple[Facet, ...]:
-    """Count the most frequent values of fields, each within `FACET_TIMEOUT_MS`.
+    """Count the most frequent values of fields.
+
+    From the counts by the hour where they know all that is asked, each within `FACET_TIMEOUT_MS`;
+    all others from the newest `WINDOW` records that fit, which are read once, within twice that.
 
     Args:
         connection: To the store, within a transaction.
@@ -142,7 +145,12 @@ async def facets(
     """
     # asked once for all
     is_counted = _may_be_rolled(query) and await _waiting(connection) is not None
-    return tuple([await _facet(connection, query, one, is_counted=is_counted) for one in fields])
+    rolled = [name for name in fields if is_counted and name in _ROLLED]
+    found = {name: await _rolled_facet(connection, query, name) for name in rolled}
+    others = [name for name in fields if name not in found]
+    if others:
+        found |= await _window_facets(connection, query, others)
+    return tuple(found[name] for name in fields)
 
 
 async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
@@ -151,35 +159,65 @@ async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
     return found
 
 
-async def _facet(
-    connection: Connection[Any], query: Query, field: str, *, is_counted: bool
-) -> Facet:
+async def _rolled_facet(connection: Connection[Any], query: Query, field: str) -> Facet:
     now = datetime.now(UTC)
-    asked = conditions_of(query, now)
-    column = _COLUMNS[field]
-    value = f"left({column}::text, 1) || 'xx'" if field == "status" else f"{column}::text"
-    rolled = is_counted and field in _ROLLED
-    if rolled:
-        inner, values = _rolled(query, now, f"{value} AS value", "1")
-    else:
-        values = asked.values
-        source = newest(asked, (column,))
-        inner = f"SELECT {value} AS value, count(*) AS records FROM ({source}) AS f GROUP BY 1"  # noqa: S608
-    sql = (
-        f"SELECT value, records, sum(records) OVER () AS total FROM ({inner}) AS counted "  # noqa: S608
-        f"WHERE value <> '' ORDER BY records DESC, value LIMIT {TOP}"
+    inner, values = _rolled(query, now, f"{_value_of(field)} AS value", "1")
+    rows = await _within(connection, FACET_TIMEOUT_MS, _most_frequent(field, inner), values)
+    return _facet_of(field, rows, None)
+
+
+async def _window_facets(
+    connection: Connection[Any], query: Query, fields: Sequence[str]
+) -> dict[str, Facet]:
+    asked = conditions_of(query, datetime.now(UTC))
+    window = newest(asked, tuple(_COLUMNS[name] for name in fields))
+    parts = (
+        _most_frequent(
+            name,
+            f"SELECT {_value_of(name)} AS value, count(*) AS records FROM w GROUP BY 1",  # noqa: S608
+        )
+        for name in fields
     )
+    sql = f"WITH w AS MATERIALIZED ({window}) {' UNION ALL '.join(parts)}"
+    rows = await _within(connection, 2 * FACET_TIMEOUT_MS, sql, asked.values)
+    return {name: _facet_of(name, rows, asked) for name in fields}
+
+
+def _most_frequent(field: str, counted: str) -> str:
+    return (
+        f"(SELECT '{field}' AS field, value, records, sum(records) OVER () AS total "  # noqa: S608
+        f"FROM ({counted}) AS counted WHERE value <> '' "
+        f"ORDER BY records DESC, value LIMIT {TOP})"
+    )
+
+
+async def _within(
+    connection: Connection[Any], milliseconds: int, sql: str, values: Sequence[Any]
+) -> list[Any] | None:
+    """Ask within a time; None if it was not enough."""
     try:
         async with connection.transaction():
-            await connection.execute(f"SET LOCAL statement_timeout = {FACET_TIMEOUT_MS}")
-            rows = await connection.fetch(sql, *values)
+            await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+            return await connection.fetch(sql, *values)
     except QueryCanceledError:
+        return None
+
+
+def _facet_of(field: str, rows: Sequence[Any] | None, asked: Conditions | None) -> Facet:
+    """A facet of what was counted; of the newest records that fit ``asked``, None: of all."""
+    if rows is None:
         return Facet(field, timed_out=True)
-    shown = sum(int(row["records"]) for row in rows)
-    total = int(rows[0]["total"]) if rows else 0
-    top = tuple((row["value"], int(row["records"])) for row in rows)
-    is_part = not rolled and (total >= WINDOW or bool(asked.payload))
-    return Facet(field, top, total - shown, total if is_part else None)
+    own = [row for row in rows if row["field"] == field]
+    total = int(own[0]["total"]) if own else 0
+    top = tuple((row["value"], int(row["records"])) for row in own)
+    is_part = asked is not None and (total >= WINDOW or bool(asked.payload))
+    others = total - sum(records for _, records in top)
+    return Facet(field, top, others, total if is_part else None)
+
+
+def _value_of(field: str) -> str:
+    column = _COLUMNS[field]
+    return f"left({column}::text, 1) || 'xx'" if field == "status" else f"{column}::text"
 
 
 def _is_rolled(query: Query) -> bool:

@@ -71,9 +71,9 @@ class _State:
     warned = False
 
 
-def use(recording: CurrentRuntime | None) -> None:
+def use(runtime: CurrentRuntime | None) -> None:
     """Begin to record by hand through this; None: end it."""
-    _State.in_use = recording
+    _State.in_use = runtime
     _State.warned = False
 
 

@@ -59,14 +59,14 @@ def _type(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     if not isinstance(error, BaseExceptionGroup):
         return _own_message(error)
-    told: list[str] = []
+    parts: list[str] = []
     room = 2 * _LONGEST
     for one in _leaves(error):
-        told.append(_with_cause(one))
-        room -= len(told[-1])
-        if room < 0 or len(told) == _MOST_LEAVES:
+        parts.append(_with_cause(one))
+        room -= len(parts[-1])
+        if room < 0 or len(parts) == _MOST_LEAVES:
             break
-    return f"{error.args[0] if error.args else ''}: {'; '.join(told)}"
+    return f"{error.args[0] if error.args else ''}: {'; '.join(parts)}"
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -83,11 +83,11 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _with_cause(error: BaseException) -> str:
-    told = f"{_type(error)}: {_own_message(error)[:_LONGEST]}"
+    text = f"{_type(error)}: {_own_message(error)[:_LONGEST]}"
     cause = error.__cause__
     if cause is None:
-        return told
-    return f"{told} (from {_type(cause)}: {_own_message(cause)[:_LONGEST]})"
+        return text
+    return f"{text} (from {_type(cause)}: {_own_message(cause)[:_LONGEST]})"
 
 
 def _own_message(error: BaseException) -> str:

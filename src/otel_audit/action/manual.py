@@ -112,7 +112,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
         return None
     arguments = RecordArguments(event, actor, tenant, target, metadata, action, parent)
     emitted = Action(arguments, runtime)
-    emitted.tell(_known_outcome(outcome))
+    emitted.record_now(_known_outcome(outcome))
     return emitted.record_id
 
 

@@ -183,7 +183,7 @@ class Action(Lifecycle):
         """
         outcome = self._over(error)
         if outcome is not None:
-            self.tell(outcome)
+            self.record_now(outcome)
 
     async def end_async(self, error: BaseException | None) -> None:
         """As `end`, but the event loop goes on between one record and the next.
@@ -214,7 +214,7 @@ class Action(Lifecycle):
                 self._failure = ErrorInfo(type=type(error).__name__)
         return self._outcome(error)
 
-    def tell(self, outcome: Outcome) -> None:
+    def record_now(self, outcome: Outcome) -> None:
         """Record the action as it is now. Never raises."""
         self._make_record(outcome)
         self._hand_over_rest()

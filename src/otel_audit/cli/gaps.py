@@ -32,7 +32,7 @@ _RANGES_SHOWN = 20
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="A process that has not said that it ended is missing after so long a silence. "
+    help="Report a process as missing if it was silent for so long and has not ended its stream. "
     "Give more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
 )
 def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:

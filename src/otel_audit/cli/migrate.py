@@ -17,7 +17,7 @@ from otel_audit.cli.terminal import echo
 @click.option("--sql", "show_sql", is_flag=True, help="Print the SQL instead of running it.")
 @click.option(
     "--from", "since", type=click.IntRange(0), metavar="VERSION",
-    help="With --sql: the version that is there, so that the database is not asked.",
+    help="With --sql: the store's version, so that no database is needed.",
 )  # fmt: skip
 @click.option("--roles", is_flag=True, help="With --from: the store has the group roles.")
 def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> None:

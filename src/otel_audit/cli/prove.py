@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "--grown-from", type=click.File("r", encoding="utf-8"), metavar="FILE",
     help="Prove that the log begins with the log of an earlier checkpoint, held in FILE.",
 )  # fmt: skip
-@click.option("--key", "keys", multiple=True, help="Public key, or its file, to put in.")
+@click.option("--key", "keys", multiple=True, help="Public key, or its file, to include.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
 def prove(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="By default what OTEL_AUDIT_SPOOL_DIR says.",
 )
-@click.option("--service", help="Of what a receiver refused only this service's.")
+@click.option("--service", help="Only records of this service that a receiver refused.")
 @click.option("--show", metavar="ID", help="Print what was refused under this record id.")
 @click.option(
     "--retry", is_flag=True,
-    help="Store the records after all: those that a receiver refused go back into the spool.",
+    help="Try to store the records again; those that a receiver refused go back to the spool.",
 )  # fmt: skip
 @click.option(
-    "--release", metavar="ID", help="Let rest what PostgreSQL refused under this id (or hash)."
+    "--release", metavar="ID", help="Close what PostgreSQL refused under this id (or hash)."
 )
 @click.option("--because", metavar="TEXT", help="Why it is released; the trail tells it.")
 def quarantine(  # noqa: PLR0913, PLR0917 - an option each

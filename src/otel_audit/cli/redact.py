@@ -9,7 +9,7 @@ import click
 from otel_audit.cli.terminal import echo, echo_columns, echo_json_text
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.json_values import NotUnderstoodError
 from otel_audit.redaction.walker import parse_json
 
 

@@ -28,7 +28,7 @@ _UNSIGNED = (
 
 @click.command()
 @dsn_option
-@click.option("--once", is_flag=True, help="Seal what waits now, and end.")
+@click.option("--once", is_flag=True, help="Seal the waiting rows, then exit.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="The private key's file.")
 @click.option("--anchor", "anchors", multiple=True, help="Where to publish; may be repeated.")
 def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str, ...]) -> None:

@@ -30,7 +30,7 @@ _NOTHING_ABOUT = (
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
 _limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
-_after_option = click.option("--after", help="Go on where a page before ended.")
+_after_option = click.option("--after", help="Continue after an earlier page.")
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, entity: str) -> str:
@@ -113,7 +113,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     """
     query = _within(_query_of(text, wanted), since, until)
     page = _ask(dsn, lambda trail: trail.search(query, limit=limit, after=after))
-    _print_page(page, as_json, "no record that this role may see fits")
+    _print_page(page, as_json, "No matching records (your role may not see all tenants).")
 
 
 @click.command()

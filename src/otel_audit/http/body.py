@@ -13,10 +13,10 @@ import msgspec
 from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit.record import Body
 from otel_audit.redaction.budget import WorkBudget
-from otel_audit.redaction.json_types import NotUnderstoodError, describe_bytes
+from otel_audit.redaction.json_values import NotUnderstoodError, describe_bytes
 from otel_audit.redaction.multipart import Part, boundary_of, describe_part, split_parts
 from otel_audit.redaction.number_spelling import encode, parse_exact
-from otel_audit.redaction.truncate import cut_text
+from otel_audit.redaction.truncate import cut_text, describe_cut
 from otel_audit.redaction.truncated_bodies import (
     whole_json,
     whole_lines,
@@ -285,10 +285,9 @@ def _binary(copy: _Copy) -> tuple[bytes, str]:
 
 
 def _truncated(copy: _Copy, head: bytes | None) -> bytes:
-    found: dict[str, Any] = {"_truncated": True, "_original_size": copy.size}
-    if head is not None:
-        found["_head"] = msgspec.Raw(head)
-    return _encode(found)
+    if head is None:
+        return _encode(describe_cut(copy.size))
+    return _encode(describe_cut(copy.size, msgspec.Raw(head)))
 
 
 def _codec(content_type: str | None) -> str | None:

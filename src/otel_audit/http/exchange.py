@@ -19,7 +19,7 @@ from otel_audit.record import ANONYMOUS
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.http.body_copy import BodyCopy
+    from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import Decision, Start
     from otel_audit.record import AuditRecord, Request
 
@@ -47,7 +47,7 @@ class Exchange(Lifecycle):
         self._options = options
         self._account = account = ExchangeRecord(options, scope)
         super().__init__(options, account.audit, account.parts)
-        self.passage = account.passage
+        self.bodies = account.bodies
         self.socket = account.socket
         self._scope = scope
         self._watched: WatchedAction | None = None
@@ -103,18 +103,18 @@ class Exchange(Lifecycle):
     def _observe_bodies(self) -> Start:
         options = self._options
         start = options.policy.at_start(self._account.head.method, self._account.head.path)
-        if self.passage.copies:
+        if self.bodies.copies:
             return start
         limit = max(options.body_limit, start.body_limit or 0)
         if start.level != "none" and may_ask(self._account.head.method, self._account.head.path):
             # what is asked for and whether it went well stands in the bodies, kept or not
-            self.passage.copy(limit, request=True, response=True)
+            self.bodies.copy(limit, request=True, response=True)
             return start
         if not start.request:
             return start
         response = start.response and options.response_bodies
         if self.socket is None:
-            self.passage.copy(limit, request=options.request_bodies, response=response)
+            self.bodies.copy(limit, request=options.request_bodies, response=response)
         elif start.messages or options.socket_messages:
             self.socket.copy(limit, received=options.request_bodies, sent=response)
         return start
@@ -131,7 +131,7 @@ class Exchange(Lifecycle):
             stored = await self._admit(self._intent)
         finally:
             if not stored:
-                self.passage.status = 503
+                self.bodies.status = 503
                 self.failed(StoreUnavailableError(_NOT_STORED))
                 self.close()
         return stored
@@ -165,7 +165,7 @@ class Exchange(Lifecycle):
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
         return self._options.durable is not None and (
-            self.passage.ended or self._account.error is not None
+            self.bodies.ended or self._account.error is not None
         )
 
     async def durable(self) -> None:
@@ -199,7 +199,7 @@ class Exchange(Lifecycle):
         if message.get("type") == "http.response.start":
             message = _readable_twice(message)
         try:
-            self.passage.sent_inside(message)
+            self.bodies.sent_inside(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
         return message
@@ -228,10 +228,10 @@ class Exchange(Lifecycle):
         try:
             if self.socket is not None:
                 self.socket.sent(message)
-                self.passage.status = self.socket.status
+                self.bodies.status = self.socket.status
             elif kind == "http.response.start":
-                self.passage.started(message)
-            elif self.passage.sent(message):
+                self.bodies.started(message)
+            elif self.bodies.sent(message):
                 self._answered()
             if kind in _WITH_HEADERS:
                 return self._with_request_id(message)
@@ -265,8 +265,8 @@ class Exchange(Lifecycle):
         self._account.error = error
         if not isinstance(error, Exception):
             return
-        if self.passage.status is None:
-            self.passage.status = 500
+        if self.bodies.status is None:
+            self.bodies.status = 500
         if self.socket is not None and self.socket.code is None:
             self.socket.code = _FAILED_SOCKET
 
@@ -323,7 +323,7 @@ class Exchange(Lifecycle):
     def _finish(self, decision: Decision) -> None:
         account, options = self._account, self._options
         self._collect(decision)
-        if self.socket is not None or not self.passage.ended:
+        if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)
         record = self._hand_over(lambda: account.record(decision, phase="completed"))
@@ -356,7 +356,7 @@ class Exchange(Lifecycle):
                 )
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)
-            if (audit.actor, audit.tenant) == found and not self.passage.ended:
+            if (audit.actor, audit.tenant) == found and not self.bodies.ended:
                 account.settled = settled
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
@@ -367,7 +367,7 @@ class Exchange(Lifecycle):
         settled = account.settled
         if account.decide(wrote=True) is not None:
             yield from super()._records_at_commit(changes)
-        if not self.passage.ended and not audit.closed:
+        if not self.bodies.ended and not audit.closed:
             account.settled = settled
 
     def _known(self, *, at_commit: bool) -> AuditRecord:

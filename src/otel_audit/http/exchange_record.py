@@ -76,7 +76,7 @@ class ExchangeRecord:
         parts: Those that could not be described.
         audit: The action.
         head: The request's head.
-        passage: What has passed of bodies and response.
+        bodies: What has passed of bodies and response.
         socket: What has passed over a WebSocket; None for a request.
         inner_scope: The ASGI scope as the router has it; None before the request gets there.
         error: What the application raised.
@@ -97,7 +97,7 @@ class ExchangeRecord:
         self._scope = scope
         self.socket = SocketTally() if scope["type"] == "websocket" else None
         self.inner_scope: MutableMapping[str, Any] | None = None
-        self.passage = BodyCapture()
+        self.bodies = BodyCapture()
         self.error: BaseException | None = None
         self._described: ErrorInfo | None = None
         self.judgement: Decision | None = None
@@ -178,12 +178,12 @@ class ExchangeRecord:
             if self.inner_scope is None:
                 scope = self._foresee()
             self._resolve(scope)
-        judged = (self.passage.status, wrote, audit.actor, audit.tenant, self.head.method)
+        judged = (self.bodies.status, wrote, audit.actor, audit.tenant, self.head.method)
         if judged != self.judged:
             self.judge(route=self._route(scope), wrote=wrote, scope=scope)
             self.judged = judged
             self._is_renamed = False
-        if self.passage.ended and not self._is_renamed:
+        if self.bodies.ended and not self._is_renamed:
             self._rename()
         decision = self.judgement
         return decision if decision is not None and decision.level != "none" else None
@@ -195,7 +195,7 @@ class ExchangeRecord:
             if not self._has_read:
                 self._has_read = True
                 if self.head.method == "POST":
-                    self._asked = RequestedOperation.read(self.passage, self.head.path)
+                    self._asked = RequestedOperation.read(self.bodies, self.head.path)
             if self._asked is not None and self.judgement is not None:
                 self.judgement = self._asked.renamed(self.judgement, self._options.redactor)
         except Exception as error:  # noqa: BLE001 - the name from the path remains
@@ -334,7 +334,7 @@ class ExchangeRecord:
                 method=self.head.method,
                 path=self.head.path,
                 route=route,
-                status=self.passage.status,
+                status=self.bodies.status,
                 actor=self.audit.actor or ANONYMOUS,
                 tenant=self.audit.tenant,
                 wrote=wrote,
@@ -372,7 +372,7 @@ class ExchangeRecord:
         headers: dict[str, str] = {}
         try:
             headers = describe_headers(
-                self.passage.headers,
+                self.bodies.headers,
                 options.kept_headers,
                 options.redactor,
                 audit.budget,
@@ -382,7 +382,7 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - it costs the headers alone
             self.parts.fail("response.headers", error)
         audit.response = Response(
-            status_code=self.passage.status, headers=headers, body=response_body
+            status_code=self.bodies.status, headers=headers, body=response_body
         )
         if decision.whom is not None:
             self._find_holder(request_body)
@@ -390,9 +390,9 @@ class ExchangeRecord:
     def _find_holder(self, request_body: Body | None) -> None:
         """Find whose account an action is about that is done before anybody is known."""
         try:
-            passage = self.passage
+            bodies = self.bodies
             found = named_in_answer(
-                passage.answer, passage.headers, self._options.subject_of
+                bodies.answer, bodies.headers, self._options.subject_of
             ) or named_in_request(
                 request_body, header_of(self._scope.get("headers") or (), b"authorization")
             )
@@ -424,7 +424,7 @@ class ExchangeRecord:
             return self._messages(self.socket, decision, limit, received=True)
         if not options.request_bodies:
             return None
-        return self.passage.request_body(
+        return self.bodies.request_body(
             self._scope.get("headers") or (),
             scope.get("headers") or (),
             options.redactor,
@@ -441,7 +441,7 @@ class ExchangeRecord:
         if not options.response_bodies:
             return None
         may_exist = self.head.method != "HEAD" and self.error is None
-        return self.passage.response_body(
+        return self.bodies.response_body(
             options.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
         )
 
@@ -452,10 +452,10 @@ class ExchangeRecord:
             if socket is not None and socket.ended_badly and self.audit.transaction != "unknown":
                 return "failure"
             found = outcome_of(
-                status=self.passage.status,
+                status=self.bodies.status,
                 error=self.error,
                 transaction=self.audit.final_transaction,
-                cut_off=socket is None and not self.passage.ended,
+                cut_off=socket is None and not self.bodies.ended,
                 turned_away=self.judgement is not None and self.judgement.turned_away,
             )
         except Exception as error:  # noqa: BLE001 - that it happened is known all the same
@@ -538,7 +538,7 @@ class ExchangeRecord:
             request=Request(
                 id=self.head.id, method=self.head.method, path=bare_path(self.head.path)
             ),
-            response=Response(status_code=self.passage.status),
+            response=Response(status_code=self.bodies.status),
             transaction=audit.transaction,
             metadata=self.parts.named({}),
         )
@@ -566,11 +566,11 @@ class ExchangeRecord:
         )
 
     def _event_name(self, decision: Decision) -> str:
-        told = self.audit.event_name
-        if not told:
+        name = self.audit.event_name
+        if not name:
             return decision.event_name
         try:
-            return parse_event(told, self._options.redactor)
+            return parse_event(name, self._options.redactor)
         except Exception as error:  # noqa: BLE001 - the name from the route remains
             self.parts.fail("name", error)
             return decision.event_name

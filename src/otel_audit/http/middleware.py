@@ -153,7 +153,7 @@ class InnerMiddleware:
         if exchange.socket is not None:
             await self.app(scope, receive, send)
             return
-        request_copy = exchange.passage.request_inside
+        request_copy = exchange.bodies.request_inside
 
         async def tapped_receive() -> Message:
             message = await receive()
@@ -178,7 +178,7 @@ def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
 
         return received_by_socket
 
-    copy = exchange.passage.request_outside
+    copy = exchange.bodies.request_outside
     if copy is None:
         return receive
 

@@ -51,23 +51,23 @@ class RequestedOperation(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
     @classmethod
-    def read(cls, passage: BodyCapture, path: str) -> RequestedOperation | None:
+    def read(cls, bodies: BodyCapture, path: str) -> RequestedOperation | None:
         """Read both bodies, once the answer has passed. Never raises.
 
         Args:
-            passage: The copies of the bodies.
+            bodies: The copies of the bodies.
             path: As requested.
 
         Returns:
             None where nothing is known of what was asked for.
         """
-        body = passage.question
+        body = bodies.question
         if body is None or not (_SIGN_OF_RPC in body or carries_operations(path[-_TAIL:])):
             return None
         operations = read_operations(body)
         if operations is None:
             return None
-        answer, whole = passage.answer_head
+        answer, whole = bodies.answer_head
         return cls(operations, read_failure(answer, operations.system, whole=whole))
 
     def renamed(self, decision: Decision, redactor: Redactor) -> Decision:

@@ -54,11 +54,11 @@ def redact_span_urls(
         if isinstance(values, list | tuple):
             header = name.rpartition(".")[2].replace("_", "-")
             pairs = [(header.encode(), str(value).encode("latin-1", "replace")) for value in values]
-            told = [
+            redacted = [
                 redactor.headers([pair], [header], budget.head).get(header, "") for pair in pairs
             ]
-            if told != list(values):
-                found[name] = told
+            if redacted != list(values):
+                found[name] = redacted
     if found:
         span.set_attributes(found)
 

@@ -302,8 +302,10 @@ def _finished(actor: Actor, request: _Request) -> Actor:
     """Use the canonical role, and add what only the token tells of the same actor."""
     token = None
     if request.bearer.token is not None and actor.source not in ("jwt", "jwt-unverified"):
-        told = request.options.named_by(request.bearer.token)
-        token = told if isinstance(told, Actor) and told.id == actor.id and told.verified else None
+        named = request.options.named_by(request.bearer.token)
+        token = (
+            named if isinstance(named, Actor) and named.id == actor.id and named.verified else None
+        )
     role = actor.role or (token.role if token else None)
     if token is None and request.options.aliases.get(role or "", role) == role:
         return actor

@@ -87,13 +87,13 @@ class Proxies:
             return name
         if name is not None and not self.trusts(address):
             return _usual(name)
-        for told in self._told(scope):
-            if not self.trusts(address) or told is None:
+        for hop in self._hops(scope):
+            if not self.trusts(address) or hop is None:
                 break
-            address = told
+            address = hop
         return None if address is None else str(address)
 
-    def _told(self, scope: Scope) -> Iterator[Address | None]:
+    def _hops(self, scope: Scope) -> Iterator[Address | None]:
         entries = ",".join(header_values(scope, self.header)).rsplit(",", _HOPS)
         if len(entries) > _HOPS:
             entries = entries[1:]

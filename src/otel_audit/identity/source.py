@@ -119,11 +119,11 @@ def request_id(
 def _session(
     asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
 ) -> str | None:
-    told = identifier(state_of(asgi_scope).get("session_id"))
-    if told is None and claims is not None:
-        told = identifier(claim(claims, options.session_claim))
-    if told is not None or options.session_cookie is None or not options.hash:
-        return told
+    session = identifier(state_of(asgi_scope).get("session_id"))
+    if session is None and claims is not None:
+        session = identifier(claim(claims, options.session_claim))
+    if session is not None or options.session_cookie is None or not options.hash:
+        return session
     secret = _cookie(asgi_scope, options.session_cookie)
     return None if secret is None else options.hash.of(secret)
 

@@ -23,7 +23,7 @@ from otel_audit.record import Change, Operation
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
 
-    from otel_audit.orm.mapper_info import MapperInfoCache
+    from otel_audit.orm.mapper_info import MapperInfo, MapperInfoCache
     from otel_audit.orm.selection import Selection
 
 
@@ -117,10 +117,12 @@ class BulkReader:
         if not self._takes(write, style):
             return None
         table = self._shown_name(write)
+        info = self._mapped_to(write.table)
         return Change(
             operation=write.operation,
             kind=write.kind,
-            entity=self._entity_named(write.table) or table,
+            entity=table if info is None else info.entity,
+            name=None if info is None else info.naming.told,
             table=table,
             statement=self._parameters.text(statement, style),
             note=_notes(write.note, self._cascading_text(write, statement)),
@@ -207,11 +209,10 @@ class BulkReader:
         same = [one for one in spelled if one.lower() == write.table.lower()]
         return same[0] if len(same) == 1 else write.table
 
-    def _entity_named(self, table: str) -> str | None:
+    def _mapped_to(self, table: str) -> MapperInfo | None:
         """The one class that is mapped to the table of a name, if that can be told."""
-        infos = [self._plans.of_table(one) for one in self._plans.tables_named(table)]
-        names = {None if one is None else one.entity for one in infos}
-        return names.pop() if len(names) == 1 else None
+        found = {self._plans.of_table(one) for one in self._plans.tables_named(table)}
+        return found.pop() if len(found) == 1 else None
 
     def _entry(self, element: UpdateBase, **parts: Any) -> Change | None:
         operation, table = _operation_of_element(element), table_of(element)
@@ -221,9 +222,13 @@ class BulkReader:
         if not self._takes_table(table) or not self._takes_subject(element):
             return None
         plan = self._plans.of_table(table)
-        entity = str(table.name) if plan is None else plan.entity
         return Change(
-            operation=operation, kind="bulk", entity=entity, table=str(table.fullname), **parts
+            operation=operation,
+            kind="bulk",
+            entity=str(table.name) if plan is None else plan.entity,
+            name=None if plan is None else plan.naming.told,
+            table=str(table.fullname),
+            **parts,
         )
 
     def _takes_subject(self, element: UpdateBase) -> bool:

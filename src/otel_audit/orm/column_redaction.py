@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from otel_audit.orm.json_values import bounded, counted, is_described, json_text, portable
+from otel_audit.orm.column_values import column_form, counted_form
 from otel_audit.orm.stored_values import is_same_document, same_uuid
 from otel_audit.redaction import REDACTED
 from otel_audit.redaction import Redactor as OurRedactor
 from otel_audit.redaction.budget import PER_VALUE, WorkBudget
-from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.json_values import (
+    NotUnderstoodError,
+    is_described_type,
+    json_text,
+)
 from otel_audit.redaction.placeholders import WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.truncate import cut_text
+from otel_audit.redaction.truncate import cut_text, describe_cut, head_of_text, shorten, whole_head
 from otel_audit.redaction.truncated_bodies import whole_json, withhold_undecided
 from otel_audit.redaction.walker import parse_json
 from otel_audit.scope import open_scope
@@ -84,12 +88,14 @@ class ColumnRedaction:
         if stored is None:
             return None
         form, own = self.form(stored), self.form(value)
-        if own == form or is_described(own):
+        if own == form or is_described_type(own):
             return self.redact(name, form, None, alias)
         form = own if is_same_document(own, stored) else same_uuid(value, stored) or form
         shown = self.redact(name, form, None, alias)
         # of bytes nothing is shown
-        if shown != form or own is None or isinstance(stored, bytes | bytearray | memoryview):
+        if own is None or isinstance(stored, bytes | bytearray | memoryview):
+            return shown
+        if shown != form and not (isinstance(shown, dict) and "cut" in shown):
             return shown
         return REDACTED if self._hides(name, own, alias) else shown
 
@@ -103,12 +109,12 @@ class ColumnRedaction:
     def form(self, value: Any) -> Any:
         """Bring a value to its JSON form, at the cost of the action that changes it."""
         if isinstance(value, str | int | float | bytes):
-            return portable(value)
+            return column_form(value)
         work = _work()
         if work.left < 0:
             work.withheld = True
             return WITHHELD_FOR_WORK
-        found, nodes = counted(value)
+        found, nodes = counted_form(value)
         work.left -= nodes * _PER_NODE
         return found
 
@@ -127,7 +133,7 @@ class ColumnRedaction:
         work.left += PER_VALUE + min(size, _READ * self.longest) / _CHARACTERS
         if size > _READ * self.longest:
             return self._head(name, form, alias, work)
-        return bounded(self._redacted(name, form, alias, work), self.longest)
+        return shorten(self._redacted(name, form, alias, work), self.longest)
 
     def _redacted(self, name: str, form: Any, alias: str, work: WorkBudget) -> Any:
         redacted = self._field(name, form, work)
@@ -146,14 +152,16 @@ class ColumnRedaction:
         if isinstance(form, str):
             shown = self._redacted(name, cut_text(form, _SHOWN), alias, work)
             size = len(form.encode("utf-8", "replace"))
-            return {"cut": shown[:256], "size": size} if _is_text(shown) else shown
+            return describe_cut(size, head_of_text(shown)) if _is_text(shown) else shown
         whole = whole_json(json_text(form)[:_SHOWN])
         try:
             head = WITHHELD if whole is None else withhold_undecided(parse_json(whole))
         except NotUnderstoodError:  # the cut went through a letter
             head = WITHHELD
         shown = self._redacted(name, head, alias, work)
-        return {"cut": json_text(shown).decode()[:256]} if type(shown) is type(form) else shown
+        if type(shown) is not type(form):
+            return shown
+        return describe_cut(None, whole_head(json_text(shown)))
 
     def clean_copy(self, value: Any) -> Any:
         """Copy a list or an object that holds nothing to redact or to cut; None: look closer."""
@@ -182,8 +190,8 @@ class ColumnRedaction:
         redacted = self.redactor.text(text)
         if len(redacted) <= longest:
             return redacted
-        cut = bounded(redacted, longest)
-        return f"{redacted[:longest]}… [{cut['size']} bytes, sha256 {cut['sha256']}]"
+        cut = shorten(redacted, longest)
+        return f"{redacted[:longest]}… [{cut['_original_size']} bytes, sha256 {cut['_sha256']}]"
 
     def _marked(self, form: Any, mark: str) -> Any:
         hashed = getattr(self.redactor, "hashed", None)

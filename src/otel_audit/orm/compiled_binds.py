@@ -40,11 +40,11 @@ from sqlalchemy.sql.selectable import (
 from otel_audit.orm.sql_lexer import NAME, WORD, Style, tokens_of
 from otel_audit.orm.sql_placeholders import (
     FRAGMENT,
-    SECRET_FUNCTION,
     ColumnName,
     placements_in,
     placements_in_fragment,
 )
+from otel_audit.redaction.names import is_secret_function
 
 Owned: TypeAlias = "Column[Any] | ColumnName"
 
@@ -273,7 +273,7 @@ class _Reader:
         inner = _joined(context, self._columns(element))
         name = str(getattr(element, "name", ""))
         outer = self._secret, self._paths
-        self._secret |= bool(SECRET_FUNCTION.search(name))
+        self._secret |= is_secret_function(name)
         if "json" in name.lower():
             self._paths += tuple(self._bind_names(element))
         for one in element.get_children():

@@ -1,17 +1,18 @@
 """One spelling for each value of a key, so that all changes of a row name it alike.
 
 A database gives back what it was given in its own spelling: a number with all of its decimals, a
-text of a fixed length with spaces behind it, a UUID in lower case.
+text of a fixed length with spaces behind it, a UUID in lower case, a time in another zone.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import CHAR, NCHAR, Float, LargeBinary, Numeric, Uuid
+from sqlalchemy import CHAR, NCHAR, DateTime, Float, LargeBinary, Numeric, Uuid
 from sqlalchemy.types import BINARY, VARBINARY, TypeDecorator, TypeEngine
 
 Spelling: TypeAlias = "Callable[[Any], Any]"
@@ -31,6 +32,8 @@ def key_spelling(kind: TypeEngine[Any]) -> Spelling | None:
         return _unpadded
     if isinstance(kind, Uuid):
         return _uuid
+    if isinstance(kind, DateTime):
+        return _in_utc
     if isinstance(kind, Numeric) and not isinstance(kind, Float):
         return _shortest
     return None
@@ -50,6 +53,15 @@ def _uuid(value: Any) -> Any:
     try:
         return str(UUID(value))
     except ValueError:
+        return value
+
+
+def _in_utc(value: Any) -> Any:
+    if not isinstance(value, dt.datetime) or value.tzinfo is None:
+        return value
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError:  # next to year 1 or 9999
         return value
 
 

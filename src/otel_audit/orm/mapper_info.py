@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +15,6 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from otel_audit.orm.cascades import Cascades, noted
 from otel_audit.orm.key_spelling import Spelling, key_spelling
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
-from otel_audit.orm.sql_placeholders import SECRET_FUNCTION
 from otel_audit.orm.stored_values import (
     StoredMembers,
     StoredValues,
@@ -24,13 +22,12 @@ from otel_audit.orm.stored_values import (
     stored_values,
     wrapping_functions,
 )
+from otel_audit.redaction.names import is_secret_function, is_secret_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from otel_audit.orm.selection import Selection
-
-_SECRET_TYPE = re.compile("encrypt|password|secret", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,9 +295,9 @@ def _own_mark(column: Column[Any]) -> str | None:
 
 def _is_secret(kind: TypeEngine[Any]) -> bool:
     """Whether a type says that its values are secrets: by its name, or as it encrypts or hashes."""
-    if _SECRET_TYPE.search(type(kind).__name__):
+    if is_secret_type(type(kind).__name__):
         return True
-    return any(map(SECRET_FUNCTION.search, wrapping_functions(kind) or ()))
+    return any(map(is_secret_function, wrapping_functions(kind) or ()))
 
 
 def _referred(column: Column[Any]) -> Iterator[Column[Any] | str]:

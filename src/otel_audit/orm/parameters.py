@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Column, Table
 
 from otel_audit._util.cache import BoundedCache
+from otel_audit.orm.column_values import SMALL
 from otel_audit.orm.compiled_binds import Bindings, Ownership, bindings_of
-from otel_audit.orm.json_values import HARMLESS, SMALL
 from otel_audit.orm.mapper_info import mark_of, referred_names
 from otel_audit.orm.sql_placeholders import ColumnName, Placement, placements_in
 from otel_audit.orm.sql_statements import mask_literals
@@ -25,6 +25,7 @@ from otel_audit.orm.stored_values import (
     stored_values,
 )
 from otel_audit.redaction import WITHHELD
+from otel_audit.redaction.json_values import PLAIN_SCALARS
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
@@ -308,8 +309,8 @@ class Parameters:
                     found[name] = self._shown(rule, value, stored, parameters)
                 elif value is None or (rule.open and type(value) is int and -SMALL < value < SMALL):
                     found[name] = value
-                elif rule.open and type(value) in HARMLESS:
-                    found[name] = HARMLESS[type(value)](value)
+                elif rule.open and type(value) in PLAIN_SCALARS:
+                    found[name] = PLAIN_SCALARS[type(value)](value)
                 else:
                     found[name] = self._shown(rule, value, MISSING, parameters)
         return found

@@ -16,10 +16,11 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
+from otel_audit.orm.column_values import SMALL, is_harmless
 from otel_audit.orm.json_patch import patch_between
-from otel_audit.orm.json_values import HARMLESS, SMALL, is_described, is_harmless
 from otel_audit.orm.stored_values import MISSING, SentValues, StoredValues
 from otel_audit.record import Change, Operation, key_text
+from otel_audit.redaction.json_values import PLAIN_SCALARS, describe_type, is_described_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +138,7 @@ class ValueReader:
                     return value
                 if kind is int and -SMALL < value < SMALL:
                     return value
-                convert = HARMLESS.get(kind)
+                convert = PLAIN_SCALARS.get(kind)
                 if convert is not None:
                     return convert(value)
                 if kind is dict or kind is list:
@@ -149,20 +150,24 @@ class ValueReader:
             if column.members is not None:
                 value = column.members.of(value, self._dialect)
             form = self._form(value)
-            if type(form) is dict and is_described(form) and isinstance(column.type, TypeDecorator):
+            if (
+                type(form) is dict
+                and is_described_type(form)
+                and isinstance(column.type, TypeDecorator)
+            ):
                 # what the application's own type makes of it for the database is known better
                 form = self._form(column.type.process_bind_param(value, self._dialect))
             return self._redact(column.name, form, column.mark, column.alias)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
-            return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
+            return describe_type(type(value))
 
     def _read_stored(self, column: ColumnInfo, kind: StoredValues, value: Any) -> Any:
         sent = MISSING if self._sent is None else self._sent.take(*column.place, value)
         stored = kind.of(value, self._dialect, sent)
         if column.plainly_named:
             if is_harmless(stored) and is_harmless(value):
-                convert = HARMLESS.get(type(stored))
+                convert = PLAIN_SCALARS.get(type(stored))
                 return stored if convert is None else convert(stored)
             if type(stored) is str and type(value) is str and self._is_clean(value, stored):
                 return stored

@@ -27,9 +27,7 @@ from otel_audit.orm.sql_lexer import (
     tokens_of,
 )
 from otel_audit.orm.sql_statements import read_sql
-
-SECRET_FUNCTION = re.compile(r"crypt|hmac|digest|passw|secret|\bsha\d|\bmd5", re.IGNORECASE)
-"""Functions whose arguments are secrets, whatever column takes the outcome."""
+from otel_audit.redaction.names import is_secret_function
 
 _DEEPEST: Final = 60
 _QUERY = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
@@ -346,7 +344,7 @@ class _Walker:
         previous = ""
         for node in unit:
             if isinstance(node, _Group):
-                hides = secret or bool(SECRET_FUNCTION.search(previous))
+                hides = secret or is_secret_function(previous)
                 if depth > _DEEPEST:
                     self._each([node], Placement())
                 elif node.parts and _word(node.parts[0]) in _QUERY:

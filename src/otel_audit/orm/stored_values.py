@@ -107,7 +107,7 @@ class StoredValues:
         if steps is None:
             return value
         if sent is MISSING:
-            return steps.own(value)
+            return _without_members(steps.own(value), steps.rest)
         if steps.rest is None:
             if self._steady is None:
                 self._steady = _is_equal(steps.own(value), sent)
@@ -115,7 +115,7 @@ class StoredValues:
         # the same without the spelling of the driver, unless the type made another value of it
         again = steps.own(value)
         self._steady = _is_equal(steps.rest(again), sent)
-        return again if self._steady else _unwrapped(sent)
+        return _without_members(again, steps.rest) if self._steady else _unwrapped(sent)
 
     def is_steady(self, value: Any, dialect: Dialect) -> bool:
         """Whether the type makes the same of a value each time, as one that salts does not.
@@ -314,6 +314,14 @@ def _each(process: _Process) -> _Process:
         return process(value)
 
     return all_of
+
+
+def _without_members(value: Any, rest: _Process | None) -> Any:
+    """The same with what is stored of members of enumerations, which only the type below knows."""
+    parts = value if isinstance(value, list) else (value,)
+    if rest is not None and any(isinstance(one, enum.Enum) for one in parts):
+        return rest(value)
+    return value
 
 
 def _is_equal(one: Any, other: Any) -> bool:

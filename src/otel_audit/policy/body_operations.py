@@ -26,7 +26,7 @@ _STRUCTURED: Final = frozenset(b"{[")
 
 
 class Operations(msgspec.Struct, frozen=True):
-    """What a body asks for.
+    """An operation that a body asks for.
 
     Attributes:
         system: ``graphql`` or ``jsonrpc``.
@@ -42,7 +42,7 @@ class Operations(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What an answer says has gone wrong.
+    """An error that an answer reports.
 
     Attributes:
         error_type: ``GraphQLError`` or ``JSONRPCError``.

@@ -1,4 +1,4 @@
-"""What is recorded where no rule of the user's decides."""
+"""Default rules, for requests that no rule of the user decides."""
 
 from __future__ import annotations
 

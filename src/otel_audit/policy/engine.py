@@ -1,4 +1,4 @@
-"""The policy: at which level, and under which name, an action is recorded."""
+"""The policy engine: decides level and name of an action."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _NOTHING_SAID: Final = Override()
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What may be needed of a request, judged by its head.
+    """Facts that may be needed of a request, judged by its head.
 
     Attributes:
         level: The highest level that any answer could lead to.
@@ -75,7 +75,7 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What is recorded of a request.
+    """Decision of the policy on one request.
 
     Attributes:
         level: ``none`` where nothing is.
@@ -115,7 +115,7 @@ UNDECIDED: Final = Decision(
     rule="undecided",
     is_derived=True,
 )
-"""What holds where deciding fails: it is recorded, without bodies, which a rule may leave out."""
+"""Decision if deciding fails: recorded without bodies, which a rule may have left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a kind of thing is called: by one noun, whether a route or a database row tells of it."""
+"""Nouns of entities: one noun for a route and for a row of the database."""
 
 from __future__ import annotations
 

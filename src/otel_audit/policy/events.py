@@ -1,4 +1,4 @@
-"""What kind of action an event name tells of, where a person chose the name."""
+"""Class of action of an event name that a person chose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GraphQL document asks for: the kind of operation, and its root fields.
+"""GraphQL documents: kind of operation and root fields.
 
 The server's schema has the fields; names and aliases of operations are the client's choice.
 """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NAME: Final = re.compile(r"[a-z0-9_]+\.[a-z_]+")
-"""What every derived event name looks like."""
+"""Pattern of derived event names."""
 
 _METHODS: Final[Mapping[str, tuple[str, str]]] = {
     "POST": ("created", "CREATE"),
@@ -123,7 +123,7 @@ _DIGITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What an action is called.
+    """Names of an action.
 
     Attributes:
         event_name: Resource, a dot, past participle: ``order.created``.

@@ -1,4 +1,4 @@
-"""What a route says about itself: by a decorator, or in its OpenAPI description."""
+"""Policy overrides of a route: by a decorator, or in its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What a route says about itself; what is None stays as the policy has it.
+    """Policy override of a route; a field that is None stays as the policy has it.
 
     Attributes:
         event: Event name.

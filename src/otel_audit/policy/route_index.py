@@ -1,4 +1,4 @@
-"""Finding the rules whose paths could match, without asking each of hundreds of routes."""
+"""Index of rules by path, so that a request is not compared with hundreds of rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy rules: what a rule asks of a request, and what it says about it."""
+"""Policy rules: conditions on a request, and level and name for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SOMEBODY: Final = "\0"
 
 
 class RequestFacts(msgspec.Struct, frozen=True):
-    """What is known of a request when it is over.
+    """Facts of a request that is over.
 
     Attributes:
         nobody: Whether nobody in particular did it: neither a credential nor the application

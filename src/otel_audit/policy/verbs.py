@@ -1,4 +1,4 @@
-"""Verbs that stand as a segment of a path, and what kind of action each one is."""
+"""Verbs in paths, each with its class of action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""English, as far as the names of resources and verbs in a URL need it."""
+"""English morphology for names in URLs: singular, plural, participle."""
 
 from __future__ import annotations
 

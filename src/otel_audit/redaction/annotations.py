@@ -1,4 +1,4 @@
-"""Marks by which an application says itself what must not be stored."""
+"""Annotations by which an application marks fields that must not be stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Mark = Literal["redact", "omit", "hash"]
-"""What becomes of a marked value: replaced, left out, or replaced by its keyed hash."""
+"""Treatment of a marked value: replaced, left out, or replaced by its keyed hash."""
 
 _MARKS = frozenset(get_args(Mark))
 

@@ -1,7 +1,7 @@
-"""A bound on the work that describing one action may cause, whoever sends what.
+"""Work budgets: bounds on the work of describing one action, whatever a client sends.
 
-Counted in units, not in time: the same input has the same result on every machine. One unit is at
-most about a microsecond on a machine of 2020.
+Work is counted in units, not in time: the same input has the same result on every machine. One unit
+is at most about a microsecond on a machine of 2020.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _VALUE_LENGTH: Final = 32
 
 
 class WorkBudgetError(Exception):
-    """What a document may cost is used up; what is left of it is to be withheld."""
+    """The budget is used up; the rest of the document is to be withheld."""
 
 
 class WorkBudget:
-    """What is left of the work that a document may cause.
+    """The rest of the work that a document may cause.
 
     Attributes:
         left: Units; below 0 it is used up.
@@ -88,7 +88,7 @@ class WorkBudget:
 
 
 class Budget:
-    """What describing one action may cost in all.
+    """The budget of one action, in parts.
 
     It is constant: no input makes it larger. Each part of the record has a share of its own, so
     that nobody can have the body withheld by a long header, or the changes by a long body.
@@ -172,7 +172,7 @@ class Budget:
 
 
 class SpanBudget:
-    """What redacting one span may cost: a share for each part, and all of them within a pool.
+    """The budget of one span: a share for each part, all within one pool.
 
     As in `Budget` no part can have another one withheld. What many spans of one request share is
     the pool: a span has a little of its own, and takes from the pool what it needs beyond.

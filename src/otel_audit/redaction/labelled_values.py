@@ -1,8 +1,8 @@
-"""What stands beside a value and says what it is: a name, a flag, the kind of a key, a query.
+"""Labels beside a value that say what it is: a name, a flag, the kind of a key, a query.
 
 Documents spell a name as a value of its own in many forms: `{"name": "password", "value": …}`,
-JSON Patch, HAR, environment lists, the errors of FastAPI (`loc`, `input`). Here it is told which
-values of one object are taken out because of another.
+JSON Patch, HAR, environment lists, the errors of FastAPI (`loc`, `input`). This module finds the
+values of an object that are secrets because of another value.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ _CUTS: Final = re.compile(
 
 @dataclass(slots=True)
 class SiblingContext:
-    """What is taken out of one object.
+    """Secrets of one object.
 
     Attributes:
         taken: Rules by the keys of the values that they take out.
@@ -171,7 +171,7 @@ def roles_of(keys: Iterable[Any]) -> int:
     return found
 
 
-def beside(
+def labelled_secrets(
     value: Mapping[Any, Any], names: NameRules, *, values_clean: bool
 ) -> SiblingContext | None:
     """Tell which values of an object others give away.

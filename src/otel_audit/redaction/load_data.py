@@ -26,6 +26,9 @@ class NameTable(NamedTuple):
         events: The same, where the name stands as a value.
         about_together, wholly_about, unrelated: Ends of names, names, and parts of names that are
             none of secrets.
+        headers: Headers that carry credentials by their nature.
+        types, functions: Patterns of the names of column types that encrypt, and of SQL functions
+            whose arguments are secrets.
     """
 
     anywhere: tuple[str, ...]
@@ -41,6 +44,9 @@ class NameTable(NamedTuple):
     about_together: frozenset[str]
     wholly_about: frozenset[str]
     unrelated: tuple[str, ...]
+    headers: frozenset[str]
+    types: tuple[str, ...]
+    functions: tuple[str, ...]
 
 
 class KeyShape(NamedTuple):
@@ -107,6 +113,9 @@ def name_table() -> NameTable:
         about_together=frozenset(about["together"].split()),
         wholly_about=frozenset(about["wholly"].split()),
         unrelated=tuple(about["unrelated"].split()),
+        headers=frozenset(read["headers"]["names"].split()),
+        types=tuple(read["code"]["types"].split()),
+        functions=tuple(read["code"]["functions"].split()),
     )
 
 

@@ -11,7 +11,7 @@ from email.utils import collapse_rfc2231_value
 from typing import Any, Final
 from urllib.parse import unquote
 
-from otel_audit.redaction.json_types import describe_bytes
+from otel_audit.redaction.json_values import describe_bytes
 from otel_audit.redaction.placeholders import WITHHELD
 
 _MOST_PARTS: Final = 100

@@ -1,7 +1,7 @@
-"""Key rules: which names say by themselves that their value must not be stored.
+"""Name rules: names whose values must not be stored.
 
-A name is normalised once (`spelled`), split into words, and judged by rules over words; which words
-these are stands in ``data/names.toml``.
+A name is normalised once (`spelled`), split into words, and judged by rules over words. The words
+are in ``data/names.toml``, the only list of its kind.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ WORDS: Final = _TABLE.aligned
 
 EXACT: Final = _TABLE.whole
 """Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`)."""
+
+HEADERS: Final = _TABLE.headers
+"""Headers that carry credentials by their nature, in lower case."""
+
+_SECRET_TYPE: Final = re.compile("|".join(_TABLE.types), re.IGNORECASE)
+_SECRET_FUNCTION: Final = re.compile("|".join(_TABLE.functions), re.IGNORECASE)
 
 # A name with such a word counts; a number under it is innocent.
 _COUNTS: Final = frozenset({
@@ -116,7 +122,7 @@ def split_words(name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a name says of its value.
+    """Verdict of the name rules on one name.
 
     Attributes:
         rule: The rule that makes it sensitive, for example ``name:password``; None if none does.
@@ -270,6 +276,16 @@ def built_in(name: str) -> Verdict:
         or (counted and not _COUNTS.isdisjoint((first, last, before))),
         asserts=not _ASSERTS.isdisjoint((first, last, before)),
     )
+
+
+def is_secret_type(name: str) -> bool:
+    """Tell whether a column's type, by its name, holds secrets: it encrypts, or is a password's."""
+    return _SECRET_TYPE.search(name) is not None
+
+
+def is_secret_function(name: str) -> bool:
+    """Tell whether the arguments of an SQL function are secrets, whatever takes its outcome."""
+    return _SECRET_FUNCTION.search(name) is not None
 
 
 def _opaque(candidates: Iterable[str]) -> Verdict:

@@ -1,4 +1,4 @@
-"""A text as it looks: each character as the ASCII one that it stands for, place for place.
+"""Lookalike characters as the ASCII ones that they stand for, place for place.
 
 A card's number in full-width or Arabic digits, with a hair space or something invisible between its
 groups, is the same number. Here no character is added or lost, so what a pattern finds in this view

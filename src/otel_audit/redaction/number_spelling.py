@@ -1,4 +1,4 @@
-"""Numbers of a JSON text, as they were sent: `1.10` is not `1.1`, and 17 digits are 17 digits.
+"""JSON numbers in the spelling that was sent: `1.10` stays `1.10`, 17 digits stay 17 digits.
 
 What is decoded is a float for whoever reckons with it, and is encoded again as it was spelled.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otel_audit.redaction.json_types import NotUnderstoodError
+from otel_audit.redaction.json_values import NotUnderstoodError
 
 _LONGEST: Final = 255
 """Characters of a number; what has more is worth no more than a double."""

@@ -1,4 +1,4 @@
-"""Path rules: what must not be stored because of where it stands, `customer.*.iban`."""
+"""Path rules: places in a document that must not be stored, such as `customer.*.iban`."""
 
 from __future__ import annotations
 

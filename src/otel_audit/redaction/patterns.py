@@ -1,4 +1,4 @@
-"""Value rules: what a text is, whatever its name. Each finds spans; none knows what replaces them.
+"""Value rules: patterns of secrets under any name. A rule finds spans; it does not replace them.
 
 All patterns are RE2 (linear time). `scan.py` holds a cheaper pattern that matches wherever one of
 these could: change both together.

@@ -1,4 +1,4 @@
-"""The words that stand where something was taken out, and how each is recognised again."""
+"""Placeholders for values that were taken out, and how to recognise them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One look at a whole document, so that a clean one need not be walked."""
+"""Prefilter for parsed documents: a clean one need not be walked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PrefilterResult:
-    """What a look at a document told.
+    """Result of the prefilter.
 
     Attributes:
         names_clean: No key is one that a rule could touch.
@@ -25,10 +25,10 @@ class PrefilterResult:
     values_clean: bool
 
 
-NOT_SEEN = PrefilterResult(names_clean=False, values_clean=False)
+NOT_JUDGED = PrefilterResult(names_clean=False, values_clean=False)
 
 
-def glance(document: Any, scan: Scan, limits: Limits) -> PrefilterResult:
+def prefilter(document: Any, scan: Scan, limits: Limits) -> PrefilterResult:
     """Look at all keys and all strings of a document at once.
 
     Args:
@@ -41,15 +41,15 @@ def glance(document: Any, scan: Scan, limits: Limits) -> PrefilterResult:
     """
     gathered = _gather(document, limits)
     if gathered is None:
-        return NOT_SEEN
+        return NOT_JUDGED
     names, strings = gathered
     every_name, every_string = '":\n"'.join(names), '"\n"'.join(strings)
     if len(every_name) + len(every_string) > limits.length or "\0" in every_string + every_name:
-        return NOT_SEEN
+        return NOT_JUDGED
     try:
         raw_names, raw_strings = every_name.encode(), every_string.encode()
     except UnicodeEncodeError:
-        return NOT_SEEN
+        return NOT_JUDGED
     return PrefilterResult(
         # of an authorization code the names say it, and each by itself is an ordinary one
         names_clean="code" not in names
@@ -104,4 +104,4 @@ def _is_plain(item: Any) -> bool:
 
 
 LONG_NUMBER = 10**12
-"""What is shorter than any card's number."""
+"""Numbers below it are shorter than any card's."""

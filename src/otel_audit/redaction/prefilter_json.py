@@ -1,4 +1,4 @@
-"""Whether a JSON text may pass as it is: told by one search over it, without building its values.
+"""Prefilter for JSON text: one search tells whether it may pass, without parsing values.
 
 It may be wrong in one direction only: what passes holds nothing that a rule would take out. What
 stands for a value that was taken out before is nothing of the kind.
@@ -37,7 +37,7 @@ _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def passes_unseen(raw: bytes, rules: Rules) -> bool:
+def is_clean_json(raw: bytes, rules: Rules) -> bool:
     """Tell whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
 
     Args:

@@ -1,4 +1,4 @@
-"""Values so plain that no value rule can find anything in them: most columns hold such ones."""
+"""Prefilter for single values: plain ones, which no value rule can match, need no search."""
 
 from __future__ import annotations
 

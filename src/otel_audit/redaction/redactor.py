@@ -9,7 +9,6 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -19,13 +18,13 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
-from otel_audit.redaction.json_types import NotUnderstoodError
-from otel_audit.redaction.names import CLEAR, NameRules
+from otel_audit.redaction.json_values import NotUnderstoodError
+from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import PathRules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.prefilter_document import glance
-from otel_audit.redaction.prefilter_json import passes_unseen
+from otel_audit.redaction.prefilter_document import prefilter
+from otel_audit.redaction.prefilter_json import is_clean_json
 from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
 from otel_audit.redaction.scan import Scan
 from otel_audit.redaction.secret_urls import without_random_segments
@@ -51,13 +50,8 @@ _ORDINARY_LENGTH: Final = 256
 _LONGEST_NAME: Final = 4_096
 
 _URLS: Final = frozenset({"referer", "location", "content-location"})
-_NEVER_KEPT: Final = frozenset({
-    "authorization", "proxy-authorization", "cookie", "cookie2", "set-cookie", "set-cookie2",
-    "x-api-key", "x-auth-token", "x-csrf-token", "x-xsrf-token", "x-amz-security-token",
-})  # fmt: skip
 
 _word_at: Final = re.compile(r"(?:[A-Za-z_.-]{1,32}|[0-9]{1,5})(?![^/{}])").match
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Redactor:
@@ -99,7 +93,7 @@ class Redactor:
         Raises:
             ConfigurationError: One of ``headers`` is no regular expression.
         """
-        self._on_error = on_error or _nobody_counts
+        self._on_error = on_error or _ignore_error
         self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])
         names = NameRules(fields, allow)
         self._rules = Rules(
@@ -200,7 +194,7 @@ class Redactor:
         try:
             text = encode(value)
             most = self._rules.limits.length if longest is None else longest
-            if len(text) > most or not passes_unseen(text, self._rules):
+            if len(text) > most or not is_clean_json(text, self._rules):
                 return None
             copy = parse_json(text)
             # what the encoder spells in its own way, such as bytes in base64, was not looked at
@@ -245,7 +239,7 @@ class Redactor:
         return self._guarded_text(lambda: self._rules.identifier(text, work))
 
     def phrase(self, text: str) -> str:
-        """As `text`, for what many say alike: remembered, so give it nothing long or personal."""
+        """Redact a text that occurs often; it is cached, so give it nothing long or personal."""
         return self._phrases(text)
 
     def name(self, name: str, work: WorkBudget | None = None) -> str:
@@ -318,7 +312,7 @@ class Redactor:
 
     def _header(self, name: str, value: str, work: WorkBudget | None = None) -> str | None:
         pattern = self._header_pattern
-        if name in _NEVER_KEPT or (pattern is not None and pattern.search(name) is not None):
+        if name in HEADERS or (pattern is not None and pattern.search(name) is not None):
             return None if self._rules.mode == "omit" else self._rules.replacement(value)
         walk = Walk(self._rules, work=work)
         result = self.guarded(lambda: walk.named(name, value, (None, name)))
@@ -359,7 +353,7 @@ class Redactor:
             # lone surrogates are let in, as handlers' parsers do, but are not kept as they are
             if not _is_utf8(raw):
                 raw.decode("utf-8", "surrogatepass")
-            elif passes_unseen(raw, self._rules):
+            elif is_clean_json(raw, self._rules):
                 return raw
             parsed = parse_exact(raw)
         except (NotUnderstoodError, UnicodeDecodeError):
@@ -367,7 +361,7 @@ class Redactor:
         return encode(self._document(parsed, work, parsed=True))
 
     def _document(self, value: Any, work: WorkBudget | None, *, parsed: bool = False) -> Any:
-        seen = glance(value, self._rules.scan, self._within(work))
+        seen = prefilter(value, self._rules.scan, self._within(work))
         if seen.names_clean and seen.values_clean and not self._rules.paths:
             return value if parsed else parse_json(encode(value))
         values_clean = seen.values_clean and not self._rules.paths
@@ -375,20 +369,20 @@ class Redactor:
         return _kept(walk.value(value, None))
 
     def _within(self, work: WorkBudget | None) -> Limits:
-        """What may be looked at in one glance, which costs nothing where it finds nothing."""
+        """Bound the prefilter by what is left of the work."""
         limits = self._rules.limits
         if work is None or work.rate:
             return limits
         left = max(int(work.left), 0)
         return replace(limits, nodes=min(limits.nodes, left), length=min(limits.length, 16 * left))
 
-    def passes_unseen(self, raw: bytes) -> bool:
+    def is_clean_json(self, raw: bytes) -> bool:
         """Tell, without building its values, that a text is JSON and that no rule touches it.
 
         Args:
             raw: The text, valid UTF-8.
         """
-        return len(raw) <= self._rules.limits.length and passes_unseen(raw, self._rules)
+        return len(raw) <= self._rules.limits.length and is_clean_json(raw, self._rules)
 
     def hashed(self, value: Any) -> str:
         """Hash a value so that equal values can be found without being known.
@@ -432,7 +426,7 @@ def _joins_words(name: str) -> bool:
     return all(_word_at(piece) is not None for piece in name.split(":")[1:])
 
 
-def _nobody_counts() -> None:
+def _ignore_error() -> None:
     """Count nothing."""
 
 

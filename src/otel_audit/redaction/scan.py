@@ -1,4 +1,4 @@
-"""One search that says whether a text can hold anything that a rule would take out.
+"""Search for anything that a rule could take out of a text.
 
 It may be wrong in one direction only: what it calls clean, no rule touches. Names are matched here
 in a broader way than `names.py` judges them, values in a broader way than `values.py` does.

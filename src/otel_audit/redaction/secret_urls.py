@@ -1,4 +1,4 @@
-"""Links that let in whoever has them: what of a URL is a credential, wherever the URL stands.
+"""Credentials in URLs: parameters and path segments that let in whoever has the link.
 
 One set of rules for the request's own query and path, for `Referer` and `Location`, for a URL in a
 parameter, in a body or in a message.

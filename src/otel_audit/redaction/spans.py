@@ -1,7 +1,6 @@
-"""Redaction of a span's attributes: who flagged it may not have done it, or not as we would.
+"""Redaction of a span's attributes: its sender may have redacted nothing, or by other rules.
 
-What the sender has redacted already costs one search; only what may hold a secret is looked at
-closely.
+Attributes that the sender has redacted cost one search. Only suspect ones are looked at closely.
 """
 
 from __future__ import annotations
@@ -298,7 +297,7 @@ def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
         return _text(redactor, value, work)
     raw = value.encode("utf-8", "replace")
     work.left -= len(raw) * _PER_BYTE_SEEN
-    if work.left >= 0 and redactor.passes_unseen(raw):
+    if work.left >= 0 and redactor.is_clean_json(raw):
         return value
     try:
         changes = names.decode_changes(raw)

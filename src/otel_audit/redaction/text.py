@@ -267,7 +267,7 @@ class TextRules:
         work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
         decoded = storable(unquote(text.translate(_APART), errors="replace"))
         found = self.redact(
-            decoded, lambda secret: secret + REDACTED, _nobody_notes, work,
+            decoded, lambda secret: secret + REDACTED, _ignore_finding, work,
             allowed=allowed, level=level + 1,
         )  # fmt: skip
         return found == decoded
@@ -522,7 +522,7 @@ def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
     return "".join((*kept, text[end:]))
 
 
-def _nobody_notes(_: str) -> None:
+def _ignore_finding(_: str) -> None:
     """Take note of nothing."""
 
 

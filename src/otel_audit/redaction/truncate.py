@@ -1,17 +1,89 @@
-"""Texts that are longer than what is kept of them: cut before they are looked at.
+"""Values that are longer than what is kept of them, and how a record says so.
 
-Looking first would cost what the sender likes. Where a cut goes through a secret, half of it is no
-secret to any rule; so the cut is moved back to where a word, a parameter or a segment ends.
+| field | meaning |
+|---|---|
+| ``_truncated`` | ``true`` |
+| ``_original_size`` | bytes of the whole: of a body as it passed, of a value its (JSON) text |
+| ``_head`` | the beginning, redacted: text of a text, and what is whole of a list or an object |
+| ``_sha256`` | of the redacted (JSON) text, where all of it was read |
+
+Text is cut before it is looked at: looking first would cost what the sender likes. Where a cut goes
+through a secret, half of it is no secret to any rule; so the cut is moved back to where a word, a
+parameter or a segment ends.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import hashlib
+from typing import Any, Final
+
+import msgspec
 
 from otel_audit.redaction.placeholders import TRUNCATED
-from otel_audit.redaction.truncated_bodies import whole_words
+from otel_audit.redaction.truncated_bodies import whole_json, whole_words
 
 _QUERY_END: Final = "%5BTRUNCATED%5D"
+
+_SHOWN: Final = 256
+"""Characters of a value's text that are kept as its head."""
+
+_NO_HEAD: Final = object()
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+
+
+def describe_cut(
+    size: int | None, head: Any = _NO_HEAD, sha256: str | None = None
+) -> dict[str, Any]:
+    """Describe a value that is not kept whole, see the table above.
+
+    Args:
+        size: Bytes of the whole, None where nobody has read to its end.
+        head: What is kept of it, redacted; nothing by default.
+        sha256: Digest of the whole, redacted.
+    """
+    found: dict[str, Any] = {"_truncated": True}
+    if size is not None:
+        found["_original_size"] = size
+    if head is not _NO_HEAD:
+        found["_head"] = head
+    if sha256 is not None:
+        found["_sha256"] = sha256
+    return found
+
+
+def shorten(value: Any, longest: int) -> Any:
+    """Cut a JSON value that is too long.
+
+    Args:
+        value: A JSON value that is redacted already.
+        longest: Characters of a text, bytes of the JSON text of a list or an object.
+
+    Returns:
+        The value itself, or a description of it with its head, size and hash.
+    """
+    if isinstance(value, str):
+        return value if len(value) <= longest else _cut(value.encode(), value[:_SHOWN])
+    if isinstance(value, dict | list):
+        text = _encode(value)
+        return value if len(text) <= longest else _cut(text, whole_head(text))
+    return value
+
+
+def whole_head(text: bytes) -> Any:
+    """Parse what is whole of the beginning of the JSON text of a list or an object."""
+    head = whole_json(text[:_SHOWN])
+    return _decode(head) if head is not None else [] if text[:1] == b"[" else {}
+
+
+def head_of_text(text: str) -> str:
+    """Keep the beginning of a redacted text."""
+    return text[:_SHOWN]
+
+
+def _cut(text: bytes, head: Any) -> dict[str, Any]:
+    return describe_cut(len(text), head, hashlib.sha256(text).hexdigest())
 
 
 def cut_text(text: str, longest: int) -> str:

@@ -1,4 +1,4 @@
-"""The head of a body that was cut: what of it is whole, and so can be judged.
+"""The whole part of a body that was cut; only that can be judged.
 
 A value that was cut in the middle cannot be recognised (half a token is no token to a rule), so
 nothing of it is kept.

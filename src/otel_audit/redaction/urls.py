@@ -53,7 +53,7 @@ def redact_query(rules: Rules, query: str, work: WorkBudget | None = None) -> st
     """
     work = WorkBudget(len(query)) if work is None else work
     work.left -= len(query) * _PER_CHARACTER
-    if work.left >= 0 and _passes_unseen(rules, query):
+    if work.left >= 0 and _is_clean_query(rules, query):
         return query
     walk = Walk(rules, work=work)
     parts = query.split("&")
@@ -74,7 +74,7 @@ def _is_callback(parts: list[str], work: WorkBudget) -> bool:
     return secret_urls.is_callback(names)
 
 
-def _passes_unseen(rules: Rules, query: str) -> bool:
+def _is_clean_query(rules: Rules, query: str) -> bool:
     """Tell, by one search over a query as if it were JSON, that no rule touches it."""
     if rules.paths or len(query) > rules.limits.length or not query.isascii():
         return False

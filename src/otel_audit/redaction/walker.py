@@ -14,13 +14,15 @@ from otel_audit._util.ids import is_uuid
 from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
-from otel_audit.redaction.json_types import (
+from otel_audit.redaction.json_values import (
     NotUnderstoodError,
-    as_json_float,
-    as_json_int,
-    as_json_shape,
+    describe_type,
+    json_float,
+    json_int,
+    json_key,
+    json_shape,
 )
-from otel_audit.redaction.labelled_values import beside
+from otel_audit.redaction.labelled_values import labelled_secrets
 from otel_audit.redaction.names import CLEAR
 from otel_audit.redaction.number_spelling import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
@@ -39,7 +41,7 @@ Step = tuple[Any, str | int] | None
 """Where the walk is: the step before, and the key or index of this one; None at the root."""
 
 OMITTED: Final = object()
-"""What the walk gives for a value that is to be left out altogether."""
+"""Result for a value that is to be left out."""
 
 _SHORTEST_SUSPECT: Final = 5
 _SMALLEST_SUSPECT: Final = 10**12
@@ -79,7 +81,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a document is looked at; what lies beyond is withheld.
+    """Bounds of a walk; what lies beyond is withheld.
 
     Attributes:
         depth: Levels of containers, also across JSON inside strings.
@@ -131,7 +133,7 @@ class Rules:
         try:
             may_cost = WorkBudget(len(text)) if work is None else work
             return self.text.redact(
-                text, self.replacement, _nobody_notes, may_cost, numbers=numbers
+                text, self.replacement, _ignore_finding, may_cost, numbers=numbers
             )
         except WorkBudgetError:
             return WITHHELD_FOR_WORK
@@ -140,7 +142,7 @@ class Rules:
         """Redact a key; say also what it costs a document that has it."""
         work = WorkBudget(len(key))
         before = work.left
-        return self.plain_text(key, _nobody_notes, work), before - work.left
+        return self.plain_text(key, _ignore_finding, work), before - work.left
 
 
 def _cost_of_name(name: str) -> float:
@@ -148,7 +150,7 @@ def _cost_of_name(name: str) -> float:
     return _NEW_NAME + len(name) * (0.25 if name.isascii() else 3)
 
 
-def _nobody_notes(_: str) -> None:
+def _ignore_finding(_: str) -> None:
     """Take note of nothing."""
 
 
@@ -228,9 +230,10 @@ class Walk:
             return self._withhold("bound:depth", step)
         self._work.left -= _CONTAINER
         try:
-            shape = as_json_shape(value)
+            shape = json_shape(value)
         except NotUnderstoodError:
-            return self._withhold("unknown_type", step)
+            self._note("unknown_type", step)
+            return WITHHELD if isinstance(value, int) else describe_type(kind)
         return self.value(shape, step, depth + 1, allowed=allowed)
 
     def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
@@ -257,7 +260,7 @@ class Walk:
     def _mapping(self, value: dict[Any, Any], step: Step, depth: int) -> Any:
         if depth >= self._rules.limits.depth:
             return self._withhold("bound:depth", step)
-        said = beside(value, self._rules.names, values_clean=self._values_clean)
+        labelled = labelled_secrets(value, self._rules.names, values_clean=self._values_clean)
         found: dict[str, Any] = {}
         judge, work = self._rules.names.judge, self._work
         work.left -= _CONTAINER
@@ -265,9 +268,9 @@ class Walk:
             if self._nodes <= 0 or work.left <= 0:
                 found[self._withhold_rest(step)] = len(value) - seen
                 break
-            name = raw_key if type(raw_key) is str else _key_text(raw_key)
+            name = json_key(raw_key)
             if (
-                said is None
+                labelled is None
                 and self._values_clean
                 and type(item) in _LEAVES
                 and judge(name) is CLEAR
@@ -277,12 +280,12 @@ class Walk:
                 found[self._free_key(found, name, step)] = item
                 continue
             here = (step, name)
-            if said is not None and raw_key in said.spared:
+            if labelled is not None and raw_key in labelled.spared:
                 result: Any = self.value(item, here, depth + 1)
-            elif said is not None and raw_key in said.taken and item is not None:
-                result = self._remove(item, said.taken[raw_key], here)
+            elif labelled is not None and raw_key in labelled.taken and item is not None:
+                result = self._remove(item, labelled.taken[raw_key], here)
             else:
-                seen_as = item if said is None else said.instead.get(raw_key, item)
+                seen_as = item if labelled is None else labelled.instead.get(raw_key, item)
                 result = self.named(name, seen_as, here, depth + 1)
             if result is not OMITTED:
                 found[self._free_key(found, name, here)] = result
@@ -374,13 +377,13 @@ class Walk:
     def _number(self, value: Any, step: Step, *, allowed: bool) -> Any:
         if isinstance(value, float):
             if allowed or not (value.is_integer() and abs(value) >= _SMALLEST_SUSPECT):
-                return value if type(value) is SpelledFloat else as_json_float(value)
+                return value if type(value) is SpelledFloat else json_float(value)
             whole = int(value) if abs(value) < _SMALLEST_SUSPECT**2 else 0
         else:
             if -_SMALLEST_SUSPECT < value < _SMALLEST_SUSPECT:
                 return value
             try:
-                whole = as_json_int(value)
+                whole = json_int(value)
             except NotUnderstoodError:
                 return self._withhold("bound:number", step)
         self._work.left -= _NUMBER
@@ -426,7 +429,7 @@ class Walk:
             work.left += len(name) * work.rate - _cost_of_name(name)
             key = WITHHELD
             if self._chars >= 0:
-                key = self._rules.plain_text(name, _nobody_notes, work)
+                key = self._rules.plain_text(name, _ignore_finding, work)
         if key != name:
             self._note("key", step)
         return key
@@ -448,7 +451,7 @@ class Walk:
     def _note(self, rule: str, step: Step) -> None:
         if self._findings is not None:
             path = spell_path(step)
-            spelled = self._rules.plain_text(path, _nobody_notes, WorkBudget(len(path)))
+            spelled = self._rules.plain_text(path, _ignore_finding, WorkBudget(len(path)))
             named = rule if ":" in rule or rule in _OWN_RULES else f"value:{rule}"
             self._findings.append(Finding(spelled, named))
 
@@ -472,19 +475,6 @@ def spell_path(step: Step) -> str:
     """Spell where the walk is: ``orders[0].card``."""
     parts = [f"[{name}]" if isinstance(name, int) else f".{name}" for name in steps_to(step)]
     return "".join(parts).removeprefix(".") or "$"
-
-
-def _key_text(key: Any) -> str:
-    """Spell a key that is no string; one that has no obvious spelling is withheld."""
-    if isinstance(key, bytes):
-        return key.decode("utf-8", "replace")
-    if key is None or isinstance(key, bool):
-        return {None: "null", True: "true", False: "false"}[key]
-    try:
-        shape = as_json_shape(key)
-    except NotUnderstoodError:
-        return WITHHELD
-    return str(shape) if isinstance(shape, str | int | float) else WITHHELD
 
 
 def _is_list_of_pairs(value: Sequence[Any]) -> bool:

@@ -21,7 +21,15 @@ from otel_audit.action.record_limit import clipped
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Refused
 from otel_audit.errors import InvalidAuditSpanError
-from otel_audit.record import INCOMPLETE, SCHEMA_VERSION, AuditRecord, Received, Tenant, to_json
+from otel_audit.record import (
+    INCOMPLETE,
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    AuditRecord,
+    Received,
+    Tenant,
+    to_json,
+)
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.budget import SpanBudget
 from otel_audit.redaction.spans import Redacting
@@ -129,8 +137,9 @@ class Converter:
             reason = "its time is missing, or beyond the year 2262"
             return self._unfit(item, sender, "invalid", reason, allowance)
         version = item.attributes.get(names.SCHEMA_VERSION, SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            reason = f"its schema version is not {SCHEMA_VERSION}, the one that this server knows"
+        if version not in READABLE_VERSIONS:
+            known = " or ".join(READABLE_VERSIONS)
+            reason = f"its schema version is not {known}: this server knows no other"
             return self._unfit(item, sender, "invalid", reason, allowance)
         came = self._as_it_came(item)
         text = _told(came)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
 from otel_audit_postgres.query import counts, payloads, queries
 from otel_audit_postgres.query.counts import Facet
@@ -141,20 +142,20 @@ async def record(site: Site, request: Request, viewer: Viewer) -> Response:
     if parsed is None:
         return await missing(request, viewer, f"{record_id} is no record's id, which is a UUID.")
 
-    async def answer(connection: Connection[Any]) -> _RecordPage | None:
-        return await _read_record(site, viewer, connection, parsed, tenant)
+    async def answer(connection: Connection[Any]) -> _RecordPage | str:
+        found = await _read_record(site, viewer, connection, parsed, tenant)
+        return found or await _why_missing(connection, viewer, parsed)
 
     async with site.trail(viewer) as trail:
-        found: _RecordPage | None = await trail.ask(
+        found: _RecordPage | str = await trail.ask(
             "show",
             {"id": str(parsed), "tenant": tenant},
             answer,
-            lambda page: 0 if page is None else 1,
+            lambda page: 0 if isinstance(page, str) else 1,
             ("audit_record", str(parsed)),
         )
-    if found is None:
-        message = f"There is no record {parsed}, or none that you may see."
-        return await missing(request, viewer, message)
+    if isinstance(found, str):
+        return await missing(request, viewer, found)
     context = _record_context(site, viewer, found)
     return await render(request, "record.html", context)
 
@@ -218,14 +219,16 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
     query = Query((term("actor", name),))
     narrowed = viewer.narrowed(query)
 
-    async def answer(connection: Connection[Any]) -> tuple[Page, Page, Chart | None, list[Facet]]:
+    async def answer(
+        connection: Connection[Any],
+    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...]]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
         chart = draw(
             await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
         )
-        facets = [await counts.facet(connection, narrowed, one) for one in _ACTOR_FACETS]
+        facets = await counts.facets(connection, narrowed, _ACTOR_FACETS)
         return page, failures, chart, facets
 
     async with site.trail(viewer) as trail:
@@ -266,7 +269,7 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
         chart = draw(
             await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
         )
-        facets = [await counts.facet(connection, narrowed, one) for one in _FACETS]
+        facets = await counts.facets(connection, narrowed, _FACETS)
         return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
 
     try:
@@ -313,6 +316,18 @@ async def _read_record(
     looks = await _looks(connection, viewer, short)
     others = tuple(one for one in found if one is not shown)
     return _RecordPage(shown, others, told, proof, same_request, same_action, around, looks)
+
+
+async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
+    """Whether it could have been of a month that was let go."""
+    gone = await store.prunings(connection) if viewer.sees_store else []
+    month = next((one for one in gone if one.held(record_id)), None)
+    if month is None:
+        return f"There is no record {record_id}, or none that you may see."
+    return (
+        f"There is no record {record_id} here. Archived: its month, {month.partition}, was "
+        f"retired; record {month.manifest_id} says what was in it."
+    )
 
 
 async def _neighbours(

@@ -14,6 +14,8 @@ _CSP: Final = (
     "form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}; "
     "require-trusted-types-for 'script'"
 )
+_TAKES_OUT: Final = ("/export", "/evidence.json", "/evidence.zip")
+"""What takes records out of the store is asked for by the viewer's own pages alone."""
 _FIXED: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -78,6 +80,8 @@ def _is_of_another_site(scope: Scope, *, framed: bool) -> bool:
         return site not in ("none", "same-origin") or is_foreign
     if site in ("none", "same-origin") or framed or "/static/" in scope["path"]:
         return False
+    if scope["path"].endswith(_TAKES_OUT):
+        return True
     return (
         headers.get("sec-fetch-mode") != "navigate" or headers.get("sec-fetch-dest") != "document"
     )

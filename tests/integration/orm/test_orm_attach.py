@@ -150,14 +150,14 @@ class TestBadInput:
             (change,) = await store.changes(work)
         finally:
             BrokenType.failing = False
-        assert change.values["odd"] == [None, {"type": "builtins.object"}]
+        assert change.values["odd"] == [None, {"_type": "builtins.object"}]
         assert change.note == "not readable: odd (RuntimeError)"
         assert change.values["x"] == [None, 1]
 
     async def test_redactor_that_raises_on_a_value(self, failing, store):
         """A redactor that raises withholds that value."""
         (change,) = await store.changes(lambda s: s.add(Customer(full_name="a", note="hunter2")))
-        assert change.values["note"] == [None, {"type": "builtins.str"}]
+        assert change.values["note"] == [None, {"_type": "builtins.str"}]
         assert "note" in change.note
 
     async def test_redactor_that_raises_on_a_statement(self, failing, store, caplog):

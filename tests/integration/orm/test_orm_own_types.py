@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
+import enum
 import itertools
 import json
 import uuid
@@ -17,6 +18,7 @@ from sqlalchemy import (
     JSON,
     Column,
     DateTime,
+    Enum,
     ForeignKey,
     Integer,
     LargeBinary,
@@ -46,7 +48,7 @@ NOON = dt.datetime(2024, 1, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 
 
 LOADED = dict.fromkeys(
-    ("never", "price", "prefs", "made", "coded", "place", "plain", "many", "pin")
+    ("never", "colour", "price", "prefs", "made", "coded", "place", "plain", "many", "pin")
 )
 """Attributes that are to be known without a query."""
 
@@ -115,6 +117,20 @@ class Versioned(TypeDecorator[Any]):
 
     def process_result_value(self, value, dialect):
         return None if value is None else value["data"]
+
+
+class Colour(enum.Enum):
+    RED = "#f00"
+
+
+class Coloured(TypeDecorator[Any]):
+    """Members of an enumeration, stored by value."""
+
+    impl = Enum(Colour, native_enum=False, values_callable=lambda kind: [one.value for one in kind])
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return Colour[value.upper()] if isinstance(value, str) else value
 
 
 class Naive(TypeDecorator[Any]):
@@ -218,6 +234,7 @@ class Gadget(Base):
     coded = mapped_column(Coded)
     place = mapped_column(Point)
     plain = mapped_column(Plain)
+    colour = mapped_column(Coloured)
     many = mapped_column(ARRAY(Cents).with_variant(Document(), "sqlite"))
     pin = mapped_column(Cents, info={"audit": "redact"})
     stickers: Mapped[list[Sticker]] = relationship(secondary=tagged)
@@ -281,6 +298,8 @@ class TestRows:
             ({"prefs": "text"}, '"text"'),
             ({"made": NOON}, "2024-01-02T10:00:00"),
             ({"place": (1, 2)}, "<1|2>"),
+            ({"colour": "red"}, "#f00"),
+            ({"colour": Colour.RED}, "#f00"),
             ({"plain": "as it is"}, "as it is"),
             ({"many": [1.5, 2]}, [150, 200]),
             ({"pin": 12.34}, "[REDACTED]"),
@@ -339,15 +358,17 @@ class TestRows:
         assert changed.unknown_before == ("salted",)
         assert gone.unknown_before == ("salted",)
 
-    async def test_many_rows(self, capture, store):
+    async def test_many_rows(self, store):
         """The rows of one statement keep their own values, however many statements it takes."""
 
         def work(session):
-            session.add_all([Gadget(price=n, salted=f"{n}") for n in range(900)])
+            session.add_all([Gadget(price=n, salted=f"{n}") for n in range(2_300)])
 
-        changes = await store.changes(work)
-        assert [one.values["price"][1] for one in changes] == [n * 100 for n in range(900)]
+        with capturing(OrmOptions(max_entries=5_000)) as capture:
+            changes = await store.changes(work)
+        assert [one.values["price"][1] for one in changes] == [n * 100 for n in range(2_300)]
         assert all(one.values["salted"][1].endswith(f":{n}") for n, one in enumerate(changes))
+        assert capture.errors == 0
 
     async def test_sensitive_in_either(self, store):
         """What is hidden for what the application says is hidden for what the table holds."""
@@ -368,6 +389,20 @@ class TestRows:
         bulk = next(one for one in scope.changes if one.kind == "bulk")
         assert entity.values["coded"][1] == bulk.parameters["coded"] == "[REDACTED]"
         assert "4111" not in str(entity.values["salted"])
+
+    @pytest.mark.parametrize(
+        ("repeated", "hidden"), [("a word ", False), ("api_key=S3CR3TS3CR3T ", True)]
+    )
+    async def test_a_long_text(self, sqlite, repeated, hidden):
+        """One that is cut is not shown either, if what it stands for is to be hidden."""
+        attachment = attach(Redactor.from_config(AuditConfig()))
+        try:
+            with action() as scope:
+                await sqlite.run(lambda s: (s.add(Gadget(coded=repeated * 700)), s.commit()))
+        finally:
+            detach(attachment)
+        told = scope.changes[0].values["coded"][1]
+        assert (told == "[REDACTED]") is hidden
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
@@ -491,5 +526,5 @@ def test_a_type_that_raises(sqlite):
         session.commit()
     (change,) = scope.changes
     assert change.key == {"id": 1}
-    assert change.values["value"][1] == {"type": "builtins.str"}
+    assert change.values["value"][1] == {"_type": "builtins.str"}
     assert change.note == "not readable: value (RuntimeError)"

@@ -101,6 +101,25 @@ class TestNouns:
         (change,) = written(a_class(base, name, table)(id="1"))
         assert (change.reference, change.related, change.entity) == (reference, related, name)
 
+    def test_statements_call_them_so_too(self, base: Any) -> None:
+        """What a statement or a text writes is called as the rows are."""
+        item = a_class(base, "ItemModel", "items")
+        engine = memory()
+        base.metadata.create_all(engine)
+        with (
+            recorded(config=config()) as records,
+            otel_audit.audit("t.done"),
+            Session(engine) as session,
+        ):
+            session.add(item(id="1"))
+            session.flush()
+            session.execute(update(item).values(name="a"))
+            session.execute(text("update items set name = 'b'"))
+            session.commit()
+        changes = records.one("t.done").changes
+        assert {one.reference.partition(":")[0] for one in changes} == {"item"}
+        assert {one.entity for one in changes} == {"ItemModel"}
+
     def test_the_settings_have_the_last_word(self, base: Any) -> None:
         """By class, by table, or by the noun that would be derived."""
         named = {"Account": "customer", "crm_things": "lead", "item": "article"}

@@ -33,8 +33,8 @@ class TestTypes:
             ),
         )
         assert values["colour"] == "RED"
-        assert values["picture"]["bytes"] == 64
-        assert len(values["picture"]["sha256"]) == 64
+        assert values["picture"]["_size"] == 64
+        assert len(values["picture"]["_sha256"]) == 64
         assert values["price"] == "5 EUR"
         assert values["document"] == {"a": [1, {"b": None}]}
         assert values["made"] == "2024-01-02T03:04:05.000006"
@@ -56,8 +56,8 @@ class TestTypes:
         )
         assert values == {
             "id": 1,
-            "zoned": "2024-01-02T01:00:00+00:00",
-            "span": "P1DT7200S",
+            "zoned": "2024-01-02T03:00:00+02:00",
+            "span": "P1DT2H",
             "address": "10.0.0.1",
             "window": "[1,10)",
             "numbers": [1, 2],
@@ -127,8 +127,8 @@ class TestRedaction:
         with capturing(OrmOptions(max_value=100)):
             values = await written(store, Customer(full_name="a" * 80, note="n" * 101))
         assert values["name"] == "a" * 80
-        assert values["note"]["size"] == 101
-        assert set(values["note"]) == {"cut", "size", "sha256"}
+        assert values["note"]["_original_size"] == 101
+        assert set(values["note"]) == {"_truncated", "_original_size", "_head", "_sha256"}
 
 
 class TestDocuments:

@@ -252,7 +252,7 @@ class TestABadSpan:
             ({"audit__actor__type": 7}, "an attribute of the audit span has a wrong type"),
             ({"audit__changes": "[{]"}, "an attribute of the audit span has a wrong type"),
             ({"audit__record__id": "not-a-uuid"}, "the record's id is not a UUID"),
-            ({"audit__schema__version": "99"}, "its schema version is not 1"),
+            ({"audit__schema__version": "99"}, "its schema version is not 1 or 2"),
             ({"audit__request__body": '"' + "x" * 1_100_000 + '"'}, "it is larger than"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from test_viewer_security import PRIVATE, PUBLIC
 from viewer_store import ACME, change, order_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.record import Body, ErrorInfo, Request, Response, Source
 from otel_audit.viewer import Embedding, create_app, mint_token
 
@@ -157,6 +159,33 @@ class TestAccessibility:
             await page.goto(f"{running}/?q=")
             await page.click(".facet a:has-text('globex')")
             assert await page.locator("[data-row]").count() == 2
+
+
+class TestHistogram:
+    async def test_a_span_is_chosen_by_dragging(self, store, running, browser):
+        """The query gets the bounds of the bars, instead of those that it had."""
+        now = time.time_ns()
+        old = [now - days * 86_400 * 10**9 for days in range(1, 60)]
+        await store.add(
+            *(order_record("old.made", record_id=uuid7(at), occurred_at=at) for at in old)
+        )
+        await store.seal()
+        async with opened(browser) as page:
+            await page.goto(f"{running}/?q=event:old.made time:90d")
+            box = await page.locator(".histogram svg").bounding_box()
+            await page.mouse.move(box["x"] + 5, box["y"] + 40)
+            await page.mouse.down()
+            await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40, steps=4)
+            await page.mouse.up()
+            await page.wait_for_url("**time%3A%3E%3D**")
+            query = await page.input_value("#q")
+            assert query.startswith("event:old.made time:>=")
+            assert "90d" not in query
+            assert 10 < await page.locator("[data-row]").count() < 45
+            await page.click(".histogram svg a:last-of-type .hit", force=True)
+            await page.wait_for_load_state()
+            assert await page.locator("[data-row]").count() >= 1
+            await quiet(page)
 
 
 class TestHostileRecords:

@@ -271,7 +271,7 @@ def test_a_part_of_an_action_by_hand_that_fails_is_named(
     broken = Breaks(getattr(actions, name), once=once)
     monkeypatch.setattr(actions, name, broken)
     told_so = RecordArguments("order.paid", "ann", "acme", "order:7", {"a": 1}, None)
-    action = actions.Action(told_so, tapped.runtime.recording)
+    action = actions.Action(told_so, tapped.runtime.current)
     action.begin()
     action.end(KeyError("mine"))
     record = tapped.kept.record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from errno import EIO, ENOSPC, EROFS, ESTALE
@@ -21,7 +22,14 @@ from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.sink import Refused, Written
-from otel_audit.delivery.spool import adopt, open_spool
+from otel_audit.delivery.spool import (
+    FrameKind,
+    SpoolReadError,
+    adopt,
+    damaged_files,
+    log,
+    open_spool,
+)
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.record import AuditRecord
 
@@ -145,3 +153,125 @@ def test_what_a_failing_disk_does_not_take_is_delivered_or_counted(
     assert len(missing) <= counters.dropped + left.dropped
     if missing:
         assert "CRITICAL" in {entry.levelname for entry in caplog.records}
+
+
+def emptied(spool: Path) -> None:
+    for file in spool.glob("*.frames"):
+        os.truncate(file, 0)
+
+
+def zeroed(spool: Path) -> None:
+    for file in spool.glob("*.frames"):
+        size = file.stat().st_size
+        with file.open("r+b") as opened:
+            opened.write(bytes(size))
+
+
+def without_files(spool: Path) -> None:
+    for file in spool.iterdir():
+        file.unlink()
+
+
+def without_lock(spool: Path) -> None:
+    (spool / "lock").unlink()
+
+
+def without_oldest(spool: Path) -> None:
+    min(spool.glob("*.frames")).unlink()
+
+
+def exchanged(spool: Path) -> None:
+    """As an editor saves it: another file under the same name."""
+    for file in spool.glob("*.frames"):
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+
+
+def moved(spool: Path) -> None:
+    spool.rename(spool.with_name(uuid7()))
+
+
+def out_of_the_way(spool: Path) -> None:
+    """The whole directory of the service."""
+    shutil.move(spool.parent, spool.parent.parent / "elsewhere")
+
+
+EDITS = [
+    emptied, zeroed, without_files, without_lock, without_oldest, exchanged, moved, shutil.rmtree,
+    out_of_the_way,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
+    edit: Callable[[Path], object], tmp_path: Path, caplog
+) -> None:
+    """Records wait in memory and on disk alone while the files are changed; then the store is back."""
+    home, store, counters = tmp_path / "spools", Store(), Counters()
+    store.away = True
+    spool = functools.partial(open_spool, home, service="shop", segment_bytes=4096)
+    options = DeliveryOptions(
+        queue_size=20, batch_size=7, batch_interval=0.01, longest_pause=0.05, sync_interval=0.02
+    )
+    delivery = Delivery(lambda: store, counters, options, spool=spool)
+    producer = Producer(delivery, counters, refuse_when_full=False)
+    closed: set[str] = set()
+
+    def record(count: int) -> None:
+        for _ in range(count):
+            one = a_record(record_id=uuid7(), sequence_number=None, metadata={"text": "x" * 300})
+            producer.closed(one, None)
+            closed.add(one.record_id)
+
+    record(60)
+    [found] = [path for path in (home / "shop").iterdir() if path.is_dir()]
+    edit(found)
+    record(20)
+    # long enough for the process to look after its files
+    time.sleep(1.3)
+    record(20)
+    store.away = False
+    delivery.flush(10)
+    store.away = True
+    delivery.close(0.2)
+    left, adopted_ids = Counters(), set[str]()
+    for place in (home, home / "elsewhere"):
+        for adopted in adopt(place, "shop"):
+            for batch in batches_of(adopted, 100, left):
+                adopted_ids |= {one.record_id for one in batch if one.finished}
+            adopted.remove()
+    missing = closed - store.ids - adopted_ids
+    assert len(missing) <= counters.dropped + left.dropped, (edit, len(missing))
+    if missing:
+        assert "CRITICAL" in {entry.levelname for entry in caplog.records}
+
+
+def test_what_the_disk_does_not_give_back_is_asked_for_again(tmp_path: Path, monkeypatch) -> None:
+    """A moment's failure costs no record; one that stays is a loss, counted, and the file is kept."""
+    spool = open_spool(tmp_path, service="shop")
+    for _ in range(5):
+        spool.append(FrameKind.CLOSED, uuid7(), b"x")
+    real = os.open
+
+    def bad(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".frames"):
+            raise OSError(EIO, os.strerror(EIO))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", bad)
+        for _ in range(3):
+            with pytest.raises(SpoolReadError):
+                list(spool.read())
+    assert len(list(spool.read())) == 5
+    assert spool.damaged == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", bad)
+        with pytest.raises(SpoolReadError):
+            list(spool.read())
+        broken.setattr(log, "_READ_PATIENCE", 0.0)
+        assert list(spool.read()) == []
+    assert spool.damaged == 5
+    spool.close()
+    assert len(damaged_files(tmp_path, "shop")) == 1

@@ -192,7 +192,7 @@ class TestValues:
             }
         )  # fmt: skip
         assert found == {
-            "at": "2025-11-21T21:59:00+00:00", "on": "2025-01-02", "took": 1.5, "price": "1.10",
+            "at": "2025-11-21T21:59:00+00:00", "on": "2025-01-02", "took": "PT1.5S", "price": "1.10",
             "id": "00000000-0000-0000-0000-000000000001", "path": "/a", "set": [1], "nan": "NaN",
             "inf": "-Infinity", "5": "int key", "null": 1, "[WITHHELD]": "tuple key",
         }  # fmt: skip

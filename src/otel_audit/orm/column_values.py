@@ -1,0 +1,100 @@
+"""Values of a database's own kinds, in the JSON form of `otel_audit.redaction.json_values`.
+
+| value | JSON |
+|---|---|
+| ``JSON.NULL`` | null |
+| Enum member | what its column stores; if unknown, what drivers store: its value, or its name |
+| range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
+| array, vector | a list |
+
+Of a list or an object no more than 5,000 values are read.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+from sqlalchemy import JSON
+
+from otel_audit.redaction.json_values import (
+    NOT_CONVERTED,
+    PLAIN_SCALARS,
+    SCALARS,
+    json_form,
+    json_text,
+)
+
+_MOST_VALUES: Final = 5_000
+
+SMALL: Final = 10**9
+"""Numbers below it are too short to be a card's, a bank's, or a person's."""
+
+
+def column_form(value: Any) -> Any:
+    """Bring a value of a column or a parameter to its JSON form.
+
+    Args:
+        value: Any value of the application.
+
+    Returns:
+        A copy that shares nothing mutable with the value.
+    """
+    return json_form(value, [_MOST_VALUES], _convert)
+
+
+def counted_form(value: Any) -> tuple[Any, int]:
+    """As `column_form`, and how many values it has read."""
+    budget = [_MOST_VALUES]
+    form = json_form(value, budget, _convert)
+    return form, _MOST_VALUES - max(budget[0], 0)
+
+
+def is_harmless(value: Any) -> bool:
+    """Tell whether a value can be no secret by itself, nor a number that is one."""
+    kind = type(value)
+    return kind in PLAIN_SCALARS or (kind is int and -SMALL < value < SMALL)
+
+
+def _convert(value: Any) -> Any:
+    if value is JSON.NULL:
+        return None
+    if isinstance(value, Enum):
+        return _stored_member(value)
+    if isinstance(value, str | int | float | bytes | list | tuple | dict | set | frozenset):
+        return NOT_CONVERTED
+    if hasattr(value, "lower") and hasattr(value, "upper"):
+        return _range_text(value)
+    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    if callable(as_list) and not isinstance(value, memoryview):
+        return as_list()
+    return NOT_CONVERTED
+
+
+def _stored_member(value: Enum) -> Any:
+    """A member that is a text or a number is stored as that; others by their names, mostly."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if value.name is None or isinstance(value, SCALARS):
+        return value.value
+    return value.name
+
+
+def _range_text(value: Any) -> str:
+    empty = getattr(value, "isempty", getattr(value, "is_empty", False))
+    if empty is True:
+        return "empty"
+    bounds = getattr(value, "bounds", None)
+    if not isinstance(bounds, str):
+        lower_inc = getattr(value, "lower_inc", True)
+        upper_inc = getattr(value, "upper_inc", False)
+        bounds = f"{'[' if lower_inc else '('}{']' if upper_inc else ')'}"
+    low, high = ("" if end is None else _plain_text(end) for end in (value.lower, value.upper))
+    return f"{bounds[0]}{low},{high}{bounds[1]}"
+
+
+def _plain_text(end: Any) -> str:
+    form = column_form(end)
+    return form if isinstance(form, str) else json_text(form).decode()

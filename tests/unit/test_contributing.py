@@ -1,0 +1,51 @@
+"""What the page about changing the code says is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from otel_audit.record import AuditRecord
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "contributing.md").read_text()
+EXAMPLE = "trace_sampled"
+"""A field that nothing but the record itself needs: so it stands in the places of any field."""
+
+
+def section(title: str) -> str:
+    return PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+class TestAField:
+    def test_has_the_places_that_the_page_lists(self) -> None:
+        """Whoever adds a field finds each place on the page, and no other place needs it."""
+        listed = re.findall(
+            r"^\d\. `([^`]+\.py)`", section("Add a field to the record"), re.MULTILINE
+        )
+        sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "exporters").rglob("*.py")]
+        found = {
+            str(path.relative_to(ROOT))
+            for path in sources
+            # users' tests compare and show fields by name
+            if "testing" not in path.parts and re.search(rf"\b{EXAMPLE}\b", path.read_text())
+        }
+
+        assert found == set(listed)
+
+    @pytest.mark.parametrize("name", AuditRecord.__struct_fields__)
+    def test_is_filled_by_the_builder(self, name: str) -> None:
+        """No field is set anywhere but in the one module that builds records."""
+        builder = (ROOT / "src/otel_audit/action/compose.py").read_text()
+
+        assert re.search(rf"\b{name}=", builder)
+
+
+def test_every_file_on_the_page_exists() -> None:
+    """A path that leads nowhere helps nobody."""
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*)`", PAGE))
+    roots = [ROOT, ROOT / "src", ROOT / "src/otel_audit", ROOT / "exporters"]
+
+    assert [one for one in sorted(named) if not any((root / one).exists() for root in roots)] == []
