@@ -304,7 +304,7 @@ class TestChildren:
                 if os.fork() == 0:
                     os._exit(0)
                 os.wait()
-                assert time.monotonic() - started < 3
+                assert time.monotonic() - started < 9  # a shutdown would wait for ten
                 otel_audit.emit("child.done")
                 os._exit(0)
             os.wait()

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
-from otel_audit.delivery.worker_thread import Worker
 from otel_audit_postgres.outbox import init_outbox
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit._util.loop_thread import LoopThread
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.spool import FrameKind
 from otel_audit.record import to_json
@@ -156,7 +156,7 @@ def kill(site: Site, name: str) -> None:
     """
     (thread,) = [one for one in site.threads() if one.name == name]
     for worker in gc.get_objects():
-        if isinstance(worker, Worker) and worker._thread is thread:
+        if isinstance(worker, LoopThread) and worker._thread is thread:
             assert worker._loop is not None
             worker._loop.call_soon_threadsafe(sys.exit)
             return

@@ -75,14 +75,15 @@ class TrailPool:
         except TimeoutError:
             raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
         try:
+            # not for all of it: a stream begins in one context and goes on in another
             with suppress_instrumentation():
                 connection = await self._taken()
-                try:
-                    yield connection
-                except (PostgresError, InterfaceError, OSError) as error:
-                    raise as_store_error(error, "read the audit store", asks=True) from None
-                finally:
-                    await self._given_back(connection)
+            try:
+                yield connection
+            except (PostgresError, InterfaceError, OSError) as error:
+                raise as_store_error(error, "read the audit store", asks=True) from None
+            finally:
+                await self._given_back(connection)
         finally:
             self._turns.release()
 
@@ -106,13 +107,14 @@ class TrailPool:
                     _REPEATED_WITHIN
                 )
 
-            yield Trail(
-                connection,
-                views=views or self._views,
-                viewer=viewer,
-                scope=scope,
-                is_repeated=is_repeated,
-            )
+            with suppress_instrumentation():
+                yield Trail(
+                    connection,
+                    views=views or self._views,
+                    viewer=viewer,
+                    scope=scope,
+                    is_repeated=is_repeated,
+                )
             self._remember(looks)
 
     def _remember(self, looks: list[tuple[object, ...]]) -> None:

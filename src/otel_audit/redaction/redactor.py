@@ -9,7 +9,6 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -53,7 +52,6 @@ _LONGEST_NAME: Final = 4_096
 _URLS: Final = frozenset({"referer", "location", "content-location"})
 
 _word_at: Final = re.compile(r"(?:[A-Za-z_.-]{1,32}|[0-9]{1,5})(?![^/{}])").match
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Redactor:

@@ -23,7 +23,6 @@ class Code(IntEnum):
     """The codes of ``google.rpc.Code`` that are used here."""
 
     INVALID_ARGUMENT = 3
-    NOT_FOUND = 5
     ALREADY_EXISTS = 6
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8

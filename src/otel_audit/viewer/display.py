@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from otel_audit_postgres.rows import record_from_payload
 
+from otel_audit.action.compose import with_exchange
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit.redaction.placeholders import REDACTED, is_token
 
@@ -146,10 +147,10 @@ def laid_out(text: str) -> str:
 
 def _without_bodies(record: AuditRecord) -> AuditRecord:
     request, response = record.request, record.response
-    return msgspec.structs.replace(
+    return with_exchange(
         record,
-        request=None if request is None else msgspec.structs.replace(request, body=None),
-        response=None if response is None else msgspec.structs.replace(response, body=None),
+        None if request is None else msgspec.structs.replace(request, body=None),
+        None if response is None else msgspec.structs.replace(response, body=None),
     )
 
 

@@ -19,22 +19,25 @@ from otel_audit.errors import StoreError
 
 PROGRAM = """
 import sys
-from otel_audit_postgres.ledger import rowpass
+from otel_audit_postgres.ledger.verify import row_pass
 from otel_audit.cli.main import cli
 
-rowpass.LEAVES_AT_ONCE = 10
-rowpass._depend_on = slow = __import__("verify_slowly").depend
+row_pass.LEAVES_AT_ONCE = 10
+row_pass._depend_on = slow = __import__("verify_slowly").depend
 if __name__ == "__main__":
     cli(["verify", "--jobs", "2"])
 """
 SLOWLY = """
+import os
 import time
-from otel_audit_postgres.ledger import rowpass
+from pathlib import Path
+from otel_audit_postgres.ledger.verify import row_pass
 
-depend_on = rowpass._depend_on
+depend_on = row_pass._depend_on
 
 def depend(lifeline):
     depend_on(lifeline)
+    Path(__file__).with_name(f"begun-{os.getpid()}").touch()
     time.sleep(600)
 """
 
@@ -74,12 +77,14 @@ async def verifying(audit_store, tmp_path) -> Iterator[subprocess.Popen[str]]:
         env={**os.environ, "OTEL_AUDIT_DSN": audit_store, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    # the command, multiprocessing's own, and two that read
-    until(lambda: len(alive(process.pid)) >= 4)
-    yield process
-    for one in alive(process.pid):
-        os.kill(one, signal.SIGKILL)
-    process.communicate()
+    try:
+        # the command, multiprocessing's own, and two that read
+        until(lambda: len(alive(process.pid)) >= 4 and len(list(tmp_path.glob("begun-*"))) == 2)
+        yield process
+    finally:
+        for one in alive(process.pid):
+            os.kill(one, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.slow
@@ -93,7 +98,6 @@ class TestEnd:
 
     def test_by_ctrl_c_is_one_line(self, verifying):
         """The terminal's SIGINT reaches all: one line, status 130, nothing left."""
-        time.sleep(0.5)  # those that read have begun to read
         os.killpg(verifying.pid, signal.SIGINT)
         _, errors = verifying.communicate(timeout=60)
         assert (verifying.returncode, errors.strip().split("\n")) == (130, ["interrupted"])

@@ -19,7 +19,7 @@ from otel_audit.viewer import Viewer
 
 
 class TestExports:
-    async def test_hold_everything_in_every_form(self, store, clients):
+    async def test_hold_everything_in_every_form(self, store, clients, caplog):
         """CSV, NDJSON and JSON of one query have the same records, texts to the byte."""
         await store.add(*(order_record("bulk.made", str(n)) for n in range(2_100)))
         client = await clients(AUDITOR)
@@ -36,6 +36,7 @@ class TestExports:
             row["id"] for row in rows
         ]
         assert hashlib.sha256(lines[0].encode()).hexdigest() == rows[0]["content_hash"]
+        assert caplog.records == []
 
     async def test_come_with_a_manifest(self, store, clients):
         """Query, checkpoint, rows, digest, who."""

@@ -10,6 +10,7 @@ from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.server import intake as intake_module
 from otel_audit.server.errors import Problem
 from otel_audit.server.intake import Intake
 
@@ -27,6 +28,22 @@ async def come_to_wait() -> None:
 @pytest.fixture
 def store():
     return MemoryStore()
+
+
+class Clock:
+    """In place of the module `time`: goes on when it is told to."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(intake_module, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -87,7 +104,7 @@ async def test_whatever_fails_nobody_is_told_that_it_is_stored(store, intake, er
     assert (refused.value.status, refused.value.retry_after) == (503, 5)
 
 
-async def test_a_store_that_failed_is_left_alone_for_a_moment(store, intake):
+async def test_a_store_that_failed_is_left_alone_for_a_moment(store, intake, clock):
     store.error = StoreUnavailableError("gone")
     with pytest.raises(Problem):
         await intake.store(records(1), [])
@@ -95,7 +112,7 @@ async def test_a_store_that_failed_is_left_alone_for_a_moment(store, intake):
 
     with pytest.raises(Problem):
         await intake.store(records(1), [])
-    await asyncio.sleep(1.05)
+    clock.now += 1.05
     await intake.store(records(1), [])
 
     assert store.batches == [1]
@@ -145,7 +162,7 @@ async def test_at_the_end_what_is_not_stored_in_time_is_sent_away(store):
     assert store.records == {}
 
 
-async def test_the_store_is_asked_once_a_second_at_the_most(store, intake):
+async def test_the_store_is_asked_once_a_second_at_the_most(store, intake, clock):
     """Whoever asks whether it is ready needs no token."""
     store.error = StoreError("no schema")
     with pytest.raises(StoreError, match="no schema"):
@@ -154,7 +171,7 @@ async def test_the_store_is_asked_once_a_second_at_the_most(store, intake):
     with pytest.raises(StoreError, match="no schema"):
         await intake.check()
 
-    await asyncio.sleep(1.05)
+    clock.now += 1.05
     await intake.check()
     store.error = StoreError("no schema")
     await intake.check()
