@@ -105,16 +105,16 @@ class PostgresAuditSpanExporter(SpanExporter):
         if not flagged:
             return SpanExportResult.SUCCESS
         if self._ended:
-            self._complain(len(flagged), "the exporter was shut down")
+            self._log_lost(len(flagged), "the exporter was shut down")
             return SpanExportResult.FAILURE
         try:
             self._background.call(lambda: self._store(flagged), self._timeout)
         except StoreError as error:
-            self._complain(len(flagged), str(error))
+            self._log_lost(len(flagged), str(error))
         except TimeoutError:
-            self._complain(len(flagged), f"no answer within {self._timeout:g} seconds")
+            self._log_lost(len(flagged), f"no answer within {self._timeout:g} seconds")
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
-            self._complain(len(flagged), f"an unexpected {type(error).__name__}")
+            self._log_lost(len(flagged), f"an unexpected {type(error).__name__}")
         else:
             return SpanExportResult.SUCCESS
         return SpanExportResult.FAILURE
@@ -182,7 +182,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         async with self._connection() as sink:
             await sink.close()
 
-    def _complain(self, count: int, why: str) -> None:
+    def _log_lost(self, count: int, why: str) -> None:
         log_limited(_logger, "export", "%d audit spans were not stored: %s", count, why)
 
 
