@@ -34,6 +34,7 @@ from otel_audit.errors import (
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
+from otel_audit_postgres.personal.protect import protector_from
 from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)
@@ -171,7 +172,10 @@ class PostgresAuditSpanExporter(SpanExporter):
         """One export at a time, as there is one connection."""
         if self._background.kept is None:
             sink = PostgresSink(
-                self._dsn, connect_timeout=self._connect_timeout, statement_timeout=self._timeout
+                self._dsn,
+                connect_timeout=self._connect_timeout,
+                statement_timeout=self._timeout,
+                protector=protector_from(AuditConfig()),
             )
             self._background.kept = (sink, asyncio.Lock())
         sink, lock = self._background.kept

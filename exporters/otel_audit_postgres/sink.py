@@ -22,7 +22,7 @@ from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
-from otel_audit.errors import StoreError
+from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
@@ -44,6 +44,7 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
+from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.rows import (
     COLUMNS,
     Row,
@@ -135,6 +136,7 @@ class PostgresSink:
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
         tell: Callable[[int], None] | None = None,
+        protector: Protector | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
 
@@ -143,8 +145,10 @@ class PostgresSink:
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
             tell: Told once a day how many rows are in the default partition, counted to a bound.
+            protector: Encrypts personal values before anything is stored; None: none are.
         """
         self._dsn = dsn
+        self._protector = protector
         self._on_default_rows = tell
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -179,7 +183,7 @@ class PostgresSink:
         """
         if not records:
             return Written(stored=0)
-        rows, unfit = _to_rows(_as_their_own(records))
+        rows, unfit = _to_rows(await self._protected(_as_their_own(records)))
         became = _Outcome(unfit)
         # one statement does not see what it inserts itself
         store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
@@ -197,6 +201,15 @@ class PostgresSink:
             held,
             _held_up(became.held) if held else "",
         )
+
+    async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
+        if self._protector is None:
+            return records
+        try:
+            return await self._protector.protect(records)
+        except ConfigurationError as error:
+            # nothing is stored in clear, and nothing is lost: it waits until that is mended
+            raise StoreError(str(error)) from None
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -233,7 +246,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = await _to_rows_by_turns(_as_their_own(records))
+        rows, unfit = await _to_rows_by_turns(await self._protected(_as_their_own(records)))
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
@@ -328,6 +341,8 @@ class PostgresSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             await disconnect(connection)
+        if self._protector is not None:
+            await self._protector.close()
         await disconnected()
 
     @asynccontextmanager

@@ -118,9 +118,13 @@ def _store_maker(config: AuditConfig) -> Callable[[], Store]:
     dsn = config.asyncpg_dsn
     if dsn is None:
         raise ConfigurationError(f"{PREFIX}DSN: missing; it names the audit store")
+    from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+    protector_from(config)
+    return lambda: PostgresSink(
+        dsn, connect_timeout=config.connect_timeout, protector=protector_from(config)
+    )
 
 
 def _sealing(config: AuditConfig) -> SealingThread | None:
