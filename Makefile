@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-fast lint types layers bench bench-quick check collector matrix lowest lock clean
+.PHONY: help setup demo demo-retention test test-fast lint types layers bench bench-quick check collector matrix lowest lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, test-fast, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
+	@echo "Also: setup, demo-retention, test-fast, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
 
 setup: $(READY)
 
@@ -24,6 +24,10 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 # KEEP=1 leaves it running
 demo: setup
 	@$(BIN)/python -m demo
+
+# a year of records in a minute: archived, held, erased, and everything still proves
+demo-retention: setup
+	@$(BIN)/python -m demo.retention
 
 # most of the time goes into waiting for real servers, so three at once suit two cores
 TEST := $(BIN)/python -m pytest -n 3 --dist loadfile

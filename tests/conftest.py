@@ -16,6 +16,7 @@ from payload_schema import faults_of
 from postgres_servers import Postgres
 
 from otel_audit._util import ratelimited_log
+from otel_audit.errors import OtelAuditError
 from otel_audit.testing.store import Server, embedded_server, running_server
 
 settings.register_profile("usual", deadline=None, max_examples=60)
@@ -44,6 +45,32 @@ def _clean_environment() -> Iterator[None]:
 def _nothing_said_yet() -> None:
     """A line that another test has caused does not hold back this test's."""
     ratelimited_log.forget()
+
+
+_GUARDED = ("unit/delivery", "unit/util", "unit/action")
+"""Where a test fails if a guard of ours has caught an error that the test does not ask for."""
+
+
+@pytest.fixture(autouse=True)
+def _caught_errors_fail(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A mistake of ours does not hide behind a guard; ``allow_errors`` marks who wants a failure."""
+    here = request.path.relative_to(Path(__file__).parent).as_posix()
+    if request.node.get_closest_marker("allow_errors") or not here.startswith(_GUARDED):
+        yield
+        return
+    caught: list[BaseException] = []
+
+    def note(error: BaseException) -> None:
+        # what the system or the store refuses is no mistake of ours
+        if not isinstance(error, OSError | OtelAuditError):
+            caught.append(error)
+
+    monkeypatch.setattr(ratelimited_log, "on_caught", note)
+    yield
+    if caught:
+        raise BaseExceptionGroup("a guard has caught what this test does not ask for", caught)
 
 
 @pytest.fixture(autouse=True)

@@ -126,8 +126,8 @@ def _resource_spans(resource: Mapping[str, Any], group: Iterable[Carried]) -> by
         protobuf_wire.part(protobuf_wire.SCOPE_SPANS_SPAN, item.span) for item in group
     )
     scope = protobuf_wire.part(protobuf_wire.SCOPE_NAME, SCOPE_NAME.encode())
-    told = protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, resource)
-    return protobuf_wire.part(protobuf_wire.RESOURCE_SPANS_RESOURCE, told) + protobuf_wire.part(
+    encoded = protobuf_wire.pairs(protobuf_wire.RESOURCE_ATTRIBUTE, resource)
+    return protobuf_wire.part(protobuf_wire.RESOURCE_SPANS_RESOURCE, encoded) + protobuf_wire.part(
         protobuf_wire.RESOURCE_SPANS_SCOPE_SPANS,
         protobuf_wire.part(protobuf_wire.SCOPE_SPANS_SCOPE, scope) + spans,
     )

@@ -76,8 +76,8 @@ def pairs(tag: bytes, attributes: Mapping[str, Any]) -> bytes:
     """
     written: list[bytes] = []
     for key, value in attributes.items():
-        told = part(_STRING, value.encode()) if type(value) is str else _any(value)
-        pair = _key(key) + _VALUE + _varint(len(told)) + told
+        encoded = part(_STRING, value.encode()) if type(value) is str else _any(value)
+        pair = _key(key) + _VALUE + _varint(len(encoded)) + encoded
         written += (tag, _varint(len(pair)), pair)
     return b"".join(written)
 

@@ -269,7 +269,7 @@ async def _connected(target: PostgresDsn, limits: Limits) -> OwnConnection:
     except BaseException:
         connection.terminate()
         raise
-    connection.add_log_listener(_hear)
+    connection.add_log_listener(_on_log_message)
     return connection
 
 
@@ -346,7 +346,7 @@ async def disconnected() -> None:
         await asyncio.wait(mine, timeout=_PATIENCE)
 
 
-def _hear(connection: object, message: PostgresLogMessage) -> None:
+def _on_log_message(connection: object, message: PostgresLogMessage) -> None:
     # by the function's name, as the text is in the server's language
     if message.server_source_function == _SYNC_WAIT and isinstance(connection, OwnConnection):
         connection.is_unreplicated = True

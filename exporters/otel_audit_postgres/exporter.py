@@ -34,6 +34,7 @@ from otel_audit.errors import (
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.spans import Redacting
+from otel_audit_postgres.personal.protect import protector_from
 from otel_audit_postgres.sink import PostgresSink
 
 _logger = logging.getLogger(__name__)
@@ -105,16 +106,16 @@ class PostgresAuditSpanExporter(SpanExporter):
         if not flagged:
             return SpanExportResult.SUCCESS
         if self._ended:
-            self._complain(len(flagged), "the exporter was shut down")
+            self._log_lost(len(flagged), "the exporter was shut down")
             return SpanExportResult.FAILURE
         try:
             self._background.call(lambda: self._store(flagged), self._timeout)
         except StoreError as error:
-            self._complain(len(flagged), str(error))
+            self._log_lost(len(flagged), str(error))
         except TimeoutError:
-            self._complain(len(flagged), f"no answer within {self._timeout:g} seconds")
+            self._log_lost(len(flagged), f"no answer within {self._timeout:g} seconds")
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the application
-            self._complain(len(flagged), f"an unexpected {type(error).__name__}")
+            self._log_lost(len(flagged), f"an unexpected {type(error).__name__}")
         else:
             return SpanExportResult.SUCCESS
         return SpanExportResult.FAILURE
@@ -171,7 +172,10 @@ class PostgresAuditSpanExporter(SpanExporter):
         """One export at a time, as there is one connection."""
         if self._background.kept is None:
             sink = PostgresSink(
-                self._dsn, connect_timeout=self._connect_timeout, statement_timeout=self._timeout
+                self._dsn,
+                connect_timeout=self._connect_timeout,
+                statement_timeout=self._timeout,
+                protector=protector_from(AuditConfig()),
             )
             self._background.kept = (sink, asyncio.Lock())
         sink, lock = self._background.kept
@@ -182,7 +186,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         async with self._connection() as sink:
             await sink.close()
 
-    def _complain(self, count: int, why: str) -> None:
+    def _log_lost(self, count: int, why: str) -> None:
         log_limited(_logger, "export", "%d audit spans were not stored: %s", count, why)
 
 

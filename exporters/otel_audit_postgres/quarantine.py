@@ -9,11 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.queue_entries import read_back
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connection import InsufficientPrivilegeError
 from otel_audit_postgres.ledger import store
+from otel_audit_postgres.personal.protect import protector_from
 from otel_audit_postgres.sink import PostgresSink
 
 _LIST = "SELECT content_hash, record_id, received, reason, recorded_at FROM audit.quarantined()"
@@ -83,7 +85,7 @@ async def retry(dsn: str, rows: list[QuarantinedRow]) -> list[QuarantinedRow]:
         StoreError: The store takes nothing now.
     """
     done: list[QuarantinedRow] = []
-    sink = PostgresSink(dsn)
+    sink = PostgresSink(dsn, protector=protector_from(AuditConfig()))
     try:
         for row in rows:
             record = read_back(row.record_id, row.received.encode())

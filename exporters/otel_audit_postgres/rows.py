@@ -21,6 +21,7 @@ from otel_audit._util.cache import Memo
 from otel_audit.delivery.sanitize import mend_record, needs_mending
 from otel_audit.record import AuditRecord, Received
 from otel_audit_postgres import copy_format
+from otel_audit_postgres.pseudonyms import searchable
 
 COLUMNS: Final = (
     ("id", "uuid"),
@@ -367,14 +368,14 @@ def _project(
         text(actor.role),
         null if target is None else key(target.type),
         null if target is None or target.id is None else own_key(target.id),
-        null if source is None else text(source.address),
-        null if source is None else text(source.user_agent),
-        null if source is None else text(source.session_id),
+        null if source is None else text(searchable(source.address)),
+        null if source is None else text(searchable(source.user_agent)),
+        null if source is None else text(searchable(source.session_id)),
         null if record.error is None else text(record.error.type),
         text(service) if isinstance(service, str) else null,
         null if request is None else text(request.method),
         null if request is None else text(request.route),
-        null if request is None else text(request.path),
+        null if request is None else text(searchable(request.path)),
         null if response is None else int4(_fitting(response.status_code, 31)),
         null if request is None or request.id is None else own_key(request.id),
         null if record.trace_id is None else own_key(record.trace_id),

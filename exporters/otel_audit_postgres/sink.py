@@ -22,7 +22,7 @@ from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
-from otel_audit.errors import StoreError
+from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
@@ -44,6 +44,7 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
+from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.rows import (
     COLUMNS,
     Row,
@@ -91,7 +92,7 @@ _RECEIPTS: Final = (
 # what came over the network vouches for nothing that this process has written
 _OWN_RECEIPTS: Final = f"{_RECEIPTS} AND received_hash IS NULL ORDER BY recorded_at"
 _RECEIVING_KEY: Final = "SELECT key FROM audit.receiving_key"
-_SET_ASIDE: Final = (
+_QUARANTINE: Final = (
     "INSERT INTO audit.quarantine (content_hash, record_id, received, reason) "
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
@@ -113,7 +114,7 @@ _MOST_CLAIMS: Final = 4
 one is needed only where somebody knew all of it beforehand."""
 
 # to see what came, to read it, to read the end of the stream, to tell the connection
-_TURNS_TO_HEAR: Final = 4
+_TURNS_TO_READ: Final = 4
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -135,6 +136,7 @@ class PostgresSink:
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
         tell: Callable[[int], None] | None = None,
+        protector: Protector | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
 
@@ -143,9 +145,11 @@ class PostgresSink:
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
             tell: Told once a day how many rows are in the default partition, counted to a bound.
+            protector: Encrypts personal values before anything is stored; None: none are.
         """
         self._dsn = dsn
-        self._tell = tell
+        self._protector = protector
+        self._on_default_rows = tell
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
@@ -179,15 +183,15 @@ class PostgresSink:
         """
         if not records:
             return Written(stored=0)
-        rows, unfit = _to_rows(_as_their_own(records))
+        rows, unfit = _to_rows(await self._protected(_as_their_own(records)))
         became = _Outcome(unfit)
         # one statement does not see what it inserts itself
         store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
                 await store(connection, part, became)
-            await self._set_aside(connection, became.refused, became)
-        _tell_conflicts(became.conflicts)
+            await self._quarantine(connection, became.refused, became)
+        _log_conflicts(became.conflicts)
         _remember(rows, became)
         refused, held = len(became.refused), tuple(became.held_as_sent(rows))
         return Written(
@@ -197,6 +201,15 @@ class PostgresSink:
             held,
             _held_up(became.held) if held else "",
         )
+
+    async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
+        if self._protector is None:
+            return records
+        try:
+            return await self._protector.protect(records)
+        except ConfigurationError as error:
+            # nothing is stored in clear, and nothing is lost: it waits until that is mended
+            raise StoreError(str(error)) from None
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -212,7 +225,7 @@ class PostgresSink:
             return
         became = _Outcome([])
         async with self._session("write to the audit store", became) as connection:
-            await self._set_aside(connection, refused, became)
+            await self._quarantine(connection, refused, became)
 
     async def accept(
         self, records: Sequence[AuditRecord], refused: Sequence[Refused] = ()
@@ -233,13 +246,13 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = await _to_rows_by_turns(_as_their_own(records))
+        rows, unfit = await _to_rows_by_turns(await self._protected(_as_their_own(records)))
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
             for part in _parts(rows):
                 await self._store_new(connection, part, became)
-            await self._set_aside(connection, [*became.refused, *refused], became)
-        _tell_conflicts(became.conflicts)
+            await self._quarantine(connection, [*became.refused, *refused], became)
+        _log_conflicts(became.conflicts)
         return Accepted(
             became.refused,
             became.conflicts,
@@ -328,6 +341,8 @@ class PostgresSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             await disconnect(connection)
+        if self._protector is not None:
+            await self._protector.close()
         await disconnected()
 
     @asynccontextmanager
@@ -357,7 +372,7 @@ class PostgresSink:
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is not None:
-            await _hear()
+            await _process_incoming()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
                 self._dsn, self._connect_timeout, Limits.of_statements(self._statement_timeout)
@@ -405,10 +420,10 @@ class PostgresSink:
                     made["detail"],
                     level=logging.WARNING,
                 )
-        if self._tell is not None:
-            await self._tell_of_default(connection, self._tell)
+        if self._on_default_rows is not None:
+            await self._count_default(connection, self._on_default_rows)
 
-    async def _tell_of_default(
+    async def _count_default(
         self, connection: Connection[Any], tell: Callable[[int], None]
     ) -> None:
         try:
@@ -616,14 +631,14 @@ class PostgresSink:
             and not _came_directly(row, stored)
         ]
 
-    async def _set_aside(
+    async def _quarantine(
         self, connection: Connection[Any], refused: Sequence[Refused], became: _Outcome
     ) -> None:
         if not refused:
             return
         texts = [storable(item.received.decode("utf-8", "replace")) for item in refused]
         status = await connection.execute(
-            _SET_ASIDE,
+            _QUARANTINE,
             [hashlib.sha256(text.encode()).digest() for text in texts],
             [_plain(item.record_id) for item in refused],
             texts,
@@ -679,9 +694,9 @@ def _sound_record() -> AuditRecord:
     return process_record("audit.store.tried", actor=ANONYMOUS)
 
 
-async def _hear() -> None:
+async def _process_incoming() -> None:
     """Let the loop read what the server said since, such as that it has closed the connection."""
-    for _ in range(_TURNS_TO_HEAR):
+    for _ in range(_TURNS_TO_READ):
         await asyncio.sleep(0)
 
 
@@ -763,7 +778,7 @@ def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     return list(map(without_conflict, records))
 
 
-def _tell_conflicts(conflicts: Sequence[Conflict]) -> None:
+def _log_conflicts(conflicts: Sequence[Conflict]) -> None:
     if conflicts:
         log_limited(
             _logger,

@@ -532,6 +532,25 @@ class AuditConfig(BaseSettings):
     retention_file: Path | None = Field(
         None, description="The retention policy: which records are kept how long, and where."
     )
+    keys_dsn: SecretStr | None = Field(
+        None,
+        description="A database of its own for the keys of personal values; with it they are "
+        "stored encrypted, and can be erased.",
+    )
+    keys_kek_file: Path | None = Field(
+        None, description="File with the key that those keys are wrapped with: 32 bytes in hex."
+    )
+    keys_kek: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="A callable that returns who wraps those keys, module:name, for a key "
+        "management service; it wins over the file.",
+    )
+    personal: Names = Field(
+        ("actor.email", "source.address", "source.user_agent", "source.session_id"),
+        description="Which values are personal: also request.body, response.body, metadata.NAME, "
+        "request.headers.NAME, changes.ENTITY.COLUMN.",
+    )
     record_views: Literal["required", "tried", "off"] = Field(
         "required",
         description="Whether who searches the trail is recorded in it: before anything is shown, "

@@ -527,9 +527,16 @@ def sink_maker(
     dsn = config.asyncpg_dsn
     if config.exporter == "console" or dsn is None:
         return ConsoleSink
+    from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout, tell=tell)
+    protector_from(config)  # a wrong setting is told now, not by the first record
+    return lambda: PostgresSink(
+        dsn,
+        connect_timeout=config.connect_timeout,
+        tell=tell,
+        protector=protector_from(config),
+    )
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:

@@ -218,6 +218,7 @@ class S3Archive:
             with file.open("rb") as body:
                 self._client.put_object(
                     Bucket=self._bucket, Key=self._prefix + key, Body=body, IfNoneMatch="*",
+                    ChecksumAlgorithm="SHA256",
                     ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(), **locked,
                 )  # fmt: skip
         except self._errors as error:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 from otel_audit._util.loop_thread import run_in_thread
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
-from otel_audit_postgres.ledger.plugins import called
+from otel_audit_postgres.plugins import called
 
 _logger = logging.getLogger(__name__)
 

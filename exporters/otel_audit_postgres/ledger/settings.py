@@ -16,8 +16,8 @@ from otel_audit_postgres.ledger.keys import (
     read_public_key,
     read_signing_key,
 )
-from otel_audit_postgres.ledger.plugins import called
 from otel_audit_postgres.ledger.sealer import Sealer
+from otel_audit_postgres.plugins import called
 
 _PLUS_SIGNS = 2  # of a key in its text form, at the least
 

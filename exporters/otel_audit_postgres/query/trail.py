@@ -189,7 +189,11 @@ class Trail:
 
     async def proved(self, what: str, records: int) -> None:
         """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
-        await self.ask("prove", {"what": what}, _nothing, lambda _: records)
+        await self.looked("prove", {"what": what}, records)
+
+    async def looked(self, question: str, asked: dict[str, Any], records: int) -> None:
+        """Record a look at what is not in the store any more, or was read another way."""
+        await self.ask(question, asked, _nothing, lambda _: records)
 
     async def ask(
         self,

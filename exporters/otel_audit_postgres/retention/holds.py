@@ -178,7 +178,7 @@ async def release_hold(
         others = [one for one in before if one.id != hold_id]
         freed = []
         for _, month, entry in await _objects(connection):
-            if any(_overlaps(one, month) for one in released) and not any(
+            if any(_applies(archive, entry, month, one) for one in released) and not any(
                 _applies(archive, entry, month, one) for one in others
             ):
                 archive.hold(entry.key, on=False)

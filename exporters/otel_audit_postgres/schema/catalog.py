@@ -43,7 +43,7 @@ guarded AS (
          'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
          'schema_version', 'quarantine_releases', 'quarantine_told', 'retention_policies',
          'holds', 'hold_releases', 'hold_overrides', 'archives', 'archive_removals',
-         'retirements', 'restorations', 'scope_key')
+         'retirements', 'restorations', 'erasures', 'scope_key')
     UNION
     SELECT i.inhrelid, pn.nspname || '.' || part.relname, true
     FROM pg_catalog.pg_inherits i

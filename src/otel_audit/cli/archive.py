@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import uuid
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.retention import archive_option, bar, json_option, needed_archive
+from otel_audit.cli.retention import archive_option, asked, bar, json_option, needed_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 
@@ -86,3 +90,98 @@ def verify(
     else:
         echo(f"TAMPERED: {len(report.findings.problems)} problems", colour="red")
     sys.exit(0 if report.ok else 1)
+
+
+@archive.command(context_settings={"ignore_unknown_options": True})
+@click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
+@dsn_option
+@archive_option
+@click.option("--limit", default=50, show_default=True, help="Records at the most.")
+@json_option
+def query(
+    text: tuple[str, ...], dsn: str | None, archive: str | None, limit: int, as_json: bool
+) -> None:
+    """Look for archived records, the newest first, in the language of `otel-audit search`.
+
+    That somebody looked is recorded, as with a search.
+    """
+    from otel_audit_postgres.archive.catalog import archived_objects
+    from otel_audit_postgres.archive.query import SHOWN, query_archives
+    from otel_audit_postgres.query.grammar import parse
+
+    wanted, store = parse(" ".join(text)), chosen_dsn(dsn)
+    found = query_archives(
+        needed_archive(archive), run_lasting(archived_objects(store)), wanted, limit=limit,
+        with_payload=as_json,
+    )  # fmt: skip
+    run_lasting(_record(store, str(wanted), len(found)))
+    if as_json:
+        for one in found:
+            echo_json(_plain(one))
+        return
+    echo_columns(SHOWN, [[_plain(one)[name] for name in SHOWN] for one in found])
+    if not found:
+        echo("no archived record fits", err=True)
+
+
+@archive.command()
+@click.argument("month", metavar="MONTH")
+@dsn_option
+@archive_option
+@click.option("--days", default=7, show_default=True, type=click.IntRange(1, 90))
+@click.option("--end", is_flag=True, help="Take it away again.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def restore(  # noqa: PLR0913, PLR0917 - one for each option
+    month: str, dsn: str | None, archive: str | None, days: int, end: bool, yes: bool
+) -> None:
+    """Put MONTH, such as 2026-01, into audit.restored_logs, to be read for some days.
+
+    Its readers are those of the trail, under the same row level security.
+    """
+    from otel_audit_postgres.archive.restore import end_restoration, restore_month
+
+    try:
+        first = date.fromisoformat(f"{month}-01")
+    except ValueError:
+        raise click.BadParameter(f"{month!r} is no month: 2026-01") from None
+    if end:
+        rows = run_lasting(end_restoration(chosen_dsn(dsn), first))
+        echo(f"{rows} rows taken away")
+        return
+    asked(f"Restore {month} for {days} days?", yes=yes)
+    rows = run_lasting(restore_month(chosen_dsn(dsn), needed_archive(archive), first, days))
+    echo(f"{rows} rows of {month} are in audit.restored_logs for {days} days")
+
+
+@archive.command()
+@click.argument("record_id", metavar="ID", type=click.UUID)
+@archive_option
+@click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
+def prove(
+    record_id: uuid.UUID, archive: str | None, keys: tuple[str, ...], out: Path | None
+) -> None:
+    """Write an evidence bundle for the record ID from the archive alone; no database is asked."""
+    from otel_audit_postgres.archive.prove import prove_archived
+    from otel_audit_postgres.ledger.prove import write
+    from otel_audit_postgres.ledger.settings import chosen_public_keys
+
+    public = chosen_public_keys(AuditConfig(), keys)
+    directory = out or Path(f"evidence-{record_id}")
+    write(prove_archived(needed_archive(archive), record_id, public), directory)
+    echo(f"{directory}: to check it there, run: python verify.py")
+
+
+async def _record(store: str, asked_for: str, records: int) -> None:
+    """A question to archives is a look into the trail."""
+    from otel_audit_postgres.query.trail import open_trail
+
+    async with open_trail(store, views=AuditConfig().record_views) as trail:
+        await trail.looked("archive query", {"query": asked_for}, records)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(uuid.UUID(bytes=bytes(value))) if name == "id" else value
+        for name, value in row.items()
+    }

@@ -97,7 +97,10 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     found = run_lasting(
         inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
     )
-    for finding in [*found, *_ledger(config, config.asyncpg_dsn)]:
+    from otel_audit_postgres.retention.health import inspect_retention
+
+    kept = run_lasting(inspect_retention(config, config.asyncpg_dsn))
+    for finding in [*found, *_ledger(config, config.asyncpg_dsn), *kept]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
     if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
         from otel_audit_postgres.outbox import inspect_outbox

@@ -27,6 +27,7 @@ from otel_audit.cli.retention import retention
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import history, search, show, stats
 from otel_audit.cli.serve import serve
+from otel_audit.cli.subject import subject
 from otel_audit.cli.terminal import cleaned, echo
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
@@ -102,5 +103,6 @@ cli.add_command(search)
 cli.add_command(serve)
 cli.add_command(show)
 cli.add_command(stats)
+cli.add_command(subject)
 cli.add_command(verify)
 cli.add_command(web)

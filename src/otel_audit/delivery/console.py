@@ -46,5 +46,5 @@ def _refusal(record_id: str, reason: str) -> str:
     return _line({"refused": reason, "record_id": record_id})
 
 
-def _line(told: object) -> str:
-    return ascii_json(to_json(told).decode()) + "\n"
+def _line(value: object) -> str:
+    return ascii_json(to_json(value).decode()) + "\n"

@@ -108,7 +108,7 @@ class Recovery:
     async def _deliver(self, spool: AbandonedSpool, write: Write, known: Known, size: int) -> bool:
         recovered = 0
         for batch in batches_of(spool, size, self._counters):
-            entries = await _not_told_better(batch, known)
+            entries = await _without_stored(batch, known)
             if entries is None or (entries and not await write(entries)):
                 return False
             recovered += len(entries)
@@ -119,13 +119,13 @@ class Recovery:
         return True
 
 
-async def _not_told_better(batch: Sequence[RecoveredEntry], known: Known) -> list[Entry] | None:
+async def _without_stored(batch: Sequence[RecoveredEntry], known: Known) -> list[Entry] | None:
     """Leave out what was cut down in the spool alone: its record went to the store from memory.
 
     What is known of such an action here may lack its tenant, and would be a second row then.
     """
     cut_down = [found.record_id for found in batch if not found.finished]
-    told = await known(cut_down) if cut_down else set()
-    if told is None:
+    stored = await known(cut_down) if cut_down else set()
+    if stored is None:
         return None
-    return [found.entry for found in batch if found.finished or found.record_id not in told]
+    return [found.entry for found in batch if found.finished or found.record_id not in stored]

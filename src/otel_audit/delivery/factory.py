@@ -99,7 +99,7 @@ def local_quarantine(config: AuditConfig, service: str | None = None) -> LocalQu
         service or service_of_spool(),
         max_bytes=config.spool_max_bytes,
         sealing=spool_encryption(config),
-        tell=_tell,
+        on_kept=_log_kept,
     )
 
 
@@ -125,7 +125,7 @@ def spool_encryption(config: AuditConfig) -> Encryption | None:
         ) from None
 
 
-def _tell(place: Path, refused: Sequence[Refused]) -> None:
+def _log_kept(place: Path, refused: Sequence[Refused]) -> None:
     log_limited(
         _logger, "quarantine",
         "%d audit records were refused and are kept in %s; see them: otel-audit quarantine",

@@ -84,7 +84,7 @@ class LocalQuarantine:
         *,
         max_bytes: int,
         sealing: Encryption | None = None,
-        tell: Callable[[Path, Sequence[Refused]], None] | None = None,
+        on_kept: Callable[[Path, Sequence[Refused]], None] | None = None,
     ) -> None:
         """Name the place; nothing is made yet.
 
@@ -93,13 +93,13 @@ class LocalQuarantine:
             service: The service's name.
             max_bytes: Bound on what is kept; beyond it nothing more is taken.
             sealing: Encrypts what is kept, if given.
-            tell: Called after something was kept.
+            on_kept: Called after something was kept.
         """
         self._directory = directory
         self._service = service
         self._max_bytes = max_bytes
         self._sealing = sealing
-        self._tell = tell
+        self._on_kept = on_kept
 
     @property
     def path(self) -> Path:
@@ -126,8 +126,8 @@ class LocalQuarantine:
                 f"what the store refuses cannot be set aside in {self.path} ({error.strerror}); "
                 "make room there, or make it writable"
             ) from error
-        if self._tell is not None:
-            self._tell(self.path, refused)
+        if self._on_kept is not None:
+            self._on_kept(self.path, refused)
 
     def files(self) -> list[Path]:
         """What is kept, in no order; empty where nothing is, or nothing can be seen."""

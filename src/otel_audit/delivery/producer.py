@@ -95,13 +95,13 @@ class Producer:
         # others wait: the first number is that of the beginning
         with self._beginning:
             if not self._announced:
-                self._tell(STARTED)
+                self._send_heartbeat(STARTED)
                 self._announced = True
 
     def end(self) -> None:
         """Say that the stream has ended in order; what comes after it takes that back."""
         if self._announced and not self._ended:
-            self._tell(ENDED)
+            self._send_heartbeat(ENDED)
             self._ended = True
 
     def beat(self) -> None:
@@ -110,9 +110,9 @@ class Producer:
             return
         # called twice as often, so the pause is at most one and a half
         if time.monotonic() - self._last_at >= self._stream.heartbeat:
-            self._tell(ALIVE)
+            self._send_heartbeat(ALIVE)
 
-    def _tell(self, event: str) -> None:
+    def _send_heartbeat(self, event: str) -> None:
         try:
             configuration = "" if self._stream is None else self._stream.configuration
             resource = resource_attributes()

@@ -130,9 +130,9 @@ class RecordQueue:
         except SpoolError as error:
             if kind is FrameKind.OPENED and not isinstance(error, SpoolClosedError):
                 raise
-            self._complain_of_spool(error)
+            self._note_spool_error(error)
         except _NOT_WRITABLE as error:
-            self._complain_of_spool(error)
+            self._note_spool_error(error)
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
@@ -141,7 +141,7 @@ class RecordQueue:
         try:
             self._append(FrameKind.DISCARDED, record_id, b"")
         except (SpoolError, ValueError) as error:
-            self._complain_of_spool(error)
+            self._note_spool_error(error)
 
     def put(self, entry: Entry) -> bool:
         """Take over a finished entry; call it under the lock.
@@ -258,12 +258,12 @@ class RecordQueue:
         finally:
             self._count_damage(spool)
 
-    def done(self, items: Sequence[Item], aside: Sequence[Item] = ()) -> None:
+    def done(self, items: Sequence[Item], held: Sequence[Item] = ()) -> None:
         """Let go of entries that the store has acknowledged; call it under the lock.
 
         Args:
             items: These entries.
-            aside: Others that were taken with them, and that the caller keeps from now on.
+            held: Others that were taken with them, and that the caller keeps from now on.
         """
         spool = self.open_spool
         if spool is not None:
@@ -276,7 +276,7 @@ class RecordQueue:
             if self._to_take_back:
                 self._take_back(spool)
         self._memory_only.difference_update(item.number for item in items)
-        gone = {item.number for item in (*items, *aside)}
+        gone = {item.number for item in (*items, *held)}
         while self._memory and self._memory[0].number in gone:
             self._memory.popleft()
 
@@ -355,7 +355,7 @@ class RecordQueue:
             size = len(written)
             return self._append(FrameKind.CLOSED, entry.record_id, written), size
         except (SpoolError, *_NOT_WRITABLE) as error:
-            self._complain_of_spool(error)
+            self._note_spool_error(error)
         return None, size
 
     def _reopened(self, spool: Spool) -> Spool:
@@ -379,7 +379,7 @@ class RecordQueue:
                 "%d audit records in %s cannot be read any more, and are lost", lost, spool.path
             )
 
-    def _complain_of_spool(self, error: Exception) -> None:
+    def _note_spool_error(self, error: Exception) -> None:
         self._counters.add("spool_errors")
         log_limited(
             _logger, "spool",

@@ -16,7 +16,14 @@ from otel_audit.redaction.json_values import (
     json_text,
 )
 from otel_audit.redaction.placeholders import WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.truncate import cut_text, describe_cut, head_of_text, shorten, whole_head
+from otel_audit.redaction.truncate import (
+    cut_text,
+    describe_cut,
+    head_of_text,
+    is_cut,
+    shorten,
+    whole_head,
+)
 from otel_audit.redaction.truncated_bodies import whole_json, withhold_undecided
 from otel_audit.redaction.walker import parse_json
 from otel_audit.scope import open_scope
@@ -95,7 +102,7 @@ class ColumnRedaction:
         # of bytes nothing is shown
         if own is None or isinstance(stored, bytes | bytearray | memoryview):
             return shown
-        if shown != form and not (isinstance(shown, dict) and "cut" in shown):
+        if shown != form and not is_cut(shown):
             return shown
         return REDACTED if self._hides(name, own, alias) else shown
 

@@ -53,6 +53,11 @@ def describe_cut(
     return found
 
 
+def is_cut(form: Any) -> bool:
+    """Tell whether a JSON form describes a value that was cut."""
+    return isinstance(form, dict) and form.get("_truncated") is True
+
+
 def shorten(value: Any, longest: int) -> Any:
     """Cut a JSON value that is too long.
 

@@ -22,7 +22,7 @@ def write(  # noqa: PLR0913, PLR0917 - one for each thing that a line says
     status: int,
     client: str | None,
     seconds: float,
-    told: Mapping[str, Any],
+    extra: Mapping[str, Any],
 ) -> None:
     """Write one request's line.
 
@@ -32,7 +32,7 @@ def write(  # noqa: PLR0913, PLR0917 - one for each thing that a line says
         status: Of HTTP or of gRPC.
         client: The address that it came from.
         seconds: How long it took.
-        told: What else is known of it.
+        extra: What else is known of it.
     """
     if not _access.isEnabledFor(logging.INFO):
         return
@@ -42,7 +42,7 @@ def write(  # noqa: PLR0913, PLR0917 - one for each thing that a line says
         "status": status,
         "client": client,
         "duration_ms": round(seconds * 1000, 1),
-        **told,
+        **extra,
     }
     _access.info("%s", ascii_json(msgspec.json.encode(line).decode()))
 

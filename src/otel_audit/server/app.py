@@ -118,9 +118,13 @@ def _store_maker(config: AuditConfig) -> Callable[[], Store]:
     dsn = config.asyncpg_dsn
     if dsn is None:
         raise ConfigurationError(f"{PREFIX}DSN: missing; it names the audit store")
+    from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    return lambda: PostgresSink(dsn, connect_timeout=config.connect_timeout)
+    protector_from(config)
+    return lambda: PostgresSink(
+        dsn, connect_timeout=config.connect_timeout, protector=protector_from(config)
+    )
 
 
 def _sealing(config: AuditConfig) -> SealingThread | None:
@@ -217,12 +221,12 @@ def _reloading(service: Service) -> Iterator[None]:
 
 async def _health(service: Service, beside: _Beside, _: Request) -> Response:
     """Whether the process lives, and how what runs beside it does."""
-    told = {
+    logged = {
         "status": "ending" if service.intake.ending else "up",
         **service.meters.snapshot(),
         "threads": beside.threads,
     }
-    return Response(msgspec.json.encode(told), media_type=JSON)
+    return Response(msgspec.json.encode(logged), media_type=JSON)
 
 
 async def _ready(service: Service, _: Request) -> Response:
@@ -245,10 +249,10 @@ async def _ready(service: Service, _: Request) -> Response:
 async def _export(service: Service, request: Request) -> Response:
     """Take an export request, and answer after its records are committed."""
     began = time.perf_counter()
-    told: dict[str, Any] = {}
+    logged: dict[str, Any] = {}
     problem: Problem | None = None
     try:
-        response = await _exported(service, request, told)
+        response = await _exported(service, request, logged)
     except Problem as found:
         problem = found
     except ClientDisconnect:
@@ -264,19 +268,21 @@ async def _export(service: Service, request: Request) -> Response:
         response = Response(
             as_status(problem, kind), problem.status, problem.headers(), media_type=kind
         )
-        told["problem"] = problem.message
+        logged["problem"] = problem.message
     service.meters.requests[request.url.path, response.status_code] += 1
     client = request.client.host if request.client is not None else None
     seconds = time.perf_counter() - began
-    access_log.write(request.method, request.url.path, response.status_code, client, seconds, told)
+    access_log.write(
+        request.method, request.url.path, response.status_code, client, seconds, logged
+    )
     return response
 
 
-async def _exported(service: Service, request: Request, told: dict[str, Any]) -> Response:
+async def _exported(service: Service, request: Request, logged: dict[str, Any]) -> Response:
     if sum(len(name) + len(value) for name, value in request.headers.raw) > _LARGEST_HEADERS:
         raise Problem(431, Code.INVALID_ARGUMENT, "headers", "the headers are too large")
     sender = _sender(service, request)
-    told["sender"] = sender.identity
+    logged["sender"] = sender.identity
     kind = _media_type(request)
     decode = _DECODERS[request.url.path].get(kind)
     if decode is None:
@@ -291,7 +297,7 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
             request.stream(), _declared(request), config.serve_max_body_bytes, lease,
             config.serve_body_timeout,
         )  # fmt: skip
-        told["bytes"] = len(body)
+        logged["bytes"] = len(body)
         coding = request.headers.get("content-encoding", "")
         async with service.turns.of(sender.identity) as turn:
             message = await decompressed(
@@ -303,7 +309,7 @@ async def _exported(service: Service, request: Request, told: dict[str, Any]) ->
         outcome = await service.take(
             decode(message, allowance), sender, allowance, receipts=wants_receipts
         )
-    told.update(
+    logged.update(
         stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
         conflicts=len(outcome.conflicts),
     )  # fmt: skip

@@ -404,6 +404,7 @@ ODD = {
 class TestOddArguments:
     @pytest.mark.parametrize("name", ["actor", "tenant", "target", "metadata", "action"])
     @pytest.mark.parametrize("kind", ODD)
+    @pytest.mark.allow_errors
     def test_nothing_that_the_application_gives_breaks_it(self, records, name, kind):
         """An argument that cannot be read never stops the block; there is a record all the same."""
         done = False
@@ -449,6 +450,7 @@ class TestFaults:
         yield
         otel_audit.uninstrument()
 
+    @pytest.mark.allow_errors
     def test_a_fault_of_ours_is_counted_and_logged_not_raised(self, failing, caplog):
         """The block runs, the counter counts, the line shows no value."""
         with otel_audit.audit("a.done"):

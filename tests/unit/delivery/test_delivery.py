@@ -77,6 +77,7 @@ class TestDelivering:
         assert max(shelf.asked) <= 512
         assert counted(delivery) == {"emitted": 1_500, "exported": 1_500}
 
+    @pytest.mark.allow_errors
     def test_a_thread_that_cannot_start_is_tried_again(self, deliver_to, shelf, monkeypatch):
         """At a limit of processes records wait, and the next one brings them on their way."""
         delivery = deliver_to()
@@ -90,6 +91,7 @@ class TestDelivering:
         assert len(shelf.stored) == 2
 
     @pytest.mark.parametrize("end", ["flush", "close"])
+    @pytest.mark.allow_errors
     def test_a_thread_is_tried_again_where_no_other_record_comes(
         self, deliver_to, monkeypatch, end
     ):
@@ -101,6 +103,7 @@ class TestDelivering:
         assert getattr(delivery, end)(60)
         assert counted(delivery) == {"emitted": 1, "exported": 1}
 
+    @pytest.mark.allow_errors
     def test_syncing_goes_on_after_whatever_fault(self, shelf, tmp_path, monkeypatch):
         """A look at the spool's files that fails once is counted, and is not the last."""
         options = dataclasses.replace(QUICK, sync_interval=0.01)
@@ -123,6 +126,7 @@ class TestDelivering:
         spool.append(FrameKind.OPENED, uuid7(), b"o")
         delivery.close(10)
 
+    @pytest.mark.allow_errors
     def test_a_sink_that_cancels_itself_is_tried_again(self, shelf):
         """What a library cancels of its own is a failure like any other, not the end."""
 
@@ -187,6 +191,7 @@ class TestDelivering:
 
 
 class TestOddRecords:
+    @pytest.mark.allow_errors
     def test_what_json_cannot_say_does_not_cost_the_record(self, deliver_to, shelf, caplog):
         """A record that cannot be written to the spool waits in memory, and is told of."""
         delivery = deliver_to()
@@ -205,6 +210,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         "failure", [StoreUnavailableError("away"), StoreError("no schema"), ValueError("a bug")]
     )
+    @pytest.mark.allow_errors
     def test_a_failed_write_is_tried_again(self, deliver_to, shelf, failure, caplog):
         """Whatever the failure, the batch is kept and written when that is possible again."""
         shelf.failures = [failure] * 3
@@ -223,6 +229,7 @@ class TestFailures:
         assert delivery.flush(60)
         assert caplog.text.count("the store is away") == 1
 
+    @pytest.mark.allow_errors
     def test_the_message_of_a_foreign_error_is_not_logged(self, deliver_to, shelf, caplog):
         """A driver's error may quote values, so only its type and place are logged."""
         shelf.failures = [ValueError("hunter2")]

@@ -131,6 +131,7 @@ class TestGroupSync:
         assert counters.spool_errors == 1
         assert "before its record was on disk" in caplog.text
 
+    @pytest.mark.allow_errors
     async def test_a_thread_that_cannot_start_is_tried_again(self, spool, monkeypatch):
         """At a limit of processes nobody waits for what cannot come; later it comes."""
         counters = Counters()

@@ -63,6 +63,7 @@ class TestOpened:
         assert recorder.opened(a_record(), None) is not refuse
         assert counters.refused == refuse
 
+    @pytest.mark.allow_errors
     def test_a_record_that_cannot_be_measured_is_kept(self, a_recorder, tmp_path, caplog):
         """A record too deep to be written as JSON has no size: it is handed over as it is."""
         deep: dict[str, object] = {}

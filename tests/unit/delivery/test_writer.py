@@ -44,6 +44,7 @@ class TestBatch:
         assert (sink.stored, sink.quarantined) == (records, [refused])
         assert (counters.exported, counters.quarantined) == (3, 1)
 
+    @pytest.mark.allow_errors
     async def test_bad_records_are_found(self) -> None:
         """The others are stored in their order, in few writes; their reason names no value."""
         records = some(64)
@@ -57,6 +58,7 @@ class TestBatch:
         assert (written.stored, written.quarantined, len(sink.asked)) == (62, 2, 10)
         assert (counters.exported, counters.quarantined) == (62, 2)
 
+    @pytest.mark.allow_errors
     async def test_bad_records_are_held(self) -> None:
         """They are named, and are neither stored nor in quarantine."""
         records = some(8)
@@ -66,6 +68,7 @@ class TestBatch:
         assert sink.quarantined == []
 
     @pytest.mark.parametrize("bad", ["raise", "hold", "quarantine"])
+    @pytest.mark.allow_errors
     async def test_a_sink_that_bears_no_record_is_at_fault_itself(self, bad: str) -> None:
         """Nothing is put aside then, and the error is raised."""
         records = some(64)
@@ -84,6 +87,7 @@ class TestBatch:
 
 
 class TestDelivery:
+    @pytest.mark.allow_errors
     def test_a_record_that_no_sink_can_write_holds_up_no_other(self) -> None:
         """It waits, shown as failing, and is stored once it can be written."""
         bad, *others = some(20)

@@ -87,6 +87,7 @@ class Stubborn:
     "end", [OSError(24, "Too many open files"), SystemExit(1), asyncio.CancelledError(),
             MemoryError(), ValueError("secret")],
 )  # fmt: skip
+@pytest.mark.allow_errors
 def test_work_that_fails_is_run_anew(end: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever ends it: it is logged without the error's own words, counted, and begins again."""
     stubborn = Stubborn(end)
@@ -101,6 +102,7 @@ def test_work_that_fails_is_run_anew(end: BaseException, caplog: pytest.LogCaptu
     assert stubborn.worker.failure is None
 
 
+@pytest.mark.allow_errors
 def test_it_says_why_it_does_not_work_and_ends_within_its_pause() -> None:
     """Between two tries it names the failure; an end does not wait for the next try."""
     stubborn = Stubborn(*[OSError(24, "Too many open files") for _ in range(1000)])

@@ -1,0 +1,219 @@
+"""Questions to archives, in the language of searching the trail; answered by DuckDB."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from otel_audit.errors import MissingExtraError
+from otel_audit_postgres.archive.catalog import ListedObject
+from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
+from otel_audit_postgres.query.fields import FIELDS, Field
+from otel_audit_postgres.query.grammar import Query, Term, Value, spans
+from otel_audit_postgres.rows import key_text
+
+SHOWN: Final = (
+    "id", "occurred_at", "event_name", "outcome", "actor_id", "tenant_id", "target_type",
+    "target_id", "status_code",
+)  # fmt: skip
+"""Columns of an answer, in their order."""
+
+# nothing is fetched from anywhere: what is asked for is in the files that were given
+_OFFLINE: Final = (
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET TimeZone = 'UTC'",
+)
+
+
+def query_archives(  # noqa: PLR0913 - each a choice of its own
+    archive: ArchiveStore,
+    objects: Sequence[ListedObject],
+    query: Query,
+    *,
+    limit: int = 50,
+    now: datetime | None = None,
+    with_payload: bool = False,
+) -> list[dict[str, Any]]:
+    """Look for archived records, the newest first.
+
+    Args:
+        archive: Where they are.
+        objects: Which files there are.
+        query: What is looked for.
+        limit: Records at the most.
+        now: What relative times are counted from.
+        with_payload: Whether each comes with its text.
+
+    Returns:
+        The columns of `SHOWN` by their names, and ``payload`` where that is wanted.
+
+    Raises:
+        ArchiveError: A file is gone or cannot be read.
+        MissingExtraError: `duckdb` is not installed.
+    """
+    try:
+        import duckdb
+    except ImportError as missing:
+        raise MissingExtraError("a question to archives", "archive") from missing
+    asked = _Conditions(now or datetime.now(UTC))
+    for term in query.terms:
+        asked.add(term)
+    wanted = [one for one in objects if not one.is_removed and asked.may_be_in(one.month)]
+    if not wanted:
+        return []
+    columns = [*SHOWN, "payload"] if with_payload else list(SHOWN)
+    with contextlib.ExitStack() as stack:
+        files = [str(stack.enter_context(archive.fetch(one.entry.key))) for one in wanted]
+        connection: Any = stack.enter_context(contextlib.closing(duckdb.connect(":memory:")))
+        try:
+            for statement in _OFFLINE:
+                connection.execute(statement)
+            rows = connection.execute(
+                f"SELECT {', '.join(columns)} FROM read_parquet(?) "  # noqa: S608 - values are bound
+                f"WHERE {' AND '.join(asked.parts) or 'true'} ORDER BY id DESC LIMIT {limit:d}",
+                [files, *asked.values],
+            ).fetchall()
+        except duckdb.Error as error:
+            raise ArchiveError(f"{archive.name} cannot be asked ({type(error).__name__})") from None
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+class _Conditions:
+    """A query as SQL for DuckDB; nothing of its text is in it but as a value."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+        self.parts: list[str] = []
+        self.values: list[Any] = []
+        self._since: datetime | None = None
+        self._until: datetime | None = None
+
+    def add(self, term: Term) -> None:
+        """Add a condition."""
+        if term.field is None:
+            escaped = json.dumps(term.values[0].text, ensure_ascii=False)[1:-1]
+            parts = [f"contains(lower(payload), lower({self._bind(escaped)}))"]
+        else:
+            known = FIELDS[term.field]
+            if known.kind == "time" and not term.negated and len(term.values) == 1:
+                self._narrow(term.values[0])
+            parts = [_KINDS[known.kind](self, known, value) for value in term.values]
+        condition = f"({' OR '.join(parts)})"
+        self.parts.append(
+            f"NOT coalesce({condition}, false)" if term.negated else f"coalesce({condition}, false)"
+        )
+
+    def may_be_in(self, month: date) -> bool:
+        """Whether records of a month can be of the time that is asked for.
+
+        A month is told by the id, which is made when an action begins: what took long is of the
+        month before, so that one day is added.
+        """
+        begin = datetime(month.year, month.month, 1, tzinfo=UTC)
+        end = datetime(month.year + month.month // 12, month.month % 12 + 1, 2, tzinfo=UTC)
+        return (self._until is None or begin < self._until) and (
+            self._since is None or end > self._since
+        )
+
+    def _narrow(self, value: Value) -> None:
+        if value.operator != "any":
+            self._since, self._until = spans(value, self._now)
+
+    def _bind(self, value: Any) -> str:
+        self.values.append(value)
+        return "?"
+
+    def compared(self, column: str, value: Value) -> str:
+        """A text, by its value, its beginning, or that it is there at all."""
+        if value.operator == "any":
+            return f"({column} IS NOT NULL AND {column} <> '')"
+        if value.operator == "prefix":
+            return f"starts_with({column}, {self._bind(value.text)})"
+        return f"{column} = {self._bind(key_text(value.text))}"
+
+    def path(self, known: Field, value: Value) -> str:
+        """The path or its route."""
+        return f"({self.compared(known.column, value)} OR {self.compared('http_route', value)})"
+
+    def text(self, known: Field, value: Value) -> str:
+        """A column."""
+        return self.compared(known.column, value)
+
+    def payload(self, known: Field, value: Value) -> str:
+        """A text in the payload."""
+        way = f"'$.{known.column}'"
+        return self.compared(f"json_extract_string(TRY_CAST(payload AS JSON), {way})", value)
+
+    def status(self, known: Field, value: Value) -> str:
+        """A status or a span of them."""
+        if value.operator == "any":
+            return f"{known.column} IS NOT NULL"
+        low, high = _statuses(value.text)
+        if value.operator == "..":
+            high = _statuses(value.end)[1]
+        if value.operator in {"=", ".."}:
+            return f"{known.column} BETWEEN {self._bind(low)} AND {self._bind(high)}"
+        bound = high if value.operator in {">", "<="} else low
+        return f"{known.column} {value.operator} {self._bind(bound)}"
+
+    def time(self, known: Field, value: Value) -> str:
+        """A time or a span."""
+        if value.operator == "any":
+            return "true"
+        since, until = spans(value, self._now)
+        parts = []
+        if since is not None:
+            parts.append(f"{known.column} >= {self._bind(since)}")
+        if until is not None:
+            parts.append(f"{known.column} < {self._bind(until)}")
+        return f"({' AND '.join(parts) or 'true'})"
+
+    def target(self, known: Field, value: Value) -> str:
+        """A type, or a type and an id."""
+        if value.operator == "any":
+            return f"{known.column} IS NOT NULL"
+        kind, colon, key = value.text.partition(":")
+        by_type = f"target_type = {self._bind(key_text(kind))}"
+        if not colon:
+            return by_type
+        return f"({by_type} AND {known.column} = {self._bind(key_text(key))})"
+
+    def entity(self, known: Field, value: Value) -> str:
+        """What it is about."""
+        if value.operator == "any":
+            return f"len({known.column}) > 0"
+        return f"list_contains({known.column}, {self._bind(key_text(value.text))})"
+
+    def changed(self, known: Field, value: Value) -> str:
+        """A column that changed."""
+        document = "TRY_CAST(payload AS JSON)"
+        if value.operator == "any":
+            return f"json_array_length({document}, '$.{known.column}') > 0"
+        if '"' in value.text:
+            return "false"  # no path can name it
+        way = self._bind(f'$.{known.column}[*].values."{value.text}"')
+        return f"len(json_extract({document}, {way})) > 0"
+
+
+def _statuses(text: str) -> tuple[int, int]:
+    if not text:
+        return 0, 999
+    if text.endswith("xx"):
+        return int(text[0]) * 100, int(text[0]) * 100 + 99
+    return int(text), int(text)
+
+
+_KINDS: Final[dict[str, Callable[[_Conditions, Field, Value], str]]] = {
+    "text": _Conditions.text,
+    "path": _Conditions.path,
+    "payload": _Conditions.payload,
+    "status": _Conditions.status,
+    "time": _Conditions.time,
+    "target": _Conditions.target,
+    "entity": _Conditions.entity,
+    "changed": _Conditions.changed,
+}

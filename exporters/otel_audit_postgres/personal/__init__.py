@@ -1,0 +1,1 @@
+"""Personal values under keys of their own: stored encrypted, and gone when the key is destroyed."""

@@ -1,0 +1,427 @@
+"""Where the keys of subjects are: in a database of their own, each wrapped by a key elsewhere.
+
+A key that is destroyed is gone with all that it encrypted. So no key is ever in the audit
+database: a backup of that brings nothing back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit._util.durable_file import create_durably
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.errors import (
+    ConfigurationError,
+    OtelAuditError,
+    StoreError,
+    StoreUnavailableError,
+)
+from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.errors import as_store_error
+from otel_audit_postgres.personal.encryption import KEY_BYTES, SubjectKey, aead
+from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
+
+_logger = logging.getLogger(__name__)
+
+REMEMBERED_FOR: Final = 60.0
+"""Seconds after which a key is asked for again: so long others go on with one that was destroyed,
+and what they encrypt with it nobody reads."""
+_MOST_REMEMBERED: Final = 10_000
+_OTHERS_MAY: Final = 0o077
+_NONCE_BYTES: Final = 12
+
+SCHEMA: Final = """
+CREATE SCHEMA IF NOT EXISTS audit_keys;
+CREATE TABLE IF NOT EXISTS audit_keys.subject_keys (
+    key_id      bytea PRIMARY KEY CHECK (octet_length(key_id) = 8),
+    subject     bytea NOT NULL CHECK (octet_length(subject) = 32),
+    number      integer NOT NULL DEFAULT 0,
+    wrapped     bytea NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (subject, number)
+);
+COMMENT ON TABLE audit_keys.subject_keys IS
+    'Keys of personal values in an audit trail, wrapped; subject is a keyed hash of its name.';
+CREATE TABLE IF NOT EXISTS audit_keys.destroyed_keys (
+    key_id        bytea PRIMARY KEY,
+    subject       bytea NOT NULL,
+    is_told       boolean NOT NULL DEFAULT false,
+    destroyed_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS destroyed_keys_subject ON audit_keys.destroyed_keys (subject);
+CREATE TABLE IF NOT EXISTS audit_keys.wrapping (
+    single  boolean PRIMARY KEY DEFAULT true CHECK (single),
+    proof   bytea NOT NULL
+);
+COMMENT ON TABLE audit_keys.wrapping IS
+    'A text that is wrapped by the key-encryption key, so that a wrong one is known at once.';
+"""
+_IS_TRAIL: Final = "SELECT to_regclass('audit.audit_logs') IS NOT NULL"
+_PROOF: Final = "SELECT proof FROM audit_keys.wrapping"
+_PROVE: Final = "INSERT INTO audit_keys.wrapping (proof) VALUES ($1) ON CONFLICT DO NOTHING"
+_MAKE: Final = (
+    "INSERT INTO audit_keys.subject_keys (key_id, subject, number, wrapped) "
+    "SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::integer[], $4::bytea[]) "
+    "ON CONFLICT DO NOTHING"
+)
+_FIND: Final = (
+    "SELECT key_id, subject, wrapped FROM audit_keys.subject_keys "
+    "WHERE subject = ANY($1::bytea[]) AND number = 0"
+)
+_ALL_OF: Final = "SELECT key_id, wrapped FROM audit_keys.subject_keys WHERE subject = $1"
+_BY_ID: Final = (
+    "SELECT key_id, wrapped FROM audit_keys.subject_keys WHERE key_id = ANY($1::bytea[])"
+)
+_DESTROY: Final = """
+WITH gone AS (DELETE FROM audit_keys.subject_keys WHERE subject = $1 RETURNING key_id, subject)
+INSERT INTO audit_keys.destroyed_keys (key_id, subject) SELECT key_id, subject FROM gone
+ON CONFLICT DO NOTHING
+"""
+_REPLAY: Final = """
+WITH gone AS (
+    DELETE FROM audit_keys.subject_keys WHERE key_id = ANY($1::bytea[]) RETURNING key_id, subject)
+INSERT INTO audit_keys.destroyed_keys (key_id, subject, is_told)
+SELECT key_id, subject, true FROM gone ON CONFLICT DO NOTHING
+"""
+_DESTROYED: Final = (
+    "SELECT key_id, is_told, destroyed_at FROM audit_keys.destroyed_keys WHERE subject = $1 "
+    "ORDER BY destroyed_at"
+)
+_LATEST: Final = "SELECT max(destroyed_at) FROM audit_keys.destroyed_keys WHERE subject = $1"
+_TELL: Final = "UPDATE audit_keys.destroyed_keys SET is_told = true WHERE subject = $1"
+_TIDY: Final = "VACUUM audit_keys.subject_keys"
+_PROOF_TEXT: Final = b"otel-audit key-encryption key"
+
+
+class KeyWrapper(Protocol):
+    """Who wraps keys: a key held here, or one in a key management service. May block."""
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        """Encrypt a key and bind it to its context."""
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """Give it back.
+
+        Raises:
+            OtelAuditError: It was wrapped by another key or for another context.
+        """
+
+    def subject_hash(self, text: bytes) -> bytes:
+        """A keyed hash of 32 bytes, by which a subject is found and not told."""
+
+
+class FileWrapper:
+    """A key-encryption key from a file: 32 bytes in hex, readable for its owner alone."""
+
+    def __init__(self, key: bytes) -> None:
+        """Take the key: 32 random bytes."""
+        self._aead, self._invalid = aead(_derived(key, b"wrap"))
+        self._hash = _derived(key, b"subject")
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        """AES-256-GCM under a random nonce."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + bytes(self._aead.encrypt(nonce, key, context))
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """As `KeyWrapper.unwrap`."""
+        nonce, box = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
+        try:
+            return bytes(self._aead.decrypt(nonce, box, context))
+        except (self._invalid, ValueError):
+            raise ConfigurationError(
+                "OTEL_AUDIT_KEYS_KEK_FILE: this is not the key that the subjects' keys are wrapped "
+                "with: give the one that `otel-audit subject init` was run with"
+            ) from None
+
+    def subject_hash(self, text: bytes) -> bytes:
+        """HMAC-SHA-256."""
+        return hmac.new(self._hash, text, hashlib.sha256).digest()
+
+
+class Subject(NamedTuple):
+    """Whom values are about: an actor, or an entity such as ``customer:17``, of a tenant."""
+
+    tenant: str
+    name: str
+
+
+class Destroyed(NamedTuple):
+    """A key that is gone."""
+
+    key_id: bytes
+    is_told: bool
+    destroyed_at: datetime
+
+
+def read_wrapper(path: Path, setting: str = "OTEL_AUDIT_KEYS_KEK_FILE") -> FileWrapper:
+    """Read a key-encryption key from its file.
+
+    Raises:
+        ConfigurationError: It cannot be read, others may read it, or it is none.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_text("ascii").strip()
+        key = bytes.fromhex(text)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{setting}: no key can be read from the file ({type(error).__name__})"
+        ) from None
+    if mode & _OTHERS_MAY:
+        raise ConfigurationError(f"{setting}: others may read the file; chmod 600 it")
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(f"{setting}: 32 bytes in hex are needed")
+    return FileWrapper(key)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    key: SubjectKey
+    until: float
+
+
+class KeyStore:
+    """Keys by subject, over one connection; what was asked for lately is remembered."""
+
+    def __init__(
+        self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
+    ) -> None:
+        """Remember where; nothing is opened yet.
+
+        Args:
+            dsn: The database of keys; not the audit store's.
+            wrapper: Who wraps keys.
+            pending: Where keys are kept, wrapped, that are made while the database cannot be
+                reached; None: nothing is encrypted then, and who asks must wait.
+            timeout: Seconds that connecting may take.
+        """
+        self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
+        self._connection: Connection[Any] | None = None
+        self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._away_until = 0.0
+
+    async def init(self) -> None:
+        """Make the tables, and bind them to the key-encryption key.
+
+        Raises:
+            ConfigurationError: It is the audit database, or another key wrapped its keys.
+            StoreError: The database cannot be reached, or the role lacks a right.
+        """
+        connection = await self._connected()
+        try:
+            with suppress_instrumentation():
+                _refuse_trail(is_trail=await connection.fetchval(_IS_TRAIL))
+                await connection.execute(SCHEMA)
+                await connection.execute(_PROVE, self._wrapper.wrap(_PROOF_TEXT, b"proof"))
+                proof = await connection.fetchval(_PROOF)
+        except OtelAuditError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            raise as_store_error(error, "set up the database of keys") from None
+        self._wrapper.unwrap(proof, b"proof")
+
+    async def check(self) -> None:
+        """Raise if keys cannot be had: the database, its tables, or the key that wraps.
+
+        Raises:
+            ConfigurationError: It is the audit database, or another key wrapped its keys.
+            StoreError: It cannot be reached, or was not set up.
+        """
+        (row,) = await self._rows(f"{_IS_TRAIL} AS is_trail")
+        _refuse_trail(is_trail=row["is_trail"])
+        proofs = await self._rows(_PROOF)
+        if not proofs:
+            raise StoreError("the database of keys is not set up: run `otel-audit subject init`")
+        self._wrapper.unwrap(proofs[0]["proof"], b"proof")
+
+    def subject_hash(self, subject: Subject) -> bytes:
+        """How a subject is called in the database of keys."""
+        return self._wrapper.subject_hash(json.dumps([*subject]).encode())
+
+    async def keys_for(self, subjects: Iterable[Subject]) -> dict[Subject, SubjectKey]:
+        """The keys of subjects; those that have none get one.
+
+        Raises:
+            StoreUnavailableError: The database cannot be reached, and no key can be made here.
+            ConfigurationError: The key-encryption key is the wrong one.
+        """
+        hashes = {subject: self.subject_hash(subject) for subject in set(subjects)}
+        now = monotonic()
+        missing = [
+            one for one in hashes.values() if one not in self._known or self._known[one].until < now
+        ]
+        if missing:
+            await self._fetch(missing, now)
+        return {subject: self._known[one].key for subject, one in hashes.items()}
+
+    async def _fetch(self, missing: Sequence[bytes], now: float) -> None:
+        if self._pending is None or now >= self._away_until:
+            try:
+                await self._ask(missing, now)
+            except StoreUnavailableError as error:
+                if self._pending is None:
+                    raise
+                self._away_until = now + REMEMBERED_FOR / 12
+                log_limited(
+                    _logger, "keys away",
+                    "the database of keys cannot be reached (%s): personal values are encrypted "
+                    "under keys that are made here, and given to it when it is back", error,
+                )  # fmt: skip
+            else:
+                return
+        for subject in missing:
+            self._remember(subject, self._made_here(subject), now)
+
+    async def _ask(self, missing: Sequence[bytes], now: float) -> None:
+        connection = await self._connected()
+        try:
+            with suppress_instrumentation():
+                await self._hand_in(connection)
+                found = {row["subject"]: row for row in await connection.fetch(_FIND, missing)}
+                lacking = [one for one in missing if one not in found]
+                if lacking:
+                    ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
+                    wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
+                    await connection.execute(_MAKE, ids, lacking, [0] * len(lacking), wrapped)
+                    # another process may have been quicker
+                    found |= {row["subject"]: row for row in await connection.fetch(_FIND, lacking)}
+        except OtelAuditError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            await self.close()
+            raise as_store_error(error, "ask the database of keys") from None
+        for subject, row in found.items():
+            key = self._wrapper.unwrap(row["wrapped"], row["key_id"])
+            self._remember(subject, SubjectKey(row["key_id"], key), now)
+
+    def _made_here(self, subject: bytes) -> SubjectKey:
+        """Make a key that the database has not seen yet; it is on disk before it is used."""
+        assert self._pending is not None  # noqa: S101 - asked before
+        key_id, key = secrets.token_bytes(KEY_ID_BYTES), secrets.token_bytes(KEY_BYTES)
+        told = {
+            "key_id": key_id.hex(), "subject": subject.hex(),
+            "wrapped": self._wrapper.wrap(key, key_id).hex(),
+            "created_at": datetime.now(UTC).isoformat(),
+        }  # fmt: skip
+        try:
+            self._pending.mkdir(parents=True, exist_ok=True, mode=0o700)
+            create_durably(self._pending / f"{key_id.hex()}.key", json.dumps(told).encode(), 0o600)
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"the database of keys cannot be reached, and no key can be kept in {self._pending}"
+                f" ({type(error).__name__}): personal values cannot be encrypted"
+            ) from None
+        return SubjectKey(key_id, key)
+
+    async def _hand_in(self, connection: Connection[Any]) -> None:
+        """Give the database the keys that were made while it was away."""
+        if self._pending is None or not self._pending.is_dir():
+            return
+        for file in sorted(self._pending.glob("*.key")):
+            told = json.loads(file.read_text("utf-8"))
+            subject, key_id = bytes.fromhex(told["subject"]), bytes.fromhex(told["key_id"])
+            created = datetime.fromisoformat(told["created_at"])
+            erased = await connection.fetchval(_LATEST, subject)
+            await connection.execute(
+                _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
+                [bytes.fromhex(told["wrapped"])],
+            )  # fmt: skip
+            if erased is not None and erased >= created:
+                # whom it is about was erased meanwhile
+                await connection.execute(_REPLAY, [key_id])
+            file.unlink(missing_ok=True)
+
+    async def known(self, subject: Subject) -> list[SubjectKey]:
+        """The keys of a subject that are there; none is made."""
+        rows = await self._rows(_ALL_OF, self.subject_hash(subject))
+        return [SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows]
+
+    async def by_ids(self, key_ids: Iterable[bytes]) -> dict[bytes, SubjectKey]:
+        """The keys of these ids that are there."""
+        rows = await self._rows(_BY_ID, list(key_ids))
+        return {row["key_id"]: SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows}
+
+    async def destroyed(self, subject: Subject) -> list[Destroyed]:
+        """The keys of a subject that were destroyed, the first one first."""
+        rows = await self._rows(_DESTROYED, self.subject_hash(subject))
+        return [Destroyed(*row.values()) for row in rows]
+
+    async def destroy(self, subject: Subject) -> None:
+        """Destroy all keys of a subject; what they encrypted is gone."""
+        await self._rows(_DESTROY, self.subject_hash(subject))
+        self._known.pop(self.subject_hash(subject), None)
+
+    async def told(self, subject: Subject) -> None:
+        """Note that the trail tells of it, and let the database forget the old rows."""
+        await self._rows(_TELL, self.subject_hash(subject))
+        await self._rows(_TIDY)
+
+    async def replay(self, key_ids: Sequence[bytes]) -> None:
+        """Destroy again what a backup of the database of keys has brought back."""
+        await self._rows(_REPLAY, list(key_ids))
+        await self._rows(_TIDY)
+        self._known.clear()
+
+    async def close(self) -> None:
+        """Close the connection; the next question opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await disconnect(connection)
+
+    async def _rows(self, query: str, *values: Any) -> list[Mapping[str, Any]]:
+        connection = await self._connected()
+        try:
+            with suppress_instrumentation():
+                await self._hand_in(connection)
+                return list(await connection.fetch(query, *values))
+        except OtelAuditError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            await self.close()
+            raise as_store_error(error, "ask the database of keys") from None
+
+    async def _connected(self) -> Connection[Any]:
+        if self._connection is None or self._connection.is_closed():
+            try:
+                with suppress_instrumentation():
+                    self._connection = await connect(self._dsn, self._timeout)
+            except StoreError as error:
+                said = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN")
+                kind = type(error) if isinstance(error, StoreUnavailableError) else StoreError
+                raise kind(f"the database of keys: {said}") from None
+        return self._connection
+
+    def _unwrapped(self, row: Mapping[str, Any]) -> bytes:
+        return self._wrapper.unwrap(row["wrapped"], row["key_id"])
+
+    def _remember(self, subject: bytes, key: SubjectKey, now: float) -> None:
+        self._known[subject] = _Remembered(key, now + REMEMBERED_FOR)
+        self._known.move_to_end(subject)
+        while len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def _refuse_trail(*, is_trail: bool) -> None:
+    if is_trail:
+        raise ConfigurationError(
+            "OTEL_AUDIT_KEYS_DSN names the audit database: a backup of it would bring destroyed "
+            "keys back; give the keys a database of their own"
+        )
+
+
+def _derived(key: bytes, purpose: bytes) -> bytes:
+    return hmac.new(key, b"otel-audit kek " + purpose, hashlib.sha256).digest()

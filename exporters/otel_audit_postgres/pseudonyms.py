@@ -1,0 +1,62 @@
+"""Values that are stored encrypted, as texts: what such a text looks like, and what finds it.
+
+``~p1.PSEUDONYM.KEY.BOX``: a keyed hash, by which equal values of one subject are found; the
+id of the subject's key; nonce, ciphertext and tag. Each part in URL-safe base64 without padding.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final, NamedTuple
+
+MARK: Final = "~p1."
+KEY_ID_BYTES: Final = 8
+PSEUDONYM_BYTES: Final = 12
+_PARTS: Final = 3
+_END: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
+
+
+class EncryptedValue(NamedTuple):
+    """A value that is stored encrypted."""
+
+    pseudonym: bytes
+    key_id: bytes
+    box: bytes
+
+    def text(self) -> str:
+        """As it is stored."""
+        return MARK + ".".join(map(encoded, self))
+
+
+def read_encrypted(text: str) -> EncryptedValue | None:
+    """Read an encrypted value; None for any other text."""
+    if not text.startswith(MARK):
+        return None
+    parts = text[len(MARK) :].split(".")
+    if len(parts) != _PARTS:
+        return None
+    try:
+        found = EncryptedValue(*map(_decoded, parts))
+    except ValueError:
+        return None
+    sound = (len(found.pseudonym), len(found.key_id)) == (PSEUDONYM_BYTES, KEY_ID_BYTES)
+    return found if sound else None
+
+
+def searchable(text: str | None) -> str | None:
+    """What a column holds of a value: of an encrypted one its pseudonym alone, else itself."""
+    if text is None or not text.startswith(MARK):
+        return text
+    return text if read_encrypted(text) is None else text[:_END]
+
+
+def encoded(raw: bytes) -> str:
+    """URL-safe base64 without padding."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decoded(text: str) -> bytes:
+    raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if encoded(raw) != text:
+        raise ValueError
+    return raw

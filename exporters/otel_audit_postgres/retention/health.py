@@ -1,0 +1,100 @@
+"""Whether what retention rests on is there: the policy, the archive, the keys."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from otel_audit.config import AuditConfig
+from otel_audit.errors import OtelAuditError
+from otel_audit_postgres.archive.objects import open_archive
+from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres.personal.protect import key_store_from
+from otel_audit_postgres.retention.plan import Plan, plan
+from otel_audit_postgres.retention.policy import read_policy_file
+
+LATE: Final = timedelta(days=3)
+"""How long a month may be due before somebody should look why it is still here."""
+_MEND: Final = "mend it, and look again"
+
+
+async def inspect_retention(config: AuditConfig, dsn: str) -> list[Finding]:
+    """Look at what the settings name of retention; nothing where they name nothing.
+
+    Args:
+        config: The settings.
+        dsn: The audit store.
+    """
+    found: list[Finding] = []
+    if config.retention_file is not None:
+        found += await _policy(config, dsn)
+    if config.archive is not None:
+        found.append(_archive(config.archive))
+    if config.keys_dsn is not None:
+        found.append(await _keys(config))
+    return found
+
+
+async def _policy(config: AuditConfig, dsn: str) -> list[Finding]:
+    assert config.retention_file is not None  # noqa: S101 - asked before
+    try:
+        found = await plan(dsn, read_policy_file(config.retention_file))
+    except OtelAuditError as error:
+        return [Finding("retention policy", ok=False, detail=str(error), remedy=_MEND)]
+    return [_covered(found), _on_time(found)]
+
+
+def _covered(found: Plan) -> Finding:
+    uncovered = sorted(
+        {one.says.name for month in found.months for one in month.classes if one.says.hot is None}
+    )
+    if not uncovered:
+        return Finding("retention policy", ok=True, detail="says how long every record stays")
+    return Finding(
+        "retention policy", ok=None, remedy="add a rule, or [default] with hot",
+        detail=f"records of {', '.join(uncovered)} stay in the database for ever: no hot",
+    )  # fmt: skip
+
+
+def _on_time(found: Plan) -> Finding:
+    late = [
+        month
+        for month in found.months
+        if month.first_day is not None and month.first_day + LATE < found.today
+    ]
+    if not late:
+        return Finding("retention", ok=True, detail="no month is overdue")
+    first = late[0]
+    why = "; ".join(first.blocked_by) or "`otel-audit retention run` did not run"
+    return Finding(
+        "retention", ok=None, remedy="run it daily; see otel-audit retention plan",
+        detail=f"{len(late)} months are overdue, {first.month:%Y-%m} first: {why}",
+    )  # fmt: skip
+
+
+def _archive(url: str) -> Finding:
+    try:
+        archive = open_archive(url)
+        weakness = archive.weakness()
+        objects = len(archive.list_keys())
+    except OtelAuditError as error:
+        return Finding("archive", ok=False, detail=str(error), remedy=_MEND)
+    if weakness is not None:
+        return Finding(
+            "archive", ok=None, detail=f"{archive.name}: {weakness}",
+            remedy="make a bucket with object lock",
+        )  # fmt: skip
+    return Finding("archive", ok=True, detail=f"{archive.name}: {objects} objects, under lock")
+
+
+async def _keys(config: AuditConfig) -> Finding:
+    try:
+        keys = key_store_from(config)
+        assert keys is not None  # noqa: S101 - asked before
+        try:
+            await keys.check()
+        finally:
+            await keys.close()
+    except OtelAuditError as error:
+        return Finding("keys", ok=False, detail=str(error), remedy=_MEND)
+    return Finding("keys", ok=True, detail="personal values are encrypted, keys are elsewhere")

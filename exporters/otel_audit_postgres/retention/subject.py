@@ -1,0 +1,179 @@
+"""One person's records: exported with what is in them, and erased by destroying their keys."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from otel_audit.errors import ConfigurationError
+from otel_audit_postgres.archive.catalog import archived_objects
+from otel_audit_postgres.archive.objects import ArchiveStore
+from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
+from otel_audit_postgres.personal.reveal import revealed
+
+_COUNT: Final = "SELECT rows, first, last FROM audit.subject_rows($1, $2::text[])"
+_HELD: Final = "SELECT audit.hold_on_subject($1, $2)"
+_RECORD: Final = "SELECT audit.record_erasure($1, $2, $3::text[], $4, $5)"
+_ERASED: Final = "SELECT keys FROM audit.erasures"
+_VIEW: Final = "SELECT audit.record_view('subject export', $1::text::jsonb, $2)"
+_ROWS: Final = (
+    "SELECT payload::text AS payload, received_by, recorded_at FROM audit.audit_logs "
+    "WHERE tenant_id = $1 AND (actor_id = ANY($2::text[]) OR entities && $2::text[]) ORDER BY id"
+)
+_SEARCHED: Final = ("tenant_id", "actor_id", "entities", "payload", "received_by")
+
+
+@dataclass(frozen=True, slots=True)
+class ErasurePlan:
+    """What erasing somebody would do.
+
+    Attributes:
+        keys: How many keys there are to destroy.
+        rows: Records in the store that are by him or about him.
+        first, last: When the first and the last of them happened.
+        erased: Keys of his that were destroyed before.
+        held: The hold that forbids it; None where none does.
+    """
+
+    keys: int
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    erased: tuple[Destroyed, ...]
+    held: str | None
+
+
+async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePlan:
+    """Say what erasing somebody would do; nothing is changed.
+
+    Args:
+        dsn: The audit store, as its retention role.
+        keys: The keys.
+        subject: Whom.
+    """
+    known = await keys.known(subject)
+    erased = await keys.destroyed(subject)
+    async with store.opened(dsn, "plan an erasure", asks=True) as connection:
+        row = await connection.fetchrow(_COUNT, subject.tenant, [subject.name])
+        held = await connection.fetchval(_HELD, subject.tenant, subject.name)
+    assert row is not None  # noqa: S101 - an aggregate has a row
+    return ErasurePlan(len(known), row["rows"], row["first"], row["last"], tuple(erased), held)
+
+
+async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: str) -> bool:
+    """Erase somebody: his keys are destroyed, and a record without his name tells so.
+
+    The trail, its proofs and its archives stay as they are, whatever the number of rows.
+
+    Args:
+        dsn: The audit store, as its retention role.
+        keys: The keys.
+        subject: Whom.
+        basis: By which law or demand.
+        reason: Why; it must not name him, as it stays.
+
+    Returns:
+        False if he was erased before, and nothing was left to do.
+
+    Raises:
+        ConfigurationError: Nobody of that name has keys, or the reason names him.
+        StoreError: A hold forbids it, or one of the databases cannot be reached. A second try
+            finishes what the first one began.
+    """
+    if not basis.strip() or not reason.strip():
+        raise ConfigurationError("an erasure needs a basis and a reason")
+    if len(subject.name) > 1 and any(
+        subject.name.lower() in text.lower() for text in (basis, reason)
+    ):
+        raise ConfigurationError("basis and reason stay: they must not name whom is erased")
+    known = await keys.known(subject)
+    before = await keys.destroyed(subject)
+    untold = [one for one in before if not one.is_told]
+    if not known and not untold:
+        if before:
+            return False
+        raise ConfigurationError(
+            "there is no key of this subject: nothing of it was encrypted, or its tenant or name "
+            "is another one (an actor's id, or an entity such as customer:17)"
+        )
+    ids = [*(key.key_id.hex() for key in known), *(one.key_id.hex() for one in untold)]
+    async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
+        await connection.fetchval(_RECORD, subject.tenant, subject.name, ids, basis, reason)
+        # between the check for holds and the commit, so that none comes between
+        await keys.destroy(subject)
+    await keys.told(subject)
+    return True
+
+
+async def replay_erasures(dsn: str, keys: KeyStore) -> int:
+    """Destroy again what a restored database of keys has brought back; how many keys were told.
+
+    Args:
+        dsn: The audit store, as a reader or its retention role.
+        keys: The keys.
+    """
+    async with store.opened(dsn, "replay erasures", asks=True) as connection:
+        told = [
+            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
+        ]
+    await keys.replay(told)
+    return len(told)
+
+
+async def export_subject(
+    dsn: str, keys: KeyStore, subject: Subject, archive: ArchiveStore | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """Give back all that is recorded by somebody or about him, with what is in it.
+
+    Args:
+        dsn: The audit store, as a reader.
+        keys: The keys.
+        subject: Whom.
+        archive: Where archives are, for what left the database.
+
+    Yields:
+        ``record``, decrypted as far as keys are there; ``place`` (``store``, or the object); and
+        ``received_by``, the credential of who delivered it.
+    """
+    names = [subject.name]
+    found: list[tuple[str, str, str | None]] = []
+    async with store.opened(dsn, "export a subject", asks=True) as connection:
+        async with connection.transaction(isolation="repeatable_read"):
+            found = [
+                (row["payload"], "store", row["received_by"])
+                for row in await connection.fetch(_ROWS, subject.tenant, names)
+            ]
+            await _record_look(connection, len(found))
+        for payload, place, received_by in found:
+            yield await _told(payload, place, received_by, keys)
+    if archive is None:
+        return
+    for one in await archived_objects(dsn):
+        if one.is_removed:
+            continue
+        with archive.fetch(one.entry.key) as file:
+            for row in read_rows(file, _SEARCHED):
+                if row["tenant_id"] == subject.tenant and _is_about(row, names):
+                    yield await _told(row["payload"], one.entry.key, row["received_by"], keys)
+
+
+async def _record_look(connection: Connection[Any], records: int) -> None:
+    """That somebody's data was taken out is a record, without his name."""
+    await connection.fetchval(_VIEW, "{}", records)
+
+
+async def _told(
+    payload: str, place: str, received_by: str | None, keys: KeyStore
+) -> dict[str, Any]:
+    return {
+        "record": await revealed(payload, keys), "place": place, "received_by": received_by,
+    }  # fmt: skip
+
+
+def _is_about(row: Any, names: Sequence[str]) -> bool:
+    return row["actor_id"] in names or any(name in (row["entities"] or ()) for name in names)

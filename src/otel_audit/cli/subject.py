@@ -1,0 +1,157 @@
+"""`otel-audit subject`: what is recorded about somebody, and erasing it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from otel_audit._util.durable_file import create_durably
+from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
+from otel_audit.cli.terminal import echo, echo_json
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.personal.key_store import KeyStore
+
+_tenant_option = click.option("--tenant", default="", help="The tenant; none by default.")
+
+
+@click.group()
+def subject() -> None:
+    """Personal values: stored encrypted, exported, and erased by destroying their keys."""
+
+
+@subject.command()
+@click.option(
+    "--kek-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The key-encryption key; made if it is not there. By default OTEL_AUDIT_KEYS_KEK_FILE.",
+)
+def init(kek_file: Path | None) -> None:
+    """Set up the database that OTEL_AUDIT_KEYS_DSN names, and make the key-encryption key."""
+    from otel_audit_postgres.personal.key_store import KeyStore, read_wrapper
+
+    config = AuditConfig()
+    place = kek_file or config.keys_kek_file
+    if place is None or config.keys_dsn is None:
+        raise ConfigurationError(
+            "subject init: set OTEL_AUDIT_KEYS_DSN, and OTEL_AUDIT_KEYS_KEK_FILE or --kek-file"
+        )
+    if not place.exists():
+        create_durably(place, f"{secrets.token_hex(32)}\n".encode(), 0o600)
+        echo(f"{place}: made; keep a copy where no backup of the keys' database is")
+    keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
+    _run(keys, lambda store: store.init())
+    echo("the database of keys is ready")
+
+
+@subject.command()
+@click.argument("name", metavar="ID")
+@_tenant_option
+@dsn_option
+@archive_option
+def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None:
+    """Print all records by ID or about it (an actor's id, or customer:17), decrypted; JSON lines.
+
+    What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
+    """
+    from otel_audit_postgres.personal.key_store import Subject
+    from otel_audit_postgres.retention.subject import export_subject
+
+    place = chosen_archive(archive)
+
+    async def work(keys: KeyStore) -> int:
+        count = 0
+        async for one in export_subject(chosen_dsn(dsn), keys, Subject(tenant, name), place):
+            echo_json(one)
+            count += 1
+        return count
+
+    count = _run(_keys(), work)
+    echo(f"{count} records", err=True)
+
+
+@subject.command()
+@click.argument("name", metavar="ID")
+@_tenant_option
+@dsn_option
+@click.option("--basis", required=True, help="By which law or demand; it must not name anybody.")
+@click.option("--reason", required=True, help="Why; it must not name anybody.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def erase(  # noqa: PLR0913, PLR0917 - one for each option
+    name: str,
+    tenant: str,
+    dsn: str | None,
+    basis: str,
+    reason: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Destroy the keys of ID: its personal values are gone everywhere, and proofs stand.
+
+    Says first what there is, and asks. A legal hold forbids it, and is named.
+    """
+    from otel_audit_postgres.personal.key_store import Subject
+    from otel_audit_postgres.retention.subject import erase as erase_subject
+    from otel_audit_postgres.retention.subject import plan_erasure
+
+    store, whom = chosen_dsn(dsn), Subject(tenant, name)
+    found = _run(_keys(), lambda keys: plan_erasure(store, keys, whom))
+    if not as_json:
+        echo(
+            f"{found.keys} keys to destroy; {found.rows} records in the database"
+            + (f", from {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}" if found.first else "")
+        )
+        if found.held is not None:
+            echo(f"held: {found.held}", colour="yellow")
+    if dry_run:
+        if as_json:
+            echo_json({"keys": found.keys, "rows": found.rows, "held": found.held})
+        return
+    if found.keys:
+        asked("Its values cannot be brought back. Go on?", yes=yes or as_json)
+    done = _run(_keys(), lambda keys: erase_subject(store, keys, whom, basis, reason))
+    if as_json:
+        echo_json({"erased": done, "keys": found.keys, "rows": found.rows})
+    else:
+        echo("erased" if done else f"was erased on {found.erased[-1].destroyed_at:%Y-%m-%d}")
+
+
+@subject.command()
+@dsn_option
+def replay(dsn: str | None) -> None:
+    """Destroy again what a restored backup of the keys' database has brought back."""
+    from otel_audit_postgres.retention.subject import replay_erasures
+
+    count = _run(_keys(), lambda keys: replay_erasures(chosen_dsn(dsn), keys))
+    echo(f"{count} keys that the trail tells of are destroyed")
+
+
+def _keys() -> KeyStore:
+    from otel_audit_postgres.personal.protect import key_store_from
+
+    found = key_store_from(AuditConfig())
+    if found is None:
+        raise ConfigurationError("no database of keys: set OTEL_AUDIT_KEYS_DSN")
+    return found
+
+
+def _run(keys: KeyStore, work: Callable[[KeyStore], Coroutine[Any, Any, Any]]) -> Any:
+    async def done() -> Any:
+        try:
+            return await work(keys)
+        finally:
+            await keys.close()
+
+    return run_lasting(done())

@@ -1,0 +1,167 @@
+"""What left the database can be asked, proved, and brought back for some days."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import uuid
+from datetime import date
+
+import pytest
+from click.testing import CliRunner
+from otel_audit_postgres import init
+from otel_audit_postgres.archive.catalog import archived_objects
+from otel_audit_postgres.archive.objects import ArchiveError, open_archive
+from otel_audit_postgres.archive.prove import prove_archived
+from otel_audit_postgres.archive.query import query_archives
+from otel_audit_postgres.archive.restore import end_restoration, restore_month
+from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger.prove import write
+from otel_audit_postgres.query.grammar import parse
+from retention_trail import JANUARY, MARCH, ids_of
+
+from otel_audit.cli.main import cli
+from otel_audit.errors import ConfigurationError
+
+
+class TestQuery:
+    @pytest.mark.parametrize(
+        ("text", "count"),
+        [
+            ("", 64),
+            ("entity:order:3", 3),
+            ("event:order.*", 64),
+            ("tenant:other", 9),
+            ("-tenant:other", 55),
+            ("actor:ada time:2025-03-01..2025-03-31", 25),
+            ("time:<2025-02-01", 30),
+            ("target:order:24", 2),
+            ("target:order -entity:order:3", 61),
+            ("acme", 55),
+            ("status:5xx", 0),
+            ("changed:price", 0),
+            ("changed:*", 0),
+            ('changed:"a\\"b"', 0),
+            ("email:*", 0),
+            ("path:/orders*", 0),
+            ("outcome:success,failure", 64),
+        ],
+    )
+    async def test_answers_in_the_language_of_searching(self, retained, text, count):
+        """Each kind of term, over all archived months."""
+        objects = await archived_objects(retained.dsn)
+        found = query_archives(retained.archive, objects, parse(text), limit=1000)
+        assert len(found) == count
+        assert [one["id"] for one in found] == sorted((one["id"] for one in found), reverse=True)
+
+    async def test_takes_a_query_for_a_value_alone(self, retained):
+        """Nothing of a query's text is SQL."""
+        objects = await archived_objects(retained.dsn)
+        text = 'actor:"x\' OR 1=1 --" "\'); DROP TABLE x; --"'
+        assert query_archives(retained.archive, objects, parse(text)) == []
+
+    async def test_is_recorded_and_printed(self, retained, monkeypatch, connection):
+        """As a look into the trail; as a table and as JSON."""
+        monkeypatch.setenv("OTEL_AUDIT_DSN", retained.dsn)
+        url = f"file:{retained.archive._folder}"
+        result = await asyncio.to_thread(
+            CliRunner().invoke,
+            cli,
+            ["archive", "query", "tenant:other", "--archive", url, "--json"],
+        )
+        assert result.exit_code == 0, result.output
+        assert result.output.count('"payload"') == 9
+        looked = await connection.fetchval(
+            "SELECT payload::text FROM audit.audit_logs WHERE event_name = 'audit.viewed'"
+        )
+        assert "archive query" in looked
+
+
+class TestProve:
+    async def test_an_archived_record_offline(self, retained, tmp_path):
+        """From the archive alone, checked by the program in the bundle, also beside what expired."""
+        for month in (JANUARY, MARCH):
+            objects = [one for one in await archived_objects(retained.dsn) if one.month == month]
+            found = query_archives(retained.archive, objects, parse(""), limit=1000)
+            for row in (found[0], found[-1]):
+                record_id = uuid.UUID(bytes=bytes(row["id"]))
+                bundle = prove_archived(retained.archive, record_id, [retained.key.public])
+                assert evidence_check.check(dict(bundle), [])
+        write(bundle, tmp_path / "evidence")
+        checked = subprocess.run(
+            [sys.executable, "verify.py"], cwd=tmp_path / "evidence", check=False,
+            capture_output=True,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    async def test_says_what_is_not_there(self, retained):
+        """A record of another month, one that expired, one that never was."""
+        for record_id in (ids_of(MARCH, 1)[0], str(uuid.uuid4())):
+            with pytest.raises(ArchiveError, match="no record"):
+                prove_archived(retained.archive, uuid.UUID(record_id), [])
+
+
+class TestRestore:
+    async def test_brings_a_month_back_for_some_days(self, retained, connection):
+        """The same text and columns, recorded; gone when its time is over."""
+        assert await restore_month(retained.dsn, retained.archive, MARCH, 3) == 25
+        assert await restore_month(retained.dsn, retained.archive, MARCH, 3) == 25
+        rows = await connection.fetch(
+            "SELECT payload::text AS payload, content_hash, month FROM audit.restored_logs"
+        )
+        assert {row["month"] for row in rows} == {MARCH}
+        hashed = await connection.fetchval(
+            "SELECT bool_and(sha256(convert_to(payload::text, 'UTF8')) = content_hash) "
+            "FROM audit.restored_logs"
+        )
+        assert (len(rows), hashed) == (25, True)
+        assert await connection.fetchval(
+            "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.month.restored'"
+        ) == 2  # fmt: skip
+        assert await end_restoration(retained.dsn, MARCH) == 25
+        await retained.seal()
+        assert (await retained.check_all())[0].problems == ()
+
+    async def test_is_under_the_same_row_level_security(self, retained, postgres):
+        """A reader of one tenant sees of it what he sees of the trail."""
+        import asyncpg
+
+        role = f"reader_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        await init(retained.dsn, roles=True, reader=role, tenants=["other"])
+        await restore_month(retained.dsn, retained.archive, MARCH, 3)
+        await restore_month(retained.dsn, retained.archive, date(2025, 4, 1), 3)
+        name = retained.dsn.partition("?")[0].rpartition("/")[2]
+        connection = await asyncpg.connect(postgres.dsn(name, role))
+        assert await connection.fetchval("SELECT count(*) FROM audit.restored_logs") == 9
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("DELETE FROM audit.restored_logs")
+        await connection.close()
+
+    async def test_refuses_what_is_not_archived_or_not_whole(self, retained):
+        """A month that is here, and a file with a changed byte."""
+        with pytest.raises(ArchiveError, match="is not archived"):
+            await restore_month(retained.dsn, retained.archive, date(2024, 4, 1), 3)
+        (one,) = [one for one in await archived_objects(retained.dsn) if one.month == MARCH]
+        path = retained.archive._folder / one.entry.key
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.raises(ArchiveError, match="nothing restored"):
+            await restore_month(retained.dsn, retained.archive, MARCH, 3)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("ftp://x", "expected file:PATH or s3"),
+        ("file:", "expected"),
+        ("s3://", "expected"),
+        ("s3://bucket?colour=red", "unknown option 'colour'"),
+        ("s3://bucket?mode=NONE", "COMPLIANCE or GOVERNANCE"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(url, problem):
+    """The setting is named, with what is expected."""
+    with pytest.raises(ConfigurationError, match=problem):
+        open_archive(url)

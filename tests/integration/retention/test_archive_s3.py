@@ -1,0 +1,120 @@
+"""Archives in S3, by a server that knows object lock: what is written cannot go before its time."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+from otel_audit_postgres.archive.objects import ArchiveError, digest_of, open_archive
+from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.retention.holds import Conditions, place_hold, release_hold
+from otel_audit_postgres.retention.policy import read_policy
+from ports import free_port
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{server._server.server_port}"
+    server.stop()
+
+
+@pytest.fixture
+def client(endpoint, monkeypatch):
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+
+
+def bucket(client, endpoint, *, locked=True):
+    name = f"audit-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=locked)
+    return name, open_archive(f"s3://{name}/orders?endpoint={endpoint}&region=us-east-1")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+class TestS3:
+    async def test_holds_a_year_and_verifies(self, months, client, endpoint):
+        """Written once, with digest and lock; read back, verified, asked; nothing left unlocked."""
+        name, months.archive = bucket(client, endpoint)
+        assert months.archive.weakness() is None
+        done = await months.retain()
+        assert len(done.dropped) == 3
+        await months.seal()
+        report, archived = await months.check_all()
+        assert (report.problems, archived.archived) == ((), 64)
+        for key in months.archive.list_keys():
+            if key.endswith(".parquet"):
+                head = client.head_object(Bucket=name, Key=f"orders/{key}")
+                assert head["ObjectLockMode"] == "COMPLIANCE"
+                with pytest.raises(Exception, match="AccessDenied"):
+                    client.delete_object(
+                        Bucket=name, Key=f"orders/{key}", VersionId=head["VersionId"]
+                    )
+
+    async def test_shows_a_lock_that_is_too_short(self, months, client, endpoint):
+        """An object whose lock ends before the manifest says so."""
+        name, months.archive = bucket(client, endpoint)
+        months.archive = open_archive(
+            f"s3://{name}/orders?endpoint={endpoint}&region=us-east-1&mode=GOVERNANCE"
+        )
+        await months.retain()
+        await months.seal()
+        key = next(key for key in months.archive.list_keys() if key.endswith(".parquet"))
+        client.put_object_retention(
+            Bucket=name, Key=f"orders/{key}", BypassGovernanceRetention=True,
+            Retention={"Mode": "GOVERNANCE", "RetainUntilDate": datetime(2026, 12, 31, tzinfo=UTC)},
+        )  # fmt: skip
+        report = await months.check()
+        kinds = [one.kind for one in report.findings.problems]
+        assert ProblemKind.GUARD_REMOVED in kinds
+
+    async def test_refuses_a_bucket_without_object_lock(self, months, client, endpoint):
+        """Nothing is written that could not be kept, and nothing dropped."""
+        _, months.archive = bucket(client, endpoint, locked=False)
+        assert "no object lock" in months.archive.weakness()
+        with pytest.raises(ArchiveError, match="no object lock"):
+            await months.retain()
+        assert months.archive.list_keys() == []
+        assert (await months.verify()).dropped == 0
+
+    async def test_holds_objects_by_its_own_legal_hold(self, months, client, endpoint):
+        """Placed with the hold, and off with it."""
+        name, months.archive = bucket(client, endpoint)
+        months.policy = read_policy("[default]\nhot = 60\narchive = 4000")
+        await months.retain()
+        hold, held = await place_hold(
+            months.dsn, "m", "r", Conditions(tenant="other"), months.archive
+        )
+        (key,) = held
+        status = client.get_object_legal_hold(Bucket=name, Key=f"orders/{key}")
+        assert status["LegalHold"]["Status"] == "ON"
+        assert await release_hold(months.dsn, hold, "over", months.archive) == [key]
+        status = client.get_object_legal_hold(Bucket=name, Key=f"orders/{key}")
+        assert status["LegalHold"]["Status"] == "OFF"
+
+    def test_writes_once(self, client, endpoint, tmp_path):
+        """The same content again is no error, another one is, and a wrong digest is refused."""
+        _, archive = bucket(client, endpoint)
+        one, other = tmp_path / "one", tmp_path / "other"
+        one.write_bytes(b"1")
+        other.write_bytes(b"2")
+        archive.put("2025-01/a", one, digest_of(one), None)
+        archive.put("2025-01/a", one, digest_of(one), None)
+        with pytest.raises(ArchiveError, match="another content"):
+            archive.put("2025-01/a", other, digest_of(other), None)
+        with archive.fetch("2025-01/a") as file:
+            assert file.read_bytes() == b"1"
+
+    def test_says_what_went_wrong_without_credentials(self, endpoint, client):
+        """A bucket that is not there."""
+        archive = open_archive(f"s3://nowhere-at-all/x?endpoint={endpoint}&region=us-east-1")
+        with pytest.raises(ArchiveError, match=r"s3://nowhere-at-all/x: .*NoSuchBucket") as failed:
+            archive.list_keys()
+        assert "test" not in str(failed.value).replace("nowhere", "")

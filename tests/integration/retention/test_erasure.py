@@ -1,0 +1,385 @@
+"""A person is forgotten: the keys are destroyed, and every proof stands."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import time
+import uuid
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+from otel_audit_postgres import maintain
+from otel_audit_postgres.archive.objects import digest_of
+from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject, read_wrapper
+from otel_audit_postgres.personal.protect import Protector, read_fields
+from otel_audit_postgres.personal.reveal import ERASED, revealed
+from otel_audit_postgres.retention.holds import Conditions, override_hold, place_hold, release_hold
+from otel_audit_postgres.retention.subject import (
+    erase,
+    export_subject,
+    plan_erasure,
+    replay_erasures,
+)
+from otel_audit_postgres.sink import PostgresSink
+from retention_trail import JANUARY, ids_of
+from strategies import a_record
+
+from otel_audit._util.ids import uuid7
+from otel_audit.cli.main import cli
+from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from otel_audit.record import Actor, Change, Request, Source, Tenant
+
+CANARY = "canary-5f1e9b"
+ADDRESS = "203.0.113.77"
+FIELDS = read_fields(
+    ["actor.email", "source.address", "source.user_agent", "source.session_id", "request.query",
+     "metadata.name", "request.headers.referer", "changes.Customer.email"]
+)  # fmt: skip
+ANN = Subject("acme", "ann")
+
+
+@pytest.fixture
+async def keys_dsn(postgres):
+    name = f"keys_{uuid.uuid4().hex[:12]}"
+    await postgres.execute(f"CREATE DATABASE {name}")
+    return postgres.dsn(name)
+
+
+@pytest.fixture
+def kek():
+    return FileWrapper(secrets.token_bytes(32))
+
+
+@pytest.fixture
+async def keys(keys_dsn, kek, tmp_path):
+    store = KeyStore(keys_dsn, kek, pending=tmp_path / "pending")
+    await store.init()
+    yield store
+    await store.close()
+
+
+def personal(record_id, actor="ann", tenant="acme"):
+    return a_record(
+        record_id=record_id,
+        actor=Actor(id=actor, type="user", email=f"{CANARY}@example.com"),
+        tenant=Tenant(id=tenant),
+        source=Source(address=ADDRESS, user_agent=f"{CANARY}/1.0", session_id=f"s-{CANARY}"),
+        request=Request(query=f"q={CANARY}", headers={"referer": f"https://x/{CANARY}"}),
+        metadata={"name": CANARY, "kept": "yes"},
+        changes=(
+            Change(
+                operation="update", kind="entity", entity="Customer", table="customers",
+                key={"id": 17}, values={"email": [None, CANARY], "city": ["a", "b"]},
+            ),
+        ),
+    )  # fmt: skip
+
+
+async def stored(dsn, keys, records):
+    sink = PostgresSink(dsn, protector=Protector(keys, FIELDS))
+    written = await sink.write(records)
+    await sink.close()
+    return written
+
+
+@pytest.fixture
+async def written(trail, keys):
+    """Ten records of January by ann, three of now by ben."""
+    await stored(trail.dsn, keys, [personal(one) for one in ids_of(JANUARY, 10)])
+    await maintain(trail.dsn, months=[JANUARY])
+    await stored(trail.dsn, keys, [personal(uuid7(), actor="ben") for _ in range(3)])
+    await trail.seal()
+    return trail
+
+
+async def export(trail, keys, subject=ANN, archive=None):
+    return [one async for one in export_subject(trail.dsn, keys, subject, archive)]
+
+
+class TestEncryption:
+    async def test_leaves_nothing_in_clear(self, written, connection):
+        """Neither in the payload nor in a column; what is not personal stays readable."""
+        rows = await connection.fetch("SELECT a.*, a.payload::text AS text FROM audit.audit_logs a")
+        for row in rows:
+            assert CANARY not in str(dict(row))
+            assert ADDRESS not in str(dict(row))
+            assert row["source_address"].startswith("~p1.")
+        assert '"kept":"yes"' in rows[0]["text"]
+        assert (await written.verify()).problems == ()
+
+    async def test_gives_everything_back(self, written, keys):
+        """With the keys each value is what it was."""
+        found = await export(written, keys)
+        assert len(found) == 10
+        record = found[0]["record"]
+        assert record["actor"]["email"] == f"{CANARY}@example.com"
+        assert record["source"]["address"] == ADDRESS
+        assert record["request"]["headers"]["referer"] == f"https://x/{CANARY}"
+        assert record["request"]["query"] == f"q={CANARY}"
+        assert record["metadata"] == {"name": CANARY, "kept": "yes"}
+        assert record["changes"][0]["values"] == {"email": [None, CANARY], "city": ["a", "b"]}
+
+    async def test_stores_once_what_is_delivered_twice(self, written, keys, connection):
+        """The same record is encrypted the same, also by another process."""
+        before = await connection.fetchval("SELECT count(*) FROM audit.audit_logs")
+        ids = ids_of(JANUARY, 1)
+        record = personal(uuid7())
+        assert (await stored(written.dsn, keys, [record])).stored == 1
+        again = await stored(written.dsn, keys, [record])
+        assert (again.stored, again.conflicts) == (1, 0)
+        assert await connection.fetchval("SELECT count(*) FROM audit.audit_logs") == before + 1
+        assert ids
+
+    async def test_is_searched_by_its_pseudonym(self, written, keys, connection):
+        """Who has the key finds an address of this subject, and of no other."""
+        (key,) = await keys.known(ANN)
+        column = key.column_text(ADDRESS, "source.address")
+        found = await connection.fetch(
+            "SELECT DISTINCT actor_id FROM audit.audit_logs WHERE source_address = $1", column
+        )
+        assert [row["actor_id"] for row in found] == ["ann"]
+
+    async def test_binds_a_value_to_its_record_and_place(self, written, keys, connection):
+        """What is moved to another record or field does not open there."""
+        text = await connection.fetchval(
+            "SELECT payload::text FROM audit.audit_logs WHERE actor_id = 'ann' LIMIT 1"
+        )
+        record = json.loads(text)
+        moved = {**record, "record_id": uuid7()}
+        assert CANARY not in str((await revealed(json.dumps(moved), keys))["actor"])
+        record["actor"]["email"], record["source"]["user_agent"] = (
+            record["source"]["user_agent"], record["actor"]["email"],
+        )  # fmt: skip
+        opened = await revealed(json.dumps(record), keys)
+        assert opened["actor"]["email"] == "[ENCRYPTED: does not open]"
+
+
+class TestErasing:
+    async def test_forgets_and_keeps_every_proof(self, written, keys, connection):
+        """Archive, store, proofs: unchanged and green; values show as erased; others stay."""
+        await written.retain()
+        await written.seal()
+        before = {
+            key: digest_of(written.archive._folder / key) for key in written.archive.list_keys()
+        }
+        note = await written.anchor.last()
+        assert len(await export(written, keys, archive=written.archive)) == 10
+        assert await erase(written.dsn, keys, ANN, "GDPR 17", "on demand of 3 May")
+        await written.seal()
+        report, archived = await written.check_all()
+        assert (report.problems, archived.findings.problems) == ((), [])
+        assert before == {
+            key: digest_of(written.archive._folder / key) for key in written.archive.list_keys()
+        }
+        assert (await written.anchor.last()) != note
+        found = await export(written, keys, archive=written.archive)
+        assert len(found) == 10
+        for one in found:
+            # what is about customer:17 is not ann's
+            del one["record"]["changes"]
+        assert CANARY not in str(found)
+        assert ADDRESS not in str(found)
+        assert found[0]["record"]["actor"]["email"] == ERASED
+        others = await export(written, keys, Subject("acme", "ben"))
+        assert others[0]["record"]["source"]["address"] == ADDRESS
+        told = await connection.fetchval(
+            "SELECT payload::text FROM audit.audit_logs WHERE event_name = 'audit.subject.erased'"
+        )
+        assert "ann" not in told
+
+    async def test_of_an_entity_takes_the_marked_columns(self, written, keys):
+        """customer:17 is erased: its columns are gone, its actors' own values stay."""
+        assert await erase(written.dsn, keys, Subject("acme", "customer:17"), "law", "demand")
+        record = (await export(written, keys))[0]["record"]
+        assert record["changes"][0]["values"]["email"] == [None, ERASED]
+        assert record["source"]["address"] == ADDRESS
+
+    async def test_twice_is_once(self, written, keys, connection):
+        """The second time nothing is done, and nothing is recorded."""
+        assert await erase(written.dsn, keys, ANN, "law", "demand")
+        assert not await erase(written.dsn, keys, ANN, "law", "demand")
+        count = "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.subject.erased'"
+        assert await connection.fetchval(count) == 1
+
+    async def test_of_somebody_unknown_is_an_error(self, written, keys):
+        """So that a name that was mistyped is not taken for done."""
+        with pytest.raises(ConfigurationError, match="no key of this subject"):
+            await erase(written.dsn, keys, Subject("acme", "anne"), "law", "demand")
+
+    async def test_does_not_write_the_name_down(self, written, keys):
+        """Basis and reason stay for ever."""
+        with pytest.raises(ConfigurationError, match="must not name"):
+            await erase(written.dsn, keys, ANN, "law", "demand by Ann herself")
+
+    async def test_is_refused_by_a_hold_that_names_itself(self, written, keys, postgres):
+        """Until it is released, or somebody else overrides it."""
+        hold, _ = await place_hold(written.dsn, "m", "r", Conditions(actor="ann"))
+        with pytest.raises(StoreError, match=f"hold {hold}"):
+            await erase(written.dsn, keys, ANN, "law", "demand")
+        assert str(hold) in (await plan_erasure(written.dsn, keys, ANN)).held
+        assert (await export(written, keys))[0]["record"]["source"]["address"] == ADDRESS
+        await release_hold(written.dsn, hold, "over")
+        other, _ = await place_hold(written.dsn, "m", "r", Conditions(entity="customer:17"))
+        with pytest.raises(StoreError, match=f"hold {other}"):
+            await erase(written.dsn, keys, ANN, "law", "demand")
+        await postgres.execute("CREATE ROLE third_person SUPERUSER LOGIN")
+        name = written.dsn.partition("?")[0].rpartition("/")[2]
+        try:
+            await override_hold(postgres.dsn(name, "third_person"), other, "subject:ann", "court")
+            assert await erase(written.dsn, keys, ANN, "law", "demand")
+        finally:
+            await postgres.execute("DROP ROLE third_person")
+
+    async def test_goes_on_where_it_was_cut_off(self, written, keys, keys_dsn):
+        """Keys destroyed, and the record of it lost with its transaction: the next try tells it."""
+        await keys.destroy(ANN)
+        plan = await plan_erasure(written.dsn, keys, ANN)
+        assert (plan.keys, [one.is_told for one in plan.erased]) == (0, [False])
+        assert await erase(written.dsn, keys, ANN, "law", "demand")
+        assert not await erase(written.dsn, keys, ANN, "law", "demand")
+
+    async def test_takes_no_longer_for_more_rows(self, written, keys):
+        """Two hundred times the rows: the same few statements."""
+        begun = time.perf_counter()
+        await erase(written.dsn, keys, Subject("acme", "ben"), "law", "demand")
+        few = time.perf_counter() - begun
+        await stored(written.dsn, keys, [personal(uuid7(), actor="cy") for _ in range(600)])
+        begun = time.perf_counter()
+        await erase(written.dsn, keys, Subject("acme", "cy"), "law", "demand")
+        assert time.perf_counter() - begun < max(few * 10, 5)
+
+
+class TestBackups:
+    async def test_of_the_audit_database_bring_nobody_back(self, written, keys, connection):
+        """All that it holds, as text, has neither the values nor a key."""
+        await erase(written.dsn, keys, ANN, "law", "demand")
+        await erase(written.dsn, keys, Subject("acme", "ben"), "law", "demand")
+        await erase(written.dsn, keys, Subject("acme", "customer:17"), "law", "demand")
+        tables = await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'audit'::regnamespace "
+            "AND relkind IN ('r', 'p')"
+        )
+        for table in tables:
+            for row in await connection.fetch(f"SELECT t::text FROM audit.{table[0]} t"):
+                assert CANARY not in row[0]
+                assert ADDRESS not in row[0]
+
+    async def test_of_the_keys_are_made_harmless(self, written, keys, keys_dsn):
+        """A backup of the keys' database is restored: what the trail tells of is destroyed again."""
+        connection = await asyncpg.connect(keys_dsn)
+        backup = await connection.fetch("SELECT * FROM audit_keys.subject_keys")
+        await erase(written.dsn, keys, ANN, "law", "demand")
+        await connection.execute("TRUNCATE audit_keys.subject_keys, audit_keys.destroyed_keys")
+        for row in backup:
+            await connection.execute(
+                "INSERT INTO audit_keys.subject_keys VALUES ($1, $2, $3, $4, $5)", *row.values()
+            )
+        await connection.close()
+        assert await keys.known(ANN)
+        assert await replay_erasures(written.dsn, keys) == 1
+        assert not await keys.known(ANN)
+        assert CANARY not in str([one["record"]["actor"] for one in await export(written, keys)])
+
+
+class TestKeyStore:
+    async def test_is_never_the_audit_database(self, trail, kek):
+        """A backup of that would bring keys back."""
+        store = KeyStore(trail.dsn, kek)
+        with pytest.raises(ConfigurationError, match="names the audit database"):
+            await store.init()
+        await store.close()
+
+    async def test_knows_a_wrong_key_encryption_key(self, keys, keys_dsn):
+        """At its set-up, and when a key is asked for; nothing is stored under another one."""
+        await keys.keys_for([ANN])
+        other = KeyStore(keys_dsn, FileWrapper(secrets.token_bytes(32)))
+        with pytest.raises(ConfigurationError, match="KEK_FILE: this is not the key"):
+            await other.init()
+        await other.close()
+
+    async def test_being_away_keeps_nothing_in_clear_and_loses_nothing(
+        self, trail, kek, keys_dsn, tmp_path, connection
+    ):
+        """Keys are made here, and handed in when it is back: they open, and can be erased."""
+        away = KeyStore(
+            "postgresql://nobody@127.0.0.1:1/nowhere", kek, pending=tmp_path / "pending", timeout=1
+        )
+        assert (await stored(trail.dsn, away, [personal(uuid7())])).stored == 1
+        assert CANARY not in await connection.fetchval("SELECT payload::text FROM audit.audit_logs")
+        assert list((tmp_path / "pending").glob("*.key"))
+        back = KeyStore(keys_dsn, kek, pending=tmp_path / "pending")
+        await back.init()
+        assert (await export(trail, back))[0]["record"]["source"]["address"] == ADDRESS
+        assert not list((tmp_path / "pending").glob("*.key"))
+        assert await erase(trail.dsn, back, ANN, "law", "demand")
+        assert CANARY not in str((await export(trail, back))[0]["record"]["actor"])
+        await back.close()
+
+    async def test_being_away_without_a_place_for_keys_waits(self, trail, kek):
+        """Then nothing is stored, and nothing lost: it is tried again."""
+        away = KeyStore("postgresql://nobody@127.0.0.1:1/nowhere", kek, timeout=1)
+        with pytest.raises(StoreUnavailableError, match="database of keys"):
+            await stored(trail.dsn, away, [personal(uuid7())])
+
+    def test_reads_its_file_with_care(self, tmp_path):
+        """Others may not read it, and it is 32 bytes in hex."""
+        path = tmp_path / "kek"
+        path.write_text("00" * 32)
+        path.chmod(0o644)
+        with pytest.raises(ConfigurationError, match="chmod 600"):
+            read_wrapper(path)
+        path.chmod(0o600)
+        read_wrapper(path)
+        for text in ("00", "zz", ""):
+            path.write_text(text)
+            with pytest.raises(ConfigurationError, match="KEK_FILE"):
+                read_wrapper(path)
+
+
+class TestFields:
+    @pytest.mark.parametrize("name", ["actor.id", "x", "changes.email", "request.headers", ""])
+    def test_that_name_nothing_are_refused(self, name):
+        """With what there is."""
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_PERSONAL"):
+            read_fields([name])
+
+
+class TestCommands:
+    def test_go_from_setting_up_to_erasing(self, audit_store, keys_dsn, tmp_path, monkeypatch):
+        """init, export, erase with its dry run, erase again."""
+        monkeypatch.setenv("OTEL_AUDIT_DSN", audit_store)
+        monkeypatch.setenv("OTEL_AUDIT_KEYS_DSN", keys_dsn)
+        monkeypatch.setenv("OTEL_AUDIT_KEYS_KEK_FILE", str(tmp_path / "kek"))
+        run = CliRunner().invoke
+        assert "made" in run(cli, ["subject", "init"]).output
+        program = (
+            "import asyncio\n"
+            "from otel_audit.config import AuditConfig\n"
+            "from otel_audit.runtime import sink_maker\n"
+            "from tests.integration.retention.test_erasure import personal, uuid7\n"
+            "async def work():\n"
+            "    sink = sink_maker(AuditConfig())()\n"
+            "    await sink.write([personal(uuid7())])\n"
+            "    await sink.close()\n"
+            "asyncio.run(work())\n"
+        )
+        import os
+        import sys
+
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True,
+            env={**os.environ, "PYTHONPATH": "tests:."},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        exported = run(cli, ["subject", "export", "ann", "--tenant", "acme"])
+        assert ADDRESS in exported.output
+        options = ["--tenant", "acme", "--basis", "law", "--reason", "demand"]
+        assert "1 keys" in run(cli, ["subject", "erase", "ann", *options, "--dry-run"]).output
+        assert run(cli, ["subject", "erase", "ann", *options], input="n\n").exit_code == 1
+        assert "erased" in run(cli, ["subject", "erase", "ann", *options, "--yes"]).output
+        assert "was erased on" in run(cli, ["subject", "erase", "ann", *options, "--yes"]).output
+        assert ADDRESS not in run(cli, ["subject", "export", "ann", "--tenant", "acme"]).output
+        assert "1 keys" in run(cli, ["subject", "replay"]).output
