@@ -122,9 +122,11 @@ class TestDemonstration:
         assert answer.status_code == 200
         link = re.search(r"http://127\.0\.0\.1:\d+/sign-in\?link=\S+", output)
         assert link, output
-        page = httpx.get(link[0], follow_redirects=True)
-        assert page.status_code == 200
-        assert "order.refunded" in page.text
+        with httpx.Client(follow_redirects=True) as browser:
+            assert browser.get(link[0]).status_code == 200
+            viewer = link[0].partition("/sign-in")[0]
+            page = browser.get(viewer, params={"q": "event:order.refunded"})
+        assert "data-row" in page.text, page.text
         query = "SELECT count(*) FROM audit.audit_logs WHERE request_id = 'from-the-test'"
         assert _eventually("1", [*psql[0].split(), "-A", "-t", "-c", query])
 
