@@ -13,6 +13,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from otel_audit import scope as scopes
@@ -137,7 +138,8 @@ class Lifecycle(ABC):
     async def _hand_over_rest_async(self) -> None:
         """As `_hand_over_rest`, but the event loop goes on between one record and the next."""
         if self._further is not None:
-            await in_slices(self._further)
+            # the action's own record was handed over just now: a turn comes before the next one
+            await in_slices(chain((None,), self._further))
 
     def _each(self, records: Iterable[AuditRecord]) -> Iterator[None]:
         """Hand over one record with each step."""
