@@ -314,7 +314,7 @@ class TestCommands:
         about = run("history", "stock:8").output
         assert "recorded about stock:8;" in about
         assert "order_row:123" in about
-        assert "no record" in run("search", "--target", "invoice").output
+        assert "No matching records" in run("search", "--target", "invoice").output
         assert run("history", "stock:8", "--json").output == ""
         assert run("search", "--target", "invoice", "--json").output == ""
 
