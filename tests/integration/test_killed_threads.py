@@ -156,7 +156,7 @@ def kill(site: Site, name: str) -> None:
     """
     (thread,) = [one for one in site.threads() if one.name == name]
     for worker in gc.get_objects():
-        if isinstance(worker, LoopThread) and worker._thread is thread:
+        if issubclass(type(worker), LoopThread) and worker._thread is thread:
             assert worker._loop is not None
             worker._loop.call_soon_threadsafe(sys.exit)
             return
