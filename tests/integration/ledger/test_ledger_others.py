@@ -111,7 +111,7 @@ class TestGo:
             {"Key": key, "Note": growth["new"], "Old": growth["old"], "Consistency": growth["proof"]},
             {"Key": key, "Note": await sealed.anchor.last()},
             {**good, "Index": record["leaf"] + 1},
-            {**good, "Entry": base64.b64encode(entry[:-1] + b"x").decode()},
+            {**good, "Entry": base64.b64encode(entry[:-1] + bytes([entry[-1] ^ 1])).decode()},
             {**good, "Note": good["Note"].replace("\n23\n", "\n24\n")},
             {**good, "Key": generate(sealed.key.name).public.text()},
         ])  # fmt: skip
