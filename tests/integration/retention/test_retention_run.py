@@ -148,7 +148,9 @@ class TestRun:
             "UPDATE audit.audit_logs SET payload = replace(payload::text, 'acme', 'evil')::json "
             "WHERE id = (SELECT min(id::text)::uuid FROM audit.audit_logs)"
         )
-        with pytest.raises(Exception, match=r"leaf \d+\) is gone, or not what was sealed.*otel-audit verify"):
+        with pytest.raises(
+            Exception, match=r"leaf \d+\) is gone, or not what was sealed.*otel-audit verify"
+        ):
             await months.retain()
         assert (await plan(months.dsn, months.policy)).months[0].rows == 42
         assert not months.archive.list_keys()
