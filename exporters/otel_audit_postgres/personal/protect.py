@@ -12,7 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit._util.text import storable
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.sanitize import written_down
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit_postgres.personal.encryption import SubjectKey
@@ -252,7 +254,11 @@ def _leaves(value: Any, path: str, key: SubjectKey, record_id: str) -> Any:
     if isinstance(value, str):
         return _encrypted(key, value, record_id, path)
     if isinstance(value, dict):
-        return {name: _leaves(one, f"{path}.{name}", key, record_id) for name, one in value.items()}
+        # bound to the name as it is stored
+        return {
+            name: _leaves(one, f"{path}.{storable(name)}", key, record_id)
+            for name, one in value.items()
+        }
     if isinstance(value, list | tuple):
         return [
             _leaves(one, f"{path}.{number}", key, record_id) for number, one in enumerate(value)
@@ -267,7 +273,7 @@ def _encrypted(key: SubjectKey, value: str, record_id: str, path: str) -> str:
 
 def _text(value: Any) -> str:
     """A value as text: what is no text itself as JSON."""
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) else written_down(value).decode()
 
 
 def _body(body: Body, path: str, encrypt: Encrypt) -> Body:

@@ -9,6 +9,7 @@ import time
 import uuid
 
 import asyncpg
+import msgspec
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import maintain
@@ -121,6 +122,26 @@ class TestEncryption:
         assert record["request"]["query"] == f"q={CANARY}"
         assert record["metadata"] == {"name": CANARY, "kept": "yes"}
         assert record["changes"][0]["values"] == {"email": [None, CANARY], "city": ["a", "b"]}
+
+    async def test_no_text_holds_up_its_batch(self, trail, keys):
+        """Half a surrogate pair in what is personal, in a name of a parameter, too."""
+        odd = msgspec.structs.replace(
+            personal(uuid7()),
+            metadata={"name": {"first": "\ud800", "last": CANARY}},
+            changes=(
+                Change(
+                    operation="update", kind="bulk", entity="Customer", table="customers",
+                    parameters=({"e\ud800": CANARY},),
+                ),
+            ),
+        )  # fmt: skip
+        written = await stored(trail.dsn, keys, [odd, personal(uuid7())])
+        assert (written.stored, written.quarantined) == (2, 0)
+        (record,) = [
+            one["record"] for one in await export(trail, keys) if "first" in str(one["record"])
+        ]
+        assert json.loads(record["metadata"]["name"]) == {"first": "\ufffd", "last": CANARY}
+        assert record["changes"][0]["parameters"] == [{"e\ufffd": CANARY}]
 
     async def test_stores_once_what_is_delivered_twice(self, written, keys, connection):
         """The same record is encrypted the same, also by another process."""
