@@ -11,6 +11,7 @@ from typing import Any, Final
 from otel_audit.errors import MissingExtraError
 from otel_audit_postgres.archive.catalog import ListedObject
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
+from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, Term, Value, spans
 from otel_audit_postgres.rows import key_text
@@ -152,9 +153,9 @@ class _Conditions:
         """A status or a span of them."""
         if value.operator == "any":
             return f"{known.column} IS NOT NULL"
-        low, high = _statuses(value.text)
+        low, high = statuses_of(value.text)
         if value.operator == "..":
-            high = _statuses(value.end)[1]
+            high = statuses_of(value.end)[1]
         if value.operator in {"=", ".."}:
             return f"{known.column} BETWEEN {self._bind(low)} AND {self._bind(high)}"
         bound = high if value.operator in {">", "<="} else low
@@ -197,14 +198,6 @@ class _Conditions:
             return "false"  # no path can name it
         way = self._bind(f'$.{known.column}[*].values."{value.text}"')
         return f"len(json_extract({document}, {way})) > 0"
-
-
-def _statuses(text: str) -> tuple[int, int]:
-    if not text:
-        return 0, 999
-    if text.endswith("xx"):
-        return int(text[0]) * 100, int(text[0]) * 100 + 99
-    return int(text), int(text)
 
 
 _KINDS: Final[dict[str, Callable[[_Conditions, Field, Value], str]]] = {

@@ -120,9 +120,9 @@ def _status(found: Conditions, known: Field, value: Value, _: datetime) -> str:
     column = known.column
     if value.operator == "any":
         return f"{column} IS NOT NULL"
-    low, high = _statuses(value.text)
+    low, high = statuses_of(value.text)
     if value.operator == "..":
-        high = _statuses(value.end)[1]
+        high = statuses_of(value.end)[1]
         return f"{column} BETWEEN {found.bind(low)}::int AND {found.bind(high)}::int"
     if value.operator == "=":
         return f"{column} BETWEEN {found.bind(low)}::int AND {found.bind(high)}::int"
@@ -130,7 +130,7 @@ def _status(found: Conditions, known: Field, value: Value, _: datetime) -> str:
     return f"{column} {value.operator} {found.bind(bound)}::int"
 
 
-def _statuses(text: str) -> tuple[int, int]:
+def statuses_of(text: str) -> tuple[int, int]:
     """The lowest and highest status of ``404`` or ``4xx``; all where there is no bound."""
     if not text:
         return 0, 999
