@@ -41,7 +41,6 @@ class ColumnInfo:
         mark: ``redact`` or ``hash``.
         same: Whether two values are equal, as the column's type compares them.
         filled: Whether the database may fill it on INSERT.
-        refilled: Whether the database may change it on UPDATE.
         moving: Whether a flush may change it unasked (``onupdate``, a version counter).
         is_text: Whether its values are texts, mostly.
         is_json: Whether a patch makes sense.
@@ -62,7 +61,6 @@ class ColumnInfo:
     mark: str | None
     same: Callable[[Any, Any], Any]
     filled: bool
-    refilled: bool
     moving: bool
     is_text: bool
     is_json: bool
@@ -340,7 +338,6 @@ def plan_column(
         mark=mark,
         same=column.type.compare_values,
         filled=column.server_default is not None or database_value or column.default is not None,
-        refilled=column.server_onupdate is not None or column.computed is not None,
         moving=column.onupdate is not None
         or column.server_onupdate is not None
         or column.computed is not None,
