@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import getpass
@@ -793,7 +794,8 @@ def _no_path(text: str) -> str | None:
 def _at_home(name: str, value: object) -> object:
     """Put the user's home directory where ``~`` stands at the beginning of a path."""
     if name in _LISTS_OF_PATHS:
-        value = _listed(value)
+        with contextlib.suppress(ValueError):  # the setting's own reading says what is wrong
+            value = _listed(value)
     if isinstance(value, tuple | list):
         return tuple(_path_at_home(name, one) for one in value)
     return _path_at_home(name, value)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
         arguments: What stands behind ``otel-audit run``.
         prog: What the usage calls this.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "--console", action="store_true", help="print records on standard output; no database"
     )
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
     beside = str(Path(sys.executable).parent)
     executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)
     if executable is None:
-        sys.stderr.write(f"{prog}: there is no command {command[0]!r}\n")
+        sys.stderr.write(f"{prog}: there is no command {command[0]!a}\n")
         sys.exit(NO_COMMAND)
     line = prepare(os.environ)
     if line:
@@ -147,6 +147,18 @@ class _OneLine(logging.Filter):
         return True
 
 
+class _Parser(argparse.ArgumentParser):
+    """Quotes nothing that could steer a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        super().error(_plain(message))
+
+
+def _plain(text: str) -> str:
+    return ascii(text)[1:-1]
+
+
 def _refuse_deaf(command: Sequence[str]) -> None:
     """Say so where an option keeps Python from looking for what begins to audit."""
     if not Path(command[0]).name.startswith("python"):
@@ -156,7 +168,7 @@ def _refuse_deaf(command: Sequence[str]) -> None:
             return
         if not one.startswith("--") and _IGNORES_PATH.intersection(one):
             not_audited(
-                f"python {one} looks for nothing outside of the program: leave that option out, or "
+                f"python {_plain(one)} looks for nothing outside of the program: leave that option out, or "
                 "call otel_audit.instrument() in the program"
             )
             return

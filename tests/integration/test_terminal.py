@@ -197,6 +197,7 @@ class TestEveryCommand:
                 ("subject", "export", EVIL), ("subject", "export", "order:1"),
                 ("subject", "erase", EVIL, "--basis", EVIL, "--reason", EVIL, "--yes"),
                 ("web", "--auth", EVIL), ("web", "--proxy", EVIL, "--auth-header", EVIL),
+                ("run", EVIL), ("run", "--" + EVIL, "x"), ("run", "--service", EVIL, EVIL),
                 (EVIL,), ("--" + EVIL,), ("search", "--" + EVIL),
             ]  # fmt: skip
 

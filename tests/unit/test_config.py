@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from otel_audit._util.postgres_dsn import plain_dsn
@@ -147,7 +149,8 @@ class TestSaidByNothing:
     @pytest.mark.parametrize("empty", ["", " ", "\t"])
     def test_an_empty_variable_says_nothing(self, empty, monkeypatch):
         """As with OpenTelemetry's own variables: what is set to nothing is not set."""
-        monkeypatch.delenv("OTEL_AUDIT_SPOOL_DIR")
+        for name in [one for one in os.environ if one.startswith("OTEL_AUDIT_")]:
+            monkeypatch.delenv(name)
         expected = AuditConfig().model_dump()
         for name in AuditConfig.model_fields:
             if name != "request_id_header":
