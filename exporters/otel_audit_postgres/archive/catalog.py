@@ -56,7 +56,7 @@ async def removed_keys(connection: Connection[Any]) -> set[str]:
 
 
 async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
-    """Record the removal of an object before it; the database refuses an object not due, or held."""
+    """Record the removal of an object before it; the database refuses one not due, or held."""
     await connection.fetchval(_REMOVE, step, key, holds_seen)
 
 
