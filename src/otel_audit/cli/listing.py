@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
+from otel_audit.cli import terminal
 from otel_audit.cli.terminal import (
     Colour,
     FittedColumns,
@@ -20,7 +21,6 @@ from otel_audit.cli.terminal import (
     echo_csv,
     echo_json_text,
     json_list,
-    screen_width,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _COLOURS: Final[Mapping[str, Colour]] = {"success": "green", "failure": "red", "
 _SHORT: Final = {"success": "ok", "failure": "failed"}
 _PHASES: Final = ("completed", "continued", "changes", "started", "intent")
 """Of one action's records the first of these tells most."""
-_SHORTEST: Final = {"event": 12, "actor": 10, "target": 9, "tenant": 6, "service": 6}
+_SHORTEST: Final = {"event": 16, "actor": 12, "target": 9, "tenant": 6, "service": 6}
 _SHORTEST_ID: Final = 13
 """Characters of an id up to its millisecond."""
 
@@ -75,8 +75,7 @@ class _Action:
         """What is to be said of phases; nothing where one record tells of the whole action."""
         phase = self.main.found.phase
         parts = [] if phase == "completed" else [phase]
-        parts += [f"+{other}" for other in self.others]
-        return f" [{' '.join(parts)}]" if parts else ""
+        return " ".join([*parts, *(f"+{other}" for other in self.others)])
 
 
 @dataclass
@@ -84,7 +83,9 @@ class Table:
     """Prints records as rows, folded by action."""
 
     is_local: bool
-    _columns: FittedColumns = field(default_factory=lambda: FittedColumns(_SHORTEST))
+    _columns: FittedColumns = field(
+        default_factory=lambda: FittedColumns(_SHORTEST, ("tenant", "service"))
+    )
     _day: str = ""
     _is_begun: bool = False
 
@@ -103,7 +104,7 @@ class Table:
 
     def _say_day(self, found: Found) -> None:
         day = f"{zoned(found.occurred_at, is_local=self.is_local):%Y-%m-%d %Z}"
-        if screen_width() is not None and day != self._day:
+        if terminal.screen_width() is not None and day != self._day:
             echo(day, colour="cyan")
             self._day = day
 
@@ -116,19 +117,20 @@ class Table:
         actor += f" ({found.actor_reason})" if found.actor_reason else ""
         status = "" if found.status_code is None else str(found.status_code)
         colour = _COLOURS.get(found.outcome)
-        event = found.event_name + action.note
-        if screen_width() is None:
+        if terminal.screen_width() is None:
             return {
                 "time": (iso(found.occurred_at, is_local=self.is_local), None),
-                "event": (event, None), "outcome": (found.outcome, None), "status": (status, None),
+                "event": (found.event_name, None), "outcome": (found.outcome, None),
+                "status": (status, None), "phase": (action.note, None),
                 "actor": (actor, None), "tenant": (found.tenant_id, None),
                 "target": (target, None), "service": (found.service_name or "", None),
                 "id": (str(found.id), None),
             }  # fmt: skip
-        result = f"{_SHORT.get(found.outcome, found.outcome)} {status}".strip()
+        said = (_SHORT.get(found.outcome, found.outcome), status, action.note)
+        result = " ".join(one for one in said if one)
         row: dict[str, Piece] = {
             "time": (f"{zoned(found.occurred_at, is_local=self.is_local):%H:%M:%S}", None),
-            "event": (event, None), "result": (result, colour), "actor": (actor, None),
+            "event": (found.event_name, None), "result": (result, colour), "actor": (actor, None),
             "target": (target, None), "tenant": (found.tenant_id, None),
         }  # fmt: skip
         if names_service:

@@ -71,7 +71,8 @@ def change_lines(
             line.append((f" {change.rows} rows", None))
         if change.transaction == "rolled_back":
             line.append((" (rolled back)", "red"))
-        for number, column in enumerate(change.columns):
+        columns = [one for one in change.columns if not _is_nothing(one.before, one.after)]
+        for number, column in enumerate(columns):
             line.append((", " if number else "  ", None))
             line += _column(change.operation, column.column, column.before, column.after)
         if change.note:
@@ -90,6 +91,11 @@ def _column(operation: str, name: str, before: Cell, after: Cell) -> list[Piece]
     if operation != "delete":
         pieces.append(_cell(after, "green"))
     return pieces
+
+
+def _is_nothing(before: Cell, after: Cell) -> bool:
+    """Whether a column was empty and is empty: an INSERT names many of them."""
+    return before.kind == after.kind == "none"
 
 
 def _cell(cell: Cell, colour: Colour) -> Piece:

@@ -138,8 +138,8 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
                 break
     if is_empty and form == "table":
         echo(_NOTHING)
-    if is_empty and not shows_own:
-        echo(_HIDDEN, err=True)
+        if not shows_own:
+            echo(_HIDDEN, err=True)
     say_where_it_goes_on(page)
 
 

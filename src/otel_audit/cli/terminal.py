@@ -122,13 +122,16 @@ class FittedColumns:
     Where nobody looks at a screen nothing is cut.
     """
 
-    def __init__(self, shortest: Mapping[str, int]) -> None:
+    def __init__(self, shortest: Mapping[str, int], dispensable: Sequence[str] = ()) -> None:
         """Print nothing yet.
 
         Args:
             shortest: Columns that may be cut, and how short.
+            dispensable: Columns that are left out where the screen is too narrow for all, the
+                first of them first.
         """
         self._shortest = shortest
+        self._dispensable = dispensable
         self._widths: dict[str, int] = {}
         self._names: tuple[str, ...] = ()
 
@@ -148,7 +151,6 @@ class FittedColumns:
         width = screen_width()
         if width is not None:
             self._shrink(width)
-        # the last one needs no room behind it
         self._print([(name, None) for name in self._names])
 
     def print_row(self, row: Mapping[str, Piece], details: Sequence[Sequence[Piece]] = ()) -> None:
@@ -158,17 +160,23 @@ class FittedColumns:
             echo_folded([("    ", None), *line])
 
     def _shrink(self, width: int) -> None:
-        excess = sum(self._widths.values()) + len(_GAP) * (len(self._widths) - 1) - width
+        for name in self._dispensable:
+            if self._excess(width) > 0 and name in self._names:
+                self._names = tuple(one for one in self._names if one != name)
+        excess = self._excess(width)
         while excess > 0:
-            name = max(
-                (one for one in self._names if one in self._shortest),
-                key=lambda one: self._widths[one] - self._shortest[one],
-                default=None,
-            )
-            if name is None or self._widths[name] <= self._shortest[name]:
+            longer = [
+                one for one in self._names if self._widths[one] > self._shortest.get(one, 1 << 20)
+            ]
+            if not longer:
                 return
+            name = max(longer, key=lambda one: self._widths[one] - self._shortest[one])
             self._widths[name] -= 1
             excess -= 1
+
+    def _excess(self, width: int) -> int:
+        taken = sum(self._widths[name] for name in self._names)
+        return taken + len(_GAP) * (len(self._names) - 1) - width
 
     def _print(self, cells: Sequence[Piece]) -> None:
         shown = []
@@ -209,7 +217,7 @@ def echo_panel(title: str, rows: Iterable[tuple[str, Sequence[Piece]]]) -> None:
     if width is None:
         click.echo(visible(title))
         for name, pieces in rows:
-            click.echo(f"{visible(name):<10}{_text(pieces).plain}".rstrip())
+            click.echo(f"{visible(name):<12}{_text(pieces).plain}".rstrip())
         return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="cyan", no_wrap=True)
