@@ -37,7 +37,9 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Write an evidence bundle for RECORD_ID, an entity's history, or the log's growth.
 
-    RECORD_ID may be the first digits of an id, as search shows it. The directory holds evidence.json and verify.py, which checks it with Python alone, offline.
+    RECORD_ID may be the first digits of an id, as search shows it.
+
+    The directory holds evidence.json and verify.py, which checks it with Python alone, offline.
     """
     if sum(given is not None for given in (record_id, entity, grown_from)) != 1:
         raise click.UsageError("give one of RECORD_ID, --entity and --grown-from")
