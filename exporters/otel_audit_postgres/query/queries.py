@@ -149,7 +149,7 @@ class Found:
         action_id: The action's id, which all its records share.
         phase: Which part of the action it tells.
         service_name: Which service recorded it.
-        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+        actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
     """
 
@@ -176,10 +176,10 @@ class Page:
     """Some of what was found.
 
     Attributes:
-        records: In the order that was asked for.
+        records: In the requested order.
         next: Where the next page begins; None if there is none.
         searched_to: Where the search stopped before the page was full, as `WINDOW` records had
-            been read whole; ``next`` goes on there. None: nothing was left out.
+            been read whole; ``next`` continues there. None: nothing was left out.
         notice: How the query was understood, where it could be understood otherwise.
     """
 
@@ -219,7 +219,7 @@ class Size:
 
     Attributes:
         name: The table's, within schema audit.
-        rows: As last estimated by the database, None where it was never analyzed.
+        rows: As last estimated by the database, None if it was never analyzed.
         table_bytes: With TOAST.
         index_bytes: Of all its indexes.
     """
@@ -277,7 +277,7 @@ async def search(
     if not 1 <= limit <= LARGEST_PAGE:
         raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
     query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
-    query, notice = await _resolved(connection, query)
+    query, notice = await resolved(connection, query)
     asked = conditions_of(query, datetime.now(UTC))
     order = Order(oldest_first=oldest_first)
     if after is not None:
@@ -395,7 +395,7 @@ async def among(
     """
     if not ids:
         return []
-    query, _ = await _resolved(connection, query)
+    query, _ = await resolved(connection, query)
     asked = conditions_of(query, now)
     asked.columns.append(f"id = ANY({asked.bind(list(ids))}::uuid[])")
     where = " AND ".join([*asked.columns, *asked.payload])
@@ -424,7 +424,7 @@ async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
-async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
+async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
     """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
     terms, notice = list(query.terms), None
     for place, one in enumerate(terms):
@@ -439,7 +439,7 @@ async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, s
 
 
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
-    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    """Read why no actor was identified; not for all searched records, to spare their texts."""
     anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
     if not anonymous:
         return tuple(found)
