@@ -168,7 +168,7 @@ def _refuse_deaf(command: Sequence[str]) -> None:
             return
         if not one.startswith("--") and _IGNORES_PATH.intersection(one):
             not_audited(
-                f"python {_plain(one)} looks for nothing outside of the program: leave that option out, or "
+                f"python {_plain(one)} ignores PYTHONPATH: leave that option out, or "
                 "call otel_audit.instrument() in the program"
             )
             return
