@@ -54,9 +54,10 @@ class Check:
 @click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
 @click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
 def doctor(dsn: str | None, app_dsn: str | None, target: str | None) -> None:
-    """Check settings, hooks, spool and store; print a line each, and what to do.
+    """Check settings, hooks, spool and store, and say what to do.
 
-    Exit status 1 if a check failed. Warnings do not count as failures.
+    Prints a line for each check.     Exit status 1 if a check failed. Warnings do not count as
+    failures.
     """
     failed = False
     for check in _checks(dsn, app_dsn, target):
