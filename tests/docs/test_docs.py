@@ -22,6 +22,7 @@ RUN = (
     "policy",
     "redaction",
     "actors-and-tenants",
+    "command-line",
     "configuration",
     "testing",
     "viewer",

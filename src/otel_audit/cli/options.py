@@ -12,7 +12,7 @@ from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
-_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw]?)")
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 dsn_option = click.option(
