@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import Decision, Start
-    from otel_audit.record import AuditRecord, Request
+    from otel_audit.record import AuditRecord
 
 _NOT_STORED = "its intent could not be stored in time"
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
@@ -52,6 +52,7 @@ class Exchange(Lifecycle):
         self._scope = scope
         self._watched: WatchedAction | None = None
         self._decided_at_start: Decision | None = None
+        self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
         self._has_intent = self._moved = False
@@ -72,25 +73,30 @@ class Exchange(Lifecycle):
             account.is_quiet = options.log is None
             return True
         account.is_quiet = False
-        decision = account.judge(route=None, wrote=False, scope=None)
+        decision = account.judge_head()
         if decision.level == "none":
             return True
-        strict = options.strict if decision.strict is None else decision.strict
-        if decision is UNDECIDED:
-            strict = strict or options.policy.may_be_strict
         account.see_source()
-        request = account.head.describe(account.routed, None)
-        record = account.record(decision, phase="started", outcome="unknown", request=request)
-        if strict and options.intended is not None and self._intent is None:
-            self._intent = record
+        if options.intended is not None and self._intent is None:
+            strict = options.strict if decision.strict is None else decision.strict
+            if decision is UNDECIDED:
+                strict = strict or options.policy.may_be_strict
+            if strict:
+                self._intent = account.record(
+                    decision,
+                    phase="started",
+                    outcome="unknown",
+                    request=account.describe_request(),
+                )
         if self._spooled:
             return True
         self._spooled = True
-        return self._write_opened(
-            lambda record: options.recorder.opened(record, self._audit.server_span),
-            record,
-            refuse=options.refuses,
-        )
+        try:
+            opened = account.opened(decision)
+            return options.recorder.opened(opened, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._count_failure(error)
+            return not options.refuses
 
     def _may_be_recorded(self) -> bool:
         """Tell whether any answer could lead to a record; begin to copy what it may need."""
@@ -258,6 +264,7 @@ class Exchange(Lifecycle):
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
+        self._answer = known, self._account.rests_on(decision)
         self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
@@ -294,6 +301,8 @@ class Exchange(Lifecycle):
             self._count_failure(error)
         self._end_scope()
         account.redact_span()
+        if self._parts.failed:
+            account.judged = None  # what failed once may be found now
         decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
         if decision is not None:
             self._finish(decision)
@@ -316,7 +325,8 @@ class Exchange(Lifecycle):
     def _collect(self, decision: Decision) -> None:
         try:
             self._account.collect(decision)
-            self._parts.succeed("record")
+            if self._parts.failed:
+                self._parts.succeed("record")
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
             self._parts.fail("record", error)
 
@@ -326,13 +336,22 @@ class Exchange(Lifecycle):
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)
-        record = self._hand_over(lambda: account.record(decision, phase="completed"))
+        record = self._hand_over(lambda: self._ended(decision))
         if record is None or options.log is None:
             return
         try:
             options.log(record, self._audit.server_span)
         except Exception as error:  # noqa: BLE001 - the record is made all the same
             self._count_failure(error)
+
+    def _ended(self, decision: Decision) -> AuditRecord:
+        """Make the record of the end: of what was written down with the answer, if that holds."""
+        account = self._account
+        if self._answer is not None:
+            known, rested_on = self._answer
+            if account.still_rests_on(rested_on, decision):
+                return account.closed(known, decision)
+        return account.record(decision, phase="completed")
 
     def _log_unrecorded(self) -> None:
         log, decision = self._options.log, self._account.judgement
@@ -352,7 +371,7 @@ class Exchange(Lifecycle):
             found = audit.actor, audit.tenant
             if decision is not None:
                 known = account.record(
-                    decision, phase="started", outcome="unknown", request=self._request()
+                    decision, phase="started", outcome="unknown", request=self._account.describe_request()
                 )
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)
@@ -375,12 +394,8 @@ class Exchange(Lifecycle):
         # what wrote is recorded, whatever was decided before
         decision = self._account.decide(wrote=True) or self._account.judgement
         assert decision is not None  # noqa: S101 - made when the exchange began
-        request = self._request() if at_commit else None
+        request = self._account.describe_request() if at_commit else None
         return self._account.record(decision, phase="changes", outcome="unknown", request=request)
-
-    def _request(self) -> Request:
-        account = self._account
-        return self._audit.request or account.head.describe(account.routed, None)
 
 
 def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
