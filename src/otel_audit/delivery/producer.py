@@ -212,9 +212,7 @@ class Producer:
         for piece in self._fitted(entry):
             self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
-    def _note(
-        self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None
-    ) -> None:
+    def _note(self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None) -> None:
         known = self._placed(record, server_span, None)
         text = self._small(known)
         if text is None:

@@ -361,9 +361,7 @@ class RecordQueue:
                 spool = self._reopened(spool)
             return None if spool is None else spool.append(kind, record_id, payload)
 
-    def _append_finished(
-        self, entry: Entry, text: bytes | None
-    ) -> tuple[Position | None, int]:
+    def _append_finished(self, entry: Entry, text: bytes | None) -> tuple[Position | None, int]:
         size = 0
         try:
             written = to_json(entry) if text is None else text

@@ -13,7 +13,7 @@ from otel_audit.http.body_capture import add
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
-from otel_audit.http.request_metadata import header_of
+from otel_audit.http.unrecorded import UnrecordedRequest, with_request_id
 from otel_audit.policy import UNDECIDED
 from otel_audit.record import ANONYMOUS
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import Decision, Start
     from otel_audit.record import AuditRecord
+    from otel_audit.scope import AuditScope
 
 _NOT_STORED = "its intent could not be stored in time"
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
@@ -37,15 +38,21 @@ class Exchange(Lifecycle):
     application goes on.
     """
 
-    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> None:
         """Begin to observe a request.
 
         Args:
             options: How.
             scope: The ASGI scope; gets the request id under ``state``.
+            begun: What has seen the request until now, if it is under way.
         """
         self._options = options
-        self._account = account = ExchangeRecord(options, scope)
+        self._account = account = ExchangeRecord(options, scope, begun)
         super().__init__(options, account.audit, account.parts)
         self.bodies = account.bodies
         self.socket = account.socket
@@ -61,6 +68,30 @@ class Exchange(Lifecycle):
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
             self._parts.fail("state", error)
         self.refused = not self._open()
+        if begun is not None:
+            self._take_over(begun)
+
+    @property
+    def audit(self) -> AuditScope:
+        """What is known of the action."""
+        return self._audit
+
+    def _take_over(self, begun: UnrecordedRequest) -> None:
+        """Go on where a request is under way: it has been routed, or answered."""
+        self._account.inner_scope = begun.inner_scope
+        if begun.start is not None:
+            self.bodies.sent_inside(begun.start)
+            self.bodies.started(begun.start)
+        self.bodies.ended = begun.ended
+        watch = self._options.watch
+        if watch is not None:
+            # a handler without `async` runs, and writes, on a thread that has no loop
+            begun.loop.call_soon_threadsafe(self._watch)
+
+    def _watch(self) -> None:
+        watch = self._options.watch
+        if watch is not None and not self._audit.closed:
+            self._watched = watch.begin(self._takes_long)
 
     def _open(self) -> bool:
         """Write down that the action has begun, if it is one that is recorded when it succeeds.
@@ -185,9 +216,7 @@ class Exchange(Lifecycle):
     def enter(self) -> None:
         """Make the action the current one, and set the clock for a long one."""
         self._enter()
-        watch = self._options.watch
-        if watch is not None:
-            self._watched = watch.begin(self._takes_long)
+        self._watch()
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
@@ -240,17 +269,12 @@ class Exchange(Lifecycle):
             elif self.bodies.sent(message):
                 self._answered()
             if kind in _WITH_HEADERS:
-                return self._with_request_id(message)
+                return with_request_id(
+                    message, self._options.request_id_header, self._account.head.id
+                )
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
         return message
-
-    def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        headers = message.get("headers", ())
-        name = self._options.request_id_header
-        if not name or header_of(headers, name) is not None:
-            return message
-        return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
@@ -371,7 +395,10 @@ class Exchange(Lifecycle):
             found = audit.actor, audit.tenant
             if decision is not None:
                 known = account.record(
-                    decision, phase="started", outcome="unknown", request=self._account.describe_request()
+                    decision,
+                    phase="started",
+                    outcome="unknown",
+                    request=account.describe_request(),
                 )
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from itertools import islice
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from otel_audit.http.routes import foresee, route_template
 from otel_audit.http.server_span import enrich
 from otel_audit.http.span_urls import redact_span_urls
 from otel_audit.http.target import changed_id, shown_target, with_new_id
+from otel_audit.http.unrecorded import UnrecordedRequest, identities_in
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.account_holder import named_in_answer, named_in_request
 from otel_audit.identity.actor import Bearer
@@ -67,9 +67,6 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
-_MOST_IDENTITIES = 50
-_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
-
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
@@ -93,12 +90,18 @@ class ExchangeRecord:
         is_quiet: Whether no answer could lead to a record: only what is written could.
     """
 
-    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> None:
         """Begin with what the server says.
 
         Args:
             options: How exchanges are observed.
             scope: The ASGI scope.
+            begun: What has seen the request until now, if it is under way.
         """
         self._options = options
         self._scope = scope
@@ -120,17 +123,19 @@ class ExchangeRecord:
         self._asking: tuple[object, object, bool] | None = None
         self._asked: RequestedOperation | None = None
         self._has_read = self._is_renamed = False
-        span = trace.get_current_span()
+        span = trace.get_current_span() if begun is None else begun.span
         self.audit = AuditScope(
+            occurred_at=0 if begun is None else begun.occurred_at,
+            started=0 if begun is None else begun.started,
             server_span=span if span.get_span_context().is_valid else None,
             budget=Budget(options.body_limit),
             of_request=True,
         )
         self.audit.identities = self._identities
         self.audit.origin = self.origin
-        request_id = None
+        request_id = None if begun is None else begun.id
         try:
-            request_id = options.request_id(scope)
+            request_id = request_id or options.request_id(scope)
         except Exception as error:  # noqa: BLE001 - it costs the client's own id
             self.parts.fail("request_id", error)
         self.head = RequestHead(
@@ -256,21 +261,12 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
-        if bearer is not UNREADABLE_BEARER:
-            if self.parts.failed:
-                self.parts.succeed("actor")
+        if bearer is not UNREADABLE_BEARER and self.parts.failed:
+            self.parts.succeed("actor")
         return found
 
     def _identities(self) -> list[object]:
-        """Objects of the application from which it may be read who does it, and for whom."""
-        scope = self.routed
-        found = [
-            one
-            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
-            if one.__class__ not in _PLAIN
-        ]
-        user = scope.get("user")
-        return found if user is None else [*found, user]
+        return identities_in(self.routed)
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -344,10 +340,8 @@ class ExchangeRecord:
         # found anew, whatever became of them before
         if self.parts.failed:
             self.parts.succeed("policy")
-        if self.parts.failed:
             self.parts.succeed("name")
-        if self._secrets is not None:
-            if self.parts.failed:
+            if self._secrets is not None:
                 self.parts.succeed("target")
         try:
             decision = self._options.policy.decide(

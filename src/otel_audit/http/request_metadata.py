@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from otel_audit._util.ids import is_uuid
@@ -27,7 +27,7 @@ _LONGEST_WORD = 15
 _BARE_PATH = 256
 """Characters of a path, and of a word in it, that are kept where nothing can be redacted."""
 
-_LONGEST_METHOD = 32
+LONGEST_METHOD = 32
 """Characters of a request's method that are kept; the longest that is registered has 17."""
 
 LONGEST_PATH = 4_096
@@ -105,9 +105,7 @@ class RequestHead:
         self.method, self.path = method, path
         return True
 
-    def describe(
-        self, routed: Mapping[str, Any], route: str | None, body: Body | None
-    ) -> Request:
+    def describe(self, routed: Mapping[str, Any], route: str | None, body: Body | None) -> Request:
         """Say what is known of the request. Never raises.
 
         Args:
@@ -254,7 +252,7 @@ def _looks_kept(keep: Collection[str], name: bytes) -> bool:
     return len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep
 
 
-_is_kept = functools.lru_cache(maxsize=1024)(_looks_kept)
+_is_kept: Callable[..., bool] = functools.lru_cache(maxsize=1024)(_looks_kept)
 
 
 def method_of(scope: Mapping[str, Any]) -> str:
@@ -265,7 +263,7 @@ def method_of(scope: Mapping[str, Any]) -> str:
 
 def _bounded(method: str) -> str:
     # a client may make up any word, of any length
-    return method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
+    return method if len(method) <= LONGEST_METHOD else clean(method, LONGEST_METHOD)
 
 
 def bare_path(path: str) -> str:

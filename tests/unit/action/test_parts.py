@@ -49,7 +49,7 @@ CLASSES: list[tuple[object, str, str]] = [
     (Redactor, "document", "metadata"),
 ]
 AGAIN = {
-    "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
+    "at_start", "route_template", "parse_event", "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
     "_target", "path", "document", "source",
 }  # fmt: skip
 """What is described anew: where it fails once alone, the record lacks nothing in the end."""
