@@ -22,7 +22,7 @@ from otel_audit_postgres.connection import (
     disconnect,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.query.conditions import READABLE, conditions_of
+from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
 from otel_audit_postgres.query.pagination import (
     WINDOW,
@@ -37,8 +37,8 @@ from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
 
-# a plan for any values at all does not know how few they select
-PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
+# a plan for any values at all does not know how few they select; compiling takes longer than asking
+PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
 
 _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
@@ -52,7 +52,10 @@ _REASONS: Final = (
     f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[])"
 )
-_IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
+_ACTORS: Final = (
+    "SELECT one FROM unnest($1::text[]) AS one "
+    "WHERE EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = one)"
+)
 _SHOWN: Final = (
     f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
@@ -224,7 +227,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(PLAN_FOR_VALUES,)))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=PLANS))
         try:
             yield connection
         except (PostgresError, InterfaceError, OSError) as error:
@@ -259,7 +262,7 @@ async def search(
     if not 1 <= limit <= LARGEST_PAGE:
         raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
     query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
-    query, notice = await _resolved(connection, query)
+    query, notice = await resolved(connection, query)
     asked = conditions_of(query, datetime.now(UTC))
     order = Order(oldest_first=oldest_first)
     if after is not None:
@@ -268,7 +271,8 @@ async def search(
     if asked.payload:
         # bounded, before any payload is read
         window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
-        sql = filtered(window, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
+        whole = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}", payloads=True)
+        sql = filtered(whole, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     else:
         sql = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
@@ -343,7 +347,7 @@ async def among(
     """
     if not ids:
         return []
-    query, _ = await _resolved(connection, query)
+    query, _ = await resolved(connection, query)
     asked = conditions_of(query, now)
     asked.columns.append(f"id = ANY({asked.bind(list(ids))}::uuid[])")
     where = " AND ".join([*asked.columns, *asked.payload])
@@ -372,18 +376,35 @@ async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
-async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
-    """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
+async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
+    """Take what looks like an e-mail for the actor's id, where it is one: that has an index.
+
+    Args:
+        connection: To the store.
+        query: What is looked for.
+
+    Returns:
+        The query as it can be asked, and how it was understood where it could be otherwise.
+    """
     terms, notice = list(query.terms), None
     for place, one in enumerate(terms):
-        if one.field != "actor" or not any("@" in value.text for value in one.values):
+        addresses = {value.text for value in one.values if _is_address(value)}
+        if one.field != "actor" or not addresses:
             continue
-        ids = [key_text(value.text) for value in one.values if value.operator == "="]
-        if await connection.fetchval(_IS_ACTOR, ids):
+        keys = {key_text(address): address for address in addresses}
+        rows = await connection.fetch(_ACTORS, list(keys))
+        emails = addresses - {keys[row["one"]] for row in rows}
+        if not emails:
             notice = "actor: taken for an id; for the e-mail of actors with other ids, ask email:"
-        else:
+        elif len(emails) == len(one.values):
             terms[place] = replace(one, field="email")
+        else:
+            terms[place] = replace(one, field=EITHER)
     return Query(tuple(terms)), notice
+
+
+def _is_address(value: Value) -> bool:
+    return value.operator == "=" and "@" in value.text
 
 
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
