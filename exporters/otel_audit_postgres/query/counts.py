@@ -17,7 +17,7 @@ MOST_BARS: Final = 100
 TOP: Final = 10
 COUNTED: Final = 10_000
 """Records that a count goes up to: beyond, it says that there are more."""
-TIMEOUT_MS: Final = 250
+TIMEOUT_MS: Final = 200
 """For what the hours say; for what is counted of the newest records; and for that of `FEWER`."""
 FEWER: Final = 1_000
 """Records that are counted where the time was not enough for `COUNTED`."""

@@ -267,10 +267,8 @@ async def search(
     order = Order(oldest_first=oldest_first)
     if after is not None:
         asked.columns.append(order.beyond(asked, *_place(after)))
-    window = ""
     if asked.payload:
         # bounded, before any payload is read
-        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
         whole = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}", payloads=True)
         sql = filtered(whole, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     else:
@@ -280,7 +278,8 @@ async def search(
     if len(rows) > limit:
         last = rows[limit - 1]
         return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
-    if window:
+    if asked.payload:
+        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
         alone, values = standing_alone(window, asked.values)
         end = await connection.fetchrow(order.end_of(alone), *values)
         if end is not None and end["records"] >= WINDOW:
