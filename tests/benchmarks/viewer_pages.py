@@ -135,7 +135,9 @@ def measured(store: FilledStore, count: int, rounds: int) -> None:
 
 def main() -> None:
     """Fill or find the store, and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("rows", type=int, nargs="?", default=100_000)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--rounds", type=int, default=20)

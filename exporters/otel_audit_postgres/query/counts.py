@@ -324,7 +324,7 @@ def _value_of(field: str) -> str:
 
 
 def _is_rolled(query: Query) -> bool:
-    """Whether the counts by the hour know all that is asked."""
+    """Whether the hourly counts have all fields of the query."""
     return all(
         one.field in _ROLLED or (one.field == "time" and not one.negated and len(one.values) == 1)
         for one in query.terms

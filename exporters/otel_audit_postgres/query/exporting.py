@@ -34,7 +34,7 @@ _TEXTS: Final = (
 
 
 async def record_export(connection: Connection[Any], asked: Mapping[str, str], viewer: str) -> None:
-    """Record that records are taken out, before they are."""
+    """Record an export, before it begins."""
     await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
 
 

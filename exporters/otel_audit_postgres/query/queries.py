@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,11 @@ from otel_audit_postgres.query.pagination import (
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+SHORTEST_ID: Final = 8
+"""Digits of an id that can stand for it; fewer are of hours."""
+_ID_DIGITS: Final = 32
+_MOST_NAMED: Final = 10
+_HEX: Final = re.compile("[0-9a-f]+")
 
 # a plan for any values at all does not know how few they select; compiling takes longer than asking
 PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
@@ -43,7 +49,8 @@ PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
 _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
-    "target_type", "target_id", "status_code", "request_id", "trace_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
+    "service_name",
 )  # fmt: skip
 _REASON: Final = (
     f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
@@ -59,6 +66,11 @@ _ACTORS: Final = (
 _SHOWN: Final = (
     f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
+)
+# one more than are named, so that it is known whether there are more
+_BEGINNING: Final = (
+    "SELECT DISTINCT id FROM audit.audit_logs "  # noqa: S608 - constants
+    f"WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT {_MOST_NAMED + 1}"
 )
 _VOLUME: Final = f"""
 SELECT to_char({within("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
@@ -137,7 +149,10 @@ class Found:
         status_code: The response's status.
         request_id: The request's id.
         trace_id: The trace's id.
-        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+        action_id: The action's id, which all its records share.
+        phase: Which part of the action it tells.
+        service_name: Which service recorded it.
+        actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
     """
 
@@ -153,6 +168,9 @@ class Found:
     status_code: int | None
     request_id: str | None
     trace_id: str | None
+    action_id: str
+    phase: str
+    service_name: str | None
     actor_reason: str | None = None
 
 
@@ -161,10 +179,10 @@ class Page:
     """Some of what was found.
 
     Attributes:
-        records: In the order that was asked for.
+        records: In the requested order.
         next: Where the next page begins; None if there is none.
         searched_to: Where the search stopped before the page was full, as `WINDOW` records had
-            been read whole; ``next`` goes on there. None: nothing was left out.
+            been read whole; ``next`` continues there. None: nothing was left out.
         notice: How the query was understood, where it could be understood otherwise.
     """
 
@@ -204,7 +222,7 @@ class Size:
 
     Attributes:
         name: The table's, within schema audit.
-        rows: As last estimated by the database, None where it was never analyzed.
+        rows: As last estimated by the database, None if it was never analyzed.
         table_bytes: With TOAST.
         index_bytes: Of all its indexes.
     """
@@ -333,6 +351,40 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
     )
 
 
+async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
+    """Find the record's id that begins so.
+
+    Args:
+        connection: To the store.
+        beginning: At least `SHORTEST_ID` hexadecimal digits, with or without hyphens; a whole id is
+            given back as it is, whether there is such a record or not.
+
+    Raises:
+        ConfigurationError: It is no beginning of an id, there is no such record, or several.
+    """
+    digits = beginning.replace("-", "").lower()
+    if not _HEX.fullmatch(digits) or not SHORTEST_ID <= len(digits) <= _ID_DIGITS:
+        raise ConfigurationError(
+            f"{beginning[:100]} is not a record's id, which is a UUID, or the first {SHORTEST_ID} "
+            "digits of one, or more"
+        )
+    first, last = (uuid.UUID(digits.ljust(_ID_DIGITS, filler)) for filler in "0f")
+    if first == last:
+        return first
+    found = [row["id"] for row in await connection.fetch(_BEGINNING, first, last)]
+    if not found:
+        raise ConfigurationError(f"no record has an id that begins with {beginning}")
+    if len(found) > 1:
+        several = ", ".join(map(str, found[:_MOST_NAMED]))
+        more = " and more" if len(found) > _MOST_NAMED else ""
+        raise ConfigurationError(
+            f"several records have ids that begin with {beginning}: {several}{more}; give more "
+            "digits"
+        )
+    one: uuid.UUID = found[0]
+    return one
+
+
 async def among(
     connection: Connection[Any], query: Query, ids: Sequence[uuid.UUID], now: datetime
 ) -> list[Found]:
@@ -407,7 +459,7 @@ def _is_address(value: Value) -> bool:
 
 
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
-    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    """Read why no actor was identified; not for all searched records, to spare their texts."""
     anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
     if not anonymous:
         return tuple(found)

@@ -65,7 +65,7 @@ class _Export:
 
 
 async def export(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Stream what a query finds; that it is taken out is recorded before the first byte."""
+    """Stream the records that a query finds; the export is recorded before the first byte."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, "Exports are not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
