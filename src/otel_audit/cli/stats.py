@@ -84,5 +84,7 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
     counted = [histogram.counted or 0, *(facet.counted or 0 for facet in facets)]
     if any(counted):
         echo(f"of the newest {max(counted):,} records that fit", err=True)
+    if histogram.timed_out:
+        echo("over time: not counted, as it took too long", err=True)
     if histogram.waiting:
         echo(f"{histogram.waiting:,} records wait for their seal", err=True)
