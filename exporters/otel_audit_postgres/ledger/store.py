@@ -88,9 +88,9 @@ _BLOCKS: Final = f"""
 SELECT first, ids, hashes, {_READABLE.format("recorded_at")} AS recorded_at,
        NULL::bigint AS leaves
 FROM audit.ledger_blocks
-WHERE first >= $1
+WHERE first >= $1 AND first < $3
 UNION ALL
-SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1
+SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1 AND first < $3
 ORDER BY first, leaves LIMIT $2
 """  # noqa: S608 - constants
 _PRUNINGS: Final = (
@@ -485,19 +485,20 @@ async def append_flaws(connection: Connection[Any], first: int, note: str) -> No
 
 
 async def pieces(
-    connection: Connection[Any], since: int = 0, until: int = sys.maxsize
+    connection: Connection[Any],
+    since: int = 0,
+    until: int = sys.maxsize,
+    at_once: int = BLOCKS_AT_ONCE,
 ) -> AsyncIterator[Block | Pruned]:
     """The log's blocks and pruned subtrees in their order, of those that begin in a range."""
     while True:
-        found = await connection.fetch(_BLOCKS, since, BLOCKS_AT_ONCE)
+        found = await connection.fetch(_BLOCKS, since, at_once, until)
         for row in found:
-            if row["first"] >= until:
-                return
             if row["leaves"] is None:
                 yield Block(row["first"], row["ids"], row["hashes"], row["recorded_at"])
             else:
                 yield Pruned(row["first"], row["leaves"], row["hashes"])
-        if len(found) < BLOCKS_AT_ONCE:
+        if len(found) < at_once:
             return
         since = found[-1]["first"] + 1
 
