@@ -113,7 +113,7 @@ def _list_as_json(
     found: list[tuple[str, LocalQuarantine]],
     aside: list[QuarantinedRow] | None,
 ) -> None:
-    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     echo_json({
         "spool": [
             {"kept_at": datetime.fromtimestamp(one.kept_at, UTC), "service": name,
