@@ -57,7 +57,9 @@ def list_(dsn: str | None, as_json: bool) -> None:
 def verify(
     dsn: str | None, archive: str | None, keys: tuple[str, ...], deep: bool, as_json: bool
 ) -> None:
-    """Verify archives: files, signatures, chain and locks; with --deep rows and trees, too.
+    """Verify archives: files, signatures, chain and locks.
+
+    With --deep rows and trees, too.
 
     Exit status 0: nothing found; 1: something is not as it was, or the archive cannot be read.
     """
@@ -101,7 +103,9 @@ def verify(
 def query(
     text: tuple[str, ...], dsn: str | None, archive: str | None, limit: int, as_json: bool
 ) -> None:
-    """Look for archived records, the newest first, in the language of `otel-audit search`.
+    """Look for archived records, the newest first.
+
+    QUERY is as for `otel-audit search`.
 
     That somebody looked is recorded, as with a search.
     """
@@ -131,12 +135,20 @@ def query(
 @click.option("--days", default=7, show_default=True, type=click.IntRange(1, 90))
 @click.option("--end", is_flag=True, help="Take it away again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 def restore(  # noqa: PLR0913, PLR0917 - one for each option
-    month: str, dsn: str | None, archive: str | None, days: int, end: bool, yes: bool
+    month: str,
+    dsn: str | None,
+    archive: str | None,
+    days: int,
+    end: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
-    """Put MONTH, such as 2026-01, into audit.restored_logs, to be read for some days.
+    """Make MONTH, such as 2026-01, readable for some days.
 
-    Its readers are those of the trail, under the same row level security.
+    It is put into audit.restored_logs.     Its readers are those of the trail, under the same
+    row level security.
     """
     from otel_audit_postgres.archive.restore import end_restoration, restore_month
 
@@ -146,10 +158,16 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.BadParameter(f"{month!r} is no month: 2026-01") from None
     if end:
         rows = run_lasting(end_restoration(chosen_dsn(dsn), first))
-        echo(f"{rows} rows taken away")
+        if as_json:
+            echo_json({"month": month, "taken_away": rows})
+        else:
+            echo(f"{rows} rows taken away")
         return
-    asked(f"Restore {month} for {days} days?", yes=yes)
+    asked(f"Restore {month} for {days} days?", yes=yes or as_json)
     rows = run_lasting(restore_month(chosen_dsn(dsn), needed_archive(archive), first, days))
+    if as_json:
+        echo_json({"month": month, "restored": rows, "days": days})
+        return
     echo(f"{rows} rows of {month} are in audit.restored_logs for {days} days")
 
 
@@ -158,10 +176,15 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
 @archive_option
 @click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
+@json_option
 def prove(
-    record_id: uuid.UUID, archive: str | None, keys: tuple[str, ...], out: Path | None
+    record_id: uuid.UUID,
+    archive: str | None,
+    keys: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Write an evidence bundle for the record ID from the archive alone; no database is asked."""
+    """Write evidence of the record ID from the archive alone."""
     from otel_audit_postgres.archive.prove import prove_archived
     from otel_audit_postgres.ledger.prove import write
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -169,6 +192,9 @@ def prove(
     public = chosen_public_keys(AuditConfig(), keys)
     directory = out or Path(f"evidence-{record_id}")
     write(prove_archived(needed_archive(archive), record_id, public), directory)
+    if as_json:
+        echo_json({"directory": str(directory), "records": 1, "keys": len(public)})
+        return
     echo(f"{directory}: to check it there, run: python verify.py")
 
 

@@ -26,7 +26,7 @@ _tenant_option = click.option("--tenant", default="", help="The tenant; none by 
 
 @click.group()
 def subject() -> None:
-    """Personal values: stored encrypted, exported, and erased by destroying their keys."""
+    """Personal values: export them, or erase them by their keys."""
 
 
 @subject.command()
@@ -35,8 +35,9 @@ def subject() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The key-encryption key; made if it is not there. By default OTEL_AUDIT_KEYS_KEK_FILE.",
 )
-def init(kek_file: Path | None) -> None:
-    """Set up the database that OTEL_AUDIT_KEYS_DSN names, and make the key-encryption key."""
+@json_option
+def init(kek_file: Path | None, as_json: bool) -> None:
+    """Set up the database of keys that OTEL_AUDIT_KEYS_DSN names."""
     from otel_audit_postgres.personal.key_store import KeyStore, read_wrapper
 
     config = AuditConfig()
@@ -45,12 +46,17 @@ def init(kek_file: Path | None) -> None:
         raise ConfigurationError(
             "subject init: set OTEL_AUDIT_KEYS_DSN, and OTEL_AUDIT_KEYS_KEK_FILE or --kek-file"
         )
-    if not place.exists():
+    is_new = not place.exists()
+    if is_new:
         create_durably(place, f"{secrets.token_hex(32)}\n".encode(), 0o600)
+    if is_new and not as_json:
         echo(f"{place}: made; keep a copy where no backup of the keys' database is")
     keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
     _run(keys, lambda store: store.init())
-    echo("the database of keys is ready")
+    if as_json:
+        echo_json({"kek_file": str(place), "made": is_new})
+    else:
+        echo("the database of keys is ready")
 
 
 @subject.command()
@@ -59,7 +65,9 @@ def init(kek_file: Path | None) -> None:
 @dsn_option
 @archive_option
 def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None:
-    """Print all records by ID or about it (an actor's id, or customer:17), decrypted; JSON lines.
+    """Print all records by ID or about it, decrypted, as JSON lines.
+
+    ID is an actor's id, or customer:17.
 
     What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
     """
@@ -98,9 +106,10 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Destroy the keys of ID: its personal values are gone everywhere, and proofs stand.
+    """Destroy the keys of ID: its personal values are gone.
 
-    Says first what there is, and asks. A legal hold forbids it, and is named.
+    They are gone everywhere, and proofs stand.     Says first what there is, and asks. A legal
+    hold forbids it, and is named.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase as erase_subject
@@ -130,11 +139,15 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
 
 @subject.command()
 @dsn_option
-def replay(dsn: str | None) -> None:
-    """Destroy again what a restored backup of the keys' database has brought back."""
+@json_option
+def replay(dsn: str | None, as_json: bool) -> None:
+    """Destroy again the keys that a restored backup brought back."""
     from otel_audit_postgres.retention.subject import replay_erasures
 
     count = _run(_keys(), lambda keys: replay_erasures(chosen_dsn(dsn), keys))
+    if as_json:
+        echo_json({"destroyed": count})
+        return
     echo(f"{count} keys that the trail tells of are destroyed")
 
 
