@@ -122,7 +122,7 @@ def test_records_are_seen_as_they_come_and_are_kept(project):
         assert process.wait(90) == 3
         assert "no record" in log.read_text()
         assert "viewer" not in log.read_text()
-    asked = 'otel-audit search --format csv --dsn "$OTEL_AUDIT_DSN" order'
+    asked = 'otel-audit search --format csv --dsn "$OTEL_AUDIT_DSN" "event:order.*"'
     with dev(project, "--no-viewer", "bash", "-c", f"PATH={BIN}:$PATH; "
              f"OTEL_AUDIT_DSN=${{OTEL_AUDIT_DSN/app_audit/auditor}}; {asked}") as (process, log):  # fmt: skip
         assert process.wait(90) == 0

@@ -117,12 +117,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _printing(store: DevStore) -> Iterator[None]:
     """Print records as they come, and at the end those that came last."""
     ready, stop = threading.Event(), threading.Event()
-    table = Table(is_local=True)
+    show_rows = Table(is_local=True).print
     seen: list[int] = []
 
     def show(lines: Sequence[Line]) -> None:
         seen.append(len(lines))
-        table.print(lines)
+        show_rows(lines)
 
     watching = run_in_thread("otel-audit-dev", lambda: _watch(store.reader, ready, stop, show))
     ready.wait(timeout=10)

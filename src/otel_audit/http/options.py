@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class CaptureOptions:
         on_error: Told of each failure of ours.
         on_loss: Told of each failure of ours that costs a record.
         subject_of: Whom a token names that an answer hands out; None where it is not verified.
+        entered: Given the ASGI scope as the router gets it; None: nobody looks at it. Never
+            raises.
         durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
@@ -79,3 +81,4 @@ class CaptureOptions:
     span_urls: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None
     subject_of: Callable[[str], str | None] = lambda _token: None
+    entered: Callable[[MutableMapping[str, Any]], None] | None = None

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_audit.identity.proxies import Proxies, parse_address
-from otel_audit.identity.safe_access import Scope, claim, clean, header_values, identifier, state_of
+from otel_audit.identity.safe_access import (
+    Scope,
+    claim,
+    clean,
+    cookie_value,
+    header_values,
+    identifier,
+    state_of,
+)
 from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.truncate import cut_text
@@ -124,14 +132,5 @@ def _session(
         session = identifier(claim(claims, options.session_claim))
     if session is not None or options.session_cookie is None or not options.hash:
         return session
-    secret = _cookie(asgi_scope, options.session_cookie)
+    secret = cookie_value(asgi_scope, options.session_cookie)
     return None if secret is None else options.hash.of(secret)
-
-
-def _cookie(asgi_scope: Scope, name: str) -> str | None:
-    pairs = (
-        pair.strip().partition("=")
-        for line in header_values(asgi_scope, "cookie")
-        for pair in line.split(";")
-    )
-    return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)
