@@ -11,6 +11,7 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
+from otel_audit_postgres.pseudonyms import searchable
 from otel_audit_postgres.query import counts, display, payloads, queries
 from otel_audit_postgres.query.counts import Facet
 from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
@@ -70,6 +71,7 @@ class Counted:
     total: int | None = 0
     bound: int = counts.COUNTED
     is_searched: bool = False
+    archived: tuple[str, ...] = ()
     problem: str = ""
 
     @property
@@ -106,6 +108,7 @@ class _RecordPage:
     action: tuple[Found, ...]
     actor: tuple[Found, ...]
     looks: tuple[Look, ...]
+    session: str | None
 
 
 async def search(site: Site, request: Request, viewer: Viewer) -> Response:
@@ -184,8 +187,8 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
         page = await queries.search(
             connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
         )
-        texts = await payloads.texts(connection, page.records)
-        state = None if until is None else await _state(connection, viewer, name, until, of)
+        texts = await _readable(site, await payloads.texts(connection, page.records))
+        state = None if until is None else await _state(site, connection, viewer, name, until, of)
         return page, texts, state
 
     async with site.trail(viewer) as trail:
@@ -269,7 +272,9 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
         found = await counts.overview(connection, narrowed, _FACETS)
         chart = draw(found.histogram, query, sees_store=viewer.sees_store)
         facets = tuple(_facet_list(one, query) for one in found.facets)
-        return Counted(chart, facets, found.total, found.bound, found.is_searched)
+        gone = await store.prunings(connection) if viewer.sees_store else []
+        months = tuple(one.partition.removeprefix("audit_logs_").replace("_", "-") for one in gone)
+        return Counted(chart, facets, found.total, found.bound, found.is_searched, months)
 
     try:
         async with site.trail(viewer, views="off") as trail:
@@ -304,7 +309,7 @@ async def _read_record(
     shown = next((one for one in found if tenant in (None, one.found.tenant_id)), None)
     if shown is None:
         return None
-    told = display.read_record(shown.payload, bodies=viewer.sees_bodies)
+    told = display.read_record(await site.readable(shown.payload), bodies=viewer.sees_bodies)
     short = shown.found
     proof = await check_record(connection, short.id, short.tenant_id, site.tree, site.settings.keys)
     same_request = await _neighbours(connection, viewer, _request_terms(short), short)
@@ -314,7 +319,16 @@ async def _read_record(
     )
     looks = await _looks(connection, viewer, short)
     others = tuple(one for one in found if one is not shown)
-    return _RecordPage(shown, others, told, proof, same_request, same_action, around, looks)
+    return _RecordPage(
+        shown, others, told, proof, same_request, same_action, around, looks, _session_of(shown)
+    )
+
+
+def _session_of(shown: Shown) -> str | None:
+    """The session as a query can name it: of an encrypted one its pseudonym."""
+    told = display.read_record(shown.payload, bodies=False)
+    source = None if told is None else told.source
+    return None if source is None else searchable(source.session_id)
 
 
 async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
@@ -367,8 +381,17 @@ def _on_whose_behalf(payload: str | None) -> str:
     return "" if told is None else told.actor.on_behalf_of or ""
 
 
-async def _state(
-    connection: Connection[Any], viewer: Viewer, entity_name: str, until: uuid.UUID, tenant: str
+async def _readable(site: Site, texts: Mapping[payloads.Key, str]) -> Mapping[payloads.Key, str]:
+    return {key: await site.readable(text) for key, text in texts.items()}
+
+
+async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
+    site: Site,
+    connection: Connection[Any],
+    viewer: Viewer,
+    entity_name: str,
+    until: uuid.UUID,
+    tenant: str,
 ) -> Mapping[str, display.Cell] | None:
     """What an entity was after one of its records, from all records before."""
     query = viewer.narrowed(Query((term("entity", entity_name),)))
@@ -378,7 +401,7 @@ async def _state(
         page = await queries.search(
             connection, query, limit=_STATE_PAGE, after=after, oldest_first=True
         )
-        texts = await payloads.texts(connection, page.records)
+        texts = await _readable(site, await payloads.texts(connection, page.records))
         for one in page.records:
             if one.id > until:
                 return display.state_after(records, entity_name)
@@ -404,8 +427,8 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
     request = None if told is None else told.request
     response = None if told is None else told.response
     session = None
-    if told is not None and told.source is not None and told.source.session_id:
-        session = str(Query((term("session", told.source.session_id),)))
+    if found.session is not None:
+        session = str(Query((term("session", found.session),)))
     around = _around_terms(short)
     return {
         "title": f"{short.event_name} {short.id}",

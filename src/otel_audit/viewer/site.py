@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,6 +11,8 @@ from typing import Any
 
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.tree_cache import TreeCache
+from otel_audit_postgres.personal.reveal import revealed
+from otel_audit_postgres.pseudonyms import MARK
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.query.pool import TrailPool
 from otel_audit_postgres.query.trail import Trail
@@ -42,6 +46,7 @@ class Site:
             views=settings.record_views,
         )
         self.tails = 0
+        self._keys_turn = asyncio.Lock()
 
     def trail(self, viewer: Viewer, **options: Any) -> AbstractAsyncContextManager[Trail]:
         """Open the trail for somebody."""
@@ -58,6 +63,29 @@ class Site:
                 _logger, "viewer-tree", "The log's tree could not be read yet", error=error,
                 level=logging.WARNING,
             )  # fmt: skip
+
+    async def readable(self, payload: str) -> str:
+        """A record's text with its personal values decrypted, as far as their keys are known."""
+        keys = self.settings.personal_keys
+        if keys is None or MARK not in payload:
+            return payload
+        try:
+            # they are read over one connection
+            async with self._keys_turn:
+                return json.dumps(await revealed(payload, keys), ensure_ascii=False)
+        except OtelAuditError as error:
+            # values are shown as encrypted, which they are
+            log_limited(
+                _logger, "viewer-keys", "The keys of personal values could not be read",
+                error=error, level=logging.WARNING,
+            )  # fmt: skip
+            return payload
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.pool.close()
+        if self.settings.personal_keys is not None:
+            await self.settings.personal_keys.close()
 
     async def viewer_of(self, request: Request) -> Viewer | None:
         """Return who looks; a token that is refused is not made up for by anything else."""
