@@ -35,7 +35,7 @@ _PAGE = """<!doctype html>
 <title>Settings: audit trail</title>
 <link rel="icon" href="data:,">
 <style>
-body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color-scheme: light dark; }
+:root { color-scheme: light dark; } body { margin: 0; font: 15px/1.5 system-ui, sans-serif; }
 header { padding: .7rem 1rem; border-bottom: 1px solid #8888; } h1 { margin: 0; font-size: 1.1rem; }
 otel-audit-viewer { display: block; height: calc(100vh - 4rem); }
 </style>
