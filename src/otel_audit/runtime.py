@@ -93,7 +93,7 @@ _WATCH_INTERVAL: Final = 5.0
 
 
 class Runtime:
-    """What the taps report to, and what brings their records to the store."""
+    """One configuration at work: capture and delivery of an instrumented process."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ class Runtime:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How the threads of this process do that bring records to the store."""
+        """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
         intents = None if self._stream is None else self._stream.intents
         relay = None if self.atomic is None else self.atomic.relay

@@ -59,7 +59,7 @@ _FORGED: Final = ProblemKind.FORGED_SIGNATURE
 
 @dataclass(slots=True)
 class ArchiveReport:
-    """What was found of the archives.
+    """The result of checking archives.
 
     Attributes:
         months: Months that were looked at.
@@ -99,7 +99,7 @@ class ArchiveReport:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked at, and by whose word.
+    """The scope of a check: archives, keys and anchors.
 
     Attributes:
         archive: Where the objects are.
