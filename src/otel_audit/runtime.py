@@ -391,8 +391,8 @@ class Runtime:
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
-            return "they wait in memory, and end with this process unless that is mended before"
-        return "they are kept in the spool until that is mended"
+            return "they wait in memory, and are lost with this process unless that is fixed before"
+        return "they are kept in the spool until that is fixed"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""

@@ -15,7 +15,7 @@ from otel_audit_postgres.retention.policy import read_policy_file
 
 LATE: Final = timedelta(days=3)
 """Days that a month may be due before the health check reports it."""
-_MEND: Final = "mend it, and look again"
+_MEND: Final = "fix it, and check again"
 
 
 async def inspect_retention(config: AuditConfig, dsn: str) -> list[Finding]:
