@@ -51,7 +51,6 @@ from otel_audit_postgres.retention.holds import hold_on_object
 from otel_audit_postgres.retention.months import collapse
 from otel_audit_postgres.retention.plan import Plan, PlannedMonth, end_of, planned
 from otel_audit_postgres.retention.policy import RecordKind, RetentionClass, RetentionPolicy
-from otel_audit_postgres.rows import COLUMNS
 
 _SET_POLICY: Final = "SELECT audit.set_retention_policy($1::text::jsonb)"
 _LEAD: Final = "SELECT audit.try_to_retain()"
@@ -65,9 +64,6 @@ _DROP: Final = "SELECT audit.drop_partition($1, $2)"
 _END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
 _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
-_PLACES: Final = {name: place for place, (name, _) in enumerate(COLUMNS)}
-_TENANT, _EVENT = _PLACES["tenant_id"], _PLACES["event_name"]
-_ACTION, _PAYLOAD = _PLACES["action"], _PLACES["payload"]
 _POLL: Final = 0.2
 _TRIES: Final = 30
 _NOT_SEALED: Final = "waits for the sealer"
@@ -341,14 +337,14 @@ class _Run:
         self._step(name, "record")
         await record_archive(self._connection, note, manifest)
 
-    def _class_of(self, values: Sequence[Any]) -> str | None:
+    def _class_of(self, tenant: str, event: str, action: str, payload: memoryview) -> str | None:
         level = None
         if self._policy.reads_level:
             try:
-                level = msgspec.json.decode(values[_PAYLOAD], type=_Level).level
+                level = msgspec.json.decode(payload, type=_Level).level
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 level = None
-        kind = RecordKind(values[_TENANT], values[_EVENT], values[_ACTION], level)
+        kind = RecordKind(tenant, event, action, level)
         says = self._classes.get(kind)
         if says is None:
             says = self._classes[kind] = self._policy.explain(kind)
