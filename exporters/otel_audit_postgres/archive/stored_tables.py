@@ -170,9 +170,7 @@ def _converted(arrow: Any, column: Any, name: str, kind: str) -> Any:
     raw = bytes.fromhex(str(_all_of(column.fill_null("00" * size)), "ascii"))
     validity = column.is_valid().buffers()[1] if column.null_count else None
     if kind in {"uuid", "bytea"}:
-        return arrow.Array.from_buffers(
-            arrow.binary(size), count, [validity, arrow.py_buffer(raw)]
-        )
+        return arrow.Array.from_buffers(arrow.binary(size), count, [validity, arrow.py_buffer(raw)])
     numbers = array("d" if kind == "float8" else "q", raw)
     if byteorder == "little":
         numbers.byteswap()

@@ -245,8 +245,8 @@ class _Writer:
             row = rows.get(place.digest)
             if row is None:
                 raise ArchiveError(
-                    f"record {uuid.UUID(bytes=place.row_id)} (leaf {place.leaf}) is gone, or not what was sealed: "
-                    "nothing is archived or dropped; run `otel-audit verify`"
+                    f"record {uuid.UUID(bytes=place.row_id)} (leaf {place.leaf}) is gone, or not "
+                    "what was sealed: nothing is archived or dropped; run `otel-audit verify`"
                 )
             kind = kinds[row]
             if kind is None:
@@ -279,7 +279,9 @@ class _Writer:
         tenants, events, actions = (
             table.column(name).to_pylist() for name in ("tenant_id", "event_name", "action")
         )
-        payloads = texts_of(table.column("payload").chunk(0)) if table.num_rows else ()
+        if not table.num_rows:
+            return []
+        payloads = texts_of(table.column("payload").chunk(0))
         return [*map(self._class_of, tenants, events, actions, payloads)]
 
     def _file(self, kind: str) -> RowFile:

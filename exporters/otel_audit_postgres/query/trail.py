@@ -195,6 +195,18 @@ class Trail:
         """Record a look at what is not in the store any more, or was read another way."""
         await self.ask(question, asked, _nothing, lambda _: records)
 
+    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+        """Read what shows no record, in a transaction that is narrowed as any other.
+
+        Such as what there is to be asked at all: whoever shows a record then says `looked`.
+
+        Raises:
+            StoreError: The scope does not hold here.
+        """
+        async with self._connection.transaction():
+            await look_as(self._connection, self._scope)
+            return await answer(self._connection)
+
     async def ask(
         self,
         question: str,

@@ -162,13 +162,13 @@ async def test_columns_that_are_not_what_the_payload_says(retained, connection, 
 
 
 def forged_file(trail, rows):
-    import pyarrow
+    import pyarrow as pa
 
     path = trail.archive._folder.parent / "forged.parquet"
     file = RowFile(path)
     file.add(
-        pyarrow.Table.from_arrays(
-            [pyarrow.array([row[name] for row in rows]).cast(row_schema().field(name).type)
+        pa.Table.from_arrays(
+            [pa.array([row[name] for row in rows]).cast(row_schema().field(name).type)
              for name in NAMES],
             schema=row_schema(),
         )

@@ -87,6 +87,7 @@ class TestRun:
         assert [tuple(row) for row in events] == [
             ("audit.archive.removed", 1), ("audit.month.archived", 4),
             ("audit.partition.retired", 3), ("audit.retention.changed", 1),
+            ("audit.retention.ran", 1),
         ]  # fmt: skip
         assert not [
             key for key in retained.archive.list_keys() if key.endswith("t") and "sign-ins" in key
