@@ -88,9 +88,8 @@ class AuditScope(msgspec.Struct, eq=False):
         rolled_back: What was rolled back, or refused, such as ``insert seat``; and how many of it.
         rolled_back_transactions: How many transactions that wrote were rolled back.
         closed: Whether the action is over: nothing that begins now is its own.
-        closed_at: When it was over, on the monotonic clock, nanoseconds.
         late: Takes what a transaction leaves after the scope has closed.
-        at_commit: Makes records of changes that are about to be committed; none where the action
+        at_commit: Makes records of changes that are about to be committed; none if the action
             is not recorded.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
@@ -131,7 +130,6 @@ class AuditScope(msgspec.Struct, eq=False):
     rolled_back: dict[str, int] = msgspec.field(default_factory=dict)
     rolled_back_transactions: int = 0
     closed: bool = False
-    closed_at: int = 0
     late: LateChanges | None = None
     at_commit: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
     nested: int = 0
@@ -151,7 +149,6 @@ class AuditScope(msgspec.Struct, eq=False):
     def close(self) -> None:
         """The action is over."""
         self.closed = True
-        self.closed_at = time.perf_counter_ns()
 
     def note_flushed(self, count: int, transaction: OpenTransaction) -> None:
         """Count changes that were flushed in a transaction that is still open."""
@@ -231,7 +228,7 @@ class AuditScope(msgspec.Struct, eq=False):
             self.further = changes
 
     def note_savepoint_rollback(self, count: int) -> None:
-        """Count changes undone by a savepoint whose transaction goes on."""
+        """Count changes undone by a savepoint whose transaction continues."""
         with _counting:
             self.changes_pending -= count
             self.changes_rolled_back += count

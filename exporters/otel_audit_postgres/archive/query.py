@@ -26,27 +26,17 @@ SHOWN: Final = (
 """Columns of an answer, in their order."""
 
 _READ: Final = (
-    "id",
-    "tenant_id",
-    "occurred_at",
-    "recorded_at",
-    "event_name",
-    "outcome",
-    "actor_id",
-    "target_type",
-    "target_id",
-    "status_code",
-    "request_id",
-    "trace_id",
-    "payload",
-)
-_REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"  # fmt: skip
+    "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
+    "service_name", "payload",
+)  # fmt: skip
+_REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"
 _WHOLE: Final = (
     f"SELECT {', '.join(_READ)}, {_REASON}, filename "  # noqa: S608 - constants
     "FROM read_parquet(?, filename = true) WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
 )
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# nothing is fetched from anywhere: what is asked for is in the files that were given
+# nothing is fetched from elsewhere: all data is in the given files
 _OFFLINE: Final = (
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
@@ -95,7 +85,7 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
         archive: Where they are.
         objects: Which files there are.
         query: What is looked for.
-        limit: Records at the most.
+        limit: Records at most.
         now: What relative times are counted from.
         tenants: Only records of these; None: of all, and those without a tenant.
         before: Only records with lower ids, for the next page.
@@ -212,9 +202,9 @@ class _Conditions:
             self._until = self._since
 
     def may_be_in(self, month: date) -> bool:
-        """Whether records of a month can be of the time that is asked for.
+        """Whether a month can have records of the requested time.
 
-        A month is told by the id, which is made when an action begins: what took long is of the
+        The id decides the month; it is made when an action begins: a long action is of the
         month before, so that one day is added.
         """
         begin = datetime(month.year, month.month, 1, tzinfo=UTC)

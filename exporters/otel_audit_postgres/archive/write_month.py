@@ -38,7 +38,7 @@ _COUNT: Final = "SELECT count(*) FROM audit.audit_logs WHERE id >= $1 AND id < $
 _DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
 ClassOf = Callable[[str, str, str, memoryview], str | None]
-"""Tells the class of a row by tenant, event, action and payload; None: it is not archived."""
+"""Returns the class of a row by tenant, event, action and payload; None: it is not archived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class WrittenMonth:
         rows: Rows of the month, also those that are not archived.
         files: By class.
         left_out: Rows that are not archived, by the name that they were given.
-        tree: What of the ledger's tree belongs to it; None where no row is archived.
+        tree: What of the ledger's tree belongs to it; None if no row is archived.
     """
 
     rows: int
@@ -84,7 +84,7 @@ async def write_month(
         connection: In a transaction that sees one moment, as a role that sees all rows.
         month: Its first day.
         folder: An empty folder for the files.
-        class_of: Tells classes apart.
+        class_of: Returns the class of a row.
         progress: Called with the rows that were written so far.
 
     Raises:
