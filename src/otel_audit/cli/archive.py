@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.retention import archive_option, asked, bar, json_option, needed_archive
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.retention import archive_option, asked, bar, needed_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreError

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -44,7 +44,6 @@ file_option = click.option(
 archive_option = click.option(
     "--archive", metavar="URL", help="By default what OTEL_AUDIT_ARCHIVE says: file:… or s3://…."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def chosen_policy(file: Path | None) -> RetentionPolicy:

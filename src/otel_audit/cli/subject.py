@@ -12,8 +12,8 @@ import click
 from otel_audit._util.durable_file import create_durably
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.retention import archive_option, asked, chosen_archive
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
