@@ -62,7 +62,7 @@ def instrument(
         app_engine: What of SQLAlchemy's is recorded: an engine, a sessionmaker, a declarative
             base, or several of these; None: all.
         config: The settings; read from environment and file if None.
-        audit_span_processors: Where each finished record shall also be a span, beside its delivery:
+        audit_span_processors: Get each finished record as a span, in addition to its delivery:
             they see it start and end at once. Best effort, as all spans are.
 
     Raises:
@@ -70,7 +70,7 @@ def instrument(
         InstrumentationError: The application has already started, or is none; or another
             configuration is already at work in this process.
         StoreError: ``required`` is set, and the audit store cannot take records.
-        MissingExtraError: Something that was asked for needs a package that is not installed.
+        MissingExtraError: A setting needs a package that is not installed.
 
     Example::
 
@@ -99,7 +99,7 @@ def instrument_into(
         app: As for `instrument`.
         app_engine: As for `instrument`.
         config: The settings.
-        seen: Told of every request that is over, also one that is not recorded (level ``none``).
+        seen: Called for every finished request, also one that is not recorded (level ``none``).
 
     Raises:
         InstrumentationError: The application cannot be instrumented, or auditing is at work in
@@ -248,7 +248,7 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
         if required is not None:
             values = {} if config is None else config.model_dump()
             kwargs["config"] = config = AuditConfig(**{**values, "required": required})
-        # auto-instrumentation has looked at this, or asks for the conflict itself
+        # auto-instrumentation has checked this, or reports the conflict itself
         if not (kwargs.get("skip_dep_check") or kwargs.get("raise_exception_on_conflict")):
             conflict = self._check_dependency_conflicts()
             demanded = must_be_audited() if config is None else config.required

@@ -396,7 +396,7 @@ def _record(
         tenant=Tenant(id=flat.tenant_id, slug=flat.tenant_slug) if shape.tenant else None,
         target=Target(type=flat.target_type, id=flat.target_id) if shape.target else None,
         source=_source(flat) if shape.source else None,
-        # a message without a type: the semantic conventions' word for a type nobody has named
+        # a message without a type: the semantic conventions' word for an unnamed type
         error=ErrorInfo(
             type="_OTHER" if flat.error_type is None else flat.error_type,
             message=flat.error_message,
@@ -623,7 +623,7 @@ def json_text(text: str) -> msgspec.Raw:
 
 
 def decode_changes(text: str | bytes) -> tuple[Change, ...]:
-    """Decode changes; many of them one by one, so that other threads are heard meanwhile.
+    """Decode changes; many of them one by one, so that other threads run in between.
 
     Raises:
         msgspec.MsgspecError: They are none.

@@ -790,7 +790,7 @@ def user_state_directory(setting: str) -> Path:
     try:
         return platformdirs.user_state_path("otel-audit")
     except RuntimeError:
-        # a uid of a container that nobody has entered into passwd, and no HOME
+        # a container's uid without an entry in passwd, and no HOME
         raise ConfigurationError(
             f"{setting}: missing, and user {os.getuid()} has no home directory to put it in; name "
             "a directory that only this user may write"

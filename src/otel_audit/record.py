@@ -43,13 +43,13 @@ class Actor(_Part, frozen=True, kw_only=True):
     """Who did it.
 
     Attributes:
-        id: Stable identifier, ``anonymous`` where nobody was identified.
+        id: Stable identifier, ``anonymous`` if no actor was identified.
         type: ``user``, ``service`` or ``system``.
         role: The application's own class of actor, for example ``platform_admin``.
         email: E-mail address, where the application's token or code gave one.
         verified: Whether the identity was proved (a verified token, or the app's own code).
         on_behalf_of: The actor really behind this one under impersonation (RFC 8693 ``act``).
-        reason: Why nobody was identified or verified, for example ``token_expired``.
+        reason: Why no actor was identified or verified, for example ``token_expired``.
         roles: Further roles or scopes, as the token or the app gave them.
         source: Which resolver named the actor: ``app``, ``jwt``, …
 
@@ -71,7 +71,7 @@ class Actor(_Part, frozen=True, kw_only=True):
 
 
 ANONYMOUS = Actor(id="anonymous", type="user")
-"""The actor where nobody was identified."""
+"""The actor if none was identified."""
 
 
 class Tenant(_Part, frozen=True, kw_only=True):
@@ -159,8 +159,8 @@ class Request(_Part, frozen=True, kw_only=True):
         query: Query string, redacted.
         headers: Chosen headers, names in lower case, redacted.
         http_version: ``1.1``, ``2``, …
-        host: The authority the client asked for.
-        body: The body, where the level asks for it.
+        host: The authority in the client's request.
+        body: The body, if the level includes it.
     """
 
     id: str | None = None
@@ -261,7 +261,7 @@ class Received(_Part, frozen=True, kw_only=True):
 
     Attributes:
         by: Who sent it, by the credential it came with: ``token:gateway-eu``,
-            ``certificate:CN=gateway-eu``; ``nobody`` where the receiver asked for none.
+            ``certificate:CN=gateway-eu``; ``nobody`` if the receiver requires none.
         hash: HMAC-SHA-256, in hex, of the record as it was received, before the receiver redacted
             it; under a key that only receivers can read, as short secrets can be guessed.
     """
@@ -277,7 +277,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         record_id: UUIDv7, made when the action began; the same on every delivery.
         action_id: Shared by all records of one action.
         parent_action_id: The action this one was nested in.
-        phase: Which part of the action this record tells.
+        phase: The part of the action that this record describes.
         schema_version: Version of the payload's schema.
         event_name: ``order.created``: resource, past participle.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
@@ -53,6 +54,8 @@ from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
+from otel_audit.http.request_metadata import LONGEST_METHOD
+from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.identity.actor import (
     UNCHECKED,
     ActorOptions,
@@ -180,17 +183,55 @@ class Runtime:
             intended=self._options.intended if config.delivery == "strict" else None,
         )
 
-    def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
+    def open(
+        self, scope: MutableMapping[str, Any], path: str
+    ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request. Never raises."""
-        return self.open_with(self._options, scope)
+        return self.open_with(self._options, scope, path)
 
     def open_with(
-        self, options: CaptureOptions, scope: MutableMapping[str, Any]
-    ) -> Exchange | None:
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
+    ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request as the options say. Never raises."""
+        self._begins()
+        if scope["type"] == "http" and options.log is None:
+            found = self._unrecorded(options, scope, path)
+            if found is not None:
+                return found
+        return self._observe(options, scope)
+
+    def _unrecorded(
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
+    ) -> UnrecordedRequest | None:
+        """Let a request pass that nothing but a write could have recorded; None: it is no such."""
         try:
-            self._begins()
-            return Exchange(options, scope)
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio, or none at all
+            return None
+        try:
+            method = scope.get("method")
+            if not isinstance(method, str) or len(method) > LONGEST_METHOD:
+                return None
+            if options.policy.at_start(method, path).level != "none":
+                return None
+
+            def observe(begun: UnrecordedRequest) -> Exchange | None:
+                return self._observe(options, scope, begun)
+
+            return UnrecordedRequest(options, scope, path, loop, observe)
+        except Exception as error:  # noqa: BLE001 - then it is observed as any other
+            self._count_error()
+            log_limited(_logger, "pass", "A request was not let pass at once", error=error)
+            return None
+
+    def _observe(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> Exchange | None:
+        try:
+            return Exchange(options, scope, begun)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
             self._count_loss(error)
@@ -389,7 +430,12 @@ class Runtime:
     def health_at(self, path: str) -> dict[str, Any] | None:
         """Report the health if this is its endpoint's path."""
         # an empty setting is off, and an empty path is the application's
-        return self.health() if path and path == self.config.health_path else None
+        return self.health() if path and path == self.health_path else None
+
+    @property
+    def health_path(self) -> str | None:
+        """The path of the health endpoint; None or empty: there is none."""
+        return self.config.health_path
 
     def adopt_left(self) -> None:
         """Deliver what dead processes left, before this one ends. Never raises."""

@@ -46,7 +46,7 @@ def _parts(config: AuditConfig) -> Iterator[str]:
 
 
 def _actors(config: AuditConfig) -> Iterator[str]:
-    """Name what can tell who acts, as things are set, in the order in which it is asked."""
+    """Name the configured sources of the actor, in their order."""
     by_setting = {
         "jwt": "verified bearer tokens" if _verifies(config) else "unverified bearer tokens",
         "api_key": f"the header {config.api_key_header}",

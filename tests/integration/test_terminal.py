@@ -205,6 +205,17 @@ class TestEveryCommand:
                 ("subject", "erase", EVIL, "--basis", EVIL, "--reason", EVIL, "--yes"),
                 ("web", "--auth", EVIL), ("web", "--proxy", EVIL, "--auth-header", EVIL),
                 (EVIL,), ("--" + EVIL,), ("search", "--" + EVIL),
+                ("gaps", "--json"), ("gaps", "--quiet-after", EVIL), ("doctor", "--json"),
+                ("quarantine", "--json"), ("prove", record, "--json"), ("maintain", "--json"),
+                ("prove", record[:13]), ("migrate", "--json"), ("moved", "--json"),
+                ("policy", "routes", "shop_with_evil_routes:app", "--json"),
+                ("policy", "explain", EVIL, "/x", "--actor", EVIL, "--json"),
+                ("redact", "--explain", "--json", "doc.json"), ("seal", "--once", "--json"),
+                ("keygen", "k2", "--name", EVIL, "--json"), ("keygen", "k3", "--json"),
+                ("serve", "token", "new", "n" + EVIL, "--tenant", EVIL, "--json"),
+                ("hold", "override", record, EVIL, "--json"), ("begin-anchor", EVIL, "--json"),
+                ("archive", "restore", EVIL, "--json"), ("archive", "prove", record, "--json"),
+                ("relay", "--json"), ("subject", "replay", "--json"),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:

@@ -64,7 +64,9 @@ def list_(dsn: str | None, as_json: bool) -> None:
 def verify(
     dsn: str | None, archive: str | None, keys: tuple[str, ...], deep: bool, as_json: bool
 ) -> None:
-    """Verify archives: files, signatures, chain and locks; with --deep rows and trees, too.
+    """Verify archives: files, signatures, chain and locks.
+
+    With --deep rows and trees, too.
 
     Exit status 0: nothing found; 1: something is not as it was, or the archive cannot be read.
     """
@@ -110,7 +112,9 @@ def verify(
 def query(
     text: tuple[str, ...], dsn: str | None, archive: str | None, limit: int, as_json: bool
 ) -> None:
-    """Look for archived records, the newest first, in the language of `otel-audit search`.
+    """Look for archived records, the newest first.
+
+    QUERY is as for `otel-audit search`.
 
     That somebody looked is recorded, as with a search.
     """
@@ -147,9 +151,10 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Put MONTH, such as 2026-01, into audit.restored_logs, to be read for some days.
+    """Make MONTH, such as 2026-01, readable for some days.
 
-    Its readers are those of the trail, under the same row level security.
+    It is put into audit.restored_logs.     Its readers are those of the trail, under the same
+    row level security.
     """
     from otel_audit_postgres.archive.restore import end_restoration, restore_month
 
@@ -175,7 +180,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
             )
         )  # fmt: skip
     if as_json:
-        echo_json({"month": month, "rows": rows, "days": days})
+        echo_json({"month": month, "restored": rows, "days": days})
         return
     echo(f"{rows} rows of {month} are in audit.restored_logs for {days} days")
 
@@ -193,7 +198,7 @@ def prove(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Write an evidence bundle for the record ID from the archive alone; no database is asked."""
+    """Write evidence of the record ID from the archive alone."""
     from otel_audit_postgres.archive.prove import prove_archived
     from otel_audit_postgres.ledger.prove import write
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -202,7 +207,7 @@ def prove(
     directory = out or Path(f"evidence-{record_id}")
     write(prove_archived(needed_archive(archive), record_id, public), directory)
     if as_json:
-        echo_json({"record": str(record_id), "directory": str(directory)})
+        echo_json({"directory": str(directory), "records": 1, "keys": len(public)})
         return
     echo(f"{directory}: to check it there, run: python verify.py")
 

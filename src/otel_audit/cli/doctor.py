@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ import click
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.exporters import missing_exporters
-from otel_audit.cli.options import dsn_option
-from otel_audit.cli.terminal import Colour, echo, echo_marked
+from otel_audit.cli.options import dsn_option, json_option
+from otel_audit.cli.terminal import Colour, echo, echo_json, echo_marked
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
 
@@ -53,15 +53,22 @@ class Check:
 @dsn_option
 @click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
 @click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
-def doctor(dsn: str | None, app_dsn: str | None, target: str | None) -> None:
-    """Check settings, hooks, spool and store; print a line each, and what to do.
+@json_option
+def doctor(dsn: str | None, app_dsn: str | None, target: str | None, as_json: bool) -> None:
+    """Check settings, hooks, spool and store, and say what to do.
 
-    Exit status 1 if a check failed. Warnings do not count as failures.
+    Prints a line for each check.     Exit status 1 if a check failed. Warnings do not count as
+    failures.
     """
     failed = False
+    shown = []
     for check in _checks(dsn, app_dsn, target):
         failed = failed or check.ok is False
-        _print(check)
+        shown.append(asdict(check))
+        if not as_json:
+            _print(check)
+    if as_json:
+        echo_json(shown)
     sys.exit(1 if failed else 0)
 
 

@@ -17,7 +17,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 @click.group()
 def hold() -> None:
-    """Legal holds: what is about a matter stays until the hold is released."""
+    """Legal holds: records of a matter stay until it is released."""
 
 
 @hold.command()
@@ -47,7 +47,7 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Hold what all of the conditions apply to: what is there, and what is to come."""
+    """Hold records that meet all conditions, old and new ones."""
     from otel_audit_postgres.retention.holds import Conditions, place_hold, preview_hold
 
     conditions = Conditions(tenant, actor, entity, event, moment(since), moment(until))
@@ -84,7 +84,7 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Release the hold ID: what it applied to goes as the policy says."""
+    """Release the hold ID: its records go as the policy says."""
     from otel_audit_postgres.retention.holds import release_hold
 
     asked(f"Release hold {hold_id}?", yes=yes, as_json=as_json)
@@ -105,7 +105,9 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
 def override(  # noqa: PLR0913, PLR0917 - one for each option
     hold_id: uuid.UUID, target: str, dsn: str | None, reason: str, yes: bool, as_json: bool
 ) -> None:
-    """Let TARGET go in spite of the hold ID: a partition, an object's name, or subject:NAME.
+    """Let TARGET go in spite of the hold ID.
+
+    TARGET is a partition, an object's name, or subject:NAME.
 
     It takes another role than the one that placed the hold.
     """

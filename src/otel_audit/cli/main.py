@@ -39,8 +39,35 @@ _INTERRUPTED: Final = 130
 """What a shell calls the end by SIGINT: 128 and the signal's number."""
 
 
+_SECTIONS: Final = (
+    ("Look", ("search", "history", "show", "stats", "web", "export")),
+    ("Check", ("doctor", "verify", "gaps", "prove", "policy", "redact", "quarantine")),
+    ("Run", ("dev", "run", "serve", "seal", "relay", "stream")),
+    ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
+    ("Keep and forget", ("retention", "archive", "hold", "subject")),
+)
+
+
 class _Group(click.Group):
     """Turns this package's errors into one line and exit status 1, and Ctrl-C into 130."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by what they are for."""
+        left = {name: self.commands[name] for name in self.list_commands(ctx)}
+        sections = [
+            (title, [(name, left.pop(name)) for name in names if name in left])
+            for title, names in _SECTIONS
+        ]
+        widest = max(map(len, self.commands))
+        for title, found in [*sections, ("More", list(left.items()))]:
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(
+                        [
+                            (name.ljust(widest), command.get_short_help_str(formatter.width))
+                            for name, command in found
+                        ]
+                    )
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:

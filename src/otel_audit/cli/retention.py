@@ -86,7 +86,7 @@ def needed_archive(url: str | None) -> ArchiveStore:
 
 @click.group()
 def retention() -> None:
-    """Keep records as long as the policy says: in the database, in the archive, and no longer."""
+    """Keep records as long as the policy says, and no longer."""
 
 
 @retention.command()
@@ -106,7 +106,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
     level: str | None,
     as_json: bool,
 ) -> None:
-    """Say how long a record is kept, and which rules say so: by event name, or by record id."""
+    """Say how long a record is kept, by event name or record id."""
     from otel_audit_postgres.retention import plan as planning
     from otel_audit_postgres.retention.policy import RecordKind
 
@@ -146,7 +146,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
 @click.option("--today", metavar="DATE", help="As if it were that day, such as 2027-01-31.")
 @json_option
 def plan(dsn: str | None, file: Path | None, today: str | None, as_json: bool) -> None:
-    """Say what `retention run` would do: by month and class. Nothing is changed."""
+    """Say what `retention run` would do; nothing is changed."""
     from otel_audit_postgres.retention import plan as planning
 
     found = run_lasting(planning.plan(chosen_dsn(dsn), chosen_policy(file), _day(today)))
@@ -184,10 +184,11 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Archive what is due, read it back, retire it, and drop it; a month at a time.
+    """Archive what is due, and drop it from the database.
 
-    May be killed at any point and run again. Months that wait for the sealer, or that a hold
-    keeps, are named; exit status 0 all the same. Run it daily.
+    A month at a time: archived, read back, retired, dropped.     May be killed at any point and
+    run again. Months that wait for the sealer, or that a hold keeps, are named; exit status 0
+    all the same. Run it daily.
     """
     if dry_run:
         context.invoke(plan, dsn=dsn, file=file, today=None, as_json=as_json)

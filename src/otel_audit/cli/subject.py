@@ -26,7 +26,7 @@ _tenant_option = click.option("--tenant", default="", help="The tenant; none by 
 
 @click.group()
 def subject() -> None:
-    """Personal values: stored encrypted, exported, and erased by destroying their keys."""
+    """Personal values: export them, or erase them by their keys."""
 
 
 @subject.command()
@@ -37,7 +37,7 @@ def subject() -> None:
 )
 @json_option
 def init(kek_file: Path | None, as_json: bool) -> None:
-    """Set up the database that OTEL_AUDIT_KEYS_DSN names, and make the key-encryption key."""
+    """Set up the database of keys that OTEL_AUDIT_KEYS_DSN names."""
     from otel_audit_postgres.personal.key_store import KeyStore, read_wrapper
     from otel_audit_postgres.personal.protect import key_store_from
 
@@ -59,7 +59,7 @@ def init(kek_file: Path | None, as_json: bool) -> None:
         keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
     _run(keys, lambda store: store.init())
     if as_json:
-        echo_json({"ready": True, "made": str(place) if made else None})
+        echo_json({"kek_file": None if place is None else str(place), "made": made})
         return
     if made:
         echo(f"{place}: made; keep a copy where no backup of the keys' database is")
@@ -72,7 +72,9 @@ def init(kek_file: Path | None, as_json: bool) -> None:
 @dsn_option
 @archive_option
 def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None:
-    """Print all records by ID or about it (an actor's id, or customer:17), decrypted; JSON lines.
+    """Print all records by ID or about it, decrypted, as JSON lines.
+
+    ID is an actor's id, or customer:17.
 
     What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
     """
@@ -111,9 +113,10 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Destroy the keys of ID: its personal values are gone everywhere, and proofs stand.
+    """Destroy the keys of ID: its personal values are gone.
 
-    Says first what there is, and asks. A legal hold forbids it, and is named.
+    They are gone everywhere, and proofs stand.     Says first what there is, and asks. A legal
+    hold forbids it, and is named.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase as erase_subject
@@ -147,7 +150,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Destroy again what a restored backup of the keys' database has brought back."""
+    """Destroy again the keys that a restored backup brought back."""
     from otel_audit_postgres.retention.subject import plan_replay, replay_erasures
 
     store = chosen_dsn(dsn)

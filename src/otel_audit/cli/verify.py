@@ -89,12 +89,13 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     as_json: bool,
     report_file: Path | None,
 ) -> None:
-    """Verify guards, rows, tree, signatures and anchors; name what was tampered with.
+    """Verify the store, and name what was tampered with.
 
-    Reads only. The tree is always built again as a whole; --since, --sample and --incremental
-    choose which rows are read and hashed again. Exit status 0: nothing found; 1: tampering, rows
-    that wait for their seal for more than five minutes, or the store cannot be verified; 2: wrong
-    use. Rows that were inserted malformed, and not changed since, are a warning.
+    Checks guards, rows, tree, signatures and anchors. Reads only. The tree is always built
+    again as a whole; --since, --sample and --incremental choose which rows are read and hashed
+    again. Exit status 0: nothing found; 1: tampering, rows that wait for their seal for more
+    than five minutes, or the store cannot be verified; 2: wrong use. Rows that were inserted
+    malformed, and not changed since, are a warning.
     """
     if full and (since is not None or sample is not None or incremental):
         raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
