@@ -1,4 +1,4 @@
-"""What a receiver's answer means for what was sent (OTLP specification, OTLP/HTTP response)."""
+"""Meaning of a receiver's answer for the sent records (OTLP specification, OTLP/HTTP response)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL, asyncpg and the network report, in terms of what to do about it.
+"""Errors of PostgreSQL, asyncpg and the network, translated to ours, with the remedy.
 
 The messages name the setting and the remedy. They never quote the original message, as that may
 show values of a record or parts of a DSN, and is in the server's language; the SQLSTATE
@@ -92,7 +92,7 @@ OUR_CHECKS: Final = (
     "audit_logs_content_hash_check",
     "audit_logs_received_hash_check",
 )
-"""How the constraints begin by which the store itself says that a record is at fault."""
+"""Prefixes of the constraints by which the store itself says that a record is at fault."""
 
 
 def sqlstate(error: BaseException) -> str:

@@ -658,7 +658,7 @@ class PostgresSink:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What becomes of a batch.
+    """The result of a batch.
 
     Attributes:
         refused: Records that are at fault, for the quarantine.

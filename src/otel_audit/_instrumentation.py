@@ -1,4 +1,4 @@
-"""How the audit trail is attached: by auto-instrumentation, by the instrumentor, or by one call."""
+"""Instrumentation: by auto-instrumentation, by the instrumentor, or by `instrument`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
 from otel_audit.scope import warn_outside
 from otel_audit.startup_line import startup_line
-from otel_audit_bootstrap import announce, must_be_audited, not_audited
+from otel_audit_bootstrap import (
+    announce,
+    explained,
+    must_be_audited,
+    not_audited,
+    serves_multiprocessing,
+)
 
 _logger = logging.getLogger("otel_audit")
 
@@ -78,10 +84,13 @@ def instrument(
         otel_audit.instrument(app, config=otel_audit.AuditConfig(exporter="none"))
     """
     with _lock:
+        is_new = _runtime is None
         runtime = _begin(config, app_engine, audit_span_processors)
         if runtime is None:
             return
         _install(app, runtime)
+        if is_new:
+            announce(startup_line(runtime.config), logging.INFO)
 
 
 def instrument_into(
@@ -221,7 +230,7 @@ def health() -> dict[str, Any]:
 
 
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
-    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form.
+    """`instrument` and `uninstrument` as an OpenTelemetry instrumentor.
 
     Example::
 
@@ -290,11 +299,7 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
 
 
 def pre_instrument() -> None:
-    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`.
-
-    Raises:
-        Exception: Auditing could not be started, and no error of ours says why.
-    """
+    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`."""
     if not _disabled_by_name():
         attach()
         return
@@ -308,13 +313,22 @@ def attach() -> None:
 
     With ``OTEL_AUDIT_REQUIRED=true`` the process ends where auditing cannot start.
     """
+    if serves_multiprocessing():
+        return
     try:
         with _lock:
+            is_new = _runtime is None
             runtime = _begin(None, None, said_by_environment=True)
             if runtime is not None:
                 _install(None, runtime)
+                if is_new:
+                    announce(startup_line(runtime.config), logging.INFO)
     except OtelAuditError as error:
         not_audited(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it would switch off the app's tracing as well
+        not_audited(explained(error))
 
 
 def _begin(
@@ -343,9 +357,7 @@ def _begin(
         except BaseException:
             runtime.close()
             raise
-    runtime = _start(runtime, app_engine)
-    announce(startup_line(settings), logging.INFO)
-    return runtime
+    return _start(runtime, app_engine)
 
 
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:

@@ -1,4 +1,4 @@
-"""What the store knows of its archives: the manifests, in their order."""
+"""The store's list of archives: the manifests, in their order."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ _FORGED: Final = ProblemKind.FORGED_SIGNATURE
 
 @dataclass(slots=True)
 class ArchiveReport:
-    """What was found of the archives.
+    """The result of checking archives.
 
     Attributes:
         months: Months that were looked at.
@@ -104,7 +104,7 @@ class ArchiveReport:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked at, and by whose word.
+    """The scope of a check: archives, keys and anchors.
 
     Attributes:
         archive: Where the objects are.

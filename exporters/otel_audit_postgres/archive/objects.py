@@ -1,4 +1,4 @@
-"""Where archives lie: a folder, or a bucket of any store that speaks S3.
+"""Storage of archives: a folder, or a bucket of any store that speaks S3.
 
 An object is written once and never changed; its name has its content's digest in it.
 """
@@ -34,11 +34,11 @@ class MissingObjectError(ArchiveError):
 
 
 class ArchiveStore(Protocol):
-    """Where objects are kept."""
+    """Storage of objects."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages, without secrets."""
+        """Its name in messages, without secrets."""
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""

@@ -62,7 +62,7 @@ def month_of(record_id: uuid.UUID) -> date:
 
 
 def _manifests(archive: ArchiveStore, month: date, keys: Sequence[PublicKey]) -> list[Manifest]:
-    """Those of a month that one of the keys signed, the one with the most rows first."""
+    """The manifests of a month that one of the keys signed, the one with the most rows first."""
     beginning = f"{month:%Y-%m}/manifest-"
     found = []
     for key in archive.list_keys():

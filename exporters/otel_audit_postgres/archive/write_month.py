@@ -56,7 +56,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenMonth:
-    """What of a month was written.
+    """The written files of a month.
 
     Attributes:
         rows: Rows of the month, also those that are not archived.
@@ -296,7 +296,7 @@ class _Writer:
             file.close()
 
     def written(self) -> tuple[WrittenFile, ...]:
-        """What was written, by class."""
+        """The written files, by class."""
         return tuple(
             WrittenFile(
                 kind, file.path, file.rows, file.path.stat().st_size, digest_of(file.path),

@@ -175,7 +175,7 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
 
 
 async def _additions(connection: Connection[Any]) -> Finding:
-    """What could refuse sound records."""
+    """Additions to the schema that could refuse sound records."""
     found = await catalog.additions(connection)
     if not found:
         return Finding("additions", ok=True, detail="nothing that was added looks at new records")
@@ -215,7 +215,7 @@ def _trial_row() -> tuple[Any, ...]:
 
 
 async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
-    """What roles and rights leave open, beyond the role that looks."""
+    """Weaknesses of roles and rights, apart from those of the checking role."""
     found = [
         _none_of(
             "search_path",
@@ -277,7 +277,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
 
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
-    """What only a role with rights on the schema can see."""
+    """The checks that need rights on the schema."""
     found = [
         _none_of(
             "may_insert",

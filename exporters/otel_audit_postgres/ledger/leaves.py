@@ -1,4 +1,4 @@
-"""What of a row is a leaf of the tree."""
+"""The leaf of a row in the Merkle tree."""
 
 from __future__ import annotations
 

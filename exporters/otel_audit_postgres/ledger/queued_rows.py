@@ -20,7 +20,7 @@ _FIRST_PART: Final = 8
 
 @dataclass(slots=True)
 class QueuedRows:
-    """What was found, each in the order of the queue.
+    """Checked rows of the queue, each kind in the order of the queue.
 
     Attributes:
         deleted: Ids of rows that are gone.

@@ -230,7 +230,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lock of sealing.
+    """A session that holds the sealing lock.
 
     Attributes:
         pid: The server's process.
@@ -439,7 +439,7 @@ async def unkept_quarantine(
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:
-    """Who keeps others from sealing now, the longest first."""
+    """Sessions that hold the sealing lock now, the longest first."""
     return [Holder(*row.values()) for row in await connection.fetch(_HOLDERS)]
 
 
@@ -469,7 +469,7 @@ async def rows(
 async def column_hashes(
     connection: Connection[Any], ids: Sequence[uuid.UUID]
 ) -> dict[tuple[bytes, str], bytes]:
-    """What the columns of rows are now, by id and tenant."""
+    """Hashes of the rows' current columns, by id and tenant."""
     found = await connection.fetch(_COLUMN_HASHES, ids)
     return {(row["id"].bytes, row["tenant_id"]): row["columns_hash"] for row in found}
 
@@ -534,7 +534,7 @@ async def keep_open(connection: Connection[Any]) -> None:
 
 
 async def exported_snapshot(connection: Connection[Any]) -> str:
-    """What others need to see exactly what this transaction sees."""
+    """The id by which other transactions see the same snapshot as this one."""
     name: str = await connection.fetchval(_SNAPSHOT)
     return name
 

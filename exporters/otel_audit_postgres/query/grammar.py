@@ -70,7 +70,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for: all terms must hold. ``str`` writes it as text."""
+    """A query: all terms must match. ``str`` gives its text."""
 
     terms: tuple[Term, ...] = ()
 

@@ -104,7 +104,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a hold applies to: all that are given."""
+    """The conditions of a hold: all given ones must match."""
 
     tenant: str | None = None
     actor: str | None = None

@@ -73,7 +73,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RetentionClass:
-    """What the policy says of one kind of records.
+    """The retention of one kind of records.
 
     Attributes:
         name: By the rules that say it.
@@ -257,7 +257,7 @@ def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], place: str) 
 
 
 def _refuse_impossible(rule: Rule, policy: RetentionPolicy, place: str) -> None:
-    """What no record can satisfy is refused when the policy is read, whatever the trail holds."""
+    """Refuse a policy that no record can satisfy, whatever the trail holds."""
     for other in policy.rules:
         if not rule.overlaps(other):
             continue

@@ -114,7 +114,7 @@ class Setting:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         archived: Months that were archived, with their rows.

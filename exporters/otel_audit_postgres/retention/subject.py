@@ -30,7 +30,7 @@ _SEARCHED: Final = ("tenant_id", "actor_id", "entities", "payload", "received_by
 
 @dataclass(frozen=True, slots=True)
 class ErasurePlan:
-    """What erasing somebody would do.
+    """The plan of an erasure.
 
     Attributes:
         keys: How many keys there are to destroy.

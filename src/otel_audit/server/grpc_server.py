@@ -32,7 +32,7 @@ _STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
 
 @dataclass(frozen=True)
 class GrpcListening:
-    """Where to listen, and with which certificates; see `uvicorn_server.Listening`.
+    """Address and certificates of the gRPC server; see `uvicorn_server.Listening`.
 
     Attributes:
         shared: Whether other processes listen on the same port.

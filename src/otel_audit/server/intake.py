@@ -38,7 +38,7 @@ _ENDING: Final = "this server is ending; nothing was stored"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of one request's records.
+    """The result of one request's records.
 
     Attributes:
         quarantined: Those that the store set aside.

@@ -88,7 +88,7 @@ class RowSelection:
 
 @dataclass(slots=True)
 class Rows:
-    """What was seen of the rows.
+    """The result of reading the rows.
 
     Attributes:
         checked: Leaves whose row is there and was hashed again, changed or not.
@@ -306,7 +306,7 @@ _HASHED_OTHERWISE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What a row is now: its leaf, and the columns that do not follow from its payload."""
+    """A row's current state: its leaf, and the columns that do not match its payload."""
 
     leaf_hash: bytes
     columns: list[str]
