@@ -160,6 +160,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ALL_FLAWS: Final = "SELECT first, note FROM audit.ledger_flaws ORDER BY first"
 _ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
@@ -477,6 +478,11 @@ async def flaws(connection: Connection[Any], first: int) -> str | None:
     """The note about malformed rows of a block, by its first leaf; None if there is none."""
     note: str | None = await connection.fetchval(_FLAWS, first)
     return note
+
+
+async def all_flaws(connection: Connection[Any]) -> list[tuple[int, str]]:
+    """The notes about malformed rows, each with the first leaf of its block."""
+    return [(row[0], row[1]) for row in await connection.fetch(_ALL_FLAWS)]
 
 
 async def append_flaws(connection: Connection[Any], first: int, note: str) -> None:

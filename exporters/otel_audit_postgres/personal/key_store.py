@@ -355,6 +355,10 @@ class KeyStore:
         rows = await self._rows(_BY_ID, list(key_ids))
         return {row["key_id"]: SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows}
 
+    async def present(self, key_ids: Iterable[bytes]) -> set[bytes]:
+        """Which of these keys are there; none is unwrapped."""
+        return {row["key_id"] for row in await self._rows(_BY_ID, list(key_ids))}
+
     async def destroyed(self, subject: Subject) -> list[Destroyed]:
         """The keys of a subject that were destroyed, the first one first."""
         rows = await self._rows(_DESTROYED, self.subject_hash(subject))

@@ -207,6 +207,18 @@ class Trail:
         """Find the record's id that begins so; it shows no record, and is not recorded."""
         return str(await queries.full_id(self._connection, beginning))
 
+    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+        """Read what shows no record, in a transaction that is narrowed as any other.
+
+        Such as what there is to be asked at all: whoever shows a record then says `looked`.
+
+        Raises:
+            StoreError: The scope does not hold here.
+        """
+        async with self._connection.transaction():
+            await look_as(self._connection, self._scope)
+            return await answer(self._connection)
+
     async def ask(
         self,
         question: str,
