@@ -1,4 +1,4 @@
-"""What is known so far of the action under way.
+"""The action under way: the facts known so far.
 
 One mutable `AuditScope` per action, found through a context variable. The object itself is shared:
 what a middleware, a dependency in a thread, or a background task adds is seen by all.
@@ -56,11 +56,11 @@ class OpenTransaction(Protocol):
     """A transaction that has written, and has not ended."""
 
     def pending(self, owner: AuditScope, /) -> Iterator[Change]:
-        """What an action has written in it so far, as far as it is in memory."""
+        """An action's changes in it so far, as far as they are in memory."""
 
 
 class Origin(NamedTuple):
-    """What an action inside another one takes over from it, as far as it is known now."""
+    """The facts that an inner action takes over from the outer one, as far as known now."""
 
     actor: Actor | None = None
     tenant: Tenant | None = None
@@ -69,7 +69,7 @@ class Origin(NamedTuple):
 
 
 class AuditScope(msgspec.Struct, eq=False):
-    """What is known so far of one action.
+    """The facts known so far about one action.
 
     Attributes:
         record_id: The record's id, made when the scope opens.
@@ -160,7 +160,7 @@ class AuditScope(msgspec.Struct, eq=False):
             self.open.add(transaction)
 
     def pending(self, most: int) -> list[Change]:
-        """What was flushed and may yet be undone, as far as it is in memory.
+        """Changes that were flushed and may yet be undone, as far as they are in memory.
 
         Args:
             most: How many changes are wanted.
@@ -260,7 +260,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def transaction(self) -> TransactionOutcome:
-        """What became of all transactions that wrote."""
+        """The outcome of all transactions that wrote."""
         if not self.transactions:
             return "none"
         if "unknown" in self.transactions:
@@ -269,7 +269,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def final_transaction(self) -> TransactionOutcome:
-        """What the action came to in the end: a retry that is committed makes up for a rollback."""
+        """The final outcome: a committed retry makes up for a rollback."""
         return "unknown" if "unknown" in self.transactions else self.last_transaction
 
     @property

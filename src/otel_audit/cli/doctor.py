@@ -15,11 +15,11 @@ import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
-from otel_audit.cli.exporters import missing_exporters
 from otel_audit.cli.options import dsn_option, json_option
 from otel_audit.cli.terminal import Colour, echo, echo_json, echo_marked
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
+from otel_audit_bootstrap.exporters import missing_exporters
 
 if TYPE_CHECKING:
     from otel_audit_postgres.checks.inspect import Finding
@@ -89,7 +89,8 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     yield from _hooks(target)
     yield from _exporters()
     yield _service()
-    yield _spool(config)
+    if config.has_spool:
+        yield _spool(config)
     if config.exporter == "otlp":
         yield from _otlp(config)
         if config.asyncpg_dsn is None:
@@ -154,16 +155,17 @@ def _hooks(target: str | None) -> Iterator[Check]:
 
 
 def _exporters() -> Iterator[Check]:
-    missing = list(missing_exporters(os.environ))
+    missing = [str(one) for one in missing_exporters(os.environ)]
     if missing:
         yield Check(
             "exporters",
             ok=None,
             detail=f"not installed: {', '.join(missing)}. If the application's environment is this "
             "one, opentelemetry-instrument fails before it loads any instrumentation, this one "
-            "too: nothing is audited, and OTEL_AUDIT_REQUIRED cannot prevent that",
-            remedy="install the exporters, or set OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and "
-            "OTEL_LOGS_EXPORTER to those that are there, or to none",
+            "too: nothing is audited",
+            remedy="start it by `otel-audit run`, which goes on without them; or install them, or "
+            "set OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER to those that "
+            "are there, or to none",
         )
 
 
@@ -224,10 +226,10 @@ def _spool(config: AuditConfig) -> Check:
     from otel_audit.delivery.spool import inspect
 
     try:
-        sealing = spool_encryption(config)
+        directory, sealing = config.spool_path, spool_encryption(config)
     except OtelAuditError as error:
         return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
-    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "", sealing)
+    found = inspect(directory, service_of_spool(), own_destination(config) or "", sealing)
     if found.unusable:
         return Check(
             "spool", ok=False, detail=found.unusable,

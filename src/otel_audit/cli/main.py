@@ -25,6 +25,7 @@ from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
 from otel_audit.cli.retention import retention
+from otel_audit.cli.run import run
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import search
 from otel_audit.cli.serve import serve
@@ -128,6 +129,7 @@ cli.add_command(quarantine)
 cli.add_command(redact)
 cli.add_command(relay)
 cli.add_command(retention)
+cli.add_command(run)
 cli.add_command(seal)
 cli.add_command(search)
 cli.add_command(serve)

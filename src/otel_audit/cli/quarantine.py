@@ -95,8 +95,8 @@ def _list(
         when = datetime.fromtimestamp(item.kept_at, UTC)
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
-    echo(f"{len(kept)} refused records in {config.spool_dir}")
-    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    echo(f"{len(kept)} refused records in {config.spool_path}")
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     for file in damaged:
         echo(f"{file}: a damaged part of a spool; records were lost with it")
     if keeper is None or aside is None:
@@ -113,7 +113,7 @@ def _list_as_json(
     found: list[tuple[str, LocalQuarantine]],
     aside: list[QuarantinedRow] | None,
 ) -> None:
-    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     echo_json({
         "spool": [
             {"kept_at": datetime.fromtimestamp(one.kept_at, UTC), "service": name,
@@ -175,9 +175,9 @@ def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
 def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
     from otel_audit.delivery.factory import local_quarantine
 
-    if not config.spool_dir.is_dir() and config.asyncpg_dsn is not None:
+    if not config.spool_path.is_dir() and config.asyncpg_dsn is not None:
         return
-    for name in services_with_quarantine(config.spool_dir):
+    for name in services_with_quarantine(config.spool_path):
         if service in (None, name):
             yield name, local_quarantine(config, name)
 
@@ -188,7 +188,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
     from otel_audit.delivery.spool import FrameKind, open_spool
 
     spool = open_spool(
-        config.spool_dir,
+        config.spool_path,
         service=service,
         max_bytes=config.spool_max_bytes,
         segment_bytes=config.spool_segment_bytes,
