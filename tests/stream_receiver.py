@@ -27,7 +27,7 @@ class Asked:
 
 @dataclass
 class Receiver:
-    """What arrived; what was answered with 200 is stored, in the order in which it was."""
+    """What arrived; what was answered with success is stored, in the order in which it was."""
 
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Receiver:
     def take(self, asked: Asked) -> Answer:
         self.asked.append(asked)
         answer = self.next.pop(0) if self.next else self.decide(asked)
-        if answer == Answer():
+        if answer.status == 200 and not answer.body:
             self.stored += asked.events
         return answer
 

@@ -242,6 +242,8 @@ class Stream:
         self.progress.sent += sent
         self.progress.parked += len(parked)
         self.progress.next_leaf = next_leaf
+        if next_leaf >= page.horizon.size:
+            self.progress.lag = 0.0
         self._is("sending")
         for one in parked:
             log_limited(

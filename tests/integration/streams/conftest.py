@@ -46,10 +46,13 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def stream_to(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stream]:
+async def stream_to(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Stream]]:
     """Makes one stream named ``siem`` from lines of TOML; ``start`` is its first leaf."""
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     file = tmp_path / "streams.toml"
+    made: list[Stream] = []
 
     def make(*lines: str, start: int | None = 0, dsn: str | None = None) -> Stream:
         file.write_text("[streams.siem]\n" + "\n".join(lines) + "\n")
@@ -57,9 +60,12 @@ def stream_to(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             dsn or log.dsn, read_settings(file), state_directory=tmp_path / "state", start=start,
             interval=0.02,
         )  # fmt: skip
+        made.append(stream)
         return stream
 
-    return make
+    yield make
+    for stream in made:
+        await stream.close()
 
 
 @asynccontextmanager
@@ -78,5 +84,5 @@ async def running(stream: Stream) -> AsyncIterator[asyncio.Task[None]]:
 async def until(condition: Callable[[], bool], within: float = 30.0) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a condition of another process's, or thread's
             await asyncio.sleep(0.01)
