@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-retention test test-fast explore lint types layers bench bench-quick check collector matrix lowest lock clean
+.PHONY: help setup demo demo-retention test test-fast test-unit explore lint types layers bench bench-quick check collector matrix lowest lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, demo-retention, test-fast, explore, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
+	@echo "Also: setup, demo-retention, test-fast, test-unit, explore, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
 
 setup: $(READY)
 
@@ -18,7 +18,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(CONSTRAINTS) pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[archive,dev]' --group dev
 	@touch $(READY)
 
 # KEEP=1 leaves it running
@@ -37,6 +37,10 @@ test: setup
 
 test-fast: setup
 	$(TEST) -m "not slow"
+
+# one module each, no server
+test-unit: setup
+	$(TEST) tests/unit
 
 # property tests with other examples each time; what fails here stays in its test as an @example
 explore: setup

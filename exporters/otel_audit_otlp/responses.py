@@ -1,4 +1,4 @@
-"""What a receiver's answer means for what was sent (OTLP specification, OTLP/HTTP response)."""
+"""Meaning of a receiver's answer for the sent records (OTLP specification, OTLP/HTTP response)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ except ImportError as missing:
     raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
 
 LONGEST_RETRY_AFTER: Final = 300.0
-"""Seconds that a receiver is left alone at the most, whatever it asks for."""
+"""Longest ``Retry-After`` that is honoured, in seconds."""
 
 _WHO: Final = "the receiver that OTEL_AUDIT_OTLP_ENDPOINT names"
 _OK: Final = 200
@@ -31,7 +31,7 @@ _REMEDIES: Final = {
     403: "it knows us and does not let us in: see which token or certificate it expects",
     404: "there is nothing at this path: correct the URL; records go to …/v1/traces",
     405: "this path takes no POST: is it an OTLP/HTTP receiver?",
-    407: "a proxy stands in between: name the receiver itself",
+    407: "there is a proxy in between: name the receiver itself",
     411: "it wants what HTTP/1.1 always has: is it an OTLP/HTTP receiver?",
     415: "it takes no protobuf, or no gzip: set OTEL_AUDIT_OTLP_COMPRESSION=none, or look whether "
     "it is an OTLP/HTTP receiver",
@@ -52,13 +52,13 @@ class Answer:
 
 
 def objection_of(answer: Answer) -> str | None:
-    """Tell what an answer says of the records that were sent.
+    """Return what an answer says about the sent records.
 
     Args:
         answer: The receiver's answer.
 
     Returns:
-        None where the receiver has taken all of them; else why it does not take at least one.
+        None if the receiver has accepted all of them; otherwise why it refuses at least one.
 
     Raises:
         StoreUnavailableError: It cannot take records now; this says nothing about them.
@@ -130,7 +130,7 @@ def _media_type(answer: Answer) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None where there is none."""
+    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None if there is none."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return min(float(value[:9]), LONGEST_RETRY_AFTER)

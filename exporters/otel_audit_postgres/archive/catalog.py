@@ -1,4 +1,4 @@
-"""What the store knows of its archives: the manifests, in their order."""
+"""The store's list of archives: the manifests, in their order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _ARCHIVES: Final = (
     "SELECT step, month, manifest, rows, record_id, recorded_at FROM audit.archives ORDER BY step"
 )
 _RECORD: Final = "SELECT audit.record_archive($1, $2, $3, $4::text::jsonb)"
+_RECORD_VERIFICATION: Final = "SELECT audit.record_archive_verification($1, $2, $3, $4)"
 _REMOVED: Final = "SELECT key FROM audit.archive_removals"
 _REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
 
 
 class RecordedArchive(NamedTuple):
-    """A manifest that the trail tells of."""
+    """A manifest that the trail names."""
 
     step: int
     month: date
@@ -42,7 +43,7 @@ def latest(archives: Sequence[RecordedArchive]) -> dict[date, RecordedArchive]:
 
 
 async def record_archive(connection: Connection[Any], note: str, manifest: Manifest) -> int:
-    """Tell in the trail that a month was archived; its step."""
+    """Record that a month was archived; return the record's step."""
     objects = [{"key": one.key, "rows": one.rows, "sha256": one.sha256} for one in manifest.objects]
     step: int = await connection.fetchval(
         _RECORD, manifest.month, note, manifest.rows, json.dumps(objects)
@@ -51,13 +52,32 @@ async def record_archive(connection: Connection[Any], note: str, manifest: Manif
 
 
 async def removed_keys(connection: Connection[Any]) -> set[str]:
-    """Objects that were due to go, and of which a record tells."""
+    """Objects that were due for removal, and that a record names."""
     return {row["key"] for row in await connection.fetch(_REMOVED)}
 
 
 async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
-    """Tell that an object goes, before it goes; the database refuses what is not due or is held."""
+    """Record the removal of an object before it; the database refuses one not due, or held."""
     await connection.fetchval(_REMOVE, step, key, holds_seen)
+
+
+async def record_verification(
+    dsn: str, *, months: int, rows: int, problems: int, deep: bool
+) -> None:
+    """Tell in the trail that archives were verified, and what came of it.
+
+    Args:
+        dsn: The audit store, as a role that sees all of it.
+        months: That were looked at.
+        rows: That the manifests tell of.
+        problems: That were found.
+        deep: Whether every row was read and hashed again.
+
+    Raises:
+        StoreError: The role may not say so, or the server is read-only.
+    """
+    async with store.opened(dsn, "record a verification", asks=True) as connection:
+        await connection.fetchval(_RECORD_VERIFICATION, months, rows, problems, deep)
 
 
 class ListedObject(NamedTuple):
@@ -89,8 +109,13 @@ async def archived_objects(dsn: str) -> list[ListedObject]:
         StoreError: The store cannot be read.
     """
     async with store.opened(dsn, "list archives", asks=True) as connection:
-        removed = await removed_keys(connection)
-        counting = latest(await recorded_archives(connection))
+        return await listed_objects(connection)
+
+
+async def listed_objects(connection: Connection[Any]) -> list[ListedObject]:
+    """As `archived_objects`, over a connection."""
+    removed = await removed_keys(connection)
+    counting = latest(await recorded_archives(connection))
     return [
         ListedObject(month, entry, entry.key in removed)
         for month, one in sorted(counting.items())

@@ -1,4 +1,4 @@
-"""Where archives lie: a folder, or a bucket of any store that speaks S3.
+"""Storage of archives: a folder, or a bucket of any store that speaks S3.
 
 An object is written once and never changed; its name has its content's digest in it.
 """
@@ -34,11 +34,11 @@ class MissingObjectError(ArchiveError):
 
 
 class ArchiveStore(Protocol):
-    """Where objects are kept."""
+    """Storage of objects."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages, without secrets."""
+        """Its name in messages, without secrets."""
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""
@@ -57,10 +57,10 @@ class ArchiveStore(Protocol):
         """Put a legal hold on an object, or take it off, where the store knows them."""
 
     def locked_until(self, key: str) -> date | None:
-        """Until when nobody can delete the object; None where the store does not tell."""
+        """Until when nobody can delete the object; None if the store does not say."""
 
     def weakness(self) -> str | None:
-        """Why what is here could be deleted too early; None where it cannot be."""
+        """Why what is here could be deleted too early; None if it cannot be."""
 
 
 def open_archive(url: str, setting: str = "OTEL_AUDIT_ARCHIVE") -> ArchiveStore:
@@ -109,7 +109,7 @@ class FolderArchive:
         return f"file:{self._folder}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:  # noqa: ARG002
-        """Write a file beside its place, bring it to disk, and link it there."""
+        """Write a temporary file, sync it to disk, and link it to its place."""
         target = self._folder / key
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +165,8 @@ class FolderArchive:
         return None
 
     def weakness(self) -> str | None:
-        """That whoever may write in the folder may delete."""
-        return "a folder has no object lock: whoever may write in it can delete archives"
+        """The finding that everybody who can write to the folder can delete."""
+        return "a folder has no object lock: whoever can write to it can delete archives"
 
 
 class S3Archive:
@@ -292,7 +292,7 @@ class S3Archive:
             found = self._client.get_object_lock_configuration(Bucket=self._bucket)
         except self._errors as error:
             if _code(error) == "ObjectLockConfigurationNotFoundError":
-                return "the bucket has no object lock: whoever may write in it can delete archives"
+                return "the bucket has no object lock: whoever can write to it can delete archives"
             raise self._failed(error, "its object lock", "read") from None
         is_on = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
         return None if is_on else "the bucket has no object lock"

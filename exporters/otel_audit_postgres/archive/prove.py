@@ -1,4 +1,4 @@
-"""Evidence from an archive alone: no database is asked, and no network but the archive's."""
+"""Evidence from an archive alone: it uses no database, and no network but the archive's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prove_archived(
 
     Args:
         archive: Where it is.
-        record_id: Its id, which tells its month.
+        record_id: Its id, which holds its month.
         keys: Public keys that may have signed the manifest; they go into the bundle.
 
     Returns:
@@ -49,13 +49,20 @@ def prove_archived(
 
 
 def month_of(record_id: uuid.UUID) -> date:
-    """The month that an id tells, by its first 48 bits."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
+    """The month of an id, by its first 48 bits.
+
+    Raises:
+        ArchiveError: It has none: it is no UUIDv7, so no record of the trail has it.
+    """
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
+    except OverflowError:
+        raise ArchiveError(f"no record has the id {record_id}: it tells no time") from None
     return date(moment.year, moment.month, 1)
 
 
 def _manifests(archive: ArchiveStore, month: date, keys: Sequence[PublicKey]) -> list[Manifest]:
-    """Those of a month that one of the keys signed, the one with the most rows first."""
+    """The manifests of a month that one of the keys signed, the one with the most rows first."""
     beginning = f"{month:%Y-%m}/manifest-"
     found = []
     for key in archive.list_keys():

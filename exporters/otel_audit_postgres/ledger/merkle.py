@@ -29,7 +29,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What of a tree is needed to append to it: its largest complete subtrees.
+    """The part of a tree that appending needs: its largest complete subtrees.
 
     Attributes:
         size: Leaves in the tree.
@@ -91,7 +91,7 @@ class Tree:
         """Hash all complete subtrees, about as many as there are leaves.
 
         Args:
-            leaves: Leaf hashes, 32 bytes each, in their order; None where pruned.
+            leaves: Leaf hashes, 32 bytes each, in their order; None if pruned.
             pruned: Hashes of pruned subtrees, by first leaf and count.
         """
         self._levels = [list(leaves)]
@@ -231,47 +231,6 @@ def verify_inclusion(
             node = node_hash(node, step)
         place, last = place >> 1, last >> 1
     return last == 0 and node == root
-
-
-def verify_consistency(
-    old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
-) -> bool:
-    """Check a consistency proof (RFC 9162, 2.1.4.2).
-
-    Args:
-        old: Leaves of the earlier tree, at least 1.
-        new: Leaves of the later one.
-        old_root: Root hash of the earlier tree.
-        new_root: Root hash of the later one.
-        proof: The proof.
-
-    Returns:
-        Whether it proves that the later tree begins with the earlier one.
-    """
-    if not 1 <= old <= new:
-        return False
-    if old == new:
-        return not proof and old_root == new_root
-    steps = list(proof)
-    if old & (old - 1) == 0:
-        steps.insert(0, old_root)
-    if not steps:
-        return False
-    place, last = old - 1, new - 1
-    while place & 1:
-        place, last = place >> 1, last >> 1
-    before = after = steps[0]
-    for step in steps[1:]:
-        if last == 0:
-            return False
-        if place & 1 or place == last:
-            before, after = node_hash(step, before), node_hash(step, after)
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
-        else:
-            after = node_hash(after, step)
-        place, last = place >> 1, last >> 1
-    return last == 0 and before == old_root and after == new_root
 
 
 def _split(count: int) -> int:

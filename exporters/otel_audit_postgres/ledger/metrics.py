@@ -9,7 +9,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 
 class Watched(Protocol):
-    """What is read: a sealer. Counts are since it was made."""
+    """The measured sealer. Counts are since it was made."""
 
     @property
     def sealed_rows(self) -> int:
@@ -21,7 +21,7 @@ class Watched(Protocol):
 
     @property
     def failed_publications(self) -> int:
-        """Times that an anchor could not be asked, or not be told."""
+        """Number of failed reads and writes of anchors."""
 
     @property
     def size(self) -> int:

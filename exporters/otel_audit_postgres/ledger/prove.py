@@ -25,11 +25,11 @@ CONSISTENCY: Final = "otel-audit consistency 1"
 _DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
 Bundle = Mapping[str, Any]
-"""What `write` writes down: plain values."""
+"""An evidence bundle as plain values; see `write`."""
 
 
 class ProofError(StoreError):
-    """The store cannot prove what was asked for."""
+    """The store cannot make the requested proof."""
 
 
 async def prove_record(dsn: str, record_id: str, keys: Sequence[PublicKey]) -> Bundle:

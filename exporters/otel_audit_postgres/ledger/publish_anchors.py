@@ -1,6 +1,6 @@
-"""A sealer's anchors: asked and told side by side, and none waited for longer than it may take.
+"""A sealer's anchors: read and written in parallel, each within a time limit.
 
-An anchor that hangs holds up neither sealing nor the other anchors: what it was asked goes on, and
+An anchor that hangs delays neither sealing nor the other anchors: its call continues, and
 it is left out until it has answered.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
+from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, not_for_ever
@@ -23,21 +25,21 @@ PATIENCE: Final = 2.0
 
 
 class Answer(NamedTuple):
-    """What an anchor saw last; None for nothing."""
+    """An anchor's last checkpoint; None if it has none."""
 
     anchor: Anchor
     note: str | None
 
 
 class Publishing:
-    """What a sealer has under way with its anchors. Used from one event loop only.
+    """A sealer's running calls to its anchors. Used from one event loop only.
 
     Attributes:
-        failures: How often an anchor could not be asked or told.
+        failures: Number of failed reads and writes of anchors.
     """
 
     def __init__(self, anchors: Sequence[Anchor]) -> None:
-        """Name the anchors; none is asked yet."""
+        """Take the anchors; none is read yet."""
         self.anchors = tuple(anchors)
         self.failures = 0
         self._published: dict[int, int] = {}
@@ -53,12 +55,12 @@ class Publishing:
         return self._published.get(id(anchor), 0) > 0
 
     async def ask(self, anchors: Sequence[Anchor], *, begun_here: bool = False) -> list[Answer]:
-        """Ask anchors what they saw last.
+        """Read the last checkpoint of anchors.
 
         Args:
-            anchors: Those to ask.
+            anchors: Those to read.
             begun_here: Whether an answer that came late, and knows nothing, counts: the log may
-                have begun since, and then only whoever began it knows that it is new there.
+                have begun since, and then only the one that began it knows that it is new there.
 
         Returns:
             The answers of those that gave one in time; the others are tried again another time.
@@ -70,7 +72,7 @@ class Publishing:
             if isinstance(late, str) or (late is None and begun_here):
                 answers.append(Answer(one, late))
                 continue
-            task = self._begun(one, _asked(one))
+            task = self._begun(one, partial(_asked, one))
             if task is not None:
                 self._asking.add(id(task))
                 tasks[id(one)] = task
@@ -82,7 +84,7 @@ class Publishing:
         return answers
 
     def _late(self, anchor: Anchor) -> object:
-        """What an anchor has answered since it was asked; `_FAILED` where nothing is to be had."""
+        """An anchor's answer since its call; `_FAILED` if there is none."""
         task = self._under_way.get(id(anchor))
         if task is None or not task.done() or id(task) not in self._asking:
             return _FAILED
@@ -92,7 +94,7 @@ class Publishing:
 
     async def begin(self, anchors: Sequence[Anchor], note: str) -> list[Anchor]:
         """Have places made, and say there that the log begins; returns where that was done."""
-        tasks = {id(one): self._begun(one, _begin(one, note)) for one in anchors}
+        tasks = {id(one): self._begun(one, partial(_begin, one, note)) for one in anchors}
         await self._wait(filter(None, tasks.values()))
         return [
             one
@@ -111,7 +113,10 @@ class Publishing:
             new: Those of them that hold nothing, and whose places are made first.
         """
         size = read_checkpoint(note).size
-        begun = [self._begun(one, self._publish(one, note, size, one in new)) for one in anchors]
+        begun = [
+            self._begun(one, partial(_begin if one in new else _publish, one, note), size)
+            for one in anchors
+        ]
         await self._wait(filter(None, begun))
 
     async def settle(self, timeout: float) -> None:  # noqa: ASYNC109 - hands it on
@@ -128,34 +133,35 @@ class Publishing:
         """Forget what is under way: its event loop is gone."""
         self._under_way.clear()
 
-    async def _publish(
+    def _begun(
         self,
         anchor: Anchor,
-        note: str,
-        size: int,
-        begins: bool,  # noqa: FBT001
-    ) -> None:
-        await (_begin(anchor, note) if begins else anchor.publish(note))
-        self._published[id(anchor)] = size
-
-    def _begun(self, anchor: Anchor, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+        work: Callable[[], Coroutine[Any, Any, Any]],
+        size: int | None = None,
+    ) -> asyncio.Task[Any] | None:
         """Begin something with an anchor, unless something is under way there already."""
         before = self._under_way.get(id(anchor))
         if before is not None and not before.done():
-            work.close()
             self._complain(anchor, f"{anchor.name} does not answer")
             return None
-        task = asyncio.ensure_future(self._guarded(anchor, work))
+        task = asyncio.ensure_future(self._guarded(anchor, work, size))
         self._under_way[id(anchor)] = task
         return task
 
-    async def _guarded(self, anchor: Anchor, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _guarded(
+        self, anchor: Anchor, work: Callable[[], Coroutine[Any, Any, Any]], size: int | None
+    ) -> Any:
         try:
-            return await work
+            # an anchor may be anybody's, and one that blocks its loop must not hold up this one
+            answer = await asyncio.wrap_future(run_in_thread("otel-audit-anchor", work))
         except AnchorError as error:
             self._complain(anchor, str(error))
-        except Exception as error:  # noqa: BLE001 - an anchor may be anybody's
+        except Exception as error:  # noqa: BLE001 - the same
             self._complain(anchor, f"{anchor.name} failed ({type(error).__name__})")
+        else:
+            if size is not None:
+                self._published[id(anchor)] = size
+            return answer
         return _FAILED
 
     async def _wait(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -175,7 +181,7 @@ class Publishing:
         self.failures += 1
         log_limited(
             _logger, anchor.name,
-            "Sealing goes on, but its checkpoints are not published, and tried again: %s", why,
+            "Sealing continues, but its checkpoints are not published; tried again: %s", why,
         )  # fmt: skip
 
 
@@ -184,6 +190,10 @@ _FAILED: Final = object()
 
 async def _asked(anchor: Anchor) -> str | None:
     return await anchor.last()
+
+
+async def _publish(anchor: Anchor, note: str) -> None:
+    await anchor.publish(note)
 
 
 async def _begin(anchor: Anchor, note: str) -> None:
@@ -197,7 +207,7 @@ async def begin_anchor(anchor: Anchor, note: str) -> None:
     """Publish a log's last checkpoint to an anchor that is new to it.
 
     Raises:
-        OtelAuditError: It holds a checkpoint already, cannot be asked, or does not take one.
+        OtelAuditError: It holds a checkpoint already, cannot be read, or does not accept one.
     """
     if await ask(anchor) is not None:
         raise OtelAuditError(f"the anchor {anchor.name} holds a checkpoint: it has begun already")

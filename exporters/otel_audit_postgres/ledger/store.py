@@ -25,12 +25,12 @@ BLOCKS_AT_ONCE: Final = 64
 BYTES_AT_ONCE: Final = 16_000_000
 """Bytes of payload that are read in one go, or one row."""
 
-# exact in numeric; a time that cannot be said in microseconds is one that nobody recorded
+# exact in numeric; a time that has no microseconds form was not recorded by us
 _MICROSECONDS: Final = (
     "CASE WHEN isfinite({0}recorded_at) AND {0}recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM {0}recorded_at) * 1000000)::bigint ELSE -1 END AS recorded_us"
 )
-# a row may hold times that no datetime can, from when nothing was checked; they are told as NULL
+# a row of an old version may hold times outside datetime's range; they are read as NULL
 _READABLE: Final = (
     "CASE WHEN {0} > '0001-01-01 00:00:00+00' "
     "AND {0} < '9999-12-31 23:59:59.999999+00' THEN {0} END"
@@ -88,9 +88,9 @@ _BLOCKS: Final = f"""
 SELECT first, ids, hashes, {_READABLE.format("recorded_at")} AS recorded_at,
        NULL::bigint AS leaves
 FROM audit.ledger_blocks
-WHERE first >= $1
+WHERE first >= $1 AND first < $3
 UNION ALL
-SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1
+SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1 AND first < $3
 ORDER BY first, leaves LIMIT $2
 """  # noqa: S608 - constants
 _PRUNINGS: Final = (
@@ -160,6 +160,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ALL_FLAWS: Final = "SELECT first, note FROM audit.ledger_flaws ORDER BY first"
 _ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
@@ -176,7 +177,7 @@ class Numbered(NamedTuple):
 
     Attributes:
         producer: The producer's id.
-        received_by: The credential; None where the application wrote itself.
+        received_by: The credential; None if the application wrote itself.
         missing: Numbers that are not stored.
         highest: The highest number.
         is_first: Whether this credential was the first to use that id.
@@ -229,7 +230,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lock of sealing.
+    """A session that holds the sealing lock.
 
     Attributes:
         pid: The server's process.
@@ -256,8 +257,8 @@ class DatabaseIdentity:
     """Which database this is, by the server's system identifier and its own number there.
 
     Attributes:
-        here: This one; None where the server does not tell.
-        recorded: The one that the log belongs to; None where nobody has said so yet.
+        here: This one; None if the server does not say.
+        recorded: The one that the log belongs to; None if not recorded yet.
     """
 
     here: str | None
@@ -383,7 +384,7 @@ async def move_here(connection: Connection[Any]) -> None:
 
 
 async def try_to_lead(connection: Connection[Any]) -> bool:
-    """Become the one who seals until the transaction ends, if nobody else is."""
+    """Become the active sealer until the transaction ends, if there is no other."""
     leads: bool = await connection.fetchval(_TRY_LEAD)
     return leads
 
@@ -422,9 +423,9 @@ async def tell_quarantined(connection: Connection[Any]) -> None:
 async def unkept_quarantine(
     connection: Connection[Any],
 ) -> AsyncIterator[tuple[uuid.UUID, list[str], bool]]:
-    """Records that tell of rows in quarantine which are gone or changed; whether the store made it.
+    """Records about rows in quarantine which are gone or changed; whether the store made them.
 
-    Whoever may insert may tell of rows that never were; such a record is not the store's.
+    Every writer can insert records about rows that never were; such a record is not the store's.
     """
     for row in await connection.fetch(_TOLD_QUARANTINED):
         try:
@@ -438,7 +439,7 @@ async def unkept_quarantine(
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:
-    """Who keeps others from sealing now, the longest first."""
+    """Sessions that hold the sealing lock now, the longest first."""
     return [Holder(*row.values()) for row in await connection.fetch(_HOLDERS)]
 
 
@@ -468,15 +469,20 @@ async def rows(
 async def column_hashes(
     connection: Connection[Any], ids: Sequence[uuid.UUID]
 ) -> dict[tuple[bytes, str], bytes]:
-    """What the columns of rows are now, by id and tenant."""
+    """Hashes of the rows' current columns, by id and tenant."""
     found = await connection.fetch(_COLUMN_HASHES, ids)
     return {(row["id"].bytes, row["tenant_id"]): row["columns_hash"] for row in found}
 
 
 async def flaws(connection: Connection[Any], first: int) -> str | None:
-    """The note about malformed rows of a block, by its first leaf; None where there is none."""
+    """The note about malformed rows of a block, by its first leaf; None if there is none."""
     note: str | None = await connection.fetchval(_FLAWS, first)
     return note
+
+
+async def all_flaws(connection: Connection[Any]) -> list[tuple[int, str]]:
+    """The notes about malformed rows, each with the first leaf of its block."""
+    return [(row[0], row[1]) for row in await connection.fetch(_ALL_FLAWS)]
 
 
 async def append_flaws(connection: Connection[Any], first: int, note: str) -> None:
@@ -485,19 +491,20 @@ async def append_flaws(connection: Connection[Any], first: int, note: str) -> No
 
 
 async def pieces(
-    connection: Connection[Any], since: int = 0, until: int = sys.maxsize
+    connection: Connection[Any],
+    since: int = 0,
+    until: int = sys.maxsize,
+    at_once: int = BLOCKS_AT_ONCE,
 ) -> AsyncIterator[Block | Pruned]:
     """The log's blocks and pruned subtrees in their order, of those that begin in a range."""
     while True:
-        found = await connection.fetch(_BLOCKS, since, BLOCKS_AT_ONCE)
+        found = await connection.fetch(_BLOCKS, since, at_once, until)
         for row in found:
-            if row["first"] >= until:
-                return
             if row["leaves"] is None:
                 yield Block(row["first"], row["ids"], row["hashes"], row["recorded_at"])
             else:
                 yield Pruned(row["first"], row["leaves"], row["hashes"])
-        if len(found) < BLOCKS_AT_ONCE:
+        if len(found) < at_once:
             return
         since = found[-1]["first"] + 1
 
@@ -522,12 +529,12 @@ async def unlimited(connection: Connection[Any]) -> None:
 
 
 async def keep_open(connection: Connection[Any]) -> None:
-    """Ask the least that can be asked, for whoever ends connections that are idle."""
+    """Run the smallest statement, against limits for idle connections."""
     await connection.execute("SELECT")
 
 
 async def exported_snapshot(connection: Connection[Any]) -> str:
-    """What others need to see exactly what this transaction sees."""
+    """The id by which other transactions see the same snapshot as this one."""
     name: str = await connection.fetchval(_SNAPSHOT)
     return name
 
@@ -550,7 +557,7 @@ async def ids_about(connection: Connection[Any], entity: str) -> list[uuid.UUID]
 
 
 async def notes(connection: Connection[Any], after: int, upto: int) -> dict[int, str]:
-    """The notes of the checkpoints of more than ``after`` leaves and of ``upto`` at the most."""
+    """The notes of the checkpoints of more than ``after`` leaves and of ``upto`` at most."""
     return {row["size"]: row["note"] for row in await connection.fetch(_NOTES, after, upto)}
 
 

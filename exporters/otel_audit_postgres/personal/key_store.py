@@ -1,4 +1,4 @@
-"""Where the keys of subjects are: in a database of their own, each wrapped by a key elsewhere.
+"""The key database: keys of subjects, each encrypted by a key that is elsewhere.
 
 A key that is destroyed is gone with all that it encrypted. So no key is ever in the audit
 database: a backup of that brings nothing back.
@@ -38,8 +38,8 @@ from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
 _logger = logging.getLogger(__name__)
 
 REMEMBERED_FOR: Final = 60.0
-"""Seconds after which a key is asked for again: so long others go on with one that was destroyed,
-and what they encrypt with it nobody reads."""
+"""Seconds for which a key is cached: so long other processes may use a destroyed key,
+and data encrypted with it cannot be read."""
 _MOST_REMEMBERED: Final = 10_000
 _OTHERS_MAY: Final = 0o077
 _NONCE_BYTES: Final = 12
@@ -108,7 +108,7 @@ _PROOF_TEXT: Final = b"otel-audit key-encryption key"
 
 
 class KeyWrapper(Protocol):
-    """Who wraps keys: a key held here, or one in a key management service. May block."""
+    """Encrypts keys: with a local key, or with one in a key management service. May block."""
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
         """Encrypt a key and bind it to its context."""
@@ -121,7 +121,7 @@ class KeyWrapper(Protocol):
         """
 
     def subject_hash(self, text: bytes) -> bytes:
-        """A keyed hash of 32 bytes, by which a subject is found and not told."""
+        """A keyed hash of 32 bytes, which finds a subject and does not reveal it."""
 
 
 class FileWrapper:
@@ -154,7 +154,7 @@ class FileWrapper:
 
 
 class Subject(NamedTuple):
-    """Whom values are about: an actor, or an entity such as ``customer:17``, of a tenant."""
+    """The subject of values: an actor, or an entity such as ``customer:17``, of a tenant."""
 
     tenant: str
     name: str
@@ -195,7 +195,7 @@ class _Remembered:
 
 
 class KeyStore:
-    """Keys by subject, over one connection; what was asked for lately is remembered."""
+    """Keys by subject, over one connection; recent ones are cached."""
 
     def __init__(
         self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
@@ -206,7 +206,7 @@ class KeyStore:
             dsn: The database of keys; not the audit store's.
             wrapper: Who wraps keys.
             pending: Where keys are kept, wrapped, that are made while the database cannot be
-                reached; None: nothing is encrypted then, and who asks must wait.
+                reached; None: nothing can be encrypted then, and the caller must wait.
             timeout: Seconds that connecting may take.
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
@@ -249,7 +249,7 @@ class KeyStore:
         self._wrapper.unwrap(proofs[0]["proof"], b"proof")
 
     def subject_hash(self, subject: Subject) -> bytes:
-        """How a subject is called in the database of keys."""
+        """The hash that names a subject in the key database."""
         return self._wrapper.subject_hash(json.dumps([*subject]).encode())
 
     async def keys_for(self, subjects: Iterable[Subject]) -> dict[Subject, SubjectKey]:
@@ -355,6 +355,10 @@ class KeyStore:
         rows = await self._rows(_BY_ID, list(key_ids))
         return {row["key_id"]: SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows}
 
+    async def present(self, key_ids: Iterable[bytes]) -> set[bytes]:
+        """Which of these keys are there; none is unwrapped."""
+        return {row["key_id"] for row in await self._rows(_BY_ID, list(key_ids))}
+
     async def destroyed(self, subject: Subject) -> list[Destroyed]:
         """The keys of a subject that were destroyed, the first one first."""
         rows = await self._rows(_DESTROYED, self.subject_hash(subject))
@@ -366,7 +370,7 @@ class KeyStore:
         self._known.pop(self.subject_hash(subject), None)
 
     async def told(self, subject: Subject) -> None:
-        """Note that the trail tells of it, and let the database forget the old rows."""
+        """Note that the trail has recorded it, and let the database delete the old rows."""
         await self._rows(_TELL, self.subject_hash(subject))
         await self._rows(_TIDY)
 

@@ -25,7 +25,7 @@ async def revealed(payload: str, keys: KeyStore) -> dict[str, Any]:
         The record; a value whose key was destroyed is `ERASED`.
 
     Raises:
-        StoreError: The keys cannot be asked for.
+        StoreError: The keys cannot be read.
     """
     record: dict[str, Any] = json.loads(payload)
     ids = {found.key_id for _, found in _encrypted(record, "")}
@@ -33,6 +33,24 @@ async def revealed(payload: str, keys: KeyStore) -> dict[str, Any]:
     record_id = record.get("conflict_of") or record.get("record_id", "")
     opened: dict[str, Any] = _opened(record, "", record_id, known)
     return opened
+
+
+async def erased_paths(payload: str, keys: KeyStore) -> dict[str, bool]:
+    """The places of a record's personal values, and whether each was erased.
+
+    Args:
+        payload: The record's text.
+        keys: Where keys are; none is unwrapped.
+
+    Returns:
+        Such as ``{"source.address": True}``; empty for a record without personal values.
+
+    Raises:
+        StoreError: The keys cannot be asked for.
+    """
+    found = dict(_encrypted(json.loads(payload), ""))
+    there = await keys.present({one.key_id for one in found.values()}) if found else set()
+    return {path: one.key_id not in there for path, one in found.items()}
 
 
 def key_ids(payload: str) -> set[bytes]:

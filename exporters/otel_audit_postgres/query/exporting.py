@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.query import queries
+from otel_audit_postgres.query.conditions import conditions_of
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.pagination import selected
+from otel_audit_postgres.query.pagination import Order, selected, walk
 
 CSV_COLUMNS: Final = (
     "id", "occurred_at", "recorded_at", "tenant_id", "event_name", "action", "outcome",
@@ -21,22 +23,18 @@ _BATCH: Final = 2_000
 _RECORD: Final = "SELECT audit.record_export($1::jsonb, $2)"
 
 
-def _chosen() -> str:
-    return selected(CSV_COLUMNS).replace("content_hash", "encode(content_hash, 'hex')")
-
-
 _COLUMNS: Final = (
-    f"SELECT {_chosen()} FROM audit.audit_logs "  # noqa: S608 - constants
+    f"SELECT {selected(CSV_COLUMNS)} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
 )
 _TEXTS: Final = (
-    "SELECT id, tenant_id, payload::text AS payload FROM audit.audit_logs "
+    "SELECT id, tenant_id, payload FROM audit.audit_logs "
     "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
 )
 
 
 async def record_export(connection: Connection[Any], asked: Mapping[str, str], viewer: str) -> None:
-    """Record that records are taken out, before they are."""
+    """Record an export, before it begins."""
     await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
 
 
@@ -53,6 +51,35 @@ async def batches(
     Yields:
         Some rows at a time, none of them empty.
     """
+    query, _ = await queries.resolved(connection, query)
+    asked = conditions_of(query, datetime.now(UTC))
+    read = _looked_up if asked.payload or asked.entity else _walked
+    async for rows in read(connection, query, texts=texts):
+        yield rows
+
+
+async def _walked(
+    connection: Connection[Any], query: Query, *, texts: bool
+) -> AsyncIterator[list[Mapping[str, Any]]]:
+    """Read what columns find, all that is wanted of it as it is passed."""
+    now = datetime.now(UTC)
+    names = ("id", "tenant_id", "occurred_at") if texts else CSV_COLUMNS
+    rows: list[Mapping[str, Any]] = []
+    while not rows or len(rows) == _BATCH:
+        asked = conditions_of(query, now)
+        if rows:
+            asked.columns.append(Order().beyond(asked, rows[-1]["id"], rows[-1]["tenant_id"]))
+        sql = walk(asked, names, f"{Order()} LIMIT {_BATCH}", payloads=texts)
+        rows = await connection.fetch(sql, *asked.values)
+        if not rows:
+            return
+        yield rows
+
+
+async def _looked_up(
+    connection: Connection[Any], query: Query, *, texts: bool
+) -> AsyncIterator[list[Mapping[str, Any]]]:
+    """Read what is found otherwise: which ones first, then all of these."""
     after: str | None = None
     while True:
         page = await queries.search(connection, query, limit=_BATCH, after=after)

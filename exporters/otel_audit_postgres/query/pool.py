@@ -1,4 +1,4 @@
-"""Connections for a service that asks the trail on behalf of many: a few, kept open."""
+"""Connections for a service that queries the trail for many users: a few, kept open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from otel_audit_postgres.connection import (
     disconnect,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.query.queries import PLAN_FOR_VALUES
+from otel_audit_postgres.query.queries import PLANS
 from otel_audit_postgres.query.trail import Scope, Trail, Views
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -52,9 +52,7 @@ class TrailPool:
             views: As for `otel_audit_postgres.query.trail.open_trail`.
         """
         self._dsn = dsn
-        self._limits = Limits(
-            statement=statement_timeout, lock=statement_timeout, settings=(PLAN_FOR_VALUES,)
-        )
+        self._limits = Limits(statement=statement_timeout, lock=statement_timeout, settings=PLANS)
         self._patience = statement_timeout
         self._views: Views = views
         self._turns = asyncio.Semaphore(size)
@@ -67,7 +65,7 @@ class TrailPool:
 
         Raises:
             StoreUnavailableError: None is free in time, or the store cannot be reached.
-            StoreError: What was asked cannot be answered.
+            StoreError: The query cannot be answered.
         """
         try:
             async with asyncio.timeout(self._patience):
@@ -75,7 +73,7 @@ class TrailPool:
         except TimeoutError:
             raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
         try:
-            # not for all of it: a stream begins in one context and goes on in another
+            # not for all of it: a stream begins in one context and continues in another
             with suppress_instrumentation():
                 connection = await self._taken()
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from otel_audit_postgres.connection import (
     disconnect,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.query.conditions import READABLE, conditions_of
+from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
 from otel_audit_postgres.query.pagination import (
     WINDOW,
@@ -36,14 +37,20 @@ from otel_audit_postgres.query.pagination import (
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+SHORTEST_ID: Final = 8
+"""Digits of an id that can stand for it; fewer are of hours."""
+_ID_DIGITS: Final = 32
+_MOST_NAMED: Final = 10
+_HEX: Final = re.compile("[0-9a-f]+")
 
-# a plan for any values at all does not know how few they select
-PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
+# a plan for any values at all does not know how few they select; compiling takes longer than asking
+PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
 
 _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
-    "target_type", "target_id", "status_code", "request_id", "trace_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
+    "service_name",
 )  # fmt: skip
 _REASON: Final = (
     f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
@@ -52,10 +59,18 @@ _REASONS: Final = (
     f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[])"
 )
-_IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
+_ACTORS: Final = (
+    "SELECT one FROM unnest($1::text[]) AS one "
+    "WHERE EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = one)"
+)
 _SHOWN: Final = (
     f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
+)
+# one more than are named, so that it is known whether there are more
+_BEGINNING: Final = (
+    "SELECT DISTINCT id FROM audit.audit_logs "  # noqa: S608 - constants
+    f"WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT {_MOST_NAMED + 1}"
 )
 _VOLUME: Final = f"""
 SELECT to_char({within("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
@@ -75,7 +90,7 @@ WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criteria:
-    """What records are looked for; what is None does not matter.
+    """Search criteria; None matches everything.
 
     Attributes:
         since: At this time or later, aware.
@@ -134,7 +149,10 @@ class Found:
         status_code: The response's status.
         request_id: The request's id.
         trace_id: The trace's id.
-        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+        action_id: The action's id, which all its records share.
+        phase: Which part of the action it tells.
+        service_name: Which service recorded it.
+        actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
     """
 
@@ -150,6 +168,9 @@ class Found:
     status_code: int | None
     request_id: str | None
     trace_id: str | None
+    action_id: str
+    phase: str
+    service_name: str | None
     actor_reason: str | None = None
 
 
@@ -158,10 +179,10 @@ class Page:
     """Some of what was found.
 
     Attributes:
-        records: In the order that was asked for.
+        records: In the requested order.
         next: Where the next page begins; None if there is none.
         searched_to: Where the search stopped before the page was full, as `WINDOW` records had
-            been read whole; ``next`` goes on there. None: nothing was left out.
+            been read whole; ``next`` continues there. None: nothing was left out.
         notice: How the query was understood, where it could be understood otherwise.
     """
 
@@ -188,7 +209,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """How many records of one event there were on one day (UTC)."""
+    """The number of records of one event on one day (UTC)."""
 
     day: str
     event_name: str
@@ -197,11 +218,11 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a table is.
+    """The size of a table.
 
     Attributes:
         name: The table's, within schema audit.
-        rows: As last estimated by the database, None where it was never analyzed.
+        rows: As last estimated by the database, None if it was never analyzed.
         table_bytes: With TOAST.
         index_bytes: Of all its indexes.
     """
@@ -224,7 +245,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(PLAN_FOR_VALUES,)))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=PLANS))
         try:
             yield connection
         except (PostgresError, InterfaceError, OSError) as error:
@@ -264,11 +285,10 @@ async def search(
     order = Order(oldest_first=oldest_first)
     if after is not None:
         asked.columns.append(order.beyond(asked, *_place(after)))
-    window = ""
     if asked.payload:
         # bounded, before any payload is read
-        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
-        sql = filtered(window, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
+        whole = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}", payloads=True)
+        sql = filtered(whole, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     else:
         sql = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
@@ -276,7 +296,8 @@ async def search(
     if len(rows) > limit:
         last = rows[limit - 1]
         return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
-    if window:
+    if asked.payload:
+        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
         alone, values = standing_alone(window, asked.values)
         end = await connection.fetchrow(order.end_of(alone), *values)
         if end is not None and end["records"] >= WINDOW:
@@ -330,10 +351,44 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
     )
 
 
+async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
+    """Find the record's id that begins so.
+
+    Args:
+        connection: To the store.
+        beginning: At least `SHORTEST_ID` hexadecimal digits, with or without hyphens; a whole id is
+            given back as it is, whether there is such a record or not.
+
+    Raises:
+        ConfigurationError: It is no beginning of an id, there is no such record, or several.
+    """
+    digits = beginning.replace("-", "").lower()
+    if not _HEX.fullmatch(digits) or not SHORTEST_ID <= len(digits) <= _ID_DIGITS:
+        raise ConfigurationError(
+            f"{beginning[:100]} is not a record's id, which is a UUID, or the first {SHORTEST_ID} "
+            "digits of one, or more"
+        )
+    first, last = (uuid.UUID(digits.ljust(_ID_DIGITS, filler)) for filler in "0f")
+    if first == last:
+        return first
+    found = [row["id"] for row in await connection.fetch(_BEGINNING, first, last)]
+    if not found:
+        raise ConfigurationError(f"no record has an id that begins with {beginning}")
+    if len(found) > 1:
+        several = ", ".join(map(str, found[:_MOST_NAMED]))
+        more = " and more" if len(found) > _MOST_NAMED else ""
+        raise ConfigurationError(
+            f"several records have ids that begin with {beginning}: {several}{more}; give more "
+            "digits"
+        )
+    one: uuid.UUID = found[0]
+    return one
+
+
 async def among(
     connection: Connection[Any], query: Query, ids: Sequence[uuid.UUID], now: datetime
 ) -> list[Found]:
-    """Those of some records that fit a query, in the order of ``ids``.
+    """The given records that match a query, in the order of ``ids``.
 
     Args:
         connection: To the store.
@@ -368,26 +423,43 @@ async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, 
 
 
 async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
-    """How large the tables of the store and their indexes are."""
+    """The sizes of the store's tables and their indexes."""
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
 async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
-    """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
+    """Take what looks like an e-mail for the actor's id, where it is one: that has an index.
+
+    Args:
+        connection: To the store.
+        query: What is looked for.
+
+    Returns:
+        The query as it can be asked, and how it was understood where it could be otherwise.
+    """
     terms, notice = list(query.terms), None
     for place, one in enumerate(terms):
-        if one.field != "actor" or not any("@" in value.text for value in one.values):
+        addresses = {value.text for value in one.values if _is_address(value)}
+        if one.field != "actor" or not addresses:
             continue
-        ids = [key_text(value.text) for value in one.values if value.operator == "="]
-        if await connection.fetchval(_IS_ACTOR, ids):
+        keys = {key_text(address): address for address in addresses}
+        rows = await connection.fetch(_ACTORS, list(keys))
+        emails = addresses - {keys[row["one"]] for row in rows}
+        if not emails:
             notice = "actor: taken for an id; for the e-mail of actors with other ids, ask email:"
-        else:
+        elif len(emails) == len(one.values):
             terms[place] = replace(one, field="email")
+        else:
+            terms[place] = replace(one, field=EITHER)
     return Query(tuple(terms)), notice
 
 
+def _is_address(value: Value) -> bool:
+    return value.operator == "=" and "@" in value.text
+
+
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
-    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    """Read why no actor was identified; not for all searched records, to spare their texts."""
     anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
     if not anonymous:
         return tuple(found)

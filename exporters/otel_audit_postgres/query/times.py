@@ -42,7 +42,7 @@ def parse_span(text: str, now: datetime | None = None) -> tuple[datetime, dateti
         begin = datetime.fromisoformat(text)
         if begin.tzinfo is None:
             begin = begin.replace(tzinfo=UTC)
-        # refuses what is beyond the years that can be told in UTC
+        # refuses a time outside the years of UTC
         begin = begin.astimezone(UTC)
         return begin, _after(begin, _ONE_DAY if _DAY.fullmatch(text) else _precision(text))
     except (ValueError, OverflowError):
@@ -55,7 +55,7 @@ def parse_time(text: str, now: datetime | None = None) -> datetime:
 
 
 def _after(begin: datetime, length: timedelta) -> datetime | None:
-    """The end of a span; None where no calendar can tell it."""
+    """The end of a span; None if it is outside the calendar."""
     try:
         return begin + length
     except OverflowError:
@@ -63,7 +63,7 @@ def _after(begin: datetime, length: timedelta) -> datetime | None:
 
 
 def _precision(text: str) -> timedelta:
-    """How long the last part of an ISO time is."""
+    """The duration of the last part of an ISO time."""
     clock = text.partition("T")[2] or text.partition(" ")[2]
     clock = re.split(r"[Zz+-]", clock)[0]
     if "." in clock or "," in clock:

@@ -1,4 +1,4 @@
-"""The audit trail, to be asked: typed, asynchronous, a page at a time, and each look is recorded.
+"""Queries of the audit trail: typed, asynchronous, a page at a time; each look is recorded.
 
 Example::
 
@@ -11,6 +11,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -60,7 +61,7 @@ class Trail:
     """An open connection to the trail; made by `open_trail`.
 
     Every question is one transaction: the answer is read, that it was given is recorded as
-    ``audit.viewed`` (who: the database role that logged in; what was asked; how many records), and
+    ``audit.viewed`` (the database role that logged in; the query; how many records), and
     only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
     """
 
@@ -80,7 +81,7 @@ class Trail:
             views: See `open_trail`.
             viewer: See `open_trail`.
             scope: What the database shows at most.
-            is_repeated: Tells whether a look is but the last one over again, and recorded already.
+            is_repeated: Returns whether a look only repeats the last one, and is recorded already.
         """
         self._connection = connection
         self._views: Views = views
@@ -104,6 +105,7 @@ class Trail:
                 connection, wanted, limit=limit, after=after, oldest_first=oldest_first
             ),
             _records,
+            looked_at(wanted),
         )
 
     async def pages(
@@ -184,16 +186,38 @@ class Trail:
         )
 
     async def sizes(self) -> tuple[Size, ...]:
-        """How large the tables are; it shows no record, and is not recorded."""
+        """The sizes of the tables; this shows no record, and is not recorded."""
         return await queries.sizes(self._connection)
 
     async def proved(self, what: str, records: int) -> None:
-        """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
-        await self.looked("prove", {"what": what}, records)
+        """Record an export of evidence: ``what`` is an id, an entity, or a checkpoint."""
+        await self.looked("prove", {"what": what}, records, _named(what))
 
-    async def looked(self, question: str, asked: dict[str, Any], records: int) -> None:
+    async def looked(
+        self,
+        question: str,
+        asked: dict[str, Any],
+        records: int,
+        target: tuple[str, str] | None = None,
+    ) -> None:
         """Record a look at what is not in the store any more, or was read another way."""
-        await self.ask(question, asked, _nothing, lambda _: records)
+        await self.ask(question, asked, _nothing, lambda _: records, target)
+
+    async def full_id(self, beginning: str) -> str:
+        """Find the record's id that begins so; it shows no record, and is not recorded."""
+        return str(await queries.full_id(self._connection, beginning))
+
+    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+        """Read what shows no record, in a transaction that is narrowed as any other.
+
+        Such as what there is to be asked at all: whoever shows a record then says `looked`.
+
+        Raises:
+            StoreError: The scope does not hold here.
+        """
+        async with self._connection.transaction():
+            await look_as(self._connection, self._scope)
+            return await answer(self._connection)
 
     async def ask(
         self,
@@ -207,7 +231,7 @@ class Trail:
 
         Args:
             question: Its name in the record of the look, such as ``search``.
-            asked: What was asked, for that record; what is None is left out.
+            asked: The query, for that record; None values are left out.
             answer: Reads the answer.
             count: How many records an answer has.
             target: What was looked at, as type and id; the type begins with ``audit_``.
@@ -258,7 +282,7 @@ async def look_as(connection: Connection[Any], scope: Scope | None) -> None:
         scope: To what; None: the role's own rights are all that counts.
 
     Raises:
-        StoreError: Some tenants only were asked for, and row level security is not active here.
+        StoreError: The query is limited to tenants, but row-level security is not active here.
     """
     if scope is None:
         return
@@ -278,7 +302,7 @@ async def open_trail(
             recorded by a function of the store, under the name of the role that logged in.
         views: ``required``: what cannot be recorded is not shown. ``tried``: it is shown, and the
             log says so. ``off``: nothing is recorded.
-        viewer: On whose behalf a service asks, where people do not log in to the database.
+        viewer: The person behind a service's query, if people do not log in to the database.
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
@@ -286,6 +310,25 @@ async def open_trail(
     """
     async with queries.opened(dsn) as connection:
         yield Trail(connection, views=views, viewer=viewer)
+
+
+def looked_at(wanted: Criteria | Query) -> tuple[str, str] | None:
+    """The target of a search, for the record of the look: one entity, as for its history."""
+    query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
+    for one in query.terms:
+        if one.field in {"entity", "target"} and not one.negated and len(one.values) == 1:
+            name = one.values[0]
+            if name.operator == "=" and ":" in name.text:
+                return "audit_history", name.text
+    return None
+
+
+def _named(what: str) -> tuple[str, str] | None:
+    """The target of evidence: a record, an entity, or None."""
+    try:
+        return "audit_record", str(uuid.UUID(what))
+    except ValueError:
+        return ("audit_history", what) if ":" in what else None
 
 
 def _given(wanted: Criteria | Query) -> dict[str, Any]:

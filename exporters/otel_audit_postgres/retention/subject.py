@@ -30,14 +30,14 @@ _SEARCHED: Final = ("tenant_id", "actor_id", "entities", "payload", "received_by
 
 @dataclass(frozen=True, slots=True)
 class ErasurePlan:
-    """What erasing somebody would do.
+    """The plan of an erasure.
 
     Attributes:
         keys: How many keys there are to destroy.
         rows: Records in the store that are by him or about him.
         first, last: When the first and the last of them happened.
         erased: Keys of his that were destroyed before.
-        held: The hold that forbids it; None where none does.
+        held: The hold that forbids it; None if none does.
     """
 
     keys: int
@@ -66,7 +66,7 @@ async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePla
 
 
 async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: str) -> bool:
-    """Erase somebody: his keys are destroyed, and a record without his name tells so.
+    """Erase a person: destroy his keys, and record that without his name.
 
     The trail, its proofs and its archives stay as they are, whatever the number of rows.
 
@@ -81,7 +81,7 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
         False if he was erased before, and nothing was left to do.
 
     Raises:
-        ConfigurationError: Nobody of that name has keys, or the reason names him.
+        ConfigurationError: No person of that name has keys, or the reason names him.
         StoreError: A hold forbids it, or one of the databases cannot be reached. A second try
             finishes what the first one began.
     """
@@ -110,19 +110,34 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
     return True
 
 
-async def replay_erasures(dsn: str, keys: KeyStore) -> int:
-    """Destroy again what a restored database of keys has brought back; how many keys were told.
+async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
+    """How many destroyed keys the trail tells of, and how many of those are there all the same.
 
     Args:
         dsn: The audit store, as a reader or its retention role.
         keys: The keys.
     """
-    async with store.opened(dsn, "replay erasures", asks=True) as connection:
-        told = [
-            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
-        ]
+    told = await _told_keys(dsn)
+    return len(told), len(await keys.present(told))
+
+
+async def replay_erasures(dsn: str, keys: KeyStore) -> int:
+    """Destroy keys again that a restored key database has brought back; return their number.
+
+    Args:
+        dsn: The audit store, as a reader or its retention role.
+        keys: The keys.
+    """
+    told = await _told_keys(dsn)
     await keys.replay(told)
     return len(told)
+
+
+async def _told_keys(dsn: str) -> list[bytes]:
+    async with store.opened(dsn, "replay erasures", asks=True) as connection:
+        return [
+            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
+        ]
 
 
 async def export_subject(
@@ -163,7 +178,7 @@ async def export_subject(
 
 
 async def _record_look(connection: Connection[Any], records: int) -> None:
-    """That somebody's data was taken out is a record, without his name."""
+    """Record the look at somebody's data, without his name."""
     await connection.fetchval(_VIEW, "{}", records)
 
 

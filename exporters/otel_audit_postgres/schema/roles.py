@@ -1,4 +1,4 @@
-"""Who may do what in the store: the group roles, and who is made a member of one."""
+"""Roles and rights of the store: the group roles, and their members."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Members:
             )
 
     def statements(self) -> list[str]:
-        """What `hand_over` does for them, as statements."""
+        """The statements of `hand_over`."""
         lines = [f"GRANT {group} TO {quoted(login)};" for group, login in self.groups()]
         if self.reader:
             lines.append(_ENTERED.format(role=_literal(self.reader)))
@@ -99,7 +99,7 @@ class Members:
 
 
 async def borrow(connection: Connection[Any], me: str, role: str) -> bool:
-    """Become a member of a role for as long as this takes; tell whether a grant was needed."""
+    """Become a member of a role for as long as this takes; return whether a grant was needed."""
     if await connection.fetchval("SELECT pg_has_role($1::name, $2::name, 'USAGE')", me, role):
         return False
     is_member = await connection.fetchval(_IS_MEMBER, quoted(me), quoted(role))

@@ -7,7 +7,7 @@ import json
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo_json_text
 from otel_audit.config import AuditConfig
 
@@ -16,8 +16,13 @@ from otel_audit.config import AuditConfig
 @dsn_option
 @click.argument("record_id")
 @click.option("--to", "name", required=True, metavar="SHAPE", help="native, ocsf, ecs, ….")
-def map_record(dsn: str | None, record_id: str, name: str) -> None:
-    """Show the record RECORD_ID in a shape: native, ocsf, ocsf-1.1.0, ecs, cloudevents, fhir."""
+@json_option
+def map_record(dsn: str | None, record_id: str, name: str, as_json: bool) -> None:
+    """Show a record as another system would see it.
+
+    Shapes are native, ocsf (ocsf-1.1.0, ocsf-1.5.0), ecs, cloudevents and fhir. What is printed is
+    JSON in any case; with --json it is one line.
+    """
     from otel_audit_postgres.query.queries import Shown
     from otel_audit_postgres.query.trail import open_trail
 
@@ -38,4 +43,4 @@ def map_record(dsn: str | None, record_id: str, name: str) -> None:
             document = shape(event)
         except UnshapeableError as error:
             raise click.ClickException(f"record {record_id}: {error}") from None
-        echo_json_text(json.dumps(document, indent=2))
+        echo_json_text(json.dumps(document, indent=None if as_json else 2))

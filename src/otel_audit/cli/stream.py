@@ -14,7 +14,7 @@ from opentelemetry import metrics
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.printable import log_to_stderr
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.errors import OtelAuditError
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
 _COLUMNS = ("stream", "to", "leaf", "of", "behind", "lag", "sent", "parked", "paused", "moved")
 
 
 @click.group()
 def stream() -> None:
-    """Send what is sealed to other systems, in the ledger's order, without a gap."""
+    """Send what is sealed on to a SIEM, a file or a webhook."""
 
 
 @stream.command()
@@ -52,7 +51,7 @@ def stream() -> None:
     help="Directory that remembers what was sent; by default this user's.",
 )  # fmt: skip
 @click.option("--interval", default=1.0, show_default=True, help="Seconds between looks.")
-@_json_option
+@json_option
 def run(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     file: Path,
@@ -64,9 +63,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     interval: float,
     as_json: bool,
 ) -> None:
-    """Send streams until SIGTERM or SIGINT, unless --once is given.
+    """Send streams until SIGTERM or SIGINT.
 
-    Any number may run: of each stream one process sends, the others stand by. What a destination
+        Any number may run: of each stream one process sends, the others stand by. What a destination
     refuses is parked, and the stream goes on; all else is tried again for as long as it takes.
     """
     from otel_audit.streams.factory import make_streams
@@ -79,7 +78,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         if name not in found:
             raise click.BadParameter(f"{file} has no stream {name!r}", param_hint="--only")
     store = chosen_dsn(dsn)
-    start = None if begin is None else _confirmed_start(store, begin, yes=yes)
+    start = None if begin is None else _confirmed_start(store, begin, yes=yes, as_json=as_json)
     wanted = {name: one for name, one in found.items() if not only or name in only}
     streams = make_streams(store, wanted, state_directory=state, start=start, interval=interval)
     publish(metrics.get_meter("otel_audit"), streams)
@@ -103,9 +102,12 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 
 @stream.command()
 @dsn_option
-@_json_option
+@json_option
 def status(dsn: str | None, as_json: bool) -> None:
-    """Show how far each stream is; lag is since the oldest unsent record was sealed."""
+    """Show how far each stream is.
+
+    Lag is the time since the oldest record that is not sent was sealed.
+    """
     from otel_audit_postgres import streams as store
     from otel_audit_postgres.ledger.sealed_rows import horizon
 
@@ -140,17 +142,19 @@ def status(dsn: str | None, as_json: bool) -> None:
 @stream.command()
 @dsn_option
 @click.argument("name")
-def pause(dsn: str | None, name: str) -> None:
-    """Let stream NAME wait; nothing is lost, it goes on from there."""
-    _set_paused(dsn, name, paused=True)
+@json_option
+def pause(dsn: str | None, name: str, as_json: bool) -> None:
+    """Let a stream wait; nothing is lost."""
+    _set_paused(dsn, name, paused=True, as_json=as_json)
 
 
 @stream.command()
 @dsn_option
 @click.argument("name")
-def resume(dsn: str | None, name: str) -> None:
-    """Let stream NAME go on."""
-    _set_paused(dsn, name, paused=False)
+@json_option
+def resume(dsn: str | None, name: str, as_json: bool) -> None:
+    """Let a stream go on from where it was."""
+    _set_paused(dsn, name, paused=False, as_json=as_json)
 
 
 @stream.command()
@@ -159,23 +163,33 @@ def resume(dsn: str | None, name: str) -> None:
 @click.option("--to-leaf", required=True, type=click.IntRange(min=0), help="Send again from here.")
 @click.option("--reason", required=True, help="Why; it is recorded.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rewind(dsn: str | None, name: str, to_leaf: int, reason: str, yes: bool) -> None:
-    """Let stream NAME send again from a leaf on; the destination sees the same ids again."""
+@json_option
+def rewind(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None, name: str, to_leaf: int, reason: str, yes: bool, as_json: bool
+) -> None:
+    """Let a stream send again from a leaf on.
+
+    The destination sees the same ids again.
+    """
     from otel_audit_postgres import streams as store
 
     at = _ask(dsn, lambda connection: store.position(connection, name))
     if not yes:
+        _refuse_to_ask(as_json=as_json)
         click.confirm(f"send leaves {to_leaf} to {at.next_leaf} again?", abort=True)
     _ask(dsn, lambda connection: store.rewind(connection, name, to_leaf, reason))
-    echo(f"{name}: at leaf {to_leaf}")
+    if as_json:
+        echo_json({"stream": name, "leaf": to_leaf})
+    else:
+        echo(f"{name}: at leaf {to_leaf}")
 
 
 @stream.command()
 @dsn_option
 @click.argument("name")
-@_json_option
+@json_option
 def parked(dsn: str | None, name: str, as_json: bool) -> None:
-    """List what the destination of stream NAME has refused, and why."""
+    """List what the destination of a stream has refused."""
     from otel_audit_postgres import streams as store
 
     async def answer(connection: Connection[Any]) -> list[store.Parked]:
@@ -198,12 +212,19 @@ def parked(dsn: str | None, name: str, as_json: bool) -> None:
 @stream.command()
 @dsn_option
 @click.argument("name")
-def test(dsn: str | None, name: str) -> None:
-    """Record a test event, which takes the way of any other once it is sealed."""
+@json_option
+def test(dsn: str | None, name: str, as_json: bool) -> None:
+    """Record a test event for a stream.
+
+    It takes the way of any other record once it is sealed.
+    """
     from otel_audit_postgres import streams as store
 
     found = _ask(dsn, lambda connection: store.record_test(connection, name))
-    echo(f"recorded audit.stream.tested, record {found}")
+    if as_json:
+        echo_json({"stream": name, "record_id": found})
+    else:
+        echo(f"recorded audit.stream.tested, record {found}")
 
 
 def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -> T:
@@ -218,15 +239,23 @@ def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -
     return run_lasting(answer())
 
 
-def _set_paused(dsn: str | None, name: str, *, paused: bool) -> None:
+def _refuse_to_ask(*, as_json: bool) -> None:
+    if as_json:
+        raise click.UsageError("with --json nothing is asked: give --yes, too")
+
+
+def _set_paused(dsn: str | None, name: str, *, paused: bool, as_json: bool) -> None:
     from otel_audit_postgres import streams as store
 
     changed = _ask(dsn, lambda connection: store.pause(connection, name, paused=paused))
     word = "paused" if paused else "goes on"
+    if as_json:
+        echo_json({"stream": name, "paused": paused, "changed": changed})
+        return
     echo(f"{name}: {word}" if changed else f"{name}: was so already")
 
 
-def _confirmed_start(dsn: str, begin: str, *, yes: bool) -> int:
+def _confirmed_start(dsn: str, begin: str, *, yes: bool, as_json: bool) -> int:
     """Read --from, and ask: history may be long, and what was sent cannot be taken back."""
     from otel_audit_postgres.ledger.sealed_rows import horizon
 
@@ -237,6 +266,7 @@ def _confirmed_start(dsn: str, begin: str, *, yes: bool) -> int:
     if start > size:
         raise click.BadParameter(f"the log has {size} leaves", param_hint="--from")
     if not yes:
+        _refuse_to_ask(as_json=as_json)
         click.confirm(f"send {size - start} leaves of history to each new stream?", abort=True)
     return start
 

@@ -52,13 +52,14 @@ class WorkBudget:
         """Begin.
 
         Args:
-            size: Bytes or characters of the document; None where nobody knows.
+            size: Bytes or characters of the document; None if not known.
         """
         self.rate = PER_CHARACTER if size is None else 0.0
         self.left = FREE + PER_CHARACTER * (size or 0)
         self.withheld = False
-        self._keys: set[str] = set()
-        self._names: set[str] = set()
+        # most documents are seen to be clean before any name in them is judged
+        self._keys: set[str] | None = None
+        self._names: set[str] | None = None
 
     @classmethod
     def of(cls, units: float) -> WorkBudget:
@@ -79,11 +80,15 @@ class WorkBudget:
             raise WorkBudgetError
 
     def is_new_key(self, key: str) -> bool:
-        """Tell whether a key is met for the first time; it is judged once, and then remembered."""
+        """Return whether a key is new; a key is judged once, and the result is cached."""
+        if self._keys is None:
+            self._keys = set()
         return _is_new(key, self._keys)
 
     def is_new_name(self, name: str) -> bool:
-        """Tell the same of a name in a text."""
+        """Return the same for a name in a text."""
+        if self._names is None:
+            self._names = set()
         return _is_new(name, self._names)
 
 
@@ -99,7 +104,7 @@ class Budget:
         request_body, response_body: The bodies.
         changes: The values of changed rows; each value adds a little.
         error: The message of what was raised.
-        told: Actor, tenant and target of an action by hand.
+        told: Actor, tenant and target that the application gave for a manual action.
     """
 
     __slots__ = ("_body", "_cut", "_shares")
@@ -150,7 +155,7 @@ class Budget:
         return self._share("told", _HEAD)
 
     def metadata(self) -> WorkBudget:
-        """Begin the share of the metadata, which each record of the action tells anew."""
+        """Begin the share of the metadata, which each record of the action repeats."""
         self._shares["metadata"] = found = WorkBudget.of(_METADATA)
         return found
 
@@ -161,8 +166,11 @@ class Budget:
     @property
     def cut(self) -> list[str]:
         """The parts of the record that are not there in full: cut, or withheld for their work."""
-        spent = [name for name, share in self._shares.items() if share.withheld]
-        return [*dict.fromkeys((*self._cut, *spent))]
+        found = self._cut
+        for name, share in self._shares.items():
+            if share.withheld:
+                found = {**found, name: None}
+        return list(found) if found else []
 
     def _share(self, name: str, units: float) -> WorkBudget:
         found = self._shares.get(name)
@@ -178,7 +186,7 @@ class SpanBudget:
     the pool: a span has a little of its own, and takes from the pool what it needs beyond.
 
     Attributes:
-        pool: What is left for all spans of the request; None where the span is alone.
+        pool: What is left for all spans of the request; None if the span is alone.
         own: Units that this span has, whatever others of its request have used.
     """
 

@@ -20,7 +20,7 @@ _LONGEST_HEADER: Final = 8_192
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
 _UNREADABLE: Final = (TypeError, ValueError, LookupError)
-"""What `email` raises over parameters (RFC 2231) of an odd order, charset or content."""
+"""Exceptions of `email` for parameters (RFC 2231) of an odd order, charset or content."""
 _FOLD: Final = re.compile(r"\r\n[ \t]+")
 """RFC 5322, section 2.2.3."""
 
@@ -30,8 +30,8 @@ class Part:
     """One part.
 
     Attributes:
-        names: The field's name, and what else it may be read as; none if nobody can say which
-            name the application believes.
+        names: The field's name, and its other possible readings; none if it is not known
+            which name the application uses.
         filename: The file's name, None for a plain field.
         content_type: As declared.
         content: The bytes that are there.
@@ -113,7 +113,7 @@ def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
 
 
 def _readings(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Add what names stand for if they are encoded; give none if that cannot be told."""
+    """Add the decoded forms of encoded names; return none if they are not known."""
     try:
         words = (str(make_header(decode_header(name))) for name in names if "=?" in name)
         return tuple(dict.fromkeys((*names, *map(unquote, names), *words)))

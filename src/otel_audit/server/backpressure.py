@@ -1,4 +1,4 @@
-"""How much may be under way at once, so that memory has an end, and no sender has all of it."""
+"""The memory budget of requests under way, shared among senders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_REQUESTS: Final = 256
 
 _MOST_REMEMBERED: Final = 4_096
 _BYTES_A_SECOND: Final = 8_000_000
-"""About what a process reads and stores; by it a sender is told when to come again."""
+"""Rough rate of reading and storing; ``Retry-After`` is computed from it."""
 
 _LONGEST_WAIT: Final = 30
 
@@ -21,7 +21,7 @@ FREE_SIZE: Final = 4 << 20
 """Bytes that any request may have, decompressed: more than our own exporter sends at once."""
 
 MOST_RATIO: Final = 100
-"""How many times as large as what was sent a larger request may be without using up credit."""
+"""Compression ratio up to which a larger request uses no credit."""
 
 CREDIT: Final = 64 << 20
 """Bytes beyond that a sender may have decompressed at once, and"""
@@ -78,7 +78,7 @@ class MemoryBudget:
 
         Args:
             sender: Who sends it.
-            held: What the request has already, which does not stand in its own way.
+            held: Bytes that the request already has; they do not count against it.
             size: What it needs in all.
 
         Raises:
@@ -131,7 +131,7 @@ class MemoryBudget:
 
 
 class MemoryLease:
-    """What one request holds of a budget."""
+    """One request's part of a budget."""
 
     def __init__(self, budget: MemoryBudget, sender: str) -> None:
         """Hold nothing yet."""

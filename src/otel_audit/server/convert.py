@@ -61,7 +61,7 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(frozen=True, slots=True)
 class NotConvertible(Refused):
-    """What is refused here, with one word for the counter.
+    """An item that cannot be converted, with one word for the counter.
 
     Attributes:
         kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``.
@@ -90,7 +90,7 @@ class Converter:
         Args:
             redactor: Takes secrets out.
             key: Under which records are hashed as they came.
-            largest: Bytes of a record's text, at the most.
+            largest: Bytes of a record's text, at most.
         """
         self._redactor = redactor
         self._redacting = Redacting(redactor)
@@ -266,7 +266,7 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
         item: What came.
 
     Returns:
-        The same item, or one that says in `mended` what was left out.
+        The same item, or one whose `mended` lists what was left out.
     """
     told, notes = item.attributes, []
     number, producer = told.get(names.SEQUENCE_NUMBER), told.get(names.PRODUCER_ID)
@@ -330,7 +330,7 @@ def _with_details(told: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
 
 
 def _own_ids(item: ReceivedItem) -> tuple[str, str]:
-    """What tells an item without an id from others of the same time."""
+    """Distinguishes an item without an id from others of the same time."""
     if not item.is_log and item.span_id:
         return item.trace_id, item.span_id
     content = to_json([

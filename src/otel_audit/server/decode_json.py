@@ -152,7 +152,7 @@ def spans(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch
         allowance: How much may be in it; by default as much as in any.
 
     Yields:
-        Batches of one scope each, and small, so that whoever reads can pause in between.
+        Batches of one scope each, and small, so that the reader can pause in between.
 
     Raises:
         Problem: It is no such message, and the message says where; or too much is in it.
@@ -167,7 +167,7 @@ def logs(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch]
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What the items of one scope share."""
+    """The common part of a scope's items."""
 
     name: str
     origin: Resource
@@ -233,7 +233,7 @@ def _no_such(text: bytes, names: Names) -> Exception:
 
 
 def _harmless(error: msgspec.MsgspecError) -> str:
-    """What msgspec says names types and places; of a value it may quote a piece."""
+    """Remove quoted values from msgspec's message; types and places stay."""
     place = str(error).rpartition(" - at ")[2]
     return f"at {place}" if place.startswith("`") else "malformed"
 
@@ -276,7 +276,7 @@ def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Sh
 
 
 def _may_be_flagged(raw: bytes) -> bool:
-    # whoever escapes the dot of the flag has it decoded
+    # an item whose flag has an escaped dot is decoded
     return _FLAG in raw or b"\\u" in raw
 
 

@@ -32,7 +32,7 @@ _STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
 
 @dataclass(frozen=True)
 class GrpcListening:
-    """Where to listen, and with which certificates; see `uvicorn_server.Listening`.
+    """Address and certificates of the gRPC server; see `uvicorn_server.Listening`.
 
     Attributes:
         shared: Whether other processes listen on the same port.
@@ -90,7 +90,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigurationError(f"gRPC could not listen on {address}") from error
         await server.start()
-        logger.info("OTLP/gRPC is taken on %s", address)
+        logger.info("OTLP/gRPC is received on %s", address)
         self._server = server
 
     async def stop(self, patience: float) -> None:
@@ -177,7 +177,7 @@ def _client(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
 
 
 def _details(problem: Problem) -> bytes:
-    """Write the ``google.rpc.Status``; when to try again stands in a ``RetryInfo``."""
+    """Write the ``google.rpc.Status``; a ``RetryInfo`` says when to try again."""
     if problem.retry_after is None:
         return status_message(problem.code, problem.message)
     retry = RetryInfo(retry_delay=Duration(seconds=problem.retry_after))

@@ -1,4 +1,4 @@
-"""What came in, before it is a record: one shape for spans and log records of either encoding."""
+"""Received items, before they are records: one form for spans and log records of both encodings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
 
 AT_ONCE: Final = 64
-"""Items of a batch: whoever reads them lets others have their turn in between."""
+"""Items of a batch: the reader yields to others in between."""
 
 LARGE: Final = 8_192
 """Bytes of an item that is left to be decoded in a thread: it may take more than a turn."""
@@ -23,10 +23,10 @@ MOST_ATTRIBUTES: Final = 256
 """Attributes of a resource that are kept."""
 
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
-"""Why an item is put aside undecoded."""
+"""Why an item is set aside undecoded."""
 
 Place = tuple[int, int, int]
-"""Where an item is in its request: the indexes of its resource, its scope, and its own."""
+"""An item's place in its request: the indexes of its resource, its scope, and its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -59,7 +59,7 @@ class ReceivedItem:
         is_log: Whether it is a log record.
         body: A log record's body.
         place: Where it is in its request.
-        mended: What could not be read as it came, each as a place within the item and why.
+        mended: The parts that could not be read: place in the item, and why.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Batch:
         items: What is to be recorded.
         ignored: How many spans were not flagged.
         broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
-        large: Decodes what may take long into a batch, to be called where nobody waits for it.
+        large: Decodes a large item into a batch; to be called in a thread.
     """
 
     items: list[ReceivedItem] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Batch:
 
 
 class ItemScope(Protocol):
-    """What the items of one scope share, as far as every encoding has it."""
+    """The common part of a scope's items, as far as every encoding has it."""
 
     @property
     def is_log(self) -> bool:
@@ -147,7 +147,7 @@ class ItemDecoder(Generic[S]):
     put_aside: Callable[[Batch, bytes, Place, S, str], None]
 
     def add(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
-        """Decode an item into a batch, or leave a large one to be decoded where nobody waits."""
+        """Decode an item into a batch, or leave a large one to be decoded in a thread."""
         if not scope.is_log and not self.may_be_flagged(raw):
             batch.ignored += 1
         elif len(raw) > LARGE:

@@ -1,4 +1,4 @@
-"""What can be read of an item of OTLP/JSON that is not as it should be, and what could not.
+"""Recovery of an invalid OTLP/JSON item: its readable parts, and the list of the others.
 
 A sender in JavaScript cuts texts in the middle of a character, spells numbers beyond 64 bits, or
 writes ids in base64. One such value must not cost the record, and must not pass in silence.
@@ -82,7 +82,7 @@ class Lenient:
         return self._pairs(self.item.get(name, []), name, 0)
 
     def value(self, name: str) -> Any:
-        """Read one value, None where there is none."""
+        """Read one value, None if there is none."""
         return self._value(self.item.get(name), name, 0)
 
     def _pairs(self, pairs: Any, place: str, depth: int) -> dict[str, Any]:

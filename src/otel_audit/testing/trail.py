@@ -66,7 +66,7 @@ class Audit:
 
         Args:
             event: The event's name; or a pattern, a predicate, `ANY`.
-            fields: What else is asked: ``actor`` (its id), ``tenant`` (id or slug), ``target``
+            fields: Further expectations: ``actor`` (its id), ``tenant`` (id or slug), ``target``
                 (``order:1``, or the type), ``outcome``, ``action``, ``status``, ``level``,
                 ``committed`` (bool), ``changes`` (``{"order:1": {"status": ("open", "paid")}}``,
                 a part of what changed is enough); two underscores lead into a part:
@@ -164,7 +164,7 @@ class Audit:
         return [*self._earlier, *self.records.requests]
 
     async def settled(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - a limit of ours
-        """Wait, in a test on asyncio, for actions that are still open; their loop goes on."""
+        """Wait, in a test on asyncio, for actions that are still open; their loop continues."""
         until = time.monotonic() + timeout
         while self.records.unfinished and time.monotonic() < until:  # noqa: ASYNC110 - any thread
             await asyncio.sleep(0.005)
@@ -188,7 +188,7 @@ class Audit:
             tries.sort(key=lambda one: len(one[0]))
             event = wanted.asked.get("event")
             if event is not None:
-                # of the event that was asked for, first
+                # of the expected event, first
                 tries.sort(key=lambda one: any(line.startswith("event: ") for line in one[0]))
             lines.append(f"the nearest of {len(records)}:")
             for number, (differences, record) in enumerate(tries[:_NEAREST], 1):
@@ -275,12 +275,12 @@ class _Logs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as logging does: the application goes on
+        except Exception:  # noqa: BLE001 - as logging does: the application continues
             self.handleError(record)
 
 
 class _Collector(SpanProcessor):
-    """Sees the spans of the process's provider; a processor cannot be taken out again."""
+    """Sees the spans of the process's provider; a processor cannot be removed again."""
 
     def __init__(self) -> None:
         self._kept: list[ReadableSpan] | None = None

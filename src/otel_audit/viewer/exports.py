@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -29,8 +31,11 @@ _TYPES: Final = {
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What a spreadsheet takes for the beginning of a formula, in full width, too."""
+
+
+_Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -60,7 +65,7 @@ class _Export:
 
 
 async def export(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Stream what a query finds; that it is taken out is recorded before the first byte."""
+    """Stream the records that a query finds; the export is recorded before the first byte."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, "Exports are not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
@@ -95,12 +100,25 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
             await look_as(connection, viewer.scope)
             under_way.checkpoint = await store.last_note(connection)
             yield write.begin
-            async for rows in exporting.batches(
-                connection, narrowed, texts=under_way.form != "csv"
-            ):
-                yield write.rows(rows, under_way.rows == 0)
-                under_way.rows += len(rows)
+            read = exporting.batches(connection, narrowed, texts=under_way.form != "csv")
+            async with aclosing(_ahead(read)) as batches:
+                async for rows in batches:
+                    # beside the event loop, which has other pages to serve
+                    yield await asyncio.to_thread(write.rows, rows, under_way.rows == 0)
+                    under_way.rows += len(rows)
         yield write.end
+
+
+async def _ahead(batches: AsyncIterator[_Rows]) -> AsyncGenerator[_Rows]:
+    """Read one batch ahead, while the one before is written down and sent."""
+    coming = asyncio.ensure_future(anext(batches, None))
+    try:
+        while (rows := await coming) is not None:
+            coming = asyncio.ensure_future(anext(batches, None))
+            yield rows
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _record(
@@ -162,17 +180,17 @@ class _Writer:
 def _csv(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - of one kind
     target = io.StringIO()
     writer = csv.writer(target)
-    writer.writerows([[_harmless(value) for value in row.values()] for row in rows])
+    writer.writerows([[*map(_harmless, row.values())] for row in rows])
     return target.getvalue().encode()
 
 
 def _harmless(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
+    if isinstance(value, str):
+        return f"'{value}" if value[:1] in _FORMULA else value
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _ndjson(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - as above

@@ -11,7 +11,7 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
-from otel_audit_postgres.query import counts, payloads, queries
+from otel_audit_postgres.query import counts, display, payloads, queries
 from otel_audit_postgres.query.counts import Facet
 from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
 from otel_audit_postgres.query.queries import Found, Page, Shown
@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from otel_audit.errors import OtelAuditError
 from otel_audit.record import AuditRecord
-from otel_audit.viewer import display
 from otel_audit.viewer.charts import Chart, draw
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import render, stream
@@ -68,13 +67,17 @@ class Counted:
 
     chart: Chart | None = None
     facets: tuple[FacetList, ...] = ()
-    total: int = 0
+    total: int | None = 0
+    bound: int = counts.COUNTED
+    is_searched: bool = False
     problem: str = ""
 
     @property
     def total_text(self) -> str:
         """How many there are, as far as it was counted."""
-        return f"{counts.COUNTED:,}+" if self.total > counts.COUNTED else f"{self.total:,}"
+        if self.total is None:
+            return "?"
+        return f"{self.bound:,}+" if self.total > self.bound else f"{self.total:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +228,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
-        chart = draw(
-            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
-        )
-        facets = await counts.facets(connection, narrowed, _ACTOR_FACETS)
-        return page, failures, chart, facets
+        counted = await counts.overview(connection, narrowed, _ACTOR_FACETS)
+        chart = draw(counted.histogram, query, sees_store=viewer.sees_store)
+        return page, failures, chart, counted.facets
 
     async with site.trail(viewer) as trail:
         page, failures, chart, facets = await trail.ask(
@@ -265,12 +266,10 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
     """Count beside the rows; part of the same look, which is recorded already."""
 
     async def answer(connection: Connection[Any]) -> Counted:
-        total = await counts.count(connection, narrowed)
-        chart = draw(
-            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
-        )
-        facets = await counts.facets(connection, narrowed, _FACETS)
-        return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
+        found = await counts.overview(connection, narrowed, _FACETS)
+        chart = draw(found.histogram, query, sees_store=viewer.sees_store)
+        facets = tuple(_facet_list(one, query) for one in found.facets)
+        return Counted(chart, facets, found.total, found.bound, found.is_searched)
 
     try:
         async with site.trail(viewer, views="off") as trail:

@@ -1,4 +1,4 @@
-"""Whose word a verification holds against the database: keys, and anchors outside it."""
+"""The independent sources of a verification: keys, and anchors outside the database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 
 @dataclass(frozen=True, slots=True)
 class AnchorReading:
-    """What an anchor saw last.
+    """An anchor's last checkpoint.
 
     Attributes:
         anchor: The anchor's name.
@@ -27,7 +27,7 @@ class AnchorReading:
 
 @dataclass(slots=True)
 class AnchorReadings:
-    """What all anchors said.
+    """The last checkpoints of all anchors.
 
     Attributes:
         testimonies: Of those that have something to say.
@@ -56,10 +56,10 @@ class AnchorReadings:
 async def hear(
     anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: Findings
 ) -> AnchorReadings:
-    """Ask the anchors what they saw last.
+    """Read the last checkpoints of the anchors.
 
     Args:
-        anchors: The anchors; one that cannot be asked becomes a warning.
+        anchors: The anchors; one that cannot be read becomes a warning.
         keys: Who may sign; none takes every note.
         findings: Where forgeries are noted.
 
@@ -106,7 +106,7 @@ def judged(
         where: What the note is, for the message.
 
     Returns:
-        The checkpoint, None if it cannot be believed; whether one of the keys signed it.
+        The checkpoint, None if it cannot be trusted; whether one of the keys signed it.
     """
     try:
         checkpoint = read_checkpoint(note)

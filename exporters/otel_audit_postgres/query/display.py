@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
-from otel_audit_postgres.rows import record_from_payload
 
 from otel_audit.action.compose import with_exchange
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit.redaction.placeholders import REDACTED, is_token
+from otel_audit_postgres.rows import record_from_payload
 
 Kind = Literal["value", "none", "redacted", "unknown", "erased"]
 
@@ -40,7 +40,7 @@ class ColumnChange:
 
 @dataclass(frozen=True, slots=True)
 class EntityChange:
-    """What one entity went through."""
+    """One change of an entity."""
 
     operation: str
     kind: str
@@ -77,7 +77,7 @@ def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
 
 
 def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityChange, ...]:
-    """Tell what changed.
+    """Return what changed.
 
     Args:
         record: The record.
@@ -94,7 +94,7 @@ def state_after(records: Iterable[AuditRecord], entity: str) -> Mapping[str, Cel
     """Put together an entity's columns from its records, the oldest first.
 
     Returns:
-        Column by column what is known; None where it is deleted, or nothing is known.
+        Column by column what is known; None if it is deleted, or nothing is known.
     """
     state: dict[str, Cell] | None = None
     for record in records:
