@@ -78,7 +78,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         if name not in found:
             raise click.BadParameter(f"{file} has no stream {name!r}", param_hint="--only")
     store = chosen_dsn(dsn)
-    start = None if begin is None else _confirmed_start(store, begin, yes=yes, as_json=as_json)
+    start = None
+    if begin is not None:
+        start = _confirmed_start(store, begin, yes=yes, as_json=as_json)
     wanted = {name: one for name, one in found.items() if not only or name in only}
     streams = make_streams(store, wanted, state_directory=state, start=start, interval=interval)
     publish(metrics.get_meter("otel_audit"), streams)
