@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Send streams until SIGTERM or SIGINT.
 
-        Any number may run: of each stream one process sends, the others stand by. What a destination
+    Any number may run: of each stream one process sends, the others stand by. What a destination
     refuses is parked, and the stream goes on; all else is tried again for as long as it takes.
     """
     from otel_audit.streams.factory import make_streams
