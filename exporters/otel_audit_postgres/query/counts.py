@@ -1,4 +1,4 @@
-"""How many records fit a query: by the hour, by the values of a field, and in all."""
+"""Counts of the records that match a query: by the hour, by the values of a field, and in total."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROLLED: Final = frozenset({"event", "outcome", "tenant"})
 _HOUR: Final = timedelta(hours=1)
 _ORIGIN: Final = "1970-01-01 00:00:00+00"
 _TOTAL: Final = "(all)"
-"""Where a field's name stands in other rows."""
+"""Value of the field's column in rows of totals."""
 _COUNTED_ALL: Final = f"""
 SELECT '{_TOTAL}' AS field, NULL AS value, NULL::timestamptz AS begin, count(*) AS records,
        NULL::bigint AS total, (SELECT width FROM chosen) FROM numbered
@@ -119,7 +119,7 @@ class Facet:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What fits a query, counted every way.
+    """All counts of the records that match a query.
 
     Attributes:
         total: How many records, exactly up to ``bound``; one more stands for more. None: it took
@@ -197,7 +197,7 @@ async def overview(connection: Connection[Any], query: Query, fields: Sequence[s
 
 @dataclass(frozen=True, slots=True)
 class _OfHours:
-    """What the counts by the hour say; None and nothing where they know too little."""
+    """Results from the hourly counts; None and nothing if they lack a field."""
 
     histogram: Histogram | None
     facets: dict[str, Facet]
@@ -205,7 +205,7 @@ class _OfHours:
 
 @dataclass(frozen=True, slots=True)
 class _OfNewest:
-    """What was counted of the newest records that fit."""
+    """Counts of the newest records that match."""
 
     total: int | None
     bound: int
@@ -368,7 +368,7 @@ def _rolled(
 
 
 async def _waiting(connection: Connection[Any]) -> int | None:
-    """How many records are not counted by the hour yet; None: too many, or nothing is sealed."""
+    """The number of records not yet in the hourly counts; None: too many, or nothing is sealed."""
     state = await connection.fetchrow("SELECT waiting, size FROM audit.ledger_state()")
     if state is None or not state["size"] or state["waiting"] > _MOST_WAITING:
         return None

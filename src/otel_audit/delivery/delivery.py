@@ -43,7 +43,7 @@ _LAST_GRACE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOptions:
-    """How delivery behaves; times in seconds.
+    """Options of delivery; times in seconds.
 
     Attributes:
         queue_size: Records that wait in memory.
@@ -106,7 +106,7 @@ class Delivery:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
-        # it holds the lock, and then nobody else ever gets it
+        # it holds the lock, and then no other ever gets it
         self._changed = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
         self._writer = Writer("otel-audit-delivery", self._work, self._counters, backoff)
@@ -158,7 +158,7 @@ class Delivery:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How its threads do, by name."""
+        """The states of its threads, by name."""
         return {"delivery": self._writer.state, "sync": self._group.state}
 
     def ensure(self) -> None:
@@ -181,13 +181,13 @@ class Delivery:
         """
         self._periodic.append((interval, call))
 
-    def note(self, kind: FrameKind, record: AuditRecord) -> None:
-        """Write down what is known of an action that is not over.
+    def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
+        """Write down what is known of an action that is not over; see `RecordQueue.note`.
 
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        self.backlog.note(kind, record)
+        self.backlog.note(kind, record, text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
@@ -197,18 +197,23 @@ class Delivery:
         """Take back what was written down of an action that is not recorded after all."""
         self.backlog.discard(record_id)
 
-    def submit(self, entry: Entry) -> None:
-        """Take over what is finished; returns in microseconds and never raises."""
+    def submit(self, entry: Entry, text: bytes | None = None) -> None:
+        """Take over what is finished; returns in microseconds and never raises.
+
+        Args:
+            entry: What is finished.
+            text: The same as JSON, where that is at hand.
+        """
         with self._lock:
             self._counters.add("emitted")
-            if self._closed and self.backlog.leave(entry):
+            if self._closed and self.backlog.leave(entry, text):
                 log_limited(
                     _logger, "late", "A record that was made after delivery had ended is kept in "
                     "the spool; the next process of this service delivers it",
                     level=logging.WARNING,
                 )  # fmt: skip
                 return
-            if self._closed or not self.backlog.put(entry):
+            if self._closed or not self.backlog.put(entry, text):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
                 log_limited(
@@ -287,7 +292,7 @@ class Delivery:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
 
         Args:
-            timeout: Seconds to wait for delivery. Delivery goes on if there is more to do.
+            timeout: Seconds to wait for delivery. Delivery continues if there is more to do.
         """
         if self.flush(timeout):
             with self._lock:
@@ -449,7 +454,7 @@ class Delivery:
         return not self._left_in_recovery
 
     async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
-        """Ask until there is an answer; None where delivery ends before that."""
+        """Query until there is an answer; None if delivery ends before that."""
         known = await self._writer.persist(lambda: sink.known(record_ids))
         if known is not None:
             self._note_success()
@@ -507,7 +512,7 @@ def _size_of(entry: Entry) -> int:
 
 
 def _forget(_seconds: float) -> None:
-    """Nobody wants to know how long a write took."""
+    """The duration of a write is not needed."""
 
 
 async def _repeat(interval: float, call: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
-"""The two ASGI taps: they look at what passes, and pass it on unchanged and at once.
+"""The two ASGI middlewares: they observe messages, and pass them on unchanged and at once.
 
-The outer tap stands right inside the application's outermost error handler: it opens and closes
-the action. The inner tap stands right outside the router: it copies the bodies as the handler
+The outer one is directly inside the application's outermost error handler: it opens and closes
+the action. The inner one is directly outside the router: it copies the bodies as the handler
 sees them, before any middleware of the application encodes them.
 """
 
@@ -14,6 +14,7 @@ from otel_audit.http.exchange import Exchange
 from otel_audit.http.health_endpoint import answer_health
 from otel_audit.http.request_metadata import method_of
 from otel_audit.http.routes import path_below_root
+from otel_audit.http.unrecorded import UnrecordedRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,7 +32,7 @@ _TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
 
 
 class Capture(Protocol):
-    """What the taps need: how to open an exchange, what to do when the server comes and goes."""
+    """The needs of the middleware: open an exchange, act at the server's start and end."""
 
     @property
     def refuses(self) -> bool:
@@ -41,8 +42,13 @@ class Capture(Protocol):
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
 
-    def open(self, scope: Scope) -> Exchange | None:
-        """Begin to observe a request; None where that is not possible. Never raises."""
+    def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
+        """Begin to observe a request; None if that is not possible. Never raises.
+
+        Args:
+            scope: The ASGI scope.
+            path: Its path, as the application's own router reads it.
+        """
 
     def for_app(self, app: Any) -> Capture:
         """Return what observes one application, by what its routes say about themselves."""
@@ -60,7 +66,7 @@ class Capture(Protocol):
 class OuterMiddleware:
     """Opens the action, adds the request id's header, and closes the action when the app returns.
 
-    An inner application's taps find the exchange of the outer one and stay out of its way.
+    An inner application's middleware finds the exchange of the outer one and does nothing.
     """
 
     def __init__(self, app: ASGIApp, capture: Capture) -> None:
@@ -79,17 +85,21 @@ class OuterMiddleware:
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        health = self._capture.health_at(path_below_root(scope)) if kind == "http" else None
+        path = path_below_root(scope)
+        health = self._capture.health_at(path) if kind == "http" else None
         if health is not None:
             await answer_health(health, method_of(scope), send)
             return
         observed = kind in OBSERVED and EXCHANGE not in scope
-        exchange = self._capture.open(scope) if observed else None
+        exchange = self._capture.open(scope, path) if observed else None
         if exchange is None:
             if observed and self._capture.refuses:
                 await refuse(scope, receive, send)
                 return
             await self.app(scope, receive, send)
+            return
+        if isinstance(exchange, UnrecordedRequest):
+            await self._let_pass(exchange, scope, receive, send)
             return
         if exchange.refused or not await exchange.admitted():
             await refuse(scope, receive, send)
@@ -106,18 +116,36 @@ class OuterMiddleware:
         try:
             await self.app(scope, _tapped_receive(exchange, receive), tapped_send)
         except BaseException as error:
-            exchange.failed(error)
-            exchange.close()
-            if exchange.waits_for_disk and isinstance(error, Exception):
-                await exchange.durable()
+            await _close_failed(exchange, error)
             raise
         await exchange.close_async()
+
+    async def _let_pass(
+        self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async def tapped_send(message: Message) -> None:
+            message = request.sent(message)
+            if request.exchange is not None and request.exchange.waits_for_disk:
+                await request.exchange.durable()
+            await send(message)
+
+        scope[EXCHANGE] = request
+        try:
+            await self.app(scope, receive, tapped_send)
+        except BaseException as error:
+            exchange = request.finish()
+            if exchange is not None:
+                await _close_failed(exchange, error)
+            raise
+        exchange = request.finish()
+        if exchange is not None:
+            await exchange.close_async()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EXCHANGE in scope:
             await self.app(scope, receive, send)
             return
-        # an outer tap of the same application has the server's coming and going in hand
+        # an outer middleware of the same application handles the server's start and end
         scope[EXCHANGE] = None
 
         async def tapped_send(message: Message) -> None:
@@ -143,7 +171,9 @@ class InnerMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
-        exchange: Exchange | None = scope.get(EXCHANGE)
+        exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
+        if isinstance(exchange, UnrecordedRequest):
+            exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             await self.app(scope, receive, send)
             return
@@ -167,8 +197,16 @@ class InnerMiddleware:
         await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
 
 
+async def _close_failed(exchange: Exchange, error: BaseException) -> None:
+    """Close an action whose application has raised."""
+    exchange.failed(error)
+    exchange.close()
+    if exchange.waits_for_disk and isinstance(error, Exception):
+        await exchange.durable()
+
+
 def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
-    """Let the exchange see what the application or its middleware asks for, if it needs to."""
+    """Let the exchange see what the application or its middleware receives, if it needs to."""
     if exchange.socket is not None:
 
         async def received_by_socket() -> Message:

@@ -1,4 +1,4 @@
-"""Who does an action: an ordered list of resolvers, and nobody where none of them knows."""
+"""Determines the actor of an action: an ordered list of resolvers; anonymous if none knows."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ _MENDED_BY: Final = {
     "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
     "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
 }
-"""Why no token may be believed as things are set, and what to look at; all else is the client's."""
+"""Reasons that come from our settings, with the setting to check; all others are the client's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """What `resolve_actor` goes by; an empty name switches its resolver off.
+    """Options of `resolve_actor`; an empty name switches its resolver off.
 
     Attributes:
-        order: Names of the resolvers to ask, the first answer wins.
+        order: Names of the resolvers to call; the first answer wins.
         verifier: Verifies bearer tokens.
         id_claim, role_claim, email_claim, roles_claim: Claims, or dotted paths into them.
         aliases: The application's roles to canonical ones.
         api_key_header: Header with an API key.
         certificate_header: Header in which a proxy gives the client certificate's subject.
-        proxies: Whose certificate headers are believed.
+        proxies: Proxies whose certificate headers are trusted.
         hash: Makes the hash that stands for an API key.
         resolver: The user's callable; gets the ASGI scope.
     """
@@ -116,7 +116,12 @@ class ActorOptions:
     hash: KeyedHash = field(default_factory=KeyedHash)
     resolver: Callable[[Scope], object] | None = None
     named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
-    """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
+    """The actor of a token, or why there is none; cached, because tokens come again and again."""
+
+    asked: tuple[tuple[str, Callable[[_Request], Actor | str | None]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+    """The resolvers that are not switched off."""
 
     def __post_init__(self) -> None:
         known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
@@ -126,6 +131,13 @@ class ActorOptions:
             return known(token) if token.verified else _token_actor(token, self)
 
         object.__setattr__(self, "named_by", named_by)
+        off = {
+            "api_key": self.api_key_header is None,
+            "certificate": self.certificate_header is None,
+            "callable": self.resolver is None,
+        }
+        asked = tuple((name, _RESOLVERS[name]) for name in self.order if not off.get(name))
+        object.__setattr__(self, "asked", asked)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> ActorOptions:
@@ -160,11 +172,11 @@ class ActorOptions:
 
 
 class Bearer(msgspec.Struct, frozen=True):
-    """What a request's bearer token turned out to be.
+    """A request's bearer token: verified, or why not.
 
     Attributes:
-        token: What it says; None where there is none, or none to be believed.
-        problem: Why it is not to be believed, such as ``token_expired``.
+        token: The verified token; None if there is none, or it is not valid.
+        problem: Why it is not valid, such as ``token_expired``.
     """
 
     token: VerifiedToken | None = None
@@ -181,7 +193,7 @@ NO_BEARER: Final = Bearer()
 
 
 class _Request(msgspec.Struct, frozen=True):
-    """What the resolvers look at."""
+    """The input of the resolvers."""
 
     asgi: Scope
     scope: AuditScope
@@ -206,20 +218,28 @@ def resolve_actor(
     """
     request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
-    for name in options.order:
-        found = _ask(name, request)
-        if isinstance(found, Actor):
-            return _finished(found, request)
-        reason = reason or found
+    for name, ask in options.asked:
+        try:
+            found = ask(request)
+        except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
+            log_limited(
+                _logger, f"actor {name}", "actor resolver %s failed; it is left out", name,
+                error=error,
+            )  # fmt: skip
+            found = f"{name}_failed"
+        if found is not None:
+            if isinstance(found, Actor):
+                return _finished(found, request)
+            reason = reason or found
     return Actor(
         id="anonymous", type="user", verified=False, reason=reason or _presented(asgi_scope)
     )
 
 
 def _presented(asgi_scope: Scope) -> str | None:
-    """Say that a client has presented a credential, where nobody here can tell whose it is.
+    """Return the reason if a client has presented a credential that cannot be resolved here.
 
-    The application may be able to: so the client is not known, which is not to be nobody.
+    The application may be able to: so the client is not known, which is not anonymous.
     """
     for name, value in asgi_scope.get("headers") or ():
         if value and (_is_credential(name) or _holds_credential(name.lower(), value)):
@@ -288,18 +308,8 @@ def _tell_what_may_be_set_wrong(reason: str) -> None:
         )  # fmt: skip
 
 
-def _ask(name: str, request: _Request) -> Actor | str | None:
-    try:
-        return _RESOLVERS[name](request)
-    except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
-        log_limited(
-            _logger, f"actor {name}", "actor resolver %s failed; it is left out", name, error=error
-        )
-        return f"{name}_failed"
-
-
 def _finished(actor: Actor, request: _Request) -> Actor:
-    """Use the canonical role, and add what only the token tells of the same actor."""
+    """Use the canonical role, and add what only the token says of the same actor."""
     token = None
     if request.bearer.token is not None and actor.source not in ("jwt", "jwt-unverified"):
         named = request.options.named_by(request.bearer.token)
@@ -399,8 +409,8 @@ def actor_from(thing: object, source: str) -> Actor | None:
         source: Who gave it.
 
     Returns:
-        The actor, verified because the application vouches for it; None where there is no
-        identifier, or where it says that nobody is authenticated.
+        The actor, verified because the application vouches for it; None if there is no
+        identifier, or if it says that no user is authenticated.
     """
     if thing is None:
         return None
@@ -458,7 +468,7 @@ def _really(claims: Mapping[str, Any], options: ActorOptions) -> str | None:
     if "act" not in claims:
         return None
     names = (options.id_claim, "sub", "client_id", "azp")
-    # somebody else acts, whoever it is: that must not vanish because the claim is odd
+    # another one acts on behalf: that must not vanish because the claim is odd
     return first_identifier(claims["act"], names) or "unknown"
 
 

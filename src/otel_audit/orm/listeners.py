@@ -1,11 +1,11 @@
-"""What SQLAlchemy calls: each public method has the name and signature of the event it hears."""
+"""SQLAlchemy's listeners: each public method has the name and signature of its event."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
-from otel_audit.scope import open_scope
+from otel_audit.scope import identities_at_hand
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MapperListeners:
-    """Hears which rows a flush writes."""
+    """Listens to the rows that a flush writes."""
 
     def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: Fetching) -> None:
         """Take what listening needs.
@@ -70,7 +70,7 @@ class MapperListeners:
 
 
 class SessionListeners:
-    """Hears the flushes of sessions, and which connections they use."""
+    """Listens to the flushes of sessions, and the connections they use."""
 
     def __init__(
         self, flushes: OpenFlushes, executions: Executions, journal: TransactionTracker
@@ -89,9 +89,7 @@ class SessionListeners:
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
         self._flushes.begin(session, context)
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_stored(scope.identities())
+        remember_stored(identities_at_hand())
 
     def after_flush(self, session: Session, _context: UOWTransaction) -> None:
         """Describe what was written while the old and the new values are both there."""
@@ -110,7 +108,7 @@ class SessionListeners:
 
 
 class EngineListeners:
-    """Hears statements and transactions of every connection."""
+    """Listens to statements and transactions of every connection."""
 
     def __init__(self, executions: Executions, journal: TransactionTracker) -> None:
         """Take what listening needs."""
@@ -137,15 +135,11 @@ class EngineListeners:
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
         self._journal.commit_begins(connection)
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_loaded(scope.identities())
+        remember_loaded(identities_at_hand())
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_stored(scope.identities())
+        remember_stored(identities_at_hand())
         self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 
@@ -182,7 +176,7 @@ class EngineListeners:
 
 
 class PoolListeners:
-    """Hears connections come back."""
+    """Listens to connections that return to the pool."""
 
     def __init__(self, journal: TransactionTracker) -> None:
         """Take what listening needs."""
