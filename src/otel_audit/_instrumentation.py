@@ -1,4 +1,4 @@
-"""How the audit trail is attached: by auto-instrumentation, by the instrumentor, or by one call."""
+"""Instrumentation: by auto-instrumentation, by the instrumentor, or by `instrument`."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def health() -> dict[str, Any]:
 
 
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
-    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form.
+    """`instrument` and `uninstrument` as an OpenTelemetry instrumentor.
 
     Example::
 
@@ -304,7 +304,7 @@ def pre_instrument() -> None:
         attach()
         return
     not_audited(
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); take it out of that list"
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); remove it from that list"
     )
 
 

@@ -104,7 +104,7 @@ SEQUENCE_NUMBER: Final = "audit.sequence.number"
 METADATA: Final = "audit.metadata"
 
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
-"""What a span that someone else flags must carry."""
+"""Attributes that another program's flagged span must have."""
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
@@ -337,7 +337,7 @@ def record_from_attributes(  # noqa: PLR0913 - each fact by its name
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What of the record itself no attribute says, or not it alone; see `AuditRecord`."""
+    """Parts of the record that are not one attribute each; see `AuditRecord`."""
 
     record_id: str
     action_id: str

@@ -1,4 +1,4 @@
-"""What can go wrong, each with a message that says what, where, and what to do."""
+"""The exceptions; each message says what, where, and what to do."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ READABLE_VERSIONS = ("1", "2")
 """Versions that are read. Both have the same fields; values in changes have other forms in 1."""
 
 INCOMPLETE = "audit.incomplete"
-"""Where a record's metadata names the parts that could not be described."""
+"""Metadata key with the names of the parts that could not be described."""
 
 TRUNCATED = "audit.truncated"
 """The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
@@ -40,7 +40,7 @@ class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Actor(_Part, frozen=True, kw_only=True):
-    """Who did it.
+    """The actor: who did it.
 
     Attributes:
         id: Stable identifier, ``anonymous`` if no actor was identified.
@@ -99,7 +99,7 @@ class Target(_Part, frozen=True, kw_only=True):
 
 
 class Source(_Part, frozen=True, kw_only=True):
-    """Where the action came from.
+    """The source: where the action came from.
 
     Attributes:
         address: The client's network address.
@@ -246,7 +246,7 @@ class Change(_Part, frozen=True, kw_only=True):
 
 
 class ErrorInfo(_Part, frozen=True, kw_only=True):
-    """What went wrong: the error's type and its redacted message."""
+    """An error: its type and its redacted message."""
 
     type: str
     message: str | None = None
@@ -257,7 +257,7 @@ CONFLICTING = "audit.conflict:*"
 
 
 class Received(_Part, frozen=True, kw_only=True):
-    """How a record came in, where it came over the network; only the receiver writes this.
+    """How a record was received over the network; only the receiver writes this.
 
     Attributes:
         by: Who sent it, by the credential it came with: ``token:gateway-eu``,
@@ -363,7 +363,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the store says of a record that it has.
+    """The store's confirmation of a stored record.
 
     Attributes:
         record_id: The record's id, a UUID as text.
@@ -385,7 +385,7 @@ class Receipt:
 
 
 WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
-"""Where the words of a name are split. References that are stored go by it: it never changes.
+"""Splits a name into words. Stored references depend on it: it never changes.
 
 Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
 script and looks through what is written to hide a name.

@@ -94,7 +94,7 @@ _WATCH_INTERVAL: Final = 5.0
 
 
 class Runtime:
-    """What the taps report to, and what brings their records to the store."""
+    """One configuration at work: capture and delivery of an instrumented process."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Runtime:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
             span_processors: See the audit span of each record that is delivered.
-            seen: Told of every request that is over, also one that is not recorded.
+            seen: Called for every finished request, also one that is not recorded.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -294,7 +294,7 @@ class Runtime:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How the threads of this process do that bring records to the store."""
+        """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
         intents = None if self._stream is None else self._stream.intents
         relay = None if self.atomic is None else self.atomic.relay
@@ -392,8 +392,8 @@ class Runtime:
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
-            return "they wait in memory, and end with this process unless that is mended before"
-        return "they are kept in the spool until that is mended"
+            return "they wait in memory, and are lost with this process unless that is fixed before"
+        return "they are kept in the spool until that is fixed"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""
@@ -508,7 +508,7 @@ class Runtime:
         return None if sealing is None else sealing.for_spool(uuid7())
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
-        """Add what an exchange waits for, where the settings ask for it."""
+        """Add what an exchange waits for, if the settings need it."""
         options = dataclasses.replace(options, settle=self._settle_changes)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
@@ -591,7 +591,7 @@ def sink_maker(
 
     Args:
         config: The settings.
-        tell: Told now and then how many rows a PostgreSQL store has in its default partition.
+        tell: Called daily with the number of rows in a PostgreSQL store's default partition.
     """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
@@ -601,7 +601,7 @@ def sink_maker(
     from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    protector_from(config)  # a wrong setting is told now, not by the first record
+    protector_from(config)  # a wrong setting is reported now, not by the first record
     return lambda: PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
@@ -693,7 +693,7 @@ def _make_options(
 
 
 def _begin_sealing(config: AuditConfig) -> SealingThread | None:
-    """Seal within this process, where the settings say so."""
+    """Seal in this process, if the settings say so."""
     if not config.seal or config.exporter != "postgres":
         return None
     try:

@@ -229,7 +229,7 @@ def _wrapper(config: AuditConfig) -> KeyWrapper:
 
 
 def actor_of(record: AuditRecord) -> Subject:
-    """Whom the record's own values are about: its actor."""
+    """The subject of the record's own values: its actor."""
     return Subject(_tenant(record), record.actor.id)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,12 +23,15 @@ from rich.progress import (
 )
 
 from otel_audit._util.loop_thread import run_lasting
+from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.archive.check import ArchiveReport
+    from otel_audit_postgres.ledger.keys import PublicKey
     from otel_audit_postgres.ledger.verify.findings import Report
 
 _LISTED = 200
@@ -121,14 +124,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
-    archived = None
-    if archive is not None or config.archive is not None:
-        from otel_audit_postgres.archive.check import Question, together, verify_archives
-        from otel_audit_postgres.archive.objects import open_archive
-
-        place = open_archive(archive or config.archive or "", "--archive")
-        archived = run_lasting(verify_archives(store, Question(place, public, deep)))
-        report = together(report, archived)
+    report, archived = _with_archives(report, store, archive or config.archive, public, deep=deep)
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
     if report_file is not None:
@@ -148,6 +144,23 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         for line, colour in _lines(report):
             echo(line, colour=colour)
     sys.exit(0 if report.ok and report.overdue is None else 1)
+
+
+def _with_archives(
+    report: Report, store: str, archive: str | None, keys: Sequence[PublicKey], *, deep: bool
+) -> tuple[Report, ArchiveReport | None]:
+    """One report on the store and its archives, where there are any."""
+    if archive is None:
+        return report, None
+    from otel_audit_postgres.archive.check import Question, together, verify_archives
+    from otel_audit_postgres.archive.objects import open_archive
+
+    question = Question(open_archive(archive, "--archive"), keys, deep)
+    archived = run_lasting(verify_archives(store, question))
+    unrecorded = note_verification(store, archived, deep=deep)
+    if unrecorded is not None:
+        echo(f"warning: {unrecorded}", err=True)
+    return together(report, archived), archived
 
 
 def _write(file: Path, report: Report) -> None:

@@ -116,6 +116,7 @@ def viewer_app(
 ) -> Starlette:
     """Make the viewer over a store; on this machine it answers to its own names alone."""
     from otel_audit_postgres.ledger.settings import chosen_public_keys
+    from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from otel_audit.viewer.app import create_app
@@ -125,6 +126,7 @@ def viewer_app(
         dsn=chosen_dsn(dsn),
         authenticate=authenticate,
         keys=chosen_public_keys(config, keys),
+        personal_keys=key_store_from(config),
         trace_url=config.trace_url,
         record_views=config.record_views,
     )
