@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import httpx
+import msgspec
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
@@ -30,7 +31,7 @@ async def orders(headers: dict[str, str], number: int) -> list[AuditRecord]:
         async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
             for _ in range(number):
                 await client.post("/orders", headers=headers)
-    return list(found)
+    return [msgspec.structs.replace(one, resource={"service.name": "shop"}) for one in found]
 
 
 def actors_check(dsn: str) -> dict[str, object]:

