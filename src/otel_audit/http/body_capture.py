@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.http.request_metadata import Headers, describe_body, promises_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_audit.record import Body
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import WorkBudget
@@ -145,7 +147,7 @@ class BodyCapture:
         inner_headers: Headers,
         redactor: Redactor,
         limit: int,
-        work: WorkBudget | None = None,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
         """Turn the request's body into what is stored; None where it has none.
 
@@ -192,7 +194,12 @@ class BodyCapture:
         return copy.head if copy is not None and copy.size and copy.whole else None
 
     def response_body(
-        self, redactor: Redactor, limit: int, *, may_exist: bool, work: WorkBudget | None = None
+        self,
+        redactor: Redactor,
+        limit: int,
+        *,
+        may_exist: bool,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
         """Turn the response's body into what is stored; None where it has none."""
         return describe_body(

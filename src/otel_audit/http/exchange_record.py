@@ -457,7 +457,7 @@ class ExchangeRecord:
             scope.get("headers") or (),
             options.redactor,
             limit,
-            self.audit.budget.request_body,
+            lambda: self.audit.budget.request_body,
         )
 
     def _response_body(self, decision: Decision) -> Body | None:
@@ -470,7 +470,10 @@ class ExchangeRecord:
             return None
         may_exist = self.head.method != "HEAD" and self.error is None
         return self.bodies.response_body(
-            options.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
+            options.redactor,
+            limit,
+            may_exist=may_exist,
+            work=lambda: self.audit.budget.response_body,
         )
 
     def describe_request(self) -> Request:

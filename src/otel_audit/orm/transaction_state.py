@@ -7,9 +7,10 @@ because one transaction may serve several actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
 
 from otel_audit._util.spill import SpilledChanges, SpillOptions
 from otel_audit.record import Change
@@ -25,8 +26,7 @@ Owner: TypeAlias = AuditScope | None
 _MOST_REFUSED = 50
 
 
-@dataclass(slots=True)
-class WrittenByAction:
+class WrittenByAction(msgspec.Struct, eq=False):
     """What an action has written, and stands in the transaction itself.
 
     Attributes:
@@ -35,11 +35,10 @@ class WrittenByAction:
     """
 
     changes: SpilledChanges
-    records: list[str] = field(default_factory=list)
+    records: list[str] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True)
-class TransactionFrame:
+class TransactionFrame(msgspec.Struct, eq=False):
     """A transaction, or a savepoint in it.
 
     Attributes:
@@ -51,7 +50,7 @@ class TransactionFrame:
 
     room: SpillOptions
     name: str | None = None
-    batches: dict[Owner, SpilledChanges] = field(default_factory=dict)
+    batches: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
     aborted: bool | None = False
 
     def batch(self, owner: Owner) -> SpilledChanges:
@@ -67,8 +66,7 @@ class TransactionFrame:
             self.batch(owner).absorb(batch)
 
 
-@dataclass(slots=True, eq=False)
-class TransactionState:
+class TransactionState(msgspec.Struct, eq=False):
     """One transaction on one connection.
 
     Attributes:
@@ -91,13 +89,13 @@ class TransactionState:
         engine: The connection's engine.
     """
 
-    room: SpillOptions = field(default_factory=SpillOptions)
+    room: SpillOptions = msgspec.field(default_factory=SpillOptions)
     keep_rolled_back: bool = False
-    frames: list[TransactionFrame] = field(init=False)
-    undone: dict[Owner, SpilledChanges] = field(default_factory=dict)
-    told: dict[Owner, WrittenByAction] = field(default_factory=dict)
-    refused: dict[Owner, list[str]] = field(default_factory=dict)
-    after: dict[AuditScope, AuditScope] = field(default_factory=dict)
+    frames: list[TransactionFrame] = msgspec.field(default_factory=list)
+    undone: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
+    told: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
+    refused: dict[Owner, list[str]] = msgspec.field(default_factory=dict)
+    after: dict[AuditScope, AuditScope] = msgspec.field(default_factory=dict)
     can_enlist: bool = False
     committing: bool = False
     unsent: bool = False

@@ -283,7 +283,7 @@ class Redactor:
         self,
         pairs: Iterable[tuple[bytes, bytes]],
         keep: Collection[str],
-        work: WorkBudget | None = None,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> dict[str, str]:
         """Choose and redact headers.
 
@@ -301,6 +301,8 @@ class Redactor:
             if raw_name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH:
                 name, value = self._ordinary_line(raw_name, raw_value)
             else:
+                if callable(work):
+                    work = work()
                 name, value = self._line(raw_name, raw_value, work)
             if name in keep and value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value
