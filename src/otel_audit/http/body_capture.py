@@ -34,16 +34,16 @@ class BodyCopy:
         self.size = 0
         self.complete = False
 
-    def add(self, chunk: bytes, *, last: bool) -> None:
-        """See a chunk pass.
+    def add(self, message: Mapping[str, Any]) -> None:
+        """See a message pass that carries a chunk.
 
         Args:
-            chunk: The bytes.
-            last: Whether it is the last one.
+            message: An ASGI message with ``body``, and ``more_body`` where it is not the last.
         """
+        chunk = message.get("body", b"")
         size = len(chunk)
         self.size += size
-        self.complete = last
+        self.complete = not message.get("more_body", False)
         kept = self._kept
         if size and kept < self._limit:
             if kept + size > self._limit:
@@ -109,7 +109,7 @@ class BodyCapture:
             # a copy, because middleware may change the very list (Starlette's GZipMiddleware does)
             self._inner_headers = tuple(message.get("headers", ()))
         elif kind == "http.response.body" and self._response is not None and not self._outside:
-            add(self._response, message)
+            self._response.add(message)
 
     def started(self, message: Mapping[str, Any]) -> None:
         """See the head of the response that goes to the server."""
@@ -126,7 +126,7 @@ class BodyCapture:
         kind = message["type"]
         if kind == "http.response.body":
             if self._outside and self._response is not None:
-                add(self._response, message)
+                self._response.add(message)
         elif kind in ("http.response.pathsend", "http.response.zerocopysend"):
             self._as_file = True
         else:
@@ -211,8 +211,3 @@ class BodyCapture:
             passed_as_file=self._as_file,
             work=work,
         )
-
-
-def add(copy: BodyCopy, message: Mapping[str, Any]) -> None:
-    """Copy the chunk that a message carries."""
-    copy.add(message.get("body", b""), last=not message.get("more_body", False))

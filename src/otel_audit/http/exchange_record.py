@@ -651,10 +651,12 @@ class ExchangeRecord:
             return decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
-        named = self._aimed() or decision.target
+        audit = self.audit
+        aimed = audit.target is not None or audit.aimed_at is not None
+        named = (self._aimed() if aimed else None) or decision.target
         if named is None:
             return None
-        seen = named, len(self.audit.changes), self._holder
+        seen = named, len(audit.changes), self._holder
         known = self._shown_target
         if known is None or known[0] != seen:
             try:

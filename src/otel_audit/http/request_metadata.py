@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from otel_audit._util.cache import Memo
 from otel_audit._util.ids import is_uuid
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.routes import path_below_root, path_of, route_template
@@ -236,11 +237,8 @@ def describe_headers(
     Returns:
         Lower-case names to values, repeated ones joined with ``", "``.
     """
-    kept = [
-        pair
-        for pair in headers
-        if (_is_kept_name if len(pair[0]) <= _CACHED_NAME else _is_kept)(keep, pair[0])
-    ]
+    is_kept = _kept_names(keep)
+    kept = [pair for pair in headers if is_kept[pair[0]]]
     if not kept:
         return {}
     if len(kept) > _FEW_LINES or max(len(value) for _, value in kept) > _SHORT_VALUE:
@@ -267,16 +265,17 @@ def _bounded_lines(
     return kept
 
 
-def _is_kept(keep: Collection[str], name: bytes) -> bool:
-    return len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep
+@functools.lru_cache(maxsize=16)
+def _names_kept(keep: Any) -> Memo[bytes, bool]:
+    """Whether a header is kept, by its name as it is sent; the usual names are remembered."""
+    return Memo(
+        lambda name: len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep,
+        1024,
+        lambda name: len(name) <= _CACHED_NAME,
+    )
 
 
-@functools.lru_cache(maxsize=1024)
-def _kept_name(keep: Any, name: bytes) -> bool:
-    return name.decode("latin-1").lower() in keep
-
-
-_is_kept_name: Callable[..., bool] = _kept_name
+_kept_names: Callable[..., Memo[bytes, bool]] = _names_kept
 
 
 def method_of(scope: Mapping[str, Any]) -> str:
@@ -350,11 +349,13 @@ def describe_body(  # noqa: PLR0913 - one fact each
     if copy.size == 0:
         return Body(absent="not_read") if may_exist and not copy.complete else None
     head = copy.head
+    named = headers_by_name(headers)
+    kind, coding = named.get(b"content-type"), named.get(b"content-encoding")
     return make_body(
-        head[:limit],
+        head if len(head) <= limit else head[:limit],
         size=copy.size,
-        content_type=header_of(headers, b"content-type"),
-        content_encoding=header_of(headers, b"content-encoding"),
+        content_type=None if kind is None else kind.decode("latin-1"),
+        content_encoding=None if coding is None else coding.decode("latin-1"),
         complete=copy.whole and len(head) <= limit,
         redactor=redactor,
         limit=limit,

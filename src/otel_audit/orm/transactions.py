@@ -216,8 +216,10 @@ class TransactionTracker:
         SQLAlchemy tells when a COMMIT is about to be sent and when it fails, not when it has
         worked; nor when a listener has kept it from being sent, which the driver must tell.
         """
-        self._report_gone()
-        self._settle(None)
+        if self._gone:
+            self._report_gone()
+        if self._ledgers:
+            self._settle(None)
 
     def returned(self, driver_connection: object) -> None:
         """A connection came back to its pool, and so its COMMIT, if any, has been answered.
@@ -225,7 +227,8 @@ class TransactionTracker:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        self._settle(driver_connection)
+        if self._ledgers:
+            self._settle(driver_connection)
 
     def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
         """A connection is about to come back: see whether its COMMIT, if any, was sent.
