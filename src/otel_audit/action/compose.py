@@ -556,8 +556,8 @@ def with_scope_facts(metadata: dict[str, Any], scope: AuditScope) -> dict[str, A
             RETRIED: scope.rolled_back_transactions,
             ROLLED_BACK: dict(scope.rolled_back),
         }
-    if scope.told:
-        metadata = {**metadata, CHANGE_RECORDS: scope.told[:_MOST_NAMED]}
+    if scope.change_records:
+        metadata = {**metadata, CHANGE_RECORDS: scope.change_records[:_MOST_NAMED]}
     cut = scope.budget.cut
     return {**metadata, TRUNCATED: cut} if cut else metadata
 

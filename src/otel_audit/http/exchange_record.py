@@ -587,7 +587,7 @@ class ExchangeRecord:
         """
         audit = self.audit
         return (
-            not (audit.metadata or audit.told or audit.rolled_back_transactions)
+            not (audit.metadata or audit.change_records or audit.rolled_back_transactions)
             and not self.parts.failed
             and all(map(is_, before, self.rests_on(decision)))
         )

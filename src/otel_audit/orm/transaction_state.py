@@ -74,10 +74,10 @@ class TransactionState(msgspec.Struct, eq=False):
         keep_rolled_back: Whether undone changes are kept too.
         frames: The transaction and its open savepoints, outermost first.
         undone: What savepoints have rolled back, if it is kept.
-        told: What stands in the transaction itself already, to be reported by nobody else.
+        recorded: What stands in the transaction itself already, to be reported by nobody else.
         refused: What the database has refused, such as ``insert seat``, by action.
         after: Who owns what tasks write whose action is over, by that action.
-        rides: Whether more stands in it than that: events that the application has recorded.
+        can_enlist: Whether more stands in it than that: events that the application has recorded.
         committing: Whether a COMMIT was announced whose answer is not known yet.
         unsent: Whether that COMMIT was not sent, as far as the driver shows.
         driver_connection: The driver's connection, once a COMMIT was announced.
@@ -93,7 +93,7 @@ class TransactionState(msgspec.Struct, eq=False):
     keep_rolled_back: bool = False
     frames: list[TransactionFrame] = msgspec.field(default_factory=list)
     undone: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
-    told: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
+    recorded: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
     refused: dict[Owner, list[str]] = msgspec.field(default_factory=dict)
     after: dict[AuditScope, AuditScope] = msgspec.field(default_factory=dict)
     can_enlist: bool = False
@@ -139,7 +139,7 @@ class TransactionState(msgspec.Struct, eq=False):
         Returns:
             It, if it has written in this transaction before; else nobody but the process.
         """
-        if any(over in frame.batches for frame in self.frames) or over in self.told:
+        if any(over in frame.batches for frame in self.frames) or over in self.recorded:
             return over
         found = self.after.get(over)
         if found is None:
@@ -203,7 +203,7 @@ class TransactionState(msgspec.Struct, eq=False):
             frame.batches = {}
         return root.batches
 
-    def tell(self, owner: Owner, records: list[str]) -> None:
+    def note_recorded(self, owner: Owner, records: list[str]) -> None:
         """What an action has written stands in the transaction itself from now on.
 
         Args:
@@ -212,9 +212,9 @@ class TransactionState(msgspec.Struct, eq=False):
         """
         batch = self.frames[0].batches.pop(owner)
         self.frames[0].batch(owner)
-        told = self.told.setdefault(owner, WrittenByAction(SpilledChanges(self.room)))
-        told.changes.absorb(batch)
-        told.records += records
+        known = self.recorded.setdefault(owner, WrittenByAction(SpilledChanges(self.room)))
+        known.changes.absorb(batch)
+        known.records += records
 
     def finish(self) -> Iterable[tuple[Owner, SpilledChanges]]:
         """The transaction has ended, and open savepoints with it.

@@ -396,10 +396,6 @@ class Redactor:
         """
         return self._rules.hash.of(value)
 
-    def hash_candidates(self, value: Any) -> list[str]:
-        """Hash a value under the current and every earlier key, to search across a rotation."""
-        return self._rules.hash.candidates(value)
-
     def explain(self, value: Any) -> list[Finding]:
         """Say what would be removed of a document, and by which rule; never a value."""
         findings: list[Finding] = []
