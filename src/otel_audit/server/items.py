@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -60,6 +60,8 @@ class ReceivedItem:
         body: A log record's body.
         place: Where it is in its request.
         mended: What could not be read as it came, each as a place within the item and why.
+        raw: A log record's bytes as they came, for its signature.
+        signal: What it says in the names of the draft audit signal, as it is stored.
     """
 
     name: str
@@ -75,6 +77,8 @@ class ReceivedItem:
     body: Any = None
     place: Place | None = None
     mended: tuple[str, ...] = ()
+    raw: bytes = b""
+    signal: Mapping[str, Any] = field(default_factory=dict)
 
     def spelled_place(self) -> str:
         """Spell where it is, as a path into the request's JSON."""
