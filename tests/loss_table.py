@@ -86,7 +86,7 @@ def tell(row: Row, *, write: bool) -> None:
 def table() -> str:
     """All that was measured, for docs/loss.md."""
     lines = [
-        "| event | answered | lost | twice | cut down, told as `unknown` | what shows it | test |",
+        "| event | answered | lost | twice | interrupted, recorded as `unknown` | what shows it | test |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -103,7 +103,7 @@ def summary() -> str:
     for row in rows().values():
         kinds.setdefault(_TOGETHER.get(row.test, row.event), []).append(row)
     lines = [
-        "| under test | seen answered | lost | stored twice | cut down, told as `unknown` |",
+        "| under test | seen answered | lost | stored twice | interrupted, recorded as `unknown` |",
         "|---|---|---|---|---|",
     ]
     for kind, found in kinds.items():

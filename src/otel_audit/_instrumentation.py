@@ -34,7 +34,8 @@ from otel_audit.http import install
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
 from otel_audit.scope import warn_outside
-from otel_audit_bootstrap import must_be_audited, not_audited
+from otel_audit.startup_line import startup_line
+from otel_audit_bootstrap import announce, must_be_audited, not_audited
 
 _logger = logging.getLogger("otel_audit")
 
@@ -342,7 +343,9 @@ def _begin(
         except BaseException:
             runtime.close()
             raise
-    return _start(runtime, app_engine)
+    runtime = _start(runtime, app_engine)
+    announce(startup_line(settings), logging.INFO)
+    return runtime
 
 
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:
@@ -433,7 +436,7 @@ def _say_inactive(settings: AuditConfig, *, said_by_environment: bool) -> None:
     message = f"{PREFIX}DSN: missing, so there is nowhere to keep audit records"
     if not said_by_environment:
         raise ConfigurationError(f"{message}; set it, or pass config=AuditConfig(dsn=…)")
-    _logger.warning("THIS APPLICATION IS NOT AUDITED: %s", message)
+    not_audited(message)
 
 
 def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:

@@ -169,24 +169,26 @@ class AuditConfig(BaseSettings):
     )
 
     enabled: bool | None = Field(
-        None, description="Audit or not; by default, if a destination is set."
+        None, description="Audit or not; by default true if a destination is set."
     )
     required: bool = Field(
         default=False,
-        description="Refuse to start unaudited, rather than start and say so loudly; under "
-        "opentelemetry-instrument only if OpenTelemetry's own set-up gets that far.",
+        description="Refuse to start unaudited; otherwise start, and log it loudly. Under "
+        "opentelemetry-instrument this works only if OpenTelemetry's own set-up "
+        "gets that far.",
     )
     dsn: SecretStr | None = Field(
         None, description="The audit store: postgresql:// or postgresql+asyncpg://."
     )
     exporter: Literal["postgres", "otlp", "console", "none"] = Field(
         "postgres",
-        description="Where records go; otlp where an OTLP endpoint is set and no DSN.",
+        description="Destination of the records; otlp if an OTLP endpoint is set and no DSN.",
     )
     otlp_endpoint: str | None = Field(
         None,
-        description="OTLP/HTTP receiver, such as https://collector:4318; /v1/traces is added "
-        "unless the path ends with it. No OTEL_EXPORTER_OTLP_* variable is looked at.",
+        description="OTLP/HTTP receiver, such as https://collector:4318; /v1/traces is "
+        "added unless the path ends with it. No OTEL_EXPORTER_OTLP_* variable "
+        "is used.",
     )
     otlp_headers: Annotated[
         dict[str, SecretStr], NoDecode, BeforeValidator(_mapped_percent_decoded)
@@ -196,24 +198,26 @@ class AuditConfig(BaseSettings):
         "percent-encoded unless they are JSON.",
     )
     otlp_certificate: Path | None = Field(
-        None, description="PEM file with the authorities that the receiver's certificate is from."
+        None, description="PEM file with the authorities of the receiver's certificate."
     )
     otlp_client_certificate: Path | None = Field(
         None, description="PEM file with our certificate for mutual TLS."
     )
     otlp_client_key: Path | None = Field(
-        None, description="PEM file with the key of our certificate, if it is not in the same file."
+        None, description="PEM file with the key of our certificate, if it is in another file."
     )
     otlp_compression: Literal["gzip", "none"] = Field(
-        "gzip", description="How what is sent is compressed."
+        "gzip", description="Compression of requests to the receiver."
     )
     otlp_timeout: float = Field(
-        10.0, gt=0, le=600, description="Seconds that one request to the receiver may take."
+        10.0, gt=0, le=600, description="Longest time of one request to the receiver, in seconds."
     )
     log_anonymous: bool = Field(
-        default=True, description="Record successful actions of nobody in particular."
+        default=True, description="Record successful actions of anonymous actors."
     )
-    level: Level | None = Field(None, description="One level for all that the policy records.")
+    level: Level | None = Field(
+        None, description="One level for everything that the policy records."
+    )
     exclude_paths: Names = Field(
         ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/redoc",
          "/openapi.json", "/favicon.ico", "/static"),
@@ -223,234 +227,254 @@ class AuditConfig(BaseSettings):
         (), description="Path prefixes whose reads are recorded, at level metadata."
     )
     body_limit: int = Field(
-        10_000, ge=0, le=10_000_000, description="Bytes of a body that are copied, each way."
+        10_000,
+        ge=0,
+        le=10_000_000,
+        description="Bytes that are copied of a request body, and of a response body.",
     )
     record_limit: int = Field(
         262_144, ge=32_768, le=8_000_000,
-        description="Bytes of one record: changes beyond go into further records, what else is "
-        "too large is left out, and named in it. Over OTLP 400000 at the most.",
+        description="Bytes of one record. Further changes go into further records; other "
+        "parts that are too large are left out, and the record names them. At "
+        "most 400000 over OTLP.",
     )  # fmt: skip
     capture_request_body: bool = Field(default=True, description="Copy request bodies.")
     capture_response_body: bool = Field(default=True, description="Copy response bodies.")
     capture_socket_messages: bool = Field(
         default=False,
-        description="Copy the messages of WebSockets, too: `body_limit` bytes each way.",
+        description="Copy the messages of WebSockets, too: `body_limit` bytes in each direction.",
     )
     capture_headers: Annotated[Names, AfterValidator(_header_names)] = Field(
         ("content-type", "content-length", "accept", "origin", "referer"),
-        description="Request and response headers that are kept, in lower case.",
+        description="Request and response headers to record, in lower case.",
     )
-    redact_fields: Names = Field((), description="Field names to redact, beside the defaults.")
-    redact_allow: Names = Field((), description="Field names that are innocent after all.")
+    redact_fields: Names = Field(
+        (), description="Field names to redact, in addition to the defaults."
+    )
+    redact_allow: Names = Field((), description="Field names that must not be redacted.")
     redact_paths: Names = Field(
         (), description="Paths within a document to redact, such as customer.*.iban."
     )
     redact_rules_off: Annotated[
         tuple[Literal["card", "ssn", "iban"], ...], NoDecode, BeforeValidator(_listed)
-    ] = Field((), description="Value rules that are not applied.")
+    ] = Field((), description="Rules for values that are not applied.")
     redact_emails: bool = Field(default=False, description="Redact e-mail addresses in values.")
     redact_spans: bool = Field(
         default=False,
-        description="Redact the URLs that tracing puts on the app's own server span, too.",
+        description="Redact also the URLs that tracing puts on the app's own server span.",
     )
     redact_mode: Literal["replace", "omit", "hmac"] = Field(
-        "replace", description="What becomes of a redacted value; hmac needs a key."
+        "replace", description="Replacement of a redacted value; hmac needs a key."
     )
     hmac_key: SecretStr | None = Field(
-        None, description="Key for hashing removed values, so that equal ones can be found."
+        None, description="Key for hashing redacted values, so that equal ones can be found."
     )
     hmac_key_file: Path | None = Field(
-        None, description="File that holds the hashing key; it wins over the key itself."
+        None, description="File with the hashing key; it wins over the key itself."
     )
     hmac_key_id: str = Field(
         "k1",
         pattern=r"^[A-Za-z0-9_-]{1,32}$",
-        description="Names the hashing key in each hash; change it when the key changes.",
+        description="Name of the hashing key in each hash; change it together with the key.",
     )
     hmac_previous_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_mapped)] = Field(
-        {}, description="Earlier hashing keys by id, to find what was hashed with them."
+        {}, description="Earlier hashing keys by id, to find values that were hashed with them."
     )
     jwt_key: SecretStr | None = Field(
         None, description="Secret (HS*) or public key in PEM (RS*, PS*, ES*) of bearer tokens."
     )
     jwt_jwks_url: str | None = Field(
-        None, description="Where the issuer's JWK set is fetched, in the background."
+        None, description="URL of the issuer's JWK set; fetched in the background."
     )
     jwt_jwks_file: Path | None = Field(None, description="File with the issuer's JWK set.")
     jwt_jwks_refresh: float = Field(
-        300.0, ge=30, le=86_400, description="Seconds after which JWK sets are read again."
+        300.0, ge=30, le=86_400, description="Seconds between two readings of the JWK sets."
     )
     jwt_jwks_insecure_http: bool = Field(
-        default=False, description="Fetch JWK sets over plain HTTP from other machines, too."
+        default=False, description="Fetch JWK sets over plain HTTP also from other machines."
     )
     jwt_issuers: Issuers = Field(
-        (), description="Several issuers, each with its own keys; best given in the file."
+        (), description="Several issuers, each with its own keys; best set in the file."
     )
     jwt_unverified_behind_gateway: bool = Field(
         default=False,
-        description="Believe bearer tokens unchecked, because a gateway has checked them; "
-        "records then say that the actor is not verified.",
+        description="Trust bearer tokens without a check, because a gateway has checked "
+        "them; records then say that the actor is not verified.",
     )
-    jwt_algorithms: Names = Field((), description="Signature algorithms that are accepted.")
+    jwt_algorithms: Names = Field((), description="Accepted signature algorithms.")
     jwt_audience: Names = Field(
-        (), description="The `aud` a token must carry; of several, one is enough."
+        (), description="The `aud` that a token must have; of several, one is enough."
     )
-    jwt_issuer: str | None = Field(None, description="The `iss` a token must carry.")
+    jwt_issuer: str | None = Field(None, description="The `iss` that a token must have.")
     jwt_leeway: float = Field(
-        0.0, ge=0, le=600, description="Seconds of clock difference that are forgiven."
+        0.0, ge=0, le=600, description="Tolerated clock difference in seconds."
     )
-    jwt_actor_claim: str = Field("sub", description="The claim that is the actor's id.")
-    jwt_role_claim: str = Field("actor_type", description="The claim that is the actor's role.")
-    jwt_tenant_claim: str = Field("tenant_id", description="The claim that is the tenant's id.")
-    jwt_email_claim: str = Field("email", description="The claim that is the actor's e-mail.")
-    jwt_roles_claim: str = Field("roles", description="The claim that lists the actor's roles.")
-    jwt_session_claim: str = Field("sid", description="The claim that is the session's id.")
+    jwt_actor_claim: str = Field("sub", description="Claim with the actor's id.")
+    jwt_role_claim: str = Field("actor_type", description="Claim with the actor's role.")
+    jwt_tenant_claim: str = Field("tenant_id", description="Claim with the tenant's id.")
+    jwt_email_claim: str = Field("email", description="Claim with the actor's e-mail.")
+    jwt_roles_claim: str = Field("roles", description="Claim with the list of the actor's roles.")
+    jwt_session_claim: str = Field("sid", description="Claim with the session's id.")
     jwt_tenant_slug_claim: str = Field(
-        "tenant_slug", description="The claim that is the tenant's readable name."
+        "tenant_slug", description="Claim with the tenant's readable name."
     )
-    actor_type_aliases: Aliases = Field({}, description="The app's own roles to canonical ones.")
+    actor_type_aliases: Aliases = Field(
+        {}, description="Map of the app's own roles to canonical ones."
+    )
     actor_order: Names = Field(
         ("app", "state", "user", "jwt", "api_key", "certificate", "callable"),
-        description="Who is asked for the actor, in this order; what is not named is not asked.",
+        description="Sources of the actor, in this order; a source that is not listed is not used.",
     )
     actor_resolver: Hook | None = Field(
-        None, description="Callable (or module:name) that gets the ASGI scope, returns the actor."
+        None,
+        description="Callable (or module:name) that gets the ASGI scope and returns the actor.",
     )
     api_key_header: HeaderName | None = Field(
         None, description="Header with an API key; only its keyed hash is kept."
     )
     client_certificate_header: HeaderName | None = Field(
         None,
-        description="Header in which a trusted proxy gives the client certificate or its subject.",
+        description="Header with the client certificate or its subject, set by a trusted proxy.",
     )
     tenant_order: Names = Field(
         ("app", "state", "jwt", "header", "path", "subdomain", "callable"),
-        description="Who is asked for the tenant, in this order; what is not named is not asked.",
+        description="Sources of the tenant, in this order; a source that is not listed is "
+        "not used.",
     )
     tenant_resolver: Hook | None = Field(
-        None, description="Callable (or module:name) that gets the ASGI scope, returns the tenant."
+        None,
+        description="Callable (or module:name) that gets the ASGI scope and returns the tenant.",
     )
-    tenant_path_parameter: str | None = Field(
-        None, description="Path parameter that names the tenant."
-    )
+    tenant_path_parameter: str | None = Field(None, description="Path parameter with the tenant.")
     tenant_domain: str | None = Field(
         None, description="Domain whose subdomains are tenants, such as example.com."
     )
-    tenant_header: HeaderName | None = Field(None, description="Header that names the tenant.")
+    tenant_header: HeaderName | None = Field(None, description="Header with the tenant.")
     trusted_proxies: Names = Field(
-        (), description="Addresses or networks whose forwarded headers are believed."
+        (), description="Addresses or networks whose forwarded headers are trusted."
     )
     forwarded_header: HeaderName = Field(
         "X-Forwarded-For",
-        description="Header in which trusted proxies pass addresses on: this one, or Forwarded.",
+        description="Header in which trusted proxies give addresses: this one, or Forwarded.",
     )
     session_cookie: str | None = Field(
-        None, description="Cookie of the session; only its keyed hash is kept."
+        None, description="Name of the session's cookie; only its keyed hash is kept."
     )
     policy_file: Path | None = Field(
-        None, description="TOML file with policy rules, asked before the defaults."
+        None, description="TOML file with policy rules; they go before the defaults."
     )
-    policy_rules: Rules = Field((), description="Policy rules, asked before those of the file.")
+    policy_rules: Rules = Field((), description="Policy rules; they go before those of the file.")
     request_id_header: HeaderName = Field(
-        "X-Request-ID", description="Request id's header, in and out; empty: none is added."
+        "X-Request-ID", description="Header of the request id, in and out; empty: none is added."
     )
     request_log: bool = Field(
         default=False,
-        description="Write one line of JSON a request on the logger otel_audit.requests.",
+        description="Write one line of JSON for each request on the logger otel_audit.requests.",
     )
     long_action_after: float | None = Field(
         30.0, gt=0, le=86_400,
-        description="Seconds after which an action that still runs is recorded as started.",
+        description="Seconds after which a running action is recorded as started.",
     )  # fmt: skip
     orm: Literal["observed", "transactional", "off"] = Field(
         "observed",
-        description="How database changes are recorded: beside their transactions, or in them.",
+        description="Whether database changes are recorded after their transactions, or in them.",
     )
     outbox_dsn: SecretStr | None = Field(
         None,
-        description="The application's database, as a role that takes records out of audit.outbox; "
-        "by default the audit store's.",
+        description="The application's database, with a role that reads and deletes in "
+        "audit.outbox; by default the audit store's.",
     )
     outbox_relay: bool = Field(
         default=True,
-        description="Relay the outbox from this process; else `otel-audit relay` has to.",
+        description="Relay the outbox from this process; otherwise run `otel-audit relay`.",
     )
     outbox_interval: float = Field(
         1.0, gt=0, le=3600,
-        description="Seconds between two looks at the outbox, for what other processes left.",
+        description="Seconds between two checks of the outbox for entries of other processes.",
     )  # fmt: skip
     entity_names: ReferenceNames = Field(
         {},
-        description="Mapped classes, tables or derived nouns to the nouns that entities, targets "
-        "and events are called by, such as UserAccount=user.",
+        description="Map of classes, tables or derived nouns to the nouns of entities, "
+        "targets and events, such as UserAccount=user.",
     )
     orm_outside_actions: bool = Field(
-        default=True, description="Record transactions that no action contains: scripts, start-up."
+        default=True, description="Record transactions outside of any action: scripts, start-up."
     )
-    orm_include_tables: Names = Field((), description="Tables whose changes are recorded; all.")
+    orm_include_tables: Names = Field(
+        (), description="Tables whose changes are recorded; empty: all."
+    )
     orm_exclude_tables: Names = Field((), description="Tables whose changes are not recorded.")
-    orm_include_models: Names = Field((), description="Mapped classes that are recorded; all.")
+    orm_include_models: Names = Field(
+        (), description="Mapped classes that are recorded; empty: all."
+    )
     orm_exclude_models: Names = Field((), description="Mapped classes that are not recorded.")
     orm_include_columns: Names = Field(
-        (), description="Columns, or table.column, whose values are recorded; all."
+        (), description="Columns, or table.column, whose values are recorded; empty: all."
     )
     orm_exclude_columns: Names = Field(
         (), description="Columns, or table.column, whose values are not recorded."
     )
     orm_keep_rolled_back: bool = Field(
-        default=False, description="Record changes that were rolled back too, marked as such."
+        default=False, description="Record rolled-back changes, too, and mark them."
     )
     orm_fetch_unknown: bool = Field(
         default=False,
-        description="Read earlier values that are not loaded, with one SELECT a row.",
+        description="Read before-values that are not loaded, with one SELECT a row.",
     )
     orm_before_images: Names = Field(
         (),
-        description="Tables of which bulk UPDATE and DELETE are recorded row by row, too.",
+        description="Tables whose bulk UPDATE and DELETE are also recorded row by row.",
     )
     orm_max_before_images: int = Field(
         1_000, ge=1, le=1_000_000,
-        description="Rows of one such statement that are read; of more none is.",
+        description="Most rows of such a statement; if there are more, none is read.",
     )  # fmt: skip
     orm_max_entries: int = Field(
-        1_000, ge=1, le=100_000, description="Changes in one record; more go into further records."
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Most changes in one record; the others go into further records.",
     )
     span_payload: Literal["summary", "full"] = Field(
-        "summary", description="What of the record the app's own server span gets."
+        "summary", description="Part of the record that is set on the app's own server span."
     )
     child_spans: bool = Field(
         default=False,
-        description="Set actor and tenant on the app's other spans of an action, too.",
+        description="Set actor and tenant also on the app's other spans of an action.",
     )
     baggage_send: bool = Field(
         default=False,
-        description="Pass the ids of actor and tenant on to called services, as W3C Baggage.",
+        description="Pass the ids of actor and tenant to called services, as W3C Baggage.",
     )
     baggage_trust: bool = Field(
         default=False,
-        description="Believe the actor and tenant that a caller's baggage names, if nothing else "
-        "does; only where nobody from outside can send any.",
+        description="Trust actor and tenant in a caller's baggage if no other source has "
+        "them; only if nobody outside can send baggage.",
     )
     queue_size: int = Field(
-        20_000, ge=1, description="Records that wait for the store, at the most."
+        20_000, ge=1, description="Most records in memory that wait for the store."
     )
     batch_size: int = Field(512, ge=1, le=10_000, description="Records in one write.")
     batch_interval: float = Field(
-        0.2, ge=0, le=60, description="Seconds that a record waits for company."
+        0.2,
+        ge=0,
+        le=60,
+        description="Longest wait of a record for others of its batch, in seconds.",
     )
     shutdown_timeout: float = Field(
-        10.0, ge=0, le=600, description="Seconds that a shutdown waits for delivery."
+        10.0, ge=0, le=600, description="Longest wait for delivery at shutdown, in seconds."
     )
     connect_timeout: float = Field(
-        5.0, gt=0, le=120, description="Seconds that connecting to the store may take."
+        5.0, gt=0, le=120, description="Longest time of connecting to the store, in seconds."
     )
     delivery: Literal["spool", "strict"] = Field(
         "spool",
-        description="Whether an action may begin before the store has its intent.",
+        description="Whether an action may begin before the store has its intent (spool), "
+        "or not (strict).",
     )
     strict_timeout: float = Field(
         2.0, gt=0, le=120,
-        description="Seconds that a request waits for its intent before it is refused.",
+        description="Seconds that a request waits for its intent; then it is refused.",
     )  # fmt: skip
     flagged_spans: bool = Field(
         default=True,
@@ -458,46 +482,47 @@ class AuditConfig(BaseSettings):
     )
     stream_records: bool = Field(
         default=True,
-        description="Let each process record that it began, lives, and ended in order.",
+        description="Record the start, life and orderly end of each process.",
     )
     heartbeat_interval: float = Field(
         300.0, ge=0, le=86_400,
-        description="Seconds of idleness after which a process records that it lives; 0: never.",
+        description="Seconds without a record after which a process records that it lives; "
+        "0: never.",
     )  # fmt: skip
     unhealthy_after: float = Field(
         300.0, gt=0,
-        description="Seconds that a record may wait before the health report calls it overdue.",
+        description="Seconds that a record may wait; then the health report calls it overdue.",
     )  # fmt: skip
     health_path: str = Field(
-        "", pattern="^(/.*)?$", description="Path of the health endpoint; empty: there is none."
+        "", pattern="^(/.*)?$", description="Path of the health endpoint; empty: no endpoint."
     )
     spool_dir: Path = Field(
         default_factory=lambda: user_state_directory(f"{PREFIX}SPOOL_DIR"),
-        description="Directory for records that wait for the store.",
+        description="Directory of the spool: records that wait for the store.",
     )
     spool_fsync: Literal["never", "interval", "always"] = Field(
         "interval",
-        description="When the spool is brought to disk: never, every 100 ms, or before each "
-        "answer's end.",
+        description="When the spool is synced to disk: never, every 100 ms, or before the "
+        "end of each answer.",
     )
     spool_max_bytes: int = Field(
-        1024 * 1024 * 1024, ge=16_384, description="Bound on the bytes of a service's spools."
+        1024 * 1024 * 1024, ge=16_384, description="Most bytes of a service's spools."
     )
     spool_segment_bytes: int = Field(
-        8 * 1024 * 1024, ge=4096, description="Bytes of one file of the spool."
+        8 * 1024 * 1024, ge=4096, description="Bytes of one spool file."
     )
     spool_max_age: float | None = Field(
-        None, gt=0, description="Seconds that a record may wait before new actions are refused."
+        None, gt=0, description="Seconds that a record may wait; then new actions are refused."
     )
     spool_key: SecretStr | None = Field(
-        None, description="32 bytes in hex: what waits in the spool is encrypted with it."
+        None, description="32 bytes in hex: the key that encrypts the spool."
     )
     spool_full: Literal["refuse", "drop"] = Field(
         "refuse", description="At the bound: refuse audited requests, or count and report losses."
     )
 
     signing_key_file: Path | None = Field(
-        None, description="File with the ledger's private key; make one: otel-audit keygen."
+        None, description="File with the ledger's private key; make one with otel-audit keygen."
     )
     signing_key: SecretStr | None = Field(
         None, description="The ledger's private key itself; the file wins."
@@ -505,68 +530,68 @@ class AuditConfig(BaseSettings):
     signer: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="A callable that returns who signs, module:name, for a key management service; "
-        "it wins over a key.",
+        description="Callable (module:name) that returns the signer, for a key management "
+        "service; it wins over a key.",
     )
     verify_keys: Names = Field(
-        (), description="Public keys of the ledger, or files that hold one, for verifying."
+        (), description="Public keys of the ledger, or files with one, for verification."
     )
     anchor: Names = Field(
         (),
-        description="Where checkpoints are published: file:PATH, dir:PATH, https://…, log:, "
+        description="Anchors of the checkpoints: file:PATH, dir:PATH, https://…, log:, "
         "python:module:name.",
     )
     seal: bool = Field(
         default=False,
-        description="Seal within this process, too, if its role may; apart from it is stronger.",
+        description="Seal also in this process, if its role may; a separate process is safer.",
     )
     seal_interval: float = Field(
         1.0, ge=0.01, le=3600, description="Seconds between two rounds of sealing."
     )
     seal_batch: int = Field(
-        5000, ge=1, le=100_000, description="Rows that are sealed together, at the most."
+        5000, ge=1, le=100_000, description="Most rows in one block of the ledger."
     )
     archive: str | None = Field(
-        None, description="Where months are archived: file:PATH, or s3://BUCKET/PREFIX."
+        None, description="Archive of months: file:PATH, or s3://BUCKET/PREFIX."
     )
     retention_file: Path | None = Field(
-        None, description="The retention policy: which records are kept how long, and where."
+        None, description="Retention policy: how long records are kept, and where."
     )
     keys_dsn: SecretStr | None = Field(
         None,
-        description="A database of its own for the keys of personal values; with it they are "
-        "stored encrypted, and can be erased.",
+        description="Separate database for the keys of personal values. With it the values "
+        "are stored encrypted, and can be erased.",
     )
     keys_kek_file: Path | None = Field(
-        None, description="File with the key that those keys are wrapped with: 32 bytes in hex."
+        None, description="File with the key that encrypts those keys: 32 bytes in hex."
     )
     keys_kek: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="A callable that returns who wraps those keys, module:name, for a key "
-        "management service; it wins over the file.",
+        description="Callable (module:name) that returns an object to encrypt those keys, "
+        "for a key management service; it wins over the file.",
     )
     personal: Names = Field(
         ("actor.email", "source.address", "source.user_agent", "source.session_id"),
-        description="Which values are personal: also request.body, response.body, metadata.NAME, "
+        description="Personal values; also request.body, response.body, metadata.NAME, "
         "request.headers.NAME, changes.ENTITY.COLUMN.",
     )
     record_views: Literal["required", "tried", "off"] = Field(
         "required",
-        description="Whether who searches the trail is recorded in it: before anything is shown, "
-        "if that can be done, or not at all.",
+        description="Whether a look at the trail is recorded in it: before anything is "
+        "shown, if possible, or never.",
     )
     trace_url: str | None = Field(
         None,
-        description="Where the viewer's links to traces lead: "
+        description="Address of the viewer's links to traces: "
         "`https://traces.example/trace/{trace_id}`.",
     )
 
     serve_tokens_file: Path | None = Field(
-        None, description="The OTLP sink's file of tokens and certificates that are let in."
+        None, description="The OTLP sink's file of accepted tokens and certificates."
     )
     serve_no_auth: Literal["no", "loopback", "anywhere"] = Field(
-        "no", description="From where the OTLP sink takes records without any authentication."
+        "no", description="Senders that the OTLP sink accepts without authentication."
     )
     serve_verify: Literal["off", "record", "require"] = Field(
         "off",
@@ -577,28 +602,28 @@ class AuditConfig(BaseSettings):
         None, description="The file that says whose signatures the OTLP sink believes."
     )
     serve_max_body_bytes: int = Field(
-        24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as it comes."
+        24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
     )
     serve_max_message_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Bytes of one request, decompressed."
     )
     serve_max_in_flight_bytes: int = Field(
         64 * 1024 * 1024, ge=1024,
-        description="Bytes of all requests under way; beyond it the sink answers 429.",
+        description="Bytes of all requests under way; above it the sink answers 429.",
     )  # fmt: skip
     serve_max_record_bytes: int = Field(
         1024 * 1024, ge=1024,
-        description="Bytes of one record that the sink stores; larger ones go to quarantine.",
+        description="Bytes of one record in the sink; a larger one goes to quarantine.",
     )  # fmt: skip
     serve_body_timeout: float = Field(
-        20.0, gt=0, le=600, description="Seconds in which a request's body must have come."
+        20.0, gt=0, le=600, description="Seconds until a request's body must have arrived."
     )
     serve_connections: int = Field(
         2, ge=1, le=64, description="The OTLP sink's connections to the store."
     )
     serve_retry_after: int = Field(
         5, ge=1, le=3600,
-        description="Seconds after which senders are asked to try again while the store is away.",
+        description="Seconds after which senders shall try again while the store is away.",
     )  # fmt: skip
 
     def __init__(self, **values: Any) -> None:

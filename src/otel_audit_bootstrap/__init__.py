@@ -7,12 +7,14 @@ audited.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -23,6 +25,8 @@ _REQUIRED: Final = "OTEL_AUDIT_REQUIRED"
 _NO: Final = frozenset({"", "0", "false", "no", "off", "n", "f"})
 _REQUIRED_IN_FILE: Final = re.compile(r"^[ \t]*required[ \t]*=[ \t]*true\b", re.MULTILINE)
 _logger = logging.getLogger("otel_audit")
+_said: Final[set[str]] = set()
+_printed: Final[set[str]] = set()
 
 
 def pre_instrument() -> None:
@@ -56,10 +60,45 @@ def __getattr__(name: str) -> Any:
 def not_audited(why: str) -> None:
     """Say in one line that the application is not audited; end the process if it must be."""
     message = f"THIS APPLICATION IS NOT AUDITED: {_one_line(why)}"
-    if not must_be_audited():
-        _logger.error(message)
+    if must_be_audited():
+        refuse_to_start(message)
+    # the entry point and the instrumentor both come here
+    if message not in _said:
+        _said.add(message)
+        announce(message, logging.ERROR)
+
+
+def announce(message: str, level: int) -> None:
+    """Log a line about this process's auditing, and see that somebody can read it.
+
+    It goes to the logger `otel_audit`, and to standard error where nobody has configured logging
+    for that; there each line once. Handlers of OpenTelemetry's do not count: they show nothing
+    here.
+
+    Args:
+        message: One line, without secrets.
+        level: The logging level.
+    """
+    handlers = list(_handlers(_logger))
+    if handlers:
+        _logger.log(level, "%s", message)
+    if all(type(one).__module__.startswith("opentelemetry.") for one in handlers):
+        _print_once(message)
+
+
+def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+def _print_once(message: str) -> None:
+    if message in _printed or sys.stderr is None:
         return
-    refuse_to_start(message)
+    _printed.add(message)
+    with contextlib.suppress(OSError, ValueError):  # closed: nobody is there to read it
+        sys.stderr.write(f"{_one_line(message)}\n")
+        sys.stderr.flush()
 
 
 def refuse_to_start(message: str) -> NoReturn:

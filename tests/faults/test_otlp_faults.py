@@ -74,5 +74,5 @@ async def test_the_receiver_is_away_and_the_process_killed(site, told):
     assert verdict.assert_sound().cut_down
     told(
         "OTLP: the receiver is away, then the process killed (SIGKILL) under load", verdict,
-        "a stream without its end; cut-down actions with outcome `unknown`",
+        "a stream without its end; interrupted actions with outcome `unknown`",
     )  # fmt: skip

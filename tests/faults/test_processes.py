@@ -49,7 +49,7 @@ class TestKilled:
         assert (orderly.ended, orderly.missing) == (True, ())
         told(
             f"process killed (SIGKILL) under load, `OTEL_AUDIT_SPOOL_FSYNC={fsync}`",
-            verdict, "a stream without its end; cut-down actions with outcome `unknown`",
+            verdict, "a stream without its end; interrupted actions with outcome `unknown`",
         )  # fmt: skip
 
     async def test_strict_sigkill_under_load(self, site, audit_store, told):
@@ -82,7 +82,7 @@ class TestStopped:
         verdict = (await site.verdict(audit_store)).assert_sound()
         (stream,) = await find_gaps(audit_store)
         assert (stream.missing, stream.unnumbered, stream.ended) == ((), 0, True)
-        told("SIGTERM under load", verdict, "nothing to show: the stream has an end and no hole")
+        told("SIGTERM under load", verdict, "the stream has an end and no hole")
 
     @pytest.mark.slow
     async def test_four_workers(self, site, audit_store, told):

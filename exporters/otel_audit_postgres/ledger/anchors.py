@@ -40,6 +40,9 @@ class Anchor(Protocol):
     Two more members may be there: ``remembers``, False where `last` cannot know what was published
     (else an anchor that knows nothing of a log that has begun has forgotten it, which is an error),
     and ``begin()``, awaited once before the first note of a log.
+
+    Each call comes from a thread and an event loop of its own, so that an anchor that blocks holds
+    up nobody; what belongs to a loop (a client's session) is to be made anew.
     """
 
     @property

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
+from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, not_for_ever
@@ -70,7 +72,7 @@ class Publishing:
             if isinstance(late, str) or (late is None and begun_here):
                 answers.append(Answer(one, late))
                 continue
-            task = self._begun(one, _asked(one))
+            task = self._begun(one, partial(_asked, one))
             if task is not None:
                 self._asking.add(id(task))
                 tasks[id(one)] = task
@@ -92,7 +94,7 @@ class Publishing:
 
     async def begin(self, anchors: Sequence[Anchor], note: str) -> list[Anchor]:
         """Have places made, and say there that the log begins; returns where that was done."""
-        tasks = {id(one): self._begun(one, _begin(one, note)) for one in anchors}
+        tasks = {id(one): self._begun(one, partial(_begin, one, note)) for one in anchors}
         await self._wait(filter(None, tasks.values()))
         return [
             one
@@ -111,7 +113,10 @@ class Publishing:
             new: Those of them that hold nothing, and whose places are made first.
         """
         size = read_checkpoint(note).size
-        begun = [self._begun(one, self._publish(one, note, size, one in new)) for one in anchors]
+        begun = [
+            self._begun(one, partial(_begin if one in new else _publish, one, note), size)
+            for one in anchors
+        ]
         await self._wait(filter(None, begun))
 
     async def settle(self, timeout: float) -> None:  # noqa: ASYNC109 - hands it on
@@ -128,34 +133,35 @@ class Publishing:
         """Forget what is under way: its event loop is gone."""
         self._under_way.clear()
 
-    async def _publish(
+    def _begun(
         self,
         anchor: Anchor,
-        note: str,
-        size: int,
-        begins: bool,  # noqa: FBT001
-    ) -> None:
-        await (_begin(anchor, note) if begins else anchor.publish(note))
-        self._published[id(anchor)] = size
-
-    def _begun(self, anchor: Anchor, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+        work: Callable[[], Coroutine[Any, Any, Any]],
+        size: int | None = None,
+    ) -> asyncio.Task[Any] | None:
         """Begin something with an anchor, unless something is under way there already."""
         before = self._under_way.get(id(anchor))
         if before is not None and not before.done():
-            work.close()
             self._complain(anchor, f"{anchor.name} does not answer")
             return None
-        task = asyncio.ensure_future(self._guarded(anchor, work))
+        task = asyncio.ensure_future(self._guarded(anchor, work, size))
         self._under_way[id(anchor)] = task
         return task
 
-    async def _guarded(self, anchor: Anchor, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _guarded(
+        self, anchor: Anchor, work: Callable[[], Coroutine[Any, Any, Any]], size: int | None
+    ) -> Any:
         try:
-            return await work
+            # an anchor may be anybody's, and one that blocks its loop must not hold up this one
+            answer = await asyncio.wrap_future(run_in_thread("otel-audit-anchor", work))
         except AnchorError as error:
             self._complain(anchor, str(error))
-        except Exception as error:  # noqa: BLE001 - an anchor may be anybody's
+        except Exception as error:  # noqa: BLE001 - the same
             self._complain(anchor, f"{anchor.name} failed ({type(error).__name__})")
+        else:
+            if size is not None:
+                self._published[id(anchor)] = size
+            return answer
         return _FAILED
 
     async def _wait(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -184,6 +190,10 @@ _FAILED: Final = object()
 
 async def _asked(anchor: Anchor) -> str | None:
     return await anchor.last()
+
+
+async def _publish(anchor: Anchor, note: str) -> None:
+    await anchor.publish(note)
 
 
 async def _begin(anchor: Anchor, note: str) -> None:

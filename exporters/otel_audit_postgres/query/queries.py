@@ -259,7 +259,7 @@ async def search(
     if not 1 <= limit <= LARGEST_PAGE:
         raise ConfigurationError(f"limit: from 1 to {LARGEST_PAGE}, not {limit}")
     query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
-    query, notice = await _resolved(connection, query)
+    query, notice = await resolved(connection, query)
     asked = conditions_of(query, datetime.now(UTC))
     order = Order(oldest_first=oldest_first)
     if after is not None:
@@ -343,7 +343,7 @@ async def among(
     """
     if not ids:
         return []
-    query, _ = await _resolved(connection, query)
+    query, _ = await resolved(connection, query)
     asked = conditions_of(query, now)
     asked.columns.append(f"id = ANY({asked.bind(list(ids))}::uuid[])")
     where = " AND ".join([*asked.columns, *asked.payload])
@@ -372,7 +372,7 @@ async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
-async def _resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
+async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
     """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
     terms, notice = list(query.terms), None
     for place, one in enumerate(terms):

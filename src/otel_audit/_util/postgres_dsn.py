@@ -6,11 +6,12 @@ connection. So each known parameter is either given its meaning here, or is refu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 SCHEMES: Final = ("postgresql", "postgres")
 _DRIVER: Final = re.compile(r"(postgres(?:ql)?)\+[a-z0-9_]+://")
@@ -112,6 +113,18 @@ def plain_dsn(dsn: str) -> str:
     dsn = dsn.strip()
     found = _DRIVER.match(dsn)
     return f"postgresql://{dsn[found.end() :]}" if found else dsn
+
+
+def role_of(dsn: str) -> str | None:
+    """Name the role that logs in by a DSN, as asyncpg finds it; None: the user of the system.
+
+    Args:
+        dsn: As `plain_dsn` returns it.
+    """
+    parts = urlsplit(dsn)
+    login, at, _ = parts.netloc.rpartition("@")
+    named = unquote(login.partition(":")[0]) if at else ""
+    return named or dict(parse_qsl(parts.query)).get("user") or os.environ.get("PGUSER") or None
 
 
 def read_dsn(dsn: str) -> PostgresDsn:

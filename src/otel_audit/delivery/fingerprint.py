@@ -1,4 +1,4 @@
-"""Where records belong, as a digest that a spool may show: no name, no secret."""
+"""Where records belong: a digest that a spool may show, and words for people; no secret."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from otel_audit._util.postgres_dsn import role_of
 from otel_audit.config import AuditConfig
 
 _HEX_DIGITS: Final = 16
@@ -36,6 +37,23 @@ def destination_digest(config: AuditConfig) -> str:
     except ValueError:  # whoever connects says what is wrong with it
         return ""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HEX_DIGITS]
+
+
+def destination_shown(config: AuditConfig) -> str:
+    """Say for people where records go: no password, no header, no parameter, no path of a URL."""
+    try:
+        if config.exporter == "otlp" and config.otlp_endpoint:
+            _, scheme, host, port, _ = _receiver(config.otlp_endpoint)
+            return f"{scheme}://{host}:{port}"
+        if config.exporter == "postgres" and config.asyncpg_dsn is not None:
+            _, *addresses, database, service = _store(config.asyncpg_dsn)
+            hosts = ",".join(one.replace(" ", ":") for one in addresses if not one.startswith(" "))
+            by = f" (service {service})" if service else ""
+            role = role_of(config.asyncpg_dsn) or "the user of the system"
+            return f"postgresql://{hosts or 'localhost'}/{database}{by} as {role}"
+    except ValueError:  # whoever connects says what is wrong with it
+        return config.exporter
+    return "the console" if config.exporter == "console" else "nowhere (exporter none)"
 
 
 def _receiver(url: str) -> list[str]:

@@ -72,7 +72,7 @@ def stream_record(
         facts |= {
             "service": service,
             "service_version": str(resource.get("service.version", "")),
-            "otel_audit_version": _VERSION,
+            "otel_audit_version": VERSION,
             "host": socket.gethostname(),
             "configuration_sha256": configuration,
         }
@@ -91,5 +91,5 @@ def _own_version() -> str:
         return ""
 
 
-_VERSION: Final = _own_version()
+VERSION: Final = _own_version()
 """Looked up when this is imported: an event loop must not wait for a disk."""

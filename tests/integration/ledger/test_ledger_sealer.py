@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import uuid
 
 import asyncpg
@@ -345,6 +346,31 @@ class TestAnchors:
         assert read_checkpoint(await anchor.last()).size == 2
         assert (tmp_path / "blocked" / "checkpoint-000000000000002").is_file()
         await sealer.close()
+
+    async def test_that_block_their_loop_do_not_hold_up_sealing(self, log):
+        """Somebody's anchor that never awaits is left out; it gets the checkpoint once it can."""
+        may_go_on = threading.Event()
+
+        class Blocking(ObjectAnchor):
+            async def publish(self, note):
+                may_go_on.wait(60)
+                await super().publish(note)
+
+        kept = {}
+        anchor = Blocking("mine", lambda: kept.get("note"), lambda note: kept.update(note=note))
+        sealer = log.sealer(anchors=[anchor, log.anchor])
+        await log.write(2)
+        assert (await sealer.seal()).size == 2
+        assert read_checkpoint(await log.anchor.last()).size == 2
+        await log.write(1)
+        assert (await sealer.seal()).size == 3
+        assert sealer.failed_publications >= 1
+        assert read_checkpoint(await log.anchor.last()).size == 3
+        may_go_on.set()
+        await sealer.settle()
+        await sealer.seal()
+        await sealer.close()
+        assert read_checkpoint(kept["note"]).size == 3
 
     async def test_may_be_an_address(self, log, tmp_path):
         """A service that keeps what is PUT holds the checkpoint; 503 is a failure like another."""
