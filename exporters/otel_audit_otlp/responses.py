@@ -21,7 +21,7 @@ except ImportError as missing:
     raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
 
 LONGEST_RETRY_AFTER: Final = 300.0
-"""Seconds that a receiver is left alone at the most, whatever it asks for."""
+"""Longest ``Retry-After`` that is honoured, in seconds."""
 
 _WHO: Final = "the receiver that OTEL_AUDIT_OTLP_ENDPOINT names"
 _OK: Final = 200
@@ -52,13 +52,13 @@ class Answer:
 
 
 def objection_of(answer: Answer) -> str | None:
-    """Tell what an answer says of the records that were sent.
+    """Return what an answer says about the sent records.
 
     Args:
         answer: The receiver's answer.
 
     Returns:
-        None where the receiver has taken all of them; else why it does not take at least one.
+        None if the receiver has accepted all of them; otherwise why it refuses at least one.
 
     Raises:
         StoreUnavailableError: It cannot take records now; this says nothing about them.
@@ -130,7 +130,7 @@ def _media_type(answer: Answer) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None where there is none."""
+    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None if there is none."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return min(float(value[:9]), LONGEST_RETRY_AFTER)

@@ -66,12 +66,12 @@ __all__ = [
 ]
 
 _LOOK_FOR_CLIENT: Final = 10.0
-"""Seconds after which the server looks whether who asked is still there."""
+"""Seconds after which the server checks whether its client is still there."""
 
 _CACHED_STATEMENTS: Final = 100
 
 _PATIENCE: Final = 2.0
-"""Seconds for telling the server to cancel what runs, and to close the connection."""
+"""Seconds for cancelling the running statement in the server and closing the connection."""
 
 _SYNC_WAIT: Final = "SyncRepWaitForLSN"
 """The server's function that warns where a COMMIT did not wait for the synchronous standby."""
@@ -100,7 +100,7 @@ class Limits:
     Attributes:
         statement: For one statement; 0: as long as it takes, while this process is there.
         lock: For waiting for one lock.
-        idle: For a transaction in which nothing is asked.
+        idle: For a transaction without a statement.
         settings: More that is set, such as ``jit = off``.
     """
 
@@ -232,7 +232,7 @@ async def connect(
         The connection.
 
     Raises:
-        StoreUnavailableError: Nobody answers, or the server takes no connections now.
+        StoreUnavailableError: No server answers, or it accepts no connections now.
         StoreError: The DSN cannot be read, or user, password or database are refused.
     """
     try:
@@ -289,7 +289,7 @@ async def _opened(target: PostgresDsn) -> OwnConnection:
 
 
 def is_pooled(connection: Connection[Any]) -> bool:
-    """Tell whether a pooler stands between here and the server."""
+    """Return whether there is a pooler in front of the server."""
     return isinstance(connection, OwnConnection) and connection.is_pooled
 
 
@@ -297,7 +297,7 @@ async def settle(connection: Connection[Any]) -> None:
     """Wait until all that can be seen now is durable: on disk, and on a synchronous standby.
 
     A row may be seen whose COMMIT was cut off while it waited. A statement that only finds it
-    there writes nothing, and so waits for nobody.
+    there writes nothing, and so waits for no other.
 
     Raises:
         StoreUnavailableError: It is not known to be.
@@ -320,7 +320,7 @@ def refuse_unreplicated(connection: Connection[Any]) -> None:
 
 
 async def disconnect(connection: Connection[Any]) -> None:
-    """Close a connection on which something may still run, which the server is told to cancel."""
+    """Close a connection on which a statement may still run, and cancel it in the server."""
     try:
         async with asyncio.timeout(_PATIENCE):
             await connection.close()
@@ -332,7 +332,7 @@ async def disconnect(connection: Connection[Any]) -> None:
 
 
 def disconnect_later(connection: Connection[Any]) -> None:
-    """Close a connection as `disconnect`, while who calls goes on; see `disconnected`."""
+    """Close a connection as `disconnect`, while the caller continues; see `disconnected`."""
     task = asyncio.get_running_loop().create_task(disconnect(connection))
     _leaving.add(task)
     task.add_done_callback(_leaving.discard)

@@ -69,7 +69,7 @@ class Loader:
             rows: The batch.
 
         Returns:
-            How many of them are new in the store; None where none was stored and a plain statement
+            How many of them are new in the store; None if none was stored and a plain statement
             must be tried: it works, or says what is wrong.
 
         Raises:
@@ -126,7 +126,7 @@ class Loader:
 
 
 def _leaves_connection(error: Exception) -> bool:
-    """Tell whether the connection is as good as before, once what was begun is rolled back."""
+    """Return whether the connection is as good as before, once what was begun is rolled back."""
     state = sqlstate(error)
     return bool(state) and (state.startswith(_NOT_HERE) or is_refusal(error))
 

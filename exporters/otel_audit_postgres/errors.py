@@ -2,7 +2,7 @@
 
 The messages name the setting and the remedy. They never quote the original message, as that may
 show values of a record or parts of a DSN, and is in the server's language; the SQLSTATE
-(PostgreSQL documentation, appendix A) tells what happened, and what was asked tells what it means.
+(PostgreSQL documentation, appendix A) says what happened, and the operation says what it means.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _CONNECTING: Final = {
         "ALLOW_CONNECTIONS true, if that is not for a restore that is under way"
     ),
 }
-"""What errors mean before anything was asked: nothing is said by them of schema audit."""
+"""What errors mean before any statement: they say nothing about schema audit."""
 _REFUSAL: Final = ("22", "23", "54")
 """Classes of errors about what was to be stored: data, constraints, limits."""
 
@@ -102,12 +102,12 @@ def sqlstate(error: BaseException) -> str:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether an error is about what was to be stored; whose fault that is, is not said."""
+    """Return whether an error is about the data to store; it does not say whose fault that is."""
     return sqlstate(error).startswith(_REFUSAL) or _is_unfit_for_driver(error)
 
 
 def is_poison(error: BaseException) -> bool:
-    """Tell whether a record itself is at fault, by a check of ours or by what the driver takes."""
+    """Return whether a record itself is at fault, by our check or the driver's."""
     name = getattr(error, "constraint_name", None) or ""
     return _is_unfit_for_driver(error) or (
         sqlstate(error).startswith("23") and name.startswith(OUR_CHECKS)
@@ -115,7 +115,7 @@ def is_poison(error: BaseException) -> bool:
 
 
 def is_data_error(error: BaseException) -> bool:
-    """Tell whether a value is none of its type, or beyond a limit of the server.
+    """Return whether a value is not of its type, or over a limit of the server.
 
     A record is at fault where nothing but what otel-audit made looks at it.
     """
@@ -144,7 +144,7 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
     Args:
         error: What was raised.
         doing: What was tried, in the infinitive.
-        asks: Whether it was a question to the trail, for which a reader has the rights.
+        asks: Whether it was a query of the trail, for which a reader has the rights.
         sets_up: Whether it was the schema that was made or changed.
 
     Returns:

@@ -150,7 +150,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         self._background.stop(_left(until))
 
     async def _store(self, spans: Sequence[ReadableSpan]) -> None:
-        """Store; try again while the store is away. Whoever waits cancels this in the end."""
+        """Store; try again while the store is away. The waiting caller cancels this in the end."""
         records, refused = _read(spans, self._redacting)
         until = time.monotonic() + self._timeout
         async with self._connection() as sink:

@@ -54,7 +54,7 @@ _PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 _ROLE: Final = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
 _THERE: Final = "SELECT to_regclass('audit.outbox') IS NOT NULL"
 
-# a claim is void when its backend is gone; behind a pooler nobody can tell, and it has to expire
+# a claim is void when its backend is gone; behind a pooler that is not known, so it must expire
 _TAKE: Final = """
 WITH free AS (
     SELECT record_id, octet_length(record) AS size FROM audit.outbox
@@ -218,14 +218,14 @@ class PostgresOutbox:
         self._may_claim: bool | None = None
 
     async def take(self, most: int, most_bytes: int) -> list[Waiting]:
-        """Claim the earliest records that nobody else has claimed.
+        """Claim the earliest records that are not claimed yet.
 
         Args:
             most: Records at once.
             most_bytes: Bytes of records at once; of a larger record only that one.
 
         Returns:
-            The records; none where nothing waits. They stay until they are removed; where that is
+            The records; none if nothing waits. They stay until they are removed; where that is
             not to be, `release` them.
 
         Raises:
@@ -282,7 +282,7 @@ class PostgresOutbox:
         return OutboxState(depth=row["depth"], oldest_age=max(row["age"], 0.0))
 
     async def holds_earlier(self, record_id: str) -> bool:
-        """Tell whether a record waits whose id is not greater, that is, which is not younger."""
+        """Return whether a record waits whose id is not greater, that is, which is not younger."""
         async with self._session() as connection:
             with _explained("read the outbox"):
                 return bool(

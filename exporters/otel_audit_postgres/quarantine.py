@@ -1,4 +1,4 @@
-"""What the store has put aside: looking at it, storing it after all, and letting it rest.
+"""What the store has set aside: looking at it, storing it after all, and letting it rest.
 
 Nothing leaves ``audit.quarantine``; what was stored since, or was looked at, is marked, and the
 trail tells so.
@@ -52,7 +52,7 @@ async def quarantined(dsn: str) -> list[QuarantinedRow]:
 
 
 async def release(dsn: str, rows: list[QuarantinedRow], became: str, reason: str) -> None:
-    """Mark rows as stored since, or dismissed; the trail tells who did it.
+    """Mark rows as stored since, or dismissed; the trail records who did it.
 
     Args:
         dsn: As for `quarantined`.

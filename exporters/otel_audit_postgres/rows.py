@@ -2,7 +2,7 @@
 
 ``payload`` is the whole record as the exact JSON text that ``content_hash`` covers. The other
 columns are projections of it: recomputed from the payload they must come out the same, which is
-why they are made from the record that the payload tells, never from anything else. One function
+why they are made from the payload's record, never from anything else. One function
 says what each column's value is; a `_Form` says how it is put down, as an object or for COPY.
 """
 
@@ -103,7 +103,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """One row of ``audit.audit_logs``.
 
     Attributes:
-        record: The record that the payload tells.
+        record: The payload's record.
         row_id: The record's id, 16 bytes.
         payload: The record's JSON text, UTF-8.
         content_hash: SHA-256 of ``payload``, 32 bytes.
@@ -134,7 +134,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def received_hash(self) -> bytes | None:
-        """The keyed hash of the record as received, None where it came directly."""
+        """The keyed hash of the record as received, None if it came directly."""
         return None if self.record.received is None else _digest(self.record.received)
 
 
@@ -315,7 +315,7 @@ _COPIED: Final = _Form(
 
 
 def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
-    """Encode a record; mend it first where its text could not be stored and searched."""
+    """Encode a record; sanitize it first if its text could not be stored and searched."""
     try:
         payload = _encode(record)
         if not needs_mending(payload) and type(record.record_id) is str and _names_alike(record):
@@ -335,7 +335,7 @@ def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
 
 
 def _names_alike(record: AuditRecord) -> bool:
-    """Tell whether a record names its entities alike before it was written down and after."""
+    """Return whether a record has the same entities before and after encoding."""
     if record.target is not None and type(record.target.id) not in _ALIKE:
         return False
     for change in record.changes:
@@ -425,7 +425,7 @@ def _digest(received: Received) -> bytes | None:
 
 
 def _fitting(number: int | None, bits: int) -> int | None:
-    """The number, None where the column's signed type of so many bits cannot hold it."""
+    """The number, None if the column's signed type of so many bits cannot hold it."""
     if number is None:
         return None
     return (

@@ -58,7 +58,7 @@ from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 _logger = logging.getLogger(__name__)
 
 _TURN: Final = 0.005
-"""Seconds of making rows after which the loop hears others."""
+"""Seconds of making rows after which the event loop runs others."""
 
 _MANY_CHANGES: Final = 500
 """Changes of a record from which on its row is made in a thread: their entities are to be named."""
@@ -113,7 +113,7 @@ _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
 
-# to see what came, to read it, to read the end of the stream, to tell the connection
+# to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
@@ -122,11 +122,11 @@ _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 class PostgresSink:
     """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
-    Writing is idempotent by the record's id. A record whose id another one has is stored beside
-    it, under an id that follows from both, with ``conflict_of``: whoever takes an id first takes
+    Writing is idempotent by the record's id. If another record has its id, the record is stored
+    beside it, under an id derived from both, with ``conflict_of``: the first user of an id takes
     nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
-    reason, and holds up no other. After any error the connection is
-    dropped, and the next call opens a new one.
+    reason, and delays no other. After any error the connection is dropped, and the next call opens
+    a new one.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class PostgresSink:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
-            tell: Told once a day how many rows are in the default partition, counted to a bound.
+            tell: Called daily with the number of rows in the default partition, counted to a bound.
             protector: Encrypts personal values before anything is stored; None: none are.
         """
         self._dsn = dsn
@@ -208,7 +208,7 @@ class PostgresSink:
         try:
             return await self._protector.protect(records)
         except ConfigurationError as error:
-            # nothing is stored in clear, and nothing is lost: it waits until that is mended
+            # nothing is stored in clear, and nothing is lost: it waits until that is fixed
             raise StoreError(str(error)) from None
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
@@ -295,7 +295,7 @@ class PostgresSink:
         return bytes(key)
 
     async def known(self, record_ids: Sequence[str]) -> set[str]:
-        """Tell which records are stored already, of whatever tenant.
+        """Return which records are stored already, of any tenant.
 
         Raises:
             StoreUnavailableError: As for `write`.
@@ -314,11 +314,11 @@ class PostgresSink:
 
         Args:
             record_id: A UUID as text.
-            content_hash: Which row it must be, where that is known: whoever may write can store
+            content_hash: The row's expected hash, if known: every writer can store
                 another record under an id that he knows.
 
         Returns:
-            The receipt; None where there is no such row.
+            The receipt; None if there is no such row.
 
         Raises:
             StoreUnavailableError: As for `write`.
@@ -431,7 +431,7 @@ class PostgresSink:
                 _IN_DEFAULT, _MOST_COUNTED, timeout=self._statement_timeout
             )
         except InsufficientPrivilegeError:
-            return  # it is told by whoever may see it: `otel-audit doctor` and `maintain`
+            return  # `otel-audit doctor` and `maintain` report it, with a role that may see it
         tell(rows)
         if rows:
             log_limited(
@@ -452,7 +452,7 @@ class PostgresSink:
     async def _store(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
-        """Insert rows; those whose ids are taken by other records are stored beside these."""
+        """Insert rows; if another record has a row's id, the row is stored beside it."""
         sound, new = await self._put(connection, rows, became)
         if new != len(sound):
             await self._store_beside(connection, sound, became)
@@ -502,7 +502,7 @@ class PostgresSink:
 
         A check of ours knows records. What somebody else has added to the tables (a trigger, a
         constraint, an index), what is missing there, or a sequence that is behind, refuses
-        whatever comes: such records are sound, and are stored once that is mended.
+        in any case: such records are sound, and are stored once the cause is fixed.
         """
         at_fault = is_poison(error) or (
             is_data_error(error) and not await catalog.additions(connection)
@@ -590,7 +590,7 @@ class PostgresSink:
     async def _store_beside(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
-        """Store the records whose ids are another's beside it, each under an id of its own."""
+        """Store records whose ids other records have, each under a new id."""
         waiting = await self._conflicting(connection, rows, became)
         for claim in range(1, _MOST_CLAIMS):
             if not waiting:
@@ -610,7 +610,7 @@ class PostgresSink:
     async def _conflicting(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> list[Row]:
-        """Tell a record that comes a second time from another one under the same id."""
+        """Distinguish a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
             _STORED, [row.id for row in rows], timeout=self._statement_timeout
         )
@@ -675,7 +675,7 @@ class _Outcome:
     has_taken_any: bool = False
 
     def held_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
-        """Ids of what is held, as whoever sent it spelled them."""
+        """Ids of stored records, as their sender spelled them."""
         spelled = {str(row.id): row.record_id for row in rows} if self.held else {}
         return (spelled.get(record_id, record_id) for record_id in self.held)
 
@@ -716,7 +716,7 @@ def _to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:
 async def _to_rows_by_turns(
     records: Sequence[AuditRecord],
 ) -> tuple[list[Row], list[Refused]]:
-    """As `_to_rows`, while the loop hears others: whoever sends shares it."""
+    """As `_to_rows`, but yields to the event loop, which the senders share."""
     rows: list[Row] = []
     refused: list[Refused] = []
     began = time.perf_counter()
@@ -759,7 +759,7 @@ def _literal(texts: Sequence[str]) -> str:
 
 
 def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
-    """Tell whether the store has a received record already from the application itself."""
+    """Return whether the store has a received record already from the application itself."""
     if row.received_hash is None:
         return False
     unmarked = without_receiver(record_from_payload(row.payload))

@@ -167,7 +167,7 @@ async def wait_for_receipt(
     """Wait until the store has a record, and get what it says of it.
 
     The record must be finished: what `emit` made, or an `audit` block that has ended; the record of
-    a request is finished after its answer. The event loop goes on meanwhile.
+    a request is finished after its answer. The event loop continues meanwhile.
 
     Args:
         record_id: As `emit` returns it, or `record_id` of an action. None: of what was recorded by

@@ -212,7 +212,7 @@ def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
 
 
 def is_flagged(span: ReadableSpan) -> bool:
-    """Tell whether a span carries a record."""
+    """Return whether a span carries a record."""
     return span.attributes is not None and span.attributes.get(FLAG) is True
 
 
@@ -607,7 +607,7 @@ def _shape(names: tuple[str, ...]) -> _Shape:
 def _flat_struct() -> type[msgspec.Struct]:
     """Make the struct of all attributes, each a field ``part_field``; the record is a part, too.
 
-    Its defaults are those of the record's own fields; None where an attribute must say it.
+    Its defaults are those of the record's own fields; None if an attribute must say it.
     """
     fields: list[tuple[str, Any, Any]] = []
     spelled: dict[str, str] = {}

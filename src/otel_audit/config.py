@@ -42,7 +42,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 """A header's name, by RFC 9110; or none."""
 
 _SHOWN = 200
-"""Characters of a name that a message shows at the most."""
+"""Characters of a name that a message shows at most."""
 
 _LONGEST_PATH = 4096
 
@@ -806,7 +806,7 @@ def user_state_directory(setting: str) -> Path:
 
 
 def said_yes(setting: str) -> bool:
-    """Tell whether a variable of the environment is true, whatever else may be wrong there.
+    """Return whether a variable of the environment is true, whatever else may be wrong there.
 
     Args:
         setting: The field's name, such as ``required``.
@@ -816,7 +816,7 @@ def said_yes(setting: str) -> bool:
 
 
 def said_no(setting: str) -> bool:
-    """Tell whether a variable of the environment is false; see `said_yes`."""
+    """Return whether a variable of the environment is false; see `said_yes`."""
     word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 

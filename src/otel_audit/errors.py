@@ -98,7 +98,7 @@ class StoreUnavailableError(StoreError):
     """The audit store cannot be reached now; trying again may help.
 
     Attributes:
-        retry_after: Seconds that it asks to be left alone; None where it does not say.
+        retry_after: Seconds that it asks to be left alone; None if it does not say.
 
     Example::
 

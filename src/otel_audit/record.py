@@ -145,7 +145,7 @@ class Body(_Part, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str | None:
-        """The content as text, None where it is absent."""
+        """The content as text, None if it is absent."""
         return None if self.content is NO_CONTENT else bytes(self.content).decode()
 
 
@@ -176,7 +176,7 @@ class Request(_Part, frozen=True, kw_only=True):
 
 
 class Response(_Part, frozen=True, kw_only=True):
-    """The HTTP response, redacted. ``status_code`` is None where none was sent."""
+    """The HTTP response, redacted. ``status_code`` is None if none was sent."""
 
     status_code: int | None = None
     headers: dict[str, str] = {}

@@ -428,7 +428,7 @@ class Runtime:
         )
 
     def spill_cipher(self) -> Cipher | None:
-        """Make what encrypts large transactions on disk; None where nothing on disk is encrypted.
+        """Make what encrypts large transactions on disk; None if nothing on disk is encrypted.
 
         Raises:
             ConfigurationError: The key of the spool is none.
@@ -453,7 +453,7 @@ class Runtime:
         )
 
     def _begins(self) -> None:
-        # the application may set its tracing up, or anew, whenever it likes
+        # the application may set its tracing up, or again, whenever it likes
         try:
             if self._spans is not None:
                 self._spans.attach()

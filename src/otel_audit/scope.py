@@ -90,7 +90,7 @@ class AuditScope(msgspec.Struct, eq=False):
         closed: Whether the action is over: nothing that begins now is its own.
         closed_at: When it was over, on the monotonic clock, nanoseconds.
         late: Takes what a transaction leaves after the scope has closed.
-        at_commit: Makes records of changes that are about to be committed; none where the action
+        at_commit: Makes records of changes that are about to be committed; none if the action
             is not recorded.
         nested: How many actions were recorded inside of this one.
         origin: Finds out who does it, for whom and from where; None: only what stands here.
@@ -231,7 +231,7 @@ class AuditScope(msgspec.Struct, eq=False):
             self.further = changes
 
     def note_savepoint_rollback(self, count: int) -> None:
-        """Count changes undone by a savepoint whose transaction goes on."""
+        """Count changes undone by a savepoint whose transaction continues."""
         with _counting:
             self.changes_pending -= count
             self.changes_rolled_back += count

@@ -36,7 +36,7 @@ class CommitAtomic:
     """What the application's transactions tell themselves, on its way to the store.
 
     Attributes:
-        relay: Brings it there; None where that is left to others.
+        relay: Brings it there; None if that is left to others.
         attachment: What listens to the sessions, once it does.
     """
 

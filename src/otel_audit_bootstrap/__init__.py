@@ -111,7 +111,7 @@ def refuse_to_start(message: str) -> NoReturn:
 
 
 def must_be_audited() -> bool:
-    """Tell whether the environment, or else the file, says ``required``, whatever else is wrong.
+    """Return whether the environment, or else the file, says ``required``, whatever else is wrong.
 
     What is neither yes nor no counts as yes: somebody wanted to say something.
     """

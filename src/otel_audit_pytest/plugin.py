@@ -216,7 +216,7 @@ class _Run:
             raise pytest.UsageError(str(error)) from error
 
     def judge(self, config: pytest.Config) -> bool:
-        """Compare, and write the reports; tell whether all is well."""
+        """Compare, and write the reports; return whether all is well."""
         import datetime as dt
 
         today = dt.datetime.now(dt.UTC).date()

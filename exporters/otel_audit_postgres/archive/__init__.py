@@ -1,1 +1,1 @@
-"""Months that left the database: Parquet files, signed manifests, and what is asked of them."""
+"""Months that left the database: Parquet files, signed manifests, and queries over them."""

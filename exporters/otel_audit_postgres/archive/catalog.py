@@ -21,7 +21,7 @@ _REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
 
 
 class RecordedArchive(NamedTuple):
-    """A manifest that the trail tells of."""
+    """A manifest that the trail names."""
 
     step: int
     month: date
@@ -42,7 +42,7 @@ def latest(archives: Sequence[RecordedArchive]) -> dict[date, RecordedArchive]:
 
 
 async def record_archive(connection: Connection[Any], note: str, manifest: Manifest) -> int:
-    """Tell in the trail that a month was archived; its step."""
+    """Record that a month was archived; return the record's step."""
     objects = [{"key": one.key, "rows": one.rows, "sha256": one.sha256} for one in manifest.objects]
     step: int = await connection.fetchval(
         _RECORD, manifest.month, note, manifest.rows, json.dumps(objects)
@@ -51,12 +51,12 @@ async def record_archive(connection: Connection[Any], note: str, manifest: Manif
 
 
 async def removed_keys(connection: Connection[Any]) -> set[str]:
-    """Objects that were due to go, and of which a record tells."""
+    """Objects that were due for removal, and that a record names."""
     return {row["key"] for row in await connection.fetch(_REMOVED)}
 
 
 async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
-    """Tell that an object goes, before it goes; the database refuses what is not due or is held."""
+    """Record the removal of an object before it; the database refuses one not due, or held."""
     await connection.fetchval(_REMOVE, step, key, holds_seen)
 
 

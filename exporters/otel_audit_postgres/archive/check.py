@@ -50,7 +50,7 @@ from otel_audit_postgres.ledger.verify.findings import (
 from otel_audit_postgres.ledger.verify.verify import verify
 
 Progress = Callable[[int], None]
-"""Is told how many rows were read."""
+"""Called with how many rows were read."""
 
 _CHANGED: Final = ProblemKind.CHANGED
 _DELETED: Final = ProblemKind.DELETED
@@ -63,8 +63,8 @@ class ArchiveReport:
 
     Attributes:
         months: Months that were looked at.
-        archived: Rows that the manifests tell of, without those that were due to go.
-        removed: Rows whose objects were due to go, and of which a record tells.
+        archived: Rows that the manifests name, without those that were due for removal.
+        removed: Rows whose objects were due for removal, and that a record names.
         rows_read: Rows that were read and hashed again.
         findings: What is not as it was.
     """
@@ -105,7 +105,7 @@ class Question:
         archive: Where the objects are.
         keys: Public keys that may sign.
         deep: Whether rows are read and hashed again, and the tree built.
-        progress: Told how many rows were read.
+        progress: Called with how many rows were read.
     """
 
     archive: ArchiveStore
@@ -147,7 +147,7 @@ def together(report: Report, archived: ArchiveReport) -> Report:
 
 
 async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
-    """Verify all archives that the trail tells of.
+    """Verify all archives that the trail names.
 
     Args:
         dsn: The audit store, as a role that sees all of it.
@@ -344,7 +344,7 @@ def _check_rows(
 def _kept_leaves(
     question: Question, one: ArchivedObject, findings: Findings
 ) -> tuple[tuple[int, int, bytes], ...]:
-    """The leaf hashes of an object that was due to go; the root tells whether they are right."""
+    """The leaf hashes of an object that was due for removal; the root checks them."""
     try:
         with question.archive.fetch(leaves_key(one.key)) as file:
             return read_tree(file.read_text("utf-8")).nodes
@@ -390,7 +390,7 @@ def _flaw(row: Mapping[str, Any], within: tuple[uuid.UUID, uuid.UUID]) -> str | 
 
 
 async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
-    """What the records of archived months tell of their manifests."""
+    """The manifests, as the records of archived months name them."""
     found = await connection.fetch(
         "SELECT id, payload -> 'metadata' ->> 'manifest_sha256' FROM audit.audit_logs "
         "WHERE event_name = 'audit.month.archived' AND payload::text !~ '\\\\u'"
@@ -429,7 +429,7 @@ def _check_chain(
     known = {one.record_id for one in archives}
     forged = sum(record_id not in known for record_id in told)
     if forged:
-        # whoever may insert may write such records, so they prove nothing
+        # every writer can insert such records, so they prove nothing
         findings.warnings.append(
             f"{forged} records tell of manifests that are not in audit.archives: they were taken "
             "from there, or an application made the records up"

@@ -65,7 +65,7 @@ class Manifest:
         rows: Rows that were in the partition.
         policy: SHA-256 of the policy by which it was archived, in hex.
         objects: Its files.
-        tree: The file of the tree: key, bytes, SHA-256; None where no row was archived.
+        tree: The file of the tree: key, bytes, SHA-256; None if no row was archived.
         left_out: Rows by class that were not archived, as the policy says.
     """
 

@@ -57,10 +57,10 @@ class ArchiveStore(Protocol):
         """Put a legal hold on an object, or take it off, where the store knows them."""
 
     def locked_until(self, key: str) -> date | None:
-        """Until when nobody can delete the object; None where the store does not tell."""
+        """Until when nobody can delete the object; None if the store does not say."""
 
     def weakness(self) -> str | None:
-        """Why what is here could be deleted too early; None where it cannot be."""
+        """Why what is here could be deleted too early; None if it cannot be."""
 
 
 def open_archive(url: str, setting: str = "OTEL_AUDIT_ARCHIVE") -> ArchiveStore:
@@ -109,7 +109,7 @@ class FolderArchive:
         return f"file:{self._folder}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:  # noqa: ARG002
-        """Write a file beside its place, bring it to disk, and link it there."""
+        """Write a temporary file, sync it to disk, and link it to its place."""
         target = self._folder / key
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ class FolderArchive:
         return None
 
     def weakness(self) -> str | None:
-        """That whoever may write in the folder may delete."""
+        """The finding that everybody who can write to the folder can delete."""
         return "a folder has no object lock: whoever may write in it can delete archives"
 
 

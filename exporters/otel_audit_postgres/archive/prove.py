@@ -1,4 +1,4 @@
-"""Evidence from an archive alone: no database is asked, and no network but the archive's."""
+"""Evidence from an archive alone: it uses no database, and no network but the archive's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prove_archived(
 
     Args:
         archive: Where it is.
-        record_id: Its id, which tells its month.
+        record_id: Its id, which holds its month.
         keys: Public keys that may have signed the manifest; they go into the bundle.
 
     Returns:
@@ -49,7 +49,7 @@ def prove_archived(
 
 
 def month_of(record_id: uuid.UUID) -> date:
-    """The month that an id tells, by its first 48 bits."""
+    """The month of an id, by its first 48 bits."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
     return date(moment.year, moment.month, 1)
 

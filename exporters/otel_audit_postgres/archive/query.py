@@ -22,7 +22,7 @@ SHOWN: Final = (
 )  # fmt: skip
 """Columns of an answer, in their order."""
 
-# nothing is fetched from anywhere: what is asked for is in the files that were given
+# nothing is fetched from elsewhere: all data is in the given files
 _OFFLINE: Final = (
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
@@ -45,7 +45,7 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
         archive: Where they are.
         objects: Which files there are.
         query: What is looked for.
-        limit: Records at the most.
+        limit: Records at most.
         now: What relative times are counted from.
         with_payload: Whether each comes with its text.
 
@@ -109,9 +109,9 @@ class _Conditions:
         )
 
     def may_be_in(self, month: date) -> bool:
-        """Whether records of a month can be of the time that is asked for.
+        """Whether a month can have records of the requested time.
 
-        A month is told by the id, which is made when an action begins: what took long is of the
+        The id decides the month; it is made when an action begins: a long action is of the
         month before, so that one day is added.
         """
         begin = datetime(month.year, month.month, 1, tzinfo=UTC)

@@ -40,7 +40,7 @@ _ID, _PAYLOAD = _PLACES["id"], _PLACES["payload"]
 _DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
 ClassOf = Callable[[Sequence[Any]], str | None]
-"""Tells the class of a row, its values in the order of the columns; None: it is not archived."""
+"""Returns the class of a row, its values in the order of the columns; None: it is not archived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class WrittenMonth:
         rows: Rows of the month, also those that are not archived.
         files: By class.
         left_out: Rows that are not archived, by the name that they were given.
-        tree: What of the ledger's tree belongs to it; None where no row is archived.
+        tree: What of the ledger's tree belongs to it; None if no row is archived.
     """
 
     rows: int
@@ -86,7 +86,7 @@ async def write_month(
         connection: In a transaction that sees one moment, as a role that sees all rows.
         month: Its first day.
         folder: An empty folder for the files.
-        class_of: Tells classes apart.
+        class_of: Returns the class of a row.
         progress: Called with the rows that were written so far.
 
     Raises:

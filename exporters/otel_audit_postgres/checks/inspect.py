@@ -59,7 +59,7 @@ class Finding:
 
     Attributes:
         name: What, in a few words; the same on every run.
-        ok: Whether it is as it must be; None where a person has to judge, or it cannot be seen.
+        ok: Whether it is as it must be; None if a person has to judge, or it cannot be seen.
         detail: What was found.
         remedy: What to do, empty where nothing is to be done.
     """
@@ -78,7 +78,7 @@ async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
         app_dsn: The application's own database; its role is looked at too.
 
     Returns:
-        What was found, in the order in which to mend it. Never raises for what the store is like:
+        The findings, in the order in which to fix them. Never raises because of the store's state:
         that it cannot be reached is a finding.
     """
     with suppress_instrumentation():

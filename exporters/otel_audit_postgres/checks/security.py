@@ -162,7 +162,7 @@ async def owners(connection: Connection[Any]) -> list[str]:
 
 
 async def role_makers(connection: Connection[Any]) -> list[str]:
-    """Who could make itself a member of the owner; nobody but superusers from PostgreSQL 16 on."""
+    """Roles that could join the owner's role; only superusers from PostgreSQL 16 on."""
     return await _texts(connection, _ROLE_MAKERS)
 
 

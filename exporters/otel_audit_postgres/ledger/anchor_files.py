@@ -60,7 +60,7 @@ def newest_in(directory: Path) -> str | None:
         if note is not None and _size(note) is not None:
             return note
         damaged = note if damaged is None else damaged
-    # whoever reads it says what is wrong with it
+    # the reader reports what is wrong with it
     return damaged
 
 
@@ -79,7 +79,7 @@ def add_to(directory: Path, note: str) -> None:
         except FileExistsError:
             there = read_file(path)
             with suppress(NoteError):
-                # signed anew, or by another key, it says the same
+                # signed again, or by another key, it says the same
                 if there is not None and read_checkpoint(there) == checkpoint:
                     return
                 raise

@@ -1,6 +1,6 @@
 """Places outside the database where checkpoints are published.
 
-Whoever can rewrite the database cannot, there, take back what was said. Another kind of place is a
+Whoever can rewrite the database cannot take back a checkpoint there. Another kind of place is a
 class with the three members of `Anchor`.
 """
 
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ANSWERS_WITHIN: Final = 15.0
-"""Seconds after which an anchor that was asked by a person counts as one that does not answer."""
+"""Seconds until an anchor must have answered a command."""
 _HTTP_TIMEOUT: Final = 10.0
 _LARGEST_ANSWER: Final = 1_000_000
 _NOT_FOUND: Final = 404
@@ -42,7 +42,7 @@ class Anchor(Protocol):
     and ``begin()``, awaited once before the first note of a log.
 
     Each call comes from a thread and an event loop of its own, so that an anchor that blocks holds
-    up nobody; what belongs to a loop (a client's session) is to be made anew.
+    up no other; objects of a loop (a client's session) must be made again.
     """
 
     @property
@@ -167,7 +167,7 @@ class ObjectAnchor:
     """One object of an object store, reached through two callables of yours.
 
     Object stores differ in names, credentials and locks, so what talks to yours is yours: a few
-    lines over its own client. Keep versions (or an object lock) there, so that nobody can take a
+    lines over its own client. Keep versions (or an object lock) there, so that no one can take a
     checkpoint back.
     """
 
@@ -207,7 +207,7 @@ class LogAnchor:
     remembers = False
 
     async def last(self) -> str | None:
-        """Nothing: a log cannot be asked."""
+        """None: a log cannot be read."""
         return None
 
     async def publish(self, note: str) -> None:
@@ -216,7 +216,7 @@ class LogAnchor:
 
 
 async def ask(anchor: Anchor) -> str | None:
-    """Ask an anchor for the note published last, but not for ever.
+    """Read the last published note from an anchor, within a time limit.
 
     Raises:
         AnchorError: It cannot be read, failed, or has not answered after `ANSWERS_WITHIN` seconds.
@@ -251,15 +251,15 @@ async def _last(anchor: Anchor) -> str | None:
 
 
 def remembers(anchor: Anchor) -> bool:
-    """Whether an anchor can be asked what was published there."""
+    """Whether an anchor can return what was published there."""
     return bool(getattr(anchor, "remembers", True))
 
 
 def forgotten(anchor: Anchor, size: int) -> str | None:
-    """Say what it means that an anchor holds nothing; None where that is as it should be.
+    """Say what it means that an anchor holds nothing; None if that is as it should be.
 
     Args:
-        anchor: An anchor that was asked, and knows of no checkpoint.
+        anchor: An anchor that was read, and has no checkpoint.
         size: Leaves in the log.
     """
     if not size or not remembers(anchor):

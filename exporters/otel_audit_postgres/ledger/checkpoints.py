@@ -61,7 +61,7 @@ class Note:
     signatures: tuple[tuple[str, bytes, bytes], ...]
 
     def signed_by(self, keys: Iterable[PublicKey]) -> list[PublicKey]:
-        """Tell which of these keys signed it.
+        """Return which of these keys signed the note.
 
         Args:
             keys: Whose signatures to look at; signatures by others are passed over.
@@ -88,7 +88,7 @@ def signed(checkpoint: Checkpoint, signers: Sequence[Signer] = ()) -> str:
 
     Args:
         checkpoint: What to say.
-        signers: Who signs, in this order; nobody makes a note without signature lines.
+        signers: The signers, in this order; a note needs at least one signature line.
 
     Returns:
         The note, to be encoded as UTF-8.

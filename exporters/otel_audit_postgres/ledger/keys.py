@@ -176,7 +176,7 @@ def read_key_file(path: Path, setting: str) -> SigningKey:
 
 
 def write_key_files(key: SigningKey, path: Path) -> Path:
-    """Write a private key, readable for its owner alone, and the public one beside it.
+    """Write a private key, readable for its owner alone, and the public key in a file next to it.
 
     Args:
         key: The key.

@@ -1,4 +1,4 @@
-"""What the sealer says of rows that were inserted malformed, so that nobody takes them for changed.
+"""The sealer's note about rows that were inserted malformed, so that they do not count as changed.
 
 A leaf covers a row's text, id and time, not its columns. Whether a column that does not follow from
 the text was inserted so or changed since shows by a hash of the columns that the database takes
@@ -42,16 +42,16 @@ def write_flaws(origin: str, first: int, flaws: Iterable[Flaw], signers: Sequenc
 def read_flaws(
     note: str, origin: str | None, first: int, keys: Sequence[PublicKey]
 ) -> frozenset[Flaw]:
-    """Read the note, if it can be believed.
+    """Read the note, if it can be trusted.
 
     Args:
         note: The note.
         origin: The log's name.
         first: Index of the block's first leaf.
-        keys: Public keys that may sign; without any, it is believed as it is.
+        keys: Public keys that may sign; without any, it is trusted as it is.
 
     Returns:
-        The rows; none where no given key signed it, or it is of another block.
+        The rows; none if no given key signed it, or it is of another block.
     """
     try:
         found = read_note(note)

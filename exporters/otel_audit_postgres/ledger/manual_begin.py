@@ -41,7 +41,7 @@ async def move_here(dsn: str) -> str:
         Which database that is.
 
     Raises:
-        StoreError: The role lacks the right, or the server does not tell who it is.
+        StoreError: The role lacks the right, or the server does not give its identity.
     """
     async with store.opened(dsn, "move the ledger") as connection:
         await store.move_here(connection)

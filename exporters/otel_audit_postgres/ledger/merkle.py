@@ -91,7 +91,7 @@ class Tree:
         """Hash all complete subtrees, about as many as there are leaves.
 
         Args:
-            leaves: Leaf hashes, 32 bytes each, in their order; None where pruned.
+            leaves: Leaf hashes, 32 bytes each, in their order; None if pruned.
             pruned: Hashes of pruned subtrees, by first leaf and count.
         """
         self._levels = [list(leaves)]

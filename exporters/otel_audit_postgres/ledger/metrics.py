@@ -21,7 +21,7 @@ class Watched(Protocol):
 
     @property
     def failed_publications(self) -> int:
-        """Times that an anchor could not be asked, or not be told."""
+        """Number of failed reads and writes of anchors."""
 
     @property
     def size(self) -> int:

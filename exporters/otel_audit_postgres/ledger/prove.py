@@ -29,7 +29,7 @@ Bundle = Mapping[str, Any]
 
 
 class ProofError(StoreError):
-    """The store cannot prove what was asked for."""
+    """The store cannot make the requested proof."""
 
 
 async def prove_record(dsn: str, record_id: str, keys: Sequence[PublicKey]) -> Bundle:

@@ -1,6 +1,6 @@
-"""A sealer's anchors: asked and told side by side, and none waited for longer than it may take.
+"""A sealer's anchors: read and written in parallel, each within a time limit.
 
-An anchor that hangs holds up neither sealing nor the other anchors: what it was asked goes on, and
+An anchor that hangs delays neither sealing nor the other anchors: its call continues, and
 it is left out until it has answered.
 """
 
@@ -35,11 +35,11 @@ class Publishing:
     """What a sealer has under way with its anchors. Used from one event loop only.
 
     Attributes:
-        failures: How often an anchor could not be asked or told.
+        failures: Number of failed reads and writes of anchors.
     """
 
     def __init__(self, anchors: Sequence[Anchor]) -> None:
-        """Name the anchors; none is asked yet."""
+        """Take the anchors; none is read yet."""
         self.anchors = tuple(anchors)
         self.failures = 0
         self._published: dict[int, int] = {}
@@ -55,12 +55,12 @@ class Publishing:
         return self._published.get(id(anchor), 0) > 0
 
     async def ask(self, anchors: Sequence[Anchor], *, begun_here: bool = False) -> list[Answer]:
-        """Ask anchors what they saw last.
+        """Read the last checkpoint of anchors.
 
         Args:
-            anchors: Those to ask.
+            anchors: Those to read.
             begun_here: Whether an answer that came late, and knows nothing, counts: the log may
-                have begun since, and then only whoever began it knows that it is new there.
+                have begun since, and then only the one that began it knows that it is new there.
 
         Returns:
             The answers of those that gave one in time; the others are tried again another time.
@@ -84,7 +84,7 @@ class Publishing:
         return answers
 
     def _late(self, anchor: Anchor) -> object:
-        """What an anchor has answered since it was asked; `_FAILED` where nothing is to be had."""
+        """An anchor's answer since its call; `_FAILED` if there is none."""
         task = self._under_way.get(id(anchor))
         if task is None or not task.done() or id(task) not in self._asking:
             return _FAILED
@@ -207,7 +207,7 @@ async def begin_anchor(anchor: Anchor, note: str) -> None:
     """Publish a log's last checkpoint to an anchor that is new to it.
 
     Raises:
-        OtelAuditError: It holds a checkpoint already, cannot be asked, or does not take one.
+        OtelAuditError: It holds a checkpoint already, cannot be read, or does not accept one.
     """
     if await ask(anchor) is not None:
         raise OtelAuditError(f"the anchor {anchor.name} holds a checkpoint: it has begun already")

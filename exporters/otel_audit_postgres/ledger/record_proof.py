@@ -24,7 +24,7 @@ _WAITS: Final = """
 SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float8
 FROM audit.ledger_queue WHERE id = $1 AND tenant_id = $2
 """
-# who is limited to some tenants sees no queue, and cannot tell
+# a role that is limited to some tenants sees no queue, so it cannot know
 _SEES_ALL: Final = """
 SELECT s.everything AND (
     NOT row_security_active('audit.audit_logs')

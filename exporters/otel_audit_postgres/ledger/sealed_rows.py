@@ -1,8 +1,8 @@
 """Rows of the trail in the ledger's order, a page at a time, from a leaf on.
 
-A leaf's number is the one order without a gap: a row that commits late is sealed late, so whoever
-reads on from a leaf misses none. What leaves the trail goes by it. Only sealed rows are read, and
-only those that the role may see: row-level security holds as for any other question.
+A leaf's number is the one order without a gap: a row that commits late is sealed late, so a reader
+that continues from a leaf misses none. Exports use it. Only sealed rows are read, and only those
+that the role may see: row-level security applies as for any other query.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HORIZON: Final = """
 SELECT (SELECT origin FROM audit.ledger_log) AS origin, c.size, c.note
 FROM audit.ledger_checkpoints c ORDER BY c.size DESC LIMIT 1
 """
-# only the slices that are asked for: blocks are stored uncompressed, so that substr reads no more
+# only the requested slices: blocks are stored uncompressed, so that substr reads no more
 _SLICES: Final = f"""
 SELECT b.first + greatest($1 - b.first, 0) AS first,
        substr(b.ids, (greatest($1 - b.first, 0) * {ID_SIZE} + 1)::int,
@@ -94,7 +94,7 @@ class SealedRow:
         content_hash: SHA-256 of the text as it was stored, 32 bytes.
         leaf_hash: Of the leaf, as it was sealed, 32 bytes.
         is_as_sealed: Whether the row, hashed afresh, is what was sealed.
-        columns: More columns, where they were asked for.
+        columns: More columns, if requested.
     """
 
     leaf: int
@@ -117,8 +117,8 @@ class SealedPage:
         next: The leaf at which the next page begins.
         horizon: How far the log was sealed when the page was read; ``next`` is never beyond it.
         absent: Leaves without a row here: dropped with its month, of a tenant that the role may not
-            see, or deleted, which `verify` tells. 0 where a query left rows out.
-        leaf_hash: Of the last leaf before ``next``; None where it is collapsed, or there is none.
+            see, or deleted, which `verify` finds. 0 where a query left rows out.
+        leaf_hash: Of the last leaf before ``next``; None if it is collapsed, or there is none.
     """
 
     rows: tuple[SealedRow, ...]
@@ -141,7 +141,7 @@ async def horizon(connection: Connection[Any]) -> Horizon:
 
 
 async def leaf_hash_at(connection: Connection[Any], leaf: int) -> bytes | None:
-    """The hash of a leaf as it was sealed; None where it is collapsed, or there is none."""
+    """The hash of a leaf as it was sealed; None if it is collapsed, or there is none."""
     found: bytes | None = await connection.fetchval(_HASH, leaf)
     return found or None
 
@@ -169,7 +169,7 @@ async def read_page(  # noqa: PLR0913 - each a choice of its own
         now: What relative times of the query are counted from; by default, now.
 
     Returns:
-        The page. One that holds no row may still lead on: ``next`` tells.
+        The page. A page without rows may still have a next one: see ``next``.
 
     Raises:
         ConfigurationError: ``start``, ``limit`` or ``columns`` is unfit.
@@ -212,7 +212,7 @@ async def read_all(
     """Read page after page up to the horizon; options as for `read_page`.
 
     Yields:
-        Pages, also those without a row: progress can be told by them.
+        Pages, also those without a row: they show the progress.
     """
     upto = options.pop("upto", None)
     while True:

@@ -45,7 +45,7 @@ BLOCK_BYTES: Final = 64_000_000
 """Bytes of rows in one block, or one row: they are read in one transaction, within its limits."""
 
 _SECOND_LOOKS: Final = (0.2, 1.0)
-"""Seconds after which an anchor that knows nothing is asked again, before that counts."""
+"""Seconds after which an empty anchor is read again, before that counts."""
 
 _DOING: Final = "seal the audit store"
 _DURABLE: Final = "SET LOCAL synchronous_commit = on"
@@ -100,7 +100,7 @@ class _Plan:
         tree: The log's tree with it.
         last_note: The last checkpoint that it was planned upon.
         agreeing: The anchors that agree with the log, and get its checkpoint.
-        origin: The log's name, None where it has none yet.
+        origin: The log's name, None if it has none yet.
         block: What to append; None for nothing.
         positions: Its places in the queue.
         judged: What the rows were found to be.
@@ -125,8 +125,8 @@ class Sealer:
     Attributes:
         sealed_rows: Rows that this sealer has sealed.
         faulty_rows: Of these, how many had been changed or deleted.
-        lag: Seconds that the oldest row has waited, when that was asked last.
-        failure: Why the last round failed; None where it did not.
+        lag: Seconds that the oldest row has waited, when last measured.
+        failure: Why the last round failed; None if it did not.
     """
 
     def __init__(  # noqa: PLR0913 - a choice each
@@ -143,10 +143,10 @@ class Sealer:
 
         Args:
             dsn: The audit store, as a role that may seal.
-            signer: Who signs; None seals unsigned, which whoever owns the database can forge.
+            signer: The signer; None seals unsigned, which the owner of the database can forge.
             anchors: Where to publish.
-            batch: Rows in one block, at the most.
-            block_bytes: Bytes of rows in one block, at the most, or one row.
+            batch: Rows in one block, at most.
+            block_bytes: Bytes of rows in one block, at most, or one row.
             connect_timeout: Seconds that connecting may take.
         """
         self._dsn = dsn
@@ -166,7 +166,7 @@ class Sealer:
 
     @property
     def failed_publications(self) -> int:
-        """How often an anchor could not be asked, or told."""
+        """Number of failed reads and writes of anchors."""
         return self._publishing.failures
 
     @property
@@ -175,11 +175,11 @@ class Sealer:
         return self._tree.size
 
     async def seal(self) -> Sealed:
-        """Seal what waits, one block at the most, and publish the checkpoint.
+        """Seal what waits, one block at most, and publish the checkpoint.
 
-        Nothing is held in the database while an anchor or a signer is waited for: they are asked
+        Nothing is held in the database while anchors or the signer are awaited: they are called
         between one transaction, which looks and plans, and another, which appends the block if
-        nobody else has sealed meanwhile.
+        no other sealer has sealed meanwhile.
 
         Returns:
             What was done.
@@ -235,7 +235,7 @@ class Sealer:
         await self._publishing.settle(timeout)
 
     async def run(self, stop: asyncio.Event, interval: float = 1.0) -> None:
-        """Seal until told to stop.
+        """Seal until stopped.
 
         Args:
             stop: Set it to end; what is under way is finished.
@@ -284,7 +284,7 @@ class Sealer:
             disconnect_later(connection)
 
     async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[Answer]:
-        """Ask anchors, and those once more that know nothing: another sealer may just tell them."""
+        """Read anchors, and empty ones once more: another sealer may just be writing to them."""
         answers = await self._publishing.ask(anchors, begun_here=self._began)
         if self._began or not size:
             return answers
@@ -338,7 +338,7 @@ class Sealer:
         assert judged is not None  # noqa: S101 - as there is a block
         origin = plan.origin or self._new_name()
         checkpoint = Checkpoint(origin, plan.tree.size, plan.tree.root())
-        # a key management service is asked over the network
+        # a key management service is called over the network
         note = await asyncio.to_thread(signed, checkpoint, self._signers)
         flaws = None
         if judged.flaws:
@@ -408,7 +408,7 @@ class Sealer:
                 await _refuse_other(connection, tree, anchor.name, note)
                 continue
             why = forgotten(anchor, tree.size)
-            # one that this sealer could not tell of the log's beginning yet has not forgotten it
+            # an anchor that never got the log's beginning from this sealer has not forgotten it
             if why is not None and (not self._began or self._publishing.has_published(anchor)):
                 raise LedgerError(why)
 
@@ -464,7 +464,7 @@ async def _refuse_elsewhere(connection: Connection[Any]) -> None:
 
 
 async def _root_at(connection: Connection[Any], tree: Frontier, size: int) -> bytes | None:
-    """The root of an earlier tree; None where its leaves were pruned."""
+    """The root of an earlier tree; None if its leaves were pruned."""
     if size == tree.size:
         return tree.root()
     earlier = Frontier()

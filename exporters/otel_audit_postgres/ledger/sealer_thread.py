@@ -1,6 +1,6 @@
 """Sealing within an application's own process, where its role may: for simple installations.
 
-Weaker than a sealer apart: whoever takes over the application holds the key, too.
+Weaker than a separate sealer: whoever takes over the application has the key, too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SealingThread:
         self._worker.join(timeout)
 
     async def _seal(self) -> None:
-        # where this begins anew: its connection was of a loop that is gone
+        # where this starts again: its connection was of a loop that is gone
         await self._sealer.close()
         stop = asyncio.Event()
         watching = asyncio.create_task(self._watch(stop))

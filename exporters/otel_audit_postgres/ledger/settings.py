@@ -19,7 +19,7 @@ from otel_audit_postgres.ledger.keys import (
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.plugins import called
 
-_PLUS_SIGNS = 2  # of a key in its text form, at the least
+_PLUS_SIGNS = 2  # of a key in its text form, at least
 
 
 def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> Signer | None:

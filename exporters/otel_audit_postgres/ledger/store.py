@@ -25,12 +25,12 @@ BLOCKS_AT_ONCE: Final = 64
 BYTES_AT_ONCE: Final = 16_000_000
 """Bytes of payload that are read in one go, or one row."""
 
-# exact in numeric; a time that cannot be said in microseconds is one that nobody recorded
+# exact in numeric; a time that has no microseconds form was not recorded by us
 _MICROSECONDS: Final = (
     "CASE WHEN isfinite({0}recorded_at) AND {0}recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM {0}recorded_at) * 1000000)::bigint ELSE -1 END AS recorded_us"
 )
-# a row may hold times that no datetime can, from when nothing was checked; they are told as NULL
+# a row of an old version may hold times outside datetime's range; they are read as NULL
 _READABLE: Final = (
     "CASE WHEN {0} > '0001-01-01 00:00:00+00' "
     "AND {0} < '9999-12-31 23:59:59.999999+00' THEN {0} END"
@@ -176,7 +176,7 @@ class Numbered(NamedTuple):
 
     Attributes:
         producer: The producer's id.
-        received_by: The credential; None where the application wrote itself.
+        received_by: The credential; None if the application wrote itself.
         missing: Numbers that are not stored.
         highest: The highest number.
         is_first: Whether this credential was the first to use that id.
@@ -256,8 +256,8 @@ class DatabaseIdentity:
     """Which database this is, by the server's system identifier and its own number there.
 
     Attributes:
-        here: This one; None where the server does not tell.
-        recorded: The one that the log belongs to; None where nobody has said so yet.
+        here: This one; None if the server does not say.
+        recorded: The one that the log belongs to; None if not recorded yet.
     """
 
     here: str | None
@@ -383,7 +383,7 @@ async def move_here(connection: Connection[Any]) -> None:
 
 
 async def try_to_lead(connection: Connection[Any]) -> bool:
-    """Become the one who seals until the transaction ends, if nobody else is."""
+    """Become the active sealer until the transaction ends, if there is no other."""
     leads: bool = await connection.fetchval(_TRY_LEAD)
     return leads
 
@@ -422,9 +422,9 @@ async def tell_quarantined(connection: Connection[Any]) -> None:
 async def unkept_quarantine(
     connection: Connection[Any],
 ) -> AsyncIterator[tuple[uuid.UUID, list[str], bool]]:
-    """Records that tell of rows in quarantine which are gone or changed; whether the store made it.
+    """Records about rows in quarantine which are gone or changed; whether the store made them.
 
-    Whoever may insert may tell of rows that never were; such a record is not the store's.
+    Every writer can insert records about rows that never were; such a record is not the store's.
     """
     for row in await connection.fetch(_TOLD_QUARANTINED):
         try:
@@ -474,7 +474,7 @@ async def column_hashes(
 
 
 async def flaws(connection: Connection[Any], first: int) -> str | None:
-    """The note about malformed rows of a block, by its first leaf; None where there is none."""
+    """The note about malformed rows of a block, by its first leaf; None if there is none."""
     note: str | None = await connection.fetchval(_FLAWS, first)
     return note
 
@@ -522,7 +522,7 @@ async def unlimited(connection: Connection[Any]) -> None:
 
 
 async def keep_open(connection: Connection[Any]) -> None:
-    """Ask the least that can be asked, for whoever ends connections that are idle."""
+    """Run the smallest statement, against limits for idle connections."""
     await connection.execute("SELECT")
 
 
@@ -550,7 +550,7 @@ async def ids_about(connection: Connection[Any], entity: str) -> list[uuid.UUID]
 
 
 async def notes(connection: Connection[Any], after: int, upto: int) -> dict[int, str]:
-    """The notes of the checkpoints of more than ``after`` leaves and of ``upto`` at the most."""
+    """The notes of the checkpoints of more than ``after`` leaves and of ``upto`` at most."""
     return {row["size"]: row["note"] for row in await connection.fetch(_NOTES, after, upto)}
 
 

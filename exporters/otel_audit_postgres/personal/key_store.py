@@ -38,8 +38,8 @@ from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
 _logger = logging.getLogger(__name__)
 
 REMEMBERED_FOR: Final = 60.0
-"""Seconds after which a key is asked for again: so long others go on with one that was destroyed,
-and what they encrypt with it nobody reads."""
+"""Seconds for which a key is cached: so long other processes may use a destroyed key,
+and data encrypted with it cannot be read."""
 _MOST_REMEMBERED: Final = 10_000
 _OTHERS_MAY: Final = 0o077
 _NONCE_BYTES: Final = 12
@@ -121,7 +121,7 @@ class KeyWrapper(Protocol):
         """
 
     def subject_hash(self, text: bytes) -> bytes:
-        """A keyed hash of 32 bytes, by which a subject is found and not told."""
+        """A keyed hash of 32 bytes, which finds a subject and does not reveal it."""
 
 
 class FileWrapper:
@@ -195,7 +195,7 @@ class _Remembered:
 
 
 class KeyStore:
-    """Keys by subject, over one connection; what was asked for lately is remembered."""
+    """Keys by subject, over one connection; recent ones are cached."""
 
     def __init__(
         self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
@@ -206,7 +206,7 @@ class KeyStore:
             dsn: The database of keys; not the audit store's.
             wrapper: Who wraps keys.
             pending: Where keys are kept, wrapped, that are made while the database cannot be
-                reached; None: nothing is encrypted then, and who asks must wait.
+                reached; None: nothing can be encrypted then, and the caller must wait.
             timeout: Seconds that connecting may take.
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
@@ -366,7 +366,7 @@ class KeyStore:
         self._known.pop(self.subject_hash(subject), None)
 
     async def told(self, subject: Subject) -> None:
-        """Note that the trail tells of it, and let the database forget the old rows."""
+        """Note that the trail has recorded it, and let the database delete the old rows."""
         await self._rows(_TELL, self.subject_hash(subject))
         await self._rows(_TIDY)
 

@@ -179,14 +179,14 @@ class Protector:
         return msgspec.structs.replace(
             change,
             values=values,
-            # a patch tells the value again
+            # a patch repeats the value
             patches={name: one for name, one in change.patches.items() if name not in columns},
             parameters=_leaves(change.parameters, place, key, record.record_id),
         )
 
 
 def protector_from(config: AuditConfig) -> Protector | None:
-    """The protector that the settings describe; None where there are no keys for it.
+    """The protector that the settings describe; None if there are no keys for it.
 
     Raises:
         ConfigurationError: A setting is missing or unfit.
@@ -196,7 +196,7 @@ def protector_from(config: AuditConfig) -> Protector | None:
 
 
 def key_store_from(config: AuditConfig) -> KeyStore | None:
-    """The store of keys that the settings name; None where there is none.
+    """The store of keys that the settings name; None if there is none.
 
     Raises:
         ConfigurationError: A setting is missing or unfit.
@@ -277,7 +277,7 @@ def _text(value: Any) -> str:
 
 
 def _body(body: Body, path: str, encrypt: Encrypt) -> Body:
-    """A body of which only the size and the type are told; not its hash, which can be guessed."""
+    """A body reduced to its size and type; not its hash, which can be guessed."""
     text = body.text
     if text is None:
         return body

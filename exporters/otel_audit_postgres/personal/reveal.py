@@ -25,7 +25,7 @@ async def revealed(payload: str, keys: KeyStore) -> dict[str, Any]:
         The record; a value whose key was destroyed is `ERASED`.
 
     Raises:
-        StoreError: The keys cannot be asked for.
+        StoreError: The keys cannot be read.
     """
     record: dict[str, Any] = json.loads(payload)
     ids = {found.key_id for _, found in _encrypted(record, "")}

@@ -18,11 +18,11 @@ READABLE: Final = r"payload::text !~ '\\u(0000|[dD][89a-fA-F])'"
 
 @dataclass
 class Conditions:
-    """What a query asks of the database.
+    """A query's conditions for the database.
 
     Attributes:
         columns: Conditions on columns, which indexes may serve.
-        payload: Conditions on the payload: whoever asks them bounds how many records are read.
+        payload: Conditions on the payload: the caller must bound how many records are read.
         values: What stands for ``$1``, ``$2`` …
         since: From when on, if the query says so.
         until: Before when.

@@ -98,7 +98,7 @@ async def histogram(
 ) -> Histogram:
     """Count what fits over time.
 
-    From the counts by the hour where they know all that is asked and the span is long enough, else
+    From the hourly counts if they have all fields of the query and the span is long enough, else
     of the newest `WINDOW` records that fit.
 
     Args:
@@ -135,7 +135,7 @@ async def facets(
 ) -> tuple[Facet, ...]:
     """Count the most frequent values of fields.
 
-    From the counts by the hour where they know all that is asked, each within `FACET_TIMEOUT_MS`;
+    From the hourly counts if they have all fields of the query, each within `FACET_TIMEOUT_MS`;
     all others from the newest `WINDOW` records that fit, which are read once, within twice that.
 
     Args:
@@ -143,7 +143,7 @@ async def facets(
         query: What is looked for.
         fields: Of `FACETS`.
     """
-    # asked once for all
+    # read once for all
     is_counted = _may_be_rolled(query) and await _waiting(connection) is not None
     rolled = [name for name in fields if is_counted and name in _ROLLED]
     found = {name: await _rolled_facet(connection, query, name) for name in rolled}
@@ -194,7 +194,7 @@ def _most_frequent(field: str, counted: str) -> str:
 async def _within(
     connection: Connection[Any], milliseconds: int, sql: str, values: Sequence[Any]
 ) -> list[Any] | None:
-    """Ask within a time; None if it was not enough."""
+    """Query within a time limit; None if it was not enough."""
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
@@ -204,7 +204,7 @@ async def _within(
 
 
 def _facet_of(field: str, rows: Sequence[Any] | None, asked: Conditions | None) -> Facet:
-    """A facet of what was counted; of the newest records that fit ``asked``, None: of all."""
+    """A facet of the counted records: the newest that match ``asked``; None: of all."""
     if rows is None:
         return Facet(field, timed_out=True)
     own = [row for row in rows if row["field"] == field]
@@ -221,7 +221,7 @@ def _value_of(field: str) -> str:
 
 
 def _is_rolled(query: Query) -> bool:
-    """Whether the counts by the hour know all that is asked."""
+    """Whether the hourly counts have all fields of the query."""
     return all(
         one.field in _ROLLED or (one.field == "time" and not one.negated and len(one.values) == 1)
         for one in query.terms
@@ -235,7 +235,7 @@ def _may_be_rolled(query: Query) -> bool:
 
 
 def _rolled(query: Query, now: datetime, chosen: str, grouping: str) -> tuple[str, list[Any]]:
-    """Ask the counts by the hour; an hour that the span cuts is told whole."""
+    """Read the hourly counts; an hour that the span cuts counts whole."""
     span = conditions_of(query, now)
     asked = conditions_of(Query(tuple(one for one in query.terms if one.field != "time")), now)
     if span.since is not None:

@@ -1,4 +1,4 @@
-"""What is missing from the numbered streams of records, as far as the store can tell."""
+"""Missing numbers in the producers' streams, as far as the store shows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FROM (
 ) AS neighbours
 WHERE sequence_number - before > 1 ORDER BY producer_id, first
 """  # noqa: S608 - constants
-# whoever used a producer's id first is who it is; asked only where several have used one
+# the first user of a producer's id is the producer; read only if several have used one
 _FIRST_USERS: Final = """
 SELECT DISTINCT ON (producer_id) producer_id, received_by FROM audit.audit_logs
 WHERE producer_id = ANY($1::text[]) ORDER BY producer_id, recorded_at, id
@@ -74,7 +74,7 @@ Key = tuple[str, str | None]
 class Stream:
     """One producer's stream, as the store knows it.
 
-    A stream is what came under a producer's id by one credential. So nobody who may send can fill
+    A stream is all records under a producer's id by one credential. So no other sender can fill
     another's gap, or make one, by its id and numbers.
 
     Attributes:
@@ -87,9 +87,9 @@ class Stream:
         ended: Whether its last record says that it ended in order.
         heard: When the database took its latest record.
         silent_for: Seconds since then.
-        received_by: By which credential the records came; None where the application wrote them.
-        is_first: Whether this credential was the first to use the producer's id. Whoever used it
-            later is another one, or the same by another way: his numbers say nothing.
+        received_by: By which credential the records came; None if the application wrote them.
+        is_first: Whether this credential was the first to use the producer's id. A later one is
+            another producer, or the same by another way: its numbers say nothing.
         conflicts: Records of it that are stored under another id than they came under.
     """
 

@@ -295,7 +295,7 @@ def _word(text: str, *, alone: bool = False) -> str:
 
 
 def spans(value: Value, now: datetime) -> tuple[datetime | None, datetime | None]:
-    """Tell between which times a value of the field ``time`` lies.
+    """Return between which times a value of the field ``time`` lies.
 
     Args:
         value: A value of it.

@@ -48,7 +48,7 @@ class Order:
         return f"(id, tenant_id) {'>' if self.oldest_first else '<'} {place}"
 
     def end_of(self, window: str) -> str:
-        """Ask for the last record of a window, and how many it has."""
+        """Make the query for the last record of a window, and its number of records."""
         backwards = Order(oldest_first=not self.oldest_first)
         return (
             f"SELECT id, tenant_id, occurred_at, count(*) OVER () AS records "  # noqa: S608
@@ -67,10 +67,10 @@ def selected(names: Sequence[str]) -> str:
 
 
 def walk(asked: Conditions, names: Sequence[str], order: str) -> str:
-    """Ask for records by conditions on columns.
+    """Make the query for records by conditions on columns.
 
     Args:
-        asked: The conditions; those on payloads are not asked.
+        asked: The conditions; those on payloads are left out.
         names: Columns of the answer; the first two are ``id`` and ``tenant_id``.
         order: `Order`, with a LIMIT behind it.
 
@@ -104,7 +104,7 @@ def filtered(window: str, conditions: Sequence[str], names: Sequence[str], order
 
 
 def newest(asked: Conditions, names: Sequence[str], most: int = WINDOW) -> str:
-    """Ask for the newest records that fit, so many at most, payloads read or not."""
+    """Make the query for the newest matching records, so many at most, with or without payloads."""
     columns = tuple(dict.fromkeys((*_KEY, *names)))
     window = walk(asked, columns, f"{Order()} LIMIT {most}")
     return filtered(window, asked.payload, columns, "") if asked.payload else window

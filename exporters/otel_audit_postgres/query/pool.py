@@ -1,4 +1,4 @@
-"""Connections for a service that asks the trail on behalf of many: a few, kept open."""
+"""Connections for a service that queries the trail for many users: a few, kept open."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TrailPool:
 
         Raises:
             StoreUnavailableError: None is free in time, or the store cannot be reached.
-            StoreError: What was asked cannot be answered.
+            StoreError: The query cannot be answered.
         """
         try:
             async with asyncio.timeout(self._patience):
@@ -75,7 +75,7 @@ class TrailPool:
         except TimeoutError:
             raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
         try:
-            # not for all of it: a stream begins in one context and goes on in another
+            # not for all of it: a stream begins in one context and continues in another
             with suppress_instrumentation():
                 connection = await self._taken()
             try:

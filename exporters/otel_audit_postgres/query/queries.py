@@ -134,7 +134,7 @@ class Found:
         status_code: The response's status.
         request_id: The request's id.
         trace_id: The trace's id.
-        actor_reason: Why nobody was identified, such as ``bad_signature``; None where ``actor_id``
+        actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
     """
 
@@ -158,10 +158,10 @@ class Page:
     """Some of what was found.
 
     Attributes:
-        records: In the order that was asked for.
+        records: In the requested order.
         next: Where the next page begins; None if there is none.
         searched_to: Where the search stopped before the page was full, as `WINDOW` records had
-            been read whole; ``next`` goes on there. None: nothing was left out.
+            been read whole; ``next`` continues there. None: nothing was left out.
         notice: How the query was understood, where it could be understood otherwise.
     """
 
@@ -201,7 +201,7 @@ class Size:
 
     Attributes:
         name: The table's, within schema audit.
-        rows: As last estimated by the database, None where it was never analyzed.
+        rows: As last estimated by the database, None if it was never analyzed.
         table_bytes: With TOAST.
         index_bytes: Of all its indexes.
     """
@@ -387,7 +387,7 @@ async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, st
 
 
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:
-    """Say why nobody was identified; the text of all that is looked through is not read for it."""
+    """Read why no actor was identified; not for all searched records, to spare their texts."""
     anonymous = [record.id for record in found if record.actor_id == ANONYMOUS.id]
     if not anonymous:
         return tuple(found)

@@ -42,7 +42,7 @@ def parse_span(text: str, now: datetime | None = None) -> tuple[datetime, dateti
         begin = datetime.fromisoformat(text)
         if begin.tzinfo is None:
             begin = begin.replace(tzinfo=UTC)
-        # refuses what is beyond the years that can be told in UTC
+        # refuses a time outside the years of UTC
         begin = begin.astimezone(UTC)
         return begin, _after(begin, _ONE_DAY if _DAY.fullmatch(text) else _precision(text))
     except (ValueError, OverflowError):
@@ -55,7 +55,7 @@ def parse_time(text: str, now: datetime | None = None) -> datetime:
 
 
 def _after(begin: datetime, length: timedelta) -> datetime | None:
-    """The end of a span; None where no calendar can tell it."""
+    """The end of a span; None if it is outside the calendar."""
     try:
         return begin + length
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The audit trail, to be asked: typed, asynchronous, a page at a time, and each look is recorded.
+"""Queries of the audit trail: typed, asynchronous, a page at a time; each look is recorded.
 
 Example::
 
@@ -60,7 +60,7 @@ class Trail:
     """An open connection to the trail; made by `open_trail`.
 
     Every question is one transaction: the answer is read, that it was given is recorded as
-    ``audit.viewed`` (who: the database role that logged in; what was asked; how many records), and
+    ``audit.viewed`` (the database role that logged in; the query; how many records), and
     only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
     """
 
@@ -80,7 +80,7 @@ class Trail:
             views: See `open_trail`.
             viewer: See `open_trail`.
             scope: What the database shows at most.
-            is_repeated: Tells whether a look is but the last one over again, and recorded already.
+            is_repeated: Returns whether a look only repeats the last one, and is recorded already.
         """
         self._connection = connection
         self._views: Views = views
@@ -188,7 +188,7 @@ class Trail:
         return await queries.sizes(self._connection)
 
     async def proved(self, what: str, records: int) -> None:
-        """Record that evidence was taken out: ``what`` is an id, an entity, or a checkpoint."""
+        """Record an export of evidence: ``what`` is an id, an entity, or a checkpoint."""
         await self.looked("prove", {"what": what}, records)
 
     async def looked(self, question: str, asked: dict[str, Any], records: int) -> None:
@@ -207,7 +207,7 @@ class Trail:
 
         Args:
             question: Its name in the record of the look, such as ``search``.
-            asked: What was asked, for that record; what is None is left out.
+            asked: The query, for that record; None values are left out.
             answer: Reads the answer.
             count: How many records an answer has.
             target: What was looked at, as type and id; the type begins with ``audit_``.
@@ -258,7 +258,7 @@ async def look_as(connection: Connection[Any], scope: Scope | None) -> None:
         scope: To what; None: the role's own rights are all that counts.
 
     Raises:
-        StoreError: Some tenants only were asked for, and row level security is not active here.
+        StoreError: The query is limited to tenants, but row-level security is not active here.
     """
     if scope is None:
         return
@@ -278,7 +278,7 @@ async def open_trail(
             recorded by a function of the store, under the name of the role that logged in.
         views: ``required``: what cannot be recorded is not shown. ``tried``: it is shown, and the
             log says so. ``off``: nothing is recorded.
-        viewer: On whose behalf a service asks, where people do not log in to the database.
+        viewer: The person behind a service's query, if people do not log in to the database.
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.

@@ -15,7 +15,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 
 LONGEST_RUN: Final = 1 << 20
-"""Leaves that are collapsed in one statement, at the most: 48 bytes each are read at once."""
+"""Leaves that are collapsed in one statement, at most: 48 bytes each are read at once."""
 
 _COLLAPSIBLE: Final = "SELECT first, leaves FROM audit.collapsible_blocks()"
 

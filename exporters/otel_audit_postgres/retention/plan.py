@@ -202,7 +202,7 @@ async def explain(
 
 
 async def trusted_day(connection: Connection[Any]) -> date:
-    """Today, by the database's clock, if this machine's tells about the same.
+    """Today, by the database's clock, if this machine's clock is close to it.
 
     Raises:
         PolicyError: They are apart: one of them jumped, and nothing may go by a wrong clock.

@@ -29,7 +29,7 @@ class PolicyError(ConfigurationError):
 
 
 class RecordKind(NamedTuple):
-    """What a rule can tell records apart by."""
+    """The fields that a rule can match."""
 
     tenant: str
     event: str
@@ -148,7 +148,7 @@ class RetentionPolicy:
 
     @property
     def reads_level(self) -> bool:
-        """Whether a rule asks for the level, which is in the payload alone."""
+        """Whether a rule matches the level, which is in the payload alone."""
         return any("level" in rule.match for rule in self.rules)
 
     def as_plain(self) -> dict[str, Any]:

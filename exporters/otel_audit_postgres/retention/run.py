@@ -73,7 +73,7 @@ _TRIES: Final = 30
 _NOT_SEALED: Final = "waits for the sealer"
 
 Told = Callable[[str, str], None]
-"""Is told which month and which step come next; tests cut a run off here."""
+"""Called with the month and the step that come next; tests interrupt a run here."""
 
 
 class _Level(msgspec.Struct):
@@ -86,13 +86,13 @@ class Setting:
 
     Attributes:
         dsn: The audit store, as a member of the retention role that also sees all rows.
-        archive: Where months are archived; None where the policy archives nothing.
+        archive: Where months are archived; None if the policy archives nothing.
         signer: Who signs manifests.
         keys: Public keys that may have signed.
         seal: Called when a record waits to be sealed; None: another process seals.
         wait: Seconds to wait for that.
-        tell: Told each step before it is taken.
-        progress: Told how many rows of a month were written.
+        tell: Called with each step before it is taken.
+        progress: Called with how many rows of a month were written.
     """
 
     dsn: str
@@ -137,7 +137,7 @@ async def run(policy: RetentionPolicy, setting: Setting, today: date | None = No
     """Do what is due.
 
     Args:
-        policy: The policy; it is put in force, which a record tells if it changed.
+        policy: The policy; it is put in force; a change is recorded.
         setting: With what.
         today: For which day; by default for the database's. The database itself knows only its
             own, and refuses what by that must stay.
@@ -314,7 +314,7 @@ class _Run:
     async def _publish(
         self, draft: Manifest, uploads: Sequence[tuple[str, Path, str, date | None]]
     ) -> None:
-        """Put the files and the manifest into the archive, and tell so in the trail."""
+        """Put the files and the manifest into the archive, and record it in the trail."""
         archive, name = self._setting.archive, f"{draft.month:%Y-%m}"
         for key, path, sha256, until in uploads:
             assert archive is not None  # noqa: S101 - refused before
@@ -378,7 +378,7 @@ class _Run:
         return True
 
     async def _drop(self, month: PlannedMonth, retired: uuid.UUID, name: str) -> int:
-        """Drop the partition, alone in a transaction that waits 2 s for its lock at the most."""
+        """Drop the partition, alone in a transaction that waits 2 s for its lock at most."""
         for number in range(_TRIES):
             await self._keep_leading()
             self._step(name, "drop")
@@ -396,7 +396,7 @@ class _Run:
         raise AssertionError  # pragma: no cover - the last try returns or raises
 
     async def _expire(self, plan: Plan) -> None:
-        """Delete what of the archives is due to go, told first; what is held stays."""
+        """Delete archive objects that are due; each is recorded first, and held ones stay."""
         archive = self._setting.archive
         if archive is None:
             return
@@ -437,7 +437,7 @@ class _Run:
             archive.put(leaves_key(entry.key), Path(kept.name), digest, None)
 
     async def _keep_leading(self) -> None:
-        """Ask something over the connection that holds the lock, so that nobody ends it as idle."""
+        """Run a statement over the connection with the lock, so that it is not ended as idle."""
         try:
             await store.keep_open(self._guard)
         except OtelAuditError:
@@ -453,5 +453,5 @@ class _Run:
 
 
 def _longest(objects: Sequence[ArchivedObject]) -> date | None:
-    """Until when what tells of these objects must not be deleted."""
+    """Until when the records of these objects must not be deleted."""
     return max((one.locked_until for one in objects if one.locked_until), default=None)

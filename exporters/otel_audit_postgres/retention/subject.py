@@ -37,7 +37,7 @@ class ErasurePlan:
         rows: Records in the store that are by him or about him.
         first, last: When the first and the last of them happened.
         erased: Keys of his that were destroyed before.
-        held: The hold that forbids it; None where none does.
+        held: The hold that forbids it; None if none does.
     """
 
     keys: int
@@ -66,7 +66,7 @@ async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePla
 
 
 async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: str) -> bool:
-    """Erase somebody: his keys are destroyed, and a record without his name tells so.
+    """Erase a person: destroy his keys, and record that without his name.
 
     The trail, its proofs and its archives stay as they are, whatever the number of rows.
 
@@ -81,7 +81,7 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
         False if he was erased before, and nothing was left to do.
 
     Raises:
-        ConfigurationError: Nobody of that name has keys, or the reason names him.
+        ConfigurationError: No person of that name has keys, or the reason names him.
         StoreError: A hold forbids it, or one of the databases cannot be reached. A second try
             finishes what the first one began.
     """
@@ -111,7 +111,7 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
 
 
 async def replay_erasures(dsn: str, keys: KeyStore) -> int:
-    """Destroy again what a restored database of keys has brought back; how many keys were told.
+    """Destroy keys again that a restored key database has brought back; return their number.
 
     Args:
         dsn: The audit store, as a reader or its retention role.
@@ -163,7 +163,7 @@ async def export_subject(
 
 
 async def _record_look(connection: Connection[Any], records: int) -> None:
-    """That somebody's data was taken out is a record, without his name."""
+    """Record the look at somebody's data, without his name."""
     await connection.fetchval(_VIEW, "{}", records)
 
 

@@ -56,7 +56,7 @@ class InitReport:
 
     Attributes:
         version: The schema's version now.
-        applied: Names of the migrations that were applied, none where it was up to date.
+        applied: Names of the migrations that were applied, none if it was up to date.
         partitions: Names of the partitions that were made.
         lines: What was done, for a person, one line each.
     """
@@ -274,7 +274,7 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
 
 @asynccontextmanager
 async def _begun(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
-    """A transaction in which nobody else changes the schema."""
+    """A transaction in which no other changes the schema."""
     with suppress_instrumentation(), _explained():
         async with _connection(dsn_or_engine) as connection, connection.transaction():
             await alone(connection, _KEY, "set up the audit store")

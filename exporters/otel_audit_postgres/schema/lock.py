@@ -1,4 +1,4 @@
-"""Changing a schema alone: who waits for a lock that somebody else keeps is told who that is."""
+"""Exclusive schema changes; a timeout names the holder of the lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHERE l.granted AND l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
 
 
 async def alone(connection: Connection[Any], key: int, doing: str) -> None:
-    """Wait until nobody else has this advisory lock; say who it is that does not end.
+    """Wait for this advisory lock; the error names its holder.
 
     Before there is a schema there is no table to lock, and this lock anybody can take.
 

@@ -1,4 +1,4 @@
-"""What a store needs now and then: partitions ahead, and a look at what is beside them."""
+"""Regular maintenance of a store: future partitions, and a check of the default partition."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Partition:
     Attributes:
         name: The partition's name.
         state: ``exists``, ``made``, ``dropped`` (the month was retired), ``empty`` (there are no
-            rows of a month that was asked for), ``blocked`` (many rows of it are in the default
+            rows of a requested month), ``blocked`` (many rows of it are in the default
             partition) or ``busy`` (a lock could not be had; try again).
         detail: Why, where it was not made; what was moved into it, where it was.
     """
@@ -109,6 +109,6 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
 
 
 async def has_default(connection: Connection[Any]) -> bool:
-    """Tell whether the default partition is one of the trail's."""
+    """Return whether the default partition is one of the trail's."""
     found: bool = await connection.fetchval(_HAS_DEFAULT)
     return found

@@ -92,7 +92,7 @@ class Members:
 
 
 async def borrow(connection: Connection[Any], me: str, role: str) -> bool:
-    """Become a member of a role for as long as this takes; tell whether a grant was needed."""
+    """Become a member of a role for as long as this takes; return whether a grant was needed."""
     if await connection.fetchval("SELECT pg_has_role($1::name, $2::name, 'USAGE')", me, role):
         return False
     is_member = await connection.fetchval(_IS_MEMBER, quoted(me), quoted(role))

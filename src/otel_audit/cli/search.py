@@ -41,7 +41,7 @@ def _named(_context: click.Context, _parameter: click.Parameter, entity: str) ->
     return entity
 
 
-def _query_of(text: tuple[str, ...], options: dict[str, tuple[str, ...]]) -> Query:
+def query_of(text: tuple[str, ...], options: dict[str, tuple[str, ...]]) -> Query:
     """Read the arguments and the options as one query; an option that is repeated means: any of."""
     from otel_audit_postgres.query.fields import FIELDS
     from otel_audit_postgres.query.grammar import Query, Term, Value, parse
@@ -74,13 +74,13 @@ def _within(query: Query, since: str | None, until: str | None) -> Query:
     return query
 
 
-_query_argument = click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
+query_argument = click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
 # -field:value is a part of the query
-_QUERY_SETTINGS = {"ignore_unknown_options": True}
+QUERY_SETTINGS = {"ignore_unknown_options": True}
 
 
-@click.command(context_settings=_QUERY_SETTINGS)
-@_query_argument
+@click.command(context_settings=QUERY_SETTINGS)
+@query_argument
 @dsn_option
 @click.option("--since", metavar="TIME", help="At or after: ISO 8601, or how long ago: 12h, 7d.")
 @click.option("--until", metavar="TIME", help="Before: as for --since.")
@@ -111,7 +111,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
 
     That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
     """
-    query = _within(_query_of(text, wanted), since, until)
+    query = _within(query_of(text, wanted), since, until)
     page = _ask(dsn, lambda trail: trail.search(query, limit=limit, after=after))
     _print_page(page, as_json, "No matching records (your role may not see all tenants).")
 
@@ -145,8 +145,8 @@ def show(dsn: str | None, record_id: str) -> None:
         )
 
 
-@click.command(context_settings=_QUERY_SETTINGS)
-@_query_argument
+@click.command(context_settings=QUERY_SETTINGS)
+@query_argument
 @dsn_option
 @click.option("--since", metavar="TIME", default="7d", show_default=True, help="Count from here.")
 @click.option("--by", multiple=True, metavar="FIELD", help="Count the most frequent of event, …")
@@ -160,7 +160,7 @@ def stats(
     outcome, actor, tenant, action, status, service, target.
     """
     if text or by:
-        _print_counts(dsn, _within(_query_of(text, {}), since, None), by, as_json)
+        _print_counts(dsn, _within(query_of(text, {}), since, None), by, as_json)
         return
     begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
     volume = _ask(dsn, lambda trail: trail.volume(begin))

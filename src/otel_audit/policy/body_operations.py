@@ -1,4 +1,4 @@
-"""Names for what a body asks for, where one path stands for all: GraphQL and JSON-RPC."""
+"""Names of the operations in a body, for APIs with one path: GraphQL and JSON-RPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STRUCTURED: Final = frozenset(b"{[")
 
 
 class Operations(msgspec.Struct, frozen=True):
-    """An operation that a body asks for.
+    """An operation that a body requests.
 
     Attributes:
         system: ``graphql`` or ``jsonrpc``.
@@ -82,7 +82,7 @@ _decode_answers = msgspec.json.Decoder(list[_Answer]).decode
 
 @functools.lru_cache(maxsize=2048)
 def carries_operations(path: str) -> bool:
-    """Tell whether a path looks as if its bodies said what is asked for.
+    """Return whether a path looks like one whose bodies name the operation.
 
     Args:
         path: As requested, or a route's template.
@@ -93,13 +93,13 @@ def carries_operations(path: str) -> bool:
 
 
 def read_operations(body: bytes) -> Operations | None:
-    """Read what a request's body asks for. Never raises.
+    """Read which operations a request's body requests. Never raises.
 
     Args:
         body: The body, whole.
 
     Returns:
-        What it asks for; None where it is neither GraphQL nor JSON-RPC, or not understood.
+        The operations; None if it is neither GraphQL nor JSON-RPC, or not understood.
     """
     head = body.lstrip(b" \t\r\n")[:1]
     if not head or head[0] not in _STRUCTURED:
@@ -170,10 +170,10 @@ def read_failure(body: bytes, system: str, *, whole: bool) -> Failure | None:
 
 
 def name_operations(operations: Operations) -> Naming | None:
-    """Name what is asked for, such as ``order.refunded`` for the mutation ``refundOrder``.
+    """Name the operation, such as ``order.refunded`` for the mutation ``refundOrder``.
 
     Returns:
-        The naming; None where several different things are asked for at once: none of them may
+        The naming; None if several different operations are requested at once: none of them may
         hide the others.
     """
     if len(operations.names) != 1:

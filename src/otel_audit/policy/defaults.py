@@ -19,7 +19,7 @@ def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
     """Make the last rules: together they decide on every request.
 
     Writes in full; denials, failures, sensitive reads and sockets at ``metadata``; other reads
-    not at all. Sockets in full where their messages are wanted. A level in the settings takes the
+    not at all. Sockets in full if their messages are captured. A level in the settings takes the
     place of all of these levels.
 
     Raises:
@@ -45,7 +45,7 @@ def default_rules(config: AuditConfig) -> tuple[CompiledRule, ...]:
         rules.append(Rule(full, "sockets", methods=("WEBSOCKET",)))
     rules += [
         Rule("none", "reads", methods=tuple(sorted(READS))),
-        # sockets, and methods nobody knows: these may do anything
+        # sockets, and unknown methods: these may do anything
         Rule(little, "other_methods"),
     ]
     return tuple(compile_rule(rule, f"{PREFIX}{rule.name.upper()}") for rule in rules)

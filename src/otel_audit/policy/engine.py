@@ -45,7 +45,7 @@ _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _CONTROL: Final = re.compile(CONTROLS)
 
 _is_secret: Final = functools.lru_cache(maxsize=512)(is_secret_parameter)
-"""Whether a path parameter lets in whoever knows it, and so is the name of no thing."""
+"""Whether a path parameter is a credential, and so not the id of a target."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATS: Final = frozenset({307, 308})
@@ -64,7 +64,7 @@ class Start(msgspec.Struct, frozen=True):
         request: Whether its body may be needed.
         response: Whether the response's body may be needed.
         body_limit: Bytes of each that are copied, where a rule says so.
-        messages: Whether a rule asks for a WebSocket's messages, whatever the setting says.
+        messages: Whether a rule captures a WebSocket's messages, whatever the setting says.
     """
 
     level: Level
@@ -120,10 +120,10 @@ UNDECIDED: Final = Decision(
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Decides what is recorded, at which level, under which name. Made once; any thread may ask.
+    """Decides what is recorded, at which level, under which name. Made once; thread-safe.
 
     Attributes:
-        rules: In the order they are asked; the last one matches everything.
+        rules: In the order of evaluation; the last one matches everything.
         routes: What routes say about themselves, for `at_start`.
         nouns: Derived nouns to those that are to be used.
     """
@@ -159,7 +159,7 @@ class Policy:
 
     @property
     def may_be_strict(self) -> bool:
-        """Whether a rule asks for an intent, so that where deciding fails it may be that one."""
+        """Whether a rule requires an intent; if deciding fails, it may have been that one."""
         return any(compiled.rule.strict for compiled in self.rules)
 
     @classmethod
@@ -177,7 +177,7 @@ class Policy:
     def with_routes(self, routes: Iterable[tuple[Iterable[str], str, Override]]) -> Policy:
         """Make a policy that knows beforehand what routes say about themselves.
 
-        `decide` needs no such help; `at_start` does, to know that a body will be wanted.
+        `decide` needs no such help; `at_start` does, to know that a body will be needed.
 
         Args:
             routes: Methods, template, and override of each route that has one; no methods: all.
@@ -206,7 +206,7 @@ class Policy:
             path: As requested.
 
         Returns:
-            The most that any rule could still ask for. That a request which writes to the database
+            The highest level that a rule could give. That a request which writes to the database
             is recorded in any case needs no body, and is not counted here.
         """
         known = self._starts.get((method, path))
@@ -253,13 +253,13 @@ class Policy:
         reached: bool = True,
         on_failure: Callable[[str, Exception], object] | None = None,
     ) -> Decision:
-        """Decide on a request, as far as it has come; asked again later it may decide otherwise.
+        """Decide on a request with the facts known so far; a later call may decide otherwise.
 
         Args:
             method: HTTP method in upper case; ``WEBSOCKET`` for a socket.
             path: As requested.
-            route: The route's template, None where none matched.
-            status: The response's status code, None where there is none.
+            route: The route's template, None if none matched.
+            status: The response's status code, None if there is none.
             actor: Who.
             tenant: For whom.
             wrote: Whether the request wrote to the database: then it is recorded, at least at
@@ -268,8 +268,8 @@ class Policy:
             key: The record's id: makes the same choice each time for a sampled request.
             name_all: Whether a request that is not recorded gets a name, too.
             reached: Whether it came to the router: middleware may have answered it before.
-            on_failure: Told of the ``name`` or the ``target`` that could not be found, which then
-                does not cost the decision; without it, the failure goes on.
+            on_failure: Called with ``name`` or ``target`` if that could not be found; then the
+                decision stands without it. Without a callback, the error is raised.
 
         Returns:
             The decision. Never raises for what a client or a route gives.
@@ -370,7 +370,7 @@ class Policy:
 
 
 def is_nobody(actor: Actor) -> bool:
-    """Tell whether an actor is nobody in particular.
+    """Return whether an actor is anonymous.
 
     Somebody who only calls himself so is not, nor is who presented what could not be verified.
     """
@@ -378,7 +378,7 @@ def is_nobody(actor: Actor) -> bool:
 
 
 def is_unknown(actor: Actor) -> bool:
-    """Tell whether nobody knows who an actor is."""
+    """Return whether it is not known who an actor is."""
     return actor.id == "anonymous" and not actor.verified
 
 
@@ -391,14 +391,14 @@ def _kept(one_of: int, key: str | None) -> bool:
 def _is_turned_away(
     method: str, status: int | None, scope: Mapping[str, Any], *, reached: bool
 ) -> bool:
-    """Tell whether a redirection is all that became of a request.
+    """Return whether a redirection is the only effect of a request.
 
     A handler may redirect after it has done what was asked; only one that has the client repeat a
     write has not done it here.
     """
     if reached and _is_served(scope):
         return status in _REPEATS and method in WRITES
-    # only where the framework says which endpoint serves can it be told that none did
+    # only a framework that names the serving endpoint shows that none did
     return status in _REPEATS or "app" in scope
 
 
@@ -427,7 +427,7 @@ def _target(
 
 
 def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
-    """Put path parameters in their places; None where one is missing or secret."""
+    """Put path parameters in their places; None if one is missing or secret."""
     values = {name: _parameter(name, parameters) for name in _PLACE.findall(template)}
     if None in values.values():
         return None

@@ -9,7 +9,7 @@ from otel_audit.policy.words import singular, split_words
 
 _BEHIND: Final = frozenset({"db", "entity", "model", "orm", "row", "table", "tbl"})
 _BEFORE: Final = frozenset({"db", "orm", "sql", "tbl"})
-"""Words by which code tells a mapped class from the thing itself: ``UserModel``, ``DBUser``."""
+"""Words that code adds to a noun for its mapped class: ``UserModel``, ``DBUser``."""
 
 _PERHAPS_BEHIND: Final = frozenset({"mapping", "object", "record", "schema"})
 """The same where the table says so; a ``MedicalRecord`` is one."""
@@ -21,7 +21,7 @@ def entity_noun(name: str, table: str | None = None) -> str:
 
     Args:
         name: The class's name.
-        table: The table's name, without its schema. It tells whether a word such as ``Model``
+        table: The table's name, without its schema. It shows whether a word such as ``Model``
             belongs to the thing: ``CarModel`` in ``car_models`` is a car model, ``UserModel`` in
             ``users`` is a user.
 
@@ -56,7 +56,7 @@ def further_noun(noun: str, name: str, table: str) -> str | None:
 
     Returns:
         That of the table, where it says something else: a ``CustomerOrder`` in ``orders`` is an
-        ``order``. None where it says the same, or only adds a prefix: ``shop_orders``.
+        ``order``. None if it says the same, or only adds a prefix: ``shop_orders``.
     """
     found = table_noun(table)
     stored, said = _singular(split_words(found)), _singular(split_words(noun))
@@ -69,7 +69,7 @@ def further_noun(noun: str, name: str, table: str) -> str | None:
 
 
 def alike(one: str, other: str) -> int:
-    """Tell how alike two nouns are: 2 for the same, 1 where one is the other's last words, else 0.
+    """Return how alike two nouns are: 2 if equal, 1 if one is the other's last words, else 0.
 
     Underscores do not count: ``mealplan`` is ``meal_plan``.
     """

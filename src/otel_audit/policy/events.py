@@ -16,7 +16,7 @@ _BY_PARTICIPLE: Final[dict[str, str]] = {
 
 
 def action_of_event(name: str) -> str:
-    """Tell the kind of action from the last word of an event name.
+    """Return the kind of action, by the last word of an event name.
 
     Args:
         name: Such as ``tenant.provisioned`` or ``user.logged_in``.

@@ -29,7 +29,7 @@ class Operation:
     Attributes:
         kind: ``query``, ``mutation`` or ``subscription``.
         name: As the client calls it; empty where it has no name.
-        fields: The fields of the root type that it asks for, each once.
+        fields: The fields of the root type that it selects, each once.
     """
 
     kind: str
@@ -57,7 +57,7 @@ def read_operation(document: str, name: str | None = None) -> Operation | None:
         name: Which one, where there are several.
 
     Returns:
-        The operation; None where the document is not understood, or does not say which one.
+        The operation; None if the document is not understood, or does not say which one.
     """
     if len(document) > _LONGEST:
         return None
@@ -95,7 +95,7 @@ def _read(tokens: _Tokens) -> tuple[list[tuple[str, str, _Selection]], dict[str,
 
 
 def _selection(tokens: _Tokens) -> _Selection:
-    """Read from ``{`` to behind its ``}``; what stands deeper is passed over."""
+    """Read from ``{`` to behind its ``}``; deeper levels are skipped."""
     found = _Selection()
     # an inline fragment's own braces are transparent
     depth = 1

@@ -128,8 +128,8 @@ class Naming:
     Attributes:
         event_name: Resource, a dot, past participle: ``order.created``.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN LOGOUT``.
-        target_type: The resource, ``order``; None where the path has none.
-        target_parameter: Path parameter that is its id, None where there is none.
+        target_type: The resource, ``order``; None if the path has none.
+        target_parameter: Path parameter that is its id, None if there is none.
         target_id: Its id, where the path itself was named, as it had no route.
         whom: Where the path does not say whose account it is: who acts (``actor``), who is named in
             the request or its answer, as nobody is logged in yet (``named``), or the latter and
@@ -215,8 +215,8 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
 
 
 def _is_of_account(method: str, word: str, before: list[str], segments: list[_Segment]) -> bool:
-    """Tell whether what stands around a word lets it mean somebody's account."""
-    # a provider's name may stand before its callback, a one-time token behind a reset
+    """Return whether the neighbours of a word allow it to mean somebody's account."""
+    # a provider's name may precede its callback, a one-time token may follow a reset
     callback = word == "callback" and before[:1] != [] and before[0] in AUTH
     # people log in to a tenant, by some way
     around = AUTH | WAYS_IN | TENANTS if ACCOUNT.get(word, ("", ""))[1] in _BY_ACTION else AUTH
@@ -237,7 +237,7 @@ def _is_of_account(method: str, word: str, before: list[str], segments: list[_Se
 
 
 def _is_last_step(word: str, before: list[str]) -> bool:
-    """Tell whether a segment only says that something is brought to its end: ``login/finish``."""
+    """Return whether a segment only says that something is completed: ``login/finish``."""
     if not before:
         return False
     if before[-1] in LOGIN:
@@ -247,7 +247,7 @@ def _is_last_step(word: str, before: list[str]) -> bool:
 
 
 def _says_how(before: str, word: str) -> bool:
-    """Tell whether a segment only says how somebody logs in: ``login/google``, ``auth/ldap``."""
+    """Return whether a segment only says how somebody logs in: ``login/google``, ``auth/ldap``."""
     return (before in LOGIN and word in WAYS_IN) or (before == "auth" and word in PROVIDERS)
 
 
@@ -270,7 +270,7 @@ def _whom(event: str, kind: str) -> Whom | None:
 
 
 def _is_below(segments: list[_Segment]) -> bool:
-    """Tell whether only words of authentication, at least one, stand behind the last id."""
+    """Return whether only words of authentication, at least one, follow the last id."""
     last_id = max((i for i, one in enumerate(segments) if one.is_id), default=-1)
     behind = [segment.snake for segment in segments[last_id + 1 :]]
     return last_id >= 0 and len(behind) > 1 and all(word in ONLY_AUTH for word in behind[:-1])
@@ -336,7 +336,7 @@ def _by_method(method: str, segments: list[_Segment]) -> Naming:
 
 @dataclass(frozen=True, slots=True)
 class _Verb:
-    """A verb with its object, if it has one; a first word that ends in ``_`` stands before it."""
+    """A verb with its object, if it has one; a first word that ends in ``_`` precedes it."""
 
     words: tuple[str, ...]
     action: str
@@ -370,7 +370,7 @@ def _verb(method: str, segments: list[_Segment]) -> _Verb | None:
 
 
 def _action(method: str, words: tuple[str, ...]) -> str | None:
-    """Tell what kind of action words beginning with a verb are under a method; None: no verb."""
+    """Return the kind of action of words that begin with a verb, for a method; None: no verb."""
     action = ACTIONS.get(words[0])
     if action is None or (words[0] in COMPOUND and words[-1] in THINGS and len(words) > 1):
         return None
@@ -386,7 +386,7 @@ def _is_noun_alone(word: str, action: str) -> bool:
 
 
 def _is_reference(segments: list[_Segment], last: int) -> bool:
-    """Tell whether a thing named in the singular between two ids only refers to it."""
+    """Return whether a thing named in the singular between two ids only refers to it."""
     below = last > 0 and segments[last - 1].is_id and last + 1 < len(segments)
     return below and not is_plural(segments[last].words[-1])
 
@@ -447,7 +447,7 @@ _BEFORE_ID: Final = frozenset({
     "activate", "approve", "archive", "cancel", "close", "complete", "deactivate", "delete",
     "disable", "edit", "enable", "publish", "reject", "remove", "restore", "unpublish", "update",
 })  # fmt: skip
-"""Verbs that may stand between a thing and its id; as nouns they are not seen there."""
+"""Verbs that may be between a resource and its id; they do not occur there as nouns."""
 
 
 def _owner_of_property(segments: list[_Segment], last: int | None) -> int | None:

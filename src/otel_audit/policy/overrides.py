@@ -60,7 +60,7 @@ def audit_route(  # noqa: PLR0913 - one fact an argument
 ) -> Callable[[F], F]:
     """Say how the actions of an endpoint are recorded.
 
-    It only marks the function, and so may stand above or below the route's decorator::
+    It only marks the function, so it can be above or below the route's decorator::
 
         @app.post("/orders/{order_id}/refund")
         @audit_route("order.refund", target="order:{order_id}")
@@ -98,7 +98,7 @@ def override_of(endpoint: object, route: object = None) -> Override | None:
         route: The route, as the ASGI scope has it.
 
     Returns:
-        None where it says nothing, or says it wrong: that is logged, and must not break a request.
+        None if it says nothing, or says it wrong: that is logged, and must not break a request.
     """
     found = getattr(endpoint, MARK, None)
     if isinstance(found, Override):

@@ -19,7 +19,7 @@ class PathIndex:
         """Sort the rules in.
 
         Args:
-            rules: In the order they are asked; one without paths could match anything.
+            rules: In the order of evaluation; one without paths could match anything.
         """
         self._rules = tuple(rules)
         self._places: dict[_Prefix, list[int]] = {}

@@ -37,14 +37,14 @@ BODY_LIMIT: Final = 10_000_000
 _AMBIGUOUS: Final = re.compile(r"//|/\.{1,2}(?:/|$)|[;\\%\x00-\x1f\x7f]")
 
 _SOMEBODY: Final = "\0"
-"""Stands for who is not known but is not nobody: only a pattern for everyone matches it."""
+"""Stands for an unknown actor who is not anonymous: only a pattern for everyone matches it."""
 
 
 class RequestFacts(msgspec.Struct, frozen=True):
     """Facts of a request that is over.
 
     Attributes:
-        nobody: Whether nobody in particular did it: neither a credential nor the application
+        nobody: Whether the actor is anonymous: neither a credential nor the application
             names anyone. That is less than being without a name: a token that cannot be verified
             now was somebody's.
     """
@@ -69,7 +69,7 @@ class RequestFacts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. It matches a request when all that it asks holds; what is empty is not asked.
+    """One rule. It matches a request if all its conditions hold; an empty condition always holds.
 
     Attributes:
         level: What is recorded of a request that matches.
@@ -124,7 +124,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule, ready to be asked; its path patterns take linear time."""
+    """A compiled rule; its path patterns take linear time."""
 
     rule: Rule
     methods: frozenset[str]
@@ -134,7 +134,7 @@ class CompiledRule:
     """Whether method and path alone decide that it matches."""
 
     def concerns(self, method: str, path: str) -> bool:
-        """Tell whether it can match a request, before more than its head is known."""
+        """Return whether it can match a request of which only the head is known."""
         if self.methods and method not in self.methods:
             return False
         return not self.paths or self._has_path(path, None)
@@ -145,7 +145,7 @@ class CompiledRule:
         return self.rule.level == "none" or self.rule.sample is not None
 
     def matches(self, facts: RequestFacts) -> bool:
-        """Tell whether it matches a request of one of its methods that is over.
+        """Return whether it matches a finished request of one of its methods.
 
         Sampling is not its matter.
         """
@@ -163,7 +163,7 @@ class CompiledRule:
         return False
 
     def _holds(self, facts: RequestFacts) -> bool:
-        """Tell whether what it asks beside method and path holds."""
+        """Return whether its conditions apart from method and path hold."""
         rule = self.rule
         return (
             (not self.status or self._has_status(facts.status))
@@ -319,7 +319,7 @@ def _compile_paths(paths: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def _is_linear(path: str) -> bool:
-    """Tell whether a backtracking matcher has nothing to go back to twice."""
+    """Return whether a backtracking matcher never backtracks twice to the same place."""
     segments = path.replace("**", "").split("/")
     return path.count("**") <= 1 and all(len(_WILD.findall(segment)) <= 1 for segment in segments)
 

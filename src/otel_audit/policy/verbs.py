@@ -54,7 +54,7 @@ ACTIONS: Final[dict[str, str]] = {
     for verb in verbs.split()
     if not verb.endswith("_")
 }
-"""Verb to action. Words that are rather nouns where they stand alone (``issue``, ``report``,
+"""Verb to action. Words that are nouns when they are alone (``issue``, ``report``,
 ``request``, ``review``) are left out."""
 
 _FACTORS: Final = ("mfa", "otp", "totp", "two_factor", "2fa")
@@ -102,7 +102,7 @@ ACCOUNT: Final[dict[str, tuple[str, str]]] = {
         for joined in (f"{factor}_{verb}", f"{verb}_{factor}")
     },
 }
-"""Segments, or pairs of segments, that say it all where no other resource stands before them."""
+"""Segments, or pairs of segments, that are the whole name if no other resource precedes them."""
 
 UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
     "auth": ("user.logged_in", "LOGIN"),
@@ -119,7 +119,7 @@ UNDER_AUTH: Final[dict[str, tuple[str, str]]] = {
     "introspect": ("token.introspected", "READ"),
     "verify": ("user.verified", "EXECUTE"),
 }
-"""The same, where what stands before them is about authentication."""
+"""The same, if authentication precedes them."""
 
 LOGIN: Final = frozenset({"authenticate", "log_in", "login", "sign_in", "signin"})
 """Segments that say that somebody logs in."""
@@ -131,13 +131,13 @@ WAYS_IN: Final = frozenset({
     "pin", "saml", "sms", "social", "sso", "submit", "twitter", "username", "web",
     "webauthn",
 })  # fmt: skip
-"""What may stand behind a segment of `LOGIN`, and says only how."""
+"""Segments that may follow one of `LOGIN`, and only say how."""
 
 PROVIDERS: Final = frozenset({
     "apple", "azure", "facebook", "github", "gitlab", "google", "ldap", "linkedin", "local",
     "microsoft", "okta", "saml", "twitter",
 })  # fmt: skip
-"""Those of `WAYS_IN` that may stand behind ``auth``, too."""
+"""Those of `WAYS_IN` that may also follow ``auth``."""
 
 TENANTS: Final = frozenset({
     "companies", "company", "org", "organisation", "organisations", "organization",
@@ -155,7 +155,7 @@ ONLY_AUTH: Final = frozenset({
 AUTH: Final = ONLY_AUTH | {
     "account", "accounts", "identity", "connect", "user", "users", "me",
 }  # fmt: skip
-"""What may stand before the segments of `ACCOUNT` and `UNDER_AUTH`."""
+"""Segments that may precede those of `ACCOUNT` and `UNDER_AUTH`."""
 
 LEADING: Final = frozenset({
     "activate", "add", "archive", "clean", "clear", "convert", "create", "deactivate", "delete",
@@ -163,13 +163,13 @@ LEADING: Final = frozenset({
     "reject", "remove", "reset", "restore", "send", "trigger", "update", "upload", "validate",
     "verify",
 })  # fmt: skip
-"""Verbs that may stand in a segment before their object: ``clean/images``. Others, such as
+"""Verbs that may precede their object in one segment: ``clean/images``. Others, such as
 ``audit`` or ``test``, are as often nouns there: ``audit/logs``."""
 
 TRAILING: Final = frozenset({
     "add", "create", "delete", "export", "import", "remove", "reset", "sync", "update",
 })  # fmt: skip
-"""Verbs that may stand behind their object in one segment: ``member_add``."""
+"""Verbs that may follow their object in one segment: ``member_add``."""
 
 COMPOUND: Final = frozenset({
     "audit", "block", "book", "call", "charge", "check", "commit", "display", "download", "draft",

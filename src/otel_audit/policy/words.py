@@ -39,7 +39,7 @@ _UNCOUNTED: Final = frozenset({
     "kudos", "chaos", "pos", "gdpr", "always", "redis", "kubernetes",
 })  # fmt: skip
 
-# beside the endings ch, sh, ss, x, z: plurals in -es of words that end so are found by rule
+# in addition to the endings ch, sh, ss, x, z: plurals in -es of words that end so are found by rule
 _ENDINGS: Final = (
     ("sses", "ss"), ("shes", "sh"), ("tches", "tch"), ("ches", "ch"), ("xes", "x"),
     ("zzes", "zz"),
@@ -108,7 +108,7 @@ def singular(word: str) -> str:  # noqa: PLR0911 - one for each ending
 
 
 def is_plural(word: str) -> bool:
-    """Tell whether a lower-case noun is a plural."""
+    """Return whether a lower-case noun is a plural."""
     return singular(word) != word
 
 

@@ -1,4 +1,4 @@
-"""Redaction: what must not be stored is taken out before data touches a span, a log, or a row."""
+"""Redaction: what must not be stored is removed before data touches a span, a log, or a row."""
 
 from otel_audit.redaction.annotations import Mark, Sensitive
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD

@@ -52,7 +52,7 @@ class WorkBudget:
         """Begin.
 
         Args:
-            size: Bytes or characters of the document; None where nobody knows.
+            size: Bytes or characters of the document; None if not known.
         """
         self.rate = PER_CHARACTER if size is None else 0.0
         self.left = FREE + PER_CHARACTER * (size or 0)
@@ -79,11 +79,11 @@ class WorkBudget:
             raise WorkBudgetError
 
     def is_new_key(self, key: str) -> bool:
-        """Tell whether a key is met for the first time; it is judged once, and then remembered."""
+        """Return whether a key is new; a key is judged once, and the result is cached."""
         return _is_new(key, self._keys)
 
     def is_new_name(self, name: str) -> bool:
-        """Tell the same of a name in a text."""
+        """Return the same for a name in a text."""
         return _is_new(name, self._names)
 
 
@@ -99,7 +99,7 @@ class Budget:
         request_body, response_body: The bodies.
         changes: The values of changed rows; each value adds a little.
         error: The message of what was raised.
-        told: Actor, tenant and target of an action by hand.
+        told: Actor, tenant and target that the application gave for a manual action.
     """
 
     __slots__ = ("_body", "_cut", "_shares")
@@ -150,7 +150,7 @@ class Budget:
         return self._share("told", _HEAD)
 
     def metadata(self) -> WorkBudget:
-        """Begin the share of the metadata, which each record of the action tells anew."""
+        """Begin the share of the metadata, which each record of the action repeats."""
         self._shares["metadata"] = found = WorkBudget.of(_METADATA)
         return found
 
@@ -178,7 +178,7 @@ class SpanBudget:
     the pool: a span has a little of its own, and takes from the pool what it needs beyond.
 
     Attributes:
-        pool: What is left for all spans of the request; None where the span is alone.
+        pool: What is left for all spans of the request; None if the span is alone.
         own: Units that this span has, whatever others of its request have used.
     """
 

@@ -1,4 +1,4 @@
-"""Checksums that tell a card or account number from a number that only looks like one."""
+"""Checksums that distinguish a card or account number from a number that only looks like one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IBAN_LENGTHS: Final = {
 
 
 def luhn(digits: str) -> bool:
-    """Tell whether the last digit fits the others (ISO/IEC 7812-1, annex B).
+    """Return whether the last digit fits the others (ISO/IEC 7812-1, annex B).
 
     Args:
         digits: ASCII digits only.
@@ -42,11 +42,11 @@ def luhn(digits: str) -> bool:
 
 
 def is_card(digits: str, *, any_network: bool = False) -> bool:
-    """Tell whether digits are a card's number.
+    """Return whether digits are a card's number.
 
     Args:
         digits: ASCII digits only, without separators.
-        any_network: Believe the check digit alone, for numbers written in groups as on a card.
+        any_network: Trust the check digit alone, for numbers written in groups as on a card.
     """
     if len(digits) not in CARD_DIGITS or len(set(digits)) == 1:
         return False
@@ -54,7 +54,7 @@ def is_card(digits: str, *, any_network: bool = False) -> bool:
 
 
 def _is_issued(digits: str) -> bool:
-    """Tell whether a network issues such numbers.
+    """Return whether a network issues such numbers.
 
     What no network issues is an order number or a timestamp, also when its last digit fits.
     """
@@ -65,7 +65,7 @@ def _is_issued(digits: str) -> bool:
 
 
 def is_iban(compact: str) -> bool:
-    """Tell whether a text is an account number: its country's length, and ISO 7064 mod 97-10.
+    """Return whether a text is an account number: its country's length, and ISO 7064 mod 97-10.
 
     Args:
         compact: Upper-case letters and digits, without separators.
@@ -82,12 +82,12 @@ _IBAN_DIGITS: Final = str.maketrans({chr(55 + value): str(value) for value in ra
 
 
 def is_ssn(area: str, group: str, serial: str) -> bool:
-    """Tell whether three groups of digits can be a US social security or taxpayer number."""
+    """Return whether three groups of digits can be a US social security or taxpayer number."""
     return area not in ("000", "666") and group != "00" and serial != "0000"
 
 
 def is_basic_credential(token: str) -> bool:
-    """Tell whether a token is ``user:password`` in base64 (RFC 7617)."""
+    """Return whether a token is ``user:password`` in base64 (RFC 7617)."""
     padded = token + "=" * (-len(token) % 4)
     try:
         decoded = base64.b64decode(padded.encode("ascii", "replace"), altchars=b"-_")

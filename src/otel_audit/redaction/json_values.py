@@ -17,7 +17,7 @@
 | anything else | ``{"_type": "module.Class"}``: its text might say what it must not |
 
 A value that is cut is ``{"_truncated": true, "_original_size": bytes, "_head": beginning}``, see
-`otel_audit.redaction.truncate`. ``"[WITHHELD]"`` stands for what lies beyond a bound.
+`otel_audit.redaction.truncate`. ``"[WITHHELD]"`` replaces everything over a bound.
 
 Reading a value calls no code of the application: no ``str()`` or ``repr()`` of unknown objects, no
 property, no lazy attribute, so no hidden query.
@@ -151,7 +151,7 @@ def describe_type(kind: type) -> dict[str, Any]:
 
 
 def is_described_type(form: Any) -> bool:
-    """Tell whether a JSON form only names the type of a value that has none."""
+    """Return whether a JSON form only names the type of a value that has none."""
     return isinstance(form, dict) and form.keys() == {_TYPE}
 
 
@@ -352,7 +352,7 @@ def _dataclass_fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _held(value: Any, name: str) -> Any:
-    """Read an attribute that an object holds; a property or a lazy one is not asked."""
+    """Read an attribute that an object holds; a property or a lazy attribute is not evaluated."""
     held = getattr(value, "__dict__", None)
     if held is not None and name in held:
         return held[name]

@@ -32,7 +32,7 @@ _BLOCK: Final = re2.compile(
     rb"[|>][+-]?[0-9]?[+-]?[ \t]*\r?\n((?:[ \t]+[^\n]*(?:\n|\z)|[ \t]*\r?\n)+)"
 )
 _ITEMS: Final = re2.compile(rb"-[ \t]+([^\n]+(?:\n[ \t]*-[ \t]+[^\n]*)*)")
-# what another has taken out already costs no second thought
+# a value that another rule has removed already is skipped
 _REDACTED: Final = re2.compile(rb"\[REDACTED\](?:[\s,;&<>]|\z)")
 _CLOSERS: Final = b"\"')]}.,\\"
 _BLOCKS: Final = (b'"""', b"'''")
@@ -72,8 +72,8 @@ def redact_assignments(
     Args:
         text: Well-formed Unicode.
         names: Judges the names.
-        replace: Makes what stands where a value was taken out.
-        note: Told ``assignment`` if something was taken out.
+        replace: Makes the replacement of a removed value.
+        note: Called with ``assignment`` if something was removed.
         work: What this may cost.
 
     Returns:
@@ -123,7 +123,7 @@ def redact_assignments(
 
 
 def names_a_secret(names: NameRules, name: str, value: str) -> bool:
-    """Tell whether a name in a text, perhaps the last of two words, is sensitive."""
+    """Return whether a name in a text, perhaps the last of two words, is sensitive."""
     verdict = _verdict(names, name)
     if verdict is None:
         return False
@@ -135,7 +135,7 @@ def names_a_secret(names: NameRules, name: str, value: str) -> bool:
 
 
 def may_name_a_secret(names: NameRules, name: str) -> bool:
-    """Tell whether a name is sensitive for some value."""
+    """Return whether a name is sensitive for some value."""
     return _verdict(names, name) is not None
 
 
@@ -200,6 +200,6 @@ def _is_innocent(between: bytes, value: bytes) -> bool:
     if is_token(text) or is_token(text.rstrip("'\")}")):
         return True
     spaced_colon = b":" in between and between[-1:].isspace()
-    # a list, too, may be one of what is asked of a password
+    # a list may also describe the requirements of a password
     first = text.partition(" ")[0] if b"\n" in between else text
     return spaced_colon and first.lower().rstrip(".,;!") in PROSE

@@ -1,4 +1,4 @@
-"""Labels beside a value that say what it is: a name, a flag, the kind of a key, a query.
+"""Labels next to a value that say what it is: a name, a flag, the kind of a key, a query.
 
 Documents spell a name as a value of its own in many forms: `{"name": "password", "value": …}`,
 JSON Patch, HAR, environment lists, the errors of FastAPI (`loc`, `input`). This module finds the
@@ -29,7 +29,7 @@ WEAK_VALUE: Final = 8
 FLAG: Final = 16
 SPECIAL: Final = 32
 _BY_NAMES: Final = LABEL | WEAK_LABEL
-"""Roles of a key: as a bit each, so that those of a whole object are told by one number."""
+"""Roles of a key, one bit each, so that one number describes those of a whole object."""
 
 # Whose: `fieldName`, `attribute_value`, `new-value`.
 _WHOSE: Final = (
@@ -50,7 +50,7 @@ _LABELS: Final = frozenset({
     "caption", "claim",
     *(f"{whose}{end}" for whose in _WHOSE for end in ("name", "key", "label", "id", "title")),
 })  # fmt: skip
-# What is often something else: its neighbours are believed only where they are called values.
+# Names that often mean something else: their neighbours count only if they are called values.
 _WEAK_LABELS: Final = frozenset({
     "type", "kind", "format", "id", "title", "question", "prompt", "slug", "code", "alias",
     *(f"{whose}type" for whose in _WHOSE), "questionid", "questionname",
@@ -157,14 +157,14 @@ class SiblingContext:
 
 
 def role_of(key: Any) -> int:
-    """Tell what a key may be in its object, 0 for what most keys are."""
+    """Return what a key may be in its object, 0 for what most keys are."""
     if type(key) is not str or len(key) > _LONGEST_KEY:
         return 0
     return _ROLES.get(key.lstrip("@$#").replace("_", "").replace("-", "").lower(), 0)
 
 
 def roles_of(keys: Iterable[Any]) -> int:
-    """Tell the roles of all keys of an object."""
+    """Return the roles of all keys of an object."""
     found = 0
     for key in keys:
         found |= role_of(key)
@@ -174,15 +174,15 @@ def roles_of(keys: Iterable[Any]) -> int:
 def labelled_secrets(
     value: Mapping[Any, Any], names: NameRules, *, values_clean: bool
 ) -> SiblingContext | None:
-    """Tell which values of an object others give away.
+    """Return which values of an object are labelled by others as sensitive.
 
     Args:
         value: The object.
-        names: Judges names that stand as values.
+        names: Judges names that are values.
         values_clean: Whether no string in it can be the name of a secret.
 
     Returns:
-        None where there is nothing to say.
+        None if there is nothing to say.
     """
     roles = roles_of(value)
     if not roles & (LABEL | WEAK_LABEL | FLAG | SPECIAL):
@@ -234,7 +234,7 @@ def _verdict(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
 
 
 def _of_text(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
-    """Judge a text as a name: one word, or what a person reads beside a field."""
+    """Judge a text as a name: one word, or the label of a form's field."""
     if not isinstance(label, str) or not label or len(label) > _LONGEST_LABEL:
         return None
     text = label.strip()
@@ -332,7 +332,7 @@ def _marked_row(row: list[Any], secret: set[int]) -> list[Any]:
 
 
 def _is_code(code: str, value: Mapping[Any, Any]) -> bool:
-    """Tell whether it is an authorization code (RFC 6749, section 4.1.2), not any code."""
+    """Return whether it is an authorization code (RFC 6749, section 4.1.2), not any code."""
     if not _OF_CALLBACKS.isdisjoint(
         squash(key) for key in value if type(key) is str and len(key) <= _LONGEST_KEY
     ):

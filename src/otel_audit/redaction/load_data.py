@@ -15,15 +15,15 @@ class NameTable(NamedTuple):
     """The lists of ``names.toml``, in the spelling of the file.
 
     Attributes:
-        anywhere: Sensitive wherever they stand in a name.
+        anywhere: Sensitive anywhere in a name.
         aligned: Sensitive as whole words of a name.
         whole: Sensitive as the whole name, or the last part of a path of names.
-        opaque: Sensitive where the value looks like an identifier that nobody made up by hand.
+        opaque: Sensitive if the value looks like a generated identifier.
         owners: Words that a user glues before a short name (`userssn`).
         link_secrets, link_opaque: As `whole` and `opaque`, for parameters of URLs.
-        link_words: Segments of a URL behind which something stands that lets in.
-        about: Last words of names that tell something about a secret.
-        events: The same, where the name stands as a value.
+        link_words: Segments of a URL that a credential follows.
+        about: Last words of names that describe a secret.
+        events: The same, if the name is a value.
         about_together, wholly_about, unrelated: Ends of names, names, and parts of names that are
             none of secrets.
         headers: Headers that carry credentials by their nature.

@@ -30,8 +30,8 @@ class Part:
     """One part.
 
     Attributes:
-        names: The field's name, and what else it may be read as; none if nobody can say which
-            name the application believes.
+        names: The field's name, and its other possible readings; none if it is not known
+            which name the application uses.
         filename: The file's name, None for a plain field.
         content_type: As declared.
         content: The bytes that are there.
@@ -113,7 +113,7 @@ def _part(head: bytes, content: bytes, *, complete: bool) -> Part:
 
 
 def _readings(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Add what names stand for if they are encoded; give none if that cannot be told."""
+    """Add the decoded forms of encoded names; return none if they are not known."""
     try:
         words = (str(make_header(decode_header(name))) for name in names if "=?" in name)
         return tuple(dict.fromkeys((*names, *map(unquote, names), *words)))

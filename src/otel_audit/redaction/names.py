@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TABLE: Final = name_table()
 
 PHRASES: Final = _TABLE.anywhere
-"""Sensitive wherever they stand in a name, whatever its style: `newPassword`, `DB_PASSWD_OLD`."""
+"""Sensitive anywhere in a name, in any style: `newPassword`, `DB_PASSWD_OLD`."""
 
 WORDS: Final = _TABLE.aligned
 """Sensitive as whole words of a name: `user_otp`, `csrfToken`, but not `hotpot`."""
@@ -39,7 +39,7 @@ HEADERS: Final = _TABLE.headers
 _SECRET_TYPE: Final = re.compile("|".join(_TABLE.types), re.IGNORECASE)
 _SECRET_FUNCTION: Final = re.compile("|".join(_TABLE.functions), re.IGNORECASE)
 
-# A name with such a word counts; a number under it is innocent.
+# A name with such a word counts; a number under it is not sensitive.
 _COUNTS: Final = frozenset({
     "avg", "cached", "completion", "count", "input", "max", "min", "n", "no", "num", "number",
     "output", "prompt", "reasoning", "remaining", "required", "sum", "total", "use", "used", "uses",
@@ -47,7 +47,7 @@ _COUNTS: Final = frozenset({
 _COUNTABLE: Final = frozenset({"tokens", "secrets", "passwords", "credentials", "cookies"})
 _COUNTED: Final = frozenset({"token"})
 
-# A name that begins so asserts; what is believed of it is yes or no.
+# A name that begins so is an assertion; its value is yes or no.
 _ASSERTS: Final = frozenset({
     "accept", "accepts", "allow", "allows", "can", "disable", "enable", "force", "had", "has",
     "have", "hide", "is", "must", "need", "needs", "require", "required", "requires", "reset",
@@ -126,11 +126,11 @@ class Verdict:
 
     Attributes:
         rule: The rule that makes it sensitive, for example ``name:password``; None if none does.
-        numbers_pass: Whether a number under it is innocent (``max_tokens``).
-        asserts: Whether it asks yes or no, so that such an answer is innocent.
+        numbers_pass: Whether a number under it is not sensitive (``max_tokens``).
+        asserts: Whether it asks yes or no, so that such an answer is not sensitive.
         opaque: Whether it is sensitive only where the value looks like an identifier that lets in.
         configured: Whether the application says so, which is all there is to it.
-        allowed: Whether the application calls it innocent, so that a value that merely looks
+        allowed: Whether the application calls it not sensitive. Then a value that merely looks
             like a card or account number stays readable.
     """
 
@@ -142,7 +142,7 @@ class Verdict:
     allowed: bool = False
 
     def takes(self, value: Any) -> bool:
-        """Tell whether the value that stands under the name is to be taken out."""
+        """Return whether the value under the name must be removed."""
         if self.rule is None or value is None:
             return False
         if self.configured:
@@ -163,7 +163,7 @@ _TOO_LONG: Final = Verdict(rule="name:too_long", configured=True)
 
 
 def looks_opaque(text: str) -> bool:
-    """Tell whether a text looks like an identifier of a program: no blanks, no plain word."""
+    """Return whether a text looks like an identifier of a program: no blanks, no plain word."""
     if len(text) < _SHORTEST_OPAQUE or any(map(str.isspace, text)):
         return False
     digits = any(map(str.isdigit, text))
@@ -174,7 +174,7 @@ def looks_opaque(text: str) -> bool:
 
 
 def _is_schema(value: dict[Any, Any]) -> bool:
-    """Tell whether an object only describes a field, as JSON Schema and OpenAPI do."""
+    """Return whether an object only describes a field, as JSON Schema and OpenAPI do."""
     return value.get("type") in _TYPES and value.keys() <= _OF_SCHEMAS
 
 
@@ -187,7 +187,7 @@ _OF_SCHEMAS: Final = frozenset({
 
 
 def _counts(value: Any) -> bool:
-    """Tell whether a value is a number, or holds nothing else: usage of a language model."""
+    """Return whether a value is a number, or holds nothing else: usage of a language model."""
     left = [value]
     for _ in range(_MOST_COUNTED):
         if not left:
@@ -214,8 +214,8 @@ class NameRules:
         """Compile the rules.
 
         Args:
-            redact: Names or patterns that are sensitive beside the built-in ones.
-            allow: Names or patterns that are innocent after all.
+            redact: Names or patterns that are sensitive in addition to the built-in ones.
+            allow: Names or patterns that are not sensitive.
 
         Raises:
             ConfigurationError: One of them has neither a letter nor a digit.
@@ -226,7 +226,7 @@ class NameRules:
         self._judge = lru_cache(maxsize=4_096)(self._decide)
 
     def judge(self, name: str) -> Verdict:
-        """Say what a name tells of its value; cheap for a name seen before."""
+        """Return what a name says about its value; cheap for a cached name."""
         if len(name) <= _CACHED_NAME:
             return self._judge(name)
         return self._decide(name) if len(name) <= _LONGEST_NAME else _TOO_LONG
@@ -253,9 +253,9 @@ def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def built_in(name: str) -> Verdict:
-    """Say what a name tells of its value by the built-in rules alone."""
+    """Return what a name says about its value, by the built-in rules alone."""
     squashed = squash(name)
-    # an underscore stands where a name has a separator
+    # an underscore replaces a separator in a name
     candidates = _marked(name).casefold(), _marked(_last_part(name)).casefold()
     for candidate in candidates:
         if candidate in _WHOLE_FORMS:
@@ -279,12 +279,12 @@ def built_in(name: str) -> Verdict:
 
 
 def is_secret_type(name: str) -> bool:
-    """Tell whether a column's type, by its name, holds secrets: it encrypts, or is a password's."""
+    """Return whether a column's type, by its name, holds secrets: encrypted or a password."""
     return _SECRET_TYPE.search(name) is not None
 
 
 def is_secret_function(name: str) -> bool:
-    """Tell whether the arguments of an SQL function are secrets, whatever takes its outcome."""
+    """Return whether the arguments of an SQL function are secrets, whatever takes its outcome."""
     return _SECRET_FUNCTION.search(name) is not None
 
 
@@ -300,7 +300,7 @@ def _marked(name: str) -> str:
 
 
 def is_about(words: list[str], squashed: str, found: str) -> bool:
-    """Tell whether a name only tells something about a secret: ``password_length``."""
+    """Return whether a name only tells something about a secret: ``password_length``."""
     tail = squashed.rpartition(found)[2]
     if words[-1] in _TABLE.about and tail.endswith(words[-1]):
         return True

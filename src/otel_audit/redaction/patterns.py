@@ -35,13 +35,13 @@ class ValueRule:
         name: As findings name it.
         pattern: Compiled by ``re2``.
         decide: The spans of the whole text that a match of the pattern gives up; none if it is
-            innocent after all.
+            not sensitive after all.
         hints: Texts in lower case; where none of them occurs, the pattern cannot match. Empty:
             nobody knows.
         shortest: Characters below which the pattern cannot match.
         weight: Units of work that each character of a match costs which may be given up.
         within: Finds the pieces of a text outside of which the pattern matches nothing that it
-            gives up; None where that is the whole text.
+            gives up; None if that is the whole text.
     """
 
     name: str
@@ -202,7 +202,7 @@ def _card(match: Any) -> Iterable[Span]:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Tell whether digits are a number of their own: no part of a word, no phone number."""
+    """Return whether digits are a number of their own: no part of a word, no phone number."""
     before, behind = text[start - 1 : start], text[end : end + 1]
     return not (before == "+" or _is_letter(before) or _is_letter(behind))
 
@@ -212,7 +212,7 @@ def _is_letter(one: str) -> bool:
 
 
 def _is_in_digest(text: str, start: int, end: int) -> bool:
-    """Tell whether digits are part of a hash, a trace id, or a UUID without hyphens."""
+    """Return whether digits are part of a hash, a trace id, or a UUID without hyphens."""
     first, last = start, end
     while first > 0 and start - first <= _LONGEST_DIGEST and text[first - 1] in _HEX:
         first -= 1
@@ -238,7 +238,7 @@ def _cards_within(run: str, groups: list[Span]) -> Iterable[Span]:
 
 
 def _card_groups_at(lengths: tuple[int, ...], place: int) -> int:
-    """Tell how many groups from here could be one card's number, 0 if none could."""
+    """Return how many groups from here could be one card's number, 0 if none could."""
     if lengths[place] in checksums.CARD_DIGITS:
         return 1
     if lengths[place] != _FIRST_GROUP:

@@ -1,4 +1,4 @@
-"""Placeholders for values that were taken out, and how to recognise them."""
+"""Placeholders for values that were removed, and how to recognise them."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ _STANDS_FOR_ANOTHER: Final = re2.compile(
 
 
 def is_token(text: str) -> bool:
-    """Tell whether a text is exactly one of our own words, so that nothing is redacted twice."""
+    """Return whether a text is exactly one of our own words, so that nothing is redacted twice."""
     return text[:1] in "[h" and _STANDS_FOR_ANOTHER.fullmatch(text) is not None

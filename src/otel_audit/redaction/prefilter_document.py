@@ -94,7 +94,7 @@ def _gather(document: Any, limits: Limits) -> tuple[list[str], list[str]] | None
 
 
 def _is_plain(item: Any) -> bool:
-    """Tell whether a value is a short number, a bool, or None."""
+    """Return whether a value is a short number, a bool, or None."""
     kind = type(item)
     if kind is int:
         return bool(-LONG_NUMBER < item < LONG_NUMBER)

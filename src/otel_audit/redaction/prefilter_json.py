@@ -1,7 +1,7 @@
 """Prefilter for JSON text: one search tells whether it may pass, without parsing values.
 
 It may be wrong in one direction only: what passes holds nothing that a rule would take out. What
-stands for a value that was taken out before is nothing of the kind.
+replaces a value that was removed before does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # other escapes could spell anything; so could a name with an escape in it
 _HARD: Final = re.compile(rb'\\(?:[^"nrt/]|"[^"]*"\s*:)')
 _SOFT: Final = ((b'\\"', b'"'), (b"\\n", b"\n"), (b"\\r", b"\r"), (b"\\t", b"\t"), (b"\\/", b"/"))
-# under a plain name nothing but what stands for a value that was taken out before, or null
+# under a plain name only the replacement of a value that was removed before, or null
 _TAKEN_OUT: Final = (
     rb'(?:"(?:\[REDACTED\]|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64})"|null)'
 )
@@ -38,7 +38,7 @@ _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def is_clean_json(raw: bytes, rules: Rules) -> bool:
-    """Tell whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
+    """Return whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
 
     Args:
         raw: The text, valid UTF-8.
@@ -48,7 +48,7 @@ def is_clean_json(raw: bytes, rules: Rules) -> bool:
         return False
     if _LARGE.search(raw) is not None or (b"\\" in raw and _HARD.search(raw) is not None):
         return False
-    # before the escapes are undone: behind `[REDACTED]\\"` a value goes on
+    # before the escapes are undone: behind `[REDACTED]\\"` a value continues
     if rules.scan.suspects(_unescaped(_without_the_usual(raw))):
         if not (b'"[' in raw or b'"hmac:' in raw):
             return False
@@ -89,7 +89,7 @@ def _unescaped(text: bytes) -> bytes:
 
 
 def _is_shallow(raw: bytes, limit: int) -> bool:
-    """Tell whether containers are nested no deeper; brackets in strings count, in doubt it is deep.
+    """Return whether containers are nested no deeper; brackets in strings count.
 
     Of the brackets alone, each replacement of empty pairs takes one level off.
     """

@@ -24,7 +24,7 @@ _MOMENT = re.compile(
 
 
 def is_plain_path(path: str) -> bool:
-    """Tell whether a URL path can be seen at a glance to hold no secret: words, short numbers.
+    """Return whether a URL path clearly holds no secret: words, short numbers.
 
     Args:
         path: As requested.
@@ -38,7 +38,7 @@ def is_plain_path(path: str) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value can be seen at a glance to hold no secret by its content.
+    """Return whether a value clearly holds no secret by its content.
 
     Args:
         value: Of any type; only JSON's own small ones are ever plain.

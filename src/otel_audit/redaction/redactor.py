@@ -78,17 +78,17 @@ class Redactor:
         """Compile the rules.
 
         Args:
-            fields: Names or patterns to redact beside the built-in ones.
-            allow: Names or patterns that are innocent after all.
+            fields: Names or patterns to redact in addition to the built-in ones.
+            allow: Names or patterns that are not sensitive.
             paths: Path rules, such as ``customer.*.iban``.
             rules_off: Value rules not to apply: ``card``, ``ssn``, ``iban``.
-            emails: Whether e-mail addresses are taken out.
+            emails: Whether e-mail addresses are removed.
             mode: What becomes of a value: replaced, left out (where it has a name; else
                 replaced), or replaced by its keyed hash.
             keyed_hash: The key for hashes.
             limits: How much is looked at.
             headers: Regular expressions; a header whose name has a match is redacted.
-            on_error: Told of each value that was withheld because redacting it failed.
+            on_error: Called with each value that was withheld because redacting it failed.
 
         Raises:
             ConfigurationError: One of ``headers`` is no regular expression.
@@ -115,7 +115,7 @@ class Redactor:
 
         Args:
             config: The settings.
-            on_error: Told of each value that was withheld because redacting it failed.
+            on_error: Called with each value that was withheld because redacting it failed.
 
         Returns:
             The redactor.
@@ -185,11 +185,11 @@ class Redactor:
 
         Args:
             value: Any value.
-            longest: Bytes of JSON text above which no copy is wanted.
+            longest: Bytes of JSON text above which no copy is made.
 
         Returns:
-            The copy, of JSON's types only, and the bytes of its JSON text; None where one look
-            does not tell that it is clean.
+            The copy, of JSON's types only, and the bytes of its JSON text; None if one look
+            does not show that it is clean.
         """
         try:
             text = encode(value)
@@ -199,14 +199,14 @@ class Redactor:
             copy = parse_json(text)
             # what the encoder spells in its own way, such as bytes in base64, was not looked at
             return (copy, len(text)) if copy == value else None
-        except Exception:  # noqa: BLE001 - whoever walks it finds out what is the matter
+        except Exception:  # noqa: BLE001 - the walker finds the cause
             return None
 
     def _is_clear(self, name: str) -> bool:
         return not self._rules.paths and self._rules.names.judge(name) is CLEAR
 
     def is_sensitive(self, name: str) -> bool:
-        """Tell whether a name alone says that its value must not be stored."""
+        """Return whether a name alone says that its value must not be stored."""
         verdict = self._rules.names.judge(name)
         return verdict.rule is not None and not (verdict.numbers_pass or verdict.opaque)
 
@@ -226,7 +226,7 @@ class Redactor:
         """Redact the id of an actor, a tenant or a target by what is a credential.
 
         An id of 16 digits is an id, whether or not a card could have that number; only one that
-        is written in groups, as on a card, is taken out.
+        is written in groups, as on a card, is removed.
 
         Args:
             text: The id.
@@ -337,7 +337,7 @@ class Redactor:
         return _WITHHELD_JSON if found is None else found
 
     def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
-        """As `json_bytes`, but None where it is not JSON or beyond the bounds."""
+        """As `json_bytes`, but None if it is not JSON or beyond the bounds."""
         if len(raw) > self._rules.limits.length:
             return None
         shared = WorkBudget(len(raw)) if work is None else work
@@ -377,7 +377,7 @@ class Redactor:
         return replace(limits, nodes=min(limits.nodes, left), length=min(limits.length, 16 * left))
 
     def is_clean_json(self, raw: bytes) -> bool:
-        """Tell, without building its values, that a text is JSON and that no rule touches it.
+        """Return, without building its values, whether a text is JSON that no rule touches.
 
         Args:
             raw: The text, valid UTF-8.
@@ -397,7 +397,7 @@ class Redactor:
         return self._rules.hash.candidates(value)
 
     def explain(self, value: Any) -> list[Finding]:
-        """Say what would be taken out of a document, and by which rule; never a value."""
+        """Say what would be removed of a document, and by which rule; never a value."""
         findings: list[Finding] = []
         self.guarded(lambda: Walk(self._rules, findings).value(value, None))
         return findings
@@ -422,7 +422,7 @@ class Redactor:
 
 
 def _joins_words(name: str) -> bool:
-    """Tell whether words, or a port, stand behind each colon, and nothing like a value."""
+    """Return whether words, or a port, follow each colon, and nothing like a value."""
     return all(_word_at(piece) is not None for piece in name.split(":")[1:])
 
 

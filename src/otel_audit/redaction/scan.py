@@ -34,7 +34,7 @@ _VALUES: Final = (
     r"invalid literal|could not convert|invalid [a-z]+ sequence|jdbc:|identified\s|crypt\s*\(",
     r"sqlplus|sqlldr|expdp|impdp|rman|set\s+password|key \(",
     r"hmac\s*\(|conn(?:ect)?\s{1,8}[^\s/@:]+/[^\s/@]+@",
-    # what a person is told: `your code is 123456`
+    # messages to a person: `your code is 123456`
     r"(?:code|pin|otp|password|passcode|tan)\s+is|[ai]s\s+your\s",
     # a table in a text, whose first line has the names
     r"[,;\t](?:pin|pass|pw)[,;\t\r\n]",
@@ -56,7 +56,7 @@ class Scan:
         """Compile.
 
         Args:
-            added_names: Names and patterns that the application redacts beside the built-in ones.
+            added_names: The application's names and patterns, in addition to the built-in ones.
             emails: Whether e-mail addresses are redacted.
         """
         added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
@@ -73,7 +73,7 @@ class Scan:
         ]
         others = [piece for piece in pieces if not piece.isascii()]
         self._search = _compiled(alike)
-        # an accent that is taken off, or a letter that is, no longer tells where a word begins
+        # an accent that is taken off, or a letter that is, no longer shows where a word begins
         self._search_spelled = _compiled([*alike, *_other_scripts(others)])
         self._anything = not all(pieces)
 
@@ -84,7 +84,7 @@ class Scan:
         return not text.isascii() and self._search_spelled(_spelled(text)) is not None
 
     def suspects_string(self, text: str) -> bool:
-        """Search a string as it would stand in JSON text, quotes around it."""
+        """Search a string as in JSON text, in quotes."""
         return self.suspects(b'"%b"' % text.encode())
 
 
@@ -116,7 +116,7 @@ def _other_scripts(added: Iterable[str]) -> Iterator[str]:
 
 
 _BETWEEN: Final = r'[^\pL\pN"\\]*'
-"""What may stand between the words of a name, in any script."""
+"""Characters that may be between the words of a name, in any script."""
 
 
 def _any_of(every: Iterable[str]) -> str:
@@ -134,7 +134,7 @@ def _compiled(patterns: Iterable[str]) -> Any:
 
 
 def _roots(phrases: Iterable[str]) -> list[str]:
-    """Drop what contains another: whoever looks for `token` finds `access_token`."""
+    """Drop names that contain another: a search for `token` finds `access_token`."""
     every = {phrase for phrase in phrases if phrase}
     return sorted(p for p in every if not any(q != p and q in p for q in every))
 

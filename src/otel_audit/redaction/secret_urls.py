@@ -1,4 +1,4 @@
-"""Credentials in URLs: parameters and path segments that let in whoever has the link.
+"""Credentials in URLs: parameters and path segments that grant access to everybody with the link.
 
 One set of rules for the request's own query and path, for `Referer` and `Location`, for a URL in a
 parameter, in a body or in a message.
@@ -24,7 +24,7 @@ _TABLE: Final = name_table()
 _SECRET: Final = frozenset(map(squash, _TABLE.link_secrets))
 _OPAQUE: Final = frozenset(map(squash, _TABLE.link_opaque))
 _WORDS: Final = _TABLE.link_words
-# An id behind one of these is an id: who may use it is asked.
+# An id after one of these is only an id: access to it is checked.
 _OF_THINGS: Final = frozenset({
     "invite", "invites", "invitation", "invitations", "onboard", "onboarding", "login", "signin",
 })  # fmt: skip
@@ -59,20 +59,20 @@ _PARAMETER: Final = re.compile(r"(?:^|&amp;|[&;])([^=&;]{1,40})=([^&;]*)")
 
 
 def looks_like_token(text: str) -> bool:
-    """Tell whether a text might let in whoever knows it: long, of letters and digits, no UUID."""
+    """Return whether a text may be a credential: long, of letters and digits, not a UUID."""
     if len(text) < _SHORTEST_TOKEN or _TOKEN.fullmatch(text) is None or is_uuid(text):
         return False
     return looks_opaque(text)
 
 
 def is_secret_parameter(name: str) -> bool:
-    """Tell whether the name of a URL's parameter says by itself that its value lets in."""
+    """Return whether the name of a URL's parameter alone says that it is a credential."""
     verdict = built_in(name)
     return (verdict.rule is not None and not verdict.opaque) or squash(name) in _SECRET
 
 
 def is_link_secret(name: str, value: str, *, is_callback: bool = False) -> bool:
-    """Tell whether a parameter of a URL lets in, whose name alone does not say so.
+    """Return whether a parameter of a URL is a credential although its name alone does not say so.
 
     Args:
         name: The parameter's name.
@@ -91,7 +91,7 @@ def is_link_secret(name: str, value: str, *, is_callback: bool = False) -> bool:
 
 
 def is_callback(names: Iterable[str]) -> bool:
-    """Tell by the names of its parameters whether a URL is that of an OAuth callback."""
+    """Return whether a URL is an OAuth callback, by the names of its parameters."""
     squashed = {squash(name) for name in names if len(name) <= _LONGEST_NAME}
     return _CODE in squashed and not _OF_CALLBACKS.isdisjoint(squashed)
 
@@ -106,7 +106,7 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
     kinds = {name: _kind_of(name) for name in parameters if type(name) is str}
     values = {name: str(value) for name, value in parameters.items()}
     if any(len(value) >= _SHORTEST_TOKEN for value in values.values()):
-        # what is taken out of the path is not shown as an id either
+        # what is removed of the path is not shown as an id either
         yield from _in_path(path).intersection(values.values())
     if not any(kinds.values()):
         return

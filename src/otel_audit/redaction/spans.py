@@ -36,7 +36,7 @@ _MOST_HEADERS: Final = 256
 
 _LONGEST_HEADER_NAME: Final = 128
 _ELEMENT: Final = 2
-"""Units of work that an element of a list costs beside what its text does."""
+"""Work units of a list's element, in addition to those of its text."""
 
 _LISTS: Final = (list, tuple)
 _ONLY_TEXTS: Final = {str}
@@ -97,7 +97,7 @@ class Redacting:
         return _with_digests(_naming(kept, cut) if cut else kept)
 
     def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
-        """What tells a span by that which many say alike; None where it cannot be remembered."""
+        """The cache key of a span by its common attributes; None if it cannot be cached."""
         if plan.values is None:
             return None
         values = plan.values(attributes)
@@ -165,7 +165,7 @@ class _Plan:
     Attributes:
         number: Never that of another plan.
         alike: Those whose values many spans share, and
-        values: what takes these values out of a span; None where there are not two.
+        values: what takes these values out of a span; None if there are not two.
         ids: Those that are mostly new, and mostly plain.
         others: All others that are looked at.
         too_many: Headers beyond those that are kept.
@@ -309,7 +309,7 @@ def _changes(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
 def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
     if work.left < 0:
         work.withheld = True
-        # its rows cannot be told from others, but how many there were
+        # its rows cannot be distinguished from others, but how many there were
         return Change(
             operation=change.operation, kind=change.kind, entity=WITHHELD_FOR_WORK,
             table=WITHHELD_FOR_WORK, rows=change.rows, transaction=change.transaction,

@@ -32,7 +32,7 @@ _XML: Final = re2.compile(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]
 _NAMED_TAG: Final = re2.compile(
     r"(?i)<[a-z:]+\s[^<>]*?\b(?:name|key|id|property)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
 )
-# what stands in a named element is what it is named for, but not in those that say what is seen
+# the content of a named element is the named value, but not in elements for display
 _NAMED_ELEMENT: Final = re2.compile(
     r"(?is)<([a-z][\w:.-]*)\s[^<>]*?\b(?:name|key)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
     r"((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)"
@@ -149,7 +149,7 @@ class TextRules:
         Args:
             rules: Judges the names in ``name=value``.
             off: Names of value rules that are not applied; only those that go by looks.
-            emails: Whether e-mail addresses are taken out.
+            emails: Whether e-mail addresses are removed.
         """
         self._names = rules
         unwanted = SHAPES.intersection(off)
@@ -197,12 +197,12 @@ class TextRules:
 
         Args:
             text: Well-formed Unicode without NUL.
-            replace: Makes what stands where a span was taken out.
-            note: Told each rule that took something out.
+            replace: Makes the replacement of a removed span.
+            note: Called with each rule that took something out.
             work: What this may cost.
-            allowed: Whether the application calls the value innocent; credentials are taken out
+            allowed: Whether the application calls the value not sensitive; credentials are removed
                 all the same, what only looks like a card or account number is not.
-            numbers: Whether what looks like a card or account number is taken out.
+            numbers: Whether what looks like a card or account number is removed.
             level: How many encodings were undone on the way here.
 
         Returns:
@@ -232,7 +232,7 @@ class TextRules:
         return (*self._by_looks, *self._emails) if numbers else self._emails
 
     def is_number_taken(self, digits: str) -> bool:
-        """Tell whether a whole number, given as its digits, is taken out: what a card's is."""
+        """Return whether a whole number, given as its digits, is removed, such as a card's."""
         return self._takes_cards and is_card(digits)
 
     def _undo_percent(  # noqa: PLR0913 - as for `redact`
@@ -263,7 +263,7 @@ class TextRules:
         return str(_PERCENT.sub(word, text))
 
     def _is_clean_decoded(self, text: str, work: WorkBudget, allowed: bool, level: int) -> bool:  # noqa: FBT001
-        """Tell of all words at once that nothing is in them; what one holds may reach no other."""
+        """Return whether none of the words holds anything; none reaches into another."""
         work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
         decoded = storable(unquote(text.translate(_APART), errors="replace"))
         found = self.redact(
@@ -350,7 +350,7 @@ class TextRules:
                 yield start + one.start(1), start + one.end(1)
 
     def _literal(self, match: Any) -> Iterable[Span]:
-        """Find the value in `PASSWORD 'hunter2'`, where no sign stands between."""
+        """Find the value in `PASSWORD 'hunter2'`, without a sign in between."""
         name, group = match.group(2), 3 if match.start(3) >= 0 else 4
         value = match.group(group)
         if (
@@ -391,7 +391,7 @@ class TextRules:
         return (match.span(group),) if names_a_secret(self._names, match.group(1), value) else ()
 
     def _block(self, match: Any) -> Iterable[Span]:
-        """Find the lines of `private_key: |`, as YAML has them: those that stand further in."""
+        """Find the lines of `private_key: |`, as YAML has them: those that are indented further."""
         if not names_a_secret(self._names, match.group(2), ""):
             return
         text, start = match.string, match.end()
@@ -527,7 +527,7 @@ def _ignore_finding(_: str) -> None:
 
 
 def _pieces(within: Any, view: str) -> Iterator[tuple[int, str]]:
-    """Cut out what is to be looked at closely, each with the characters beside it."""
+    """Cut out the parts to check closely, each with the characters around it."""
     for match in within.finditer(view):
         first, last = match.span()
         base = max(first - 1, 0)

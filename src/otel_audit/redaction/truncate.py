@@ -39,7 +39,7 @@ def describe_cut(
     """Describe a value that is not kept whole, see the table above.
 
     Args:
-        size: Bytes of the whole, None where nobody has read to its end.
+        size: Bytes of the whole, None if nobody has read to its end.
         head: What is kept of it, redacted; nothing by default.
         sha256: Digest of the whole, redacted.
     """
@@ -54,7 +54,7 @@ def describe_cut(
 
 
 def is_cut(form: Any) -> bool:
-    """Tell whether a JSON form describes a value that was cut."""
+    """Return whether a JSON form describes a value that was cut."""
     return isinstance(form, dict) and form.get("_truncated") is True
 
 

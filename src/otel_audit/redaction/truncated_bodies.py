@@ -23,7 +23,7 @@ from otel_audit.redaction.placeholders import WITHHELD
 _OPENERS: Final = {b"{": b"}", b"[": b"]"}
 _CLOSERS: Final = frozenset(_OPENERS.values())
 _NEAR_THE_CUT: Final = 64
-# a string, whole or cut, is one token: what stands in it is no bracket
+# a string, whole or cut, is one token: its brackets do not count
 _TOKEN: Final = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]')
 
 
@@ -71,7 +71,7 @@ def _signs(head: bytes) -> Iterator[bytes]:
 
 
 def withhold_undecided(document: Any) -> Any:
-    """Withhold, in what the cut left open, values whose name may have stood behind the cut.
+    """Withhold, in what the cut left open, values whose name may be behind the cut.
 
     Args:
         document: What the head of a JSON text parses to; it is changed in place.

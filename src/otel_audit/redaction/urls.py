@@ -75,7 +75,7 @@ def _is_callback(parts: list[str], work: WorkBudget) -> bool:
 
 
 def _is_clean_query(rules: Rules, query: str) -> bool:
-    """Tell, by one search over a query as if it were JSON, that no rule touches it."""
+    """Return whether no rule touches a query, by one search over it as if it were JSON."""
     if rules.paths or len(query) > rules.limits.length or not query.isascii():
         return False
     # a URL's password may hold the sign at which the query is cut here

@@ -58,7 +58,7 @@ _NOT_JSON: Final = 16
 _PER_CHARACTER: Final = 1 / 64
 _PARSED_CHARACTER: Final = 1 / 16
 _PER_LETTER: Final = 1 / 4
-"""Beyond ASCII, where a character may stand for several letters (NFKD)."""
+"""Beyond ASCII, where a character may mean several letters (NFKD)."""
 
 _PAIR_LENGTH: Final = 2
 _LEAVES: Final = frozenset({str, int, float, SpelledFloat})
@@ -68,7 +68,7 @@ _decode = msgspec.json.Decoder().decode
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that would be taken out.
+    """Something that would be removed.
 
     Attributes:
         path: Where, for example ``customer.cards[0].number``; the root is ``$``.
@@ -111,7 +111,7 @@ class Rules:
         object.__setattr__(self, "known_key", lru_cache(maxsize=4_096)(self._clean_key))
 
     def replacement(self, value: Any) -> str:
-        """Make what stands for a value that was taken out."""
+        """Make the replacement of a removed value."""
         return self.hash.of(value) if self.mode == "hmac" else REDACTED
 
     def plain_text(self, text: str, note: Callable[[str], None], work: WorkBudget) -> str:
@@ -146,7 +146,7 @@ class Rules:
 
 
 def _cost_of_name(name: str) -> float:
-    # beyond ASCII a character may stand for up to 18 (NFKD)
+    # beyond ASCII a character may mean up to 18 (NFKD)
     return _NEW_NAME + len(name) * (0.25 if name.isascii() else 3)
 
 
@@ -187,7 +187,7 @@ class Walk:
 
         Args:
             rules: The configuration's rules.
-            findings: Gathers what was taken out, where somebody wants to know.
+            findings: Collects what was removed, if the caller wants it.
             values_clean: Whether a glance has shown that only names and paths can matter.
             work: What the walk may cost, where several share it or the size is known.
         """
@@ -237,7 +237,7 @@ class Walk:
         return self.value(shape, step, depth + 1, allowed=allowed)
 
     def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
-        """Redact what stands under a name; None stays None, for absence is no secret."""
+        """Redact the value under a name; None stays None, because absence is no secret."""
         if value is None:
             return None
         verdict = self._rules.names.judge(name)
@@ -252,7 +252,7 @@ class Walk:
         return self.value(value, step, depth, allowed=verdict.allowed)
 
     def linked(self, name: str, value: str, step: Step) -> Any:
-        """Redact a parameter of a URL that lets in, unless the application calls it innocent."""
+        """Redact a credential in a URL's parameter, unless the application allows it."""
         if self._rules.names.judge(name).allowed:
             return self.named(name, value, step)
         return self._remove(value, f"link:{name}", step)
@@ -320,7 +320,7 @@ class Walk:
         return found
 
     def _is_given(self, option: str, item: str) -> bool:
-        """Tell whether an item is the value of the option before it, and is a secret."""
+        """Return whether an item is the value of the option before it, and is a secret."""
         if "=" in option or len(option) > _CACHED_KEY or item[:1] == "-":
             return False
         return self._rules.names.judge(option.lstrip("-")).takes(item)

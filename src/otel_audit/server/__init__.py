@@ -30,7 +30,7 @@ def create_app(config: AuditConfig | None = None, *, any_certificate: bool = Fal
             file of senders names none.
 
     Raises:
-        ConfigurationError: There is no store, or nobody is authenticated and that is not asked for.
+        ConfigurationError: There is no store, or senders are not authenticated.
         MissingExtraError: A package of the extra ``server`` is not installed.
     """
     try:

@@ -16,7 +16,7 @@ _access: Final = logging.getLogger("otel_audit.server.access")
 _LONGEST_PATH: Final = 200
 
 
-def write(  # noqa: PLR0913, PLR0917 - one for each thing that a line says
+def write(  # noqa: PLR0913, PLR0917 - one for each part of a line
     method: str,
     path: str,
     status: int,

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from otel_audit.server.grpc_server import GrpcListening, GrpcServer
 
 _REFUSAL: Final = "x-otel-audit-refusal"
-"""Header by which a sender asks to be refused for now, with 503, where it is not let in: a
+"""Header by which a sender asks for 503 instead of 401 or 403: a
 Collector takes 401 and 403 for final, and drops what it has acknowledged to others."""
 
 _LARGEST_HEADERS: Final = 32_768
@@ -58,7 +58,7 @@ _DECODERS: Final[dict[str, dict[str, Decoder]]] = {
     "/v1/audit": {PROTOBUF: decode_protobuf.logs, JSON: decode_json.logs},
 }
 _WATCH_INTERVAL: Final = 5.0
-"""Seconds between two looks whether the threads beside it are alive."""
+"""Seconds between two checks of the other threads."""
 
 
 def create_app(
@@ -75,15 +75,15 @@ def create_app(
         any_certificate: Let in every client certificate that the server has verified, where the
             file of senders names none.
         grpc: Where to take OTLP over gRPC as well, if anywhere.
-        make_store: Makes what stands for a connection to the store; by default to the one of
+        make_store: Opens a connection to the store; by default to the one of
             ``OTEL_AUDIT_DSN``.
 
     Returns:
         The application.
 
     Raises:
-        ConfigurationError: There is no store, or nobody is authenticated and that is not asked for.
-        MissingExtraError: A package of the extra ``grpc`` is not installed, and it is asked for.
+        ConfigurationError: There is no store, or senders are not authenticated.
+        MissingExtraError: A package of the extra ``grpc`` is not installed, but configured.
     """
     config = config or AuditConfig()
     service = Service(config, _access(config, any_certificate), make_store or _store_maker(config))
@@ -128,7 +128,7 @@ def _store_maker(config: AuditConfig) -> Callable[[], Store]:
 
 
 def _sealing(config: AuditConfig) -> SealingThread | None:
-    """Make what seals beside the sink, where the settings ask for it."""
+    """Make the sealer in the sink's process, if the settings have one."""
     if not config.seal:
         return None
     from otel_audit_postgres.ledger.metrics import publish
@@ -152,14 +152,14 @@ def _grpc_server(service: Service, listening: GrpcListening | None) -> GrpcServe
 
 @dataclass(frozen=True)
 class _Beside:
-    """What runs beside the application for as long as it does."""
+    """Everything that runs in parallel to the application, as long as it does."""
 
     sealing: SealingThread | None
     grpc: GrpcServer | None
 
     @property
     def threads(self) -> dict[str, str]:
-        """How the threads do that serve nobody: ``ok``, or why one does not work."""
+        """The state of the background threads: ``ok``, or why one does not work."""
         if self.sealing is None:
             return {}
         return {"sealing": self.sealing.state.failure or "ok"}
@@ -203,7 +203,7 @@ async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIte
 
 @contextlib.contextmanager
 def _reloading(service: Service) -> Iterator[None]:
-    """Read the file of senders anew on SIGHUP, where signals can be had."""
+    """Read the file of senders again on SIGHUP, if signals are available."""
     senders = service.access.senders
     if senders is None:
         yield
@@ -220,7 +220,7 @@ def _reloading(service: Service) -> Iterator[None]:
 
 
 async def _health(service: Service, beside: _Beside, _: Request) -> Response:
-    """Whether the process lives, and how what runs beside it does."""
+    """Whether the process lives, and the state of its background threads."""
     logged = {
         "status": "ending" if service.intake.ending else "up",
         **service.meters.snapshot(),
@@ -370,7 +370,7 @@ def _media_type(request: Request) -> str:
 
 
 async def _no_such_thing(request: Request, error: Exception) -> Response:
-    """Answer an unknown path or method in the form that OTLP asks for."""
+    """Answer an unknown path or method in OTLP's form."""
     assert isinstance(error, HTTPException)  # noqa: S101 - as it is registered
     kind = JSON if _media_type(request) != PROTOBUF else PROTOBUF
     what = "no such path: records are sent to /v1/traces or /v1/audit"

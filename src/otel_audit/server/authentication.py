@@ -38,11 +38,11 @@ class Authentication:
     no_auth: NoAuth = "no"
 
     def sender(self, authorization: bytes | None, state: Mapping[str, Any], client: str) -> Sender:
-        """Tell who sends a request.
+        """Return who sends a request.
 
         Args:
             authorization: Its header of that name.
-            state: The ASGI scope's state; for gRPC, what stands for it.
+            state: The ASGI scope's state; for gRPC, its counterpart.
             client: The address that it comes from.
 
         Returns:

@@ -13,7 +13,7 @@ MOST_REQUESTS: Final = 256
 
 _MOST_REMEMBERED: Final = 4_096
 _BYTES_A_SECOND: Final = 8_000_000
-"""About what a process reads and stores; by it a sender is told when to come again."""
+"""Rough rate of reading and storing; ``Retry-After`` is computed from it."""
 
 _LONGEST_WAIT: Final = 30
 
@@ -78,7 +78,7 @@ class MemoryBudget:
 
         Args:
             sender: Who sends it.
-            held: What the request has already, which does not stand in its own way.
+            held: Bytes that the request already has; they do not count against it.
             size: What it needs in all.
 
         Raises:

@@ -101,9 +101,9 @@ class Converter:
         Args:
             redactor: Takes secrets out.
             key: Under which records are hashed as they came.
-            largest: Bytes of a record's text, at the most.
-            signers: Whose signatures are looked at; None: nobody's.
-            requires_signature: Whether a log record without a valid one becomes no record.
+            largest: Bytes of a record's text, at most.
+            signers: Trusted signers; None: signatures are not verified.
+            requires_signature: Whether log records without a valid signature are refused.
         """
         self._redactor = redactor
         self._redacting = Redacting(redactor)
@@ -314,7 +314,7 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
         item: What came.
 
     Returns:
-        The same item, or one that says in `mended` what was left out.
+        The same item, or one whose `mended` lists what was left out.
     """
     signal = kept_exactly(item.attributes, item.origin.attributes)
     anew = with_stream_id(item.attributes, names.PRODUCER_ID)
@@ -382,7 +382,7 @@ def _with_details(told: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
 
 
 def _own_ids(item: ReceivedItem) -> tuple[str, str]:
-    """What tells an item without an id from others of the same time."""
+    """Distinguishes an item without an id from others of the same time."""
     if not item.is_log and item.span_id:
         return item.trace_id, item.span_id
     content = to_json([

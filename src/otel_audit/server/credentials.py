@@ -14,7 +14,7 @@
     subject = "CN=gateway-us,O=Acme"
 
 A token has 256 random bits, so that its plain SHA-256 cannot be guessed from; the file holds no
-secret, but whoever can write it can let anybody in.
+secret, but whoever can write to it can let anybody in.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LOOK_AGAIN: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends, as the credential tells.
+    """The sender, by its credential.
 
     Attributes:
         identity: ``token:NAME``, ``certificate:NAME``, or ``nobody``.
@@ -76,11 +76,11 @@ class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: datetime | None = None
 
     def sender(self) -> Sender:
-        """Who it stands for."""
+        """The sender of the credential."""
         return Sender(f"token:{self.name}", self.tenant, self.service)
 
     def has_expired(self) -> bool:
-        """Tell whether its time is over; a time without a zone is UTC."""
+        """Return whether its time is over; a time without a zone is UTC."""
         if self.expires is None:
             return False
         zone = self.expires.tzinfo or UTC
@@ -97,7 +97,7 @@ class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service: str | None = None
 
     def sender(self) -> Sender:
-        """Who it stands for."""
+        """The sender of the credential."""
         return Sender(f"certificate:{self.name}", self.tenant, self.service)
 
 
@@ -122,7 +122,7 @@ class Certificate:
 
 
 class CredentialsFile:
-    """The entries of the file, read anew when it changes."""
+    """The entries of the file, read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.

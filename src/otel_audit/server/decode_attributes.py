@@ -25,7 +25,7 @@ _FLAGGED: Final[bytes] = KeyValue(
 ).SerializeToString()
 
 WITHHELD: Final = "[WITHHELD: size]"
-"""Stands for a list or map that is larger than any that is read."""
+"""Replaces a list or map that is too large to read."""
 
 _LARGEST: Final = 65_536
 """Bytes of a list or map: each two of them can become an object."""
@@ -80,7 +80,7 @@ def as_attributes(pairs: Iterable[bytes], nodes: Nodes | None = None) -> dict[st
 
 
 def is_flagged(pairs: Collection[bytes]) -> bool:
-    """Tell whether a span with these attributes is an audit span."""
+    """Return whether a span with these attributes is an audit span."""
     return _FLAGGED in pairs or any(_FLAG in raw and _is_flag(raw) for raw in pairs)
 
 

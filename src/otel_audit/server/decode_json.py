@@ -152,7 +152,7 @@ def spans(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch
         allowance: How much may be in it; by default as much as in any.
 
     Yields:
-        Batches of one scope each, and small, so that whoever reads can pause in between.
+        Batches of one scope each, and small, so that the reader can pause in between.
 
     Raises:
         Problem: It is no such message, and the message says where; or too much is in it.
@@ -276,7 +276,7 @@ def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Sh
 
 
 def _may_be_flagged(raw: bytes) -> bool:
-    # whoever escapes the dot of the flag has it decoded
+    # an item whose flag has an escaped dot is decoded
     return _FLAG in raw or b"\\u" in raw
 
 

@@ -1,4 +1,4 @@
-"""What is answered when a request cannot be taken, in the form that OTLP asks for.
+"""Answers to requests that cannot be accepted, in OTLP's form.
 
 OTLP/HTTP answers errors with a ``google.rpc.Status`` in the request's own encoding
 (https://opentelemetry.io/docs/specs/otlp/#failures-1). A client tries again on 429, 502, 503 and
@@ -39,7 +39,7 @@ class Problem(Exception):  # noqa: N818 - an answer, as much as an error
         code: The code of ``google.rpc.Status``, which is the gRPC status as well.
         message: What was wrong and what to do; it shows no values of records and no secrets.
         kind: One word for the counter.
-        retry_after: Seconds after which to try again, None where that does not help.
+        retry_after: Seconds after which to try again, None if that does not help.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Problem(Exception):  # noqa: N818 - an answer, as much as an error
 
 
 def undecodable(message: str) -> Problem:
-    """What cannot be read at all; the only thing for which OTLP data is refused for good."""
+    """The request cannot be read at all; only this refuses OTLP data for good."""
     return Problem(400, Code.INVALID_ARGUMENT, "undecodable", message)
 
 
@@ -89,7 +89,7 @@ def overloaded(message: str, retry_after: int = 1) -> Problem:
 
 
 def unauthenticated(message: str) -> Problem:
-    """Nobody that is known sends this."""
+    """The sender is not known."""
     return Problem(401, Code.UNAUTHENTICATED, "unauthenticated", message)
 
 

@@ -1,4 +1,4 @@
-"""The event loop's time, shared fairly: whoever sends much waits for those who send little.
+"""The event loop's time, shared fairly: senders of much wait for senders of little.
 
 Reading requests is the sink's own work, and one at a time does it, for some milliseconds. Of those
 who wait the sender is next that has used the least time.
@@ -21,7 +21,7 @@ class FairTurns:
     """Who may work now; used from one event loop only."""
 
     def __init__(self) -> None:
-        """Begin; nobody works."""
+        """Begin; no sender is at work."""
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._used: dict[str, float] = {}
         self._least = 0.0
@@ -53,7 +53,7 @@ class FairTurns:
             seconds: What was used of it.
         """
         if len(self._used) >= _MOST_REMEMBERED:
-            # all begin anew as equals
+            # all start again with the same time
             self._used.clear()
             self._least = 0.0
         self._used[sender] = self._used_by(sender) + seconds

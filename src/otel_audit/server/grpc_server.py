@@ -177,7 +177,7 @@ def _client(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
 
 
 def _details(problem: Problem) -> bytes:
-    """Write the ``google.rpc.Status``; when to try again stands in a ``RetryInfo``."""
+    """Write the ``google.rpc.Status``; a ``RetryInfo`` says when to try again."""
     if problem.retry_after is None:
         return status_message(problem.code, problem.message)
     retry = RetryInfo(retry_delay=Duration(seconds=problem.retry_after))

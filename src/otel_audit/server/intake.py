@@ -1,7 +1,7 @@
 """Group commit: what requests bring at the same time is stored together, and answered after it is.
 
 Each writer has a connection of its own. What comes while all are busy waits, and goes with the next
-one that is free, so that batches grow with the load and nobody waits for company without need.
+one that is free, so that batches grow with the load and no record waits without need.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from otel_audit.server.errors import unavailable
 _logger = logging.getLogger(__name__)
 
 _PAUSE: Final = 1.0
-"""Seconds for which a store that failed is not asked again."""
+"""Seconds for which a failed store is not called again."""
 
 _BATCH_BYTES: Final = 8_000_000
 """Bytes of records that are stored together; one part of a request is never taken apart."""
@@ -41,8 +41,8 @@ class Stored:
     """What became of one request's records.
 
     Attributes:
-        quarantined: Those that the store put aside.
-        receipts: What it says of the others, where that was asked for, by the id in the store.
+        quarantined: Those that the store set aside.
+        receipts: Receipts of the others, if requested, by the id in the store.
         conflicts: Those that it has under another id than their own.
     """
 
@@ -66,9 +66,9 @@ class _Waiting:
 
 
 class _Queue:
-    """What waits, by sender: one of each in turn, so that nobody waits for all that another sent.
+    """The waiting requests, by sender: one of each in turn, so that none waits for all of another.
 
-    Those who have been served last stand last.
+    Senders that were served last come last.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Intake:
             writers: Connections.
             batch: Records that are stored together; one request's are never taken apart.
             retry_after: Seconds after which to try again, for those who are sent away.
-            observe: Told of each write: seconds, and records.
+            observe: Called with each write: seconds, and records.
         """
         self._make_store = make_store
         self._writers = writers
@@ -188,7 +188,7 @@ class Intake:
         Args:
             records: The records.
             refused: What became no record.
-            receipts: Whether receipts are wanted.
+            receipts: Whether receipts are requested.
             sender: Who sent them.
             size: About how many bytes they have.
 
@@ -221,7 +221,7 @@ class Intake:
         return self._key
 
     async def check(self) -> None:
-        """See whether the store can take records; asks it once a second at the most.
+        """Check whether the store accepts records; at most once a second.
 
         Raises:
             StoreError: It cannot; the message says why, and the remedy.
@@ -294,14 +294,14 @@ class Intake:
             became = await store.accept(records, refused)
             asked += [conflict.stored_as for conflict in became.conflicts] if asked else []
             receipts = await _receipts(store, asked)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody is told that it is stored
+        except Exception as error:  # noqa: BLE001 - whatever it is, no sender gets success
             self._note_away(error)
             for one in group:
                 _fail(one, unavailable(_AWAY, self._retry_after))
             return
         self._observe(time.monotonic() - began, len(records))
         if self._found_wrong is not None:
-            # the store has taken records since: the next who asks gets a fresh answer
+            # the store has accepted records since: the next check gets a fresh answer
             self._check_again = 0.0
         if became.held:
             self._note_away(StoreError(became.why_held), rests=len(became.held) == len(records))
@@ -323,7 +323,7 @@ class Intake:
 
 
 def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Stored:
-    """Tell a request what became of its own records, and nothing of others'."""
+    """Give a request the results of its own records, and of no others."""
     quarantined = [item for item in became.refused if item.record_id in one.ids]
     conflicts = [item for item in became.conflicts if item.record_id in one.ids]
     if not one.wants_receipts:
@@ -342,7 +342,7 @@ def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Store
 
 
 async def _receipts(store: Store, record_ids: Sequence[str]) -> dict[str, Receipt]:
-    """Ask for receipts, by ids as their senders wrote them; what is no UUID has none."""
+    """Read receipts, by ids as their senders wrote them; an id that is no UUID has none."""
     spelled = {}
     for record_id in record_ids:
         with contextlib.suppress(ValueError):

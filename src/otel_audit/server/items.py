@@ -11,7 +11,7 @@ MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
 
 AT_ONCE: Final = 64
-"""Items of a batch: whoever reads them lets others have their turn in between."""
+"""Items of a batch: the reader yields to others in between."""
 
 LARGE: Final = 8_192
 """Bytes of an item that is left to be decoded in a thread: it may take more than a turn."""
@@ -23,7 +23,7 @@ MOST_ATTRIBUTES: Final = 256
 """Attributes of a resource that are kept."""
 
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
-"""Why an item is put aside undecoded."""
+"""Why an item is set aside undecoded."""
 
 Place = tuple[int, int, int]
 """Where an item is in its request: the indexes of its resource, its scope, and its own."""
@@ -59,9 +59,9 @@ class ReceivedItem:
         is_log: Whether it is a log record.
         body: A log record's body.
         place: Where it is in its request.
-        mended: What could not be read as it came, each as a place within the item and why.
-        raw: A log record's bytes as they came, for its signature.
-        signal: What it says in the names of the draft audit signal, as it is stored.
+        mended: The parts that could not be read: place in the item, and why.
+        raw: A log record's original bytes, for its signature.
+        signal: Its attributes of the draft audit signal, as they are stored.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Batch:
         items: What is to be recorded.
         ignored: How many spans were not flagged.
         broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
-        large: Decodes what may take long into a batch, to be called where nobody waits for it.
+        large: Decodes a large item into a batch; to be called in a thread.
     """
 
     items: list[ReceivedItem] = field(default_factory=list)
@@ -151,7 +151,7 @@ class ItemDecoder(Generic[S]):
     put_aside: Callable[[Batch, bytes, Place, S, str], None]
 
     def add(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
-        """Decode an item into a batch, or leave a large one to be decoded where nobody waits."""
+        """Decode an item into a batch, or leave a large one to be decoded in a thread."""
         if not scope.is_log and not self.may_be_flagged(raw):
             batch.ignored += 1
         elif len(raw) > LARGE:

@@ -1,7 +1,7 @@
 """OTLP's partial success: what of a request is not in the trail as it came, where, and why.
 
-What was rejected is in quarantine; there is nothing to send again. Whoever is told of a value that
-was left out can mend the sender.
+Rejected records are in quarantine; there is nothing to send again. A warning about a left-out value
+helps to fix the sender.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PartialSuccess:
 
 
 def of(outcome: Outcome) -> PartialSuccess | None:
-    """Tell what became of a request; None where all of it is stored as it came."""
+    """Return the result of a request; None if all of it is stored as received."""
     rejected = len(outcome.quarantined)
     told = list(islice(_told(outcome), _MOST_TOLD))
     if not told:

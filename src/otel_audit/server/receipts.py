@@ -1,4 +1,4 @@
-"""The answer of ``/v1/audit``: receipts beside what OTLP defines.
+"""The answer of ``/v1/audit``: receipts in addition to OTLP's fields.
 
 The draft of the audit signal asks for a receipt of each record: its id, its hash, the sink's time.
 The draft is no standard and names no shape, so this one is ours. In JSON:
@@ -9,7 +9,7 @@ The draft is no standard and names no shape, so this one is ours. In JSON:
                         "sinkTimeUnixNano": "…"}],
      "auditQuarantined": [{"recordId": "…", "reason": "…"}]}
 
-A receipt of a record whose id another one has tells the id under which it is stored, and as
+If another record has the record's id, the receipt has the id under which it is stored, and as
 ``conflictOf`` the one under which it was sent.
 
 In protobuf, fields of ``ExportLogsServiceResponse`` that others skip as unknown:

@@ -82,7 +82,7 @@ class Lenient:
         return self._pairs(self.item.get(name, []), name, 0)
 
     def value(self, name: str) -> Any:
-        """Read one value, None where there is none."""
+        """Read one value, None if there is none."""
         return self._value(self.item.get(name), name, 0)
 
     def _pairs(self, pairs: Any, place: str, depth: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 One span with a text that is not UTF-8 makes the whole request invalid, and a Collector passes such
 texts on. If that were answered with 400, the batch's other records would be lost for good; so a
 message is taken apart by its framing alone (https://protobuf.dev/programming-guides/encoding/),
-each item is decoded by itself, and only those that cannot be are put aside. Nothing is decoded as a
+each item is decoded by itself, and only those that cannot be are set aside. Nothing is decoded as a
 whole either way: that would hold up all other requests for as long as it takes.
 """
 
@@ -120,7 +120,7 @@ def parts(message: bytes) -> Iterator[bool]:
 
 
 def has_too_many_fields(raw: bytes) -> bool:
-    """Tell whether an item has more fields than are looked at; one that is cut has not."""
+    """Return whether an item has more fields than are looked at; one that is cut has not."""
     try:
         return next(islice(_places(raw, 0, len(raw)), _MOST_DECODED, None), None) is not None
     except FramingError:
@@ -163,7 +163,7 @@ def mended(
     """Read what can be read of an item that cannot be decoded, for the quarantine.
 
     Texts that are not UTF-8 have U+FFFD in them; of what cannot be read only size and hash are
-    kept, for nobody could find the secrets in it.
+    kept, because its secrets cannot be found.
     """
     told: dict[str, Any] = {
         "undecodable.bytes": len(raw),

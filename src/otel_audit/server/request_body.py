@@ -24,7 +24,7 @@ _MOST_MEMBERS: Final = 1_000
 """Members of gzip, or frames of zstd: exporters send one."""
 
 _LARGEST_WINDOW: Final = 1 << 23
-"""Bytes of a zstd window: what RFC 8878 asks every decoder to support."""
+"""Bytes of a zstd window: RFC 8878 wants every decoder to support it."""
 
 CODINGS: Final = ("", "identity", "gzip", "zstd")
 
@@ -41,7 +41,7 @@ async def read_body(
     Args:
         chunks: Its parts.
         declared: Its Content-Length.
-        limit: Bytes, at the most.
+        limit: Bytes, at most.
         lease: Where its bytes are accounted for.
         patience: Seconds that it may take in all.
 
@@ -89,7 +89,7 @@ async def decompressed(
     Args:
         body: As it came.
         coding: What Content-Encoding says; several are not taken.
-        limit: Bytes after decompression, at the most.
+        limit: Bytes after decompression, at most.
         lease: Where they are accounted for.
         pause: Lets others have their turn.
 

@@ -14,7 +14,7 @@ from otel_audit.server.decode_attributes import Nodes
 from otel_audit.server.items import MOST_ITEMS
 
 MOST_PARTS: Final = 500_000
-"""Resources, scopes, spans and whatever else is beside them in one request."""
+"""Resources, scopes, spans and all other objects in one request."""
 
 MOST_OBJECTS: Final = 1_000_000
 """JSON objects and lists in one request; a record of the fullest kind has about a hundred."""
@@ -39,7 +39,7 @@ class RequestBudget:
         parts: Fields of its protobuf that may be walked over to find them.
         objects: Objects and lists of its JSON that may be.
         work: Units of redaction that all its records share; see `otel_audit.redaction.budget`.
-        copies: Bytes of resources that may be stored with its records, each time anew.
+        copies: Bytes of resources that may be stored with its records, each time again.
         nodes: Elements of lists and maps that its attributes may have.
         came: Bytes of records that were read so far.
     """
@@ -65,7 +65,7 @@ class RequestBudget:
 
     @classmethod
     def of_message(cls, size: int) -> RequestBudget:
-        """Begin with a message of which nobody knows how large it was when it was sent."""
+        """Begin with a message whose sent size is not known."""
         return cls(-(-size // _ORDINARY_RATIO), size)
 
     def own_work(self, size: int) -> float:
@@ -77,6 +77,6 @@ class RequestBudget:
         return _WORK_PER_SPAN + size * self._weight * _WORK_PER_BYTE
 
     def spend_copy(self, size: int) -> bool:
-        """Take a copy of a resource off; tell whether there was room for it."""
+        """Take a copy of a resource off; return whether there was room for it."""
         self.copies -= size
         return self.copies >= 0

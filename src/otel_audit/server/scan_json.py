@@ -1,4 +1,4 @@
-"""Where each span or log record stands in OTLP/JSON, found without decoding any of it.
+"""The place of each span or log record in OTLP/JSON, found without decoding any of it.
 
 As a whole a text of JSON is valid or it is not: half of a character in one record, which
 JavaScript writes where it cuts a text, would cost all others of its batch. And decoding it as a
@@ -18,7 +18,7 @@ from otel_audit.server.errors import too_many
 
 Range = tuple[int, int]
 
-# strings and whatever else stands before the next bracket; bounded, so that no step takes long
+# strings and everything else before the next bracket; bounded, so that no step takes long
 _BEFORE_BRACKET: Final = re.compile(
     rb'[^"{}\[\]]{0,65536}+(?:"(?:[^"\\]{1,512}+|\\.){0,64}+"[^"{}\[\]]{0,512}+){0,64}+', re.DOTALL
 ).match
@@ -51,7 +51,7 @@ LOGS: Final = Names(b"resourceLogs", b"scopeLogs", b"logRecords", "log records")
 
 @dataclass(slots=True)
 class Scoped:
-    """What came from one scope: where the scope stands, and each item; None for no object."""
+    """The data of one scope: the place of the scope and of each item; None if it is no object."""
 
     scope: Range | None = None
     items: list[Range | None] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Scoped:
 
 @dataclass(slots=True)
 class Group:
-    """What came from one resource: where the resource stands, and what each scope sent."""
+    """The data of one resource: the place of the resource, and the data of each scope."""
 
     resource: Range | None = None
     scopes: list[Scoped] = field(default_factory=list)
@@ -71,7 +71,7 @@ class ScannedRequest:
 
     Attributes:
         groups: By resource.
-        is_odd: Whether something stands there that is no group or scope.
+        is_odd: Whether there is something else than a group or scope.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -179,7 +179,7 @@ class Splitter:
 
 
 def _brackets(text: bytes) -> Iterator[int | None]:
-    """Yield where each bracket is that is in no string; None where it is time for a pause."""
+    """Yield where each bracket is that is in no string; None if it is time for a pause."""
     at, end, steps = 0, len(text), 0
     while True:
         before, at = at, _end(_BEFORE_BRACKET(text, at))

@@ -44,8 +44,8 @@ class Outcome:
         ignored: Spans that were not flagged.
         quarantined: What is in quarantine instead, with the reason.
         conflicts: What is stored under another id, as its own is another record's.
-        receipts: What the store says of what it has, by record id, where that was asked for.
-        mended: What could not be read as it came, and is stored without it: where, and why.
+        receipts: The store's receipts by record id, if requested.
+        mended: The parts that could not be read and are left out: where, and why.
     """
 
     stored: int = 0
@@ -98,7 +98,7 @@ class Service:
             batches: From the decoder, which may raise.
             sender: Who sends it.
             allowance: What the request may cost.
-            receipts: Whether receipts are wanted.
+            receipts: Whether receipts are requested.
 
         Raises:
             Problem: Not all of it is known to be stored.
@@ -179,11 +179,11 @@ class _Taking:
         self._size = 0
 
     async def read(self, batches: Iterator[Batch], turn: Turn) -> bool:
-        """Read on until enough is there to be stored; tell whether anything is left."""
+        """Read on until enough is there to be stored; return whether anything is left."""
         for batch in batches:
             self.ignored += batch.ignored
             for decode in batch.large:
-                # it may take longer than a turn: others are heard meanwhile
+                # it may take longer than a turn: others run meanwhile
                 await asyncio.to_thread(self._read_large, decode)
                 await turn.pause()
             for item, why in batch.broken:

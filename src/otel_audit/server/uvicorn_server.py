@@ -1,4 +1,4 @@
-"""The sink on uvicorn, with what uvicorn leaves to whoever uses it."""
+"""The sink on uvicorn, with everything that uvicorn leaves to its user."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the form that OTLP asks for."""
+        """Answer invalid HTTP in OTLP's form."""
         problem: Problem = undecodable(f"{msg} Headers may have {_LARGEST_HEAD} bytes in all.")
         body = as_status(problem, JSON)
         headers = [
@@ -164,7 +164,7 @@ def run(listening: Listening, *, shutdown_timeout: float) -> None:
         "ssl_certfile": listening.certificate,
         "ssl_keyfile": listening.key,
         "ssl_ca_certs": None if listening.client_ca is None else str(listening.client_ca),
-        # asked for here and demanded by the application, so that probes need none
+        # requested here and required by the application, so that probes need none
         "ssl_cert_reqs": ssl.CERT_NONE if listening.client_ca is None else ssl.CERT_OPTIONAL,
     }
     if several:
@@ -192,7 +192,7 @@ def _made(kind: type[Path], text: str) -> Path:
 
 
 def _pass_on(listening: Listening) -> None:
-    """Leave to worker processes, which begin anew, what the settings do not say."""
+    """Pass to worker processes the options that are not settings."""
     os.environ[_PASSED_ON] = msgspec.json.encode(listening, enc_hook=str).decode()
 
 

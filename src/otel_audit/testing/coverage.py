@@ -59,7 +59,7 @@ class RouteCoverage:
         }
 
     def fault(self) -> str | None:
-        """Say what is wrong with it; None where nothing is."""
+        """Say what is wrong with it; None if nothing is."""
         if not self.called:
             return "no test calls it"
         if self.unrecorded and self.may_write:

@@ -35,7 +35,7 @@ _SHOWN: Final = 160
 
 
 def fits(wanted: Any, found: Any) -> bool:
-    """Tell whether a value is as a test wants it.
+    """Return whether a value is as a test wants it.
 
     Args:
         wanted: The value itself, `ANY`, a compiled regular expression that is searched for, or a
@@ -83,7 +83,7 @@ class Wanted:
         return cls(asked)
 
     def differences(self, record: AuditRecord) -> list[str]:
-        """Say in which fields a record differs, one line each; none where it fits."""
+        """Say in which fields a record differs, one line each; none if it fits."""
         return [
             line for name, value in self.asked.items() for line in _differs(name, value, record)
         ]

@@ -72,7 +72,7 @@ def tested_routes(app: Any) -> list[TestedRoute]:
 def route_of(
     routes: Iterable[TestedRoute], method: str, template: str | None, path: str | None
 ) -> TestedRoute | None:
-    """Find the route that served a request; None where none of these did."""
+    """Find the route that served a request; None if none of these did."""
     mounts = []
     for route in routes:
         if route.path == template and route.method == method:

@@ -164,7 +164,7 @@ class Audit:
         return [*self._earlier, *self.records.requests]
 
     async def settled(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - a limit of ours
-        """Wait, in a test on asyncio, for actions that are still open; their loop goes on."""
+        """Wait, in a test on asyncio, for actions that are still open; their loop continues."""
         until = time.monotonic() + timeout
         while self.records.unfinished and time.monotonic() < until:  # noqa: ASYNC110 - any thread
             await asyncio.sleep(0.005)
@@ -275,12 +275,12 @@ class _Logs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as logging does: the application goes on
+        except Exception:  # noqa: BLE001 - as logging does: the application continues
             self.handleError(record)
 
 
 class _Collector(SpanProcessor):
-    """Sees the spans of the process's provider; a processor cannot be taken out again."""
+    """Sees the spans of the process's provider; a processor cannot be removed again."""
 
     def __init__(self) -> None:
         self._kept: list[ReadableSpan] | None = None

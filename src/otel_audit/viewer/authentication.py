@@ -113,7 +113,7 @@ class TrustedHeader:
                 ) from None
 
     def __call__(self, request: Request) -> Viewer | None:
-        """Believe the header, if it comes from a proxy, once."""
+        """Trust the header, if it comes from a proxy, once."""
         named = request.headers.getlist(self.header)
         if len(named) != 1 or not named[0].strip() or not self._is_proxy(request):
             return None

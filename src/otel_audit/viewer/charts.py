@@ -53,7 +53,7 @@ class Chart:
 
 
 def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | None:
-    """Draw a histogram of a query; None where there is nothing to draw.
+    """Draw a histogram of a query; None if there is nothing to draw.
 
     Args:
         histogram: What was counted.

@@ -77,7 +77,7 @@ def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
 
 
 def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityChange, ...]:
-    """Tell what changed.
+    """Return what changed.
 
     Args:
         record: The record.
@@ -94,7 +94,7 @@ def state_after(records: Iterable[AuditRecord], entity: str) -> Mapping[str, Cel
     """Put together an entity's columns from its records, the oldest first.
 
     Returns:
-        Column by column what is known; None where it is deleted, or nothing is known.
+        Column by column what is known; None if it is deleted, or nothing is known.
     """
     state: dict[str, Cell] | None = None
     for record in records:

@@ -29,7 +29,7 @@ _LEEWAY: Final = 5
 
 @dataclass(frozen=True)
 class Embedding:
-    """Which tokens are believed, and whose pages may hold the frame.
+    """Which tokens are trusted, and whose pages may hold the frame.
 
     Attributes:
         public_key: The Ed25519 key that verifies tokens, PEM.
@@ -56,7 +56,7 @@ class Embedding:
                 )
 
     def viewer_of(self, authorizations: Sequence[str]) -> Viewer | None:
-        """Read the one Authorization header; None if its token is not to be believed."""
+        """Read the one Authorization header; None if its token is not to be trusted."""
         if len(authorizations) != 1:
             return None
         scheme, _, token = authorizations[0].partition(" ")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.exports.formats import JSON, NDJSON, csv_format
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.exporting import CSV_COLUMNS
@@ -29,8 +29,6 @@ _TYPES: Final = {
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
 
 
 @dataclass
@@ -60,7 +58,7 @@ class _Export:
 
 
 async def export(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Stream what a query finds; that it is taken out is recorded before the first byte."""
+    """Stream the records that a query finds; the export is recorded before the first byte."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, "Exports are not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
@@ -95,9 +93,7 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
             await look_as(connection, viewer.scope)
             under_way.checkpoint = await store.last_note(connection)
             yield write.begin
-            async for rows in exporting.batches(
-                connection, narrowed, texts=under_way.form != "csv"
-            ):
+            async for rows in exporting.batches(connection, narrowed, texts=write.has_payloads):
                 yield write.rows(rows, under_way.rows == 0)
                 under_way.rows += len(rows)
         yield write.end
@@ -152,46 +148,4 @@ class _Written(io.RawIOBase):
         return found
 
 
-@dataclass(frozen=True)
-class _Writer:
-    begin: bytes
-    rows: Callable[[Sequence[Mapping[str, Any]], bool], bytes]
-    end: bytes = b""
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - of one kind
-    target = io.StringIO()
-    writer = csv.writer(target)
-    writer.writerows([[_harmless(value) for value in row.values()] for row in rows])
-    return target.getvalue().encode()
-
-
-def _harmless(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
-
-
-def _ndjson(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - as above
-    return b"".join(f"{_one_line(row['payload'])}\n".encode() for row in rows)
-
-
-def _json(rows: Sequence[Mapping[str, Any]], first: bool) -> bytes:  # noqa: FBT001 - as above
-    text = ",\n".join(_one_line(row["payload"]) for row in rows)
-    return f"{'' if first else ','}\n{text}".encode()
-
-
-def _one_line(payload: str) -> str:
-    """A stored text; line ends between its parts, which no text of ours has, become spaces."""
-    return payload.replace("\n", " ").replace("\r", " ")
-
-
-_HEADER: Final = (",".join(CSV_COLUMNS) + "\r\n").encode()
-_WRITERS: Final = {
-    "csv": _Writer(_HEADER, _csv),
-    "ndjson": _Writer(b"", _ndjson),
-    "json": _Writer(b"[", _json, b"\n]\n"),
-}
+_WRITERS: Final = {"csv": csv_format(CSV_COLUMNS), "ndjson": NDJSON, "json": JSON}

@@ -23,7 +23,7 @@ class Viewer:
     Attributes:
         name: For the records of what was looked at: a login name, an e-mail address.
         role: ``auditor`` sees whole records; ``support`` sees no bodies, and so neither records'
-            texts nor what can be told from them; ``tenant`` sees the records of ``tenants``.
+            texts nor anything that reveals them; ``tenant`` sees the records of ``tenants``.
         tenants: The only tenants whose records are shown, by id; None: all, for auditor and
             support only. The database holds to it, whatever is asked.
         may: What else is allowed: ``export``, ``prove``, ``tail``.

@@ -43,7 +43,7 @@ class Site:
         return self.pool.trail(viewer.name, viewer.scope, **options)
 
     async def viewer_of(self, request: Request) -> Viewer | None:
-        """Tell who looks; a token that is refused is not made up for by anything else."""
+        """Return who looks; a token that is refused is not made up for by anything else."""
         embedding, authenticate = self.settings.embedding, self.settings.authenticate
         if embedding is not None and "authorization" in request.headers:
             found = embedding.viewer_of(request.headers.getlist("authorization"))

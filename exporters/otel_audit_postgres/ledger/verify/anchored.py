@@ -56,10 +56,10 @@ class AnchorReadings:
 async def hear(
     anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: Findings
 ) -> AnchorReadings:
-    """Ask the anchors what they saw last.
+    """Read the last checkpoints of the anchors.
 
     Args:
-        anchors: The anchors; one that cannot be asked becomes a warning.
+        anchors: The anchors; one that cannot be read becomes a warning.
         keys: Who may sign; none takes every note.
         findings: Where forgeries are noted.
 
@@ -106,7 +106,7 @@ def judged(
         where: What the note is, for the message.
 
     Returns:
-        The checkpoint, None if it cannot be believed; whether one of the keys signed it.
+        The checkpoint, None if it cannot be trusted; whether one of the keys signed it.
     """
     try:
         checkpoint = read_checkpoint(note)

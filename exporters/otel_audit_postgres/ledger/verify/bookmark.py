@@ -1,9 +1,9 @@
-"""What the last verification saw, so that the next need not read all rows again.
+"""The last verification's result, so that the next one need not read all rows again.
 
-It is kept outside the database, and believed no more than an anchor: the log of now must begin with
-what was seen then. What it can do in wrong hands is to have rows passed over; so its file must
-belong to whoever verifies, what it says must be signed by a known key, and some of the rows before
-it are read all the same.
+It is kept outside the database, and trusted no more than an anchor: the current log must begin with
+its checkpoint. A false bookmark could only make `verify` skip rows. So its file must belong to the
+user who verifies, a known key must have signed its checkpoint, and some of the earlier rows are
+read all the same.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def recall(path: Path, keys: Sequence[PublicKey]) -> Bookmark | None:
         keys: Who may have signed; none takes what is unsigned.
 
     Raises:
-        ConfigurationError: It cannot be believed; the message says why, and what to do.
+        ConfigurationError: It cannot be trusted; the message says why, and what to do.
     """
     try:
         facts, text = path.stat(), path.read_text("utf-8")

@@ -11,7 +11,7 @@ from otel_audit_postgres.ledger.store import ConflictingRecord
 
 WRITTEN_OUT: Final = 100_000
 """Malformed rows that are kept with their details; all are counted. Of what was tampered with
-everything is kept: whoever may insert must not be able to hide it behind rows of his own."""
+everything is kept: a writer must not be able to hide it behind rows of his own."""
 
 
 class ProblemKind(enum.StrEnum):
@@ -53,7 +53,7 @@ class Malformed:
         detail: What is wrong with it, without values of the record.
         record_id: The record.
         leaf: Its place in the log, from 0; None while it waits for its seal.
-        producer: The producer that its column names, which whoever inserted it chose.
+        producer: The producer in its column, which the writer chose.
     """
 
     detail: str
@@ -121,12 +121,12 @@ class Report:
         dropped: Rows that went with their partitions, as a sealed record of each says.
         last_note: The last checkpoint's note, None if nothing was ever sealed.
         malformed: Rows that were inserted malformed and not changed since, in the log's order, up
-            to `WRITTEN_OUT`. They say something false about themselves, and nobody tampered.
+            to `WRITTEN_OUT`. They hold something false, but were not tampered with.
         malformed_by: How many such rows there are, by the producer that they name.
         conflicts: Records that are stored under another id than they came under, the first of
-            them: whoever knows an id can take it first, and takes nothing from its owner.
+            them: everybody who knows an id can use it first, and takes nothing from its owner.
         conflict_count: How many such records there are.
-        overdue: Why rows are not sealed that should have been long ago; None where none are.
+        overdue: Why rows are not sealed that should have been long ago; None if none are.
     """
 
     origin: str | None

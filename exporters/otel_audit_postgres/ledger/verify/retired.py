@@ -52,7 +52,7 @@ def unaccounted(
         missing: Leaves without a row.
         pruned: Leaves that are collapsed.
         prunings: The sound prunings.
-        findings: Where it is noted if more went than was told.
+        findings: Gets a finding if more rows went than were recorded.
         complete: Whether every row was looked up.
 
     Returns:
@@ -87,7 +87,7 @@ async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
 
 
 def _metadata(payload: str) -> dict[str, Any]:
-    """What a record says beside its fields; empty for one that cannot be read."""
+    """The metadata of a record; empty for one that cannot be read."""
     try:
         said = json.loads(payload)["metadata"]
     except (ValueError, RecursionError, LookupError, TypeError):

@@ -33,7 +33,7 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
 
 
 def is_no_record(row: Mapping[str, Any]) -> bool:
-    """Whether a payload tells no record, so that nothing can be said about the columns."""
+    """Whether a payload is not a record, so that the columns cannot be checked."""
     return _told(row["payload"]) is None
 
 
@@ -44,7 +44,7 @@ def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
 
 
 def _told(payload: str) -> dict[str, Any] | None:
-    """The columns as the payload tells them; None where it tells no record, in whatever way."""
+    """The columns as derived from the payload; None if it is not a valid record."""
     try:
         return projections(payload)
     except Exception:  # noqa: BLE001 - anybody may have written it, and the verdict is the caller's

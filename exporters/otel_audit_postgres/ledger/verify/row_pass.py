@@ -37,7 +37,7 @@ from otel_audit_postgres.ledger.verify.tree_pass import BlockRange
 
 ROWS_AT_ONCE: Final = 1000
 LEAVES_AT_ONCE: Final = 20_000
-"""Leaves, at the least, that one of several processes checks in one go."""
+"""Leaves, at least, that one of several processes checks in one go."""
 
 _KEPT_OPEN_EVERY: Final = 1.0
 _NO_SNAPSHOT: Final = ("42704", "22023")
@@ -47,7 +47,7 @@ _CUT_OFF: Final = (
 )
 
 Progress = Callable[[int, int], None]
-"""Is told how many leaves were seen, and of how many."""
+"""Called with how many leaves were seen, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ def _depend_on(lifeline: Pipe) -> None:
 
 
 async def _keep_open(connection: Connection[Any]) -> None:
-    """Ask something now and then: the snapshot lives as long as its transaction is not cut off."""
+    """Run a statement now and then, so that the snapshot's transaction is not ended as idle."""
     while True:
         await asyncio.sleep(_KEPT_OPEN_EVERY)
         await store.keep_open(connection)
@@ -342,7 +342,7 @@ async def _judge_suspects(
     suspects: Sequence[_Suspect],
     findings: Findings,
 ) -> None:
-    """Tell rows that were inserted so, by their leaves or the sealer's word, from others."""
+    """Distinguish rows that were inserted so, by their leaves or the sealer's note, from others."""
     note = await store.flaws(connection, block.first)
     told: frozenset[Flaw] = frozenset()
     if note is not None:
@@ -352,7 +352,7 @@ async def _judge_suspects(
     for suspect in suspects:
         record_id, verdict = suspect.record_id, suspect.verdict
         now = hashes.get((record_id.bytes, verdict.tenant_id), b"")
-        # the leaf covers the text: what tells no record now told none when it was inserted
+        # the leaf covers the text: a text that is no record now was none when it was inserted
         no_record = verdict.is_no_record and record_id.bytes not in named
         what = (
             "the payload tells no record"
@@ -366,7 +366,7 @@ async def _judge_suspects(
 
 
 async def blame(connection: Connection[Any], block: Block, findings: Findings) -> None:
-    """Tell what happened to a block whose rows agree with its leaves, and whose root does not."""
+    """Return what happened to a block whose rows agree with its leaves, and whose root does not."""
     found: dict[uuid.UUID, list[Leaf]] = defaultdict(list)
     async for row in store.rows(connection, block.row_ids()):
         found[row["id"]].append(leaf_of(row))

@@ -57,7 +57,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         dsn: The audit store, as a role that may read it.
         keys: Public keys that may sign; without any, signatures are not checked.
         anchors: Where checkpoints were published; without any, an old copy that was restored as a
-            whole cannot be told from the original.
+            whole cannot be distinguished from the original.
         since: Read only rows that were sealed at this time or later, aware.
         sample: Read only so many rows, chosen at random.
         remembered: Read only what was sealed since then, and some of the rows before.
@@ -73,7 +73,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     """
     begun = time.monotonic()
     findings = Findings()
-    # asked before the database, so that none of them can be ahead of it
+    # read before the database, so that none of them can be ahead of it
     heard = await hear(anchors, keys, findings)
     seen = heard.testimonies
     witnesses = [*seen]
@@ -222,7 +222,7 @@ def _told_malformed(findings: Findings) -> str:
 
 
 async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> None:
-    """What the trail tells of the quarantine must be there as it was."""
+    """Every quarantine row that the trail names must be there unchanged."""
     async for record_id, gone, is_ours in store.unkept_quarantine(connection):
         detail = f"{len(gone)} rows of audit.quarantine are gone or changed, the first: {gone[0]}"
         if is_ours:
