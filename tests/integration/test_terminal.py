@@ -59,16 +59,13 @@ def is_steering(char: str) -> bool:
 
 
 def run(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments], env=environment)
-
-
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """`serve` sets variables for its worker processes, which here are those of the tests."""
+    """Run a command; `serve` sets variables for its workers, which here would be everybody's."""
     kept = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(kept)
+    try:
+        return CliRunner().invoke(cli, [*arguments], env=environment)
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 @pytest.fixture
@@ -157,6 +154,16 @@ class TestEveryCommand:
             return [
                 ("search",), ("search", "--json"), ("search", "--event", EVIL), ("stats",),
                 ("search", "--after", EVIL), ("stats", "--json"), ("history", "order:1"),
+                ("search", "--all"), ("search", "--all", "--format", "json"),
+                ("search", "--format", "csv"), ("search", "--local", "--audit-events"),
+                ("search", "--oldest-first", "--limit", "2"), ("search", "--follow", "--all"),
+                ("search", "--email", EVIL, "--service", EVIL, "--path", EVIL, "--method", EVIL),
+                ("search", "--session", EVIL, "--phase", EVIL, "--ip", EVIL, "--error", EVIL),
+                ("search", "--status", EVIL), ("search", "--outcome", EVIL), ("search", "--until", EVIL),
+                ("search", "--request-id", EVIL, "--trace-id", EVIL, "--changed", EVIL, "--role", EVIL),
+                ("history", "order:1", "--format", "csv"), ("history", "order:1", "--all", "--local"),
+                ("show", record, "--json"), ("show", record[:13]), ("show", record, "--local"),
+                ("show", record[:8]),
                 ("history", f"order:{EVIL}"), ("history", "order:1", "--json"), ("history", EVIL),
                 ("show", record), ("show", EVIL), ("gaps",), ("gaps", "--since", EVIL),
                 ("verify",), ("verify", "--json"), ("verify", "--since", EVIL),
@@ -213,11 +220,21 @@ class TestEveryCommand:
                     if " ".join(arguments).startswith(name):
                         seen[name] = seen.get(name, 0) + (SAID in done.output)
 
+        def on_a_screen(record: str) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(terminal, "screen_width", lambda: 80)
+                for arguments in (("search",), ("search", "--all"), ("history", "order:1"),
+                                  ("history", f"order:{EVIL}"), ("show", record)):  # fmt: skip
+                    done = run(*arguments)
+                    assert done.exit_code == 0, done.output
+                    assert problems(done.output) == [], (arguments, done.output)
+
         seen: dict[str, int] = {}
         record = str(uuid7())
         await asyncio.to_thread(walk, record, seen)
         record = await tamper(store)
         await asyncio.to_thread(walk, record, seen)
+        await asyncio.to_thread(on_a_screen, record)
         assert set(seen) == set(names_of(cli)), "a command is not walked"
         for name in ("search", "show", "gaps", "verify", "quarantine", "history", "prove"):
             assert seen[name], f"{name} has shown nothing hostile"

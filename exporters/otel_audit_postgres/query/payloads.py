@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection, QueryCanceledError
+from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.query.pagination import selected
 from otel_audit_postgres.query.queries import FOUND_COLUMNS, Found
 
@@ -14,10 +15,16 @@ _TEXTS: Final = (
     "SELECT id, tenant_id, payload::text AS payload FROM audit.audit_logs "
     "WHERE id = ANY($1::uuid[])"
 )
+_EMAILS: Final = (
+    f"SELECT id, tenant_id, CASE WHEN {READABLE} THEN payload -> 'actor' ->> 'email' END "  # noqa: S608 - constants
+    "FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
+)
 _BEFORE_MS: Final = 60_000
 _AFTER_MS: Final = 600_000
 _TIMEOUT_MS: Final = 200
 MOST: Final = 20
+# encrypted, redacted, hashed, erased: then the id says more
+_HIDDEN: Final = ("~", "[", "hmac:")
 
 Key = tuple[uuid.UUID, str]
 
@@ -26,6 +33,16 @@ async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mappin
     """The exact texts of records that were found, by id and tenant."""
     rows = await connection.fetch(_TEXTS, [record.id for record in records])
     return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}
+
+
+async def emails(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
+    """The e-mail addresses of those who did it, as far as they can be read here."""
+    rows = await connection.fetch(_EMAILS, [record.id for record in records])
+    return {
+        (record_id, tenant_id): email
+        for record_id, tenant_id, email in rows
+        if email and not email.startswith(_HIDDEN)
+    }
 
 
 async def same_action(

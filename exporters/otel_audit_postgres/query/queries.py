@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,11 @@ from otel_audit_postgres.query.pagination import (
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+SHORTEST_ID: Final = 8
+"""Digits of an id that can stand for it; fewer are of hours."""
+_ID_DIGITS: Final = 32
+_MOST_NAMED: Final = 10
+_HEX: Final = re.compile("[0-9a-f]+")
 
 # a plan for any values at all does not know how few they select
 PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
@@ -43,7 +49,8 @@ PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
 _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
-    "target_type", "target_id", "status_code", "request_id", "trace_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
+    "service_name",
 )  # fmt: skip
 _REASON: Final = (
     f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
@@ -56,6 +63,11 @@ _IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id =
 _SHOWN: Final = (
     f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
+)
+# one more than are named, so that it is known whether there are more
+_BEGINNING: Final = (
+    "SELECT DISTINCT id FROM audit.audit_logs "  # noqa: S608 - constants
+    f"WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT {_MOST_NAMED + 1}"
 )
 _VOLUME: Final = f"""
 SELECT to_char({within("occurred_at")} AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
@@ -134,6 +146,9 @@ class Found:
         status_code: The response's status.
         request_id: The request's id.
         trace_id: The trace's id.
+        action_id: The action's id, which all its records share.
+        phase: Which part of the action it tells.
+        service_name: Which service recorded it.
         actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
     """
@@ -150,6 +165,9 @@ class Found:
     status_code: int | None
     request_id: str | None
     trace_id: str | None
+    action_id: str
+    phase: str
+    service_name: str | None
     actor_reason: str | None = None
 
 
@@ -328,6 +346,40 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
     return tuple(
         Shown(Found(*tuple(row.values())[:-2]), row["payload"], row["content_hash"]) for row in rows
     )
+
+
+async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
+    """Find the record's id that begins so.
+
+    Args:
+        connection: To the store.
+        beginning: At least `SHORTEST_ID` hexadecimal digits, with or without hyphens; a whole id is
+            given back as it is, whether there is such a record or not.
+
+    Raises:
+        ConfigurationError: It is no beginning of an id, there is no such record, or several.
+    """
+    digits = beginning.replace("-", "").lower()
+    if not _HEX.fullmatch(digits) or not SHORTEST_ID <= len(digits) <= _ID_DIGITS:
+        raise ConfigurationError(
+            f"{beginning[:100]} is not a record's id, which is a UUID, or the first {SHORTEST_ID} "
+            "digits of one, or more"
+        )
+    first, last = (uuid.UUID(digits.ljust(_ID_DIGITS, filler)) for filler in "0f")
+    if first == last:
+        return first
+    found = [row["id"] for row in await connection.fetch(_BEGINNING, first, last)]
+    if not found:
+        raise ConfigurationError(f"no record has an id that begins with {beginning}")
+    if len(found) > 1:
+        several = ", ".join(map(str, found[:_MOST_NAMED]))
+        more = " and more" if len(found) > _MOST_NAMED else ""
+        raise ConfigurationError(
+            f"several records have ids that begin with {beginning}: {several}{more}; give more "
+            "digits"
+        )
+    one: uuid.UUID = found[0]
+    return one
 
 
 async def among(

@@ -11,6 +11,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -104,6 +105,7 @@ class Trail:
                 connection, wanted, limit=limit, after=after, oldest_first=oldest_first
             ),
             _records,
+            looked_at(wanted),
         )
 
     async def pages(
@@ -189,11 +191,21 @@ class Trail:
 
     async def proved(self, what: str, records: int) -> None:
         """Record an export of evidence: ``what`` is an id, an entity, or a checkpoint."""
-        await self.looked("prove", {"what": what}, records)
+        await self.looked("prove", {"what": what}, records, _named(what))
 
-    async def looked(self, question: str, asked: dict[str, Any], records: int) -> None:
+    async def looked(
+        self,
+        question: str,
+        asked: dict[str, Any],
+        records: int,
+        target: tuple[str, str] | None = None,
+    ) -> None:
         """Record a look at what is not in the store any more, or was read another way."""
-        await self.ask(question, asked, _nothing, lambda _: records)
+        await self.ask(question, asked, _nothing, lambda _: records, target)
+
+    async def full_id(self, beginning: str) -> str:
+        """Find the record's id that begins so; it shows no record, and is not recorded."""
+        return str(await queries.full_id(self._connection, beginning))
 
     async def ask(
         self,
@@ -286,6 +298,25 @@ async def open_trail(
     """
     async with queries.opened(dsn) as connection:
         yield Trail(connection, views=views, viewer=viewer)
+
+
+def looked_at(wanted: Criteria | Query) -> tuple[str, str] | None:
+    """What a search is about, for the record of the look: one entity, as for its history."""
+    query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
+    for one in query.terms:
+        if one.field in {"entity", "target"} and not one.negated and len(one.values) == 1:
+            name = one.values[0]
+            if name.operator == "=" and ":" in name.text:
+                return "audit_history", name.text
+    return None
+
+
+def _named(what: str) -> tuple[str, str] | None:
+    """What evidence is about: a record, an entity, or nothing that has a name."""
+    try:
+        return "audit_record", str(uuid.UUID(what))
+    except ValueError:
+        return ("audit_history", what) if ":" in what else None
 
 
 def _given(wanted: Criteria | Query) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.cli.terminal import echo
-from otel_audit.cli.verify import moment
 
 if TYPE_CHECKING:
     from otel_audit_postgres.query.gaps import Stream

@@ -7,10 +7,9 @@ import uuid
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
-from otel_audit.cli.verify import moment
 
 _reason_option = click.option("--reason", required=True, help="Why; the trail tells it.")
 _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

@@ -14,6 +14,7 @@ from otel_audit.cli.archive import archive
 from otel_audit.cli.doctor import doctor
 from otel_audit.cli.export import export
 from otel_audit.cli.gaps import gaps
+from otel_audit.cli.history import history, show
 from otel_audit.cli.hold import hold
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
@@ -26,10 +27,11 @@ from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
 from otel_audit.cli.retention import retention
 from otel_audit.cli.seal import seal
-from otel_audit.cli.search import history, search, show, stats
+from otel_audit.cli.search import search
 from otel_audit.cli.serve import serve
+from otel_audit.cli.stats import stats
 from otel_audit.cli.subject import subject
-from otel_audit.cli.terminal import cleaned, echo
+from otel_audit.cli.terminal import cleaned, echo, show_what_cannot_be_encoded
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
 from otel_audit.errors import OtelAuditError
@@ -79,6 +81,7 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     Settings are read from OTEL_AUDIT_* variables and from the file that OTEL_AUDIT_CONFIG_FILE
     names; options given here win.
     """
+    show_what_cannot_be_encoded()
     log_to_stderr(logging.WARNING)
 
 

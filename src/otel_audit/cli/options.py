@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import click
 
 from otel_audit._util.postgres_dsn import plain_dsn
@@ -12,6 +14,11 @@ dsn_option = click.option(
     "--dsn",
     metavar="DSN",
     help="The audit store; by default what OTEL_AUDIT_DSN says.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+local_option = click.option(
+    "--local", "is_local", is_flag=True, help="Show times in this machine's time zone, not in UTC."
 )
 
 
@@ -27,3 +34,17 @@ def chosen_dsn(dsn: str | None) -> str:
     if found is None:
         raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
     return found
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a time, as queries have it: ISO 8601, how long ago (``12h``, ``7d``), ``yesterday``.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
+    from otel_audit_postgres.query.times import parse_time
+
+    try:
+        return None if text is None else parse_time(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

@@ -37,6 +37,8 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Write an evidence bundle for RECORD_ID, an entity's history, or the log's growth.
 
+    RECORD_ID may be the first digits of an id, as search shows it.
+
     The directory holds evidence.json and verify.py, which checks it with Python alone, offline.
     """
     if sum(given is not None for given in (record_id, entity, grown_from)) != 1:
@@ -48,6 +50,7 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     public, store = chosen_public_keys(config, keys), chosen_dsn(dsn)
     bundle: Bundle
     if record_id is not None:
+        record_id = run_lasting(_full_id(store, record_id))
         bundle = run_lasting(ledger.prove_record(store, record_id, public))
     elif entity is not None:
         bundle = run_lasting(ledger.prove_entity(store, entity, public))
@@ -60,6 +63,13 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     echo(f"{directory}: to check it there, run: python verify.py")
     if not public:
         echo("no public key is in it: name one with --key", colour="yellow", err=True)
+
+
+async def _full_id(store: str, beginning: str) -> str:
+    from otel_audit_postgres.query.trail import open_trail
+
+    async with open_trail(store) as trail:
+        return await trail.full_id(beginning)
 
 
 async def _record(store: str, config: AuditConfig, what: str, bundle: Bundle) -> None:

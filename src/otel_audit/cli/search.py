@@ -1,250 +1,183 @@
-"""`otel-audit search`, `history`, `show` and `stats`: questions to the trail."""
+"""`otel-audit search`: records that fit a query."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo, echo_columns, echo_document, echo_json
-from otel_audit.cli.verify import moment
-from otel_audit.config import AuditConfig
+from otel_audit.cli.asking import (
+    QUERY_SETTINGS,
+    after_option,
+    all_option,
+    ask,
+    limit_option,
+    lines_of,
+    query_argument,
+    query_of,
+    within,
+)
+from otel_audit.cli.follow import follow
+from otel_audit.cli.listing import Form, Line, form_option, ndjson_option, printing
+from otel_audit.cli.options import chosen_dsn, dsn_option, local_option
+from otel_audit.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.query.counts import Facet, Histogram
+    from otel_audit_postgres.connection import Connection
     from otel_audit_postgres.query.grammar import Query
-    from otel_audit_postgres.query.queries import Found, Page
+    from otel_audit_postgres.query.queries import Page
     from otel_audit_postgres.query.trail import Trail
 
-T = TypeVar("T")
-
-_COLUMNS = ("time", "event", "outcome", "actor", "tenant", "target", "status", "id")
-_NOTHING_ABOUT = (
-    "nothing that this role may see is recorded about {entity}; an entity is named by the noun of "
-    "its class or route (OrderRow and /orders/123: order:123; earlier records: order_row:123)"
+_NOTHING: Final = "No matching records (your role may not see all tenants)."
+_HIDDEN: Final = "audit.* events (looks, starts and ends of processes) are hidden: --audit-events"
+_OWN: Final = "audit."
+_NAMING: Final = ("event", "target", "entity")
+"""Fields whose values say that our own events are asked for."""
+_PAGE: Final = 500
+"""Records that --all reads at once."""
+_OPTIONS: Final = (
+    ("--actor", "actor", "Who did it: id, or else e-mail."),
+    ("--email", "email", "The actor's e-mail."),
+    ("--role", "role", "The actor's role."),
+    ("--tenant", "tenant", "The tenant's id."),
+    ("--event", "event", "order.created, or order.*."),
+    ("--action", "action", "Kind of action: UPDATE."),
+    ("--outcome", "outcome", "success, failure or unknown."),
+    ("--status", "status", "404, 5xx, >=400 or 400..499."),
+    ("--target", "target", "type:id, or type."),
+    ("--entity", "entity", "Target or changed: order:123."),
+    ("--changed", "changed", "A column that changed."),
+    ("--service", "service", "Who recorded it."),
+    ("--method", "method", "GET, POST, ..."),
+    ("--path", "path", "Path or route: /orders/*."),
+    ("--ip", "ip", "The client's address."),
+    ("--session", "session", "The session's id."),
+    ("--request-id", "request", "The request's id."),
+    ("--trace-id", "trace", "The trace's id."),
+    ("--phase", "phase", "completed, intent, ..."),
+    ("--error", "error", "The error's type."),
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each.")
-_limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
-_after_option = click.option("--after", help="Continue after an earlier page.")
 
 
-def _named(_context: click.Context, _parameter: click.Parameter, entity: str) -> str:
-    """Refuse what can be no entity: nothing would be found, whatever happened to it."""
-    name, _, key = entity.partition(":")
-    if not name or not key:
-        raise click.BadParameter(f"{entity!r} names no entity: name:key, such as order:123")
-    return entity
-
-
-def query_of(text: tuple[str, ...], options: dict[str, tuple[str, ...]]) -> Query:
-    """Read the arguments and the options as one query; an option that is repeated means: any of."""
-    from otel_audit_postgres.query.fields import FIELDS
-    from otel_audit_postgres.query.grammar import Query, Term, Value, parse
-
-    unknown = next((word for word in text if word.startswith("--")), None)
-    if unknown is not None:
-        raise click.NoSuchOption(unknown)
-    terms = list(parse(" ".join(text)).terms)
-    for name, values in options.items():
-        if values:
-            chosen = (
-                Value(value[:-1], "prefix")
-                if value.endswith("*") and FIELDS[name].takes_prefix
-                else Value(value)
-                for value in values
-            )
-            terms.append(Term(name, tuple(chosen)))
-    return Query(tuple(terms))
-
-
-def _within(query: Query, since: str | None, until: str | None) -> Query:
-    """Bound a query by the options of time."""
-    from otel_audit_postgres.query.grammar import Term, Value
-
-    begin, end = moment(since), moment(until)
-    if begin is not None:
-        query = query.with_term(Term("time", (Value(begin.isoformat(), ">="),)))
-    if end is not None:
-        query = query.with_term(Term("time", (Value(end.isoformat(), "<"),)))
-    return query
-
-
-query_argument = click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
-# -field:value is a part of the query
-QUERY_SETTINGS = {"ignore_unknown_options": True}
+def _field_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each field of a query that people look for."""
+    for name, field, said in reversed(_OPTIONS):
+        kind = click.Choice(["success", "failure", "unknown"]) if field == "outcome" else None
+        metavar = None if kind is None else "OUTCOME"
+        command = click.option(name, field, multiple=True, type=kind, metavar=metavar, help=said)(
+            command
+        )
+    return command
 
 
 @click.command(context_settings=QUERY_SETTINGS)
 @query_argument
 @dsn_option
-@click.option("--since", metavar="TIME", help="At or after: ISO 8601, or how long ago: 12h, 7d.")
+@click.option("--since", metavar="TIME", help="At or after: 15m, 7d, yesterday, ISO 8601.")
 @click.option("--until", metavar="TIME", help="Before: as for --since.")
-@click.option("--actor", multiple=True, help="The actor's id, or else e-mail.")
-@click.option("--tenant", multiple=True, help="The tenant's id.")
-@click.option("--event", multiple=True, help="The event's name: order.created, or order.*.")
-@click.option("--outcome", multiple=True, type=click.Choice(["success", "failure", "unknown"]))
-@click.option("--target", multiple=True, help="type:id, or type.")
-@click.option("--request-id", "request", multiple=True, help="The request's id.")
-@click.option("--trace-id", "trace", multiple=True, help="The trace's id.")
-@_limit_option
-@_after_option
-@_json_option
+@_field_options
+@click.option("--audit-events", "shows_own", is_flag=True, help="Show audit.* events, too.")
+@click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
+@click.option("--follow", "follows", is_flag=True, help="Show records as they come, until Ctrl-C.")
+@all_option
+@limit_option
+@after_option
+@local_option
+@form_option
+@ndjson_option
 def search(  # noqa: PLR0913, PLR0917 - one for each option
     text: tuple[str, ...],
     dsn: str | None,
     since: str | None,
     until: str | None,
+    shows_own: bool,
+    oldest_first: bool,
+    follows: bool,
+    shows_all: bool,
     limit: int,
     after: str | None,
+    is_local: bool,
+    form: Form,
     as_json: bool,
     **wanted: tuple[str, ...],
 ) -> None:
     """Look for records, the newest first.
 
     QUERY has terms such as actor:ada status:5xx -event:order.* time:7d changed:price, and free
-    text. Options say the same; one that is repeated means any of its values.
+    text, which is looked for in the newest 10,000 records. Options say the same; one that is
+    repeated means any of its values.
+
+    On a screen the table fits its width, the records of one action share a line, and ids are
+    short. Elsewhere nothing is cut. JSON and CSV have each record.
 
     That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
     """
-    query = _within(query_of(text, wanted), since, until)
-    page = _ask(dsn, lambda trail: trail.search(query, limit=limit, after=after))
-    _print_page(page, as_json, "No matching records (your role may not see all tenants).")
-
-
-@click.command()
-@dsn_option
-@click.argument("entity", callback=_named)
-@_limit_option
-@_after_option
-@_json_option
-def history(dsn: str | None, entity: str, limit: int, after: str | None, as_json: bool) -> None:
-    """Show everything that happened to ENTITY, such as order:123, the oldest first."""
-    page = _ask(dsn, lambda trail: trail.history(entity, limit=limit, after=after))
-    _print_page(page, as_json, _NOTHING_ABOUT.format(entity=entity))
-
-
-@click.command()
-@dsn_option
-@click.argument("record_id")
-def show(dsn: str | None, record_id: str) -> None:
-    """Show the record RECORD_ID in full, as JSON."""
-    found = _ask(dsn, lambda trail: trail.show(record_id))
-    if not found:
-        raise click.ClickException(f"there is no record {record_id} in the store")
-    for shown in found:
-        echo_document(shown.payload)
-        echo(
-            f"recorded at {shown.found.recorded_at.isoformat()}, "
-            f"content hash {shown.content_hash.hex()}",
-            err=True,
-        )
-
-
-@click.command(context_settings=QUERY_SETTINGS)
-@query_argument
-@dsn_option
-@click.option("--since", metavar="TIME", default="7d", show_default=True, help="Count from here.")
-@click.option("--by", multiple=True, metavar="FIELD", help="Count the most frequent of event, …")
-@_json_option
-def stats(
-    text: tuple[str, ...], dsn: str | None, since: str, by: tuple[str, ...], as_json: bool
-) -> None:
-    """Show volume per day and event, and the size of tables and indexes.
-
-    With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
-    outcome, actor, tenant, action, status, service, target.
-    """
-    if text or by:
-        _print_counts(dsn, _within(query_of(text, {}), since, None), by, as_json)
+    form = "ndjson" if as_json else form
+    query = query_of(text, wanted)
+    shows_own = shows_own or _asks_for_own(query)
+    query = within(query if shows_own else _without_own(query), since, until)
+    if follows:
+        if shows_all or after or until or oldest_first or form == "json":
+            raise click.UsageError(
+                "--follow goes with --since and with --format table, ndjson or csv alone"
+            )
+        follow(chosen_dsn(dsn), query, form, shows_past=since is not None, is_local=is_local)
         return
-    begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
-    volume = _ask(dsn, lambda trail: trail.volume(begin))
-    sizes = _ask(dsn, lambda trail: trail.sizes())
-    if as_json:
-        echo_json(
-            {"volume": [asdict(row) for row in volume], "sizes": [asdict(row) for row in sizes]}
-        )
-        return
-    echo_columns(
-        ("day", "event", "records"), [(row.day, row.event_name, row.records) for row in volume]
-    )
-    echo_columns(
-        ("table", "rows (estimated)", "table bytes", "index bytes"),
-        [
-            (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
-            for row in sizes
-        ],
-    )
+    with printing(form, is_local=is_local) as show:
+        is_empty = True
+        while True:
+            page, lines = ask(dsn, _question(query, _PAGE if shows_all else limit, after,
+                                             oldest_first=oldest_first))  # fmt: skip
+            show(lines)
+            is_empty = is_empty and not lines
+            if page.notice is not None and after is None:
+                echo(page.notice, err=True)
+            after = page.next
+            if not shows_all or after is None:
+                break
+    if is_empty and form == "table":
+        echo(_NOTHING)
+        if not shows_own:
+            echo(_HIDDEN, err=True)
+    say_where_it_goes_on(page)
 
 
-def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: bool) -> None:
-    async def answer(trail: Trail) -> tuple[Histogram, tuple[Facet, ...]]:
-        return await trail.histogram(query), await trail.facets(query, by)
-
-    histogram, facets = _ask(dsn, answer)
-    if as_json:
-        echo_json({
-            "width_seconds": histogram.width.total_seconds(),
-            "counted": histogram.counted,
-            "bars": [asdict(bar) for bar in histogram.bars],
-            "facets": [asdict(facet) for facet in facets],
-        })  # fmt: skip
-        return
-    outcomes = ("success", "failure", "unknown")
-    echo_columns(
-        ("from", *outcomes),
-        [
-            (bar.begin.isoformat(timespec="minutes"), *(bar.outcomes.get(o, 0) for o in outcomes))
-            for bar in histogram.bars
-        ],
-    )
-    for facet in facets:
-        rows = [*facet.values, *([("(others)", facet.others)] if facet.others else [])]
-        echo_columns((facet.field, "records"), rows)
-        if facet.timed_out:
-            echo(f"{facet.field}: not counted, as it took too long", err=True)
-    counted = [histogram.counted or 0, *(facet.counted or 0 for facet in facets)]
-    if any(counted):
-        echo(f"of the newest {max(counted):,} records that fit", err=True)
-    if histogram.waiting:
-        echo(f"{histogram.waiting:,} records wait for their seal", err=True)
-
-
-def _ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
-    from otel_audit_postgres.query.trail import open_trail
-
-    async def answer() -> T:
-        async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:
-            return await question(trail)
-
-    return run_lasting(answer())
-
-
-def _print_page(page: Page, as_json: bool, nothing: str) -> None:
-    if as_json:
-        for record in page.records:
-            echo_json(asdict(record))
-    elif not page.records:
-        echo(nothing)
-    else:
-        echo_columns(_COLUMNS, [_row(record) for record in page.records])
-    if page.notice is not None:
-        echo(page.notice, err=True)
+def say_where_it_goes_on(page: Page) -> None:
+    """Say on standard error where a page ends that is not the last one."""
     if page.searched_to is not None:
         echo(f"searched back to {page.searched_to.isoformat(timespec='seconds')}", err=True)
     if page.next is not None:
-        echo(f"more: --after '{page.next}'", err=True)
+        echo(f"more: --after '{page.next}', or --all", err=True)
 
 
-def _row(record: Found) -> tuple[Any, ...]:
-    target = ":".join(part for part in (record.target_type, record.target_id) if part)
-    reason = f" ({record.actor_reason})" if record.actor_reason else ""
-    return (
-        record.occurred_at.isoformat(timespec="milliseconds"), record.event_name, record.outcome,
-        f"{record.actor_id}{reason}", record.tenant_id, target, record.status_code, record.id,
-    )  # fmt: skip
+def _question(
+    query: Query, limit: int, after: str | None, *, oldest_first: bool
+) -> Callable[[Trail], Any]:
+    from otel_audit_postgres.query import queries
+    from otel_audit_postgres.query.trail import looked_at
+
+    async def answer(connection: Connection[Any]) -> tuple[Page, Sequence[Line]]:
+        page = await queries.search(
+            connection, query, limit=limit, after=after, oldest_first=oldest_first
+        )
+        return page, await lines_of(connection, page)
+
+    asked = {"query": str(query), "limit": limit, "after": after, "oldest_first": oldest_first}
+    return lambda trail: trail.ask(
+        "search", asked, answer, lambda found: len(found[1]), looked_at(query)
+    )
+
+
+def _asks_for_own(query: Query) -> bool:
+    return any(
+        one.field in _NAMING and not one.negated and value.text.startswith("audit")
+        for one in query.terms
+        for value in one.values
+    )
+
+
+def _without_own(query: Query) -> Query:
+    from otel_audit_postgres.query.grammar import Term, Value
+
+    return query.with_term(Term("event", (Value(_OWN, "prefix"),), negated=True))

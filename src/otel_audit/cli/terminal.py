@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
 import click
 import msgspec
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from otel_audit._util.printable import ascii_json, visible
 
-Colour = Literal["green", "red", "yellow"]
+Colour = Literal["green", "red", "yellow", "cyan"]
+Piece = tuple[str, Colour | None]
+"""Some text of a line, and its colour."""
 
 _NOT_ON_A_SCREEN: Final = 240
+_CUT: Final = ".."
+_GAP: Final = "  "
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
+
+
+def show_what_cannot_be_encoded() -> None:
+    """Let a character that the terminal's encoding does not know be its number, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def screen_width() -> int | None:
+    """Columns of the screen; None where nobody looks at one, so that nothing has to fit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def echo(*lines: str, colour: Colour | None = None, err: bool = False) -> None:
@@ -80,6 +104,156 @@ def echo_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     # where nobody looks at a screen, lines must not be broken at its width
     console = Console() if sys.stdout.isatty() else Console(width=_NOT_ON_A_SCREEN)
     console.print(table)
+
+
+def echo_csv(cells: Sequence[Any]) -> None:
+    """Print a line of CSV; no cell is a formula, and none has line ends."""
+    target = io.StringIO()
+    texts = ("" if cell is None else visible(_plain(cell)) for cell in cells)
+    csv.writer(target, lineterminator="").writerow(
+        [f"'{text}" if text.startswith(_FORMULA) else text for text in texts]
+    )
+    click.echo(target.getvalue())
+
+
+class FittedColumns:
+    """Columns that fit the screen, for rows that come a few at a time.
+
+    Where nobody looks at a screen nothing is cut.
+    """
+
+    def __init__(self, shortest: Mapping[str, int], dispensable: Sequence[str] = ()) -> None:
+        """Print nothing yet.
+
+        Args:
+            shortest: Columns that may be cut, and how short.
+            dispensable: Columns that are left out where the screen is too narrow for all, the
+                first of them first.
+        """
+        self._shortest = shortest
+        self._dispensable = dispensable
+        self._widths: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
+
+    def arrange(self, rows: Sequence[Mapping[str, Piece]]) -> None:
+        """Choose columns and widths by the first rows, and print the heading.
+
+        A column that is empty in all of them is left out.
+        """
+        names = tuple(dict.fromkeys(name for row in rows for name in row))
+        self._names = tuple(
+            name for name in names if any(row.get(name, ("", None))[0] for row in rows)
+        )
+        self._widths = {
+            name: max(len(name), *(cell_len(visible(row[name][0])) for row in rows if name in row))
+            for name in self._names
+        }
+        width = screen_width()
+        if width is not None:
+            self._shrink(width)
+        self._print([(name, None) for name in self._names])
+
+    def print_row(self, row: Mapping[str, Piece], details: Sequence[Sequence[Piece]] = ()) -> None:
+        """Print a row, and lines of details below it."""
+        self._print([row.get(name, ("", None)) for name in self._names])
+        for line in details:
+            echo_folded([("    ", None), *line])
+
+    def _shrink(self, width: int) -> None:
+        for name in self._dispensable:
+            if self._excess(width) > 0 and name in self._names:
+                self._names = tuple(one for one in self._names if one != name)
+        excess = self._excess(width)
+        while excess > 0:
+            longer = [
+                one for one in self._names if self._widths[one] > self._shortest.get(one, 1 << 20)
+            ]
+            if not longer:
+                return
+            name = max(longer, key=lambda one: self._widths[one] - self._shortest[one])
+            self._widths[name] -= 1
+            excess -= 1
+
+    def _excess(self, width: int) -> int:
+        taken = sum(self._widths[name] for name in self._names)
+        return taken + len(_GAP) * (len(self._names) - 1) - width
+
+    def _print(self, cells: Sequence[Piece]) -> None:
+        shown = []
+        for name, (text, colour) in zip(self._names, cells, strict=True):
+            padded = _fitted(
+                visible(text), self._widths[name],
+                cuts=name in self._shortest and screen_width() is not None,
+            )  # fmt: skip
+            shown.append(click.style(padded, fg=colour) if colour else padded)
+        click.echo(_GAP.join(shown).rstrip())
+
+
+def _fitted(text: str, width: int, *, cuts: bool) -> str:
+    """Fill a text up to a width, or cut it."""
+    length = cell_len(text)
+    if length <= width or not cuts:
+        return text + " " * (width - length)
+    return set_cell_size(text, width - len(_CUT)) + _CUT
+
+
+def echo_folded(pieces: Sequence[Piece]) -> None:
+    """Print a line in colours, folded at the screen's width where somebody looks at one."""
+    text = _text(pieces)
+    indent = len(text.plain) - len(text.plain.lstrip(" "))
+    width = screen_width()
+    if width is None:
+        click.echo(text.plain)
+        return
+    console = _console(width)
+    text = _text(pieces)[indent:]
+    for line in text.wrap(console, max(width - indent, 20)):
+        console.print(Text(" " * indent) + line, soft_wrap=True)
+
+
+def echo_panel(title: str, rows: Iterable[tuple[str, Sequence[Piece]]]) -> None:
+    """Print names and what stands behind them: in a frame on a screen, else a line each."""
+    width = screen_width()
+    if width is None:
+        click.echo(visible(title))
+        for name, pieces in rows:
+            click.echo(f"{visible(name):<12}{_text(pieces).plain}".rstrip())
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, pieces in rows:
+        grid.add_row(Text(visible(name)), _text(pieces))
+    panel = Panel(grid, title=Text(visible(title)), title_align="left", border_style="dim")
+    _console(width).print(panel)
+
+
+def _text(pieces: Sequence[Piece]) -> Text:
+    return Text.assemble(*((visible(text), colour or "") for text, colour in pieces))
+
+
+def _console(width: int) -> Console:
+    return Console(highlight=False, width=width)
+
+
+@contextlib.contextmanager
+def json_list() -> Iterator[Callable[[str], None]]:
+    """Print JSON texts as the members of one list, as they come."""
+    is_first = True
+
+    def member(text: str) -> None:
+        nonlocal is_first
+        click.echo("[" if is_first else ",")
+        click.echo(ascii_json(text), nl=False)
+        is_first = False
+
+    yield member
+    click.echo("[]" if is_first else "\n]")
+
+
+def as_json_text(value: Any) -> str:
+    """Write a value as JSON, as `echo_json` prints it."""
+    return json.dumps(value, default=_plain)
 
 
 def cleaned(error: click.ClickException) -> click.ClickException:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ from rich.progress import (
 )
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
@@ -36,20 +35,6 @@ if TYPE_CHECKING:
 _LISTED = 200
 _MALFORMED_LISTED = 5
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
-
-
-def moment(text: str | None) -> datetime | None:
-    """Read a time, as queries have it: ISO 8601, how long ago (``12h``, ``7d``), ``yesterday``.
-
-    Raises:
-        click.BadParameter: It is none.
-    """
-    from otel_audit_postgres.query.times import parse_time
-
-    try:
-        return None if text is None else parse_time(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command()

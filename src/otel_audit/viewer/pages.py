@@ -11,7 +11,7 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
-from otel_audit_postgres.query import counts, payloads, queries
+from otel_audit_postgres.query import counts, display, payloads, queries
 from otel_audit_postgres.query.counts import Facet
 from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
 from otel_audit_postgres.query.queries import Found, Page, Shown
@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from otel_audit.errors import OtelAuditError
 from otel_audit.record import AuditRecord
-from otel_audit.viewer import display
 from otel_audit.viewer.charts import Chart, draw
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import render, stream

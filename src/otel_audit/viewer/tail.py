@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.tail import sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.queries import Found
@@ -105,7 +105,7 @@ class _Tail:
         async def answer(connection: Connection[Any]) -> tuple[list[Found], int]:
             size = await store.size(connection)
             begin = size if position is None else min(position, size)
-            ids = await _sealed_ids(connection, begin, min(begin + most, size))
+            ids = await sealed_ids(connection, begin, min(begin + most, size))
             found = await queries.among(connection, self._query, ids, datetime.now(UTC))
             return found, begin + len(ids)
 
@@ -130,20 +130,6 @@ class _Tail:
         }
         shown = {name: visible(text) for name, text in told.items()}
         return shown | {"href": self._link(f"/record/{one.id}")}
-
-
-async def _sealed_ids(connection: Connection[Any], begin: int, end: int) -> list[uuid.UUID]:
-    """The ids of leaves ``begin`` to ``end``, in the log's order."""
-    if begin >= end:
-        return []
-    first = await connection.fetchval(
-        "SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1", begin
-    )
-    ids: list[uuid.UUID] = []
-    async for block in store.blocks(connection, begin if first is None else first, end):
-        at = max(begin - block.first, 0)
-        ids += block.row_ids()[at : end - block.first]
-    return ids
 
 
 def _place(text: str | None) -> int | None:

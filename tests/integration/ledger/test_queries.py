@@ -325,7 +325,7 @@ class TestCommands:
 
     def test_show_prints_the_whole_record(self, run, trail):
         """The record's text, and its hash beside it."""
-        result = run("show", trail[7])
+        result = run("show", trail[7], "--json")
         assert json.loads(result.stdout)["record_id"] == trail[7]
         assert "content hash" in result.stderr
 

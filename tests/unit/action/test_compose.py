@@ -24,7 +24,7 @@ BUILDS = {
     # a record that is rolled back: it tells whether the table takes any
     "exporters/otel_audit_postgres/sink.py",
     # a reader's copy, which is shown without its bodies
-    "src/otel_audit/viewer/display.py",
+    "exporters/otel_audit_postgres/query/display.py",
 }
 OF_RECORDS = set(AuditRecord.__struct_fields__) - {
     # other structs have these, too

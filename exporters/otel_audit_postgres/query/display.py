@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
-from otel_audit_postgres.rows import record_from_payload
 
 from otel_audit.action.compose import with_exchange
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit.redaction.placeholders import REDACTED, is_token
+from otel_audit_postgres.rows import record_from_payload
 
 Kind = Literal["value", "none", "redacted", "unknown", "erased"]
 

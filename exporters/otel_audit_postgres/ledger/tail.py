@@ -1,0 +1,45 @@
+"""The end of the log: which records came last, sealed or waiting for it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final
+
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+
+_BEGIN: Final = "SELECT coalesce(max(position), 0) FROM audit.ledger_queue"
+_WAITING: Final = (
+    "SELECT position, id FROM audit.ledger_queue WHERE position > $1 ORDER BY position LIMIT $2"
+)
+
+
+async def sealed_ids(connection: Connection[Any], begin: int, end: int) -> list[uuid.UUID]:
+    """The ids of leaves ``begin`` to ``end``, in the log's order."""
+    if begin >= end:
+        return []
+    first = await connection.fetchval(
+        "SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1", begin
+    )
+    ids: list[uuid.UUID] = []
+    async for block in store.blocks(connection, begin if first is None else first, end):
+        at = max(begin - block.first, 0)
+        ids += block.row_ids()[at : end - block.first]
+    return ids
+
+
+async def end_of_queue(connection: Connection[Any]) -> int:
+    """The last place in the queue of rows that wait for their seal."""
+    place: int = await connection.fetchval(_BEGIN)
+    return place
+
+
+async def waiting_ids(
+    connection: Connection[Any], after: int, most: int
+) -> list[tuple[int, uuid.UUID]]:
+    """The rows that wait for their seal, behind a place in the queue: place and id of each.
+
+    A reader of some tenants only sees none of them.
+    """
+    found = await connection.fetch(_WAITING, after, most)
+    return [(row["position"], row["id"]) for row in found]

@@ -1,0 +1,85 @@
+"""What the commands share that ask the trail: queries from arguments, and connections."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from otel_audit._util.loop_thread import run_lasting
+from otel_audit.cli.listing import Line
+from otel_audit.cli.options import chosen_dsn, moment
+from otel_audit.config import AuditConfig
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.connection import Connection
+    from otel_audit_postgres.query.grammar import Query
+    from otel_audit_postgres.query.queries import Page
+    from otel_audit_postgres.query.trail import Trail
+
+T = TypeVar("T")
+
+query_argument = click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
+# -field:value is a part of the query
+QUERY_SETTINGS: Final[dict[str, Any]] = {"ignore_unknown_options": True}
+limit_option = click.option("--limit", default=50, show_default=True, help="Records on a page.")
+after_option = click.option("--after", metavar="PLACE", help="Continue after an earlier page.")
+all_option = click.option("--all", "shows_all", is_flag=True, help="Show all pages, not one.")
+
+
+def query_of(text: tuple[str, ...], options: Mapping[str, tuple[str, ...]]) -> Query:
+    """Read the arguments and the options as one query; an option that is repeated means: any of."""
+    from otel_audit_postgres.query.fields import FIELDS
+    from otel_audit_postgres.query.grammar import Query, Term, Value, parse
+
+    unknown = next((word for word in text if word.startswith("--")), None)
+    if unknown is not None:
+        raise click.NoSuchOption(unknown)
+    terms = list(parse(" ".join(text)).terms)
+    for name, values in options.items():
+        if not values:
+            continue
+        if FIELDS[name].is_ordered:
+            # 5xx and >=400 are checked as in a query
+            terms += parse(f"{name}:{','.join(values)}").terms
+            continue
+        chosen = (
+            Value(value[:-1], "prefix")
+            if value.endswith("*") and FIELDS[name].takes_prefix
+            else Value(value)
+            for value in values
+        )
+        terms.append(Term(name, tuple(chosen)))
+    return Query(tuple(terms))
+
+
+def within(query: Query, since: str | None, until: str | None) -> Query:
+    """Bound a query by the options of time."""
+    from otel_audit_postgres.query.grammar import Term, Value
+
+    begin, end = moment(since), moment(until)
+    if begin is not None:
+        query = query.with_term(Term("time", (Value(begin.isoformat(), ">="),)))
+    if end is not None:
+        query = query.with_term(Term("time", (Value(end.isoformat(), "<"),)))
+    return query
+
+
+def ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
+    """Put a question to the store that the option or the settings name."""
+    from otel_audit_postgres.query.trail import open_trail
+
+    async def answer() -> T:
+        async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:
+            return await question(trail)
+
+    return run_lasting(answer())
+
+
+async def lines_of(connection: Connection[Any], page: Page) -> list[Line]:
+    """A page's records with the e-mail addresses of those who did it."""
+    from otel_audit_postgres.query.payloads import emails
+
+    known = await emails(connection, page.records)
+    return [Line(one, known.get((one.id, one.tenant_id))) for one in page.records]

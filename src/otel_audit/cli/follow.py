@@ -1,0 +1,149 @@
+"""`otel-audit search --follow`: records as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit._util.loop_thread import run_lasting
+from otel_audit.cli.asking import lines_of
+from otel_audit.cli.listing import Form, Line, printing
+from otel_audit.cli.terminal import echo
+from otel_audit.config import AuditConfig
+from otel_audit.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.connection import Connection
+    from otel_audit_postgres.query.grammar import Query
+
+_EVERY: Final = 1.0
+_AGAIN: Final = 5.0
+"""Seconds until a store that cannot be reached is asked again."""
+_RECORDED_EVERY: Final = 60.0
+_MOST: Final = 1_000
+"""Records of one question."""
+_BEHIND: Final = 1_000
+"""Places in the queue that are looked at again: a place may be filled after the next one."""
+_MOST_REMEMBERED: Final = 50_000
+
+
+def follow(dsn: str, query: Query, form: Form, *, shows_past: bool, is_local: bool) -> None:
+    """Print records that fit as they are stored, until Ctrl-C.
+
+    Args:
+        dsn: The audit store.
+        query: What is looked for.
+        form: As for a search.
+        shows_past: Begin with what is stored already.
+        is_local: As for a search.
+    """
+    with printing(form, is_local=is_local) as show:
+        try:
+            run_lasting(_follow(dsn, _Tail(query), show, shows_past=shows_past))
+        except KeyboardInterrupt:
+            # whoever follows ends so; it is no failure
+            return
+
+
+async def _follow(
+    dsn: str, tail: _Tail, show: Callable[[Sequence[Line]], None], *, shows_past: bool
+) -> None:
+    from otel_audit_postgres.query.queries import opened
+
+    is_begun = False
+    while True:
+        try:
+            async with opened(dsn) as connection:
+                if not is_begun:
+                    show(await tail.begin(connection, shows_past=shows_past))
+                    is_begun = True
+                while True:
+                    lines = await tail.read(connection)
+                    show(lines)
+                    await asyncio.sleep(0 if tail.is_behind else _EVERY)
+        except StoreUnavailableError as error:
+            if not is_begun:
+                raise
+            echo(f"{error}; trying again", err=True)
+            await asyncio.sleep(_AGAIN)
+
+
+@dataclass
+class _Tail:
+    """Where one stands: in the queue of what waits for its seal, and in the log.
+
+    What is stored comes into the queue at once, and from there into the log. A record that was
+    sealed between two looks at the queue is found in the log.
+    """
+
+    query: Query
+    is_behind: bool = False
+    _place: int = 0
+    _size: int = 0
+    _recorded: float | None = None
+    _seen: dict[uuid.UUID, None] = field(default_factory=dict)
+
+    async def begin(self, connection: Connection[Any], *, shows_past: bool) -> Sequence[Line]:
+        """Remember where the log ends, and read what is there already."""
+        from otel_audit_postgres.ledger import store
+        from otel_audit_postgres.ledger.tail import end_of_queue, waiting_ids
+        from otel_audit_postgres.query import queries
+
+        async def answer(connection: Connection[Any]) -> Sequence[Line]:
+            self._size = await store.size(connection)
+            self._place = await end_of_queue(connection)
+            known = await waiting_ids(connection, self._place - _BEHIND, _BEHIND)
+            self._remember([record_id for _, record_id in known])
+            if not shows_past:
+                return ()
+            page = await queries.search(connection, self.query, limit=_MOST)
+            self._remember([one.id for one in page.records])
+            return (await lines_of(connection, page))[::-1]
+
+        return await self._ask(connection, answer)
+
+    async def read(self, connection: Connection[Any]) -> Sequence[Line]:
+        """The next records that fit."""
+        from otel_audit_postgres.ledger import store
+        from otel_audit_postgres.ledger.tail import sealed_ids, waiting_ids
+        from otel_audit_postgres.query import queries
+        from otel_audit_postgres.query.queries import Page
+
+        async def answer(connection: Connection[Any]) -> Sequence[Line]:
+            waiting = await waiting_ids(connection, self._place - _BEHIND, 2 * _MOST)
+            end = min(await store.size(connection), self._size + _MOST)
+            sealed = await sealed_ids(connection, self._size, end)
+            ids = [one for one in dict.fromkeys([*sealed, *(one for _, one in waiting)])
+                   if one not in self._seen]  # fmt: skip
+            found = await queries.among(connection, self.query, ids, datetime.now(UTC))
+            lines = await lines_of(connection, Page(tuple(found), None))
+            self.is_behind = len(sealed) >= _MOST or len(waiting) >= 2 * _MOST
+            self._size = end
+            self._place = max([self._place, *(place for place, _ in waiting)])
+            self._remember(ids)
+            return lines
+
+        return await self._ask(connection, answer)
+
+    async def _ask(
+        self, connection: Connection[Any], answer: Callable[[Connection[Any]], Any]
+    ) -> Sequence[Line]:
+        """Ask; a look is recorded at the start, and then once a minute."""
+        from otel_audit_postgres.query.trail import Trail
+
+        is_due = self._recorded is None or time.monotonic() - self._recorded > _RECORDED_EVERY
+        trail = Trail(connection, views=AuditConfig().record_views if is_due else "off")
+        lines: Sequence[Line] = await trail.ask("tail", {"query": str(self.query)}, answer, len)
+        if is_due:
+            self._recorded = time.monotonic()
+        return lines
+
+    def _remember(self, ids: Sequence[uuid.UUID]) -> None:
+        self._seen.update(dict.fromkeys(ids))
+        while len(self._seen) > _MOST_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
