@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-retention test test-fast explore lint types layers bench bench-quick check collector matrix lowest lock clean
+.PHONY: help setup demo demo-retention test test-fast test-unit explore lint types layers bench bench-quick check collector matrix lowest lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, demo-retention, test-fast, explore, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
+	@echo "Also: setup, demo-retention, test-fast, test-unit, explore, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ test: setup
 
 test-fast: setup
 	$(TEST) -m "not slow"
+
+# one module each, no server
+test-unit: setup
+	$(TEST) tests/unit
 
 # property tests with other examples each time; what fails here stays in its test as an @example
 explore: setup

@@ -88,7 +88,6 @@ class AuditScope(msgspec.Struct, eq=False):
         rolled_back: What was rolled back, or refused, such as ``insert seat``; and how many of it.
         rolled_back_transactions: How many transactions that wrote were rolled back.
         closed: Whether the action is over: nothing that begins now is its own.
-        closed_at: When it was over, on the monotonic clock, nanoseconds.
         late: Takes what a transaction leaves after the scope has closed.
         at_commit: Makes records of changes that are about to be committed; none if the action
             is not recorded.
@@ -131,7 +130,6 @@ class AuditScope(msgspec.Struct, eq=False):
     rolled_back: dict[str, int] = msgspec.field(default_factory=dict)
     rolled_back_transactions: int = 0
     closed: bool = False
-    closed_at: int = 0
     late: LateChanges | None = None
     at_commit: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
     nested: int = 0
@@ -151,7 +149,6 @@ class AuditScope(msgspec.Struct, eq=False):
     def close(self) -> None:
         """The action is over."""
         self.closed = True
-        self.closed_at = time.perf_counter_ns()
 
     def note_flushed(self, count: int, transaction: OpenTransaction) -> None:
         """Count changes that were flushed in a transaction that is still open."""

@@ -233,47 +233,6 @@ def verify_inclusion(
     return last == 0 and node == root
 
 
-def verify_consistency(
-    old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
-) -> bool:
-    """Check a consistency proof (RFC 9162, 2.1.4.2).
-
-    Args:
-        old: Leaves of the earlier tree, at least 1.
-        new: Leaves of the later one.
-        old_root: Root hash of the earlier tree.
-        new_root: Root hash of the later one.
-        proof: The proof.
-
-    Returns:
-        Whether it proves that the later tree begins with the earlier one.
-    """
-    if not 1 <= old <= new:
-        return False
-    if old == new:
-        return not proof and old_root == new_root
-    steps = list(proof)
-    if old & (old - 1) == 0:
-        steps.insert(0, old_root)
-    if not steps:
-        return False
-    place, last = old - 1, new - 1
-    while place & 1:
-        place, last = place >> 1, last >> 1
-    before = after = steps[0]
-    for step in steps[1:]:
-        if last == 0:
-            return False
-        if place & 1 or place == last:
-            before, after = node_hash(step, before), node_hash(step, after)
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
-        else:
-            after = node_hash(after, step)
-        place, last = place >> 1, last >> 1
-    return last == 0 and before == old_root and after == new_root
-
-
 def _split(count: int) -> int:
     """The largest power of two smaller than ``count``, which is at least 2."""
     return 1 << (count - 1).bit_length() - 1

@@ -306,6 +306,7 @@ class TestLater:
 
 
 class TestRefusal:
+    @pytest.mark.allow_errors
     @pytest.mark.parametrize("required", [True, False])
     async def test_what_can_have_no_taps_is_said_and_refused_if_required(self, required, caplog):
         """An application that cannot be observed says so once; with ``required`` it does not run."""

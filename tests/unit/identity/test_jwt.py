@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
+import gc
 import hmac
 import http.server
 import json
 import threading
 import time
+import types
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -125,6 +126,19 @@ def by_secret() -> JwtVerifier:
 @pytest.fixture
 def by_rsa(keys: Keys) -> JwtVerifier:
     return verifier(jwt_key=pem(keys.rsa), jwt_algorithms="RS256")
+
+
+def reachable(root: object) -> list[object]:
+    """All objects that an object keeps alive, apart from code."""
+    found: dict[int, object] = {}
+    waiting = [root]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in found or isinstance(one, type | types.ModuleType | types.FunctionType):
+            continue
+        found[id(one)] = one
+        waiting.extend(gc.get_referents(one))
+    return [*found.values()]
 
 
 class TestGoodTokens:
@@ -415,13 +429,14 @@ class TestClaims:
         assert reason(checks, jwt.encode({"sub": "u2", "exp": 1010}, SECRET)) == "token_expired"
 
     def test_tokens_are_not_kept_in_clear(self, by_secret: JwtVerifier) -> None:
-        """What is remembered of a token is its digest."""
+        """No object that the verifier keeps is a token, or its bytes."""
         token = ""
         for number in range(3):
             token = jwt.encode(claims(jti=str(number)), SECRET)
             by_secret.verify(token)
-        assert hashlib.sha256(token.encode()).digest() in by_secret._cache
-        assert token.encode() not in by_secret._cache
+        texts = [one for one in reachable(by_secret) if isinstance(one, str | bytes)]
+        assert token not in texts
+        assert token.encode() not in texts
 
 
 class TestKeySets:
@@ -621,6 +636,7 @@ class TestFetchedKeySets:
         assert not checks.ready(60)
         assert checks._issuers[None].keys.keys.failures == 1  # type: ignore[attr-defined]
 
+    @pytest.mark.allow_errors
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys": 1}', b"x" * 1_100_000])
     def test_only_a_key_set(self, endpoint: Endpoint, body: bytes) -> None:
         """What is no JWK set of a reasonable size gives no keys."""

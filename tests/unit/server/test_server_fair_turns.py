@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from memory_growth import kept_by_async
+
 from otel_audit.server.fair_turns import FairTurns
 
 
@@ -61,7 +63,12 @@ async def test_who_gives_up_waiting_holds_up_nobody():
 
 
 async def test_what_is_remembered_is_bounded():
+    """Senders that come and go take no memory that grows."""
     turns = FairTurns()
-    for number in range(5_000):
-        await worked(turns, str(number), 0.1, [])
-    assert len(turns._used) <= 1_025
+
+    async def senders(first: int) -> None:
+        for number in range(first, first + 10_000):
+            await worked(turns, f"{number}" + "x" * 100, 0.1, [])
+
+    await senders(0)
+    assert await kept_by_async(lambda: senders(10_000)) < 500_000

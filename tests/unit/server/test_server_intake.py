@@ -92,6 +92,7 @@ async def test_two_under_one_id_are_not_written_together(store, intake):
     assert store.batches == [1, 1, 1]
 
 
+@pytest.mark.allow_errors
 @pytest.mark.parametrize(
     "error", [StoreUnavailableError("gone"), StoreError("no schema"), RuntimeError("a mistake")]
 )

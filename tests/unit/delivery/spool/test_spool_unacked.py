@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_growth import kept_by
 
 from otel_audit.delivery.spool import unacked as module
 from otel_audit.delivery.spool.unacked import UnackedFrames
@@ -32,11 +33,15 @@ class TestOutstanding:
         """What was acknowledged long ago is forgotten, and order is kept."""
         monkeypatch.setattr(module, "_COMPACT_FROM", 10)
         tested = UnackedFrames()
-        for position in range(1, 101):
-            tested.add(position, 0.0)
-        tested.acknowledge(range(1, 96))
-        assert len(tested._positions) < 20
-        assert tested.within(0, 100) == [96, 97, 98, 99, 100]
+
+        def pass_through(first: int) -> None:
+            for position in range(first, first + 10_000):
+                tested.add(position, float(position))
+                tested.acknowledge([position - 1] if position > 1 else [])
+
+        pass_through(1)
+        assert kept_by(lambda: pass_through(10_001)) < 20_000
+        assert tested.within(0, 20_000) == [20_000]
 
     @pytest.mark.parametrize("wrong", [15, 25, 31])
     def test_refuses_what_was_never_a_closed_frame(self, wrong):

@@ -10,7 +10,7 @@ from docs_runner import run_page
 
 from otel_audit import AuditConfig
 
-PAGE = Path(__file__).parents[3] / "docs" / "otlp-sink.md"
+PAGE = Path(__file__).parents[2] / "docs" / "otlp-sink.md"
 
 
 @pytest.mark.slow

@@ -29,8 +29,9 @@ class TestAField:
         found = {
             str(path.relative_to(ROOT))
             for path in sources
-            # users' tests compare and show fields by name
-            if "testing" not in path.parts and re.search(rf"\b{EXAMPLE}\b", path.read_text())
+            # users' tests and the command line show fields by name
+            if not {"testing", "cli"} & {*path.parts}
+            and re.search(rf"\b{EXAMPLE}\b", path.read_text())
         }
 
         assert found == set(listed)
@@ -49,3 +50,25 @@ def test_every_file_on_the_page_exists() -> None:
     roots = [ROOT, ROOT / "src", ROOT / "src/otel_audit", ROOT / "exporters"]
 
     assert [one for one in sorted(named) if not any((root / one).exists() for root in roots)] == []
+
+
+def test_the_unit_tier_is_quick() -> None:
+    """What takes seconds, or a document, has a tier of its own."""
+    slow = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+        if re.search(r"mark\.slow\b|docs_runner", path.read_text())
+    ]
+
+    assert slow == []
+
+
+def test_every_tier_is_on_the_page() -> None:
+    """A directory of tests without a line says nothing to who adds one."""
+    tiers = {
+        f"tests/{path.name}"
+        for path in (ROOT / "tests").iterdir()
+        if path.name == "benchmarks" or any(path.glob("**/test_*.py"))
+    }
+
+    assert tiers == set(re.findall(r"^\| `(tests/\w+)`", section("Add a test"), re.MULTILINE))
