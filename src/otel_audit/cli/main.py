@@ -25,6 +25,7 @@ from otel_audit.cli.prove import prove
 from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
+from otel_audit.cli.report import report
 from otel_audit.cli.retention import retention
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import search
@@ -102,6 +103,7 @@ cli.add_command(prove)
 cli.add_command(quarantine)
 cli.add_command(redact)
 cli.add_command(relay)
+cli.add_command(report)
 cli.add_command(retention)
 cli.add_command(seal)
 cli.add_command(search)
