@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from otel_audit_postgres.query.conditions import READABLE
@@ -18,6 +19,7 @@ from otel_audit_postgres.reports.payload_parts import (
     text,
     values_of,
 )
+from otel_audit_postgres.reports.policy import month_end, policy_in_force
 from otel_audit_postgres.reports.snapshot import Snapshot, moment, selected
 
 _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
@@ -72,6 +74,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
         "payload::text AS payload"
     )
     erased = await _erasures(snapshot)
+    _, keep = await policy_in_force(snapshot)
     sql = selected(columns, asked, tail="ORDER BY id, tenant_id")
     async for row, told in snapshot.decoded(sql, asked.values):
         is_actor = subject in {row["actor_id"], part(told, "actor", "on_behalf_of")}
@@ -84,9 +87,16 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
             str(row["id"]), moment(row["occurred_at"]), played or "mentioned", row["event_name"],
             ", ".join(fields)[:500] or None,
             row["actor_id"] if row["action"] in {"READ", "EXPORT"} and not is_actor else None,
-            "as the policy of retention says",
+            _kept_until(row["occurred_at"], keep),
             "yes" if erased and "ENC[" in row["payload"] else "no",
         )  # fmt: skip
+
+
+def _kept_until(at: datetime, days: int | None) -> str:
+    """Until when the month of a record is kept at the longest."""
+    if days is None:
+        return "no policy says"
+    return f"{month_end(f'{at.astimezone(UTC):%Y-%m}') + timedelta(days=days):%Y-%m-%d}"
 
 
 async def _erasures(snapshot: Snapshot) -> int:

@@ -77,6 +77,8 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
     if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
         raise ConfigurationError(f"--sample: from 1 to 10,000, not {options.sample}")
     parse(options.query)
+    if options.subject is not None and "subject" not in definition.needs:
+        raise ConfigurationError("--subject goes with the report subject; for others, --query")
     for need in definition.needs:
         if not getattr(options, need):
             raise ConfigurationError(f"the report {definition.name} needs --{need}")

@@ -13,6 +13,7 @@ from otel_audit_postgres.ledger.merkle import HASH_SIZE, Frontier
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
+from otel_audit_postgres.reports.policy import month_end, policy_in_force
 from otel_audit_postgres.reports.snapshot import Snapshot, moment, selected
 
 _US: Final = "(extract(epoch FROM recorded_at) * 1000000)::bigint"
@@ -41,7 +42,7 @@ _LAG: Final = """
 SELECT max(extract(epoch FROM b.recorded_at - l.recorded_at)) AS lag
 FROM audit.ledger_blocks b
 JOIN audit.audit_logs l ON l.id = encode(substr(b.ids, 1, 16), 'hex')::uuid
-WHERE b.first < $1 AND b.recorded_at >= $2 AND b.recorded_at < $3
+WHERE b.first < $1 AND l.occurred_at >= $2 AND l.occurred_at < $3
 """
 _LOSSES: Final = (
     "event_name IN ('audit.records.lost', 'audit.records.dropped', 'audit.chain.broken', "
@@ -52,7 +53,6 @@ _LOSSES: Final = (
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
     whole = snapshot.options
     tree = await _tree(snapshot)
-    sealed = await _sealed_by_month(snapshot)
     quarantined = await _quarantined(snapshot)
     losses = await _counted(snapshot, _LOSSES)
     guards = await _counted(snapshot, "event_name ~ '^audit[.](guard|partition|schema)[._]'")
@@ -62,7 +62,8 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
         lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
-            f"{moment(begin)} to {moment(end)}", checked["rows"], sealed[key],
+            f"{moment(begin)} to {moment(end)}", checked["rows"],
+            checked["rows"] - checked["without_leaf"],
             f"{snapshot.size} leaves, root {snapshot.root}", _key(snapshot.note),
             "none: `otel-audit verify --anchor` asks them", _verdict(tree, checked), gaps,
             losses[key], quarantined[key], checked["unknown"],
@@ -136,15 +137,6 @@ async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
     return f"{named}{more}"
 
 
-async def _sealed_by_month(snapshot: Snapshot) -> Counter[str]:
-    rows = await snapshot.connection.fetch(
-        "SELECT to_char(recorded_at AT TIME ZONE 'UTC', 'YYYY-MM') AS month, "
-        "sum(least(octet_length(hashes) / 32, $1 - first))::bigint AS leaves "
-        "FROM audit.ledger_blocks WHERE first < $1 GROUP BY 1", snapshot.size,
-    )  # fmt: skip
-    return Counter({row["month"]: row["leaves"] for row in rows})
-
-
 async def _quarantined(snapshot: Snapshot) -> Counter[str]:
     found: Counter[str] = Counter()
     async for row, told in snapshot.records("event_name = 'audit.records.quarantined'"):
@@ -182,25 +174,21 @@ async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
         )
     ]
     erasures = int(counted[0])
-    policy, keep = await _policy(snapshot)
+    policy, keep = await policy_in_force(snapshot)
     months = {
         f"{begin:%Y-%m}" for begin, _ in _months(snapshot.options.begin, snapshot.options.end)
     }
     for month in sorted(months & (set(hot) | set(archived) | set(dropped))):
         for kind in sorted(hot.get(month, {}) or {"(dropped)": 0}):
-            until = None if keep is None else _month_end(month) + timedelta(days=keep)
+            until = None if keep is None else month_end(month) + timedelta(days=keep)
             late = until is not None and until < snapshot.sealed_at and month not in dropped
             yield (
-                month, kind, archived.get(month, 0) + hot.get(month, {}).get(kind, 0),
+                month, kind,
+                hot.get(month, {}).get(kind, dropped.get(month, archived.get(month, 0))),
                 hot.get(month, {}).get(kind, 0), archived.get(month, 0), dropped.get(month, 0),
                 "no policy says" if until is None else f"{until:%Y-%m-%d}", holds, erasures, policy,
                 "YES" if late and not holds else ("held" if late else "no"),
             )  # fmt: skip
-
-
-def _month_end(month: str) -> datetime:
-    begin = datetime(int(month[:4]), int(month[5:]), 1, tzinfo=UTC)
-    return datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
 
 
 async def _hot(snapshot: Snapshot) -> dict[str, dict[str, int]]:
@@ -243,29 +231,12 @@ async def _holds(snapshot: Snapshot) -> int:
     return len(active)
 
 
-async def _policy(snapshot: Snapshot) -> tuple[str, int | None]:
-    """The policy in force, by the record that put it there, and how many days it keeps what."""
-    found: tuple[str, int | None] = ("none was ever set", None)
-    condition = "event_name = 'audit.retention.changed'"
-    async for row, told in snapshot.records(condition, in_period=False):
-        policy = part(told, "metadata", "policy")
-        rules = part(policy, "rules")
-        days = [part(policy, "floor"), *(_days(rule) for rule in rules if isinstance(rules, list))]
-        longest = max((day for day in days if isinstance(day, int)), default=None)
-        found = (f"record {row['id']}", longest)
-    return found
-
-
-def _days(rule: Any) -> int:
-    return sum(day for day in (part(rule, "hot"), part(rule, "archive")) if isinstance(day, int))
-
-
 STORE_REPORTS: Final = (
     Definition(
         name="integrity", title="Integrity of the trail",
         about="Whether every record of the period is as it was sealed, and what is missing, by "
         "month. Every row is hashed again, and the tree is built again from its leaves.",
-        columns=("period", "rows", "leaves sealed", "checkpoint", "key", "anchors asked",
+        columns=("period", "rows", "leaves", "checkpoint", "key", "anchors asked",
                  "verdict", "gaps by producer", "losses", "quarantined", "unknown outcomes",
                  "longest seal lag", "guards changed"),
         rows=_integrity, controls=controls.INTEGRITY,

@@ -33,7 +33,7 @@ from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError, StoreError
 
 GOLDEN = Path(__file__).parent / "golden"
-WHOLE = Options(begin=BEGIN, end=END, subject="7", query="")
+WHOLE = Options(begin=BEGIN, end=END)
 ASKED = {
     "incident": replace(WHOLE, query="actor:eve"),
     "subject": replace(WHOLE, subject="p-77"),
@@ -251,8 +251,9 @@ class TestTheCommand:
             (("rights", *PERIOD, "--query", "colour:red"), "column 1"),
             (("rights", *PERIOD, "--format", "pdf"), "'pdf' is none of"),
             (("rights", *PERIOD, "--out", "{}/none"), "cannot be written"),
-            (("rights", *PERIOD, "--checkpoint", "7"), "none has size 7; near are 25"),
+            (("rights", *PERIOD, "--checkpoint", "7"), "none has size 7; near are 23"),
             (("subject", *PERIOD), "needs --subject"),
+            (("rights", *PERIOD, "--subject", "7"), "--subject goes with"),
             (("incident", *PERIOD), "needs --query"),
             (("review", *PERIOD, "--sample", "0"), "--sample: from 1"),
             (("rights", *PERIOD, "--sign-off", "x"), "goes with the report review"),
