@@ -106,7 +106,7 @@ DECISION: Final = audit_signal.DECISION
 METADATA: Final = "audit.metadata"
 
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
-"""What a span that someone else flags must carry."""
+"""Attributes that another program's flagged span must have."""
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
@@ -343,7 +343,7 @@ def record_from_attributes(  # noqa: PLR0913 - each fact by its name
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What of the record itself no attribute says, or not it alone; see `AuditRecord`."""
+    """Parts of the record that are not one attribute each; see `AuditRecord`."""
 
     record_id: str
     action_id: str
@@ -403,7 +403,7 @@ def _record(
         tenant=Tenant(id=flat.tenant_id, slug=flat.tenant_slug) if shape.tenant else None,
         target=Target(type=flat.target_type, id=flat.target_id) if shape.target else None,
         source=_source(flat) if shape.source else None,
-        # a message without a type: the semantic conventions' word for a type nobody has named
+        # a message without a type: the semantic conventions' word for an unnamed type
         error=ErrorInfo(
             type="_OTHER" if flat.error_type is None else flat.error_type,
             message=flat.error_message,
@@ -638,7 +638,7 @@ def json_text(text: str) -> msgspec.Raw:
 
 
 def decode_changes(text: str | bytes) -> tuple[Change, ...]:
-    """Decode changes; many of them one by one, so that other threads are heard meanwhile.
+    """Decode changes; many of them one by one, so that other threads run in between.
 
     Raises:
         msgspec.MsgspecError: They are none.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -53,6 +55,8 @@ from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
+from otel_audit.http.request_metadata import LONGEST_METHOD
+from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.identity.actor import (
     UNCHECKED,
     ActorOptions,
@@ -89,7 +93,7 @@ _WATCH_INTERVAL: Final = 5.0
 
 
 class Runtime:
-    """What the taps report to, and what brings their records to the store."""
+    """One configuration at work: capture and delivery of an instrumented process."""
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class Runtime:
         self._stream: Producer | None = None
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
-        self._checked = False
+        self._checked = self._names_reported = False
         self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = NoRecorder()
@@ -180,17 +184,55 @@ class Runtime:
             intended=self._options.intended if config.delivery == "strict" else None,
         )
 
-    def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
+    def open(
+        self, scope: MutableMapping[str, Any], path: str
+    ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request. Never raises."""
-        return self.open_with(self._options, scope)
+        return self.open_with(self._options, scope, path)
 
     def open_with(
-        self, options: CaptureOptions, scope: MutableMapping[str, Any]
-    ) -> Exchange | None:
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
+    ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request as the options say. Never raises."""
+        self._begins()
+        if scope["type"] == "http" and options.log is None:
+            found = self._unrecorded(options, scope, path)
+            if found is not None:
+                return found
+        return self._observe(options, scope)
+
+    def _unrecorded(
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
+    ) -> UnrecordedRequest | None:
+        """Let a request pass that nothing but a write could have recorded; None: it is no such."""
         try:
-            self._begins()
-            return Exchange(options, scope)
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio, or none at all
+            return None
+        try:
+            method = scope.get("method")
+            if not isinstance(method, str) or len(method) > LONGEST_METHOD:
+                return None
+            if options.policy.at_start(method, path).level != "none":
+                return None
+
+            def observe(begun: UnrecordedRequest) -> Exchange | None:
+                return self._observe(options, scope, begun)
+
+            return UnrecordedRequest(options, scope, path, loop, observe)
+        except Exception as error:  # noqa: BLE001 - then it is observed as any other
+            self._count_error()
+            log_limited(_logger, "pass", "A request was not let pass at once", error=error)
+            return None
+
+    def _observe(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> Exchange | None:
+        try:
+            return Exchange(options, scope, begun)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_error()
             self._count_loss(error)
@@ -251,7 +293,7 @@ class Runtime:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How the threads of this process do that bring records to the store."""
+        """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
         intents = None if self._stream is None else self._stream.intents
         relay = None if self.atomic is None else self.atomic.relay
@@ -314,8 +356,25 @@ class Runtime:
             make = outbox_maker(self.config)
             run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
+    def report_names(self) -> None:
+        """Log which names in the settings fit no model, once the models are there. Never raises."""
+        if self._names_reported or self.config.orm == "off" or "sqlalchemy" not in sys.modules:
+            return
+        self._names_reported = True
+        try:
+            from otel_audit.orm.unmatched_names import names_nothing
+
+            for setting, name, why in names_nothing(self.config):
+                log_limited(
+                    _logger, f"{setting} {name}", "%s%s: %s: %s",
+                    PREFIX, setting.upper(), name, why, level=logging.WARNING,
+                )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - it is advice, and no part of auditing
+            log_limited(_logger, "names", "Names in the settings not checked", error=error)
+
     def report_store(self) -> None:
         """Check the store and log what is wrong; never raises."""
+        self.report_names()
         try:
             self.check_store()
             self._checked = True
@@ -332,8 +391,8 @@ class Runtime:
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
-            return "they wait in memory, and end with this process unless that is mended before"
-        return "they are kept in the spool until that is mended"
+            return "they wait in memory, and are lost with this process unless that is fixed before"
+        return "they are kept in the spool until that is fixed"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""
@@ -358,7 +417,7 @@ class Runtime:
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "spool_foreign": foreign_found(),
-            "spool_damaged_files": len(damaged_files(self.config.spool_dir, service_of_spool())),
+            "spool_damaged_files": self._damaged_files(),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),
@@ -379,6 +438,11 @@ class Runtime:
     def _tell_of_default(self, rows: int) -> None:
         self._in_default = rows
 
+    def _damaged_files(self) -> int:
+        if not self.config.has_spool:
+            return 0
+        return len(damaged_files(self.config.spool_path, service_of_spool()))
+
     def _set_aside(self) -> dict[str, int]:
         if self.config.exporter == "postgres":
             return {"default_partition_rows": self._in_default}
@@ -389,7 +453,12 @@ class Runtime:
     def health_at(self, path: str) -> dict[str, Any] | None:
         """Report the health if this is its endpoint's path."""
         # an empty setting is off, and an empty path is the application's
-        return self.health() if path and path == self.config.health_path else None
+        return self.health() if path and path == self.health_path else None
+
+    @property
+    def health_path(self) -> str | None:
+        """The path of the health endpoint; None or empty: there is none."""
+        return self.config.health_path
 
     def adopt_left(self) -> None:
         """Deliver what dead processes left, before this one ends. Never raises."""
@@ -401,6 +470,7 @@ class Runtime:
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
+        self.report_names()
         self.settle_changes()
         if self._spans is not None:
             self._spans.detach()

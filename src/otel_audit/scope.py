@@ -1,4 +1,4 @@
-"""What is known so far of the action under way.
+"""The action under way: the facts known so far.
 
 One mutable `AuditScope` per action, found through a context variable. The object itself is shared:
 what a middleware, a dependency in a thread, or a background task adds is seen by all.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -38,7 +39,9 @@ from otel_audit.redaction.budget import Budget
 
 _logger = logging.getLogger("otel_audit")
 
-_current: ContextVar[AuditScope | None] = ContextVar("otel_audit_scope", default=None)
+_current: ContextVar[AuditScope | PendingScope | None] = ContextVar(
+    "otel_audit_scope", default=None
+)
 # reentrant: a session that nobody has closed may be collected, and reported, at any allocation
 _counting = threading.RLock()
 
@@ -53,11 +56,11 @@ class OpenTransaction(Protocol):
     """A transaction that has written, and has not ended."""
 
     def pending(self, owner: AuditScope, /) -> Iterator[Change]:
-        """What an action has written in it so far, as far as it is in memory."""
+        """An action's changes in it so far, as far as they are in memory."""
 
 
 class Origin(NamedTuple):
-    """What an action inside another one takes over from it, as far as it is known now."""
+    """The facts that an inner action takes over from the outer one, as far as known now."""
 
     actor: Actor | None = None
     tenant: Tenant | None = None
@@ -66,7 +69,7 @@ class Origin(NamedTuple):
 
 
 class AuditScope(msgspec.Struct, eq=False):
-    """What is known so far of one action.
+    """The facts known so far about one action.
 
     Attributes:
         record_id: The record's id, made when the scope opens.
@@ -157,7 +160,7 @@ class AuditScope(msgspec.Struct, eq=False):
             self.open.add(transaction)
 
     def pending(self, most: int) -> list[Change]:
-        """What was flushed and may yet be undone, as far as it is in memory.
+        """Changes that were flushed and may yet be undone, as far as they are in memory.
 
         Args:
             most: How many changes are wanted.
@@ -257,7 +260,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def transaction(self) -> TransactionOutcome:
-        """What became of all transactions that wrote."""
+        """The outcome of all transactions that wrote."""
         if not self.transactions:
             return "none"
         if "unknown" in self.transactions:
@@ -266,7 +269,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def final_transaction(self) -> TransactionOutcome:
-        """What the action came to in the end: a retry that is committed makes up for a rollback."""
+        """The final outcome: a committed retry makes up for a rollback."""
         return "unknown" if "unknown" in self.transactions else self.last_transaction
 
     @property
@@ -275,18 +278,69 @@ class AuditScope(msgspec.Struct, eq=False):
         return self.rolled_back_transactions > 0 and self.final_transaction == "committed"
 
 
+class PendingScope(ABC):
+    """An action of which no record is due as things are: its scope is made when one is asked for.
+
+    Attributes:
+        made: The scope, once it was asked for.
+        is_over: Whether the action is over.
+    """
+
+    __slots__ = ("is_over", "made")
+
+    def __init__(self) -> None:
+        self.made: AuditScope | None = None
+        self.is_over = False
+
+    def resolve(self) -> AuditScope | None:
+        """Make the scope, once; None where that has failed, which was counted. Never raises."""
+        with _counting:
+            if self.made is None:
+                self.made = self._make()
+            return self.made
+
+    @abstractmethod
+    def _make(self) -> AuditScope | None:
+        """Make the scope; a closed one where the action is over. Must not raise."""
+
+    @abstractmethod
+    def identities(self) -> Iterable[object]:
+        """Objects of the application that may say who does it, as for a scope."""
+
+
 def current_scope() -> AuditScope | None:
     """Return the scope that this task or thread was begun in, None outside any action.
 
     The action may be over: a task keeps its scope for as long as it lives.
     """
-    return _current.get()
+    scope = _current.get()
+    return scope.resolve() if isinstance(scope, PendingScope) else scope
 
 
 def open_scope() -> AuditScope | None:
     """Return the scope of the action under way, None outside any action, and after its end."""
     scope = _current.get()
+    if isinstance(scope, PendingScope):
+        scope = None if scope.is_over else scope.resolve()
     return None if scope is None or scope.closed else scope
+
+
+def action_under_way() -> AuditScope | PendingScope | None:
+    """As `open_scope`, for who only wants to tell one action from another: makes no scope."""
+    scope = _current.get()
+    if isinstance(scope, PendingScope):
+        if scope.made is None:
+            return None if scope.is_over else scope
+        scope = scope.made
+    return None if scope is None or scope.closed else scope
+
+
+def identities_at_hand() -> Iterable[object]:
+    """Objects of the application that may say who does the action under way; makes no scope."""
+    scope = action_under_way()
+    if isinstance(scope, PendingScope):
+        return scope.identities()
+    return () if scope is None or scope.identities is None else scope.identities()
 
 
 @contextmanager
@@ -305,12 +359,14 @@ def detached() -> Iterator[None]:
         leave(token)
 
 
-def enter(scope: AuditScope | None) -> Token[AuditScope | None]:
+def enter(
+    scope: AuditScope | PendingScope | None,
+) -> Token[AuditScope | PendingScope | None]:
     """Make a scope the current one; give the token to `leave`."""
     return _current.set(scope)
 
 
-def leave(token: Token[AuditScope | None]) -> None:
+def leave(token: Token[AuditScope | PendingScope | None]) -> None:
     """Undo `enter`."""
     _current.reset(token)
 
@@ -471,6 +527,9 @@ def add_metadata(**values: Any) -> None:
 def _leave_requests() -> None:
     """A forked child is no part of the request in which it was forked; the parent answers that."""
     scope = _current.get()
+    if isinstance(scope, PendingScope):
+        scope.is_over = True
+        scope = scope.made
     while scope is not None:
         if scope.of_request:
             scope.close()

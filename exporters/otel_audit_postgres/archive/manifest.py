@@ -1,4 +1,4 @@
-"""What an archived month is: a text that the ledger's key signs, each naming the one before it."""
+"""The manifest of an archived month, signed with the ledger's key; each names the one before."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ArchivedObject:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a month's archive holds.
+    """The content of a month's archive.
 
     Attributes:
         log: The log's name.
@@ -105,7 +105,7 @@ class Manifest:
 
 
 def manifest_digest(note: str) -> str:
-    """How the next manifest names this one: SHA-256 in hex."""
+    """The digest by which the next manifest names this one: SHA-256 in hex."""
     return hashlib.sha256(note.encode()).hexdigest()
 
 

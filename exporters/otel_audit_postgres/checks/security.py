@@ -152,12 +152,12 @@ async def has_event_triggers(connection: Connection[Any]) -> bool:
 
 
 async def search_path_tricks(connection: Connection[Any]) -> list[str]:
-    """Where a caller's own objects could stand in for ours."""
+    """Functions for which a caller's objects could replace ours."""
     return await _texts(connection, _SEARCH_PATH)
 
 
 async def owners(connection: Connection[Any]) -> list[str]:
-    """Who could act as the owner of the store."""
+    """Roles that could act as the owner of the store."""
     return await _texts(connection, _OWNERS)
 
 
@@ -167,7 +167,7 @@ async def role_makers(connection: Connection[Any]) -> list[str]:
 
 
 async def tenant_leaks(connection: Connection[Any]) -> list[str]:
-    """Where a reader could see what it is not entered for."""
+    """Ways by which a reader could see tenants that it has no entry for."""
     return [
         *await _texts(connection, _ROW_SECURITY),
         *await _texts(connection, _READABLE_PARTITIONS),
@@ -175,7 +175,7 @@ async def tenant_leaks(connection: Connection[Any]) -> list[str]:
 
 
 async def opened_ways(connection: Connection[Any]) -> list[str]:
-    """What somebody has opened since roles and rights were set up; nothing where there are none."""
+    """Rights that were granted after the set-up of the roles; none if there are no roles."""
     if not await has_roles(connection):
         return []
     return [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What a spreadsheet takes for the beginning of a formula, in full width, too."""
 
 
@@ -39,8 +39,11 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 def harmless(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+    kind = type(value)
+    if kind is str:
+        return f"'{value}" if value[:1] in _FORMULA else value
+    if kind is bytes:
+        return value.hex()
     return value.isoformat() if isinstance(value, datetime) else value
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 
 from otel_audit._util.durable_file import sync_directory
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.archive.row_files import NAMES, RowFile
+from otel_audit_postgres.archive.row_files import NAMES, RowFile, parquet, row_schema
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
@@ -25,7 +25,7 @@ from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.pagination import walk
+from otel_audit_postgres.query.pagination import walk, within
 from otel_audit_postgres.query.queries import opened, resolved
 from otel_audit_postgres.query.trail import Views
 
@@ -41,6 +41,7 @@ _US: Final = (
     "CASE WHEN isfinite(l.recorded_at) AND l.recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM l.recorded_at) * 1000000)::bigint ELSE -1 END"
 )
+_TIMES: Final = frozenset({"occurred_at", "recorded_at"})
 _WAITING: Final = "SELECT waiting FROM audit.ledger_state()"
 _SEES: Final = """
 SELECT CASE WHEN EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
@@ -270,11 +271,20 @@ class _ParquetTarget:
 
     def write(self, rows: Sequence[_Found]) -> None:
         """Write some rows."""
-        for one in rows:
-            leaf = Leaf(one.recorded_us, one.id, one.content_hash).hash()
-            values = {**one.row, "leaf": one.leaf, "leaf_hash": leaf, "id": one.id}
-            values["payload"] = values["text"]
-            self._file.add(tuple(values[name] for name in NAMES), len(values["text"]))
+        arrow, _ = parquet()
+        schema = row_schema()
+        values = [self._values(one) for one in rows]
+        columns = [
+            arrow.array([row[name] for row in values], kind)
+            for name, kind in zip(schema.names, schema.types, strict=True)
+        ]
+        self._file.add(arrow.Table.from_arrays(columns, schema=schema))
+
+    @staticmethod
+    def _values(one: _Found) -> dict[str, Any]:
+        leaf = Leaf(one.recorded_us, one.id, one.content_hash).hash()
+        own = {"leaf": one.leaf, "leaf_hash": leaf, "id": one.id, "payload": one.row["text"]}
+        return {**one.row, **own}
 
     def close(self) -> None:
         """End the file."""
@@ -442,7 +452,7 @@ def _of_leaf(rows: Sequence[Any], number: int, sealed: bytes) -> _Found | None:
 def _sql(asked: Conditions, data_format: DataFormat, ids: str, places: str) -> str:
     head = f"u.ord, {_US} AS recorded_us, l.id AS row_id, l.content_hash AS hash"
     if data_format == "csv":
-        columns = f"{head}, {exporting.csv_selection('l')}"
+        columns = f"{head}, {_csv_selection()}"
     elif data_format == "parquet":
         rest = (name for name in NAMES if name not in {"payload", "leaf", "leaf_hash"})
         columns = f"{head}, l.payload::text AS text, {', '.join(f'l.{name}' for name in rest)}"
@@ -453,4 +463,12 @@ def _sql(asked: Conditions, data_format: DataFormat, ids: str, places: str) -> s
     return (
         f"SELECT {columns} FROM unnest({ids}::bytea[], {places}::int[]) AS u(raw, ord) "  # noqa: S608
         f"JOIN audit.audit_logs AS l ON l.id = encode(u.raw, 'hex')::uuid{where}"
+    )
+
+
+def _csv_selection() -> str:
+    """The columns of a file in CSV, as a list of SELECT."""
+    return ", ".join(
+        f"{within(f'l.{name}') if name in _TIMES else f'l.{name}'} AS {name}"
+        for name in exporting.CSV_COLUMNS
     )

@@ -31,11 +31,19 @@ SELECT s.everything AND (
     OR EXISTS (SELECT FROM audit.reader_tenants WHERE tenant_id IS NULL))
 FROM audit.scope() s
 """
+_DAMAGED: Final = (
+    "the record is what was recorded, but leaves of the log are missing or malformed, so that its "
+    "place cannot be shown: run `otel-audit verify`"
+)
+_OTHER_ROOT: Final = (
+    "the record is what was recorded, but the log's leaves do not lead to the root that its last "
+    "checkpoint states: other leaves or the checkpoint were changed; run `otel-audit verify`"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordProof:
-    """What is known of a record's place in the log.
+    """A record's place in the log, and its proof.
 
     Attributes:
         state: ``verified``: text, columns, place in the tree and signature were checked just now.
@@ -78,6 +86,24 @@ async def check_record(
     Returns:
         What was found; None if there is no such record for this reader.
     """
+    try:
+        return await _checked(connection, record_id, tenant_id, cache, keys)
+    except DamagedLedgerError:
+        # retention may have collapsed leaves between two statements: then the next look is whole
+        pass
+    try:
+        return await _checked(connection, record_id, tenant_id, cache, keys)
+    except DamagedLedgerError:
+        return RecordProof("tampered", _DAMAGED)
+
+
+async def _checked(
+    connection: Connection[Any],
+    record_id: uuid.UUID,
+    tenant_id: str,
+    cache: TreeCache,
+    keys: Sequence[PublicKey],
+) -> RecordProof | None:
     rows = [row async for row in store.rows(connection, [record_id])]
     row = next((row for row in rows if row["tenant_id"] == tenant_id), None)
     if row is None:
@@ -91,7 +117,7 @@ async def check_record(
         return RecordProof("tampered", f"not what the record's own text says: {what}", leaf=leaf)
     if leaf is None:
         return await _not_sealed(connection, row)
-    return await _included(connection, row, leaf, cache, keys)
+    return await _proved(connection, row, leaf, cache, keys)
 
 
 async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[int | None, bool]:
@@ -107,7 +133,7 @@ async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[i
 
 
 def _numbers(block: Block, record_id: bytes) -> Iterator[int]:
-    """Where in a block an id stands."""
+    """The positions of an id in a block."""
     at = block.ids.find(record_id)
     while at >= 0:
         if at % ID_SIZE == 0:
@@ -126,17 +152,18 @@ async def _not_sealed(connection: Connection[Any], row: Mapping[str, Any]) -> Re
     return RecordProof("unsealed", "it is not sealed yet")
 
 
-async def _included(
-    connection: Connection[Any],
-    row: Mapping[str, Any],
-    leaf: int,
-    cache: TreeCache,
-    keys: Sequence[PublicKey],
-) -> RecordProof:
+def _read(note: str | None, leaf: int) -> tuple[Checkpoint | None, str]:
+    """The last checkpoint's content; or why it does not cover a leaf."""
+    if note is None:
+        return None, "the log has leaves, and no checkpoint"
     try:
-        return await _proved(connection, row, leaf, cache, keys)
-    except (NoteError, DamagedLedgerError, ValueError) as error:
-        return RecordProof("tampered", str(error), leaf=leaf)
+        checkpoint = read_checkpoint(note)
+    except NoteError as error:
+        return None, f"the log's last checkpoint cannot be read: {error}"
+    if leaf >= checkpoint.size:
+        size = checkpoint.size
+        return None, f"the log's last checkpoint knows {size} leaves, and this one is behind"
+    return checkpoint, ""
 
 
 async def _proved(
@@ -146,17 +173,21 @@ async def _proved(
     cache: TreeCache,
     keys: Sequence[PublicKey],
 ) -> RecordProof:
-    """Prove it; errors are what does not hold."""
+    """Prove that a leaf is in the log that the last checkpoint is about."""
     note = await store.last_note(connection)
-    if note is None:
-        raise DamagedLedgerError
-    checkpoint = read_checkpoint(note)
+    checkpoint, fault = _read(note, leaf)
+    if note is None or checkpoint is None:
+        return RecordProof("tampered", fault, leaf=leaf)
     await cache.follow(connection, checkpoint.size)
     path = await cache.proof(connection, leaf, checkpoint.size)
     hashed = leaf_of(row).hash()
     if not verify_inclusion(hashed, leaf, checkpoint.size, path, checkpoint.root):
-        raise DamagedLedgerError
-    signers = tuple(key.name for key in read_note(note).signed_by(keys))
+        return RecordProof("tampered", _OTHER_ROOT, leaf=leaf, checkpoint=checkpoint)
+    try:
+        signers = tuple(key.name for key in read_note(note).signed_by(keys))
+    except NoteError as error:
+        detail = f"the log's last checkpoint is not what was signed: {error}"
+        return RecordProof("tampered", detail, leaf=leaf, checkpoint=checkpoint)
     evidence = {
         "payload": row["payload"],
         "recorded_at": row["recorded_us"],

@@ -88,9 +88,9 @@ _BLOCKS: Final = f"""
 SELECT first, ids, hashes, {_READABLE.format("recorded_at")} AS recorded_at,
        NULL::bigint AS leaves
 FROM audit.ledger_blocks
-WHERE first >= $1
+WHERE first >= $1 AND first < $3
 UNION ALL
-SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1
+SELECT first, NULL, hash, NULL, leaves FROM audit.ledger_pruned WHERE first >= $1 AND first < $3
 ORDER BY first, leaves LIMIT $2
 """  # noqa: S608 - constants
 _PRUNINGS: Final = (
@@ -160,6 +160,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ALL_FLAWS: Final = "SELECT first, note FROM audit.ledger_flaws ORDER BY first"
 _ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
@@ -229,7 +230,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lock of sealing.
+    """A session that holds the sealing lock.
 
     Attributes:
         pid: The server's process.
@@ -438,7 +439,7 @@ async def unkept_quarantine(
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:
-    """Who keeps others from sealing now, the longest first."""
+    """Sessions that hold the sealing lock now, the longest first."""
     return [Holder(*row.values()) for row in await connection.fetch(_HOLDERS)]
 
 
@@ -468,7 +469,7 @@ async def rows(
 async def column_hashes(
     connection: Connection[Any], ids: Sequence[uuid.UUID]
 ) -> dict[tuple[bytes, str], bytes]:
-    """What the columns of rows are now, by id and tenant."""
+    """Hashes of the rows' current columns, by id and tenant."""
     found = await connection.fetch(_COLUMN_HASHES, ids)
     return {(row["id"].bytes, row["tenant_id"]): row["columns_hash"] for row in found}
 
@@ -479,25 +480,31 @@ async def flaws(connection: Connection[Any], first: int) -> str | None:
     return note
 
 
+async def all_flaws(connection: Connection[Any]) -> list[tuple[int, str]]:
+    """The notes about malformed rows, each with the first leaf of its block."""
+    return [(row[0], row[1]) for row in await connection.fetch(_ALL_FLAWS)]
+
+
 async def append_flaws(connection: Connection[Any], first: int, note: str) -> None:
     """Say which rows of a block were inserted malformed."""
     await connection.execute(_APPEND_FLAWS, first, note)
 
 
 async def pieces(
-    connection: Connection[Any], since: int = 0, until: int = sys.maxsize
+    connection: Connection[Any],
+    since: int = 0,
+    until: int = sys.maxsize,
+    at_once: int = BLOCKS_AT_ONCE,
 ) -> AsyncIterator[Block | Pruned]:
     """The log's blocks and pruned subtrees in their order, of those that begin in a range."""
     while True:
-        found = await connection.fetch(_BLOCKS, since, BLOCKS_AT_ONCE)
+        found = await connection.fetch(_BLOCKS, since, at_once, until)
         for row in found:
-            if row["first"] >= until:
-                return
             if row["leaves"] is None:
                 yield Block(row["first"], row["ids"], row["hashes"], row["recorded_at"])
             else:
                 yield Pruned(row["first"], row["leaves"], row["hashes"])
-        if len(found) < BLOCKS_AT_ONCE:
+        if len(found) < at_once:
             return
         since = found[-1]["first"] + 1
 
@@ -527,7 +534,7 @@ async def keep_open(connection: Connection[Any]) -> None:
 
 
 async def exported_snapshot(connection: Connection[Any]) -> str:
-    """What others need to see exactly what this transaction sees."""
+    """The id by which other transactions see the same snapshot as this one."""
     name: str = await connection.fetchval(_SNAPSHOT)
     return name
 

@@ -13,10 +13,11 @@ from otel_audit.errors import StoreError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Pruned
-from otel_audit_postgres.ledger.merkle import node_hash
+from otel_audit_postgres.ledger.merkle import HASH_SIZE, node_hash
 
 _LOWEST_KEPT: Final = 8
 _GROUP: Final = 1 << _LOWEST_KEPT
+_BLOCKS_AT_ONCE: Final = 8
 _BEGINNING: Final = (
     "SELECT greatest((SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1), "
     "(SELECT max(first) FROM audit.ledger_pruned WHERE first <= $1), 0)"
@@ -62,15 +63,14 @@ class TreeCache:
                 self._reset()
             if self._size >= size:
                 return
-            async for piece in store.pieces(connection, self._size):
+            async for piece in store.pieces(connection, self._size, at_once=_BLOCKS_AT_ONCE):
                 if piece.first != self._size or not piece.is_whole():
                     self._reset()
                     raise DamagedLedgerError
                 if isinstance(piece, Pruned):
                     self._append(piece.hash, piece.count.bit_length() - 1)
                 else:
-                    for leaf in piece.leaf_hashes():
-                        self._append(leaf, 0)
+                    self._append_leaves(piece.hashes)
                 await asyncio.sleep(0)
 
     async def proof(self, connection: Connection[Any], leaf: int, size: int) -> list[bytes]:
@@ -98,6 +98,18 @@ class TreeCache:
                 path.append(self._range(nodes, start, middle))
                 start = middle
         return path[::-1]
+
+    def _append_leaves(self, hashes: bytes) -> None:
+        """Append leaf hashes; whole groups at once, of which the lower hashes are not kept."""
+        at, end = 0, len(hashes)
+        while at < end:
+            behind = at + _GROUP * HASH_SIZE
+            if self._size % _GROUP == 0 and behind <= end:
+                self._append(_root_of(hashes[at:behind]), _LOWEST_KEPT)
+                at = behind
+            else:
+                self._append(hashes[at : at + HASH_SIZE], 0)
+                at += HASH_SIZE
 
     def _append(self, node: bytes, level: int) -> None:
         place, count = self._size >> level, 1 << level
@@ -141,6 +153,16 @@ class TreeCache:
             raise DamagedLedgerError
         left = self._node(nodes, level - 1, place * 2)
         return node_hash(left, self._node(nodes, level - 1, place * 2 + 1))
+
+
+def _root_of(hashes: bytes) -> bytes:
+    """The root of a complete subtree's leaf hashes."""
+    while len(hashes) > HASH_SIZE:
+        pairs = range(0, len(hashes), 2 * HASH_SIZE)
+        hashes = b"".join(
+            [node_hash(hashes[at : at + 32], hashes[at + 32 : at + 64]) for at in pairs]
+        )
+    return hashes
 
 
 def _place_leaves(nodes: _Nodes, block: Block, start: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Where the keys of subjects are: in a database of their own, each wrapped by a key elsewhere.
+"""The key database: keys of subjects, each encrypted by a key that is elsewhere.
 
 A key that is destroyed is gone with all that it encrypted. So no key is ever in the audit
 database: a backup of that brings nothing back.
@@ -108,7 +108,7 @@ _PROOF_TEXT: Final = b"otel-audit key-encryption key"
 
 
 class KeyWrapper(Protocol):
-    """Who wraps keys: a key held here, or one in a key management service. May block."""
+    """Encrypts keys: with a local key, or with one in a key management service. May block."""
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
         """Encrypt a key and bind it to its context."""
@@ -154,7 +154,7 @@ class FileWrapper:
 
 
 class Subject(NamedTuple):
-    """Whom values are about: an actor, or an entity such as ``customer:17``, of a tenant."""
+    """The subject of values: an actor, or an entity such as ``customer:17``, of a tenant."""
 
     tenant: str
     name: str
@@ -249,7 +249,7 @@ class KeyStore:
         self._wrapper.unwrap(proofs[0]["proof"], b"proof")
 
     def subject_hash(self, subject: Subject) -> bytes:
-        """How a subject is called in the database of keys."""
+        """The hash that names a subject in the key database."""
         return self._wrapper.subject_hash(json.dumps([*subject]).encode())
 
     async def keys_for(self, subjects: Iterable[Subject]) -> dict[Subject, SubjectKey]:
@@ -354,6 +354,10 @@ class KeyStore:
         """The keys of these ids that are there."""
         rows = await self._rows(_BY_ID, list(key_ids))
         return {row["key_id"]: SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows}
+
+    async def present(self, key_ids: Iterable[bytes]) -> set[bytes]:
+        """Which of these keys are there; none is unwrapped."""
+        return {row["key_id"] for row in await self._rows(_BY_ID, list(key_ids))}
 
     async def destroyed(self, subject: Subject) -> list[Destroyed]:
         """The keys of a subject that were destroyed, the first one first."""

@@ -13,7 +13,14 @@ from otel_audit_postgres.query.grammar import Query, Term, Value, spans
 from otel_audit_postgres.rows import key_text
 
 # json holds escapes that stand for no text, and to read any part of such a payload is an error
-READABLE: Final = r"payload::text !~ '\\u(0000|[dD][89a-fA-F])'"
+# … which few texts have: to look for the beginning of an escape is quicker than the pattern
+READABLE: Final = (
+    r"(strpos(payload::text, '\u') = 0 OR payload::text !~ '\\u(0000|[dD][89a-fA-F])')"
+)
+
+EITHER: Final = "actor or email"
+"""A field that nobody can write: actors of whom some are named by id and others by e-mail."""
+_EITHER: Final = Field(EITHER, "either", "email", "", "")
 
 
 @dataclass
@@ -57,7 +64,7 @@ def conditions_of(query: Query, now: datetime) -> Conditions:
         if term.field is None:
             _add(found.payload, _text(found, term.values[0]), term)
             continue
-        known = FIELDS[term.field]
+        known = _EITHER if term.field == EITHER else FIELDS[term.field]
         if known.kind == "time" and not term.negated and len(term.values) == 1:
             _narrow(found, term.values[0], now)
         parts = [_condition(found, known, value, now) for value in term.values]
@@ -107,6 +114,11 @@ def _path(found: Conditions, known: Field, value: Value, _: datetime) -> str:
 
 def _payload(found: Conditions, known: Field, value: Value, _: datetime) -> str:
     return _compared(found, _place(known.column), value)
+
+
+def _either(found: Conditions, known: Field, value: Value, now: datetime) -> str:
+    by_id, by_email = FIELDS["actor"], FIELDS[known.column]
+    return f"({_column(found, by_id, value, now)} OR {_payload(found, by_email, value, now)})"
 
 
 def _place(dotted: str) -> str:
@@ -186,13 +198,17 @@ def _changed(found: Conditions, known: Field, value: Value, _: datetime) -> str:
 def _text(found: Conditions, value: Value) -> str:
     """Free text, whatever its case, in the record's text as it is stored: JSON."""
     escaped = json.dumps(value.text, ensure_ascii=False)[1:-1]
-    return f"strpos(lower(payload::text), lower({found.bind(escaped)}::text)) > 0"
+    # by bytes, where that is enough: it takes half the time
+    collation = ' COLLATE "C"' if escaped.isascii() else ""
+    needle = f"lower({found.bind(escaped)}::text{collation})"
+    return f"strpos(lower(payload::text{collation}), {needle}) > 0"
 
 
 _KINDS: Final[dict[str, Callable[[Conditions, Field, Value, datetime], str]]] = {
     "text": _column,
     "path": _path,
     "payload": _payload,
+    "either": _either,
     "status": _status,
     "time": _time,
     "target": _target,

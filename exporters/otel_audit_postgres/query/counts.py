@@ -1,4 +1,4 @@
-"""How many records fit a query: by the hour, by the values of a field, and in all."""
+"""Counts of the records that match a query: by the hour, by the values of a field, and in total."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection, QueryCanceledError
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.pagination import WINDOW, newest
+from otel_audit_postgres.query.pagination import newest
+from otel_audit_postgres.query.queries import resolved
 
 MOST_BARS: Final = 100
 TOP: Final = 10
 COUNTED: Final = 10_000
 """Records that a count goes up to: beyond, it says that there are more."""
-FACET_TIMEOUT_MS: Final = 200
+TIMEOUT_MS: Final = 200
+"""For what the hours say; for what is counted of the newest records; and for that of `FEWER`."""
+FEWER: Final = 1_000
+"""Records that are counted where the time was not enough for `COUNTED`."""
 
 FACETS: Final = (
     "event", "outcome", "actor", "tenant", "action", "status", "service", "target", "ip", "session",
@@ -29,6 +33,35 @@ _COLUMNS: Final = {
 # what the counts by the hour know
 _ROLLED: Final = frozenset({"event", "outcome", "tenant"})
 _HOUR: Final = timedelta(hours=1)
+_ORIGIN: Final = "1970-01-01 00:00:00+00"
+_TOTAL: Final = "(all)"
+"""Value of the field's column in rows of totals."""
+_COUNTED_ALL: Final = f"""
+SELECT '{_TOTAL}' AS field, NULL AS value, NULL::timestamptz AS begin, count(*) AS records,
+       NULL::bigint AS total, (SELECT width FROM chosen) FROM numbered
+"""  # noqa: S608 - constants
+_COUNTED_BARS: Final = f"""
+SELECT NULL, outcome, date_bin((SELECT width FROM chosen), occurred_at, '{_ORIGIN}'), count(*),
+       NULL, NULL
+FROM numbered WHERE place <= {{most}} GROUP BY 2, 3
+"""  # noqa: S608 - constants
+_ROLLED_BARS: Final = """
+SELECT NULL AS field, outcome AS value, begin, records, NULL::bigint AS total,
+       NULL::interval AS width
+FROM added WHERE begin IS NOT NULL
+"""
+# the narrowest with which there are not too many bars; the widest where there is none
+_CHOSEN_WIDTH: Final = f"""
+SELECT coalesce(min(fit), max(width)) AS width FROM (
+    SELECT least(coalesce({{since}}::timestamptz, min(occurred_at), {{until}}), {{until}}) AS first
+    FROM numbered
+) AS began
+CROSS JOIN LATERAL (
+    SELECT width,
+           CASE WHEN {{until}}::timestamptz - first <= width * {MOST_BARS - 1} THEN width END AS fit
+    FROM unnest({{widths}}::interval[]) AS width
+) AS widths
+"""  # noqa: S608 - constants
 _LONG: Final = timedelta(hours=48)
 """Below, bars of an hour say too little."""
 _MOST_WAITING: Final = 10_000
@@ -55,12 +88,14 @@ class Histogram:
         width: How long each span is.
         counted: Of how many records, the newest; None: of all.
         waiting: Records of the store that wait for their seal, and may not be counted yet.
+        timed_out: It took too long, and is not known.
     """
 
     bars: tuple[Bar, ...]
     width: timedelta
     counted: int | None = None
     waiting: int = 0
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,137 +117,205 @@ class Facet:
     timed_out: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All counts of the records that match a query.
+
+    Attributes:
+        total: How many records, exactly up to ``bound``; one more stands for more. None: it took
+            too long, and is not known.
+        bound: How many records are counted at most.
+        is_searched: So many of the newest were read whole, as no column knows what is asked.
+        histogram: Over time.
+        facets: By the values of the fields that were asked for, in their order.
+    """
+
+    total: int | None
+    bound: int
+    is_searched: bool
+    histogram: Histogram
+    facets: tuple[Facet, ...]
+
+
 async def count(connection: Connection[Any], query: Query) -> int:
     """Count what fits: exactly up to `COUNTED`; one more stands for more.
 
-    Free text is looked for in the newest `WINDOW` records only.
+    Free text is looked for in the newest `COUNTED` records only.
     """
+    query, _ = await resolved(connection, query)
     asked = conditions_of(query, datetime.now(UTC))
     sql = f"SELECT count(*) FROM ({newest(asked, (), COUNTED + 1)}) AS found"  # noqa: S608
     found: int = await connection.fetchval(sql, *asked.values)
     return found
 
 
-async def histogram(
-    connection: Connection[Any], query: Query, *, until: datetime | None = None
-) -> Histogram:
-    """Count what fits over time.
-
-    From the hourly counts if they have all fields of the query and the span is long enough, else
-    of the newest `WINDOW` records that fit.
-
-    Args:
-        connection: To the store.
-        query: What is looked for.
-        until: The end of the axis, where the query has none; now by default.
-    """
-    now = datetime.now(UTC)
-    asked = conditions_of(query, now)
-    end = min(asked.until or until or now, now + _HOUR)
-    since = asked.since
-    waiting = await _waiting(connection) if _is_rolled(query) else None
-    if waiting is not None and (since is None or end - since >= _LONG):
-        since = since or await _first_hour(connection)
-        width = max(_width(end - since), _HOUR)
-        sql, values = _rolled(query, now, f"{_binned('hour', width)} AS begin, outcome", "1, 2")
-        return Histogram(_bars(await connection.fetch(sql, *values)), width, waiting=waiting)
-    source = newest(asked, ("occurred_at", "outcome"))
-    bound = f"SELECT min(occurred_at) AS first, count(*) AS records FROM ({source}) AS found"  # noqa: S608
-    found = await connection.fetchrow(bound, *asked.values)
-    assert found is not None  # noqa: S101 - an aggregate has a row
-    width = _width(end - min(since or found["first"] or end, end))
-    sql = (
-        f"SELECT {_binned('occurred_at', width)} AS begin, outcome, count(*) AS records "  # noqa: S608
-        f"FROM ({source}) AS found GROUP BY 1, 2 ORDER BY 1"
-    )
-    rows = await connection.fetch(sql, *asked.values)
-    is_part = found["records"] >= WINDOW or bool(asked.payload)
-    return Histogram(_bars(rows), width, found["records"] if is_part else None)
+async def histogram(connection: Connection[Any], query: Query) -> Histogram:
+    """Count what fits over time; see `overview`."""
+    query, _ = await resolved(connection, query)
+    rolled = await _of_hours(connection, query, ())
+    if rolled.histogram is not None:
+        return rolled.histogram
+    return (await _of_newest(connection, query, ())).histogram
 
 
 async def facets(
     connection: Connection[Any], query: Query, fields: Sequence[str]
 ) -> tuple[Facet, ...]:
-    """Count the most frequent values of fields.
-
-    From the hourly counts if they have all fields of the query, each within `FACET_TIMEOUT_MS`;
-    all others from the newest `WINDOW` records that fit, which are read once, within twice that.
-
-    Args:
-        connection: To the store, within a transaction.
-        query: What is looked for.
-        fields: Of `FACETS`.
-    """
-    # read once for all
-    is_counted = _may_be_rolled(query) and await _waiting(connection) is not None
-    rolled = [name for name in fields if is_counted and name in _ROLLED]
-    found = {name: await _rolled_facet(connection, query, name) for name in rolled}
-    others = [name for name in fields if name not in found]
-    if others:
-        found |= await _window_facets(connection, query, others)
-    return tuple(found[name] for name in fields)
+    """Count the most frequent values of fields; see `overview`."""
+    return (await overview(connection, query, fields)).facets
 
 
 async def facet(connection: Connection[Any], query: Query, field: str) -> Facet:
-    """As `facets`, of one field."""
+    """Count the most frequent values of one field; see `overview`."""
     (found,) = await facets(connection, query, (field,))
     return found
 
 
-async def _rolled_facet(connection: Connection[Any], query: Query, field: str) -> Facet:
+async def overview(connection: Connection[Any], query: Query, fields: Sequence[str]) -> Overview:
+    """Count what fits: in all, over time, and by the values of fields.
+
+    The counts by the hour are asked where they know all that is asked and the span is long enough.
+    All else is counted of the newest `COUNTED` records that fit, which are read once; where that
+    takes longer than `TIMEOUT_MS`, of the newest `FEWER`.
+
+    Args:
+        connection: To the store.
+        query: What is looked for.
+        fields: Of `FACETS`.
+    """
+    query, _ = await resolved(connection, query)
+    rolled = await _of_hours(connection, query, fields)
+    others = tuple(name for name in fields if name not in rolled.facets)
+    read = await _of_newest(connection, query, others)
+    known = rolled.facets | read.facets
+    found = rolled.histogram or read.histogram
+    is_searched = bool(conditions_of(query, datetime.now(UTC)).payload)
+    return Overview(
+        read.total, read.bound, is_searched, found, tuple(known[name] for name in fields)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _OfHours:
+    """Results from the hourly counts; None and nothing if they lack a field."""
+
+    histogram: Histogram | None
+    facets: dict[str, Facet]
+
+
+@dataclass(frozen=True, slots=True)
+class _OfNewest:
+    """Counts of the newest records that match."""
+
+    total: int | None
+    bound: int
+    histogram: Histogram
+    facets: dict[str, Facet]
+
+
+async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfHours:
+    """Ask the counts by the hour, in one pass."""
     now = datetime.now(UTC)
-    inner, values = _rolled(query, now, f"{_value_of(field)} AS value", "1")
-    rows = await _within(connection, FACET_TIMEOUT_MS, _most_frequent(field, inner), values)
-    return _facet_of(field, rows, None)
+    span = conditions_of(query, now)
+    waiting = await _waiting(connection) if _is_rolled(query) else None
+    end = min(span.until or now, now + _HOUR)
+    if waiting is None or (span.since is not None and end - span.since < _LONG):
+        return _OfHours(None, {})
+    width = max(_width(end - (span.since or await _first_hour(connection))), _HOUR)
+    # an hour that the span cuts is told whole: good enough for a bar, and not for a number
+    is_whole = span.since is span.until is None
+    names = [name for name in fields if is_whole and name in _ROLLED]
+    sql, values = _rolled(query, now, width, names)
+    rows = await _within(connection, sql, values)
+    if rows is None:
+        facets = {name: Facet(name, timed_out=True) for name in names}
+        return _OfHours(Histogram((), width, waiting=waiting, timed_out=True), facets)
+    bars = _bars([row for row in rows if row["field"] is None])
+    facets = {name: _facet_of(name, rows) for name in names}
+    return _OfHours(Histogram(bars, width, waiting=waiting), facets)
 
 
-async def _window_facets(
-    connection: Connection[Any], query: Query, fields: Sequence[str]
-) -> dict[str, Facet]:
-    asked = conditions_of(query, datetime.now(UTC))
-    window = newest(asked, tuple(_COLUMNS[name] for name in fields))
-    parts = (
+async def _of_newest(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfNewest:
+    """Read the newest records that fit once, and count them every way."""
+    for most in (COUNTED, FEWER):
+        found = await _of_so_many(connection, query, fields, most)
+        if found is not None:
+            return found
+    facets = {name: Facet(name, timed_out=True) for name in fields}
+    return _OfNewest(None, 0, Histogram((), _HOUR, timed_out=True), facets)
+
+
+async def _of_so_many(
+    connection: Connection[Any], query: Query, fields: Sequence[str], most: int
+) -> _OfNewest | None:
+    """Count the newest records, so many at most; None if it took too long."""
+    now = datetime.now(UTC)
+    asked = conditions_of(query, now)
+    end = min(asked.until or now, now + _HOUR)
+    columns = dict.fromkeys(("outcome", *(_COLUMNS[name] for name in fields)))
+    window = newest(asked, tuple(columns), most + 1)
+    rows = await _within(connection, *_counting(asked, window, end, fields, most))
+    if rows is None:
+        return None
+    (row,) = (row for row in rows if row["field"] == _TOTAL)
+    total, width = int(row["records"]), row["width"]
+    counted = min(total, most) if total > most or asked.payload else None
+    bars = _bars([row for row in rows if row["field"] is None])
+    facets = {name: _facet_of(name, rows, counted) for name in fields}
+    return _OfNewest(total, most, Histogram(bars, width, counted), facets)
+
+
+def _counting(
+    asked: Conditions, window: str, end: datetime, fields: Sequence[str], most: int
+) -> tuple[str, list[Any]]:
+    """Count the records of a window: in all, over time with bars of a fit width, and by values."""
+    since = asked.bind(asked.since)
+    widths, until = asked.bind(list(_WIDTHS)), asked.bind(end)
+    chosen = _CHOSEN_WIDTH.format(since=since, until=until, widths=widths)
+    facets = (
         _most_frequent(
             name,
-            f"SELECT {_value_of(name)} AS value, count(*) AS records FROM w GROUP BY 1",  # noqa: S608
+            f"SELECT {_value_of(name)} AS value, count(*) AS records "  # noqa: S608
+            f"FROM numbered WHERE place <= {most} GROUP BY 1",
         )
         for name in fields
     )
-    sql = f"WITH w AS MATERIALIZED ({window}) {' UNION ALL '.join(parts)}"
-    rows = await _within(connection, 2 * FACET_TIMEOUT_MS, sql, asked.values)
-    return {name: _facet_of(name, rows, asked) for name in fields}
+    sql = (
+        # numbered as they come, the newest first
+        f"WITH numbered AS MATERIALIZED ("  # noqa: S608
+        f"SELECT *, row_number() OVER () AS place FROM ({window}) AS walked), "
+        f"chosen AS MATERIALIZED ({chosen}) "
+        f"{' UNION ALL '.join((_COUNTED_ALL, _COUNTED_BARS.format(most=most), *facets))}"
+    )
+    return sql, asked.values
 
 
 def _most_frequent(field: str, counted: str) -> str:
     return (
-        f"(SELECT '{field}' AS field, value, records, sum(records) OVER () AS total "  # noqa: S608
+        f"(SELECT '{field}' AS field, value, NULL::timestamptz AS begin, records, "  # noqa: S608
+        f"(sum(records) OVER ())::bigint AS total, NULL::interval AS width "
         f"FROM ({counted}) AS counted WHERE value <> '' "
         f"ORDER BY records DESC, value LIMIT {TOP})"
     )
 
 
-async def _within(
-    connection: Connection[Any], milliseconds: int, sql: str, values: Sequence[Any]
-) -> list[Any] | None:
-    """Query within a time limit; None if it was not enough."""
+async def _within(connection: Connection[Any], sql: str, values: Sequence[Any]) -> list[Any] | None:
+    """Ask within a time; None if it was not enough."""
     try:
         async with connection.transaction():
-            await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+            await connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_MS}")
             return await connection.fetch(sql, *values)
     except QueryCanceledError:
         return None
 
 
-def _facet_of(field: str, rows: Sequence[Any] | None, asked: Conditions | None) -> Facet:
-    """A facet of the counted records: the newest that match ``asked``; None: of all."""
-    if rows is None:
-        return Facet(field, timed_out=True)
+def _facet_of(field: str, rows: Sequence[Any], counted: int | None = None) -> Facet:
+    """A facet of what was counted: of so many records, the newest; None: of all."""
     own = [row for row in rows if row["field"] == field]
     total = int(own[0]["total"]) if own else 0
     top = tuple((row["value"], int(row["records"])) for row in own)
-    is_part = asked is not None and (total >= WINDOW or bool(asked.payload))
     others = total - sum(records for _, records in top)
-    return Facet(field, top, others, total if is_part else None)
+    return Facet(field, top, others, counted)
 
 
 def _value_of(field: str) -> str:
@@ -228,14 +331,10 @@ def _is_rolled(query: Query) -> bool:
     )
 
 
-def _may_be_rolled(query: Query) -> bool:
-    """Whether the counts by the hour can say which values are frequent: of all times alone."""
-    asked = conditions_of(query, datetime.now(UTC))
-    return _is_rolled(query) and asked.since is asked.until is None
-
-
-def _rolled(query: Query, now: datetime, chosen: str, grouping: str) -> tuple[str, list[Any]]:
-    """Read the hourly counts; an hour that the span cuts counts whole."""
+def _rolled(
+    query: Query, now: datetime, width: timedelta, fields: Sequence[str]
+) -> tuple[str, list[Any]]:
+    """Add up the counts by the hour: over time, and by the values of fields."""
     span = conditions_of(query, now)
     asked = conditions_of(Query(tuple(one for one in query.terms if one.field != "time")), now)
     if span.since is not None:
@@ -243,15 +342,28 @@ def _rolled(query: Query, now: datetime, chosen: str, grouping: str) -> tuple[st
     if span.until is not None:
         asked.columns.append(f"hour < {asked.bind(span.until)}::timestamptz")
     where = f"WHERE {' AND '.join(asked.columns)} " if asked.columns else ""
+    begin = f"date_bin({asked.bind(width)}::interval, hour, '{_ORIGIN}')"
+    columns = [_COLUMNS[name] for name in fields]
+    facets = (
+        _most_frequent(
+            name,
+            f"SELECT {_COLUMNS[name]} AS value, records FROM added "  # noqa: S608
+            f"WHERE begin IS NULL AND {_COLUMNS[name]} IS NOT NULL",
+        )
+        for name in fields
+    )
+    sets = ", ".join(["(begin, outcome)", *(f"({column})" for column in columns)])
+    names = ", ".join(dict.fromkeys(["outcome", *columns]))
     sql = (
-        f"SELECT {chosen}, sum(records)::bigint AS records FROM audit.rollup {where}"  # noqa: S608
-        f"GROUP BY {grouping} ORDER BY {grouping}"
+        f"WITH added AS MATERIALIZED (SELECT begin, {names}, sum(records)::bigint AS records "  # noqa: S608
+        f"FROM (SELECT {begin} AS begin, * FROM audit.rollup {where}) AS hours "
+        f"GROUP BY GROUPING SETS ({sets})) {' UNION ALL '.join((_ROLLED_BARS, *facets))}"
     )
     return sql, asked.values
 
 
 async def _waiting(connection: Connection[Any]) -> int | None:
-    """How many records are not counted by the hour yet; None: too many, or nothing is sealed."""
+    """The number of records not yet in the hourly counts; None: too many, or nothing is sealed."""
     state = await connection.fetchrow("SELECT waiting, size FROM audit.ledger_state()")
     if state is None or not state["size"] or state["waiting"] > _MOST_WAITING:
         return None
@@ -267,13 +379,8 @@ def _width(span: timedelta) -> timedelta:
     return next((width for width in _WIDTHS if span / width <= MOST_BARS - 1), _WIDTHS[-1])
 
 
-def _binned(column: str, width: timedelta) -> str:
-    return f"date_bin('{width.total_seconds():.0f} s', {column}, '1970-01-01 00:00:00+00')"
-
-
 def _bars(rows: Sequence[Any]) -> tuple[Bar, ...]:
     bars: dict[datetime, dict[str, int]] = {}
     for row in rows:
-        outcomes = bars.setdefault(row["begin"], {})
-        outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + int(row["records"])
+        bars.setdefault(row["begin"], {})[row["value"]] = int(row["records"])
     return tuple(Bar(begin, outcomes) for begin, outcomes in sorted(bars.items()))

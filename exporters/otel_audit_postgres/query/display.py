@@ -40,7 +40,7 @@ class ColumnChange:
 
 @dataclass(frozen=True, slots=True)
 class EntityChange:
-    """What one entity went through."""
+    """One change of an entity."""
 
     operation: str
     kind: str

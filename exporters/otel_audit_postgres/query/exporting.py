@@ -12,7 +12,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.conditions import conditions_of
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.pagination import Order, walk, within
+from otel_audit_postgres.query.pagination import Order, selected, walk
 
 CSV_COLUMNS: Final = (
     "id", "occurred_at", "recorded_at", "tenant_id", "event_name", "action", "outcome",
@@ -20,66 +20,78 @@ CSV_COLUMNS: Final = (
     "status_code", "http_method", "http_route", "url_path", "source_address", "session_id",
     "request_id", "trace_id", "error_type", "service_name", "content_hash",
 )  # fmt: skip
-_BATCH: Final = 4_000
-_KEY: Final = ("id", "tenant_id", "occurred_at")
+_BATCH: Final = 2_000
 _RECORD: Final = "SELECT audit.record_export($1::jsonb, $2)"
-_OWN: Final = 3
-"""Columns of a batch that are not for the file: the record's place, and whether it fits."""
 
 
-def csv_selection(table: str) -> str:
-    """The columns of a file in CSV, as a list of SELECT."""
-    found = []
-    for name in CSV_COLUMNS:
-        column = f"{table}.{name}"
-        if name in {"occurred_at", "recorded_at"}:
-            column = within(column)
-        elif name == "content_hash":
-            column = f"encode({column}, 'hex')"
-        found.append(f"{column} AS {name}")
-    return ", ".join(found)
+_COLUMNS: Final = (
+    f"SELECT {selected(CSV_COLUMNS)} FROM audit.audit_logs "  # noqa: S608 - constants
+    "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
+)
+_TEXTS: Final = (
+    "SELECT id, tenant_id, payload FROM audit.audit_logs "
+    "WHERE id = ANY($1::uuid[]) ORDER BY id DESC, tenant_id DESC"
+)
 
 
 async def record_export(
     connection: Connection[Any], asked: Mapping[str, str], viewer: str | None
 ) -> uuid.UUID:
-    """Record an export, before it begins."""
+    """Record an export, before it begins; the id of that record."""
     found: uuid.UUID = await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
     return found
 
 
 async def batches(
     connection: Connection[Any], query: Query, *, texts: bool
-) -> AsyncIterator[list[Any]]:
+) -> AsyncIterator[list[Mapping[str, Any]]]:
     """Read what is found, the newest first.
 
     Args:
         connection: To the store, within one transaction of repeatable reads.
         query: What is looked for.
-        texts: The records' exact texts; else tuples of `CSV_COLUMNS`.
+        texts: Rows of ``payload``, the exact texts; else of `CSV_COLUMNS`.
 
     Yields:
         Some rows at a time, none of them empty.
     """
     query, _ = await queries.resolved(connection, query)
-    now, order = datetime.now(UTC), Order()
-    after: tuple[uuid.UUID, str] | None = None
-    while True:
+    asked = conditions_of(query, datetime.now(UTC))
+    read = _looked_up if asked.payload or asked.entity else _walked
+    async for rows in read(connection, query, texts=texts):
+        yield rows
+
+
+async def _walked(
+    connection: Connection[Any], query: Query, *, texts: bool
+) -> AsyncIterator[list[Mapping[str, Any]]]:
+    """Read what columns find, all that is wanted of it as it is passed."""
+    now = datetime.now(UTC)
+    names = ("id", "tenant_id", "occurred_at") if texts else CSV_COLUMNS
+    rows: list[Mapping[str, Any]] = []
+    while not rows or len(rows) == _BATCH:
         asked = conditions_of(query, now)
-        if after is not None:
-            asked.columns.append(order.beyond(asked, *after))
-        window = walk(asked, _KEY, f"{order} LIMIT {_BATCH}")
-        fits = " AND ".join(asked.payload) or "true"
-        chosen = f"CASE WHEN {fits} THEN l.payload::text END" if texts else csv_selection("l")
-        # of a record that does not fit, only its place
-        sql = (
-            f"SELECT l.id AS own_id, l.tenant_id AS own_tenant, {fits} AS fits, {chosen} "  # noqa: S608
-            f"FROM ({window}) AS found JOIN audit.audit_logs AS l USING (id, tenant_id) "
-            "ORDER BY l.id DESC, l.tenant_id DESC"
-        )
+        if rows:
+            asked.columns.append(Order().beyond(asked, rows[-1]["id"], rows[-1]["tenant_id"]))
+        sql = walk(asked, names, f"{Order()} LIMIT {_BATCH}", payloads=texts)
         rows = await connection.fetch(sql, *asked.values)
-        if fitting := [tuple(row)[_OWN:] for row in rows if row["fits"]]:
-            yield [text for (text,) in fitting] if texts else fitting
-        if len(rows) < _BATCH:
+        if not rows:
             return
-        after = rows[-1]["own_id"], rows[-1]["own_tenant"]
+        yield rows
+
+
+async def _looked_up(
+    connection: Connection[Any], query: Query, *, texts: bool
+) -> AsyncIterator[list[Mapping[str, Any]]]:
+    """Read what is found otherwise: which ones first, then all of these."""
+    after: str | None = None
+    while True:
+        page = await queries.search(connection, query, limit=_BATCH, after=after)
+        wanted = {(one.id, one.tenant_id) for one in page.records}
+        if wanted:
+            ids = [record_id for record_id, _ in wanted]
+            rows = await connection.fetch(_TEXTS if texts else _COLUMNS, ids)
+            yield [row for row in rows if (row["id"], row["tenant_id"]) in wanted]
+        if page.next is None:
+            return
+        after = page.next

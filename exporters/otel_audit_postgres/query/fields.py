@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Kind = Literal["text", "path", "status", "time", "target", "entity", "changed", "payload"]
+Kind = Literal["text", "path", "status", "time", "target", "entity", "changed", "payload", "either"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Field:
     @property
     def reads_payload(self) -> bool:
         """Whether records have to be read whole to compare it."""
-        return self.kind in {"changed", "payload"}
+        return self.kind in {"changed", "payload", "either"}
 
     @property
     def takes_prefix(self) -> bool:

@@ -66,13 +66,14 @@ def selected(names: Sequence[str]) -> str:
     return ", ".join(f"{within(name)} AS {name}" if name in _TIMES else name for name in names)
 
 
-def walk(asked: Conditions, names: Sequence[str], order: str) -> str:
-    """Make the query for records by conditions on columns.
+def walk(asked: Conditions, names: Sequence[str], order: str, *, payloads: bool = False) -> str:
+    """Ask for records by conditions on columns.
 
     Args:
         asked: The conditions; those on payloads are left out.
         names: Columns of the answer; the first two are ``id`` and ``tenant_id``.
         order: `Order`, with a LIMIT behind it.
+        payloads: With the payloads as a further column; only of the records of the answer.
 
     Returns:
         The SELECT; its values are those of ``asked``.
@@ -80,25 +81,26 @@ def walk(asked: Conditions, names: Sequence[str], order: str) -> str:
     if asked.entity:
         # all, then ordered: their index knows no order, another one leads past too many
         found = f"WITH found AS MATERIALIZED ({_selecting(names, asked.columns)})"
-        return f"{found} SELECT {selected(names)} FROM found {order}"  # noqa: S608 - constants
+        walked = f"SELECT {selected(names)} FROM found {order}"  # noqa: S608 - constants
+        return f"{found} {_with_payloads(walked) if payloads else walked}"
     if asked.since is not None or asked.until is not None:
-        return _by_time(asked, names, order)
-    return f"{_selecting(names, asked.columns)} {order}"
+        return _by_time(asked, names, order, payloads=payloads)
+    # as they are passed: a join would go by estimates, and read far too many
+    columns = (*names, "payload") if payloads else names
+    return f"{_selecting(columns, asked.columns)} {order}"
 
 
 def filtered(window: str, conditions: Sequence[str], names: Sequence[str], order: str) -> str:
-    """Read the records of a window whole, and keep those that fit.
+    """Keep those records of a window that fit.
 
     Args:
-        window: A SELECT of some records, bounded.
+        window: A SELECT of some records with their payloads, bounded.
         conditions: Conditions on the payload.
         names: Columns of the answer; the window has them.
         order: As for `walk`.
     """
-    kept = ", ".join(f"whole.{name}" for name in names)
     return (
-        f"SELECT {kept} FROM (SELECT walked.*, l.payload FROM ({window}) AS walked "  # noqa: S608
-        f"JOIN audit.audit_logs AS l USING (id, tenant_id)) AS whole "
+        f"SELECT {', '.join(names)} FROM ({window}) AS whole "  # noqa: S608 - constants
         f"WHERE {' AND '.join(conditions)} {order}"
     )
 
@@ -106,7 +108,7 @@ def filtered(window: str, conditions: Sequence[str], names: Sequence[str], order
 def newest(asked: Conditions, names: Sequence[str], most: int = WINDOW) -> str:
     """Make the query for the newest matching records, so many at most, with or without payloads."""
     columns = tuple(dict.fromkeys((*_KEY, *names)))
-    window = walk(asked, columns, f"{Order()} LIMIT {most}")
+    window = walk(asked, columns, f"{Order()} LIMIT {most}", payloads=bool(asked.payload))
     return filtered(window, asked.payload, columns, "") if asked.payload else window
 
 
@@ -123,18 +125,28 @@ def _selecting(names: Sequence[str], conditions: Sequence[str]) -> str:
     return f"SELECT {selected(names)} FROM audit.audit_logs{where}"  # noqa: S608 - constants
 
 
-def _by_time(asked: Conditions, names: Sequence[str], order: str) -> str:
+def _with_payloads(walked: str) -> str:
+    """The same records with their payloads, each read by its id."""
+    return (
+        f"SELECT walked.*, l.payload FROM ({walked}) AS walked CROSS JOIN LATERAL ("  # noqa: S608
+        "SELECT whole.payload FROM audit.audit_logs AS whole WHERE whole.id = walked.id "
+        "AND whole.tenant_id = walked.tenant_id LIMIT 1) AS l"
+    )
+
+
+def _by_time(asked: Conditions, names: Sequence[str], order: str, *, payloads: bool) -> str:
     """Walk along the ids of that time; those that are astray come from an index of their own."""
-    between = list(asked.columns)
+    between = [*asked.columns, f"NOT ({_ASTRAY})"]
     if asked.since is not None:
         between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")
     if asked.until is not None:
         between.append(f"id <= {asked.bind(_id_at(asked.until, _ASTRAY_FROM))}::uuid")
-    chosen = selected(names)
+    columns = (*names, "payload") if payloads else names
+    astray = f"SELECT {selected(names)} FROM astray {order}"  # noqa: S608 - constants
     return (
         f"WITH astray AS MATERIALIZED ({_selecting(names, [*asked.columns, _ASTRAY])}) "  # noqa: S608
-        f"SELECT {chosen} FROM (({_selecting(names, between)} {order}) "
-        f"UNION SELECT {chosen} FROM astray) AS found {order}"
+        f"SELECT {selected(columns)} FROM (({_selecting(columns, between)} {order}) "
+        f"UNION ALL ({_with_payloads(astray) if payloads else astray})) AS found {order}"
     )
 
 

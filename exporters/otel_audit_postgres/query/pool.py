@@ -20,7 +20,7 @@ from otel_audit_postgres.connection import (
     disconnect,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.query.queries import PLAN_FOR_VALUES
+from otel_audit_postgres.query.queries import PLANS
 from otel_audit_postgres.query.trail import Scope, Trail, Views
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -52,9 +52,7 @@ class TrailPool:
             views: As for `otel_audit_postgres.query.trail.open_trail`.
         """
         self._dsn = dsn
-        self._limits = Limits(
-            statement=statement_timeout, lock=statement_timeout, settings=(PLAN_FOR_VALUES,)
-        )
+        self._limits = Limits(statement=statement_timeout, lock=statement_timeout, settings=PLANS)
         self._patience = statement_timeout
         self._views: Views = views
         self._turns = asyncio.Semaphore(size)

@@ -23,7 +23,7 @@ from otel_audit_postgres.connection import (
     disconnect,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.query.conditions import READABLE, conditions_of
+from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, Term, Value, term
 from otel_audit_postgres.query.pagination import (
     WINDOW,
@@ -43,8 +43,8 @@ _ID_DIGITS: Final = 32
 _MOST_NAMED: Final = 10
 _HEX: Final = re.compile("[0-9a-f]+")
 
-# a plan for any values at all does not know how few they select
-PLAN_FOR_VALUES: Final = "plan_cache_mode = force_custom_plan"
+# a plan for any values at all does not know how few they select; compiling takes longer than asking
+PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
 
 _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
@@ -59,7 +59,10 @@ _REASONS: Final = (
     f"SELECT id, tenant_id, {_REASON} FROM audit.audit_logs "  # noqa: S608 - constants
     "WHERE id = ANY($1::uuid[])"
 )
-_IS_ACTOR: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = ANY($1::text[]))"
+_ACTORS: Final = (
+    "SELECT one FROM unnest($1::text[]) AS one "
+    "WHERE EXISTS (SELECT FROM audit.audit_logs WHERE actor_id = one)"
+)
 _SHOWN: Final = (
     f"SELECT {selected(FOUND_COLUMNS)}, {_REASON}, payload, content_hash "  # noqa: S608 - constants
     "FROM audit.audit_logs WHERE id = $1 ORDER BY tenant_id"
@@ -87,7 +90,7 @@ WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criteria:
-    """What records are looked for; what is None does not matter.
+    """Search criteria; None matches everything.
 
     Attributes:
         since: At this time or later, aware.
@@ -206,7 +209,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """How many records of one event there were on one day (UTC)."""
+    """The number of records of one event on one day (UTC)."""
 
     day: str
     event_name: str
@@ -215,7 +218,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a table is.
+    """The size of a table.
 
     Attributes:
         name: The table's, within schema audit.
@@ -242,7 +245,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=(PLAN_FOR_VALUES,)))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=PLANS))
         try:
             yield connection
         except (PostgresError, InterfaceError, OSError) as error:
@@ -282,11 +285,10 @@ async def search(
     order = Order(oldest_first=oldest_first)
     if after is not None:
         asked.columns.append(order.beyond(asked, *_place(after)))
-    window = ""
     if asked.payload:
         # bounded, before any payload is read
-        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
-        sql = filtered(window, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
+        whole = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}", payloads=True)
+        sql = filtered(whole, asked.payload, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     else:
         sql = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {limit + 1}")
     rows = [Found(*row.values()) for row in await connection.fetch(sql, *asked.values)]
@@ -294,7 +296,8 @@ async def search(
     if len(rows) > limit:
         last = rows[limit - 1]
         return Page(found, f"{last.id}/{last.tenant_id}", notice=notice)
-    if window:
+    if asked.payload:
+        window = walk(asked, FOUND_COLUMNS, f"{order} LIMIT {WINDOW}")
         alone, values = standing_alone(window, asked.values)
         end = await connection.fetchrow(order.end_of(alone), *values)
         if end is not None and end["records"] >= WINDOW:
@@ -385,7 +388,7 @@ async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
 async def among(
     connection: Connection[Any], query: Query, ids: Sequence[uuid.UUID], now: datetime
 ) -> list[Found]:
-    """Those of some records that fit a query, in the order of ``ids``.
+    """The given records that match a query, in the order of ``ids``.
 
     Args:
         connection: To the store.
@@ -420,22 +423,39 @@ async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, 
 
 
 async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
-    """How large the tables of the store and their indexes are."""
+    """The sizes of the store's tables and their indexes."""
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 
 async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, str | None]:
-    """Take what looks like an e-mail for the actor's id, where it is one: that has an index."""
+    """Take what looks like an e-mail for the actor's id, where it is one: that has an index.
+
+    Args:
+        connection: To the store.
+        query: What is looked for.
+
+    Returns:
+        The query as it can be asked, and how it was understood where it could be otherwise.
+    """
     terms, notice = list(query.terms), None
     for place, one in enumerate(terms):
-        if one.field != "actor" or not any("@" in value.text for value in one.values):
+        addresses = {value.text for value in one.values if _is_address(value)}
+        if one.field != "actor" or not addresses:
             continue
-        ids = [key_text(value.text) for value in one.values if value.operator == "="]
-        if await connection.fetchval(_IS_ACTOR, ids):
+        keys = {key_text(address): address for address in addresses}
+        rows = await connection.fetch(_ACTORS, list(keys))
+        emails = addresses - {keys[row["one"]] for row in rows}
+        if not emails:
             notice = "actor: taken for an id; for the e-mail of actors with other ids, ask email:"
-        else:
+        elif len(emails) == len(one.values):
             terms[place] = replace(one, field="email")
+        else:
+            terms[place] = replace(one, field=EITHER)
     return Query(tuple(terms)), notice
+
+
+def _is_address(value: Value) -> bool:
+    return value.operator == "=" and "@" in value.text
 
 
 async def _with_reasons(connection: Connection[Any], found: list[Found]) -> tuple[Found, ...]:

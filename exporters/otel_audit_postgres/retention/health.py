@@ -14,8 +14,8 @@ from otel_audit_postgres.retention.plan import Plan, plan
 from otel_audit_postgres.retention.policy import read_policy_file
 
 LATE: Final = timedelta(days=3)
-"""How long a month may be due before somebody should look why it is still here."""
-_MEND: Final = "mend it, and look again"
+"""Days that a month may be due before the health check reports it."""
+_MEND: Final = "fix it, and check again"
 
 
 async def inspect_retention(config: AuditConfig, dsn: str) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What the policy means for what is in the trail: month by month, class by class."""
+"""The retention plan: what the policy does with the trail, month by month, class by class."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ FROM audit.audit_logs WHERE id = $1
 """
 _NOW: Final = "SELECT now()"
 CLOCKS_APART: Final = timedelta(minutes=5)
-"""How far the clocks of this machine and of the database may be apart, before nothing is done."""
+"""Largest difference between this machine's clock and the database's; above it nothing is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedClass:
-    """What is in a month of one class.
+    """The records of one class in a month.
 
     Attributes:
         says: What the policy says of it.
@@ -78,7 +78,7 @@ class PlannedClass:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMonth:
-    """What is to become of a month.
+    """The plan for a month.
 
     Attributes:
         month: Its first day.
@@ -119,7 +119,7 @@ class PlannedMonth:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes:
         today: The day for which it is.
@@ -133,7 +133,7 @@ class Plan:
 
     @property
     def due(self) -> list[PlannedMonth]:
-        """Those that go now, the first one first."""
+        """The months that are due now, in their order."""
         return [one for one in self.months if one.is_due(self.today)]
 
 

@@ -30,7 +30,7 @@ _SEARCHED: Final = ("tenant_id", "actor_id", "entities", "payload", "received_by
 
 @dataclass(frozen=True, slots=True)
 class ErasurePlan:
-    """What erasing somebody would do.
+    """The plan of an erasure.
 
     Attributes:
         keys: How many keys there are to destroy.
@@ -110,6 +110,17 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
     return True
 
 
+async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
+    """How many destroyed keys the trail tells of, and how many of those are there all the same.
+
+    Args:
+        dsn: The audit store, as a reader or its retention role.
+        keys: The keys.
+    """
+    told = await _told_keys(dsn)
+    return len(told), len(await keys.present(told))
+
+
 async def replay_erasures(dsn: str, keys: KeyStore) -> int:
     """Destroy keys again that a restored key database has brought back; return their number.
 
@@ -117,12 +128,16 @@ async def replay_erasures(dsn: str, keys: KeyStore) -> int:
         dsn: The audit store, as a reader or its retention role.
         keys: The keys.
     """
-    async with store.opened(dsn, "replay erasures", asks=True) as connection:
-        told = [
-            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
-        ]
+    told = await _told_keys(dsn)
     await keys.replay(told)
     return len(told)
+
+
+async def _told_keys(dsn: str) -> list[bytes]:
+    async with store.opened(dsn, "replay erasures", asks=True) as connection:
+        return [
+            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
+        ]
 
 
 async def export_subject(

@@ -52,7 +52,7 @@ _NOTHING: Final = Members()
 
 @dataclass(frozen=True, slots=True)
 class InitReport:
-    """What `init` or `migrate` found and did.
+    """The result of `init` or `migrate`.
 
     Attributes:
         version: The schema's version now.

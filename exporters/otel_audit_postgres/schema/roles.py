@@ -1,4 +1,4 @@
-"""Who may do what in the store: the group roles, and who is made a member of one."""
+"""Roles and rights of the store: the group roles, and their members."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Members:
             )
 
     def statements(self) -> list[str]:
-        """What `hand_over` does for them, as statements."""
+        """The statements of `hand_over`."""
         lines = [f"GRANT {group} TO {quoted(login)};" for group, login in self.groups()]
         if self.reader:
             lines.append(_ENTERED.format(role=_literal(self.reader)))

@@ -76,6 +76,15 @@ GRANT EXECUTE ON FUNCTION audit.set_retention_policy(jsonb), audit.retention_pol
     audit.retired_rows(uuid), audit.is_sealed(uuid), audit.try_to_retain(),
     audit.record_restoration(date, integer, bigint), audit.end_restorations(date)
     TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.keeps_less(jsonb, jsonb), audit.approve_retention_policy(jsonb),
+    audit.record_retention_run(jsonb, jsonb), audit.note_hold_applied(uuid, boolean),
+    audit.holds_to_apply(), audit.holds_to_lift() TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.record_archive_verification(integer, bigint, integer, boolean)
+    TO otel_audit_retention, otel_audit_sealer, otel_audit_reader;
+GRANT SELECT ON audit.retention_runs, audit.archive_verifications
+    TO otel_audit_retention, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.retention_state()
+    TO otel_audit_retention, otel_audit_sealer, otel_audit_reader;
 GRANT SELECT ON audit.archives, audit.archive_removals, audit.retirements, audit.restorations
     TO otel_audit_retention, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.retention_policy() TO otel_audit_reader;

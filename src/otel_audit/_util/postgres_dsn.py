@@ -27,6 +27,7 @@ _SESSION_ATTRIBUTES: Final = (
 )  # fmt: skip
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _SYSTEM: Final = "system"
+_HIGHEST_PORT: Final = 65_535
 _YES: Final = ("true", "1", "yes", "on")
 _NO: Final = ("false", "0", "no", "off")
 
@@ -152,6 +153,7 @@ def read_dsn(dsn: str) -> PostgresDsn:
     except ValueError:
         raise ValueError("what stands after the question mark is no list of name=value") from None
     parameters = dict(given)
+    _refuse_unfit_ports(parts.netloc, parameters.get("port", ""))
     found = PostgresDsn()
     kept = {
         name: value for name, value in parameters.items() if _is_for_asyncpg(found, name, value)
@@ -161,6 +163,15 @@ def read_dsn(dsn: str) -> PostgresDsn:
     query = urlencode(kept, quote_via=quote)
     found.url = f"postgresql://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
     return found
+
+
+def _refuse_unfit_ports(netloc: str, named: str) -> None:
+    """Of one host or of several; what stands within brackets is an address."""
+    hosts = unquote(netloc.rpartition("@")[2]).split(",")
+    ports = [host.rpartition(":")[2] for host in hosts if ":" in host and not host.endswith("]")]
+    for port in (*ports, *named.split(",")):
+        if port and not (port.isascii() and port.isdigit() and int(port[:6]) <= _HIGHEST_PORT):
+            raise ValueError(f"a port is a number from 1 to {_HIGHEST_PORT}")
 
 
 def _is_for_asyncpg(found: PostgresDsn, name: str, value: str) -> bool:

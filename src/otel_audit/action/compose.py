@@ -17,6 +17,7 @@ from opentelemetry.trace import Span, TraceFlags
 from otel_audit._util.ids import uuid7
 from otel_audit.action.parts import ACTOR_FAILED, Parts
 from otel_audit.record import (
+    ANONYMOUS,
     SCHEMA_VERSION,
     TRUNCATED,
     Actor,
@@ -140,6 +141,40 @@ def _decision(response: Response | None) -> Decision | None:
     if response is not None and response.status_code in _REFUSED:
         return "denied"
     return None
+
+
+def opened_record(
+    scope: AuditScope,
+    *,
+    event_name: str,
+    action: str,
+    level: str,
+    request: Request,
+) -> AuditRecord:
+    """Build what is written down when an action begins: all that a crash would leave of it.
+
+    Args:
+        scope: The action; gives ids, time and source.
+        event_name: What it is called, as far as that can be told; redacted, and so is all else.
+        action: Of which kind it is.
+        level: How much of it will be recorded.
+        request: The head of the request, as far as that costs nothing.
+    """
+    return AuditRecord(
+        record_id=scope.record_id,
+        action_id=scope.action_id,
+        phase="started",
+        schema_version=SCHEMA_VERSION,
+        event_name=event_name,
+        action=action,
+        outcome="unknown",
+        occurred_at=scope.occurred_at,
+        actor=scope.actor or ANONYMOUS,
+        source=scope.source,
+        request=request,
+        transaction="none",
+        level=level,
+    )
 
 
 def process_record(  # noqa: PLR0913 - one argument a field that only the caller knows
@@ -362,6 +397,36 @@ def as_continued(
     )
 
 
+def as_closed(
+    answered: AuditRecord,
+    scope: AuditScope,
+    *,
+    outcome: Outcome,
+    target: Target | None,
+) -> AuditRecord:
+    """Bring what was known when the answer went out to its end: only what may have changed.
+
+    Args:
+        answered: The record of that moment.
+        scope: The action; gives the time and what its transactions came to.
+        outcome: How it ended.
+        target: On what; a change may have named it since.
+    """
+    changes = answered.changes
+    if answered.level != "metadata" and len(changes) != len(scope.changes):
+        changes = tuple(scope.changes)
+    return _replace(
+        answered,
+        outcome=outcome,
+        duration=time.perf_counter_ns() - scope.started,
+        target=target,
+        changes=changes,
+        changes_total=_total(scope.changes_total, changes),
+        changes_rolled_back=scope.changes_rolled_back,
+        transaction=scope.transaction,
+    )
+
+
 # Derivations on the way to the store
 
 
@@ -372,7 +437,11 @@ def in_trace(record: AuditRecord, span: Span) -> AuditRecord:
 
 
 def placed(
-    record: AuditRecord, span: Span | None, producer_id: str | None, resource: dict[str, Any]
+    record: AuditRecord,
+    span: Span | None,
+    producer_id: str | None,
+    resource: dict[str, Any],
+    number: int | None = None,
 ) -> AuditRecord:
     """Say in a record by which process it was made, and in which trace.
 
@@ -381,11 +450,13 @@ def placed(
         span: The span of its action, if any.
         producer_id: The process as a producer; None: it has no place in a stream.
         resource: The process's resource attributes.
+        number: Its place in the producer's stream; None: it has none yet.
     """
     trace_id, span_id, sampled = (None, None, None) if span is None else _span_facts(span)
     return _replace(
         record,
         producer_id=producer_id,
+        sequence_number=number,
         trace_id=trace_id,
         span_id=span_id,
         trace_sampled=sampled,

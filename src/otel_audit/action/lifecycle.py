@@ -21,7 +21,7 @@ from otel_audit._util.aio import in_slices
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import changes_of, changes_outside, with_continuations
 from otel_audit.action.parts import Parts
-from otel_audit.scope import AuditScope
+from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
@@ -45,7 +45,7 @@ class Lifecycle(ABC):
         self._ports = ports
         self._audit = audit
         self._parts = parts
-        self._token: Token[AuditScope | None] | None = None
+        self._token: Token[AuditScope | PendingScope | None] | None = None
         self._further: Iterator[None] | None = None
         audit.at_commit = self._records_at_commit
 

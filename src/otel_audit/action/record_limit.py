@@ -41,7 +41,7 @@ PIECE: Final = "audit.piece"
 """Which of several records this is into which one was split for its size; the first is 1."""
 
 _WITHHELD: Final = "[WITHHELD: size]"
-_ADDED: Final = 256
+MARGIN: Final = 256
 """Bytes that are added later: the numbers, and the names of what was cut."""
 
 _SHORT: Final = 256
@@ -66,7 +66,7 @@ def fit(
         The record as it is, or a smaller one and, for changes that have no room in it, further
         ones of phase ``continued``, each below the bound.
     """
-    if len(to_json(record)) + _ADDED <= limit:
+    if len(to_json(record)) + MARGIN <= limit:
         return [record]
     changes, total = record.changes, record.changes_total
     first = _shrunk(with_changes(record, (), total), limit * 3 // 4)
@@ -93,8 +93,8 @@ def _packed(
     changes: tuple[Change, ...], first: AuditRecord, lean: AuditRecord, limit: int
 ) -> Iterator[tuple[Change, ...]]:
     part: list[Change] = []
-    room = limit - _ADDED - len(to_json(first))
-    whole = limit - _ADDED - len(to_json(lean))
+    room = limit - MARGIN - len(to_json(first))
+    whole = limit - MARGIN - len(to_json(lean))
     for given in changes:
         change = given
         size = len(to_json(change)) + 1
@@ -134,7 +134,7 @@ def _shortened(change: Change, limit: int) -> Change:
 def _shrunk(record: AuditRecord, limit: int) -> AuditRecord:
     """Leave out one part after the other, the largest ones that say least first."""
     for name, leave_out in _STEPS:
-        if len(to_json(record)) + _ADDED <= limit:
+        if len(to_json(record)) + MARGIN <= limit:
             return record
         smaller = leave_out(record)
         if smaller is not record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.asking import QUERY_SETTINGS, query_argument, query_of
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -31,10 +32,18 @@ if TYPE_CHECKING:
     help="The file; FILE.manifest.json and FILE.proof.gz come beside it.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
-def export(
-    text: tuple[str, ...], dsn: str | None, data_format: DataFormat, out: Path, force: bool
+@json_option
+def export(  # noqa: PLR0913, PLR0917 - one for each option
+    text: tuple[str, ...],
+    dsn: str | None,
+    data_format: DataFormat,
+    out: Path,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write all sealed records that QUERY finds into a file, in the order of the ledger.
+    """Write what QUERY finds into a file, with a proof.
+
+    All sealed records, in the order of the ledger.
 
     QUERY is as for `search`; without one, everything is written. The manifest says what the file
     is; `otel-audit verify FILE` checks it, and each record, without the store. The export is
@@ -44,7 +53,7 @@ def export(
     from otel_audit_postgres.exports.write import write_export
 
     query = query_of(text, {})
-    with _bar() as bar:
+    with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
         done = run_lasting(
             write_export(
@@ -57,6 +66,9 @@ def export(
                 progress=lambda part, total: bar.update(task, completed=part, total=total),
             )
         )
+    if as_json:
+        echo_json(asdict(done))
+        return
     echo(f"{done.rows} records in {out}, {done.size} bytes, sealed under {done.log}")
     if done.changed:
         echo(f"{done.changed} of them are NOT as they were sealed: run verify", colour="red")
@@ -66,10 +78,10 @@ def export(
         echo("only records of the tenants that this role may see are in it")
 
 
-def _bar() -> Progress:
+def _bar(*, visible: bool) -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True), console=console, transient=True,
-        disable=not console.is_terminal,
+        disable=not visible or not console.is_terminal,
     )  # fmt: skip

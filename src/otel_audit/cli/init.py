@@ -37,7 +37,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     relay: str | None,
     show_sql: bool,
 ) -> None:
-    """Create the schema audit and its tables, or bring them up to date.
+    """Create the audit store, or bring it up to date.
 
     Safe to run again: it does only what is missing, in one transaction, and says what it did.
     Run it as a superuser, or as a role that may create a schema in the database.

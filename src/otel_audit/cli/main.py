@@ -27,6 +27,7 @@ from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
 from otel_audit.cli.report import report
 from otel_audit.cli.retention import retention
+from otel_audit.cli.run import run
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import search
 from otel_audit.cli.serve import serve
@@ -41,8 +42,35 @@ _INTERRUPTED: Final = 130
 """What a shell calls the end by SIGINT: 128 and the signal's number."""
 
 
+_SECTIONS: Final = (
+    ("Look", ("search", "history", "show", "stats", "web", "export", "report")),
+    ("Check", ("doctor", "verify", "gaps", "prove", "policy", "redact", "quarantine")),
+    ("Run", ("dev", "run", "serve", "seal", "relay", "stream")),
+    ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
+    ("Keep and forget", ("retention", "archive", "hold", "subject")),
+)
+
+
 class _Group(click.Group):
     """Turns this package's errors into one line and exit status 1, and Ctrl-C into 130."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by what they are for."""
+        left = {name: self.commands[name] for name in self.list_commands(ctx)}
+        sections = [
+            (title, [(name, left.pop(name)) for name in names if name in left])
+            for title, names in _SECTIONS
+        ]
+        widest = max(map(len, self.commands))
+        for title, found in [*sections, ("More", list(left.items()))]:
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(
+                        [
+                            (name.ljust(widest), command.get_short_help_str(formatter.width))
+                            for name, command in found
+                        ]
+                    )
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
@@ -105,6 +133,7 @@ cli.add_command(redact)
 cli.add_command(relay)
 cli.add_command(report)
 cli.add_command(retention)
+cli.add_command(run)
 cli.add_command(seal)
 cli.add_command(search)
 cli.add_command(serve)

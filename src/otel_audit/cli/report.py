@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
+from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
@@ -46,6 +46,7 @@ _FORMATS: Final = ("html", "csv", "json")
     metavar="DIRECTORY", help="Where the files go; by default, here.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
+@json_option
 def report(  # noqa: PLR0913, PLR0917 - one for each option
     name: str | None,
     dsn: str | None,
@@ -62,18 +63,22 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
     formats: str,
     out: Path,
     force: bool,
+    as_json: bool,
 ) -> None:
-    """Make the report NAME of a period, as of a checkpoint; without NAME, list them.
+    """Make the report NAME of a period, or list the reports.
 
-    The same options and the same checkpoint give the same bytes. The report is made of sealed
+    It is made as of a checkpoint: the same options and the same checkpoint give the same bytes. The report is made of sealed
     records only; it says what is missing, and what this role may not see. That somebody looked is
     recorded in the trail.
     """
     from otel_audit_postgres.reports.catalog import REPORTS, find_report
 
     if name is None:
-        for one in REPORTS.values():
-            echo(f"{one.name:18}{one.about}")
+        if as_json:
+            echo_json({one.name: one.about for one in REPORTS.values()})
+        else:
+            rows = [(one.name, one.about) for one in REPORTS.values()]
+            echo_columns(("report", "what it shows"), rows)
         return
     definition = find_report(name)
     options = _options(
@@ -91,6 +96,9 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
             _write(made, dict(zip(files, drafts, strict=True)))
         finally:
             made.close()
+    if as_json:
+        echo_json({"files": files, "head": made.head, "notes": made.notes, "nothing": made.nothing})
+        return
     for note in (*made.notes, *(() if made.nothing is None else (made.nothing,))):
         echo(note, colour="yellow", err=True)
     for file in files.values():

@@ -14,7 +14,7 @@ from opentelemetry import metrics
 from otel_audit._util.loop_thread import WorkerLoop
 from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ _UNSIGNED = (
 @click.option("--once", is_flag=True, help="Seal the waiting rows, then exit.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="The private key's file.")
 @click.option("--anchor", "anchors", multiple=True, help="Where to publish; may be repeated.")
-def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str, ...]) -> None:
-    """Seal stored rows into the ledger, sign what it has become, and publish it.
+@click.option("--json", "as_json", is_flag=True, help="With --once: print JSON.")
+def seal(
+    dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str, ...], as_json: bool
+) -> None:
+    """Seal stored rows into the ledger, sign it and publish it.
 
     Runs until SIGTERM or SIGINT, unless --once is given. Any number may run: one works, the others
     stand by. Run it apart from the applications, as a role of otel_audit_sealer.
@@ -57,10 +60,12 @@ def seal(dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str,
     publish(metrics.get_meter("otel_audit"), sealer)
     # its threads do not hold up the end where an anchor hangs
     with asyncio.Runner(loop_factory=WorkerLoop) as runner:
-        runner.run(_once(sealer) if once else _for_ever(sealer, config.seal_interval))
+        runner.run(
+            _once(sealer, as_json=as_json) if once else _for_ever(sealer, config.seal_interval)
+        )
 
 
-async def _once(sealer: Sealer) -> None:
+async def _once(sealer: Sealer, *, as_json: bool) -> None:
     try:
         done = await sealer.seal()
         rows, faulty, malformed = done.rows, list(done.faulty), len(done.malformed)
@@ -74,11 +79,18 @@ async def _once(sealer: Sealer) -> None:
         await sealer.close()
     if done.is_held_up:
         raise click.ClickException(done.held_up_by())
-    if not done.leads:
+    if as_json:
+        echo_json({
+            "leads": done.leads, "sealed": rows, "size": done.size, "malformed": malformed,
+            "faulty": faulty,
+        })  # fmt: skip
+    elif not done.leads:
         echo("another sealer is at work")
+    else:
+        echo(f"sealed {rows} rows; the log has {done.size}")
+    if not done.leads:
         return
-    echo(f"sealed {rows} rows; the log has {done.size}")
-    if malformed:
+    if malformed and not as_json:
         echo(f"{malformed} of them were inserted malformed: `otel-audit verify` names them")
     if faulty:
         raise click.ClickException(

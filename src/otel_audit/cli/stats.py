@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def stats(
     text: tuple[str, ...], dsn: str | None, since: str, by: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show volume per day and event, and the size of tables and indexes.
+    """Count records by day and event, and show table sizes.
 
     With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
     outcome, actor, tenant, action, status, service, target.
@@ -84,5 +84,7 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
     counted = [histogram.counted or 0, *(facet.counted or 0 for facet in facets)]
     if any(counted):
         echo(f"of the newest {max(counted):,} records that fit", err=True)
+    if histogram.timed_out:
+        echo("over time: not counted, as it took too long", err=True)
     if histogram.waiting:
         echo(f"{histogram.waiting:,} records wait for their seal", err=True)

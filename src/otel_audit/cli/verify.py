@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +24,15 @@ from rich.progress import (
 )
 
 from otel_audit._util.loop_thread import run_lasting
+from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, moment
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.archive.check import ArchiveReport
+    from otel_audit_postgres.ledger.keys import PublicKey
     from otel_audit_postgres.ledger.verify.findings import Report
 
 _LISTED = 200
@@ -75,7 +78,7 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     metavar="FILE",
     help="Write the report as JSON into this file, too, with everything that was found.",
 )  # fmt: skip
-def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
+def verify(  # noqa: PLR0913, PLR0917 - one for each option
     export: Path | None,
     dsn: str | None,
     full: bool,
@@ -91,14 +94,15 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     as_json: bool,
     report_file: Path | None,
 ) -> None:
-    """Verify guards, rows, tree, signatures and anchors; name what was tampered with.
+    """Verify the store, and name what was tampered with.
 
-    With FILE, verify an export of `otel-audit export` instead; the store is not asked.
+    With FILE, check an export of `otel-audit export` instead; the store is not asked.
 
-    Reads only. The tree is always built again as a whole; --since, --sample and --incremental
-    choose which rows are read and hashed again. Exit status 0: nothing found; 1: tampering, rows
-    that wait for their seal for more than five minutes, or the store cannot be verified; 2: wrong
-    use. Rows that were inserted malformed, and not changed since, are a warning.
+    Checks guards, rows, tree, signatures and anchors. Reads only. The tree is always built
+    again as a whole; --since, --sample and --incremental choose which rows are read and hashed
+    again. Exit status 0: nothing found; 1: tampering, rows that wait for their seal for more
+    than five minutes, or the store cannot be verified; 2: wrong use. Rows that were inserted
+    malformed, and not changed since, are a warning.
     """
     if export is not None:
         _verify_export(export, keys, as_json=as_json)
@@ -130,14 +134,7 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
-    archived = None
-    if archive is not None or config.archive is not None:
-        from otel_audit_postgres.archive.check import Question, together, verify_archives
-        from otel_audit_postgres.archive.objects import open_archive
-
-        place = open_archive(archive or config.archive or "", "--archive")
-        archived = run_lasting(verify_archives(store, Question(place, public, deep)))
-        report = together(report, archived)
+    report, archived = _with_archives(report, store, archive or config.archive, public, deep=deep)
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
     if report_file is not None:
@@ -179,6 +176,23 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
             by = f", signed by {', '.join(found.signed_by)}" if found.signed_by else ""
             echo(f"OK: {found.rows} records are as they were sealed{by}", colour="green")
     sys.exit(1 if found.problems else 0)
+
+
+def _with_archives(
+    report: Report, store: str, archive: str | None, keys: Sequence[PublicKey], *, deep: bool
+) -> tuple[Report, ArchiveReport | None]:
+    """One report on the store and its archives, where there are any."""
+    if archive is None:
+        return report, None
+    from otel_audit_postgres.archive.check import Question, together, verify_archives
+    from otel_audit_postgres.archive.objects import open_archive
+
+    question = Question(open_archive(archive, "--archive"), keys, deep)
+    archived = run_lasting(verify_archives(store, question))
+    unrecorded = note_verification(store, archived, deep=deep)
+    if unrecorded is not None:
+        echo(f"warning: {unrecorded}", err=True)
+    return together(report, archived), archived
 
 
 def _write(file: Path, report: Report) -> None:

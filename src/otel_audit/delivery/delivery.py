@@ -181,13 +181,13 @@ class Delivery:
         """
         self._periodic.append((interval, call))
 
-    def note(self, kind: FrameKind, record: AuditRecord) -> None:
-        """Write down what is known of an action that is not over.
+    def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
+        """Write down what is known of an action that is not over; see `RecordQueue.note`.
 
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        self.backlog.note(kind, record)
+        self.backlog.note(kind, record, text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
@@ -197,18 +197,23 @@ class Delivery:
         """Take back what was written down of an action that is not recorded after all."""
         self.backlog.discard(record_id)
 
-    def submit(self, entry: Entry) -> None:
-        """Take over what is finished; returns in microseconds and never raises."""
+    def submit(self, entry: Entry, text: bytes | None = None) -> None:
+        """Take over what is finished; returns in microseconds and never raises.
+
+        Args:
+            entry: What is finished.
+            text: The same as JSON, where that is at hand.
+        """
         with self._lock:
             self._counters.add("emitted")
-            if self._closed and self.backlog.leave(entry):
+            if self._closed and self.backlog.leave(entry, text):
                 log_limited(
                     _logger, "late", "A record that was made after delivery had ended is kept in "
                     "the spool; the next process of this service delivers it",
                     level=logging.WARNING,
                 )  # fmt: skip
                 return
-            if self._closed or not self.backlog.put(entry):
+            if self._closed or not self.backlog.put(entry, text):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
                 log_limited(

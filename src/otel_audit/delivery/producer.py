@@ -15,7 +15,7 @@ from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import numbered, placed
-from otel_audit.action.record_limit import RECORD_LIMIT, first_of, fit
+from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
@@ -29,7 +29,7 @@ from otel_audit.delivery.tracer_provider import (
     resource_attributes,
     trace_record,
 )
-from otel_audit.record import AuditRecord
+from otel_audit.record import AuditRecord, to_json
 
 _logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Producer:
 
     def _note_begun(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
         try:
-            self._delivery.note(FrameKind.OPENED, self._bounded(record, server_span))
+            self._note(FrameKind.OPENED, record, server_span)
         except SpoolError as error:
             log_limited(
                 _logger, "opened", "The audit spool takes no new action: %s", error,
@@ -160,7 +160,8 @@ class Producer:
         if self._intents is None:
             return True
         self.begin()
-        record = numbered(self._bounded(record, server_span), self.producer_id, self._next())
+        record = first_of(self._fitted(self._placed(record, server_span, None)))
+        record = numbered(record, self.producer_id, self._next())
         try:
             stored = await self._intents.store(record)
         except BaseException:
@@ -186,7 +187,7 @@ class Producer:
 
     def answered(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         """Write down all that is known before the client sees the end of its answer."""
-        self._delivery.note(FrameKind.ANSWERED, self._bounded(record, server_span))
+        self._note(FrameKind.ANSWERED, record, server_span)
 
     def discarded(self, record_id: str) -> None:
         """Take back what was opened: the action is not recorded after all."""
@@ -211,15 +212,39 @@ class Producer:
         for piece in self._fitted(entry):
             self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
-    def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        for piece in self._fitted(self._placed(record, server_span)):
-            finished = numbered(piece, self.producer_id, self._next())
-            self._delivery.submit(finished)
-            if self._span_processors:
-                self._trace(finished, server_span)
+    def _note(self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None) -> None:
+        known = self._placed(record, server_span, None)
+        text = self._small(known)
+        if text is None:
+            known = first_of(self._fitted(known))
+        self._delivery.note(kind, known, text)
 
-    def _bounded(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
-        return first_of(self._fitted(self._placed(record, server_span)))
+    def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
+        # encoded once, number and all: what is measured is what the spool takes
+        finished = self._placed(record, server_span, self._next())
+        text = self._small(finished)
+        if text is not None:
+            self._submit(finished, text, server_span)
+            return
+        first, *further = self._fitted(finished)
+        self._submit(first, None, server_span)
+        for piece in further:
+            self._submit(numbered(piece, self.producer_id, self._next()), None, server_span)
+
+    def _submit(
+        self, finished: AuditRecord, text: bytes | None, server_span: trace.Span | None
+    ) -> None:
+        self._delivery.submit(finished, text)
+        if self._span_processors:
+            self._trace(finished, server_span)
+
+    def _small(self, record: AuditRecord) -> bytes | None:
+        """Encode a record; None where it is above its bound, or cannot be encoded as it is."""
+        try:
+            text = to_json(record)
+        except Exception:  # noqa: BLE001 - `fit` says what is wrong, and the queue what to do
+            return None
+        return text if len(text) + MARGIN <= self._record_limit else None
 
     def _fitted(self, record: AuditRecord) -> list[AuditRecord]:
         """Bring a record below its bound; one that cannot be measured goes on as it is."""
@@ -252,8 +277,10 @@ class Producer:
         """
         return self._fitted(placed(record, server_span, None, resource_attributes()))
 
-    def _placed(self, record: AuditRecord, server_span: trace.Span | None) -> AuditRecord:
-        return placed(record, server_span, self.producer_id, resource_attributes())
+    def _placed(
+        self, record: AuditRecord, server_span: trace.Span | None, number: int | None
+    ) -> AuditRecord:
+        return placed(record, server_span, self.producer_id, resource_attributes(), number)
 
     def _next(self) -> int:
         with self._lock:

@@ -115,10 +115,15 @@ class RecordQueue:
         """Whether there is anything to take."""
         return bool(self._memory) or self._spilled
 
-    def note(self, kind: FrameKind, record: AuditRecord) -> None:
+    def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
         """Write down what is known of an action that is not over; nothing without a spool.
 
         After the end nothing is written before the action is over, too: nobody would take it back.
+
+        Args:
+            kind: How far it has come.
+            record: What is known.
+            text: The same as JSON, where that is at hand.
 
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
@@ -126,7 +131,7 @@ class RecordQueue:
         if self._ended:
             return
         try:
-            self._append(kind, record.record_id, to_json(record))
+            self._append(kind, record.record_id, to_json(record) if text is None else text)
         except SpoolError as error:
             if kind is FrameKind.OPENED and not isinstance(error, SpoolClosedError):
                 raise
@@ -143,13 +148,17 @@ class RecordQueue:
         except (SpoolError, ValueError) as error:
             self._note_spool_error(error)
 
-    def put(self, entry: Entry) -> bool:
+    def put(self, entry: Entry, text: bytes | None = None) -> bool:
         """Take over a finished entry; call it under the lock.
+
+        Args:
+            entry: The entry.
+            text: The same as JSON, where that is at hand.
 
         Returns:
             Whether it is kept; False where it is neither on disk nor fits into memory.
         """
-        position, size = self._append_finished(entry)
+        position, size = self._append_finished(entry, text)
         number = next(self._numbers)
         if position is None:
             if len(self._memory) >= self._queue_size:
@@ -314,13 +323,17 @@ class RecordQueue:
         self._memory.clear()
         return lost
 
-    def leave(self, entry: Entry) -> bool:
+    def leave(self, entry: Entry, text: bytes | None = None) -> bool:
         """Write down an entry for the next process, after the end; call it under the lock.
+
+        Args:
+            entry: The entry.
+            text: The same as JSON, where that is at hand.
 
         Returns:
             Whether it is on disk.
         """
-        position, _ = self._append_finished(entry)
+        position, _ = self._append_finished(entry, text)
         if position is None:
             return False
         self.close()
@@ -348,10 +361,10 @@ class RecordQueue:
                 spool = self._reopened(spool)
             return None if spool is None else spool.append(kind, record_id, payload)
 
-    def _append_finished(self, entry: Entry) -> tuple[Position | None, int]:
+    def _append_finished(self, entry: Entry, text: bytes | None) -> tuple[Position | None, int]:
         size = 0
         try:
-            written = to_json(entry)
+            written = to_json(entry) if text is None else text
             size = len(written)
             return self._append(FrameKind.CLOSED, entry.record_id, written), size
         except (SpoolError, *_NOT_WRITABLE) as error:

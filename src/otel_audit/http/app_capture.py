@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from otel_audit.http.exchange import Exchange
     from otel_audit.http.middleware import Capture
     from otel_audit.http.options import CaptureOptions
+    from otel_audit.http.unrecorded import UnrecordedRequest
 
 _logger = logging.getLogger("otel_audit.http")
 
@@ -23,8 +24,8 @@ class _Whole(Protocol):
     """The capture of the whole process."""
 
     def open_with(
-        self, options: CaptureOptions, scope: MutableMapping[str, Any], /
-    ) -> Exchange | None: ...
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str, /
+    ) -> Exchange | UnrecordedRequest | None: ...
 
     def for_app(self, app: Any, /) -> Capture: ...
 
@@ -33,6 +34,9 @@ class _Whole(Protocol):
 
     @property
     def required(self) -> bool: ...
+
+    @property
+    def health_path(self) -> str | None: ...
 
     def health_at(self, path: str, /) -> Mapping[str, Any] | None: ...
 
@@ -60,12 +64,15 @@ class RoutedCapture:
         self._whole = whole
         self._plain = self._options = options
         self._app = weakref.ref(app)
+        self._health_path = whole.health_path
         self._known = -1
 
-    def open(self, scope: MutableMapping[str, Any]) -> Exchange | None:
+    def open(
+        self, scope: MutableMapping[str, Any], path: str
+    ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request. Never raises."""
         self._look_at_routes()
-        return self._whole.open_with(self._options, scope)
+        return self._whole.open_with(self._options, scope, path)
 
     def for_app(self, app: Any) -> Capture:
         """Return what observes another application."""
@@ -83,7 +90,7 @@ class RoutedCapture:
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""
-        return self._whole.health_at(path)
+        return None if path != self._health_path else self._whole.health_at(path)
 
     async def started(self) -> None:
         """The application has started."""

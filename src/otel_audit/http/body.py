@@ -46,6 +46,7 @@ _TEXT_CODECS: Final = {
     "iso-8859-15": "iso-8859-15", "utf-16": "utf-16", "utf-16le": "utf-16-le",
     "utf-16be": "utf-16-be", "shift_jis": "shift_jis", "gb18030": "gb18030", "euc-kr": "euc-kr",
 }  # fmt: skip
+_USUAL_JSON: Final = frozenset({"application/json", "application/json; charset=utf-8"})
 _JSON_LINES: Final = frozenset({
     "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines",
     "application/jsonlines", "application/json-lines",
@@ -106,6 +107,11 @@ def make_body(  # noqa: PLR0913 - one fact each
     if content_encoding and _is_readable(raw):
         # nobody has encoded it, whatever the header says: the handler was given these very bytes
         content_encoding = None
+    if complete and not content_encoding and content_type in _USUAL_JSON and _is_plain_utf8(raw):
+        plain = redactor.json_or_none(raw, WorkBudget(len(raw)) if work is None else work)
+        if plain is not None:
+            return _stored(plain, size, shown, None)
+        return Body(size=size, content_type=shown, absent="unparsable")
     decoded = _decompress(raw, content_encoding, limit)
     if decoded is None:
         absent = "unparsable" if _is_known(content_encoding) else "encoded"
@@ -125,13 +131,28 @@ def make_body(  # noqa: PLR0913 - one fact each
     content, absent_now = redactor.guarded(lambda: _store(copy), (None, "unparsable"))
     if content is None:
         return Body(size=size, content_type=shown, absent=absent_now)
+    return _stored(content, size, shown, absent_now)
+
+
+def _stored(content: bytes, size: int, shown: str | None, absent: str | None) -> Body:
     return Body(
         content=msgspec.Raw(content),
         size=size,
         content_type=shown,
         sha256=hashlib.sha256(content).hexdigest(),
-        absent=absent_now,
+        absent=absent,
     )
+
+
+def _is_plain_utf8(raw: bytes) -> bool:
+    """Tell whether it is UTF-8 by all signs: what `_as_utf8` would return as it is."""
+    if not raw[:4].isascii() or 0 in raw[:4]:
+        return False
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _store(  # noqa: PLR0911 - one for each kind

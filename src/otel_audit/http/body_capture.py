@@ -39,14 +39,16 @@ class BodyCopy:
             chunk: The bytes.
             last: Whether it is the last one.
         """
-        self.size += len(chunk)
+        size = len(chunk)
+        self.size += size
         self.complete = last
-        room = self._limit - self._kept
-        if chunk and room > 0:
-            head = chunk if len(chunk) <= room else chunk[:room]
+        kept = self._kept
+        if size and kept < self._limit:
+            if kept + size > self._limit:
+                chunk = chunk[: self._limit - kept]
             # a server may pass a buffer that its owner uses again
-            self._chunks.append(head if type(head) is bytes else bytes(head))
-            self._kept += len(head)
+            self._chunks.append(chunk if type(chunk) is bytes else bytes(chunk))
+            self._kept = kept + len(chunk)
 
     def restart(self) -> None:
         """Forget what was seen: it was not what is sent in the end."""

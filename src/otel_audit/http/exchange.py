@@ -13,7 +13,7 @@ from otel_audit.http.body_capture import add
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
-from otel_audit.http.request_metadata import header_of
+from otel_audit.http.unrecorded import UnrecordedRequest, with_request_id
 from otel_audit.policy import UNDECIDED
 from otel_audit.record import ANONYMOUS
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import Decision, Start
-    from otel_audit.record import AuditRecord, Request
+    from otel_audit.record import AuditRecord
+    from otel_audit.scope import AuditScope
 
 _NOT_STORED = "its intent could not be stored in time"
 _FAILED_SOCKET = 1011  # RFC 6455, section 7.4.1
@@ -37,21 +38,28 @@ class Exchange(Lifecycle):
     application goes on.
     """
 
-    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> None:
         """Begin to observe a request.
 
         Args:
             options: How.
             scope: The ASGI scope; gets the request id under ``state``.
+            begun: What has seen the request until now, if it is under way.
         """
         self._options = options
-        self._account = account = ExchangeRecord(options, scope)
+        self._account = account = ExchangeRecord(options, scope, begun)
         super().__init__(options, account.audit, account.parts)
         self.bodies = account.bodies
         self.socket = account.socket
         self._scope = scope
         self._watched: WatchedAction | None = None
         self._decided_at_start: Decision | None = None
+        self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
         self._has_intent = self._moved = False
@@ -60,6 +68,30 @@ class Exchange(Lifecycle):
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
             self._parts.fail("state", error)
         self.refused = not self._open()
+        if begun is not None:
+            self._take_over(begun)
+
+    @property
+    def audit(self) -> AuditScope:
+        """What is known of the action."""
+        return self._audit
+
+    def _take_over(self, begun: UnrecordedRequest) -> None:
+        """Go on where a request is under way: it has been routed, or answered."""
+        self._account.inner_scope = begun.inner_scope
+        if begun.start is not None:
+            self.bodies.sent_inside(begun.start)
+            self.bodies.started(begun.start)
+        self.bodies.ended = begun.ended
+        watch = self._options.watch
+        if watch is not None:
+            # a handler without `async` runs, and writes, on a thread that has no loop
+            begun.loop.call_soon_threadsafe(self._watch)
+
+    def _watch(self) -> None:
+        watch = self._options.watch
+        if watch is not None and not self._audit.closed:
+            self._watched = watch.begin(self._takes_long)
 
     def _open(self) -> bool:
         """Write down that the action has begun, if it is one that is recorded when it succeeds.
@@ -72,25 +104,30 @@ class Exchange(Lifecycle):
             account.is_quiet = options.log is None
             return True
         account.is_quiet = False
-        decision = account.judge(route=None, wrote=False, scope=None)
+        decision = account.judge_head()
         if decision.level == "none":
             return True
-        strict = options.strict if decision.strict is None else decision.strict
-        if decision is UNDECIDED:
-            strict = strict or options.policy.may_be_strict
         account.see_source()
-        request = account.head.describe(account.routed, None)
-        record = account.record(decision, phase="started", outcome="unknown", request=request)
-        if strict and options.intended is not None and self._intent is None:
-            self._intent = record
+        if options.intended is not None and self._intent is None:
+            strict = options.strict if decision.strict is None else decision.strict
+            if decision is UNDECIDED:
+                strict = strict or options.policy.may_be_strict
+            if strict:
+                self._intent = account.record(
+                    decision,
+                    phase="started",
+                    outcome="unknown",
+                    request=account.describe_request(),
+                )
         if self._spooled:
             return True
         self._spooled = True
-        return self._write_opened(
-            lambda record: options.recorder.opened(record, self._audit.server_span),
-            record,
-            refuse=options.refuses,
-        )
+        try:
+            opened = account.opened(decision)
+            return options.recorder.opened(opened, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._count_failure(error)
+            return not options.refuses
 
     def _may_be_recorded(self) -> bool:
         """Tell whether any answer could lead to a record; begin to copy what it may need."""
@@ -179,9 +216,7 @@ class Exchange(Lifecycle):
     def enter(self) -> None:
         """Make the action the current one, and set the clock for a long one."""
         self._enter()
-        watch = self._options.watch
-        if watch is not None:
-            self._watched = watch.begin(self._takes_long)
+        self._watch()
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
@@ -234,17 +269,12 @@ class Exchange(Lifecycle):
             elif self.bodies.sent(message):
                 self._answered()
             if kind in _WITH_HEADERS:
-                return self._with_request_id(message)
+                return with_request_id(
+                    message, self._options.request_id_header, self._account.head.id
+                )
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
         return message
-
-    def _with_request_id(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        headers = message.get("headers", ())
-        name = self._options.request_id_header
-        if not name or header_of(headers, name) is not None:
-            return message
-        return {**message, "headers": [*headers, (name, self._account.head.id.encode("latin-1"))]}
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: tell the server span, which ends with it."""
@@ -258,6 +288,7 @@ class Exchange(Lifecycle):
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
+        self._answer = known, self._account.rests_on(decision)
         self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
@@ -294,6 +325,8 @@ class Exchange(Lifecycle):
             self._count_failure(error)
         self._end_scope()
         account.redact_span()
+        if self._parts.failed:
+            account.judged = None  # what failed once may be found now
         decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
         if decision is not None:
             self._finish(decision)
@@ -316,7 +349,8 @@ class Exchange(Lifecycle):
     def _collect(self, decision: Decision) -> None:
         try:
             self._account.collect(decision)
-            self._parts.succeed("record")
+            if self._parts.failed:
+                self._parts.succeed("record")
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
             self._parts.fail("record", error)
 
@@ -326,13 +360,22 @@ class Exchange(Lifecycle):
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)
-        record = self._hand_over(lambda: account.record(decision, phase="completed"))
+        record = self._hand_over(lambda: self._ended(decision))
         if record is None or options.log is None:
             return
         try:
             options.log(record, self._audit.server_span)
         except Exception as error:  # noqa: BLE001 - the record is made all the same
             self._count_failure(error)
+
+    def _ended(self, decision: Decision) -> AuditRecord:
+        """Make the record of the end: of what was written down with the answer, if that holds."""
+        account = self._account
+        if self._answer is not None:
+            known, rested_on = self._answer
+            if account.still_rests_on(rested_on, decision):
+                return account.closed(known, decision)
+        return account.record(decision, phase="completed")
 
     def _log_unrecorded(self) -> None:
         log, decision = self._options.log, self._account.judgement
@@ -352,7 +395,10 @@ class Exchange(Lifecycle):
             found = audit.actor, audit.tenant
             if decision is not None:
                 known = account.record(
-                    decision, phase="started", outcome="unknown", request=self._request()
+                    decision,
+                    phase="started",
+                    outcome="unknown",
+                    request=account.describe_request(),
                 )
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)
@@ -375,12 +421,8 @@ class Exchange(Lifecycle):
         # what wrote is recorded, whatever was decided before
         decision = self._account.decide(wrote=True) or self._account.judgement
         assert decision is not None  # noqa: S101 - made when the exchange began
-        request = self._request() if at_commit else None
+        request = self._account.describe_request() if at_commit else None
         return self._account.record(decision, phase="changes", outcome="unknown", request=request)
-
-    def _request(self) -> Request:
-        account = self._account
-        return self._audit.request or account.head.describe(account.routed, None)
 
 
 def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

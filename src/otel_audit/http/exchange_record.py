@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from itertools import islice
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_action, parse_event, target_of
-from otel_audit.action.compose import action_record, application_metadata, with_scope_facts
+from otel_audit.action.compose import (
+    action_record,
+    application_metadata,
+    as_closed,
+    opened_record,
+    with_scope_facts,
+)
 from otel_audit.action.error_info import describe_error
 from otel_audit.action.outcome import outcome_of
 from otel_audit.action.parts import ACTOR_FAILED, Parts
@@ -29,6 +35,7 @@ from otel_audit.http.routes import foresee, route_template
 from otel_audit.http.server_span import enrich
 from otel_audit.http.span_urls import redact_span_urls
 from otel_audit.http.target import changed_id, shown_target, with_new_id
+from otel_audit.http.unrecorded import UnrecordedRequest, identities_in
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.account_holder import named_in_answer, named_in_request
 from otel_audit.identity.actor import Bearer
@@ -60,9 +67,6 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
-_MOST_IDENTITIES = 50
-_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
-
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
@@ -86,12 +90,18 @@ class ExchangeRecord:
         is_quiet: Whether no answer could lead to a record: only what is written could.
     """
 
-    def __init__(self, options: CaptureOptions, scope: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: CaptureOptions,
+        scope: MutableMapping[str, Any],
+        begun: UnrecordedRequest | None = None,
+    ) -> None:
         """Begin with what the server says.
 
         Args:
             options: How exchanges are observed.
             scope: The ASGI scope.
+            begun: What has seen the request until now, if it is under way.
         """
         self._options = options
         self._scope = scope
@@ -108,21 +118,24 @@ class ExchangeRecord:
         self._secrets: frozenset[str] | None = frozenset()
         self._shown_target: tuple[tuple[Target, int, str | None], Target | None] | None = None
         self._holder: str | None = None
+        self._served: tuple[tuple[object, ...], str | None] | None = None
         self._foreseen: MutableMapping[str, Any] | None = None
         self._asking: tuple[object, object, bool] | None = None
         self._asked: RequestedOperation | None = None
         self._has_read = self._is_renamed = False
-        span = trace.get_current_span()
+        span = trace.get_current_span() if begun is None else begun.span
         self.audit = AuditScope(
+            occurred_at=0 if begun is None else begun.occurred_at,
+            started=0 if begun is None else begun.started,
             server_span=span if span.get_span_context().is_valid else None,
             budget=Budget(options.body_limit),
             of_request=True,
         )
         self.audit.identities = self._identities
         self.audit.origin = self.origin
-        request_id = None
+        request_id = None if begun is None else begun.id
         try:
-            request_id = options.request_id(scope)
+            request_id = request_id or options.request_id(scope)
         except Exception as error:  # noqa: BLE001 - it costs the client's own id
             self.parts.fail("request_id", error)
         self.head = RequestHead(
@@ -225,7 +238,8 @@ class ExchangeRecord:
                 self._secrets = secret_parameters(
                     parameters, self._options.redactor, self.head.path
                 )
-                self.parts.succeed("target")
+                if self.parts.failed:
+                    self.parts.succeed("target")
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
                 self._secrets = None
@@ -247,20 +261,12 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - it costs the actor alone
             self.parts.fail("actor", error)
             return ACTOR_FAILED
-        if bearer is not UNREADABLE_BEARER:
+        if bearer is not UNREADABLE_BEARER and self.parts.failed:
             self.parts.succeed("actor")
         return found
 
     def _identities(self) -> list[object]:
-        """Objects of the application from which it may be read who does it, and for whom."""
-        scope = self.routed
-        found = [
-            one
-            for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
-            if one.__class__ not in _PLAIN
-        ]
-        user = scope.get("user")
-        return found if user is None else [*found, user]
+        return identities_in(self.routed)
 
     def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
         try:
@@ -268,7 +274,8 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - it costs the tenant alone
             self.parts.fail("tenant", error)
             return None
-        self.parts.succeed("tenant")
+        if self.parts.failed:
+            self.parts.succeed("tenant")
         return found
 
     def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
@@ -277,16 +284,22 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - it costs the source alone
             self.parts.fail("source", error)
             return None
-        self.parts.succeed("source")
+        if self.parts.failed:
+            self.parts.succeed("source")
         return found
 
     def _route(self, scope: Mapping[str, Any]) -> str | None:
+        served = scope, scope.get("route"), scope.get("endpoint")
+        if self._served is not None and all(map(is_, served, self._served[0])):
+            return self._served[1]
         try:
             found = route_template(scope, self.head.app)
         except Exception as error:  # noqa: BLE001 - it costs the route alone
             self.parts.fail("route", error)
             return None
-        self.parts.succeed("route")
+        if self.parts.failed:
+            self.parts.succeed("route")
+        self._served = served, found
         return found
 
     def see_source(self) -> None:
@@ -325,10 +338,11 @@ class ExchangeRecord:
     def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
         """Decide by the given facts, and remember what was decided. Never raises."""
         # found anew, whatever became of them before
-        self.parts.succeed("policy")
-        self.parts.succeed("name")
-        if self._secrets is not None:
-            self.parts.succeed("target")
+        if self.parts.failed:
+            self.parts.succeed("policy")
+            self.parts.succeed("name")
+            if self._secrets is not None:
+                self.parts.succeed("target")
         try:
             decision = self._options.policy.decide(
                 method=self.head.method,
@@ -344,6 +358,19 @@ class ExchangeRecord:
                 reached=self.inner_scope is not None,
                 on_failure=self.parts.fail,
             )
+        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+            self.parts.fail("policy", error)
+            decision = UNDECIDED
+        self.judgement = decision
+        return decision
+
+    def judge_head(self) -> Decision:
+        """Decide by what the request's head says, which is the same for all alike. Never raises."""
+        audit = self.audit
+        if audit.actor is not None or audit.tenant is not None:
+            return self.judge(route=None, wrote=False, scope=None)
+        try:
+            decision = self._options.policy.at_opening(self.head.method, self.head.path)
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
             self.parts.fail("policy", error)
             decision = UNDECIDED
@@ -368,7 +395,7 @@ class ExchangeRecord:
             response_body = self._response_body(decision)
         except Exception as error:  # noqa: BLE001 - it costs the body alone
             self.parts.fail("response.body", error)
-        audit.request = self.head.describe(scope, request_body)
+        audit.request = self.head.describe(scope, self._route(scope), request_body)
         headers: dict[str, str] = {}
         try:
             headers = describe_headers(
@@ -378,7 +405,8 @@ class ExchangeRecord:
                 audit.budget,
                 "response.headers",
             )
-            self.parts.succeed("response.headers")
+            if self.parts.failed:
+                self.parts.succeed("response.headers")
         except Exception as error:  # noqa: BLE001 - it costs the headers alone
             self.parts.fail("response.headers", error)
         audit.response = Response(
@@ -445,6 +473,11 @@ class ExchangeRecord:
             options.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
         )
 
+    def describe_request(self) -> Request:
+        """Say what is known of the request now, without its body."""
+        scope = self.routed
+        return self.audit.request or self.head.describe(scope, self._route(scope), None)
+
     def outcome(self) -> Outcome:
         """Judge how it ended."""
         socket = self.socket
@@ -461,7 +494,8 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - that it happened is known all the same
             self.parts.fail("outcome", error)
             return "unknown"
-        self.parts.succeed("outcome")
+        if self.parts.failed:
+            self.parts.succeed("outcome")
         failed = self._asked is not None and self._asked.failure is not None
         return "failure" if failed and found == "success" else found
 
@@ -522,6 +556,44 @@ class ExchangeRecord:
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
             self.parts.fail("record", error)
             return self._bare_record(decision, phase, outcome or "unknown")
+
+    def opened(self, decision: Decision) -> AuditRecord:
+        """Make what is written down when the action begins: no more than a crash should leave."""
+        head = self.head
+        return opened_record(
+            self.audit,
+            event_name=decision.event_name,
+            action=decision.action,
+            level=decision.level,
+            request=Request(id=head.id, method=head.method, path=head.path_at_start(self.routed)),
+        )
+
+    def rests_on(self, decision: Decision) -> tuple[object, ...]:
+        """List what the record tells, or tells by, and what could be another thing later."""
+        audit = self.audit
+        return (
+            decision, self.error, self.routed, self._asked, audit.event_name, audit.action,
+            audit.actor, audit.tenant, audit.target, audit.aimed_at, audit.source, audit.request,
+            audit.response,
+        )  # fmt: skip
+
+    def still_rests_on(self, before: tuple[object, ...], decision: Decision) -> bool:
+        """Tell whether nothing of what `rests_on` lists is another thing now.
+
+        What the application may change in place, and what failed before, is described anew.
+        """
+        audit = self.audit
+        return (
+            not (audit.metadata or audit.told or audit.rolled_back_transactions)
+            and not self.parts.failed
+            and all(map(is_, before, self.rests_on(decision)))
+        )
+
+    def closed(self, answered: AuditRecord, decision: Decision) -> AuditRecord:
+        """Make the record of the end out of what was written down with the answer."""
+        return as_closed(
+            answered, self.audit, outcome=self.outcome(), target=self._target(decision)
+        )
 
     def _bare_record(self, decision: Decision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""
@@ -634,7 +706,8 @@ class ExchangeRecord:
         found: dict[str, Any] = {}
         try:
             found = application_metadata(self.audit, self._options.redactor)
-            self.parts.succeed("metadata")
+            if self.parts.failed:
+                self.parts.succeed("metadata")
         except Exception as error:  # noqa: BLE001 - it costs the application's own facts alone
             self.parts.fail("metadata", error)
         if self._asked is not None:
@@ -649,7 +722,8 @@ class ExchangeRecord:
         if self.socket is not None:
             try:
                 found["websocket"] = self.socket.facts()
-                self.parts.succeed("websocket")
+                if self.parts.failed:
+                    self.parts.succeed("websocket")
             except Exception as error:  # noqa: BLE001 - it costs the counts alone
                 self.parts.fail("websocket", error)
         return self.parts.named(with_scope_facts(found, self.audit))

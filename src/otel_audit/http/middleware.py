@@ -14,6 +14,7 @@ from otel_audit.http.exchange import Exchange
 from otel_audit.http.health_endpoint import answer_health
 from otel_audit.http.request_metadata import method_of
 from otel_audit.http.routes import path_below_root
+from otel_audit.http.unrecorded import UnrecordedRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,8 +42,13 @@ class Capture(Protocol):
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
 
-    def open(self, scope: Scope) -> Exchange | None:
-        """Begin to observe a request; None where that is not possible. Never raises."""
+    def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
+        """Begin to observe a request; None where that is not possible. Never raises.
+
+        Args:
+            scope: The ASGI scope.
+            path: Its path, as the application's own router reads it.
+        """
 
     def for_app(self, app: Any) -> Capture:
         """Return what observes one application, by what its routes say about themselves."""
@@ -79,17 +85,21 @@ class OuterMiddleware:
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        health = self._capture.health_at(path_below_root(scope)) if kind == "http" else None
+        path = path_below_root(scope)
+        health = self._capture.health_at(path) if kind == "http" else None
         if health is not None:
             await answer_health(health, method_of(scope), send)
             return
         observed = kind in OBSERVED and EXCHANGE not in scope
-        exchange = self._capture.open(scope) if observed else None
+        exchange = self._capture.open(scope, path) if observed else None
         if exchange is None:
             if observed and self._capture.refuses:
                 await refuse(scope, receive, send)
                 return
             await self.app(scope, receive, send)
+            return
+        if isinstance(exchange, UnrecordedRequest):
+            await self._let_pass(exchange, scope, receive, send)
             return
         if exchange.refused or not await exchange.admitted():
             await refuse(scope, receive, send)
@@ -106,12 +116,30 @@ class OuterMiddleware:
         try:
             await self.app(scope, _tapped_receive(exchange, receive), tapped_send)
         except BaseException as error:
-            exchange.failed(error)
-            exchange.close()
-            if exchange.waits_for_disk and isinstance(error, Exception):
-                await exchange.durable()
+            await _close_failed(exchange, error)
             raise
         await exchange.close_async()
+
+    async def _let_pass(
+        self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async def tapped_send(message: Message) -> None:
+            message = request.sent(message)
+            if request.exchange is not None and request.exchange.waits_for_disk:
+                await request.exchange.durable()
+            await send(message)
+
+        scope[EXCHANGE] = request
+        try:
+            await self.app(scope, receive, tapped_send)
+        except BaseException as error:
+            exchange = request.finish()
+            if exchange is not None:
+                await _close_failed(exchange, error)
+            raise
+        exchange = request.finish()
+        if exchange is not None:
+            await exchange.close_async()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EXCHANGE in scope:
@@ -143,7 +171,9 @@ class InnerMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
-        exchange: Exchange | None = scope.get(EXCHANGE)
+        exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
+        if isinstance(exchange, UnrecordedRequest):
+            exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             await self.app(scope, receive, send)
             return
@@ -165,6 +195,14 @@ class InnerMiddleware:
             await send(exchange.sent_inside(message))
 
         await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
+
+
+async def _close_failed(exchange: Exchange, error: BaseException) -> None:
+    """Close an action whose application has raised."""
+    exchange.failed(error)
+    exchange.close()
+    if exchange.waits_for_disk and isinstance(error, Exception):
+        await exchange.durable()
 
 
 def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:

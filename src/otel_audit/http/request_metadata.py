@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from otel_audit._util.ids import is_uuid
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.routes import path_below_root, path_of, route_template
-from otel_audit.identity.safe_access import clean
+from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
 from otel_audit.redaction.secret_urls import link_parameters
@@ -26,13 +27,16 @@ _LONGEST_WORD = 15
 _BARE_PATH = 256
 """Characters of a path, and of a word in it, that are kept where nothing can be redacted."""
 
-_LONGEST_METHOD = 32
+LONGEST_METHOD = 32
 """Characters of a request's method that are kept; the longest that is registered has 17."""
 
 LONGEST_PATH = 4_096
 LONGEST_QUERY = 8_192
 LONGEST_HEADER = 4_096
 """Characters of a path, a query, and one header's line that are kept."""
+
+_CACHED_NAME = 64
+"""Characters of a header's name about which it is remembered whether it is kept."""
 
 MOST_LINES = 64
 LONGEST_HEADERS = 16_384
@@ -101,25 +105,21 @@ class RequestHead:
         self.method, self.path = method, path
         return True
 
-    def describe(self, routed: Mapping[str, Any], body: Body | None) -> Request:
+    def describe(self, routed: Mapping[str, Any], route: str | None, body: Body | None) -> Request:
         """Say what is known of the request. Never raises.
 
         Args:
             routed: The ASGI scope, as far as the router has come with it.
+            route: The route's template, as far as it is known.
             body: The body, where it is kept.
         """
         if not self._described:
             self._described = True
             self._describe_once()
-        route = None
         try:
-            route = route_template(routed, self.app)
-            self._parts.succeed("request.route")
-        except Exception as error:  # noqa: BLE001 - it costs the route alone
-            self._parts.fail("request.route", error)
-        try:
-            path = self._shown_path(routed)
-            self._parts.succeed("path")
+            path = self._shown_path(routed, route)
+            if self._parts.failed:
+                self._parts.succeed("path")
         except Exception as error:  # noqa: BLE001 - it costs the path's details alone
             self._parts.fail("path", error)
             path = route or bare_path(path_of(routed))
@@ -135,6 +135,14 @@ class RequestHead:
             host=self._host,
             body=body,
         )
+
+    def path_at_start(self, scope: Mapping[str, Any]) -> str:
+        """The path as it is shown before anybody knows which segment is a secret. Never raises."""
+        try:
+            return self._shown_path(scope, None)
+        except Exception as error:  # noqa: BLE001 - it costs the path's details alone
+            self._parts.fail("path", error)
+            return bare_path(self.path)
 
     def _describe_once(self) -> None:
         headers = self._scope.get("headers") or ()
@@ -177,10 +185,10 @@ class RequestHead:
         text = head if isinstance(head, str) else head.decode("latin-1")
         return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
 
-    def _shown_path(self, routed: Mapping[str, Any]) -> str:
+    def _shown_path(self, routed: Mapping[str, Any], route: str | None) -> str:
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
-            return route_template(routed, self.app) or REDACTED
+            return route or REDACTED
         if self._path is None or self._path[0] != text:
             self._path = text, self._redactor.path(text, self._budget.path)
         return self._path[1]
@@ -225,7 +233,7 @@ def describe_headers(
     kept: list[tuple[bytes, bytes]] = []
     room = LONGEST_HEADERS
     for name, value in headers:
-        if len(name) > LONGEST_HEADER or name.decode("latin-1").lower() not in keep:
+        if not (_is_kept if len(name) <= _CACHED_NAME else _looks_kept)(keep, name):
             continue
         longest = min(LONGEST_HEADER, room)
         if len(kept) == MOST_LINES or longest <= 0:
@@ -240,6 +248,13 @@ def describe_headers(
     return redactor.headers(kept, keep, budget.head)
 
 
+def _looks_kept(keep: Collection[str], name: bytes) -> bool:
+    return len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep
+
+
+_is_kept: Callable[..., bool] = functools.lru_cache(maxsize=1024)(_looks_kept)
+
+
 def method_of(scope: Mapping[str, Any]) -> str:
     """Return the method of a request as text, whatever the server gives."""
     method = scope.get("method")
@@ -248,7 +263,7 @@ def method_of(scope: Mapping[str, Any]) -> str:
 
 def _bounded(method: str) -> str:
     # a client may make up any word, of any length
-    return method if len(method) <= _LONGEST_METHOD else clean(method, _LONGEST_METHOD)
+    return method if len(method) <= LONGEST_METHOD else clean(method, LONGEST_METHOD)
 
 
 def bare_path(path: str) -> str:
@@ -339,11 +354,8 @@ def promises_body(headers: Headers) -> bool:
 
 def header_of(headers: Headers, name: bytes) -> str | None:
     """Return the first value of a header, ``name`` in lower case; None where there is none."""
-    length = len(name)
-    for key, value in headers:
-        if len(key) == length and (key == name or key.lower() == name):
-            return value.decode("latin-1")
-    return None
+    value = headers_by_name(headers).get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 _SHORTEST_TOKEN = 16

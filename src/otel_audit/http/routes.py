@@ -25,7 +25,9 @@ def path_below_root(scope: Mapping[str, Any]) -> str:
     A server that runs behind a prefix puts it into both (uvicorn's ``--root-path``), an application
     that is told of one may get it in neither or in ``root_path`` alone (``FastAPI(root_path=…)``).
     """
-    path, root = path_of(scope), scope.get("root_path")
+    path, root = scope.get("path"), scope.get("root_path")
+    if not isinstance(path, str):
+        path = path_of(scope)
     if not root or not isinstance(root, str) or not path.startswith(root):
         return path
     below = path[len(root) :]

@@ -118,6 +118,11 @@ class ActorOptions:
     named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
     """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
 
+    asked: tuple[tuple[str, Callable[[_Request], Actor | str | None]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+    """The resolvers that are not switched off."""
+
     def __post_init__(self) -> None:
         known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
 
@@ -126,6 +131,13 @@ class ActorOptions:
             return known(token) if token.verified else _token_actor(token, self)
 
         object.__setattr__(self, "named_by", named_by)
+        off = {
+            "api_key": self.api_key_header is None,
+            "certificate": self.certificate_header is None,
+            "callable": self.resolver is None,
+        }
+        asked = tuple((name, _RESOLVERS[name]) for name in self.order if not off.get(name))
+        object.__setattr__(self, "asked", asked)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> ActorOptions:
@@ -206,11 +218,19 @@ def resolve_actor(
     """
     request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
-    for name in options.order:
-        found = _ask(name, request)
-        if isinstance(found, Actor):
-            return _finished(found, request)
-        reason = reason or found
+    for name, ask in options.asked:
+        try:
+            found = ask(request)
+        except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
+            log_limited(
+                _logger, f"actor {name}", "actor resolver %s failed; it is left out", name,
+                error=error,
+            )  # fmt: skip
+            found = f"{name}_failed"
+        if found is not None:
+            if isinstance(found, Actor):
+                return _finished(found, request)
+            reason = reason or found
     return Actor(
         id="anonymous", type="user", verified=False, reason=reason or _presented(asgi_scope)
     )
@@ -286,16 +306,6 @@ def _tell_what_may_be_set_wrong(reason: str) -> None:
             "something else tells who acts (%s%s)",
             reason, PREFIX, _MENDED_BY[reason], level=logging.WARNING,
         )  # fmt: skip
-
-
-def _ask(name: str, request: _Request) -> Actor | str | None:
-    try:
-        return _RESOLVERS[name](request)
-    except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
-        log_limited(
-            _logger, f"actor {name}", "actor resolver %s failed; it is left out", name, error=error
-        )
-        return f"{name}_failed"
 
 
 def _finished(actor: Actor, request: _Request) -> Actor:

@@ -82,21 +82,44 @@ def _escape(found: re.Match[str]) -> str:
     return one if one.isprintable() and one != " " else f"\\u{{{ord(one):x}}}"
 
 
+def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
+    """Index headers: names in lower case to the first value of each.
+
+    The last two indexes are kept, as each is asked several times for one request. A middleware may
+    have put another header in the place of one: so the very pairs are compared.
+    """
+    global _indexes  # noqa: PLW0603 - replaced as a whole: any thread may
+    given = tuple(headers)
+    (first, found), second = _indexes
+    if first == given:
+        return found
+    if second[0] == given:
+        return second[1]
+    found = dict(given[::-1])
+    if not b"".join(found).islower():
+        # ASGI has names in lower case; not every server and test client does
+        found = {name.lower(): value for name, value in given[::-1]}
+    _indexes = (given, found), _indexes[0]
+    return found
+
+
+_NO_INDEX: Final[tuple[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]]] = ((), {})
+_indexes = _NO_INDEX, _NO_INDEX
+
+
 def header_values(scope: Scope, name: str) -> list[str]:
     """Return all values of a header, in order; ``name`` in any case."""
+    headers = scope.get("headers") or ()
     wanted = _as_header(name)
-    length = len(wanted)
-    return [
-        value.decode("latin-1")
-        for key, value in scope.get("headers") or ()
-        if len(key) == length and (key == wanted or key.lower() == wanted)
-    ]
+    if wanted not in headers_by_name(headers):
+        return []
+    return [value.decode("latin-1") for key, value in headers if key.lower() == wanted]
 
 
 def first_header(scope: Scope, name: str) -> str | None:
     """Return the first value of a header, which is what frameworks give to the application."""
-    values = header_values(scope, name)
-    return values[0] if values else None
+    value = headers_by_name(scope.get("headers") or ()).get(_as_header(name))
+    return None if value is None else value.decode("latin-1")
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig, check_words
@@ -33,6 +34,9 @@ _NO_TENANTS: Final = frozenset({"www"})
 
 Claims = Mapping[str, Any]
 
+_Ask: TypeAlias = "Callable[[Scope, AuditScope, Claims, TenantOptions], Tenant | None]"
+_NO_CLAIMS: Final[Claims] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class TenantOptions:
@@ -55,6 +59,18 @@ class TenantOptions:
     path_parameter: str | None = None
     domain: str | None = None
     resolver: Callable[[Scope], object] | None = None
+    asked: tuple[tuple[str, _Ask], ...] = field(init=False, repr=False, compare=False)
+    """The sources that are not switched off."""
+
+    def __post_init__(self) -> None:
+        off = {
+            "header": self.header is None,
+            "path": self.path_parameter is None,
+            "subdomain": self.domain is None,
+            "callable": self.resolver is None,
+        }
+        found = tuple((name, _SOURCES[name]) for name in self.order if not off.get(name))
+        object.__setattr__(self, "asked", found)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> TenantOptions:
@@ -90,9 +106,9 @@ def resolve_tenant(
     Returns:
         The tenant, None where no source names one.
     """
-    for name in options.order:
+    for name, ask in options.asked:
         try:
-            found = _SOURCES[name](asgi_scope, audit_scope, claims or {}, options)
+            found = ask(asgi_scope, audit_scope, claims or _NO_CLAIMS, options)
         except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything
             log_limited(
                 _logger, f"tenant {name}", "tenant source %s failed; it is left out", name,
@@ -184,9 +200,7 @@ def _callable(
     return None if options.resolver is None else tenant_from(options.resolver(asgi))
 
 
-_SOURCES: Final[
-    Mapping[str, Callable[[Scope, AuditScope, Claims, TenantOptions], Tenant | None]]
-] = {
+_SOURCES: Final[Mapping[str, _Ask]] = {
     "app": _app,
     "state": _state,
     "jwt": _jwt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
-from otel_audit.scope import open_scope
+from otel_audit.scope import identities_at_hand
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -89,9 +89,7 @@ class SessionListeners:
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
         self._flushes.begin(session, context)
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_stored(scope.identities())
+        remember_stored(identities_at_hand())
 
     def after_flush(self, session: Session, _context: UOWTransaction) -> None:
         """Describe what was written while the old and the new values are both there."""
@@ -137,15 +135,11 @@ class EngineListeners:
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
         self._journal.commit_begins(connection)
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_loaded(scope.identities())
+        remember_loaded(identities_at_hand())
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
-        scope = open_scope()
-        if scope is not None and scope.identities is not None:
-            remember_stored(scope.identities())
+        remember_stored(identities_at_hand())
         self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 

@@ -96,7 +96,7 @@ class OrmOptions:
             before_images=config.orm_before_images,
             max_before_images=config.orm_max_before_images,
             max_entries=config.orm_max_entries,
-            aside=config.spool_dir,
+            aside=config.spool_path if config.has_spool else config.spool_dir,
             entity_names=config.entity_names,
             **given,
         )

@@ -17,7 +17,7 @@ from otel_audit.orm.transaction_outcome import (
 )
 from otel_audit.orm.transaction_state import Owner, TransactionState, WrittenByAction
 from otel_audit.record import Change, TransactionOutcome
-from otel_audit.scope import current_scope, open_scope
+from otel_audit.scope import PendingScope, action_under_way, current_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -108,7 +108,8 @@ class TransactionTracker:
         scope = current_scope()
         if scope is None or not scope.closed:
             return scope
-        if connection.__dict__.get(_BEGAN_IN) is scope:
+        began_in = connection.__dict__.get(_BEGAN_IN)
+        if scope is (began_in.made if isinstance(began_in, PendingScope) else began_in):
             return scope
         return self.of(connection).owner_after(scope)
 
@@ -157,7 +158,7 @@ class TransactionTracker:
         ledger = self.find(connection)
         if ledger is not None:
             ledger.committing = False
-        scope = open_scope()
+        scope = action_under_way()
         if scope is not None:
             connection.__dict__[_BEGAN_IN] = scope
         elif ledger is None:

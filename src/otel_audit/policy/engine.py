@@ -30,7 +30,7 @@ from otel_audit.policy.rules import (
     read_rules,
     rules_from_file,
 )
-from otel_audit.record import Target
+from otel_audit.record import ANONYMOUS, Target
 from otel_audit.redaction.secret_urls import is_secret_parameter
 
 if TYPE_CHECKING:
@@ -140,6 +140,9 @@ class Policy:
     _starts: BoundedCache[tuple[str, str], Start] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
+    _openings: BoundedCache[tuple[str, str], Decision] = field(
+        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
+    )
     _index: PathIndex = field(init=False, repr=False, compare=False)
     _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
         init=False, repr=False, compare=False
@@ -214,6 +217,32 @@ class Policy:
             known = self._start(method, path)
             if len(path) <= _CACHED_PATH:
                 self._starts.put((method, path), known)
+        return known
+
+    def at_opening(self, method: str, path: str) -> Decision:
+        """Decide on a request of which only the head is known; who it is, is not.
+
+        Args:
+            method: HTTP method in upper case; ``WEBSOCKET`` for a socket.
+            path: As requested.
+
+        Returns:
+            As `decide`, which it asks. No rule that samples matches a request without an answer.
+        """
+        known = self._openings.get((method, path))
+        if known is None:
+            known = self.decide(
+                method=method,
+                path=path,
+                route=None,
+                status=None,
+                actor=ANONYMOUS,
+                tenant=None,
+                wrote=False,
+                reached=False,
+            )
+            if len(path) <= _CACHED_PATH:
+                self._openings.put((method, path), known)
         return known
 
     def _start(self, method: str, path: str) -> Start:

@@ -57,8 +57,9 @@ class WorkBudget:
         self.rate = PER_CHARACTER if size is None else 0.0
         self.left = FREE + PER_CHARACTER * (size or 0)
         self.withheld = False
-        self._keys: set[str] = set()
-        self._names: set[str] = set()
+        # most documents are seen to be clean before any name in them is judged
+        self._keys: set[str] | None = None
+        self._names: set[str] | None = None
 
     @classmethod
     def of(cls, units: float) -> WorkBudget:
@@ -80,10 +81,14 @@ class WorkBudget:
 
     def is_new_key(self, key: str) -> bool:
         """Return whether a key is new; a key is judged once, and the result is cached."""
+        if self._keys is None:
+            self._keys = set()
         return _is_new(key, self._keys)
 
     def is_new_name(self, name: str) -> bool:
         """Return the same for a name in a text."""
+        if self._names is None:
+            self._names = set()
         return _is_new(name, self._names)
 
 
@@ -161,8 +166,11 @@ class Budget:
     @property
     def cut(self) -> list[str]:
         """The parts of the record that are not there in full: cut, or withheld for their work."""
-        spent = [name for name, share in self._shares.items() if share.withheld]
-        return [*dict.fromkeys((*self._cut, *spent))]
+        found = self._cut
+        for name, share in self._shares.items():
+            if share.withheld:
+                found = {**found, name: None}
+        return list(found) if found else []
 
     def _share(self, name: str, units: float) -> WorkBudget:
         found = self._shares.get(name)

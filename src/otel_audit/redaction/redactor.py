@@ -45,7 +45,7 @@ _DOCUMENT: Final = 10
 
 _PER_CHARACTER: Final = 1 / 64
 
-_ORDINARY: Final = frozenset({"accept", "content-length", "content-type", "origin"})
+_ORDINARY: Final = frozenset({b"accept", b"content-length", b"content-type", b"origin"})
 _ORDINARY_LENGTH: Final = 256
 _LONGEST_NAME: Final = 4_096
 
@@ -107,7 +107,7 @@ class Redactor:
         )
         # each request says the same of itself
         self._phrases = functools.lru_cache(maxsize=1024)(self.text)
-        self._ordinary_header = functools.lru_cache(maxsize=512)(self._header)
+        self._ordinary_line = functools.lru_cache(maxsize=512)(self._line)
 
     @classmethod
     def from_config(cls, config: AuditConfig, on_error: Callable[[], None] | None = None) -> Self:
@@ -298,17 +298,19 @@ class Redactor:
         """
         found: dict[str, str] = {}
         for raw_name, raw_value in pairs:
-            name = raw_name.decode("latin-1").lower()
-            if name not in keep:
-                continue
-            text = raw_value.decode("latin-1")
-            if name in _ORDINARY and len(text) <= _ORDINARY_LENGTH:
-                value = self._ordinary_header(name, text)
+            if raw_name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH:
+                name, value = self._ordinary_line(raw_name, raw_value)
             else:
-                value = self._header(name, text, work)
-            if value is not None:
+                name, value = self._line(raw_name, raw_value, work)
+            if name in keep and value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value
         return found
+
+    def _line(
+        self, raw_name: bytes, raw_value: bytes, work: WorkBudget | None = None
+    ) -> tuple[str, str | None]:
+        name = raw_name.decode("latin-1").lower()
+        return name, self._header(name, raw_value.decode("latin-1"), work)
 
     def _header(self, name: str, value: str, work: WorkBudget | None = None) -> str | None:
         pattern = self._header_pattern

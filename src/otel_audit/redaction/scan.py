@@ -43,6 +43,9 @@ _VALUES: Final = (
     *(shape.hint.replace("EDGE", _EDGE) for shape in key_shapes()),
 )  # fmt: skip
 _NUMBERS: Final = (
+    # such a number may be beyond what a double holds, or a reader reads: the store would refuse
+    # the row (so may one of 64 digits, which the next pattern finds)
+    r"[0-9.]e[+-]?[0-9]{3}",
     r"[0-9](?:[^a-z0-9\"\\,:;]{0,3}[0-9]){12}|[0-9]{4}(?:[,:;][0-9]{4}){3}",
     r"[0-9]{3}(?:[-. ]|[^\x00-\x7f])[0-9]{2}(?:[-. ]|[^\x00-\x7f])[0-9]{4}",
     rf"{_EDGE}(?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}[^a-z0-9]?[a-z0-9]{{2}}",

@@ -63,7 +63,7 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(frozen=True, slots=True)
 class NotConvertible(Refused):
-    """What is refused here, with one word for the counter.
+    """An item that cannot be converted, with one word for the counter.
 
     Attributes:
         kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``,

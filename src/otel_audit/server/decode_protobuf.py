@@ -86,7 +86,7 @@ def _no_such(request: Any) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What the items of one scope share."""
+    """The common part of a scope's items."""
 
     name: str
     origin: Resource

@@ -1,4 +1,4 @@
-"""What came in, before it is a record: one shape for spans and log records of either encoding."""
+"""Received items, before they are records: one form for spans and log records of both encodings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
 """Why an item is set aside undecoded."""
 
 Place = tuple[int, int, int]
-"""Where an item is in its request: the indexes of its resource, its scope, and its own."""
+"""An item's place in its request: the indexes of its resource, its scope, and its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -124,7 +124,7 @@ class Batch:
 
 
 class ItemScope(Protocol):
-    """What the items of one scope share, as far as every encoding has it."""
+    """The common part of a scope's items, as far as every encoding has it."""
 
     @property
     def is_log(self) -> bool:

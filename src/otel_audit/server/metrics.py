@@ -1,4 +1,4 @@
-"""What came in and what became of it, counted; the numbers behind metrics and the health report."""
+"""Counters of received items and their results, for metrics and the health report."""
 
 from __future__ import annotations
 

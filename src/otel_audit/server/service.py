@@ -1,4 +1,4 @@
-"""What every way in has in common: from a decoded request to what was stored of it."""
+"""The common service behind all protocols: from a decoded request to its stored records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BYTES_AT_ONCE: Final = 4_000_000
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request.
+    """The result of one request.
 
     Attributes:
         stored: Records that are in the store, those that were there before included.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -71,7 +72,10 @@ def create_app(settings: ViewerSettings | None = None, **options: Any) -> Starle
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        reading = asyncio.create_task(site.read_tree())
         yield
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
         await site.pool.close()
 
     app = Starlette(

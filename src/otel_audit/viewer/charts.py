@@ -61,7 +61,7 @@ def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | Non
         sees_store: Say how many records of the whole store wait for their seal.
     """
     bars = histogram.bars
-    if not bars:
+    if not bars:  # nothing is there, or it took too long to count
         return None
     begin, end = bars[0].begin, bars[-1].begin + histogram.width
     slots = max(round((end - begin) / histogram.width), 1)

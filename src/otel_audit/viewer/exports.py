@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.exports.formats import JSON, NDJSON, csv_format
+from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.exporting import CSV_COLUMNS
@@ -29,6 +31,8 @@ _TYPES: Final = {
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
+
+_Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -93,10 +97,34 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
             await look_as(connection, viewer.scope)
             under_way.checkpoint = await store.last_note(connection)
             yield write.begin
-            async for rows in exporting.batches(connection, narrowed, texts=write.has_payloads):
-                yield write.rows(rows, under_way.rows == 0)
-                under_way.rows += len(rows)
+            read = exporting.batches(connection, narrowed, texts=write.has_payloads)
+            async with aclosing(_ahead(read)) as batches:
+                async for rows in batches:
+                    # beside the event loop, which has other pages to serve
+                    yield await asyncio.to_thread(_written, write, rows, under_way.rows == 0)
+                    under_way.rows += len(rows)
         yield write.end
+
+
+def _written(write: TextFormat, rows: _Rows, first: bool) -> bytes:  # noqa: FBT001 - as `write`
+    values = (
+        [row["payload"] for row in rows]
+        if write.has_payloads
+        else [[*row.values()] for row in rows]
+    )
+    return write.rows(values, first)
+
+
+async def _ahead(batches: AsyncIterator[_Rows]) -> AsyncGenerator[_Rows]:
+    """Read one batch ahead, while the one before is written down and sent."""
+    coming = asyncio.ensure_future(anext(batches, None))
+    try:
+        while (rows := await coming) is not None:
+            coming = asyncio.ensure_future(anext(batches, None))
+            yield rows
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _record(

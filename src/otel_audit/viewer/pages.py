@@ -67,13 +67,17 @@ class Counted:
 
     chart: Chart | None = None
     facets: tuple[FacetList, ...] = ()
-    total: int = 0
+    total: int | None = 0
+    bound: int = counts.COUNTED
+    is_searched: bool = False
     problem: str = ""
 
     @property
     def total_text(self) -> str:
         """How many there are, as far as it was counted."""
-        return f"{counts.COUNTED:,}+" if self.total > counts.COUNTED else f"{self.total:,}"
+        if self.total is None:
+            return "?"
+        return f"{self.bound:,}+" if self.total > self.bound else f"{self.total:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +228,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
-        chart = draw(
-            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
-        )
-        facets = await counts.facets(connection, narrowed, _ACTOR_FACETS)
-        return page, failures, chart, facets
+        counted = await counts.overview(connection, narrowed, _ACTOR_FACETS)
+        chart = draw(counted.histogram, query, sees_store=viewer.sees_store)
+        return page, failures, chart, counted.facets
 
     async with site.trail(viewer) as trail:
         page, failures, chart, facets = await trail.ask(
@@ -264,12 +266,10 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
     """Count beside the rows; part of the same look, which is recorded already."""
 
     async def answer(connection: Connection[Any]) -> Counted:
-        total = await counts.count(connection, narrowed)
-        chart = draw(
-            await counts.histogram(connection, narrowed), query, sees_store=viewer.sees_store
-        )
-        facets = await counts.facets(connection, narrowed, _FACETS)
-        return Counted(chart, tuple(_facet_list(one, query) for one in facets), total)
+        found = await counts.overview(connection, narrowed, _FACETS)
+        chart = draw(found.histogram, query, sees_store=viewer.sees_store)
+        facets = tuple(_facet_list(one, query) for one in found.facets)
+        return Counted(chart, facets, found.total, found.bound, found.is_searched)
 
     try:
         async with site.trail(viewer, views="off") as trail:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.tree_cache import TreeCache
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.query.pool import TrailPool
@@ -13,11 +15,14 @@ from otel_audit_postgres.query.trail import Trail
 from starlette.requests import Request
 from starlette.responses import Response
 
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit.viewer.authentication import who_looks
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import render
 from otel_audit.viewer.settings import ViewerSettings
+
+_logger = logging.getLogger(__name__)
 
 Handler = Callable[["Site", Request, Viewer], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -41,6 +46,18 @@ class Site:
     def trail(self, viewer: Viewer, **options: Any) -> AbstractAsyncContextManager[Trail]:
         """Open the trail for somebody."""
         return self.pool.trail(viewer.name, viewer.scope, **options)
+
+    async def read_tree(self) -> None:
+        """Read the log's tree ahead of the first proof; of a large log that takes seconds."""
+        try:
+            async with self.pool.connection() as connection:
+                await self.tree.follow(connection, await store.size(connection))
+        except OtelAuditError as error:
+            # the first record's page tries again, and says what is wrong
+            log_limited(
+                _logger, "viewer-tree", "The log's tree could not be read yet", error=error,
+                level=logging.WARNING,
+            )  # fmt: skip
 
     async def viewer_of(self, request: Request) -> Viewer | None:
         """Return who looks; a token that is refused is not made up for by anything else."""

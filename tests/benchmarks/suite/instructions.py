@@ -21,8 +21,11 @@ from tests.benchmarks.suite.postgres import Databases
 from tests.benchmarks.suite.request_cost import SCENARIOS, TOKEN, Scenario
 from tests.benchmarks.suite.shops import VARIANTS, Shop, Variant, a_load, a_shop
 
-WARMING = 4.0
-"""Seconds: the interpreter specializes what runs often, and caches fill."""
+WARMING = 60
+"""Requests: the interpreter specializes what runs often, and caches fill."""
+
+COUNTED = 40
+"""Requests that are counted: so many, not so long, or a busy machine would count fewer."""
 
 CASES = {
     "write": ("plain", "contrib", "audit:metadata", "audit:request_response"),
@@ -74,10 +77,11 @@ def _count(databases: Databases, case: Case, scratch: Path, seconds: float) -> t
     shop = asyncio.run(a_shop(databases, case.variant, place, f"i_{case.scenario.key}"))
     try:
         shop.start(
+            freeze=True,
             under=(
                 "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes",
                 "--instr-atstart=no", f"--callgrind-out-file={place / 'counts'}",
-            )
+            ),
         )  # fmt: skip
         shop.wait_until_up()
         with a_load() as load:
@@ -88,10 +92,10 @@ def _count(databases: Databases, case: Case, scratch: Path, seconds: float) -> t
                     "Content-Type": case.scenario.content_type, "Authorization": f"Bearer {TOKEN}",
                 },
             }  # fmt: skip
-            load.make(seconds=WARMING, **asked)
+            load.make(requests=WARMING, **asked)
             shop.meter()
             _tell(shop, "--instr=on")
-            requests: int = load.make(seconds=seconds, **asked)["requests"]
+            requests: int = load.make(requests=COUNTED, **asked)["requests"]
             _tell(shop, "--dump")
             _tell(shop, "--instr=off")
     finally:

@@ -85,14 +85,18 @@ class Shop:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, *, prepare: bool = True, under: tuple[str, ...] = ()) -> None:
+    def start(
+        self, *, prepare: bool = True, under: tuple[str, ...] = (), freeze: bool = False
+    ) -> None:
         environment = clean_environment(
             variant=self.variant.key,
             app=self.app,
             store=self.store,
             port=self.port,
             prepare=prepare,
+            freeze=freeze,
         )
+        environment["PYTHONHASHSEED"] = "0"
         environment["OTEL_AUDIT_SPOOL_DIR"] = str(self.directory / "spool")
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(

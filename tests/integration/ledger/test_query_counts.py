@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.query import counts, queries
-from otel_audit_postgres.query.counts import FACETS, count, facet, histogram
+from otel_audit_postgres.query.counts import FACETS, count, facet, histogram, overview
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.schema.migrations import migrations
 from strategies import a_record
@@ -157,13 +157,38 @@ class TestFacets:
             "CREATE VIEW pg_temp.slow AS SELECT *, pg_sleep(1)::text AS slow_action "
             "FROM audit.audit_logs"
         )
-        monkeypatch.setattr(counts, "newest", lambda *_: "SELECT slow_action FROM pg_temp.slow")
+        monkeypatch.setattr(counts, "newest", lambda *_: "SELECT * FROM pg_temp.slow")
         async with store.transaction():
             assert (await facet(store, parse(""), "action")).timed_out
             assert await store.fetchval("SELECT 1") == 1
 
 
 class TestCount:
+    async def test_everything_of_one_reading_agrees(self, store):
+        """Total, bars and facets, of what the hours know and of what has to be read."""
+        for text in ("", "tenant:acme", "actor:user-3", "special", "status:5xx time:>=30d"):
+            query = parse(text)
+            found = await overview(store, query, FACETS)
+            assert found.total == await count(store, query)
+            assert found.histogram == await histogram(store, query)
+            assert found.total == sum(told(found.histogram).values())
+            assert [one.field for one in found.facets] == list(FACETS)
+            for one in found.facets:
+                assert sum(n for _, n in one.values) + one.others in (found.total, 0)
+
+    async def test_beyond_the_bound_the_newest_are_counted(self, store, monkeypatch):
+        """And how many these are is said, of bars and facets alike."""
+        monkeypatch.setattr(counts, "COUNTED", 10)
+        found = await overview(store, parse("phase:* -actor:nobody"), ("actor", "outcome"))
+        assert found.total == 11
+        assert found.histogram.counted == 10
+        assert sum(told(found.histogram).values()) == 10
+        newest = [number for number, _ in enumerate(RECORDS)][-10:]
+        failures = sum(number % 5 == 0 for number in newest)
+        (_, outcome) = found.facets
+        assert dict(outcome.values) == {"success": 10 - failures, "failure": failures}
+        assert outcome.counted == 10
+
     async def test_is_exact_up_to_a_bound(self, store, monkeypatch):
         """Beyond, one more is told."""
         assert await count(store, parse("tenant:acme")) == 30

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.query import queries
+from otel_audit_postgres.query.counts import overview
 from otel_audit_postgres.query.grammar import Query, parse
 from strategies import a_record
 
@@ -198,3 +199,34 @@ async def test_an_address_that_is_an_id_is_one(audit_store):
         assert "ask email:" in page.notice
         page = await queries.search(connection, parse("email:a@x.example"))
         assert [str(one.id) for one in page.records] == [records[1].record_id]
+
+
+async def test_a_list_of_actors_may_name_some_by_id_and_others_by_address(audit_store):
+    """Each of them is found, and what is counted is what is shown."""
+    sink = PostgresSink(audit_store)
+    records = [
+        a_record(record_id=uuid7(), actor=Actor(id="7", type="user", email="a@x.example")),
+        a_record(record_id=uuid7(), actor=Actor(id="8", type="user")),
+        a_record(record_id=uuid7(), actor=Actor(id="b@x.example", type="user")),
+        a_record(record_id=uuid7(), actor=Actor(id="9", type="user", email="c@x.example")),
+    ]
+    await sink.write(records)
+    await sink.close()
+    cases = {
+        "actor:a@x.example": [0],
+        "actor:a@x.example,8": [0, 1],
+        "actor:a@x.example,b@x.example": [0, 2],
+        "actor:a@x.example,c@x.example": [0, 3],
+        "actor:8,b@x.example": [1, 2],
+        "-actor:a@x.example,8": [2, 3],
+        "actor:a@x.example,b@*": [0, 2],
+    }
+    async with queries.opened(audit_store) as connection:
+        for text, places in cases.items():
+            page = await queries.search(connection, parse(text), oldest_first=True)
+            assert [str(one.id) for one in page.records] == [
+                records[place].record_id for place in places
+            ], text
+            counted = await overview(connection, parse(text), ("actor",))
+            assert counted.total == len(places)
+            assert sum(number for _, number in counted.facets[0].values) == len(places)

@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 from ledger_store import Log
 from otel_audit_postgres.archive.manifest import manifest_key, read_manifest
-from otel_audit_postgres.archive.row_files import NAMES, RowFile, read_rows
+from otel_audit_postgres.archive.row_files import NAMES, RowFile, read_rows, row_schema
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from retention_trail import MARCH, Trail
@@ -149,11 +149,30 @@ async def test_rows_that_were_left_out_with_file_and_manifest(retained, connecti
     assert any("the root that was signed" in one.detail for one in report.findings.problems)
 
 
+async def test_columns_that_are_not_what_the_payload_says(retained, connection, archived):
+    """Who has the signing key and changes columns alone, by which archives are asked, is found."""
+    entry = archived[1].objects[0]
+    rows = [dict(row) for row in read_rows(path_of(retained, entry.key))]
+    rows[3]["actor_id"] = "somebody else"
+    rows[4]["entities"] = ["order:0"]
+    report = await forged(retained, connection, archived, entry, forged_file(retained, rows))
+    details = [one.detail for one in report.findings.problems]
+    assert any("actor_id: not what the payload says" in one for one in details)
+    assert any("entities: not what the payload says" in one for one in details)
+
+
 def forged_file(trail, rows):
+    import pyarrow as pa
+
     path = trail.archive._folder.parent / "forged.parquet"
     file = RowFile(path)
-    for row in rows:
-        file.add(tuple(row[name] for name in NAMES), 100)
+    file.add(
+        pa.Table.from_arrays(
+            [pa.array([row[name] for row in rows]).cast(row_schema().field(name).type)
+             for name in NAMES],
+            schema=row_schema(),
+        )
+    )  # fmt: skip
     file.close()
     return path
 

@@ -1,6 +1,7 @@
 """Makes load, in a process of its own: reads what to ask on standard input, a line of JSON each.
 
-Bounded: so many connections, each of which asks again when it is answered, for so many seconds.
+Bounded: so many connections, each of which asks again when it is answered, for so many seconds, or
+until so many requests are answered in all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ try:
     import uvloop
 except ImportError:
     uvloop = None
+
+PATIENCE = 600.0
+"""Seconds, where requests are counted."""
 
 
 class Client(asyncio.Protocol):
@@ -80,11 +84,12 @@ async def load(asked: dict[str, Any]) -> dict[str, Any]:
         for _ in range(asked["connections"])
     ]
     began = time.perf_counter()
-    ends = began + asked["seconds"]
+    ends = began + asked.get("seconds", PATIENCE)
+    most = asked.get("requests", sys.maxsize)
 
     async def work(client: Client) -> None:
         now = time.perf_counter()
-        while now < ends:
+        while now < ends and len(latencies) < most:
             status = await client.ask(wanted)
             after = time.perf_counter()
             latencies.append(after - now)

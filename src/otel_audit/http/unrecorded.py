@@ -1,0 +1,185 @@
+"""A request of which no record is due: it costs a check, until something happens in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from otel_audit._util.ids import public_id
+from otel_audit.http.routes import path_below_root
+from otel_audit.identity.safe_access import headers_by_name, state_of
+from otel_audit.policy import override_of
+from otel_audit.scope import AuditScope, PendingScope, enter, leave
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Token
+
+    from otel_audit.http.exchange import Exchange
+    from otel_audit.http.options import CaptureOptions
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+
+_MOST_IDENTITIES = 50
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
+
+
+class UnrecordedRequest(PendingScope):
+    """An HTTP request that no answer could have recorded; what is written in it could.
+
+    With the first write, or whatever else asks for the action, it becomes an `Exchange` that
+    knows all that this one has seen.
+
+    Attributes:
+        exchange: That exchange; None as long as there is none.
+        id: The request's public id.
+        inner_scope: The ASGI scope as the router has it; None before the request gets there.
+        loop: The event loop that serves it.
+        occurred_at, started: When it began, as in `AuditScope`.
+        span: The application's span of the request.
+        start: The response's head as it was sent.
+        ended: Whether the response's last chunk was sent.
+    """
+
+    __slots__ = ("_header", "_is_routed", "_method", "_open", "_path", "_scope", "_token",
+                 "_whole_path", "ended", "exchange", "id", "inner_scope", "loop", "occurred_at",
+                 "span", "start", "started")  # fmt: skip
+
+    def __init__(
+        self,
+        options: CaptureOptions,
+        scope: Scope,
+        path: str,
+        loop: asyncio.AbstractEventLoop,
+        open_exchange: Callable[[UnrecordedRequest], Exchange | None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            options: How exchanges are observed.
+            scope: The ASGI scope; gets the request id under ``state``.
+            path: As the policy has judged it.
+            loop: The event loop that serves it.
+            open_exchange: Begins to observe this request after all; None where that fails.
+        """
+        super().__init__()
+        self.loop = loop
+        self.occurred_at = time.time_ns()
+        self.started = time.perf_counter_ns()
+        self._header = name = options.request_id_header
+        is_given = name and name in headers_by_name(scope.get("headers") or ())
+        self.id = (options.request_id(scope) if is_given else None) or public_id()
+        self.span = trace.get_current_span()
+        self.exchange: Exchange | None = None
+        self.inner_scope: Scope | None = None
+        self.start: Message | None = None
+        self.ended = self._is_routed = False
+        self._method = scope["method"]
+        self._whole_path = scope["path"]
+        self._path = path
+        self._scope = scope
+        self._open: Callable[[UnrecordedRequest], Exchange | None] | None = open_exchange
+        scope.setdefault("state", {})["request_id"] = self.id
+        self._token: Token[AuditScope | PendingScope | None] = enter(self)
+
+    def routed(self, scope: Scope) -> Exchange | None:
+        """Learn which scope the router works on.
+
+        Returns:
+            What observes the request from now on, where middleware has put another method or path
+            in: what the router sees is what is done.
+        """
+        if not self._is_routed:
+            self._is_routed = True
+            is_same = scope["method"] is self._method and scope["path"] is self._whole_path
+            if not is_same and (
+                scope["method"] != self._method or path_below_root(scope) != self._path
+            ):
+                self.resolve()
+                return self.exchange
+        if self.exchange is not None:
+            self.exchange.routed(scope)
+        self.inner_scope = scope
+        return None
+
+    def _is_moved(self, scope: Scope) -> bool:
+        return scope["method"] != self._method or path_below_root(scope) != self._path
+
+    def sent(self, message: Message) -> Message:
+        """See a message that goes to the server; return what is sent in its place."""
+        exchange = self.exchange
+        if exchange is not None:
+            return exchange.sent(exchange.sent_inside(message) if self.inner_scope else message)
+        if message["type"] == "http.response.start":
+            self.start = message = with_request_id(message, self._header, self.id)
+        elif not message.get("more_body"):
+            self.ended = True
+        return message
+
+    def finish(self) -> Exchange | None:
+        """The application has returned; give what has observed the request, to be closed."""
+        # ended in another context than it began in, nothing is to be undone
+        with suppress(ValueError):
+            leave(self._token)
+        scope = self.inner_scope
+        if self.exchange is None and scope is not None and _asks_for_record(scope):
+            self.resolve()
+        self.is_over = True
+        return self.exchange
+
+    def identities(self) -> Iterable[object]:
+        """Objects of the application that may say who does it."""
+        return identities_in(self.inner_scope or self._scope)
+
+    def _make(self) -> AuditScope | None:
+        if self.is_over:
+            return AuditScope(
+                occurred_at=self.occurred_at, started=self.started, closed=True, of_request=True
+            )
+        if self._open is None:
+            return None
+        self.exchange = self._open(self)
+        if self.exchange is None:
+            self._open = None
+            return None
+        return self.exchange.audit
+
+
+def with_request_id(message: Message, name: bytes, request_id: str) -> Message:
+    """Add the request's id to a response's head, unless it has one, or none is wanted."""
+    headers = message.get("headers", ())
+    if not name:
+        return message
+    if not isinstance(headers, list | tuple):
+        # ASGI allows headers that can be read once only
+        headers = list(headers)
+        message = {**message, "headers": headers}
+    if name in headers_by_name(headers):
+        return message
+    return {**message, "headers": [*headers, (name, request_id.encode("latin-1"))]}
+
+
+def identities_in(scope: Scope) -> list[object]:
+    """Objects of the application from which it may be read who acts, and for whom."""
+    found = [
+        one
+        for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+        if one.__class__ not in _PLAIN
+    ]
+    user = scope.get("user")
+    return found if user is None else [*found, user]
+
+
+def _asks_for_record(scope: Scope) -> bool:
+    """Tell whether a route that nobody knew when the request began has a level of its own."""
+    try:
+        override = override_of(scope.get("endpoint"), scope.get("route"))
+    except Exception:  # noqa: BLE001 - what cannot be decided is recorded
+        return True
+    return override is not None and override.level not in (None, "none")
