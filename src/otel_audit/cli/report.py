@@ -67,8 +67,8 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make the report NAME of a period, or list the reports.
 
-    It is made as of a checkpoint: the same options and the same checkpoint give the same bytes. The report is made of sealed
-    records only; it says what is missing, and what this role may not see. That somebody looked is
+    The same options and the same checkpoint give the same bytes. It is made of sealed records
+    only, and says what is missing, and what this role may not see. That somebody looked is
     recorded in the trail.
     """
     from otel_audit_postgres.reports.catalog import REPORTS, find_report

@@ -142,18 +142,20 @@ class TestWhatItSays:
     async def test_what_the_readers_scope_hides(self, store, postgres):
         """Whoever sees one tenant gets no other's records, and the head says so."""
         connection = await asyncpg.connect(store.dsn)
-        role = f"clinic_{os.getpid()}_{id(store)}"
+        database = await connection.fetchval("SELECT current_database()")
+        role = f"only_{database}"
         await connection.execute(f"CREATE ROLE {role} LOGIN")
-        await init(store.dsn, roles=True, reader=role)
-        await Administrator(connection).connection.execute(
-            "DELETE FROM audit.reader_tenants WHERE role_name = $1", role
-        )
-        await connection.execute("INSERT INTO audit.reader_tenants VALUES ($1, 'clinic')", role)
-        await connection.close()
-        narrow = store.dsn.replace("postgres@", f"{role}@")
-
-        told = json.loads(await made(narrow, "sensitive-access"))
-        hidden = json.loads(await made(narrow, "rights"))
+        try:
+            await init(store.dsn, roles=True, reader=role)
+            await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", role)
+            await connection.execute("INSERT INTO audit.reader_tenants VALUES ($1, 'clinic')", role)
+            narrow = postgres.dsn(database, role)
+            told = json.loads(await made(narrow, "sensitive-access"))
+            hidden = json.loads(await made(narrow, "rights"))
+        finally:
+            await connection.execute(f"DROP OWNED BY {role}")
+            await connection.execute(f"DROP ROLE {role}")
+            await connection.close()
 
         assert len(told["rows"]) == 2
         assert hidden["rows"] == []
