@@ -12,24 +12,28 @@ from otel_audit._util.printable import log_to_stderr, visible
 from otel_audit._util.ratelimited_log import place_of
 from otel_audit.cli.archive import archive
 from otel_audit.cli.doctor import doctor
+from otel_audit.cli.export import export
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.history import history, show
 from otel_audit.cli.hold import hold
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
 from otel_audit.cli.ledger import begin_anchor, moved
+from otel_audit.cli.map_record import map_record
 from otel_audit.cli.migrate import maintain, migrate
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
 from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
+from otel_audit.cli.report import report
 from otel_audit.cli.retention import retention
 from otel_audit.cli.run import run
 from otel_audit.cli.seal import seal
 from otel_audit.cli.search import search
 from otel_audit.cli.serve import serve
 from otel_audit.cli.stats import stats
+from otel_audit.cli.stream import stream
 from otel_audit.cli.subject import subject
 from otel_audit.cli.terminal import cleaned, echo, show_what_cannot_be_encoded
 from otel_audit.cli.verify import verify
@@ -41,7 +45,7 @@ _INTERRUPTED: Final = 130
 
 
 _SECTIONS: Final = (
-    ("Look", ("search", "history", "show", "stats", "web", "export")),
+    ("Look", ("search", "history", "show", "stats", "map", "web", "export", "report")),
     ("Check", ("doctor", "verify", "gaps", "prove", "policy", "redact", "quarantine")),
     ("Run", ("dev", "run", "serve", "seal", "relay", "stream")),
     ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
@@ -115,12 +119,14 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
 cli.add_command(archive)
 cli.add_command(begin_anchor)
 cli.add_command(doctor)
+cli.add_command(export)
 cli.add_command(gaps)
 cli.add_command(history)
 cli.add_command(hold)
 cli.add_command(init)
 cli.add_command(keygen)
 cli.add_command(maintain)
+cli.add_command(map_record)
 cli.add_command(migrate)
 cli.add_command(moved)
 cli.add_command(policy)
@@ -128,6 +134,7 @@ cli.add_command(prove)
 cli.add_command(quarantine)
 cli.add_command(redact)
 cli.add_command(relay)
+cli.add_command(report)
 cli.add_command(retention)
 cli.add_command(run)
 cli.add_command(seal)
@@ -135,6 +142,7 @@ cli.add_command(search)
 cli.add_command(serve)
 cli.add_command(show)
 cli.add_command(stats)
+cli.add_command(stream)
 cli.add_command(subject)
 cli.add_command(verify)
 cli.add_command(web)
