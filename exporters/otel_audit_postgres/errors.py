@@ -35,7 +35,7 @@ _DOCTOR: Final = (
     "it; the server's log has the error in full"
 )
 _POOLER: Final = (
-    "a pooler that gives each transaction another connection stands before the server: add "
+    "there is a pooler in transaction mode in front of the server: add "
     "pgbouncer=true to the parameters of OTEL_AUDIT_DSN (docs/poolers.md)"
 )
 

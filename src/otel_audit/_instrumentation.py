@@ -304,7 +304,7 @@ def pre_instrument() -> None:
         attach()
         return
     not_audited(
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); take it out of that list"
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); remove it from that list"
     )
 
 

@@ -109,7 +109,7 @@ class Runtime:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
             span_processors: See the audit span of each record that is delivered.
-            seen: Told of every request that is over, also one that is not recorded.
+            seen: Called for every finished request, also one that is not recorded.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -391,8 +391,8 @@ class Runtime:
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
-            return "they wait in memory, and end with this process unless that is mended before"
-        return "they are kept in the spool until that is mended"
+            return "they wait in memory, and are lost with this process unless that is fixed before"
+        return "they are kept in the spool until that is fixed"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""
@@ -507,7 +507,7 @@ class Runtime:
         return None if sealing is None else sealing.for_spool(uuid7())
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
-        """Add what an exchange waits for, where the settings ask for it."""
+        """Add what an exchange waits for, if the settings need it."""
         options = dataclasses.replace(options, settle=self._settle_changes)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
@@ -590,7 +590,7 @@ def sink_maker(
 
     Args:
         config: The settings.
-        tell: Told now and then how many rows a PostgreSQL store has in its default partition.
+        tell: Called daily with the number of rows in a PostgreSQL store's default partition.
     """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
@@ -600,7 +600,7 @@ def sink_maker(
     from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    protector_from(config)  # a wrong setting is told now, not by the first record
+    protector_from(config)  # a wrong setting is reported now, not by the first record
     return lambda: PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
@@ -689,7 +689,7 @@ def _make_options(
 
 
 def _begin_sealing(config: AuditConfig) -> SealingThread | None:
-    """Seal within this process, where the settings say so."""
+    """Seal in this process, if the settings say so."""
     if not config.seal or config.exporter != "postgres":
         return None
     try:

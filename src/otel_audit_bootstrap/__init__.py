@@ -154,7 +154,7 @@ def must_be_audited() -> bool:
 def explained(error: BaseException) -> str:
     """Say what an error that is none of ours means, without what it may quote."""
     if isinstance(error, ImportError):
-        return f"otel-audit cannot be imported: {error}; install it anew with what it needs"
+        return f"otel-audit cannot be imported: {error}; install it again with its dependencies"
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -495,9 +495,9 @@ def _check_chain(
             findings.add(_CHANGED, f"{where}: it is of {manifest.month:%Y-%m}")
         # its record may have gone with its own month, and then that month's archive has it
         if told.get(one.record_id, digest) != digest:
-            findings.add(_CHANGED, f"{where}: its record tells of another one")
+            findings.add(_CHANGED, f"{where}: its record names another one")
         elif one.record_id not in told and first_kept is not None and one.record_id > first_kept:
-            findings.add(_DELETED, f"{where}: no record tells of it", str(one.record_id))
+            findings.add(_DELETED, f"{where}: no record names it", str(one.record_id))
         months.append(one.month)
         before = digest
     known = {one.record_id for one in archives}

@@ -183,7 +183,7 @@ async def _additions(connection: Connection[Any]) -> Finding:
         "additions",
         None,
         "; ".join(found[:_LISTED]),
-        "see that they refuse no record: what they refuse waits in the spools until that is mended",
+        "make sure that they refuse no record: refused records wait in the spools until then",
     )
 
 
@@ -198,11 +198,11 @@ async def _takes_records(connection: Connection[Any]) -> Finding:
         why = refusal_reason(error)
         return Finding(
             name, ok=False, detail=f"a record that was tried is refused: {why}",
-            remedy="mend what refuses it; until then records wait in the spools",
+            remedy="fix what refuses it; until then records wait in the spools",
         )  # fmt: skip
     finally:
         await transaction.rollback()
-    return Finding(name, ok=True, detail="a record that was tried, and taken back, is taken")
+    return Finding(name, ok=True, detail="a test record, rolled back again, is accepted")
 
 
 def _trial_row() -> tuple[Any, ...]:
@@ -241,7 +241,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
         _none_of(
             "owner_alone",
             await security.owners(connection),
-            "nobody but superusers can act as the owner",
+            "only superusers can act as the owner",
             "REVOKE that membership or attribute",
         ),
         _none_of(

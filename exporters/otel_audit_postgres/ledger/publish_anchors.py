@@ -181,7 +181,7 @@ class Publishing:
         self.failures += 1
         log_limited(
             _logger, anchor.name,
-            "Sealing goes on, but its checkpoints are not published, and tried again: %s", why,
+            "Sealing continues, but its checkpoints are not published; tried again: %s", why,
         )  # fmt: skip
 
 

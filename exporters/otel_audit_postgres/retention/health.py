@@ -21,7 +21,7 @@ VERIFIED_WITHIN: Final = timedelta(days=45)
 LATE: Final = timedelta(days=3)
 """Days that a month may be due before the health check reports it."""
 _LISTED: Final = 5
-_MEND: Final = "mend it, and look again"
+_MEND: Final = "fix it, and check again"
 
 
 async def inspect_retention(config: AuditConfig, dsn: str) -> list[Finding]:

@@ -127,7 +127,7 @@ class Conditions:
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ConfigurationError("a hold on nothing: from is not before until")
         if self.event is not None and "*" in self.event[:-1]:
-            raise ConfigurationError("event: * is taken at the end only: order.*")
+            raise ConfigurationError("event: * is allowed only at the end: order.*")
         if self.entity is not None and ":" not in self.entity:
             raise ConfigurationError("entity: name:key is expected, such as order:123")
 

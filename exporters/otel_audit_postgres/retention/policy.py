@@ -232,7 +232,7 @@ def _rule(entry: Any, place: str) -> Rule:
         if not isinstance(pattern, str) or not pattern:
             raise PolicyError(f"{place}: match.{field}: a text is expected")
         if "*" in pattern[:-1] or (field == "level" and "*" in pattern):
-            raise PolicyError(f"{place}: match.{field}: * is taken at the end only: order.*")
+            raise PolicyError(f"{place}: match.{field}: * is allowed only at the end: order.*")
     days = _days(entry, place)
     if not days:
         raise PolicyError(f"{place}: it says nothing: one of {', '.join(_DAYS)} is needed")

@@ -94,6 +94,15 @@ GRANT SELECT ON audit.erasures TO otel_audit_retention, otel_audit_reader;
 GRANT INSERT ON audit.restored_logs TO otel_audit_retention;
 GRANT SELECT ON audit.restored_logs TO otel_audit_reader;
 
+-- Streams: positions move as the functions let them; rows are read as any reader does.
+GRANT USAGE ON SCHEMA audit TO otel_audit_streamer;
+GRANT SELECT ON audit.streams, audit.stream_parked TO otel_audit_streamer, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.open_stream(text, jsonb, bigint),
+    audit.advance_stream(text, bigint, bigint, bigint, bytea, text, bigint, jsonb),
+    audit.pause_stream(text, boolean), audit.rewind_stream(text, bigint, text),
+    audit.test_stream(text)
+    TO otel_audit_streamer;
+
 -- A reader sees the tenants that it is entered for, and who has no entry sees none. A transaction
 -- that looks on somebody's behalf sees of those the tenants that it was narrowed to.
 ALTER TABLE audit.reader_tenants ENABLE ROW LEVEL SECURITY;

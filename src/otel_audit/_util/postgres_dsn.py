@@ -37,7 +37,7 @@ _OURS: Final = frozenset({
     "ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname",
     "gsslib",
 })  # fmt: skip
-"""What asyncpg takes out of a DSN itself."""
+"""Parameters that asyncpg itself reads from a DSN."""
 
 _WITHOUT_EFFECT: Final = frozenset({
     # Prisma's and other pools' sizes, and the schema of the application's own tables
@@ -47,7 +47,7 @@ _WITHOUT_EFFECT: Final = frozenset({
     "supa", "workaround",
     "fallback_application_name", "sslcompression",
 })  # fmt: skip
-"""What says nothing about how one connection of ours is made."""
+"""Parameters without an effect on one of our connections."""
 
 _ONLY: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "channel_binding": (
@@ -66,7 +66,7 @@ _ONLY: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "min_protocol_version": (("3.0",), "the driver (asyncpg) speaks protocol 3.0"),
     "max_protocol_version": (("3.0", "3.2", "latest"), "the driver (asyncpg) speaks protocol 3.0"),
 }
-"""Parameters of which only these values ask for what is done anyway."""
+"""Parameters of which only these values are accepted, because they are done anyway."""
 
 _REFUSED: Final = {
     "sslaccept": "say it by sslmode: strict is verify-full, accept_invalid_certs is require",
@@ -229,7 +229,7 @@ def _note_pooler(found: PostgresDsn, name: str, value: str) -> None:
 
 
 def _note_cache(found: PostgresDsn, name: str, value: str) -> None:
-    """Without prepared statements is what one asks for behind a pooler."""
+    """Without prepared statements: the request of a DSN for a pooler."""
     found.is_pooled = found.is_pooled or _number(name, value) == 0
 
 

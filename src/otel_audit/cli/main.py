@@ -18,6 +18,7 @@ from otel_audit.cli.hold import hold
 from otel_audit.cli.init import init
 from otel_audit.cli.keygen import keygen
 from otel_audit.cli.ledger import begin_anchor, moved
+from otel_audit.cli.map_record import map_record
 from otel_audit.cli.migrate import maintain, migrate
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
@@ -30,6 +31,7 @@ from otel_audit.cli.seal import seal
 from otel_audit.cli.search import search
 from otel_audit.cli.serve import serve
 from otel_audit.cli.stats import stats
+from otel_audit.cli.stream import stream
 from otel_audit.cli.subject import subject
 from otel_audit.cli.terminal import cleaned, echo, show_what_cannot_be_encoded
 from otel_audit.cli.verify import verify
@@ -41,7 +43,7 @@ _INTERRUPTED: Final = 130
 
 
 _SECTIONS: Final = (
-    ("Look", ("search", "history", "show", "stats", "web", "export")),
+    ("Look", ("search", "history", "show", "stats", "map", "web", "export")),
     ("Check", ("doctor", "verify", "gaps", "prove", "policy", "redact", "quarantine")),
     ("Run", ("dev", "run", "serve", "seal", "relay", "stream")),
     ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
@@ -121,6 +123,7 @@ cli.add_command(hold)
 cli.add_command(init)
 cli.add_command(keygen)
 cli.add_command(maintain)
+cli.add_command(map_record)
 cli.add_command(migrate)
 cli.add_command(moved)
 cli.add_command(policy)
@@ -135,6 +138,7 @@ cli.add_command(search)
 cli.add_command(serve)
 cli.add_command(show)
 cli.add_command(stats)
+cli.add_command(stream)
 cli.add_command(subject)
 cli.add_command(verify)
 cli.add_command(web)

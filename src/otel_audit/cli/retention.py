@@ -232,7 +232,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> None:
-    """Approve a policy that may keep less than the one in force, which says two_persons.
+    """Approve a policy that keeps less than the one in force.
+
+    The one in force says two_persons.
 
     By another role than the one that runs `retention run` with it. A record tells it.
     """

@@ -51,6 +51,8 @@ def stats(
         [
             (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
             for row in sizes
+            # of those that are empty there are many, and --json has them
+            if row.rows != 0
         ],
     )
 

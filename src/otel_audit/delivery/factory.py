@@ -80,7 +80,7 @@ def own_destination(config: AuditConfig) -> str | None:
 
 
 def is_unnamed(service: str) -> bool:
-    """Tell OpenTelemetry's name for what has none (semantic conventions, `service.name`)."""
+    """Return whether a name is OpenTelemetry's for a nameless service (`service.name`)."""
     return service.startswith(_UNNAMED)
 
 

@@ -1,4 +1,4 @@
-"""What capture knows of a mapper: computed once, kept as long as the mapper lives."""
+"""Cached facts about a mapper: computed once, kept as long as the mapper lives."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class ColumnInfo:
             value, so that a number or a time in it need not be looked at.
         type: The column's type.
         members: Finds what the type stores of members of enumerations; None: what they are.
-        stored: Finds what an application's own type stores; None where that is the value.
+        stored: Finds what an application's own type stores; None if that is the value.
         place: The table's and the column's key.
-        spelling: How its values are spelled in keys; None where they have one spelling.
+        spelling: How its values are spelled in keys; None if they have one spelling.
         plainly_named: Whether nothing is redacted for its name or mark alone.
         wrapped: Whether its type puts a SQL expression around a value, which stores another.
     """
@@ -213,7 +213,7 @@ class MapperInfoCache:
         return found
 
     def tables_named(self, name: str) -> list[Table]:
-        """The tables that a name in a SQL text may mean: cases are not told apart.
+        """The tables that a name in a SQL text may mean, in any case.
 
         One with its schema means that table; where there is none of that name, any without a
         schema of its own, as that may be given on the way.
@@ -251,7 +251,7 @@ class MapperInfoCache:
 
 
 def mark_of(column: Column[Any]) -> str | None:
-    """How a column's values are to be hidden: ``redact``, ``hash`` or not at all.
+    """The mark of a column: ``redact``, ``hash`` or None.
 
     A type that encrypts is taken at its word: what is a secret in the table is one here. A foreign
     key holds the very values of the column it refers to, and is hidden as that one is.
@@ -268,7 +268,7 @@ def mark_of(column: Column[Any]) -> str | None:
 
 
 def referred_names(column: Column[Any]) -> tuple[str, ...]:
-    """What the values of a foreign key are called where it refers to: columns and attributes.
+    """The names of the columns and attributes that a foreign key refers to.
 
     One that is marked with ``True`` is shown whatever that is.
     """
@@ -421,7 +421,7 @@ def _post_updated(mapper: Mapper[Any]) -> tuple[str, ...]:
 
 
 def _deleting(mapper: Mapper[Any], cascades: Cascades) -> str | None:
-    """What the database may delete or change on its own with a row.
+    """The tables in which the database may delete or change rows together with a row.
 
     The rows that the session looks after by a relationship are none of it.
     """

@@ -157,7 +157,7 @@ class CredentialsFile:
             log_limited(_logger, "senders", "Earlier tokens stay in force: %s", error)
             return
         self._seen = seen
-        _logger.info("Tokens were read anew from %s", self._path)
+        _logger.info("Tokens were read again from %s", self._path)
 
     def by_token(self, token: bytes) -> TokenEntry | None:
         """Find the entry of a token; every entry is compared, in constant time."""

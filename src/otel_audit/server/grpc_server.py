@@ -90,7 +90,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigurationError(f"gRPC could not listen on {address}") from error
         await server.start()
-        logger.info("OTLP/gRPC is taken on %s", address)
+        logger.info("OTLP/gRPC is received on %s", address)
         self._server = server
 
     async def stop(self, patience: float) -> None:

@@ -76,7 +76,7 @@ def create_app(settings: ViewerSettings | None = None, **options: Any) -> Starle
         yield
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        await site.pool.close()
+        await site.close()
 
     app = Starlette(
         routes=routes,

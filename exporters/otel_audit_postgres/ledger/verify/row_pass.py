@@ -355,7 +355,7 @@ async def _judge_suspects(
         # the leaf covers the text: a text that is no record now was none when it was inserted
         no_record = verdict.is_no_record and record_id.bytes not in named
         what = (
-            "the payload tells no record"
+            "the payload is not a record"
             if verdict.is_no_record
             else f"columns that do not follow from the payload: {', '.join(verdict.columns)}"
         )
