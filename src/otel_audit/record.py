@@ -208,6 +208,7 @@ class Change(_Part, frozen=True, kw_only=True):
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
+        personal: Columns that the model marks as personal; the store encrypts their values.
         transaction: What became of it; None while it is the action's own answer.
         note: What could not be read, if anything.
 
@@ -234,6 +235,7 @@ class Change(_Part, frozen=True, kw_only=True):
     rows: int | None = None
     statement: str | None = None
     parameters: Any = None
+    personal: tuple[str, ...] = ()
     transaction: TransactionOutcome | None = None
     note: str | None = None
 
