@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +16,13 @@ class CommandError(RuntimeError):
 def our_program(name: str) -> str:
     """A command of the environment that this Python belongs to."""
     return str(Path(sys.executable).with_name(name))
+
+
+def our_command(arguments: str) -> str:
+    """A command line of otel-audit that can be pasted where the demonstration was started."""
+    program = our_program("otel-audit")
+    short = os.path.relpath(program)
+    return f"{shlex.quote(min(program, short, key=len))} {arguments}"
 
 
 async def output_of(program: str, *arguments: str, expected: tuple[int, ...] = (0,)) -> bytes:

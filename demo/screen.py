@@ -26,28 +26,42 @@ from demo.store import Attempt, Row
 from demo.traffic import CONTROL
 
 _WIDEST = 116
+_NARROW = 80
+"""Columns where there is no terminal that says how many it has."""
 _MOST = 25
 _INDENT = (0, 0, 0, 2)
 _UUID = re.compile(r"\b([0-9a-f]{8})(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _LEGEND = (
-    "● [dim]the request's trace was sampled and exported[/]   ○ [dim]it was sampled away[/]   "
-    "[red]↺[/] [dim]the database rolled it back[/]"
+    "● [dim]the request's trace was sampled and exported[/]   ○ [dim]it was sampled away[/]",
+    "[red]↺[/] [dim]the database rolled it back[/]",
 )
 _OUTCOMES = {"success": "green", "failure": "red", "unknown": "yellow"}
 
 
 def make_console() -> Console:
-    """As wide as the terminal, within reason; wide enough for the tables where there is none."""
+    """As wide as the terminal, within reason."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        return Console(highlight=False, width=_WIDEST)
-    columns = shutil.get_terminal_size((_WIDEST, 40)).columns
+        return Console(highlight=False, width=_NARROW)
+    columns = shutil.get_terminal_size((_NARROW, 40)).columns
     return Console(highlight=False, width=min(columns, _WIDEST))
+
+
+def _is_narrow(console: Console) -> bool:
+    return console.width < _WIDEST
 
 
 def show_title(console: Console) -> None:
     console.print()
-    console.rule("[bold]otel-audit: an audit trail without a line of code", align="left")
+    _rule(console, "otel-audit: an audit trail without a line of code")
+
+
+def _rule(console: Console, title: str) -> None:
+    console.rule(f"[bold]{title}", align="left", characters="-" if _is_ascii(console) else "─")
+
+
+def _is_ascii(console: Console) -> bool:
+    return not console.encoding.startswith("utf")
 
 
 def show_step(console: Console, seconds: float, text: str) -> None:
@@ -63,31 +77,43 @@ def show_section(console: Console, number: int, title: str, explanation: str = "
 
 def show_rows(console: Console, rows: Sequence[Row], evidence: Evidence) -> None:
     """The audit rows of the story, one a line."""
-    table = _table("time UTC", "actor", "tenant", "event", "target", "outcome", "stat", "trace")
+    narrow = _is_narrow(console)
+    tenant = () if narrow else ("tenant",)
+    table = _table(
+        console, "time UTC", "actor", *tenant, "event", "target", "outcome", "stat", "trace"
+    )
     for row in rows:
+        target = _UUID.sub(r"\1", row.target) or "-"
         table.add_row(
-            f"{row.occurred_at:%H:%M:%S.%f}"[:12],
-            row.actor,
-            row.tenant or "-",
+            _time(row, narrow=narrow),
+            _actor(row, narrow=narrow),
+            *(() if narrow else (row.tenant or "-",)),
             row.event_name,
-            _UUID.sub(r"\1", row.target) or "-",
+            _shortened(target, 13) if narrow else target,
             _outcome(row),
             str(row.status_code or "-"),
-            _trace(row),
+            _trace(row, narrow=narrow),
         )
     console.print(Padding(table, _INDENT, expand=False))
     others = len(evidence.rows) - len(rows)
     console.print(f"   [dim]and {others} more rows, of ordinary traffic[/]")
-    console.print(f"   {_LEGEND}")
+    for line in _LEGEND:
+        console.print(f"   {line}")
 
 
 def show_lost_change(console: Console, row: Row) -> None:
     who, outcome = row.actor, f"[red]{row.outcome} ↺[/]"
-    console.print(
-        f"\n   Look at the [bold]{row.status_code}[/] that is a {outcome}: {who} was told that"
-        " it is done, and then the\n   database refused the COMMIT."
-        " An access log calls that a success. The audit row does not."
+    _paragraph(
+        console,
+        f"Look at the [bold]{row.status_code}[/] that is a {outcome}: {who} was told that"
+        " it is done, and then the database refused the COMMIT."
+        " An access log calls that a success. The audit row does not.",
     )
+
+
+def _paragraph(console: Console, text: str) -> None:
+    console.print()
+    console.print(Padding(Text.from_markup(text), (0, 0, 0, 3)))
 
 
 def show_opened(console: Console, row: Row) -> None:
@@ -104,28 +130,39 @@ def show_opened(console: Console, row: Row) -> None:
 
 def show_history(console: Console, rows: Sequence[Row], entity: str) -> None:
     """What happened to one thing."""
-    table = _table("time UTC", "actor", "event", "outcome", "stat", f"what became of {entity}")
+    narrow = _is_narrow(console)
+    last = () if narrow else (f"what became of {entity}",)
+    table = _table(console, "time UTC", "actor", "event", "outcome", "stat", *last)
     for row in rows:
+        changes = _changes_of(row, entity) or Text("nothing", style="dim")
         table.add_row(
-            f"{row.occurred_at:%H:%M:%S.%f}"[:12],
-            row.actor,
+            _time(row, narrow=narrow),
+            _actor(row, narrow=narrow),
             row.event_name,
             _outcome(row),
             str(row.status_code or "-"),
-            _changes_of(row, entity) or Text("nothing", style="dim"),
+            *(() if narrow else (changes,)),
         )
     console.print(Padding(table, _INDENT, expand=False))
+    if not narrow:
+        return
+    console.print(f"\n   [dim]what became of {entity}, one after the other:[/]")
+    for row in rows:
+        if changes_of_it := _changes_of(row, entity):
+            line = Text(f"{row.event_name}  ").append_text(changes_of_it)
+            console.print(Padding(line, (0, 0, 0, 3)))
 
 
 def show_attempts(console: Console, attempts: Sequence[Attempt]) -> None:
-    table = _table("who", "tries", "PostgreSQL answers")
+    narrow = _is_narrow(console)
+    table = _table(console, "who", "tries", "PostgreSQL answers")
     previous = ""
     for attempt in attempts:
-        answer = (
-            Text("done", style="bold red")
-            if attempt.refusal is None
-            else Text.assemble(("refused  ", "green"), (attempt.refusal, "dim"))
-        )
+        answer = Text("done", style="bold red")
+        if attempt.refusal is not None:
+            # the reason is behind the colon, and always the same words before it
+            said = attempt.refusal.rpartition(": ")[2] if narrow else attempt.refusal
+            answer = Text.assemble(("refused  ", "green"), (said, "dim"))
         table.add_row(attempt.who if attempt.who != previous else "", attempt.what, answer)
         previous = attempt.who
     console.print(Padding(table, _INDENT, expand=False))
@@ -134,7 +171,7 @@ def show_attempts(console: Console, attempts: Sequence[Attempt]) -> None:
 def show_searches(console: Console, evidence: Evidence, secrets: SecretsSent) -> None:
     kinds = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in secrets.kinds().items())
     console.print(f"   Sent in this run: {kinds}.")
-    table = _table("searched", "size", "found")
+    table = _table(console, "searched", "size", "found")
     for searched in filter(lambda one: one.size, evidence.searches):
         found = Counter(searched.found)
         table.add_row(
@@ -155,12 +192,14 @@ def show_sampling(console: Console, evidence: Evidence) -> None:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "left", "left", "right"):
         table.add_column(justify=justify)
-    table.add_row(*_share("server spans in the trace backend", len(arrived), evidence.sent))
-    table.add_row(*_share("rows in the audit store", stored, evidence.audited))
+    bar = 0 if _is_narrow(console) else 30
+    table.add_row(*_share("server spans in the trace backend", len(arrived), evidence.sent, bar))
+    table.add_row(*_share("rows in the audit store", stored, evidence.audited, bar))
     console.print(Padding(table, (0, 0, 0, 3), expand=False))
-    console.print(
-        f"\n   [dim]{len(evidence.linked_spans)} of the {len(arrived)} server spans are of audited"
-        f" requests: {len(evidence.enriched_spans)} of these say who did it (audit.actor.id, …).[/]"
+    _paragraph(
+        console,
+        f"[dim]{len(evidence.linked_spans)} of the {len(arrived)} server spans are of audited"
+        f" requests: {len(evidence.enriched_spans)} of these say who did it (audit.actor.id).[/]",
     )
 
 
@@ -188,13 +227,11 @@ def show_sealing(console: Console, sealing: Sealing) -> None:
 
 def show_next(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     console.print()
-    console.rule("[bold]What to try next", align="left")
-    grid = Table.grid(padding=(0, 3))
-    grid.add_column(no_wrap=True)
-    grid.add_column(style="dim")
+    _rule(console, "What to try next")
     for command, meaning in lines:
-        grid.add_row(Text(command, style="bold"), meaning)
-    console.print(Padding(grid, (0, 0, 1, 2), expand=False))
+        console.print(f"  [dim]{meaning}[/]")
+        console.print(Text(f"    {command}", style="bold"), soft_wrap=True)
+    console.print()
 
 
 def show_failures(console: Console, failures: Sequence[str]) -> None:
@@ -217,16 +254,19 @@ def show_log(console: Console, log: Path) -> None:
 def show_connections(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     """One below the other and never folded, so that they can be copied."""
     console.print()
-    console.rule("[bold]Left running: stop with Ctrl-C", align="left")
+    _rule(console, "Left running: stop with Ctrl-C")
     for name, command in lines:
         console.print(f"  [cyan]{name}[/]")
         console.print(f"    {escape(command)}", soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+def _table(console: Console, *columns: str) -> Table:
+    box = None if _is_ascii(console) else SIMPLE_HEAD
+    table = Table(box=box, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("time UTC", "outcome"))
+        table.add_column(
+            column, overflow="fold", no_wrap=column in ("time UTC", "event", "outcome")
+        )
     return table
 
 
@@ -237,10 +277,20 @@ def _outcome(row: Row) -> Text:
     return text
 
 
-def _trace(row: Row) -> Text:
+def _trace(row: Row, *, narrow: bool) -> Text:
     if row.trace_id is None:
         return Text("-")
-    return Text(f"{'●' if row.trace_sampled else '○'} {row.trace_id[:8]}")
+    sign = "●" if row.trace_sampled else "○"
+    return Text(sign if narrow else f"{sign} {row.trace_id[:8]}")
+
+
+def _time(row: Row, *, narrow: bool) -> str:
+    return f"{row.occurred_at:%H:%M:%S.%f}"[: 8 if narrow else 12]
+
+
+def _actor(row: Row, *, narrow: bool) -> str:
+    """Who did it; all addresses of the shop end alike."""
+    return row.actor.removesuffix(".example") if narrow else row.actor
 
 
 def _facts(row: Row) -> list[tuple[str, RenderableType]]:
@@ -318,15 +368,15 @@ def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _share(what: str, part: int, whole: Sequence[Sent]) -> tuple[str, str, str, str, str]:
+def _share(what: str, part: int, whole: Sequence[Sent], bar: int) -> tuple[str, ...]:
     share = part / len(whole) if whole else 0
-    filled = round(share * 30)
+    filled = round(share * bar)
     of = "audited requests" if all(sent.audited for sent in whole) else "requests"
     return (
         what,
         str(part),
         f"of {len(whole)} {of}",
-        f"{'█' * filled}{'░' * (30 - filled)}",
+        f"{'█' * filled}{'░' * (bar - filled)}",
         f"{share:.0%}",
     )
 

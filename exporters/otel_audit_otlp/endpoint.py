@@ -1,4 +1,4 @@
-"""Where records are sent, checked before the first one is.
+"""The OTLP endpoint: its URL, headers and TLS, checked at the start.
 
 None of OpenTelemetry's own ``OTEL_EXPORTER_OTLP_*`` variables is looked at, nor a proxy from the
 environment: an audit trail must not go where traces happen to go.

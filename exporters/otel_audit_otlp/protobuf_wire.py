@@ -1,7 +1,8 @@
-"""Protobuf's wire format, as much as spans need: a fifth of the time that message objects take.
+"""Protobuf's wire format, as much as spans and logs need: a fifth of what message objects take.
 
-Field numbers are those of opentelemetry-proto 1.x (``trace.proto``, ``common.proto``,
-``resource.proto``, ``trace_service.proto``); the tests read what is written with its own classes.
+Field numbers are those of opentelemetry-proto 1.x (``trace.proto``, ``logs.proto``,
+``common.proto``, ``resource.proto`` and the services'); the tests read what is written with its
+own classes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,16 @@ SPAN_KIND_INTERNAL: Final = bytes((6 << 3, 1))
 SPAN_START: Final = _fixed64(7)
 SPAN_END: Final = _fixed64(8)
 SPAN_ATTRIBUTE: Final = _parts(9)
+REQUEST_RESOURCE_LOGS: Final = _parts(1)
+RESOURCE_LOGS_SCOPE_LOGS: Final = _parts(2)
+SCOPE_LOGS_RECORD: Final = _parts(2)
+LOG_TIME: Final = _fixed64(1)
+LOG_SEVERITY_INFO: Final = bytes((2 << 3, 9))
+LOG_SEVERITY_WARN: Final = bytes((2 << 3, 13))
+LOG_BODY: Final = _parts(5)
+LOG_ATTRIBUTE: Final = _parts(6)
+LOG_OBSERVED: Final = _fixed64(11)
+LOG_EVENT_NAME: Final = _parts(12)
 
 _KEY: Final = _parts(1)
 _VALUE: Final = _parts(2)
@@ -106,6 +117,11 @@ def _any(value: Any) -> bytes:  # noqa: PLR0911 - one for each kind
     if isinstance(value, Mapping):
         return part(_MAP, pairs(_ELEMENT, value))
     raise TypeError(f"an attribute cannot be a {type(value).__name__}")
+
+
+def any_value(value: Any) -> bytes:
+    """Write a value of any kind as an ``AnyValue``; raises as `pairs` does."""
+    return _any(value)
 
 
 def _varint(number: int) -> bytes:

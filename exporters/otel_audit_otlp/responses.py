@@ -1,4 +1,4 @@
-"""What a receiver's answer means for what was sent (OTLP specification, OTLP/HTTP response)."""
+"""Meaning of a receiver's answer for the sent records (OTLP specification, OTLP/HTTP response)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REMEDIES: Final = {
     403: "it knows us and does not let us in: see which token or certificate it expects",
     404: "there is nothing at this path: correct the URL; records go to …/v1/traces",
     405: "this path takes no POST: is it an OTLP/HTTP receiver?",
-    407: "a proxy stands in between: name the receiver itself",
+    407: "there is a proxy in between: name the receiver itself",
     411: "it wants what HTTP/1.1 always has: is it an OTLP/HTTP receiver?",
     415: "it takes no protobuf, or no gzip: set OTEL_AUDIT_OTLP_COMPRESSION=none, or look whether "
     "it is an OTLP/HTTP receiver",

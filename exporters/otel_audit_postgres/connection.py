@@ -36,7 +36,7 @@ except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
 
 APPLICATION_NAME = "otel-audit"
-"""How our connections call themselves in ``pg_stat_activity``."""
+"""Name of our connections in ``pg_stat_activity``."""
 
 Connection = asyncpg.Connection
 
@@ -95,7 +95,7 @@ _leaving: set[asyncio.Task[None]] = set()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server lets one connection do; seconds. Stricter ones of its own stay.
+    """Time limits of one connection in the server, in seconds. Stricter ones of the server stay.
 
     Attributes:
         statement: For one statement; 0: as long as it takes, while this process is there.

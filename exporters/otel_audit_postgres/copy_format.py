@@ -90,5 +90,5 @@ def int8(value: int | None) -> bytes:
 
 
 def raw(value: bytes | None) -> bytes:
-    """What travels as the bytes it is: ``uuid``, ``bytea``, ``json``."""
+    """Encode bytes unchanged: ``uuid``, ``bytea``, ``json``."""
     return NULL if value is None else length(len(value)) + value

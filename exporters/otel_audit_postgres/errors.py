@@ -1,4 +1,4 @@
-"""What PostgreSQL, asyncpg and the network report, in terms of what to do about it.
+"""Errors of PostgreSQL, asyncpg and the network, translated to ours, with the remedy.
 
 The messages name the setting and the remedy. They never quote the original message, as that may
 show values of a record or parts of a DSN, and is in the server's language; the SQLSTATE
@@ -35,7 +35,7 @@ _DOCTOR: Final = (
     "it; the server's log has the error in full"
 )
 _POOLER: Final = (
-    "a pooler that gives each transaction another connection stands before the server: add "
+    "there is a pooler in transaction mode in front of the server: add "
     "pgbouncer=true to the parameters of OTEL_AUDIT_DSN (docs/poolers.md)"
 )
 
@@ -92,7 +92,7 @@ OUR_CHECKS: Final = (
     "audit_logs_content_hash_check",
     "audit_logs_received_hash_check",
 )
-"""How the constraints begin by which the store itself says that a record is at fault."""
+"""Prefixes of the constraints by which the store itself says that a record is at fault."""
 
 
 def sqlstate(error: BaseException) -> str:

@@ -178,7 +178,7 @@ async def _make(
     if application:
         lines.append(f"role {application}: may write to it, and nothing else")
     if relay:
-        lines.append(f"role {relay}: may take out of it")
+        lines.append(f"role {relay}: may read and delete in it")
     return tuple(lines)
 
 

@@ -44,7 +44,7 @@ def read_encrypted(text: str) -> EncryptedValue | None:
 
 
 def searchable(text: str | None) -> str | None:
-    """What a column holds of a value: of an encrypted one its pseudonym alone, else itself."""
+    """The column's text for a value: an encrypted one's pseudonym, otherwise the value."""
     if text is None or not text.startswith(MARK):
         return text
     return text if read_encrypted(text) is None else text[:_END]

@@ -1,4 +1,4 @@
-"""What the store has set aside: looking at it, storing it after all, and letting it rest.
+"""The store's quarantine: list it, store records after all, or dismiss them.
 
 Nothing leaves ``audit.quarantine``; what was stored since, or was looked at, is marked, and the
 trail tells so.

@@ -245,7 +245,7 @@ def _copied_key(text: Any) -> bytes:
 
 
 class _Form(NamedTuple):
-    """How a value is put down, by its column's type.
+    """The encodings of a value, by its column's type.
 
     Attributes:
         null: What is unknown.

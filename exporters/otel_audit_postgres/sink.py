@@ -659,7 +659,7 @@ class PostgresSink:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What becomes of a batch.
+    """The result of a batch.
 
     Attributes:
         refused: Records that are at fault, for the quarantine.
@@ -824,7 +824,7 @@ def _held_up(held: Mapping[str, str]) -> str:
     """Say why sound records are not taken."""
     return (
         f"the audit store refuses {len(held)} sound records, by what otel-audit did not make or "
-        f"what is missing there ({next(iter(held.values()))}): see `otel-audit doctor`, and mend it"
+        f"what is missing there ({next(iter(held.values()))}): see `otel-audit doctor`, and fix it"
     )
 
 

@@ -1,4 +1,4 @@
-"""How the audit trail is attached: by auto-instrumentation, by the instrumentor, or by one call."""
+"""Instrumentation: by auto-instrumentation, by the instrumentor, or by `instrument`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
 from otel_audit.scope import warn_outside
 from otel_audit.startup_line import startup_line
-from otel_audit_bootstrap import announce, must_be_audited, not_audited
+from otel_audit_bootstrap import (
+    announce,
+    explained,
+    must_be_audited,
+    not_audited,
+    serves_multiprocessing,
+)
 
 _logger = logging.getLogger("otel_audit")
 
@@ -62,7 +68,7 @@ def instrument(
         app_engine: What of SQLAlchemy's is recorded: an engine, a sessionmaker, a declarative
             base, or several of these; None: all.
         config: The settings; read from environment and file if None.
-        audit_span_processors: Where each finished record shall also be a span, beside its delivery:
+        audit_span_processors: Get each finished record as a span, in addition to its delivery:
             they see it start and end at once. Best effort, as all spans are.
 
     Raises:
@@ -70,7 +76,7 @@ def instrument(
         InstrumentationError: The application has already started, or is none; or another
             configuration is already at work in this process.
         StoreError: ``required`` is set, and the audit store cannot take records.
-        MissingExtraError: Something that was asked for needs a package that is not installed.
+        MissingExtraError: A setting needs a package that is not installed.
 
     Example::
 
@@ -78,10 +84,13 @@ def instrument(
         otel_audit.instrument(app, config=otel_audit.AuditConfig(exporter="none"))
     """
     with _lock:
+        is_new = _runtime is None
         runtime = _begin(config, app_engine, audit_span_processors)
         if runtime is None:
             return
         _install(app, runtime)
+        if is_new:
+            announce(startup_line(runtime.config), logging.INFO)
 
 
 def instrument_into(
@@ -99,7 +108,7 @@ def instrument_into(
         app: As for `instrument`.
         app_engine: As for `instrument`.
         config: The settings.
-        seen: Told of every request that is over, also one that is not recorded (level ``none``).
+        seen: Called for every finished request, also one that is not recorded (level ``none``).
 
     Raises:
         InstrumentationError: The application cannot be instrumented, or auditing is at work in
@@ -221,7 +230,7 @@ def health() -> dict[str, Any]:
 
 
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is untyped
-    """The same as `instrument` and `uninstrument`, in OpenTelemetry's own form.
+    """`instrument` and `uninstrument` as an OpenTelemetry instrumentor.
 
     Example::
 
@@ -248,7 +257,7 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
         if required is not None:
             values = {} if config is None else config.model_dump()
             kwargs["config"] = config = AuditConfig(**{**values, "required": required})
-        # auto-instrumentation has looked at this, or asks for the conflict itself
+        # auto-instrumentation has checked this, or reports the conflict itself
         if not (kwargs.get("skip_dep_check") or kwargs.get("raise_exception_on_conflict")):
             conflict = self._check_dependency_conflicts()
             demanded = must_be_audited() if config is None else config.required
@@ -290,16 +299,12 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
 
 
 def pre_instrument() -> None:
-    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`.
-
-    Raises:
-        Exception: Auditing could not be started, and no error of ours says why.
-    """
+    """Attach, before any instrumentor runs; see `otel_audit_bootstrap`."""
     if not _disabled_by_name():
         attach()
         return
     not_audited(
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); take it out of that list"
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_audit (or *); remove it from that list"
     )
 
 
@@ -308,13 +313,22 @@ def attach() -> None:
 
     With ``OTEL_AUDIT_REQUIRED=true`` the process ends where auditing cannot start.
     """
+    if serves_multiprocessing():
+        return
     try:
         with _lock:
+            is_new = _runtime is None
             runtime = _begin(None, None, said_by_environment=True)
             if runtime is not None:
                 _install(None, runtime)
+                if is_new:
+                    announce(startup_line(runtime.config), logging.INFO)
     except OtelAuditError as error:
         not_audited(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it would switch off the app's tracing as well
+        not_audited(explained(error))
 
 
 def _begin(
@@ -343,9 +357,7 @@ def _begin(
         except BaseException:
             runtime.close()
             raise
-    runtime = _start(runtime, app_engine)
-    announce(startup_line(settings), logging.INFO)
-    return runtime
+    return _start(runtime, app_engine)
 
 
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:

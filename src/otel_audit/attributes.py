@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
+from otel_audit import audit_signal
 from otel_audit._util.cache import Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.errors import InvalidAuditSpanError
@@ -100,11 +101,12 @@ ERROR_TYPE: Final = "error.type"
 ERROR_MESSAGE: Final = "audit.error.message"
 TRACE_SAMPLED: Final = "audit.trace.sampled"
 PRODUCER_ID: Final = "audit.producer.id"
-SEQUENCE_NUMBER: Final = "audit.sequence.number"
+SEQUENCE_NUMBER: Final = audit_signal.NUMBER
+DECISION: Final = audit_signal.DECISION
 METADATA: Final = "audit.metadata"
 
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
-"""What a span that someone else flags must carry."""
+"""Attributes that another program's flagged span must have."""
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
@@ -123,6 +125,7 @@ _PLAIN: Final = (
     (EVENT_NAME, "event_name"),
     (ACTION, "action"),
     (OUTCOME, "outcome"),
+    (DECISION, "decision"),
     (TRANSACTION, "transaction"),
     (CHANGES_TOTAL, "changes_total"),
     (CHANGES_ROLLED_BACK, "changes_rolled_back"),
@@ -163,6 +166,8 @@ _RESPONSE: Final = ((HTTP_STATUS, "status_code"),)
 _ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
 _BODY_PARTS: Final = ("content_type", "sha256", "absent")
 _USUAL_SOURCE: Final = Source().type
+_STREAM_ENDED: Final = "audit.stream.ended"
+"""The event of a producer's last record, where it ends in order; `delivery.heartbeat` has it."""
 _USUAL: Final = {"phase": "completed", "schema_version": SCHEMA, "transaction": "none"}
 
 
@@ -178,6 +183,7 @@ def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
     """
     found: dict[str, AttributeValue] = {FLAG: True}
     _spell(found, record, _PLAIN)
+    _spell_stream(found, record)
     _spell(found, record.actor, _ACTOR)
     if record.tenant is not None:
         _spell(found, record.tenant, _TENANT)
@@ -337,7 +343,7 @@ def record_from_attributes(  # noqa: PLR0913 - each fact by its name
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What of the record itself no attribute says, or not it alone; see `AuditRecord`."""
+    """Parts of the record that are not one attribute each; see `AuditRecord`."""
 
     record_id: str
     action_id: str
@@ -375,6 +381,7 @@ def _record(
         schema_version=flat.record_schema_version,
         action=flat.record_action,
         outcome=flat.record_outcome,
+        decision=flat.record_decision,
         transaction=flat.record_transaction,
         changes_total=flat.record_changes_total,
         changes_rolled_back=flat.record_changes_rolled_back,
@@ -396,7 +403,7 @@ def _record(
         tenant=Tenant(id=flat.tenant_id, slug=flat.tenant_slug) if shape.tenant else None,
         target=Target(type=flat.target_type, id=flat.target_id) if shape.target else None,
         source=_source(flat) if shape.source else None,
-        # a message without a type: the semantic conventions' word for a type nobody has named
+        # a message without a type: the semantic conventions' word for an unnamed type
         error=ErrorInfo(
             type="_OTHER" if flat.error_type is None else flat.error_type,
             message=flat.error_message,
@@ -472,6 +479,14 @@ def _spell(
         value = getattr(part, field)
         if value is not None and value != ():
             found[attribute] = value
+
+
+def _spell_stream(found: dict[str, AttributeValue], record: AuditRecord) -> None:
+    """Say in the draft's words, too, to which stream a record belongs, and that it is the last."""
+    if record.producer_id is not None:
+        found[audit_signal.STREAM_ID] = record.producer_id
+    if record.event_name == _STREAM_ENDED:
+        found[audit_signal.END] = True
 
 
 def _spell_headers(
@@ -623,7 +638,7 @@ def json_text(text: str) -> msgspec.Raw:
 
 
 def decode_changes(text: str | bytes) -> tuple[Change, ...]:
-    """Decode changes; many of them one by one, so that other threads are heard meanwhile.
+    """Decode changes; many of them one by one, so that other threads run in between.
 
     Raises:
         msgspec.MsgspecError: They are none.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import getpass
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +27,14 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from otel_audit._util.postgres_dsn import plain_dsn, read_dsn
+from otel_audit._util.postgres_dsn import plain_dsn, read_dsn, role_of
 from otel_audit._util.printable import visible
 from otel_audit.errors import ConfigurationError
 
@@ -45,6 +48,23 @@ _SHOWN = 200
 """Characters of a name that a message shows at most."""
 
 _LONGEST_PATH = 4096
+
+_SAY_BY_EMPTY = frozenset({"request_id_header"})
+"""Settings of which an empty value in the environment has a meaning of its own: none."""
+
+_HOLD_PATHS = frozenset({
+    "anchor", "archive", "hmac_key_file", "jwt_jwks_file", "keys_kek_file", "otlp_certificate",
+    "otlp_client_certificate", "otlp_client_key", "policy_file", "retention_file",
+    "serve_tokens_file", "signing_key_file", "spool_dir", "verify_keys",
+})  # fmt: skip
+_LISTS_OF_PATHS = ("anchor", "verify_keys")
+_BEFORE_PATH = re.compile(r"(?:file:|dir:)?(?=~)")
+
+_OF_ORCHESTRATOR = re.compile(
+    r"OTEL_AUDIT(?:_[A-Z0-9]+)*_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
+    r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod where a Service's name is, or begins with, otel-audit."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _NOUN = re.compile("[a-z][a-z0-9_]*")
@@ -173,9 +193,7 @@ class AuditConfig(BaseSettings):
     )
     required: bool = Field(
         default=False,
-        description="Refuse to start unaudited; otherwise start, and log it loudly. Under "
-        "opentelemetry-instrument this works only if OpenTelemetry's own set-up "
-        "gets that far.",
+        description="Refuse to start unaudited; otherwise start, and log it loudly.",
     )
     dsn: SecretStr | None = Field(
         None, description="The audit store: postgresql:// or postgresql+asyncpg://."
@@ -496,9 +514,10 @@ class AuditConfig(BaseSettings):
     health_path: str = Field(
         "", pattern="^(/.*)?$", description="Path of the health endpoint; empty: no endpoint."
     )
-    spool_dir: Path = Field(
-        default_factory=lambda: user_state_directory(f"{PREFIX}SPOOL_DIR"),
-        description="Directory of the spool: records that wait for the store.",
+    spool_dir: Path | None = Field(
+        None,
+        description="Directory of the spool: records that wait for the store; by default in the "
+        "user's state directory.",
     )
     spool_fsync: Literal["never", "interval", "always"] = Field(
         "interval",
@@ -593,6 +612,14 @@ class AuditConfig(BaseSettings):
     serve_no_auth: Literal["no", "loopback", "anywhere"] = Field(
         "no", description="Senders that the OTLP sink accepts without authentication."
     )
+    serve_verify: Literal["off", "record", "require"] = Field(
+        "off",
+        description="Whether the OTLP sink looks at the signatures of audit log records: not at "
+        "all, and notes what it finds, or puts into quarantine what has no valid one.",
+    )
+    serve_trust_file: Path | None = Field(
+        None, description="The file that says whose signatures the OTLP sink believes."
+    )
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
     )
@@ -635,13 +662,18 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, values: Any) -> Any:
-        for name, value in values.items() if isinstance(values, dict) else ():
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
             why = _unreadable(value, secret=name in _named("SecretStr"))
             if why is None and name in _named("Path"):
                 why = _no_path(str(value))
             if why is not None:
                 raise ValueError(f"{PREFIX}{str(name).upper()}: {why}")
-        return values
+        return {
+            name: _at_home(str(name), value) if name in _HOLD_PATHS else value
+            for name, value in values.items()
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -693,6 +725,20 @@ class AuditConfig(BaseSettings):
         return self
 
     @property
+    def has_spool(self) -> bool:
+        """Whether records wait on disk: not those for the console, and there are none for none."""
+        return self.exporter not in ("console", "none")
+
+    @property
+    def spool_path(self) -> Path:
+        """Where the spool is.
+
+        Raises:
+            ConfigurationError: It is not said, and this user has no home directory.
+        """
+        return self.spool_dir or user_state_directory(f"{PREFIX}SPOOL_DIR")
+
+    @property
     def active(self) -> bool:
         """Whether there is anything to do: enabled, or not said and a destination is set."""
         if self.enabled is not None:
@@ -715,17 +761,22 @@ class AuditConfig(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - ours takes its place
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic names it
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments, then the environment, then the TOML file."""
-        file = os.environ.get(CONFIG_FILE)
-        if not file:
-            return init_settings, env_settings
-        if not Path(file).is_file():
-            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {visible(file[:_SHOWN])}")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+        environment = _EnvironmentSource(settings_cls)
+        named = os.environ.get(CONFIG_FILE, "").strip()
+        if not named:
+            return init_settings, environment
+        try:
+            file = _expanded(CONFIG_FILE, named)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+        if not file.is_file():
+            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {visible(named[:_SHOWN])}")
+        return init_settings, environment, TomlConfigSettingsSource(settings_cls, file)
 
 
 def check_words(setting: str, words: Sequence[str], known: Sequence[str]) -> None:
@@ -746,6 +797,18 @@ def check_words(setting: str, words: Sequence[str], known: Sequence[str]) -> Non
             raise ConfigurationError(f"{setting}: word {place} is none of {', '.join(known)}{hint}")
 
 
+class _EnvironmentSource(EnvSettingsSource):
+    """The environment, where an empty value says nothing, as with OpenTelemetry's own variables."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what is said."""
+        return {
+            name: value
+            for name, value in super().__call__().items()
+            if name in _SAY_BY_EMPTY or not (isinstance(value, str) and not value.strip())
+        }
+
+
 @functools.cache
 def _named(kind: str) -> frozenset[str]:
     """Settings of a type; secrets may hold any character there is."""
@@ -758,6 +821,36 @@ def _no_path(text: str) -> str | None:
         return "longer than any path"
     # else a directory of that name would be made, with the password in it
     return "a URL, and a path is needed" if "://" in text else None
+
+
+def _at_home(name: str, value: object) -> object:
+    """Put the user's home directory where ``~`` stands at the beginning of a path."""
+    if name in _LISTS_OF_PATHS:
+        with contextlib.suppress(ValueError):  # the setting's own reading says what is wrong
+            value = _listed(value)
+    if isinstance(value, tuple | list):
+        return tuple(_path_at_home(name, one) for one in value)
+    return _path_at_home(name, value)
+
+
+def _path_at_home(name: str, value: object) -> object:
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    found = _BEFORE_PATH.match(text)
+    if found is None:
+        return value
+    return found[0] + str(_expanded(f"{PREFIX}{name.upper()}", text[found.end() :]))
+
+
+def _expanded(setting: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{setting}: begins with ~, and there is no such user, or none with a home directory; "
+            "write the path in full"
+        ) from None
 
 
 def _unreadable(value: object, *, secret: bool) -> str | None:
@@ -790,7 +883,7 @@ def user_state_directory(setting: str) -> Path:
     try:
         return platformdirs.user_state_path("otel-audit")
     except RuntimeError:
-        # a uid of a container that nobody has entered into passwd, and no HOME
+        # a container's uid without an entry in passwd, and no HOME
         raise ConfigurationError(
             f"{setting}: missing, and user {os.getuid()} has no home directory to put it in; name "
             "a directory that only this user may write"
@@ -815,15 +908,32 @@ def said_no(setting: str) -> bool:
 
 def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
     try:
-        read_dsn(dsn.get_secret_value())
+        read = read_dsn(dsn.get_secret_value())
     except ValueError as error:
         raise ValueError(f"{PREFIX}{name}: {error}") from None
+    if role_of(read.url) is None and "service=" not in read.url and not _has_name():
+        raise ValueError(
+            f"{PREFIX}{name}: names no user, and user {os.getuid()} of this system has no name to "
+            "log in by; write postgresql://USER@…"
+        )
+
+
+def _has_name() -> bool:
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a uid of a container that nobody has entered into passwd
+        return False
+    return True
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name.upper()}" for name in AuditConfig.model_fields} | {CONFIG_FILE}
     unknown = sorted(
-        name for name in environment if name.upper().startswith(PREFIX) and name not in known
+        name
+        for name in environment
+        if name.upper().startswith(PREFIX)
+        and name not in known
+        and not _OF_ORCHESTRATOR.fullmatch(name)
     )
     if unknown:
         told = (_unknown(name[:_SHOWN], known) for name in unknown)

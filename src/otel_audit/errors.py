@@ -1,4 +1,4 @@
-"""What can go wrong, each with a message that says what, where, and what to do."""
+"""The exceptions; each message says what, where, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ConfigurationError(OtelAuditError):
 
 
 class InstrumentationError(OtelAuditError):
-    """The application cannot be instrumented as asked.
+    """The application cannot be instrumented as requested.
 
     Example::
 
@@ -54,7 +54,7 @@ class MissingExtraError(OtelAuditError, ImportError):
         """Say what needs it and how to install it.
 
         Args:
-            needed_for: What the user asked for, in a few words.
+            needed_for: The feature that needs it, in a few words.
             extra: The extra of this distribution that brings it.
         """
         super().__init__(
@@ -98,7 +98,7 @@ class StoreUnavailableError(StoreError):
     """The audit store cannot be reached now; trying again may help.
 
     Attributes:
-        retry_after: Seconds that it asks to be left alone; None if it does not say.
+        retry_after: Seconds after which to try again; None if the receiver does not say.
 
     Example::
 

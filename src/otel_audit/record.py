@@ -22,12 +22,13 @@ READABLE_VERSIONS = ("1", "2")
 """Versions that are read. Both have the same fields; values in changes have other forms in 1."""
 
 INCOMPLETE = "audit.incomplete"
-"""Where a record's metadata names the parts that could not be described."""
+"""Metadata key with the names of the parts that could not be described."""
 
 TRUNCATED = "audit.truncated"
 """The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
 
 Outcome = Literal["success", "failure", "unknown"]
+Decision = Literal["allowed", "denied"]
 Phase = Literal["intent", "started", "completed", "continued", "changes"]
 ActorType = Literal["user", "service", "system"]
 TransactionOutcome = Literal["committed", "rolled_back", "mixed", "unknown", "none"]
@@ -40,16 +41,16 @@ class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Actor(_Part, frozen=True, kw_only=True):
-    """Who did it.
+    """The actor: who did it.
 
     Attributes:
-        id: Stable identifier, ``anonymous`` where nobody was identified.
+        id: Stable identifier, ``anonymous`` if no actor was identified.
         type: ``user``, ``service`` or ``system``.
         role: The application's own class of actor, for example ``platform_admin``.
         email: E-mail address, where the application's token or code gave one.
         verified: Whether the identity was proved (a verified token, or the app's own code).
         on_behalf_of: The actor really behind this one under impersonation (RFC 8693 ``act``).
-        reason: Why nobody was identified or verified, for example ``token_expired``.
+        reason: Why no actor was identified or verified, for example ``token_expired``.
         roles: Further roles or scopes, as the token or the app gave them.
         source: Which resolver named the actor: ``app``, ``jwt``, …
 
@@ -71,7 +72,7 @@ class Actor(_Part, frozen=True, kw_only=True):
 
 
 ANONYMOUS = Actor(id="anonymous", type="user")
-"""The actor where nobody was identified."""
+"""The actor if none was identified."""
 
 
 class Tenant(_Part, frozen=True, kw_only=True):
@@ -99,7 +100,7 @@ class Target(_Part, frozen=True, kw_only=True):
 
 
 class Source(_Part, frozen=True, kw_only=True):
-    """Where the action came from.
+    """The source: where the action came from.
 
     Attributes:
         address: The client's network address.
@@ -159,8 +160,8 @@ class Request(_Part, frozen=True, kw_only=True):
         query: Query string, redacted.
         headers: Chosen headers, names in lower case, redacted.
         http_version: ``1.1``, ``2``, …
-        host: The authority the client asked for.
-        body: The body, where the level asks for it.
+        host: The authority in the client's request.
+        body: The body, if the level includes it.
     """
 
     id: str | None = None
@@ -207,6 +208,7 @@ class Change(_Part, frozen=True, kw_only=True):
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
+        personal: Columns that the model marks as personal; the store encrypts their values.
         transaction: What became of it; None while it is the action's own answer.
         note: What could not be read, if anything.
 
@@ -233,6 +235,7 @@ class Change(_Part, frozen=True, kw_only=True):
     rows: int | None = None
     statement: str | None = None
     parameters: Any = None
+    personal: tuple[str, ...] = ()
     transaction: TransactionOutcome | None = None
     note: str | None = None
 
@@ -246,7 +249,7 @@ class Change(_Part, frozen=True, kw_only=True):
 
 
 class ErrorInfo(_Part, frozen=True, kw_only=True):
-    """What went wrong: the error's type and its redacted message."""
+    """An error: its type and its redacted message."""
 
     type: str
     message: str | None = None
@@ -257,17 +260,28 @@ CONFLICTING = "audit.conflict:*"
 
 
 class Received(_Part, frozen=True, kw_only=True):
-    """How a record came in, where it came over the network; only the receiver writes this.
+    """How a record was received over the network; only the receiver writes this.
 
     Attributes:
         by: Who sent it, by the credential it came with: ``token:gateway-eu``,
-            ``certificate:CN=gateway-eu``; ``nobody`` where the receiver asked for none.
+            ``certificate:CN=gateway-eu``; ``nobody`` if the receiver requires none.
         hash: HMAC-SHA-256, in hex, of the record as it was received, before the receiver redacted
             it; under a key that only receivers can read, as short secrets can be guessed.
+        signal: What came of the draft audit signal (``audit.integrity.*``, ``audit.sequence.*``),
+            exactly: of the ``record``, of its ``resource``; ``unfit`` names what was left out.
+        signature: What the receiver found of its signature: ``valid``, ``invalid``, ``unsigned``,
+            ``unknown_signer``, ``unsupported``; None where it was not asked to look.
+        signed_by: Whose the signature is, by the receiver's trust file.
+        link: Whether it follows the record before it in its stream: ``linked``, ``broken``; None
+            where the receiver cannot tell.
     """
 
     by: str
     hash: str | None = None
+    signal: dict[str, Any] = {}
+    signature: str | None = None
+    signed_by: str | None = None
+    link: str | None = None
 
 
 class AuditRecord(_Part, frozen=True, kw_only=True):
@@ -277,11 +291,13 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         record_id: UUIDv7, made when the action began; the same on every delivery.
         action_id: Shared by all records of one action.
         parent_action_id: The action this one was nested in.
-        phase: Which part of the action this record tells.
+        phase: The part of the action that this record describes.
         schema_version: Version of the payload's schema.
         event_name: ``order.created``: resource, past participle.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….
         outcome: ``success``, ``failure`` or ``unknown``; from status and transactions.
+        decision: Whether it was ``allowed`` or ``denied``, apart from what failed; None: nobody
+            said.
         occurred_at: When the action began, Unix nanoseconds.
         duration: How long it took, nanoseconds.
         actor, tenant, target, source: Who, for whom, on what, from where.
@@ -317,6 +333,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
     event_name: str
     action: str
     outcome: Outcome
+    decision: Decision | None = None
     occurred_at: int
     duration: int = 0
     actor: Actor
@@ -363,13 +380,15 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the store says of a record that it has.
+    """The store's confirmation of a stored record.
 
     Attributes:
         record_id: The record's id, a UUID as text.
         content_hash: SHA-256 of the record's text as it is stored, in hex.
         recorded_at: When the store took it, by the store's own clock; UTC.
         conflict_of: The id under which it was sent, where that could not be its own.
+        integrity_hash: SHA-256, in hex, over the RFC 8785 form of that text, as the draft audit
+            signal asks for; None where the receiver did not make it.
 
     Example::
 
@@ -382,10 +401,11 @@ class Receipt:
     content_hash: str
     recorded_at: datetime
     conflict_of: str | None = None
+    integrity_hash: str | None = None
 
 
 WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
-"""Where the words of a name are split. References that are stored go by it: it never changes.
+"""Splits a name into words. Stored references depend on it: it never changes.
 
 Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
 script and looks through what is written to hide a name.

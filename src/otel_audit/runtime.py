@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -92,7 +93,7 @@ _WATCH_INTERVAL: Final = 5.0
 
 
 class Runtime:
-    """What the taps report to, and what brings their records to the store."""
+    """One configuration at work: capture and delivery of an instrumented process."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Runtime:
             config: The settings.
             recorder: Takes the records, in place of delivery to a store.
             span_processors: See the audit span of each record that is delivered.
-            seen: Told of every request that is over, also one that is not recorded.
+            seen: Called for every finished request, also one that is not recorded.
 
         Raises:
             ConfigurationError: A setting that only shows its fault here.
@@ -122,7 +123,7 @@ class Runtime:
         self._stream: Producer | None = None
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
-        self._checked = False
+        self._checked = self._names_reported = False
         self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = NoRecorder()
@@ -292,7 +293,7 @@ class Runtime:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How the threads of this process do that bring records to the store."""
+        """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
         intents = None if self._stream is None else self._stream.intents
         relay = None if self.atomic is None else self.atomic.relay
@@ -355,8 +356,25 @@ class Runtime:
             make = outbox_maker(self.config)
             run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
+    def report_names(self) -> None:
+        """Log which names in the settings fit no model, once the models are there. Never raises."""
+        if self._names_reported or self.config.orm == "off" or "sqlalchemy" not in sys.modules:
+            return
+        self._names_reported = True
+        try:
+            from otel_audit.orm.unmatched_names import names_nothing
+
+            for setting, name, why in names_nothing(self.config):
+                log_limited(
+                    _logger, f"{setting} {name}", "%s%s: %s: %s",
+                    PREFIX, setting.upper(), name, why, level=logging.WARNING,
+                )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - it is advice, and no part of auditing
+            log_limited(_logger, "names", "Names in the settings not checked", error=error)
+
     def report_store(self) -> None:
         """Check the store and log what is wrong; never raises."""
+        self.report_names()
         try:
             self.check_store()
             self._checked = True
@@ -373,8 +391,8 @@ class Runtime:
 
     def _meanwhile(self) -> str:
         if self.delivery is None or self.delivery.backlog.spool is None:
-            return "they wait in memory, and end with this process unless that is mended before"
-        return "they are kept in the spool until that is mended"
+            return "they wait in memory, and are lost with this process unless that is fixed before"
+        return "they are kept in the spool until that is fixed"
 
     def health(self) -> dict[str, Any]:
         """Say how the audit trail is doing, as plain values."""
@@ -399,7 +417,7 @@ class Runtime:
             "oldest_seconds": oldest,
             "spool_bytes": 0 if delivery is None else delivery.spool_bytes,
             "spool_foreign": foreign_found(),
-            "spool_damaged_files": len(damaged_files(self.config.spool_dir, service_of_spool())),
+            "spool_damaged_files": self._damaged_files(),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
             **self._set_aside(),
@@ -419,6 +437,11 @@ class Runtime:
 
     def _tell_of_default(self, rows: int) -> None:
         self._in_default = rows
+
+    def _damaged_files(self) -> int:
+        if not self.config.has_spool:
+            return 0
+        return len(damaged_files(self.config.spool_path, service_of_spool()))
 
     def _set_aside(self) -> dict[str, int]:
         if self.config.exporter == "postgres":
@@ -447,6 +470,7 @@ class Runtime:
 
     def close(self) -> None:
         """Deliver what waits and end the worker. Never raises."""
+        self.report_names()
         self.settle_changes()
         if self._spans is not None:
             self._spans.detach()
@@ -483,7 +507,7 @@ class Runtime:
         return None if sealing is None else sealing.for_spool(uuid7())
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
-        """Add what an exchange waits for, where the settings ask for it."""
+        """Add what an exchange waits for, if the settings need it."""
         options = dataclasses.replace(options, settle=self._settle_changes)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
@@ -566,8 +590,8 @@ def sink_maker(
 
     Args:
         config: The settings.
-        on_default_rows: Called now and then with how many rows a PostgreSQL store has in its
-            default partition.
+        on_default_rows: Called daily with the number of rows in a PostgreSQL store's default
+            partition.
     """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
@@ -577,7 +601,7 @@ def sink_maker(
     from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    protector_from(config)  # a wrong setting is told now, not by the first record
+    protector_from(config)  # a wrong setting is reported now, not by the first record
     return lambda: PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
@@ -666,7 +690,7 @@ def _make_options(
 
 
 def _begin_sealing(config: AuditConfig) -> SealingThread | None:
-    """Seal within this process, where the settings say so."""
+    """Seal in this process, if the settings say so."""
     if not config.seal or config.exporter != "postgres":
         return None
     try:

@@ -1,4 +1,4 @@
-"""What is known so far of the action under way.
+"""The action under way: the facts known so far.
 
 One mutable `AuditScope` per action, found through a context variable. The object itself is shared:
 what a middleware, a dependency in a thread, or a background task adds is seen by all.
@@ -42,7 +42,7 @@ _logger = logging.getLogger("otel_audit")
 _current: ContextVar[AuditScope | PendingScope | None] = ContextVar(
     "otel_audit_scope", default=None
 )
-# reentrant: a session that nobody has closed may be collected, and reported, at any allocation
+# reentrant: an unclosed session may be collected, and reported, at any allocation
 _counting = threading.RLock()
 
 LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, SpilledChanges], None]"
@@ -56,11 +56,11 @@ class OpenTransaction(Protocol):
     """A transaction that has written, and has not ended."""
 
     def pending(self, owner: AuditScope, /) -> Iterator[Change]:
-        """What an action has written in it so far, as far as it is in memory."""
+        """An action's changes in it so far, as far as they are in memory."""
 
 
 class Origin(NamedTuple):
-    """What an action inside another one takes over from it, as far as it is known now."""
+    """The facts that an inner action takes over from the outer one, as far as known now."""
 
     actor: Actor | None = None
     tenant: Tenant | None = None
@@ -69,7 +69,7 @@ class Origin(NamedTuple):
 
 
 class AuditScope(msgspec.Struct, eq=False):
-    """What is known so far of one action.
+    """The facts known so far about one action.
 
     Attributes:
         record_id: The record's id, made when the scope opens.
@@ -80,9 +80,9 @@ class AuditScope(msgspec.Struct, eq=False):
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
             and rolled-back ones if they are kept; the first thousand, or as configured.
         further: The changes beyond that.
-        change_records: Ids of the records that stand in the transactions and tell their changes,
+        change_records: Ids of the records in the transactions themselves, which hold their changes,
             which are not in ``changes`` then.
-        changes_total: How many changes were committed or are unknown, wherever they are told.
+        changes_total: How many changes were committed or are unknown, in any record.
         changes_pending: Flushed changes whose transaction has not ended.
         changes_rolled_back: Flushed changes that were rolled back.
         open: The transactions in which they are.
@@ -98,7 +98,7 @@ class AuditScope(msgspec.Struct, eq=False):
         origin: Finds out who does it, for whom and from where; None: only what stands here.
         outer: The action that it was nested in, which knows what this one does not.
         begun_in: Id of the action that began what belongs to no action: a task that outlives it.
-        aimed_at: A mapped object that is acted upon: asked for its key when that is recorded.
+        aimed_at: A mapped object that is the target; its key is read when the action is recorded.
         identities: Objects of the application that may say who does it, and for whom.
         of_request: Whether a request is the action; a forked child has no part in it.
         budget: What describing the action may cost, and what was cut for it.
@@ -160,7 +160,7 @@ class AuditScope(msgspec.Struct, eq=False):
             self.open.add(transaction)
 
     def pending(self, most: int) -> list[Change]:
-        """What was flushed and may yet be undone, as far as it is in memory.
+        """Changes that were flushed and may yet be undone, as far as they are in memory.
 
         Args:
             most: How many changes are wanted.
@@ -185,7 +185,7 @@ class AuditScope(msgspec.Struct, eq=False):
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
             changes: What it had flushed.
-            elsewhere: How many more changes it had, which stand in the transaction itself.
+            change_records: How many more changes it had, in records in the transaction itself.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
             transaction: The transaction, as it was given to `note_flushed`.
             refused: What the database has refused in it, such as ``insert seat``.
@@ -260,7 +260,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def transaction(self) -> TransactionOutcome:
-        """What became of all transactions that wrote."""
+        """The outcome of all transactions that wrote."""
         if not self.transactions:
             return "none"
         if "unknown" in self.transactions:
@@ -269,7 +269,7 @@ class AuditScope(msgspec.Struct, eq=False):
 
     @property
     def final_transaction(self) -> TransactionOutcome:
-        """What the action came to in the end: a retry that is committed makes up for a rollback."""
+        """The final outcome: a committed retry makes up for a rollback."""
         return "unknown" if "unknown" in self.transactions else self.last_transaction
 
     @property
@@ -293,7 +293,7 @@ class PendingScope(ABC):
         self.is_over = False
 
     def resolve(self) -> AuditScope | None:
-        """Make the scope, once; None where that has failed, which was counted. Never raises."""
+        """Make the scope, once; None if that has failed, which was counted. Never raises."""
         with _counting:
             if self.made is None:
                 self.made = self._make()

@@ -33,8 +33,8 @@ def _parts(config: AuditConfig) -> Iterator[str]:
         f"otel-audit {VERSION}: auditing is on: service {service}{hint}, "
         f"to {destination_shown(config)}"
     )
-    if config.exporter not in ("console", "none"):
-        yield f"spool {config.spool_dir}"
+    if config.has_spool:
+        yield f"spool {config.spool_path}"
     yield f"actors from {', '.join(_actors(config)) or 'nowhere'}"
     if not _reads_tokens(config):
         yield f"bearer tokens are not read ({PREFIX}JWT_JWKS_URL or _JWT_KEY)"
@@ -46,7 +46,7 @@ def _parts(config: AuditConfig) -> Iterator[str]:
 
 
 def _actors(config: AuditConfig) -> Iterator[str]:
-    """Name what can tell who acts, as things are set, in the order in which it is asked."""
+    """Name the configured sources of the actor, in their order."""
     by_setting = {
         "jwt": "verified bearer tokens" if _verifies(config) else "unverified bearer tokens",
         "api_key": f"the header {config.api_key_header}",

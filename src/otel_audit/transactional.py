@@ -33,7 +33,7 @@ Place = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 
 
 class CommitAtomic:
-    """What the application's transactions tell themselves, on its way to the store.
+    """Records in the application's own transactions, on their way to the store.
 
     Attributes:
         relay: Brings it there; None if that is left to others.

@@ -21,10 +21,12 @@ from typing import Any, Final, NoReturn
 EXIT_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: what the process exits with where it must not run unaudited."""
 
-_REQUIRED: Final = "OTEL_AUDIT_REQUIRED"
-_NO: Final = frozenset({"", "0", "false", "no", "off", "n", "f"})
+REQUIRED: Final = "OTEL_AUDIT_REQUIRED"
+_NO: Final = frozenset({"0", "false", "no", "off", "n", "f"})
 _REQUIRED_IN_FILE: Final = re.compile(r"^[ \t]*required[ \t]*=[ \t]*true\b", re.MULTILINE)
 _logger = logging.getLogger("otel_audit")
+_HELPER: Final = "from multiprocessing.resource_tracker import main"
+_tried = False
 _said: Final[set[str]] = set()
 _printed: Final[set[str]] = set()
 
@@ -35,11 +37,25 @@ def pre_instrument() -> None:
     Never raises: an exception would be logged and forgotten. With ``OTEL_AUDIT_REQUIRED=true`` the
     process ends where auditing cannot start.
     """
+    global _tried  # noqa: PLW0603 - of the process
+    _tried = True
     try:
         # by its name: this module is the one that must be there when that one cannot be imported
         importlib.import_module("otel_audit._instrumentation").pre_instrument()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the trail is not there
-        not_audited(_explained(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the trail is not there
+        not_audited(explained(error))
+
+
+def serves_multiprocessing() -> bool:
+    """Whether this process only keeps account of others' semaphores; it runs no application."""
+    return any(one.startswith(_HELPER) for one in sys.orig_argv)
+
+
+def was_tried() -> bool:
+    """Tell whether `pre_instrument` was called in this process."""
+    return _tried
 
 
 def __getattr__(name: str) -> Any:
@@ -53,8 +69,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return importlib.import_module("otel_audit._instrumentation").AuditInstrumentor
-    except Exception as error:  # noqa: BLE001 - `pre_instrument` has said what it is
-        raise ModuleNotFoundError(_explained(error)) from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - `pre_instrument` has said what it is
+        raise ModuleNotFoundError(explained(error)) from None
 
 
 def not_audited(why: str) -> None:
@@ -105,9 +123,11 @@ def refuse_to_start(message: str) -> NoReturn:
     """End the process at once; nothing of the application runs yet that could be cut short."""
     # auto-instrumentation swallows exceptions, and an error in site start-up prints a traceback
     # that buries the reason
-    sys.stderr.write(f"{message}\nRefusing to start, because {_REQUIRED} is set.\n")
-    sys.stderr.flush()
-    os._exit(EXIT_CONFIGURATION)
+    try:
+        sys.stderr.write(f"{message}\nRefusing to start, because {REQUIRED} is set.\n")
+        sys.stderr.flush()
+    finally:  # also where standard error is closed
+        os._exit(EXIT_CONFIGURATION)
 
 
 def must_be_audited() -> bool:
@@ -115,12 +135,15 @@ def must_be_audited() -> bool:
 
     What is neither yes nor no counts as yes: somebody wanted to say something.
     """
-    said = os.environ.get(_REQUIRED)
-    if said is not None:
+    said = os.environ.get(REQUIRED)
+    if said is not None and said.strip():
         return said.strip().lower() not in _NO
+    file = Path(os.environ.get("OTEL_AUDIT_CONFIG_FILE", "").strip())
     try:
-        text = Path(os.environ.get("OTEL_AUDIT_CONFIG_FILE") or os.devnull).read_text("utf-8")
-    except (OSError, ValueError):
+        file = file.expanduser()
+        # a device or a pipe might never end
+        text = file.read_text("utf-8") if file.is_file() else ""
+    except (OSError, ValueError, RuntimeError):  # the last: of a home that nobody has
         return False
     try:
         return tomllib.loads(text).get("required") is True
@@ -128,9 +151,10 @@ def must_be_audited() -> bool:
         return _REQUIRED_IN_FILE.search(text) is not None
 
 
-def _explained(error: Exception) -> str:
+def explained(error: BaseException) -> str:
+    """Say what an error that is none of ours means, without what it may quote."""
     if isinstance(error, ImportError):
-        return f"otel-audit cannot be imported: {error}; install it anew with what it needs"
+        return f"otel-audit cannot be imported: {error}; install it again with its dependencies"
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -138,7 +162,10 @@ def _explained(error: Exception) -> str:
         f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
     )  # fmt: skip
     # not its message: that may quote a secret
-    return f"auditing could not be started [{type(error).__name__}{place}]"
+    return (
+        f"auditing could not be started [{type(error).__name__}{place}]; see what `otel-audit "
+        "doctor` says, and report it if that finds nothing"
+    )
 
 
 def _one_line(text: str) -> str:

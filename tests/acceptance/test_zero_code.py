@@ -224,7 +224,7 @@ class TestFaults:
             told = "AUDIT RECORDS DO NOT REACH THE STORE"
             await eventually(lambda: asyncio.sleep(0, server.output), lambda seen: told in seen)
             server.stop()
-            assert "they are kept in the spool until that is mended" in server.output
+            assert "they are kept in the spool until that is fixed" in server.output
             assert "otel-audit init" in server.output
             assert "NOT AUDITED" not in server.output
         await init(database)

@@ -153,7 +153,7 @@ class TestPostgres:
         assert answer.status_code == 503
         assert ready.status_code == 503
         assert "otel-audit init" in ready.json()["reason"]
-        assert "NOTHING IS TAKEN" in output
+        assert "NO RECORDS ACCEPTED" in output
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ class TestEveryCommand:
         (tmp_path / "doc.json").write_text(json.dumps({"a" + EVIL: EVIL, "password": EVIL}))
         write_key_files(generate("log"), tmp_path / "key")
         config = AuditConfig()
-        LocalQuarantine(config.spool_dir, EVIL[:9], max_bytes=10**6).keep(
+        LocalQuarantine(config.spool_path, EVIL[:9], max_bytes=10**6).keep(
             [Refused(EVIL, EVIL.encode(), EVIL), Refused("id-1", b'{"a": "\xc2\x9b"}', EVIL)]
         )
 
@@ -195,6 +195,8 @@ class TestEveryCommand:
                 ("retention", "plan"), ("retention", "plan", "--file", EVIL),
                 ("retention", "run", "--yes"), ("retention", "run", "--archive", EVIL, "--yes"),
                 ("retention", "explain", EVIL), ("retention", "explain", record),
+                ("retention", "status"), ("retention", "status", "--json"),
+                ("retention", "approve", "--file", EVIL, "--yes"),
                 ("archive", "list"), ("archive", "list", "--json"), ("archive", "query", EVIL),
                 ("archive", "query", "--archive", "file:" + EVIL, "order"),
                 ("archive", "verify"), ("archive", "verify", "--archive", "file:" + EVIL),
@@ -204,7 +206,19 @@ class TestEveryCommand:
                 ("subject", "export", EVIL), ("subject", "export", "order:1"),
                 ("subject", "erase", EVIL, "--basis", EVIL, "--reason", EVIL, "--yes"),
                 ("web", "--auth", EVIL), ("web", "--proxy", EVIL, "--auth-header", EVIL),
+                ("run", EVIL), ("run", "--" + EVIL, "x"), ("run", "--service", EVIL, EVIL),
                 (EVIL,), ("--" + EVIL,), ("search", "--" + EVIL),
+                ("gaps", "--json"), ("gaps", "--quiet-after", EVIL), ("doctor", "--json"),
+                ("quarantine", "--json"), ("prove", record, "--json"), ("maintain", "--json"),
+                ("prove", record[:13]), ("migrate", "--json"), ("moved", "--json"),
+                ("policy", "routes", "shop_with_evil_routes:app", "--json"),
+                ("policy", "explain", EVIL, "/x", "--actor", EVIL, "--json"),
+                ("redact", "--explain", "--json", "doc.json"), ("seal", "--once", "--json"),
+                ("keygen", "k2", "--name", EVIL, "--json"), ("keygen", "k3", "--json"),
+                ("serve", "token", "new", "n" + EVIL, "--tenant", EVIL, "--json"),
+                ("hold", "override", record, EVIL, "--json"), ("begin-anchor", EVIL, "--json"),
+                ("archive", "restore", EVIL, "--json"), ("archive", "prove", record, "--json"),
+                ("relay", "--json"), ("subject", "replay", "--json"),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:

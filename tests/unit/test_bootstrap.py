@@ -57,19 +57,76 @@ class TestAlone:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
-    @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
-    def test_a_user_without_a_home_is_told_what_to_set(self):
-        """A uid that nobody has entered, as in a container, and no HOME: one line, no traceback."""
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+class TestUnknownUser:
+    """A uid that nobody has entered, as in a container, and no HOME."""
+
+    @pytest.fixture
+    def start(self, tmp_path):
+        def run(**settings: str) -> subprocess.CompletedProcess[str]:
+            # what is used is imported before, as that user may not read where it is
+            program = (
+                "import os, asyncpg, otel_audit_bootstrap, otel_audit, otel_audit_postgres.sink\n"
+                "import otel_audit_postgres.personal.protect, otel_audit.orm, urllib.request\n"
+                "import concurrent.futures.thread\n"
+                "os.environ.pop('HOME', None); os.setuid(54321)\n"
+                "otel_audit_bootstrap.pre_instrument()\n"
+                "print(otel_audit.health()['auditing'])\n"
+            )
+            return subprocess.run(
+                [sys.executable, "-c", program], check=False, capture_output=True, text=True,
+                env={"OTEL_AUDIT_REQUIRED": "true", "OTEL_SERVICE_NAME": "shop", **settings},
+            )  # fmt: skip
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("settings", "part"),
+        [
+            (
+                {"OTEL_AUDIT_DSN": "postgresql://a@localhost/b"},
+                "SPOOL_DIR: missing, and user 54321",
+            ),
+            ({"OTEL_AUDIT_DSN": "postgresql://localhost/b"}, "OTEL_AUDIT_DSN: names no user"),
+            (
+                {"OTEL_AUDIT_DSN": "postgresql://a@h/b", "OTEL_AUDIT_SPOOL_DIR": "~/spool"},
+                "OTEL_AUDIT_SPOOL_DIR: begins with ~",
+            ),
+            ({"OTEL_AUDIT_CONFIG_FILE": "~/audit.toml"}, "OTEL_AUDIT_CONFIG_FILE: begins with ~"),
+        ],
+    )
+    def test_it_is_told_what_to_set(self, settings, part, start):
+        """One line, no traceback, and it does not start."""
+        done = start(**settings)
+        assert done.returncode == 78
+        first, second = done.stderr.splitlines()
+        assert "NOT AUDITED: OTEL_AUDIT_" in first
+        assert part in first
+        assert second.startswith("Refusing to start")
+
+    def test_where_nothing_waits_on_disk_no_directory_is_needed(self, start):
+        """Records for the console need no spool."""
+        done = start(OTEL_AUDIT_EXPORTER="console")
+        assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+class TestAnyError:
+    @pytest.mark.parametrize("error", ["RuntimeError", "SystemExit", "BaseException", "KeyError"])
+    @pytest.mark.parametrize("required", ["1", ""])
+    def test_whatever_is_raised_is_said_and_refused(self, error, required, tmp_path):
+        """Of whatever type, when it is imported or started: OpenTelemetry would swallow it."""
         program = (
-            "import os, otel_audit_bootstrap, otel_audit\n"
-            "os.environ.pop('HOME', None); os.setuid(54321)\n"
-            "otel_audit_bootstrap.pre_instrument()\n"
+            "import otel_audit._instrumentation as one, otel_audit_bootstrap as b\n"
+            f"def fails(*_, **__): raise {error}('hunter2')\n"
+            "one.AuditConfig = fails\n"
+            "b.pre_instrument(); one.AuditInstrumentor().instrument(); print('went on')\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], check=False, capture_output=True, text=True,
-            env={"OTEL_AUDIT_REQUIRED": "true", "OTEL_AUDIT_DSN": "postgresql://a@localhost/b"},
+            env={"OTEL_AUDIT_REQUIRED": required, "OTEL_AUDIT_SPOOL_DIR": str(tmp_path)},
         )  # fmt: skip
-        assert done.returncode == 78
-        first, second = done.stderr.splitlines()
-        assert "NOT AUDITED: OTEL_AUDIT_SPOOL_DIR: missing, and user 54321 has no home" in first
-        assert second.startswith("Refusing to start")
+        line, *refusal = done.stderr.splitlines()
+        assert f"NOT AUDITED: auditing could not be started [{error} at" in line
+        assert "hunter2" not in done.stderr
+        assert (done.returncode, len(refusal)) == ((78, 1) if required else (0, 0))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from otel_audit._util.postgres_dsn import plain_dsn
@@ -141,3 +143,56 @@ class TestPlainDsn:
         """The form that SQLAlchemy needs is understood too."""
         assert plain_dsn("postgresql+asyncpg://a@b/c") == "postgresql://a@b/c"
         assert plain_dsn("postgresql://a@b/c") == "postgresql://a@b/c"
+
+
+class TestSaidByNothing:
+    @pytest.mark.parametrize("empty", ["", " ", "\t"])
+    def test_an_empty_variable_says_nothing(self, empty, monkeypatch):
+        """As with OpenTelemetry's own variables: what is set to nothing is not set."""
+        for name in [one for one in os.environ if one.startswith("OTEL_AUDIT_")]:
+            monkeypatch.delenv(name)
+        expected = AuditConfig().model_dump()
+        for name in AuditConfig.model_fields:
+            if name != "request_id_header":
+                monkeypatch.setenv(f"OTEL_AUDIT_{name.upper()}", empty)
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", empty)
+        assert AuditConfig().model_dump() == expected
+
+    def test_no_request_id_is_said_by_an_empty_header(self, monkeypatch):
+        """The one variable of which an empty value has a meaning."""
+        monkeypatch.setenv("OTEL_AUDIT_REQUEST_ID_HEADER", "")
+        assert AuditConfig().request_id_header == ""
+
+    def test_variables_of_kubernetes_are_no_settings(self, monkeypatch):
+        """A Service called otel-audit puts these into every pod; a near miss is still a mistake."""
+        for name in (
+            "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_OTLP_HTTP", "PORT", "PORT_4318_TCP",
+            "PORT_4318_TCP_PROTO", "PORT_4318_TCP_PORT", "PORT_4318_TCP_ADDR",
+            "SINK_SERVICE_HOST", "SINK_PORT_4318_TCP_ADDR",
+        ):  # fmt: skip
+            monkeypatch.setenv(f"OTEL_AUDIT_{name}", "tcp://10.0.0.1:4318")
+        AuditConfig()
+        monkeypatch.setenv("OTEL_AUDIT_PORTS", "1")
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_PORTS: there is no such setting"):
+            AuditConfig()
+
+
+class TestHome:
+    def test_a_path_may_begin_with_it(self, tmp_path, monkeypatch):
+        """`~` stands for it in each setting that names a file, where no shell has put it."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "audit.toml").write_text('archive = "file:~/archive"')
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", "~/audit.toml")
+        monkeypatch.setenv("OTEL_AUDIT_SPOOL_DIR", "~/spool")
+        monkeypatch.setenv("OTEL_AUDIT_ANCHOR", "file:~/anchor,https://h/~x,~/other")
+        config = AuditConfig(policy_file="~/policy.toml", actor_type_aliases={"~": "user"})
+        assert config.spool_path == tmp_path / "spool"
+        assert config.policy_file == tmp_path / "policy.toml"
+        assert config.archive == f"file:{tmp_path}/archive"
+        assert config.anchor == (f"file:{tmp_path}/anchor", "https://h/~x", f"{tmp_path}/other")
+        assert config.actor_type_aliases == {"~": "user"}
+
+    def test_one_that_there_is_not_is_named(self):
+        """The message names the setting."""
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_SPOOL_DIR: begins with ~"):
+            AuditConfig(spool_dir="~no-such-user/spool")

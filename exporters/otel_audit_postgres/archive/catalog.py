@@ -1,4 +1,4 @@
-"""What the store knows of its archives: the manifests, in their order."""
+"""The store's list of archives: the manifests, in their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _ARCHIVES: Final = (
     "SELECT step, month, manifest, rows, record_id, recorded_at FROM audit.archives ORDER BY step"
 )
 _RECORD: Final = "SELECT audit.record_archive($1, $2, $3, $4::text::jsonb)"
-_REMOVED: Final = "SELECT key FROM audit.archive_removals"
+_RECORD_VERIFICATION: Final = "SELECT audit.record_archive_verification($1, $2, $3, $4)"
+_REMOVED: Final = "SELECT key, record_id FROM audit.archive_removals"
 _REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
 
 
@@ -55,9 +56,33 @@ async def removed_keys(connection: Connection[Any]) -> set[str]:
     return {row["key"] for row in await connection.fetch(_REMOVED)}
 
 
+async def recorded_removals(connection: Connection[Any]) -> dict[str, uuid.UUID]:
+    """The same, each with the record that tells of it."""
+    return {row["key"]: row["record_id"] for row in await connection.fetch(_REMOVED)}
+
+
 async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
     """Record the removal of an object before it; the database refuses one not due, or held."""
     await connection.fetchval(_REMOVE, step, key, holds_seen)
+
+
+async def record_verification(
+    dsn: str, *, months: int, rows: int, problems: int, deep: bool
+) -> None:
+    """Tell in the trail that archives were verified, and what came of it.
+
+    Args:
+        dsn: The audit store, as a role that sees all of it.
+        months: That were looked at.
+        rows: That the manifests tell of.
+        problems: That were found.
+        deep: Whether every row was read and hashed again.
+
+    Raises:
+        StoreError: The role may not say so, or the server is read-only.
+    """
+    async with store.opened(dsn, "record a verification", asks=True) as connection:
+        await connection.fetchval(_RECORD_VERIFICATION, months, rows, problems, deep)
 
 
 class ListedObject(NamedTuple):
@@ -89,8 +114,13 @@ async def archived_objects(dsn: str) -> list[ListedObject]:
         StoreError: The store cannot be read.
     """
     async with store.opened(dsn, "list archives", asks=True) as connection:
-        removed = await removed_keys(connection)
-        counting = latest(await recorded_archives(connection))
+        return await listed_objects(connection)
+
+
+async def listed_objects(connection: Connection[Any]) -> list[ListedObject]:
+    """As `archived_objects`, over a connection."""
+    removed = await removed_keys(connection)
+    counting = latest(await recorded_archives(connection))
     return [
         ListedObject(month, entry, entry.key in removed)
         for month, one in sorted(counting.items())

@@ -8,7 +8,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
     latest,
     recorded_archives,
-    removed_keys,
+    recorded_removals,
 )
 from otel_audit_postgres.archive.manifest import (
     ArchivedObject,
@@ -33,25 +33,30 @@ from otel_audit_postgres.archive.objects import (
     MissingObjectError,
     digest_of,
 )
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.row_files import NAMES, read_batches
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
+from otel_audit_postgres.archive.stored_tables import leaf_hashes
 from otel_audit_postgres.archive.write_month import bounds
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
-from otel_audit_postgres.ledger.leaves import Leaf, content_hash
+from otel_audit_postgres.ledger.malformed import read_flaws
 from otel_audit_postgres.ledger.verify.findings import (
     Findings,
     ProblemKind,
     Report,
     in_order,
 )
+from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record
 from otel_audit_postgres.ledger.verify.verify import verify
+from otel_audit_postgres.rows import COLUMNS
 
 Progress = Callable[[int], None]
 """Called with how many rows were read."""
 
+_HASHED: Final = ("id", "recorded_at", "payload", "leaf", "leaf_hash")
+_PROJECTED: Final = tuple(name for name, _ in COLUMNS)
 _CHANGED: Final = ProblemKind.CHANGED
 _DELETED: Final = ProblemKind.DELETED
 _FORGED: Final = ProblemKind.FORGED_SIGNATURE
@@ -59,7 +64,7 @@ _FORGED: Final = ProblemKind.FORGED_SIGNATURE
 
 @dataclass(slots=True)
 class ArchiveReport:
-    """What was found of the archives.
+    """The result of checking archives.
 
     Attributes:
         months: Months that were looked at.
@@ -99,18 +104,22 @@ class ArchiveReport:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked at, and by whose word.
+    """The scope of a check: archives, keys and anchors.
 
     Attributes:
         archive: Where the objects are.
         keys: Public keys that may sign.
         deep: Whether rows are read and hashed again, and the tree built.
+        columns: Whether it is looked, too, if each column follows from its row's payload.
+        malformed: Ids of rows that were inserted malformed, of which no column is judged.
         progress: Called with how many rows were read.
     """
 
     archive: ArchiveStore
     keys: Sequence[PublicKey] = ()
     deep: bool = False
+    columns: bool = False
+    malformed: frozenset[bytes] = frozenset()
     progress: Progress | None = None
 
 
@@ -168,13 +177,19 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
         await store.refuse_partial_view(connection)
         origin = await store.origin(connection)
         archives = await recorded_archives(connection)
-        removed = await removed_keys(connection)
+        removals = await recorded_removals(connection)
+        told_removals = await _told_removals(connection)
         prunings = await store.prunings(connection)
         told = await _told_digests(connection)
+        if question.deep:
+            malformed = await _malformed(connection, origin, question.keys)
+            question = replace(question, columns=True, malformed=malformed)
     report = ArchiveReport()
     findings = report.findings
     _check_chain(archives, told, findings)
     counting = latest(archives)
+    _check_removals(removals, told_removals, prunings, findings)
+    removed = set(removals)
     for recorded in counting.values():
         check_month(question, recorded.note, origin, removed, report)
     for pruning in prunings:
@@ -224,7 +239,7 @@ def check_month(
         kept: list[tuple[int, int, bytes]] = []
         is_whole = True
         for one in manifest.objects:
-            if one.key in removed:
+            if one.key in removed and one.is_due(_today()):
                 report.removed += one.rows
                 nodes = _kept_leaves(question, one, findings)
                 kept += nodes
@@ -364,29 +379,88 @@ def _read(
     report: ArchiveReport,
 ) -> Iterator[tuple[int, bytes]]:
     """The leaves of a file as its rows are now."""
-    rows = 0
-    for row in read_rows(file):
-        rows += 1
-        report.rows_read += 1
-        if question.progress is not None and rows % 1000 == 0:
+    rows, lowest, above = 0, within[0].bytes, within[1].bytes
+    for batch in read_batches(file, NAMES if question.columns else _HASHED):
+        ids, told, leaves = (batch.column(name).to_pylist() for name in ("id", "leaf_hash", "leaf"))
+        altered = _altered(batch, question) if question.columns else itertools.repeat(())
+        for row_id, is_told, leaf, is_now, names in zip(
+            ids, told, leaves, leaf_hashes(batch), altered, strict=question.columns
+        ):
+            flaw = None
+            if is_now != is_told:
+                flaw = "a row is not what was sealed"
+            elif not lowest <= row_id < above:
+                flaw = "a row is of another month"
+            elif names:
+                flaw = f"{', '.join(names)}: not what the payload says"
+            if flaw is not None:
+                report.findings.add(
+                    _CHANGED, f"{one.key}: {flaw}", str(uuid.UUID(bytes=row_id)), leaf
+                )
+            yield leaf, is_told
+        rows += batch.num_rows
+        report.rows_read += batch.num_rows
+        if question.progress is not None:
             question.progress(report.rows_read)
-        flaw = _flaw(row, within)
-        if flaw is not None:
-            report.findings.add(
-                _CHANGED, f"{one.key}: {flaw}", str(uuid.UUID(bytes=row["id"])), row["leaf"]
-            )
-        yield row["leaf"], row["leaf_hash"]
     if rows != one.rows:
         report.findings.add(_CHANGED, f"{one.key}: it has {rows} rows, not {one.rows}")
 
 
-def _flaw(row: Mapping[str, Any], within: tuple[uuid.UUID, uuid.UUID]) -> str | None:
-    digest = content_hash(row["payload"])
-    if Leaf(row["recorded_at"], row["id"], digest).hash() != row["leaf_hash"]:
-        return "a row is not what was sealed"
-    if not within[0].bytes <= row["id"] < within[1].bytes:
-        return "a row is of another month"
-    return None
+def _altered(batch: Any, question: Question) -> Iterator[Sequence[str]]:
+    """Which columns of each row do not follow from its payload, of those that can be told."""
+    columns = [batch.column(name).to_pylist() for name in _PROJECTED]
+    for values in zip(*columns, strict=True):
+        row = dict(zip(_PROJECTED, values, strict=True))
+        if row["id"] in question.malformed:
+            yield ()
+            continue
+        row["id"] = uuid.UUID(bytes=row["id"])
+        names = altered_columns(row)
+        if names and is_no_record(row):
+            yield ()
+        elif row["occurred_at"] is None:
+            # one that no datetime can hold was archived as unknown
+            yield [name for name in names if name != "occurred_at"]
+        else:
+            yield names
+
+
+async def _malformed(
+    connection: Connection[Any], origin: str | None, keys: Sequence[PublicKey]
+) -> frozenset[bytes]:
+    """Rows that the sealer says were inserted malformed."""
+    return frozenset(
+        row_id
+        for first, note in await store.all_flaws(connection)
+        for row_id, _ in read_flaws(note, origin, first, keys)
+    )
+
+
+async def _told_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
+    """What the records of removed objects tell of their names."""
+    found = await connection.fetch(
+        "SELECT id, payload -> 'metadata' ->> 'key' FROM audit.audit_logs "
+        "WHERE event_name = 'audit.archive.removed' AND payload::text !~ '\\\\u'"
+    )
+    return {row[0]: row[1] for row in found}
+
+
+def _check_removals(
+    removals: Mapping[str, uuid.UUID],
+    told: Mapping[uuid.UUID, str | None],
+    prunings: Sequence[store.Pruning],
+    findings: Findings,
+) -> None:
+    """Each removal has its record, as long as the month of that is here."""
+    for key, record_id in removals.items():
+        if told.get(record_id, key) != key:
+            findings.add(_CHANGED, f"the record of the removal of {key} tells of another object")
+        elif record_id not in told and not any(one.held(record_id) for one in prunings):
+            findings.add(_DELETED, f"no record tells that {key} was removed", str(record_id))
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
@@ -421,9 +495,9 @@ def _check_chain(
             findings.add(_CHANGED, f"{where}: it is of {manifest.month:%Y-%m}")
         # its record may have gone with its own month, and then that month's archive has it
         if told.get(one.record_id, digest) != digest:
-            findings.add(_CHANGED, f"{where}: its record tells of another one")
+            findings.add(_CHANGED, f"{where}: its record names another one")
         elif one.record_id not in told and first_kept is not None and one.record_id > first_kept:
-            findings.add(_DELETED, f"{where}: no record tells of it", str(one.record_id))
+            findings.add(_DELETED, f"{where}: no record names it", str(one.record_id))
         months.append(one.month)
         before = digest
     known = {one.record_id for one in archives}

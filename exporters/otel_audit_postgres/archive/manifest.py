@@ -1,4 +1,4 @@
-"""What an archived month is: a text that the ledger's key signs, each naming the one before it."""
+"""The manifest of an archived month, signed with the ledger's key; each names the one before."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ class ArchivedObject:
     locked_until: date | None
     expires: date | None
 
+    def is_due(self, day: date) -> bool:
+        """Whether it may be gone on a day, as the manifest says, whatever a database says."""
+        return self.expires is not None and self.expires <= day
+
     def line(self) -> str:
         """As the manifest has it."""
         return (
@@ -56,7 +60,7 @@ class ArchivedObject:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a month's archive holds.
+    """The content of a month's archive.
 
     Attributes:
         log: The log's name.
@@ -105,7 +109,7 @@ class Manifest:
 
 
 def manifest_digest(note: str) -> str:
-    """How the next manifest names this one: SHA-256 in hex."""
+    """The digest by which the next manifest names this one: SHA-256 in hex."""
     return hashlib.sha256(note.encode()).hexdigest()
 
 

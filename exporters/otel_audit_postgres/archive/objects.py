@@ -1,4 +1,4 @@
-"""Where archives lie: a folder, or a bucket of any store that speaks S3.
+"""Storage of archives: a folder, or a bucket of any store that speaks S3.
 
 An object is written once and never changed; its name has its content's digest in it.
 """
@@ -34,11 +34,11 @@ class MissingObjectError(ArchiveError):
 
 
 class ArchiveStore(Protocol):
-    """Where objects are kept."""
+    """Storage of objects."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages, without secrets."""
+        """Its name in messages, without secrets."""
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""
@@ -166,7 +166,7 @@ class FolderArchive:
 
     def weakness(self) -> str | None:
         """The finding that everybody who can write to the folder can delete."""
-        return "a folder has no object lock: whoever may write in it can delete archives"
+        return "a folder has no object lock: whoever can write to it can delete archives"
 
 
 class S3Archive:
@@ -292,7 +292,7 @@ class S3Archive:
             found = self._client.get_object_lock_configuration(Bucket=self._bucket)
         except self._errors as error:
             if _code(error) == "ObjectLockConfigurationNotFoundError":
-                return "the bucket has no object lock: whoever may write in it can delete archives"
+                return "the bucket has no object lock: whoever can write to it can delete archives"
             raise self._failed(error, "its object lock", "read") from None
         is_on = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
         return None if is_on else "the bucket has no object lock"

@@ -49,13 +49,20 @@ def prove_archived(
 
 
 def month_of(record_id: uuid.UUID) -> date:
-    """The month of an id, by its first 48 bits."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
+    """The month of an id, by its first 48 bits.
+
+    Raises:
+        ArchiveError: It has none: it is no UUIDv7, so no record of the trail has it.
+    """
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
+    except OverflowError:
+        raise ArchiveError(f"no record has the id {record_id}: it tells no time") from None
     return date(moment.year, moment.month, 1)
 
 
 def _manifests(archive: ArchiveStore, month: date, keys: Sequence[PublicKey]) -> list[Manifest]:
-    """Those of a month that one of the keys signed, the one with the most rows first."""
+    """The manifests of a month that one of the keys signed, the one with the most rows first."""
     beginning = f"{month:%Y-%m}/manifest-"
     found = []
     for key in archive.list_keys():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
 from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, Term, Value, spans
+from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.rows import key_text
 
 SHOWN: Final = (
@@ -22,12 +25,47 @@ SHOWN: Final = (
 )  # fmt: skip
 """Columns of an answer, in their order."""
 
+_READ: Final = (
+    "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
+    "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
+    "service_name", "payload",
+)  # fmt: skip
+_REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"
+_WHOLE: Final = (
+    f"SELECT {', '.join(_READ)}, {_REASON}, filename "  # noqa: S608 - constants
+    "FROM read_parquet(?, filename = true) WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # nothing is fetched from elsewhere: all data is in the given files
 _OFFLINE: Final = (
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
     "SET TimeZone = 'UTC'",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedHit:
+    """A record that was found in an archive.
+
+    Attributes:
+        found: The record, in short, as the trail itself gives it.
+        payload: Its complete text, as it was hashed.
+        month: The archived month.
+        key: The object that it is in.
+    """
+
+    found: Found
+    payload: str
+    month: date
+    key: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, with the payload."""
+        return {
+            **{name: getattr(self.found, name) for name in SHOWN}, "id": str(self.found.id),
+            "month": f"{self.month:%Y-%m}", "object": self.key, "payload": self.payload,
+        }  # fmt: skip
 
 
 def query_archives(  # noqa: PLR0913 - each a choice of its own
@@ -37,9 +75,11 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
     *,
     limit: int = 50,
     now: datetime | None = None,
-    with_payload: bool = False,
-) -> list[dict[str, Any]]:
-    """Look for archived records, the newest first.
+    tenants: Collection[str] | None = None,
+    before: uuid.UUID | None = None,
+    record_id: uuid.UUID | None = None,
+) -> list[ArchivedHit]:
+    """Look for archived records, the newest first. Blocks: an event loop gives it to a thread.
 
     Args:
         archive: Where they are.
@@ -47,10 +87,9 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
         query: What is looked for.
         limit: Records at most.
         now: What relative times are counted from.
-        with_payload: Whether each comes with its text.
-
-    Returns:
-        The columns of `SHOWN` by their names, and ``payload`` where that is wanted.
+        tenants: Only records of these; None: of all, and those without a tenant.
+        before: Only records with lower ids, for the next page.
+        record_id: This one alone.
 
     Raises:
         ArchiveError: A file is gone or cannot be read.
@@ -63,24 +102,52 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
     asked = _Conditions(now or datetime.now(UTC))
     for term in query.terms:
         asked.add(term)
+    asked.narrow(tenants, before, record_id)
     wanted = [one for one in objects if not one.is_removed and asked.may_be_in(one.month)]
     if not wanted:
         return []
-    columns = [*SHOWN, "payload"] if with_payload else list(SHOWN)
     with contextlib.ExitStack() as stack:
-        files = [str(stack.enter_context(archive.fetch(one.entry.key))) for one in wanted]
+        files = {
+            str(stack.enter_context(archive.fetch(one.entry.key))): one for one in wanted
+        }  # fmt: skip
         connection: Any = stack.enter_context(contextlib.closing(duckdb.connect(":memory:")))
         try:
             for statement in _OFFLINE:
                 connection.execute(statement)
-            rows = connection.execute(
-                f"SELECT {', '.join(columns)} FROM read_parquet(?) "  # noqa: S608 - values are bound
-                f"WHERE {' AND '.join(asked.parts) or 'true'} ORDER BY id DESC LIMIT {limit:d}",
-                [files, *asked.values],
+            # which records first: their texts are read for those alone
+            rows = connection.execute(asked.statement(limit), [[*files], *asked.values]).fetchall()
+            if not rows:
+                return []
+            found = connection.execute(
+                _WHOLE, [sorted({row[1] for row in rows}), [row[0] for row in rows]]
             ).fetchall()
         except duckdb.Error as error:
             raise ArchiveError(f"{archive.name} cannot be asked ({type(error).__name__})") from None
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+        chosen = {(bytes(row[0]), row[1]) for row in rows}
+        return [_hit(row, files[row[-1]]) for row in found if (bytes(row[0]), row[-1]) in chosen][
+            :limit
+        ]
+
+
+def _hit(row: Sequence[Any], listed: ListedObject) -> ArchivedHit:
+    values = dict(zip(_READ, row, strict=False))
+    payload = values.pop("payload")
+    moment = values["occurred_at"]
+    return ArchivedHit(
+        Found(
+            **{
+                **values,
+                "id": uuid.UUID(bytes=bytes(values["id"])),
+                # one that no datetime can hold was archived as unknown
+                "occurred_at": _EPOCH if moment is None else moment.astimezone(UTC),
+                "recorded_at": values["recorded_at"].astimezone(UTC),
+            },
+            actor_reason=row[len(_READ)],
+        ),
+        payload,
+        listed.month,
+        listed.entry.key,
+    )
 
 
 class _Conditions:
@@ -108,6 +175,32 @@ class _Conditions:
             f"NOT coalesce({condition}, false)" if term.negated else f"coalesce({condition}, false)"
         )
 
+    def statement(self, limit: int) -> str:
+        """Which records fit, the newest first: their ids and files."""
+        return (
+            "SELECT id, filename FROM read_parquet(?, filename = true) "  # noqa: S608 - bound
+            f"WHERE {' AND '.join(self.parts) or 'true'} ORDER BY id DESC LIMIT {limit:d}"
+        )
+
+    def narrow(
+        self,
+        tenants: Collection[str] | None,
+        before: uuid.UUID | None,
+        record_id: uuid.UUID | None,
+    ) -> None:
+        """Add what the caller lays down, whatever the query says."""
+        if tenants is not None:
+            self.parts.append(f"list_contains({self._bind([*tenants])}, tenant_id)")
+        if before is not None:
+            self.parts.append(f"id < {self._bind(before.bytes)}")
+        if record_id is not None:
+            self.parts.append(f"id = {self._bind(record_id.bytes)}")
+            try:
+                self._since = datetime.fromtimestamp((record_id.int >> 80) / 1000, UTC)
+            except (OverflowError, ValueError, OSError):
+                self._since = datetime.max.replace(tzinfo=UTC)  # it tells no time: it is nowhere
+            self._until = self._since
+
     def may_be_in(self, month: date) -> bool:
         """Whether a month can have records of the requested time.
 
@@ -116,7 +209,7 @@ class _Conditions:
         """
         begin = datetime(month.year, month.month, 1, tzinfo=UTC)
         end = datetime(month.year + month.month // 12, month.month % 12 + 1, 2, tzinfo=UTC)
-        return (self._until is None or begin < self._until) and (
+        return (self._until is None or begin <= self._until) and (
             self._since is None or end > self._since
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,13 @@ _COLUMNS: Final = (*(name for name in NAMES if name not in _LEAF), "month")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-async def restore_month(dsn: str, archive: ArchiveStore, month: date, days: int) -> int:
+async def restore_month(
+    dsn: str,
+    archive: ArchiveStore,
+    month: date,
+    days: int,
+    progress: Callable[[int], None] | None = None,
+) -> int:
     """Put an archived month into ``audit.restored_logs``, which its readers may read.
 
     Args:
@@ -29,6 +35,7 @@ async def restore_month(dsn: str, archive: ArchiveStore, month: date, days: int)
         archive: Where the month is.
         month: Its first day.
         days: After so many the next run of retention takes it away again; 1 to 90.
+        progress: Called with the rows that were restored so far.
 
     Returns:
         How many rows.
@@ -44,6 +51,7 @@ async def restore_month(dsn: str, archive: ArchiveStore, month: date, days: int)
         removed = await removed_keys(connection)
         objects = [one for one in read_manifest(found.note).objects if one.key not in removed]
         rows = sum(one.rows for one in objects)
+        done = 0
         async with connection.transaction():
             await connection.fetchval(_END, month)
             await connection.fetchval(_RECORD, month, days, rows)
@@ -55,6 +63,9 @@ async def restore_month(dsn: str, archive: ArchiveStore, month: date, days: int)
                         "restored_logs", schema_name="audit", columns=_COLUMNS,
                         records=_records(file, month),
                     )  # fmt: skip
+                done += one.rows
+                if progress is not None:
+                    progress(done)
     return rows
 
 

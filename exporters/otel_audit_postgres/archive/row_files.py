@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from otel_audit_postgres.rows import COLUMNS
 ROWS_IN_GROUP: Final = 20_000
 BYTES_IN_GROUP: Final = 32_000_000
 _ZSTD_LEVEL: Final = 3
+_ROWS_IN_BATCH: Final = 2000
 
 # of few different values, or of the same few in a row
 _REPEATED: Final = (
@@ -40,7 +42,13 @@ def parquet() -> tuple[Any, Any]:
     return pa, pq
 
 
-def _schema(arrow: Any) -> Any:
+def row_schema() -> Any:
+    """The types of a file's columns, in their order.
+
+    Raises:
+        MissingExtraError: `pyarrow` is not installed.
+    """
+    arrow, _ = parquet()
     kinds = {
         "uuid": arrow.binary(16), "text": arrow.string(), "json": arrow.string(),
         "timestamptz": arrow.timestamp("us", "UTC"), "float8": arrow.float64(),
@@ -51,7 +59,11 @@ def _schema(arrow: Any) -> Any:
 
 
 class RowFile:
-    """One file that is being written, a group of rows at a time."""
+    """One file that is being written, a group of rows at a time.
+
+    Where a group ends depends on the rows alone, and not on how many of them come at once: the same
+    rows make the same bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -61,24 +73,47 @@ class RowFile:
         """
         arrow, files = parquet()
         self._arrow, self.path = arrow, path
-        self._schema = _schema(arrow)
+        self._schema = row_schema()
         self._writer = files.ParquetWriter(
             path, self._schema, compression="zstd", compression_level=_ZSTD_LEVEL,
             use_dictionary=list(_REPEATED), write_statistics=True, store_schema=False,
         )  # fmt: skip
-        self._held: list[tuple[Any, ...]] = []
-        self._bytes = 0
+        self._held: list[Any] = []
+        self._held_rows = self._held_bytes = 0
         self.rows, self.first, self.last = 0, -1, -1
 
-    def add(self, row: tuple[Any, ...], payload_bytes: int) -> None:
-        """Add a row, its values in the order of `NAMES`."""
-        self._held.append(row)
-        self._bytes += payload_bytes
-        self.rows += 1
-        self.last = row[-2]
-        self.first = self.last if self.first < 0 else self.first
-        if len(self._held) >= ROWS_IN_GROUP or self._bytes >= BYTES_IN_GROUP:
-            self._write()
+    def add(self, rows: Any) -> None:
+        """Add rows: a table with the columns of `NAMES`, in this order."""
+        if not rows.num_rows:
+            return
+        leaves = rows.column("leaf")
+        self.rows += rows.num_rows
+        self.last = leaves[-1].as_py()
+        self.first = leaves[0].as_py() if self.first < 0 else self.first
+        ends = self._ends_of(rows)
+        begin = 0
+        while begin < rows.num_rows:
+            before = ends[begin - 1] if begin else 0
+            full = before + BYTES_IN_GROUP - self._held_bytes
+            # the row with which the group is full is in it
+            end = min(
+                begin + ROWS_IN_GROUP - self._held_rows, bisect_left(ends, full, begin) + 1,
+                rows.num_rows,
+            )  # fmt: skip
+            self._held.append(rows.slice(begin, end - begin))
+            self._held_rows += end - begin
+            self._held_bytes += ends[end - 1] - before
+            if self._held_rows >= ROWS_IN_GROUP or self._held_bytes >= BYTES_IN_GROUP:
+                self._write()
+            begin = end
+
+    def _ends_of(self, rows: Any) -> list[int]:
+        """How many bytes of payload there are up to each row, it included."""
+        from pyarrow import compute
+
+        lengths = compute.binary_length(rows.column("payload")).cast(self._arrow.int64())
+        ends: list[int] = compute.cumulative_sum(lengths).to_pylist()
+        return ends
 
     def close(self) -> None:
         """Write what is held, and the file's end."""
@@ -88,19 +123,15 @@ class RowFile:
     def _write(self) -> None:
         if not self._held:
             return
-        columns = [
-            self._arrow.array(values, field.type)
-            for values, field in zip(zip(*self._held, strict=True), self._schema, strict=True)
-        ]
-        self._writer.write_table(
-            self._arrow.Table.from_arrays(columns, schema=self._schema),
-            row_group_size=len(self._held),
-        )
-        self._held, self._bytes = [], 0
+        group = self._arrow.concat_tables(self._held)
+        self._held = []
+        group = group.combine_chunks()
+        self._writer.write_table(group, row_group_size=self._held_rows)
+        self._held_rows = self._held_bytes = 0
 
 
-def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file, in its order, few at a time; ``recorded_at`` in microseconds since 1970.
+def read_batches(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Any]:
+    """The rows of a file as record batches, in its order.
 
     Raises:
         ArchiveError: It is no such file.
@@ -111,17 +142,27 @@ def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[st
             names = file.schema_arrow.names
             if any(name not in names for name in columns):
                 raise ArchiveError("the file lacks columns")
-            for batch in file.iter_batches(batch_size=2000, columns=list(columns)):
-                values = [
-                    batch.column(name).cast(arrow.int64()).to_pylist()
-                    if name == "recorded_at"
-                    else batch.column(name).to_pylist()
-                    for name in columns
-                ]
-                for row in zip(*values, strict=True):
-                    yield dict(zip(columns, row, strict=True))
+            yield from file.iter_batches(batch_size=_ROWS_IN_BATCH, columns=list(columns))
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ArchiveError(f"the file cannot be read ({type(error).__name__})") from None
+
+
+def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file, in its order, few at a time; ``recorded_at`` in microseconds since 1970.
+
+    Raises:
+        ArchiveError: It is no such file.
+    """
+    arrow, _ = parquet()
+    for batch in read_batches(path, columns):
+        values = [
+            batch.column(name).cast(arrow.int64()).to_pylist()
+            if name == "recorded_at"
+            else batch.column(name).to_pylist()
+            for name in columns
+        ]
+        for row in zip(*values, strict=True):
+            yield dict(zip(columns, row, strict=True))
 
 
 def read_leaves(path: Path) -> dict[int, bytes]:

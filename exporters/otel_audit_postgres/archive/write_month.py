@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from otel_audit_postgres.archive.objects import ArchiveError, digest_of
 from otel_audit_postgres.archive.row_files import RowFile
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
+from otel_audit_postgres.archive.stored_tables import (
+    copied_rows,
+    leaf_hashes,
+    table_of,
+    texts_of,
+    with_leaves,
+)
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned, content_hash
-from otel_audit_postgres.rows import COLUMNS
+from otel_audit_postgres.ledger.leaves import Block, Pruned
 
-ROWS_AT_ONCE: Final = 1000
-_READABLE: Final = (
-    "CASE WHEN occurred_at > '0001-01-01 00:00:00+00' "
-    "AND occurred_at < '9999-12-31 23:59:59.999999+00' THEN occurred_at END"
+ROWS_AT_ONCE: Final = 2000
+_PIECES_AT_ONCE: Final = 1000
+BYTES_AT_ONCE: Final = 8_000_000
+"""Bytes of payload that are read in one go, or one row."""
+# as they will come; how much they take up on disk says little of that
+_SIZES: Final = (
+    "SELECT uuid_send(id), sum(octet_length(payload::text))::bigint FROM audit.audit_logs "
+    "WHERE id = ANY($1::text[]::uuid[]) GROUP BY id"
 )
-_NAMES: Final = ", ".join(
-    _READABLE if name == "occurred_at" else f"{name}::text" if kind == "json" else name
-    for name, kind in COLUMNS
-)
-_ROWS: Final = f"""
-SELECT {_NAMES},
-       CASE WHEN isfinite(recorded_at) AND recorded_at < '290000-01-01 00:00:00+00'
-            THEN (extract(epoch FROM recorded_at) * 1000000)::bigint ELSE -1 END
-FROM audit.audit_logs WHERE id = ANY($1::uuid[])
-"""  # noqa: S608 - constants
 _COUNT: Final = "SELECT count(*) FROM audit.audit_logs WHERE id >= $1 AND id < $2"
-
-_PLACES: Final = {name: place for place, (name, _) in enumerate(COLUMNS)}
-_ID, _PAYLOAD = _PLACES["id"], _PLACES["payload"]
 
 _DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
-ClassOf = Callable[[Sequence[Any]], str | None]
-"""Returns the class of a row, its values in the order of the columns; None: it is not archived."""
+ClassOf = Callable[[str, str, str, memoryview], str | None]
+"""Returns the class of a row by tenant, event, action and payload; None: it is not archived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenMonth:
-    """What of a month was written.
+    """The written files of a month.
 
     Attributes:
         rows: Rows of the month, also those that are not archived.
@@ -93,22 +91,17 @@ async def write_month(
         ArchiveError: A row is not what was sealed, is gone, or is not sealed yet.
     """
     lowest, above = bounds(month)
-    writer, complement, size = _Writer(connection, folder, class_of), Complement(), 0
+    writer, size = _Writer(folder, class_of), 0
+    pipeline = _Pipeline(connection, writer, progress)
     try:
         async for piece in store.pieces(connection):
             if piece.first != size or not piece.is_whole():
                 raise ArchiveError(_DAMAGED)
             size += piece.count
-            if isinstance(piece, Pruned):
-                complement.add(piece.first, piece.count, piece.hash)
-                continue
-            mine = [number for number, one in enumerate(piece.row_ids()) if lowest <= one < above]
-            archived = await writer.write(piece, mine)
-            for number, digest in enumerate(piece.leaf_hashes()):
-                complement.add(piece.first + number, 1, None if number in archived else digest)
-            if mine and progress is not None:
-                progress(writer.seen)
+            await pipeline.add(_stretch(piece, lowest.bytes, above.bytes))
+        await pipeline.end()
     finally:
+        await pipeline.stop()
         writer.close()
     there = await connection.fetchval(_COUNT, lowest, above)
     if there != writer.seen:
@@ -120,7 +113,7 @@ async def write_month(
     tree = None
     if files:
         note = await store.last_note(connection)
-        tree = SparseTree(note or "", tuple(complement.finished()))
+        tree = SparseTree(note or "", tuple(writer.complement.finished()))
         if tree.checkpoint.size != size:
             raise ArchiveError(_DAMAGED)
     return WrittenMonth(writer.seen, files, writer.left_out, tree)
@@ -137,46 +130,159 @@ def _lowest_id(day: date) -> uuid.UUID:
     return uuid.UUID(int=milliseconds << 80)
 
 
-class _Writer:
-    """The files of a month while they are written."""
+class _Place(NamedTuple):
+    """A leaf of the month: its number, whose row it is of, and its hash."""
 
-    def __init__(self, connection: Connection[Any], folder: Path, class_of: ClassOf) -> None:
-        self._connection, self._folder, self._class_of = connection, folder, class_of
+    leaf: int
+    row_id: bytes
+    digest: bytes
+
+
+class _Stretch(NamedTuple):
+    """A piece of the ledger, and which of its leaves are of the month."""
+
+    piece: Block | Pruned
+    places: Sequence[_Place]
+
+
+def _stretch(piece: Block | Pruned, lowest: bytes, above: bytes) -> _Stretch:
+    if isinstance(piece, Pruned):
+        return _Stretch(piece, ())
+    places = [
+        _Place(piece.first + number, row_id, digest)
+        for number, (row_id, digest) in enumerate(
+            zip(piece.id_bytes(), piece.leaf_hashes(), strict=True)
+        )
+        if lowest <= row_id < above
+    ]
+    return _Stretch(piece, places)
+
+
+class _Pipeline:
+    """Reads rows while those that were read before are hashed and written, by a thread."""
+
+    def __init__(
+        self, connection: Connection[Any], writer: _Writer, progress: Callable[[int], None] | None
+    ) -> None:
+        self._connection, self._writer, self._progress = connection, writer, progress
+        self._waiting: list[_Stretch] = []
+        self._rows = 0
+        self._under_way: asyncio.Task[None] | None = None
+
+    async def add(self, stretch: _Stretch) -> None:
+        """Take the next piece of the ledger."""
+        self._waiting.append(stretch)
+        self._rows += len(stretch.places)
+        if self._rows >= ROWS_AT_ONCE or len(self._waiting) >= _PIECES_AT_ONCE:
+            await self._pass_on()
+
+    async def end(self) -> None:
+        """Write what is left."""
+        await self._pass_on()
+        await self._settled()
+
+    async def stop(self) -> None:
+        """Let the thread come to its end, whatever that is: its files are closed next."""
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way])
+
+    async def _pass_on(self) -> None:
+        stretches, self._waiting, self._rows = self._waiting, [], 0
+        async for places in self._parts([one for of in stretches for one in of.places]):
+            copied = await copied_rows(self._connection, [one.row_id for one in places])
+            await self._settled()
+            self._begin(self._writer.write, copied, places)
+        await self._settled()
+        self._begin(self._writer.complete, stretches)
+
+    async def _parts(self, places: Sequence[_Place]) -> AsyncIterator[Sequence[_Place]]:
+        """As many as fit into memory at a time, in their order."""
+        for start in range(0, len(places), ROWS_AT_ONCE):
+            few = places[start : start + ROWS_AT_ONCE]
+            sizes = dict(await self._connection.fetch(_SIZES, [one.row_id.hex() for one in few]))
+            begin = held = 0
+            for number, one in enumerate(few):
+                size = sizes.get(one.row_id, 0)
+                if number > begin and held + size > BYTES_AT_ONCE:
+                    yield few[begin:number]
+                    begin, held = number, 0
+                held += size
+            yield few[begin:]
+
+    def _begin(self, work: Callable[..., None], *values: Any) -> None:
+        self._under_way = asyncio.create_task(asyncio.to_thread(work, *values))
+
+    async def _settled(self) -> None:
+        """Wait for what is under way; what it raises is raised here."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            await under_way
+            if self._progress is not None:
+                self._progress(self._writer.seen)
+
+
+class _Writer:
+    """The files of a month while they are written, and what of the ledger's tree goes with them."""
+
+    def __init__(self, folder: Path, class_of: ClassOf) -> None:
+        self._folder, self._class_of = folder, class_of
         self._files: dict[str, RowFile] = {}
+        self._not_archived: set[int] = set()
+        self.complement = Complement()
         self.seen = self.left_out = 0
 
-    async def write(self, block: Block, numbers: Sequence[int]) -> set[int]:
-        """Write the rows of some leaves of a block; which of them went into a file."""
-        ids, hashes = block.row_ids(), block.leaf_hashes()
-        archived: set[int] = set()
-        for start in range(0, len(numbers), ROWS_AT_ONCE):
-            part = numbers[start : start + ROWS_AT_ONCE]
-            found = await self._rows({ids[number] for number in part})
-            for number in part:
-                digest, leaf = hashes[number], block.first + number
-                values = found.get(digest)
-                if values is None:
-                    raise ArchiveError(
-                        f"record {ids[number]} (leaf {leaf}) is gone, or not what was sealed: "
-                        "nothing is archived or dropped; run `otel-audit verify`"
-                    )
-                self.seen += 1
-                kind = self._class_of(values)
-                if kind is None:
-                    self.left_out += 1
-                    continue
-                self._file(kind).add((*values, leaf, digest), len(values[_PAYLOAD]))
-                archived.add(number)
-        return archived
+    def write(self, copied: bytearray, places: Sequence[_Place]) -> None:
+        """Write rows into their files, in the order of their leaves.
 
-    async def _rows(self, ids: set[uuid.UUID]) -> dict[bytes, tuple[Any, ...]]:
-        """Rows by the leaf that they are now; content is hashed afresh."""
-        found: dict[bytes, tuple[Any, ...]] = {}
-        for row in await self._connection.fetch(_ROWS, list(ids)):
-            row_id = row[_ID].bytes
-            leaf = Leaf(row[-1], row_id, content_hash(row[_PAYLOAD]))
-            found[leaf.hash()] = (row_id, *row[1:])
-        return found
+        Raises:
+            ArchiveError: One is gone, or is not what was sealed.
+        """
+        table = table_of(copied)
+        rows = {digest: number for number, digest in enumerate(leaf_hashes(table))}
+        kinds = self._kinds(table)
+        chosen: dict[str, tuple[list[int], list[_Place]]] = {}
+        for place in places:
+            row = rows.get(place.digest)
+            if row is None:
+                raise ArchiveError(
+                    f"record {uuid.UUID(bytes=place.row_id)} (leaf {place.leaf}) is gone, or not "
+                    "what was sealed: nothing is archived or dropped; run `otel-audit verify`"
+                )
+            kind = kinds[row]
+            if kind is None:
+                self._not_archived.add(place.leaf)
+                continue
+            numbers, leaves = chosen.setdefault(kind, ([], []))
+            numbers.append(row)
+            leaves.append(place)
+        self.seen += len(places)
+        for kind, (numbers, leaves) in sorted(chosen.items()):
+            self._file(kind).add(
+                with_leaves(
+                    table, numbers, [one.leaf for one in leaves], [one.digest for one in leaves]
+                )
+            )
+
+    def complete(self, stretches: Sequence[_Stretch]) -> None:
+        """Take pieces of the ledger of which all rows were written."""
+        for piece, places in stretches:
+            if isinstance(piece, Pruned):
+                self.complement.add(piece.first, piece.count, piece.hash)
+                continue
+            archived = {one.leaf for one in places} - self._not_archived
+            for leaf, digest in enumerate(piece.leaf_hashes(), piece.first):
+                self.complement.add(leaf, 1, None if leaf in archived else digest)
+        self.left_out += len(self._not_archived)
+        self._not_archived.clear()
+
+    def _kinds(self, table: Any) -> list[str | None]:
+        tenants, events, actions = (
+            table.column(name).to_pylist() for name in ("tenant_id", "event_name", "action")
+        )
+        if not table.num_rows:
+            return []
+        payloads = texts_of(table.column("payload").chunk(0))
+        return [*map(self._class_of, tenants, events, actions, payloads)]
 
     def _file(self, kind: str) -> RowFile:
         file = self._files.get(kind)
@@ -190,7 +296,7 @@ class _Writer:
             file.close()
 
     def written(self) -> tuple[WrittenFile, ...]:
-        """What was written, by class."""
+        """The written files, by class."""
         return tuple(
             WrittenFile(
                 kind, file.path, file.rows, file.path.stat().st_size, digest_of(file.path),

@@ -175,7 +175,7 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
 
 
 async def _additions(connection: Connection[Any]) -> Finding:
-    """What could refuse sound records."""
+    """Additions to the schema that could refuse sound records."""
     found = await catalog.additions(connection)
     if not found:
         return Finding("additions", ok=True, detail="nothing that was added looks at new records")
@@ -183,7 +183,7 @@ async def _additions(connection: Connection[Any]) -> Finding:
         "additions",
         None,
         "; ".join(found[:_LISTED]),
-        "see that they refuse no record: what they refuse waits in the spools until that is mended",
+        "make sure that they refuse no record: refused records wait in the spools until then",
     )
 
 
@@ -198,11 +198,11 @@ async def _takes_records(connection: Connection[Any]) -> Finding:
         why = refusal_reason(error)
         return Finding(
             name, ok=False, detail=f"a record that was tried is refused: {why}",
-            remedy="mend what refuses it; until then records wait in the spools",
+            remedy="fix what refuses it; until then records wait in the spools",
         )  # fmt: skip
     finally:
         await transaction.rollback()
-    return Finding(name, ok=True, detail="a record that was tried, and taken back, is taken")
+    return Finding(name, ok=True, detail="a test record, rolled back again, is accepted")
 
 
 def _trial_row() -> tuple[Any, ...]:
@@ -215,7 +215,7 @@ def _trial_row() -> tuple[Any, ...]:
 
 
 async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
-    """What roles and rights leave open, beyond the role that looks."""
+    """Weaknesses of roles and rights, apart from those of the checking role."""
     found = [
         _none_of(
             "search_path",
@@ -241,7 +241,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
         _none_of(
             "owner_alone",
             await security.owners(connection),
-            "nobody but superusers can act as the owner",
+            "only superusers can act as the owner",
             "REVOKE that membership or attribute",
         ),
         _none_of(
@@ -277,7 +277,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
 
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
-    """What only a role with rights on the schema can see."""
+    """The checks that need rights on the schema."""
     found = [
         _none_of(
             "may_insert",

@@ -19,7 +19,7 @@ _NAME: Final = re.compile(r"checkpoint-(\d{15,19})(?:\.(\d{1,3}))?")
 _MOST_COPIES: Final = 20
 _READABLE: Final = 0o644
 LATEST: Final = "latest"
-"""What earlier versions called the newest one, too."""
+"""Name of the newest checkpoint's copy in earlier versions."""
 
 
 def read_file(path: Path) -> str | None:

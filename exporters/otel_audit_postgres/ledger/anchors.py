@@ -35,7 +35,7 @@ class AnchorError(OtelAuditError):
 
 
 class Anchor(Protocol):
-    """Where checkpoints are published.
+    """A place where checkpoints are published.
 
     Two more members may be there: ``remembers``, False where `last` cannot know what was published
     (else an anchor that knows nothing of a log that has begun has forgotten it, which is an error),
@@ -47,7 +47,7 @@ class Anchor(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
 
     async def last(self) -> str | None:
         """The note published last; None if there is none.

@@ -31,7 +31,7 @@ class NoteError(OtelAuditError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a log says of itself at a moment.
+    """The log's name, size and root at one moment.
 
     Attributes:
         origin: The log's name, one line.

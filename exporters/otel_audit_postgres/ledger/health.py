@@ -1,4 +1,4 @@
-"""How sealing is doing, and what its set-up is worth: for ``otel-audit doctor``."""
+"""The state and set-up of sealing, for ``otel-audit doctor``."""
 
 from __future__ import annotations
 

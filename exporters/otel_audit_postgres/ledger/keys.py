@@ -26,7 +26,7 @@ _OTHERS_MAY: Final = 0o077
 
 
 class Signer(Protocol):
-    """Who signs checkpoints: a key held here, or one held by a key management service."""
+    """Signs checkpoints: with a local key, or with one in a key management service."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What of a row is a leaf of the tree."""
+"""The leaf of a row in the Merkle tree."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from otel_audit_postgres.ledger.merkle import HASH_SIZE, Frontier, leaf_hash
 
 TAG: Final = b"otel-audit leaf 1\n"
 ID_SIZE: Final = 16
+_pack_time: Final = struct.Struct(">q").pack
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,7 +32,7 @@ class Leaf:
 
     def entry(self) -> bytes:
         """The bytes that are hashed: tag, id, content hash, time as a signed big-endian 64 bit."""
-        return TAG + self.id + self.content_hash + struct.pack(">q", self.recorded_at)
+        return TAG + self.id + self.content_hash + _pack_time(self.recorded_at)
 
     def hash(self) -> bytes:
         """The leaf's hash in the tree, 32 bytes."""
@@ -73,8 +74,12 @@ class Block:
 
     def row_ids(self) -> list[uuid.UUID]:
         """The rows' ids in their order."""
+        return [uuid.UUID(bytes=one) for one in self.id_bytes()]
+
+    def id_bytes(self) -> list[bytes]:
+        """The same as they are stored, 16 bytes each: many of them are made and compared sooner."""
         return [
-            uuid.UUID(bytes=self.ids[at : at + ID_SIZE])
+            self.ids[at : at + ID_SIZE]
             for at in range(0, len(self.ids) // ID_SIZE * ID_SIZE, ID_SIZE)
         ]
 
@@ -116,6 +121,18 @@ def packed(first: int, leaves: list[Leaf]) -> Block:
     return Block(
         first, b"".join(leaf.id for leaf in leaves), b"".join(leaf.hash() for leaf in leaves)
     )
+
+
+def leaf_hash_of(recorded_at: int, row_id: bytes, payload: bytes | memoryview) -> bytes:
+    """The leaf hash of a row as it is now, from its payload in UTF-8; as `Leaf.hash`, but quicker.
+
+    Args:
+        recorded_at: Microseconds since 1970 UTC.
+        row_id: The record's id, 16 bytes.
+        payload: What is hashed afresh.
+    """
+    content = hashlib.sha256(payload).digest()
+    return leaf_hash(TAG + row_id + content + _pack_time(recorded_at))
 
 
 def content_hash(payload: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What only a person may say: that an anchor is new, that the log was moved to another database."""
+"""Commands that only a person may give: an anchor is new, the log was moved to another database."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What of a tree is needed to append to it: its largest complete subtrees.
+    """The part of a tree that appending needs: its largest complete subtrees.
 
     Attributes:
         size: Leaves in the tree.

@@ -9,7 +9,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 
 class Watched(Protocol):
-    """What is read: a sealer. Counts are since it was made."""
+    """The measured sealer. Counts are since it was made."""
 
     @property
     def sealed_rows(self) -> int:

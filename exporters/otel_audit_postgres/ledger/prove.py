@@ -25,7 +25,7 @@ CONSISTENCY: Final = "otel-audit consistency 1"
 _DAMAGED: Final = "the ledger is damaged: run `otel-audit verify`"
 
 Bundle = Mapping[str, Any]
-"""What `write` writes down: plain values."""
+"""An evidence bundle as plain values; see `write`."""
 
 
 class ProofError(StoreError):

@@ -25,14 +25,14 @@ PATIENCE: Final = 2.0
 
 
 class Answer(NamedTuple):
-    """What an anchor saw last; None for nothing."""
+    """An anchor's last checkpoint; None if it has none."""
 
     anchor: Anchor
     note: str | None
 
 
 class Publishing:
-    """What a sealer has under way with its anchors. Used from one event loop only.
+    """A sealer's running calls to its anchors. Used from one event loop only.
 
     Attributes:
         failures: Number of failed reads and writes of anchors.
@@ -181,7 +181,7 @@ class Publishing:
         self.failures += 1
         log_limited(
             _logger, anchor.name,
-            "Sealing goes on, but its checkpoints are not published, and tried again: %s", why,
+            "Sealing continues, but its checkpoints are not published; tried again: %s", why,
         )  # fmt: skip
 
 

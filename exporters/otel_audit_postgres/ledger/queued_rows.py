@@ -20,7 +20,7 @@ _FIRST_PART: Final = 8
 
 @dataclass(slots=True)
 class QueuedRows:
-    """What was found, each in the order of the queue.
+    """Checked rows of the queue, each kind in the order of the queue.
 
     Attributes:
         deleted: Ids of rows that are gone.
@@ -109,7 +109,7 @@ async def _judge(
 
 def _malformed(row: Mapping[str, Any], columns: Sequence[str]) -> Malformed:
     if is_no_record(row):
-        what = "the payload tells no record"
+        what = "the payload is not a record"
     else:
         what = f"columns that do not follow from the payload: {', '.join(columns)}"
     return Malformed(what, str(row["id"]), producer=row["producer_id"])

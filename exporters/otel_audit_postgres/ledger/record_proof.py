@@ -43,7 +43,7 @@ _OTHER_ROOT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RecordProof:
-    """What is known of a record's place in the log.
+    """A record's place in the log, and its proof.
 
     Attributes:
         state: ``verified``: text, columns, place in the tree and signature were checked just now.
@@ -133,7 +133,7 @@ async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[i
 
 
 def _numbers(block: Block, record_id: bytes) -> Iterator[int]:
-    """Where in a block an id stands."""
+    """The positions of an id in a block."""
     at = block.ids.find(record_id)
     while at >= 0:
         if at % ID_SIZE == 0:
@@ -153,7 +153,7 @@ async def _not_sealed(connection: Connection[Any], row: Mapping[str, Any]) -> Re
 
 
 def _read(note: str | None, leaf: int) -> tuple[Checkpoint | None, str]:
-    """What the last checkpoint says; or why it says nothing of a leaf."""
+    """The last checkpoint's content; or why it does not cover a leaf."""
     if note is None:
         return None, "the log has leaves, and no checkpoint"
     try:

@@ -69,7 +69,7 @@ _READABLE: Final = frozenset({name for name, _ in COLUMNS} | {"recorded_at"})
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """How far the log is sealed.
+    """The end of the sealed part of the log.
 
     Attributes:
         origin: The log's name; empty where nothing was ever sealed.
@@ -135,7 +135,7 @@ class SealedPage:
 
 
 async def horizon(connection: Connection[Any]) -> Horizon:
-    """How far the log is sealed now."""
+    """Read the end of the sealed part of the log."""
     row = await connection.fetchrow(_HORIZON)
     return Horizon() if row is None else Horizon(row["origin"] or "", row["size"], row["note"])
 
@@ -227,7 +227,7 @@ async def read_all(
 async def _beyond_pruned(
     connection: Connection[Any], start: int, limit: int, end: int
 ) -> tuple[int, int]:
-    """Where the next leaves that are not collapsed begin, and where this page of them ends."""
+    """The first leaf after the collapsed ones, and the end of its page."""
     begin = start
     for row in await connection.fetch(_PRUNED, start, end):
         if row["first"] > begin:

@@ -57,7 +57,7 @@ class LedgerError(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What one round did.
+    """The result of one round.
 
     Attributes:
         rows: Rows that were sealed.
@@ -94,7 +94,7 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a round is about to append.
+    """The block that a round is about to append.
 
     Attributes:
         tree: The log's tree with it.

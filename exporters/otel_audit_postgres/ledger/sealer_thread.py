@@ -35,7 +35,7 @@ class SealingThread:
 
     @property
     def state(self) -> ThreadState:
-        """How the thread does."""
+        """The thread's state."""
         found = self._worker.state
         # the thread may live, and the ledger not be sealed all the same
         return found._replace(failure=found.failure or self._sealer.failure)

@@ -160,6 +160,7 @@ _APPEND_BLOCK: Final = (
 _APPEND_NOTE: Final = "INSERT INTO audit.ledger_checkpoints (size, note) VALUES ($1, $2)"
 _APPEND_FLAWS: Final = "INSERT INTO audit.ledger_flaws (first, note) VALUES ($1, $2)"
 _FLAWS: Final = "SELECT note FROM audit.ledger_flaws WHERE first = $1"
+_ALL_FLAWS: Final = "SELECT first, note FROM audit.ledger_flaws ORDER BY first"
 _ROLL_UP: Final = "SELECT audit.roll_up($1::bigint[])"
 _TAKE: Final = "DELETE FROM audit.ledger_queue WHERE position = ANY($1::bigint[])"
 _BEGIN_LOG: Final = "INSERT INTO audit.ledger_log (origin) VALUES ($1)"
@@ -229,7 +230,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lock of sealing.
+    """A session that holds the sealing lock.
 
     Attributes:
         pid: The server's process.
@@ -438,7 +439,7 @@ async def unkept_quarantine(
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:
-    """Who keeps others from sealing now, the longest first."""
+    """Sessions that hold the sealing lock now, the longest first."""
     return [Holder(*row.values()) for row in await connection.fetch(_HOLDERS)]
 
 
@@ -468,7 +469,7 @@ async def rows(
 async def column_hashes(
     connection: Connection[Any], ids: Sequence[uuid.UUID]
 ) -> dict[tuple[bytes, str], bytes]:
-    """What the columns of rows are now, by id and tenant."""
+    """Hashes of the rows' current columns, by id and tenant."""
     found = await connection.fetch(_COLUMN_HASHES, ids)
     return {(row["id"].bytes, row["tenant_id"]): row["columns_hash"] for row in found}
 
@@ -477,6 +478,11 @@ async def flaws(connection: Connection[Any], first: int) -> str | None:
     """The note about malformed rows of a block, by its first leaf; None if there is none."""
     note: str | None = await connection.fetchval(_FLAWS, first)
     return note
+
+
+async def all_flaws(connection: Connection[Any]) -> list[tuple[int, str]]:
+    """The notes about malformed rows, each with the first leaf of its block."""
+    return [(row[0], row[1]) for row in await connection.fetch(_ALL_FLAWS)]
 
 
 async def append_flaws(connection: Connection[Any], first: int, note: str) -> None:
@@ -528,7 +534,7 @@ async def keep_open(connection: Connection[Any]) -> None:
 
 
 async def exported_snapshot(connection: Connection[Any]) -> str:
-    """What others need to see exactly what this transaction sees."""
+    """The id by which other transactions see the same snapshot as this one."""
     name: str = await connection.fetchval(_SNAPSHOT)
     return name
 

@@ -64,7 +64,7 @@ class SubjectKey:
         return raw.decode("utf-8", "surrogatepass")
 
     def column_text(self, value: str, path: str) -> str:
-        """What a column holds of this value of the subject: to search by it."""
+        """The column's text for this value of the subject, to search by it."""
         return MARK + encoded(self._pseudonym(path, value.encode("utf-8", "surrogatepass")))
 
     def _pseudonym(self, path: str, raw: bytes) -> bytes:
@@ -77,7 +77,7 @@ class SubjectKey:
 
 
 def context_of(record_id: str, path: str) -> bytes:
-    """What an encrypted value is bound to."""
+    """The additional data that binds an encrypted value to its place."""
     return f"otel-audit value 1\n{record_id}\n{path}".encode()
 
 

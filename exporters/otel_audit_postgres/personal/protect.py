@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -59,7 +58,7 @@ class PersonalFields:
         by_class = self.named.get(f"changes.{change.entity}", frozenset())
         by_table = self.named.get(f"changes.{change.table}", frozenset())
         by_noun = self.named.get(f"changes.{change.name}", frozenset())
-        return by_class | by_table | by_noun
+        return by_class | by_table | by_noun | frozenset(change.personal)
 
 
 def read_fields(names: Sequence[str], setting: str = "OTEL_AUDIT_PERSONAL") -> PersonalFields:
@@ -203,7 +202,7 @@ def key_store_from(config: AuditConfig) -> KeyStore | None:
     """
     if config.keys_dsn is None:
         return None
-    pending = Path(config.spool_dir) / "keys" if config.spool_dir else None
+    pending = config.spool_path / "keys"
     return KeyStore(
         plain_dsn(config.keys_dsn.get_secret_value()),
         _wrapper(config),
@@ -230,7 +229,7 @@ def _wrapper(config: AuditConfig) -> KeyWrapper:
 
 
 def actor_of(record: AuditRecord) -> Subject:
-    """Whom the record's own values are about: its actor."""
+    """The subject of the record's own values: its actor."""
     return Subject(_tenant(record), record.actor.id)
 
 

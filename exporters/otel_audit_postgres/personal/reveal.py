@@ -35,6 +35,24 @@ async def revealed(payload: str, keys: KeyStore) -> dict[str, Any]:
     return opened
 
 
+async def erased_paths(payload: str, keys: KeyStore) -> dict[str, bool]:
+    """The places of a record's personal values, and whether each was erased.
+
+    Args:
+        payload: The record's text.
+        keys: Where keys are; none is unwrapped.
+
+    Returns:
+        Such as ``{"source.address": True}``; empty for a record without personal values.
+
+    Raises:
+        StoreError: The keys cannot be asked for.
+    """
+    found = dict(_encrypted(json.loads(payload), ""))
+    there = await keys.present({one.key_id for one in found.values()}) if found else set()
+    return {path: one.key_id not in there for path, one in found.items()}
+
+
 def key_ids(payload: str) -> set[bytes]:
     """The ids of the keys that a record's values are encrypted with."""
     return {found.key_id for _, found in _encrypted(json.loads(payload), "")}

@@ -1,4 +1,4 @@
-"""How many records fit a query: by the hour, by the values of a field, and in all."""
+"""Counts of the records that match a query: by the hour, by the values of a field, and in total."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROLLED: Final = frozenset({"event", "outcome", "tenant"})
 _HOUR: Final = timedelta(hours=1)
 _ORIGIN: Final = "1970-01-01 00:00:00+00"
 _TOTAL: Final = "(all)"
-"""Where a field's name stands in other rows."""
+"""Value of the field's column in rows of totals."""
 _COUNTED_ALL: Final = f"""
 SELECT '{_TOTAL}' AS field, NULL AS value, NULL::timestamptz AS begin, count(*) AS records,
        NULL::bigint AS total, (SELECT width FROM chosen) FROM numbered
@@ -119,7 +119,7 @@ class Facet:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What fits a query, counted every way.
+    """All counts of the records that match a query.
 
     Attributes:
         total: How many records, exactly up to ``bound``; one more stands for more. None: it took
@@ -197,7 +197,7 @@ async def overview(connection: Connection[Any], query: Query, fields: Sequence[s
 
 @dataclass(frozen=True, slots=True)
 class _OfHours:
-    """What the counts by the hour say; None and nothing where they know too little."""
+    """Results from the hourly counts; None and nothing if they lack a field."""
 
     histogram: Histogram | None
     facets: dict[str, Facet]
@@ -205,7 +205,7 @@ class _OfHours:
 
 @dataclass(frozen=True, slots=True)
 class _OfNewest:
-    """What was counted of the newest records that fit."""
+    """Counts of the newest records that match."""
 
     total: int | None
     bound: int
@@ -219,20 +219,25 @@ async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[
     span = conditions_of(query, now)
     waiting = await _waiting(connection) if _is_rolled(query) else None
     end = min(span.until or now, now + _HOUR)
-    if waiting is None or (span.since is not None and end - span.since < _LONG):
+    if waiting is None:
         return _OfHours(None, {})
-    width = max(_width(end - (span.since or await _first_hour(connection))), _HOUR)
+    since = span.since or await _first_hour(connection)
+    is_long = end - since >= _LONG
+    width = max(_width(end - since), _HOUR)
     # an hour that the span cuts is told whole: good enough for a bar, and not for a number
     is_whole = span.since is span.until is None
     names = [name for name in fields if is_whole and name in _ROLLED]
+    if not is_long and not names:
+        return _OfHours(None, {})
     sql, values = _rolled(query, now, width, names)
     rows = await _within(connection, sql, values)
     if rows is None:
         facets = {name: Facet(name, timed_out=True) for name in names}
-        return _OfHours(Histogram((), width, waiting=waiting, timed_out=True), facets)
+        drawn = Histogram((), width, waiting=waiting, timed_out=True)
+        return _OfHours(drawn if is_long else None, facets)
     bars = _bars([row for row in rows if row["field"] is None])
     facets = {name: _facet_of(name, rows) for name in names}
-    return _OfHours(Histogram(bars, width, waiting=waiting), facets)
+    return _OfHours(Histogram(bars, width, waiting=waiting) if is_long else None, facets)
 
 
 async def _of_newest(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfNewest:
@@ -363,7 +368,7 @@ def _rolled(
 
 
 async def _waiting(connection: Connection[Any]) -> int | None:
-    """How many records are not counted by the hour yet; None: too many, or nothing is sealed."""
+    """The number of records not yet in the hourly counts; None: too many, or nothing is sealed."""
     state = await connection.fetchrow("SELECT waiting, size FROM audit.ledger_state()")
     if state is None or not state["size"] or state["waiting"] > _MOST_WAITING:
         return None

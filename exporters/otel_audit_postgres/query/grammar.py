@@ -70,7 +70,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for: all terms must hold. ``str`` writes it as text."""
+    """A query: all terms must match. ``str`` gives its text."""
 
     terms: tuple[Term, ...] = ()
 
@@ -141,7 +141,7 @@ class _Reader:
             self._at += negated
             if self._ends():
                 raise QueryError(
-                    begin + 1, "- stands alone: write the term behind it, -field:value"
+                    begin + 1, "- is alone: write the term right after it, -field:value"
                 )
             return Term(None, (self._text_value(),), negated)
         field = FIELDS.get(named[1].lower())
@@ -158,7 +158,7 @@ class _Reader:
         begin = self._at
         atom = self._atom(stop=None)
         if not atom.text:
-            raise QueryError(begin + 1, 'nothing stands between the quotes: leave "" out')
+            raise QueryError(begin + 1, 'there is nothing between the quotes: leave "" out')
         return Value(atom.text + "*" * atom.starred)
 
     def _value(self, field: Field) -> Value:
@@ -175,7 +175,7 @@ class _Reader:
             return Value("", "any")
         if "*" in atom.text and not atom.quoted:
             raise QueryError(
-                begin + 1, f'* is taken at the end only; where it is meant itself: "{atom.text}"'
+                begin + 1, f'* is allowed only at the end; for the character itself: "{atom.text}"'
             )
         if atom.starred and not field.takes_prefix:
             raise QueryError(self._at, f"{field.name} takes no *: write the whole value")
@@ -256,7 +256,7 @@ def _checked(field: Field, text: str, begin: int) -> str:
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.5)
     meant = f"did you mean {near[0]}:?" if near else f"there are {', '.join(FIELDS)}"
-    return f"{name[:40]}: is no field; {meant} (text with a colon stands in quotes)"
+    return f"{name[:40]}: is no field; {meant} (put text with a colon in quotes)"
 
 
 def _written(one: Term) -> str:

@@ -126,7 +126,7 @@ def _selecting(names: Sequence[str], conditions: Sequence[str]) -> str:
 
 
 def _with_payloads(walked: str) -> str:
-    """The same records with their payloads, each looked up by itself."""
+    """The same records with their payloads, each read by its id."""
     return (
         f"SELECT walked.*, l.payload FROM ({walked}) AS walked CROSS JOIN LATERAL ("  # noqa: S608
         "SELECT whole.payload FROM audit.audit_logs AS whole WHERE whole.id = walked.id "

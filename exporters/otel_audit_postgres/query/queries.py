@@ -90,7 +90,7 @@ WHERE n.nspname = 'audit' AND c.relkind = 'r' ORDER BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criteria:
-    """What records are looked for; what is None does not matter.
+    """Search criteria; None matches everything.
 
     Attributes:
         since: At this time or later, aware.
@@ -209,7 +209,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """How many records of one event there were on one day (UTC)."""
+    """The number of records of one event on one day (UTC)."""
 
     day: str
     event_name: str
@@ -218,7 +218,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a table is.
+    """The size of a table.
 
     Attributes:
         name: The table's, within schema audit.
@@ -388,7 +388,7 @@ async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
 async def among(
     connection: Connection[Any], query: Query, ids: Sequence[uuid.UUID], now: datetime
 ) -> list[Found]:
-    """Those of some records that fit a query, in the order of ``ids``.
+    """The given records that match a query, in the order of ``ids``.
 
     Args:
         connection: To the store.
@@ -423,7 +423,7 @@ async def volume(connection: Connection[Any], since: datetime) -> tuple[Volume, 
 
 
 async def sizes(connection: Connection[Any]) -> tuple[Size, ...]:
-    """How large the tables of the store and their indexes are."""
+    """The sizes of the store's tables and their indexes."""
     return tuple(Size(*row.values()) for row in await connection.fetch(_SIZES))
 
 

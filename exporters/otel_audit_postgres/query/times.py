@@ -63,7 +63,7 @@ def _after(begin: datetime, length: timedelta) -> datetime | None:
 
 
 def _precision(text: str) -> timedelta:
-    """How long the last part of an ISO time is."""
+    """The duration of the last part of an ISO time."""
     clock = text.partition("T")[2] or text.partition(" ")[2]
     clock = re.split(r"[Zz+-]", clock)[0]
     if "." in clock or "," in clock:

@@ -186,7 +186,7 @@ class Trail:
         )
 
     async def sizes(self) -> tuple[Size, ...]:
-        """How large the tables are; it shows no record, and is not recorded."""
+        """The sizes of the tables; this shows no record, and is not recorded."""
         return await queries.sizes(self._connection)
 
     async def proved(self, what: str, records: int) -> None:
@@ -206,6 +206,18 @@ class Trail:
     async def full_id(self, beginning: str) -> str:
         """Find the record's id that begins so; it shows no record, and is not recorded."""
         return str(await queries.full_id(self._connection, beginning))
+
+    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+        """Read what shows no record, in a transaction that is narrowed as any other.
+
+        Such as what there is to be asked at all: whoever shows a record then says `looked`.
+
+        Raises:
+            StoreError: The scope does not hold here.
+        """
+        async with self._connection.transaction():
+            await look_as(self._connection, self._scope)
+            return await answer(self._connection)
 
     async def ask(
         self,
@@ -301,7 +313,7 @@ async def open_trail(
 
 
 def looked_at(wanted: Criteria | Query) -> tuple[str, str] | None:
-    """What a search is about, for the record of the look: one entity, as for its history."""
+    """The target of a search, for the record of the look: one entity, as for its history."""
     query = wanted.as_query() if isinstance(wanted, Criteria) else wanted
     for one in query.terms:
         if one.field in {"entity", "target"} and not one.negated and len(one.values) == 1:
@@ -312,7 +324,7 @@ def looked_at(wanted: Criteria | Query) -> tuple[str, str] | None:
 
 
 def _named(what: str) -> tuple[str, str] | None:
-    """What evidence is about: a record, an entity, or nothing that has a name."""
+    """The target of evidence: a record, an entity, or None."""
     try:
         return "audit_record", str(uuid.UUID(what))
     except ValueError:

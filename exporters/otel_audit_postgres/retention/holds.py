@@ -21,10 +21,23 @@ _PLACE: Final = "SELECT audit.place_hold($1, $2, $3, $4, $5, $6, $7, $8)"
 _RELEASE: Final = "SELECT audit.release_hold($1, $2)"
 _OVERRIDE: Final = "SELECT audit.override_hold($1, $2, $3)"
 _IS_OVERRIDDEN: Final = "SELECT audit.hold_overridden($1, $2)"
-_ACTIVE: Final = (
-    "SELECT number, id, matter, reason, tenant, actor, entity, event, since, until, placed_by, "
-    "recorded_at FROM audit.active_holds()"
+_COLUMNS: Final = (
+    "number, id, matter, reason, tenant, actor, entity, event, since, until, placed_by, recorded_at"
 )
+_ACTIVE: Final = f"SELECT {_COLUMNS} FROM audit.active_holds()"  # noqa: S608 - constants
+_TO_APPLY: Final = f"SELECT {_COLUMNS} FROM audit.holds_to_apply()"  # noqa: S608 - constants
+_TO_LIFT: Final = f"SELECT {_COLUMNS} FROM audit.holds_to_lift()"  # noqa: S608 - constants
+# as audit.hold_on, for one that is not placed yet
+_WOULD_HOLD: Final = r"""
+SELECT count(*) FROM audit.audit_logs l
+WHERE ($1::text IS NULL OR l.tenant_id = $1) AND ($2::text IS NULL OR l.actor_id = $2)
+  AND ($3::text IS NULL OR l.entities @> ARRAY[$3])
+  AND ($4::text IS NULL OR l.event_name = $4 OR right($4, 1) = '*'
+       AND starts_with(l.event_name, left($4, -1)))
+  AND ($5::timestamptz IS NULL OR l.occurred_at >= $5)
+  AND ($6::timestamptz IS NULL OR l.occurred_at < $6)
+"""
+_APPLIED: Final = "SELECT audit.note_hold_applied($1, $2)"
 _LOOKED_AT: Final = ("tenant_id", "actor_id", "entities", "event_name", "occurred_at")
 
 
@@ -91,7 +104,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a hold applies to: all that are given."""
+    """The conditions of a hold: all given ones must match."""
 
     tenant: str | None = None
     actor: str | None = None
@@ -114,7 +127,7 @@ class Conditions:
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ConfigurationError("a hold on nothing: from is not before until")
         if self.event is not None and "*" in self.event[:-1]:
-            raise ConfigurationError("event: * is taken at the end only: order.*")
+            raise ConfigurationError("event: * is allowed only at the end: order.*")
         if self.entity is not None and ":" not in self.entity:
             raise ConfigurationError("entity: name:key is expected, such as order:123")
 
@@ -153,7 +166,40 @@ async def place_hold(
         if archive is None:
             return hold_id, []
         (placed,) = [one for one in await active_holds(connection) if one.id == hold_id]
-        return hold_id, await _hold_objects(connection, archive, placed)
+        return hold_id, await _apply(connection, archive, placed)
+
+
+async def preview_hold(
+    dsn: str, conditions: Conditions, archive: ArchiveStore | None = None
+) -> tuple[int, list[str]]:
+    """Say what a hold would apply to; nothing is changed.
+
+    Args:
+        dsn: The audit store, as a role that sees all rows.
+        conditions: What it would apply to.
+        archive: Where archives are.
+
+    Returns:
+        How many rows in the database, and the names of objects with rows to which it applies.
+
+    Raises:
+        ConfigurationError: It applies to nothing.
+        StoreError: The store cannot be asked.
+    """
+    conditions.refuse_unfit()
+    async with store.opened(dsn, "preview a hold", asks=True) as connection:
+        rows: int = await connection.fetchval(
+            _WOULD_HOLD, conditions.tenant, conditions.actor, conditions.entity, conditions.event,
+            conditions.since, conditions.until,
+        )  # fmt: skip
+        if archive is None:
+            return rows, []
+        hold = Hold(
+            0, uuid.UUID(int=0), "", "", conditions.tenant, conditions.actor, conditions.entity,
+            conditions.event, conditions.since, conditions.until, "", datetime.now(UTC),
+        )  # fmt: skip
+        objects = await _objects(connection)
+    return rows, [entry.key for _, month, entry in objects if _applies(archive, entry, month, hold)]
 
 
 async def release_hold(
@@ -170,20 +216,38 @@ async def release_hold(
     if not reason.strip():
         raise ConfigurationError("releasing a hold needs a reason")
     async with store.opened(dsn, "release a hold") as connection:
-        before = await active_holds(connection)
         await connection.execute(_RELEASE, hold_id, reason)
         if archive is None:
             return []
-        released = [one for one in before if one.id == hold_id]
-        others = [one for one in before if one.id != hold_id]
-        freed = []
-        for _, month, entry in await _objects(connection):
-            if any(_applies(archive, entry, month, one) for one in released) and not any(
-                _applies(archive, entry, month, one) for one in others
-            ):
-                archive.hold(entry.key, on=False)
-                freed.append(entry.key)
-        return freed
+        released = [one for one in await _holds(connection, _TO_LIFT) if one.id == hold_id]
+        return [key for one in released for key in await _lift(connection, archive, one)]
+
+
+async def settle_holds(
+    connection: Connection[Any], archive: ArchiveStore, since: int
+) -> tuple[list[str], list[str]]:
+    """Bring objects to what the holds say, where somebody was cut off or a month is new.
+
+    Args:
+        connection: To the store, as its retention role.
+        archive: Where the objects are.
+        since: Objects of manifests after this step are looked at for every hold.
+
+    Returns:
+        The names of the objects that are held now, and of those that are held no more.
+    """
+    held: list[str] = []
+    freed: list[str] = []
+    for one in await _holds(connection, _TO_APPLY):
+        held += await _apply(connection, archive, one)
+    for one in await _holds(connection, _TO_LIFT):
+        freed += await _lift(connection, archive, one)
+    active = await active_holds(connection)
+    for step, month, entry in await _objects(connection):
+        if step > since and any(_applies(archive, entry, month, one) for one in active):
+            archive.hold(entry.key, on=True)
+            held.append(entry.key)
+    return sorted({*held}), freed
 
 
 async def override_hold(dsn: str, hold_id: uuid.UUID, target: str, reason: str) -> None:
@@ -212,7 +276,7 @@ async def list_holds(dsn: str) -> list[Hold]:
 
 async def active_holds(connection: Connection[Any]) -> list[Hold]:
     """As `list_holds`, over a connection."""
-    return [Hold(*row.values()) for row in await connection.fetch(_ACTIVE)]
+    return await _holds(connection, _ACTIVE)
 
 
 async def is_overridden(connection: Connection[Any], hold: Hold, target: str) -> bool:
@@ -238,15 +302,38 @@ async def hold_on_object(
     return None, seen
 
 
-async def _hold_objects(
-    connection: Connection[Any], archive: ArchiveStore, hold: Hold
-) -> list[str]:
+async def _apply(connection: Connection[Any], archive: ArchiveStore, hold: Hold) -> list[str]:
     held = []
     for _, month, entry in await _objects(connection):
         if _applies(archive, entry, month, hold):
             archive.hold(entry.key, on=True)
             held.append(entry.key)
+    await connection.execute(_APPLIED, hold.id, False)  # noqa: FBT003 - a statement's parameter
     return held
+
+
+async def _lift(connection: Connection[Any], archive: ArchiveStore, hold: Hold) -> list[str]:
+    """Take a hold off objects to which no other applies."""
+    others = await active_holds(connection)
+    freed = []
+    for _, month, entry in await _objects(connection):
+        if _applies(archive, entry, month, hold) and not any(
+            _applies(archive, entry, month, one) for one in others
+        ):
+            archive.hold(entry.key, on=False)
+            freed.append(entry.key)
+    # one that was placed meanwhile may just have been taken off again
+    known = {one.id for one in others}
+    for one in await active_holds(connection):
+        if one.id not in known:
+            again = await _apply(connection, archive, one)
+            freed = [key for key in freed if key not in again]
+    await connection.execute(_APPLIED, hold.id, True)  # noqa: FBT003 - a statement's parameter
+    return freed
+
+
+async def _holds(connection: Connection[Any], query: str) -> list[Hold]:
+    return [Hold(*row.values()) for row in await connection.fetch(query)]
 
 
 async def _objects(connection: Connection[Any]) -> list[tuple[int, Any, ArchivedObject]]:

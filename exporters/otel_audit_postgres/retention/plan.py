@@ -1,4 +1,4 @@
-"""What the policy means for what is in the trail: month by month, class by class."""
+"""The retention plan: what the policy does with the trail, month by month, class by class."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ FROM audit.audit_logs WHERE id = $1
 """
 _NOW: Final = "SELECT now()"
 CLOCKS_APART: Final = timedelta(minutes=5)
-"""How far the clocks of this machine and of the database may be apart, before nothing is done."""
+"""Largest difference between this machine's clock and the database's; above it nothing is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedClass:
-    """What is in a month of one class.
+    """The records of one class in a month.
 
     Attributes:
         says: What the policy says of it.
+        events: Of which events.
         rows: How many.
         size: Bytes of their payloads.
         leaves_on: From which day on it may leave the database; None: never.
@@ -61,6 +62,7 @@ class PlannedClass:
     """
 
     says: RetentionClass
+    events: frozenset[str]
     rows: int
     size: int
     leaves_on: date | None
@@ -78,7 +80,7 @@ class PlannedClass:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMonth:
-    """What is to become of a month.
+    """The plan for a month.
 
     Attributes:
         month: Its first day.
@@ -119,7 +121,7 @@ class PlannedMonth:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes:
         today: The day for which it is.
@@ -133,7 +135,7 @@ class Plan:
 
     @property
     def due(self) -> list[PlannedMonth]:
-        """Those that go now, the first one first."""
+        """The months that are due now, in their order."""
         return [one for one in self.months if one.is_due(self.today)]
 
 
@@ -234,19 +236,20 @@ async def _classes(
     connection: Connection[Any], policy: RetentionPolicy, month: date
 ) -> tuple[PlannedClass, ...]:
     level = _LEVEL if policy.reads_level else "NULL::text"
-    counted: dict[str, tuple[RetentionClass, int, int]] = {}
-    for *kind, rows, size in await connection.fetch(_KINDS.format(level=level), *_span(month)):
-        says = policy.explain(RecordKind(*kind))
-        _, known_rows, known_size = counted.get(says.name, (says, 0, 0))
-        counted[says.name] = (says, known_rows + rows, known_size + size)
+    counted: dict[str, tuple[RetentionClass, frozenset[str], int, int]] = {}
+    for *values, rows, size in await connection.fetch(_KINDS.format(level=level), *_span(month)):
+        kind = RecordKind(*values)
+        says = policy.explain(kind)
+        _, events, known_rows, known_size = counted.get(says.name, (says, frozenset(), 0, 0))
+        counted[says.name] = (says, events | {kind.event}, known_rows + rows, known_size + size)
     end = end_of(month)
     return tuple(
         PlannedClass(
-            says, rows, size,
+            says, events, rows, size,
             None if says.hot is None else end + timedelta(days=says.hot),
             None if says.expires_after is None else end + timedelta(days=says.expires_after),
         )
-        for _, (says, rows, size) in sorted(counted.items())
+        for _, (says, events, rows, size) in sorted(counted.items())
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RetentionClass:
-    """What the policy says of one kind of records.
+    """The retention of one kind of records.
 
     Attributes:
         name: By the rules that say it.
@@ -114,10 +114,12 @@ class RetentionPolicy:
     Attributes:
         floor: Days before which no record goes, whatever a rule says.
         rules: In their order; the last is the default, which applies to all.
+        two_persons: Whether another role must approve what may keep less than this.
     """
 
     floor: int
     rules: tuple[Rule, ...]
+    two_persons: bool = False
 
     def explain(self, kind: RecordKind) -> RetentionClass:
         """Say what applies to a kind of records.
@@ -153,14 +155,18 @@ class RetentionPolicy:
 
     def as_plain(self) -> dict[str, Any]:
         """As the store keeps it."""
-        return {"floor": self.floor, "rules": [rule.as_plain() for rule in self.rules]}
+        plain: dict[str, Any] = {
+            "floor": self.floor, "rules": [rule.as_plain() for rule in self.rules]
+        }  # fmt: skip
+        return {**plain, "two_persons": True} if self.two_persons else plain
 
 
 def read_policy(text: str, place: str = "retention policy") -> RetentionPolicy:
     """Read a policy.
 
     Args:
-        text: TOML: ``floor``, ``[default]``, and ``[[rule]]`` with ``name``, ``match`` and days.
+        text: TOML: ``floor``, ``two_persons``, ``[default]``, and ``[[rule]]`` with ``name``,
+            ``match`` and days.
         place: Where it came from, for messages.
 
     Raises:
@@ -171,7 +177,10 @@ def read_policy(text: str, place: str = "retention policy") -> RetentionPolicy:
         found = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PolicyError(f"{place}: not TOML: {error}") from None
-    _refuse_unknown(found, ("floor", "default", "rule"), place)
+    _refuse_unknown(found, ("floor", "two_persons", "default", "rule"), place)
+    two_persons = found.get("two_persons", False)
+    if not isinstance(two_persons, bool):
+        raise PolicyError(f"{place}: two_persons: true or false is expected")
     floor = _number(found.get("floor", 0), f"{place}: floor")
     entries = found.get("rule", [])
     if not isinstance(entries, list) or len(entries) > MOST_RULES:
@@ -187,7 +196,7 @@ def read_policy(text: str, place: str = "retention policy") -> RetentionPolicy:
         raise PolicyError(f"{where}: a table [default] is expected")
     _refuse_unknown(default, _DAYS, where)
     rules.append(Rule(_DEFAULT, {}, _days(default, where)))
-    policy = RetentionPolicy(floor, tuple(rules))
+    policy = RetentionPolicy(floor, tuple(rules), two_persons)
     for rule in rules:
         _refuse_impossible(rule, policy, place)
     return policy
@@ -223,7 +232,7 @@ def _rule(entry: Any, place: str) -> Rule:
         if not isinstance(pattern, str) or not pattern:
             raise PolicyError(f"{place}: match.{field}: a text is expected")
         if "*" in pattern[:-1] or (field == "level" and "*" in pattern):
-            raise PolicyError(f"{place}: match.{field}: * is taken at the end only: order.*")
+            raise PolicyError(f"{place}: match.{field}: * is allowed only at the end: order.*")
     days = _days(entry, place)
     if not days:
         raise PolicyError(f"{place}: it says nothing: one of {', '.join(_DAYS)} is needed")
@@ -248,7 +257,7 @@ def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], place: str) 
 
 
 def _refuse_impossible(rule: Rule, policy: RetentionPolicy, place: str) -> None:
-    """What no record can satisfy is refused when the policy is read, whatever the trail holds."""
+    """Refuse a policy that no record can satisfy, whatever the trail holds."""
     for other in policy.rules:
         if not rule.overlaps(other):
             continue

@@ -47,13 +47,18 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.errors import sqlstate
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey, Signer
-from otel_audit_postgres.retention.holds import hold_on_object
+from otel_audit_postgres.retention.holds import hold_on_object, settle_holds
 from otel_audit_postgres.retention.months import collapse
 from otel_audit_postgres.retention.plan import Plan, PlannedMonth, end_of, planned
-from otel_audit_postgres.retention.policy import RecordKind, RetentionClass, RetentionPolicy
-from otel_audit_postgres.rows import COLUMNS
+from otel_audit_postgres.retention.policy import (
+    PolicyError,
+    RecordKind,
+    RetentionClass,
+    RetentionPolicy,
+)
 
 _SET_POLICY: Final = "SELECT audit.set_retention_policy($1::text::jsonb)"
+_APPROVE: Final = "SELECT audit.approve_retention_policy($1::text::jsonb)"
 _LEAD: Final = "SELECT audit.try_to_retain()"
 _RETIRE: Final = "SELECT audit.retire_partition($1)"
 _RETIRED: Final = (
@@ -62,12 +67,14 @@ _RETIRED: Final = (
 )
 _IS_SEALED: Final = "SELECT audit.is_sealed($1)"
 _DROP: Final = "SELECT audit.drop_partition($1, $2)"
+_SETTLED_UP_TO: Final = (
+    "SELECT coalesce((done ->> 'step')::integer, 0) FROM audit.retention_runs "
+    "ORDER BY recorded_at DESC LIMIT 1"
+)
+_RECORD_RUN: Final = "SELECT audit.record_retention_run($1::text::jsonb, $2::text::jsonb)"
 _END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
 _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
-_PLACES: Final = {name: place for place, (name, _) in enumerate(COLUMNS)}
-_TENANT, _EVENT = _PLACES["tenant_id"], _PLACES["event_name"]
-_ACTION, _PAYLOAD = _PLACES["action"], _PLACES["payload"]
 _POLL: Final = 0.2
 _TRIES: Final = 30
 _NOT_SEALED: Final = "waits for the sealer"
@@ -107,7 +114,7 @@ class Setting:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         archived: Months that were archived, with their rows.
@@ -115,6 +122,7 @@ class RunReport:
         removed: Objects of the archive that were due to go, and went.
         waiting: Months that go with the next run, and why not with this one.
         blocked: Months that were due and stayed, and what keeps them.
+        held: Objects of the archive on which a legal hold was put.
         collapsed: Leaves that were collapsed.
     """
 
@@ -123,13 +131,15 @@ class RunReport:
     removed: list[str] = field(default_factory=list)
     waiting: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)
     collapsed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
         return {
             "archived": self.archived, "dropped": self.dropped, "removed": self.removed,
-            "waiting": self.waiting, "blocked": self.blocked, "collapsed": self.collapsed,
+            "waiting": self.waiting, "blocked": self.blocked, "held": self.held,
+            "collapsed": self.collapsed,
         }  # fmt: skip
 
 
@@ -161,6 +171,34 @@ async def run(policy: RetentionPolicy, setting: Setting, today: date | None = No
             return await work.all(today)
 
 
+async def put_in_force(connection: Connection[Any], policy: RetentionPolicy) -> None:
+    """Put a policy in force; a record tells it, if it is another one.
+
+    Raises:
+        PolicyError: It may keep less, and two persons must want that.
+    """
+    try:
+        await connection.fetchval(_SET_POLICY, json.dumps(policy.as_plain()))
+    except Exception as error:
+        if sqlstate(error) != _REFUSED:
+            raise
+        raise PolicyError(f"{error}: otel-audit retention approve, as another role") from None
+
+
+async def approve(dsn: str, policy: RetentionPolicy) -> None:
+    """Say that this role, too, wants a policy that may keep less than the one in force.
+
+    Args:
+        dsn: The audit store, as a member of its retention role, and not who runs retention.
+        policy: The new policy.
+
+    Raises:
+        StoreError: It is in force already, or the role lacks a right.
+    """
+    async with store.opened(dsn, "approve a policy") as connection:
+        await connection.fetchval(_APPROVE, json.dumps(policy.as_plain()))
+
+
 class _Run:
     def __init__(
         self,
@@ -179,7 +217,7 @@ class _Run:
         plan = await planned(self._connection, self._policy, today)
         self._months = {month.month: month for month in plan.months}
         self._step("", "policy")
-        await self._connection.fetchval(_SET_POLICY, json.dumps(self._policy.as_plain()))
+        await put_in_force(self._connection, self._policy)
         for month in plan.months:
             name = f"{month.month:%Y-%m}"
             if month.first_day is not None and month.first_day <= plan.today and month.blocked_by:
@@ -189,9 +227,29 @@ class _Run:
         if self._report.dropped:
             self._step("", "collapse")
             self._report.collapsed = await collapse(self._setting.dsn)
+        step = await self._settle_holds()
         await self._expire(plan)
         await self._connection.fetchval(_END_RESTORED)
+        await self._record(plan, step)
         return self._report
+
+    async def _settle_holds(self) -> int:
+        """Put holds on what was archived since the last run; the last manifest that has them."""
+        archives = await recorded_archives(self._connection)
+        archive = self._setting.archive
+        if archive is None:
+            return 0
+        self._step("", "holds")
+        since = await self._connection.fetchval(_SETTLED_UP_TO) or 0
+        self._report.held, _ = await settle_holds(self._connection, archive, since)
+        return archives[-1].step if archives else 0
+
+    async def _record(self, plan: Plan, step: int) -> None:
+        """Tell in the trail what was done, and that it was looked at where nothing was to do."""
+        self._step("", "tell")
+        months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
+        done = {**self._report.as_json(), "step": step, "day": plan.today.isoformat()}
+        await self._connection.fetchval(_RECORD_RUN, json.dumps(done), json.dumps(months))
 
     async def _month(self, month: PlannedMonth) -> None:
         name = f"{month.month:%Y-%m}"
@@ -341,14 +399,14 @@ class _Run:
         self._step(name, "record")
         await record_archive(self._connection, note, manifest)
 
-    def _class_of(self, values: Sequence[Any]) -> str | None:
+    def _class_of(self, tenant: str, event: str, action: str, payload: memoryview) -> str | None:
         level = None
         if self._policy.reads_level:
             try:
-                level = msgspec.json.decode(values[_PAYLOAD], type=_Level).level
+                level = msgspec.json.decode(payload, type=_Level).level
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 level = None
-        kind = RecordKind(values[_TENANT], values[_EVENT], values[_ACTION], level)
+        kind = RecordKind(tenant, event, action, level)
         says = self._classes.get(kind)
         if says is None:
             says = self._classes[kind] = self._policy.explain(kind)

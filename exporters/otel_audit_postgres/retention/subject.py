@@ -14,7 +14,7 @@ from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
-from otel_audit_postgres.personal.reveal import revealed
+from otel_audit_postgres.personal.reveal import erased_paths, revealed
 
 _COUNT: Final = "SELECT rows, first, last FROM audit.subject_rows($1, $2::text[])"
 _HELD: Final = "SELECT audit.hold_on_subject($1, $2)"
@@ -30,7 +30,7 @@ _SEARCHED: Final = ("tenant_id", "actor_id", "entities", "payload", "received_by
 
 @dataclass(frozen=True, slots=True)
 class ErasurePlan:
-    """What erasing somebody would do.
+    """The plan of an erasure.
 
     Attributes:
         keys: How many keys there are to destroy.
@@ -110,6 +110,17 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
     return True
 
 
+async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
+    """How many destroyed keys the trail tells of, and how many of those are there all the same.
+
+    Args:
+        dsn: The audit store, as a reader or its retention role.
+        keys: The keys.
+    """
+    told = await _told_keys(dsn)
+    return len(told), len(await keys.present(told))
+
+
 async def replay_erasures(dsn: str, keys: KeyStore) -> int:
     """Destroy keys again that a restored key database has brought back; return their number.
 
@@ -117,12 +128,16 @@ async def replay_erasures(dsn: str, keys: KeyStore) -> int:
         dsn: The audit store, as a reader or its retention role.
         keys: The keys.
     """
-    async with store.opened(dsn, "replay erasures", asks=True) as connection:
-        told = [
-            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
-        ]
+    told = await _told_keys(dsn)
     await keys.replay(told)
     return len(told)
+
+
+async def _told_keys(dsn: str) -> list[bytes]:
+    async with store.opened(dsn, "replay erasures", asks=True) as connection:
+        return [
+            bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
+        ]
 
 
 async def export_subject(
@@ -137,7 +152,8 @@ async def export_subject(
         archive: Where archives are, for what left the database.
 
     Yields:
-        ``record``, decrypted as far as keys are there; ``place`` (``store``, or the object); and
+        ``record``, decrypted as far as keys are there; ``personal``: its personal values by their
+        places, each ``readable`` or ``erased``; ``place`` (``store``, or the object); and
         ``received_by``, the credential of who delivered it.
     """
     names = [subject.name]
@@ -170,8 +186,11 @@ async def _record_look(connection: Connection[Any], records: int) -> None:
 async def _told(
     payload: str, place: str, received_by: str | None, keys: KeyStore
 ) -> dict[str, Any]:
+    erased = await erased_paths(payload, keys)
     return {
-        "record": await revealed(payload, keys), "place": place, "received_by": received_by,
+        "record": await revealed(payload, keys),
+        "personal": {path: "erased" if gone else "readable" for path, gone in erased.items()},
+        "place": place, "received_by": received_by,
     }  # fmt: skip
 
 

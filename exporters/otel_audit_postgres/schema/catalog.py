@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogs say about the audit store.
+"""The audit store in PostgreSQL's catalogs.
 
 Catalogs may be read by everybody, so these queries work whatever the role may do; names that need
 rights on the schema to be looked up (``'audit.x'::regclass``) are avoided where these may lack.

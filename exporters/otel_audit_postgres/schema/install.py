@@ -52,7 +52,7 @@ _NOTHING: Final = Members()
 
 @dataclass(frozen=True, slots=True)
 class InitReport:
-    """What `init` or `migrate` found and did.
+    """The result of `init` or `migrate`.
 
     Attributes:
         version: The schema's version now.
@@ -75,6 +75,7 @@ async def init(  # noqa: PLR0913 - one for each role
     reader: str | None = None,
     sealer: str | None = None,
     retention: str | None = None,
+    streamer: str | None = None,
     tenants: Sequence[str] = (),
     viewer: str | None = None,
 ) -> InitReport:
@@ -85,13 +86,15 @@ async def init(  # noqa: PLR0913 - one for each role
     Args:
         dsn_or_engine: ``postgresql://…``, ``postgresql+asyncpg://…``, or an `AsyncEngine` of
             SQLAlchemy over asyncpg.
-        roles: Create the group roles (otel_audit_owner, _writer, _reader, _sealer, _retention),
+        roles: Create the group roles (otel_audit_owner, _writer, _reader, _sealer, _retention,
+            _streamer),
             give everything to the owner and to the others what they need. This needs CREATEROLE
             and CREATE on the database; a superuser also installs the event trigger against DDL.
         writer: An existing login role that is to write; with ``roles``.
         reader: An existing login role that is to read; with ``roles``.
         sealer: An existing login role that is to seal; with ``roles``.
         retention: An existing login role that is to drop sealed months; with ``roles``.
+        streamer: An existing login role that is to read everything and send it on; with ``roles``.
         tenants: The only tenants that ``reader`` is to see. None: what it was entered for before,
             or all if it was not.
         viewer: An existing login role of the viewer, which reads on behalf of others: it sees
@@ -106,7 +109,7 @@ async def init(  # noqa: PLR0913 - one for each role
         StoreError: The schema is newer than this package or half migrated, a right is missing, or
             the database is not in UTF-8; nothing was changed.
     """
-    members = Members(writer, reader, sealer, retention, tenants, viewer)
+    members = Members(writer, reader, sealer, retention, tenants, viewer, streamer)
     if not roles:
         members.refuse_without_roles("init")
     if tenants and not reader:
@@ -166,6 +169,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     reader: str | None = None,
     sealer: str | None = None,
     retention: str | None = None,
+    streamer: str | None = None,
     viewer: str | None = None,
     since: int = 0,
 ) -> str:
@@ -177,6 +181,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
         reader: As for `init`.
         sealer: As for `init`.
         retention: As for `init`.
+        streamer: As for `init`.
         viewer: As for `init`.
         since: The version that is installed already; 0 for none.
 
@@ -186,7 +191,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     Raises:
         ConfigurationError: A login role is named without ``roles``.
     """
-    members = Members(writer, reader, sealer, retention, viewer=viewer)
+    members = Members(writer, reader, sealer, retention, viewer=viewer, streamer=streamer)
     if not roles:
         members.refuse_without_roles("schema_sql")
     parts = ["BEGIN;", f"{LOCK};", f"{PERMIT};"]

@@ -29,11 +29,11 @@ class Migration:
 
     @property
     def title(self) -> str:
-        """How it is called in messages: ``0002 ledger``."""
+        """Its name in messages: ``0002 ledger``."""
         return f"{self.version:04} {self.name}"
 
     def makes(self) -> dict[str, str]:
-        """What it adds to schema audit: names to ``table``, ``sequence`` or ``function``."""
+        """The added objects of schema audit: names to ``table``, ``sequence`` or ``function``."""
         return {found[2]: found[1].lower() for found in _MADE.finditer(self.sql)}
 
 

@@ -36,7 +36,7 @@ _MONTHS: Final = "SELECT month, rows FROM audit.default_partition_months()"
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """What became of one month's partition.
+    """The result for one month's partition.
 
     Attributes:
         name: The partition's name.
@@ -53,7 +53,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """What `maintain` found and did.
+    """The result of `maintain`.
 
     Attributes:
         partitions: From last month to the last one ahead.

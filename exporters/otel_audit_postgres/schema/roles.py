@@ -1,4 +1,4 @@
-"""Who may do what in the store: the group roles, and who is made a member of one."""
+"""Roles and rights of the store: the group roles, and their members."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ WRITER: Final = "otel_audit_writer"
 READER: Final = "otel_audit_reader"
 SEALER: Final = "otel_audit_sealer"
 RETENTION: Final = "otel_audit_retention"
+STREAMER: Final = "otel_audit_streamer"
 
 # before PostgreSQL 16 a role is a member once; since then once for each who granted it
 _IS_MEMBER: Final = """
@@ -54,6 +55,7 @@ class Members:
         tenants: The only tenants that ``reader`` is to see; none: as before, or all.
         viewer: Who is to read on behalf of others: as the viewer, which names for each look the
             tenants that it is for.
+        streamer: Who is to read everything and send it on.
     """
 
     writer: str | None = None
@@ -62,6 +64,7 @@ class Members:
     retention: str | None = None
     tenants: Sequence[str] = ()
     viewer: str | None = None
+    streamer: str | None = None
 
     def groups(self) -> list[tuple[str, str]]:
         """Pairs of group role and login role."""
@@ -71,6 +74,8 @@ class Members:
             (SEALER, self.sealer),
             (RETENTION, self.retention),
             (READER, self.viewer),
+            (READER, self.streamer),
+            (STREAMER, self.streamer),
         )
         return [(group, login) for group, login in wanted if login]
 
@@ -82,10 +87,12 @@ class Members:
             )
 
     def statements(self) -> list[str]:
-        """What `hand_over` does for them, as statements."""
+        """The statements of `hand_over`."""
         lines = [f"GRANT {group} TO {quoted(login)};" for group, login in self.groups()]
         if self.reader:
             lines.append(_ENTERED.format(role=_literal(self.reader)))
+        if self.streamer:
+            lines.append(_ENTERED.format(role=_literal(self.streamer)))
         if self.viewer:
             lines.append(_SCOPED.replace("$1", _literal(self.viewer)) + ";")
         return lines
@@ -117,7 +124,7 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
     await connection.execute(grants_sql())
     done = (
         f"roles {OWNER} (owns), {WRITER} (appends), {READER} (reads), {SEALER} (seals), "
-        f"{RETENTION} (drops sealed months): in place"
+        f"{RETENTION} (drops sealed months), {STREAMER} (sends on): in place"
     )
     lines = [done]
     for group, login in members.groups():
@@ -132,7 +139,7 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
         if group == READER and login == members.viewer:
             await connection.execute(_SCOPED, login)
         elif group == READER:
-            await _enter(connection, login, members.tenants)
+            await _enter(connection, login, members.tenants if login == members.reader else ())
         lines.append(f"role {login}: member of {group}")
     if await connection.fetchval(_IS_SUPERUSER):
         await connection.execute(event_trigger_sql())

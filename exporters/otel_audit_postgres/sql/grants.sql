@@ -76,6 +76,15 @@ GRANT EXECUTE ON FUNCTION audit.set_retention_policy(jsonb), audit.retention_pol
     audit.retired_rows(uuid), audit.is_sealed(uuid), audit.try_to_retain(),
     audit.record_restoration(date, integer, bigint), audit.end_restorations(date)
     TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.keeps_less(jsonb, jsonb), audit.approve_retention_policy(jsonb),
+    audit.record_retention_run(jsonb, jsonb), audit.note_hold_applied(uuid, boolean),
+    audit.holds_to_apply(), audit.holds_to_lift() TO otel_audit_retention;
+GRANT EXECUTE ON FUNCTION audit.record_archive_verification(integer, bigint, integer, boolean)
+    TO otel_audit_retention, otel_audit_sealer, otel_audit_reader;
+GRANT SELECT ON audit.retention_runs, audit.archive_verifications
+    TO otel_audit_retention, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.retention_state()
+    TO otel_audit_retention, otel_audit_sealer, otel_audit_reader;
 GRANT SELECT ON audit.archives, audit.archive_removals, audit.retirements, audit.restorations
     TO otel_audit_retention, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.retention_policy() TO otel_audit_reader;
@@ -84,6 +93,15 @@ GRANT EXECUTE ON FUNCTION audit.hold_on_subject(text, text), audit.subject_rows(
 GRANT SELECT ON audit.erasures TO otel_audit_retention, otel_audit_reader;
 GRANT INSERT ON audit.restored_logs TO otel_audit_retention;
 GRANT SELECT ON audit.restored_logs TO otel_audit_reader;
+
+-- Streams: positions move as the functions let them; rows are read as any reader does.
+GRANT USAGE ON SCHEMA audit TO otel_audit_streamer;
+GRANT SELECT ON audit.streams, audit.stream_parked TO otel_audit_streamer, otel_audit_reader;
+GRANT EXECUTE ON FUNCTION audit.open_stream(text, jsonb, bigint),
+    audit.advance_stream(text, bigint, bigint, bigint, bytea, text, bigint, jsonb),
+    audit.pause_stream(text, boolean), audit.rewind_stream(text, bigint, text),
+    audit.test_stream(text)
+    TO otel_audit_streamer;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none. A transaction
 -- that looks on somebody's behalf sees of those the tenants that it was narrowed to.

@@ -31,7 +31,7 @@ def call_after(seconds: float, act: Callable[[], None]) -> Timer | None:
         act: Is called on the event loop, in an empty context; must not raise.
 
     Returns:
-        The timer; None where no event loop runs here.
+        The timer; None if no event loop runs here.
     """
     # an empty context: what the request's own holds is not kept alive by the clock
     context = contextvars.Context()
@@ -68,7 +68,7 @@ async def in_slices(steps: Iterator[object]) -> None:
     A task that is cancelled meanwhile takes at once what is left: none is left out.
 
     Args:
-        steps: Each does its part when it is asked for; must not raise.
+        steps: Each does its part when the iterator advances; must not raise.
     """
     try:
         for _ in steps:
@@ -101,7 +101,7 @@ def on_any_loop(ask: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Tell whether an exception is how asyncio or Trio cuts a task off."""
+    """Return whether an exception is how asyncio or Trio cuts a task off."""
     if isinstance(error, asyncio.CancelledError):
         return True
     trio = sys.modules.get("trio")
@@ -109,6 +109,6 @@ def is_cancellation(error: BaseException | None) -> bool:
 
 
 def running_trio() -> Any:
-    """Return Trio if it runs the task that asks, else None."""
+    """Return Trio if it runs the calling task, else None."""
     trio = sys.modules.get("trio")
     return trio if trio is not None and trio.lowlevel.in_trio_task() else None

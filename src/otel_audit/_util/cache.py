@@ -11,7 +11,7 @@ V = TypeVar("V")
 _MISSING: Final[Any] = object()
 _WIDEST: Final = 128
 _LONGEST: Final = 8192
-"""Names, and their letters in all, of a key that is kept: whoever sends spans chooses them."""
+"""Names, and their letters in all, of a cached key: senders of spans choose them."""
 
 
 class BoundedCache(dict[K, V]):
@@ -61,7 +61,7 @@ class BoundedCache(dict[K, V]):
 
 
 def are_few_names(names: tuple[str, ...]) -> bool:
-    """Tell whether names are worth keeping as a key: spans of one kind have the same few."""
+    """Return whether names are worth keeping as a key: spans of one kind have the same few."""
     return len(names) <= _WIDEST and sum(map(len, names)) <= _LONGEST
 
 
@@ -69,7 +69,7 @@ class Memo(BoundedCache[K, V]):
     """The results of a function by its argument: ``memo[argument]`` calls it once.
 
     A dictionary finds what it knows without calling anything in Python, which is why this is not
-    `functools.lru_cache`; nor does that one tell which arguments are worth keeping.
+    `functools.lru_cache`; nor does that one decide which arguments are worth keeping.
     """
 
     __slots__ = ("_is_worth", "_make")
@@ -82,7 +82,7 @@ class Memo(BoundedCache[K, V]):
         Args:
             make: Depends on its argument only; what it raises is the caller's.
             size: Results in one generation.
-            is_worth: Tells which arguments are kept with their results: small ones, that come
+            is_worth: Returns whether arguments are kept with their results: small ones, that come
                 again.
         """
         super().__init__(size)

@@ -28,7 +28,7 @@ def write_durably(opened: int, data: bytes) -> None:
 
 
 def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put a file in place at once: whoever reads it, ever, reads the old content or the new one.
+    """Replace a file atomically: a reader gets the old content or the new one.
 
     Args:
         path: The file; its directory exists.

@@ -1,4 +1,4 @@
-"""What begins anew in a forked child, in one place and in one order.
+"""Resets objects in a forked child, in one place and in one order.
 
 `os.register_at_fork` keeps for ever what it is given. Here an object is forgotten with its last
 user, and what fails in the child holds up none of the others.
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 _hooks: Final[dict[int, Callable[[], object]]] = {}
 """In the order of registration: what was made first is in order again when what was built upon it
-begins anew."""
+starts again."""
 
 _numbers: Final = itertools.count()
 
@@ -34,7 +34,7 @@ def call_in_child(act: Callable[[], object]) -> None:
 
 
 def renew_in_child(owner: T, renew: Callable[[T], object]) -> None:
-    """Let an object begin anew in each forked child, for as long as it exists.
+    """Reset an object in each forked child, for as long as it exists.
 
     Args:
         owner: The object; it is not kept alive.
@@ -52,7 +52,7 @@ def renew_in_child(owner: T, renew: Callable[[T], object]) -> None:
 
 
 def _renew_all() -> None:
-    # a copy: an object may end while the others begin anew
+    # a copy: an object may end while the others start again
     for act in list(_hooks.values()):
         try:
             act()

@@ -21,7 +21,7 @@ def gunzip(data: bytes, step: int, most_members: int) -> Iterator[bytes]:
 
     Args:
         data: The compressed bytes.
-        step: Bytes that one step yields at the most, so that the caller can stop a bomb.
+        step: Bytes that one step yields at most, so that the caller can stop a bomb.
         most_members: Members that are read.
 
     Raises:

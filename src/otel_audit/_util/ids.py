@@ -15,14 +15,14 @@ _VARIANT = 1 << 63
 _RANDOM = (1 << 62) - 1
 
 _END = (1 << 48) * 1_000_000
-"""Nanoseconds that 48 bits of milliseconds can tell."""
+"""Nanoseconds that 48 bits of milliseconds can hold."""
 
 UUID_PATTERN: Final = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 """Matches a UUID in its usual spelling, in upper or lower case (RFC 9562, section 4)."""
 
-# a bound method: asked for every path segment and attribute, where one call more counts
+# a bound method: called for every path segment and attribute, where one more call counts
 is_uuid: Final = re.compile(UUID_PATTERN).fullmatch
-"""Tell whether a whole text is a UUID in its usual spelling; truthy if so."""
+"""Return whether a whole text is a UUID in its usual spelling; truthy if so."""
 
 
 def uuid7(unix_ns: int | None = None) -> str:
@@ -45,7 +45,7 @@ def derived_uuid7(unix_ns: int, *parts: str) -> str:
 
     Args:
         unix_ns: The time to carry, in nanoseconds since the Unix epoch.
-        parts: What tells this thing from all others of the same time.
+        parts: Distinguish this thing from all others of the same time.
 
     Returns:
         36 characters, lower case.
@@ -57,7 +57,7 @@ def derived_uuid7(unix_ns: int, *parts: str) -> str:
 def public_id() -> str:
     """Make a UUIDv7 that strangers may see: no other id can be reckoned from it.
 
-    The numbers behind `uuid7` could be foretold by whoever saw some hundred of them; these are the
+    The numbers behind `uuid7` could be predicted after some hundred of them; these are the
     kernel's.
     """
     return _compose(time.time_ns(), int.from_bytes(os.urandom(8), "big"))
@@ -68,7 +68,7 @@ def conflict_id(record_id: str, *parts: str) -> str:
 
     Args:
         record_id: The id that is taken, a UUID.
-        parts: What tells this record from others that claim the id.
+        parts: Distinguish this record from others that claim the id.
 
     Returns:
         36 characters, lower case.

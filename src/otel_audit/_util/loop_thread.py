@@ -37,10 +37,10 @@ _left_behind: Final[list[object]] = []
 
 
 class ThreadState(NamedTuple):
-    """How a thread of ours does.
+    """The state of one of our threads.
 
     Attributes:
-        failure: Why it does not work although it should; None where it does, or need not.
+        failure: Why it does not work although it should; None if it does, or need not.
         restarts: How often it had to begin again.
     """
 
@@ -56,7 +56,7 @@ def begin_thread(name: str, run: Callable[[], object]) -> threading.Thread | Non
         run: What it does.
 
     Returns:
-        The thread; None where the system gives none now (a limit of processes, or the interpreter
+        The thread; None if the system gives none now (a limit of processes, or the interpreter
         is on its way out), which is logged.
     """
     thread = threading.Thread(target=run, name=name, daemon=True)
@@ -90,8 +90,8 @@ def run_in_thread(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Futu
         try:
             with suppress_instrumentation():
                 found = run_lasting(make())
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+        except BaseException as error:  # noqa: BLE001 - the waiting caller gets it
+            with contextlib.suppress(InvalidStateError):  # no caller waits any more
                 done.set_exception(error)
         else:
             with contextlib.suppress(InvalidStateError):
@@ -106,13 +106,13 @@ class LoopThread:
 
     The thread is started when it is first needed. Its coroutine ends by returning, or by being
     cancelled by `cancel`. Whatever else ends it, even before its loop is made (no file descriptors,
-    no memory), is logged, and it is run anew after a pause. A thread that is gone all the same (a
+    no memory), is logged, and it is run again after a pause. A thread that is gone all the same (a
     child of another make) is replaced by `ensure`. In a forked child nothing is started yet, and
     what was the parent's is left as it is.
 
     Attributes:
         wake: What the coroutine may wait for; set by `rouse`, cleared by the coroutine.
-        restarts: How often the coroutine was run anew.
+        restarts: How often the coroutine was run again.
         kept: What belongs to the loop, such as connections; None again with another loop.
     """
 
@@ -163,7 +163,7 @@ class LoopThread:
 
     @property
     def failure(self) -> str | None:
-        """Why it does not work although it should; None where it does, or need not."""
+        """Why it does not work although it should; None if it does, or need not."""
         if not self._wanted or self._is_ending:
             return None
         if not self.alive:
@@ -172,7 +172,7 @@ class LoopThread:
 
     @property
     def state(self) -> ThreadState:
-        """How it does."""
+        """The thread's state."""
         return ThreadState(self.failure, self.restarts)
 
     def start(self) -> bool:
@@ -262,7 +262,7 @@ class LoopThread:
         ready = self._ready
         with contextlib.suppress(queue.Empty):
             ready.get(timeout=timeout)
-            ready.put(None)  # for whoever calls next
+            ready.put(None)  # for the next caller
             if self._loop is not None:
                 return self._loop
         raise TimeoutError
@@ -394,7 +394,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
                 return
             try:
                 found = func(*args)
-            except BaseException as error:  # noqa: BLE001 - whoever awaits it gets it
+            except BaseException as error:  # noqa: BLE001 - the awaiting caller gets it
                 done.set_exception(error)
             else:
                 done.set_result(found)
@@ -429,7 +429,7 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `asyncio.run` does, but wait at its end for no thread that blocks.
 
     Looking up a host's name takes as long as the resolver takes, which may be minutes, and
-    `asyncio.run` waits for that although nobody wants to know any more.
+    `asyncio.run` waits for that although the result is not needed any more.
     """
     with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         return runner.run(work)

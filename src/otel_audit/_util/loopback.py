@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host, by name or address, can only be this machine.
+    """Return whether a host, by name or address, can only be this machine.
 
     Args:
         host: As it stands in a URL, or the address of a peer; IPv4 addresses also in the form that

@@ -27,6 +27,7 @@ _SESSION_ATTRIBUTES: Final = (
 )  # fmt: skip
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _SYSTEM: Final = "system"
+_HIGHEST_PORT: Final = 65_535
 _YES: Final = ("true", "1", "yes", "on")
 _NO: Final = ("false", "0", "no", "off")
 
@@ -36,7 +37,7 @@ _OURS: Final = frozenset({
     "ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname",
     "gsslib",
 })  # fmt: skip
-"""What asyncpg takes out of a DSN itself."""
+"""Parameters that asyncpg itself reads from a DSN."""
 
 _WITHOUT_EFFECT: Final = frozenset({
     # Prisma's and other pools' sizes, and the schema of the application's own tables
@@ -46,7 +47,7 @@ _WITHOUT_EFFECT: Final = frozenset({
     "supa", "workaround",
     "fallback_application_name", "sslcompression",
 })  # fmt: skip
-"""What says nothing about how one connection of ours is made."""
+"""Parameters without an effect on one of our connections."""
 
 _ONLY: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "channel_binding": (
@@ -65,7 +66,7 @@ _ONLY: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "min_protocol_version": (("3.0",), "the driver (asyncpg) speaks protocol 3.0"),
     "max_protocol_version": (("3.0", "3.2", "latest"), "the driver (asyncpg) speaks protocol 3.0"),
 }
-"""Parameters of which only these values ask for what is done anyway."""
+"""Parameters of which only these values are accepted, because they are done anyway."""
 
 _REFUSED: Final = {
     "sslaccept": "say it by sslmode: strict is verify-full, accept_invalid_certs is require",
@@ -152,6 +153,7 @@ def read_dsn(dsn: str) -> PostgresDsn:
     except ValueError:
         raise ValueError("what stands after the question mark is no list of name=value") from None
     parameters = dict(given)
+    _refuse_unfit_ports(parts.netloc, parameters.get("port", ""))
     found = PostgresDsn()
     kept = {
         name: value for name, value in parameters.items() if _is_for_asyncpg(found, name, value)
@@ -161,6 +163,15 @@ def read_dsn(dsn: str) -> PostgresDsn:
     query = urlencode(kept, quote_via=quote)
     found.url = f"postgresql://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
     return found
+
+
+def _refuse_unfit_ports(netloc: str, named: str) -> None:
+    """Of one host or of several; what stands within brackets is an address."""
+    hosts = unquote(netloc.rpartition("@")[2]).split(",")
+    ports = [host.rpartition(":")[2] for host in hosts if ":" in host and not host.endswith("]")]
+    for port in (*ports, *named.split(",")):
+        if port and not (port.isascii() and port.isdigit() and int(port[:6]) <= _HIGHEST_PORT):
+            raise ValueError(f"a port is a number from 1 to {_HIGHEST_PORT}")
 
 
 def _is_for_asyncpg(found: PostgresDsn, name: str, value: str) -> bool:
@@ -218,7 +229,7 @@ def _note_pooler(found: PostgresDsn, name: str, value: str) -> None:
 
 
 def _note_cache(found: PostgresDsn, name: str, value: str) -> None:
-    """Without prepared statements is what one asks for behind a pooler."""
+    """Without prepared statements: the request of a DSN for a pooler."""
     found.is_pooled = found.is_pooled or _number(name, value) == 0
 
 

@@ -17,7 +17,7 @@ INTERVAL = 60.0
 """Seconds between two lines about the same matter."""
 
 on_caught: Callable[[BaseException], None] | None = None
-"""Told of each error that a guard has caught, also where its line is held back: our own tests set
+"""Called with each error that a guard has caught, also if its line is held back: our own tests set
 it, so that a mistake of ours does not hide behind a guard."""
 
 _lock = threading.Lock()
@@ -62,7 +62,7 @@ def log_limited(
 
 
 def _shown(value: object) -> object:
-    """What a line quotes may come from outside, and must not end it or steer who reads it."""
+    """Escape a quoted value: it may be hostile, and must not end the line or steer a terminal."""
     return visible(str(value)) if isinstance(value, str | BaseException | os.PathLike) else value
 
 

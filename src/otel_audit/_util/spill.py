@@ -1,7 +1,7 @@
 """Many changes in little memory: the latest as they are, full pages in a private file.
 
 The file has no name, so that it goes with the process, whatever ends it. It is written only by
-the transaction that is too large for memory; whoever holds a page keeps the file open.
+the transaction that is too large for memory; each page keeps the file open.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _decode = msgspec.json.Decoder(list[Change]).decode
 
 
 class Cipher(Protocol):
-    """Keeps what is put aside from those who can read the disk."""
+    """Keeps what is set aside from those who can read the disk."""
 
     def seal(self, payload: bytes, context: bytes) -> bytes:
         """Encrypt."""
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
-        """Decrypt what `seal` returned."""
+        """Decrypt the result of `seal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpillOptions:
-    """How much is kept in memory, and where the rest goes.
+    """Options of `SpilledChanges`: the part in memory, and the place of the rest.
 
     Attributes:
         page: Changes in memory, and in a page.
         directory: Where the file is made; None: where the system has such files.
-        cipher: Encrypts what is put aside; None: nothing does.
-        on_error: Told of each page that is lost.
+        cipher: Encrypts what is set aside; None: nothing does.
+        on_error: Called for each page that is lost.
     """
 
     page: int = 1_000
@@ -113,7 +113,7 @@ class SpilledChanges:
         room: How much is kept in memory.
         full: Pages in the file, the earliest first.
         recent: What came after them.
-        unkept: What could not be put aside, counted by operation, entity and table.
+        unkept: What could not be set aside, counted by operation, entity and table.
         outcome: What became of their transaction, once that is known.
     """
 
@@ -128,7 +128,7 @@ class SpilledChanges:
 
     @property
     def count(self) -> int:
-        """How many changes there are, lost ones included."""
+        """The number of changes, lost ones included."""
         pages = sum(page.count for page in self.full) if self.full else 0
         return pages + len(self.recent) + (sum(self.unkept.values()) if self.unkept else 0)
 
@@ -153,7 +153,7 @@ class SpilledChanges:
         """Take the first ones out.
 
         Args:
-            number: How many, at the most; what could not be kept is not among them.
+            number: How many, at most; what could not be kept is not among them.
 
         Returns:
             The first ones, and the rest.
@@ -177,7 +177,7 @@ class SpilledChanges:
         return first, rest
 
     def settle(self, outcome: TransactionOutcome) -> None:
-        """Say what became of the transaction; nobody else has seen its changes yet."""
+        """Set the transaction's outcome; its changes are not shared yet."""
         self.outcome = outcome
         _settle(self.recent, outcome)
         for page in self.full:

@@ -1,4 +1,4 @@
-"""What a caller says of an action that is recorded by hand, read into the parts of a record.
+"""The arguments of manual recording, parsed into the parts of a record.
 
 Nothing here raises for what the application gives.
 """
@@ -39,7 +39,7 @@ _ACTION = re.compile(r"[A-Z][A-Z_]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class RecordArguments:
-    """What the caller says, unread: see `otel_audit.audit` for each."""
+    """The unparsed arguments: see `otel_audit.audit` for each."""
 
     event: str
     actor: object = None
@@ -59,15 +59,15 @@ def parse_event(event: object, redactor: Redactor) -> str:
 
 
 def parse_action(action: object) -> str | None:
-    """Read a kind of action; None where it is none: words in capitals."""
+    """Read a kind of action; None if it is none: words in capitals."""
     return action if isinstance(action, str) and _ACTION.fullmatch(action) else None
 
 
 def parse_actor(actor: object) -> Actor | None:
-    """Read an actor; None where none is given.
+    """Read an actor; None if none is given.
 
     Returns:
-        For what names nobody: ``anonymous`` with a reason, as nobody else must stand for it.
+        For an unidentified actor: ``anonymous`` with a reason; no other may replace it.
     """
     if actor is None:
         return None
@@ -108,7 +108,7 @@ def with_canonical_role(actor: Actor, aliases: Mapping[str, str]) -> Actor:
 
 
 def parse_tenant(tenant: object) -> Tenant | None:
-    """Read a tenant; None where none is given, or where it has no id that could be read."""
+    """Read a tenant; None if none is given, or where it has no id that could be read."""
     found = tenant_from(tenant)
     if found is None and tenant is not None:
         log_limited(_logger, "tenant", "The tenant of an audit event has no id that could be read")
@@ -120,7 +120,7 @@ def parse_target(
 ) -> Target | None:
     """Read a target: ``type:id``, a type alone, a `Target`, or an object with an id.
 
-    An object that the database has not numbered yet has no id; ask again when it has.
+    An object without a key from the database has no id yet; call again when it has.
 
     Args:
         target: What the caller says.
@@ -145,7 +145,7 @@ def parse_target(
 
 
 def target_of(scope: AuditScope, redactor: Redactor) -> Target | None:
-    """What an action acts upon, as was said with `otel_audit.set_target`; not yet redacted.
+    """The target of an action, as given by `otel_audit.set_target`; not yet redacted.
 
     Args:
         scope: The action.
@@ -157,7 +157,7 @@ def target_of(scope: AuditScope, redactor: Redactor) -> Target | None:
 
 
 def _hides_key(target: object, redactor: Redactor) -> bool:
-    """Tell whether a mapped object's key is a secret: its own changes do not show it either."""
+    """Return whether a mapped object's key is a secret: its own changes do not show it either."""
     state = state_of_mapped(target)
     if state is None:
         return False
@@ -178,7 +178,7 @@ def _hides_key(target: object, redactor: Redactor) -> bool:
 
 
 def _known_to_orm(target: object) -> tuple[str, str | None] | None:
-    """What the changes of a mapped object call it, and its key; None where none are captured."""
+    """A mapped object's noun and key as in its changes; None if none are captured."""
     state = state_of_mapped(target)
     if state is None:
         return None

@@ -16,7 +16,7 @@ def wait_for_intent(ask: Callable[[], Awaitable[bool]]) -> bool:
     """Wait until the store has an intent; it holds up its thread, but never an event loop.
 
     Args:
-        ask: Waits for it; raises no failure.
+        ask: Waits for it; raises nothing.
 
     Returns:
         Whether the store has it. True without an intent where an event loop runs in this thread,

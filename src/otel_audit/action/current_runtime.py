@@ -1,4 +1,4 @@
-"""Where recording by hand finds the audit trail of its process, and what it says without one."""
+"""The process's current runtime for manual recording, and the warning without one."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ made_last: ContextVar[str | None] = ContextVar("otel_audit_made_last", default=N
 
 @dataclass(frozen=True, slots=True)
 class CurrentRuntime:
-    """What recording by hand needs.
+    """The runtime's parts that manual recording needs.
 
     Attributes:
         recorder: Takes the records.
         redactor: Takes secrets out.
         aliases: The application's roles to canonical ones.
-        service: Names the process, which is the actor where nobody else is.
+        service: Name of the process, which is the actor if there is no other.
         settle: Brings home the commits that the database has answered.
         around: Says who and for whom, where no action is around.
-        opened: Told of each action that begins, before anything else.
+        opened: Called for each action that begins, before anything else.
         begin: Writes down that an action has begun; False where it must not.
-        on_error: Told of each failure of ours.
-        on_loss: Told of each failure of ours that costs a record.
+        on_error: Called for each failure of ours.
+        on_loss: Called for each failure of ours that costs a record.
         receipt: Waits until the store has a record, at most so many seconds; None: there is no
             store that says so.
         ride: Writes a record in the transaction of a session of the application, and returns
@@ -78,12 +78,12 @@ def use(runtime: CurrentRuntime | None) -> None:
 
 
 def leave_out() -> None:
-    """Record nothing by hand, because auditing is off on purpose: nobody needs a warning."""
+    """Record nothing by hand, without a warning, because auditing is off on purpose."""
     _State.warned = True
 
 
 def in_use() -> CurrentRuntime | None:
-    """Return what to record through; None where nothing is audited, which is logged once.
+    """Return what to record through; None if nothing is audited, which is logged once.
 
     Raises:
         ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.

@@ -1,4 +1,4 @@
-"""What an exception may say of itself in a record: its type, and a message without values."""
+"""The error of a record: the exception's type, and a message without values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from otel_audit.redaction.budget import Budget
 
 _LONGEST = 1_000
-"""Characters of a message, at the most."""
+"""Characters of a message, at most."""
 
 _MOST_LEAVES = 8
-"""Exceptions of a group that its message tells."""
+"""Exceptions of a group that its message lists."""
 
 _MOST_GROUPS = 100
 
@@ -35,7 +35,7 @@ def describe_error(
     Returns:
         The qualified type name (``error.type`` of the semantic conventions) and the redacted
         message. Of a database error only the driver's first line is kept, of a validation error
-        only the count: the rest quotes values. Of a group the message tells what is in it, and from
+        only the count: the rest quotes values. Of a group the message lists what is in it, and from
         what that came.
     """
     name = _type(error)

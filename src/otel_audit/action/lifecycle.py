@@ -4,7 +4,7 @@ HTTP requests, WebSockets and actions by hand go through the same steps. They di
 know: each says with `Lifecycle._known` what its record would be by now.
 
 Nothing here raises anything of ours. A step that fails is counted and logged, and the application
-goes on; where that costs a record, the loss is counted, too.
+continues; where that costs a record, the loss is counted, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Lifecycle(ABC):
 
         Args:
             ports: What takes the records.
-            audit: What is known of the action.
+            audit: The known facts of the action.
             parts: Takes note of what cannot be described.
         """
         self._ports = ports
@@ -116,7 +116,7 @@ class Lifecycle(ABC):
         """Closed: make the action's own record and hand it over.
 
         Returns:
-            The record; None where it is lost. Those of further changes come with `_hand_over_rest`.
+            The record; None if it is lost. Those of further changes come with `_hand_over_rest`.
         """
         try:
             record = make()
@@ -136,7 +136,7 @@ class Lifecycle(ABC):
                 pass
 
     async def _hand_over_rest_async(self) -> None:
-        """As `_hand_over_rest`, but the event loop goes on between one record and the next."""
+        """As `_hand_over_rest`, but yields to the event loop between two records."""
         if self._further is not None:
             # the action's own record was handed over just now: a turn comes before the next one
             await in_slices(chain((None,), self._further))

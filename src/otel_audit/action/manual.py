@@ -1,4 +1,4 @@
-"""Recording by hand: for jobs, scripts, workers, and what a request's record does not tell.
+"""Manual recording: for jobs, scripts, workers, and everything that a request's record lacks.
 
 Works with and without HTTP, tracing and a database; inside a request, an action gets a record of
 its own that names the request's action as its parent.
@@ -51,7 +51,7 @@ def audit(  # noqa: PLR0913 - one fact an argument
             action.add_metadata(plan="trial")
 
     What the database sessions change inside belongs to the action. An exception makes its outcome
-    ``failure``, and goes on as it would without. Everything is redacted.
+    ``failure``, and continues as it would without. Everything is redacted.
 
     Args:
         event: Event name: resource, past participle, such as ``tenant.provisioned``.
@@ -98,7 +98,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
         outcome: ``success``, ``failure`` or ``unknown``.
 
     Returns:
-        The record's id; None where nothing is audited.
+        The record's id; None if nothing is audited.
 
     Raises:
         ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
@@ -176,7 +176,7 @@ def emit_in_transaction(  # noqa: PLR0913 - one fact an argument
         outcome: ``success``, ``failure`` or ``unknown``.
 
     Returns:
-        The record's id; None where nothing is audited.
+        The record's id; None if nothing is audited.
 
     Raises:
         ConfigurationError: The settings do not allow it, ``session`` is none, or nothing is
@@ -214,7 +214,7 @@ async def _after(written: Awaitable[None], record_id: str) -> str:
 def current_action() -> ActionReference | None:
     """Name the action under way, for work that it causes elsewhere: in a queue, a thread, a worker.
 
-    Ask when it is known who does it: what is found out later is not in the reference. Never raises.
+    Call it when the actor is known: later facts are not in the reference. Never raises.
 
     Returns:
         What ``audit(parent=…)`` takes there; its ``to_json()`` is a text for a message. None
@@ -244,7 +244,7 @@ def current_action() -> ActionReference | None:
 
 
 class Audit:
-    """What `audit` returns: for ``with``, for ``async with``, and as a decorator."""
+    """The result of `audit`: for ``with``, for ``async with``, and as a decorator."""
 
     def __init__(self, arguments: RecordArguments) -> None:
         """Take what the caller says; see `audit`."""
@@ -270,7 +270,7 @@ class Audit:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """End it; an exception goes on."""
+        """End it; an exception is raised further."""
         self._last().end(error)
 
     async def __aenter__(self) -> Action:
@@ -286,7 +286,7 @@ class Audit:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """As ``with``; the event loop goes on between the records of an action that needs many."""
+        """As ``with``, but yields to the event loop between the records of a large action."""
         await self._last().end_async(error)
 
     def __call__(self, function: F) -> F:

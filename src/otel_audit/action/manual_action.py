@@ -56,7 +56,7 @@ from otel_audit.scope import AuditScope, Origin
 _REFUSED = "The action cannot be recorded in the audit trail now, so it was not begun"
 
 _CUT_OFF = (GeneratorExit, KeyboardInterrupt)
-"""What ends a block from outside: how far it had come nobody knows."""
+"""Exceptions that end a block from outside: how far it had come is not known."""
 
 
 class Action(Lifecycle):
@@ -127,7 +127,7 @@ class Action(Lifecycle):
         return await self._runtime.receipt(self.record_id, timeout)
 
     def is_of(self, scope: AuditScope | None) -> bool:
-        """Tell whether this is the action that a scope belongs to."""
+        """Return whether this is the action that a scope belongs to."""
         return self._audit is scope
 
     def add_metadata(self, **values: Any) -> None:
@@ -186,7 +186,7 @@ class Action(Lifecycle):
             self.record_now(outcome)
 
     async def end_async(self, error: BaseException | None) -> None:
-        """As `end`, but the event loop goes on between one record and the next.
+        """As `end`, but yields to the event loop between two records.
 
         Args:
             error: What left the block, if anything.
@@ -197,13 +197,13 @@ class Action(Lifecycle):
             await self._hand_over_rest_async()
 
     def _over(self, error: BaseException | None) -> Outcome | None:
-        """Leave the action; None where it was left before, or nothing is audited."""
+        """Leave the action; None if it was left before, or nothing is audited."""
         self._leave()
         runtime, scope = self._runtime, self._audit
         if runtime is None or scope.closed:
             return None
         if self._pid != os.getpid():
-            # a fork in the middle: the parent tells the action, the child what it did of it
+            # a fork in the middle: the parent records the action, the child its own part
             scope.record_id, self._phase = uuid7(), "continued"
         self._end_scope()
         if self._failure is None and error is not None and not _is_orderly_exit(error):
@@ -220,7 +220,7 @@ class Action(Lifecycle):
         self._hand_over_rest()
 
     def finished(self, outcome: Outcome) -> AuditRecord:
-        """Make the record of the action as it is now, for whoever delivers it otherwise."""
+        """Make the record of the action as it is now, for another way of delivery."""
         return self._record(phase=self._phase, outcome=outcome)
 
     def _known(self, *, at_commit: bool) -> AuditRecord:  # noqa: ARG002 - it is the same then
@@ -247,7 +247,7 @@ class Action(Lifecycle):
             self._parent = ActionReference(action_id="", actor=ACTOR_FAILED)
         try:
             scope.actor = parse_actor(given.actor)
-        except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
+        except Exception as error:  # noqa: BLE001 - not known is not nobody
             parts.fail("actor", error)
             scope.actor = ACTOR_FAILED
         try:
@@ -308,7 +308,7 @@ class Action(Lifecycle):
             made_last.set(self.record_id)
 
     def _aim_again(self, runtime: CurrentRuntime) -> None:
-        """Ask an object for its key that had none: the block has stored it by now."""
+        """Read the key of an object that had none: the block has stored it by now."""
         found, thing = self._unnumbered
         if found is None or found is not self._audit.target:
             return
@@ -368,7 +368,7 @@ class Action(Lifecycle):
             actor = origin.actor or process_actor(runtime.service())
             if actor.reason != ACTOR_FAILED.reason:
                 parts.succeed("actor")
-        except Exception as error:  # noqa: BLE001 - somebody it was, and not nobody
+        except Exception as error:  # noqa: BLE001 - not known is not nobody
             parts.fail("actor", error)
         try:
             # what is said inside of the block may be anything

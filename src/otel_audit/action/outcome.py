@@ -17,11 +17,11 @@ def outcome_of(
     """Judge an HTTP action.
 
     Args:
-        status: The status the client was sent; None where none was.
+        status: The status the client was sent; None if none was.
         error: The exception that left the application, if any.
         transaction: What became of the last transaction that wrote; unknown if any is.
         cut_off: Whether the answer ended before its last chunk.
-        turned_away: Whether the answer only says where else to ask.
+        turned_away: Whether the answer only redirects the request elsewhere.
 
     Returns:
         ``success`` only if the answer says so, nothing was raised, and what was written last is

@@ -16,7 +16,7 @@ from otel_audit.record import INCOMPLETE, Actor
 _logger = logging.getLogger("otel_audit.action")
 
 ACTOR_FAILED: Final = Actor(id="anonymous", type="user", reason="actor_failed")
-"""Who it was could not be found out: "not known" is never "nobody"."""
+"""The actor could not be determined: "not known" is never "nobody"."""
 
 
 class Parts:
@@ -28,7 +28,7 @@ class Parts:
         """Begin with none.
 
         Args:
-            on_error: Told of each failure of ours.
+            on_error: Called for each failure of ours.
         """
         self._on_error = on_error
         self.failed: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""What the capture of actions needs of the other parts."""
+"""The interfaces between the capture of actions and the other parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recorder(Protocol):
         """The client is about to see the end of its answer."""
 
     def discarded(self, record_id: str, /) -> None:
-        """What was opened is not recorded after all."""
+        """The opened action is not recorded after all."""
 
     def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
         """The action is over and its record is true."""
@@ -47,7 +47,7 @@ class NoRecorder:
 
 
 class Ports(Protocol):
-    """What each action reports to."""
+    """The receivers of an action's reports."""
 
     @property
     def recorder(self) -> Recorder:
@@ -59,11 +59,11 @@ class Ports(Protocol):
 
     @property
     def on_error(self) -> Callable[[], None]:
-        """Told of each failure of ours."""
+        """Called for each failure of ours."""
 
     @property
     def on_loss(self) -> Callable[[Exception], None]:
-        """Told of each failure of ours that costs a record."""
+        """Called for each failure of ours that costs a record."""
 
     @property
     def intended(self) -> Intended | None:

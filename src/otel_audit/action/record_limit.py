@@ -153,7 +153,7 @@ def _without_request_body(record: AuditRecord) -> AuditRecord:
 
 
 def _without_body(half: _Half | None) -> _Half | None:
-    """Leave out the content of a body; None where there is none."""
+    """Leave out the content of a body; None if there is none."""
     if half is None or half.body is None or half.body.content is NO_CONTENT:
         return None
     body = msgspec.structs.replace(half.body, content=NO_CONTENT, sha256=None, absent="truncated")

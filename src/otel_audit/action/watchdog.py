@@ -11,7 +11,7 @@ from otel_audit._util.aio import Timer, call_after, running_trio
 
 
 class Watchdog:
-    """Tells actions that they have been under way for long: one timer a loop, not one an action."""
+    """Notifies actions that have been under way for long: one timer a loop, not one an action."""
 
     def __init__(self, after: float) -> None:
         """Set the time.
@@ -29,7 +29,7 @@ class Watchdog:
             act: Is called on the event loop, in an empty context; must not raise.
 
         Returns:
-            Where to end it before that; None where no event loop runs here.
+            Where to end it before that; None if no event loop runs here.
         """
         if running_trio() is not None:
             timer = call_after(self._after, act)
@@ -46,7 +46,7 @@ class Watchdog:
 
 
 class WatchedAction(Protocol):
-    """Where an action is watched."""
+    """An action's entry at the watchdog."""
 
     def end(self, act: Callable[[], None]) -> None:
         """Do not do it any more."""

@@ -6,15 +6,22 @@ import sys
 import uuid
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.retention import archive_option, asked, bar, json_option, needed_archive
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.retention import archive_option, asked, bar, needed_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
+from otel_audit.errors import StoreError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.archive.check import ArchiveReport
+    from otel_audit_postgres.archive.objects import ArchiveStore
+    from otel_audit_postgres.archive.query import ArchivedHit
+    from otel_audit_postgres.query.grammar import Query
 
 _LISTED = 200
 
@@ -57,7 +64,9 @@ def list_(dsn: str | None, as_json: bool) -> None:
 def verify(
     dsn: str | None, archive: str | None, keys: tuple[str, ...], deep: bool, as_json: bool
 ) -> None:
-    """Verify archives: files, signatures, chain and locks; with --deep rows and trees, too.
+    """Verify archives: files, signatures, chain and locks.
+
+    With --deep rows and trees, too.
 
     Exit status 0: nothing found; 1: something is not as it was, or the archive cannot be read.
     """
@@ -71,9 +80,11 @@ def verify(
             needed_archive(archive), public, deep,
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip
-        report = run_lasting(verify_archives(chosen_dsn(dsn), question))
+        store = chosen_dsn(dsn)
+        report = run_lasting(verify_archives(store, question))
+    recorded = note_verification(store, report, deep=deep)
     if as_json:
-        echo_json(report.as_json(), indent=2)
+        echo_json({**report.as_json(), "recorded": recorded is None}, indent=2)
         sys.exit(0 if report.ok else 1)
     echo(
         f"{report.months} months, {report.archived} rows archived, {report.removed} removed as the "
@@ -81,7 +92,7 @@ def verify(
     )
     if not public:
         echo("warning: signatures were not checked, as no public key was given")
-    for warning in report.findings.warnings:
+    for warning in [*report.findings.warnings, *([recorded] if recorded else [])]:
         echo(f"warning: {warning}")
     for problem in report.findings.problems[:_LISTED]:
         echo(f"{problem.kind}: {problem.detail}")
@@ -101,25 +112,24 @@ def verify(
 def query(
     text: tuple[str, ...], dsn: str | None, archive: str | None, limit: int, as_json: bool
 ) -> None:
-    """Look for archived records, the newest first, in the language of `otel-audit search`.
+    """Look for archived records, the newest first.
+
+    QUERY is as for `otel-audit search`.
 
     That somebody looked is recorded, as with a search.
     """
-    from otel_audit_postgres.archive.catalog import archived_objects
-    from otel_audit_postgres.archive.query import SHOWN, query_archives
+    from otel_audit_postgres.archive.query import SHOWN
     from otel_audit_postgres.query.grammar import parse
 
-    wanted, store = parse(" ".join(text)), chosen_dsn(dsn)
-    found = query_archives(
-        needed_archive(archive), run_lasting(archived_objects(store)), wanted, limit=limit,
-        with_payload=as_json,
-    )  # fmt: skip
-    run_lasting(_record(store, str(wanted), len(found)))
+    wanted, place = parse(" ".join(text)), needed_archive(archive)
+    with bar(visible=not as_json) as progress:
+        progress.add_task("look into the archive", total=None)
+        found = run_lasting(_searched(chosen_dsn(dsn), place, wanted, limit))
     if as_json:
         for one in found:
-            echo_json(_plain(one))
+            echo_json(one.as_json())
         return
-    echo_columns(SHOWN, [[_plain(one)[name] for name in SHOWN] for one in found])
+    echo_columns(SHOWN, [[getattr(one.found, name) for name in SHOWN] for one in found])
     if not found:
         echo("no archived record fits", err=True)
 
@@ -131,12 +141,20 @@ def query(
 @click.option("--days", default=7, show_default=True, type=click.IntRange(1, 90))
 @click.option("--end", is_flag=True, help="Take it away again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 def restore(  # noqa: PLR0913, PLR0917 - one for each option
-    month: str, dsn: str | None, archive: str | None, days: int, end: bool, yes: bool
+    month: str,
+    dsn: str | None,
+    archive: str | None,
+    days: int,
+    end: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
-    """Put MONTH, such as 2026-01, into audit.restored_logs, to be read for some days.
+    """Make MONTH, such as 2026-01, readable for some days.
 
-    Its readers are those of the trail, under the same row level security.
+    It is put into audit.restored_logs.     Its readers are those of the trail, under the same
+    row level security.
     """
     from otel_audit_postgres.archive.restore import end_restoration, restore_month
 
@@ -145,11 +163,25 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
     except ValueError:
         raise click.BadParameter(f"{month!r} is no month: 2026-01") from None
     if end:
+        asked(f"Take the restored rows of {month} away?", yes=yes, as_json=as_json)
         rows = run_lasting(end_restoration(chosen_dsn(dsn), first))
-        echo(f"{rows} rows taken away")
+        if as_json:
+            echo_json({"month": month, "taken_away": rows})
+        else:
+            echo(f"{rows} rows taken away")
         return
-    asked(f"Restore {month} for {days} days?", yes=yes)
-    rows = run_lasting(restore_month(chosen_dsn(dsn), needed_archive(archive), first, days))
+    asked(f"Restore {month} for {days} days?", yes=yes, as_json=as_json)
+    with bar(visible=not as_json) as progress:
+        task = progress.add_task(f"restore {month}", total=None)
+        rows = run_lasting(
+            restore_month(
+                chosen_dsn(dsn), needed_archive(archive), first, days,
+                progress=lambda done: progress.update(task, completed=done),
+            )
+        )  # fmt: skip
+    if as_json:
+        echo_json({"month": month, "restored": rows, "days": days})
+        return
     echo(f"{rows} rows of {month} are in audit.restored_logs for {days} days")
 
 
@@ -158,10 +190,15 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
 @archive_option
 @click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
+@json_option
 def prove(
-    record_id: uuid.UUID, archive: str | None, keys: tuple[str, ...], out: Path | None
+    record_id: uuid.UUID,
+    archive: str | None,
+    keys: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Write an evidence bundle for the record ID from the archive alone; no database is asked."""
+    """Write evidence of the record ID from the archive alone."""
     from otel_audit_postgres.archive.prove import prove_archived
     from otel_audit_postgres.ledger.prove import write
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -169,19 +206,34 @@ def prove(
     public = chosen_public_keys(AuditConfig(), keys)
     directory = out or Path(f"evidence-{record_id}")
     write(prove_archived(needed_archive(archive), record_id, public), directory)
+    if as_json:
+        echo_json({"directory": str(directory), "records": 1, "keys": len(public)})
+        return
     echo(f"{directory}: to check it there, run: python verify.py")
 
 
-async def _record(store: str, asked_for: str, records: int) -> None:
+def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str | None:
+    """Tell in the trail that archives were verified; why that cannot be told, if it cannot."""
+    from otel_audit_postgres.archive.catalog import record_verification
+
+    try:
+        run_lasting(
+            record_verification(
+                store, months=report.months, rows=report.archived,
+                problems=len(report.findings.problems), deep=deep,
+            )
+        )  # fmt: skip
+    except StoreError as error:
+        return f"that archives were verified is not recorded: {error}"
+    return None
+
+
+async def _searched(
+    store: str, archive: ArchiveStore, wanted: Query, limit: int
+) -> list[ArchivedHit]:
     """A question to archives is a look into the trail."""
+    from otel_audit_postgres.archive.search import search_archives
     from otel_audit_postgres.query.trail import open_trail
 
     async with open_trail(store, views=AuditConfig().record_views) as trail:
-        await trail.looked("archive query", {"query": asked_for}, records)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: str(uuid.UUID(bytes=bytes(value))) if name == "id" else value
-        for name, value in row.items()
-    }
+        return await search_archives(trail, archive, wanted, limit=limit)

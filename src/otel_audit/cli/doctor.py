@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
-from otel_audit.cli.exporters import missing_exporters
-from otel_audit.cli.options import dsn_option
-from otel_audit.cli.terminal import Colour, echo, echo_marked
+from otel_audit.cli.options import dsn_option, json_option
+from otel_audit.cli.terminal import Colour, echo, echo_json, echo_marked
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
+from otel_audit_bootstrap.exporters import missing_exporters
 
 if TYPE_CHECKING:
     from otel_audit_postgres.checks.inspect import Finding
@@ -53,15 +53,22 @@ class Check:
 @dsn_option
 @click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
 @click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
-def doctor(dsn: str | None, app_dsn: str | None, target: str | None) -> None:
-    """Check settings, hooks, spool and store; print a line each, and what to do.
+@json_option
+def doctor(dsn: str | None, app_dsn: str | None, target: str | None, as_json: bool) -> None:
+    """Check settings, hooks, spool and store, and say what to do.
 
-    Exit status 1 if a check failed. Warnings do not count as failures.
+    Prints a line for each check.     Exit status 1 if a check failed. Warnings do not count as
+    failures.
     """
     failed = False
+    shown = []
     for check in _checks(dsn, app_dsn, target):
         failed = failed or check.ok is False
-        _print(check)
+        shown.append(asdict(check))
+        if not as_json:
+            _print(check)
+    if as_json:
+        echo_json(shown)
     sys.exit(1 if failed else 0)
 
 
@@ -82,7 +89,8 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     yield from _hooks(target)
     yield from _exporters()
     yield _service()
-    yield _spool(config)
+    if config.has_spool:
+        yield _spool(config)
     if config.exporter == "otlp":
         yield from _otlp(config)
         if config.asyncpg_dsn is None:
@@ -147,16 +155,17 @@ def _hooks(target: str | None) -> Iterator[Check]:
 
 
 def _exporters() -> Iterator[Check]:
-    missing = list(missing_exporters(os.environ))
+    missing = [str(one) for one in missing_exporters(os.environ)]
     if missing:
         yield Check(
             "exporters",
             ok=None,
             detail=f"not installed: {', '.join(missing)}. If the application's environment is this "
             "one, opentelemetry-instrument fails before it loads any instrumentation, this one "
-            "too: nothing is audited, and OTEL_AUDIT_REQUIRED cannot prevent that",
-            remedy="install the exporters, or set OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and "
-            "OTEL_LOGS_EXPORTER to those that are there, or to none",
+            "too: nothing is audited",
+            remedy="start it by `otel-audit run`, which goes on without them; or install them, or "
+            "set OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER to those that "
+            "are there, or to none",
         )
 
 
@@ -217,10 +226,10 @@ def _spool(config: AuditConfig) -> Check:
     from otel_audit.delivery.spool import inspect
 
     try:
-        sealing = spool_encryption(config)
+        directory, sealing = config.spool_path, spool_encryption(config)
     except OtelAuditError as error:
         return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
-    found = inspect(config.spool_dir, service_of_spool(), own_destination(config) or "", sealing)
+    found = inspect(directory, service_of_spool(), own_destination(config) or "", sealing)
     if found.unusable:
         return Check(
             "spool", ok=False, detail=found.unusable,

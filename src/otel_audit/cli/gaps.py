@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment, seconds
+from otel_audit.cli.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from otel_audit_postgres.query.gaps import Stream
@@ -27,15 +27,16 @@ _RANGES_SHOWN = 20
 )
 @click.option(
     "--quiet-after",
-    type=click.FloatRange(min=0),
-    default=900.0,
+    callback=seconds,
+    default="15m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="DURATION",
     help="Report a process as missing if it was silent for so long and has not ended its stream. "
     "Give more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
 )
-def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
-    """Report missing numbers, and processes that ended without saying so.
+@json_option
+def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) -> None:
+    """Report missing records and processes that were cut off.
 
     Each process numbers its records from 1. Exit status 1 if anything is missing. A producer is
     whoever used its id first, by credential; what others send under that id is a warning.
@@ -45,6 +46,13 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
     streams = run_lasting(find_gaps(chosen_dsn(dsn), since=moment(since)))
     first = [stream for stream in streams if stream.is_first]
     faulty = [stream for stream in first if stream.missing or _is_cut_off(stream, quiet_after)]
+    if as_json:
+        echo_json({
+            "producers": len(first),
+            "faulty": [_as_json(stream, quiet_after) for stream in faulty],
+            "warnings": list(_warnings(streams)),
+        })  # fmt: skip
+        sys.exit(1 if faulty else 0)
     for stream in faulty:
         for line in _lines(stream, quiet_after):
             echo(line)
@@ -59,6 +67,15 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float) -> None:
         f"{cut_off} ended without saying so"
     )
     sys.exit(1 if faulty else 0)
+
+
+def _as_json(stream: Stream, quiet_after: float) -> dict[str, object]:
+    return {
+        "producer": stream.producer_id, "service": stream.service, "by": stream.received_by,
+        "highest": stream.highest, "missing": stream.missing, "unnumbered": stream.unnumbered,
+        "lost_at_least": stream.lost_at_least, "heard": stream.heard,
+        "is_cut_off": _is_cut_off(stream, quiet_after),
+    }  # fmt: skip
 
 
 def _is_cut_off(stream: Stream, quiet_after: float) -> bool:

@@ -12,7 +12,7 @@ import click
 from otel_audit.cli.asking import after_option, all_option, ask, limit_option, lines_of
 from otel_audit.cli.listing import Form, Line, form_option, ndjson_option, printing
 from otel_audit.cli.options import dsn_option, json_option, local_option
-from otel_audit.cli.record_panel import change_lines, rows_of
+from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
 from otel_audit.cli.search import say_where_it_goes_on
 from otel_audit.cli.terminal import echo, echo_document, echo_panel
 from otel_audit.config import AuditConfig
@@ -126,8 +126,10 @@ def _history(entity: str, limit: int, after: str | None, *, with_text: bool) -> 
 
     def _with_text(line: Line, text: str | None) -> Line:
         record = None if text is None else read_record(text, bodies=False)
-        changes = () if record is None else changes_of(record, entity)
-        return replace(line, payload=text, details=list(change_lines(changes, entity)))
+        if record is None:
+            return replace(line, payload=text)
+        details = [*change_lines(changes_of(record, entity), entity), *rolled_back_line(record)]
+        return replace(line, payload=text, details=details)
 
     asked = {"entity": entity, "limit": limit, "after": after}
     return lambda trail: trail.ask(

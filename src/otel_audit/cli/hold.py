@@ -7,8 +7,8 @@ import uuid
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
-from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
+from otel_audit.cli.retention import archive_option, asked, chosen_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
 _reason_option = click.option("--reason", required=True, help="Why; the trail tells it.")
@@ -17,7 +17,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 @click.group()
 def hold() -> None:
-    """Legal holds: what is about a matter stays until the hold is released."""
+    """Legal holds: records of a matter stay until it is released."""
 
 
 @hold.command()
@@ -31,6 +31,7 @@ def hold() -> None:
 @click.option("--event", help="Records of this event: order.paid, or order.*.")
 @click.option("--from", "since", metavar="TIME", help="At or after.")
 @click.option("--until", metavar="TIME", help="Before.")
+@click.option("--dry-run", is_flag=True, help="Say what it would apply to.")
 @json_option
 def place(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
@@ -43,12 +44,22 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
     event: str | None,
     since: str | None,
     until: str | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Hold what all of the conditions apply to: what is there, and what is to come."""
-    from otel_audit_postgres.retention.holds import Conditions, place_hold
+    """Hold records that meet all conditions, old and new ones."""
+    from otel_audit_postgres.retention.holds import Conditions, place_hold, preview_hold
 
     conditions = Conditions(tenant, actor, entity, event, moment(since), moment(until))
+    if dry_run:
+        rows, objects = run_lasting(
+            preview_hold(chosen_dsn(dsn), conditions, chosen_archive(archive))
+        )
+        if as_json:
+            echo_json({"rows": rows, "objects": objects})
+        else:
+            echo(f"it would apply to {rows} rows in the database, and to rows of", *objects)
+        return
     hold_id, held = run_lasting(
         place_hold(chosen_dsn(dsn), matter, reason, conditions, chosen_archive(archive))
     )
@@ -73,10 +84,10 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Release the hold ID: what it applied to goes as the policy says."""
+    """Release the hold ID: its records go as the policy says."""
     from otel_audit_postgres.retention.holds import release_hold
 
-    asked(f"Release hold {hold_id}?", yes=yes or as_json)
+    asked(f"Release hold {hold_id}?", yes=yes, as_json=as_json)
     freed = run_lasting(release_hold(chosen_dsn(dsn), hold_id, reason, chosen_archive(archive)))
     if as_json:
         echo_json({"hold": str(hold_id), "objects": freed})
@@ -90,15 +101,23 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
 @dsn_option
 @_reason_option
 @_yes_option
-def override(hold_id: uuid.UUID, target: str, dsn: str | None, reason: str, yes: bool) -> None:
-    """Let TARGET go in spite of the hold ID: a partition, an object's name, or subject:NAME.
+@json_option
+def override(  # noqa: PLR0913, PLR0917 - one for each option
+    hold_id: uuid.UUID, target: str, dsn: str | None, reason: str, yes: bool, as_json: bool
+) -> None:
+    """Let TARGET go in spite of the hold ID.
+
+    TARGET is a partition, an object's name, or subject:NAME.
 
     It takes another role than the one that placed the hold.
     """
     from otel_audit_postgres.retention.holds import override_hold
 
-    asked(f"Let {target} go in spite of hold {hold_id}?", yes=yes)
+    asked(f"Let {target} go in spite of hold {hold_id}?", yes=yes, as_json=as_json)
     run_lasting(override_hold(chosen_dsn(dsn), hold_id, target, reason))
+    if as_json:
+        echo_json({"hold": str(hold_id), "target": target})
+        return
     echo(f"{target} may go in spite of hold {hold_id}")
 
 

@@ -19,6 +19,7 @@ from otel_audit.config import AuditConfig
 @click.option("--sealer", metavar="ROLE", help="Login role that is to seal; with --roles.")
 @click.option("--retention", metavar="ROLE", help="Login role for retention; with --roles.")
 @click.option("--viewer", metavar="ROLE", help="Login role of the viewer; with --roles.")
+@click.option("--streamer", metavar="ROLE", help="Login role of streams; with --roles.")
 @click.option("--outbox", is_flag=True, help="Make the outbox in an application's own database.")
 @click.option("--application", metavar="ROLE", help="The application's role; with --outbox.")
 @click.option("--relay", metavar="ROLE", help="Role that empties the outbox; with --outbox.")
@@ -31,13 +32,14 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     sealer: str | None,
     retention: str | None,
     viewer: str | None,
+    streamer: str | None,
     tenants: tuple[str, ...],
     outbox: bool,
     application: str | None,
     relay: str | None,
     show_sql: bool,
 ) -> None:
-    """Create the schema audit and its tables, or bring them up to date.
+    """Create the audit store, or bring it up to date.
 
     Safe to run again: it does only what is missing, in one transaction, and says what it did.
     Run it as a superuser, or as a role that may create a schema in the database.
@@ -46,7 +48,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     application's own database, which --dsn or OTEL_AUDIT_OUTBOX_DSN names.
     """
     if outbox:
-        if roles or writer or reader or sealer or retention or viewer or tenants:
+        if roles or writer or reader or sealer or retention or viewer or streamer or tenants:
             raise click.UsageError("--outbox makes nothing else: run init again without it")
         _init_outbox(dsn, application, relay, show_sql=show_sql)
         return
@@ -65,6 +67,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
             sealer=sealer,
             retention=retention,
             viewer=viewer,
+            streamer=streamer,
         )
         echo(*sql.split("\n"))
         return
@@ -78,6 +81,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
             retention=retention,
             tenants=tenants,
             viewer=viewer,
+            streamer=streamer,
         )
     )
     echo(*report.lines)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import json_option
+from otel_audit.cli.terminal import echo, echo_json
 
 
 @click.command()
@@ -16,16 +17,20 @@ from otel_audit.cli.terminal import echo
     "--name",
     help="The log's name in its checkpoints, such as audit.example.com/orders; a random one else.",
 )
-def keygen(file: Path, name: str | None) -> None:
-    """Make an Ed25519 key: the private half in FILE, the public one in FILE.pub.
+@json_option
+def keygen(file: Path, name: str | None, as_json: bool) -> None:
+    """Make a signing key (Ed25519) in FILE and FILE.pub.
 
-    Whoever holds FILE can sign any history: keep it where only the sealer runs. Give FILE.pub to
-    whoever is to verify.
+    The private half is in FILE, the public one in FILE.pub.     Whoever holds FILE can sign any
+    history: keep it where only the sealer runs. Give FILE.pub to whoever is to verify.
     """
     from otel_audit_postgres.ledger.keys import generate, write_key_files
 
     key = generate(name or f"otel-audit/{secrets.token_hex(8)}")
     public = write_key_files(key, file)
+    if as_json:
+        echo_json({"private_key": str(file), "public_key": str(public), "key": key.public.text()})
+        return
     echo(f"private key: {file} (readable for you alone)")
     echo(f"public key:  {public}")
     echo(key.public.text())

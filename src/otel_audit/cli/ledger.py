@@ -5,25 +5,30 @@ from __future__ import annotations
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 
 
 @click.command(name="begin-anchor")
 @dsn_option
 @click.argument("anchor")
-def begin_anchor(dsn: str | None, anchor: str) -> None:
-    """Begin to publish to ANCHOR, which holds no checkpoint of this log.
+@json_option
+def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
+    """Begin to publish to ANCHOR, a new one.
 
-    An anchor that knows nothing of a log is taken for one that was emptied, and an error, until
-    this is said. It publishes the last checkpoint there. First find out that it is new: verify with
-    the other anchors, or with a checkpoint that somebody kept.
+    It holds no checkpoint of this log yet.     An anchor that knows nothing of a log is taken
+    for one that was emptied, and an error, until this is said. It publishes the last checkpoint
+    there. First find out that it is new: verify with the other anchors, or with a checkpoint
+    that somebody kept.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.manual_begin import begin
 
     (place,) = anchors_from([anchor])
     size = run_lasting(begin(chosen_dsn(dsn), place))
+    if as_json:
+        echo_json({"anchor": place.name, "size": size})
+        return
     echo(
         f"{place.name}: has the checkpoint of {size} rows" if size else
         f"{place.name}: nothing is sealed yet; the sealer begins there by itself"
@@ -32,8 +37,9 @@ def begin_anchor(dsn: str | None, anchor: str) -> None:
 
 @click.command()
 @dsn_option
-def moved(dsn: str | None) -> None:
-    """Say that the log goes on in this database, to which it was moved or restored.
+@json_option
+def moved(dsn: str | None, as_json: bool) -> None:
+    """Say that the log was moved to, or restored in, this database.
 
     Until then the sealer refuses a log that belongs to another server or database. Say it where
     the original seals no more. A copy beside it (staging) needs a key and anchors of its own first,
@@ -42,4 +48,7 @@ def moved(dsn: str | None) -> None:
     from otel_audit_postgres.ledger.manual_begin import move_here
 
     place = run_lasting(move_here(chosen_dsn(dsn)))
+    if as_json:
+        echo_json({"place": place})
+        return
     echo(f"the log belongs to this database ({place}) from now on")

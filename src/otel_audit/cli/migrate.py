@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 
 
 @click.command()
@@ -20,7 +21,8 @@ from otel_audit.cli.terminal import echo
     help="With --sql: the store's version, so that no database is needed.",
 )  # fmt: skip
 @click.option("--roles", is_flag=True, help="With --from: the store has the group roles.")
-def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> None:
+@json_option
+def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool, as_json: bool) -> None:
     """Bring an existing audit store up to date.
 
     All in one transaction, one at a time, and nothing twice. A store never goes back to an earlier
@@ -31,7 +33,11 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     if (since is not None or roles) and not show_sql:
         raise click.UsageError("--from and --roles are for --sql")
     if not show_sql:
-        echo(*run_lasting(install.migrate(chosen_dsn(dsn))).lines)
+        done = run_lasting(install.migrate(chosen_dsn(dsn)))
+        if as_json:
+            echo_json(asdict(done))
+        else:
+            echo(*done.lines)
         return
     if since is None:
         since, roles = run_lasting(install.missing_migrations(chosen_dsn(dsn)))
@@ -48,12 +54,14 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool) -> 
     "--month", "months", type=click.DateTime(["%Y-%m"]), multiple=True, metavar="YYYY-MM",
     help="Move this month's rows from the default partition into its own; repeat.",
 )  # fmt: skip
-def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
-    """Make the partitions of the months ahead, and report what is in the default one.
+@json_option
+def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...], as_json: bool) -> None:
+    """Make the partitions of the months ahead.
 
-    For a timer; a running application does the same once a day. Exit status 1 if a month is left
-    without a partition: its records are then kept in the default one, and nothing is lost. And if
-    the default one is detached: then such records wait in the spools.
+    Reports what is in the default one.     For a timer; a running application does the same
+    once a day. Exit status 1 if a month is left without a partition: its records are then kept
+    in the default one, and nothing is lost. And if the default one is detached: then such
+    records wait in the spools.
     """
     from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
     from otel_audit_postgres.schema.partitions import maintain as keep_up
@@ -61,6 +69,9 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...]) -> None:
     done = run_lasting(
         keep_up(chosen_dsn(dsn), ahead=ahead, months=[month.date() for month in months])
     )
+    if as_json:
+        echo_json(asdict(done))
+        sys.exit(0 if done.ok else 1)
     for partition in done.partitions:
         detail = f": {partition.detail}" if partition.detail else ""
         echo(f"partition {partition.name}: {partition.state}{detail}")

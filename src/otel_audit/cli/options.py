@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+from typing import Final
 
 import click
 
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 dsn_option = click.option(
     "--dsn",
@@ -20,6 +25,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 local_option = click.option(
     "--local", "is_local", is_flag=True, help="Show times in this machine's time zone, not in UTC."
 )
+
+
+def seconds(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    """Read how long something takes, as a callback of an option: `30s`, `15m`, or seconds."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is no duration: expected 30s, 15m, 12h or 7d", context, parameter
+        )
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def chosen_dsn(dsn: str | None) -> str:

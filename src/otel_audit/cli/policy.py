@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_audit.cli.terminal import echo, echo_table
+from otel_audit.cli.options import json_option
+from otel_audit.cli.terminal import echo, echo_json, echo_table
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy import Decision, Policy
@@ -21,12 +22,13 @@ from otel_audit.record import ANONYMOUS, Actor, Tenant
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_COLUMNS = ("METHOD", "ROUTE", "LEVEL", "EVENT", "ACTION", "RULE")
 _BORING = frozenset({"HEAD", "OPTIONS"})
 
 
 @click.group()
 def policy() -> None:
-    """Show what is recorded, at which level, under which name, and by which rule."""
+    """Show what is recorded, at which level, and by which rule."""
 
 
 @policy.command()
@@ -38,6 +40,7 @@ def policy() -> None:
 @click.option("--tenant", help="The tenant's id.")
 @click.option("--wrote", is_flag=True, help="The request wrote to the database.")
 @click.option("--app", "app_path", help="module:app; its route is then used, with its overrides.")
+@json_option
 def explain(  # noqa: PLR0913, PLR0917 - one argument an option
     method: str,
     path: str,
@@ -47,8 +50,9 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
     tenant: str | None,
     wrote: bool,
     app_path: str | None,
+    as_json: bool,
 ) -> None:
-    """Print the rule that decides on METHOD PATH, the level, and the name."""
+    """Print which rule, level and name METHOD PATH gets."""
     known = Policy.from_config(AuditConfig())
     method = method.upper()
     route, parameters = _route_for(method, path, app_path)
@@ -63,24 +67,27 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
         wrote=wrote,
         scope=_scope(route.override if route else None) | {"path_params": parameters},
     )
-    _print_pairs(
-        {
-            "rule": decision.rule,
-            "level": decision.level,
-            "event": decision.event_name,
-            "action": decision.action,
-            "target": _target(decision),
-            "route": template or "-",
-            "sampled": f"1 of {decision.sample}" if decision.sample else "-",
-        }
-    )
+    said = {
+        "rule": decision.rule,
+        "level": decision.level,
+        "event": decision.event_name,
+        "action": decision.action,
+        "target": _target(decision),
+        "route": template or "-",
+        "sampled": f"1 of {decision.sample}" if decision.sample else "-",
+    }
+    if as_json:
+        echo_json({name: None if text == "-" else text for name, text in said.items()})
+    else:
+        _print_pairs(said)
 
 
 @policy.command()
 @click.argument("app", metavar="MODULE:APP")
 @click.option("--factory", is_flag=True, help="APP is a function that makes the application.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a mutating route is not recorded.")
-def routes(app: str, factory: bool, strict: bool) -> None:
+@json_option
+def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
     """List every route of MODULE:APP with its level and name.
 
     Warns of routes that may change something and are not recorded, and of what routes say about
@@ -97,8 +104,13 @@ def routes(app: str, factory: bool, strict: bool) -> None:
         if method in WRITES and decision.level == "none":
             unrecorded += 1
             warnings.append(f"{method} {route.path} may change something, and is not recorded")
-    echo_table(("METHOD", "ROUTE", "LEVEL", "EVENT", "ACTION", "RULE"), rows)
-    echo(*(f"warning: {warning}" for warning in warnings), err=True)
+    if as_json:
+        names = [name.lower() for name in _COLUMNS]
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        echo_json({"routes": found, "warnings": warnings})
+    else:
+        echo_table(_COLUMNS, rows)
+        echo(*(f"warning: {warning}" for warning in warnings), err=True)
     if strict and unrecorded:
         sys.exit(1)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--key", "keys", multiple=True, help="Public key, or its file, to include.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
+@json_option
 def prove(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     record_id: str | None,
@@ -34,8 +35,9 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     grown_from: TextIO | None,
     keys: tuple[str, ...],
     out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Write an evidence bundle for RECORD_ID, an entity's history, or the log's growth.
+    """Write evidence of a record, a history or the log's growth.
 
     RECORD_ID may be the first digits of an id, as search shows it.
 
@@ -60,6 +62,12 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     run_lasting(_record(store, config, record_id or entity or "growth", bundle))
     directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
     ledger.write(bundle, directory)
+    if as_json:
+        echo_json({
+            "directory": str(directory), "records": len(bundle.get("records", ())),
+            "keys": len(public),
+        })  # fmt: skip
+        return
     echo(f"{directory}: to check it there, run: python verify.py")
     if not public:
         echo("no public key is in it: name one with --key", colour="yellow", err=True)

@@ -12,7 +12,7 @@ import click
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import dsn_option
-from otel_audit.cli.terminal import echo, echo_document
+from otel_audit.cli.terminal import echo, echo_document, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.local_quarantine import (
     LocalQuarantine,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     "--release", metavar="ID", help="Close what PostgreSQL refused under this id (or hash)."
 )
 @click.option("--because", metavar="TEXT", help="Why it is released; the trail tells it.")
+@click.option("--json", "as_json", is_flag=True, help="List as JSON.")
 def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     dsn: str | None,
     spool_dir: Path | None,
@@ -52,8 +53,9 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     because: str | None,
     *,
     retry: bool,
+    as_json: bool,
 ) -> None:
-    """List records that were refused, and why; store them after all, or let them rest.
+    """List refused records; store them after all, or release them.
 
     What an OTLP receiver refused is kept beside the spool. What PostgreSQL refused is in
     audit.quarantine, where nothing is deleted: --dsn names the store as its retention role or
@@ -76,6 +78,8 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
         kept = [item for _, place in found for item in place.read()]
         _show([item for item in kept if item.refused.record_id == show],
               [row for row in aside or [] if show in _names(row)], show)  # fmt: skip
+    elif as_json:
+        _list_as_json(config, found, aside)
     else:
         _list(config, found, keeper, aside)
 
@@ -91,8 +95,8 @@ def _list(
         when = datetime.fromtimestamp(item.kept_at, UTC)
         identity = item.refused.record_id or "no id"
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {identity}  {item.refused.reason}")
-    echo(f"{len(kept)} refused records in {config.spool_dir}")
-    damaged = [file for name, _ in found for file in damaged_files(config.spool_dir, name)]
+    echo(f"{len(kept)} refused records in {config.spool_path}")
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     for file in damaged:
         echo(f"{file}: a damaged part of a spool; records were lost with it")
     if keeper is None or aside is None:
@@ -102,6 +106,27 @@ def _list(
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {row.record_id or row.content_hash.hex()}  "
              f"{row.reason}")  # fmt: skip
     echo(f"{len(aside)} refused records in audit.quarantine")
+
+
+def _list_as_json(
+    config: AuditConfig,
+    found: list[tuple[str, LocalQuarantine]],
+    aside: list[QuarantinedRow] | None,
+) -> None:
+    damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
+    echo_json({
+        "spool": [
+            {"kept_at": datetime.fromtimestamp(one.kept_at, UTC), "service": name,
+             "record_id": one.refused.record_id, "reason": one.refused.reason}
+            for name, place in found for one in place.read()
+        ],
+        "damaged": [str(file) for file in damaged],
+        "store": None if aside is None else [
+            {"recorded_at": row.recorded_at, "record_id": row.record_id,
+             "content_hash": row.content_hash.hex(), "reason": row.reason}
+            for row in aside
+        ],
+    })  # fmt: skip
 
 
 def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
@@ -114,7 +139,7 @@ def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
         if is_asked:
             raise
         # an application's own login may not look; what lies on this machine is shown all the same
-        echo(f"audit.quarantine: {error}")
+        echo(f"audit.quarantine: {error}", err=True)
         return None
 
 
@@ -150,9 +175,9 @@ def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
 def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
     from otel_audit.delivery.factory import local_quarantine
 
-    if not config.spool_dir.is_dir() and config.asyncpg_dsn is not None:
+    if not config.spool_path.is_dir() and config.asyncpg_dsn is not None:
         return
-    for name in services_with_quarantine(config.spool_dir):
+    for name in services_with_quarantine(config.spool_path):
         if service in (None, name):
             yield name, local_quarantine(config, name)
 
@@ -163,7 +188,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
     from otel_audit.delivery.spool import FrameKind, open_spool
 
     spool = open_spool(
-        config.spool_dir,
+        config.spool_path,
         service=service,
         max_bytes=config.spool_max_bytes,
         segment_bytes=config.spool_segment_bytes,

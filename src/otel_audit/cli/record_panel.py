@@ -82,6 +82,13 @@ def change_lines(
         yield _plain(f"and {len(changes) - _MOST_CHANGES} more changes: --json has them")
 
 
+def rolled_back_line(record: AuditRecord) -> Iterator[list[Piece]]:
+    """What was written and is not there, if anything."""
+    if count := record.changes_rolled_back:
+        said = "1 change was" if count == 1 else f"{count} changes were"
+        yield [(f"{said} rolled back", "red")]
+
+
 def _column(operation: str, name: str, before: Cell, after: Cell) -> list[Piece]:
     pieces: list[Piece] = [(f"{name} ", None)]
     if operation != "insert":
@@ -188,8 +195,8 @@ def _changes(record: AuditRecord) -> Iterator[Row]:
         yield "" if number else "changes", line
     if record.changes_total is not None:
         yield "", _plain(f"of {record.changes_total} changes in all")
-    if record.changes_rolled_back:
-        yield "", [(f"{record.changes_rolled_back} changes were rolled back", "red")]
+    for line in rolled_back_line(record):
+        yield "", line
 
 
 def _body(body: Body | None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import BinaryIO
 
 import click
 
-from otel_audit.cli.terminal import echo, echo_columns, echo_json_text
+from otel_audit.cli.terminal import echo, echo_columns, echo_json, echo_json_text
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.json_values import NotUnderstoodError
@@ -18,10 +19,12 @@ from otel_audit.redaction.walker import parse_json
 @click.option(
     "--explain", is_flag=True, help="List what would be removed and by which rule; never a value."
 )
-def redact(file: BinaryIO, explain: bool) -> None:
-    """Redact the JSON document in FILE (- for standard input) by the rules in force.
+@click.option("--json", "as_json", is_flag=True, help="With --explain: print JSON.")
+def redact(file: BinaryIO, explain: bool, as_json: bool) -> None:
+    """Redact the JSON document in FILE by the rules in force.
 
-    Prints the redacted document, or with --explain each place and the rule that acts there.
+    FILE - is standard input. Prints the redacted document, or with --explain each place and the
+    rule that acts there.
     """
     redactor = Redactor.from_config(AuditConfig())
     raw = file.read()
@@ -35,7 +38,10 @@ def redact(file: BinaryIO, explain: bool) -> None:
         document = parse_json(raw)
     except NotUnderstoodError:
         raise click.ClickException("not a JSON document: it would be withheld") from None
-    _print_findings(redactor, document)
+    if as_json:
+        echo_json([asdict(finding) for finding in redactor.explain(document)])
+    else:
+        _print_findings(redactor, document)
 
 
 def _print_findings(redactor: Redactor, document: object) -> None:

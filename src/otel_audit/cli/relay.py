@@ -11,7 +11,8 @@ import click
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit._util.printable import log_to_stderr
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import json_option
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
@@ -24,8 +25,9 @@ from otel_audit.errors import ConfigurationError
 @click.option("--outbox-dsn", metavar="DSN", help="The application's database; by default what "
               "OTEL_AUDIT_OUTBOX_DSN says, else OTEL_AUDIT_DSN.")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Go on until SIGTERM or SIGINT.")
-def relay(outbox_dsn: str | None, *, follow: bool) -> None:
-    """Bring records from audit.outbox to the audit store, and remove them there.
+@json_option
+def relay(outbox_dsn: str | None, *, follow: bool, as_json: bool) -> None:
+    """Move records from audit.outbox to the audit store.
 
     For when the application is gone, or does not relay itself. Any number may run at the same
     time, beside the applications. Where records go is set as for an application: OTEL_AUDIT_DSN,
@@ -45,12 +47,12 @@ def relay(outbox_dsn: str | None, *, follow: bool) -> None:
     make_sink = sink_maker(config)
     outbox = PostgresOutbox(dsn, connect_timeout=config.connect_timeout)
     if follow:
-        run_lasting(_follow(outbox, make_sink(), config))
+        run_lasting(_follow(outbox, make_sink(), config, as_json=as_json))
     else:
-        run_lasting(_once(outbox, make_sink(), config.batch_size))
+        run_lasting(_once(outbox, make_sink(), config.batch_size, as_json=as_json))
 
 
-async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
+async def _once(outbox: Outbox, sink: Sink, batch_size: int, *, as_json: bool) -> None:
     counters = Counters()
     try:
         await outbox.check()
@@ -60,6 +62,11 @@ async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
     finally:
         await outbox.close()
         await sink.close()
+    if as_json:
+        echo_json({
+            "relayed": counters.relayed, "quarantined": counters.quarantined, "left": left
+        })  # fmt: skip
+        return
     echo(f"relayed {counters.relayed} records")
     if counters.quarantined:
         echo(f"{counters.quarantined} were no records, or unfit, and are in quarantine")
@@ -67,7 +74,7 @@ async def _once(outbox: Outbox, sink: Sink, batch_size: int) -> None:
         echo(f"{left} are there still: written in the meantime, or taken by another relay")
 
 
-async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig) -> None:
+async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig, *, as_json: bool) -> None:
     counters = Counters()
     options = RelayOptions(interval=config.outbox_interval, batch_size=config.batch_size)
     worker = Relay(lambda: outbox, lambda: sink, counters, options)
@@ -82,4 +89,7 @@ async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig) -> None:
     worker.start()
     await stop.wait()
     await asyncio.to_thread(worker.close, config.shutdown_timeout)
-    echo(f"relayed {counters.relayed} records")
+    if as_json:
+        echo_json({"relayed": counters.relayed, "quarantined": counters.quarantined})
+    else:
+        echo(f"relayed {counters.relayed} records")

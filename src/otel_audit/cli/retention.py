@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -44,7 +44,6 @@ file_option = click.option(
 archive_option = click.option(
     "--archive", metavar="URL", help="By default what OTEL_AUDIT_ARCHIVE says: file:… or s3://…."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def chosen_policy(file: Path | None) -> RetentionPolicy:
@@ -87,7 +86,7 @@ def needed_archive(url: str | None) -> ArchiveStore:
 
 @click.group()
 def retention() -> None:
-    """Keep records as long as the policy says: in the database, in the archive, and no longer."""
+    """Keep records as long as the policy says, and no longer."""
 
 
 @retention.command()
@@ -107,7 +106,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
     level: str | None,
     as_json: bool,
 ) -> None:
-    """Say how long a record is kept, and which rules say so: by event name, or by record id."""
+    """Say how long a record is kept, by event name or record id."""
     from otel_audit_postgres.retention import plan as planning
     from otel_audit_postgres.retention.policy import RecordKind
 
@@ -147,7 +146,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
 @click.option("--today", metavar="DATE", help="As if it were that day, such as 2027-01-31.")
 @json_option
 def plan(dsn: str | None, file: Path | None, today: str | None, as_json: bool) -> None:
-    """Say what `retention run` would do: by month and class. Nothing is changed."""
+    """Say what `retention run` would do; nothing is changed."""
     from otel_audit_postgres.retention import plan as planning
 
     found = run_lasting(planning.plan(chosen_dsn(dsn), chosen_policy(file), _day(today)))
@@ -185,10 +184,11 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Archive what is due, read it back, retire it, and drop it; a month at a time.
+    """Archive what is due, and drop it from the database.
 
-    May be killed at any point and run again. Months that wait for the sealer, or that a hold
-    keeps, are named; exit status 0 all the same. Run it daily.
+    A month at a time: archived, read back, retired, dropped.     May be killed at any point and
+    run again. Months that wait for the sealer, or that a hold keeps, are named; exit status 0
+    all the same. Run it daily.
     """
     if dry_run:
         context.invoke(plan, dsn=dsn, file=file, today=None, as_json=as_json)
@@ -200,10 +200,10 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     policy, place, config = chosen_policy(file), chosen_dsn(dsn), AuditConfig()
     if not yes:
         found = run_lasting(planning.plan(place, policy))
-        if found.due:
-            names = ", ".join(f"{one.month:%Y-%m}" for one in found.due)
-            rows = sum(one.rows for one in found.due)
-            click.confirm(f"{names} with {rows} rows leave the database. Go on?", abort=True)
+        names = ", ".join(f"{one.month:%Y-%m}" for one in found.due)
+        rows = sum(one.rows for one in found.due)
+        if found.due or as_json:
+            asked(f"{names} with {rows} rows leave the database. Go on?", yes=yes, as_json=as_json)
     signer = chosen_signer(config, key_file)
     keys = chosen_public_keys(config)
     if key_file is not None and signer is not None:
@@ -226,6 +226,56 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         _print_done(done)
 
 
+@retention.command()
+@dsn_option
+@file_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> None:
+    """Approve a policy that keeps less than the one in force.
+
+    The one in force says two_persons. Do it by another role than the one that runs
+    `retention run` with it. A record tells it.
+    """
+    from otel_audit_postgres.retention import run as running
+
+    policy = chosen_policy(file)
+    asked("Approve this policy, in place of the one in force?", yes=yes, as_json=as_json)
+    run_lasting(running.approve(chosen_dsn(dsn), policy))
+    if as_json:
+        echo_json({"approved": policy.as_plain()})
+    else:
+        echo("approved: another role's `otel-audit retention run` puts it in force")
+
+
+@retention.command()
+@dsn_option
+@json_option
+def status(dsn: str | None, as_json: bool) -> None:
+    """Say what is overdue or held, and when archives were verified."""
+    from otel_audit_postgres.retention.metrics import as_json as plain
+    from otel_audit_postgres.retention.metrics import retention_state
+
+    found = run_lasting(retention_state(chosen_dsn(dsn)))
+    if as_json:
+        echo_json(plain(found))
+        return
+    days, until = found.lag / 86_400, found.archived_until
+    echo(
+        f"last run: {_moment(found.last_run)}; months that stayed: {found.blocked}, that wait: "
+        f"{found.waiting}",
+        f"overdue: {'nothing' if days <= 0 else f'for {days:.0f} days'}",
+        f"holds: {found.holds}",
+        f"archived: {found.archived_rows} rows, up to {'-' if until is None else f'{until:%Y-%m}'}",
+        f"archives verified: {_moment(found.last_verification)}"
+        + ("" if found.problems is None else f", {found.problems} problems"),
+    )
+
+
+def _moment(when: datetime | None) -> str:
+    return "never" if when is None else f"{when:%Y-%m-%d %H:%M}"
+
+
 def bar(*, visible: bool) -> Progress:
     """A line that tells what is done now, where somebody looks."""
     console = Console(stderr=True)
@@ -239,10 +289,17 @@ def bar(*, visible: bool) -> Progress:
     )
 
 
-def asked(question: str, *, yes: bool) -> None:
-    """Go on only if whoever runs it wants so."""
-    if not yes:
-        click.confirm(question, abort=True)
+def asked(question: str, *, yes: bool, as_json: bool = False) -> None:
+    """Go on only if whoever runs it wants so; a program says so beforehand.
+
+    Raises:
+        UsageError: JSON is wanted, so that nothing can be asked, and ``--yes`` was not given.
+    """
+    if yes:
+        return
+    if as_json:
+        raise click.UsageError("with --json nothing is asked: give --yes, if it is to be done")
+    click.confirm(question, abort=True)
 
 
 def _day(text: str | None) -> date | None:
@@ -274,6 +331,8 @@ def _print_plan(found: Plan) -> None:
 def _print_done(done: RunReport) -> None:
     for name, rows in done.archived.items():
         echo(f"{name}: {rows} rows archived")
+    for key in done.held:
+        echo(f"{key}: held in the archive")
     for name, rows in done.dropped.items():
         echo(f"{name}: {rows} rows dropped from the database")
     for key in done.removed:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _NOTHING: Final = "No matching records (your role may not see all tenants)."
 _HIDDEN: Final = "audit.* events (looks, starts and ends of processes) are hidden: --audit-events"
+_TENANT: Final = "tenant: is the tenant's id; for its readable name ask slug: or --slug"
 _OWN: Final = "audit."
 _NAMING: Final = ("event", "target", "entity")
 """Fields whose values say that our own events are asked for."""
@@ -41,6 +42,7 @@ _OPTIONS: Final = (
     ("--email", "email", "The actor's e-mail."),
     ("--role", "role", "The actor's role."),
     ("--tenant", "tenant", "The tenant's id."),
+    ("--slug", "slug", "The tenant's readable name."),
     ("--event", "event", "order.created, or order.*."),
     ("--action", "action", "Kind of action: UPDATE."),
     ("--outcome", "outcome", "success, failure or unknown."),
@@ -140,6 +142,8 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
         echo(_NOTHING)
         if not shows_own:
             echo(_HIDDEN, err=True)
+        if any(one.field == "tenant" for one in query.terms):
+            echo(_TENANT, err=True)
     say_where_it_goes_on(page)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from otel_audit._util.loopback import is_loopback
-from otel_audit.cli.options import dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit.cli.options import dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
@@ -69,7 +69,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     insecure_no_auth: str | None,
     seal: bool,
 ) -> None:
-    """Take records over OTLP and store them; answer only after COMMIT.
+    """Take records over OTLP and store them.
+
+    Each answer comes after COMMIT.
 
     POST /v1/traces takes audit-flagged spans, POST /v1/audit takes audit log records, both in
     protobuf or JSON. GET /health says whether it lives, GET /ready whether it can store. Runs until
@@ -123,8 +125,14 @@ def token() -> None:
 @click.option("--service", help="Bind it to a service.name: it may send for no other.")
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.")
 @click.option("--file", type=_path, help="Add it to this file; else its lines are printed.")
-def new(
-    name: str, tenant: str | None, service: str | None, days: int | None, file: Path | None
+@json_option
+def new(  # noqa: PLR0913, PLR0917 - one for each option
+    name: str,
+    tenant: str | None,
+    service: str | None,
+    days: int | None,
+    file: Path | None,
+    as_json: bool,
 ) -> None:
     """Make a token and print it, once.
 
@@ -135,6 +143,11 @@ def new(
 
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
     secret, lines = new_token(name, tenant=tenant, service=service, expires=expires)
+    if as_json:
+        if file is not None:
+            _append(file, lines)
+        echo_json({"name": name, "token": secret, "entry": lines, "file": file})
+        return
     if file is None:
         echo(*lines.split("\n"))
     else:

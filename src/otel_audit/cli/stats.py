@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def stats(
     text: tuple[str, ...], dsn: str | None, since: str, by: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show volume per day and event, and the size of tables and indexes.
+    """Count records by day and event, and show table sizes.
 
     With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
     outcome, actor, tenant, action, status, service, target.
@@ -51,6 +51,8 @@ def stats(
         [
             (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
             for row in sizes
+            # of those that are empty there are many, and --json has them
+            if row.rows != 0
         ],
     )
 

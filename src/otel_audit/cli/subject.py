@@ -12,8 +12,8 @@ import click
 from otel_audit._util.durable_file import create_durably
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.retention import archive_option, asked, chosen_archive, json_option
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.retention import archive_option, asked, chosen_archive
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -26,7 +26,7 @@ _tenant_option = click.option("--tenant", default="", help="The tenant; none by 
 
 @click.group()
 def subject() -> None:
-    """Personal values: stored encrypted, exported, and erased by destroying their keys."""
+    """Personal values: export them, or erase them by their keys."""
 
 
 @subject.command()
@@ -35,21 +35,34 @@ def subject() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The key-encryption key; made if it is not there. By default OTEL_AUDIT_KEYS_KEK_FILE.",
 )
-def init(kek_file: Path | None) -> None:
-    """Set up the database that OTEL_AUDIT_KEYS_DSN names, and make the key-encryption key."""
+@json_option
+def init(kek_file: Path | None, as_json: bool) -> None:
+    """Set up the database of keys that OTEL_AUDIT_KEYS_DSN names."""
     from otel_audit_postgres.personal.key_store import KeyStore, read_wrapper
+    from otel_audit_postgres.personal.protect import key_store_from
 
     config = AuditConfig()
     place = kek_file or config.keys_kek_file
-    if place is None or config.keys_dsn is None:
+    if config.keys_dsn is None or (place is None and config.keys_kek is None):
         raise ConfigurationError(
-            "subject init: set OTEL_AUDIT_KEYS_DSN, and OTEL_AUDIT_KEYS_KEK_FILE or --kek-file"
+            "subject init: set OTEL_AUDIT_KEYS_DSN, and OTEL_AUDIT_KEYS_KEK_FILE, --kek-file, or "
+            "OTEL_AUDIT_KEYS_KEK"
         )
-    if not place.exists():
-        create_durably(place, f"{secrets.token_hex(32)}\n".encode(), 0o600)
-        echo(f"{place}: made; keep a copy where no backup of the keys' database is")
-    keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
+    made = False
+    if place is None:
+        keys = key_store_from(config)
+        assert keys is not None  # noqa: S101 - asked before
+    else:
+        if not place.exists():
+            create_durably(place, f"{secrets.token_hex(32)}\n".encode(), 0o600)
+            made = True
+        keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
     _run(keys, lambda store: store.init())
+    if as_json:
+        echo_json({"kek_file": None if place is None else str(place), "made": made})
+        return
+    if made:
+        echo(f"{place}: made; keep a copy where no backup of the keys' database is")
     echo("the database of keys is ready")
 
 
@@ -59,7 +72,9 @@ def init(kek_file: Path | None) -> None:
 @dsn_option
 @archive_option
 def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None:
-    """Print all records by ID or about it (an actor's id, or customer:17), decrypted; JSON lines.
+    """Print all records by ID or about it, decrypted, as JSON lines.
+
+    ID is an actor's id, or customer:17.
 
     What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
     """
@@ -98,9 +113,10 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Destroy the keys of ID: its personal values are gone everywhere, and proofs stand.
+    """Destroy the keys of ID: its personal values are gone.
 
-    Says first what there is, and asks. A legal hold forbids it, and is named.
+    They are gone everywhere, and proofs stand.     Says first what there is, and asks. A legal
+    hold forbids it, and is named.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase as erase_subject
@@ -120,7 +136,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
             echo_json({"keys": found.keys, "rows": found.rows, "held": found.held})
         return
     if found.keys:
-        asked("Its values cannot be brought back. Go on?", yes=yes or as_json)
+        asked("Its values cannot be brought back. Go on?", yes=yes, as_json=as_json)
     done = _run(_keys(), lambda keys: erase_subject(store, keys, whom, basis, reason))
     if as_json:
         echo_json({"erased": done, "keys": found.keys, "rows": found.rows})
@@ -130,11 +146,27 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
 
 @subject.command()
 @dsn_option
-def replay(dsn: str | None) -> None:
-    """Destroy again what a restored backup of the keys' database has brought back."""
-    from otel_audit_postgres.retention.subject import replay_erasures
+@click.option("--dry-run", is_flag=True, help="Say how many keys are back.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Destroy again the keys that a restored backup brought back."""
+    from otel_audit_postgres.retention.subject import plan_replay, replay_erasures
 
-    count = _run(_keys(), lambda keys: replay_erasures(chosen_dsn(dsn), keys))
+    store = chosen_dsn(dsn)
+    told, back = _run(_keys(), lambda keys: plan_replay(store, keys))
+    if dry_run:
+        if as_json:
+            echo_json({"told": told, "back": back})
+        else:
+            echo(f"{back} keys are back, of {told} that the trail tells of")
+        return
+    if back:
+        asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)
+    count = _run(_keys(), lambda keys: replay_erasures(store, keys))
+    if as_json:
+        echo_json({"told": count, "destroyed": back})
+        return
     echo(f"{count} keys that the trail tells of are destroyed")
 
 

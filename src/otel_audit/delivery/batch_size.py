@@ -1,4 +1,4 @@
-"""How much goes into one write: less after one that failed, more again while they succeed."""
+"""The size of batches: smaller after a failed write, larger again after successful ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BatchSize:
         """Begin with as much as there may be.
 
         Args:
-            entries: In one write, at the most.
-            size: Bytes in one write, at the most; of a larger entry only that one.
+            entries: In one write, at most.
+            size: Bytes in one write, at most; of a larger entry only that one.
         """
         self._entries = entries
         self._bytes = size
@@ -33,12 +33,12 @@ class BatchSize:
 
     @property
     def entries(self) -> int:
-        """Entries in the next write, at the most."""
+        """Entries in the next write, at most."""
         return max(int(self._entries * self._share), 1)
 
     @property
     def bytes(self) -> int:
-        """Bytes in the next write, at the most, or one entry."""
+        """Bytes in the next write, at most, or one entry."""
         return max(int(self._bytes * self._share), 1)
 
     def fitting(self, sizes: Iterable[int]) -> int:

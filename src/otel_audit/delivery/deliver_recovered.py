@@ -91,8 +91,8 @@ class Recovery:
 
         Args:
             write: Stores a batch, however long it takes; False where delivery ends before that.
-            known: Tells which records the store has, of whatever tenant, however long it takes;
-                None where delivery ends before that.
+            known: Returns which records the store has, of any tenant, however long it takes;
+                None if delivery ends before that.
             size: Entries in a batch.
         """
         with ExitStack() as held:

@@ -43,7 +43,7 @@ _LAST_GRACE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOptions:
-    """How delivery behaves; times in seconds.
+    """Options of delivery; times in seconds.
 
     Attributes:
         queue_size: Records that wait in memory.
@@ -106,7 +106,7 @@ class Delivery:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
-        # it holds the lock, and then nobody else ever gets it
+        # it holds the lock, and then no other ever gets it
         self._changed = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
         self._writer = Writer("otel-audit-delivery", self._work, self._counters, backoff)
@@ -158,7 +158,7 @@ class Delivery:
 
     @property
     def threads(self) -> dict[str, ThreadState]:
-        """How its threads do, by name."""
+        """The states of its threads, by name."""
         return {"delivery": self._writer.state, "sync": self._group.state}
 
     def ensure(self) -> None:
@@ -293,7 +293,7 @@ class Delivery:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
 
         Args:
-            timeout: Seconds to wait for delivery. Delivery goes on if there is more to do.
+            timeout: Seconds to wait for delivery. Delivery continues if there is more to do.
         """
         if self.flush(timeout):
             with self._lock:
@@ -455,7 +455,7 @@ class Delivery:
         return not self._left_in_recovery
 
     async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
-        """Ask until there is an answer; None where delivery ends before that."""
+        """Query until there is an answer; None if delivery ends before that."""
         known = await self._writer.persist(lambda: sink.known(record_ids))
         if known is not None:
             self._note_success()
@@ -513,7 +513,7 @@ def _size_of(entry: Entry) -> int:
 
 
 def _forget(_seconds: float) -> None:
-    """Nobody wants to know how long a write took."""
+    """The duration of a write is not needed."""
 
 
 async def _repeat(interval: float, call: Callable[[], None]) -> None:

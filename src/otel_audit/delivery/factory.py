@@ -53,7 +53,7 @@ def make_delivery(
         options,
         spool=functools.partial(
             open_spool,
-            config.spool_dir,
+            config.spool_path,
             service=service,
             fsync=config.spool_fsync,
             max_bytes=config.spool_max_bytes,
@@ -64,7 +64,7 @@ def make_delivery(
             apart=is_unnamed(service),
         ),
         adopt=functools.partial(
-            adopt, config.spool_dir, service, sealing=sealing, destination=own_destination(config)
+            adopt, config.spool_path, service, sealing=sealing, destination=own_destination(config)
         ),
     )
 
@@ -80,7 +80,7 @@ def own_destination(config: AuditConfig) -> str | None:
 
 
 def is_unnamed(service: str) -> bool:
-    """Tell OpenTelemetry's name for what has none (semantic conventions, `service.name`)."""
+    """Return whether a name is OpenTelemetry's for a nameless service (`service.name`)."""
     return service.startswith(_UNNAMED)
 
 
@@ -95,7 +95,7 @@ def local_quarantine(config: AuditConfig, service: str | None = None) -> LocalQu
         ConfigurationError: The key of the spool is none.
     """
     return LocalQuarantine(
-        config.spool_dir,
+        config.spool_path,
         service or service_of_spool(),
         max_bytes=config.spool_max_bytes,
         sealing=spool_encryption(config),

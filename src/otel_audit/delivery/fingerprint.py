@@ -1,4 +1,4 @@
-"""Where records belong: a digest that a spool may show, and words for people; no secret."""
+"""The fingerprint of a destination: a digest that a spool may show, and its name; no secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRACES_PATH: Final = "/v1/traces"
 
 
 def destination_digest(config: AuditConfig) -> str:
-    """Tell destinations apart, without saying what they are.
+    """Distinguish destinations, without revealing them.
 
     Of a store count its hosts, in whatever order, their ports, and the database's name; of an OTLP
     receiver its URL. User, password, headers and all other parameters may change. Names are not
@@ -34,7 +34,7 @@ def destination_digest(config: AuditConfig) -> str:
             parts = _store(config.asyncpg_dsn)
         else:
             return ""
-    except ValueError:  # whoever connects says what is wrong with it
+    except ValueError:  # the error comes when the connection is made
         return ""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HEX_DIGITS]
 
@@ -51,7 +51,7 @@ def destination_shown(config: AuditConfig) -> str:
             by = f" (service {service})" if service else ""
             role = role_of(config.asyncpg_dsn) or "the user of the system"
             return f"postgresql://{hosts or 'localhost'}/{database}{by} as {role}"
-    except ValueError:  # whoever connects says what is wrong with it
+    except ValueError:  # the error comes when the connection is made
         return config.exporter
     return "the console" if config.exporter == "console" else "nowhere (exporter none)"
 

@@ -23,10 +23,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TakesSpans(Protocol):
-    """What a flagged span is handed to."""
+    """The receiver of flagged spans."""
 
     def adopted(self, entry: Entry, /) -> None:
-        """Deliver what a span told. Never raises."""
+        """Deliver a span's record. Never raises."""
 
 
 class FlaggedSpans(SpanProcessor):
@@ -40,7 +40,7 @@ class FlaggedSpans(SpanProcessor):
         Args:
             recorder: Takes them.
             redactor: Takes secrets out, before anything is kept.
-            on_error: Told of each failure of ours.
+            on_error: Called for each failure of ours.
         """
         self._recorder = recorder
         self._redacting = Redacting(redactor)
@@ -90,17 +90,17 @@ class FlaggedSpans(SpanProcessor):
 
 
 def read_flagged(span: ReadableSpan, redacting: Redacting) -> Entry:
-    """Read what a flagged span of somebody else's tells.
+    """Read the record of another program's flagged span.
 
     Args:
         span: An ended span with ``audit.flagged``.
         redacting: Takes secrets out, before anything is kept.
 
     Returns:
-        The record; where the span lacks what a record must say, what is to be kept aside, and why.
+        The record; where the span lacks what a record must say, what is to be set aside, and why.
 
     Raises:
-        InvalidAuditSpanError: The span was never started, so that it tells nothing.
+        InvalidAuditSpanError: The span was never started, so it holds nothing.
     """
     context = span.get_span_context()
     if context is None or span.start_time is None:

@@ -1,4 +1,4 @@
-"""``fsync = always``: whoever must not go on before the disk has it waits here."""
+"""``fsync = always``: callers wait here until the disk has their frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from otel_audit.delivery.spool import Position, Spool, SpoolError
 _logger = logging.getLogger(__name__)
 
 LONGEST_WAIT: Final = 10.0
-"""Seconds after which whoever waits goes on; a disk that hangs must not hang the application."""
+"""Seconds after which a caller continues; a disk that hangs must not hang the application."""
 
 
 class _Waiter(NamedTuple):
@@ -36,7 +36,7 @@ class GroupSync:
         """Name what is synced.
 
         Args:
-            spool: Gives this process's open spool; None where nothing needs syncing.
+            spool: Gives this process's open spool; None if nothing needs syncing.
             counters: Where a sync that failed is counted.
         """
         self._spool = spool
@@ -48,7 +48,7 @@ class GroupSync:
 
     @property
     def state(self) -> ThreadState:
-        """How its thread does; it need not run before somebody waits."""
+        """Its thread's state; it need not run before a caller waits."""
         return self._thread.state
 
     def ensure(self) -> None:
@@ -71,7 +71,7 @@ class GroupSync:
 
         Returns:
             Whether it is. Where the disk did not take it, or not in time, that is counted and
-            logged: whoever waits goes on, as the record is then only as durable as the kernel.
+            logged: the caller continues, and the record is then only as durable as the kernel.
         """
         spool = self._spool()
         if spool is None or spool.synced >= spool.appended:
@@ -97,7 +97,7 @@ class GroupSync:
 
     async def _serve(self) -> None:
         while True:
-            # before the look at who waits: whoever comes after it sets it again
+            # before the waiting callers are read: a later one sets it again
             self._thread.wake.clear()
             with self._lock:
                 waiting = list(self._waiting)
@@ -121,7 +121,7 @@ class GroupSync:
         try:
             # at rest: everything in it was stored, and the files are gone
             return 2**63 if spool is None else spool.sync()
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
+        except Exception as error:  # noqa: BLE001 - whatever it is, waiting callers must get it
             log_limited(_logger, "failure", "The spool is not on disk: %s", reason_of(error))
             return -1
 

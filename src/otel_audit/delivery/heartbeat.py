@@ -1,4 +1,4 @@
-"""What a producer says of itself: that its stream of records began, goes on, has ended."""
+"""A producer's own records: its stream of records began, continues, has ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED: Final = "audit.stream.ended"
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What the records of the stream itself say, and how often.
+    """Options of the stream's own records.
 
     Attributes:
         configuration: SHA-256 of the configuration, from `configuration_hash`.

@@ -45,7 +45,7 @@ class Intents(OwnsWriter):
         Args:
             make_sink: Makes the sink, in the thread that uses it.
             counters: Where everything is counted.
-            timeout: Seconds that a request waits at the most.
+            timeout: Seconds that a request waits at most.
         """
         self._make_sink = make_sink
         self._counters = counters
@@ -77,7 +77,7 @@ class Intents(OwnsWriter):
             return False
 
     def close(self) -> None:
-        """End the thread; whoever waits is told no. Never raises."""
+        """End the thread; waiting callers are refused. Never raises."""
         with self._lock:
             self._writer.end()
         self._writer.join(_LAST_GRACE)
@@ -109,7 +109,7 @@ class Intents(OwnsWriter):
             # an intent is always in one of the two, if in both for a moment
             self._taken = batch = self._waiting[:size]
             self._waiting = self._waiting[size:]
-        # nobody waits any more for those that are done: their time was up
+        # no caller waits any more for those that are done: their time was up
         return [intent for intent in batch if not intent.future.done()]
 
     async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
@@ -133,7 +133,7 @@ class Intents(OwnsWriter):
 
 
 def _answer(intent: _Intent, *, stored: bool) -> None:
-    with contextlib.suppress(RuntimeError):  # its loop has ended, and so has whoever waited
+    with contextlib.suppress(RuntimeError):  # its loop has ended, and so has the waiting caller
         intent.loop.call_soon_threadsafe(_set, intent.future, stored)
 
 

@@ -1,6 +1,6 @@
 """Records that a store without a quarantine of its own refuses: kept on this machine, a file each.
 
-They lie in ``.quarantine`` in the service's spool directory, private like the spool, and sealed
+They lie in ``.quarantine`` in the service's spool directory, private like the spool, and encrypted
 with the same key. The file's name is made of what was refused, so that the same is kept once.
 """
 
@@ -52,7 +52,7 @@ def services_with_quarantine(directory: Path) -> list[str]:
 
 
 def _service_of(path: Path) -> str | None:
-    """Name the service of a directory that has a quarantine; None where it is not ours."""
+    """Name the service of a directory that has a quarantine; None if it is not ours."""
     try:
         home = OwnDirectory(path)
         if not home.is_directory(QUARANTINE):
@@ -67,7 +67,7 @@ def _service_of(path: Path) -> str | None:
 
 
 class SetAsideRecord(NamedTuple):
-    """What was refused, and when it was set aside (Unix seconds)."""
+    """A refused record, and when it was set aside (Unix seconds)."""
 
     path: Path
     refused: Refused
@@ -92,7 +92,7 @@ class LocalQuarantine:
             directory: Holds the spools of all services.
             service: The service's name.
             max_bytes: Bound on what is kept; beyond it nothing more is taken.
-            sealing: Encrypts what is kept, if given.
+            sealing: Encrypts the files, if given.
             on_kept: Called after something was kept.
         """
         self._directory = directory
@@ -103,7 +103,7 @@ class LocalQuarantine:
 
     @property
     def path(self) -> Path:
-        """Where it is, or will be."""
+        """Its path, also before it exists."""
         return self._directory / slug(self._service) / QUARANTINE
 
     def keep(self, refused: Sequence[Refused]) -> None:
@@ -130,7 +130,7 @@ class LocalQuarantine:
             self._on_kept(self.path, refused)
 
     def files(self) -> list[Path]:
-        """What is kept, in no order; empty where nothing is, or nothing can be seen."""
+        """The kept files, in no order; empty if there are none, or none can be seen."""
         try:
             return [self.path / name for name in self._place().names() if name.endswith(_SUFFIX)]
         except ForeignError as error:

@@ -1,4 +1,4 @@
-"""What happened to records, counted; the numbers behind the metrics and the health report."""
+"""Counters of records by result, for the metrics and the health report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Counters:
         emitted: Records handed to delivery.
         exported: Records that the store has acknowledged.
         dropped: Records that are lost; each one is also logged.
-        quarantined: Records the store put aside as unfit.
+        quarantined: Records the store set aside as unfit.
         conflicts: Records that the store has under another id, as their own is taken.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.
@@ -83,7 +83,7 @@ _COUNTED = (
 
 
 class Watched(Protocol):
-    """What gauges are read from."""
+    """The source of the gauges."""
 
     @property
     def depth(self) -> int:
@@ -107,7 +107,7 @@ def publish(meter: Meter, counters: Counters, watched: Watched) -> Callable[[flo
         watched: What to read the gauges from.
 
     Returns:
-        To be told how long each successful write took, in seconds.
+        Called with the duration of each successful write, in seconds.
     """
     for name, metric in _METRICS:
         count = functools.partial(_count, counters, name)

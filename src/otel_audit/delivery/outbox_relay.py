@@ -53,14 +53,14 @@ class Waiting(NamedTuple):
 
 
 class OutboxState(NamedTuple):
-    """How many records wait (counted up to a bound), and seconds that the oldest has waited."""
+    """The number of waiting records (counted up to a bound), and the oldest one's age (seconds)."""
 
     depth: int
     oldest_age: float
 
 
 class Outbox(Protocol):
-    """Where the application's transactions leave records. Used from one event loop only."""
+    """The table of records from the application's transactions. Used from one event loop only."""
 
     async def take(self, most: int, most_bytes: int) -> Sequence[Waiting]:
         """Claim the earliest records, so many of them and of their bytes, or one."""
@@ -75,7 +75,7 @@ class Outbox(Protocol):
         """Say how much waits, and how long."""
 
     async def holds_earlier(self, record_id: str) -> bool:
-        """Tell whether a record waits whose id is not greater."""
+        """Return whether a record waits whose id is not greater."""
 
     async def check(self) -> None:
         """See whether records can be taken; raises `StoreError` where they cannot."""
@@ -86,7 +86,7 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """How the relay behaves; times in seconds.
+    """Options of the relay; times in seconds.
 
     Attributes:
         interval: Pause after the outbox was found empty, unless something is known to wait.

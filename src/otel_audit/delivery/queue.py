@@ -1,4 +1,4 @@
-"""What waits for the store: in memory as far as it fits, and on disk where there is a spool."""
+"""The queue for the store: in memory as far as it fits, and on disk if there is a spool."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from otel_audit.record import AuditRecord, to_json
 _logger = logging.getLogger(__name__)
 
 _NOT_WRITABLE = (ValueError, TypeError, RecursionError)
-"""Too long for a frame, no UTF-8, no JSON, too deep: the store mends it or quarantines it."""
+"""Too long for a frame, no UTF-8, no JSON, too deep: the store sanitizes it or quarantines it."""
 
 _MANY_CHANGES: Final = 200
 """Changes of one record that is not kept in memory as long as it is on disk."""
@@ -45,10 +45,10 @@ class Item(NamedTuple):
 
     Attributes:
         entry: What is to be written.
-        position: Where the spool has it; None where it is not on disk.
+        position: Where the spool has it; None if it is not on disk.
         size: Bytes of it as JSON; 0 where that cannot be said.
         spool: Which spool has it; a later one knows nothing of its position.
-        number: Tells it from all others in memory; 0 where it was read back from disk.
+        number: Identifies it among all in memory; 0 if it was read back from disk.
     """
 
     entry: Entry
@@ -88,8 +88,8 @@ class RecordQueue:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Begin anew in a child: what waits is the parent's to deliver."""
-        # held for an append at the most; else a rest could close the spool under it
+        """Start again in a child: the parent delivers the waiting records."""
+        # held for an append at most; else a rest could close the spool under it
         self._using = threading.Lock()
         self._memory: deque[Item] = deque()
         self._memory_only: set[int] = set()
@@ -118,7 +118,7 @@ class RecordQueue:
     def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
         """Write down what is known of an action that is not over; nothing without a spool.
 
-        After the end nothing is written before the action is over, too: nobody would take it back.
+        After the end nothing is written before the action is over, too: it would never be removed.
 
         Args:
             kind: How far it has come.
@@ -179,12 +179,12 @@ class RecordQueue:
         return list(islice(self._memory, most))
 
     def begin_again(self, in_hand: Collection[Item]) -> None:
-        """See that nothing is overlooked where whoever did the work ended anywhere in its middle.
+        """Repair the counts after the worker has ended at any point of its work.
 
         Call it under the lock.
 
         Args:
-            in_hand: What the caller keeps beside what is in memory.
+            in_hand: What the caller keeps in addition to what is in memory.
         """
         spool = self.open_spool
         if spool is not None:
@@ -227,7 +227,7 @@ class RecordQueue:
         )  # fmt: skip
 
     def _as_it_is_now(self, item: Item) -> Item:
-        """The same entry, in memory only where the spool that had it is gone."""
+        """The entry, in memory only if its spool is gone."""
         if item.position is None or item.spool is self.spool:
             return item
         self._memory_only.add(item.number)
@@ -237,7 +237,7 @@ class RecordQueue:
         """See whether it is time to read back what is only on disk; call it under the lock.
 
         Returns:
-            How far to read; None where memory has to be emptied first, or there is nothing.
+            How far to read; None if memory has to be emptied first, or there is nothing.
         """
         spool = self.open_spool
         if self._memory or not self._spilled or spool is None:
@@ -342,7 +342,7 @@ class RecordQueue:
     def _take_back(self, spool: Spool) -> None:
         """Take back what the spool has of actions whose record went to the store from memory.
 
-        Else whoever adopts the spool would tell of them once more, as cut down.
+        Otherwise the adopter of the spool would record them once more, as interrupted.
         """
         for record_id in list(self._to_take_back):
             try:
@@ -403,7 +403,7 @@ class RecordQueue:
 
 
 def _is_large(entry: Entry) -> bool:
-    """Tell the records of a transaction of many rows: each holds about a megabyte of objects."""
+    """Recognize records of a transaction of many rows: each holds about a megabyte of objects."""
     return isinstance(entry, AuditRecord) and len(entry.changes) > _MANY_CHANGES
 
 
@@ -411,7 +411,7 @@ def _batches(kept: Iterable[SpooledRecord], spool: Spool, size: BatchSize) -> It
     batch: list[Item] = []
     held = 0
     for one in kept:
-        # asked anew each time, as it adapts meanwhile
+        # read again each time, as it adapts meanwhile
         if batch and (len(batch) >= size.entries or held + len(one.payload) > size.bytes):
             yield batch
             batch, held = [], 0

@@ -1,4 +1,4 @@
-"""What waits for the store: a record, or what could not become one; and both out of the spool."""
+"""The entries of the queue: a record, or bytes that could not become one; also from the spool."""
 
 from __future__ import annotations
 

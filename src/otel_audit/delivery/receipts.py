@@ -25,9 +25,9 @@ class WrittenAs(NamedTuple):
 
 
 WRITTEN_HERE: Final[BoundedCache[str, WrittenAs]] = BoundedCache(_MOST_REMEMBERED)
-"""What this process has stored lately, by the ids of its records.
+"""Receipts of recently stored records of this process, by record id.
 
-Whoever knows an id beforehand can store another record under it; a receipt must be of ours.
+Everybody who knows an id beforehand can store another record under it; a receipt must be for ours.
 """
 
 
@@ -42,13 +42,13 @@ async def await_receipt(
 
     Args:
         make_sink: Makes a sink for the event loop that waits.
-        hurry: Asks delivery not to wait for company.
+        hurry: Asks delivery not to wait for a larger batch.
         record_id: The record's id.
         timeout: Seconds to wait.
-        pending: Tells how many records of this process the store does not have yet.
+        pending: Returns how many records of this process the store does not have yet.
 
     Returns:
-        What the store says. Of a record whose id another one has it tells the id under which ours
+        The store's receipt. If another record has the id, it has the id under which ours
         is stored, and ``conflict_of``.
 
     Raises:
@@ -85,7 +85,7 @@ async def _ask(
 
 
 async def _look(sink: Store, record_id: str, pending: Callable[[], int]) -> Receipt | None:
-    # asked before: what is stored meanwhile is remembered first, and then no longer pending
+    # read before: a record stored meanwhile is remembered first, and then no longer pending
     is_under_way = pending() > 0
     ours = WRITTEN_HERE.get(record_id)
     if ours is not None:

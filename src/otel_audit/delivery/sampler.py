@@ -13,7 +13,7 @@ from otel_audit.attributes import FLAG
 
 
 class AuditSampler(Sampler):
-    """Asks another sampler, and has flagged and server spans that it drops recorded all the same.
+    """Wraps another sampler: flagged and server spans that it drops are recorded all the same.
 
     They are recorded, not sampled: exporters behind the SDK's own span processors do not get them,
     and what the application's sampler decides for their children stays as it was. A span must be
@@ -23,7 +23,7 @@ class AuditSampler(Sampler):
     """
 
     def __init__(self, inner: Sampler) -> None:
-        """Take the sampler to ask."""
+        """Take the wrapped sampler."""
         self.inner = inner
 
     def should_sample(  # noqa: PLR0913, PLR0917 - the SDK's signature
@@ -48,5 +48,5 @@ class AuditSampler(Sampler):
         return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
 
     def get_description(self) -> str:
-        """Name it, and the one it asks."""
+        """Name it, and the wrapped one."""
         return f"AuditSampler{{{self.inner.get_description()}}}"

@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def needs_mending(payload: bytes) -> bool:
-    """Tell whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
+    """Return whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
     return _SUSPECT(payload) is not None
 
 
@@ -44,11 +44,11 @@ def mend_record(record: AuditRecord) -> AuditRecord:
         record: Any record, also one whose fields hold what their types do not allow.
 
     Returns:
-        An equal record where there was nothing to mend. A body's digest is that of the text as
-        mended, where it had one and the text had to be changed.
+        An equal record if there was nothing to change. A body's digest is that of the sanitized
+        text, if it had one and the text had to be changed.
     """
     mended = _mend(record, 0)
-    assert isinstance(mended, AuditRecord)  # noqa: S101 - a struct is mended into its own type
+    assert isinstance(mended, AuditRecord)  # noqa: S101 - a struct keeps its own type
     return mended
 
 

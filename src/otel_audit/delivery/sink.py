@@ -1,4 +1,4 @@
-"""What delivery needs of a store."""
+"""The interface of a sink."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Accepted", "Conflict", "Receipt", "Refused", "Sink", "Written"]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a batch: every record of it is stored, in quarantine, or held.
+    """The result of a batch: each record is stored, in quarantine, or held.
 
     Attributes:
         stored: Records that are in the store now, including those that were there before.
-        quarantined: Records the store could not take; kept aside, with the reason.
+        quarantined: Records the store could not take; set aside, with the reason.
         conflicts: Of those stored, how many are under another id, as their own is taken.
         held: Ids of sound records that the store does not take, for a reason of its own: they are
-            neither stored nor in quarantine, and have to wait until that is mended.
+            neither stored nor in quarantine, and have to wait until that is fixed.
         why_held: What that reason is, and what to do.
     """
 
@@ -33,7 +33,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A record whose id another one has: stored beside it, under an id of its own.
+    """A record whose id another one has: it is stored beside that one, under a new id.
 
     Attributes:
         record_id: The id under which it came.
@@ -46,7 +46,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of records that others sent.
+    """The result of received records.
 
     Attributes:
         refused: Those that are in quarantine.
@@ -63,7 +63,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What cannot become a row of the trail, kept aside with the reason.
+    """A record that cannot become a row of the trail, for quarantine with the reason.
 
     Attributes:
         record_id: Its id as it came, empty where it has none.
@@ -77,7 +77,7 @@ class Refused:
 
 
 class Sink(Protocol):
-    """Where a record becomes durable. Used from one event loop only."""
+    """A destination that makes records durable. Used from one event loop only."""
 
     async def check(self) -> None:
         """See whether the store can take records.
@@ -104,7 +104,7 @@ class Sink(Protocol):
         """
 
     async def known(self, record_ids: Sequence[str]) -> set[str]:
-        """Tell which records are stored already, of whatever tenant; none where it cannot tell.
+        """Return which records are stored already, of any tenant; none if that is not known.
 
         Raises:
             StoreUnavailableError: As for `write`.
@@ -116,7 +116,7 @@ class Sink(Protocol):
 
 
 class Store(Sink, Protocol):
-    """A sink that can be asked what it has, and that stores also what others have sent."""
+    """A sink that can be queried, and that stores also what others have sent."""
 
     async def receiving_key(self) -> bytes:
         """Read the key under which received records are hashed; one for the store.

@@ -36,7 +36,7 @@ def make_resource() -> None:
     It is made when auditing begins, as the SDK needs threads for it: none can be started any more
     when the interpreter ends, and an event loop that is watched refuses to wait for them.
     """
-    global _own, _known  # noqa: PLW0603 - made anew each time that auditing begins
+    global _own, _known  # noqa: PLW0603 - made again each time that auditing begins
     _known = (lambda: None), {}
     try:
         _own = Resource.create()
@@ -58,7 +58,7 @@ def application_resource() -> Resource:
 
 def resource_attributes() -> dict[str, Any]:
     """The attributes of `application_resource`, as plain values; not to be changed."""
-    global _known  # noqa: PLW0603 - asked several times for each action
+    global _known  # noqa: PLW0603 - read several times for each action
     provider = trace.get_tracer_provider()
     of_provider, known = _known
     if of_provider() is not provider:

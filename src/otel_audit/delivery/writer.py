@@ -34,7 +34,7 @@ T = TypeVar("T")
 _BACKOFF: Final = Backoff()
 
 BadRecords = Literal["raise", "hold", "quarantine"]
-"""What becomes of a record for which a sink raises what no sink should: the error of its batch is
+"""The treatment of a record for which a sink raises an unexpected error: the error of its batch is
 raised; or it is found by halving, and waits or goes to quarantine while the others are stored."""
 
 _MOST_TRIES: Final = 5
@@ -47,12 +47,12 @@ _MOST_BAD: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """What a writer logs.
+    """The log messages of a writer.
 
     Attributes:
         waiting: While the store takes nothing; the store's reason follows.
         failed: After an unexpected error.
-        again: Once the store takes records again; None where nothing is to be said.
+        again: Once the store takes records again; None if nothing is to be said.
     """
 
     waiting: str = "Audit records wait"
@@ -67,7 +67,7 @@ class Writer:
 
     Attributes:
         ending: Whether it is to end: nothing new is begun.
-        observe: Told of each write that succeeded: its seconds.
+        observe: Called with the seconds of each successful write.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Writer:
 
     @property
     def state(self) -> ThreadState:
-        """How its thread does."""
+        """Its thread's state."""
         return self._thread.state
 
     @property
@@ -157,7 +157,7 @@ class Writer:
         return written
 
     async def persist(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Call until that succeeds, with pauses; None where the writer ends before.
+        """Call until that succeeds, with pauses; None if the writer ends before.
 
         Who calls notes the success, as only then it is known what the store holds up.
         """
@@ -217,7 +217,7 @@ class Writer:
         self._thread.wake.clear()
 
     async def _rest_undisturbed(self, seconds: float) -> None:
-        # asked for by the store: nothing wakes this up but the end
+        # requested by the store: nothing wakes this up but the end
         until = time.monotonic() + seconds
         while not self.ending and time.monotonic() < until:
             self._thread.wake.clear()
@@ -279,7 +279,7 @@ async def _write_records(sink: Sink, records: Sequence[AuditRecord], bad: BadRec
     if bad == "hold":
         parts += [Written(0, held=(record.record_id,), why_held=why) for record, why in found]
     elif found:
-        # only now: if it is no matter of the records after all, none of them is put aside
+        # only now: if it is no matter of the records after all, none of them is set aside
         await sink.quarantine(
             [Refused(record.record_id, written_down(record), why) for record, why in found]
         )
@@ -300,14 +300,14 @@ def _total(parts: Sequence[Written]) -> Written:
 
 
 def _ignore(_seconds: float) -> None:
-    """Nobody wants to know how long a write took."""
+    """The duration of a write is not needed."""
 
 
 def _is_task_cancelled() -> bool:
-    """Tell the end of this task, or of its loop, from a library's cancelling of its own.
+    """Distinguish the end of this task, or of its loop, from a library's own cancelling.
 
     The latter is a failure like any other. Who went on after the former would keep a loop from
-    closing whose thread is to begin anew.
+    closing whose thread is to start again.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

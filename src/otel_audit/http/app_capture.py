@@ -1,4 +1,4 @@
-"""What observes one application: it knows beforehand what the application's routes ask for."""
+"""Captures one application: the levels of its routes are computed beforehand."""
 
 from __future__ import annotations
 

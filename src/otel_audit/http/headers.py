@@ -21,7 +21,7 @@ _REMEMBERED_LENGTH = 128
 
 
 class HeaderNames(Collection[str]):
-    """A set of header names in lower case, some of them told by patterns."""
+    """A set of header names in lower case, some of them as patterns."""
 
     def __init__(self, names: Iterable[str], patterns: Iterable[str] = ()) -> None:
         """Compile the patterns.
@@ -61,7 +61,7 @@ def kept_headers(names: Iterable[str]) -> Collection[str]:
     """Choose the headers that are kept: the given ones, and what OpenTelemetry's variables name.
 
     Returns:
-        Their names in lower case, to be asked by ``in``; a plain set where no variable adds any.
+        Their names in lower case, for ``in``; a plain set if no variable adds any.
 
     Raises:
         ConfigurationError: A variable holds something that is no regular expression.

@@ -1,4 +1,4 @@
-"""The health endpoint: what `otel_audit.health()` says, for whoever watches over processes."""
+"""The health endpoint: the report of `otel_audit.health()`, for monitoring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def answer_health(report: Mapping[str, Any], method: str, send: Send) -> N
     """Answer a request for the health endpoint.
 
     Args:
-        report: What to tell; ``overdue`` decides between status 200 and 503.
+        report: The report; ``overdue`` decides between status 200 and 503.
         method: GET or HEAD are answered, anything else with 405.
         send: ASGI's.
     """

@@ -1,9 +1,9 @@
-"""Puts the taps into applications, and takes them out again.
+"""Adds the middleware to applications, and removes it again.
 
-An application builds its middleware stack once, at its first event. The taps are slipped into its
+An application builds its middleware stack once, at its first event. Our middleware is put into its
 list of middleware while the stack is being built, so that the built stack has the shape that
 everybody else's instrumentation expects. An application may build its stack in a way of its own, or
-be given one. So each stack is looked at when it becomes the application's, and taps that do not
+be given one. So each stack is checked when it becomes the application's, and middleware that is not
 stand where they must are put into it there.
 """
 
@@ -42,7 +42,7 @@ _logger = logging.getLogger("otel_audit")
 
 
 class _ByIdentity(Generic[T]):
-    """What is known of each application, without keeping it alive; it need not be hashable."""
+    """Facts by application, without keeping it alive; it need not be hashable."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[weakref.ref[Any], T]] = {}
@@ -73,7 +73,7 @@ _patched: dict[tuple[type, str], Any] = {}
 
 
 def install_for_all(capture: Capture) -> None:
-    """Put taps into every Starlette and FastAPI application, also into those that have started.
+    """Add the middleware to every Starlette and FastAPI application, also to started ones.
 
     Raises:
         MissingExtraError: Starlette is not installed.
@@ -92,11 +92,11 @@ def install_for_all(capture: Capture) -> None:
 
 
 def install(app: Any, capture: Capture) -> None:
-    """Put taps into one application.
+    """Add the middleware to one application.
 
     Args:
         app: A Starlette or FastAPI application that has not handled anything yet.
-        capture: What the taps report to.
+        capture: What the middleware reports to.
 
     Raises:
         InstrumentationError: It is no such application, or it has already started.
@@ -123,7 +123,7 @@ def install(app: Any, capture: Capture) -> None:
 
 
 def uninstall(app: Any) -> None:
-    """Take the taps out of one application, also if it has started."""
+    """Remove the middleware from one application, also if it has started."""
     _apps.discard(app)
     _called.discard(app)
     _unwrap(app)
@@ -135,7 +135,7 @@ def uninstall(app: Any) -> None:
 
 
 def uninstall_all() -> None:
-    """Take the taps out of every application, and stop putting them into new ones."""
+    """Remove the middleware from every application, and stop adding it to new ones."""
     _for_all.clear()
     while _patched:
         (owner, name), original = _patched.popitem()
@@ -148,7 +148,7 @@ def uninstall_all() -> None:
 
 
 def is_audited(app: Any) -> bool:
-    """Whether an application's stack has been built, and has the taps where they must stand."""
+    """Whether an application's stack has been built, and has the middleware in its place."""
     return bool(_tapped.get(app))
 
 
@@ -178,7 +178,7 @@ def _patch(owner: type, name: str, value: Any) -> None:
 def _alive() -> list[Any]:
     from starlette.applications import Starlette
 
-    # by its type: to ask a foreign object for its class can run code of the application
+    # by its type: reading a foreign object's class can run code of the application
     return [found for found in gc.get_objects() if issubclass(type(found), Starlette)]
 
 
@@ -227,7 +227,7 @@ def _unwrap(app: Any) -> None:
 
 
 class _StackAttribute:
-    """Sees each stack that an application gets, whoever has built it; reading it costs nothing."""
+    """Sees each stack that an application gets, from any builder; reading it costs nothing."""
 
     def __set__(self, app: Any, stack: Any) -> None:
         if stack is None:
@@ -247,7 +247,7 @@ def _watch_stacks() -> None:
 
 
 def _watch_calls(kind: type) -> None:
-    """Stand outside of what a class of the application's own does before it asks its stack."""
+    """Wrap what an application's own class does before it calls its stack."""
     owner = next(one for one in kind.__mro__ if _CALL in vars(one))
     if owner.__module__.partition(".")[0] not in _FRAMEWORKS and (owner, _CALL) not in _patched:
         _patch(owner, _CALL, _observed_call(vars(owner)[_CALL]))
@@ -270,7 +270,7 @@ def _observed_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(app: Any, stack: Any) -> Any:
-    """Return a stack with taps where they must stand, or what refuses in its place."""
+    """Return a stack with the middleware in its place, or one that refuses requests."""
     capture = _capture_of(app)
     if capture is None:
         return stack
@@ -296,7 +296,7 @@ def _with_taps(app: Any, stack: Any, capture: Capture) -> Any:
         _logger.info("%s builds its middleware stack itself; it is audited all the same",
                      type(app).__name__)  # fmt: skip
         layer = _with_inner_tap(layer)
-    # an inner tap of this kind stays out of the way
+    # an inner middleware of this kind does nothing
     tap = OuterMiddleware(layer, capture.for_app(app))
     if outside is not None:
         with contextlib.suppress(AttributeError, TypeError):  # a layer that cannot be changed
@@ -316,7 +316,7 @@ def _may_stand_outside(layer: Any) -> bool:
 
 
 def _with_inner_tap(layer: Any) -> Any:
-    """Put the inner tap where the stack of a plain application has it, or else outermost."""
+    """Put the inner middleware where the stack of a plain application has it, or else outermost."""
     from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Router
 
@@ -353,7 +353,7 @@ def _without_taps(stack: Any) -> Any:
 
 
 def _holds_tap(layer: Any) -> bool:
-    """Look for a tap within a stack, also where a middleware calls what is inside otherwise."""
+    """Search a stack for our middleware, also if another one calls its inner app indirectly."""
     from starlette.applications import Starlette
     from starlette.routing import BaseRoute, Router
 
@@ -362,7 +362,7 @@ def _holds_tap(layer: Any) -> bool:
         one = waiting.pop()
         if isinstance(one, OuterMiddleware | InnerMiddleware):
             return True
-        # behind these are other applications, with taps of their own
+        # behind these are other applications, with middleware of their own
         if isinstance(one, Starlette | Router | BaseRoute):
             continue
         for inner in _held_by(one):

@@ -1,7 +1,7 @@
-"""The two ASGI taps: they look at what passes, and pass it on unchanged and at once.
+"""The two ASGI middlewares: they observe messages, and pass them on unchanged and at once.
 
-The outer tap stands right inside the application's outermost error handler: it opens and closes
-the action. The inner tap stands right outside the router: it copies the bodies as the handler
+The outer one is directly inside the application's outermost error handler: it opens and closes
+the action. The inner one is directly outside the router: it copies the bodies as the handler
 sees them, before any middleware of the application encodes them.
 """
 
@@ -32,7 +32,7 @@ _TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
 
 
 class Capture(Protocol):
-    """What the taps need: how to open an exchange, what to do when the server comes and goes."""
+    """The needs of the middleware: open an exchange, act at the server's start and end."""
 
     @property
     def refuses(self) -> bool:
@@ -43,7 +43,7 @@ class Capture(Protocol):
         """Whether an application that cannot be observed must not run."""
 
     def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
-        """Begin to observe a request; None where that is not possible. Never raises.
+        """Begin to observe a request; None if that is not possible. Never raises.
 
         Args:
             scope: The ASGI scope.
@@ -66,7 +66,7 @@ class Capture(Protocol):
 class OuterMiddleware:
     """Opens the action, adds the request id's header, and closes the action when the app returns.
 
-    An inner application's taps find the exchange of the outer one and stay out of its way.
+    An inner application's middleware finds the exchange of the outer one and does nothing.
     """
 
     def __init__(self, app: ASGIApp, capture: Capture) -> None:
@@ -145,7 +145,7 @@ class OuterMiddleware:
         if EXCHANGE in scope:
             await self.app(scope, receive, send)
             return
-        # an outer tap of the same application has the server's coming and going in hand
+        # an outer middleware of the same application handles the server's start and end
         scope[EXCHANGE] = None
 
         async def tapped_send(message: Message) -> None:
@@ -206,7 +206,7 @@ async def _close_failed(exchange: Exchange, error: BaseException) -> None:
 
 
 def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
-    """Let the exchange see what the application or its middleware asks for, if it needs to."""
+    """Let the exchange see what the application or its middleware receives, if it needs to."""
     if exchange.socket is not None:
 
         async def received_by_socket() -> Message:

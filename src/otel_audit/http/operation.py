@@ -1,4 +1,4 @@
-"""What a body asks for and whether its answer says that it failed: GraphQL and JSON-RPC.
+"""The operation in a body, and whether its answer reports a failure: GraphQL and JSON-RPC.
 
 Both have one path for everything, and answer errors with status 200.
 """
@@ -30,7 +30,7 @@ _SIGN_OF_RPC = b'"jsonrpc"'
 
 
 def may_ask(method: str, path: str) -> bool:
-    """Tell whether the bodies of a request have to be looked at for what they ask and answer.
+    """Return whether the bodies of a request have to be looked at for what they ask and answer.
 
     Args:
         method: HTTP method in upper case.
@@ -40,11 +40,11 @@ def may_ask(method: str, path: str) -> bool:
 
 
 class RequestedOperation(msgspec.Struct, frozen=True):
-    """What a request has asked for, and what its answer says of it.
+    """The operation of a request, and the result in its answer.
 
     Attributes:
-        operations: What was asked for.
-        failure: What has gone wrong; None where the answer does not say so.
+        operations: The requested operations.
+        failure: What has gone wrong; None if the answer does not say so.
     """
 
     operations: Operations
@@ -59,7 +59,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
             path: As requested.
 
         Returns:
-            None where nothing is known of what was asked for.
+            None if the operation is not known.
         """
         body = bodies.question
         if body is None or not (_SIGN_OF_RPC in body or carries_operations(path[-_TAIL:])):
@@ -71,7 +71,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
         return cls(operations, read_failure(answer, operations.system, whole=whole))
 
     def renamed(self, decision: Decision, redactor: Redactor) -> Decision:
-        """Name an action by what was asked for, unless a rule or the route has named it."""
+        """Name an action by its operation, unless a rule or the route has named it."""
         if not decision.is_derived:
             return decision
         naming = name_operations(self.operations)
@@ -97,7 +97,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
         return ErrorInfo(type=failure.error_type, message=message)
 
     def facts(self, redactor: Redactor) -> dict[str, Any]:
-        """Tell what was asked for, under the names of OpenTelemetry's semantic conventions."""
+        """Return the operation, under the names of OpenTelemetry's semantic conventions."""
         asked = self.operations
         names = [parse_name(name, redactor) for name in asked.names]
         if asked.system == "jsonrpc":

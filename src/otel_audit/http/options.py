@@ -1,4 +1,4 @@
-"""How exchanges are observed: everything that is settled when the configuration is read."""
+"""The options of capture: everything that is decided when the configuration is read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from otel_audit.policy import Policy
 
 Claims = Mapping[str, Any] | None
-"""Claims of a verified token; None where there is none."""
+"""Claims of a verified token; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureOptions:
-    """How exchanges are observed.
+    """The options of capture.
 
     Attributes:
         recorder: Takes the records.
@@ -40,13 +40,13 @@ class CaptureOptions:
         socket_messages: Whether the messages of WebSockets are, where the policy does not say so.
         full_payload: Whether the server span gets bodies and changes too.
         span_urls: Whether the URLs on the server span are redacted.
-        watch: Tells actions that still run, so that they get a record that they have started;
-            None: nobody does.
-        log: Writes the line of the request log; None where there is no such log.
-        on_error: Told of each failure of ours.
-        on_loss: Told of each failure of ours that costs a record.
-        subject_of: Whom a token names that an answer hands out; None where it is not verified.
-        durable: Waits until what was recorded of an answer is on disk; None: nobody waits.
+        watch: Notifies actions that still run, so that they are recorded as started;
+            None: not at all.
+        log: Writes the line of the request log; None if there is no such log.
+        on_error: Called for each failure of ours.
+        on_loss: Called for each failure of ours that costs a record.
+        subject_of: Whom a token names that an answer hands out; None if it is not verified.
+        durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
         refuses: Whether an action that cannot be written down at all must not be.

@@ -43,7 +43,7 @@ def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:
 
     Returns:
         For example ``/api/v1/orders/{order_id}``, with the prefixes of included routers and
-        mounted applications; None where no route matched.
+        mounted applications; None if no route matched.
     """
     route = scope.get("route")
     if route is None:
@@ -55,7 +55,7 @@ def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:
 
 
 def _template_of_endpoint(scope: Mapping[str, Any], app: object) -> str | None:
-    """Find the template where only the endpoint is told: older versions of Starlette do so."""
+    """Find the template if only the endpoint is given: older versions of Starlette do so."""
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return None
@@ -86,7 +86,7 @@ def _mount_prefix(scope: Mapping[str, Any], app: object) -> str:
     mounted = _mounted(getattr(app, "routes", None), prefix, _DEPTH)
     if mounted is not None:
         return mounted
-    # mounted by something that does not tell: by the values, which a client may make alike
+    # mounted by something that does not say: by the values, which a client may make alike
     names = {str(value): name for name, value in (scope.get("path_params") or {}).items()}
     return "/".join(
         f"{{{names[segment]}}}" if segment in names else segment for segment in prefix.split("/")
@@ -94,7 +94,7 @@ def _mount_prefix(scope: Mapping[str, Any], app: object) -> str:
 
 
 def _mounted(routes: Any, prefix: str, depth: int) -> str | None:
-    """Spell the prefix of a mounted application as its mounts do; None where none leads there."""
+    """Spell the prefix of a mounted application as its mounts do; None if none leads there."""
     if not prefix.strip("/"):
         return ""
     for route in _flat(routes, depth):
@@ -125,14 +125,14 @@ class ForeseenRoute:
 
 
 def foresee(scope: Mapping[str, Any], app: object) -> MutableMapping[str, Any] | None:
-    """Tell what the router would have made of a request that has not come to it.
+    """Return the route that a request would have had, if it has not reached the router.
 
     Args:
         scope: The ASGI scope as the server made it.
         app: The application.
 
     Returns:
-        A copy of the scope with the route, its endpoint and the path's parameters; None where no
+        A copy of the scope with the route, its endpoint and the path's parameters; None if no
         route would have served it.
     """
     method = None if scope.get("type") == "websocket" else scope.get("method")

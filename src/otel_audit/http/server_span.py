@@ -1,4 +1,4 @@
-"""What the application's own server span gets of the action: a summary, never the audit mark."""
+"""Enrichment of the application's server span: a summary of the action, never the audit mark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_CHANGES = 200
 _MOST_ENTITIES = 100
-"""What a span is told of; the record has all of them."""
+"""Most entities on a span; the record has all of them."""
 
 
 def enrich(  # noqa: C901, PLR0913 - one fact after another
@@ -32,7 +32,7 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
 ) -> None:
     """Set what is known of the action on the server span.
 
-    The span may end before the transaction does: what is told of changes, entities and count is
+    The span may end before the transaction does: its changes, entities and count are
     marked provisional while there are changes whose transaction is open.
 
     Args:

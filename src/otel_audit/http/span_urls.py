@@ -27,7 +27,7 @@ _LONGEST_QUERY: Final = 8_192
 def redact_span_urls(
     span: Span, path: Callable[[str], str], redactor: Redactor, budget: Budget
 ) -> None:
-    """Set the URL attributes of a span anew where something in them must not be shown.
+    """Set the URL attributes of a span again if something in them must not be shown.
 
     Args:
         span: The application's span of the request, recording.

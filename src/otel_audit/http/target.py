@@ -1,4 +1,4 @@
-"""What an action acts upon, where more, or less, is to be said than the path says."""
+"""The target of an action, if it differs from the one in the path."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _shows_secret(found: str, redactor: Redactor) -> bool:
         return True
     if "@" not in found:
         return False
-    # a route may have cut a URL's scheme off, and with it what tells a password from a name
+    # a route may have cut a URL's scheme off, which distinguishes a password from a name
     url = f"https://{found.lstrip('/')}"
     return redactor.identifier(url) != url
 
@@ -58,7 +58,7 @@ def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
 
 
 def changed_id(kind: str, audit: AuditScope) -> str | None:
-    """Return the id of the one entity of a kind that was updated; None where there is not one."""
+    """Return the id of the one entity of a kind that was updated; None if there is not one."""
     return _one_of(kind, audit, "update")
 
 

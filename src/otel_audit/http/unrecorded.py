@@ -62,11 +62,11 @@ class UnrecordedRequest(PendingScope):
         """Begin.
 
         Args:
-            options: How exchanges are observed.
+            options: The options of capture.
             scope: The ASGI scope; gets the request id under ``state``.
             path: As the policy has judged it.
             loop: The event loop that serves it.
-            open_exchange: Begins to observe this request after all; None where that fails.
+            open_exchange: Begins to observe this request after all; None if that fails.
         """
         super().__init__()
         self.loop = loop
@@ -177,7 +177,7 @@ def identities_in(scope: Scope) -> list[object]:
 
 
 def _asks_for_record(scope: Scope) -> bool:
-    """Tell whether a route that nobody knew when the request began has a level of its own."""
+    """Return whether a route that nobody knew when the request began has a level of its own."""
     try:
         override = override_of(scope.get("endpoint"), scope.get("route"))
     except Exception:  # noqa: BLE001 - what cannot be decided is recorded

@@ -1,4 +1,4 @@
-"""What is seen of a WebSocket: how it opened, how it closed, how much went either way."""
+"""The capture of a WebSocket: how it opened, how it closed, how much went in each direction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GOOD_ENDS = frozenset({1000, 1001, 1005, _LEFT_OPEN})  # RFC 6455, section 7.4.
 
 
 class SocketTally:
-    """Counts what passes over one connection, and keeps messages where that is asked for.
+    """Counts the messages of one connection, and keeps them if configured.
 
     Attributes:
         status: What the client's handshake was answered with; None while it was not.
@@ -107,7 +107,7 @@ class SocketTally:
         return self.closed_by == "application" and self.code not in (None, *_GOOD_ENDS)
 
     def facts(self) -> dict[str, Any]:
-        """What the record's metadata say of the connection; what is not known is left out."""
+        """The connection's facts for the record's metadata; unknown ones are left out."""
         known = {
             "opened": self.status == SWITCHING,
             "close_code": self.code,

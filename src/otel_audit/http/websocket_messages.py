@@ -1,4 +1,4 @@
-"""What is kept of the messages that go one way over a WebSocket."""
+"""The kept messages of one direction of a WebSocket."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MessageCopies:
         self._kept.append(_Message(number, at_ms, head, len(whole), is_text))
 
     def body(self, redactor: Redactor, limit: int, work: WorkBudget | None = None) -> Body | None:
-        """Turn what was kept into what is stored; None where nothing went this way.
+        """Turn what was kept into what is stored; None if nothing went this way.
 
         Args:
             redactor: Takes secrets out.

@@ -1,4 +1,4 @@
-"""Whose account it is that somebody logs in to: who is named where nobody is known yet."""
+"""The account of a login: the named actor when none is authenticated yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def named_in_request(body: Body | None, authorization: str | None) -> str | None
         authorization: The header; of Basic credentials the user's name.
 
     Returns:
-        The name as it was given; None where none was.
+        The name as it was given; None if none was.
     """
     document = _document(body.text) if body is not None else None
     for level in _levels(document):
@@ -60,7 +60,7 @@ def named_in_answer(
     Args:
         body: The answer's body, if it was copied whole.
         headers: The answer's headers: a token may be in a cookie.
-        subject_of: Verifies a token, and says whom it names; None where it is not to be believed.
+        subject_of: Verifies a token and returns its subject; None if it is not valid.
     """
     for token in islice(chain(_tokens_of(body), _cookies(headers)), _MOST_TOKENS):
         if len(token) <= _LONGEST and len(token.split(".")) == _PARTS_OF_TOKEN:

@@ -1,4 +1,4 @@
-"""Who does an action: an ordered list of resolvers, and nobody where none of them knows."""
+"""Determines the actor of an action: an ordered list of resolvers; anonymous if none knows."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ _MENDED_BY: Final = {
     "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
     "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
 }
-"""Why no token may be believed as things are set, and what to look at; all else is the client's."""
+"""Reasons that come from our settings, with the setting to check; all others are the client's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """What `resolve_actor` goes by; an empty name switches its resolver off.
+    """Options of `resolve_actor`; an empty name switches its resolver off.
 
     Attributes:
-        order: Names of the resolvers to ask, the first answer wins.
+        order: Names of the resolvers to call; the first answer wins.
         verifier: Verifies bearer tokens.
         id_claim, role_claim, email_claim, roles_claim: Claims, or dotted paths into them.
         aliases: The application's roles to canonical ones.
         api_key_header: Header with an API key.
         certificate_header: Header in which a proxy gives the client certificate's subject.
-        proxies: Whose certificate headers are believed.
+        proxies: Proxies whose certificate headers are trusted.
         hash: Makes the hash that stands for an API key.
         resolver: The user's callable; gets the ASGI scope.
     """
@@ -116,7 +116,7 @@ class ActorOptions:
     hash: KeyedHash = field(default_factory=KeyedHash)
     resolver: Callable[[Scope], object] | None = None
     named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
-    """Whom a token names, or why nobody; remembered, as the same tokens come again and again."""
+    """The actor of a token, or why there is none; cached, because tokens come again and again."""
 
     asked: tuple[tuple[str, Callable[[_Request], Actor | str | None]], ...] = field(
         init=False, repr=False, compare=False
@@ -172,11 +172,11 @@ class ActorOptions:
 
 
 class Bearer(msgspec.Struct, frozen=True):
-    """What a request's bearer token turned out to be.
+    """A request's bearer token: verified, or why not.
 
     Attributes:
-        token: What it says; None where there is none, or none to be believed.
-        problem: Why it is not to be believed, such as ``token_expired``.
+        token: The verified token; None if there is none, or it is not valid.
+        problem: Why it is not valid, such as ``token_expired``.
     """
 
     token: VerifiedToken | None = None
@@ -193,7 +193,7 @@ NO_BEARER: Final = Bearer()
 
 
 class _Request(msgspec.Struct, frozen=True):
-    """What the resolvers look at."""
+    """The input of the resolvers."""
 
     asgi: Scope
     scope: AuditScope
@@ -237,9 +237,9 @@ def resolve_actor(
 
 
 def _presented(asgi_scope: Scope) -> str | None:
-    """Say that a client has presented a credential, where nobody here can tell whose it is.
+    """Return the reason if a client has presented a credential that cannot be resolved here.
 
-    The application may be able to: so the client is not known, which is not to be nobody.
+    The application may be able to: so the client is not known, which is not anonymous.
     """
     for name, value in asgi_scope.get("headers") or ():
         if value and (_is_credential(name) or _holds_credential(name.lower(), value)):
@@ -309,7 +309,7 @@ def _tell_what_may_be_set_wrong(reason: str) -> None:
 
 
 def _finished(actor: Actor, request: _Request) -> Actor:
-    """Use the canonical role, and add what only the token tells of the same actor."""
+    """Use the canonical role, and add what only the token says of the same actor."""
     token = None
     if request.bearer.token is not None and actor.source not in ("jwt", "jwt-unverified"):
         named = request.options.named_by(request.bearer.token)
@@ -409,8 +409,8 @@ def actor_from(thing: object, source: str) -> Actor | None:
         source: Who gave it.
 
     Returns:
-        The actor, verified because the application vouches for it; None where there is no
-        identifier, or where it says that nobody is authenticated.
+        The actor, verified because the application vouches for it; None if there is no
+        identifier, or if it says that no user is authenticated.
     """
     if thing is None:
         return None
@@ -468,7 +468,7 @@ def _really(claims: Mapping[str, Any], options: ActorOptions) -> str | None:
     if "act" not in claims:
         return None
     names = (options.id_claim, "sub", "client_id", "azp")
-    # somebody else acts, whoever it is: that must not vanish because the claim is odd
+    # another one acts on behalf: that must not vanish because the claim is odd
     return first_identifier(claims["act"], names) or "unknown"
 
 

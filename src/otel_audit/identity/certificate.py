@@ -52,7 +52,7 @@ def certificate_subject(value: str) -> str | None:
             the first URI is taken, else the subject.
 
     Returns:
-        The name, cleaned; None where there is none, or where the value is longer than 8192
+        The name, cleaned; None if there is none, or where the value is longer than 8192
         characters (a certificate: 16384).
     """
     text = value.strip()

@@ -1,4 +1,4 @@
-"""Actor and tenant of the action under way on the application's other spans, where asked for."""
+"""Sets actor and tenant of the action under way on the application's other spans, if configured."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What mapped objects say of an actor or a tenant, kept from the commit that expires them.
+"""Actor and tenant attributes of mapped objects, saved before a commit expires them.
 
-SQLAlchemy forgets the attributes of every object when their transaction ends, and asks the database
-again when one is read. Whoever only looks on must not cause that query; so the few attributes that
+SQLAlchemy expires the attributes of each object when its transaction ends, and queries the database
+again when one is read. An observer must not cause that query; so the few attributes that
 name an actor or a tenant are remembered before.
 """
 
@@ -30,7 +30,7 @@ def state_of_mapped(thing: object) -> Any:
 
 
 def remembered(state: Any, name: str) -> Any:
-    """Return what an attribute was when it was looked at last; None where nobody did."""
+    """Return the last seen value of an attribute; None if it was not seen."""
     known = _known.get(state)
     return None if known is None else known.get(name)
 

@@ -1,7 +1,7 @@
-"""Who and for whom, passed on to the services that this one calls, by W3C Baggage.
+"""Actor and tenant, passed on to called services by W3C Baggage.
 
-Only opaque ids travel: baggage goes in clear to whoever is called. What comes in from outside is
-believed only where a setting says so, and is never passed on as if it were this service's word.
+Only opaque ids travel: baggage is sent in clear to every called service. Baggage from outside is
+trusted only if a setting says so, and is never passed on as this service's own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class IdentityPropagator(TextMapPropagator):
 
     @property
     def fields(self) -> set[str]:
-        """Those of the other one."""
+        """The fields of the wrapped propagator."""
         return self.inner.fields
 
     def _with_identity(self, context: Context | None) -> Context | None:
@@ -128,7 +128,7 @@ class PropagatorInstaller:
 
 
 def told_by_request(asgi_scope: Mapping[str, Any]) -> Origin:
-    """Read what the caller's baggage says; only where a setting says to believe it.
+    """Read the caller's baggage; only if a setting says to trust it.
 
     Args:
         asgi_scope: The ASGI scope.
@@ -172,6 +172,6 @@ def _entries(origin: Origin) -> dict[str, str]:
 
 
 def _passes(actor: Actor) -> bool:
-    # who was believed because of baggage may be told on; nobody else without proof
+    # an actor from trusted baggage may be passed on; no other without proof
     known = actor.verified or actor.source == "baggage"
     return known and _OPAQUE.fullmatch(actor.id) is not None

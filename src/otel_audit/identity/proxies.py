@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNIX: Final = "unix"
-"""Among the trusted proxies: whoever connects through a Unix socket, and so has no address."""
+"""Among the trusted proxies: peers of a Unix socket, which have no address."""
 
 _HOPS: Final = 64
 _LONGEST: Final = 100
@@ -58,13 +58,13 @@ class Proxies:
         )
 
     def trusts(self, address: Address | None) -> bool:
-        """Tell whether a peer is a proxy of ours; None is a peer without an address."""
+        """Return whether a peer is a proxy of ours; None is a peer without an address."""
         if address is None:
             return self.unix
         return bool(self.networks) and any(address in network for network in self.networks)
 
     def trusts_peer(self, scope: Scope) -> bool:
-        """Tell whether the request came straight from a proxy of ours."""
+        """Return whether the request came straight from a proxy of ours."""
         name, address = peer(scope)
         return self.trusts(address) and (name is None) == (address is None)
 
@@ -79,7 +79,7 @@ class Proxies:
             scope: The ASGI scope; its ``client`` is the peer.
 
         Returns:
-            The address in its usual form, the peer's name where it has no address, None where it
+            The address in its usual form, the peer's name where it has no address, None if it
             has neither.
         """
         name, address = peer(scope)

@@ -137,10 +137,10 @@ def state_of(scope: Scope) -> Mapping[str, Any]:
 
 
 def peek(thing: object, name: str) -> object:
-    """Read one attribute or key of the application's object; None where that fails.
+    """Read one attribute or key of the application's object; None if that fails.
 
     A mapped object of SQLAlchemy is read without its descriptors: those would load what has
-    expired, a query the application never asked for. What it said before stands for that.
+    expired, a query that the application never made. Its last value is used instead.
     """
     if isinstance(thing, Mapping):
         return _quietly(lambda: thing.get(name))
@@ -160,7 +160,7 @@ def primary_key(thing: object) -> str | None:
 
 
 def identifier(value: object) -> str | None:
-    """Return a value as the text of an identifier, None where it is not one.
+    """Return a value as the text of an identifier, None if it is not one.
 
     Text, integers, UUIDs and enumeration members are; of other types those whose text looks like
     an identifier (ULID, ObjectId, …).

@@ -1,4 +1,4 @@
-"""Where an action came from: address, user agent, session; and the request's id."""
+"""The source of an action: address, user agent, session; and the request's id."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ or a spreadsheet's cell does not.
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What `resolve_source` goes by.
+    """Options of `resolve_source`.
 
     Attributes:
-        proxies: Whose forwarded headers are believed.
+        proxies: Proxies whose forwarded headers are trusted.
         session_claim: Claim of a verified token that is the session's id.
         session_cookie: Cookie of the session, if its hash shall be kept.
         hash: Makes that hash; without a key there is none.
@@ -80,7 +80,7 @@ def resolve_source(
     Args:
         asgi_scope: The ASGI scope.
         options: From the settings.
-        claims: Claims of a verified token, for the session; None where there is none.
+        claims: Claims of a verified token, for the session; None if there is none.
         known: What this said before of the same connection: only the session may be news.
 
     Returns:
@@ -113,10 +113,10 @@ def request_id(
     Args:
         asgi_scope: The ASGI scope.
         header_name: The header to look at; empty: none. Several such headers: none is taken.
-        is_safe: Tells whether an id of the client's may be stored: it may be a token.
+        is_safe: Returns whether a client's id may be stored: it may be a token.
 
     Returns:
-        8 to 128 characters; None where there is none to be taken.
+        8 to 128 characters; None if there is none to be taken.
     """
     given = header_values(asgi_scope, header_name) if header_name else []
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0].strip()) and is_safe(given[0].strip()):

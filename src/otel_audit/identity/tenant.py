@@ -40,10 +40,10 @@ _NO_CLAIMS: Final[Claims] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class TenantOptions:
-    """What `resolve_tenant` goes by; an empty name switches its source off.
+    """Options of `resolve_tenant`; an empty name switches its source off.
 
     Attributes:
-        order: Names of the sources to ask, the first answer wins.
+        order: Names of the sources to call; the first answer wins.
         claim: Claim of a verified token that is the tenant's id.
         slug_claim: Claim that is its readable name.
         header: Header that names it.
@@ -100,11 +100,11 @@ def resolve_tenant(
     Args:
         asgi_scope: The ASGI scope, as the application left it.
         audit_scope: The action's scope; what the application set there is the source ``app``.
-        claims: Claims of a VERIFIED token; None where there is none.
+        claims: Claims of a VERIFIED token; None if there is none.
         options: From the settings.
 
     Returns:
-        The tenant, None where no source names one.
+        The tenant, None if no source names one.
     """
     for name, ask in options.asked:
         try:

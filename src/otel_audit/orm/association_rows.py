@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otel_audit.orm.schema_qualifier import SchemaQualifiers, WriteLocation
 
 _EARLIER = "old_"
-"""How SQLAlchemy names the criteria when it moves an association's row to another key."""
+"""Prefix of SQLAlchemy's criteria parameters when it moves an association's row to another key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class RelationInfo:
     Attributes:
         name: Its name.
         naming: What its rows are called.
-        key: The columns that tell its rows apart: those that refer to what it joins.
+        key: The columns that identify its rows: those that refer to the joined tables.
         sides: What it joins, as far as it does so by primary keys.
     """
 

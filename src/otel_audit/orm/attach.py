@@ -1,4 +1,4 @@
-"""Attaching to SQLAlchemy: class-level listeners that hear every session and connection."""
+"""Attaching to SQLAlchemy: class-level listeners for every session and connection."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Attachment:
 
     @property
     def capture_errors(self) -> int:
-        """How many errors of capture itself were caught."""
+        """The number of caught errors of capture itself."""
         return self._faults.count
 
     def can_enlist(self, connection: Connection) -> None:
@@ -79,7 +79,7 @@ class Attachment:
         self._journal.of(connection).can_enlist = True
 
     def settle(self) -> None:
-        """Report commits that have been answered; see `Journal.settle`. Never raises."""
+        """Report commits that have been answered; see `TransactionTracker.settle`. Never raises."""
         try:
             self._journal.settle()
         except Exception as error:  # noqa: BLE001 - must not reach the application
@@ -126,13 +126,13 @@ def attach(
 
 
 def name_of_mapped(state: InstanceState[Any]) -> tuple[str, str | None] | None:
-    """What changes of a mapped object call it, and its primary key, without a query.
+    """Return the noun and the primary key of a mapped object, without a query.
 
     Args:
         state: The object's state.
 
     Returns:
-        None where nothing is captured; no key where it has none yet, or one that is not shown.
+        None if nothing is captured; no key where it has none yet, or one that is not shown.
     """
     attachment = next(iter(_attached), None)
     if attachment is None:
@@ -179,6 +179,7 @@ def _build(
     selection = Selection(options)
     masking = ColumnRedaction(redactor, options.max_value)
     plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)
+    journal.mark = plans.personal.mark
     places = SchemaQualifiers()
     relations = Relations(plans, masking, places)
     flushes = OpenFlushes(selection, plans, masking, relations, journal, faults, places)
@@ -206,7 +207,7 @@ def _build(
     ]
     if transactional is not None:
         promised = OutboxListeners(transactional, journal)
-        # unguarded, as a transaction that cannot be told must not be committed; and first of all
+        # unguarded, as a transaction that cannot be recorded must not be committed; and first
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]

@@ -54,7 +54,7 @@ class _Before:
     Attributes:
         statement: The statement.
         table: What it writes.
-        columns: The columns that are told.
+        columns: The recorded columns.
         read: What is read of a row, by key: the columns, and what they store, where that is
             another value.
         rows: The rows.
@@ -70,9 +70,9 @@ class _Before:
 
 
 class ImageListeners:
-    """Hears statements before and after they are executed."""
+    """Listens to statements before and after their execution."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - one for each that it asks
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each part that it uses
         self,
         plans: MapperInfoCache,
         selection: Selection,
@@ -144,7 +144,7 @@ class ImageListeners:
         Args:
             connection: Where the statement was executed.
             context: Its execution context.
-            entries: What is told of it.
+            entries: Its changes.
 
         Returns:
             The same. Where another number of rows was written than were read (for a trigger, a

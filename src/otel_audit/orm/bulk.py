@@ -102,7 +102,7 @@ class BulkReader:
         ]
 
     def _same_of(self, write: Write, statement: str, style: Style) -> Change | None:
-        """What is the same each time that a text is executed; None where it is not captured."""
+        """The constant facts of a text, the same for each execution; None if it is not captured."""
         key = write, statement, style
         found = self._texts.get(key)
         if found is None or found[0] != self._plans.version:
@@ -129,7 +129,7 @@ class BulkReader:
         )
 
     def describe_attempt(self, context: Any, statement: str) -> list[Change]:
-        """Tell what a statement that has failed was to write: operation, class and table only."""
+        """Describe what a failed statement was to write: operation, class and table only."""
         element = compiled_element(context)
         if isinstance(element, UpdateBase):
             elements = (element, *embedded_elements(context.compiled))
@@ -165,7 +165,7 @@ class BulkReader:
         return found
 
     def _cascading(self, element: UpdateBase, sets: Sequence[Mapping[str, Any]]) -> str | None:
-        """What is to be said of rows that the database deletes or changes on its own."""
+        """The note about rows that the database deletes or changes on its own."""
         table = table_of(element)
         if not isinstance(table, Table) or element.is_insert:
             return None
@@ -210,7 +210,7 @@ class BulkReader:
         return same[0] if len(same) == 1 else write.table
 
     def _mapped_to(self, table: str) -> MapperInfo | None:
-        """The one class that is mapped to the table of a name, if that can be told."""
+        """The one class that is mapped to the table of a name, if it is unique."""
         found = {self._plans.of_table(one) for one in self._plans.tables_named(table)}
         return found.pop() if len(found) == 1 else None
 
@@ -243,12 +243,12 @@ def _notes(*notes: str | None) -> str | None:
 
 
 def style_of(context: Any, paramstyle: str = "") -> Style:
-    """How the texts of a connection are to be read."""
+    """The style in which the texts of a connection are read."""
     return Style(context.dialect.name, paramstyle or context.dialect.paramstyle)
 
 
 def text_of(context: Any, statement: str) -> SqlText | None:
-    """What stands in a text that was executed; None for a statement that was compiled."""
+    """The executed text; None for a compiled statement."""
     element = compiled_element(context)
     if isinstance(element, TextClause | DDL | None):
         return read_sql(statement, style_of(context))
@@ -262,7 +262,7 @@ def compiled_element(context: ExecutionContext | Any) -> Any:
 
 
 def bare(element: Any) -> Any:
-    """What is executed of a SQL element that only says how to read its rows."""
+    """The executed part of a SQL element that only says how to read its rows."""
     while isinstance(element, FromStatement | TextualSelect):
         element = element.element
     return element
@@ -291,7 +291,7 @@ def table_of(element: Any) -> Any:
 
 
 def operation_of(context: Any) -> Operation:
-    """What a compiled INSERT, UPDATE or DELETE does."""
+    """The operation of a compiled INSERT, UPDATE or DELETE."""
     return "insert" if context.isinsert else "update" if context.isupdate else "delete"
 
 
@@ -305,7 +305,7 @@ def is_upsert(element: UpdateBase) -> bool:
 
 
 def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
-    """How many rows a statement has written, None where the driver does not say."""
+    """The number of rows that a statement has written, None if the driver does not say."""
     counted = _counted(context, cursor)
     if counted is not None or not element.is_insert or is_upsert(element):
         return counted

@@ -1,4 +1,4 @@
-"""Which tables' rows the database itself deletes or changes, by the foreign keys it is told of."""
+"""Tables whose rows the database itself deletes or changes, by the foreign keys of the metadata."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Cascades:
 
 
 def noted(tables: Collection[str]) -> str | None:
-    """What is said of the tables in an entry; None where there are none."""
+    """The note about the tables in an entry; None if there are none."""
     if not tables:
         return None
     return f"the database may have changed or deleted rows of: {', '.join(tables)}"

@@ -31,7 +31,7 @@ from otel_audit.scope import open_scope
 _PROBES = ("x", "a1b2c3d4", 1, True)
 
 _READ = 4
-"""How many times longer than what is kept a value may be and still be read to its end."""
+"""Factor over the kept length up to which a value is read to its end."""
 
 _OUTSIDE = 2_000
 """Units of work that a value may cost that changes outside of any action."""
@@ -47,7 +47,7 @@ _SHOWN = 1_024
 
 
 class Redactor(Protocol):
-    """What capture needs of redaction."""
+    """The methods of redaction that capture needs."""
 
     def field(self, name: str, value: Any) -> Any:
         """Redact a JSON value that stands under a name."""
@@ -58,7 +58,7 @@ class Redactor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ColumnRedaction:
-    """How values become what may be recorded.
+    """Redacts the values of columns.
 
     Attributes:
         redactor: Decides by name and content. One with a method ``hashed(value)`` can serve
@@ -179,12 +179,12 @@ class ColumnRedaction:
         return None if found is None or found[1] > self.longest else found[0]
 
     def are_clean(self, texts: list[str]) -> bool:
-        """Tell whether one look shows that none of some short texts holds anything to redact."""
+        """Return whether one look shows that none of some short texts holds anything to redact."""
         copy = getattr(self.redactor, "clean_copy", None)
         return copy is not None and copy(texts) is not None
 
     def is_not_sensitive(self, name: str) -> bool:
-        """Tell whether nothing is redacted for this name alone."""
+        """Return whether nothing is redacted for this name alone."""
         try:
             return all(self.redactor.field(name, probe) == probe for probe in _PROBES)
         except Exception:  # noqa: BLE001 - it will raise on the value too, and be noted there

@@ -51,7 +51,7 @@ def counted_form(value: Any) -> tuple[Any, int]:
 
 
 def is_harmless(value: Any) -> bool:
-    """Tell whether a value can be no secret by itself, nor a number that is one."""
+    """Return whether a value can be no secret by itself, nor a number that is one."""
     kind = type(value)
     return kind in PLAIN_SCALARS or (kind is int and -SMALL < value < SMALL)
 

@@ -57,7 +57,7 @@ _LONGEST_TEXT: Final = 20_000
 
 @dataclass(slots=True)
 class Ownership:
-    """Whose value a parameter holds.
+    """The columns that own a parameter's value.
 
     Attributes:
         columns: What it is set into or compared with; by name where no table is known.
@@ -79,7 +79,7 @@ class Bindings:
     """The parameters of one compiled statement.
 
     Attributes:
-        owners: By the parameter's name; one without an entry belongs to no column that can be told.
+        owners: By the parameter's name; one without an entry belongs to no known column.
         tables: Names of all tables that the statement speaks of.
         texts: Whether it holds pieces of SQL text, in which literals may stand.
         expanding: Parameters that hold lists.
@@ -93,7 +93,7 @@ class Bindings:
     types: dict[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> Ownership | None:
-        """Whose a parameter is; an element of a list is whose the list is."""
+        """The owner of a parameter; an element of a list has the list's owner."""
         return self.owners.get(self._whole(name))
 
     def type_of(self, name: str) -> Any:
@@ -127,7 +127,7 @@ def bindings_of(compiled: Any) -> Bindings:
 
 
 def sent_statement(compiled: Any) -> Any:
-    """What is sent: the ORM rewrites what the application gives it.
+    """The sent statement: the ORM rewrites the application's.
 
     A subclass is written table by table, and criteria are added.
     """
@@ -159,7 +159,7 @@ def _of_text(element: TextClause, style: Style) -> Bindings:
 
 
 _Context: TypeAlias = "tuple[Owned, ...] | None"
-"""The columns that a value is for; none: it is only compared; None: that cannot be told."""
+"""The columns that a value is for; none: it is only compared; None: not known."""
 
 
 class _Reader:
@@ -487,7 +487,7 @@ def _is_query(element: Any) -> bool:
 
 
 def _returned(query: Any) -> Iterator[Any]:
-    """What a query returns, as far as it is a query for values."""
+    """The columns that a query returns, as far as it is a query for values."""
     while isinstance(query, ScalarSelect | SelectStatementGrouping):
         query = query.element
     if isinstance(query, CompoundSelect):

@@ -24,7 +24,7 @@ def enlist(
     Args:
         session: A session or connection of SQLAlchemy, asynchronous or not.
         row: The record's id and its JSON text.
-        told: Told which connection it was.
+        told: Called with the connection.
 
     Returns:
         Something to await, for an asynchronous session or connection; else None.

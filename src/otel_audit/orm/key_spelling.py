@@ -19,7 +19,7 @@ Spelling: TypeAlias = "Callable[[Any], Any]"
 
 
 def key_spelling(kind: TypeEngine[Any]) -> Spelling | None:
-    """How values of a type are spelled in keys; None where they have one spelling.
+    """The key spelling of values of a type; None if they have one spelling.
 
     Args:
         kind: The column's type.

@@ -1,4 +1,4 @@
-"""What SQLAlchemy calls: each public method has the name and signature of the event it hears."""
+"""SQLAlchemy's listeners: each public method has the name and signature of its event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MapperListeners:
-    """Hears which rows a flush writes."""
+    """Listens to the rows that a flush writes."""
 
     def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: Fetching) -> None:
         """Take what listening needs.
@@ -70,7 +70,7 @@ class MapperListeners:
 
 
 class SessionListeners:
-    """Hears the flushes of sessions, and which connections they use."""
+    """Listens to the flushes of sessions, and the connections they use."""
 
     def __init__(
         self, flushes: OpenFlushes, executions: Executions, journal: TransactionTracker
@@ -108,7 +108,7 @@ class SessionListeners:
 
 
 class EngineListeners:
-    """Hears statements and transactions of every connection."""
+    """Listens to statements and transactions of every connection."""
 
     def __init__(self, executions: Executions, journal: TransactionTracker) -> None:
         """Take what listening needs."""
@@ -176,7 +176,7 @@ class EngineListeners:
 
 
 class PoolListeners:
-    """Hears connections come back."""
+    """Listens to connections that return to the pool."""
 
     def __init__(self, journal: TransactionTracker) -> None:
         """Take what listening needs."""

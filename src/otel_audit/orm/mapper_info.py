@@ -1,4 +1,4 @@
-"""What capture knows of a mapper: computed once, kept as long as the mapper lives."""
+"""Cached facts about a mapper: computed once, kept as long as the mapper lives."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.orm.cascades import Cascades, noted
 from otel_audit.orm.key_spelling import Spelling, key_spelling
+from otel_audit.orm.personal_columns import PERSONAL, PersonalColumns
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import (
     StoredMembers,
@@ -48,9 +49,9 @@ class ColumnInfo:
             value, so that a number or a time in it need not be looked at.
         type: The column's type.
         members: Finds what the type stores of members of enumerations; None: what they are.
-        stored: Finds what an application's own type stores; None where that is the value.
+        stored: Finds what an application's own type stores; None if that is the value.
         place: The table's and the column's key.
-        spelling: How its values are spelled in keys; None where they have one spelling.
+        spelling: How its values are spelled in keys; None if they have one spelling.
         plainly_named: Whether nothing is redacted for its name or mark alone.
         wrapped: Whether its type puts a SQL expression around a value, which stores another.
     """
@@ -149,6 +150,7 @@ class MapperInfoCache:
         )
         self._named: dict[str, list[Table]] = {}
         self.cascades = Cascades()
+        self.personal = PersonalColumns(_referred)
         self.version = 0
         """Counts what was forgotten: what follows from the plans of tables holds as long."""
 
@@ -162,6 +164,7 @@ class MapperInfoCache:
             plan = self._mappers[mapper] = _plan_mapper(
                 mapper, self._selection, self._is_not_sensitive, self._nouns, self.cascades
             )
+            self.personal.meet_mapper(mapper)
         return plan
 
     def of_table(self, table: Table) -> MapperInfo | None:
@@ -187,6 +190,7 @@ class MapperInfoCache:
             self._named = {}
             self.version += 1
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
+        self.personal.meet_table(table)
         return mapper
 
     def of_column(self, column: Column[Any]) -> ColumnInfo:
@@ -209,7 +213,7 @@ class MapperInfoCache:
         return found
 
     def tables_named(self, name: str) -> list[Table]:
-        """The tables that a name in a SQL text may mean: cases are not told apart.
+        """The tables that a name in a SQL text may mean, in any case.
 
         One with its schema means that table; where there is none of that name, any without a
         schema of its own, as that may be given on the way.
@@ -247,13 +251,13 @@ class MapperInfoCache:
 
 
 def mark_of(column: Column[Any]) -> str | None:
-    """How a column's values are to be hidden: ``redact``, ``hash`` or not at all.
+    """The mark of a column: ``redact``, ``hash`` or None.
 
     A type that encrypts is taken at its word: what is a secret in the table is one here. A foreign
     key holds the very values of the column it refers to, and is hidden as that one is.
     """
     mark = _own_mark(column)
-    if mark is not None or column.info.get("audit") is not None:
+    if mark is not None or column.info.get("audit") not in (None, PERSONAL):
         return mark
     for one in _referred(column):
         if isinstance(one, Column):
@@ -264,7 +268,7 @@ def mark_of(column: Column[Any]) -> str | None:
 
 
 def referred_names(column: Column[Any]) -> tuple[str, ...]:
-    """What the values of a foreign key are called where it refers to: columns and attributes.
+    """The names of the columns and attributes that a foreign key refers to.
 
     One that is marked with ``True`` is shown whatever that is.
     """
@@ -286,7 +290,7 @@ def _own_mark(column: Column[Any]) -> str | None:
     mark = column.info.get("audit")
     if mark in ("redact", "hash"):
         return str(mark)
-    if mark is not None and mark not in ("omit", True, False):
+    if mark is not None and mark not in ("omit", PERSONAL, True, False):
         return "redact"
     return "redact" if _is_secret(column.type) else None
 
@@ -417,7 +421,7 @@ def _post_updated(mapper: Mapper[Any]) -> tuple[str, ...]:
 
 
 def _deleting(mapper: Mapper[Any], cascades: Cascades) -> str | None:
-    """What the database may delete or change on its own with a row.
+    """The tables in which the database may delete or change rows together with a row.
 
     The rows that the session looks after by a relationship are none of it.
     """

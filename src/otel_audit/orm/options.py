@@ -1,4 +1,4 @@
-"""What of the database's changes is captured, and how much of it is kept."""
+"""Options of ORM capture: which changes are captured, and how much of them is kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OrmOptions:
         engines: Only connections of these engines (``Engine`` or ``AsyncEngine``).
         sessionmakers: Only sessions made by these (``sessionmaker``, ``async_sessionmaker``, or
             ``scoped_session`` and ``async_scoped_session`` over one). An ``async_sessionmaker``
-            is told by its class and its engine: two that share both are one.
+            is identified by its class and its engine: two that share both are one.
         bases: Only classes that derive from these, and tables in their metadata.
         include_tables: Only these tables.
         exclude_tables: Not these tables.
@@ -96,7 +96,7 @@ class OrmOptions:
             before_images=config.orm_before_images,
             max_before_images=config.orm_max_before_images,
             max_entries=config.orm_max_entries,
-            aside=config.spool_dir,
+            aside=config.spool_path if config.has_spool else config.spool_dir,
             entity_names=config.entity_names,
             **given,
         )

@@ -58,14 +58,14 @@ _NO_ROLE: Final = frozenset({"none", "default"})
 
 @dataclass(frozen=True, slots=True)
 class Transactional:
-    """What commit-atomic mode needs from outside.
+    """The functions that the transactional mode needs.
 
     Attributes:
-        compose: Makes the records of what an action (None: no action) has written; none where it
+        compose: Makes the records of what an action (None: no action) has written; none if it
             is not recorded.
         encode: Writes a record down: its id, and its JSON text.
-        committed: Told when records stand in the outbox for good.
-        failed: Told when a transaction could not be committed for want of the outbox.
+        committed: Called when records are committed in the outbox.
+        failed: Called when a transaction could not be committed because of the outbox.
     """
 
     compose: Callable[[Owner, SpilledChanges], Iterable[AuditRecord]]
@@ -75,7 +75,7 @@ class Transactional:
 
 
 class OutboxListeners:
-    """Hears that a transaction is about to be committed. Its errors do reach the application.
+    """Listens for transactions about to be committed. Its errors do reach the application.
 
     Listens before all others of ours, so that a failed write is no failed COMMIT yet.
     """
@@ -131,7 +131,7 @@ class OutboxListeners:
             self._journal.rolled_back(connection)
             try:
                 connection.connection.rollback()
-            except Exception:  # noqa: BLE001 - the first error is the one to tell
+            except Exception:  # noqa: BLE001 - the first error is the one to report
                 connection.invalidate()
             except BaseException:
                 connection.invalidate()

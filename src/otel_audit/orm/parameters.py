@@ -1,4 +1,4 @@
-"""What may be shown of the parameters of a statement: what may be shown of their columns."""
+"""Redaction of a statement's parameters, by the rules of their columns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SHOWN: Final = 8_000
 
 
 class Rule(NamedTuple):
-    """What may be shown of one parameter.
+    """The redaction rule of one parameter.
 
     Attributes:
         name: Its column's name; None: the column is not known, and so the value is withheld.
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
             columns that it belongs to, of attributes, its own.
         members: Finds what the parameter's type stores of members of enumerations; None: what
             they are.
-        stored: Finds what an application's own type stores; None where that is the value.
+        stored: Finds what an application's own type stores; None if that is the value.
         paths: Parameters that say under which name of a document it stands.
         open: Whether nothing is hidden for where the value stands, only for what it says.
     """
@@ -344,7 +344,7 @@ class Parameters:
 
 
 class _Sent:
-    """What the driver was given by a statement, looked up only where it matters."""
+    """The parameters that the driver got, read only if they matter."""
 
     def __init__(self, context: Any) -> None:
         self._context = context

@@ -1,4 +1,4 @@
-"""What references call the rows of mapped classes, so that no two classes are called alike."""
+"""Nouns of entity references for mapped classes, unique for each class."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowNaming:
-    """What references call the rows of a class or a table.
+    """The nouns of a class's or table's rows in references.
 
     Attributes:
-        own: A noun, and before it what tells it from the same noun for other rows.
-        told: The same, where it is not the entity's name in snake case.
+        own: A noun, with a prefix that distinguishes it from the same noun for other rows.
+        told: The same, if it is not the entity's name in snake case.
         also: What else references may call them: a shorter name, the table's, those of the
             classes that the class inherits from.
         bases: Those of `also` that are of inherited classes.
@@ -40,7 +40,7 @@ class RowNaming:
     schema: str | None
 
     def name_for(self, key: Mapping[str, Any]) -> str | None:
-        """What a change of a row calls it beside the entity's name, if that does not say it."""
+        """A row's noun in a change, if the entity's name does not give it."""
         if self.told is not None or len(key) < 2 or is_plain_key(key.values()):  # noqa: PLR2004 - of one column
             return self.told
         return self.own
@@ -59,7 +59,7 @@ class RowNaming:
 
 
 class ReferenceNames:
-    """The nouns of the classes met so far, and of all that are mapped beside them."""
+    """The nouns of the classes seen so far, and of all classes in their registries."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         """Begin with none.
@@ -71,7 +71,7 @@ class ReferenceNames:
         self._registries: weakref.WeakSet[registry] = weakref.WeakSet()
 
     def meets(self, mapper: Mapper[Any]) -> bool:
-        """Learn of a mapper; tell whether others have come with it."""
+        """Add a mapper; return whether others have come with it."""
         if mapper.registry in self._registries:
             return False
         self._registries.add(mapper.registry)
@@ -95,10 +95,10 @@ class ReferenceNames:
         )
 
     def own(self, mapper: Mapper[Any]) -> str:
-        """What the rows of a class are called: ``order``.
+        """The noun of a class's rows: ``order``.
 
         Where other rows are called so, too, its schema stands before it, or its table if the
-        schema does not tell them apart.
+        schema does not distinguish them.
         """
         noun = self._noun(mapper)
         rivals = list(self._rivals(mapper, noun))
@@ -110,7 +110,7 @@ class ReferenceNames:
         return f"{table}.{noun}"
 
     def further(self, mapper: Mapper[Any]) -> tuple[str, ...]:
-        """What else a route may call them: the noun alone, or that of the table."""
+        """Other nouns that a route may use: the noun alone, or that of the table."""
         noun, table = self._noun(mapper), _place(mapper)[1]
         found = [] if noun == self.own(mapper) else [noun]
         if mapper.inherits is None and not self._is_renamed(mapper):
@@ -155,7 +155,7 @@ class ReferenceNames:
                     yield other
 
     def _after(self, mapper: Mapper[Any]) -> str | None:
-        """What rows are called for their table."""
+        """The noun of rows by their table."""
         return further_noun(self._noun(mapper), mapper.class_.__name__, _place(mapper)[1])
 
 

@@ -98,7 +98,7 @@ class ValueReader:
 
         Args:
             masking: Redacts.
-            dialect: What a `TypeDecorator` may ask for.
+            dialect: Needed by a `TypeDecorator`.
             sent: What was sent for values of the application's own types.
         """
         self._stored = masking.stored
@@ -200,7 +200,7 @@ class ValueReader:
         return told
 
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
-        """Whether it can be told what the database held for a value that was read from it.
+        """Whether it is known what the database held for a value that was read from it.
 
         A type that makes another value of the same one each time does not say.
         """
@@ -229,7 +229,7 @@ def overwritten(state: InstanceState[Any], plan: MapperInfo) -> dict[str, Any]:
 
 
 def taken_over(state: InstanceState[Any]) -> dict[str, Any]:
-    """What stands in a row that a new object takes over from one that is deleted.
+    """The values of a row that a new object takes over from a deleted one.
 
     SQLAlchemy makes an UPDATE of both.
     """
@@ -247,7 +247,7 @@ def taken_over(state: InstanceState[Any]) -> dict[str, Any]:
 def missing_before(
     state: InstanceState[Any], plan: MapperInfo, operation: Operation
 ) -> list[ColumnInfo]:
-    """Tell which earlier values are needed and not loaded."""
+    """Return which before-values are needed and not loaded."""
     committed = state.committed_state
     if operation == "delete":
         return [column for column in plan.columns if _before(state, column.key) is _UNKNOWN]
@@ -270,7 +270,7 @@ def gather_texts(
     Args:
         loaded: The object's values.
         plan: Its mapper's plan.
-        before: For an update, the earlier values; None where all columns are read.
+        before: For an update, the earlier values; None if all columns are read.
         found: Where to; by column.
     """
     if before is None:
@@ -345,7 +345,7 @@ def describe_update(
         reader: Reads the values.
 
     Returns:
-        The change, None where nothing of what is captured has changed.
+        The change, None if nothing of what is captured has changed.
     """
     loaded, committed = written
     found = _Differences(reader)

@@ -1,4 +1,4 @@
-"""Where rows are, as far as it is part of who they are: ``tenant_a.order:1``, ``eu.order:1``."""
+"""The schema or database of rows in references: ``tenant_a.order:1``, ``eu.order:1``."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _STRUCTURE: Final = re.compile(r"[\\.:]")
 
 @dataclass(frozen=True, slots=True)
 class WriteLocation:
-    """Where a connection writes.
+    """The place where a connection writes.
 
     Attributes:
         schemas: To which schemas it translates those of the tables.
         default_schema: The one that tables without a schema are in, as the database says.
-        database: Tells its database from others.
+        database: Distinguishes its database from others.
         label: What the application calls its database, if it does.
     """
 
@@ -79,7 +79,7 @@ class SchemaQualifiers:
 
     def learn_shards(self, session: Session) -> None:
         """Learn what a session that is spread over several databases calls them."""
-        shards = vars(session).get("_ShardedSession__shards")  # SQLAlchemy shows them to nobody
+        shards = vars(session).get("_ShardedSession__shards")  # SQLAlchemy does not expose them
         if isinstance(shards, dict):
             for name, bind in shards.items():
                 pool = getattr(getattr(bind, "engine", None), "pool", None)
@@ -87,12 +87,12 @@ class SchemaQualifiers:
                     self._shards[pool] = str(name)
 
     def of_statement(self, connection: Connection, options: Mapping[str, Any]) -> WriteLocation:
-        """Tell where a statement writes that is executed with options of its own."""
+        """Return where a statement writes that is executed with options of its own."""
         place = self.at(connection)
         return replace(place, schemas=options[_SCHEMAS]) if _SCHEMAS in options else place
 
     def at(self, connection: Connection) -> WriteLocation:
-        """Tell where a connection writes."""
+        """Return where a connection writes."""
         options = connection.get_execution_options()
         pool = connection.engine.pool
         is_plain = _SCHEMAS not in options and OPTION not in options
@@ -113,14 +113,14 @@ class SchemaQualifiers:
         return found
 
     def plan(self, place: WriteLocation, plan: MapperInfo) -> MapperInfo:
-        """What is known of a mapper, with the table and the names that it has at a place."""
+        """The facts about a mapper, with its table and names at a place."""
         naming = self.naming(place, plan.naming)
         if naming is plan.naming:
             return plan
         return replace(plan, naming=naming, table=naming.table)
 
     def naming(self, place: WriteLocation, naming: RowNaming) -> RowNaming:
-        """What rows are called at a place."""
+        """The nouns of rows at a place."""
         schema = place.schema(naming.schema)
         parts = [self._database(place, naming), schema if schema != naming.schema else None]
         qualifier = "".join(f"{_escaped(part)}." for part in parts if part)
@@ -152,7 +152,7 @@ class SchemaQualifiers:
         return found
 
     def _identify(self, url: URL) -> str:
-        """Tell one database from another by where it is."""
+        """Identify a database by its address."""
         query = url.query
         if url.get_backend_name() == "sqlite":
             path = url.database or ":memory:"

@@ -27,7 +27,7 @@ class Selection:
         """Compile the options.
 
         Args:
-            options: What the user asked for.
+            options: The user's selection.
         """
         self._options = options
         self._engines = tuple(_sync_engine(engine) for engine in options.engines)
@@ -50,7 +50,7 @@ class Selection:
             return True
         # an engine with execution options of its own is another object over the same pool
         pool = connection.engine.pool
-        for engine in self._engines:  # noqa: SIM110 - asked for each statement
+        for engine in self._engines:  # noqa: SIM110 - called for each statement
             if pool is engine.pool:
                 return True
         return False
@@ -97,7 +97,7 @@ class Selection:
 
         Args:
             name: The name.
-            any_case: Whether the database does not tell cases apart.
+            any_case: Whether the database ignores case.
         """
         names = {name, name.rpartition(".")[2]}
         if any_case:

@@ -48,7 +48,7 @@ WORD, NAME, LITERAL, NUMBER, BIND, COMMENT, MARK = range(7)
 
 
 class Style(NamedTuple):
-    """How a text is to be read.
+    """The style in which a text is read.
 
     Attributes:
         dialect: SQLAlchemy's name of the database; empty: none in particular.
@@ -165,7 +165,7 @@ def _letter(found: re.Match[str]) -> str:
 
 
 def _bind(found: re.Match[str], style: Style, position: int) -> str | None:
-    """The name or position of a placeholder; None where it is none."""
+    """The name or position of a placeholder; None if it is none."""
     paramstyle = style.paramstyle
     if found["format"] and found["format"] != "%%" and paramstyle in ("", "format", "pyformat"):
         return str(position) if found["named"] is None else found["named"]

@@ -3,7 +3,7 @@
 A value belongs to the columns that it is set into or compared with: to all that stand in one
 assignment or comparison with it, functions and CASE included. A value in the columns of a subquery
 belongs to what that is set into as well. One that may flow anywhere (in the columns of a derived
-table, in a list without names) belongs to no column that can be told.
+table, in a list without names) belongs to no known column.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WORDS = keywords(
 _AFTER_SELECT = keywords(
     "FROM INTO WHERE GROUP HAVING ORDER LIMIT OFFSET FETCH WINDOW UNION EXCEPT INTERSECT FOR"
 )
-"""What ends the list of what a query returns."""
+"""Words that end the list of a query's results."""
 _ENDS_SOURCE = keywords("LEFT RIGHT INNER OUTER FULL CROSS NATURAL JOIN")
 
 
@@ -72,7 +72,7 @@ ANY_COLUMN: Final = ColumnName("", "*")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a value stands.
+    """The place of a value in a text.
 
     Attributes:
         columns: What it is set into or compared with.
@@ -89,7 +89,7 @@ class Placement:
 
 @dataclass(slots=True)
 class Placements:
-    """What was found in one text.
+    """The placements in one text.
 
     Attributes:
         binds: By the placeholder's name or position.
@@ -103,7 +103,7 @@ class Placements:
 
 
 class _Group(NamedTuple):
-    """What stands in parentheses or brackets, or from CASE to END."""
+    """The tokens in parentheses or brackets, or from CASE to END."""
 
     kind: str
     parts: list[Token | _Group]
@@ -114,7 +114,7 @@ _Target: TypeAlias = "Sequence[tuple[ColumnName, ...] | None] | tuple[ColumnName
 
 
 def placements_in(text: str, style: Style) -> Placements:
-    """Tell which columns the values of statements belong to."""
+    """Return which columns the values of statements belong to."""
     found = Placements()
     for statement in read_sql(text, style).statements:
         _Walker(found, style).statement(_tree(statement))
@@ -122,7 +122,7 @@ def placements_in(text: str, style: Style) -> Placements:
 
 
 def placements_in_fragment(text: str, style: Style) -> Placements:
-    """The same for a part of a statement: a criterion, an expression."""
+    """The placements in a part of a statement: a criterion, an expression."""
     found = Placements()
     tokens = [one for one in tokens_of(text, style) if one.kind != COMMENT]
     nodes = _tree(tokens)
@@ -166,7 +166,7 @@ class _Walker:
         Args:
             nodes: Its parts.
             target: What the columns of a query are set into or compared with: one for all, one for
-                each; None: that cannot be told.
+                each; None: not known.
             depth: How deep it lies.
         """
         if depth > _DEEPEST:
@@ -192,7 +192,7 @@ class _Walker:
 
     @staticmethod
     def _state(word: str, state: str, following: str, part: Sequence[_Node]) -> str | None:  # noqa: C901, PLR0911, PLR0912
-        """The clause that begins with a word; None where none does."""
+        """The clause that begins with a word; None if none does."""
         if word == "SELECT":
             return "select"
         if word == "VALUES":

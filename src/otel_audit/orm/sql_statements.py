@@ -1,4 +1,4 @@
-"""What a SQL text writes and which transaction it begins or ends, as far as its text shows.
+"""The writes and transaction control of a SQL text, as far as its text shows.
 
 Only what stands where a statement can stand is taken for one: a column may be called ``update``.
 What is not understood is a write that cannot be seen, never none at all.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LONGEST: Final = 50_000
 """Characters that are read."""
 _BEFORE_VALUES: Final = keywords("= < > | LIKE GLOB REGEXP MATCH THEN ELSE BETWEEN")
-"""What stands before a value, not before a name."""
+"""Words before a value, not before a name."""
 _REMEMBERED: Final = 256
 _LONGEST_REMEMBERED: Final = 20_000
 
@@ -42,7 +42,7 @@ _FURTHER = re.compile(
 )
 _ONLY_READS = re.compile(r"\s*(?:SELECT|SHOW|PRAGMA)\b", re.IGNORECASE)
 _MAY_WRITE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|;\s*[^\s;]", re.IGNORECASE)
-"""What a text that begins by reading must hold to do more than that."""
+"""Words without which a text that begins by reading does not write."""
 _READS = keywords(
     "SELECT VALUES TABLE SHOW DESCRIBE DESC PRAGMA FETCH MOVE CLOSE DECLARE HELP FROM"
 )
@@ -71,7 +71,7 @@ class Write(NamedTuple):
     """One write that a text announces.
 
     Attributes:
-        operation: What it does.
+        operation: Its steps.
         table: Where, as the database reads the name, without quotes.
         kind: ``bulk``; ``untracked`` where the text does not show what is written.
         note: What is to be said of it.
@@ -101,7 +101,7 @@ class Control(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SqlText:
-    """What was read in a text.
+    """The statements of a text.
 
     Attributes:
         steps: Its writes and what it does to the transaction, in their order.
@@ -118,7 +118,7 @@ class SqlText:
 
     @property
     def controls(self) -> list[Control]:
-        """What it does to the transaction."""
+        """Its transaction control."""
         return [one for one in self.steps if isinstance(one, Control)]
 
 
@@ -154,7 +154,7 @@ def mask_literals(
     Args:
         text: The SQL.
         style: How it is to be read.
-        numbers: Where numbers begin that are to be taken out, too; None: all of them are.
+        numbers: Where numbers begin that are to be removed, too; None: all of them are.
         columns: In lower case, the columns of the tables that it speaks of, as far as they are
             known: SQLite reads what stands in double quotes as one of these, or else as a text.
     """
@@ -181,7 +181,7 @@ def mask_literals(
 def _texts_in_name_quotes(
     text: str, tokens: Sequence[Token], columns: Collection[str]
 ) -> frozenset[int]:
-    """Where names in double quotes begin that stand as values.
+    """Return where texts in double quotes begin that are values.
 
     SQLite takes them for texts if there is no column of that name.
     """
@@ -268,7 +268,7 @@ class _Reader:
         self._end = len(tokens)
 
     def steps(self) -> list[Write | Control]:
-        """What it does."""
+        """Its steps."""
         first = 0
         while self._word(first) == "(":
             first += 1
@@ -343,7 +343,7 @@ class _Reader:
         return None
 
     def _write_at(self, place: int, *, strict: bool = False) -> list[Write] | None:  # noqa: PLR0911
-        """The writes of the statement that begins here; None where it is none, after all.
+        """The writes of the statement that begins here; None if it is none, after all.
 
         Args:
             place: Where its verb is.
@@ -372,7 +372,7 @@ class _Reader:
         return self._load(place)
 
     def _merged(self, place: int) -> str:
-        """What a MERGE may do."""
+        """The possible operations of a MERGE."""
         words = [self._word(one) for one in range(place, self._end)]
         after_then = {word for then, word in pairwise(words) if then == "THEN"}
         done = [one for one in ("INSERT", "UPDATE", "DELETE") if one in after_then]

@@ -1,8 +1,8 @@
-"""What a column's type stores in place of the application's value, where the two differ.
+"""The value that a column's type stores, if it differs from the application's.
 
 The types of SQLAlchemy itself say the same in another spelling (a time as a text, a document as
-JSON): their values are told as they are. Types that an application or a library has made may store
-something else entirely, cents for euros, say: of these the value is told that the type passed on.
+JSON): their values are recorded as they are. Types of an application or a library may store
+something else, cents for euros, say: of these the value is recorded that the type passed on.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _LONGEST_DOCUMENT: Final = 100_000
 
 
 def members_of(kind: TypeEngine[Any] | None) -> StoredMembers | None:
-    """How to find what a type stores of members of enumerations, which only the type can tell.
+    """The function that gives the stored form of enumeration members, which only the type knows.
 
     Args:
         kind: The column's type.
 
     Returns:
-        None where what is stored of a member does not depend on the type.
+        None if what is stored of a member does not depend on the type.
     """
     if isinstance(kind, Enum | TypeDecorator):
         return StoredMembers(kind, is_array=False)
@@ -57,7 +57,7 @@ class StoredMembers(NamedTuple):
     is_array: bool
 
     def of(self, value: Any, dialect: Dialect) -> Any:
-        """What is stored of a value: of a member what the type makes of it, else the value."""
+        """The stored form of a value: for a member the type's, otherwise the value."""
         if self.is_array and isinstance(value, list | tuple | set | frozenset):
             return [self._of_one(one, dialect) for one in value]
         return self._of_one(value, dialect)
@@ -70,7 +70,7 @@ class StoredMembers(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """How a value comes to the driver.
+    """The steps by which a value gets to the driver.
 
     Attributes:
         own: What the application's type makes of it.
@@ -96,7 +96,7 @@ class StoredValues:
         return self._of(dialect) is not None
 
     def of(self, value: Any, dialect: Dialect, sent: Any = MISSING) -> Any:
-        """What is stored of a value.
+        """The stored form of a value.
 
         Args:
             value: The application's value.
@@ -120,7 +120,7 @@ class StoredValues:
     def is_steady(self, value: Any, dialect: Dialect) -> bool:
         """Whether the type makes the same of a value each time, as one that salts does not.
 
-        Only then it can be told what is stored of a value that was read from the database.
+        Only then is it known what is stored for a value that was read from the database.
         """
         steps = self._of(dialect)
         if steps is not None and self._steady is None:
@@ -144,7 +144,7 @@ class StoredValues:
 
 
 def stored_values(kind: TypeEngine[Any] | None) -> StoredValues | None:
-    """How to find what a type stores of its values; None where they are told as they are."""
+    """The function that gives a type's stored form of a value; None if that is the value itself."""
     return StoredValues(kind) if kind is not None and _may_store_others(kind) else None
 
 
@@ -155,7 +155,7 @@ def wrapping_functions(kind: TypeEngine[Any]) -> tuple[str, ...] | None:
         kind: The column's type.
 
     Returns:
-        None where it puts nothing around them.
+        None if it puts nothing around them.
     """
     try:
         found = kind.bind_expression(bindparam("value", type_=kind))
@@ -168,7 +168,7 @@ def wrapping_functions(kind: TypeEngine[Any]) -> tuple[str, ...] | None:
 
 
 def is_same_document(value: Any, stored: Any) -> bool:
-    """Tell whether a text is nothing but a JSON value written down.
+    """Return whether a text is nothing but a JSON value written down.
 
     Args:
         value: The JSON form of the application's value.
@@ -185,7 +185,7 @@ def is_same_document(value: Any, stored: Any) -> bool:
 
 
 def same_uuid(value: Any, stored: Any) -> str | None:
-    """The text of a UUID that is stored in whatever spelling; None where it is none."""
+    """The text of a UUID that is stored in whatever spelling; None if it is none."""
     if not isinstance(value, UUID):
         if not isinstance(value, str) or len(value) not in _UUID_TEXTS or value == stored:
             return None
@@ -203,7 +203,7 @@ def same_uuid(value: Any, stored: Any) -> str | None:
 
 
 class SentValues:
-    """What the driver was given for values of application-made types, by column and value."""
+    """The driver's parameters for values of the application's own types, by column and value."""
 
     __slots__ = ("_found",)
 
@@ -230,7 +230,7 @@ class SentValues:
                     found[1].append(sent[key])
 
     def take(self, table: str, key: str, value: Any) -> Any:
-        """What was sent for a value; of one that was sent for several rows each in turn."""
+        """The sent form of a value; for a value in several rows, each in turn."""
         found = self._found.get((table, key, id(value)))
         if found is None:
             return MISSING
@@ -239,7 +239,7 @@ class SentValues:
 
 
 def sent_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
-    """What the driver was given, by name; empty where the names cannot be told.
+    """The driver's parameters by name; empty if the names are not known.
 
     Lists are expanded into parameters that only the statement in the end knows of.
     """
@@ -317,7 +317,7 @@ def _each(process: _Process) -> _Process:
 
 
 def _without_members(value: Any, rest: _Process | None) -> Any:
-    """The same with what is stored of members of enumerations, which only the type below knows."""
+    """The value with the stored form of enumeration members, which only the type below knows."""
     parts = value if isinstance(value, list) else (value,)
     if rest is not None and any(isinstance(one, enum.Enum) for one in parts):
         return rest(value)
@@ -334,7 +334,7 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def _unwrapped(sent: Any) -> Any:
-    """What a wrapper of psycopg's or psycopg2's holds; any other value as it is."""
+    """The content of psycopg's or psycopg2's wrappers; any other value as it is."""
     if type(sent).__module__.partition(".")[0] not in ("psycopg", "psycopg2"):
         return sent
     return getattr(sent, "obj", getattr(sent, "adapted", sent))

@@ -1,4 +1,4 @@
-"""Whose statement it is: the unit of work's own, or one that the application has slipped in."""
+"""The owner of a statement: the unit of work, or the application during a flush."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Mapper[Any]]) -> bool:
-    """Tell whether a flush has made a statement to write the rows of some mapped classes.
+    """Return whether a flush has made a statement to write the rows of some mapped classes.
 
     A flush compiles into the cache of the mapper itself. An application may set a cache too, and
     the bulk UPDATE of the ORM uses the mapper's, but for a statement that names a class.
@@ -23,7 +23,7 @@ def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Ma
     cache = options.get("compiled_cache")
     if cache is None or getattr(statement, "_propagate_attrs", None):
         return False
-    for mapper in mappers:  # noqa: SIM110 - asked for each statement of a flush
+    for mapper in mappers:  # noqa: SIM110 - called for each statement of a flush
         # in the mapper's own dictionary: asking for the attribute would make a cache
         if mapper.base_mapper.__dict__.get("_compiled_cache") is cache:
             return True

@@ -12,7 +12,7 @@ _BEFORE: Final = frozenset({"db", "orm", "sql", "tbl"})
 """Words that code adds to a noun for its mapped class: ``UserModel``, ``DBUser``."""
 
 _PERHAPS_BEHIND: Final = frozenset({"mapping", "object", "record", "schema"})
-"""The same where the table says so; a ``MedicalRecord`` is one."""
+"""The same, if the table's name confirms it; a ``MedicalRecord`` is a record."""
 
 
 @functools.lru_cache(maxsize=2048)

@@ -61,7 +61,7 @@ _VERBS_ALONE: Final = frozenset({
     "calculate", "evaluate", "execute", "rebuild", "recalculate", "refresh", "reindex", "reload",
     "shutdown", "simulate", "sync", "synchronize", "validate",
 })  # fmt: skip
-"""What is done, also where it is all that a path says: nothing is created by ``POST /sync``."""
+"""Verbs that may be the whole path: ``POST /sync`` creates nothing."""
 
 _EXTENSIONS: Final = frozenset({
     "atom", "csv", "docx", "gif", "gz", "htm", "html", "ics", "jpeg", "jpg", "json", "jsonl", "md",

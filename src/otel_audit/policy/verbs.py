@@ -144,13 +144,13 @@ TENANTS: Final = frozenset({
     "organizations", "orgs", "realm", "realms", "sessions", "team", "teams", "tenant", "tenants",
     "workspace", "workspaces",
 })  # fmt: skip
-"""What people log in to."""
+"""Segments that people log in to."""
 
 ONLY_AUTH: Final = frozenset({
     "auth", "auths", "oauth", "oauth2", "authentication", "session", "sso", "oidc", "saml",
     "openid", "openid_connect", "protocol", "login", "token", "jwt",
 })  # fmt: skip
-"""What is about logging in, also below a tenant or a realm."""
+"""Segments about authentication, also below a tenant or a realm."""
 
 AUTH: Final = ONLY_AUTH | {
     "account", "accounts", "identity", "connect", "user", "users", "me",

@@ -211,7 +211,7 @@ _SPELLINGS: Final[dict[type, Convert]] = {
     ipaddress.IPv4Network: ipaddress.IPv4Network.__str__,
     ipaddress.IPv6Network: ipaddress.IPv6Network.__str__,
 }
-"""How scalars are spelled. Order matters to subclasses: bool before int, datetime before date."""
+"""Spellings of scalars. Order matters to subclasses: bool before int, datetime before date."""
 
 PLAIN_SCALARS: Final[dict[type, Convert]] = {
     kind: _SPELLINGS[kind]

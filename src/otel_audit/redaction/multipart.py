@@ -20,7 +20,7 @@ _LONGEST_HEADER: Final = 8_192
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
 _UNREADABLE: Final = (TypeError, ValueError, LookupError)
-"""What `email` raises over parameters (RFC 2231) of an odd order, charset or content."""
+"""Exceptions of `email` for parameters (RFC 2231) of an odd order, charset or content."""
 _FOLD: Final = re.compile(r"\r\n[ \t]+")
 """RFC 5322, section 2.2.3."""
 

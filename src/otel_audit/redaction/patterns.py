@@ -272,7 +272,7 @@ _GROUPED: Final = (
 )
 _SPACED: Final = r"[0-9](?:[ \t\-\x{200b}]{0,3}[0-9]){12,}"
 _OF_NUMBERS: Final = r"[0-9A-Fa-f./+_|,:;\x{b7}\x{2022} \t\-\x{200b}]*"
-"""What a number, and all that decides whether it is one, stands in."""
+"""Characters of a number, and those that decide whether it is one."""
 
 CARD: Final = ValueRule(
     "card",

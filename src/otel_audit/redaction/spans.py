@@ -150,7 +150,7 @@ class Redacting:
 
 
 class _Planned(NamedTuple):
-    """How an attribute is looked at, and on which part's account; by its size where that counts."""
+    """How an attribute is redacted, and which part's budget it uses; by its size if that counts."""
 
     name: str
     treatment: Treatment
@@ -160,7 +160,7 @@ class _Planned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How the attributes of spans are looked at that all have the same ones.
+    """The plan for spans with the same attribute names.
 
     Attributes:
         number: Never that of another plan.
@@ -331,6 +331,7 @@ def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
         related=tuple(redactor.text(reference, work) for reference in change.related),
         statement=None if change.statement is None else redactor.text(change.statement, work),
         parameters=redactor.document(change.parameters, work),
+        personal=tuple(redactor.text(column, work) for column in change.personal),
         note=None if change.note is None else redactor.text(change.note, work),
     )
 

@@ -120,7 +120,7 @@ _CELL: Final = {
     for sign in _SEPARATORS
 }
 _OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
-"""What they call a token is a piece of a language."""
+"""Parsers, whose "token" is a piece of a language."""
 
 _MOST_VALUES_OF_TAG: Final = 8
 _APART: Final = {ord(sign): "\n" for sign in " \t"}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["replace", "omit", "hmac"]
 Step = tuple[Any, str | int] | None
-"""Where the walk is: the step before, and the key or index of this one; None at the root."""
+"""The walk's position: the step before, and the key or index of this one; None at the root."""
 
 OMITTED: Final = object()
 """Result for a value that is to be left out."""

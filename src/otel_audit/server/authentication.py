@@ -24,7 +24,7 @@ NoAuth = Literal["no", "loopback", "anywhere"]
 
 @dataclass(frozen=True)
 class Authentication:
-    """Who is let in.
+    """Authenticates senders.
 
     Attributes:
         senders: The file of tokens and certificates, if there is one.

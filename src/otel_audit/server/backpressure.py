@@ -1,4 +1,4 @@
-"""How much may be under way at once, so that memory has an end, and no sender has all of it."""
+"""The memory budget of requests under way, shared among senders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREE_SIZE: Final = 4 << 20
 """Bytes that any request may have, decompressed: more than our own exporter sends at once."""
 
 MOST_RATIO: Final = 100
-"""How many times as large as what was sent a larger request may be without using up credit."""
+"""Compression ratio up to which a larger request uses no credit."""
 
 CREDIT: Final = 64 << 20
 """Bytes beyond that a sender may have decompressed at once, and"""
@@ -131,7 +131,7 @@ class MemoryBudget:
 
 
 class MemoryLease:
-    """What one request holds of a budget."""
+    """One request's part of a budget."""
 
     def __init__(self, budget: MemoryBudget, sender: str) -> None:
         """Hold nothing yet."""

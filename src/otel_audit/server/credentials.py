@@ -1,4 +1,4 @@
-"""Who may send, and for whom: bearer tokens and client certificates, in one file.
+"""The credentials of senders: bearer tokens and client certificates, in one file.
 
 .. code-block:: toml
 
@@ -39,7 +39,7 @@ from otel_audit.errors import ConfigurationError
 _logger = logging.getLogger(__name__)
 
 PREFIX: Final = "otas_"
-"""How tokens begin, so that scanners for leaked secrets can know them."""
+"""Prefix of tokens, so that scanners for leaked secrets recognize them."""
 
 _SETTING: Final = "OTEL_AUDIT_SERVE_TOKENS_FILE"
 
@@ -140,7 +140,7 @@ class CredentialsFile:
 
     @property
     def entries(self) -> CredentialEntries:
-        """What the file says, or said when it could last be read."""
+        """The file's content, or its last readable one."""
         if time.monotonic() - self._looked >= _LOOK_AGAIN:
             self.look_again()
         return self._entries
@@ -157,7 +157,7 @@ class CredentialsFile:
             log_limited(_logger, "senders", "Earlier tokens stay in force: %s", error)
             return
         self._seen = seen
-        _logger.info("Tokens were read anew from %s", self._path)
+        _logger.info("Tokens were read again from %s", self._path)
 
     def by_token(self, token: bytes) -> TokenEntry | None:
         """Find the entry of a token; every entry is compared, in constant time."""

@@ -43,7 +43,7 @@ _known: Final[BoundedCache[bytes, tuple[str, Any]]] = BoundedCache(_MOST)
 
 
 class Nodes:
-    """How many elements of lists and maps a request may still have.
+    """The remaining number of list and map elements of a request.
 
     Attributes:
         left: Elements; what is beyond is withheld.

@@ -167,7 +167,7 @@ def logs(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch]
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What the items of one scope share."""
+    """The common part of a scope's items."""
 
     name: str
     origin: Resource
@@ -233,7 +233,7 @@ def _no_such(text: bytes, names: Names) -> Exception:
 
 
 def _harmless(error: msgspec.MsgspecError) -> str:
-    """What msgspec says names types and places; of a value it may quote a piece."""
+    """Remove quoted values from msgspec's message; types and places stay."""
     place = str(error).rpartition(" - at ")[2]
     return f"at {place}" if place.startswith("`") else "malformed"
 
@@ -347,6 +347,7 @@ def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
         is_log=True,
         body=_value(record.body, 0),
         place=place,
+        raw=raw,
     )
 
 

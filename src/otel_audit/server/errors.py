@@ -94,7 +94,7 @@ def unauthenticated(message: str) -> Problem:
 
 
 def forbidden(message: str) -> Problem:
-    """Who sends this may not."""
+    """The sender is not allowed to send this."""
     return Problem(403, Code.PERMISSION_DENIED, "forbidden", message)
 
 

@@ -18,7 +18,7 @@ _MOST_REMEMBERED: Final = 1024
 
 
 class FairTurns:
-    """Who may work now; used from one event loop only."""
+    """Gives senders turns to work; used from one event loop only."""
 
     def __init__(self) -> None:
         """Begin; no sender is at work."""

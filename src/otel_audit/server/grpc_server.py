@@ -32,7 +32,7 @@ _STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
 
 @dataclass(frozen=True)
 class GrpcListening:
-    """Where to listen, and with which certificates; see `uvicorn_server.Listening`.
+    """Address and certificates of the gRPC server; see `uvicorn_server.Listening`.
 
     Attributes:
         shared: Whether other processes listen on the same port.
@@ -90,7 +90,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigurationError(f"gRPC could not listen on {address}") from error
         await server.start()
-        logger.info("OTLP/gRPC is taken on %s", address)
+        logger.info("OTLP/gRPC is received on %s", address)
         self._server = server
 
     async def stop(self, patience: float) -> None:

@@ -32,13 +32,13 @@ _BATCH_BYTES: Final = 8_000_000
 """Bytes of records that are stored together; one part of a request is never taken apart."""
 
 _AWAY: Final = "the audit store cannot be reached now; nothing was stored"
-_HELD: Final = "the audit store refuses sound records until it is mended; send them again"
+_HELD: Final = "the audit store refuses valid records until it is fixed; send them again"
 _ENDING: Final = "this server is ending; nothing was stored"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of one request's records.
+    """The result of one request's records.
 
     Attributes:
         quarantined: Those that the store set aside.
@@ -315,11 +315,11 @@ class Intake:
         if rests:
             self._away_until = time.monotonic() + _PAUSE
         if isinstance(error, StoreUnavailableError):
-            log_limited(_logger, "away", "Nothing is taken: %s", error, level=logging.WARNING)
+            log_limited(_logger, "away", "No records accepted: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):
-            log_limited(_logger, "unfit", "NOTHING IS TAKEN until somebody acts: %s", error)
+            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until somebody acts: %s", error)
         else:
-            log_limited(_logger, "write", "Nothing is taken: writing failed", error=error)
+            log_limited(_logger, "write", "No records accepted: writing failed", error=error)
 
 
 def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Stored:

@@ -1,9 +1,9 @@
-"""What came in, before it is a record: one shape for spans and log records of either encoding."""
+"""Received items, before they are records: one form for spans and log records of both encodings."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -26,7 +26,7 @@ TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
 """Why an item is set aside undecoded."""
 
 Place = tuple[int, int, int]
-"""Where an item is in its request: the indexes of its resource, its scope, and its own."""
+"""An item's place in its request: the indexes of its resource, its scope, and its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -60,6 +60,8 @@ class ReceivedItem:
         body: A log record's body.
         place: Where it is in its request.
         mended: The parts that could not be read: place in the item, and why.
+        raw: A log record's original bytes, for its signature.
+        signal: Its attributes of the draft audit signal, as they are stored.
     """
 
     name: str
@@ -75,6 +77,8 @@ class ReceivedItem:
     body: Any = None
     place: Place | None = None
     mended: tuple[str, ...] = ()
+    raw: bytes = b""
+    signal: Mapping[str, Any] = field(default_factory=dict)
 
     def spelled_place(self) -> str:
         """Spell where it is, as a path into the request's JSON."""
@@ -120,7 +124,7 @@ class Batch:
 
 
 class ItemScope(Protocol):
-    """What the items of one scope share, as far as every encoding has it."""
+    """The common part of a scope's items, as far as every encoding has it."""
 
     @property
     def is_log(self) -> bool:

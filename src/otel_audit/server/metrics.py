@@ -1,4 +1,4 @@
-"""What came in and what became of it, counted; the numbers behind metrics and the health report."""
+"""Counters of received items and their results, for metrics and the health report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServerMetrics:
             in_flight: Bytes of requests under way.
             waiting: Records that wait for a writer.
         """
-        for name in ("stored", "ignored", "conflicts"):
+        for name in ("stored", "ignored", "conflicts", "chains.broken"):
             meter.create_observable_counter(
                 f"audit.sink.records.{name}",
                 callbacks=[_one(lambda name=name: self.counts[name])],  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What can be read of an item of OTLP/JSON that is not as it should be, and what could not.
+"""Recovery of an invalid OTLP/JSON item: its readable parts, and the list of the others.
 
 A sender in JavaScript cuts texts in the middle of a character, spells numbers beyond 64 bits, or
 writes ids in base64. One such value must not cost the record, and must not pass in silence.

@@ -1,4 +1,4 @@
-"""What one request may cost, by what it cost its sender: a small one can never cost much.
+"""The work budget of a request, by its sent size: a small request can never cost much.
 
 What is decompressed is counted by the bytes that were sent, too, so that nobody gets seconds of
 this process for some kilobytes. An ordinary batch needs a fraction of it: a span that was sent has
@@ -32,7 +32,7 @@ _COPIES: Final = 8
 
 
 class RequestBudget:
-    """What is left of what one request may cost.
+    """The rest of a request's work budget.
 
     Attributes:
         items: Spans or log records that it may hold.

@@ -37,7 +37,7 @@ class StructureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """How the lists are called that lead to the items."""
+    """Names of the lists that lead to the items."""
 
     groups: bytes
     scopes: bytes
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(slots=True)
 class ScannedRequest:
-    """What is in a request.
+    """The items of a request.
 
     Attributes:
         groups: By resource.

@@ -49,7 +49,7 @@ _SHORT_NAMES: Final = {
 
 @dataclass(frozen=True)
 class Listening:
-    """Where to listen, and with which certificates.
+    """Address and certificates of the server.
 
     Attributes:
         host: Address or name.

@@ -59,7 +59,7 @@ def read_exceptions(file: Path) -> list[RouteException]:
     known: set[str] = set()
     for one in read:
         if one.route in known:
-            raise ConfigurationError(f"{file.name}: {one.route} stands there twice")
+            raise ConfigurationError(f"{file.name}: {one.route} is there twice")
         known.add(one.route)
     return read
 

@@ -1,4 +1,4 @@
-"""What a test asks of a record, and how far a record is from it."""
+"""A test's expectations of a record, and how far a record is from them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of a record: names and what their values must fit."""
+    """The expectations of a record: names and what their values must match."""
 
     asked: dict[str, Any]
 

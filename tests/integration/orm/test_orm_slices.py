@@ -118,6 +118,7 @@ async def test_exception_of_the_application(items):
         assert {one.outcome for one in records} == {"failure"}
 
 
+@pytest.mark.allow_errors
 async def test_record_that_cannot_be_handed_over(items, monkeypatch):
     """An error of our own in between is counted, and does not reach the application."""
     with recording(items) as records:

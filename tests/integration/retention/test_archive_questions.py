@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import uuid
-from datetime import date
+from datetime import UTC, date
 
 import pytest
 from click.testing import CliRunner
@@ -16,10 +17,13 @@ from otel_audit_postgres.archive.objects import ArchiveError, open_archive
 from otel_audit_postgres.archive.prove import prove_archived
 from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.archive.restore import end_restoration, restore_month
+from otel_audit_postgres.archive.search import archived_record, search_archives
 from otel_audit_postgres.ledger import evidence_check
 from otel_audit_postgres.ledger.prove import write
+from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import parse
-from retention_trail import JANUARY, MARCH, ids_of
+from otel_audit_postgres.query.trail import Scope, Trail
+from retention_trail import APRIL, JANUARY, MARCH, ids_of
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError
@@ -53,7 +57,47 @@ class TestQuery:
         objects = await archived_objects(retained.dsn)
         found = query_archives(retained.archive, objects, parse(text), limit=1000)
         assert len(found) == count
-        assert [one["id"] for one in found] == sorted((one["id"] for one in found), reverse=True)
+        ids = [one.found.id for one in found]
+        assert ids == sorted(ids, reverse=True)
+
+    async def test_gives_a_record_as_the_trail_does(self, retained):
+        """In short and in full, with its month and its object; a page at a time."""
+        objects = await archived_objects(retained.dsn)
+        (first, second) = query_archives(retained.archive, objects, parse(""), limit=2)
+        assert (first.month, first.found.tenant_id) == (APRIL, "other")
+        assert json.loads(first.payload)["record_id"] == str(first.found.id)
+        assert first.key.startswith("2025-04/default-")
+        assert first.found.recorded_at.tzinfo is first.found.occurred_at.tzinfo is UTC
+        (again,) = query_archives(
+            retained.archive, objects, parse(""), limit=1, before=first.found.id
+        )
+        assert again == second
+        (alone,) = query_archives(retained.archive, objects, parse(""), record_id=second.found.id)
+        assert alone == second
+        never = uuid.UUID("ffffffff-ffff-4fff-bfff-ffffffffffff")
+        assert query_archives(retained.archive, objects, parse(""), record_id=never) == []
+
+    async def test_shows_no_more_tenants_than_the_trail(self, retained, postgres, connection):
+        """Neither who reads one tenant, nor a service that looks on somebody's behalf."""
+        role = f"reader_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        await init(retained.dsn, roles=True, reader=role, tenants=["other"])
+        name = retained.dsn.partition("?")[0].rpartition("/")[2]
+        async with queries.opened(postgres.dsn(name, role)) as reading:
+            trail = Trail(reading)
+            assert len(await search_archives(trail, retained.archive, parse(""))) == 9
+            (hit,) = await search_archives(trail, retained.archive, parse(""), limit=1)
+            assert await archived_record(trail, retained.archive, hit.found.id) == [hit]
+            theirs = uuid.UUID(ids_of(MARCH, 1)[0])
+            assert await archived_record(trail, retained.archive, theirs) == []
+            narrowed = Trail(reading, scope=Scope(("acme",)))
+            assert await search_archives(narrowed, retained.archive, parse("")) == []
+            mine = Trail(reading, scope=Scope(("other", "acme")))
+            assert len(await search_archives(mine, retained.archive, parse(""))) == 9
+        looks = await connection.fetchval(
+            "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.viewed'"
+        )
+        assert looks == 6
 
     async def test_takes_a_query_for_a_value_alone(self, retained):
         """Nothing of a query's text is SQL."""
@@ -85,7 +129,7 @@ class TestProve:
             objects = [one for one in await archived_objects(retained.dsn) if one.month == month]
             found = query_archives(retained.archive, objects, parse(""), limit=1000)
             for row in (found[0], found[-1]):
-                record_id = uuid.UUID(bytes=bytes(row["id"]))
+                record_id = row.found.id
                 bundle = prove_archived(retained.archive, record_id, [retained.key.public])
                 assert evidence_check.check(dict(bundle), [])
         write(bundle, tmp_path / "evidence")
@@ -96,8 +140,9 @@ class TestProve:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
     async def test_says_what_is_not_there(self, retained):
-        """A record of another month, one that expired, one that never was."""
-        for record_id in (ids_of(MARCH, 1)[0], str(uuid.uuid4())):
+        """A record of another moment of the month, and ids that none can have."""
+        never = ("ffffffff-ffff-4fff-bfff-ffffffffffff", "00000000-0000-4000-8000-000000000000")
+        for record_id in (ids_of(MARCH, 1)[0], *never):
             with pytest.raises(ArchiveError, match="no record"):
                 prove_archived(retained.archive, uuid.UUID(record_id), [])
 

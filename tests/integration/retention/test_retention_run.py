@@ -87,6 +87,7 @@ class TestRun:
         assert [tuple(row) for row in events] == [
             ("audit.archive.removed", 1), ("audit.month.archived", 4),
             ("audit.partition.retired", 3), ("audit.retention.changed", 1),
+            ("audit.retention.ran", 1),
         ]  # fmt: skip
         assert not [
             key for key in retained.archive.list_keys() if key.endswith("t") and "sign-ins" in key
@@ -104,7 +105,7 @@ class TestRun:
             (tmp_path / name).mkdir()
             async with store.opened(months.dsn, "test") as connection:
                 written = await write_month(
-                    connection, JANUARY, tmp_path / name, lambda values: "all"
+                    connection, JANUARY, tmp_path / name, lambda *kind: "all"
                 )
             digests.append((written.files[0].sha256, written.tree.text()))
         assert digests[0] == digests[1]

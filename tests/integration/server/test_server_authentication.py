@@ -89,7 +89,7 @@ class TestTokens:
             (tmp_path / "tokens.toml").write_text(lines)
             sink.process.send_signal(signal.SIGHUP)
             # without any request, with which the file is looked at otherwise
-            _until(lambda: "Tokens were read anew" in sink.output)
+            _until(lambda: "Tokens were read again" in sink.output)
             assert send(sink, f"Bearer {secret}", span(1)).status_code == 200
 
     def test_an_expired_one_is_refused_by_name(self, tmp_path, stored):

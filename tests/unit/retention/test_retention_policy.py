@@ -90,7 +90,7 @@ class TestRefused:
             ('[[rule]]\nname = "default"\nmatch = {event = "x"}\nhot = 1', "name"),
             ('[[rule]]\nname = "a"\nhot = 3', "match"),
             ('[[rule]]\nname = "a"\nmatch = {user = "x"}\nhot = 1', "unknown key 'user'"),
-            ('[[rule]]\nname = "a"\nmatch = {event = "a*b"}\nhot = 1', "at the end only"),
+            ('[[rule]]\nname = "a"\nmatch = {event = "a*b"}\nhot = 1', "only at the end"),
             ('[[rule]]\nname = "a"\nmatch = {event = "x"}', "says nothing"),
             ('[[rule]]\nname = "a"\nmatch = {event = ""}\nhot = 1', "a text is expected"),
             ("floor = ", "not TOML"),

@@ -1,4 +1,4 @@
-"""Whose word a verification holds against the database: keys, and anchors outside it."""
+"""The independent sources of a verification: keys, and anchors outside the database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 
 @dataclass(frozen=True, slots=True)
 class AnchorReading:
-    """What an anchor saw last.
+    """An anchor's last checkpoint.
 
     Attributes:
         anchor: The anchor's name.
@@ -27,7 +27,7 @@ class AnchorReading:
 
 @dataclass(slots=True)
 class AnchorReadings:
-    """What all anchors said.
+    """The last checkpoints of all anchors.
 
     Attributes:
         testimonies: Of those that have something to say.

@@ -30,7 +30,7 @@ _AFRESH: Final = "remove it, and verify everything once"
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """How far the last verification came.
+    """The checkpoint that the last verification reached.
 
     Attributes:
         note: The last checkpoint that it saw.

@@ -1,4 +1,4 @@
-"""What a verification has found."""
+"""Findings of a verification."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Malformed:
 
 @dataclass(slots=True)
 class Findings:
-    """What is gathered while verifying.
+    """The collected findings of a verification.
 
     Attributes:
         problems: All that was tampered with.
@@ -149,7 +149,7 @@ class Report:
 
     @property
     def malformed_count(self) -> int:
-        """How many rows were inserted malformed."""
+        """The number of rows that were inserted malformed."""
         return sum(self.malformed_by.values())
 
     @property

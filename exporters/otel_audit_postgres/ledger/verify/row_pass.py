@@ -88,7 +88,7 @@ class RowSelection:
 
 @dataclass(slots=True)
 class Rows:
-    """What was seen of the rows.
+    """The result of reading the rows.
 
     Attributes:
         checked: Leaves whose row is there and was hashed again, changed or not.
@@ -306,7 +306,7 @@ _HASHED_OTHERWISE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What a row is now: its leaf, and the columns that do not follow from its payload."""
+    """A row's current state: its leaf, and the columns that do not match its payload."""
 
     leaf_hash: bytes
     columns: list[str]
@@ -355,7 +355,7 @@ async def _judge_suspects(
         # the leaf covers the text: a text that is no record now was none when it was inserted
         no_record = verdict.is_no_record and record_id.bytes not in named
         what = (
-            "the payload tells no record"
+            "the payload is not a record"
             if verdict.is_no_record
             else f"columns that do not follow from the payload: {', '.join(verdict.columns)}"
         )

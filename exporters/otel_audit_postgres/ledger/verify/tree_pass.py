@@ -22,7 +22,7 @@ _FORGED: Final = ProblemKind.FORGED_SIGNATURE
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the pass is to look at.
+    """The input of the pass.
 
     Attributes:
         connection: Within the verification's transaction.
@@ -50,7 +50,7 @@ class BlockRange:
 
 @dataclass(slots=True)
 class TreePassState:
-    """Where the walk through the log is.
+    """The position of the pass in the log.
 
     Attributes:
         tree: The tree so far.

@@ -228,7 +228,7 @@ async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> 
         if is_ours:
             findings.add(ProblemKind.DELETED, detail, str(record_id))
         else:
-            findings.warnings.append(f"record {record_id} tells of rows that never were: {detail}")
+            findings.warnings.append(f"record {record_id} names rows that never existed: {detail}")
 
 
 async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:

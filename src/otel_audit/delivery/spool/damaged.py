@@ -1,4 +1,4 @@
-"""Damaged segments are kept beside the spools: what is in them may be all that is left of records.
+"""Damaged segments are kept next to the spools: they may be all that is left of records.
 
 They lie in the service's quarantine under the name of their spool, until a person removes them.
 """

@@ -1,7 +1,7 @@
 """A spool's place on disk: ``<directory>/<service>/<producer>/``, private, locked, labelled.
 
 A new spool is made under a name that starts with a dot, and gets its real name when its lock is
-held and its label written, so that nobody can take it for a dead one.
+held and its manifest written, so that no other can take it for a dead one.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def create(home: OwnDirectory, label: Manifest) -> tuple[OwnDirectory, int]:
         try:
             label = replace(label, device=newborn.stat().st_dev)
             _write(newborn, LABEL, encode_label(label))
-            # its entries before its name: a spool without its lock would be nobody's to adopt
+            # its entries before its name: a spool without its lock could not be adopted
             newborn.sync()
             home.rename(name, label.producer_id)
             newborn.path = home.path / label.producer_id
@@ -183,7 +183,7 @@ def read_label(spool: OwnDirectory) -> Manifest | None:
 
 
 def has_label(spool: OwnDirectory) -> bool:
-    """Tell whether there is a label, damaged or not."""
+    """Return whether there is a label, damaged or not."""
     try:
         spool.look(LABEL)
     except OSError:
@@ -228,7 +228,7 @@ def segment_name(number: int) -> str:
 
 
 def segment_number(name: str) -> int:
-    """Tell a segment's number by its name; 0 where it is none of ours."""
+    """Return a segment's number by its name; 0 if it is none of ours."""
     stem = name.removesuffix(SEGMENT_SUFFIX)
     return int(stem) if stem.isascii() and stem.isdecimal() else 0
 
@@ -242,7 +242,7 @@ def bytes_in(spool: OwnDirectory) -> int:
 
 
 def withdraw(home: OwnDirectory, spool: OwnDirectory) -> None:
-    """Have no adopter look at a spool any more; whoever calls holds its lock.
+    """Hide a spool from adopters; the caller holds its lock.
 
     Raises:
         OSError: It cannot be renamed.
@@ -289,7 +289,7 @@ def _is_open_to_others(path: Path) -> bool:
 def _claim(home: OwnDirectory, service: str) -> None:
     name = service.encode("utf-8", "surrogateescape")
     if _is_unclaimed(home, service):
-        # renamed into place, so that nobody reads it half-written
+        # renamed into place, so that it is never read half-written
         draft = f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
         _write(home, draft, name)
         if home.is_directory(OWNER):
@@ -306,7 +306,7 @@ def _claim(home: OwnDirectory, service: str) -> None:
 
 
 def claim_problem(home: OwnDirectory, service: str) -> str | None:
-    """Say why a service could not use its directory as it is; None where it could.
+    """Say why a service could not use its directory as it is; None if it could.
 
     Raises:
         OSError: It cannot be read.
@@ -318,7 +318,7 @@ def claim_problem(home: OwnDirectory, service: str) -> str | None:
 
 
 def _is_unclaimed(home: OwnDirectory, service: str) -> bool:
-    """Tell whether nobody has said whose it is, or what was said was lost in a power failure."""
+    """Return whether nobody has said whose it is, or what was said was lost in a power failure."""
     name = service.encode("utf-8", "surrogateescape")
     try:
         found = _read(home, OWNER)
@@ -342,7 +342,7 @@ def _is_unclaimed(home: OwnDirectory, service: str) -> bool:
 
 
 def _is_damaged(found: bytes, name: bytes, directory: str) -> bool:
-    """Tell whether what stands there cannot be the name of another service of this directory.
+    """Return whether what stands there cannot be the name of another service of this directory.
 
     Empty, cut off, blocks that were never written, or altered: a service finds its directory by its
     name, so one whose name leads elsewhere has not written this.

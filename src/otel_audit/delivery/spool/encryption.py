@@ -1,4 +1,4 @@
-"""Encryption at rest: what seals a payload before it is appended, and opens it again."""
+"""Encryption at rest: encrypts a payload before it is appended, and decrypts it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAG_BYTES: Final = 16
 
 
 class Cipher(Protocol):
-    """Seals and opens the payloads of one spool. Used from several threads."""
+    """Encrypts and decrypts the payloads of one spool. Thread-safe."""
 
     def seal(self, payload: bytes, context: bytes) -> bytes:
         """Encrypt a payload and bind it to its context (the frame's kind and record id)."""
@@ -25,7 +25,7 @@ class Cipher(Protocol):
         """Give the payload back.
 
         Raises:
-            SealError: It was sealed with another key or for another context, or was altered.
+            SealError: It was encrypted with another key or for another context, or was altered.
         """
 
 
@@ -34,7 +34,7 @@ class Encryption(Protocol):
 
     @property
     def key_id(self) -> str:
-        """Tells which key it is, and nothing about it; written into the spool's label."""
+        """Identifies the key, and reveals nothing about it; written into the spool's manifest."""
 
     def for_spool(self, producer_id: str) -> Cipher:
         """Make the cipher of one spool."""
@@ -43,7 +43,7 @@ class Encryption(Protocol):
 class AesGcmEncryption:
     """AES-256-GCM (NIST SP 800-38D) with a key of its own for every spool.
 
-    One key may seal 2**32 payloads under random nonces; a spool is one process's, and gets its
+    One key may encrypt 2**32 payloads under random nonces; a spool is one process's, and gets its
     key by HMAC-SHA256 from the master key and the producer's id.
     """
 
@@ -103,5 +103,5 @@ class _AesGcm:
 
 
 def context_of(kind: int, record_id: bytes) -> bytes:
-    """What a sealed payload is bound to."""
+    """The additional data that binds an encrypted payload to its place."""
     return bytes((kind,)) + record_id

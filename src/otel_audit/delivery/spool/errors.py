@@ -1,4 +1,4 @@
-"""What a spool can refuse or fail at, once it is open. No message shows a payload."""
+"""Errors of an open spool. No message shows a payload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SpoolWriteError(SpoolError):
     """
 
     def __init__(self, message: str, errno: int | None = None) -> None:
-        """Keep the system's error number beside the message."""
+        """Keep the system's error number with the message."""
         super().__init__(message)
         self.errno = errno
 
@@ -39,4 +39,4 @@ class SpoolForkedError(SpoolError):
 
 
 class EncryptionError(SpoolError):
-    """A sealed payload cannot be opened: another key, or it was altered."""
+    """An encrypted payload cannot be decrypted: another key, or it was altered."""

@@ -1,4 +1,4 @@
-"""What a dead process's spool should hold, against what is found in it."""
+"""Compares the expected content of a dead process's spool with the found one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Expected:
         """Take the notes.
 
         Args:
-            marks: By segment; None where there are none.
+            marks: By segment; None if there are none.
             doubtful: Whether there should be some: then nothing that is missing is put down to a
                 crash.
         """
@@ -26,13 +26,13 @@ class Expected:
         self._doubtful = doubtful
 
     def is_noted(self, segment: int, end: int) -> bool:
-        """Tell whether a frame that ends there had been appended when that was noted."""
+        """Return whether a frame that ends there had been appended when that was noted."""
         return end <= self._marks.get(segment, _UNKNOWN).size
 
     def judge(
         self, segment: int, size: int, found: Sequence[Damage], closed: int
     ) -> tuple[list[Damage], int]:
-        """Tell what a crash leaves from what is lost.
+        """Distinguish what a crash leaves from what is lost.
 
         Args:
             segment: Its number.
@@ -42,7 +42,7 @@ class Expected:
 
         Returns:
             The damages by their right names, and how many records are lost, as far as can be said:
-            no more than nobody had acknowledged.
+            no more than the unacknowledged ones.
         """
         mark = self._marks.get(segment)
         if mark is None:
@@ -64,7 +64,7 @@ class Expected:
         return named, lost + later
 
     def is_out_of_place(self, segment: int, end: int) -> bool:
-        """Tell whether a frame is where the process has not put it: somebody moved it there.
+        """Return whether a frame is where the process has not put it: somebody moved it there.
 
         What it wrote after the last note stands in the last segment that was noted, or after it.
 
@@ -81,7 +81,7 @@ class Expected:
         )
 
     def gone(self, there: Collection[int], moved: int) -> Iterator[Watermark]:
-        """Give the notes on segments that had something nobody has acknowledged, and are gone.
+        """Return the notes on segments that had unacknowledged records, and are gone.
 
         Args:
             there: The numbers of those that are there.

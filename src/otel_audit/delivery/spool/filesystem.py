@@ -1,4 +1,4 @@
-"""What kind of file system a directory lies on, as far as a spool must know."""
+"""The kind of a directory's file system, as far as a spool must know it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FileSystem:
 
     @property
     def persistent(self) -> bool:
-        """Whether it outlives the machine or the container, as far as its kind tells."""
+        """Whether it outlives the machine or the container, as far as its kind shows."""
         return self.kind not in _VOLATILE
 
     @property

@@ -5,7 +5,7 @@ A frame is a header of 44 bytes, little-endian, and the payload::
     0   4   marker f5 ff 4f 41     f5 and ff never occur in UTF-8, so no JSON text holds it
     4   1   version                1
     5   1   kind                   1 opened, 2 answered, 3 closed, 4 discarded
-    6   1   flags                  bit 0: the payload is sealed
+    6   1   flags                  bit 0: the payload is encrypted
     7   1   0
     8   4   length of the payload
     12  8   when it was appended, Unix nanoseconds
@@ -37,11 +37,11 @@ MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 _FIELDS: Final = struct.Struct("<4s4BIQ16sI")
 _CHECKSUM: Final = struct.Struct("<I")
 BUFFER_BYTES: Final = 256 * 1024
-"""How much of a file is read at once."""
+"""Bytes of a file that are read at once."""
 
 
 class FrameKind(IntEnum):
-    """What a frame says of its action. Each frame stands on its own; a later kind wins."""
+    """The stage of an action in a frame. Each frame is complete in itself; a later kind wins."""
 
     OPENED = 1
     ANSWERED = 2
@@ -60,8 +60,8 @@ class Frame(NamedTuple):
     Attributes:
         kind: What it says.
         record_id: 16 bytes.
-        payload: As appended, or sealed.
-        sealed: Whether the payload is sealed.
+        payload: As appended, or encrypted.
+        sealed: Whether the payload is encrypted.
         appended_at: Unix nanoseconds.
         start: Offset of its first byte in the file.
         end: Offset after its last byte.
@@ -111,7 +111,7 @@ def encode(
         record_id: 16 bytes.
         payload: At most `MAX_PAYLOAD_BYTES`.
         appended_at: Unix nanoseconds.
-        sealed: Whether the payload is sealed.
+        sealed: Whether the payload is encrypted.
 
     Returns:
         `HEADER_BYTES` and the payload.
@@ -215,7 +215,7 @@ def _find_header(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _reason(file: BinaryIO, start: int, stop: int, end: int) -> Reason:
-    """Tell a frame that was never finished from one that was altered."""
+    """Distinguish a frame that was never finished from one that was altered."""
     if stop < end:
         return "header"
     head = _read_at(file, start, min(len(MARKER), end - start))

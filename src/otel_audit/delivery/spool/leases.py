@@ -1,7 +1,7 @@
-"""Leases: how to tell a living process's spool from a dead one's where locks may not reach.
+"""Leases: they show whether a spool's process lives, where locks may not reach.
 
 On a file system that several machines mount, a lock may be known to one of them only. So a process
-there touches its lock's file every few seconds, and whoever sees it untouched for long enough, by
+there touches its lock's file every few seconds. Another that sees it untouched for long enough, by
 his own clock, takes the process for dead. The times in the file are only compared with each other.
 """
 
@@ -46,7 +46,7 @@ class Lease:
 
 
 def locks_reach(spool: Path, label: Manifest) -> bool:
-    """Tell whether a lock that its writer holds is seen here, whatever the file system.
+    """Return whether a lock that its writer holds is seen here, whatever the file system.
 
     It was proven by the writer that its lock keeps others out. The same kernel has the same locks
     for all that use the same mounted file system, whatever their host's name.
@@ -56,7 +56,7 @@ def locks_reach(spool: Path, label: Manifest) -> bool:
 
 
 def has_expired(spool: OwnDirectory) -> bool:
-    """Tell whether a lease was not renewed for as long as this process has looked.
+    """Return whether a lease was not renewed for as long as this process has looked.
 
     Raises:
         OSError: The lock's file cannot be looked at.

@@ -1,4 +1,4 @@
-"""The lock that tells a living process's spool from a dead one's: flock(2) on an open file.
+"""The lock that distinguishes a living process's spool from a dead one's: flock(2) on an open file.
 
 The kernel gives it back when the process ends, however it ends.
 """
@@ -100,7 +100,7 @@ def _lock(opened: int) -> bool:
 
 
 def is_still(place: OwnDirectory, name: str, opened: int) -> bool:
-    """Tell whether an open file still has its name: an adopter may have removed it."""
+    """Return whether an open file still has its name: an adopter may have removed it."""
     try:
         there = place.look(name)
     except FileNotFoundError:

@@ -103,7 +103,7 @@ class Spool:
             home: The service's directory.
             place: The spool's.
             lock: The file descriptor that holds its lock.
-            leased: Whether others can tell only by the lock's file that this process lives.
+            leased: Whether only the lock's file shows others that this process lives.
 
         Raises:
             SpoolWriteError: The first segment cannot be made.
@@ -118,7 +118,7 @@ class Spool:
         self.forked = False
         self._lock_file = lock
         self._cipher = None if settings.sealing is None else settings.sealing.for_spool(path.name)
-        # held for a write at the most
+        # held for a write at most
         self._lock = threading.Lock()
         # held while files are synced, closed or removed; never taken by an append
         self._upkeep = threading.RLock()

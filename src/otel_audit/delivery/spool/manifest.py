@@ -1,4 +1,4 @@
-"""What a spool says of itself, in a small file beside its segments."""
+"""A spool's manifest, a small file next to its segments."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Manifest:
         producer_id: Its own id, the directory's name.
         pid: The process that writes it.
         host: The host's name.
-        boot_id: The host's boot, where the system tells.
+        boot_id: The host's boot, if the system says it.
         started_at: Unix nanoseconds.
-        key_id: Which key seals its payloads; empty where they are in clear.
+        key_id: The key that encrypts its payloads; empty if they are in clear.
         destination: Digest of where its records belong; empty where the writer did not say.
         device: Number of the mounted file system that the writer sees it on; 0 where unknown.
         lease: Seconds within which the writer touches its lock's file, as long as it lives; 0
@@ -50,7 +50,7 @@ class Manifest:
 
 
 def belongs_elsewhere(label: Manifest, destination: str | None) -> bool:
-    """Tell whether a spool's records are meant for another destination than this one."""
+    """Return whether a spool's records are meant for another destination than this one."""
     return destination is not None and label.destination not in ("", destination)
 
 
@@ -100,7 +100,7 @@ def decode_label(text: bytes) -> Manifest | None:
 
 
 def boot_id() -> str:
-    """Name the boot of this machine's kernel; empty where the system does not tell."""
+    """Name the boot of this machine's kernel; empty if the system does not say it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from otel_audit.delivery.spool.segment import Segment
 
 OpenAction = tuple[Segment, Segment, int, int]
-"""Where an action stands: the segment that it keeps, the segment with its last frame, that
+"""State of an open action: the segment that it keeps, the segment with its last frame, that
 frame's offset in the file, its size. A plain tuple: one is made for every frame."""
 
 

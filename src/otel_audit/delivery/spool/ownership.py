@@ -1,6 +1,6 @@
 """Files and directories that are ours: by owner, mode and type, looked up through open directories.
 
-A path is looked up anew each time it is used, and whoever may write a directory above it decides
+A path is looked up again at each use, and everybody who may write a directory above it decides
 what is found. So a directory is opened once and checked on its descriptor, and everything below is
 opened relative to it, without following links and without waiting for anybody.
 """
@@ -21,7 +21,7 @@ from otel_audit._util.durable_file import sync_open_directory
 from otel_audit._util.ratelimited_log import log_limited
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# a FIFO or a device without O_NONBLOCK waits for whoever planted it
+# a FIFO or a device without O_NONBLOCK waits for the one who planted it
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ROOT: Final = 0
 _BLOCK: Final = 512
@@ -53,7 +53,7 @@ def report_foreign(path: Path, why: str) -> None:
 
 
 def foreign_found() -> int:
-    """Tell how many things this process has met that are not ours, and left alone."""
+    """Return how many foreign files this process has met, and left alone."""
     return len(_reported)
 
 
@@ -107,7 +107,7 @@ class OwnDirectory:
             return False
 
     def stat(self) -> os.stat_result:
-        """Tell owner, mode and times of the directory itself."""
+        """Return owner, mode and times of the directory itself."""
         return os.fstat(self._fd)
 
     def names(self) -> list[str]:
@@ -123,7 +123,7 @@ class OwnDirectory:
         return OwnDirectory(self.path / name, within=self)
 
     def is_directory(self, name: str) -> bool:
-        """Tell whether a name is that of a directory, not of a link to one."""
+        """Return whether a name is that of a directory, not of a link to one."""
         try:
             return stat.S_ISDIR(self.look(name).st_mode)
         except OSError:
@@ -142,7 +142,7 @@ class OwnDirectory:
 
         Args:
             name: Without a directory.
-            flags: Beside those that keep from following and from waiting.
+            flags: In addition to those against following and waiting.
             at_most: Bytes that a file of ours may have.
 
         Returns:
@@ -174,7 +174,7 @@ class OwnDirectory:
             yield file
 
     def held(self, name: str, *, at_most: int) -> int:
-        """Tell how many bytes a file of ours takes up on disk; 0 if it is not ours, or gone."""
+        """Return how many bytes a file of ours takes up on disk; 0 if it is not ours, or gone."""
         try:
             found = self.look(name)
             self._check(name, found, at_most)
@@ -254,7 +254,7 @@ def danger_above(directory: Path) -> str | None:
     """Say who could put another directory in a directory's place, or in that of what is in it.
 
     Returns:
-        A sentence that says what to do; None where nobody but us and root can.
+        A sentence that says what to do; None if only we and root can.
     """
     try:
         found = directory.stat()

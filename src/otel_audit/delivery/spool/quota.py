@@ -1,4 +1,4 @@
-"""How much a service's spools may hold, and for how long."""
+"""The quota of a service's spools, in bytes and in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dead processes left: their spools are locked, read through, delivered, and removed."""
+"""Recovery of dead processes' spools: they are locked, read through, delivered, and removed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _log = logging.getLogger("otel_audit")
 
 
 class Recovered(NamedTuple):
-    """What is known of one action of a dead process.
+    """The last frame of one action of a dead process.
 
     Attributes:
         record_id: UUID, 36 characters, lower case.
@@ -97,7 +97,7 @@ class DamagedBytes(NamedTuple):
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What was found in an abandoned spool.
+    """The findings in an abandoned spool.
 
     Attributes:
         frames: Whole frames.
@@ -173,7 +173,7 @@ class AbandonedSpool:
         self._lock: int | None = lock
         self._expected = self._look_up(lock, is_damaged=labelled and label is None)
         self._pid = os.getpid()
-        # a directory that was renamed, or copied, holds what was sealed under its first name
+        # a directory that was renamed, or copied, holds payloads encrypted under its first name
         named = place.path.name if label is None else label.producer_id
         self._cipher = _cipher(named or place.path.name, sealing)
 
@@ -189,7 +189,7 @@ class AbandonedSpool:
 
     @property
     def report(self) -> RecoveryReport:
-        """What was found; reads the spool through when it is first asked for."""
+        """The findings; reads the whole spool at the first access."""
         return self._survey.report
 
     def records(self) -> Iterator[Recovered]:
@@ -219,7 +219,7 @@ class AbandonedSpool:
         survey = self._survey
         try:
             if self._lock is not None and survey.segments:
-                # before: whoever finishes this, if it is cut off, must not miss what is gone
+                # before: if this is interrupted, the next one must not miss what is gone
                 with suppress(OSError):
                     forget_watermarks(self._lock, segment_number(survey.segments[-1]))
             for segment in survey.segments:
@@ -360,7 +360,7 @@ def adopt(
     Args:
         directory: The same as for `open_spool`.
         service: The service's name.
-        sealing: The key, if payloads are sealed.
+        sealing: The key, if payloads are encrypted.
         destination: Digest of where this process delivers to. Spools that name another one are
             left alone; those that name none are not. None: it does not matter.
 
@@ -456,7 +456,7 @@ def missing_lock(place: OwnDirectory) -> str | None:
     """Say what to do about a spool that has no lock.
 
     Returns:
-        None where it is being removed; empty where its process is dead for sure; else a sentence.
+        None if it is being removed; empty where its process is dead for sure; else a sentence.
 
     Raises:
         OSError: It cannot be read.
@@ -476,7 +476,7 @@ def missing_lock(place: OwnDirectory) -> str | None:
 
 
 def needs_lease(path: Path, label: Manifest) -> bool:
-    """Tell whether a lock that was taken here does not prove that the spool's process is dead."""
+    """Return whether a lock that was taken here does not prove that the spool's process is dead."""
     return file_system(path).shared and not locks_reach(path, label)
 
 
@@ -494,7 +494,7 @@ def obstacle_to_adoption(
 
 
 def _out_of_reach(path: Path, label: Manifest) -> str | None:
-    """Say why nobody here can tell whether a process of another machine lives; None if one can.
+    """Say why it is not known here whether a process of another machine lives; None if it is.
 
     A process of an earlier version renews no lease.
     """

@@ -161,7 +161,7 @@ class Segments:
         try:
             size = os.fstat(segment.file).st_size
         except OSError as error:
-            # still in doubt: the next append asks again
+            # still in doubt: the next append checks again
             raise SpoolWriteError(
                 f"a segment of the spool cannot be looked at ({error.strerror})", error.errno
             ) from error

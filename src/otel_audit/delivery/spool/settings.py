@@ -1,4 +1,4 @@
-"""What a spool is told at its opening."""
+"""Settings of a spool, given when it is opened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SpoolSettings:
     Attributes:
         directory: Holds the spools of all services.
         service: The service's name.
-        fsync: ``never``: the kernel writes when it likes. ``interval``, ``always``: whoever calls
+        fsync: ``never``: the kernel writes when it likes. ``interval``, ``always``: the caller
             `Spool.sync` decides when; the two are the same to the spool.
         max_bytes: Bound on the bytes of all spools of this service in the directory. Its last
             segment's worth is kept for actions that are already under way.

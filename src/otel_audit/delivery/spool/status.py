@@ -1,4 +1,4 @@
-"""What an operator should know of a spool directory; looks, and changes nothing."""
+"""The status of a spool directory for an operator; read-only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SpoolStatus:
         abandoned: Spools whose process is gone.
         oldest_age: Seconds since the oldest abandoned spool was last written; None without one.
         problems: What is wrong and what to do, one sentence each.
-        stuck: Spools of ended processes that nobody adopts unless somebody does something.
+        stuck: Spools of ended processes that need a person before they are adopted.
         unusable: Why the service cannot start with its directory as it is; empty where it can.
     """
 
@@ -82,7 +82,7 @@ def inspect(
         directory: As given to `open_spool`; it need not exist.
         service: Whose spools are to be looked at for another destination, if any.
         destination: Digest of the destination that they should have.
-        sealing: The key that its payloads are sealed with, if they are.
+        sealing: The key that its payloads are encrypted with, if they are.
 
     Returns:
         What was found. Never raises: what cannot be seen is among the problems.
@@ -182,7 +182,7 @@ def _unusable(directory: Path, service: str) -> str:
 def _obstacles(
     dead: Sequence[OwnDirectory], service: str, sealing: Encryption | None
 ) -> Iterator[str]:
-    """Say which spools of ended processes of a service nobody adopts, and why."""
+    """Say which spools of ended processes of a service are not adopted, and why."""
     for spool in dead:
         with suppress(OSError):
             label = read_label(spool)
@@ -196,7 +196,7 @@ def _spools(home: Path, problems: list[str]) -> list[OwnDirectory]:
     """Open the spools of a service, and say which are not ours."""
     found: list[OwnDirectory] = []
     try:
-        # its own mode is told apart: whoever starts next makes it private
+        # its own mode is separate: the next start makes it private
         own = OwnDirectory(home, private=False)
         names = spools_in(own)
     except ForeignError as error:
@@ -221,7 +221,7 @@ def _foreign(error: ForeignError) -> str:
 
 
 def _look(spool: OwnDirectory, problems: list[str], stuck: list[str]) -> tuple[bool, float]:
-    """Tell whether a spool is abandoned, and its age in seconds."""
+    """Return whether a spool is abandoned, and its age in seconds."""
     try:
         age = _age(spool)
         read_label(spool)

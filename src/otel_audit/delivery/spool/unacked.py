@@ -1,4 +1,4 @@
-"""Which closed frames nobody has acknowledged yet: 16 bytes of memory for each."""
+"""Closed frames that are not acknowledged yet: 16 bytes of memory for each."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class UnackedFrames:
 
     @property
     def oldest(self) -> int | None:
-        """Position of the first one, None where there is none."""
+        """Position of the first one, None if there is none."""
         return self._positions[self._head] if self._head < len(self._positions) else None
 
     @property
     def oldest_time(self) -> float | None:
-        """When the first one was added, on the clock of `add`; None where there is none."""
+        """When the first one was added, on the clock of `add`; None if there is none."""
         return self._times[self._head] if self._head < len(self._times) else None
 
     def add(self, position: int, time: float) -> None:

@@ -1,7 +1,7 @@
-"""How much each segment held, noted in the lock's file: so that what is gone later is missed.
+"""The size of each segment, noted in the lock's file, so that a later loss is noticed.
 
 A segment that is empty, cut short or full of zeros looks like one whose last write a crash cut off.
-The notes tell the two apart: what they name was appended, and nobody had acknowledged it. They are
+The notes distinguish the two: what they name was appended, and not acknowledged. They are
 written whenever the spool is synced, so they may lag behind what was appended, never run ahead.
 
 The lock's file holds slots of 32 bytes, little-endian, each with a CRC-32 of its own. The first one
@@ -24,14 +24,14 @@ _HEAD: Final = int.from_bytes(b"otelmark", "little")
 
 
 class Watermark(NamedTuple):
-    """What one segment held when it was looked at last.
+    """The content of one segment at the last sync.
 
     Attributes:
         segment: Its number.
         size: Bytes of whole frames.
         last: Offset of the last one of them.
         closed: Closed frames in them.
-        pending: How many of these nobody had acknowledged.
+        pending: How many of these were not acknowledged.
         open_actions: Actions that were under way and have their earliest frame in it.
     """
 
@@ -101,7 +101,7 @@ def read_watermarks(file: int) -> dict[int, Watermark] | None:
         file: The lock's file descriptor.
 
     Returns:
-        What its segments held, by number; None where it made no notes.
+        What its segments held, by number; None if it made no notes.
 
     Raises:
         DamagedWatermarksError: It made some, and they cannot be read.

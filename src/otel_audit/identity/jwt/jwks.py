@@ -28,7 +28,7 @@ grown old."""
 
 FIRST_PAUSE: Final = 1.0
 """Seconds between a read and one for a key that was not missed before. Each read that has not
-brought its key doubles it, up to `UNKNOWN_KEY_INTERVAL`: whoever invents keys has the set read no
+brought its key doubles it, up to `UNKNOWN_KEY_INTERVAL`: invented keys have the set read no
 more often."""
 
 RETRY_INTERVAL: Final = 5.0
@@ -53,11 +53,11 @@ class _Keys:
 class KeySet:
     """The keys of one issuer, as last read.
 
-    A read runs in a thread of its own, for as long as it takes; nobody waits for it. There is no
+    A read runs in its own thread, for as long as it takes; no request waits for it. There is no
     lock, and a fork leaves nothing behind that the child would miss.
 
     Attributes:
-        generation: Grows when the keys change, so that results of older keys can be told.
+        generation: Grows when the keys change, so that results of older keys are recognized.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class KeySet:
         return self._current is not None
 
     def _read_soon(self, interval: float, wanted: str | None = None) -> bool:
-        """Begin to read; tell whether it was begun."""
+        """Begin to read; return whether it was begun."""
         # after a fork the parent's thread counts as dead here, and a new one may start
         if self._thread is not None and self._thread.is_alive():
             return False

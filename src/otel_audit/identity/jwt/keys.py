@@ -149,7 +149,7 @@ def static_key(text: str, algorithms: frozenset[str]) -> VerificationKey:
     except UnusableKeyError:
         pass
     else:
-        # whoever knows the public key, and everybody does, could sign with it
+        # everybody knows the public key, and could sign with it
         raise UnusableKeyError("a public key, and HS* needs a secret")
     return VerificationKey(None, _for_secret(text.encode(), algorithms))
 
@@ -242,7 +242,7 @@ def _for_secret(secret: bytes, algorithms: frozenset[str]) -> dict[str, Key]:
     try:
         return {name: CryptographyHMACKey(secret, name) for name in SYMMETRIC & algorithms}
     except JWKError:
-        # else whoever knows a public key could sign
+        # otherwise everybody who knows a public key could sign
         raise UnusableKeyError("a key in PEM, which is no secret for HS*") from None
 
 

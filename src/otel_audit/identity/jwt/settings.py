@@ -33,7 +33,7 @@ _NEED_A_KEY: Final = ("algorithms", "audience", "issuer")
 
 @dataclass(frozen=True, slots=True)
 class FixedKey:
-    """The one key of a setting; it has no id, so a token's is not asked for."""
+    """The one key of a setting; it has no id, so a token's key id is ignored."""
 
     key: VerificationKey
 

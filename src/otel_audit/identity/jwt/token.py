@@ -1,4 +1,4 @@
-"""What a bearer token must look like and say, apart from its signature.
+"""Checks of a bearer token's form and claims, apart from its signature.
 
 Sources: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (best current practices).
 """
@@ -35,7 +35,7 @@ _FOREIGN_TYPES: Final = frozenset(
 
 
 class TokenError(Exception):
-    """A token names nobody. Neither the reason nor the message holds anything of the token.
+    """A token is not valid. Neither the reason nor the message holds anything of the token.
 
     Attributes:
         reason: A short word for the record, such as ``token_expired``.
@@ -49,11 +49,11 @@ class TokenError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedToken:
-    """What a token says; where it is verified, the same object again for the same token.
+    """The content of a token; if it is verified, the same object again for the same token.
 
     Attributes:
         claims: Its claims.
-        issuer: The configured issuer it was checked against, None where none is named.
+        issuer: The configured issuer it was checked against, None if none is named.
         expires_at: Unix seconds after which it is no longer valid, the leeway included; infinite
             where it does not say and was not verified.
         verified: True unless the verifier runs unverified, behind a gateway.
@@ -67,11 +67,11 @@ class VerifiedToken:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What of a token's header matters.
+    """The used fields of a token's header.
 
     Attributes:
         algorithm: ``alg``.
-        key_id: ``kid``, None where there is none.
+        key_id: ``kid``, None if there is none.
     """
 
     algorithm: str
@@ -156,7 +156,7 @@ def _check_form(token: str) -> bytes:
 
 
 def unverified_claims(token: str) -> dict[str, Any]:
-    """Read a token's claims, whoever wrote them.
+    """Read a token's claims, without verification.
 
     Raises:
         TokenError: ``token_malformed``.
@@ -185,7 +185,7 @@ def _object(raw: bytes) -> Any:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         # Applications read claims with Python's own parser, which takes more: a lone surrogate in
-        # a name that its user has chosen must not make him nobody.
+        # a name that its user has chosen must not make him anonymous.
         return json.loads(raw)
 
 

@@ -32,13 +32,13 @@ CACHED: Final = 1024
 
 
 class TokenReader(Protocol):
-    """What tells the actor's resolver what a token says."""
+    """Gives the actor's resolver the content of a token."""
 
     def verify(self, token: str) -> VerifiedToken:
         """Return what a token says, without waiting.
 
         Raises:
-            TokenError: It is not to be believed.
+            TokenError: It is not valid.
         """
 
     def ready(self, timeout: float) -> bool:
@@ -46,7 +46,7 @@ class TokenReader(Protocol):
 
 
 class KeySource(Protocol):
-    """Where an issuer's keys come from."""
+    """The source of an issuer's keys."""
 
     def generation(self) -> int:
         """Say which keys these are: it grows when they change.
@@ -68,7 +68,7 @@ class KeySource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Who may sign tokens.
+    """An issuer of tokens.
 
     Attributes:
         name: What ``iss`` must be; None: anything.
@@ -91,7 +91,7 @@ class _Remembered:
 
 
 class JwtVerifier:
-    """Tells what a token says, if it is to be believed. May be used from any thread."""
+    """Verifies a token and returns its content. Thread-safe."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class JwtVerifier:
             issuer's keys change.
 
         Raises:
-            TokenError: It is not to be believed, or its keys are not there yet.
+            TokenError: It is not valid, or its keys are not there yet.
         """
         token = without_padding(token)
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
@@ -193,7 +193,7 @@ class JwtVerifier:
 
 
 class UnverifiedReader:
-    """Believes what a token says, unchecked: for applications behind a gateway that checks.
+    """Trusts a token without a check: for applications behind a gateway that checks.
 
     Whatever it reads is marked as not verified. Only what needs no key is looked at: size, form,
     time, and, where they are configured, issuer and audience.
@@ -207,7 +207,7 @@ class UnverifiedReader:
         audience: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take what may be asked of a token without a key; as for `Issuer`."""
+        """Take the checks of a token that need no key; as for `Issuer`."""
         self._leeway = leeway
         self._issuer = issuer
         self._audience = audience

@@ -1,0 +1,259 @@
+"""Positions of streams in the store: how far each destination has acknowledged the trail."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from otel_audit.errors import StoreError
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon, leaf_hash_at
+
+_LOCK_CLASS: Final = 7368036
+_COLUMNS: Final = (
+    "name, settings::text AS settings, origin, next_leaf, leaf_hash, turn, sent, parked, "
+    "is_paused, moved_at"
+)
+_OPEN: Final = f"SELECT {_COLUMNS} FROM audit.open_stream($1, $2::jsonb, $3)"  # noqa: S608 - constants
+_READ: Final = f"SELECT {_COLUMNS} FROM audit.streams WHERE name = $1"  # noqa: S608 - constants
+_ALL: Final = f"SELECT {_COLUMNS} FROM audit.streams ORDER BY name"  # noqa: S608 - constants
+_HOLD: Final = "SELECT pg_try_advisory_xact_lock($1, hashtext($2))"
+_IS_STREAMER: Final = (
+    "SELECT has_function_privilege('audit.open_stream(text, jsonb, bigint)', 'EXECUTE') "
+    "AND has_table_privilege('audit.audit_logs', 'SELECT')"
+)
+_ADVANCE: Final = "SELECT audit.advance_stream($1, $2, $3, $4, $5, $6, $7, $8::jsonb)"
+_PARKED: Final = (
+    "SELECT leaf, record_id, reason, parked_at FROM audit.stream_parked WHERE stream = $1 "
+    "ORDER BY turn, leaf LIMIT $2"
+)
+_SEALED_AT: Final = """
+SELECT extract(epoch FROM clock_timestamp() - b.recorded_at)::float8 FROM audit.ledger_blocks b
+WHERE b.first <= $1 ORDER BY b.first DESC LIMIT 1
+"""
+
+
+class PositionError(StoreError):
+    """A position that does not fit the log: nothing is sent before somebody has decided."""
+
+
+class Refusal(NamedTuple):
+    """An event that a destination refuses.
+
+    Attributes:
+        leaf: Its leaf.
+        id: The record's id.
+        reason: Why, in the destination's words or ours.
+    """
+
+    leaf: int
+    id: uuid.UUID
+    reason: str
+
+
+class Parked(NamedTuple):
+    """A refused event, as the store remembers it."""
+
+    leaf: int
+    record_id: uuid.UUID
+    reason: str
+    parked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a stream is.
+
+    Attributes:
+        name: The stream's.
+        settings: Where it goes to and what, without secrets.
+        origin: The log's name; empty before anything was sealed.
+        next_leaf: The first leaf that is not acknowledged.
+        leaf_hash: Of the leaf before; None at the beginning and after a rewind.
+        turn: Counts from 1, one more with each rewind.
+        sent: Events that were acknowledged.
+        parked: Events that were refused.
+        is_paused: Whether it is to wait.
+        moved_at: When it moved last.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    origin: str
+    next_leaf: int
+    leaf_hash: bytes | None
+    turn: int
+    sent: int
+    parked: int
+    is_paused: bool
+    moved_at: datetime
+
+
+async def refuse_others(connection: Connection[Any]) -> None:
+    """Raise if this role may send no stream.
+
+    Raises:
+        StoreError: It may not; the message names the remedy.
+    """
+    if not await connection.fetchval(_IS_STREAMER):
+        raise StoreError(
+            "this role may send no stream: let it be a member of otel_audit_streamer "
+            "(`otel-audit init --roles --streamer ROLE`), and name it in --dsn or OTEL_AUDIT_DSN"
+        )
+
+
+async def open_stream(
+    connection: Connection[Any], name: str, settings: Mapping[str, Any], start: int | None
+) -> Position:
+    """Make a stream, or take its settings as they are now; either is a record.
+
+    Args:
+        connection: As a member of otel_audit_streamer.
+        name: The stream's.
+        settings: Where it goes to, without secrets.
+        start: For a new one: its first leaf; None: what is sealed from now on.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    return _position(await connection.fetchrow(_OPEN, name, text, start))
+
+
+async def position(connection: Connection[Any], name: str) -> Position:
+    """Where a stream is now.
+
+    Raises:
+        StoreError: There is no such stream.
+    """
+    row = await connection.fetchrow(_READ, name)
+    if row is None:
+        raise StoreError(f"there is no stream {name} in this store")
+    return _position(row)
+
+
+async def positions(connection: Connection[Any]) -> list[Position]:
+    """All streams, by name."""
+    return [_position(row) for row in await connection.fetch(_ALL)]
+
+
+async def try_to_hold(connection: Connection[Any], name: str) -> bool:
+    """Become the one who sends a stream until the transaction ends, if nobody else is."""
+    held: bool = await connection.fetchval(_HOLD, _LOCK_CLASS, name)
+    return held
+
+
+async def advance(  # noqa: PLR0913, PLR0917 - what a position is
+    connection: Connection[Any],
+    at: Position,
+    next_leaf: int,
+    leaf_hash: bytes | None,
+    origin: str,
+    sent: int,
+    refused: Sequence[Refusal],
+) -> None:
+    """Move a position forward from where it was.
+
+    Raises:
+        PositionError: It is not there any more: another process moved it.
+    """
+    said = json.dumps([
+        {"leaf": one.leaf, "id": str(one.id), "reason": one.reason[:2000]} for one in refused
+    ])  # fmt: skip
+    if not await connection.fetchval(
+        _ADVANCE, at.name, at.turn, at.next_leaf, next_leaf, leaf_hash, origin, sent, said
+    ):
+        raise PositionError(
+            f"stream {at.name}: its position is not leaf {at.next_leaf:,} any more: another "
+            "process moved it, or it was rewound"
+        )
+
+
+async def check_position(connection: Connection[Any], at: Position) -> Horizon:
+    """Compare a position with the log; returns how far the log is sealed.
+
+    Raises:
+        PositionError: It lies ahead of the log, or is of another one.
+    """
+    sealed = await horizon(connection)
+    where = await store.place(connection)
+    if where.is_elsewhere:
+        raise PositionError(f"stream {at.name}: {where}")
+    if at.next_leaf > sealed.size:
+        raise PositionError(ahead(at.name, at.next_leaf, sealed.size))
+    if at.origin and sealed.origin and at.origin != sealed.origin:
+        raise PositionError(
+            f"stream {at.name}: its position is of log {at.origin!r}, and this is "
+            f"{sealed.origin!r}: if the stream is to go on from here, "
+            f"`otel-audit stream rewind {at.name} --to-leaf LEAF`"
+        )
+    if at.next_leaf and at.leaf_hash is not None:
+        await check_leaf(connection, at.name, at.next_leaf, at.leaf_hash)
+    return sealed
+
+
+async def check_leaf(
+    connection: Connection[Any], name: str, next_leaf: int, leaf_hash: bytes
+) -> None:
+    """See whether the last leaf that was sent is the log's.
+
+    Raises:
+        PositionError: The log has another leaf there.
+    """
+    found = await leaf_hash_at(connection, next_leaf - 1)
+    if found is not None and found != leaf_hash:
+        raise PositionError(
+            f"stream {name}: leaf {next_leaf - 1:,} was sent, and the log has another one there "
+            f"now: {_RESTORED.format(name=name)}"
+        )
+
+
+_RESTORED: Final = (
+    "the store was restored from a backup, or replaced. Records that were sent may be missing in "
+    "it. Nothing is sent until you say from where: `otel-audit stream rewind {name} --to-leaf LEAF`"
+)
+
+
+def ahead(name: str, next_leaf: int, size: int) -> str:
+    """Say that a position lies ahead of the log."""
+    return (
+        f"stream {name}: its position lies ahead: leaves up to {next_leaf - 1:,} were sent, and "
+        f"the log has {size:,}: {_RESTORED.format(name=name)}"
+    )
+
+
+async def waiting_for(connection: Connection[Any], next_leaf: int, sealed: Horizon) -> float:
+    """Seconds since the oldest leaf that is not sent was sealed; 0 where there is none."""
+    if next_leaf >= sealed.size:
+        return 0.0
+    seconds: float | None = await connection.fetchval(_SEALED_AT, next_leaf)
+    return max(seconds or 0.0, 0.0)
+
+
+async def parked(connection: Connection[Any], name: str, most: int = 1000) -> list[Parked]:
+    """What a stream's destination refused, in order."""
+    return [Parked(*row.values()) for row in await connection.fetch(_PARKED, name, most)]
+
+
+async def pause(connection: Connection[Any], name: str, *, paused: bool) -> bool:
+    """Pause or resume a stream; whether it was otherwise before."""
+    return await connection.fetchval("SELECT audit.pause_stream($1, $2)", name, paused) is not None
+
+
+async def rewind(connection: Connection[Any], name: str, to_leaf: int, reason: str) -> None:
+    """Let a stream send again from a leaf on."""
+    await connection.fetchval("SELECT audit.rewind_stream($1, $2, $3)", name, to_leaf, reason)
+
+
+async def record_test(connection: Connection[Any], name: str) -> uuid.UUID:
+    """Record a test event; its id."""
+    found: uuid.UUID = await connection.fetchval("SELECT audit.test_stream($1)", name)
+    return found
+
+
+def _position(row: Any) -> Position:
+    assert row is not None  # noqa: S101 - a function without SETOF has a row
+    values = dict(row.items())
+    return Position(**{**values, "settings": json.loads(values["settings"])})

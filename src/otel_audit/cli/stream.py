@@ -1,0 +1,313 @@
+"""`otel-audit stream`: send what is sealed to a SIEM, a file, a webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from opentelemetry import metrics
+
+from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.printable import log_to_stderr
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_columns, echo_json
+from otel_audit.errors import OtelAuditError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.connection import Connection
+
+    from otel_audit.streams.stream import Stream
+
+T = TypeVar("T")
+
+_COLUMNS = ("stream", "to", "leaf", "of", "behind", "lag", "sent", "parked", "paused", "moved")
+
+
+@click.group()
+def stream() -> None:
+    """Send what is sealed on to a SIEM, a file or a webhook."""
+
+
+@stream.command()
+@dsn_option
+@click.option(
+    "--config", "file", required=True, type=click.Path(path_type=Path, dir_okay=False),
+    help="The streams, in TOML.",
+)  # fmt: skip
+@click.option("--only", multiple=True, metavar="NAME", help="This stream only; may be repeated.")
+@click.option("--once", is_flag=True, help="Send what is sealed now, then exit.")
+@click.option(
+    "--from", "begin", metavar="LEAF",
+    help="A new stream begins at this leaf, or at 'start'; by default with what is sealed next.",
+)  # fmt: skip
+@click.option("--yes", is_flag=True, help="Do not ask before history is sent.")
+@click.option(
+    "--state", type=click.Path(path_type=Path, file_okay=False),
+    help="Directory that remembers what was sent; by default this user's.",
+)  # fmt: skip
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between looks.")
+@json_option
+def run(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    file: Path,
+    only: tuple[str, ...],
+    once: bool,
+    begin: str | None,
+    yes: bool,
+    state: Path | None,
+    interval: float,
+    as_json: bool,
+) -> None:
+    """Send streams until SIGTERM or SIGINT.
+
+    Any number may run: of each stream one process sends, the others stand by. What a destination
+    refuses is parked, and the stream goes on; all else is tried again for as long as it takes.
+    """
+    from otel_audit.streams.factory import make_streams
+    from otel_audit.streams.metrics import publish
+    from otel_audit.streams.settings import read_settings
+
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
+    found = read_settings(file)
+    for name in only:
+        if name not in found:
+            raise click.BadParameter(f"{file} has no stream {name!r}", param_hint="--only")
+    store = chosen_dsn(dsn)
+    start = None
+    if begin is not None:
+        start = _confirmed_start(store, begin, yes=yes, as_json=as_json)
+    wanted = {name: one for name, one in found.items() if not only or name in only}
+    streams = make_streams(store, wanted, state_directory=state, start=start, interval=interval)
+    publish(metrics.get_meter("otel_audit"), streams)
+    failed = run_lasting(_once(streams) if once else _for_ever(streams))
+    for one in streams:
+        progress = one.progress
+        if as_json:
+            echo_json({
+                "stream": one.name, "sent": progress.sent, "parked": progress.parked,
+                "next_leaf": progress.next_leaf, "leaves": progress.size,
+                "error": failed.get(one.name),
+            })  # fmt: skip
+        else:
+            echo(f"{one.name}: sent {progress.sent}, parked {progress.parked}, "
+                 f"at leaf {progress.next_leaf} of {progress.size}")  # fmt: skip
+    if failed:
+        raise click.ClickException("; ".join(failed.values()))
+    if once and any(one.progress.parked for one in streams):
+        raise click.ClickException("some events were refused and are parked: see stream parked")
+
+
+@stream.command()
+@dsn_option
+@json_option
+def status(dsn: str | None, as_json: bool) -> None:
+    """Show how far each stream is.
+
+    Lag is the time since the oldest record that is not sent was sealed.
+    """
+    from otel_audit_postgres import streams as store
+    from otel_audit_postgres.ledger.sealed_rows import horizon
+
+    async def answer(connection: Connection[Any]) -> list[dict[str, Any]]:
+        sealed = await horizon(connection)
+        return [
+            {
+                "stream": one.name,
+                "to": one.settings.get("kind"),
+                "leaf": one.next_leaf,
+                "of": sealed.size,
+                "behind": sealed.size - one.next_leaf,
+                "lag": round(await store.waiting_for(connection, one.next_leaf, sealed), 1),
+                "sent": one.sent,
+                "parked": one.parked,
+                "paused": one.is_paused,
+                "moved": one.moved_at.isoformat(timespec="seconds"),
+            }
+            for one in await store.positions(connection)
+        ]
+
+    found = _ask(dsn, answer)
+    if as_json:
+        for row in found:
+            echo_json(row)
+    elif not found:
+        echo("no streams: run `otel-audit stream run`")
+    else:
+        echo_columns(_COLUMNS, [tuple(row.values()) for row in found])
+
+
+@stream.command()
+@dsn_option
+@click.argument("name")
+@json_option
+def pause(dsn: str | None, name: str, as_json: bool) -> None:
+    """Let a stream wait; nothing is lost."""
+    _set_paused(dsn, name, paused=True, as_json=as_json)
+
+
+@stream.command()
+@dsn_option
+@click.argument("name")
+@json_option
+def resume(dsn: str | None, name: str, as_json: bool) -> None:
+    """Let a stream go on from where it was."""
+    _set_paused(dsn, name, paused=False, as_json=as_json)
+
+
+@stream.command()
+@dsn_option
+@click.argument("name")
+@click.option("--to-leaf", required=True, type=click.IntRange(min=0), help="Send again from here.")
+@click.option("--reason", required=True, help="Why; it is recorded.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def rewind(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None, name: str, to_leaf: int, reason: str, yes: bool, as_json: bool
+) -> None:
+    """Let a stream send again from a leaf on.
+
+    The destination sees the same ids again.
+    """
+    from otel_audit_postgres import streams as store
+
+    at = _ask(dsn, lambda connection: store.position(connection, name))
+    if not yes:
+        _refuse_to_ask(as_json=as_json)
+        click.confirm(f"send leaves {to_leaf} to {at.next_leaf} again?", abort=True)
+    _ask(dsn, lambda connection: store.rewind(connection, name, to_leaf, reason))
+    if as_json:
+        echo_json({"stream": name, "leaf": to_leaf})
+    else:
+        echo(f"{name}: at leaf {to_leaf}")
+
+
+@stream.command()
+@dsn_option
+@click.argument("name")
+@json_option
+def parked(dsn: str | None, name: str, as_json: bool) -> None:
+    """List what the destination of a stream has refused."""
+    from otel_audit_postgres import streams as store
+
+    async def answer(connection: Connection[Any]) -> list[store.Parked]:
+        await store.position(connection, name)
+        return await store.parked(connection, name)
+
+    found = _ask(dsn, answer)
+    if as_json:
+        for one in found:
+            echo_json(one._asdict())
+    elif not found:
+        echo("nothing is parked")
+    else:
+        echo_columns(("leaf", "record", "parked", "reason"), [
+            (one.leaf, one.record_id, one.parked_at.isoformat(timespec="seconds"), one.reason)
+            for one in found
+        ])  # fmt: skip
+
+
+@stream.command()
+@dsn_option
+@click.argument("name")
+@json_option
+def test(dsn: str | None, name: str, as_json: bool) -> None:
+    """Record a test event for a stream.
+
+    It takes the way of any other record once it is sealed.
+    """
+    from otel_audit_postgres import streams as store
+
+    found = _ask(dsn, lambda connection: store.record_test(connection, name))
+    if as_json:
+        echo_json({"stream": name, "record_id": found})
+    else:
+        echo(f"recorded audit.stream.tested, record {found}")
+
+
+def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+    from otel_audit_postgres.query.queries import opened
+    from otel_audit_postgres.streams import refuse_others
+
+    async def answer() -> T:
+        async with opened(chosen_dsn(dsn)) as connection:
+            await refuse_others(connection)
+            return await question(connection)
+
+    return run_lasting(answer())
+
+
+def _refuse_to_ask(*, as_json: bool) -> None:
+    if as_json:
+        raise click.UsageError("with --json nothing is asked: give --yes, too")
+
+
+def _set_paused(dsn: str | None, name: str, *, paused: bool, as_json: bool) -> None:
+    from otel_audit_postgres import streams as store
+
+    changed = _ask(dsn, lambda connection: store.pause(connection, name, paused=paused))
+    word = "paused" if paused else "goes on"
+    if as_json:
+        echo_json({"stream": name, "paused": paused, "changed": changed})
+        return
+    echo(f"{name}: {word}" if changed else f"{name}: was so already")
+
+
+def _confirmed_start(dsn: str, begin: str, *, yes: bool, as_json: bool) -> int:
+    """Read --from, and ask: history may be long, and what was sent cannot be taken back."""
+    from otel_audit_postgres.ledger.sealed_rows import horizon
+
+    if begin != "start" and not (begin.isascii() and begin.isdigit()):
+        raise click.BadParameter(f"{begin!r} is no leaf's number, nor 'start'", param_hint="--from")
+    start = 0 if begin == "start" else int(begin)
+    size = _ask(dsn, horizon).size
+    if start > size:
+        raise click.BadParameter(f"the log has {size} leaves", param_hint="--from")
+    if not yes:
+        _refuse_to_ask(as_json=as_json)
+        click.confirm(f"send {size - start} leaves of history to each new stream?", abort=True)
+    return start
+
+
+async def _once(streams: Sequence[Stream]) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    for one in streams:
+        try:
+            await one.run_once()
+        except OtelAuditError as error:
+            failed[one.name] = _told(one.name, error)
+        finally:
+            await one.close()
+    return failed
+
+
+async def _for_ever(streams: Sequence[Stream]) -> dict[str, str]:
+    """Run all until told to stop; one that is refused holds up no other, and ends with them."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    failed: dict[str, str] = {}
+
+    async def go(one: Stream) -> None:
+        try:
+            await one.run(stop)
+        except OtelAuditError as error:
+            failed[one.name] = _told(one.name, error)
+            logging.getLogger(__name__).critical("%s", failed[one.name])
+        finally:
+            await one.close()
+
+    async with asyncio.TaskGroup() as group:
+        for one in streams:
+            group.create_task(go(one))
+    return failed
+
+
+def _told(name: str, error: OtelAuditError) -> str:
+    text = str(error)
+    return text if name in text else f"stream {name}: {text}"

@@ -1,0 +1,109 @@
+"""An event: a record together with its place in the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from otel_audit.record import AuditRecord
+
+
+class UnshapeableError(ValueError):
+    """A record that a shape cannot take; the message says why, without its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A record that leaves the trail.
+
+    Attributes:
+        document: The record's payload as JSON values.
+        record: The same, typed; None where the payload is no record of ours.
+        leaf: The number of its leaf in the log; None before it is sealed.
+        log: The log's name.
+        content_hash: SHA-256 in hex of the payload as it is stored.
+        is_as_sealed: Whether the row is what was sealed.
+        payload: The payload's text.
+        recorded_ns: When the store took it, Unix nanoseconds; None where that is not known.
+        is_exact: Whether the payload is the text that the content hash is of: not where personal
+            values were replaced.
+    """
+
+    document: dict[str, Any]
+    record: AuditRecord | None
+    leaf: int | None
+    log: str
+    content_hash: str
+    is_as_sealed: bool
+    payload: str
+    recorded_ns: int | None = None
+    is_exact: bool = True
+
+    @property
+    def id(self) -> str:
+        """The record's id."""
+        return str(self.document.get("record_id", ""))
+
+    def typed(self) -> AuditRecord:
+        """The record.
+
+        Raises:
+            UnshapeableError: The payload is no record of ours.
+        """
+        if self.record is None:
+            raise UnshapeableError("the payload is no record of otel-audit's")
+        return self.record
+
+
+def read_event(  # noqa: PLR0913 - what an event is
+    payload: str,
+    *,
+    leaf: int | None,
+    log: str,
+    content_hash: bytes,
+    is_as_sealed: bool = True,
+    recorded_ns: int | None = None,
+) -> Event:
+    """Read an event from a row of the trail.
+
+    Args:
+        payload: The record's text.
+        leaf: Its leaf, where it is sealed.
+        log: The log's name.
+        content_hash: Of the text as stored, 32 bytes.
+        is_as_sealed: Whether the row is what was sealed.
+        recorded_ns: When the store took it.
+
+    Raises:
+        UnshapeableError: The text is no JSON object.
+    """
+    document, text = _document(payload)
+    try:
+        record = msgspec.json.decode(text, type=AuditRecord)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        record = None
+    return Event(
+        document, record, leaf, log, content_hash.hex(), is_as_sealed, payload, recorded_ns,
+        hashlib.sha256(payload.encode("utf-8", "surrogatepass")).digest() == content_hash,
+    )  # fmt: skip
+
+
+def _document(payload: str) -> tuple[dict[str, Any], bytes]:
+    text = payload.encode("utf-8", "replace")
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        # an escape of half a pair, or a number that no double holds: stored before that was refused
+        try:
+            mended = json.dumps(json.loads(payload, parse_constant=str), ensure_ascii=False)
+            text = mended.encode("utf-8", "replace")
+            found = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise UnshapeableError("the payload is no JSON that can be read") from None
+    if not isinstance(found, dict):
+        raise UnshapeableError("the payload is no JSON object")
+    return found, text

@@ -1,0 +1,73 @@
+"""What a stream asks of a destination."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from otel_audit._util.printable import visible
+from otel_audit.errors import OtelAuditError
+
+
+class Outgoing(NamedTuple):
+    """An event on its way.
+
+    Attributes:
+        leaf: Its leaf.
+        id: The record's id.
+        document: As it is to look there.
+        tenant_id: Its tenant, empty where there is none.
+        content_hash: In hex.
+        event_name: What happened.
+        time_ns: When, Unix nanoseconds; None where that is not known.
+        is_failure: Whether the outcome is a failure.
+    """
+
+    leaf: int
+    id: uuid.UUID
+    document: dict[str, Any]
+    tenant_id: str
+    content_hash: str
+    event_name: str
+    time_ns: int | None
+    is_failure: bool
+
+
+class DestinationError(OtelAuditError):
+    """A destination takes nothing now; nothing is said about the events.
+
+    Attributes:
+        retry_after: Seconds that it asks to be left alone; None where it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Say what happened; what a destination said is shown as visible text."""
+        super().__init__(visible(message))
+        self.retry_after = retry_after
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What became of some events, the first of those that were to be sent.
+
+    Attributes:
+        done: How many are settled, from the first on: acknowledged or refused.
+        refused: Of those, the leaf and the reason of each that was refused.
+        stopped: Why it ended before the last.
+    """
+
+    done: int = 0
+    refused: dict[int, str] = field(default_factory=dict)
+    stopped: DestinationError | None = None
+
+
+class Destination(Protocol):
+    """Where a stream ends."""
+
+    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+        """Bring events there in their order; returns when they are safe there, or none more is."""
+
+    async def close(self) -> None:
+        """Give back what is open. Never raises."""

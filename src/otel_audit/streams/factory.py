@@ -1,0 +1,121 @@
+"""Streams made from their settings; what cannot work fails here, before anything is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from otel_audit_postgres.query.grammar import Query, parse, term
+
+from otel_audit.config import AuditConfig, user_state_directory
+from otel_audit.errors import ConfigurationError
+from otel_audit.shapes import shape_named
+from otel_audit.streams.destination import Destination
+from otel_audit.streams.file import FileDestination
+from otel_audit.streams.settings import (
+    FileSettings,
+    OtlpSettings,
+    Settings,
+    WebhookSettings,
+    described,
+    secret,
+)
+from otel_audit.streams.stream import Plan, Reveal, Stream
+from otel_audit.streams.witness import Witness
+
+_WEBHOOK_BATCH: Final = 100
+"""Events that are sent one by one before they are acknowledged together."""
+
+
+def make_streams(
+    dsn: str,
+    found: Mapping[str, Settings],
+    *,
+    state_directory: Path | None = None,
+    start: int | None = None,
+    interval: float = 1.0,
+) -> list[Stream]:
+    """Make streams; nothing is connected yet.
+
+    Args:
+        dsn: The store.
+        found: Settings by name.
+        state_directory: Where is remembered what was sent; by default this user's.
+        start: The first leaf of streams that are new; None: what is sealed from now on.
+        interval: Seconds between looks for what is new.
+
+    Raises:
+        ConfigurationError: A setting cannot be used; the message names it.
+    """
+    directory = state_directory or user_state_directory("--state") / "streams"
+    return [
+        Stream(dsn, _plan(name, one, start), Witness(directory, name), interval=interval)
+        for name, one in found.items()
+    ]
+
+
+def _plan(name: str, settings: Settings, start: int | None) -> Plan:
+    query = parse(settings.filter)
+    if settings.tenants:
+        query = Query((*query.terms, term("tenant", *settings.tenants)))
+    batch = settings.batch
+    if isinstance(settings, WebhookSettings):
+        batch = min(batch, _WEBHOOK_BATCH)
+    return Plan(
+        name,
+        described(settings),
+        _destination(name, settings),
+        shape_named(settings.shape),
+        query,
+        batch,
+        start,
+        _reveal(name) if settings.personal else None,
+    )
+
+
+def _destination(name: str, settings: Settings) -> Destination:
+    if isinstance(settings, FileSettings):
+        if not settings.path.absolute().parent.is_dir():
+            raise ConfigurationError(
+                f"streams.{name}.path: there is no directory {settings.path.absolute().parent}"
+            )
+        return FileDestination(settings.path.absolute(), settings.rotate_bytes)
+    from otel_audit.streams.http import Client
+
+    client = Client(settings.certificate, f"streams.{name}.certificate", settings.timeout)
+    if isinstance(settings, OtlpSettings):
+        from otel_audit.streams.otlp import OtlpDestination
+
+        headers = {}
+        if settings.token_env is not None:
+            token = secret(name, "token_env", settings.token_env)
+            headers["authorization"] = f"Bearer {token}"
+        return OtlpDestination(settings.endpoint, client, headers)
+    from otel_audit.streams.webhook import WebhookDestination, read_secret, refuse_private_literal
+
+    if not settings.allow_private:
+        refuse_private_literal(settings.url, f"streams.{name}.url")
+    keys = [
+        read_secret(secret(name, "secret_env", variable), f"streams.{name}.secret_env ({variable})")
+        for variable in settings.secret_env
+    ]
+    return WebhookDestination(settings.url, client, keys, allow_private=settings.allow_private)
+
+
+def _reveal(name: str) -> Reveal:
+    from otel_audit_postgres.personal.protect import key_store_from
+    from otel_audit_postgres.personal.reveal import revealed
+
+    keys = key_store_from(AuditConfig())
+    if keys is None:
+        raise ConfigurationError(
+            f"streams.{name}.personal: there are no keys to decrypt with: set the database of keys "
+            "as for the applications (docs/personal-data.md), or leave it out"
+        )
+
+    async def reveal(payload: str) -> str:
+        return json.dumps(await revealed(payload, keys), ensure_ascii=False)
+
+    return reveal

@@ -1,0 +1,134 @@
+"""Events in a file, one JSON text a line, on disk before they are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from otel_audit._util.durable_file import sync_directory
+from otel_audit._util.printable import ascii_json
+from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+
+_TAIL: Final = 1 << 16
+
+
+class FileDestination:
+    """A file that is appended to; at a size it is set aside, and a new one is begun.
+
+    A line that a killed process has left unfinished was never acknowledged: it is taken away, and
+    the event comes again.
+    """
+
+    def __init__(self, path: Path, rotate_bytes: int) -> None:
+        """Remember where; nothing is opened yet."""
+        self._path = path
+        self._rotate_bytes = rotate_bytes
+        self._open: int | None = None
+
+    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+        """Append lines; they are on disk when this returns."""
+        del log
+        try:
+            await asyncio.to_thread(self._append, events)
+        except OSError as error:
+            return Delivered(stopped=DestinationError(
+                f"{self._path} cannot be written ({error.strerror}): make room, or let this user "
+                "write there"
+            ))  # fmt: skip
+        return Delivered(len(events))
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+    def _append(self, events: Sequence[Outgoing]) -> None:
+        text = b"".join(line(event) for event in events)
+        opened = self._opened(events[0].leaf)
+        size = os.fstat(opened).st_size
+        try:
+            written = 0
+            while written < len(text):
+                written += os.write(opened, memoryview(text)[written:])
+            os.fsync(opened)
+        except OSError:
+            # the disk is full: half a batch comes a second time, and half a line would stay
+            with contextlib.suppress(OSError):
+                os.ftruncate(opened, size)
+            self._close()
+            raise
+
+    def _opened(self, leaf: int) -> int:
+        if self._open is not None and not _is_at(self._path, self._open):
+            # somebody else has set it aside
+            self._close()
+        if self._open is not None and os.fstat(self._open).st_size >= self._rotate_bytes:
+            self._rotate(leaf)
+        if self._open is None:
+            is_new = not self._path.exists()
+            opened = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                _cut_unfinished_line(opened)
+                if is_new:
+                    sync_directory(self._path.parent)
+            except BaseException:
+                os.close(opened)
+                raise
+            self._open = opened
+            if os.fstat(opened).st_size >= self._rotate_bytes:
+                self._rotate(leaf)
+                return self._opened(leaf)
+        return self._open
+
+    def _rotate(self, leaf: int) -> None:
+        """Set the file aside, under the first leaf that is not in it: the names are in order."""
+        self._close()
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        for number in range(1_000):
+            more = f".{number}" if number else ""
+            aside = self._path.with_name(
+                f"{self._path.stem}.{leaf:012d}.{moment}{more}{self._path.suffix}"
+            )
+            with contextlib.suppress(FileExistsError):
+                os.link(self._path, aside)  # unlike a rename it replaces nothing
+                self._path.unlink()
+                sync_directory(self._path.parent)
+                return
+        raise FileExistsError(17, "File exists", str(aside))
+
+    def _close(self) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            os.close(opened)
+
+
+def line(event: Outgoing) -> bytes:
+    """Write an event as one line of visible ASCII, whatever a record says."""
+    return ascii_json(msgspec.json.encode(event.document).decode()).encode() + b"\n"
+
+
+def _is_at(path: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+def _cut_unfinished_line(opened: int) -> None:
+    size = end = os.fstat(opened).st_size
+    while end > 0:
+        begin = max(end - _TAIL, 0)
+        tail = os.pread(opened, end - begin, begin)
+        found = tail.rfind(b"\n")
+        if found >= 0:
+            end = begin + found + 1
+            break
+        end = begin
+    if end < size:
+        os.ftruncate(opened, end)

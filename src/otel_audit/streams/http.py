@@ -1,0 +1,163 @@
+"""HTTP as destinations are asked: no proxy, no redirect, one connection, a bounded answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_audit._util.printable import visible
+from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.streams.destination import DestinationError
+
+try:
+    import httpx
+except ImportError as missing:
+    raise MissingExtraError("a stream over HTTP", "streams") from missing
+
+LONGEST_RETRY_AFTER: Final = 300.0
+_LONGEST_ANSWER: Final = 65_536
+# they say nothing of the event: whoever keeps the destination has to act
+_ABOUT_US: Final = {
+    401: "it does not take our token or signature",
+    403: "it does not let us in",
+    404: "there is nothing at this path",
+    405: "this path takes no POST",
+    407: "a proxy stands in between",
+    410: "it is gone for good",
+    421: "it is not responsible for this host",
+}
+_PASSING: Final = frozenset({408, 425, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer, as far as we look at it; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """One connection to one destination."""
+
+    def __init__(self, certificate: Path | None, setting: str, timeout: float) -> None:
+        """Open nothing yet.
+
+        Args:
+            certificate: Whom to trust; None: the system's authorities.
+            setting: Of the certificate, for messages.
+            timeout: Seconds for one request, from connecting to the answer's last byte.
+
+        Raises:
+            ConfigurationError: The certificate cannot be read.
+        """
+        # not a client: one would follow proxies of the environment and redirects
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=_trusting(certificate, setting),
+            trust_env=False,
+            limits=httpx.Limits(max_connections=1),
+        )
+        self._timeout = timeout
+
+    async def post(
+        self,
+        url: httpx.URL,
+        headers: Mapping[str, str],
+        body: bytes,
+        extensions: dict[str, Any] | None = None,
+    ) -> Answer:
+        """Send a request.
+
+        Raises:
+            DestinationError: There was no answer.
+        """
+        request = httpx.Request(
+            "POST", url, headers=dict(headers), content=body, extensions=extensions or {}
+        )
+        with suppress_instrumentation():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await self._answer(request)
+            except TimeoutError:
+                raise DestinationError(f"no answer within {self._timeout:g} s") from None
+            except (httpx.HTTPError, OSError) as error:
+                raise DestinationError(
+                    f"no connection, or it broke; does it run? [{type(error).__name__}]"
+                ) from None
+
+    async def close(self) -> None:
+        """Give back the connection. Never raises."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._transport.aclose()
+        except Exception:  # noqa: BLE001, S110 - it is gone either way, and nothing was under way
+            pass
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        response = await self._transport.handle_async_request(request)
+        try:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            read = bytearray()
+            async for chunk in response.aiter_raw():
+                read += chunk
+                if len(read) > _LONGEST_ANSWER:
+                    break
+            return Answer(response.status_code, headers, bytes(read[:_LONGEST_ANSWER]))
+        finally:
+            await response.aclose()
+
+
+def objection_of(answer: Answer) -> str | None:
+    """Tell what an answer's status says.
+
+    Returns:
+        None where it was taken; else why the event is refused.
+
+    Raises:
+        DestinationError: Nothing is said about the event: try again.
+    """
+    status = answer.status
+    if 200 <= status < 300:  # noqa: PLR2004 - RFC 9110, 15.3
+        return None
+    if status in _PASSING or status >= 500:  # noqa: PLR2004 - RFC 9110, 15.6
+        raise DestinationError(
+            f"it takes nothing now (status {status})", retry_after=retry_after(answer.headers)
+        )
+    if status in _ABOUT_US or not 400 <= status < 500:  # noqa: PLR2004 - RFC 9110, 15.5
+        why = _ABOUT_US.get(status, "redirects are not followed: name the place itself")
+        raise DestinationError(f"it answers with status {status}: {why}")
+    return f"status {status}{_quoted(answer)}"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None where there is none."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), LONGEST_RETRY_AFTER)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _quoted(answer: Answer) -> str:
+    text = visible(answer.body[:300].decode("utf-8", "replace").strip())
+    return f": {text}" if text else ""
+
+
+def _trusting(certificate: Path | None, setting: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=certificate)
+    except (OSError, ssl.SSLError) as error:
+        why = error.strerror if not isinstance(error, ssl.SSLError) else "holds no PEM certificate"
+        raise ConfigurationError(f"{setting}: {certificate}: {why}") from None

@@ -1,0 +1,41 @@
+"""The numbers of streams as OpenTelemetry metrics; the stream's name is their only attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from otel_audit.streams.stream import Progress, Stream
+
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
+    ("audit.stream.sent", "{record}", lambda progress: progress.sent),
+    ("audit.stream.parked", "{record}", lambda progress: progress.parked),
+    ("audit.stream.failures", "{failure}", lambda progress: progress.failures),
+    ("audit.stream.altered", "{record}", lambda progress: progress.altered),
+)
+_GAUGES: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
+    ("audit.stream.position", "{leaf}", lambda progress: progress.next_leaf),
+    ("audit.stream.behind", "{leaf}", lambda progress: progress.size - progress.next_leaf),
+    ("audit.stream.lag", "s", lambda progress: progress.lag),
+    ("audit.stream.refused", "1", lambda progress: progress.state == "refused"),
+)
+
+
+def publish(meter: Meter, streams: Sequence[Stream]) -> None:
+    """Offer the numbers of streams; a no-op meter where the process has no metrics."""
+    for name, unit, read in _COUNTERS:
+        meter.create_observable_counter(name, [_reader(read, streams)], unit=unit)
+    for name, unit, read in _GAUGES:
+        meter.create_observable_gauge(name, [_reader(read, streams)], unit=unit)
+
+
+def _reader(
+    read: Callable[[Progress], float], streams: Sequence[Stream]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        for stream in streams:
+            yield Observation(read(stream.progress), {"audit.stream.name": stream.name})
+
+    return observe

@@ -1,0 +1,157 @@
+"""Events as OTLP log records, to a Collector, whose exporters reach Splunk, Kafka and others."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import httpx
+from otel_audit_otlp import protobuf_wire as wire
+
+from otel_audit.errors import MissingExtraError
+from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.http import Answer, Client, objection_of
+
+try:
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+except ImportError as missing:
+    raise MissingExtraError("a stream over OTLP", "streams") from missing
+
+LOGS_PATH: Final = "/v1/logs"
+LARGEST_REQUEST: Final = 3_500_000
+"""Bytes of log records in one request."""
+_SCOPE: Final = wire.part(wire.SCOPE_SPANS_SCOPE, wire.part(wire.SCOPE_NAME, b"otel_audit.streams"))
+_RESOURCE: Final = wire.part(
+    wire.RESOURCE_SPANS_RESOURCE,
+    wire.pairs(wire.RESOURCE_ATTRIBUTE, {"service.name": "otel-audit-stream"}),
+)
+_COMPRESSION_LEVEL: Final = 1
+_UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
+
+
+class OtlpDestination:
+    """An OTLP/HTTP receiver that answers when what it got is safe, as one with a queue on disk.
+
+    What it refuses is found by halving the batch, as one bad record holds up no other.
+    """
+
+    def __init__(self, endpoint: str, client: Client, headers: Mapping[str, str]) -> None:
+        """Remember where.
+
+        Args:
+            endpoint: Its URL, with the signal's path or without.
+            client: The connection.
+            headers: Sent with each request.
+        """
+        path = endpoint.rstrip("/")
+        self._url = httpx.URL(path if path.endswith(LOGS_PATH) else path + LOGS_PATH)
+        self._client = client
+        self._headers = {
+            "content-type": "application/x-protobuf",
+            "content-encoding": "gzip",
+            "user-agent": "otel-audit",
+            **headers,
+        }
+
+    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+        """Send log records; returns when the receiver has taken them."""
+        delivered = Delivered()
+        for part in _parts(events, log, delivered):
+            try:
+                await self._by_halves(part, delivered)
+            except DestinationError as error:
+                delivered.stopped = error
+                break
+        return delivered
+
+    async def close(self) -> None:
+        """Give back the connection."""
+        await self._client.close()
+
+    async def _by_halves(self, part: list[tuple[int, bytes]], delivered: Delivered) -> None:
+        known = [item for item in part if item[1]]
+        why = await self._post(known) if known else None
+        if why is None:
+            delivered.done += len(part)
+        elif len(part) == 1:
+            delivered.refused[part[0][0]] = why
+            delivered.done += 1
+        else:
+            middle = len(part) // 2
+            await self._by_halves(part[:middle], delivered)
+            await self._by_halves(part[middle:], delivered)
+
+    async def _post(self, part: list[tuple[int, bytes]]) -> str | None:
+        records = b"".join(wire.part(wire.SCOPE_LOGS_RECORD, record) for _, record in part)
+        scope = wire.part(wire.RESOURCE_LOGS_SCOPE_LOGS, _SCOPE + records)
+        body = wire.part(wire.REQUEST_RESOURCE_LOGS, _RESOURCE + scope)
+        answer = await self._client.post(
+            self._url, self._headers, gzip.compress(body, _COMPRESSION_LEVEL)
+        )
+        return objection_of(answer) or _objection_in_success(answer)
+
+
+def to_log_record(event: Outgoing, log: str) -> bytes:
+    """Write an event as a ``LogRecord``; its body is the shaped event, as a map.
+
+    Raises:
+        ValueError: OTLP cannot say it: an integer of more than 64 bits.
+    """
+    attributes = {
+        "audit.record.id": str(event.id),
+        "audit.event.name": event.event_name,
+        "audit.tenant.id": event.tenant_id,
+        "audit.ledger.leaf": event.leaf,
+        "audit.ledger.log": log,
+        "audit.content.hash": event.content_hash,
+    }
+    moment = b"" if event.time_ns is None else wire.time(wire.LOG_TIME, event.time_ns)
+    return b"".join((
+        moment,
+        wire.LOG_SEVERITY_WARN if event.is_failure else wire.LOG_SEVERITY_INFO,
+        wire.part(wire.LOG_BODY, wire.any_value(event.document)),
+        wire.pairs(wire.LOG_ATTRIBUTE, attributes),
+        wire.time(wire.LOG_OBSERVED, time.time_ns()),
+        wire.part(wire.LOG_EVENT_NAME, event.event_name.encode()),
+    ))  # fmt: skip
+
+
+def _parts(
+    events: Sequence[Outgoing], log: str, delivered: Delivered
+) -> Iterator[list[tuple[int, bytes]]]:
+    """Leaf and log record of each event, a request's worth at a time; b"" where OTLP has none."""
+    part: list[tuple[int, bytes]] = []
+    held = 0
+    for event in events:
+        try:
+            record = to_log_record(event, log)
+        except _UNFIT as error:
+            delivered.refused[event.leaf] = f"OTLP cannot carry it ({type(error).__name__})"
+            record = b""
+        if part and held + len(record) > LARGEST_REQUEST:
+            yield part
+            part, held = [], 0
+        part.append((event.leaf, record))
+        held += len(record)
+    if part:
+        yield part
+
+
+def _objection_in_success(answer: Answer) -> str | None:
+    """What a partial success rejects; a rejected record is looked for like a refused one."""
+    if not answer.headers.get("content-type", "").startswith("application/x-protobuf"):
+        if answer.body:
+            raise DestinationError("its answer is not OTLP/HTTP: is it a receiver of logs?")
+        return None
+    response = ExportLogsServiceResponse()
+    try:
+        response.ParseFromString(answer.body)
+    except DecodeError:
+        raise DestinationError("its answer is no OTLP: is it a receiver of logs?") from None
+    partial = response.partial_success
+    if not partial.rejected_log_records:
+        return None
+    return f"rejected in a partial success: {partial.error_message[:300]}"

@@ -1,0 +1,235 @@
+"""Settings of streams: a TOML file with a table for each destination."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from otel_audit._util.loopback import is_loopback
+from otel_audit.errors import ConfigurationError
+from otel_audit.shapes import shape_named
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_MB: Final = 1_000_000
+
+
+class _Destination(BaseModel):
+    """What all kinds share.
+
+    Attributes:
+        shape: What an event looks like there.
+        filter: Which records go there, in the language of the search.
+        tenants: Only records of these tenants.
+        personal: Whether encrypted personal values are decrypted; else they go as pseudonyms.
+        batch: Records that are read and acknowledged together, at the most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: str = "native"
+    filter: str = ""
+    tenants: tuple[str, ...] = ()
+    personal: bool = False
+    batch: Annotated[int, Field(ge=1, le=5000)] = 500
+
+    @field_validator("shape")
+    @classmethod
+    def _known_shape(cls, value: str) -> str:
+        try:
+            shape_named(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("filter")
+    @classmethod
+    def _readable_filter(cls, value: str) -> str:
+        from otel_audit_postgres.query.grammar import parse
+
+        try:
+            parse(value)
+        except ConfigurationError as error:
+            raise ValueError(f"cannot be read, {error}") from None
+        return value
+
+
+class FileSettings(_Destination):
+    """Events in a file, one JSON text a line.
+
+    Attributes:
+        path: The file; older ones stand beside it, and none is ever removed.
+        rotate_bytes: From which size on a new file is begun.
+    """
+
+    kind: Literal["file"]
+    path: Path
+    rotate_bytes: Annotated[int, Field(ge=1_000)] = 100 * _MB
+
+
+class OtlpSettings(_Destination):
+    """Events as OTLP log records, to a Collector.
+
+    Attributes:
+        endpoint: The receiver's URL, such as ``http://127.0.0.1:4318``.
+        token_env: The variable that holds the bearer token.
+        certificate: Whom to trust, in PEM; by default the system's authorities.
+        timeout: Seconds that one request may take.
+    """
+
+    kind: Literal["otlp"]
+    endpoint: str
+    token_env: str | None = None
+    certificate: Path | None = None
+    timeout: Annotated[float, Field(gt=0, le=300)] = 30.0
+
+    @field_validator("endpoint")
+    @classmethod
+    def _sound_endpoint(cls, value: str) -> str:
+        return _sound_url(value, ("http", "https"))
+
+
+class WebhookSettings(_Destination):
+    """Events as signed HTTP requests, one each (Standard Webhooks).
+
+    Attributes:
+        url: Where to; https, but to this machine.
+        secret_env: Variables that hold the secret, ``whsec_…``; two while it is replaced.
+        allow_private: Whether it may be an address that is not public.
+        certificate: As for OTLP.
+        timeout: Seconds that one request may take.
+    """
+
+    kind: Literal["webhook"]
+    url: str
+    secret_env: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    allow_private: bool = False
+    certificate: Path | None = None
+    timeout: Annotated[float, Field(gt=0, le=300)] = 15.0
+
+    @field_validator("url")
+    @classmethod
+    def _sound_address(cls, value: str) -> str:
+        found = _sound_url(value, ("http", "https"))
+        parts = urlsplit(found)
+        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+            raise ValueError("https:// is needed: the event would be readable on the way")
+        return found
+
+
+Settings = FileSettings | OtlpSettings | WebhookSettings
+_KINDS: Final[dict[str, type[Settings]]] = {
+    "file": FileSettings,
+    "otlp": OtlpSettings,
+    "webhook": WebhookSettings,
+}
+
+
+def read_settings(path: Path) -> dict[str, Settings]:
+    """Read the streams of a file.
+
+    Args:
+        path: TOML, a table ``[streams.NAME]`` for each.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a setting is missing or wrong; the message
+            names it.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: is no TOML: {error}") from None
+    streams = document.pop("streams", None)
+    if document:
+        raise ConfigurationError(f"{path}: {next(iter(document))} is no setting of streams")
+    if not isinstance(streams, dict) or not streams:
+        raise ConfigurationError(f"{path}: there is no stream: write a table [streams.NAME]")
+    found = {name: _settings(path, name, table) for name, table in streams.items()}
+    _refuse_shared_files(path, found)
+    return found
+
+
+def secret(stream: str, setting: str, variable: str) -> str:
+    """Read a secret from the environment.
+
+    Raises:
+        ConfigurationError: It is missing or empty.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise ConfigurationError(
+            f"streams.{stream}.{setting}: the variable {variable} is not set, or empty"
+        )
+    return value
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """What the store remembers of settings: no secret, only the names of their variables."""
+    return settings.model_dump(mode="json", exclude={"batch", "timeout"})
+
+
+def _settings(path: Path, name: str, table: object) -> Settings:
+    where = f"{path}: streams.{name}"
+    if not NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{where}: a stream's name has a-z, 0-9, . _ - and at most 63 characters"
+        )
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where}: is no table: write [streams.{name}]")
+    kind = _KINDS.get(str(table.get("kind")))
+    if kind is None:
+        said = f"{table['kind']!r} is no destination" if "kind" in table else "is missing"
+        raise ConfigurationError(f"{where}.kind: {said}: one of {', '.join(_KINDS)}")
+    try:
+        return kind.model_validate(dict(table))
+    except ValidationError as error:
+        raise ConfigurationError(
+            "; ".join(f"{where}.{_fault(fault)}" for fault in error.errors())
+        ) from None
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    said = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        said = "there is no such setting for this kind"
+    elif fault["type"] == "missing":
+        said = "is missing"
+    return f"{place}: {said}"
+
+
+def _sound_url(value: str, schemes: tuple[str, ...]) -> str:
+    try:
+        parts = urlsplit(value.strip())
+        _ = parts.port
+    except ValueError:
+        raise ValueError("this is no URL") from None
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"a URL with {' or '.join(f'{one}://' for one in schemes)} and a host")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("user, password and fragment have no place in it, because it is logged")
+    return value.strip()
+
+
+def _refuse_shared_files(path: Path, found: Mapping[str, Settings]) -> None:
+    """Two streams that write to one file would cut each other's lines."""
+    taken: dict[Path, str] = {}
+    for name, settings in found.items():
+        if isinstance(settings, FileSettings):
+            place = settings.path.absolute()
+            if place in taken:
+                raise ConfigurationError(
+                    f"{path}: streams.{name}.path: stream {taken[place]} writes to that file"
+                )
+            taken[place] = name

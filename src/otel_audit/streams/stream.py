@@ -1,0 +1,324 @@
+"""One stream: reads what is sealed, sends it on, and moves its position once it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from otel_audit_postgres import streams as store
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger.sealed_rows import (
+    SealedPage,
+    SealedRow,
+    leaf_hash_at,
+    read_page,
+)
+from otel_audit_postgres.pseudonyms import MARK
+from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.queries import opened
+
+from otel_audit._util.backoff import Backoff
+from otel_audit._util.printable import visible
+from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit.shapes import Shape, UnshapeableError, read_event
+from otel_audit.streams.destination import Destination, DestinationError, Outgoing
+from otel_audit.streams.witness import Sent, Witness
+
+_logger = logging.getLogger(__name__)
+
+_BACKOFF: Final = Backoff(first=0.2, longest=30.0)
+_ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
+
+Reveal = Callable[[str], Awaitable[str]]
+"""Gives a payload with its personal values decrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a stream is to do.
+
+    Attributes:
+        name: Its name.
+        settings: What the store remembers of its settings.
+        destination: Where it goes.
+        shape: What an event looks like there.
+        query: Which records go there.
+        batch: Leaves that are read at a time.
+        start: The first leaf of a new stream; None: what is sealed from now on.
+        reveal: Decrypts personal values; None: they go as pseudonyms.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    destination: Destination
+    shape: Shape
+    query: Query
+    batch: int = 500
+    start: int | None = None
+    reveal: Reveal | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """A stream's numbers, for metrics; counts are since this process began.
+
+    Attributes:
+        sent: Events that were acknowledged.
+        parked: Events that were refused.
+        failures: Times that the destination or the store did not take or give anything.
+        next_leaf: The position.
+        size: Leaves in the log.
+        lag: Seconds since the oldest leaf that is not sent was sealed.
+        altered: Rows that were not what was sealed.
+        state: ``starting``, ``sending``, ``waiting``, ``standby``, ``paused``, ``failing``,
+            ``refused``.
+        failure: Why, where it fails.
+    """
+
+    sent: int = 0
+    parked: int = 0
+    failures: int = 0
+    next_leaf: int = 0
+    size: int = 0
+    lag: float = 0.0
+    altered: int = 0
+    state: str = "starting"
+    failure: str | None = None
+
+
+class HeldElsewhereError(StoreError):
+    """Another process sends this stream."""
+
+
+class Stream:
+    """Sends one stream, until it is told to stop.
+
+    While events are on their way one transaction holds the stream's lock, so that of several
+    processes one sends; a process that is killed lets go of it by that. The position moves only
+    after the destination has acknowledged: what is cut off in between is sent again.
+    """
+
+    def __init__(self, dsn: str, plan: Plan, witness: Witness, *, interval: float = 1.0) -> None:
+        """Open nothing yet.
+
+        Args:
+            dsn: The store, as a role of otel_audit_streamer that reads.
+            plan: What is to be done.
+            witness: What was sent, outside the store.
+            interval: Seconds between looks for what is new.
+        """
+        self._dsn = dsn
+        self._plan = plan
+        self._witness = witness
+        self._interval = interval
+        self.progress = Progress()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._plan.name
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until told to stop; what passes by itself is tried again.
+
+        Raises:
+            StoreError: The position does not fit the log, or the role lacks a right.
+        """
+        pauses = _BACKOFF.pauses()
+        while not stop.is_set():
+            try:
+                with suppress_instrumentation():
+                    async with opened(self._dsn) as connection:
+                        await store.refuse_others(connection)
+                        await store.open_stream(
+                            connection, self.name, self._plan.settings, self._plan.start
+                        )
+                        while not stop.is_set():
+                            is_more = await self._step(connection)
+                            pauses = _BACKOFF.pauses()
+                            if not is_more:
+                                await _pause(stop, self._interval)
+            except HeldElsewhereError:
+                self._is("standby")
+                await _pause(stop, self._interval)
+            except (StoreUnavailableError, DestinationError) as error:
+                self._note_failure(error)
+                await _pause(stop, max(next(pauses), error.retry_after or 0.0))
+            except StoreError as error:
+                self._is("refused", str(error))
+                raise
+
+    async def run_once(self) -> None:
+        """Send what is sealed now, and end.
+
+        Raises:
+            HeldElsewhereError: Another process sends it.
+            DestinationError: The destination takes nothing.
+            StoreError: As for `run`.
+        """
+        with suppress_instrumentation():
+            async with opened(self._dsn) as connection:
+                await store.refuse_others(connection)
+                await store.open_stream(
+                    connection, self.name, self._plan.settings, self._plan.start
+                )
+                while await self._step(connection):
+                    pass
+
+    async def close(self) -> None:
+        """Close the destination."""
+        await self._plan.destination.close()
+
+    async def _step(self, connection: Connection[Any]) -> bool:
+        """Send one page, if there is one; whether there may be more."""
+        async with connection.transaction():
+            if not await store.try_to_hold(connection, self.name):
+                raise HeldElsewhereError(f"stream {self.name}: another process sends it")
+            at = await store.position(connection, self.name)
+            sealed = await store.check_position(connection, at)
+            await self._compare_witness(connection, at, sealed.size)
+            self.progress.next_leaf, self.progress.size = at.next_leaf, sealed.size
+            if at.is_paused:
+                self._is("paused")
+                return False
+            self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
+            page = await read_page(
+                connection, at.next_leaf, limit=self._plan.batch, query=self._plan.query
+            )
+            if page.next == at.next_leaf:
+                self._is("waiting")
+                return False
+            stopped = await self._send(connection, at, page)
+        if stopped is not None:
+            raise stopped
+        return not page.is_last
+
+    async def _send(
+        self, connection: Connection[Any], at: store.Position, page: SealedPage
+    ) -> DestinationError | None:
+        log = page.horizon.origin
+        outgoing: list[Outgoing] = []
+        refused: dict[int, str] = {}
+        for row in page.rows:
+            try:
+                outgoing.append(await self._shaped(row, log))
+            except UnshapeableError as error:
+                refused[row.leaf] = str(error)
+        done, stopped = len(outgoing), None
+        if outgoing:
+            delivered = await self._plan.destination.send(outgoing, log)
+            done, stopped = delivered.done, delivered.stopped
+            refused |= delivered.refused
+        # what is settled is acknowledged, also where the rest of the page is not
+        next_leaf = page.next if done == len(outgoing) else outgoing[done].leaf
+        refused = {leaf: why for leaf, why in refused.items() if leaf < next_leaf}
+        if next_leaf > at.next_leaf:
+            await self._advance(connection, at, page, next_leaf, refused)
+        return stopped
+
+    async def _advance(
+        self,
+        connection: Connection[Any],
+        at: store.Position,
+        page: SealedPage,
+        next_leaf: int,
+        refused: Mapping[int, str],
+    ) -> None:
+        by_leaf = {row.leaf: row for row in page.rows}
+        leaf_hash = (
+            by_leaf[next_leaf - 1].leaf_hash
+            if next_leaf - 1 in by_leaf
+            else await leaf_hash_at(connection, next_leaf - 1)
+        )
+        parked = [store.Refusal(leaf, by_leaf[leaf].id, why) for leaf, why in refused.items()]
+        sent = sum(leaf < next_leaf for leaf in by_leaf) - len(parked)
+        await store.advance(connection, at, next_leaf, leaf_hash, page.horizon.origin, sent, parked)
+        self.progress.sent += sent
+        self.progress.parked += len(parked)
+        self.progress.next_leaf = next_leaf
+        if next_leaf >= page.horizon.size:
+            self.progress.lag = 0.0
+        self._is("sending")
+        for one in parked:
+            log_limited(
+                _logger, f"parked {self.name}", "Stream %s: leaf %d, record %s is parked, as it is "
+                "refused: %s; `otel-audit stream parked %s` lists what is", self.name, one.leaf,
+                one.id, visible(one.reason), self.name,
+            )  # fmt: skip
+        self._witness.write(Sent(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else ""))
+
+    async def _shaped(self, row: SealedRow, log: str) -> Outgoing:
+        if not row.is_as_sealed:
+            self.progress.altered += 1
+            log_limited(
+                _logger, f"altered {self.name}", "Stream %s: leaf %d, record %s is not what was "
+                "sealed: it is sent as it is now; run `otel-audit verify`", self.name, row.leaf,
+                row.id, level=logging.CRITICAL,
+            )  # fmt: skip
+        payload = row.payload
+        if MARK in payload:
+            payload = (
+                _ENCRYPTED.sub(r"\1", payload)
+                if self._plan.reveal is None
+                else await self._plan.reveal(payload)
+            )
+        event = read_event(
+            payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
+            is_as_sealed=row.is_as_sealed,
+        )  # fmt: skip
+        try:
+            document = self._plan.shape(event)
+        except UnshapeableError:
+            raise
+        except Exception as error:
+            # one record that a shape did not foresee holds up no other: it is parked, and counted
+            raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
+        record = event.record
+        time_ns = None if record is None or record.occurred_at <= 0 else record.occurred_at
+        return Outgoing(
+            row.leaf, row.id, document, row.tenant_id, row.content_hash.hex(),
+            "" if record is None else record.event_name, time_ns,
+            record is not None and record.outcome == "failure",
+        )  # fmt: skip
+
+    async def _compare_witness(
+        self, connection: Connection[Any], at: store.Position, size: int
+    ) -> None:
+        """See whether more was sent once than the store remembers: then it is an older one."""
+        sent = self._witness.read()
+        if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
+            return
+        if sent.next_leaf > size:
+            raise store.PositionError(store.ahead(self.name, sent.next_leaf, size))
+        if sent.leaf_hash:
+            await store.check_leaf(
+                connection, self.name, sent.next_leaf, bytes.fromhex(sent.leaf_hash)
+            )
+
+    def _is(self, state: str, failure: str | None = None) -> None:
+        if state != self.progress.state and state in {"standby", "paused", "sending"}:
+            _logger.info("Stream %s: %s, at leaf %d", self.name, state, self.progress.next_leaf)
+        self.progress.state, self.progress.failure = state, failure
+        if state == "waiting":
+            self.progress.lag = 0.0
+
+    def _note_failure(self, error: Exception) -> None:
+        self.progress.failures += 1
+        self._is("failing", str(error))
+        log_limited(
+            _logger, f"failing {self.name}", "Stream %s: %s; nothing is lost, it is tried again "
+            "from leaf %d on", self.name, visible(str(error)), self.progress.next_leaf,
+        )  # fmt: skip
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

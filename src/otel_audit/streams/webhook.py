@@ -1,0 +1,178 @@
+"""Events as signed HTTP requests, one each (Standard Webhooks 1.0)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import socket
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import httpx
+
+from otel_audit._util.loopback import is_loopback
+from otel_audit.errors import ConfigurationError
+from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.file import line
+from otel_audit.streams.http import Client, objection_of
+
+_PREFIX: Final = "whsec_"
+_SHORTEST_SECRET: Final = 24
+_LONGEST_SECRET: Final = 64
+_TURN: Final = 30.0
+"""Seconds after which what is done is acknowledged, before more is sent."""
+# addresses that stand for an IPv4 address (RFC 6052)
+_TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class WebhookDestination:
+    """An HTTP endpoint; ``webhook-id`` is the record's id, the same on every delivery."""
+
+    def __init__(
+        self, url: str, client: Client, secrets: Sequence[bytes], *, allow_private: bool
+    ) -> None:
+        """Remember where.
+
+        Args:
+            url: The endpoint.
+            client: The connection.
+            secrets: Keys of the signature, the newest first.
+            allow_private: Whether it may be an address that is not public.
+        """
+        self._url = httpx.URL(url)
+        self._client = client
+        self._secrets = tuple(secrets)
+        self._allow_private = allow_private
+
+    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+        """Send events one after the other; the first that is not taken ends it."""
+        del log
+        delivered = Delivered()
+        begun = time.monotonic()
+        try:
+            address = await self._address()
+            for event in events:
+                why = await self._send(event, address)
+                if why is not None:
+                    delivered.refused[event.leaf] = why
+                delivered.done += 1
+                if time.monotonic() - begun > _TURN:
+                    break
+        except DestinationError as error:
+            delivered.stopped = error
+        return delivered
+
+    async def close(self) -> None:
+        """Give back the connection."""
+        await self._client.close()
+
+    async def _send(self, event: Outgoing, address: Address) -> str | None:
+        body = line(event)[:-1]
+        message_id, moment = str(event.id), str(int(time.time()))
+        host = self._url.netloc.decode("ascii")
+        headers = {
+            "host": host,
+            "content-type": "application/json",
+            "user-agent": "otel-audit",
+            "webhook-id": message_id,
+            "webhook-timestamp": moment,
+            "webhook-signature": " ".join(
+                signature(secret, message_id, moment, body) for secret in self._secrets
+            ),
+        }
+        # to the address that was looked at, whatever the name means by now
+        url = self._url.copy_with(host=str(address))
+        answer = await self._client.post(
+            url, headers, body, {"sni_hostname": self._url.host.encode("ascii").decode()}
+        )
+        return objection_of(answer)
+
+    async def _address(self) -> Address:
+        """Look up the host's name, and refuse addresses that are not public."""
+        found = await resolved(self._url.host, self._url.port or 443)
+        if not self._allow_private:
+            private = [one for one in found if not is_public(one)]
+            if private:
+                raise DestinationError(
+                    f"{self._url.host} is {private[0]}, which is no public address: set "
+                    "allow_private = true if the endpoint is meant to be there"
+                )
+        return found[0]
+
+
+def signature(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
+    """Sign a message (Standard Webhooks 1.0, symmetric)."""
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.digest(secret, signed, hashlib.sha256)
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def read_secret(text: str, setting: str) -> bytes:
+    """Read a secret, ``whsec_`` and base64 of 24 to 64 bytes.
+
+    Raises:
+        ConfigurationError: It is none; the message does not show it.
+    """
+    try:
+        found = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        found = b""
+    if not _SHORTEST_SECRET <= len(found) <= _LONGEST_SECRET:
+        raise ConfigurationError(
+            f"{setting}: is no secret of Standard Webhooks: whsec_ and base64 of "
+            f"{_SHORTEST_SECRET} to {_LONGEST_SECRET} random bytes"
+        )
+    return found
+
+
+def refuse_private_literal(url: str, setting: str) -> None:
+    """Refuse an address that is not public where it stands in the URL itself: at the start.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    host = httpx.URL(url).host
+    try:
+        is_refused = not is_public(ipaddress.ip_address(host))
+    except ValueError:
+        is_refused = is_loopback(host)
+    if is_refused:
+        raise ConfigurationError(
+            f"{setting}: {host} is no public address: set allow_private = true if the endpoint is "
+            "meant to be there"
+        )
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the Internet, also where it stands for another one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is None and address.teredo is not None:
+            return False
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+async def resolved(host: str, port: int) -> list[Address]:
+    """The addresses of a host.
+
+    Raises:
+        DestinationError: It has none now.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        raise DestinationError(f"the host's name {host} cannot be looked up") from None
+    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
+    return sorted(dict.fromkeys(addresses), key=lambda one: one.version)

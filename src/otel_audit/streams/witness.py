@@ -1,0 +1,69 @@
+"""What was sent, remembered outside the store: a store from a backup has forgotten it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from otel_audit._util.durable_file import replace_durably
+from otel_audit._util.ratelimited_log import log_limited
+
+_logger: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How far a stream was once.
+
+    Attributes:
+        turn: Of the position, which counts rewinds.
+        next_leaf: The first leaf that was not acknowledged.
+        leaf_hash: Of the leaf before, in hex; empty where it is not known.
+    """
+
+    turn: int
+    next_leaf: int
+    leaf_hash: str
+
+
+class Witness:
+    """A small file for each stream; without it a stream still works, and sees less."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Remember where; the directory is made when it is needed."""
+        self._path = directory / f"{name}.json"
+
+    def read(self) -> Sent | None:
+        """What was remembered; None where there is nothing, or nothing that can be read."""
+        try:
+            found = json.loads(self._path.read_bytes())
+            return Sent(int(found["turn"]), int(found["next_leaf"]), str(found["leaf_hash"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log_limited(
+                _logger, f"witness {self._path}", "%s cannot be read: whether the store was "
+                "restored from a backup is told by the store alone", self._path, error=error,
+                level=logging.WARNING,
+            )  # fmt: skip
+            return None
+
+    def write(self, sent: Sent) -> None:
+        """Remember; a failure is logged, and holds up nothing."""
+        text = json.dumps({
+            "turn": sent.turn, "next_leaf": sent.next_leaf, "leaf_hash": sent.leaf_hash
+        })  # fmt: skip
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._path.parent.mkdir(parents=True, mode=0o700)
+            replace_durably(self._path, text.encode())
+        except OSError as error:
+            log_limited(
+                _logger, f"witness {self._path}", "%s cannot be written: a store that is restored "
+                "from a backup will not be noticed by it", self._path, error=error,
+                level=logging.WARNING,
+            )  # fmt: skip

@@ -1,0 +1,268 @@
+"""Whatever is wrong when a process starts is one line, and `required` holds in every case."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import BIN
+
+PYTHON = str(BIN / "python")
+PRINT = [PYTHON, "-c", "print('the program ran')"]
+NO_EXPORTERS = {f"OTEL_{one}_EXPORTER": "none" for one in ("TRACES", "METRICS", "LOGS")}
+UNREACHABLE = "postgresql://nobody:hunter2@127.0.0.1:1/audit"
+STORE = {"OTEL_AUDIT_DSN": UNREACHABLE}
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+WRONG: list[dict[str, str]] = [
+    {},
+    {"OTEL_AUDIT_ENABLED": "true"},
+    {"OTEL_AUDIT_ENABLED": "perhaps", **STORE},
+    {"OTEL_AUDIT_DSN": "mysql://h/x"},
+    {"OTEL_AUDIT_DSN": "postgresql://h:99999/x"},
+    {"OTEL_AUDIT_DSN": "h/x"},
+    {"OTEL_AUDIT_DSN": "postgresql://h/x?sslmode=perhaps"},
+    {"OTEL_AUDIT_DNS": UNREACHABLE},
+    {"OTEL_AUDIT_EXPORTER": "kafka"},
+    {"OTEL_AUDIT_EXPORTER": "otlp"},
+    {"OTEL_AUDIT_OTLP_ENDPOINT": "collector:4318"},
+    {"OTEL_AUDIT_OTLP_ENDPOINT": "ftp://collector"},
+    {**STORE, "OTEL_AUDIT_SPOOL_DIR": "/proc/self/nowhere"},
+    {**STORE, "OTEL_AUDIT_SPOOL_DIR": "/dev/null"},
+    {**STORE, "OTEL_AUDIT_SPOOL_DIR": "~nobody-of-that-name/spool"},
+    {**STORE, "OTEL_AUDIT_SPOOL_DIR": "https://h/spool"},
+    {**STORE, "HOME": "/proc/self/nowhere", "XDG_STATE_HOME": "/proc/self/nowhere",
+     "OTEL_AUDIT_SPOOL_DIR": ""},
+    {**STORE, "OTEL_AUDIT_SPOOL_MAX_BYTES": "-1"},
+    {**STORE, "OTEL_AUDIT_SPOOL_MAX_BYTES": "much"},
+    {**STORE, "OTEL_AUDIT_SPOOL_KEY": "abc"},
+    {**STORE, "OTEL_AUDIT_BODY_LIMIT": "1e999"},
+    {**STORE, "OTEL_AUDIT_DELIVERY": "strictly"},
+    {"OTEL_AUDIT_DELIVERY": "strict", "OTEL_AUDIT_EXPORTER": "console"},
+    {**STORE, "OTEL_AUDIT_ORM": "everything"},
+    {**STORE, "OTEL_AUDIT_JWT_KEY": "hunter2"},
+    {**STORE, "OTEL_AUDIT_JWT_KEY": "hunter2", "OTEL_AUDIT_JWT_ALGORITHMS": "none"},
+    {**STORE, "OTEL_AUDIT_JWT_JWKS_FILE": "/no/such", "OTEL_AUDIT_JWT_ALGORITHMS": "RS256"},
+    {**STORE, "OTEL_AUDIT_ACTOR_ORDER": "app,jwtt"},
+    {**STORE, "OTEL_AUDIT_ACTOR_RESOLVER": "no_such_module:f"},
+    {**STORE, "OTEL_AUDIT_ACTOR_RESOLVER": "ends:f"},
+    {**STORE, "OTEL_AUDIT_POLICY_FILE": "/no/such.toml"},
+    {**STORE, "OTEL_AUDIT_POLICY_RULES": "[{"},
+    {**STORE, "OTEL_AUDIT_TRUSTED_PROXIES": "10.0.0.0/99"},
+    {**STORE, "OTEL_AUDIT_CONFIG_FILE": "/no/such.toml"},
+    {**STORE, "OTEL_AUDIT_CONFIG_FILE": "/dev/zero"},
+    {**STORE, "OTEL_AUDIT_REQUEST_ID_HEADER": "X Id"},
+    {**STORE, "OTEL_AUDIT_HMAC_KEY_FILE": "/no/such"},
+    {**STORE, "OTEL_AUDIT_REDACT_MODE": "hmac"},
+    {**STORE, "OTEL_AUDIT_KEYS_DSN": "mysql://h/x"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a command with nothing of OpenTelemetry's in its environment but these settings."""
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
+
+    def start(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+            env={**kept, "OTEL_AUDIT_SPOOL_DIR": str(tmp_path / "spool"), **settings},
+        )  # fmt: skip
+
+    return start
+
+
+def instrumented(*command: str) -> list[str]:
+    return [str(BIN / "opentelemetry-instrument"), *command]
+
+
+def audited(*command: str) -> list[str]:
+    return [str(BIN / "otel-audit"), "run", *command]
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], part: str = "") -> None:
+    assert done.returncode == 78, done.stderr
+    why, refusal = done.stderr.splitlines()
+    assert why.startswith("THIS APPLICATION IS NOT AUDITED: ")
+    assert part in why
+    assert refusal.startswith("Refusing to start")
+    assert "hunter2" not in done.stderr
+    assert "the program ran" not in done.stdout
+
+
+def assert_runs_unaudited(done: subprocess.CompletedProcess[str], part: str = "") -> None:
+    assert (done.returncode, done.stdout) == (0, "the program ran\n"), done.stderr
+    (why,) = done.stderr.splitlines()
+    assert why.startswith("THIS APPLICATION IS NOT AUDITED: ")
+    assert part in why
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.slow
+class TestWrongSettings:
+    @pytest.mark.parametrize("settings", WRONG, ids=lambda one: ",".join(map(str, one)) or "none")
+    def test_each_is_one_line_and_required_holds(self, settings, run):
+        """As opentelemetry-instrument starts it: refused if required, else said once."""
+        given = {**NO_EXPORTERS, **settings}
+        assert_refused(run(*instrumented(*PRINT), **given, OTEL_AUDIT_REQUIRED="true"))
+        assert_runs_unaudited(run(*instrumented(*PRINT), **given))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [STORE, {"OTEL_AUDIT_OTLP_ENDPOINT": "http://127.0.0.1:1"}],
+        ids=["store", "receiver"],
+    )
+    def test_a_destination_that_is_away_is_refused_if_required(self, settings, run):
+        """Nothing answers there; where it is not required, records would wait."""
+        given = {**NO_EXPORTERS, **settings, "OTEL_AUDIT_CONNECT_TIMEOUT": "1"}
+        assert_refused(run(*instrumented(*PRINT), **given, OTEL_AUDIT_REQUIRED="true"))
+        done = run(*instrumented(*PRINT), **given)
+        assert "auditing is on" in done.stderr
+        assert done.stdout == "the program ran\n"
+
+    async def test_a_store_that_lets_nobody_in_is_refused_if_required(self, audit_store, run):
+        """A role or a database that is not there: each is named, with what to do."""
+        for wrong, part in (
+            (re.sub(r"//[^/]*@", "//no_such:hunter2@", audit_store), "user or password"),
+            (re.sub(r"/audit_\w+", "/no_such", audit_store), "does not exist: create it"),
+        ):
+            assert wrong != audit_store
+            given = {**NO_EXPORTERS, "OTEL_AUDIT_DSN": wrong, "OTEL_AUDIT_REQUIRED": "1"}
+            assert_refused(run(*instrumented(*PRINT), **given), part)
+
+
+class TestTracing:
+    @pytest.mark.parametrize("required", ["true", ""])
+    def test_without_a_distribution_of_opentelemetrys_it_is_audited(self, required, run):
+        """No distro and no configurator: there is no tracing, and there are records."""
+        done = run(
+            *instrumented(*PRINT), OTEL_AUDIT_EXPORTER="console", OTEL_AUDIT_REQUIRED=required,
+            OTEL_PYTHON_DISTRO="none", OTEL_PYTHON_CONFIGURATOR="none",
+        )  # fmt: skip
+        assert done.returncode == 0
+        assert "auditing is on" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_an_exporter_that_is_missing_is_refused_if_required(self, run):
+        """opentelemetry-instrument would start the program without any instrumentation."""
+        settings = {"OTEL_AUDIT_EXPORTER": "console", "OTEL_AUDIT_REQUIRED": "true"}
+        assert_refused(run(*instrumented(*PRINT), **settings), "otel-audit run")
+
+    def test_an_exporter_that_is_chosen_by_an_option_is_not_missed(self, run):
+        """What options say is not in the environment yet."""
+        options = [f"--{one}_exporter=none" for one in ("traces", "metrics", "logs")]
+        done = run(*instrumented(*options, *PRINT), OTEL_AUDIT_EXPORTER="console",
+                   OTEL_AUDIT_REQUIRED="true")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "auditing is on" in done.stderr
+
+
+class TestRun:
+    def test_missing_exporters_are_left_out_and_said(self, run):
+        """One line says so, another that the program is audited; it needs no database."""
+        done = run(*audited("--console", "--service", "shop", *PRINT))
+        assert done.returncode == 0
+        first, second = done.stderr.splitlines()
+        assert first.startswith("otel-audit: no package for the exporter otlp_proto_grpc")
+        assert "OTEL_TRACES_EXPORTER=none" in first
+        assert "auditing is on: service shop, to the console" in second
+
+    def test_exporters_that_are_there_stay(self, run):
+        """Of several only the missing one goes."""
+        show = "import os; print(os.environ['OTEL_TRACES_EXPORTER'])"
+        done = run(
+            *audited("--console", PYTHON, "-c", show),
+            **{**NO_EXPORTERS, "OTEL_TRACES_EXPORTER": "console,mine"},
+        )
+        assert done.stdout.splitlines()[0] == "console"
+        assert "exporter mine" in done.stderr
+
+    def test_a_failure_of_opentelemetrys_set_up_is_one_line(self, run):
+        """Tracing is gone, the program is audited, and nothing prints a traceback."""
+        settings = {**NO_EXPORTERS, "OTEL_PYTHON_ID_GENERATOR": "nonsense"}
+        done = run(*audited("--console", "--required", *PRINT), **settings)
+        assert done.returncode == 0, done.stderr
+        first, second = done.stderr.splitlines()
+        assert "nonsense" in first
+        assert "auditing is on" in second
+
+    def test_without_settings_it_runs_unaudited_or_not_at_all(self, run):
+        """As everywhere: said once; refused with --required."""
+        assert_runs_unaudited(run(*audited(*PRINT), **NO_EXPORTERS), "OTEL_AUDIT_DSN")
+        assert_refused(run(*audited("--required", *PRINT), **NO_EXPORTERS), "OTEL_AUDIT_DSN")
+
+    @pytest.mark.parametrize("broken", ["msgspec", "otel_audit", "opentelemetry"])
+    def test_required_holds_where_our_own_import_fails(self, broken, run, tmp_path):
+        """A package that cannot be imported: refused in one line, or said and run."""
+        (tmp_path / f"{broken}.py").write_text("raise RuntimeError('hunter2')")
+        settings: dict[str, Any] = {**NO_EXPORTERS, "PYTHONPATH": str(tmp_path)}
+        refused = run(*audited("--console", "--required", *PRINT), **settings)
+        assert refused.returncode == 78, refused.stderr
+        assert refused.stderr.count("THIS APPLICATION IS NOT AUDITED") == 1
+        ran = run(*audited("--console", *PRINT), **settings)
+        assert (ran.returncode, ran.stdout) == (0, "the program ran\n")
+        assert ran.stderr.count("THIS APPLICATION IS NOT AUDITED") == 1
+        assert "Traceback" not in refused.stderr + ran.stderr
+        assert "hunter2" not in refused.stderr + ran.stderr
+
+    def test_processes_that_it_starts_are_audited_too(self, run):
+        """A Python that the program starts, as servers with workers do."""
+        inner = "import otel_audit; print(otel_audit.health()['auditing'])"
+        outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+        done = run(*audited("--console", PYTHON, "-c", outer), **NO_EXPORTERS)
+        assert "True\n" in done.stdout
+
+    def test_a_helper_of_multiprocessings_is_no_application(self, run):
+        """It runs nothing of the program's, and says nothing."""
+        program = (
+            "import multiprocessing.resource_tracker as one\n"
+            "one.ensure_running()\n"
+            "one._resource_tracker._stop()\n"
+        )
+        done = run(*audited("--console", PYTHON, "-c", program), **NO_EXPORTERS)
+        assert done.stderr.count("auditing is on") == 1
+
+    def test_an_option_that_keeps_us_out_is_said(self, run):
+        """`python -I` looks at no PYTHONPATH, so nothing could begin to audit."""
+        isolated = [PYTHON, "-I", *PRINT[1:]]
+        assert_refused(run(*audited("--required", *isolated), **NO_EXPORTERS), "-I")
+
+    def test_a_python_without_us_is_said(self, run, tmp_path):
+        """Another environment's interpreter: one line, and refused if required."""
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "other")],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        assert made.returncode == 0
+        other = [str(tmp_path / "other" / "bin" / "python"), *PRINT[1:]]
+        assert_runs_unaudited(run(*audited(*other), **NO_EXPORTERS), "is not installed for")
+        assert_refused(run(*audited("--required", *other), **NO_EXPORTERS), "is not installed for")
+
+    def test_a_command_that_is_not_there_is_named(self, run):
+        """With the exit status that a shell has for it."""
+        done = run(*audited("no-such-command"))
+        assert done.returncode == 127
+        assert "no-such-command" in done.stderr
+
+    def test_a_command_beside_it_is_found(self, run):
+        """An environment that is not activated: what is installed there is meant."""
+        done = run(
+            *audited("--console", "uvicorn", "--version"), **NO_EXPORTERS, PATH="/usr/bin:/bin"
+        )
+        assert done.stdout.startswith("Running uvicorn")
+
+    def test_arguments_are_passed_on_as_they_are(self, run):
+        """Options behind the command are the command's."""
+        show = "import sys, json; print(json.dumps(sys.argv[1:]))"
+        options = ["--console", "-x", "a b", "--", "--help"]
+        done = run(*audited("--console", PYTHON, "-c", show, *options), **NO_EXPORTERS)
+        assert json.loads(done.stdout.splitlines()[0]) == options

@@ -1,0 +1,175 @@
+"""What retention did is a record; how it is doing is told; who keeps less needs a second person."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from click.testing import CliRunner
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from otel_audit_postgres import init
+from otel_audit_postgres.archive.catalog import record_verification
+from otel_audit_postgres.retention.holds import Conditions, place_hold
+from otel_audit_postgres.retention.metrics import RetentionWatch, publish, retention_state
+from otel_audit_postgres.retention.policy import PolicyError, read_policy
+from otel_audit_postgres.retention.run import approve, run
+
+from otel_audit.cli.main import cli
+from otel_audit.errors import StoreError
+
+TWO_PERSONS = """
+floor = 30
+two_persons = true
+[default]
+hot = 60
+archive = 3000
+[[rule]]
+name = "sign-ins"
+match = { event = "auth.*" }
+min = 90
+hot = 60
+archive = 40
+"""
+
+
+def metrics_of(watch):
+    reader = InMemoryMetricReader()
+    publish(MeterProvider([reader]).get_meter("test"), watch)
+    found = reader.get_metrics_data()
+    if found is None:
+        return {}
+    return {
+        metric.name: metric.data.data_points[0].value
+        for resource in found.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.data.data_points
+    }
+
+
+async def role_of(postgres, dsn, **memberships):
+    role = f"person_{uuid.uuid4().hex[:8]}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN")
+    await init(dsn, roles=True, **dict.fromkeys(memberships, role))
+    return postgres.dsn(dsn.partition("?")[0].rpartition("/")[2], role)
+
+
+class TestState:
+    async def test_tells_what_is_overdue_held_archived_and_verified(self, months, connection):
+        """Before anything, with a hold that keeps a month, and after it all."""
+        watch = RetentionWatch(months.dsn)
+        assert metrics_of(watch) == {}
+        await watch.refresh()
+        told = metrics_of(watch)
+        assert (told["audit.retention.lag"], told["audit.archive.rows"]) == (0, 0)
+        assert "audit.retention.last_run.age" not in told
+        await place_hold(months.dsn, "case 7", "letter", Conditions(tenant="other"))
+        await months.retain()
+        await months.seal()
+        await record_verification(months.dsn, months=4, rows=67, problems=0, deep=True)
+        await watch.refresh()
+        told = metrics_of(watch)
+        # April is held: it was to go 60 days after its end
+        assert told["audit.retention.lag"] > 86_400
+        assert (told["audit.retention.blocked"], told["audit.hold.active"]) == (1, 1)
+        assert told["audit.archive.rows"] == 67
+        assert 0 <= told["audit.archive.verification.age"] < 3600
+        assert told["audit.archive.verification.problems"] == 0
+        assert 0 <= told["audit.retention.last_run.age"] < 3600
+        events = await connection.fetch(
+            "SELECT event_name, payload -> 'metadata' AS told FROM audit.audit_logs "
+            "WHERE event_name IN ('audit.retention.ran', 'audit.archive.verified') ORDER BY id"
+        )
+        ran, verified = (json.loads(row["told"]) for row in events)
+        assert set(ran["blocked"]) == {"2025-04"}
+        assert sum(ran["dropped"].values()) == 67
+        assert verified == {"deep": True, "months": 4, "problems": 0, "rows": 67}
+
+    async def test_keeps_what_it_knew_where_it_cannot_ask(self, months):
+        """Reading metrics never fails, and a store that is away tells nothing new."""
+        watch = RetentionWatch("postgresql://nobody@127.0.0.1:1/nowhere")
+        await watch.refresh()
+        assert metrics_of(watch) == {}
+
+    async def test_takes_no_word_of_who_sees_some_tenants_only(self, retained, postgres):
+        """Whoever cannot see all archives cannot say that they were verified."""
+        role = f"reader_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        await init(retained.dsn, roles=True, reader=role, tenants=["other"])
+        dsn = postgres.dsn(retained.dsn.partition("?")[0].rpartition("/")[2], role)
+        assert (await retention_state(dsn)).archived_rows == 76
+        with pytest.raises(StoreError):
+            await record_verification(dsn, months=1, rows=1, problems=0, deep=True)
+
+    async def test_is_printed_and_written_as_json(self, retained, monkeypatch):
+        """The commands that look at it, and the one that verifies and says so."""
+        monkeypatch.setenv("OTEL_AUDIT_DSN", retained.dsn)
+        url = f"file:{retained.archive._folder}"
+        invoke = CliRunner().invoke
+
+        def commands():
+            first = invoke(cli, ["archive", "verify", "--deep", "--archive", url, "--json"])
+            return first, invoke(cli, ["retention", "status"]), invoke(
+                cli, ["retention", "status", "--json"]
+            )  # fmt: skip
+
+        import asyncio
+
+        verified, shown, told = await asyncio.to_thread(commands)
+        assert (verified.exit_code, json.loads(verified.stdout)["recorded"]) == (0, True)
+        assert "0 problems" in shown.output
+        state = json.loads(told.stdout)
+        assert (state["archived_rows"], state["problems"], state["lag"]) == (76, 0, 0)
+
+
+class TestTwoPersons:
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("floor = 30", "floor = 29"),
+            ("min = 90", "min = 89"),
+            ("archive = 40", "archive = 39"),
+            ("two_persons = true", ""),
+            ('match = { event = "auth.*" }', 'match = { event = "auth.x*" }'),
+            ("min = 90\n", ""),
+        ],
+    )
+    async def test_must_want_what_may_keep_less(self, months, postgres, old, new):
+        """Not the one who runs it, and not for another policy than the one that is approved."""
+        before = read_policy(TWO_PERSONS)
+        await months.retain(policy=before)
+        lower = read_policy(TWO_PERSONS.replace(old, new))
+        with pytest.raises(PolicyError, match="two_persons"):
+            await months.retain(policy=lower)
+        await approve(months.dsn, lower)
+        with pytest.raises(PolicyError, match="two_persons"):
+            await months.retain(policy=lower)
+        other = await role_of(postgres, months.dsn, retention=True, reader=True)
+        await approve(other, read_policy(TWO_PERSONS.replace("hot = 60", "hot = 59")))
+        with pytest.raises(PolicyError, match="two_persons"):
+            await months.retain(policy=lower)
+        await approve(other, lower)
+        await months.retain(policy=lower)
+
+    async def test_are_not_needed_to_keep_more(self, months, connection):
+        """Numbers that grow alone; and a policy that does not say so needs nobody."""
+        await months.retain(policy=read_policy(TWO_PERSONS))
+        more = TWO_PERSONS.replace("floor = 30", "floor = 31").replace("min = 90", "min = 91")
+        await months.retain(policy=read_policy(more))
+        assert await connection.fetchval(
+            "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.retention.changed'"
+        ) == 2  # fmt: skip
+
+    async def test_approve_once_for_the_policy_that_follows(self, months, postgres):
+        """An approval is worth nothing after another change."""
+        await months.retain(policy=read_policy(TWO_PERSONS))
+        lower = read_policy(TWO_PERSONS.replace("floor = 30", "floor = 10"))
+        other = await role_of(postgres, months.dsn, retention=True, reader=True)
+        await approve(other, lower)
+        await months.retain(policy=read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))
+        with pytest.raises(PolicyError, match="two_persons"):
+            await run(lower, months.setting())
+        with pytest.raises(StoreError, match="nothing to approve"):
+            await approve(other, read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))

@@ -1,0 +1,476 @@
+"""Streams on a real store: everything once, in order, whatever the destination does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import uuid
+
+import pytest
+from integration.streams.conftest import SECRET, running, until
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from otel_audit_postgres import streams as store
+from otel_audit_postgres.query.queries import opened
+from otel_audit_postgres.schema.install import init
+from otlp_receiver import Answer
+from ports import free_port
+from stream_receiver import receiving
+
+from otel_audit.errors import StoreError
+from otel_audit.record import Actor, Tenant
+from otel_audit.streams import webhook as webhook_module
+from otel_audit.streams.destination import DestinationError
+from otel_audit.streams.stream import HeldElsewhereError
+
+OTLP = 'kind = "otlp"'
+
+
+def webhook(receiver):
+    return (
+        'kind = "webhook"', f'url = "{receiver.url}/hook"', 'secret_env = ["HOOK_SECRET"]',
+        "allow_private = true",
+    )  # fmt: skip
+
+
+def to(receiver):
+    return OTLP, f'endpoint = "{receiver.url}"'
+
+
+async def test_everything_sealed_arrives_once_and_in_order(log, stream_to, receiver):
+    """Over OTLP, over several runs; what waits for its seal comes with the next."""
+    await log.write(25)
+    await log.seal()
+    stream = stream_to(*to(receiver), "batch = 10")
+    await stream.run_once()
+    await log.write(5)
+    await stream.run_once()
+    assert receiver.leaves == list(range(25))
+    await log.seal()
+    await stream.run_once()
+    assert receiver.leaves == list(range(31))  # and audit.stream.created, a record like any other
+    assert [one.path for one in receiver.asked] == ["/v1/logs"] * len(receiver.asked)
+    assert (stream.progress.sent, stream.progress.lag) == (31, 0.0)
+
+
+async def test_a_file_has_a_line_for_each_event(log, stream_to, tmp_path):
+    """NDJSON in ASCII: whatever a record says, it ends no line and moves no cursor."""
+    hostile = "\x1b[2J\r\n\x00\x85\u2028\u202e\x9b31m"
+    await log.write(3, actor=Actor(id=hostile, type="user"))
+    await log.seal()
+    path = tmp_path / "out.ndjson"
+    await stream_to('kind = "file"', f'path = "{path}"').run_once()
+    text = path.read_bytes()
+    assert all(byte == 0x0A or 0x20 <= byte < 0x7F for byte in text)
+    events = [json.loads(line) for line in text.decode().splitlines()]
+    assert [event["leaf"] for event in events] == [0, 1, 2]
+    # what the store cannot hold was replaced when it was recorded
+    assert events[0]["record"]["actor"]["id"].replace("\ufffd", "\x00") == hostile
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_line_that_a_killed_process_left_unfinished_is_taken_away(log, stream_to, tmp_path):
+    """It was never acknowledged, and so comes again, whole."""
+    await log.write(4)
+    await log.seal()
+    path = tmp_path / "out.ndjson"
+    lines = ('kind = "file"', f'path = "{path}"', "batch = 2")
+    await stream_to(*lines).run_once()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id":"half of a li')
+    await log.write(1)
+    await log.seal()
+    await stream_to(*lines).run_once()
+    assert path.read_bytes().startswith(whole)
+    assert [json.loads(line)["leaf"] for line in path.read_text().splitlines()] == list(range(6))
+
+
+async def test_a_file_is_set_aside_at_its_size_and_none_is_lost(log, stream_to, tmp_path):
+    """Names are in the order of the leaves; together the files hold everything."""
+    await log.write(30)
+    await log.seal()
+    path = tmp_path / "out.ndjson"
+    lines = ('kind = "file"', f'path = "{path}"', "batch = 5", "rotate_bytes = 3000")
+    await stream_to(*lines).run_once()
+    files = [*sorted(tmp_path.glob("out.0*.ndjson")), path]
+    assert len(files) > 2
+    leaves = [json.loads(line)["leaf"] for file in files for line in file.read_text().splitlines()]
+    assert leaves == list(range(30))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [Answer(status=500)] * 3,
+        [Answer(status=503, headers={"retry-after": "0"})],
+        [Answer(status=429, headers={"retry-after": "0"})] * 2,
+        [Answer(status=401), Answer(status=404)],
+        [Answer(status=301, headers={"location": "http://127.0.0.1:1/"})],
+        [Answer(status=408)],
+    ],
+)
+@pytest.mark.parametrize("kind", [to, webhook])
+async def test_what_passes_is_tried_again_from_where_it_was(
+    log, stream_to, receiver, kind, answers
+):
+    """500, 429, time-outs, a wrong token, a redirect: nothing is lost, parked or out of order."""
+    receiver.next = list(answers)
+    await log.write(12)
+    await log.seal()
+    stream = stream_to(*kind(receiver), "batch = 5")
+    async with running(stream):
+        await until(lambda: len(receiver.stored) >= 12)
+    assert receiver.leaves[:12] == list(range(12))
+    assert stream.progress.failures == len(answers)
+    assert stream.progress.parked == 0
+
+
+async def test_a_destination_that_hangs_is_given_up_and_asked_again(log, stream_to, receiver):
+    """Its answer comes too late to count: the same events come again, with the same ids."""
+    receiver.next = [Answer(after=0.6)]
+    await log.write(3)
+    await log.seal()
+    stream = stream_to(*to(receiver), "timeout = 0.2")
+    async with running(stream):
+        await until(lambda: len(receiver.asked) >= 2 and len(receiver.stored) >= 6)
+    assert receiver.asked[0].events == receiver.asked[1].events
+    assert stream.progress.failures >= 1
+
+
+async def test_a_destination_that_is_away_gets_everything_later(log, stream_to):
+    """Refused connections for a while, then a server: nothing is missing."""
+    port = free_port()
+    await log.write(4)
+    await log.seal()
+    stream = stream_to(OTLP, f'endpoint = "http://127.0.0.1:{port}"')
+    async with running(stream):
+        await until(lambda: stream.progress.failures >= 2)
+        await log.write(4)
+        await log.seal()
+        with receiving(port) as receiver:
+            await until(lambda: len(receiver.stored) >= 9)
+    assert receiver.leaves[:9] == list(range(9))
+
+
+@pytest.mark.parametrize("kind", [to, webhook])
+async def test_a_refused_event_is_parked_and_holds_up_no_other(  # noqa: PLR0917 - fixtures
+    log, stream_to, receiver, connection, caplog, kind
+):
+    """The bad one is found, parked with the destination's words, counted, and said in the log."""
+    poison = "refuse me"
+    await log.write(6)
+    await log.write(1, actor=Actor(id=poison, type="user"))
+    await log.write(6)
+    await log.seal()
+
+    def decide(asked):
+        bad = any(event["record"]["actor"]["id"] == poison for event in asked.events)
+        return Answer(status=422, body=b"no \x1b[2Jsuch actor") if bad else Answer()
+
+    receiver.decide = decide
+    stream = stream_to(*kind(receiver))
+    with caplog.at_level(logging.ERROR):
+        await stream.run_once()
+    assert receiver.leaves == [n for n in range(13) if n != 6]
+    (parked,) = await store.parked(connection, "siem")
+    assert parked.leaf == 6
+    assert parked.reason == "status 422: no \\u{1b}[2Jsuch actor"
+    assert (stream.progress.parked, stream.progress.sent) == (1, 12)
+    assert "leaf 6" in caplog.text
+    assert "is parked" in caplog.text
+
+
+async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, connection):
+    """A row that is no record of ours, put there by hand, stops no stream."""
+    await log.write(2)
+    await connection.execute(
+        "INSERT INTO audit.audit_logs (id, action_id, phase, occurred_at, duration_ms, event_name,"
+        " action, outcome, actor_id, actor_type, transaction_outcome, entities, schema_version,"
+        " content_hash, payload) SELECT '01890a5d-ac96-774b-bcce-b302099a8057', action_id, phase,"
+        " occurred_at, 0, event_name, action, outcome, actor_id, actor_type, transaction_outcome,"
+        " entities, schema_version, sha256('{\"a\":1}'), '{\"a\":1}' FROM audit.audit_logs LIMIT 1"
+    )
+    await log.write(2)
+    await log.seal()
+    await stream_to(*to(receiver), 'shape = "ecs"').run_once()
+    (parked,) = await store.parked(connection, "siem")
+    assert parked.reason == "the payload is no record of otel-audit's"
+    assert len(receiver.stored) == 4
+
+
+async def test_a_partial_success_is_looked_into(log, stream_to, receiver, connection):
+    """A receiver that takes a batch but for one record is asked in halves until it is found."""
+    await log.write(8)
+    await log.seal()
+
+    def decide(asked):
+        if all(event["leaf"] != 5 for event in asked.events):
+            return Answer()
+        said = ExportLogsServiceResponse()
+        said.partial_success.rejected_log_records = 1
+        said.partial_success.error_message = "too odd"
+        return Answer(
+            body=said.SerializeToString(), headers={"content-type": "application/x-protobuf"}
+        )
+
+    receiver.decide = decide
+    await stream_to(*to(receiver)).run_once()
+    assert receiver.leaves == [0, 1, 2, 3, 4, 6, 7]
+    assert [(one.leaf, one.reason) for one in await store.parked(connection, "siem")] == [
+        (5, "rejected in a partial success: too odd")
+    ]
+
+
+async def test_webhooks_are_signed_by_the_standard(log, stream_to, receiver, monkeypatch):
+    """``v1,`` and HMAC-SHA-256 over id, time and body, by each secret; the id is the record's."""
+    other = "whsec_" + base64.b64encode(b"another secret of 32 bytes......").decode()
+    monkeypatch.setenv("HOOK_SECRET_NEW", other)
+    await log.write(2)
+    await log.seal()
+    lines = [line for line in webhook(receiver) if "secret_env" not in line]
+    await stream_to(*lines, 'secret_env = ["HOOK_SECRET_NEW", "HOOK_SECRET"]').run_once()
+    for asked in receiver.asked:
+        assert asked.headers["webhook-id"] == asked.events[0]["id"]
+        signed = b".".join((
+            asked.headers["webhook-id"].encode(), asked.headers["webhook-timestamp"].encode(),
+            asked.body,
+        ))  # fmt: skip
+        expected = []
+        for secret in (other, SECRET):
+            key = base64.b64decode(secret.removeprefix("whsec_"))
+            digest = hmac.new(key, signed, hashlib.sha256).digest()
+            expected.append(f"v1,{base64.b64encode(digest).decode()}")
+        assert asked.headers["webhook-signature"].split() == expected
+    assert receiver.leaves == [0, 1]
+
+
+async def test_a_name_that_means_a_private_address_is_refused_when_it_is_looked_up(
+    log, stream_to, receiver, monkeypatch
+):
+    """Nothing is sent there; the error names the setting. Names change what they mean."""
+
+    async def resolved(host, port):
+        return [ipaddress.ip_address("93.184.216.34"), ipaddress.ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(webhook_module, "resolved", resolved)
+    await log.write(1)
+    await log.seal()
+    stream = stream_to(
+        'kind = "webhook"', 'url = "https://hooks.example.com/a"', 'secret_env = ["HOOK_SECRET"]'
+    )
+    with pytest.raises(DestinationError, match=r"is 127\.0\.0\.1, which is no public.*allow_priv"):
+        await stream.run_once()
+    assert receiver.asked == []
+
+
+async def test_filters_and_tenants_choose(log, stream_to, receiver):
+    """In the language of the search; the position goes on past what does not fit."""
+    await log.write(2, tenant=Tenant(id="acme"), event_name="order.created")
+    await log.write(2, tenant=Tenant(id="rival"), event_name="order.created")
+    await log.write(2, tenant=Tenant(id="acme"), event_name="order.viewed")
+    await log.seal()
+    stream = stream_to(*to(receiver), 'filter = "-event:order.viewed"', 'tenants = ["acme"]')
+    await stream.run_once()
+    assert receiver.leaves == [0, 1]
+    assert stream.progress.next_leaf == stream.progress.size == 6
+
+
+async def test_a_new_stream_begins_now_unless_told_otherwise(log, stream_to, receiver, connection):
+    """History is not sent by accident."""
+    await log.write(5)
+    await log.seal()
+    stream = stream_to(*to(receiver), start=None)
+    await stream.run_once()
+    assert receiver.stored == []
+    await log.write(1)
+    await log.seal()
+    await stream.run_once()
+    # its own creation is the first record that is sealed after it
+    assert [event["record"]["event_name"] for event in receiver.stored] == [
+        "audit.stream.created", "order.created"
+    ]  # fmt: skip
+
+
+async def test_changed_settings_are_a_record_without_secrets(log, stream_to, receiver, connection):
+    """Who sends what where is told by the trail itself."""
+    await stream_to(*webhook(receiver)).run_once()
+    await stream_to(*webhook(receiver), 'shape = "ecs"').run_once()
+    payloads = [
+        json.loads(row["payload"])
+        for row in await connection.fetch(
+            "SELECT payload::text FROM audit.audit_logs WHERE event_name LIKE 'audit.stream.%' "
+            "ORDER BY recorded_at"
+        )
+    ]
+    assert [one["event_name"] for one in payloads] == [
+        "audit.stream.created",
+        "audit.stream.changed",
+    ]
+    said = payloads[1]["metadata"]
+    assert (said["before"]["shape"], said["settings"]["shape"]) == ("native", "ecs")
+    assert SECRET not in json.dumps(payloads)
+
+
+async def test_pause_resume_and_rewind(log, stream_to, receiver, connection):
+    """A paused stream waits; a rewound one sends again, with the same ids; both are records."""
+    await log.write(4)
+    await log.seal()
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    assert await store.pause(connection, "siem", paused=True)
+    assert not await store.pause(connection, "siem", paused=True)
+    await log.write(2)
+    await log.seal()
+    await stream.run_once()
+    assert receiver.leaves == [0, 1, 2, 3]
+    assert stream.progress.state == "paused"
+    await store.pause(connection, "siem", paused=False)
+    await store.rewind(connection, "siem", 2, "the SIEM lost a day")
+    await stream.run_once()
+    assert receiver.leaves[4:10] == [2, 3, 4, 5, 6, 7]
+    assert receiver.stored[4]["id"] == receiver.stored[2]["id"]
+    names = await connection.fetch(
+        "SELECT event_name FROM audit.audit_logs WHERE event_name LIKE 'audit.stream%'"
+    )
+    assert {row[0] for row in names} == {
+        "audit.stream.created", "audit.stream.paused", "audit.stream.resumed",
+        "audit.stream.rewound",
+    }  # fmt: skip
+    for name, leaf in (("nobody", 0), ("siem", 99)):
+        with pytest.raises(Exception, match="there is no stream nobody|not to 99"):
+            await store.rewind(connection, name, leaf, "")
+
+
+async def test_two_of_one_name_send_everything_once(log, stream_to, receiver):
+    """One sends and the other stands by; when the first ends the other takes over."""
+    await log.write(3)
+    await log.seal()
+    first, second = stream_to(*to(receiver)), stream_to(*to(receiver))
+    receiver.next = [Answer(after=0.5)]
+    async with running(second):
+        async with running(first):
+            await until(lambda: "standby" in {first.progress.state, second.progress.state})
+            await until(lambda: len(receiver.stored) >= 3)
+            await log.write(20)
+            await log.seal()
+            await until(lambda: len(receiver.stored) >= 24)
+        await log.write(2)
+        await log.seal()
+        await until(lambda: len(receiver.stored) >= 26)
+    # what the hanging answer was given for may have come twice, and nothing else
+    assert sorted(set(receiver.leaves)) == list(range(26))
+    assert receiver.leaves == sorted(receiver.leaves)
+
+
+async def test_once_beside_another_says_so(log, stream_to, receiver, connection):
+    """--once does not wait: another process sends it."""
+    await log.write(1)
+    await log.seal()
+    async with connection.transaction():
+        assert await store.try_to_hold(connection, "siem")
+        with pytest.raises(HeldElsewhereError, match="another process sends it"):
+            await stream_to(*to(receiver)).run_once()
+    assert receiver.stored == []
+
+
+async def test_whoever_lost_the_stream_moves_nothing(log, stream_to, receiver, connection):
+    """A position moves only from where it was."""
+    await log.write(4)
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    at = await store.position(connection, "siem")
+    await store.rewind(connection, "siem", 1, "meanwhile")
+    with pytest.raises(StoreError, match="its position is not leaf 4 any more"):
+        await store.advance(connection, at, 4, None, "", 0, [])
+
+
+async def test_a_store_from_a_backup_is_refused_until_somebody_decides(
+    log, stream_to, receiver, connection, administrator
+):
+    """The position lies ahead of the log: nothing is sent, and the error says what to do."""
+    await log.write(6)
+    await log.seal()
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    # as after a restore: the log ends earlier, and the position with it
+    for table, condition in (
+        ("ledger_checkpoints", "true"), ("ledger_blocks", "true"), ("ledger_log", "true"),
+    ):  # fmt: skip
+        await administrator.does(f"DELETE FROM audit.{table} WHERE {condition}")
+    await connection.execute(
+        "UPDATE audit.streams SET next_leaf = 0, leaf_hash = NULL, origin = ''"
+    )
+    await log.write(2)
+    await log.seal(anchors=[])
+    with pytest.raises(store.PositionError, match="lies ahead: leaves up to 5 .*the log has 3"):
+        await stream.run_once()
+    await log.write(9)
+    await log.seal(anchors=[])
+    with pytest.raises(store.PositionError, match="leaf 5 was sent, and the log has another one"):
+        await stream.run_once()
+    assert len(receiver.stored) == 6
+    await store.rewind(connection, "siem", 0, "restored from the backup of yesterday")
+    await stream.run_once()
+    assert receiver.leaves[6:] == list(range(len(receiver.leaves) - 6))
+
+
+async def test_a_position_of_another_log_is_refused(log, stream_to, receiver, connection):
+    """A leaf's number alone does not say that it is the same leaf."""
+    await log.write(3)
+    await log.seal()
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    await connection.execute("UPDATE audit.streams SET leaf_hash = sha256('another')")
+    with pytest.raises(store.PositionError, match="leaf 2 was sent, and the log has another one"):
+        await stream.run_once()
+    await connection.execute("UPDATE audit.streams SET leaf_hash = NULL, origin = 'another.log'")
+    with pytest.raises(store.PositionError, match="its position is of log 'another.log'"):
+        await stream.run_once()
+    await connection.execute("UPDATE audit.streams SET origin = '', next_leaf = 99")
+    with pytest.raises(store.PositionError, match="its position lies ahead: leaves up to 98"):
+        await stream.run_once()
+
+
+async def test_a_changed_row_is_sent_and_said_to_be(
+    log, stream_to, receiver, administrator, caplog
+):
+    """It is not held back: the SIEM learns of it, and the log line is critical."""
+    ids = await log.write(3)
+    await log.seal()
+    await administrator.does(
+        "UPDATE audit.audit_logs SET recorded_at = recorded_at - interval '1 s' WHERE id = $1",
+        uuid.UUID(ids[1]),
+    )
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    assert [event.get("is_as_sealed", True) for event in receiver.stored] == [True, False, True]
+    assert stream.progress.altered == 1
+    assert "is not what was sealed" in caplog.text
+
+
+async def test_only_a_streamer_streams(log, postgres, stream_to, receiver):
+    """A reader may not move positions; the error names the command. A streamer needs no more."""
+    reader, streamer = (f"role_{uuid.uuid4().hex[:8]}" for _ in range(2))
+    await postgres.execute(f"CREATE ROLE {reader} LOGIN", f"CREATE ROLE {streamer} LOGIN")
+    await init(log.dsn, roles=True, reader=reader, streamer=streamer)
+    await log.write(2, tenant=Tenant(id="acme"))
+    await log.seal()
+    with pytest.raises(StoreError, match="init --roles --streamer ROLE"):
+        await stream_to(*to(receiver), dsn=_as(log.dsn, reader)).run_once()
+    await stream_to(*to(receiver), dsn=_as(log.dsn, streamer)).run_once()
+    assert receiver.leaves == [0, 1]
+    async with opened(_as(log.dsn, streamer)) as connection:
+        for refused in (
+            "UPDATE audit.streams SET next_leaf = 0", "DELETE FROM audit.stream_parked",
+            "INSERT INTO audit.audit_logs (id) VALUES (gen_random_uuid())",
+        ):  # fmt: skip
+            with pytest.raises(Exception, match="permission denied"):
+                await connection.execute(refused)
+
+
+def _as(dsn, user):
+    scheme, _, rest = dsn.partition("://")
+    return f"{scheme}://{user}@{rest.partition('@')[2]}"
