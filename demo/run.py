@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ from demo.receiver import Receiver, running_receiver
 from demo.sealing import seal_and_verify
 from demo.server import COMMAND, running_shop
 from demo.stage import INIT, Stage, make_audit_store, open_shop
+from demo.tenant_page import Administrator, running_product
 from demo.viewer import running_viewer
 
 _NEXT = (
@@ -149,14 +151,20 @@ async def _keep_running(console: Console, stage: Stage) -> None:
     async with (
         running_shop(stage.settings(), stage.log) as shop,
         running_viewer(stage.server, stage.directory) as link,
+        AsyncExitStack() as running,
     ):
         ada = next(user for user in stage.users if user.email.startswith("ada"))
         async with make_http(shop.url) as http:
-            token = (await ShopClient(http).log_in(ada.email, ada.password)).token
+            person = await ShopClient(http).log_in(ada.email, ada.password)
         server = stage.server
+        administrator = Administrator(person.email, person.tenant_id or "")
+        product = await running.enter_async_context(
+            running_product(server, stage.directory, administrator)
+        )
         dsn = server.dsn(AUDIT, READER_ROLE)
         lines = (
             ("the trail in a browser; the link works once", link),
+            (f"the same for a tenant, in a frame of the product's page, as {ada.email}", product),
             ("the audit store, for otel-audit, as the auditor", f"export OTEL_AUDIT_DSN='{dsn}'"),
             ("then: the latest records", our_command("search")),
             ("everything that happened to an order", our_command("history order:1")),
@@ -167,7 +175,7 @@ async def _keep_running(console: Console, stage: Stage) -> None:
             ("the shop", f"{shop.url}/docs"),
             (
                 f"a request as {ada.email}; it is a row a moment later",
-                _curl(f"{shop.url}/customers/2", {"city": "Turin"}, token),
+                _curl(f"{shop.url}/customers/2", {"city": "Turin"}, person.token),
             ),
             (
                 "the latest rows",

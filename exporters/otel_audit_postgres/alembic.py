@@ -52,6 +52,7 @@ def upgrade(  # noqa: PLR0913 - one for each role
     reader: str | None = None,
     sealer: str | None = None,
     retention: str | None = None,
+    viewer: str | None = None,
 ) -> None:
     """Bring the audit schema to a version, in the transaction of an Alembic revision.
 
@@ -62,17 +63,18 @@ def upgrade(  # noqa: PLR0913 - one for each role
         to: The version to reach; the newest that this package knows by default. Name it, so that
             the revision means the same after an upgrade of otel-audit.
         roles: As for `otel_audit_postgres.init`; only with the newest version.
-        writer: As for `otel_audit_postgres.init`, with ``roles``; so are the next three.
+        writer: As for `otel_audit_postgres.init`, with ``roles``; so are the next four.
         reader: See ``writer``.
         sealer: See ``writer``.
         retention: See ``writer``.
+        viewer: See ``writer``.
 
     Raises:
         ConfigurationError: ``since``, ``to`` or the roles do not fit.
         StoreError: The store is newer than ``to``: a schema never goes backwards.
     """
     target = latest_version() if to is None else to
-    members = Members(writer, reader, sealer, retention)
+    members = Members(writer, reader, sealer, retention, viewer=viewer)
     if not roles:
         members.refuse_without_roles("alembic.upgrade")
     if not 1 <= target <= latest_version():

@@ -140,6 +140,15 @@ class TestDemonstration:
             viewer = link[0].partition("/sign-in")[0]
             page = browser.get(viewer, params={"q": "event:order.refunded"})
         assert "data-row" in page.text, page.text
+        product = re.search(
+            r"a frame of the product's page.*\n\s+(http://127\.0\.0\.1:\d+)", output
+        )
+        assert product, output
+        with httpx.Client(base_url=product[1]) as tenant:
+            assert "otel-audit-viewer" in tenant.get("/").text
+            bearer = {"Authorization": f"Bearer {tenant.get('/my-audit-token').json()['token']}"}
+            assert "data-row" in tenant.get("/audit/", headers=bearer).text
+            assert tenant.get("/audit/").status_code == 401
         query = "SELECT count(*) FROM audit.audit_logs WHERE request_id = 'from-the-test'"
         assert _eventually("1", [*psql[0].split(), "-A", "-t", "-c", query])
 

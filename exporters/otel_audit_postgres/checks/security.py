@@ -5,9 +5,12 @@ Catalogs may be read by everybody, so these queries work whatever the role may d
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.schema.migrations import grants_sql
 
 _HAS_ROLES: Final = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace
@@ -104,6 +107,8 @@ _NEEDED: Final = (
     ("otel_audit_writer", "quarantine", "INSERT", "content_hash"),
     ("otel_audit_writer", "audit_logs", "INSERT", "payload"),
     ("otel_audit_reader", "audit_logs", "SELECT", "payload"),
+    ("otel_audit_reader", "rollup", "SELECT", "records"),
+    ("otel_audit_reader", "reader_tenants", "SELECT", "tenant_id"),
     ("otel_audit_reader", "ledger_blocks", "SELECT", "hashes"),
     ("otel_audit_reader", "ledger_checkpoints", "SELECT", "note"),
     ("otel_audit_reader", "ledger_pruned", "SELECT", "hash"),
@@ -124,6 +129,31 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'audit'
 WHERE NOT has_column_privilege(r.oid, c.oid, wanted.attribute, wanted.privilege)
 ORDER BY 1
 """
+_LACKING_FUNCTIONS: Final = """
+SELECT 'role ' || wanted.grantee || ' lacks EXECUTE on ' || wanted.name
+FROM unnest($1::text[], $2::text[]) AS wanted (grantee, name)
+JOIN pg_catalog.pg_roles r ON r.rolname = wanted.grantee
+JOIN pg_catalog.pg_proc f ON f.oid = to_regprocedure(wanted.name)
+WHERE NOT has_function_privilege(r.oid, f.oid, 'EXECUTE')
+ORDER BY 1
+"""
+# a function with its owner's rights does for everybody what few may do; and who reads the key of
+# scopes can say on whose behalf a transaction looks
+_EXCESSIVE_FUNCTIONS: Final = """
+SELECT 'PUBLIC has EXECUTE on ' || f.oid::regprocedure
+FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+CROSS JOIN aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) AS a
+WHERE n.nspname = 'audit' AND f.prosecdef AND a.grantee = 0 AND a.privilege_type = 'EXECUTE'
+UNION ALL
+SELECT 'role ' || a.grantee::regrole || ' has EXECUTE on audit.scope_mac'
+FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+CROSS JOIN aclexplode(f.proacl) AS a
+WHERE n.nspname = 'audit' AND f.proname = 'scope_mac' AND a.grantee NOT IN (0, f.proowner)
+ORDER BY 1
+"""
+_FUNCTION_GRANT: Final = re.compile(
+    r"GRANT EXECUTE ON FUNCTION (?P<functions>[^;]*?)\s+TO (?P<roles>[^;]*);"
+)
 _EXCESSIVE: Final = f"""
 SELECT DISTINCT 'role ' || coalesce(nullif(a.grantee, 0)::regrole::text, 'PUBLIC') || ' has '
     || a.privilege_type || ' on audit.' || c.relname
@@ -134,7 +164,8 @@ WHERE n.nspname = 'audit' AND a.grantee <> c.relowner
        AND NOT (c.relkind = 'S')
        OR a.privilege_type = 'INSERT' AND c.relname NOT IN
            ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
-            'ledger_flaws', 'restored_logs'))
+            'ledger_flaws', 'restored_logs')
+       OR a.privilege_type = 'SELECT' AND c.relname = 'scope_key')
   AND NOT (a.grantee = to_regrole('otel_audit_sealer')
            AND c.relname = 'ledger_queue' AND a.privilege_type = 'DELETE')
 ORDER BY 1
@@ -182,6 +213,7 @@ async def opened_ways(connection: Connection[Any]) -> list[str]:
         *await search_path_tricks(connection),
         *await tenant_leaks(connection),
         *await _texts(connection, _EXCESSIVE),
+        *await _texts(connection, _EXCESSIVE_FUNCTIONS),
     ]
 
 
@@ -189,8 +221,18 @@ async def wrong_grants(connection: Connection[Any]) -> list[str]:
     """Which rights the group roles lack, and which somebody has too many."""
     return [
         *await _texts(connection, _LACKING, *map(list, zip(*_NEEDED, strict=True))),
+        *await _texts(connection, _LACKING_FUNCTIONS, *map(list, zip(*_granted(), strict=True))),
         *await _texts(connection, _EXCESSIVE),
+        *await _texts(connection, _EXCESSIVE_FUNCTIONS),
     ]
+
+
+def _granted() -> Iterator[tuple[str, str]]:
+    """Each group with a function that the grants let it execute."""
+    for grant in _FUNCTION_GRANT.finditer(grants_sql()):
+        for role in grant["roles"].split(","):
+            for name in re.findall(r"audit\.\w+\([^)]*\)", grant["functions"]):
+                yield role.strip(), name
 
 
 async def _texts(connection: Connection[Any], query: str, *parameters: Any) -> list[str]:

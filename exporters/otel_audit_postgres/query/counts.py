@@ -219,20 +219,25 @@ async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[
     span = conditions_of(query, now)
     waiting = await _waiting(connection) if _is_rolled(query) else None
     end = min(span.until or now, now + _HOUR)
-    if waiting is None or (span.since is not None and end - span.since < _LONG):
+    if waiting is None:
         return _OfHours(None, {})
-    width = max(_width(end - (span.since or await _first_hour(connection))), _HOUR)
+    since = span.since or await _first_hour(connection)
+    is_long = end - since >= _LONG
+    width = max(_width(end - since), _HOUR)
     # an hour that the span cuts is told whole: good enough for a bar, and not for a number
     is_whole = span.since is span.until is None
     names = [name for name in fields if is_whole and name in _ROLLED]
+    if not is_long and not names:
+        return _OfHours(None, {})
     sql, values = _rolled(query, now, width, names)
     rows = await _within(connection, sql, values)
     if rows is None:
         facets = {name: Facet(name, timed_out=True) for name in names}
-        return _OfHours(Histogram((), width, waiting=waiting, timed_out=True), facets)
+        drawn = Histogram((), width, waiting=waiting, timed_out=True)
+        return _OfHours(drawn if is_long else None, facets)
     bars = _bars([row for row in rows if row["field"] is None])
     facets = {name: _facet_of(name, rows) for name in names}
-    return _OfHours(Histogram(bars, width, waiting=waiting), facets)
+    return _OfHours(Histogram(bars, width, waiting=waiting) if is_long else None, facets)
 
 
 async def _of_newest(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfNewest:

@@ -11,9 +11,10 @@ import msgspec
 from otel_audit.action.compose import with_exchange
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit.redaction.placeholders import REDACTED, is_token
+from otel_audit_postgres.pseudonyms import read_encrypted
 from otel_audit_postgres.rows import record_from_payload
 
-Kind = Literal["value", "none", "redacted", "unknown", "erased"]
+Kind = Literal["value", "none", "redacted", "unknown", "erased", "encrypted"]
 
 _LONGEST_BODY: Final = 200_000
 _UNKNOWN_BEFORE: Final = "not loaded"
@@ -121,6 +122,8 @@ def as_cell(value: Any) -> Cell:
     if isinstance(value, str):
         if value.startswith("[ERASED"):
             return Cell("erased", value)
+        if read_encrypted(value) is not None:
+            return Cell("encrypted", "encrypted: its key is not known here")
         if is_token(value) or value.startswith((REDACTED, "[WITHHELD")):
             return Cell("redacted", value)
         return Cell("value", value)
@@ -134,7 +137,18 @@ def content_of(body: Body | None) -> Content | None:
     facts = [body.content_type, None if body.size is None else f"{body.size:,} bytes", body.absent]
     about = ", ".join(fact.replace("_", " ") for fact in facts if fact)
     text = body.text
+    whole = None if text is None else as_cell(_decoded(text))
+    if whole is not None and whole.kind in ("erased", "encrypted"):
+        return Content("", ", ".join(filter(None, (about, whole.text))))
     return Content("" if text is None else laid_out(text[:_LONGEST_BODY]), about)
+
+
+def _decoded(text: str) -> str | None:
+    """A text that is a JSON string, as what it says; None for any other text."""
+    try:
+        return msgspec.json.decode(text, type=str)
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 def laid_out(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection, QueryCanceledError
@@ -15,10 +16,11 @@ _TEXTS: Final = (
     "SELECT id, tenant_id, payload::text AS payload FROM audit.audit_logs "
     "WHERE id = ANY($1::uuid[])"
 )
-_EMAILS: Final = (
-    f"SELECT id, tenant_id, CASE WHEN {READABLE} THEN payload -> 'actor' ->> 'email' END "  # noqa: S608 - constants
-    "FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
-)
+_NAMES: Final = f"""
+SELECT id, tenant_id, payload -> 'actor' ->> 'email' AS email,
+       payload -> 'tenant' ->> 'slug' AS slug
+FROM audit.audit_logs WHERE id = ANY($1::uuid[]) AND {READABLE}
+"""  # noqa: S608 - constants
 _BEFORE_MS: Final = 60_000
 _AFTER_MS: Final = 600_000
 _TIMEOUT_MS: Final = 200
@@ -29,6 +31,29 @@ _HIDDEN: Final = ("~", "[", "hmac:")
 Key = tuple[uuid.UUID, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What people call those that a record is by and for, where it says so.
+
+    Attributes:
+        actor: The actor's e-mail address.
+        tenant: The tenant's slug.
+    """
+
+    actor: str | None
+    tenant: str | None
+
+
+async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[Key, Names]:
+    """What actors and tenants are called, by the id and tenant of a record."""
+    rows = await connection.fetch(_NAMES, [record.id for record in records])
+    return {
+        (row["id"], row["tenant_id"]): Names(row["email"] or None, row["slug"] or None)
+        for row in rows
+        if row["email"] or row["slug"]
+    }
+
+
 async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
     """The exact texts of records that were found, by id and tenant."""
     rows = await connection.fetch(_TEXTS, [record.id for record in records])
@@ -37,12 +62,13 @@ async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mappin
 
 async def emails(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
     """The e-mail addresses of those who did it, as far as they can be read here."""
-    rows = await connection.fetch(_EMAILS, [record.id for record in records])
-    return {
-        (record_id, tenant_id): email
-        for record_id, tenant_id, email in rows
-        if email and not email.startswith(_HIDDEN)
-    }
+    found = await names(connection, records)
+    return {key: one.actor for key, one in found.items() if one.actor and says_who(one.actor)}
+
+
+def says_who(name: str) -> bool:
+    """Whether a name is neither encrypted, redacted, hashed nor erased."""
+    return not name.startswith(_HIDDEN)
 
 
 async def same_action(

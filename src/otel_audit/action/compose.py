@@ -23,6 +23,7 @@ from otel_audit.record import (
     Actor,
     AuditRecord,
     Change,
+    Decision,
     ErrorInfo,
     Outcome,
     Phase,
@@ -59,6 +60,7 @@ BEGUN_IN: Final = "audit.begun_in"
 
 _MOST_NAMED: Final = 100
 _ACTIONS: Final = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
+_REFUSED: Final = frozenset({401, 403})
 _OUTCOMES: Final[dict[TransactionOutcome, Outcome]] = {
     "committed": "success",
     "unknown": "unknown",
@@ -115,6 +117,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         event_name=event_name,
         action=action,
         outcome=outcome,
+        decision=_decision(response),
         occurred_at=scope.occurred_at,
         duration=time.perf_counter_ns() - scope.started,
         actor=actor,
@@ -131,6 +134,13 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         level=level,
         metadata=metadata,
     )
+
+
+def _decision(response: Response | None) -> Decision | None:
+    """What the answer says of being allowed: that it was refused, or nothing."""
+    if response is not None and response.status_code in _REFUSED:
+        return "denied"
+    return None
 
 
 def opened_record(
@@ -469,6 +479,36 @@ def as_received(
 ) -> AuditRecord:
     """Mark a record that came over the network, by what only its receiver may state."""
     return _replace(record, received=received, tenant=tenant, resource=resource)
+
+
+def chain_broken(record: AuditRecord, record_id: str) -> AuditRecord:
+    """Build the record that another one does not follow the one before it in its stream.
+
+    Args:
+        record: The one that does not.
+        record_id: The id of the new record.
+    """
+    found = process_record(
+        "audit.chain.broken",
+        actor=process_actor("otel-audit"),
+        action="VERIFY",
+        outcome="failure",
+        target=Target(type="producer", id=record.producer_id),
+        metadata={"record": record.record_id, "number": record.sequence_number},
+    )
+    return _replace(
+        found,
+        record_id=record_id,
+        action_id=record_id,
+        occurred_at=record.occurred_at,
+        duration=0,
+        tenant=record.tenant,
+        received=record.received and _without_signal(record.received),
+    )
+
+
+def _without_signal(received: Received) -> Received:
+    return Received(by=received.by)
 
 
 def without_receiver(record: AuditRecord) -> AuditRecord:

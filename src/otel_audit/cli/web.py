@@ -115,6 +115,7 @@ def _app(
     dsn: str | None, keys: tuple[str, ...], authenticate: Authenticate, host: str
 ) -> Starlette:
     from otel_audit_postgres.ledger.settings import chosen_public_keys
+    from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from otel_audit.viewer.app import create_app
@@ -124,6 +125,7 @@ def _app(
         dsn=chosen_dsn(dsn),
         authenticate=authenticate,
         keys=chosen_public_keys(config, keys),
+        personal_keys=key_store_from(config),
         trace_url=config.trace_url,
         record_views=config.record_views,
     )

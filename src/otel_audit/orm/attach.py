@@ -179,6 +179,7 @@ def _build(
     selection = Selection(options)
     masking = ColumnRedaction(redactor, options.max_value)
     plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)
+    journal.mark = plans.personal.mark
     places = SchemaQualifiers()
     relations = Relations(plans, masking, places)
     flushes = OpenFlushes(selection, plans, masking, relations, journal, faults, places)

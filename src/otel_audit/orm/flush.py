@@ -476,6 +476,7 @@ class OpenFlushes:
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
             if batch is None:
                 batch = ledger.top.batch(owner)
+            self._plans.personal.mark(change)
             batch.add(change)
             number += 1
         return number

@@ -78,6 +78,8 @@ class TransactionTracker:
         self._on_beside = on_beside
         self._ledgers: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
         self._gone: deque[TransactionState] = deque()
+        self.mark: Callable[[Change], None] = _unmarked
+        """Names the personal columns of a change; set where the models are known."""
 
     def find(self, connection: Connection) -> TransactionState | None:
         """The ledger of a connection's transaction, None if nothing has happened in it."""
@@ -119,6 +121,7 @@ class TransactionTracker:
         ledger = self.of(connection)
         number = 0
         for change in changes:
+            self.mark(change)
             ledger.add(scope, change)
             number += 1
         if scope is not None and number:
@@ -378,3 +381,7 @@ def _is_over(ledger: TransactionState, connection: Connection | None) -> bool:
     if ledger.autocommitted:
         return True
     return ledger.is_released and connection is not None and is_autocommit(connection)
+
+
+def _unmarked(_: Change) -> None:
+    """Leave a change as it is: no model is known."""

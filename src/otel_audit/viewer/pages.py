@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
+from otel_audit_postgres.pseudonyms import searchable
 from otel_audit_postgres.query import counts, display, payloads, queries
 from otel_audit_postgres.query.counts import Facet
 from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
@@ -27,6 +29,8 @@ from otel_audit.viewer.site import Site, asked, missing
 
 ROWS: Final = 50
 WITHOUT_LOOKS: Final = "-event:audit.viewed,audit.exported"
+_LOOKS_LEFT_OUT: Final = "without looks at the trail"
+_THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
 _MOST_STATES: Final = 2_000
 _AROUND: Final = timedelta(minutes=5)
@@ -70,6 +74,7 @@ class Counted:
     total: int | None = 0
     bound: int = counts.COUNTED
     is_searched: bool = False
+    archived: tuple[str, ...] = ()
     problem: str = ""
 
     @property
@@ -106,28 +111,52 @@ class _RecordPage:
     action: tuple[Found, ...]
     actor: tuple[Found, ...]
     looks: tuple[Look, ...]
+    session: str | None
+    names: Mapping[payloads.Key, payloads.Names]
 
 
 async def search(site: Site, request: Request, viewer: Viewer) -> Response:
     """The search page: rows first, then what is counted."""
-    text = request.query_params.get("q", WITHOUT_LOOKS)
+    text = request.query_params.get("q")
+    is_first, text = text is None, WITHOUT_LOOKS if text is None else text
     try:
         query = asked(viewer, text)
     except QueryError as error:
-        context = {"viewer": viewer, "query": text, "error": error, "title": "Search"}
+        context = {
+            "viewer": viewer,
+            "query": text,
+            "error": error,
+            "title": "Search",
+            "thing": text if _THING.fullmatch(text) else None,
+        }
         return await render(request, "query_error.html", context, 400)
     after = request.query_params.get("after")
     narrowed = viewer.narrowed(query)
+
+    async def answer(
+        connection: Connection[Any],
+    ) -> tuple[Page, Mapping[payloads.Key, payloads.Names]]:
+        page = await queries.search(connection, narrowed, limit=ROWS, after=after)
+        return page, await site.names(connection, page.records)
+
     async with site.trail(viewer) as trail:
-        page = await trail.search(narrowed, limit=ROWS, after=after)
+        page, names = await trail.ask(
+            "search",
+            {"query": str(narrowed), "limit": ROWS, "after": after, "oldest_first": False},
+            answer,
+            lambda found: len(found[0].records),
+        )
 
     async def counted() -> Counted:
         return await _count(site, viewer, query, narrowed)
 
     context = {
-        "title": str(query) or "All records",
+        "title": "Newest records" if is_first else str(query) or "All records",
         "viewer": viewer,
         "query": str(query),
+        "is_first": is_first,
+        "names": names,
+        "people": _people(page.records, names),
         "chips": _chips(query),
         "page": page,
         "after": after,
@@ -180,16 +209,21 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Mapping[payloads.Key, str], Mapping[str, display.Cell] | None]:
+    ) -> tuple[
+        Page,
+        Mapping[payloads.Key, str],
+        Mapping[payloads.Key, payloads.Names],
+        Mapping[str, display.Cell] | None,
+    ]:
         page = await queries.search(
             connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
         )
-        texts = await payloads.texts(connection, page.records)
-        state = None if until is None else await _state(connection, viewer, name, until, of)
-        return page, texts, state
+        texts = await _readable(site, await payloads.texts(connection, page.records))
+        state = None if until is None else await _state(site, connection, viewer, name, until, of)
+        return page, texts, await site.names(connection, page.records), state
 
     async with site.trail(viewer) as trail:
-        page, texts, state = await trail.ask(
+        page, texts, names, state = await trail.ask(
             "history",
             {"entity": name, "changed": field, "after": after, "until": until},
             answer,
@@ -205,6 +239,10 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
         "name": name,
         "field": field,
         "columns": columns,
+        "names": names,
+        "of": of,
+        # whoever else tried something with a thing of this name has no state of it
+        "owners": {row.found.tenant_id for row in rows if row.changes},
         "rows": rows,
         "page": page,
         "state": state,
@@ -224,16 +262,17 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...]]:
+    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.Names]]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
         counted = await counts.overview(connection, narrowed, _ACTOR_FACETS)
         chart = draw(counted.histogram, query, sees_store=viewer.sees_store)
-        return page, failures, chart, counted.facets
+        names = await site.names(connection, (*page.records, *failures.records))
+        return page, failures, chart, counted.facets, names
 
     async with site.trail(viewer) as trail:
-        page, failures, chart, facets = await trail.ask(
+        page, failures, chart, facets, names = await trail.ask(
             "actor",
             {"actor": name},
             answer,
@@ -247,6 +286,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
         "name": name,
         "page": page,
         "failures": failures.records,
+        "names": names,
+        "people": (people := _people(page.records, names)),
+        "called": people.get(("actor", name)),
         "chart": chart,
         "facets": [_facet_list(one, query) for one in facets],
         "outcomes": ("success", "unknown", "failure"),
@@ -269,7 +311,9 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
         found = await counts.overview(connection, narrowed, _FACETS)
         chart = draw(found.histogram, query, sees_store=viewer.sees_store)
         facets = tuple(_facet_list(one, query) for one in found.facets)
-        return Counted(chart, facets, found.total, found.bound, found.is_searched)
+        gone = await store.prunings(connection) if viewer.sees_store else []
+        months = tuple(one.partition.removeprefix("audit_logs_").replace("_", "-") for one in gone)
+        return Counted(chart, facets, found.total, found.bound, found.is_searched, months)
 
     try:
         async with site.trail(viewer, views="off") as trail:
@@ -290,7 +334,25 @@ def _facet_list(facet: Facet, query: Query) -> FacetList:
 
 
 def _chips(query: Query) -> tuple[Chip, ...]:
-    return tuple(Chip(str(Query((one,))), str(query.without(one))) for one in query.terms)
+    return tuple(
+        Chip(_LOOKS_LEFT_OUT if text == WITHOUT_LOOKS else text, str(query.without(one)))
+        for one in query.terms
+        for text in (str(Query((one,))),)
+    )
+
+
+def _people(
+    records: Sequence[Found], names: Mapping[payloads.Key, payloads.Names]
+) -> dict[tuple[str, str], str]:
+    """What the values of facets are called, as far as the records of the page say."""
+    found = {}
+    for one in records:
+        named = names.get((one.id, one.tenant_id))
+        if named is not None and named.actor:
+            found["actor", one.actor_id] = named.actor
+        if named is not None and named.tenant:
+            found["tenant", one.tenant_id] = named.tenant
+    return found
 
 
 async def _read_record(
@@ -304,7 +366,7 @@ async def _read_record(
     shown = next((one for one in found if tenant in (None, one.found.tenant_id)), None)
     if shown is None:
         return None
-    told = display.read_record(shown.payload, bodies=viewer.sees_bodies)
+    told = display.read_record(await site.readable(shown.payload), bodies=viewer.sees_bodies)
     short = shown.found
     proof = await check_record(connection, short.id, short.tenant_id, site.tree, site.settings.keys)
     same_request = await _neighbours(connection, viewer, _request_terms(short), short)
@@ -314,7 +376,18 @@ async def _read_record(
     )
     looks = await _looks(connection, viewer, short)
     others = tuple(one for one in found if one is not shown)
-    return _RecordPage(shown, others, told, proof, same_request, same_action, around, looks)
+    names = await site.names(connection, (short, *same_request, *same_action, *around))
+    return _RecordPage(
+        shown, others, told, proof, same_request, same_action, around, looks, _session_of(shown),
+        names,
+    )  # fmt: skip
+
+
+def _session_of(shown: Shown) -> str | None:
+    """The session as a query can name it: of an encrypted one its pseudonym."""
+    told = display.read_record(shown.payload, bodies=False)
+    source = None if told is None else told.source
+    return None if source is None else searchable(source.session_id)
 
 
 async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
@@ -367,8 +440,17 @@ def _on_whose_behalf(payload: str | None) -> str:
     return "" if told is None else told.actor.on_behalf_of or ""
 
 
-async def _state(
-    connection: Connection[Any], viewer: Viewer, entity_name: str, until: uuid.UUID, tenant: str
+async def _readable(site: Site, texts: Mapping[payloads.Key, str]) -> Mapping[payloads.Key, str]:
+    return {key: await site.readable(text) for key, text in texts.items()}
+
+
+async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
+    site: Site,
+    connection: Connection[Any],
+    viewer: Viewer,
+    entity_name: str,
+    until: uuid.UUID,
+    tenant: str,
 ) -> Mapping[str, display.Cell] | None:
     """What an entity was after one of its records, from all records before."""
     query = viewer.narrowed(Query((term("entity", entity_name),)))
@@ -378,7 +460,7 @@ async def _state(
         page = await queries.search(
             connection, query, limit=_STATE_PAGE, after=after, oldest_first=True
         )
-        texts = await payloads.texts(connection, page.records)
+        texts = await _readable(site, await payloads.texts(connection, page.records))
         for one in page.records:
             if one.id > until:
                 return display.state_after(records, entity_name)
@@ -404,8 +486,8 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
     request = None if told is None else told.request
     response = None if told is None else told.response
     session = None
-    if told is not None and told.source is not None and told.source.session_id:
-        session = str(Query((term("session", told.source.session_id),)))
+    if found.session is not None:
+        session = str(Query((term("session", found.session),)))
     around = _around_terms(short)
     return {
         "title": f"{short.event_name} {short.id}",
@@ -420,7 +502,9 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
         "request_body": display.content_of(None if request is None else request.body),
         "response_body": display.content_of(None if response is None else response.body),
         "text": display.laid_out(found.shown.payload) if viewer.sees_bodies else None,
-        "metadata": _facts(told),
+        "metadata": [] if told is None else _facts(told.metadata),
+        "resource": [] if told is None else _facts(told.resource),
+        "names": found.names,
         "trace_link": site.settings.trace_link(short.trace_id) if short.trace_id else None,
         "same_request": found.request,
         "same_action": found.action,
@@ -431,11 +515,11 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
     }
 
 
-def _facts(told: AuditRecord | None) -> list[tuple[str, str]]:
-    if told is None:
-        return []
-    both = {**told.metadata, **{f"resource {key}": value for key, value in told.resource.items()}}
-    return [(key, display.as_cell(value).text) for key, value in both.items()]
+def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (key, value if isinstance(value, str) else display.as_cell(value).text)
+        for key, value in told.items()
+    ]
 
 
 def _uuid(text: str) -> uuid.UUID | None:

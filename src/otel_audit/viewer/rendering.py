@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from otel_audit_postgres.query.display import as_cell
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, StreamingResponse
 
@@ -51,7 +52,7 @@ _environment: Final = Environment(
     lstrip_blocks=True,
     enable_async=True,
 )
-_environment.filters.update(moment=_moment, clip=_clipped, verbatim=Verbatim)
+_environment.filters.update(moment=_moment, clip=_clipped, verbatim=Verbatim, cell=as_cell)
 _environment.globals["FLUSH"] = Markup(FLUSH)  # noqa: S704 - a constant
 
 
@@ -105,6 +106,7 @@ def _all(request: Request, context: Mapping[str, Any]) -> dict[str, Any]:
         "viewer": None,
         "query": "",
         "title": "",
-        "can_sign_out": False,
+        "names": {},
+        "people": {},
     }
     return base | dict(context)

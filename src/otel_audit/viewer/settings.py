@@ -13,6 +13,8 @@ from otel_audit_postgres.query.trail import Views
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.personal.key_store import KeyStore
+
     from otel_audit.viewer.authentication import Authenticate
     from otel_audit.viewer.embedding import Embedding
 
@@ -26,6 +28,7 @@ class ViewerSettings:
         authenticate: Tells who looks; without it nobody is let in.
         embedding: Lets tenants look from within the application's pages.
         keys: Public keys whose signatures count as proof.
+        personal_keys: Keys of personal values, which are shown decrypted then.
         trace_url: Where a trace is shown: ``https://traces.example/{trace_id}``.
         record_views: As for `otel_audit_postgres.query.trail.open_trail`.
         connections: To the store, at once.
@@ -36,6 +39,7 @@ class ViewerSettings:
     authenticate: Authenticate | None = None
     embedding: Embedding | None = None
     keys: Sequence[PublicKey] = field(default=())
+    personal_keys: KeyStore | None = None
     trace_url: str | None = None
     record_views: Views = "required"
     connections: int = 4

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.tree_cache import TreeCache
+from otel_audit_postgres.personal.encryption import WrongKeyError
+from otel_audit_postgres.personal.reveal import revealed
+from otel_audit_postgres.pseudonyms import MARK, EncryptedValue, read_encrypted
+from otel_audit_postgres.query import payloads
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
+from otel_audit_postgres.query.payloads import Key, Names
 from otel_audit_postgres.query.pool import TrailPool
+from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.query.trail import Trail
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,6 +52,7 @@ class Site:
             views=settings.record_views,
         )
         self.tails = 0
+        self._keys_turn = asyncio.Lock()
 
     def trail(self, viewer: Viewer, **options: Any) -> AbstractAsyncContextManager[Trail]:
         """Open the trail for somebody."""
@@ -58,6 +69,67 @@ class Site:
                 _logger, "viewer-tree", "The log's tree could not be read yet", error=error,
                 level=logging.WARNING,
             )  # fmt: skip
+
+    async def readable(self, payload: str) -> str:
+        """A record's text with its personal values decrypted, as far as their keys are known."""
+        keys = self.settings.personal_keys
+        if keys is None or MARK not in payload:
+            return payload
+        try:
+            # they are read over one connection
+            async with self._keys_turn:
+                return json.dumps(await revealed(payload, keys), ensure_ascii=False)
+        except OtelAuditError as error:
+            # values are shown as encrypted, which they are
+            log_limited(
+                _logger, "viewer-keys", "The keys of personal values could not be read",
+                error=error, level=logging.WARNING,
+            )  # fmt: skip
+            return payload
+
+    async def names(
+        self, connection: Connection[Any], records: Sequence[Found]
+    ) -> dict[Key, Names]:
+        """What those are called that records are by and for, decrypted as far as keys are known."""
+        found = {
+            key: Names(_said(one.actor), _said(one.tenant))
+            for key, one in (await payloads.names(connection, records)).items()
+        }
+        encrypted = {
+            key: value
+            for key, one in found.items()
+            if one.actor is not None and (value := read_encrypted(one.actor)) is not None
+        }
+        opened = await self._opened(encrypted) if encrypted else {}
+        return found | {key: Names(opened.get(key), found[key].tenant) for key in encrypted}
+
+    async def _opened(self, encrypted: Mapping[Key, EncryptedValue]) -> dict[Key, str]:
+        keys = self.settings.personal_keys
+        if keys is None:
+            return {}
+        opened = {}
+        try:
+            async with self._keys_turn:
+                known = await keys.by_ids({value.key_id for value in encrypted.values()})
+        except OtelAuditError as error:
+            log_limited(
+                _logger, "viewer-keys", "The keys of personal values could not be read",
+                error=error, level=logging.WARNING,
+            )  # fmt: skip
+            return {}
+        for place, value in encrypted.items():
+            key = known.get(value.key_id)
+            # what does not open is told on the record's own page
+            with contextlib.suppress(WrongKeyError):
+                if key is not None:
+                    opened[place] = key.decrypt(value, str(place[0]), "actor.email")
+        return opened
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.pool.close()
+        if self.settings.personal_keys is not None:
+            await self.settings.personal_keys.close()
 
     async def viewer_of(self, request: Request) -> Viewer | None:
         """Return who looks; a token that is refused is not made up for by anything else."""
@@ -82,6 +154,13 @@ class Site:
                 return await problem(request, viewer, error)
 
         return endpoint
+
+
+def _said(name: str | None) -> str | None:
+    """A name, if it is one, or can be decrypted into one."""
+    if name is None or payloads.says_who(name) or read_encrypted(name) is not None:
+        return name
+    return None
 
 
 def asked(viewer: Viewer, text: str) -> Query:

@@ -14,6 +14,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.tail import sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.payloads import Key, Names
 from otel_audit_postgres.query.queries import Found
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -68,6 +69,7 @@ class _Tail:
     def __init__(self, site: Site, viewer: Viewer, query: Query, link: Links) -> None:
         self._site, self._viewer, self._query, self._link = site, viewer, query, link
         self._recorded = 0.0
+        self._names: dict[Key, Names] = {}
 
     async def begin(self, position: int | None) -> int:
         """Record that somebody looks; where it begins."""
@@ -107,6 +109,7 @@ class _Tail:
             begin = size if position is None else min(position, size)
             ids = await sealed_ids(connection, begin, min(begin + most, size))
             found = await queries.among(connection, self._query, ids, datetime.now(UTC))
+            self._names = await self._site.names(connection, found)
             return found, begin + len(ids)
 
         async with self._site.trail(self._viewer, views=None if due else "off") as trail:
@@ -119,12 +122,13 @@ class _Tail:
 
     def _told(self, one: Found) -> dict[str, str]:
         target = ":".join(part for part in (one.target_type, one.target_id) if part)
+        named = self._names.get((one.id, one.tenant_id), Names(None, None))
         told = {
             "time": one.occurred_at.isoformat(timespec="milliseconds"),
             "event": one.event_name,
             "outcome": one.outcome,
-            "actor": one.actor_id,
-            "tenant": one.tenant_id,
+            "actor": named.actor or one.actor_id,
+            "tenant": named.tenant or one.tenant_id,
             "target": target,
             "status": "" if one.status_code is None else str(one.status_code),
         }

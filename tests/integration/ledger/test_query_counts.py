@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -112,6 +113,16 @@ class TestHistogram:
         found = await histogram(store, parse("time:10h"))
         assert found.width == timedelta(minutes=15)
         assert sum(told(found).values()) == 1
+
+    async def test_a_young_store_has_short_bars(self, log):
+        """Of a trail of less than two days records are counted, and facets from the hours stand."""
+        await log.write(5, occurred_at=time.time_ns())
+        await log.seal()
+        async with queries.opened(log.dsn) as connection:
+            found = await overview(connection, parse(""), ("event", "actor"))
+        assert found.histogram.width < HOUR
+        assert sum(told(found.histogram).values()) == 5
+        assert [sum(n for _, n in one.values) for one in found.facets] == [5, 5]
 
     async def test_never_has_more_bars_than_fit(self, store):
         """However long the span."""

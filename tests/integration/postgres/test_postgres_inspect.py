@@ -131,6 +131,26 @@ class TestInspect:
                 "GRANT INSERT ON audit.reader_tenants TO otel_audit_reader",
                 "grants", "otel_audit_reader has INSERT on audit.reader_tenants",
             ),
+            (
+                "REVOKE EXECUTE ON FUNCTION audit.look_as(text[]) FROM otel_audit_reader",
+                "grants", "otel_audit_reader lacks EXECUTE on audit.look_as(text[])",
+            ),
+            (
+                "GRANT EXECUTE ON FUNCTION audit.record_export(jsonb, text) TO PUBLIC",
+                "grants", "PUBLIC has EXECUTE on audit.record_export(jsonb,text)",
+            ),
+            (
+                "GRANT EXECUTE ON FUNCTION audit.scope_mac(text) TO otel_audit_reader",
+                "grants", "otel_audit_reader has EXECUTE on audit.scope_mac",
+            ),
+            (
+                "GRANT SELECT ON audit.scope_key TO otel_audit_reader",
+                "grants", "otel_audit_reader has SELECT on audit.scope_key",
+            ),
+            (
+                "REVOKE SELECT ON audit.rollup FROM otel_audit_reader",
+                "grants", "otel_audit_reader lacks SELECT on audit.rollup",
+            ),
             ("DROP EVENT TRIGGER otel_audit_refuse_drop", "event_trigger", "switch the guards off"),
             (
                 "ALTER EVENT TRIGGER otel_audit_refuse_ddl DISABLE",

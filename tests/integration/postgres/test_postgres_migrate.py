@@ -306,6 +306,21 @@ class TestAlembic:
             await by_init.close()
         assert (await migrate(database)).applied == ()
 
+    async def test_lets_the_viewers_role_look_on_behalf_of_others(
+        self, postgres, config, database, connection
+    ):
+        """It is entered as one that sees nothing before it has said for whom."""
+        role = f"viewer_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        arguments = f"since=0, roles=True, viewer={role!r}"
+        await asyncio.to_thread(command.upgrade, config(arguments), "head")
+        assert await connection.fetchval(
+            "SELECT is_scoped FROM audit.reader_tenants WHERE role_name = $1", role
+        )
+        assert await connection.fetchval(
+            "SELECT pg_has_role($1, 'otel_audit_reader', 'MEMBER')", role
+        )
+
     async def test_writes_a_script_offline(self, config, database, connection, capsys):
         """`alembic upgrade --sql` prints what makes the same store."""
         await asyncio.to_thread(command.upgrade, config("since=0"), "head", sql=True)
