@@ -67,7 +67,7 @@ def unaccounted(
     if gone > recorded or (complete and gone < recorded):
         findings.add(
             ProblemKind.DELETED if gone > recorded else ProblemKind.CHANGED,
-            f"{recorded} rows were dropped with their partitions, by what was sealed; {gone} are gone",
+            f"{recorded} rows were dropped with their partitions, as sealed; {gone} are gone",
         )
     return left
 
