@@ -185,7 +185,7 @@ class AuditScope(msgspec.Struct, eq=False):
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
             changes: What it had flushed.
-            change_records: How many more changes it had, in records in the transaction itself.
+            elsewhere: How many more changes it had, in records in the transaction itself.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
             transaction: The transaction, as it was given to `note_flushed`.
             refused: What the database has refused in it, such as ``insert seat``.
