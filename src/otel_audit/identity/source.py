@@ -14,6 +14,7 @@ from otel_audit.identity.safe_access import (
     claim,
     clean,
     cookie_value,
+    first_header,
     header_values,
     identifier,
     state_of,
@@ -92,11 +93,11 @@ def resolve_source(
             return known
         return msgspec.structs.replace(known, session_id=session)
     address = options.proxies.client(asgi_scope)
-    agents = header_values(asgi_scope, "user-agent")
+    agent = first_header(asgi_scope, "user-agent")
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
-        user_agent=_user_agent(agents[0]) if agents else None,
+        user_agent=None if agent is None else _user_agent(agent),
         session_id=session,
     )
 
