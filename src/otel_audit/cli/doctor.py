@@ -63,9 +63,9 @@ class Check:
 
 @click.command()
 @dsn_option
-@click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
-@click.option("--reader-dsn", metavar="DSN", help="A role that reads the trail, to count actors.")
-@click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
+@click.option("--app-dsn", metavar="DSN", help="Check the application's own database role, too.")
+@click.option("--reader-dsn", metavar="DSN", help="A role that may read, to count actors.")
+@click.option("--app", "target", metavar="MODULE:APP", help="Check the hooks of this application.")
 @json_option
 def doctor(
     dsn: str | None, app_dsn: str | None, reader_dsn: str | None, target: str | None, as_json: bool
