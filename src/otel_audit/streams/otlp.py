@@ -10,6 +10,7 @@ from typing import Final
 import httpx
 from otel_audit_otlp import protobuf_wire as wire
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import MissingExtraError
 from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
 from otel_audit.streams.http import Answer, Client, objection_of
@@ -49,9 +50,11 @@ class OtlpDestination:
         path = endpoint.rstrip("/")
         self._url = httpx.URL(path if path.endswith(LOGS_PATH) else path + LOGS_PATH)
         self._client = client
+        # beside us there is no network that is worth the work
+        self._compresses = not is_loopback(self._url.host)
         self._headers = {
             "content-type": "application/x-protobuf",
-            "content-encoding": "gzip",
+            **({"content-encoding": "gzip"} if self._compresses else {}),
             "user-agent": "otel-audit",
             **headers,
         }
@@ -88,9 +91,9 @@ class OtlpDestination:
         records = b"".join(wire.part(wire.SCOPE_LOGS_RECORD, record) for _, record in part)
         scope = wire.part(wire.RESOURCE_LOGS_SCOPE_LOGS, _SCOPE + records)
         body = wire.part(wire.REQUEST_RESOURCE_LOGS, _RESOURCE + scope)
-        answer = await self._client.post(
-            self._url, self._headers, gzip.compress(body, _COMPRESSION_LEVEL)
-        )
+        if self._compresses:
+            body = gzip.compress(body, _COMPRESSION_LEVEL)
+        answer = await self._client.post(self._url, self._headers, body)
         return objection_of(answer) or _objection_in_success(answer)
 
 
