@@ -51,8 +51,8 @@ class Check:
 
 @click.command()
 @dsn_option
-@click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
-@click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
+@click.option("--app-dsn", metavar="DSN", help="Check the application's own database role, too.")
+@click.option("--app", "target", metavar="MODULE:APP", help="Check the hooks of this application.")
 @json_option
 def doctor(dsn: str | None, app_dsn: str | None, target: str | None, as_json: bool) -> None:
     """Check settings, hooks, spool and store, and say what to do.

@@ -28,14 +28,14 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True)
 @click.option("--open/--no-open", "opens", default=False, help="Open the link in a browser.")
-@click.option("--name", default=None, help="Who you are, for the records of your looks.")
+@click.option("--name", default=None, help="Your name in the records of your looks.")
 @click.option(
     "--role", type=click.Choice(["auditor", "support", "tenant"]), default="auditor",
     show_default=True, help="What is shown.",
 )  # fmt: skip
 @click.option("--tenant", "tenants", multiple=True, help="Show this tenant only; repeat.")
-@click.option("--auth", metavar="MODULE:NAME", help="Your function that says who looks.")
-@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names who looks.")
+@click.option("--auth", metavar="MODULE:NAME", help="Your function that names the viewer.")
+@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names the viewer.")
 @click.option("--proxy", "proxies", multiple=True, metavar="ADDRESS", help="That proxy; repeat.")
 @click.option(
     "--key", "keys", multiple=True, help="Public key whose signature counts, or its file."
@@ -62,7 +62,7 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.UsageError("give --auth or --auth-header, not both")
     if not (auth or auth_header) and host not in _LOOPBACK:
         raise ConfigurationError(
-            f"--host {host}: a link that works once is for this machine; say who others are by "
+            f"--host {host}: the one-time link is for this machine only. For other machines give "
             "--auth or --auth-header"
         )
     try:
