@@ -206,7 +206,7 @@ class Stream:
             stopped = await self._send(connection, at, page)
         if stopped is not None:
             raise stopped
-        return not page.is_last
+        return True
 
     async def _send(
         self, connection: Connection[Any], at: store.Position, page: SealedPage
