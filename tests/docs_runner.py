@@ -114,9 +114,10 @@ class Run:
         )
 
 
-def run_page(page: Path, directory: Path) -> int:
+def run_page(page: Path, directory: Path, **environment: str) -> int:
     """Run everything on a page; return how many parts were run."""
     run = Run(directory)
+    run.environment.update(environment)
     parts = list(parts_of(page))
     if not any(part.language in ("python", "check") and part.name is None for part in parts):
         return sum(map(run.do, parts))
