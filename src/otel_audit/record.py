@@ -208,6 +208,7 @@ class Change(_Part, frozen=True, kw_only=True):
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
+        personal: Columns that the model marks as personal; the store encrypts their values.
         transaction: What became of it; None while it is the action's own answer.
         note: What could not be read, if anything.
 
@@ -234,6 +235,7 @@ class Change(_Part, frozen=True, kw_only=True):
     rows: int | None = None
     statement: str | None = None
     parameters: Any = None
+    personal: tuple[str, ...] = ()
     transaction: TransactionOutcome | None = None
     note: str | None = None
 
@@ -434,8 +436,8 @@ def entity_reference(entity: str, *key: object) -> str:
     Returns:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
-    told = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
-    return f"{snake_case(entity)}:{told}"
+    text = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
+    return f"{snake_case(entity)}:{text}"
 
 
 def named_reference(name: str, *key: object) -> str:

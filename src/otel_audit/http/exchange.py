@@ -9,7 +9,6 @@ from otel_audit.action.compose import as_intent, as_started
 from otel_audit.action.lifecycle import Lifecycle
 from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.http.body_capture import add
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
@@ -221,6 +220,8 @@ class Exchange(Lifecycle):
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
         first = self._account.inner_scope is None
+        if first and self._options.entered is not None:
+            self._options.entered(scope)
         # a mounted application's own middleware may have passed on a copy
         self._account.inner_scope = scope
         if first and self._account.head.moved(scope):
@@ -243,7 +244,7 @@ class Exchange(Lifecycle):
         """See a message of the request that someone has asked for."""
         try:
             if message["type"] == "http.request":
-                add(copy, message)
+                copy.add(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_audit.identity.proxies import Proxies, parse_address
-from otel_audit.identity.safe_access import Scope, claim, clean, header_values, identifier, state_of
+from otel_audit.identity.safe_access import (
+    Scope,
+    claim,
+    clean,
+    cookie_value,
+    first_header,
+    header_values,
+    identifier,
+    state_of,
+)
 from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.truncate import cut_text
@@ -84,11 +93,11 @@ def resolve_source(
             return known
         return msgspec.structs.replace(known, session_id=session)
     address = options.proxies.client(asgi_scope)
-    agents = header_values(asgi_scope, "user-agent")
+    agent = first_header(asgi_scope, "user-agent")
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
-        user_agent=_user_agent(agents[0]) if agents else None,
+        user_agent=None if agent is None else _user_agent(agent),
         session_id=session,
     )
 
@@ -124,14 +133,5 @@ def _session(
         session = identifier(claim(claims, options.session_claim))
     if session is not None or options.session_cookie is None or not options.hash:
         return session
-    secret = _cookie(asgi_scope, options.session_cookie)
+    secret = cookie_value(asgi_scope, options.session_cookie)
     return None if secret is None else options.hash.of(secret)
-
-
-def _cookie(asgi_scope: Scope, name: str) -> str | None:
-    pairs = (
-        pair.strip().partition("=")
-        for line in header_values(asgi_scope, "cookie")
-        for pair in line.split(";")
-    )
-    return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)
