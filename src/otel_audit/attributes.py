@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
+from otel_audit import audit_signal
 from otel_audit._util.cache import Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.errors import InvalidAuditSpanError
@@ -100,7 +101,8 @@ ERROR_TYPE: Final = "error.type"
 ERROR_MESSAGE: Final = "audit.error.message"
 TRACE_SAMPLED: Final = "audit.trace.sampled"
 PRODUCER_ID: Final = "audit.producer.id"
-SEQUENCE_NUMBER: Final = "audit.sequence.number"
+SEQUENCE_NUMBER: Final = audit_signal.NUMBER
+DECISION: Final = audit_signal.DECISION
 METADATA: Final = "audit.metadata"
 
 MANDATORY: Final = (ACTOR_ID, ACTOR_TYPE, ACTION, OUTCOME)
@@ -123,6 +125,7 @@ _PLAIN: Final = (
     (EVENT_NAME, "event_name"),
     (ACTION, "action"),
     (OUTCOME, "outcome"),
+    (DECISION, "decision"),
     (TRANSACTION, "transaction"),
     (CHANGES_TOTAL, "changes_total"),
     (CHANGES_ROLLED_BACK, "changes_rolled_back"),
@@ -163,6 +166,8 @@ _RESPONSE: Final = ((HTTP_STATUS, "status_code"),)
 _ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
 _BODY_PARTS: Final = ("content_type", "sha256", "absent")
 _USUAL_SOURCE: Final = Source().type
+_STREAM_ENDED: Final = "audit.stream.ended"
+"""The event of a producer's last record, where it ends in order; `delivery.heartbeat` has it."""
 _USUAL: Final = {"phase": "completed", "schema_version": SCHEMA, "transaction": "none"}
 
 
@@ -178,6 +183,7 @@ def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:
     """
     found: dict[str, AttributeValue] = {FLAG: True}
     _spell(found, record, _PLAIN)
+    _spell_stream(found, record)
     _spell(found, record.actor, _ACTOR)
     if record.tenant is not None:
         _spell(found, record.tenant, _TENANT)
@@ -375,6 +381,7 @@ def _record(
         schema_version=flat.record_schema_version,
         action=flat.record_action,
         outcome=flat.record_outcome,
+        decision=flat.record_decision,
         transaction=flat.record_transaction,
         changes_total=flat.record_changes_total,
         changes_rolled_back=flat.record_changes_rolled_back,
@@ -472,6 +479,14 @@ def _spell(
         value = getattr(part, field)
         if value is not None and value != ():
             found[attribute] = value
+
+
+def _spell_stream(found: dict[str, AttributeValue], record: AuditRecord) -> None:
+    """Say in the draft's words, too, to which stream a record belongs, and that it is the last."""
+    if record.producer_id is not None:
+        found[audit_signal.STREAM_ID] = record.producer_id
+    if record.event_name == _STREAM_ENDED:
+        found[audit_signal.END] = True
 
 
 def _spell_headers(

@@ -612,6 +612,14 @@ class AuditConfig(BaseSettings):
     serve_no_auth: Literal["no", "loopback", "anywhere"] = Field(
         "no", description="Senders that the OTLP sink accepts without authentication."
     )
+    serve_verify: Literal["off", "record", "require"] = Field(
+        "off",
+        description="Whether the OTLP sink looks at the signatures of audit log records: not at "
+        "all, and notes what it finds, or puts into quarantine what has no valid one.",
+    )
+    serve_trust_file: Path | None = Field(
+        None, description="The file that says whose signatures the OTLP sink believes."
+    )
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
     )
@@ -928,8 +936,8 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         and not _OF_ORCHESTRATOR.fullmatch(name)
     )
     if unknown:
-        told = (_unknown(name[:_SHOWN], known) for name in unknown)
-        raise ConfigurationError(visible("; ".join(told)))
+        errors = (_unknown(name[:_SHOWN], known) for name in unknown)
+        raise ConfigurationError(visible("; ".join(errors)))
 
 
 def _unknown(name: str, known: set[str]) -> str:

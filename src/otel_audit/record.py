@@ -28,6 +28,7 @@ TRUNCATED = "audit.truncated"
 """The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
 
 Outcome = Literal["success", "failure", "unknown"]
+Decision = Literal["allowed", "denied"]
 Phase = Literal["intent", "started", "completed", "continued", "changes"]
 ActorType = Literal["user", "service", "system"]
 TransactionOutcome = Literal["committed", "rolled_back", "mixed", "unknown", "none"]
@@ -207,6 +208,7 @@ class Change(_Part, frozen=True, kw_only=True):
         rows: Rows affected, for ``bulk``.
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
+        personal: Columns that the model marks as personal; the store encrypts their values.
         transaction: What became of it; None while it is the action's own answer.
         note: What could not be read, if anything.
 
@@ -233,6 +235,7 @@ class Change(_Part, frozen=True, kw_only=True):
     rows: int | None = None
     statement: str | None = None
     parameters: Any = None
+    personal: tuple[str, ...] = ()
     transaction: TransactionOutcome | None = None
     note: str | None = None
 
@@ -264,10 +267,21 @@ class Received(_Part, frozen=True, kw_only=True):
             ``certificate:CN=gateway-eu``; ``nobody`` if the receiver requires none.
         hash: HMAC-SHA-256, in hex, of the record as it was received, before the receiver redacted
             it; under a key that only receivers can read, as short secrets can be guessed.
+        signal: What came of the draft audit signal (``audit.integrity.*``, ``audit.sequence.*``),
+            exactly: of the ``record``, of its ``resource``; ``unfit`` names what was left out.
+        signature: What the receiver found of its signature: ``valid``, ``invalid``, ``unsigned``,
+            ``unknown_signer``, ``unsupported``; None where it was not asked to look.
+        signed_by: Whose the signature is, by the receiver's trust file.
+        link: Whether it follows the record before it in its stream: ``linked``, ``broken``; None
+            where the receiver cannot tell.
     """
 
     by: str
     hash: str | None = None
+    signal: dict[str, Any] = {}
+    signature: str | None = None
+    signed_by: str | None = None
+    link: str | None = None
 
 
 class AuditRecord(_Part, frozen=True, kw_only=True):
@@ -282,6 +296,8 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
         event_name: ``order.created``: resource, past participle.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` ….
         outcome: ``success``, ``failure`` or ``unknown``; from status and transactions.
+        decision: Whether it was ``allowed`` or ``denied``, apart from what failed; None: nobody
+            said.
         occurred_at: When the action began, Unix nanoseconds.
         duration: How long it took, nanoseconds.
         actor, tenant, target, source: Who, for whom, on what, from where.
@@ -317,6 +333,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True):
     event_name: str
     action: str
     outcome: Outcome
+    decision: Decision | None = None
     occurred_at: int
     duration: int = 0
     actor: Actor
@@ -370,6 +387,8 @@ class Receipt:
         content_hash: SHA-256 of the record's text as it is stored, in hex.
         recorded_at: When the store took it, by the store's own clock; UTC.
         conflict_of: The id under which it was sent, where that could not be its own.
+        integrity_hash: SHA-256, in hex, over the RFC 8785 form of that text, as the draft audit
+            signal asks for; None where the receiver did not make it.
 
     Example::
 
@@ -382,6 +401,7 @@ class Receipt:
     content_hash: str
     recorded_at: datetime
     conflict_of: str | None = None
+    integrity_hash: str | None = None
 
 
 WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
@@ -416,8 +436,8 @@ def entity_reference(entity: str, *key: object) -> str:
     Returns:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
-    told = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
-    return f"{snake_case(entity)}:{told}"
+    text = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
+    return f"{snake_case(entity)}:{text}"
 
 
 def named_reference(name: str, *key: object) -> str:

@@ -195,6 +195,8 @@ class TestEveryCommand:
                 ("retention", "plan"), ("retention", "plan", "--file", EVIL),
                 ("retention", "run", "--yes"), ("retention", "run", "--archive", EVIL, "--yes"),
                 ("retention", "explain", EVIL), ("retention", "explain", record),
+                ("retention", "status"), ("retention", "status", "--json"),
+                ("retention", "approve", "--file", EVIL, "--yes"),
                 ("archive", "list"), ("archive", "list", "--json"), ("archive", "query", EVIL),
                 ("archive", "query", "--archive", "file:" + EVIL, "order"),
                 ("archive", "verify"), ("archive", "verify", "--archive", "file:" + EVIL),

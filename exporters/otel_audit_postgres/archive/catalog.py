@@ -17,7 +17,7 @@ _ARCHIVES: Final = (
 )
 _RECORD: Final = "SELECT audit.record_archive($1, $2, $3, $4::text::jsonb)"
 _RECORD_VERIFICATION: Final = "SELECT audit.record_archive_verification($1, $2, $3, $4)"
-_REMOVED: Final = "SELECT key FROM audit.archive_removals"
+_REMOVED: Final = "SELECT key, record_id FROM audit.archive_removals"
 _REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
 
 
@@ -54,6 +54,11 @@ async def record_archive(connection: Connection[Any], note: str, manifest: Manif
 async def removed_keys(connection: Connection[Any]) -> set[str]:
     """Objects that were due for removal, and that a record names."""
     return {row["key"] for row in await connection.fetch(_REMOVED)}
+
+
+async def recorded_removals(connection: Connection[Any]) -> dict[str, uuid.UUID]:
+    """The same, each with the record that tells of it."""
+    return {row["key"]: row["record_id"] for row in await connection.fetch(_REMOVED)}
 
 
 async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:

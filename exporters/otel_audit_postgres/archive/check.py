@@ -8,7 +8,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
     latest,
     recorded_archives,
-    removed_keys,
+    recorded_removals,
 )
 from otel_audit_postgres.archive.manifest import (
     ArchivedObject,
@@ -177,7 +177,8 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
         await store.refuse_partial_view(connection)
         origin = await store.origin(connection)
         archives = await recorded_archives(connection)
-        removed = await removed_keys(connection)
+        removals = await recorded_removals(connection)
+        told_removals = await _told_removals(connection)
         prunings = await store.prunings(connection)
         told = await _told_digests(connection)
         if question.deep:
@@ -187,6 +188,8 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
     findings = report.findings
     _check_chain(archives, told, findings)
     counting = latest(archives)
+    _check_removals(removals, told_removals, prunings, findings)
+    removed = set(removals)
     for recorded in counting.values():
         check_month(question, recorded.note, origin, removed, report)
     for pruning in prunings:
@@ -236,7 +239,7 @@ def check_month(
         kept: list[tuple[int, int, bytes]] = []
         is_whole = True
         for one in manifest.objects:
-            if one.key in removed:
+            if one.key in removed and one.is_due(_today()):
                 report.removed += one.rows
                 nodes = _kept_leaves(question, one, findings)
                 kept += nodes
@@ -431,6 +434,33 @@ async def _malformed(
         for first, note in await store.all_flaws(connection)
         for row_id, _ in read_flaws(note, origin, first, keys)
     )
+
+
+async def _told_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
+    """What the records of removed objects tell of their names."""
+    found = await connection.fetch(
+        "SELECT id, payload -> 'metadata' ->> 'key' FROM audit.audit_logs "
+        "WHERE event_name = 'audit.archive.removed' AND payload::text !~ '\\\\u'"
+    )
+    return {row[0]: row[1] for row in found}
+
+
+def _check_removals(
+    removals: Mapping[str, uuid.UUID],
+    told: Mapping[uuid.UUID, str | None],
+    prunings: Sequence[store.Pruning],
+    findings: Findings,
+) -> None:
+    """Each removal has its record, as long as the month of that is here."""
+    for key, record_id in removals.items():
+        if told.get(record_id, key) != key:
+            findings.add(_CHANGED, f"the record of the removal of {key} tells of another object")
+        elif record_id not in told and not any(one.held(record_id) for one in prunings):
+            findings.add(_DELETED, f"no record tells that {key} was removed", str(record_id))
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:

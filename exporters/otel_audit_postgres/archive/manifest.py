@@ -46,6 +46,10 @@ class ArchivedObject:
     locked_until: date | None
     expires: date | None
 
+    def is_due(self, day: date) -> bool:
+        """Whether it may be gone on a day, as the manifest says, whatever a database says."""
+        return self.expires is not None and self.expires <= day
+
     def line(self) -> str:
         """As the manifest has it."""
         return (

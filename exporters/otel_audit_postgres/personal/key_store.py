@@ -31,7 +31,7 @@ from otel_audit.errors import (
     StoreUnavailableError,
 )
 from otel_audit_postgres.connection import Connection, connect, disconnect
-from otel_audit_postgres.errors import as_store_error
+from otel_audit_postgres.errors import as_store_error, sqlstate
 from otel_audit_postgres.personal.encryption import KEY_BYTES, SubjectKey, aead
 from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
 
@@ -71,6 +71,8 @@ COMMENT ON TABLE audit_keys.wrapping IS
     'A text that is wrapped by the key-encryption key, so that a wrong one is known at once.';
 """
 _IS_TRAIL: Final = "SELECT to_regclass('audit.audit_logs') IS NOT NULL"
+# by its port and when it began: who may not read the system identifier may read this
+SERVER: Final = "SELECT concat_ws(' ', current_setting('port'), pg_postmaster_start_time())"
 _PROOF: Final = "SELECT proof FROM audit_keys.wrapping"
 _PROVE: Final = "INSERT INTO audit_keys.wrapping (proof) VALUES ($1) ON CONFLICT DO NOTHING"
 _MAKE: Final = (
@@ -104,6 +106,9 @@ _DESTROYED: Final = (
 _LATEST: Final = "SELECT max(destroyed_at) FROM audit_keys.destroyed_keys WHERE subject = $1"
 _TELL: Final = "UPDATE audit_keys.destroyed_keys SET is_told = true WHERE subject = $1"
 _TIDY: Final = "VACUUM audit_keys.subject_keys"
+_NOT_SET_UP: Final = "the database of keys is not set up: run `otel-audit subject init`"
+# no schema, no table
+_MISSING: Final = ("3F000", "42P01")
 _PROOF_TEXT: Final = b"otel-audit key-encryption key"
 
 
@@ -245,8 +250,14 @@ class KeyStore:
         _refuse_trail(is_trail=row["is_trail"])
         proofs = await self._rows(_PROOF)
         if not proofs:
-            raise StoreError("the database of keys is not set up: run `otel-audit subject init`")
+            raise StoreError(_NOT_SET_UP)
         self._wrapper.unwrap(proofs[0]["proof"], b"proof")
+
+    async def server(self) -> str:
+        """Which server the database of keys is on."""
+        (row,) = await self._rows(f"{SERVER} AS server")
+        found: str = row["server"]
+        return found
 
     def subject_hash(self, subject: Subject) -> bytes:
         """The hash that names a subject in the key database."""
@@ -303,7 +314,7 @@ class KeyStore:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
             await self.close()
-            raise as_store_error(error, "ask the database of keys") from None
+            raise _as_key_error(error) from None
         for subject, row in found.items():
             key = self._wrapper.unwrap(row["wrapped"], row["key_id"])
             self._remember(subject, SubjectKey(row["key_id"], key), now)
@@ -396,7 +407,7 @@ class KeyStore:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
             await self.close()
-            raise as_store_error(error, "ask the database of keys") from None
+            raise _as_key_error(error) from None
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -417,6 +428,13 @@ class KeyStore:
         self._known.move_to_end(subject)
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
+
+
+def _as_key_error(error: Exception) -> StoreError:
+    """An error of the database of keys, in terms of its own remedy."""
+    if sqlstate(error) in _MISSING:
+        return StoreError(_NOT_SET_UP)
+    return as_store_error(error, "ask the database of keys")
 
 
 def _refuse_trail(*, is_trail: bool) -> None:

@@ -58,7 +58,7 @@ class PersonalFields:
         by_class = self.named.get(f"changes.{change.entity}", frozenset())
         by_table = self.named.get(f"changes.{change.table}", frozenset())
         by_noun = self.named.get(f"changes.{change.name}", frozenset())
-        return by_class | by_table | by_noun
+        return by_class | by_table | by_noun | frozenset(change.personal)
 
 
 def read_fields(names: Sequence[str], setting: str = "OTEL_AUDIT_PERSONAL") -> PersonalFields:

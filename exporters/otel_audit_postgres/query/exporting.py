@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -33,9 +34,12 @@ _TEXTS: Final = (
 )
 
 
-async def record_export(connection: Connection[Any], asked: Mapping[str, str], viewer: str) -> None:
-    """Record an export, before it begins."""
-    await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
+async def record_export(
+    connection: Connection[Any], asked: Mapping[str, str], viewer: str | None
+) -> uuid.UUID:
+    """Record an export, before it begins; the id of that record."""
+    found: uuid.UUID = await connection.fetchval(_RECORD, json.dumps(dict(asked)), viewer)
+    return found
 
 
 async def batches(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.archive.objects import open_archive
 from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.personal.key_store import SERVER
 from otel_audit_postgres.personal.protect import key_store_from
+from otel_audit_postgres.retention.metrics import retention_state
 from otel_audit_postgres.retention.plan import Plan, plan
 from otel_audit_postgres.retention.policy import read_policy_file
 
+VERIFIED_WITHIN: Final = timedelta(days=45)
+"""How old the last verification of archives may be: once a month, with some days to spare."""
 LATE: Final = timedelta(days=3)
 """Days that a month may be due before the health check reports it."""
+_LISTED: Final = 5
 _MEND: Final = "fix it, and check again"
 
 
@@ -29,9 +35,9 @@ async def inspect_retention(config: AuditConfig, dsn: str) -> list[Finding]:
     if config.retention_file is not None:
         found += await _policy(config, dsn)
     if config.archive is not None:
-        found.append(_archive(config.archive))
+        found += [_archive(config.archive), *await _verified(dsn)]
     if config.keys_dsn is not None:
-        found.append(await _keys(config))
+        found.append(await _keys(config, dsn))
     return found
 
 
@@ -46,13 +52,15 @@ async def _policy(config: AuditConfig, dsn: str) -> list[Finding]:
 
 def _covered(found: Plan) -> Finding:
     uncovered = sorted(
-        {one.says.name for month in found.months for one in month.classes if one.says.hot is None}
-    )
+        {event for month in found.months for one in month.classes if one.says.hot is None
+         for event in one.events}
+    )  # fmt: skip
     if not uncovered:
         return Finding("retention policy", ok=True, detail="says how long every record stays")
     return Finding(
         "retention policy", ok=None, remedy="add a rule, or [default] with hot",
-        detail=f"records of {', '.join(uncovered)} stay in the database for ever: no hot",
+        detail=f"records of {', '.join(uncovered[:_LISTED])} stay in the database for ever: no hot"
+        + (f", and of {len(uncovered) - _LISTED} more events" if len(uncovered) > _LISTED else ""),
     )  # fmt: skip
 
 
@@ -87,14 +95,47 @@ def _archive(url: str) -> Finding:
     return Finding("archive", ok=True, detail=f"{archive.name}: {objects} objects, under lock")
 
 
-async def _keys(config: AuditConfig) -> Finding:
+async def _verified(dsn: str) -> list[Finding]:
+    name, remedy = "archive verification", "run `otel-audit archive verify --deep`, monthly"
+    try:
+        state = await retention_state(dsn)
+    except OtelAuditError as error:
+        return [Finding(name, ok=None, detail=str(error))]
+    if not state.archived_rows:
+        return []
+    if state.last_verification is None:
+        return [Finding(name, ok=None, detail="archives were never verified", remedy=remedy)]
+    detail = f"{state.last_verification:%Y-%m-%d}: {state.problems} problems"
+    if state.problems:
+        return [
+            Finding(name, ok=False, detail=detail, remedy="run it again, and see what it names")
+        ]
+    is_old = datetime.now(UTC) - state.last_verification > VERIFIED_WITHIN
+    return [Finding(name, ok=None if is_old else True, detail=detail, remedy=remedy)]
+
+
+async def _keys(config: AuditConfig, dsn: str) -> Finding:
     try:
         keys = key_store_from(config)
         assert keys is not None  # noqa: S101 - asked before
         try:
             await keys.check()
+            is_beside = await keys.server() == await _server(dsn)
         finally:
             await keys.close()
     except OtelAuditError as error:
         return Finding("keys", ok=False, detail=str(error), remedy=_MEND)
+    if is_beside:
+        return Finding(
+            "keys", ok=None,
+            detail="the database of keys is on the same server as the trail: a copy of the server, "
+            "or its administrator, has both",
+            remedy="put it on another server; keep the key-encryption key elsewhere in any case",
+        )  # fmt: skip
     return Finding("keys", ok=True, detail="personal values are encrypted, keys are elsewhere")
+
+
+async def _server(dsn: str) -> str:
+    async with store.opened(dsn, "inspect the keys", asks=True) as connection:
+        found: str = await connection.fetchval(SERVER)
+    return found

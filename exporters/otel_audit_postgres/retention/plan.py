@@ -54,6 +54,7 @@ class PlannedClass:
 
     Attributes:
         says: What the policy says of it.
+        events: Of which events.
         rows: How many.
         size: Bytes of their payloads.
         leaves_on: From which day on it may leave the database; None: never.
@@ -61,6 +62,7 @@ class PlannedClass:
     """
 
     says: RetentionClass
+    events: frozenset[str]
     rows: int
     size: int
     leaves_on: date | None
@@ -234,19 +236,20 @@ async def _classes(
     connection: Connection[Any], policy: RetentionPolicy, month: date
 ) -> tuple[PlannedClass, ...]:
     level = _LEVEL if policy.reads_level else "NULL::text"
-    counted: dict[str, tuple[RetentionClass, int, int]] = {}
-    for *kind, rows, size in await connection.fetch(_KINDS.format(level=level), *_span(month)):
-        says = policy.explain(RecordKind(*kind))
-        _, known_rows, known_size = counted.get(says.name, (says, 0, 0))
-        counted[says.name] = (says, known_rows + rows, known_size + size)
+    counted: dict[str, tuple[RetentionClass, frozenset[str], int, int]] = {}
+    for *values, rows, size in await connection.fetch(_KINDS.format(level=level), *_span(month)):
+        kind = RecordKind(*values)
+        says = policy.explain(kind)
+        _, events, known_rows, known_size = counted.get(says.name, (says, frozenset(), 0, 0))
+        counted[says.name] = (says, events | {kind.event}, known_rows + rows, known_size + size)
     end = end_of(month)
     return tuple(
         PlannedClass(
-            says, rows, size,
+            says, events, rows, size,
             None if says.hot is None else end + timedelta(days=says.hot),
             None if says.expires_after is None else end + timedelta(days=says.expires_after),
         )
-        for _, (says, rows, size) in sorted(counted.items())
+        for _, (says, events, rows, size) in sorted(counted.items())
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
-from otel_audit_postgres.personal.reveal import revealed
+from otel_audit_postgres.personal.reveal import erased_paths, revealed
 
 _COUNT: Final = "SELECT rows, first, last FROM audit.subject_rows($1, $2::text[])"
 _HELD: Final = "SELECT audit.hold_on_subject($1, $2)"
@@ -152,7 +152,8 @@ async def export_subject(
         archive: Where archives are, for what left the database.
 
     Yields:
-        ``record``, decrypted as far as keys are there; ``place`` (``store``, or the object); and
+        ``record``, decrypted as far as keys are there; ``personal``: its personal values by their
+        places, each ``readable`` or ``erased``; ``place`` (``store``, or the object); and
         ``received_by``, the credential of who delivered it.
     """
     names = [subject.name]
@@ -185,8 +186,11 @@ async def _record_look(connection: Connection[Any], records: int) -> None:
 async def _told(
     payload: str, place: str, received_by: str | None, keys: KeyStore
 ) -> dict[str, Any]:
+    erased = await erased_paths(payload, keys)
     return {
-        "record": await revealed(payload, keys), "place": place, "received_by": received_by,
+        "record": await revealed(payload, keys),
+        "personal": {path: "erased" if gone else "readable" for path, gone in erased.items()},
+        "place": place, "received_by": received_by,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from opentelemetry.trace import Span, TraceFlags
+from opentelemetry.trace import Span, SpanContext, TraceFlags
 
 from otel_audit._util.ids import uuid7
 from otel_audit.action.parts import ACTOR_FAILED, Parts
@@ -23,6 +23,7 @@ from otel_audit.record import (
     Actor,
     AuditRecord,
     Change,
+    Decision,
     ErrorInfo,
     Outcome,
     Phase,
@@ -59,6 +60,7 @@ BEGUN_IN: Final = "audit.begun_in"
 
 _MOST_NAMED: Final = 100
 _ACTIONS: Final = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
+_REFUSED: Final = frozenset({401, 403})
 _OUTCOMES: Final[dict[TransactionOutcome, Outcome]] = {
     "committed": "success",
     "unknown": "unknown",
@@ -115,6 +117,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         event_name=event_name,
         action=action,
         outcome=outcome,
+        decision=_decision(response),
         occurred_at=scope.occurred_at,
         duration=time.perf_counter_ns() - scope.started,
         actor=actor,
@@ -131,6 +134,13 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         level=level,
         metadata=metadata,
     )
+
+
+def _decision(response: Response | None) -> Decision | None:
+    """What the answer says of being allowed: that it was refused, or nothing."""
+    if response is not None and response.status_code in _REFUSED:
+        return "denied"
+    return None
 
 
 def opened_record(
@@ -471,6 +481,36 @@ def as_received(
     return _replace(record, received=received, tenant=tenant, resource=resource)
 
 
+def chain_broken(record: AuditRecord, record_id: str) -> AuditRecord:
+    """Build the record that another one does not follow the one before it in its stream.
+
+    Args:
+        record: The one that does not.
+        record_id: The id of the new record.
+    """
+    found = process_record(
+        "audit.chain.broken",
+        actor=process_actor("otel-audit"),
+        action="VERIFY",
+        outcome="failure",
+        target=Target(type="producer", id=record.producer_id),
+        metadata={"record": record.record_id, "number": record.sequence_number},
+    )
+    return _replace(
+        found,
+        record_id=record_id,
+        action_id=record_id,
+        occurred_at=record.occurred_at,
+        duration=0,
+        tenant=record.tenant,
+        received=record.received and _without_signal(record.received),
+    )
+
+
+def _without_signal(received: Received) -> Received:
+    return Received(by=received.by)
+
+
 def without_receiver(record: AuditRecord) -> AuditRecord:
     """Leave out how a record came in."""
     return _replace(record, received=None)
@@ -556,8 +596,8 @@ def with_scope_facts(metadata: dict[str, Any], scope: AuditScope) -> dict[str, A
             RETRIED: scope.rolled_back_transactions,
             ROLLED_BACK: dict(scope.rolled_back),
         }
-    if scope.told:
-        metadata = {**metadata, CHANGE_RECORDS: scope.told[:_MOST_NAMED]}
+    if scope.change_records:
+        metadata = {**metadata, CHANGE_RECORDS: scope.change_records[:_MOST_NAMED]}
     cut = scope.budget.cut
     return {**metadata, TRUNCATED: cut} if cut else metadata
 
@@ -580,7 +620,16 @@ def _first_changes(
 
 
 def _span_facts(span: Span) -> tuple[str, str, bool]:
+    global _last_facts  # noqa: PLW0603 - replaced as a whole: any thread may
     context = span.get_span_context()
-    # as format_trace_id and format_span_id do
-    trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-    return trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)
+    last, facts = _last_facts
+    if last is not context:
+        # as format_trace_id and format_span_id do
+        trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        facts = trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)
+        _last_facts = context, facts
+    return facts
+
+
+_last_facts: tuple[SpanContext | None, tuple[str, str, bool]] = None, ("", "", False)
+"""Of the span that was asked for last: an action's records follow one another."""

@@ -12,6 +12,7 @@ from otel_audit._util.printable import log_to_stderr, visible
 from otel_audit._util.ratelimited_log import place_of
 from otel_audit.cli.archive import archive
 from otel_audit.cli.doctor import doctor
+from otel_audit.cli.export import export
 from otel_audit.cli.gaps import gaps
 from otel_audit.cli.history import history, show
 from otel_audit.cli.hold import hold
@@ -25,6 +26,7 @@ from otel_audit.cli.prove import prove
 from otel_audit.cli.quarantine import quarantine
 from otel_audit.cli.redact import redact
 from otel_audit.cli.relay import relay
+from otel_audit.cli.report import report
 from otel_audit.cli.retention import retention
 from otel_audit.cli.run import run
 from otel_audit.cli.seal import seal
@@ -43,7 +45,7 @@ _INTERRUPTED: Final = 130
 
 
 _SECTIONS: Final = (
-    ("Look", ("search", "history", "show", "stats", "map", "web", "export")),
+    ("Look", ("search", "history", "show", "stats", "map", "web", "export", "report")),
     ("Check", ("doctor", "verify", "gaps", "prove", "policy", "redact", "quarantine")),
     ("Run", ("dev", "run", "serve", "seal", "relay", "stream")),
     ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
@@ -117,6 +119,7 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
 cli.add_command(archive)
 cli.add_command(begin_anchor)
 cli.add_command(doctor)
+cli.add_command(export)
 cli.add_command(gaps)
 cli.add_command(history)
 cli.add_command(hold)
@@ -131,6 +134,7 @@ cli.add_command(prove)
 cli.add_command(quarantine)
 cli.add_command(redact)
 cli.add_command(relay)
+cli.add_command(report)
 cli.add_command(retention)
 cli.add_command(run)
 cli.add_command(seal)

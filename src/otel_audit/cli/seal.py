@@ -19,6 +19,7 @@ from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer import Sealer
+    from otel_audit_postgres.retention.metrics import RetentionWatch
 
 _UNSIGNED = (
     "UNSIGNED: no OTEL_AUDIT_SIGNING_KEY_FILE is set. Whoever owns the database can rewrite rows "
@@ -44,6 +45,8 @@ def seal(
     from otel_audit_postgres.ledger.metrics import publish
     from otel_audit_postgres.ledger.sealer import Sealer
     from otel_audit_postgres.ledger.settings import chosen_signer
+    from otel_audit_postgres.retention.metrics import RetentionWatch
+    from otel_audit_postgres.retention.metrics import publish as publish_retention
 
     log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     config = AuditConfig()
@@ -57,11 +60,17 @@ def seal(
         batch=config.seal_batch,
         connect_timeout=config.connect_timeout,
     )
-    publish(metrics.get_meter("otel_audit"), sealer)
+    meter = metrics.get_meter("otel_audit")
+    publish(meter, sealer)
+    watch = RetentionWatch(chosen_dsn(dsn))
+    if not once:
+        publish_retention(meter, watch)
     # its threads do not hold up the end where an anchor hangs
     with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         runner.run(
-            _once(sealer, as_json=as_json) if once else _for_ever(sealer, config.seal_interval)
+            _once(sealer, as_json=as_json)
+            if once
+            else _for_ever(sealer, config.seal_interval, watch)
         )
 
 
@@ -101,13 +110,16 @@ async def _once(sealer: Sealer, *, as_json: bool) -> None:
         raise click.ClickException("a checkpoint could not be published; see the log")
 
 
-async def _for_ever(sealer: Sealer, interval: float) -> None:
+async def _for_ever(sealer: Sealer, interval: float, watch: RetentionWatch) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    watching = asyncio.create_task(watch.run())
     try:
         await sealer.run(stop, interval)
         await sealer.settle()
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await sealer.close()

@@ -14,6 +14,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.orm.cascades import Cascades, noted
 from otel_audit.orm.key_spelling import Spelling, key_spelling
+from otel_audit.orm.personal_columns import PERSONAL, PersonalColumns
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import (
     StoredMembers,
@@ -149,6 +150,7 @@ class MapperInfoCache:
         )
         self._named: dict[str, list[Table]] = {}
         self.cascades = Cascades()
+        self.personal = PersonalColumns(_referred)
         self.version = 0
         """Counts what was forgotten: what follows from the plans of tables holds as long."""
 
@@ -162,6 +164,7 @@ class MapperInfoCache:
             plan = self._mappers[mapper] = _plan_mapper(
                 mapper, self._selection, self._is_not_sensitive, self._nouns, self.cascades
             )
+            self.personal.meet_mapper(mapper)
         return plan
 
     def of_table(self, table: Table) -> MapperInfo | None:
@@ -187,6 +190,7 @@ class MapperInfoCache:
             self._named = {}
             self.version += 1
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
+        self.personal.meet_table(table)
         return mapper
 
     def of_column(self, column: Column[Any]) -> ColumnInfo:
@@ -253,7 +257,7 @@ def mark_of(column: Column[Any]) -> str | None:
     key holds the very values of the column it refers to, and is hidden as that one is.
     """
     mark = _own_mark(column)
-    if mark is not None or column.info.get("audit") is not None:
+    if mark is not None or column.info.get("audit") not in (None, PERSONAL):
         return mark
     for one in _referred(column):
         if isinstance(one, Column):
@@ -286,7 +290,7 @@ def _own_mark(column: Column[Any]) -> str | None:
     mark = column.info.get("audit")
     if mark in ("redact", "hash"):
         return str(mark)
-    if mark is not None and mark not in ("omit", True, False):
+    if mark is not None and mark not in ("omit", PERSONAL, True, False):
         return "redact"
     return "redact" if _is_secret(column.type) else None
 

@@ -331,6 +331,7 @@ def _change(redactor: Redactor, change: Change, work: WorkBudget) -> Change:
         related=tuple(redactor.text(reference, work) for reference in change.related),
         statement=None if change.statement is None else redactor.text(change.statement, work),
         parameters=redactor.document(change.parameters, work),
+        personal=tuple(redactor.text(column, work) for column in change.personal),
         note=None if change.note is None else redactor.text(change.note, work),
     )
 

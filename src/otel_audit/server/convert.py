@@ -35,7 +35,9 @@ from otel_audit.redaction.budget import SpanBudget
 from otel_audit.redaction.spans import Redacting
 from otel_audit.server.credentials import Sender
 from otel_audit.server.items import TOO_LARGE, ReceivedItem, Resource
+from otel_audit.server.received_signal import Chains, kept_exactly, with_stream_id
 from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.signatures import Checked, TrustedSigners
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ class NotConvertible(Refused):
     """An item that cannot be converted, with one word for the counter.
 
     Attributes:
-        kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``.
+        kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``,
+            ``unverified``.
         place: Where it was in its request.
     """
 
@@ -84,18 +87,31 @@ class _Resource:
 class Converter:
     """Makes records; what cannot become one is for the quarantine, with the reason."""
 
-    def __init__(self, redactor: Redactor, key: bytes, largest: int) -> None:
+    def __init__(
+        self,
+        redactor: Redactor,
+        key: bytes,
+        largest: int,
+        signers: TrustedSigners | None = None,
+        *,
+        requires_signature: bool = False,
+    ) -> None:
         """Say by which rules.
 
         Args:
             redactor: Takes secrets out.
             key: Under which records are hashed as they came.
             largest: Bytes of a record's text, at most.
+            signers: Trusted signers; None: signatures are not verified.
+            requires_signature: Whether log records without a valid signature are refused.
         """
         self._redactor = redactor
         self._redacting = Redacting(redactor)
         self._key = key
         self._largest = largest
+        self._signers = signers
+        self._requires_signature = requires_signature
+        self.chains = Chains()
         self._resources: weakref.WeakKeyDictionary[Resource, _Resource] = (
             weakref.WeakKeyDictionary()
         )
@@ -112,7 +128,11 @@ class Converter:
         """
         allowance = _ample() if allowance is None else allowance
         try:
-            return self._read(item, sender, allowance)
+            checked = self._checked(item)
+            if self._requires_signature and checked is not None and checked.verdict != "valid":
+                reason = f"a valid signature is required, and it is not: {checked.verdict}"
+                return self._unfit(item, sender, "unverified", reason, allowance)
+            return self._read(item, sender, allowance, checked)
         except InvalidAuditSpanError:
             what = "audit log record" if item.is_log else "audit span"
             reason = names.what_is_wrong(item.attributes, what)
@@ -131,7 +151,11 @@ class Converter:
         return self._unfit(item, sender, kind, why, allowance)
 
     def _read(
-        self, item: ReceivedItem, sender: Sender, allowance: RequestBudget
+        self,
+        item: ReceivedItem,
+        sender: Sender,
+        allowance: RequestBudget,
+        checked: Checked | None,
     ) -> AuditRecord | NotConvertible:
         if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
             reason = "its time is missing, or beyond the year 2262"
@@ -166,9 +190,31 @@ class Converter:
         digest = hmac.digest(self._key, text, "sha256").hex()
         return as_received(
             told,
-            Received(by=sender.identity, hash=digest),
+            self._received(item, sender, came.record_id, digest, checked),
             tenant,
             self._resource(item.origin, allowance),
+        )
+
+    def _checked(self, item: ReceivedItem) -> Checked | None:
+        if self._signers is None or not item.is_log:
+            return None
+        return self._signers.check(item.raw, item.attributes, item.origin.attributes)
+
+    def _received(
+        self,
+        item: ReceivedItem,
+        sender: Sender,
+        record_id: str,
+        digest: str,
+        checked: Checked | None,
+    ) -> Received:
+        return Received(
+            by=sender.identity,
+            hash=digest,
+            signal=dict(item.signal),
+            signature=None if checked is None else checked.verdict,
+            signed_by=None if checked is None else checked.signer,
+            link=self.chains.follow(item, sender.identity, record_id),
         )
 
     def _as_it_came(self, item: ReceivedItem) -> AuditRecord:
@@ -260,7 +306,9 @@ class Converter:
 
 
 def with_own_place(item: ReceivedItem) -> ReceivedItem:
-    """Leave out a place in a stream that no stream can have; the record is true without it.
+    """Read what an item says of its stream, and keep it exactly.
+
+    A place in a stream that no stream can have is left out; the record is true without it.
 
     Args:
         item: What came.
@@ -268,6 +316,10 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
     Returns:
         The same item, or one whose `mended` lists what was left out.
     """
+    signal = kept_exactly(item.attributes, item.origin.attributes)
+    anew = with_stream_id(item.attributes, names.PRODUCER_ID)
+    if signal or anew is not None:
+        item = replace(item, signal=signal, attributes=anew or item.attributes)
     told, notes = item.attributes, []
     number, producer = told.get(names.SEQUENCE_NUMBER), told.get(names.PRODUCER_ID)
     if type(number) is int and not 1 <= number <= _LARGEST_NUMBER:

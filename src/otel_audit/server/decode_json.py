@@ -347,6 +347,7 @@ def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
         is_log=True,
         body=_value(record.body, 0),
         place=place,
+        raw=raw,
     )
 
 

@@ -122,7 +122,7 @@ def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterat
 def _decode(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
     try:
         if scope.is_log:
-            batch.items.append(_log(decode_protobuf_lazily.Log.FromString(raw), place, scope))
+            batch.items.append(_log(decode_protobuf_lazily.Log.FromString(raw), raw, place, scope))
             return
         span = decode_protobuf_lazily.Span.FromString(raw)
         pairs = span.attributes[:]
@@ -154,7 +154,7 @@ def _span(span: Any, pairs: list[bytes], place: Place, scope: _Scope) -> Receive
     )
 
 
-def _log(record: Any, place: Place, scope: _Scope) -> ReceivedItem:
+def _log(record: Any, raw: bytes, place: Place, scope: _Scope) -> ReceivedItem:
     time = record.time_unix_nano or record.observed_time_unix_nano
     return ReceivedItem(
         record.event_name,
@@ -169,6 +169,7 @@ def _log(record: Any, place: Place, scope: _Scope) -> ReceivedItem:
         is_log=True,
         body=body_of(record.body, scope.nodes),
         place=place,
+        raw=raw,
     )
 
 

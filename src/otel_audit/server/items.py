@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -60,6 +60,8 @@ class ReceivedItem:
         body: A log record's body.
         place: Where it is in its request.
         mended: The parts that could not be read: place in the item, and why.
+        raw: A log record's original bytes, for its signature.
+        signal: Its attributes of the draft audit signal, as they are stored.
     """
 
     name: str
@@ -75,6 +77,8 @@ class ReceivedItem:
     body: Any = None
     place: Place | None = None
     mended: tuple[str, ...] = ()
+    raw: bytes = b""
+    signal: Mapping[str, Any] = field(default_factory=dict)
 
     def spelled_place(self) -> str:
         """Spell where it is, as a path into the request's JSON."""

@@ -39,7 +39,7 @@ class ServerMetrics:
             in_flight: Bytes of requests under way.
             waiting: Records that wait for a writer.
         """
-        for name in ("stored", "ignored", "conflicts"):
+        for name in ("stored", "ignored", "conflicts", "chains.broken"):
             meter.create_observable_counter(
                 f"audit.sink.records.{name}",
                 callbacks=[_one(lambda name=name: self.counts[name])],  # type: ignore[misc]

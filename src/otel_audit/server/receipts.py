@@ -5,7 +5,8 @@ The draft is no standard and names no shape, so this one is ours. In JSON:
 
 .. code-block:: json
 
-    {"auditReceipts": [{"recordId": "…", "contentHash": "…", "sinkTimeUnixNano": "…"}],
+    {"auditReceipts": [{"recordId": "…", "contentHash": "…", "integrityHash": "…",
+                        "sinkTimeUnixNano": "…"}],
      "auditQuarantined": [{"recordId": "…", "reason": "…"}]}
 
 If another record has the record's id, the receipt has the id under which it is stored, and as
@@ -20,6 +21,7 @@ In protobuf, fields of ``ExportLogsServiceResponse`` that others skip as unknown
       string content_hash = 2;
       fixed64 sink_time_unix_nano = 3;
       string conflict_of = 4;
+      string integrity_hash = 5;
     }
     message AuditQuarantined {
       string record_id = 1;
@@ -88,6 +90,7 @@ def _json(
                 "contentHash": one.content_hash,
                 "sinkTimeUnixNano": str(_nanoseconds(one.recorded_at)),
                 **({} if one.conflict_of is None else {"conflictOf": one.conflict_of}),
+                **({} if one.integrity_hash is None else {"integrityHash": one.integrity_hash}),
             }
             for one in receipts
         ]
@@ -101,7 +104,9 @@ def _json(
 def _receipt(one: Receipt) -> bytes:
     time = struct.pack("<Q", _nanoseconds(one.recorded_at))
     told = _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
-    return told if one.conflict_of is None else told + _text(4, one.conflict_of)
+    if one.conflict_of is not None:
+        told += _text(4, one.conflict_of)
+    return told if one.integrity_hash is None else told + _text(5, one.integrity_hash)
 
 
 def _text(number: int, text: str) -> bytes:

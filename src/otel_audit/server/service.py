@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import AuditConfig
+from otel_audit.action.compose import chain_broken
+from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.sink import Conflict, Receipt, Refused, Store
+from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
 from otel_audit.server.authentication import Authentication
@@ -21,7 +23,9 @@ from otel_audit.server.fair_turns import FairTurns, Turn
 from otel_audit.server.intake import Intake, Stored
 from otel_audit.server.items import Batch, ReceivedItem
 from otel_audit.server.metrics import ServerMetrics
+from otel_audit.server.received_signal import Chains, break_id, stored_hash
 from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.signatures import TrustedSigners, read_trust_file
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Service:
             observe=self.meters.observe_write,
         )
         self._redactor = Redactor.from_config(config)
+        self._signers = _signers(config)
         self._reader: Converter | None = None
 
     async def take(
@@ -108,6 +113,7 @@ class Service:
                 is_left = await taking.read(batches, turn)
             await self._store(taking, outcome, receipts=receipts)
         self.meters.counts["ignored"] += outcome.ignored
+        self.meters.counts["chains.broken"] += taking.broken
         return outcome
 
     async def _store(self, taking: _Taking, outcome: Outcome, *, receipts: bool) -> None:
@@ -121,14 +127,21 @@ class Service:
         outcome.ignored = taking.ignored
         outcome.quarantined += [*refused, *stored.quarantined]
         outcome.conflicts += stored.conflicts
-        outcome.receipts.update(stored.receipts)
+        if receipts:
+            outcome.receipts.update(_with_integrity(records, stored.receipts, taking.reader.chains))
         outcome.mended = taking.mended
 
     async def _ready(self) -> Converter:
         self.intake.refuse_if_away()
         if self._reader is None:
             key = await self.intake.receiving_key()
-            self._reader = Converter(self._redactor, key, self.config.serve_max_record_bytes)
+            self._reader = Converter(
+                self._redactor,
+                key,
+                self.config.serve_max_record_bytes,
+                self._signers,
+                requires_signature=self.config.serve_verify == "require",
+            )
         return self._reader
 
     def _count(
@@ -158,7 +171,8 @@ class _Taking:
         self.sender = sender
         self.ignored = 0
         self.mended: list[str] = []
-        self._reader = reader
+        self.broken = 0
+        self.reader = reader
         self._allowance = allowance
         self._records: list[AuditRecord] = []
         self._refused: list[NotConvertible] = []
@@ -202,21 +216,59 @@ class _Taking:
             self._take(item)
 
     def _put_aside(self, item: ReceivedItem, why: str) -> None:
-        unfit = self._reader.put_aside(item, why, self.sender, self._allowance)
+        unfit = self.reader.put_aside(item, why, self.sender, self._allowance)
         self._refused.append(unfit)
         self._size += len(unfit.received)
 
     def _take(self, item: ReceivedItem) -> None:
         item = with_own_place(item)
         before = self._allowance.came
-        found = self._reader.read(item, self.sender, self._allowance)
+        found = self.reader.read(item, self.sender, self._allowance)
         self._size += self._allowance.came - before
         if isinstance(found, NotConvertible):
             self._refused.append(found)
             self._size += len(found.received)
             return
         self._records.append(found)
+        if found.received is not None and found.received.link == "broken":
+            self.broken += 1
+            self._records.append(chain_broken(found, break_id(found.occurred_at, found.record_id)))
         self.mended += [f"{item.spelled_place()}: {note}" for note in item.mended]
+
+
+def _signers(config: AuditConfig) -> TrustedSigners | None:
+    if config.serve_verify == "off":
+        return None
+    if config.serve_trust_file is None:
+        raise ConfigurationError(
+            f"{PREFIX}SERVE_TRUST_FILE: missing, and {PREFIX}SERVE_VERIFY is "
+            f"{config.serve_verify}; name the file that says whose signatures are believed"
+        )
+    return read_trust_file(config.serve_trust_file)
+
+
+def _with_integrity(
+    records: Sequence[AuditRecord], receipts: Mapping[str, Receipt], chains: Chains
+) -> dict[str, Receipt]:
+    """Give receipts the draft's hash, where the text that is stored is the one made here."""
+    from otel_audit_postgres.rows import UnstorableRecordError, to_row
+
+    found = dict(receipts)
+    for record in records:
+        receipt = found.get(record.record_id)
+        if receipt is None:
+            continue
+        try:
+            row = to_row(record)
+        except UnstorableRecordError:
+            continue  # it is in quarantine, and has no receipt of its own
+        if row.content_hash.hex() != receipt.content_hash:
+            continue  # it was there before, from another delivery
+        hashed = stored_hash(row.payload)
+        if hashed is not None:
+            found[record.record_id] = replace(receipt, integrity_hash=hashed)
+            chains.note_stored(record.record_id, hashed)
+    return found
 
 
 def kind_of(item: Refused) -> str:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from otel_audit.viewer import evidence, exports, pages, tail
+from otel_audit.viewer import evidence, exports, pages, reports, tail
 from otel_audit.viewer.authentication import OneTimeLink
 from otel_audit.viewer.embedding import EMBED_PATH, frame
 from otel_audit.viewer.rendering import render
@@ -31,6 +31,8 @@ _PAGES: Sequence[tuple[str, str, Handler]] = (
     ("/entity", "entity", pages.entity),
     ("/actor", "actor", pages.actor),
     ("/export", "export", exports.export),
+    ("/reports", "reports", reports.index),
+    ("/reports/{name}", "report", reports.show),
     ("/tail", "tail", tail.page),
     ("/tail/events", "tail_events", tail.events),
     ("/help", "help", pages.help_page),

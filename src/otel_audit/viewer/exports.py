@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import hashlib
 import io
 import json
 import logging
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+<<<<<<< HEAD
 from otel_audit_postgres.connection import Connection, PostgresError
+=======
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
+>>>>>>> main
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.exporting import CSV_COLUMNS
@@ -35,9 +39,6 @@ _TYPES: Final = {
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
-_FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
-
 
 _Rows = Sequence[Mapping[str, Any]]
 
@@ -104,13 +105,22 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
             await look_as(connection, viewer.scope)
             under_way.checkpoint = await store.last_note(connection)
             yield write.begin
-            read = exporting.batches(connection, narrowed, texts=under_way.form != "csv")
+            read = exporting.batches(connection, narrowed, texts=write.has_payloads)
             async with aclosing(_ahead(read)) as batches:
                 async for rows in batches:
                     # beside the event loop, which has other pages to serve
-                    yield await asyncio.to_thread(write.rows, rows, under_way.rows == 0)
+                    yield await asyncio.to_thread(_written, write, rows, under_way.rows == 0)
                     under_way.rows += len(rows)
         yield write.end
+
+
+def _written(write: TextFormat, rows: _Rows, first: bool) -> bytes:  # noqa: FBT001 - as `write`
+    values = (
+        [row["payload"] for row in rows]
+        if write.has_payloads
+        else [[*row.values()] for row in rows]
+    )
+    return write.rows(values, first)
 
 
 async def _ahead(batches: AsyncIterator[_Rows]) -> AsyncGenerator[_Rows]:
@@ -181,46 +191,4 @@ class _Written(io.RawIOBase):
         return found
 
 
-@dataclass(frozen=True)
-class _Writer:
-    begin: bytes
-    rows: Callable[[Sequence[Mapping[str, Any]], bool], bytes]
-    end: bytes = b""
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - of one kind
-    target = io.StringIO()
-    writer = csv.writer(target)
-    writer.writerows([[*map(_harmless, row.values())] for row in rows])
-    return target.getvalue().encode()
-
-
-def _harmless(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    if isinstance(value, str):
-        return f"'{value}" if value[:1] in _FORMULA else value
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def _ndjson(rows: Sequence[Mapping[str, Any]], _first: bool) -> bytes:  # noqa: FBT001 - as above
-    return b"".join(f"{_one_line(row['payload'])}\n".encode() for row in rows)
-
-
-def _json(rows: Sequence[Mapping[str, Any]], first: bool) -> bytes:  # noqa: FBT001 - as above
-    text = ",\n".join(_one_line(row["payload"]) for row in rows)
-    return f"{'' if first else ','}\n{text}".encode()
-
-
-def _one_line(payload: str) -> str:
-    """A stored text; line ends between its parts, which no text of ours has, become spaces."""
-    return payload.replace("\n", " ").replace("\r", " ")
-
-
-_HEADER: Final = (",".join(CSV_COLUMNS) + "\r\n").encode()
-_WRITERS: Final = {
-    "csv": _Writer(_HEADER, _csv),
-    "ndjson": _Writer(b"", _ndjson),
-    "json": _Writer(b"[", _json, b"\n]\n"),
-}
+_WRITERS: Final = {"csv": csv_format(CSV_COLUMNS), "ndjson": NDJSON, "json": JSON}

@@ -8,8 +8,15 @@ from datetime import date
 
 import pytest
 from ledger_store import Log
-from otel_audit_postgres.archive.manifest import manifest_key, read_manifest
-from otel_audit_postgres.archive.row_files import NAMES, RowFile, read_rows, row_schema
+from otel_audit_postgres.archive.manifest import leaves_key, manifest_key, read_manifest
+from otel_audit_postgres.archive.row_files import (
+    NAMES,
+    RowFile,
+    read_leaves,
+    read_rows,
+    row_schema,
+)
+from otel_audit_postgres.archive.sparse_tree import SparseTree
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from retention_trail import MARCH, Trail
@@ -246,3 +253,42 @@ async def test_a_verdict_is_told_as_json(retained, archived):
     told = json.loads(json.dumps((await retained.check()).as_json()))
     assert (told["ok"], told["problems"][0]["kind"]) == (False, "deleted")
     assert date.fromisoformat("2025-03-01") == MARCH
+
+
+async def test_an_object_that_is_said_to_have_been_due(retained, connection, archived):
+    """Who owns the database writes down a removal, deletes the file, and keeps its leaf hashes."""
+    entry = archived[1].objects[0]
+    leaves = tuple(
+        (leaf, 1, digest)
+        for leaf, digest in read_leaves(path_of(retained, entry.key)).items()
+    )  # fmt: skip
+    (retained.archive._folder / leaves_key(entry.key)).write_text(SparseTree("", leaves).text())
+    path_of(retained, entry.key).unlink()
+    await does(
+        connection,
+        "INSERT INTO audit.archive_removals (key, step, record_id) "
+        "SELECT $1, step, record_id FROM audit.archives WHERE month = '2025-03-01'", entry.key,
+    )  # fmt: skip
+    found = await kinds(retained)
+    assert found.count(ProblemKind.DELETED) == 2
+
+
+async def test_a_removal_without_its_record(retained, connection):
+    """What was due and went is told by a record of its own, and by no other."""
+    await does(
+        connection,
+        "UPDATE audit.archive_removals SET record_id = "
+        "(SELECT max(record_id::text)::uuid FROM audit.archives)",
+    )
+    assert await kinds(retained) == [ProblemKind.DELETED]
+
+
+async def test_two_months_that_change_places(retained, connection):
+    """Each manifest is whole and signed, and names another one before it."""
+    await does(
+        connection,
+        "UPDATE audit.archives a SET manifest = b.manifest, digest = b.digest, month = b.month, "
+        "rows = b.rows, record_id = b.record_id FROM audit.archives b "
+        "WHERE a.step + b.step = 5 AND a.step IN (2, 3)",
+    )
+    assert ProblemKind.DELETED in await kinds(retained)

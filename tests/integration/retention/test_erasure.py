@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import subprocess
 import time
 import uuid
+from pathlib import Path
 
 import asyncpg
 import msgspec
@@ -14,8 +16,9 @@ import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import maintain
 from otel_audit_postgres.archive.objects import digest_of
+from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject, read_wrapper
-from otel_audit_postgres.personal.protect import Protector, read_fields
+from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.personal.reveal import ERASED, revealed
 from otel_audit_postgres.retention.holds import Conditions, override_hold, place_hold, release_hold
 from otel_audit_postgres.retention.subject import (
@@ -25,12 +28,19 @@ from otel_audit_postgres.retention.subject import (
     replay_erasures,
 )
 from otel_audit_postgres.sink import PostgresSink
+from postgres_servers import BIN
 from retention_trail import JANUARY, ids_of
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
-from otel_audit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from otel_audit.config import AuditConfig
+from otel_audit.errors import (
+    ConfigurationError,
+    OtelAuditError,
+    StoreError,
+    StoreUnavailableError,
+)
 from otel_audit.record import Actor, Change, Request, Source, Tenant
 
 CANARY = "canary-5f1e9b"
@@ -273,6 +283,28 @@ class TestErasing:
         assert time.perf_counter() - begun < max(few * 10, 5)
 
 
+class TestMarks:
+    async def test_of_a_model_are_encrypted_as_those_of_the_settings(self, trail, keys):
+        """Which columns they are comes with the change, whatever this process knows of models."""
+        changes = (
+            Change(operation="update", entity="Guest", table="guests", key={"id": 4},
+                   values={"phone": ["1", CANARY], "city": ["a", "b"]}, personal=("phone",)),
+            Change(operation="update", kind="bulk", entity="Guest", table="guests",
+                   statement="UPDATE guests SET phone = ?", parameters={"phone": CANARY, "n": 7},
+                   personal=("phone",)),
+        )  # fmt: skip
+        record = msgspec.structs.replace(personal(uuid7()), changes=changes)
+        await stored(trail.dsn, keys, [record])
+        told = await export(trail, keys, Subject("acme", "guest:4"))
+        values = told[0]["record"]["changes"][0]["values"]
+        assert values == {"phone": ["1", CANARY], "city": ["a", "b"]}
+        assert told[0]["personal"]["changes.0.phone.1"] == "readable"
+        await erase(trail.dsn, keys, Subject("acme", "guest:4"), "law", "demand")
+        told = await export(trail, keys, Subject("acme", "guest:4"))
+        assert told[0]["record"]["changes"][0]["values"]["phone"] == [ERASED, ERASED]
+        assert told[0]["personal"]["changes.0.phone.1"] == "erased"
+
+
 class TestBackups:
     async def test_of_the_audit_database_bring_nobody_back(self, written, keys, connection):
         """All that it holds, as text, has neither the values nor a key."""
@@ -287,6 +319,59 @@ class TestBackups:
             for row in await connection.fetch(f"SELECT t::text FROM audit.{table[0]} t"):
                 assert CANARY not in row[0]
                 assert ADDRESS not in row[0]
+
+    async def test_that_pg_restore_puts_back_bring_nobody_back(
+        self, written, keys, postgres, tmp_path
+    ):
+        """The dump holds neither values nor keys, as its bytes, and as another database."""
+        dump = tmp_path / "audit.dump"
+        run = [str(BIN / "pg_dump"), "--format=custom", "--compress=0"]
+        subprocess.run([*run, f"--file={dump}", written.dsn], check=True, capture_output=True)
+        assert CANARY.encode() not in dump.read_bytes()
+        assert ADDRESS.encode() not in dump.read_bytes()
+        for name in ("ann", "ben", "customer:17"):
+            await erase(written.dsn, keys, Subject("acme", name), "law", "demand")
+        name = f"restored_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE DATABASE {name}")
+        # whatever the event trigger or a missing role makes of it, the rows are what counts
+        subprocess.run(
+            [str(BIN / "pg_restore"), f"--dbname={postgres.dsn(name)}", str(dump)],
+            check=False, capture_output=True,
+        )  # fmt: skip
+        restored = await asyncpg.connect(postgres.dsn(name))
+        rows = await restored.fetch("SELECT payload::text AS payload FROM audit.audit_logs")
+        await restored.close()
+        assert len(rows) == 13
+        for row in rows:
+            told = await revealed(row["payload"], keys)
+            assert CANARY not in json.dumps(told)
+            assert ADDRESS not in json.dumps(told)
+            assert told["source"]["address"] == ERASED
+
+    async def test_and_everything_else_that_is_kept_hold_no_canary(
+        self, written, keys, connection, tmp_path, caplog
+    ):
+        """Spool, pending keys, archive, roll-up, quarantine, log, and the server's own files."""
+        caplog.set_level("DEBUG")
+        await written.retain()
+        await erase(written.dsn, keys, ANN, "law", "demand")
+        await erase(written.dsn, keys, Subject("acme", "ben"), "law", "demand")
+        await erase(written.dsn, keys, Subject("acme", "customer:17"), "law", "demand")
+        assert CANARY not in caplog.text
+        assert ADDRESS not in caplog.text
+        files = [one for one in tmp_path.rglob("*") if one.is_file()]
+        assert any(one.suffix == ".parquet" for one in files)
+        for file in files:
+            raw = file.read_bytes()
+            assert CANARY.encode() not in raw, file
+            if file.suffix == ".parquet":
+                text = " ".join(str(dict(row)) for row in read_rows(file))
+                assert CANARY not in text
+                assert ADDRESS not in text
+                assert "~p1." in text
+        exported = [*await export(written, keys, ANN, written.archive)]
+        assert len(exported) == 10
+        assert CANARY not in json.dumps(exported)
 
     async def test_of_the_keys_are_made_harmless(self, written, keys, keys_dsn):
         """A backup of the keys' database is restored: what the trail tells of is destroyed again."""
@@ -358,6 +443,40 @@ class TestKeyStore:
             path.write_text(text)
             with pytest.raises(ConfigurationError, match="KEK_FILE"):
                 read_wrapper(path)
+
+
+class TestWrapper:
+    async def test_may_be_a_callable_for_a_key_management_service(
+        self, keys_dsn, tmp_path, monkeypatch
+    ):
+        """OTEL_AUDIT_KEYS_KEK names it; what it wraps it alone opens, and a wrong one is refused."""
+        monkeypatch.setenv("OTEL_AUDIT_KEYS_DSN", keys_dsn)
+        monkeypatch.setenv("OTEL_AUDIT_KEYS_KEK", "retention_wrappers:first")
+        monkeypatch.setenv("OTEL_AUDIT_SPOOL_DIR", str(tmp_path / "spool"))
+        monkeypatch.syspath_prepend(str(Path(__file__).parent))
+        assert await asyncio.to_thread(_invoked, ["subject", "init"]) == (0, "is ready")
+        keys = key_store_from(AuditConfig())
+        made = (await keys.keys_for([ANN]))[ANN]
+        box = made.encrypt("x", "r", "p")
+        await keys.close()
+        again = key_store_from(AuditConfig())
+        (known,) = await again.known(ANN)
+        assert known.encrypt("x", "r", "p") == box
+        await again.close()
+        monkeypatch.setenv("OTEL_AUDIT_KEYS_KEK", "retention_wrappers:second")
+        other = key_store_from(AuditConfig())
+        with pytest.raises(OtelAuditError, match="another key"):
+            await other.check()
+        await other.close()
+        for named, problem in (("retention_wrappers:none", "KEYS_KEK"), ("nowhere:x", "KEYS_KEK")):
+            monkeypatch.setenv("OTEL_AUDIT_KEYS_KEK", named)
+            with pytest.raises(ConfigurationError, match=problem):
+                key_store_from(AuditConfig())
+
+
+def _invoked(arguments):
+    done = CliRunner().invoke(cli, arguments)
+    return done.exit_code, done.output.strip().removeprefix("the database of keys ")
 
 
 class TestFields:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 
 import pytest
+import rfc8785
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceRequest,
     ExportLogsServiceResponse,
@@ -155,6 +157,40 @@ class TestAlone:
         assert told["audit.record.id"] not in {one["recordId"] for one in receipts}
         assert "auditQuarantined" not in answer.json()
 
+    async def test_the_hash_that_the_draft_asks_for_is_over_what_is_stored(
+        self, shared, shared_store, actor
+    ):
+        """Anybody can make it again from the stored text, by RFC 8785."""
+        answer = shared.json("/v1/audit", json_log(actor))
+        (receipt,) = answer.json()["auditReceipts"]
+        (row,) = await shared_store.rows(actor)
+
+        def exact(value):
+            if isinstance(value, dict):
+                return {name: exact(one) for name, one in value.items()}
+            return str(value) if type(value) is int and value > 1 << 53 else value
+
+        text = rfc8785.dumps(exact(json.loads(row["payload"])))
+        assert receipt["integrityHash"] == hashlib.sha256(text).hexdigest()
+
+    async def test_a_broken_chain_refuses_nothing_and_is_a_record(
+        self, shared, shared_store, actor
+    ):
+        """The record that does not follow is stored, and so is that it does not."""
+        stream = f"stream-{actor}"
+        for number, more in ((1, {}), (2, {"audit__sequence__previous_hash": "0" * 64})):
+            record = log(actor, number, audit__sequence__stream_id=stream, **more)
+            record.attributes.extend(pairs({"audit.sequence.number": number}))
+            assert send(shared, record).status_code == 200
+
+        _, second = await shared_store.rows(actor)
+        assert json.loads(second["payload"])["received"]["link"] == "broken"
+        (found,) = await shared_store.fetch(
+            "SELECT * FROM audit.audit_logs WHERE event_name = 'audit.chain.broken' "
+            "AND target_id = $1", stream,
+        )  # fmt: skip
+        assert json.loads(found["payload"])["metadata"]["record"] == str(second["id"])
+
     @pytest.mark.parametrize("lacking", ["audit__action", "audit__actor__type"])
     async def test_one_that_lacks_something_is_kept_and_named(
         self, shared, shared_store, actor, lacking
@@ -183,7 +219,8 @@ def _receipts(content: bytes) -> list[tuple[str, str, int]]:
         piece, at = content[at : at + length], at + length
         if tag >> 3 == 1000:
             assert (piece[0], piece[1], piece[38], piece[39], piece[104]) == (10, 36, 18, 64, 25)
-            time = struct.unpack("<Q", piece[105:])[0]
+            time = struct.unpack("<Q", piece[105:113])[0]
+            assert (piece[113], piece[114], len(piece)) == (42, 64, 179)
             found.append((piece[2:38].decode(), piece[40:104].decode(), time))
     return found
 

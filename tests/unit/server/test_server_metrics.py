@@ -38,6 +38,7 @@ def test_every_count_is_a_metric():
         "audit.sink.records.stored": [({}, 5)],
         "audit.sink.records.ignored": [({}, 2)],
         "audit.sink.records.conflicts": [({}, 0)],
+        "audit.sink.records.chains.broken": [({}, 0)],
         "audit.sink.records.quarantined": [({"reason": "conflict"}, 3)],
         "audit.sink.requests.refused": [({"reason": "undecodable"}, 1)],
         "audit.sink.requests": [

@@ -1,0 +1,133 @@
+"""Checks an export without the store: the file, each row, and the way to the signed checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from otel_audit_postgres.archive.objects import ArchiveError
+from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.exports.proof import ExportError, Manifest, read_manifest, read_proof
+from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import Leaf
+
+
+@dataclass(slots=True)
+class ExportCheck:
+    """What was found of an export.
+
+    Attributes:
+        manifest: What it should be.
+        rows: Rows that were hashed again.
+        problems: What does not hold, in words; none: it is what was exported, and was sealed so.
+        signed_by: Names of the given keys that signed the checkpoint.
+    """
+
+    manifest: Manifest
+    rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    signed_by: tuple[str, ...] = ()
+
+
+def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
+    """Check a file against its manifest and its proof.
+
+    Args:
+        path: The file.
+        keys: Public keys of the ledger; without any, the signature is not checked.
+
+    Raises:
+        ExportError: There is nothing to check it by.
+    """
+    manifest = read_manifest(path)
+    found = ExportCheck(manifest)
+    proof = path.with_name(f"{path.name}.proof.gz")
+    for file, digest in ((path, manifest.sha256), (proof, manifest.proof_sha256)):
+        if _digest(file) != digest:
+            found.problems.append(f"{file.name} is not the file that the manifest tells of")
+    rows, tree = read_proof(proof)
+    if tree.note != manifest.checkpoint:
+        found.problems.append("the proof is under another checkpoint than the manifest's")
+    found.signed_by = _signers(manifest, keys, found.problems)
+    leaves: list[tuple[int, bytes]] = []
+    pairs = zip_longest(rows, _hashes(path, manifest.data_format))
+    for row, hashed in pairs:
+        if row is None or hashed is None:
+            found.problems.append("the file and its proof have different numbers of rows")
+            break
+        content = hashed if row.content_hash is None else bytes.fromhex(row.content_hash)
+        if manifest.data_format == "csv" and content != hashed:
+            found.problems.append(f"row {found.rows + 1} is not the one that the proof tells of")
+            break
+        leaves.append((row.leaf, Leaf(row.recorded_at, bytes.fromhex(row.id), content).hash()))
+        found.rows += 1
+    if found.rows != manifest.rows:
+        found.problems.append(f"the manifest tells of {manifest.rows} rows, not {found.rows}")
+    try:
+        if not tree.is_rooted(leaves):
+            found.problems.append(
+                "the rows do not lead to the checkpoint: one of them is not as it was sealed, "
+                "or one is missing"
+            )
+    except ArchiveError as error:
+        found.problems.append(str(error))
+    return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as source:
+            return hashlib.file_digest(source, "sha256").hexdigest()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _signers(manifest: Manifest, keys: Sequence[PublicKey], problems: list[str]) -> tuple[str, ...]:
+    try:
+        read_checkpoint(manifest.checkpoint)
+        signed = read_note(manifest.checkpoint).signed_by(keys)
+    except NoteError as error:
+        problems.append(f"the checkpoint: {error}")
+        return ()
+    if keys and not signed:
+        problems.append("none of the given keys has signed the checkpoint")
+    return tuple(key.name for key in signed)
+
+
+def _hashes(path: Path, data_format: str) -> Iterator[bytes]:
+    """The content hash of each row of a file."""
+    try:
+        if data_format == "parquet":
+            for row in read_rows(path, ("payload",)):
+                yield _hash(row["payload"].encode("utf-8", "surrogatepass"))
+        elif data_format == "csv":
+            with path.open(encoding="utf-8", newline="") as source:
+                for cells in csv.DictReader(source):
+                    yield bytes.fromhex(cells["content_hash"])
+        else:
+            yield from map(_hash, _lines(path, is_list=data_format == "json"))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error, ArchiveError) as error:
+        raise ExportError(
+            f"{path} cannot be read as {data_format}: {type(error).__name__}"
+        ) from None
+
+
+def _lines(path: Path, *, is_list: bool) -> Iterator[bytes]:
+    """The records' texts: a line each, in a list with commas between."""
+    with path.open("rb") as source:
+        for line in source:
+            text = line.rstrip(b"\n")
+            if is_list:
+                if text in {b"[", b"]"}:
+                    continue
+                text = text.removesuffix(b",")
+            yield text
+
+
+def _hash(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()

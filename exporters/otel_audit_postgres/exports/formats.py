@@ -1,0 +1,72 @@
+"""Rows as CSV, NDJSON and JSON: the bytes, and nothing of where they go."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+_FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How rows are written as text.
+
+    Attributes:
+        begin: What stands before the first row.
+        rows: Writes some rows; the second argument tells whether they are the first.
+        end: What stands behind the last one.
+        has_payloads: Whether its rows are the records' exact texts, and not columns.
+    """
+
+    begin: bytes
+    rows: Callable[[Sequence[Any], bool], bytes]
+    end: bytes = b""
+    has_payloads: bool = True
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Write rows as CSV in which no cell is a formula."""
+    target = io.StringIO()
+    csv.writer(target).writerows([[harmless(value) for value in row] for row in rows])
+    return target.getvalue().encode("utf-8", "replace")
+
+
+def harmless(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    kind = type(value)
+    if kind is str:
+        return f"'{value}" if value[:1] in _FORMULA else value
+    if kind is bytes:
+        return value.hex()
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def one_line(payload: str) -> str:
+    """A stored text; line ends between its parts, which no text of ours has, become spaces."""
+    return payload.replace("\n", " ").replace("\r", " ")
+
+
+def csv_format(columns: Sequence[str]) -> TextFormat:
+    """CSV with these columns; rows are sequences of their values."""
+    return TextFormat(
+        (",".join(columns) + "\r\n").encode(), lambda rows, _: csv_lines(rows), has_payloads=False
+    )
+
+
+def _ndjson(texts: Sequence[str], _first: bool) -> bytes:  # noqa: FBT001 - of one kind
+    return b"".join(f"{one_line(text)}\n".encode("utf-8", "surrogatepass") for text in texts)
+
+
+def _json(texts: Sequence[str], first: bool) -> bytes:  # noqa: FBT001 - as above
+    joined = ",\n".join(one_line(text) for text in texts)
+    return f"{'' if first else ','}\n{joined}".encode("utf-8", "surrogatepass")
+
+
+NDJSON: Final = TextFormat(b"", _ndjson)
+JSON: Final = TextFormat(b"[", _json, b"\n]\n")

@@ -1,0 +1,1 @@
+"""Reports for auditors: as of a checkpoint, the same bytes each time."""

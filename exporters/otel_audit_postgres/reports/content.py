@@ -1,0 +1,238 @@
+"""Reports on what was done: changes, a person's file, an incident, coverage, a sample."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from otel_audit_postgres.query.conditions import READABLE
+from otel_audit_postgres.reports import controls
+from otel_audit_postgres.reports.model import Definition, Row
+from otel_audit_postgres.reports.payload_parts import (
+    changes_of,
+    noun_of,
+    part,
+    reference_of,
+    text,
+    values_of,
+)
+from otel_audit_postgres.reports.policy import month_end, policy_in_force
+from otel_audit_postgres.reports.snapshot import Snapshot, moment, selected
+
+_APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
+_PEOPLE: Final = frozenset({
+    "user", "person", "customer", "patient", "account", "member", "employee",
+})  # fmt: skip
+_MOST_CREATORS: Final = 200_000
+_HAS_CHANGES: Final = "payload::text LIKE '%\"changes\"%'"
+
+
+async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[Row]:
+    creators: OrderedDict[str, str] = OrderedDict()
+    async for row, told in snapshot.records(_HAS_CHANGES):
+        for change in changes_of(told):
+            about = reference_of(change)
+            if change.get("operation") == "insert":
+                creators[about] = row["actor_id"]
+                if len(creators) > _MOST_CREATORS:
+                    creators.popitem(last=False)
+            same = _same_actor(row, change, creators.get(about))
+            pairs = list(values_of(change)) or [(str(change.get("operation")), (None, None))]
+            for column, (before, after) in pairs:
+                yield (
+                    moment(row["occurred_at"]), about, column, text(before), text(after),
+                    row["actor_id"], same, row["transaction_outcome"], str(row["id"]),
+                )  # fmt: skip
+
+
+def _same_actor(row: Mapping[str, Any], change: dict[str, Any], creator: str | None) -> str | None:
+    """Whether who approves a thing has made it; None where the record approves nothing."""
+    columns = " ".join(column for column, _ in values_of(change))
+    after = " ".join(str(pair[1]) for _, pair in values_of(change) if isinstance(pair[1], str))
+    if change.get("operation") != "update" or not _APPROVAL.search(
+        f"{row['event_name']} {columns} {after}".lower()
+    ):
+        return None
+    if creator is None:
+        return "not known: made outside this period"
+    return "YES" if creator == row["actor_id"] else "no"
+
+
+async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
+    subject = snapshot.options.subject or ""
+    asked = snapshot.asked(in_period=True)
+    same = asked.bind(subject)
+    asked.columns.append(
+        f"(actor_id = {same}::text OR target_id = {same}::text "
+        f"OR strpos(payload::text, {same}::text) > 0)"
+    )
+    columns = (
+        "id, tenant_id, occurred_at, event_name, actor_id, target_type, target_id, action, "
+        "payload::text AS payload"
+    )
+    erased = await _erasures(snapshot)
+    _, keep = await policy_in_force(snapshot)
+    sql = selected(columns, asked, tail="ORDER BY id, tenant_id")
+    async for row, told in snapshot.decoded(sql, asked.values):
+        is_actor = subject in {row["actor_id"], part(told, "actor", "on_behalf_of")}
+        is_target = row["target_id"] == subject
+        played = " and ".join(
+            name for name, does in (("actor", is_actor), ("target", is_target)) if does
+        )
+        fields = sorted({column for one in changes_of(told) for column, _ in values_of(one)})
+        yield (
+            str(row["id"]), moment(row["occurred_at"]), played or "mentioned", row["event_name"],
+            ", ".join(fields)[:500] or None,
+            row["actor_id"] if row["action"] in {"READ", "EXPORT"} and not is_actor else None,
+            _kept_until(row["occurred_at"], keep),
+            "yes" if erased and "ENC[" in row["payload"] else "no",
+        )  # fmt: skip
+
+
+def _kept_until(at: datetime, days: int | None) -> str:
+    """Until when the month of a record is kept at the longest."""
+    if days is None:
+        return "no policy says"
+    return f"{month_end(f'{at.astimezone(UTC):%Y-%m}') + timedelta(days=days):%Y-%m-%d}"
+
+
+async def _erasures(snapshot: Snapshot) -> int:
+    found = [
+        row["found"]
+        async for row in snapshot.rows(
+            "count(*) AS found", "event_name = 'audit.subject.erased'", in_period=False
+        )
+    ]
+    return int(found[0])
+
+
+_SEEN: Final = "min(occurred_at) OVER who AS first_seen, max(occurred_at) OVER who AS last_seen"
+_WHO: Final = "WINDOW who AS (PARTITION BY actor_id, coalesce(source_address, ''))"
+
+
+async def _incident(snapshot: Snapshot) -> AsyncIterator[Row]:
+    asked = snapshot.asked()
+    sql = selected(
+        f"id, occurred_at, actor_id, source_address, event_name, entities, outcome, "
+        f"encode(content_hash, 'hex') AS hash, {_SEEN}",
+        asked, tail=f"{_WHO} ORDER BY id, tenant_id",
+    )  # fmt: skip
+    async for row in snapshot.run(sql, asked.values):
+        entities = [one for one in row["entities"] if not one.startswith("audit.")]
+        people = [
+            one
+            for one in entities
+            if noun_of({"name": one.partition(":")[0]}) in _PEOPLE
+        ]  # fmt: skip
+        yield (
+            moment(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
+            ", ".join(entities)[:500] or None, ", ".join(people)[:500] or None,
+            moment(row["first_seen"]), moment(row["last_seen"]), row["outcome"],
+            f"otel-audit prove {row['id']}; content hash {row['hash']}",
+        )  # fmt: skip
+
+
+async def _coverage(snapshot: Snapshot) -> AsyncIterator[Row]:
+    level = f"CASE WHEN {READABLE} THEN payload ->> 'level' END"
+    async for row in snapshot.rows(
+        f"http_route, http_method, {level} AS level, event_name, count(*) AS records, "
+        "max(occurred_at) AS last",
+        "event_name NOT LIKE 'audit.%'",
+        tail="GROUP BY 1, 2, 3, 4 ORDER BY 1 NULLS LAST, 2 NULLS LAST, 4, 3 NULLS LAST",
+    ):
+        yield (
+            row["http_route"] or "(no HTTP)", row["http_method"], row["level"], row["event_name"],
+            row["records"], moment(row["last"]),
+        )  # fmt: skip
+
+
+async def _review(snapshot: Snapshot) -> AsyncIterator[Row]:
+    options = snapshot.options
+    signed = await _sign_offs(snapshot)
+    asked = snapshot.asked()
+    # the seed alone decides which: the same for everybody who draws under this checkpoint
+    order = f"sha256(convert_to({asked.bind(options.seed)}::text || id::text, 'UTF8'))"
+    sql = selected(
+        "id, occurred_at, actor_id, event_name, target_type, target_id, outcome", asked,
+        ("event_name NOT LIKE 'audit.%'",),
+        f"ORDER BY {order}, tenant_id LIMIT {int(options.sample)}",
+    )  # fmt: skip
+    period = f"{moment(options.begin)} to {moment(options.end)}"
+    for place, row in enumerate([row async for row in snapshot.run(sql, asked.values)], 1):
+        who, finding, when = signed.get(str(row["id"]), signed.get("", (None, None, None)))
+        target = ":".join(filter(None, (row["target_type"], row["target_id"]))) or None
+        yield (
+            period, who, f"{place} of {options.sample}, seed {options.seed}", str(row["id"]),
+            moment(row["occurred_at"]), row["actor_id"], row["event_name"], target, row["outcome"],
+            finding, when,
+        )  # fmt: skip
+
+
+async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | None, str | None]]:
+    """Sign-offs of this very sample: by the record that they are about, empty for all of it."""
+    found: dict[str, tuple[str | None, str | None, str | None]] = {}
+    condition = "event_name = 'audit.viewed' AND target_type = 'audit_review'"
+    async for row, told in snapshot.records(condition, in_period=False):
+        asked = part(told, "metadata", "asked")
+        same = {
+            "begin": moment(snapshot.options.begin), "end": moment(snapshot.options.end),
+            "seed": snapshot.options.seed,
+        }  # fmt: skip
+        if not isinstance(asked, dict) or any(
+            asked.get(key) != value for key, value in same.items()
+        ):
+            continue
+        who = text(part(told, "actor", "on_behalf_of")) or row["actor_id"]
+        about = asked.get("record")
+        found[about if isinstance(about, str) else ""] = (
+            who, text(asked.get("finding")), f"{moment(row['occurred_at'])}, record {row['id']}",
+        )  # fmt: skip
+    return found
+
+
+CONTENT_REPORTS: Final = (
+    Definition(
+        name="changes", title="Changes of data",
+        about="Each column that a record shows as changed, with the value before and after.",
+        columns=("time", "entity", "field", "before", "after", "actor",
+                 "same actor created and approved", "transaction", "record"),
+        rows=_changes_rows, controls=controls.CHANGES,
+        nothing="no record of this period has changes",
+    ),
+    Definition(
+        name="subject", title="One person's file",
+        about="Every record in which this person acts, is acted upon, or is mentioned.",
+        columns=("record", "time", "part played", "event", "fields", "recipients", "kept until",
+                 "erased"),
+        rows=_subject, controls=controls.SUBJECT, needs=("subject",),
+        nothing="no record of this period names this person; under a pseudonym a person is found "
+        "by that",
+    ),
+    Definition(
+        name="incident", title="Incident",
+        about="The records that a query finds, in their order, with what each touched.",
+        columns=("time", "actor", "source", "event", "entities", "subjects touched", "first seen",
+                 "last seen", "outcome", "proof"),
+        rows=_incident, controls=controls.INCIDENT, needs=("query",),
+        nothing="the query finds no record of this period",
+    ),
+    Definition(
+        name="review", title="Review of a sample",
+        about="Records drawn by a seed, to be looked at one by one. The sign-off is a record of "
+        "its own.",
+        columns=("period", "reviewer", "sample", "record", "time", "actor", "event", "target",
+                 "outcome", "finding", "sign-off"),
+        rows=_review, controls=controls.REVIEW,
+        nothing="there is nothing to review: no record of this period",
+    ),
+    Definition(
+        name="coverage", title="What is recorded",
+        about="Routes and events that have records, with the level and the last time.",
+        columns=("route", "method", "level", "event", "records", "last record"),
+        rows=_coverage, controls=controls.COVERAGE,
+        nothing="no action of the application was recorded in this period",
+    ),
+)  # fmt: skip

@@ -1,0 +1,79 @@
+"""What a report is: its columns, where its rows come from, and which controls it supports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.reports.snapshot import Snapshot
+
+Cell = str | int | None
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control of a standard, and how far a report supports it; compliance is never claimed.
+
+    Attributes:
+        name: The standard and the control.
+        strength: ``strong``: the report shows it as far as the trail goes; ``partial``: in part.
+        why: What it shows, and what it does not.
+    """
+
+    name: str
+    strength: Literal["strong", "partial"]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked for, besides the report's name.
+
+    Attributes:
+        begin: The first moment of the period, aware.
+        end: The moment after the period, aware.
+        tenant: Only records of this tenant; None: of all.
+        query: Only records that it finds, in the language of the search; empty: all.
+        subject: The person that a report is about, by id.
+        sample: How many records a sample has.
+        seed: What a sample is drawn by.
+        checkpoint: The size of the checkpoint; None: the latest.
+    """
+
+    begin: datetime
+    end: datetime
+    tenant: str | None = None
+    query: str = ""
+    subject: str | None = None
+    sample: int = 25
+    seed: str = "1"
+    checkpoint: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """One kind of report.
+
+    Attributes:
+        name: As it is asked for.
+        title: Its heading.
+        about: What it shows, in a sentence or two.
+        columns: Names of its columns.
+        rows: Reads its rows.
+        controls: What it supports.
+        nothing: What it means that there is no row.
+        needs: Options that it cannot do without: ``subject``, ``query``.
+    """
+
+    name: str
+    title: str
+    about: str
+    columns: tuple[str, ...]
+    rows: Callable[[Snapshot], AsyncIterator[Row]]
+    controls: tuple[Control, ...]
+    nothing: str
+    needs: tuple[Literal["subject", "query"], ...] = field(default=())

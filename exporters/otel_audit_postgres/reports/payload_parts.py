@@ -1,0 +1,53 @@
+"""Parts of a payload: what is not there, or not as it should be, is nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+
+def part(told: Any, *names: str) -> Any:
+    """A part of a payload; None where it is not there."""
+    for name in names:
+        told = told.get(name) if isinstance(told, dict) else None
+    return told
+
+
+def text(value: Any, most: int = 500) -> str | None:
+    """A value of a payload as a cell."""
+    if value is None:
+        return None
+    found = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return found if len(found) <= most else f"{found[: most - 1]}…"
+
+
+def changes_of(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The changes of a record."""
+    found = told.get("changes")
+    if isinstance(found, list):
+        yield from (one for one in found if isinstance(one, dict))
+
+
+def values_of(change: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Each column of a change, with its value before and after."""
+    values = change.get("values")
+    if isinstance(values, dict):
+        for column, pair in values.items():
+            if isinstance(pair, list) and len(pair) == 2:  # noqa: PLR2004 - before, after
+                yield column, (pair[0], pair[1])
+
+
+def noun_of(change: dict[str, Any]) -> str:
+    """What a change is about, in snake case."""
+    name = change.get("name") or change.get("entity") or change.get("table") or ""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower()
+
+
+def reference_of(change: dict[str, Any]) -> str:
+    """The entity of a change: ``order:7``."""
+    key = change.get("key")
+    values = key.values() if isinstance(key, dict) else ()
+    return f"{noun_of(change)}:{','.join(str(text(value, 100)) for value in values)}"

@@ -1,0 +1,32 @@
+"""The policy of retention that was in force, as the trail itself tells."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from otel_audit_postgres.reports.payload_parts import part
+from otel_audit_postgres.reports.snapshot import Snapshot
+
+
+async def policy_in_force(snapshot: Snapshot) -> tuple[str, int | None]:
+    """The policy in force, by the record that put it there, and how many days it keeps what."""
+    found: tuple[str, int | None] = ("none was ever set", None)
+    condition = "event_name = 'audit.retention.changed'"
+    async for row, told in snapshot.records(condition, in_period=False):
+        policy = part(told, "metadata", "policy")
+        rules = part(policy, "rules")
+        days = [part(policy, "floor"), *(_days(rule) for rule in rules if isinstance(rules, list))]
+        longest = max((day for day in days if isinstance(day, int)), default=None)
+        found = (f"record {row['id']}", longest)
+    return found
+
+
+def _days(rule: Any) -> int:
+    return sum(day for day in (part(rule, "hot"), part(rule, "archive")) if isinstance(day, int))
+
+
+def month_end(month: str) -> datetime:
+    """The first moment after a month, such as ``2026-10``."""
+    begin = datetime(int(month[:4]), int(month[5:]), 1, tzinfo=UTC)
+    return datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)

@@ -1,0 +1,168 @@
+"""Reports as HTML that prints well, as CSV, and as JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Literal
+
+from otel_audit._util.printable import ascii_json, visible
+from otel_audit_postgres.exports.formats import csv_lines
+from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.run import Report
+
+ReportFormat = Literal["html", "csv", "json"]
+MOST_PRINTED: Final = 5_000
+"""Rows in HTML: some hundred pages. The other forms have all of them."""
+
+_STYLE: Final = """
+@page { size: A4 landscape; margin: 14mm 12mm 16mm;
+  @bottom-left { content: "otel-audit"; font: 7pt sans-serif; color: #555; }
+  @bottom-right { content: counter(page) " / " counter(pages); font: 7pt sans-serif;
+    color: #555; } }
+* { box-sizing: border-box; }
+body { font: 9pt/1.4 "Liberation Sans", Arial, sans-serif; color: #111; background: #fff;
+  margin: 0 auto; max-width: 270mm; padding: 6mm; }
+@media print { body { padding: 0; max-width: none; } }
+h1 { font-size: 16pt; margin: 0 0 2mm; }
+h2 { font-size: 11pt; margin: 6mm 0 2mm; break-after: avoid; }
+p { margin: 0 0 3mm; max-width: 190mm; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 4mm; margin: 0 0 4mm;
+  font-size: 8pt; }
+dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
+.note { border-left: 1.2mm solid #b45309; padding: 1mm 3mm; background: #fff7ed; max-width: none; }
+table { border-collapse: collapse; width: 100%; font-size: 7.5pt; line-height: 1.3; }
+thead { display: table-header-group; }
+tr { break-inside: avoid; }
+th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm; overflow-wrap: anywhere;
+  border-bottom: 0.2mm solid #bbb; }
+th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
+td.number { text-align: right; }
+td.bad { color: #b00020; font-weight: bold; }
+"""
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="robots" content="noindex">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+"""
+_BAD: Final = ("TAMPERED", "YES", "GAPS")
+
+
+def pieces(report: Report, form: ReportFormat) -> Iterator[bytes]:
+    """Write a report, a piece at a time."""
+    return _FORMS[form](report)
+
+
+def _html(report: Report) -> Iterator[bytes]:
+    yield _PAGE.format(title=_safe(report.definition.title), style=_STYLE).encode()
+    yield from html_body(report)
+    yield b"</body>\n</html>\n"
+
+
+def html_body(report: Report) -> Iterator[bytes]:
+    """What a report shows, without the page around it."""
+    definition = report.definition
+    head = "".join(
+        f"<dt>{_safe(name)}</dt><dd>{_safe(told)}</dd>\n" for name, told in report.head.items()
+    )
+    notes = "".join(f'<p class="note">{_safe(note)}</p>\n' for note in report.notes)
+    yield (
+        f"<h1>{_safe(definition.title)}</h1>\n<p>{_safe(definition.about)}</p>\n"
+        f"<dl>\n{head}</dl>\n{notes}"
+    ).encode()
+    if report.nothing is not None:
+        yield f'<p class="note">{_safe(report.nothing)}</p>\n'.encode()
+    else:
+        yield from _table(report)
+    yield _foot(report)
+
+
+def _table(report: Report) -> Iterator[bytes]:
+    cells = "".join(f'<th scope="col">{_safe(name)}</th>' for name in report.definition.columns)
+    yield f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n".encode()
+    for row in report.each(MOST_PRINTED):
+        yield f"<tr>{''.join(map(_cell, row))}</tr>\n".encode()
+    yield b"</tbody>\n</table>\n"
+    if report.rows > MOST_PRINTED:
+        yield (
+            f'<p class="note">These are the first {MOST_PRINTED} of {report.rows} rows; CSV and '
+            "JSON have all of them.</p>\n"
+        ).encode()
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, int):
+        return f'<td class="number">{value}</td>'
+    shown = _safe(value or "")
+    return f'<td class="bad">{shown}</td>' if shown.startswith(_BAD) else f"<td>{shown}</td>"
+
+
+def _foot(report: Report) -> bytes:
+    lines = "".join(
+        f"<tr><td>{_safe(one.name)}</td><td>{one.strength}</td><td>{_safe(one.why)}</td></tr>\n"
+        for one in report.definition.controls
+    )
+    return (
+        "<h2>Controls that this supports</h2>\n<p>Whether a control is met is for an auditor to "
+        "say: a report shows what the trail holds.</p>\n<table>\n<thead><tr>"
+        '<th scope="col">control</th><th scope="col">support</th><th scope="col">why</th>'
+        f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n"
+    ).encode()
+
+
+def _safe(text: str) -> str:
+    """Text that no markup, no control and no bidi character gets out of."""
+    return html.escape(visible(text))
+
+
+def _csv(report: Report) -> Iterator[bytes]:
+    told = [*_told(report)]
+    yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
+    yield csv_lines([report.definition.columns])
+    for row in report.each():
+        yield csv_lines([[visible(one) if isinstance(one, str) else one for one in row]])
+
+
+def _told(report: Report) -> Iterator[tuple[str, str]]:
+    yield from report.head.items()
+    for note in report.notes:
+        yield "note", note
+    if report.nothing is not None:
+        yield "note", report.nothing
+    for one in report.definition.controls:
+        yield "control", f"{one.name} ({one.strength}): {one.why}"
+
+
+def _json(report: Report) -> Iterator[bytes]:
+    definition = report.definition
+    told = {
+        "title": definition.title,
+        "about": definition.about,
+        "head": report.head,
+        "notes": [*report.notes],
+        "nothing": report.nothing,
+        "controls": [
+            {"name": one.name, "strength": one.strength, "why": one.why}
+            for one in definition.controls
+        ],
+        "columns": definition.columns,
+    }
+    text = json.dumps(told, indent=2)
+    yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
+    for place, row in enumerate(report.each()):
+        yield ascii_json(("," if place else "") + "\n    " + json.dumps(row)).encode()
+    yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"
+
+
+_FORMS: Final[Mapping[ReportFormat, Callable[[Report], Iterator[bytes]]]] = {
+    "html": _html,
+    "csv": _csv,
+    "json": _json,
+}

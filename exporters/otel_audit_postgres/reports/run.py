@@ -1,0 +1,210 @@
+"""Makes a report: reads its rows once, and keeps them where they take no memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import IO, Any, Final
+
+import msgspec
+
+from otel_audit.errors import ConfigurationError
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.query.grammar import parse
+from otel_audit_postgres.query.trail import Scope, Trail, look_as
+from otel_audit_postgres.reports.model import Definition, Options, Row
+from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
+
+_IN_MEMORY: Final = 4_000_000
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+
+
+@dataclass(slots=True)
+class Report:
+    """A finished report: what stands above its rows, the rows, what stands below.
+
+    Attributes:
+        definition: Its kind.
+        head: Names and values of what stands above.
+        rows: How many rows.
+        notes: What a reader must know: gaps, what is not covered, what is hidden.
+        nothing: Why there is no row; None where there is one.
+    """
+
+    definition: Definition
+    head: dict[str, str]
+    rows: int
+    notes: tuple[str, ...]
+    nothing: str | None
+    _kept: IO[bytes] = field(repr=False)
+
+    def each(self, most: int | None = None) -> Iterator[Row]:
+        """The rows, in their order."""
+        self._kept.seek(0)
+        for place, line in enumerate(self._kept):
+            if most is not None and place >= most:
+                return
+            yield tuple(_decode(line))
+
+    def close(self) -> None:
+        """Forget the rows."""
+        self._kept.close()
+
+
+def checked(definition: Definition, options: Options, now: datetime | None = None) -> None:
+    """See whether a report can be asked for, before the store is.
+
+    Raises:
+        ConfigurationError: The period is empty or not over yet, the query cannot be understood, or
+            something is missing.
+    """
+    current = datetime.now(UTC) if now is None else now
+    if options.begin >= options.end:
+        raise ConfigurationError(
+            f"the period is empty: it begins {moment(options.begin)} and ends {moment(options.end)}"
+        )
+    if options.end > current:
+        raise ConfigurationError(
+            f"the period ends in the future, {moment(options.end)}: what is not over cannot be "
+            "reported; let it end at the present time or before"
+        )
+    if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
+        raise ConfigurationError(f"--sample: from 1 to 10,000, not {options.sample}")
+    parse(options.query)
+    if options.subject is not None and "subject" not in definition.needs:
+        raise ConfigurationError("--subject goes with the report subject; for others, --query")
+    for need in definition.needs:
+        if not getattr(options, need):
+            raise ConfigurationError(f"the report {definition.name} needs --{need}")
+
+
+async def make_report(
+    connection: Connection[Any],
+    definition: Definition,
+    options: Options,
+    scope: Scope | None = None,
+) -> Report:
+    """Make a report as of a checkpoint: same options and checkpoint, same bytes.
+
+    The look is the caller's to record.
+
+    Args:
+        connection: To the store, as a reader, outside of any transaction.
+        definition: Which report.
+        options: What of.
+        scope: On whose behalf; None: the role's own rights are all that counts.
+
+    Raises:
+        ConfigurationError: It cannot be asked for.
+        StoreError: Nothing was ever sealed, or the role lacks a right.
+    """
+    checked(definition, options)
+    # closed by whoever takes the report
+    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await look_as(connection, scope)
+            await store.unlimited(connection)
+            snapshot = await taken(connection, options, scope)
+            rows, digest = 0, hashlib.sha256()
+            async for row in definition.rows(snapshot):
+                line = _encode(row) + b"\n"
+                kept.write(line)
+                digest.update(line)
+                rows += 1
+            notes = await snapshot.notes()
+            if snapshot.unreadable:
+                notes.append(
+                    f"UNREADABLE: the text of {snapshot.unreadable} records is no JSON that can be "
+                    "read; they are left out"
+                )
+            nothing = await _nothing(snapshot, definition) if not rows else None
+    except BaseException:
+        kept.close()
+        raise
+    head = _head(snapshot, definition, rows, digest.hexdigest())
+    return Report(definition, head, rows, tuple(notes), nothing, kept)
+
+
+async def _nothing(snapshot: Snapshot, definition: Definition) -> str:
+    count, latest = await snapshot.recorded()
+    if count:
+        return f"No row: {definition.nothing}. The period has {count} records of other kinds."
+    there = f"the latest that may be seen is of {latest}" if latest else "none may be seen at all"
+    return (
+        f"No row, and nothing was recorded in this period at all ({there}): that is not the same "
+        "as that nothing happened."
+    )
+
+
+def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) -> dict[str, str]:
+    options = snapshot.options
+    found = {
+        "report": definition.name,
+        "period": f"{moment(options.begin)} to {moment(options.end)} (the end excluded)",
+        "tenant": options.tenant if options.tenant is not None else "all that may be seen",
+        "query": options.query or "(everything)",
+    }
+    if options.subject is not None:
+        found["subject"] = options.subject
+    if definition.name == "review":
+        found["sample"] = f"{options.sample}, drawn by seed {options.seed}"
+    return found | {
+        "rows": str(rows),
+        "SHA-256 of the rows": digest,
+        "log": snapshot.origin,
+        "checkpoint": f"{snapshot.size} leaves, made {moment(snapshot.sealed_at)}",
+        "root": snapshot.root,
+        "generator": f"otel-audit {_own_version()}",
+    }
+
+
+def _own_version() -> str:
+    try:
+        return version("otel-audit")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+async def looked_at(trail: Trail, report: Report, options: Options) -> None:
+    """Record that a report was looked at; before it is shown.
+
+    Raises:
+        StoreError: It cannot be recorded.
+    """
+    asked = {
+        "report": report.definition.name,
+        "begin": moment(options.begin),
+        "end": moment(options.end),
+        "tenant": options.tenant,
+        "query": options.query or None,
+        "subject": options.subject,
+        "checkpoint": report.head["checkpoint"],
+    }
+    await trail.looked("report", asked, report.rows)
+
+
+async def signed_off(trail: Trail, options: Options, finding: str, record: str | None) -> None:
+    """Sign off a review, or one record of it: a record of the trail says so.
+
+    Raises:
+        StoreError: It cannot be recorded.
+    """
+    asked = {
+        "begin": moment(options.begin),
+        "end": moment(options.end),
+        "seed": options.seed,
+        "finding": finding[:2000],
+        "record": record,
+    }
+    await trail.ask("sign-off", asked, _answered, lambda _: 0, ("audit_review", options.seed[:100]))
+
+
+async def _answered(_: Connection[Any]) -> None:
+    """There is nothing to read."""

@@ -1,0 +1,288 @@
+"""The trail as it was under one checkpoint, in one period, as far as the reader may see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from otel_audit.errors import ConfigurationError, StoreError
+from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.ledger.checkpoints import read_checkpoint
+from otel_audit_postgres.ledger.leaves import ID_SIZE
+from otel_audit_postgres.query.conditions import Conditions, conditions_of
+from otel_audit_postgres.query.grammar import Query, parse
+from otel_audit_postgres.query.queries import resolved
+from otel_audit_postgres.query.trail import Scope
+from otel_audit_postgres.reports.model import Options
+
+_CHECKPOINT: Final = (
+    "SELECT size, note, recorded_at FROM audit.ledger_checkpoints "
+    "WHERE $1::bigint IS NULL OR size = $1 ORDER BY size DESC LIMIT 1"
+)
+_NEAREST: Final = (
+    "SELECT array_agg(size ORDER BY size) FROM (SELECT size FROM audit.ledger_checkpoints "
+    "ORDER BY abs(size - $1), size LIMIT 3) AS near"
+)
+_SCOPE: Final = """
+SELECT row_security_active('audit.audit_logs') AND NOT EXISTS (
+           SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL) AS is_part,
+       ARRAY(SELECT DISTINCT t.tenant_id FROM audit.reader_tenants t
+             WHERE t.tenant_id IS NOT NULL ORDER BY 1) AS tenants
+"""
+_LATER: Final = f"""
+SELECT array_agg(id) FROM (
+    SELECT id FROM audit.ledger_queue
+    UNION ALL
+    SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid
+    FROM audit.ledger_blocks b
+    CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
+    WHERE b.first + n >= $1 AND b.first + octet_length(b.ids) / {ID_SIZE} > $1
+) AS later
+"""  # noqa: S608 - constants
+SEALED: Final = f"""
+    SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid AS id
+    FROM audit.ledger_blocks b
+    CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
+    WHERE b.first < {{size}} AND b.first + n < {{size}}
+"""  # noqa: S608 - constants
+_DROPPED: Final = "SELECT partition FROM audit.ledger_prunings ORDER BY partition"
+_GAPS: Final = """
+SELECT count(*) FILTER (WHERE missing > 0) AS producers, coalesce(sum(missing), 0) AS numbers
+FROM (
+    SELECT greatest(max(sequence_number) - min(sequence_number) + 1
+                    - count(DISTINCT sequence_number), 0)::bigint AS missing
+    FROM ({numbered}) AS numbered GROUP BY producer_id, received_by
+) AS streams
+"""
+_DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
+_AT_ONCE: Final = 1_000
+_MOST_LATER: Final = 2_000_000
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One state of the trail, to be asked for rows.
+
+    Attributes:
+        connection: Within a transaction of repeatable reads.
+        options: What is asked for.
+        origin: The log's name.
+        size: Leaves under the checkpoint.
+        note: The checkpoint, as a signed note.
+        root: Its root hash, in hex.
+        sealed_at: When the checkpoint was made.
+        tenants: The only tenants whose records are seen; None: all.
+        unreadable: Records whose text could not be read, and that are left out.
+    """
+
+    connection: Connection[Any]
+    options: Options
+    origin: str
+    size: int
+    note: str
+    root: str
+    sealed_at: datetime
+    tenants: tuple[str, ...] | None
+    unreadable: int = 0
+    _query: Query = field(default_factory=Query)
+    _later: list[Any] | None = None
+
+    def asked(self, *, in_period: bool = True) -> Conditions:
+        """Conditions for rows of the report: period, tenant, query, and under the checkpoint.
+
+        Args:
+            in_period: Whether rows of other times are left out.
+        """
+        options = self.options
+        found = conditions_of(self._query, options.end)
+        if in_period:
+            found.columns.append(f"occurred_at >= {found.bind(options.begin)}::timestamptz")
+            found.columns.append(f"occurred_at < {found.bind(options.end)}::timestamptz")
+        if options.tenant is not None:
+            found.columns.append(f"tenant_id = {found.bind(options.tenant)}::text")
+        if self._later is None:
+            sealed = SEALED.format(size=int(self.size))
+            found.columns.append(f"id IN ({sealed})")
+        elif self._later:
+            found.columns.append(f"id <> ALL({found.bind(self._later)}::uuid[])")
+        return found
+
+    async def rows(
+        self, columns: str, *conditions: str, tail: str = "", in_period: bool = True
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Ask for rows of ``audit.audit_logs`` that belong to the report.
+
+        Args:
+            columns: What to select.
+            conditions: Which, besides; without any value of somebody else's.
+            tail: GROUP BY, ORDER BY.
+            in_period: As for `asked`.
+        """
+        asked = self.asked(in_period=in_period)
+        async for row in self.run(selected(columns, asked, conditions, tail), asked.values):
+            yield row
+
+    async def run(self, sql: str, values: Sequence[Any]) -> AsyncIterator[Mapping[str, Any]]:
+        """Run a statement; its rows, a few at a time."""
+        async for row in self.connection.cursor(sql, *values, prefetch=_AT_ONCE):
+            yield row
+
+    async def records(
+        self, *conditions: str, in_period: bool = True
+    ) -> AsyncIterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """Rows with their payloads, in the order of their ids; one that cannot be read is counted.
+
+        Yields:
+            The row, and what its payload says.
+        """
+        asked = self.asked(in_period=in_period)
+        sql = selected(_RECORD, asked, conditions, "ORDER BY id, tenant_id")
+        async for row, told in self.decoded(sql, asked.values):
+            yield row, told
+
+    async def decoded(
+        self, sql: str, values: Sequence[Any]
+    ) -> AsyncIterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """Run a statement whose rows have a ``payload``, and read it; see `records`."""
+        async for row in self.run(sql, values):
+            try:
+                told = msgspec.json.decode(row["payload"])
+            except (msgspec.MsgspecError, RecursionError):
+                told = None
+            if isinstance(told, dict):
+                yield row, told
+            else:
+                self.unreadable += 1
+
+    async def notes(self) -> list[str]:
+        """What a reader of the report must know: gaps, months that are not there, the scope."""
+        found = []
+        asked = self.asked()
+        numbered = selected(
+            "producer_id, received_by, sequence_number", asked,
+            ("producer_id IS NOT NULL", "sequence_number BETWEEN 1 AND 9007199254740992"),
+        )  # fmt: skip
+        gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
+        if gaps is not None and gaps["numbers"] and not self._query.terms:
+            found.append(
+                f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between "
+                "their first and last record of this period; `otel-audit gaps` names them"
+            )
+        if self.options.end > self.sealed_at:
+            found.append(
+                f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
+            )
+        found += await self._dropped()
+        if self.tenants is not None:
+            named = ", ".join(self.tenants) or "none"
+            found.append(
+                f"SCOPE: who made this sees records of these tenants only: {named}; records of "
+                "others, and without a tenant, are hidden"
+            )
+        return found
+
+    async def recorded(self) -> tuple[int, str | None]:
+        """How many records the period has at all, and of when the latest one is."""
+        plain = Snapshot(
+            self.connection, self.options, self.origin, self.size, self.note, self.root,
+            self.sealed_at, self.tenants, 0, Query(), self._later,
+        )  # fmt: skip
+        count = [row async for row in plain.rows("count(*) AS found")]
+        latest = [
+            row["latest"] async for row in plain.rows("max(occurred_at) AS latest", in_period=False)
+        ]
+        return int(count[0]["found"]), None if latest[0] is None else moment(latest[0])
+
+    async def _dropped(self) -> list[str]:
+        months = []
+        for row in await self.connection.fetch(_DROPPED):
+            found = _DAY.fullmatch(row["partition"])
+            if found is None:
+                continue
+            begin = datetime(int(found[1]), int(found[2]), 1, tzinfo=UTC)
+            end = datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
+            if begin < self.options.end and end > self.options.begin:
+                months.append(f"{found[1]}-{found[2]}")
+        if not months:
+            return []
+        return [f"NOT HERE: records of {', '.join(months)} were dropped; see the archive"]
+
+
+_RECORD: Final = (
+    "id, tenant_id, occurred_at, event_name, action, outcome, actor_id, actor_role, target_type, "
+    "target_id, source_address, request_id, http_method, http_route, status_code, "
+    "transaction_outcome, content_hash, payload::text AS payload"
+)
+
+
+async def taken(
+    connection: Connection[Any], options: Options, scope: Scope | None = None
+) -> Snapshot:
+    """Choose the checkpoint, and see what the reader may see.
+
+    Args:
+        connection: Within a transaction of repeatable reads.
+        options: What is asked for.
+        scope: On whose behalf.
+
+    Raises:
+        ConfigurationError: There is no such checkpoint, or the query cannot be understood.
+        StoreError: Nothing was ever sealed.
+    """
+    query = (await resolved(connection, parse(options.query)))[0]
+    row = await connection.fetchrow(_CHECKPOINT, options.checkpoint)
+    if row is None:
+        raise await _no_checkpoint(connection, options)
+    checkpoint = read_checkpoint(row["note"])
+    tenants = await _tenants(connection, scope)
+    later = None
+    if tenants is None:
+        later = await connection.fetchval(_LATER, row["size"]) or []
+    if later is not None and len(later) > _MOST_LATER:
+        later = None
+    return Snapshot(
+        connection, options, checkpoint.origin, row["size"], row["note"], checkpoint.root.hex(),
+        row["recorded_at"], tenants, 0, query, later,
+    )  # fmt: skip
+
+
+async def _tenants(connection: Connection[Any], scope: Scope | None) -> tuple[str, ...] | None:
+    """The only tenants whose records are seen; None: all."""
+    row = await connection.fetchrow(_SCOPE)
+    assert row is not None  # noqa: S101 - it has one row
+    own = frozenset(row["tenants"]) if row["is_part"] else None
+    narrowed = None if scope is None or scope.tenants is None else frozenset(scope.tenants)
+    if own is None or narrowed is None:
+        found = own if narrowed is None else narrowed
+    else:
+        found = own & narrowed
+    return None if found is None else tuple(sorted(found))
+
+
+async def _no_checkpoint(connection: Connection[Any], options: Options) -> Exception:
+    if options.checkpoint is None:
+        return StoreError(
+            "nothing was ever sealed in this store, so there is no checkpoint to report as of: "
+            "run `otel-audit seal`, or let the application seal"
+        )
+    near = await connection.fetchval(_NEAREST, options.checkpoint)
+    hint = f"; near are {', '.join(map(str, near))}" if near else ": nothing was ever sealed"
+    return ConfigurationError(f"--checkpoint: none has size {options.checkpoint}{hint}")
+
+
+def selected(
+    columns: str, asked: Conditions, conditions: Sequence[str] = (), tail: str = ""
+) -> str:
+    """A SELECT of rows that belong to a report."""
+    where = " AND ".join([*asked.columns, *asked.payload, *conditions]) or "true"
+    return f"SELECT {columns} FROM audit.audit_logs WHERE {where} {tail}"  # noqa: S608
+
+
+def moment(value: datetime) -> str:
+    """A time as reports have it: UTC, to the millisecond."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -1,0 +1,329 @@
+"""Reports: golden files from a fixed store, the same bytes for a checkpoint, and honest edges.
+
+To write the golden files anew: UPDATE_GOLDEN=1 pytest tests/integration/reports/test_reports.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import functools
+import io
+import json
+import os
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+from ledger_store import Administrator
+from otel_audit_postgres import init
+from otel_audit_postgres.query import queries
+from otel_audit_postgres.reports.catalog import REPORTS, find_report
+from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.render import pieces
+from otel_audit_postgres.reports.run import checked, make_report
+from report_store import BEGIN, END, ReportStore, fixed, records
+
+from otel_audit.cli.main import cli
+from otel_audit.errors import ConfigurationError, StoreError
+
+GOLDEN = Path(__file__).parent / "golden"
+WHOLE = Options(begin=BEGIN, end=END)
+ASKED = {
+    "incident": replace(WHOLE, query="actor:eve"),
+    "subject": replace(WHOLE, subject="p-77"),
+    "review": replace(WHOLE, sample=5, seed="q4"),
+}
+
+
+@pytest.fixture
+async def store(audit_store: str, tmp_path: Path) -> ReportStore:
+    return await ReportStore(audit_store, tmp_path).fill()
+
+
+async def made(dsn: str, name: str, options: Options | None = None, form: str = "json") -> str:
+    async with queries.opened(dsn) as connection:
+        found = await make_report(connection, REPORTS[name], options or ASKED.get(name, WHOLE))
+    try:
+        return b"".join(pieces(found, form)).decode()
+    finally:
+        found.close()
+
+
+def rows_of(text: str) -> list[dict]:
+    told = json.loads(text)
+    return [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
+
+
+class TestEachReport:
+    @pytest.mark.parametrize("name", REPORTS)
+    async def test_is_that_of_its_golden_files(self, store, name):
+        """HTML, CSV and JSON of a fixed store, to the byte."""
+        for form in ("html", "csv", "json"):
+            found = (await made(store.dsn, name, form=form)).replace(
+                f"otel-audit {version('otel-audit')}", "otel-audit VERSION"
+            )
+            golden = GOLDEN / f"{name}.{form}"
+            if os.environ.get("UPDATE_GOLDEN"):
+                golden.parent.mkdir(exist_ok=True)
+                golden.write_bytes(found.encode())
+            assert found.encode() == golden.read_bytes(), f"{golden} differs"
+
+    @pytest.mark.parametrize("name", REPORTS)
+    async def test_is_the_same_for_a_checkpoint_whatever_came_later(self, store, name):
+        """Records that are sealed later, and records that wait, change none of its bytes."""
+        asked = replace(ASKED.get(name, WHOLE), checkpoint=len(records()))
+        before = await made(store.dsn, name, asked)
+        late = [replace_id(one, 1_000 + n) for n, one in enumerate(records())]
+        await store.add(late)
+        await store.add([fixed(2_000, "order.waits")], seals=False)
+
+        assert await made(store.dsn, name, asked) == before
+
+    @pytest.mark.parametrize("name", REPORTS)
+    async def test_that_is_empty_says_why(self, store, name):
+        """That nothing was recorded is not the same as that nothing happened."""
+        quiet = replace(
+            ASKED.get(name, WHOLE), begin=datetime(2026, 9, 3, tzinfo=UTC),
+            end=datetime(2026, 9, 4, tzinfo=UTC),
+        )  # fmt: skip
+        told = json.loads(await made(store.dsn, name, quiet))
+
+        if name == "integrity":
+            assert told["rows"][0][1] == 0
+        elif name == "disposal":
+            assert told["rows"][0][4] == 40
+        else:
+            assert "nothing was recorded in this period at all" in told["nothing"]
+            assert "not the same as that nothing happened" in told["nothing"]
+
+    @pytest.mark.parametrize("name", REPORTS)
+    async def test_lets_no_hostile_text_become_markup_formula_or_control(self, store, name):
+        """Whatever an application's users put into a record."""
+        page = await made(store.dsn, name, form="html")
+        table = await made(store.dsn, name, form="csv")
+        for text in (page, table, await made(store.dsn, name)):
+            assert "\x1b" not in text
+            assert "\u202e" not in text
+        assert "<script" not in page
+        cells = [cell for line in csv.reader(io.StringIO(table, newline="")) for cell in line]
+        assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
+
+
+def replace_id(record, number: int):
+    import msgspec
+
+    fresh = fixed(number, record.event_name)
+    return msgspec.structs.replace(
+        record, record_id=fresh.record_id, action_id=fresh.record_id, sequence_number=None,
+        producer_id=None,
+    )  # fmt: skip
+
+
+class TestWhatItSays:
+    async def test_gaps_are_in_every_head(self, store):
+        """The numbers 16 and 17 of a producer are missing."""
+        told = json.loads(await made(store.dsn, "coverage"))
+
+        assert any(note.startswith("GAPS: 1 producers lack 2 numbers") for note in told["notes"])
+
+    async def test_what_the_checkpoint_does_not_cover(self, store):
+        """A period that goes on after it."""
+        asked = replace(WHOLE, end=datetime(2026, 11, 20, tzinfo=UTC))
+        told = json.loads(await made(store.dsn, "coverage", asked))
+
+        assert any(note.startswith("NOT COVERED") for note in told["notes"])
+
+    async def test_what_the_readers_scope_hides(self, store, postgres):
+        """Whoever sees one tenant gets no other's records, and the head says so."""
+        connection = await asyncpg.connect(store.dsn)
+        database = await connection.fetchval("SELECT current_database()")
+        role = f"only_{database}"
+        await connection.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            await init(store.dsn, roles=True, reader=role)
+            await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", role)
+            await connection.execute("INSERT INTO audit.reader_tenants VALUES ($1, 'clinic')", role)
+            narrow = postgres.dsn(database, role)
+            told = json.loads(await made(narrow, "sensitive-access"))
+            hidden = json.loads(await made(narrow, "rights"))
+        finally:
+            await connection.execute(f"DROP OWNED BY {role}")
+            await connection.execute(f"DROP ROLE {role}")
+            await connection.close()
+
+        assert len(told["rows"]) == 2
+        assert hidden["rows"] == []
+        assert any("clinic" in note and "hidden" in note for note in told["notes"])
+
+    async def test_integrity_names_what_was_changed(self, store):
+        """A row with another text, and one that is gone from the tree's view."""
+        connection = await asyncpg.connect(store.dsn)
+        await Administrator(connection).does(
+            "UPDATE audit.audit_logs SET payload = replace(payload::text, 'order', 'offer')::json "
+            "WHERE event_name = 'order.paid'"
+        )
+        await connection.close()
+        (row,) = rows_of(await made(store.dsn, "integrity"))
+
+        assert row["verdict"].startswith("TAMPERED: 1 rows have another text")
+
+    async def test_changes_names_who_approved_what_they_made(self, store):
+        """The same person made and approved order 1; order 2 has two persons."""
+        rows = rows_of(await made(store.dsn, "changes"))
+        said = {
+            row["entity"]: row["same actor created and approved"]
+            for row in rows
+            if row["same actor created and approved"]
+        }
+
+        assert said == {"order:1": "YES", "order:2": "no"}
+
+    async def test_sign_ins_count_a_success_after_failures(self, store):
+        """Three failures and then a success."""
+        rows = {row["actor"]: row for row in rows_of(await made(store.dsn, "sign-ins"))}
+
+        assert (rows["eve"]["failures"], rows["eve"]["successes after failures"]) == (3, 1)
+        assert (rows["eve"]["401"], rows["ada"]["403"]) == (3, 1)
+
+    async def test_a_sign_off_is_a_record_and_in_the_next_report(self, store):
+        """Who signed, and what was found."""
+        options = ASKED["review"]
+        arguments = [
+            "report", "review", "--from", "2026-10-01", "--to", "2026-11-01", "--seed", "q4",
+            "--sample", "5", "--sign-off", "nothing strange",
+        ]  # fmt: skip
+        invoke = functools.partial(
+            CliRunner().invoke, cli, arguments, env={"OTEL_AUDIT_DSN": store.dsn}
+        )
+        done = await asyncio.to_thread(invoke)
+        assert done.exit_code == 0, done.output
+        await store.seal()
+
+        rows = rows_of(await made(store.dsn, "review", options))
+        assert {row["finding"] for row in rows} == {"nothing strange"}
+        assert {row["reviewer"] for row in rows} != {None}
+
+
+class TestTheCommand:
+    async def run(self, store, *arguments: str):
+        environment = {"OTEL_AUDIT_DSN": store.dsn}
+        invoke = functools.partial(CliRunner().invoke, cli, ["report", *arguments], env=environment)
+        return await asyncio.to_thread(invoke)
+
+    PERIOD = ("--from", "2026-10-01", "--to", "2026-11-01")
+
+    async def test_writes_the_forms_and_records_the_look(self, store, tmp_path):
+        """Three files of one reading, and a record of the look."""
+        out = str(tmp_path)
+        done = await self.run(
+            store, "rights", *self.PERIOD, "--format", "html,csv,json", "--out", out
+        )
+        assert done.exit_code == 0, done.output
+        names = {f"rights-20261001-20261101.{form}" for form in ("html", "csv", "json")}
+        assert {one.name for one in tmp_path.iterdir() if one.name.startswith("rights")} == names
+        connection = await asyncpg.connect(store.dsn)
+        row = await connection.fetchrow(
+            "SELECT payload::text AS text FROM audit.audit_logs WHERE event_name = 'audit.viewed' "
+            "ORDER BY id DESC LIMIT 1"
+        )
+        await connection.close()
+        told = json.loads(row["text"])["metadata"]
+        assert (told["question"], told["asked"]["report"]) == ("report", "rights")
+
+    async def test_lists_the_reports(self, store):
+        """Each with what it shows."""
+        found = await self.run(store)
+        assert all(name in found.output for name in REPORTS)
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("rigths", *PERIOD), "did you mean rights?"),
+            (("rights",), "--from and --to are needed"),
+            (("rights", "--from", "2999-01-01", "--to", "2999-02-01"), "ends in the future"),
+            (("rights", "--from", "2026-11-01", "--to", "2026-10-01"), "the period is empty"),
+            (("rights", "--from", "soon", "--to", "2026-11-01"), "is no time"),
+            (("rights", *PERIOD, "--query", "actor:"), "column"),
+            (("rights", *PERIOD, "--query", "colour:red"), "column 1"),
+            (("rights", *PERIOD, "--format", "pdf"), "'pdf' is none of"),
+            (("rights", *PERIOD, "--out", "{}/none"), "cannot be written"),
+            (("rights", *PERIOD, "--checkpoint", "7"), "none has size 7; near are 23"),
+            (("subject", *PERIOD), "needs --subject"),
+            (("rights", *PERIOD, "--subject", "7"), "--subject goes with"),
+            (("incident", *PERIOD), "needs --query"),
+            (("review", *PERIOD, "--sample", "0"), "--sample: from 1"),
+            (("rights", *PERIOD, "--sign-off", "x"), "goes with the report review"),
+        ],
+    )  # fmt: skip
+    async def test_refuses_what_cannot_be_done(self, store, tmp_path, arguments, says):
+        """What, where, what to do; and nothing half written is left."""
+        out = tmp_path / "out"
+        out.mkdir()
+        told = [one.format(tmp_path) for one in arguments]
+        more = [] if "--out" in told else ["--out", str(out)]
+        found = await self.run(store, *told, *more)
+
+        assert found.exit_code != 0
+        assert says in found.output
+        assert list(out.iterdir()) == []
+
+    async def test_of_a_store_without_a_checkpoint_is_refused(self, audit_store):
+        """There is nothing to report as of."""
+        with pytest.raises(StoreError, match="nothing was ever sealed"):
+            await made(audit_store, "rights")
+
+
+def test_an_unknown_report_has_no_long_name_in_its_error():
+    """What somebody typed is shown in part."""
+    with pytest.raises(ConfigurationError) as raised:
+        find_report("x" * 5_000)
+    assert len(str(raised.value)) < 400
+
+
+def test_a_period_that_ends_now_is_over():
+    """What is not over cannot be reported."""
+    now = datetime(2026, 11, 29, tzinfo=UTC)
+    options = Options(begin=now - timedelta(days=1), end=now)
+
+    checked(REPORTS["rights"], options, now)
+    with pytest.raises(ConfigurationError):
+        checked(REPORTS["rights"], replace(options, end=now + timedelta(seconds=1)), now)
+
+
+@pytest.mark.slow
+class TestPrinted:
+    @pytest.mark.parametrize("name", REPORTS)
+    async def test_chromium_prints_it_to_pdf(self, store, tmp_path, name):
+        """A4, with its head, and no script."""
+        program = shutil.which("chromium")
+        if program is None:
+            pytest.skip("needs Chromium: apt-get install chromium")
+        page, printed = tmp_path / f"{name}.html", tmp_path / f"{name}.pdf"
+        page.write_text(await made(store.dsn, name, form="html"))
+        playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
+        async with playwright.async_playwright() as started:
+            browser = await started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            try:
+                opened = await browser.new_page()
+                complaints: list[str] = []
+                opened.on("console", lambda message: complaints.append(message.text))
+                await opened.goto(page.as_uri())
+                assert await opened.locator("h1").inner_text() == REPORTS[name].title
+                fits = "document.documentElement.scrollWidth <= window.innerWidth"
+                assert await opened.evaluate(fits)
+                await opened.pdf(path=printed, prefer_css_page_size=True)
+            finally:
+                await browser.close()
+        content = printed.read_bytes()
+        assert content.startswith(b"%PDF-")
+        # A4 landscape in points
+        assert b"/MediaBox [0 0 841.91998 594.95996]" in content or b"/MediaBox [0 0 842" in content
+        assert complaints == []
+        if folder := os.environ.get("REPORT_PDFS"):
+            shutil.copy(printed, folder)
