@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-<<<<<<< HEAD
 from otel_audit_postgres.connection import Connection, PostgresError
-=======
-from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
->>>>>>> main
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.exporting import CSV_COLUMNS
