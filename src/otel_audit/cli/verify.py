@@ -45,11 +45,13 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     "export", metavar="[FILE]", required=False, type=click.Path(path_type=Path, dir_okay=False)
 )
 @dsn_option
-@click.option("--full", is_flag=True, help="Read every row; this is what is done by default.")
-@click.option("--since", metavar="TIME", help="Read rows sealed since: ISO 8601, or 12h, 7d.")
-@click.option("--sample", type=click.IntRange(0), help="Read so many rows, chosen at random.")
-@click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
-@click.option("--anchor", "anchors", multiple=True, help="Where it was published; may be repeated.")
+@click.option("--full", is_flag=True, help="Read every row. This is the default.")
+@click.option("--since", metavar="TIME", help="Read rows sealed since then: 12h, 7d, ISO 8601.")
+@click.option("--sample", type=click.IntRange(0), help="Read so many random rows.")
+@click.option("--key", "keys", multiple=True, help="Public key, or its file. Repeatable.")
+@click.option(
+    "--anchor", "anchors", multiple=True, help="Where checkpoints were published. Repeatable."
+)
 @click.option(
     "--incremental",
     is_flag=True,
@@ -59,24 +61,24 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     "--state",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where it is remembered how far that came; implies --incremental.",
+    help="File that keeps the place between runs. Implies --incremental.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     metavar="N",
-    help="Processes that read rows side by side; by default by the size of the log.",
+    help="Processes that read rows. Default: by the size of the log.",
 )
 @click.option(
     "--archive", metavar="URL", help="Verify archives, too; by default OTEL_AUDIT_ARCHIVE."
 )
-@click.option("--deep", is_flag=True, help="Of archives read and hash every row, too.")
+@click.option("--deep", is_flag=True, help="Read and hash every row of archives, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--report", "report_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the report as JSON into this file, too, with everything that was found.",
+    help="Write the full report as JSON into this file, too.",
 )  # fmt: skip
 def verify(  # noqa: PLR0913, PLR0917 - one for each option
     export: Path | None,
@@ -108,7 +110,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         _verify_export(export, keys, as_json=as_json)
         return
     if full and (since is not None or sample is not None or incremental):
-        raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
+        raise click.UsageError("--full excludes --since, --sample and --incremental")
     if since is not None and (incremental or state is not None):
         raise click.UsageError("--since and --incremental exclude each other")
     from otel_audit_postgres.ledger.anchors import anchors_from

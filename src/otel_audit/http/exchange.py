@@ -225,6 +225,8 @@ class Exchange(Lifecycle):
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Learn which scope the router works on; tell whether it is the first to be met."""
         first = self._account.inner_scope is None
+        if first and self._options.entered is not None:
+            self._options.entered(scope)
         # a mounted application's own middleware may have passed on a copy
         self._account.enter_router(scope)
         if first and self._account.head.moved(scope):

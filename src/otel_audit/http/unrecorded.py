@@ -37,6 +37,7 @@ class UnrecordedRequest(PendingScope):
     knows all that this one has seen.
 
     Attributes:
+        entered: Given the scope as the router gets it; None: nobody looks at it.
         exchange: That exchange; None as long as there is none.
         id: The request's public id.
         inner_scope: The ASGI scope as the router has it; None before the request gets there.
@@ -48,7 +49,7 @@ class UnrecordedRequest(PendingScope):
     """
 
     __slots__ = ("_header", "_is_moved_on", "_is_routed", "_method", "_open", "_path", "_scope",
-                 "_token", "_whole_path", "ended", "exchange", "id", "inner_scope", "loop",
+                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope", "loop",
                  "occurred_at", "span", "start", "started")  # fmt: skip
 
     def __init__(
@@ -73,6 +74,7 @@ class UnrecordedRequest(PendingScope):
         self.occurred_at = time.time_ns()
         self.started = time.perf_counter_ns()
         self._header = name = options.request_id_header
+        self.entered = options.entered
         is_given = name and name in headers_by_name(scope.get("headers") or ())
         self.id = (options.request_id(scope) if is_given else None) or public_id()
         self.span = trace.get_current_span()
@@ -99,6 +101,8 @@ class UnrecordedRequest(PendingScope):
             return self.exchange
         if not self._is_routed:
             self._is_routed = True
+            if self.entered is not None:
+                self.entered(scope)
             is_same = scope["method"] is self._method and scope["path"] is self._whole_path
             if not is_same and self._is_moved(scope):
                 self.resolve()
