@@ -49,8 +49,8 @@ class UnrecordedRequest(PendingScope):
     """
 
     __slots__ = ("_header", "_is_moved_on", "_is_routed", "_method", "_open", "_path", "_scope",
-                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope", "loop",
-                 "occurred_at", "span", "start", "started")  # fmt: skip
+                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope",
+                 "loop", "occurred_at", "span", "start", "started")  # fmt: skip
 
     def __init__(
         self,
