@@ -122,4 +122,4 @@ class TestCommand:
         result = CliRunner().invoke(
             cli, ["quarantine", "--spool-dir", str(tmp_path), "--show", "x"]
         )
-        assert (result.exit_code, "nothing was refused" in result.output) == (1, True)
+        assert (result.exit_code, "no refused record has the id" in result.output) == (1, True)
