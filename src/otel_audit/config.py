@@ -936,8 +936,8 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         and not _OF_ORCHESTRATOR.fullmatch(name)
     )
     if unknown:
-        told = (_unknown(name[:_SHOWN], known) for name in unknown)
-        raise ConfigurationError(visible("; ".join(told)))
+        errors = (_unknown(name[:_SHOWN], known) for name in unknown)
+        raise ConfigurationError(visible("; ".join(errors)))
 
 
 def _unknown(name: str, known: set[str]) -> str:

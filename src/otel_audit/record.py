@@ -436,8 +436,8 @@ def entity_reference(entity: str, *key: object) -> str:
     Returns:
         ``order_line:1,2``: the name in snake case, a colon, the key's values.
     """
-    told = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
-    return f"{snake_case(entity)}:{told}"
+    text = str(key[0]) if len(key) == 1 else ",".join([str(part) for part in key])
+    return f"{snake_case(entity)}:{text}"
 
 
 def named_reference(name: str, *key: object) -> str:

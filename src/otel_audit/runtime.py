@@ -584,13 +584,14 @@ def check_store(config: AuditConfig) -> None:
 
 
 def sink_maker(
-    config: AuditConfig, tell: Callable[[int], None] | None = None
+    config: AuditConfig, on_default_rows: Callable[[int], None] | None = None
 ) -> Callable[[], Sink]:
     """Name the sink that the settings say; nothing is connected yet.
 
     Args:
         config: The settings.
-        tell: Called daily with the number of rows in a PostgreSQL store's default partition.
+        on_default_rows: Called daily with the number of rows in a PostgreSQL store's default
+            partition.
     """
     if config.exporter == "otlp":
         return _otlp_sink_maker(config)
@@ -604,7 +605,7 @@ def sink_maker(
     return lambda: PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
-        tell=tell,
+        on_default_rows=on_default_rows,
         protector=protector_from(config),
     )
 

@@ -80,7 +80,7 @@ class AuditScope(msgspec.Struct, eq=False):
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
             and rolled-back ones if they are kept; the first thousand, or as configured.
         further: The changes beyond that.
-        told: Ids of the records in the transactions themselves, which hold their changes,
+        change_records: Ids of the records in the transactions themselves, which hold their changes,
             which are not in ``changes`` then.
         changes_total: How many changes were committed or are unknown, in any record.
         changes_pending: Flushed changes whose transaction has not ended.
@@ -123,7 +123,7 @@ class AuditScope(msgspec.Struct, eq=False):
     server_span: Span | None = None
     changes: list[Change] = msgspec.field(default_factory=list)
     further: SpilledChanges | None = None
-    told: list[str] = msgspec.field(default_factory=list)
+    change_records: list[str] = msgspec.field(default_factory=list)
     open: set[OpenTransaction] = msgspec.field(default_factory=set)
     changes_total: int = 0
     changes_pending: int = 0
@@ -175,7 +175,7 @@ class AuditScope(msgspec.Struct, eq=False):
         outcome: TransactionOutcome,
         changes: SpilledChanges,
         *,
-        told: int = 0,
+        elsewhere: int = 0,
         keep_rolled_back: bool = False,
         transaction: OpenTransaction | None = None,
         refused: Iterable[str] = (),
@@ -185,12 +185,12 @@ class AuditScope(msgspec.Struct, eq=False):
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
             changes: What it had flushed.
-            told: How many more changes it had, in records in the transaction itself.
+            elsewhere: How many more changes it had, in records in the transaction itself.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
             transaction: The transaction, as it was given to `note_flushed`.
             refused: What the database has refused in it, such as ``insert seat``.
         """
-        count = changes.count + told
+        count = changes.count + elsewhere
         with _counting:
             if transaction is not None:
                 self.open.discard(transaction)
@@ -206,7 +206,7 @@ class AuditScope(msgspec.Struct, eq=False):
             changes = SpilledChanges()
         if not self.closed or self.late is None:
             self.keep(changes)
-        elif not told or changes or outcome != "committed":
+        elif not elsewhere or changes or outcome != "committed":
             self.late(self, outcome, changes)
 
     def _note_rolled_back(self, changes: SpilledChanges, refused: Iterable[str]) -> None:

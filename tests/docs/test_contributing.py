@@ -29,8 +29,8 @@ class TestAField:
         found = {
             str(path.relative_to(ROOT))
             for path in sources
-            # users' tests and the command line show fields by name
-            if not {"testing", "cli"} & {*path.parts}
+            # users' tests, the command line and the shapes for other systems show fields by name
+            if not {"testing", "cli", "shapes"} & {*path.parts}
             and re.search(rf"\b{EXAMPLE}\b", path.read_text())
         }
 

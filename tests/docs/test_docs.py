@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import settings_table
-from docs_runner import parts_of, run_page
+from docs_runner import needs_postgres, parts_of, run_page
 
 import otel_audit
 from otel_audit import AuditConfig
@@ -23,6 +23,13 @@ RUN = (
     "redaction",
     "actors-and-tenants",
     "command-line",
+    "containers",
+    "frameworks",
+    "kubernetes",
+    "tracing-backends",
+    "troubleshooting",
+    "uninstall",
+    "upgrade",
     "configuration",
     "testing",
     "viewer",
@@ -43,14 +50,15 @@ def headings_of(page: Path) -> set[str]:
 class TestExamples:
     @pytest.mark.slow
     @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
-    def test_each_one_does_what_the_page_says(self, page, tmp_path):
+    def test_each_one_does_what_the_page_says(self, page, tmp_path, request):
         """Blocks are executed, files written, commands typed, outputs compared."""
-        assert run_page(page, tmp_path) > 0
+        admin = request.getfixturevalue("database") if needs_postgres(page) else None
+        assert run_page(page, tmp_path, admin) > 0
 
     @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
     def test_none_is_only_for_show(self, page):
         """A block of a language that can be run, is."""
-        shown = {"python", "console", "check"}
+        shown = {"python", "console", "check", "run", "needs"}
         assert [
             part.line for part in parts_of(page) if part.name is None and part.language not in shown
         ] == []

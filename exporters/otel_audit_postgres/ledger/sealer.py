@@ -218,9 +218,9 @@ class Sealer:
                     self._size.failed(self._tried)
                 if not isinstance(error, Exception):
                     raise
-                told = error if isinstance(error, OtelAuditError) else as_store_error(error, _DOING)
-                self.failure = str(told)
-                raise told from None
+                ours = error if isinstance(error, OtelAuditError) else as_store_error(error, _DOING)
+                self.failure = str(ours)
+                raise ours from None
             self.failure = None
             if done.rows:
                 self._size.succeeded()
@@ -293,8 +293,8 @@ class Sealer:
             if not silent:
                 break
             await asyncio.sleep(pause)
-            told = [one for one in answers if one.anchor not in silent]
-            answers = [*told, *await self._publishing.ask(silent)]
+            answered = [one for one in answers if one.anchor not in silent]
+            answers = [*answered, *await self._publishing.ask(silent)]
         return answers
 
     async def _planned(

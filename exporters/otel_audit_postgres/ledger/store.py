@@ -46,7 +46,8 @@ SELECT EXISTS (SELECT FROM audit.ledger_queue) AS waits,
 """
 _TELL_QUARANTINED: Final = "SELECT audit.tell_quarantined()"
 _TOLD_QUARANTINED: Final = """
-SELECT a.id, payload -> 'metadata' -> 'content_hashes' AS hashes, t.record_id IS NOT NULL AS told
+SELECT a.id, payload -> 'metadata' -> 'content_hashes' AS hashes,
+       t.record_id IS NOT NULL AS is_recorded
 FROM audit.audit_logs a LEFT JOIN audit.quarantine_told t ON t.record_id = a.id
 WHERE a.event_name = 'audit.records.quarantined' ORDER BY a.id
 """
@@ -435,7 +436,7 @@ async def unkept_quarantine(
         sound = [one for one in hashes if _HASH.fullmatch(one)]
         gone = [found[0] for found in await connection.fetch(_UNKEPT, sound)]
         if gone:
-            yield row["id"], gone, row["told"]
+            yield row["id"], gone, row["is_recorded"]
 
 
 async def holders(connection: Connection[Any]) -> list[Holder]:

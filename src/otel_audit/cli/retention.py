@@ -234,9 +234,8 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> None:
     """Approve a policy that keeps less than the one in force.
 
-    The one in force says two_persons.
-
-    By another role than the one that runs `retention run` with it. A record tells it.
+    The one in force says two_persons. Do it by another role than the one that runs
+    `retention run` with it. A record tells it.
     """
     from otel_audit_postgres.retention import run as running
 
@@ -253,7 +252,7 @@ def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> Non
 @dsn_option
 @json_option
 def status(dsn: str | None, as_json: bool) -> None:
-    """Say how retention is doing: what is overdue, held, and when archives were verified."""
+    """Say what is overdue or held, and when archives were verified."""
     from otel_audit_postgres.retention.metrics import as_json as plain
     from otel_audit_postgres.retention.metrics import retention_state
 

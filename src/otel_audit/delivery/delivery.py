@@ -268,6 +268,7 @@ class Delivery:
             left = self.depth
             self.tell_what_is_kept()
             lost = self.backlog.close()
+        self._group.close(_LAST_GRACE)
         if lost:
             self._counters.add("dropped", lost)
             _logger.critical(

@@ -43,6 +43,7 @@ class GroupSync:
         self._counters = counters
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
+        self._closing = False
         self._thread = LoopThread("otel-audit-sync", self._serve)
 
     @property
@@ -54,6 +55,16 @@ class GroupSync:
         """Replace the thread if it is gone. Never raises."""
         with self._lock:
             self._thread.ensure()
+
+    def close(self, timeout: float) -> None:
+        """End the thread when nobody waits any more. Never raises.
+
+        Args:
+            timeout: Seconds to wait for its end.
+        """
+        self._closing = True
+        self._thread.end()
+        self._thread.join(timeout)
 
     async def wait(self) -> bool:
         """Wait until everything that was spooled before is on disk.
@@ -91,6 +102,8 @@ class GroupSync:
             with self._lock:
                 waiting = list(self._waiting)
             if not waiting:
+                if self._closing:
+                    return
                 await self._thread.wake.wait()
                 continue
             # blocks: the loop is here for nothing else

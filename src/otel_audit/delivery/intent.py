@@ -9,11 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.writer import Messages, Writer
+from otel_audit.delivery.writer import Messages, OwnsWriter, Writer
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
@@ -33,7 +32,7 @@ class _Intent(NamedTuple):
     future: asyncio.Future[bool]
 
 
-class Intents:
+class Intents(OwnsWriter):
     """Writes intents to the store while their requests wait; all that wait share a round trip.
 
     It has a thread, an event loop and a connection of its own, so that no backlog stands before
@@ -76,16 +75,6 @@ class Intents:
                 return await intent.future
         except TimeoutError:
             return False
-
-    @property
-    def state(self) -> ThreadState:
-        """Its thread's state."""
-        return self._writer.state
-
-    def ensure(self) -> None:
-        """Replace the thread if it is gone. Never raises."""
-        with self._lock:
-            self._writer.ensure()
 
     def close(self) -> None:
         """End the thread; waiting callers are refused. Never raises."""

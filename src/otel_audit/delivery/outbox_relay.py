@@ -20,12 +20,11 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
-from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused, Sink
-from otel_audit.delivery.writer import Messages, Writer, write_batch
+from otel_audit.delivery.writer import Messages, OwnsWriter, Writer, write_batch
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
@@ -204,7 +203,7 @@ def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]
     return records, refused
 
 
-class Relay:
+class Relay(OwnsWriter):
     """A thread that empties an outbox into a sink, for as long as the process lives.
 
     It starts when it is first needed, and again after a fork.
@@ -261,16 +260,6 @@ class Relay:
         """Start now: what others have left need not wait for this process's first record."""
         with self._lock:
             self._writer.start()
-
-    @property
-    def state(self) -> ThreadState:
-        """Its thread's state."""
-        return self._writer.state
-
-    def ensure(self) -> None:
-        """Replace the thread if it is gone. Never raises."""
-        with self._lock:
-            self._writer.ensure()
 
     def nudge(self) -> None:
         """Say that something waits. Costs next to nothing; never raises."""

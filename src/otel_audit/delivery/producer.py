@@ -217,7 +217,7 @@ class Producer:
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
-        self._delivery.note(kind, known, text)
+        self._delivery.backlog.note(kind, known, text)
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         # encoded once, number and all: what is measured is what the spool takes

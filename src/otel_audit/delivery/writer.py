@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -310,3 +311,20 @@ def _is_task_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+class OwnsWriter:
+    """Whoever has a `Writer`, and a lock that guards its start: says how its thread does."""
+
+    _lock: threading.Lock
+    _writer: Writer
+
+    @property
+    def state(self) -> ThreadState:
+        """How the thread does."""
+        return self._writer.state
+
+    def ensure(self) -> None:
+        """Replace the thread if it is gone. Never raises."""
+        with self._lock:
+            self._writer.ensure()

@@ -82,7 +82,7 @@ def make_body(  # noqa: PLR0913 - one fact each
     complete: bool,
     redactor: Redactor,
     limit: int,
-    work: WorkBudget | None = None,
+    work: WorkBudget | Callable[[], WorkBudget] | None = None,
 ) -> Body:
     """Turn copied bytes into the body that is stored.
 
@@ -107,16 +107,16 @@ def make_body(  # noqa: PLR0913 - one fact each
     if content_encoding and _is_readable(raw):
         # nobody has encoded it, whatever the header says: the handler was given these very bytes
         content_encoding = None
-    if complete and not content_encoding and content_type in _USUAL_JSON and _is_plain_utf8(raw):
-        plain = redactor.json_or_none(raw, WorkBudget(len(raw)) if work is None else work)
-        if plain is not None:
-            return _stored(plain, size, shown, None)
-        return Body(size=size, content_type=shown, absent="unparsable")
+    is_usual = complete and not content_encoding and content_type in _USUAL_JSON
+    if is_usual and _is_plain_utf8(raw) and redactor.is_clean_json(raw):
+        return _stored(raw, size, shown, None)
     decoded = _decompress(raw, content_encoding, limit)
     if decoded is None:
         absent = "unparsable" if _is_known(content_encoding) else "encoded"
         return Body(size=size, content_type=shown, absent=absent)
     text, ended = decoded
+    if callable(work):
+        work = work()
     copy = _Copy(
         raw=text,
         size=size,

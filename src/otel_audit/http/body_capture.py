@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.http.request_metadata import Headers, describe_body, promises_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_audit.record import Body
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import WorkBudget
@@ -32,16 +34,16 @@ class BodyCopy:
         self.size = 0
         self.complete = False
 
-    def add(self, chunk: bytes, *, last: bool) -> None:
-        """See a chunk pass.
+    def add(self, message: Mapping[str, Any]) -> None:
+        """See a message pass that carries a chunk.
 
         Args:
-            chunk: The bytes.
-            last: Whether it is the last one.
+            message: An ASGI message with ``body``, and ``more_body`` where it is not the last.
         """
+        chunk = message.get("body", b"")
         size = len(chunk)
         self.size += size
-        self.complete = last
+        self.complete = not message.get("more_body", False)
         kept = self._kept
         if size and kept < self._limit:
             if kept + size > self._limit:
@@ -107,7 +109,7 @@ class BodyCapture:
             # a copy, because middleware may change the very list (Starlette's GZipMiddleware does)
             self._inner_headers = tuple(message.get("headers", ()))
         elif kind == "http.response.body" and self._response is not None and not self._outside:
-            add(self._response, message)
+            self._response.add(message)
 
     def started(self, message: Mapping[str, Any]) -> None:
         """See the head of the response that goes to the server."""
@@ -124,7 +126,7 @@ class BodyCapture:
         kind = message["type"]
         if kind == "http.response.body":
             if self._outside and self._response is not None:
-                add(self._response, message)
+                self._response.add(message)
         elif kind in ("http.response.pathsend", "http.response.zerocopysend"):
             self._as_file = True
         else:
@@ -145,7 +147,7 @@ class BodyCapture:
         inner_headers: Headers,
         redactor: Redactor,
         limit: int,
-        work: WorkBudget | None = None,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
         """Turn the request's body into what is stored; None where it has none.
 
@@ -192,7 +194,12 @@ class BodyCapture:
         return copy.head if copy is not None and copy.size and copy.whole else None
 
     def response_body(
-        self, redactor: Redactor, limit: int, *, may_exist: bool, work: WorkBudget | None = None
+        self,
+        redactor: Redactor,
+        limit: int,
+        *,
+        may_exist: bool,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
         """Turn the response's body into what is stored; None where it has none."""
         return describe_body(
@@ -204,8 +211,3 @@ class BodyCapture:
             passed_as_file=self._as_file,
             work=work,
         )
-
-
-def add(copy: BodyCopy, message: Mapping[str, Any]) -> None:
-    """Copy the chunk that a message carries."""
-    copy.add(message.get("body", b""), last=not message.get("more_body", False))

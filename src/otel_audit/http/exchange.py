@@ -9,7 +9,6 @@ from otel_audit.action.compose import as_intent, as_started
 from otel_audit.action.lifecycle import Lifecycle
 from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.http.body_capture import add
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
@@ -243,7 +242,7 @@ class Exchange(Lifecycle):
         """See a message of the request that someone has asked for."""
         try:
             if message["type"] == "http.request":
-                add(copy, message)
+                copy.add(message)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
 

@@ -457,7 +457,7 @@ class ExchangeRecord:
             scope.get("headers") or (),
             options.redactor,
             limit,
-            self.audit.budget.request_body,
+            lambda: self.audit.budget.request_body,
         )
 
     def _response_body(self, decision: Decision) -> Body | None:
@@ -470,7 +470,10 @@ class ExchangeRecord:
             return None
         may_exist = self.head.method != "HEAD" and self.error is None
         return self.bodies.response_body(
-            options.redactor, limit, may_exist=may_exist, work=self.audit.budget.response_body
+            options.redactor,
+            limit,
+            may_exist=may_exist,
+            work=lambda: self.audit.budget.response_body,
         )
 
     def describe_request(self) -> Request:
@@ -584,7 +587,7 @@ class ExchangeRecord:
         """
         audit = self.audit
         return (
-            not (audit.metadata or audit.told or audit.rolled_back_transactions)
+            not (audit.metadata or audit.change_records or audit.rolled_back_transactions)
             and not self.parts.failed
             and all(map(is_, before, self.rests_on(decision)))
         )
@@ -648,10 +651,12 @@ class ExchangeRecord:
             return decision.event_name
 
     def _target(self, decision: Decision) -> Target | None:
-        named = self._aimed() or decision.target
+        audit = self.audit
+        aimed = audit.target is not None or audit.aimed_at is not None
+        named = (self._aimed() if aimed else None) or decision.target
         if named is None:
             return None
-        seen = named, len(self.audit.changes), self._holder
+        seen = named, len(audit.changes), self._holder
         known = self._shown_target
         if known is None or known[0] != seen:
             try:

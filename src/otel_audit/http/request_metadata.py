@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from otel_audit._util.cache import Memo
 from otel_audit._util.ids import is_uuid
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.routes import path_below_root, path_of, route_template
 from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
+from otel_audit.redaction.prefilter_values import is_plain_path
 from otel_audit.redaction.secret_urls import link_parameters
 from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
@@ -37,6 +39,10 @@ LONGEST_HEADER = 4_096
 
 _CACHED_NAME = 64
 """Characters of a header's name about which it is remembered whether it is kept."""
+
+_FEW_LINES = 16
+_SHORT_VALUE = LONGEST_HEADER // 4
+"""So many lines of that length need no closer look."""
 
 MOST_LINES = 64
 LONGEST_HEADERS = 16_384
@@ -190,7 +196,8 @@ class RequestHead:
         if text is None:
             return route or REDACTED
         if self._path is None or self._path[0] != text:
-            self._path = text, self._redactor.path(text, self._budget.path)
+            shown = text if is_plain_path(text) else self._redactor.path(text, self._budget.path)
+            self._path = text, shown
         return self._path[1]
 
     def spell_path(self, path: str, routed: Mapping[str, Any]) -> str:
@@ -230,11 +237,21 @@ def describe_headers(
     Returns:
         Lower-case names to values, repeated ones joined with ``", "``.
     """
+    is_kept = _kept_names(keep)
+    kept = [pair for pair in headers if is_kept[pair[0]]]
+    if not kept:
+        return {}
+    if len(kept) > _FEW_LINES or max(len(value) for _, value in kept) > _SHORT_VALUE:
+        kept = _bounded_lines(kept, budget, part)
+    return redactor.headers(kept, keep, lambda: budget.head)
+
+
+def _bounded_lines(
+    given: Iterable[tuple[bytes, bytes]], budget: Budget, part: str
+) -> list[tuple[bytes, bytes]]:
     kept: list[tuple[bytes, bytes]] = []
     room = LONGEST_HEADERS
-    for name, value in headers:
-        if not (_is_kept if len(name) <= _CACHED_NAME else _looks_kept)(keep, name):
-            continue
+    for name, value in given:
         longest = min(LONGEST_HEADER, room)
         if len(kept) == MOST_LINES or longest <= 0:
             budget.note_cut(part)
@@ -245,14 +262,20 @@ def describe_headers(
             shown = cut_text(value[: longest + 1].decode("latin-1"), longest).encode("latin-1")
         room -= len(shown)
         kept.append((name, shown))
-    return redactor.headers(kept, keep, budget.head)
+    return kept
 
 
-def _looks_kept(keep: Collection[str], name: bytes) -> bool:
-    return len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep
+@functools.lru_cache(maxsize=16)
+def _names_kept(keep: Any) -> Memo[bytes, bool]:
+    """Whether a header is kept, by its name as it is sent; the usual names are remembered."""
+    return Memo(
+        lambda name: len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep,
+        1024,
+        lambda name: len(name) <= _CACHED_NAME,
+    )
 
 
-_is_kept: Callable[..., bool] = functools.lru_cache(maxsize=1024)(_looks_kept)
+_kept_names: Callable[..., Memo[bytes, bool]] = _names_kept
 
 
 def method_of(scope: Mapping[str, Any]) -> str:
@@ -302,7 +325,7 @@ def describe_body(  # noqa: PLR0913 - one fact each
     limit: int,
     may_exist: bool,
     passed_as_file: bool = False,
-    work: WorkBudget | None = None,
+    work: WorkBudget | Callable[[], WorkBudget] | None = None,
 ) -> Body | None:
     """Turn what was copied of a body into what is stored.
 
@@ -326,11 +349,13 @@ def describe_body(  # noqa: PLR0913 - one fact each
     if copy.size == 0:
         return Body(absent="not_read") if may_exist and not copy.complete else None
     head = copy.head
+    named = headers_by_name(headers)
+    kind, coding = named.get(b"content-type"), named.get(b"content-encoding")
     return make_body(
-        head[:limit],
+        head if len(head) <= limit else head[:limit],
         size=copy.size,
-        content_type=header_of(headers, b"content-type"),
-        content_encoding=header_of(headers, b"content-encoding"),
+        content_type=None if kind is None else kind.decode("latin-1"),
+        content_encoding=None if coding is None else coding.decode("latin-1"),
         complete=copy.whole and len(head) <= limit,
         redactor=redactor,
         limit=limit,

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_audit.identity.proxies import Proxies, parse_address
-from otel_audit.identity.safe_access import Scope, claim, clean, header_values, identifier, state_of
+from otel_audit.identity.safe_access import (
+    Scope,
+    claim,
+    clean,
+    first_header,
+    header_values,
+    identifier,
+    state_of,
+)
 from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.truncate import cut_text
@@ -84,11 +92,11 @@ def resolve_source(
             return known
         return msgspec.structs.replace(known, session_id=session)
     address = options.proxies.client(asgi_scope)
-    agents = header_values(asgi_scope, "user-agent")
+    agent = first_header(asgi_scope, "user-agent")
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
-        user_agent=_user_agent(agents[0]) if agents else None,
+        user_agent=None if agent is None else _user_agent(agent),
         session_id=session,
     )
 

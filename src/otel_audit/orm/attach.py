@@ -173,9 +173,9 @@ def _build(
     transactional: Transactional | None,
 ) -> Attachment:
     faults = ErrorGuard()
-    on_told = (lambda: None) if transactional is None else transactional.committed
+    on_recorded = (lambda: None) if transactional is None else transactional.committed
     on_beside = None if transactional is None else complain_beside
-    journal = TransactionTracker(options, faults, on_orphan, on_told, on_beside)
+    journal = TransactionTracker(options, faults, on_orphan, on_recorded, on_beside)
     selection = Selection(options)
     masking = ColumnRedaction(redactor, options.max_value)
     plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)

@@ -52,6 +52,15 @@ class _Last(NamedTuple):
     sent: int | None
 
 
+_SESSIONS = "_otel_audit_sessions"
+"""Where a connection keeps the sessions that use it; they are not kept alive."""
+
+
+def _sessions_of(connection: Connection) -> list[Session]:
+    known: tuple[weakref.ref[Session], ...] = connection.__dict__.get(_SESSIONS, ())
+    return [session for one in known if (session := one()) is not None]
+
+
 class Executions:
     """Follows the statements of every connection."""
 
@@ -71,16 +80,15 @@ class Executions:
         self._faults = faults
         self.review: Review | None = None
         """Looks at what is told of a statement before it is noted."""
-        self._sessions: weakref.WeakKeyDictionary[Connection, weakref.WeakSet[Session]] = (
-            weakref.WeakKeyDictionary()
-        )
         # whether a statement was sent in batches that are committed one by one
         self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
     def joined(self, session: Session, connection: Connection) -> None:
         """A session has begun to use a connection."""
-        self._sessions.setdefault(connection, weakref.WeakSet()).add(session)
+        known = connection.__dict__.get(_SESSIONS, ())
+        if not any(one() is session for one in known):
+            connection.__dict__[_SESSIONS] = (*known, weakref.ref(session))
 
     def executed(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
@@ -123,7 +131,7 @@ class Executions:
             # the event that announces a savepoint does not tell its name
             self._journal.of(connection).open_savepoint(element.ident)
             return False
-        sessions = self._sessions.get(connection, ())
+        sessions = _sessions_of(connection)
         flush = self._flushes.writing(sessions)
         if not self._takes_any(sessions):
             return flush is not None
@@ -174,7 +182,7 @@ class Executions:
         if execution is None or not _may_write(execution):
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
-        if attempted and self._takes_any(self._sessions.get(connection, ())):
+        if attempted and self._takes_any(_sessions_of(connection)):
             refused = [f"{one.operation} {one.table}" for one in attempted]
             self._journal.of(connection).touch(self._journal.owner(connection), refused)
             if dooms is False and execution.executemany:
@@ -184,7 +192,7 @@ class Executions:
     def _failed_part_way(
         self, connection: Connection, execution: Any, attempted: list[Change]
     ) -> None:
-        flush = self._flushes.writing(self._sessions.get(connection, ()))
+        flush = self._flushes.writing(_sessions_of(connection))
         if flush is not None:
             self._flushes.note_sent(flush, connection, execution)
             return
@@ -195,7 +203,7 @@ class Executions:
 
     def writes_relation(self, connection: Connection, table: Table) -> bool:
         """Whether a flush tells what is written to a table row by row, as of an association."""
-        flush = self._flushes.writing(self._sessions.get(connection, ()))
+        flush = self._flushes.writing(_sessions_of(connection))
         return flush is not None and self._flushes.writes_relation(flush, table)
 
     def _takes_any(self, sessions: Iterable[Session]) -> bool:
@@ -204,7 +212,7 @@ class Executions:
 
     def gives_up(self, connection: Connection) -> None:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
-        for session in self._sessions.get(connection, ()):
+        for session in _sessions_of(connection):
             if self._flushes.has_tried(session, connection):
                 self._journal.of(connection).touch(self._journal.owner(connection))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
 from itertools import count, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -61,8 +60,7 @@ _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
 
 
-@dataclass(slots=True)
-class Row:
+class Row(msgspec.Struct, eq=False):
     """One row that a flush has written."""
 
     operation: Operation
@@ -72,8 +70,7 @@ class Row:
     written: WrittenObject
 
 
-@dataclass(slots=True)
-class Flush:
+class Flush(msgspec.Struct, eq=False):
     """One flush of one session.
 
     Attributes:
@@ -96,15 +93,15 @@ class Flush:
 
     context: weakref.ref[UOWTransaction]
     number: int = 0
-    rows: dict[Connection, list[Row]] = field(default_factory=dict)
-    before: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
-    others: list[tuple[Connection, Change]] = field(default_factory=list)
-    plans: dict[Mapper[Any], MapperInfo] = field(default_factory=dict)
-    taken: dict[Connection, bool] = field(default_factory=dict)
-    sent: dict[tuple[Connection, Operation, Table], int] = field(default_factory=dict)
-    short: _Short = field(default_factory=set)
-    committed: dict[Connection, bool] = field(default_factory=dict)
-    values: dict[Connection, SentValues] = field(default_factory=dict)
+    rows: dict[Connection, list[Row]] = msgspec.field(default_factory=dict)
+    before: dict[InstanceState[Any], dict[str, Any]] = msgspec.field(default_factory=dict)
+    others: list[tuple[Connection, Change]] = msgspec.field(default_factory=list)
+    plans: dict[Mapper[Any], MapperInfo] = msgspec.field(default_factory=dict)
+    taken: dict[Connection, bool] = msgspec.field(default_factory=dict)
+    sent: dict[tuple[Connection, Operation, Table], int] = msgspec.field(default_factory=dict)
+    short: _Short = msgspec.field(default_factory=set)
+    committed: dict[Connection, bool] = msgspec.field(default_factory=dict)
+    values: dict[Connection, SentValues] = msgspec.field(default_factory=dict)
     last_context: Any = None
     own_compiled: Any = None
     own_table: Any = None

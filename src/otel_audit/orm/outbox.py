@@ -169,7 +169,7 @@ class OutboxListeners:
                 raise self._refusal(error, self._roles.get(connection)) from error
             ids.extend(row["id"] for row in rows)
         if ids:
-            ledger.tell(owner, ids)
+            ledger.note_recorded(owner, ids)
 
     def _composed(self, owner: Owner, batch: SpilledChanges) -> Iterator[AuditRecord]:
         try:

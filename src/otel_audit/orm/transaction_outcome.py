@@ -25,6 +25,9 @@ _IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
 """What libpq says of a connection without a transaction, of one that waits for an answer, and of a
 closed one (PQtransactionStatus)."""
 
+_WRAPPERS: set[type] = set()
+"""SQLAlchemy's adapters around asyncpg's connections, which are asked without looking first."""
+
 _RESETS: dict[str, TransactionOutcome] = {
     "reset_rollback": "rolled_back",
     "reset_commit": "committed",
@@ -127,10 +130,16 @@ def transaction_state(driver_connection: Any) -> bool | None:
     Args:
         driver_connection: The driver's, or SQLAlchemy's adapter of an asynchronous one.
     """
+    kind = type(driver_connection)
     try:
+        if kind in _WRAPPERS:
+            return bool(driver_connection.driver_connection.is_in_transaction())
         told = _transaction_state(driver_connection)
         if told is None:
-            told = _transaction_state(getattr(driver_connection, "driver_connection", None))
+            wrapped = getattr(driver_connection, "driver_connection", None)
+            told = _transaction_state(wrapped)
+            if told is not None and type(wrapped).__module__.startswith("asyncpg."):
+                _WRAPPERS.add(kind)
     except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
         return None
     return told

@@ -7,9 +7,10 @@ because one transaction may serve several actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
 
 from otel_audit._util.spill import SpilledChanges, SpillOptions
 from otel_audit.record import Change
@@ -25,8 +26,7 @@ Owner: TypeAlias = AuditScope | None
 _MOST_REFUSED = 50
 
 
-@dataclass(slots=True)
-class WrittenByAction:
+class WrittenByAction(msgspec.Struct, eq=False):
     """What an action has written, and stands in the transaction itself.
 
     Attributes:
@@ -35,11 +35,10 @@ class WrittenByAction:
     """
 
     changes: SpilledChanges
-    records: list[str] = field(default_factory=list)
+    records: list[str] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True)
-class TransactionFrame:
+class TransactionFrame(msgspec.Struct, eq=False):
     """A transaction, or a savepoint in it.
 
     Attributes:
@@ -51,7 +50,7 @@ class TransactionFrame:
 
     room: SpillOptions
     name: str | None = None
-    batches: dict[Owner, SpilledChanges] = field(default_factory=dict)
+    batches: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
     aborted: bool | None = False
 
     def batch(self, owner: Owner) -> SpilledChanges:
@@ -67,8 +66,7 @@ class TransactionFrame:
             self.batch(owner).absorb(batch)
 
 
-@dataclass(slots=True, eq=False)
-class TransactionState:
+class TransactionState(msgspec.Struct, eq=False):
     """One transaction on one connection.
 
     Attributes:
@@ -76,10 +74,10 @@ class TransactionState:
         keep_rolled_back: Whether undone changes are kept too.
         frames: The transaction and its open savepoints, outermost first.
         undone: What savepoints have rolled back, if it is kept.
-        told: What stands in the transaction itself already, to be reported by nobody else.
+        recorded: What stands in the transaction itself already, to be reported by nobody else.
         refused: What the database has refused, such as ``insert seat``, by action.
         after: Who owns what tasks write whose action is over, by that action.
-        rides: Whether more stands in it than that: events that the application has recorded.
+        can_enlist: Whether more stands in it than that: events that the application has recorded.
         committing: Whether a COMMIT was announced whose answer is not known yet.
         unsent: Whether that COMMIT was not sent, as far as the driver shows.
         driver_connection: The driver's connection, once a COMMIT was announced.
@@ -91,13 +89,13 @@ class TransactionState:
         engine: The connection's engine.
     """
 
-    room: SpillOptions = field(default_factory=SpillOptions)
+    room: SpillOptions = msgspec.field(default_factory=SpillOptions)
     keep_rolled_back: bool = False
-    frames: list[TransactionFrame] = field(init=False)
-    undone: dict[Owner, SpilledChanges] = field(default_factory=dict)
-    told: dict[Owner, WrittenByAction] = field(default_factory=dict)
-    refused: dict[Owner, list[str]] = field(default_factory=dict)
-    after: dict[AuditScope, AuditScope] = field(default_factory=dict)
+    frames: list[TransactionFrame] = msgspec.field(default_factory=list)
+    undone: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
+    recorded: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
+    refused: dict[Owner, list[str]] = msgspec.field(default_factory=dict)
+    after: dict[AuditScope, AuditScope] = msgspec.field(default_factory=dict)
     can_enlist: bool = False
     committing: bool = False
     unsent: bool = False
@@ -141,7 +139,7 @@ class TransactionState:
         Returns:
             It, if it has written in this transaction before; else nobody but the process.
         """
-        if any(over in frame.batches for frame in self.frames) or over in self.told:
+        if any(over in frame.batches for frame in self.frames) or over in self.recorded:
             return over
         found = self.after.get(over)
         if found is None:
@@ -205,7 +203,7 @@ class TransactionState:
             frame.batches = {}
         return root.batches
 
-    def tell(self, owner: Owner, records: list[str]) -> None:
+    def note_recorded(self, owner: Owner, records: list[str]) -> None:
         """What an action has written stands in the transaction itself from now on.
 
         Args:
@@ -214,9 +212,9 @@ class TransactionState:
         """
         batch = self.frames[0].batches.pop(owner)
         self.frames[0].batch(owner)
-        told = self.told.setdefault(owner, WrittenByAction(SpilledChanges(self.room)))
-        told.changes.absorb(batch)
-        told.records += records
+        known = self.recorded.setdefault(owner, WrittenByAction(SpilledChanges(self.room)))
+        known.changes.absorb(batch)
+        known.records += records
 
     def finish(self) -> Iterable[tuple[Owner, SpilledChanges]]:
         """The transaction has ended, and open savepoints with it.

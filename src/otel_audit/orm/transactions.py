@@ -53,7 +53,7 @@ class TransactionTracker:
         options: OrmOptions,
         faults: ErrorGuard,
         on_orphan: OrphanRecorder | None,
-        on_told: Callable[[], None] = lambda: None,
+        on_recorded: Callable[[], None] = lambda: None,
         on_beside: Callable[[TransactionState], None] | None = None,
     ) -> None:
         """Begin with no transaction.
@@ -62,7 +62,7 @@ class TransactionTracker:
             options: Bounds, and whether undone changes are kept.
             faults: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
-            on_told: Told when a transaction is over that holds records itself.
+            on_recorded: Called when a transaction is over that holds records itself.
             on_beside: Told when one was committed without records of all that it has changed.
         """
         self._options = options
@@ -74,7 +74,7 @@ class TransactionTracker:
             on_error=faults.tally,
         )
         self._on_orphan = on_orphan
-        self._on_told = on_told
+        self._on_recorded = on_recorded
         self._on_beside = on_beside
         self._ledgers: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
         self._gone: deque[TransactionState] = deque()
@@ -219,8 +219,10 @@ class TransactionTracker:
         SQLAlchemy tells when a COMMIT is about to be sent and when it fails, not when it has
         worked; nor when a listener has kept it from being sent, which the driver must tell.
         """
-        self._report_gone()
-        self._settle(None)
+        if self._gone:
+            self._report_gone()
+        if self._ledgers:
+            self._settle(None)
 
     def returned(self, driver_connection: object) -> None:
         """A connection came back to its pool, and so its COMMIT, if any, has been answered.
@@ -228,7 +230,8 @@ class TransactionTracker:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        self._settle(driver_connection)
+        if self._ledgers:
+            self._settle(driver_connection)
 
     def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
         """A connection is about to come back: see whether its COMMIT, if any, was sent.
@@ -316,21 +319,21 @@ class TransactionTracker:
         self._finish(found[1], outcome)
 
     def _finish(self, ledger: TransactionState, outcome: TransactionOutcome) -> None:
-        if (ledger.told or ledger.can_enlist) and outcome != "rolled_back":
-            self._on_told()
+        if (ledger.recorded or ledger.can_enlist) and outcome != "rolled_back":
+            self._on_recorded()
         for owner, batch in ledger.undone.items():
             batch.settle("rolled_back")
             self._report_undone(owner, batch)
-        told, beside = dict(ledger.told), False
+        recorded, beside = dict(ledger.recorded), False
         for owner, batch in ledger.finish():
             beside = beside or bool(batch)
-            if outcome == "rolled_back" and owner in told:
+            if outcome == "rolled_back" and owner in recorded:
                 # it was undone with the rest
-                whole = told.pop(owner).changes
+                whole = recorded.pop(owner).changes
                 whole.absorb(batch)
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
-            self._report(owner, outcome, batch, ledger, told.pop(owner, None))
+            self._report(owner, outcome, batch, ledger, recorded.pop(owner, None))
         if beside and outcome == "committed" and self._on_beside is not None:
             self._on_beside(ledger)
 
@@ -340,15 +343,15 @@ class TransactionTracker:
         outcome: TransactionOutcome,
         batch: SpilledChanges,
         ledger: TransactionState,
-        told: WrittenByAction | None,
+        recorded: WrittenByAction | None,
     ) -> None:
         if owner is not None:
-            if told is not None:
-                owner.told += told.records
+            if recorded is not None:
+                owner.change_records += recorded.records
             owner.note_transaction_end(
                 outcome,
                 batch,
-                told=0 if told is None else told.changes.count,
+                elsewhere=0 if recorded is None else recorded.changes.count,
                 keep_rolled_back=self._options.keep_rolled_back,
                 transaction=ledger,
                 refused=ledger.refused.get(owner, ()),

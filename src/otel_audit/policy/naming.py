@@ -206,12 +206,12 @@ def _account(method: str, segments: list[_Segment]) -> Naming | None:
     if found is None or not _is_of_account(method, word, before, segments):
         return None
     kind = found[0].partition(".")[0]
-    told = [
+    people = [
         one.parameter
         for before_it, one in pairwise((_Segment(("root",)), *segments))
         if one.parameter and (_is_person(before_it) or _names_somebody(one.parameter))
     ]
-    return Naming(*found, kind, told[-1] if told else None, whom=_whom(found[0], kind))
+    return Naming(*found, kind, people[-1] if people else None, whom=_whom(found[0], kind))
 
 
 def _is_of_account(method: str, word: str, before: list[str], segments: list[_Segment]) -> bool:

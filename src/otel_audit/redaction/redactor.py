@@ -283,7 +283,7 @@ class Redactor:
         self,
         pairs: Iterable[tuple[bytes, bytes]],
         keep: Collection[str],
-        work: WorkBudget | None = None,
+        work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> dict[str, str]:
         """Choose and redact headers.
 
@@ -301,6 +301,8 @@ class Redactor:
             if raw_name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH:
                 name, value = self._ordinary_line(raw_name, raw_value)
             else:
+                if callable(work):
+                    work = work()
                 name, value = self._line(raw_name, raw_value, work)
             if name in keep and value is not None:
                 found[name] = f"{found[name]}, {value}" if name in found else value
@@ -393,10 +395,6 @@ class Redactor:
             ``hmac:<key id>:<hex>`` by HMAC-SHA-256, ``[REDACTED]`` where there is no key.
         """
         return self._rules.hash.of(value)
-
-    def hash_candidates(self, value: Any) -> list[str]:
-        """Hash a value under the current and every earlier key, to search across a rotation."""
-        return self._rules.hash.candidates(value)
 
     def explain(self, value: Any) -> list[Finding]:
         """Say what would be removed of a document, and by which rule; never a value."""

@@ -102,11 +102,11 @@ class GrpcServer:
         self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
         began = time.perf_counter()
-        told: dict[str, Any] = {"bytes": len(message)}
+        entry: dict[str, Any] = {"bytes": len(message)}
         problem: Problem | None = None
         answer = b""
         try:
-            answer = await self._exported(message, context, told)
+            answer = await self._exported(message, context, entry)
         except Problem as found:
             problem = found
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
@@ -115,9 +115,9 @@ class GrpcServer:
         code = 0 if problem is None else int(problem.code)
         if problem is not None:
             self._service.meters.refused[problem.kind] += 1
-            told["problem"] = problem.message
+            entry["problem"] = problem.message
         self._service.meters.requests[_PATH, code] += 1
-        write("gRPC", _PATH, code, _client(context), time.perf_counter() - began, told)
+        write("gRPC", _PATH, code, _client(context), time.perf_counter() - began, entry)
         if problem is not None:
             details = (("grpc-status-details-bin", _details(problem)),)
             await context.abort(_STATUSES[code], problem.message, details)
@@ -127,10 +127,10 @@ class GrpcServer:
         self,
         message: bytes,
         context: grpc.aio.ServicerContext[bytes, bytes],
-        told: dict[str, Any],
+        entry: dict[str, Any],
     ) -> bytes:
         sender = self._sender(context)
-        told["sender"] = sender.identity
+        entry["sender"] = sender.identity
         self._service.intake.refuse_if_away()
         with self._service.budget.lease(sender.identity) as lease:
             lease.grow_to(len(message))
@@ -138,7 +138,7 @@ class GrpcServer:
             allowance = RequestBudget.of_message(len(message))
             batches = decode_protobuf.spans(message, allowance)
             outcome = await self._service.take(batches, sender, allowance)
-        told.update(
+        entry.update(
             stored=outcome.stored, ignored=outcome.ignored, quarantined=len(outcome.quarantined),
             conflicts=len(outcome.conflicts),
         )  # fmt: skip

@@ -17,7 +17,7 @@ from otel_audit.server.convert import NotConvertible
 from otel_audit.server.errors import JSON, field, varint
 from otel_audit.server.service import Outcome
 
-_MOST_TOLD: Final = 10
+_MOST_NOTES: Final = 10
 _LONGEST: Final = 4_000
 
 
@@ -47,14 +47,14 @@ class PartialSuccess:
 def of(outcome: Outcome) -> PartialSuccess | None:
     """Return the result of a request; None if all of it is stored as received."""
     rejected = len(outcome.quarantined)
-    told = list(islice(_told(outcome), _MOST_TOLD))
-    if not told:
+    notes = list(islice(_notes(outcome), _MOST_NOTES))
+    if not notes:
         return None
-    more = rejected + len(outcome.mended) - len(told)
+    more = rejected + len(outcome.mended) - len(notes)
     if more:
-        told.append(f"and {more} more")
+        notes.append(f"and {more} more")
     head = f"{rejected} not stored but kept in audit.quarantine" if rejected else "all is stored"
-    message = f"{head}; {'; '.join(told)}"
+    message = f"{head}; {'; '.join(notes)}"
     return PartialSuccess(rejected, message[:_LONGEST])
 
 
@@ -71,7 +71,7 @@ def answer(partial: PartialSuccess | None, content_type: str) -> bytes:
     return b"" if partial is None else field(1, partial.as_protobuf())
 
 
-def _told(outcome: Outcome) -> Iterator[str]:
+def _notes(outcome: Outcome) -> Iterator[str]:
     for item in outcome.quarantined:
         place = item.place if isinstance(item, NotConvertible) else f"record {item.record_id}"
         yield f"{place}: {item.reason}"

@@ -123,8 +123,8 @@ class Lenient:
         if isinstance(value, bool):
             return value
         self._note(place, "is no boolean")
-        told = value.lower() if isinstance(value, str) else value
-        return _BOOLEANS.get(told, None) if isinstance(told, str | int) else None
+        word = value.lower() if isinstance(value, str) else value
+        return _BOOLEANS.get(word, None) if isinstance(word, str | int) else None
 
     def _integer(self, value: Any, place: str, _: int) -> Any:
         if isinstance(value, str) and _DIGITS(value) is not None:

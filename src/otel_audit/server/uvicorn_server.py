@@ -183,8 +183,8 @@ def worker_app() -> Starlette:
     """Make the application in a worker process, from what its parent has passed on."""
     access_log.to_stderr()
     _collect_seldom()
-    told = msgspec.json.decode(os.environ[_PASSED_ON], type=Listening, dec_hook=_made)
-    return _app(told)
+    listening = msgspec.json.decode(os.environ[_PASSED_ON], type=Listening, dec_hook=_made)
+    return _app(listening)
 
 
 def _made(kind: type[Path], text: str) -> Path:
@@ -236,14 +236,14 @@ def _refuse_unusable(listening: Listening) -> None:
 def _client_certificate(tls: Any) -> Certificate | None:
     if tls is None:
         return None
-    told = tls.getpeercert()
-    if not told:
+    certificate = tls.getpeercert()
+    if not certificate:
         return None
     parts = [
         "+".join(f"{_SHORT_NAMES.get(kind, kind)}={_escaped(value)}" for kind, value in part)
-        for part in reversed(told.get("subject", ()))
+        for part in reversed(certificate.get("subject", ()))
     ]
-    names = tuple(f"{kind}:{value}" for kind, value in told.get("subjectAltName", ()))
+    names = tuple(f"{kind}:{value}" for kind, value in certificate.get("subjectAltName", ()))
     return Certificate(",".join(parts), names)
 
 

@@ -24,8 +24,8 @@ def reasons(
     for record in records:
         if record.changes_rolled_back or record.transaction == "rolled_back":
             count = record.changes_rolled_back
-            told = f"its {count} changes were" if count > 1 else "what it changed was"
-            yield f"{record.event_name} ({named(record)}): {told} rolled back"
+            changes = f"its {count} changes were" if count > 1 else "what it changed was"
+            yield f"{record.event_name} ({named(record)}): {changes} rolled back"
         elif record.transaction == "unknown":
             yield f"{record.event_name} ({named(record)}): whether it was committed is unknown"
 

@@ -117,17 +117,17 @@ def _refuse_unknown(name: str) -> None:
 
 
 def _refuse_change(reference: Any, columns: Any) -> None:
-    told = f"changes[{reference!r}]"
+    place = f"changes[{reference!r}]"
     if columns is ANY or columns in _OPERATIONS:
         return
     if not isinstance(columns, Mapping):
         raise TypeError(
-            f"{told}: expected {{column: (before, after)}}, ANY, or one of "
+            f"{place}: expected {{column: (before, after)}}, ANY, or one of "
             f"{', '.join(_OPERATIONS)}; got {shown(columns)}"
         )
     for column, pair in columns.items():
         if pair is not ANY and not (isinstance(pair, tuple | list) and len(pair) == 2):  # noqa: PLR2004 - before, after
-            raise TypeError(f"{told}[{column!r}]: expected (before, after), got {shown(pair)}")
+            raise TypeError(f"{place}[{column!r}]: expected (before, after), got {shown(pair)}")
 
 
 def _differs(name: str, wanted: Any, record: AuditRecord) -> Iterator[str]:

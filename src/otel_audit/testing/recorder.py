@@ -123,8 +123,8 @@ class Recorded:
             return list(self._records)
 
     def _summary(self) -> str:
-        told = [f"{record.event_name} by {record.actor.id}" for record in self._now()]
-        return "; ".join(told) or "none"
+        texts = [f"{record.event_name} by {record.actor.id}" for record in self._now()]
+        return "; ".join(texts) or "none"
 
 
 @contextmanager

@@ -212,10 +212,10 @@ class Audit:
                 "no request came to an application that is audited here, and nothing was recorded "
                 "by hand: is the client's application that of audit_app?"
             )
-        told = found[:_REASONS]
+        shown = found[:_REASONS]
         if len(found) > _REASONS:
-            told.append(f"and {len(found) - _REASONS} more")
-        return "\n".join(f"why: {line}" for line in told)
+            shown.append(f"and {len(found) - _REASONS} more")
+        return "\n".join(f"why: {line}" for line in shown)
 
     def _places(self) -> Iterator[tuple[str, str]]:
         for record in [*self._forgotten, *self.records]:
@@ -305,8 +305,8 @@ _collector = _Collector()
 
 def _span_text(span: ReadableSpan) -> str:
     events = [[event.name, dict(event.attributes or {})] for event in span.events]
-    told = [span.name, dict(span.attributes or {}), events, span.status.description]
-    return json.dumps(told, default=str, ensure_ascii=False)
+    parts = [span.name, dict(span.attributes or {}), events, span.status.description]
+    return json.dumps(parts, default=str, ensure_ascii=False)
 
 
 def _listed(records: list[AuditRecord]) -> str:

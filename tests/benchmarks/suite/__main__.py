@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.suite run [--quick] [--only request,orm] [--results DIRECTORY]
 python -m tests.benchmarks.suite render [--results DIRECTORY]
+python -m tests.benchmarks.suite limits [--update]
 python -m tests.benchmarks.suite install
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -21,6 +23,7 @@ from tests.benchmarks.suite import (
     environments,
     growth,
     instructions,
+    limits,
     loss,
     machine,
     micro,
@@ -72,7 +75,7 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
         "orm": lambda databases: orm_cost.measure(databases, orm, ways),
         "writing": lambda databases: writing.measure(databases, write),
         "micro": lambda _: micro.measure(0.1 if quick else 0.5),
-        "instructions": lambda databases: instructions.measure(databases, 4 if quick else 10),
+        "instructions": instructions.measure,
         "profile": lambda databases: profile.measure(databases, 4 if quick else 15),
         "loss": lambda databases: loss.measure(databases, lost, compared),
         "growth": lambda databases: growth.measure(databases, rows, 2 if quick else 5),
@@ -119,6 +122,14 @@ def write(asked: argparse.Namespace) -> None:
     print(report.read_text())
 
 
+def limit(asked: argparse.Namespace) -> None:
+    if shutil.which("valgrind") is None:
+        print("instructions are not counted: valgrind is not installed", file=sys.stderr)
+        return
+    with postgres.a_server() as databases:
+        sys.exit(limits.check(databases, update=asked.update))
+
+
 def install(_: argparse.Namespace) -> None:
     for peer in (*environments.PEERS, profile.PY_SPY):
         environments.python_of(peer)
@@ -156,6 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = commands.add_parser("render", help="write the report again, from the results")
     again.add_argument("--results", type=Path, default=RESULTS)
     again.set_defaults(act=write)
+    limited = commands.add_parser("limits", help="fail where a request takes more instructions")
+    limited.add_argument("--update", action="store_true", help="write the figures down instead")
+    limited.set_defaults(act=limit)
     commands.add_parser("install", help="make the environments of the peers").set_defaults(
         act=install
     )

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,21 +47,30 @@ class Case:
         return f"{self.scenario.key}_{self.variant.key}"
 
 
-def measure(databases: Databases, seconds: float) -> dict[str, Any] | None:
-    """Count for each scenario and variant; None where there is no valgrind."""
+def measure(
+    databases: Databases, cases: Mapping[str, tuple[str, ...]] = CASES
+) -> dict[str, Any] | None:
+    """Count for each scenario and variant; None where there is no valgrind.
+
+    Args:
+        databases: Where the shops keep their rows and trails.
+        cases: Variants of each scenario.
+    """
     if shutil.which("valgrind") is None:
         print("  valgrind is not installed: nothing is counted", file=sys.stderr)
         return None
     scenarios = {one.key: one for one in SCENARIOS}
     variants = {one.key: one for one in VARIANTS}
-    cases = [Case(scenarios[key], variants[name]) for key, names in CASES.items() for name in names]
+    chosen = [
+        Case(scenarios[key], variants[name]) for key, names in cases.items() for name in names
+    ]
     with (
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch,
         ThreadPoolExecutor(2) as two,
     ):
-        counted = list(two.map(lambda one: _count(databases, one, Path(scratch), seconds), cases))
+        counted = list(two.map(lambda one: _count(databases, one, Path(scratch)), chosen))
     found: dict[str, Any] = {}
-    for case, (instructions, requests) in zip(cases, counted, strict=True):
+    for case, (instructions, requests) in zip(chosen, counted, strict=True):
         told = found.setdefault(case.scenario.key, {"title": case.scenario.title, "variants": {}})
         told["variants"][case.variant.key] = {
             "title": case.variant.title,
@@ -70,7 +80,7 @@ def measure(databases: Databases, seconds: float) -> dict[str, Any] | None:
     return found
 
 
-def _count(databases: Databases, case: Case, scratch: Path, seconds: float) -> tuple[int, int]:
+def _count(databases: Databases, case: Case, scratch: Path) -> tuple[int, int]:
     """Instructions of the main thread, and the requests that were answered meanwhile."""
     place = scratch / f"{case.name.replace(':', '_')}"
     place.mkdir()

@@ -286,7 +286,7 @@ class TestWrongClock:
         await init(database, roles=True, **names)
         name = database.partition("?")[0].rpartition("/")[2]
         told = []
-        sink = PostgresSink(postgres.dsn(name, names["writer"]), tell=told.append)
+        sink = PostgresSink(postgres.dsn(name, names["writer"]), on_default_rows=told.append)
         await sink.write([a_record(record_id=uuid7(1_434_000_000 * 10**9))])
         await sink.close()
         with pytest.raises(StoreError):

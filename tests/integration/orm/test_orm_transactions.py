@@ -717,7 +717,7 @@ class TestTwoPhases:
                 await session.rollback()
         assert await waiting() == 1
         assert scope.transaction == "mixed"
-        assert (scope.changes, len(scope.told)) == ([], 1)
+        assert (scope.changes, len(scope.change_records)) == ([], 1)
 
     async def test_lost_between_the_phases(self, capture, prepared):
         """A prepared transaction whose connection is lost is in doubt."""

@@ -45,12 +45,12 @@ CLASSES: list[tuple[object, str, str]] = [
     (engine, "_target", "target"),
     (Redactor, "headers", "headers"),
     (Redactor, "query", "query"),
-    (Redactor, "path", "path"),
+    (request_metadata, "is_plain_path", "path"),
     (Redactor, "document", "metadata"),
 ]
 AGAIN = {
     "at_start", "route_template", "parse_event", "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
-    "_target", "path", "document", "source",
+    "_target", "is_plain_path", "document", "source",
 }  # fmt: skip
 """What is described anew: where it fails once alone, the record lacks nothing in the end."""
 

@@ -12,7 +12,7 @@ class TestBodyCopy:
         """However it is cut into chunks, the head is the body's, and the size is the body's."""
         copy, body = BodyCopy(limit), b"".join(chunks)
         for place, chunk in enumerate(chunks, start=1):
-            copy.add(chunk, last=place == len(chunks))
+            copy.add({"body": chunk, "more_body": place < len(chunks)})
         assert copy.head == body[:limit]
         assert copy.size == len(body)
         assert copy.whole == (bool(chunks) and len(body) <= limit)
@@ -20,7 +20,7 @@ class TestBodyCopy:
     def test_it_can_begin_anew(self):
         """What turned out not to be sent leaves no trace."""
         copy = BodyCopy(10)
-        copy.add(b"secret", last=True)
+        copy.add({"body": b"secret"})
         copy.restart()
-        copy.add(b"ok", last=False)
+        copy.add({"body": b"ok", "more_body": True})
         assert (copy.head, copy.size, copy.complete) == (b"ok", 2, False)

@@ -634,7 +634,6 @@ class TestFetchedKeySets:
         endpoint.status, endpoint.headers = status, headers
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
         assert not checks.ready(60)
-        assert checks._issuers[None].keys.keys.failures == 1  # type: ignore[attr-defined]
 
     @pytest.mark.allow_errors
     @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"keys": 1}', b"x" * 1_100_000])
@@ -726,7 +725,8 @@ class TestKeySetTiming:
         with pytest.raises(TokenError, match="keys_not_loaded"):
             keys.current()
         self.settle(keys)
-        assert keys.failures >= 1
+        with pytest.raises(TokenError, match="keys_not_loaded"):
+            keys.current()
 
     def test_a_withdrawn_key_ends_tokens_that_are_known(self, keys: Keys) -> None:
         """Also while no other tokens come, the set is read again, and what it withdrew is refused."""

@@ -159,7 +159,7 @@ class TestModes:
         """The candidates hold the hash under every key, the current one first."""
         redactor = Redactor(keyed_hash=KEYED)
         old = KeyedHash("k1", b"earlier key").of("x")
-        assert redactor.hash_candidates("x") == [redactor.hashed("x"), old]
+        assert redactor._rules.hash.candidates("x") == [redactor.hashed("x"), old]
 
     def test_replaces_where_there_is_no_key(self) -> None:
         """Never a plain hash: short secrets can be guessed."""

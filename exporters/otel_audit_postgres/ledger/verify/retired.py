@@ -63,11 +63,11 @@ def unaccounted(
         for leaf, record_id in missing
         if not any(pruning.held(record_id) for pruning in prunings)
     ]
-    gone, told = len(missing) - len(left) + pruned, sum(pruning.rows for pruning in prunings)
-    if gone > told or (complete and gone < told):
+    gone, recorded = len(missing) - len(left) + pruned, sum(pruning.rows for pruning in prunings)
+    if gone > recorded or (complete and gone < recorded):
         findings.add(
-            ProblemKind.DELETED if gone > told else ProblemKind.CHANGED,
-            f"{told} rows were dropped with their partitions, by what was sealed; {gone} are gone",
+            ProblemKind.DELETED if gone > recorded else ProblemKind.CHANGED,
+            f"{recorded} rows were dropped with their partitions, as sealed; {gone} are gone",
         )
     return left
 

@@ -39,8 +39,8 @@ def is_no_record(row: Mapping[str, Any]) -> bool:
 
 def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
     """Whether a leaf is of the row's content hash, and the payload has another one."""
-    told = Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"])
-    return told.hash() == leaf_hash and row["content_hash"] != content_hash(row["payload"])
+    leaf = Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"])
+    return leaf.hash() == leaf_hash and row["content_hash"] != content_hash(row["payload"])
 
 
 def _told(payload: str) -> dict[str, Any] | None:

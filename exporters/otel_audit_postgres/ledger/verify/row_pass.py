@@ -344,10 +344,10 @@ async def _judge_suspects(
 ) -> None:
     """Distinguish rows that were inserted so, by their leaves or the sealer's note, from others."""
     note = await store.flaws(connection, block.first)
-    told: frozenset[Flaw] = frozenset()
+    flaws: frozenset[Flaw] = frozenset()
     if note is not None:
-        told = read_flaws(note, choice.origin, block.first, choice.keys)
-    named = {record_id for record_id, _ in told}
+        flaws = read_flaws(note, choice.origin, block.first, choice.keys)
+    named = {record_id for record_id, _ in flaws}
     hashes = await store.column_hashes(connection, [suspect.record_id for suspect in suspects])
     for suspect in suspects:
         record_id, verdict = suspect.record_id, suspect.verdict
@@ -359,7 +359,7 @@ async def _judge_suspects(
             if verdict.is_no_record
             else f"columns that do not follow from the payload: {', '.join(verdict.columns)}"
         )
-        if no_record or (record_id.bytes, now) in told:
+        if no_record or (record_id.bytes, now) in flaws:
             findings.add_malformed(Malformed(what, str(record_id), suspect.leaf, verdict.producer))
         else:
             findings.add(ProblemKind.CHANGED, what, str(record_id), suspect.leaf)

@@ -19,6 +19,7 @@ that one flipped bit costs one frame; after a damaged header the reader looks fo
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ def encode(
     return head + _CHECKSUM.pack(crc32(head)) + payload
 
 
+@functools.lru_cache(maxsize=1024)  # an action's frames come one after the other
 def record_key(record_id: str) -> bytes:
     """Turn a record id (UUID in hex, with or without hyphens) into its 16 bytes.
 

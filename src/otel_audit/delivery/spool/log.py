@@ -129,6 +129,7 @@ class Spool:
         self._outstanding = UnackedFrames()
         self._actions = OpenActions()
         self._bound = Quota(settings, home, path.name)
+        self._ages = settings.max_age is not None
         self._synced = 0
         self._segments_synced = 0
         self._sync_failed_through = 0
@@ -165,13 +166,17 @@ class Spool:
         key = record_key(record_id)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
-        sealed = self._cipher is not None
-        if self._cipher is not None:
-            payload = self._cipher.seal(payload, context_of(kind, key))
-        frame = encode(kind, key, payload, time.time_ns(), sealed=sealed)
+        cipher = self._cipher
+        if cipher is not None:
+            payload = cipher.seal(payload, context_of(kind, key))
+        frame = encode(kind, key, payload, time.time_ns(), sealed=cipher is not None)
+        size = len(frame)
         with self._lock:
-            segment = self._write(frame, begins=kind == _OPENED)
-            position = self._segments.appended
+            segments = self._segments
+            if self._closed or segments.bytes + size > self._bound.room_to_begin or self._ages:
+                self._admit(size, begins=kind == _OPENED)
+            segment = segments.write(frame)
+            position = segments.appended
             if kind == _CLOSED:
                 self._outstanding.add(position, time.monotonic())
                 segment.needs = position
@@ -180,8 +185,8 @@ class Spool:
             elif kind == _DISCARDED:
                 self._actions.end(key, 0)
             else:
-                self._actions.note(key, segment, segment.size - len(frame), len(frame))
-            self._segments.in_doubt = False
+                self._actions.note(key, segment, segment.size - size, size)
+            segments.in_doubt = False
         return position
 
     @property
@@ -222,11 +227,6 @@ class Spool:
     def bytes_used(self) -> int:
         """Bytes of this spool on disk."""
         return self._segments.bytes
-
-    @property
-    def service_bytes(self) -> int:
-        """Bytes of all spools of this service, as far as known: what the bound is held against."""
-        return self._segments.bytes + self._bound.others
 
     @property
     def oldest_age(self) -> float:
@@ -343,15 +343,15 @@ class Spool:
         since = self._outstanding.oldest_time
         return 0.0 if since is None else time.monotonic() - since
 
-    def _write(self, frame: bytes, *, begins: bool) -> Segment:
+    def _admit(self, size: int, *, begins: bool) -> None:
+        """See that there is room for a frame, where that is not plain."""
         if self._closed:
             raise SpoolClosedError("the spool is closed")
-        own = self._segments.bytes + len(frame)
+        own = self._segments.bytes + size
         if own > (self._bound.room_to_begin if begins else self._bound.room):
             self._bound.refuse(own, begins=begins)
-        if begins and self.settings.max_age is not None:
+        if begins and self._ages:
             self._bound.check_age(self._oldest_age())
-        return self._segments.write(frame)
 
     # --- syncing; the upkeep lock is held
 
@@ -487,7 +487,8 @@ class Spool:
                 frame = file.read(size)
             if len(frame) < size:
                 raise SpoolWriteError(f"a segment of the spool in {self.path} was cut short")
-            segment = self._write(frame, begins=False)
+            self._admit(size, begins=False)
+            segment = self._segments.write(frame)
             self._actions.move(key, segment, segment.size - len(frame))
             self._segments.in_doubt = False
 

@@ -97,9 +97,8 @@ class Segments:
             raise SpoolWriteError(
                 f"the spool cannot be written ({error.strerror})", error.errno
             ) from error
-        segment.last = segment.size
-        segment.size += size
-        segment.whole = segment.size
+        segment.last = start = segment.size
+        segment.size = segment.whole = start + size
         self.bytes += size
         self.appended += size
         return segment

@@ -58,7 +58,6 @@ class KeySet:
 
     Attributes:
         generation: Grows when the keys change, so that results of older keys are recognized.
-        failures: Reads that failed, so far.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class KeySet:
             clock: Monotonic seconds.
         """
         self.generation = 0
-        self.failures = 0
         self._read = read
         self._parse = parse
         self._refresh = refresh
@@ -187,7 +185,6 @@ class KeySet:
             self._pause = min(2 * self._pause, UNKNOWN_KEY_INTERVAL)
 
     def _failed(self, error: Exception) -> None:
-        self.failures += 1
         log_limited(
             _logger, f"jwks {self._name}", "%s: the JWK set cannot be read", self._name, error=error
         )

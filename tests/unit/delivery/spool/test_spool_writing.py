@@ -432,7 +432,7 @@ class TestBounds:
         close_one(dead, b"d" * (3 * SEGMENT))
         dead.close()
         spool = open_spool(home, service="shop", segment_bytes=SEGMENT, max_bytes=5 * SEGMENT)
-        assert spool.service_bytes == 3 * SEGMENT + 44
+        assert spool.bytes_used + spool._bound.others == 3 * SEGMENT + 44
         with pytest.raises(SpoolFullError):
             spool.append(FrameKind.OPENED, uuid7(), b"x" * SEGMENT)
         [adopted] = adopt(home, "shop")
