@@ -59,9 +59,9 @@ POLICY = read_policy("[default]\nhot = 60\narchive = 3650\n")
 PERSONAL = ["actor.email", "source.address", "source.user_agent", "source.session_id"]
 
 
-def records(count: int) -> list[AuditRecord]:
+def records(count: int, first: int = 0) -> list[AuditRecord]:
     found = []
-    for number in range(count):
+    for number in range(first, first + count):
         moment = (BEGIN * 1000 + number * 10) * 10**6
         record_id = uuid7(moment)
         found.append(
@@ -92,7 +92,8 @@ async def stored(dsn: str, wanted: list[AuditRecord], protector: Protector | Non
 
 
 async def written_and_verified(dsn: str, rows: int, folder: Path, told: dict[str, Any]) -> Path:
-    await stored(dsn, records(rows))
+    for first in range(0, rows, 500):
+        await stored(dsn, records(min(500, rows - first), first))
     await maintain(dsn, months=[MONTH])
     key = generate("bench.example.com/log")
     sealer = Sealer(dsn, signer=key)
