@@ -319,6 +319,12 @@ class AuditConfig(BaseSettings):
         description="Trust bearer tokens without a check, because a gateway has checked "
         "them; records then say that the actor is not verified.",
     )
+    jwt_cookie: str | None = Field(
+        None, description="Cookie with a token, where no Authorization header has one."
+    )
+    jwt_schemes: Annotated[Names, AfterValidator(_header_names)] = Field(
+        ("Bearer",), description="Schemes of the Authorization header that carry tokens."
+    )
     jwt_algorithms: Names = Field((), description="Accepted signature algorithms.")
     jwt_audience: Names = Field(
         (), description="The `aud` that a token must have; of several, one is enough."
@@ -340,8 +346,13 @@ class AuditConfig(BaseSettings):
         {}, description="Map of the app's own roles to canonical ones."
     )
     actor_order: Names = Field(
-        ("app", "state", "user", "jwt", "api_key", "certificate", "callable"),
+        ("app", "state", "user", "session", "jwt", "api_key", "certificate", "callable"),
         description="Sources of the actor, in this order; a source that is not listed is not used.",
+    )
+    actor_session_key: str | None = Field(
+        None,
+        description="Key of request.session (Starlette's SessionMiddleware) that holds the user's "
+        "id, such as user_id or user.id.",
     )
     actor_resolver: Hook | None = Field(
         None,

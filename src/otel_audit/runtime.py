@@ -58,14 +58,15 @@ from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
 from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.identity.actor import (
-    UNCHECKED,
     ActorOptions,
     Bearer,
+    note_session,
     read_bearer,
     resolve_actor,
     subject_of,
 )
 from otel_audit.identity.child_spans import ChildSpans
+from otel_audit.identity.presented import UNCHECKED
 from otel_audit.identity.propagation import PropagatorInstaller, told_by_context, told_by_request
 from otel_audit.identity.redact_identity import shown_actor, shown_source, shown_tenant
 from otel_audit.identity.source import SourceOptions, request_id, resolve_source
@@ -644,7 +645,7 @@ def _make_options(
     def actor(scope: Mapping[str, Any], audit: AuditScope, bearer: Bearer) -> Actor:
         found = resolve_actor(scope, audit, actor_options, bearer)
         # another reason means that somebody claimed to be known, and is not
-        unknown = found.id == ANONYMOUS.id and found.reason in (None, UNCHECKED)
+        unknown = found.id == ANONYMOUS.id and (found.reason is None or found.reason in UNCHECKED)
         if config.baggage_trust and unknown and not found.verified:
             found = told_by_request(scope).actor or found
         return shown(found)
@@ -686,6 +687,9 @@ def _make_options(
         log=log_request if config.request_log else None,
         on_error=on_error,
         subject_of=functools.partial(subject_of, options=actor_options),
+        entered=functools.partial(note_session, key=config.actor_session_key)
+        if config.actor_session_key
+        else None,
     )
 
 

@@ -48,12 +48,14 @@ def _parts(config: AuditConfig) -> Iterator[str]:
 def _actors(config: AuditConfig) -> Iterator[str]:
     """Name the configured sources of the actor, in their order."""
     by_setting = {
+        "session": f"request.session[{config.actor_session_key!r}]",
         "jwt": "verified bearer tokens" if _verifies(config) else "unverified bearer tokens",
         "api_key": f"the header {config.api_key_header}",
         "certificate": f"the header {config.client_certificate_header}",
         "callable": "actor_resolver",
     }
     is_set = {
+        "session": bool(config.actor_session_key),
         "jwt": _reads_tokens(config),
         "api_key": bool(config.api_key_header),
         "certificate": bool(config.client_certificate_header),

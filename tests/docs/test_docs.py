@@ -26,6 +26,7 @@ RUN = (
     "containers",
     "frameworks",
     "kubernetes",
+    "searching",
     "tracing-backends",
     "troubleshooting",
     "uninstall",

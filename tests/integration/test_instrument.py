@@ -259,6 +259,7 @@ class TestAuditSpans:
         assert span.attributes["audit.flagged"] is True
         assert trace.format_span_id(span.parent.span_id) == row["span_id"]
 
+    @pytest.mark.allow_errors
     async def test_a_processor_that_raises_costs_its_span_alone(self, config, store):
         """The record is on its way before anybody looks at the span."""
 

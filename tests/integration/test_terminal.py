@@ -207,6 +207,7 @@ class TestEveryCommand:
                 ("subject", "export", EVIL), ("subject", "export", "order:1"),
                 ("subject", "erase", EVIL, "--basis", EVIL, "--reason", EVIL, "--yes"),
                 ("web", "--auth", EVIL), ("web", "--proxy", EVIL, "--auth-header", EVIL),
+                ("dev", EVIL), ("dev", "--service", EVIL, EVIL),
                 ("run", EVIL), ("run", "--" + EVIL, "x"), ("run", "--service", EVIL, EVIL),
                 (EVIL,), ("--" + EVIL,), ("search", "--" + EVIL),
                 ("gaps", "--json"), ("gaps", "--quiet-after", EVIL), ("doctor", "--json"),

@@ -32,6 +32,18 @@ _WORDS: dict[bool | None, tuple[str, Colour]] = {
 }
 
 
+_TOO_ANONYMOUS = 50
+"""Percent of records without an actor that are warned of."""
+
+_ENOUGH = 20
+"""Records without which a share says nothing."""
+
+_NAME_ACTORS = (
+    "see docs/actors-and-tenants.md: the application names who acts by request.state.user or "
+    "otel_audit.set_actor(), or a setting lets us read it"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What one look has shown.
@@ -51,18 +63,21 @@ class Check:
 
 @click.command()
 @dsn_option
-@click.option("--app-dsn", metavar="DSN", help="The application's own database role, to check too.")
-@click.option("--app", "target", metavar="MODULE:APP", help="An application whose hooks to check.")
+@click.option("--app-dsn", metavar="DSN", help="Check the application's own database role, too.")
+@click.option("--reader-dsn", metavar="DSN", help="A role that may read, to count actors.")
+@click.option("--app", "target", metavar="MODULE:APP", help="Check the hooks of this application.")
 @json_option
-def doctor(dsn: str | None, app_dsn: str | None, target: str | None, as_json: bool) -> None:
+def doctor(
+    dsn: str | None, app_dsn: str | None, reader_dsn: str | None, target: str | None, as_json: bool
+) -> None:
     """Check settings, hooks, spool and store, and say what to do.
 
-    Prints a line for each check.     Exit status 1 if a check failed. Warnings do not count as
+    Prints a line for each check. Exit status 1 if a check failed. Warnings do not count as
     failures.
     """
     failed = False
     shown = []
-    for check in _checks(dsn, app_dsn, target):
+    for check in _checks(dsn, app_dsn, reader_dsn, target):
         failed = failed or check.ok is False
         shown.append(asdict(check))
         if not as_json:
@@ -79,7 +94,9 @@ def _print(check: Check) -> None:
         echo(f"      -> {check.remedy}")
 
 
-def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterator[Check]:
+def _checks(
+    dsn: str | None, app_dsn: str | None, reader_dsn: str | None, target: str | None
+) -> Iterator[Check]:
     try:
         config = AuditConfig() if dsn is None else AuditConfig(dsn=dsn)
     except OtelAuditError as error:
@@ -110,6 +127,7 @@ def _checks(dsn: str | None, app_dsn: str | None, target: str | None) -> Iterato
     kept = run_lasting(inspect_retention(config, config.asyncpg_dsn))
     for finding in [*found, *_ledger(config, config.asyncpg_dsn), *kept]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+    yield from _actors(config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn))
     if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
         from otel_audit_postgres.outbox import inspect_outbox
 
@@ -212,6 +230,35 @@ def _taps(target: str | None) -> Check:
         ok=both,
         detail="both taps stand in the stack" if both else "the taps do not reach the stack",
         remedy="report the versions of fastapi and starlette to the project",
+    )
+
+
+def _actors(dsn: str) -> Iterator[Check]:
+    """Say how many of the service's newest records are anonymous, and what to do about it."""
+    from otel_audit_postgres.query.anonymous import count_anonymous
+
+    from otel_audit.delivery.factory import service_of_spool
+    from otel_audit.identity.presented import REMEDIES
+
+    try:
+        found = run_lasting(count_anonymous(dsn, service_of_spool()))
+    except OtelAuditError:  # what is wrong with the store is said above
+        return
+    if found is None:
+        yield Check("actors", ok=True, detail="not counted: this role may not read (--reader-dsn)")
+        return
+    if not found.records:
+        yield Check("actors", ok=True, detail="this service has no records yet")
+        return
+    share = 100 * found.anonymous / found.records
+    reason = max(found.reasons, key=found.reasons.__getitem__, default="")
+    named = f", most for the reason {reason}" if reason else ""
+    yield Check(
+        "actors",
+        ok=None if share > _TOO_ANONYMOUS and found.records >= _ENOUGH else True,
+        detail=f"{share:.0f} % of the last {found.records:,} records of this service are anonymous"
+        + (named if found.anonymous else ""),
+        remedy=REMEDIES.get(reason, _NAME_ACTORS),
     )
 
 

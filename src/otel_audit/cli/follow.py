@@ -44,14 +44,14 @@ def follow(dsn: str, query: Query, form: Form, *, shows_past: bool, is_local: bo
     """
     with printing(form, is_local=is_local) as show:
         try:
-            run_lasting(_follow(dsn, _Tail(query), show, shows_past=shows_past))
+            run_lasting(_follow(dsn, Tail(query), show, shows_past=shows_past))
         except KeyboardInterrupt:
             # whoever follows ends so; it is no failure
             return
 
 
 async def _follow(
-    dsn: str, tail: _Tail, show: Callable[[Sequence[Line]], None], *, shows_past: bool
+    dsn: str, tail: Tail, show: Callable[[Sequence[Line]], None], *, shows_past: bool
 ) -> None:
     from otel_audit_postgres.query.queries import opened
 
@@ -74,7 +74,7 @@ async def _follow(
 
 
 @dataclass
-class _Tail:
+class Tail:
     """Where one stands: in the queue of what waits for its seal, and in the log.
 
     What is stored comes into the queue at once, and from there into the log. A record that was

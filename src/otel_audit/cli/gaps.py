@@ -23,7 +23,7 @@ _RANGES_SHOWN = 20
 @click.option(
     "--since",
     metavar="TIME",
-    help="Only what began after this time: ISO 8601, or how long ago: 12h, 7d.",
+    help="Look at records since then: 12h, 7d, yesterday, ISO 8601.",
 )
 @click.option(
     "--quiet-after",
@@ -31,8 +31,8 @@ _RANGES_SHOWN = 20
     default="15m",
     show_default=True,
     metavar="DURATION",
-    help="Report a process as missing if it was silent for so long and has not ended its stream. "
-    "Give more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
+    help="A process is cut off if it was silent for so long and has not ended its stream. Give "
+    "more than twice OTEL_AUDIT_HEARTBEAT_INTERVAL.",
 )
 @json_option
 def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) 
     cut_off = sum(_is_cut_off(stream, quiet_after) for stream in streams)
     echo(
         f"{len(streams)} producers: {missing} numbers missing, at least {at_least} records lost, "
-        f"{cut_off} ended without saying so"
+        f"{cut_off} processes cut off"
     )
     sys.exit(1 if faulty else 0)
 
@@ -113,11 +113,11 @@ def _lines(stream: Stream, quiet_after: float) -> Iterator[str]:
         yield f"  missing: {shown}" + (f", and {more} more ranges" if more > 0 else "")
     if stream.unnumbered:
         yield (
-            f"  {stream.unnumbered} records of actions that were cut down before they had a number"
+            f"  {stream.unnumbered} records of actions that were cut off before they had a number"
         )
     if _is_cut_off(stream, quiet_after):
         yield (
-            f"  ended without saying so, last heard of {stream.heard:%Y-%m-%d %H:%M:%S %Z}: "
+            f"  cut off, last record {stream.heard:%Y-%m-%d %H:%M:%S %Z}: "
             f"what came after number {stream.highest} is not known"
         )
     yield f"  at least {stream.lost_at_least} records lost"

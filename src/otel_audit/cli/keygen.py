@@ -15,7 +15,7 @@ from otel_audit.cli.terminal import echo, echo_json
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--name",
-    help="The log's name in its checkpoints, such as audit.example.com/orders; a random one else.",
+    help="The log's name in its checkpoints: audit.example.com/orders. Default: a random name.",
 )
 @json_option
 def keygen(file: Path, name: str | None, as_json: bool) -> None:
@@ -31,6 +31,6 @@ def keygen(file: Path, name: str | None, as_json: bool) -> None:
     if as_json:
         echo_json({"private_key": str(file), "public_key": str(public), "key": key.public.text()})
         return
-    echo(f"private key: {file} (readable for you alone)")
+    echo(f"private key: {file} (only you can read it)")
     echo(f"public key:  {public}")
     echo(key.public.text())

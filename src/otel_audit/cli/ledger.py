@@ -31,7 +31,7 @@ def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
         return
     echo(
         f"{place.name}: has the checkpoint of {size} rows" if size else
-        f"{place.name}: nothing is sealed yet; the sealer begins there by itself"
+        f"{place.name}: nothing is sealed yet; the sealer will begin to publish there"
     )  # fmt: skip
 
 

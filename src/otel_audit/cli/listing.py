@@ -53,12 +53,14 @@ class Line:
     Attributes:
         found: The record, in short.
         email: The actor's e-mail address, where it is known.
+        slug: The tenant's readable name, where it has one.
         payload: The record's exact text, where JSON is to have it.
         details: Lines below it in a table.
     """
 
     found: Found
     email: str | None = None
+    slug: str | None = None
     payload: str | None = None
     details: Sequence[Sequence[Piece]] = ()
 
@@ -131,7 +133,8 @@ class Table:
         row: dict[str, Piece] = {
             "time": (f"{zoned(found.occurred_at, is_local=self.is_local):%H:%M:%S}", None),
             "event": (found.event_name, None), "result": (result, colour), "actor": (actor, None),
-            "target": (target, None), "tenant": (found.tenant_id, None),
+            "target": (target, None),
+            "tenant": (action.main.slug or found.tenant_id, None),
         }  # fmt: skip
         if names_service:
             row["service"] = (found.service_name or "", None)
@@ -221,13 +224,13 @@ def _short_ids(found: Sequence[Found]) -> dict[Any, str]:
 
 
 def _short(line: Line) -> dict[str, Any]:
-    return {**asdict(line.found), "actor_email": line.email}
+    return {**asdict(line.found), "actor_email": line.email, "tenant_slug": line.slug}
 
 
 def _csv_names() -> list[str]:
     from otel_audit_postgres.query.queries import Found
 
-    return [*(one.name for one in fields(Found)), "actor_email"]
+    return [*(one.name for one in fields(Found)), "actor_email", "tenant_slug"]
 
 
 def _json_of(line: Line) -> str:

@@ -11,6 +11,7 @@ import click
 from otel_audit._util.printable import log_to_stderr, visible
 from otel_audit._util.ratelimited_log import place_of
 from otel_audit.cli.archive import archive
+from otel_audit.cli.dev import dev
 from otel_audit.cli.doctor import doctor
 from otel_audit.cli.export import export
 from otel_audit.cli.gaps import gaps
@@ -118,6 +119,7 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
 
 cli.add_command(archive)
 cli.add_command(begin_anchor)
+cli.add_command(dev)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(gaps)

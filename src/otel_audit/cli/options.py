@@ -18,7 +18,7 @@ _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800
 dsn_option = click.option(
     "--dsn",
     metavar="DSN",
-    help="The audit store; by default what OTEL_AUDIT_DSN says.",
+    help="The audit store. Default: OTEL_AUDIT_DSN.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

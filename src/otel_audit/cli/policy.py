@@ -35,11 +35,13 @@ def policy() -> None:
 @click.argument("method")
 @click.argument("path")
 @click.option("--status", type=int, default=200, show_default=True, help="Status of the answer.")
-@click.option("--actor", default="somebody", show_default=True, help="Id; or: anonymous.")
+@click.option(
+    "--actor", default="somebody", show_default=True, help="The actor's id, or anonymous."
+)
 @click.option("--role", help="The actor's role.")
 @click.option("--tenant", help="The tenant's id.")
 @click.option("--wrote", is_flag=True, help="The request wrote to the database.")
-@click.option("--app", "app_path", help="module:app; its route is then used, with its overrides.")
+@click.option("--app", "app_path", help="module:app. Its route decides, with its overrides.")
 @json_option
 def explain(  # noqa: PLR0913, PLR0917 - one argument an option
     method: str,
@@ -85,7 +87,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
 @policy.command()
 @click.argument("app", metavar="MODULE:APP")
 @click.option("--factory", is_flag=True, help="APP is a function that makes the application.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if a mutating route is not recorded.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a route that writes is not recorded.")
 @json_option
 def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
     """List every route of MODULE:APP with its level and name.
@@ -103,7 +105,7 @@ def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
         rows.append((method, route.path, decision.level, event, decision.action, decision.rule))
         if method in WRITES and decision.level == "none":
             unrecorded += 1
-            warnings.append(f"{method} {route.path} may change something, and is not recorded")
+            warnings.append(f"{method} {route.path} writes, and is not recorded")
     if as_json:
         names = [name.lower() for name in _COLUMNS]
         found = [dict(zip(names, row, strict=True)) for row in rows]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     "--grown-from", type=click.File("r", encoding="utf-8"), metavar="FILE",
     help="Prove that the log begins with the log of an earlier checkpoint, held in FILE.",
 )  # fmt: skip
-@click.option("--key", "keys", multiple=True, help="Public key, or its file, to include.")
+@click.option(
+    "--key", "keys", multiple=True, help="Public key to include, or its file. Repeatable."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to make.")
 @json_option
 def prove(  # noqa: PLR0913, PLR0917 - one for each option
@@ -68,9 +70,9 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
             "keys": len(public),
         })  # fmt: skip
         return
-    echo(f"{directory}: to check it there, run: python verify.py")
+    echo(f"{directory}: evidence written. To check it, run there: python verify.py")
     if not public:
-        echo("no public key is in it: name one with --key", colour="yellow", err=True)
+        echo("the evidence has no public key: name one with --key", colour="yellow", err=True)
 
 
 async def _full_id(store: str, beginning: str) -> str:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--release", metavar="ID", help="Close what PostgreSQL refused under this id (or hash)."
 )
-@click.option("--because", metavar="TEXT", help="Why it is released; the trail tells it.")
+@click.option("--because", metavar="TEXT", help="Reason of the release; it is recorded.")
 @click.option("--json", "as_json", is_flag=True, help="List as JSON.")
 def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     dsn: str | None,
@@ -71,7 +71,7 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
         for name, place in found:
             echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
         if keeper is not None and aside is None:
-            raise StoreError("audit.quarantine: nothing was retried, as it cannot be seen")
+            raise StoreError("audit.quarantine: this role may not read it, so nothing was retried")
         if keeper is not None and aside:
             _retry(config.asyncpg_dsn or keeper, keeper, aside)
     elif show is not None:
@@ -98,7 +98,7 @@ def _list(
     echo(f"{len(kept)} refused records in {config.spool_path}")
     damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     for file in damaged:
-        echo(f"{file}: a damaged part of a spool; records were lost with it")
+        echo(f"{file}: damaged spool file; its records are lost")
     if keeper is None or aside is None:
         return
     for row in aside:
@@ -155,10 +155,10 @@ def _release(
     if keeper is None:
         raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
     if not because:
-        raise ConfigurationError("quarantine: --release needs --because, which the trail tells")
+        raise ConfigurationError("quarantine: --release needs --because; the reason is recorded")
     rows = [row for row in aside if name in _names(row)]
     if not rows:
-        raise ConfigurationError(f"nothing under the id {name} is in audit.quarantine")
+        raise ConfigurationError(f"audit.quarantine: no record with the id {name}")
     run_lasting(release(keeper, rows, "dismissed", because))
     echo(f"{len(rows)} refused records released")
 
@@ -208,7 +208,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
 
 def _show(items: list[SetAsideRecord], aside: list[QuarantinedRow], record_id: str) -> None:
     if not items and not aside:
-        raise ConfigurationError(f"nothing was refused under the id {record_id}")
+        raise ConfigurationError(f"no refused record has the id {record_id}")
     for item in items:
         echo_document(item.refused.received.decode("utf-8", "replace"))
     for row in aside:

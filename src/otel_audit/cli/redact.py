@@ -31,13 +31,15 @@ def redact(file: BinaryIO, explain: bool, as_json: bool) -> None:
     if not explain:
         redacted = redactor.json_or_none(raw)
         if redacted is None:
-            raise click.ClickException("not a JSON document, or beyond the bounds: withheld")
+            raise click.ClickException(
+                "not a JSON document, or too large: it is withheld as a whole"
+            )
         echo_json_text(redacted.decode())
         return
     try:
         document = parse_json(raw)
     except NotUnderstoodError:
-        raise click.ClickException("not a JSON document: it would be withheld") from None
+        raise click.ClickException("not a JSON document: it is withheld as a whole") from None
     if as_json:
         echo_json([asdict(finding) for finding in redactor.explain(document)])
     else:

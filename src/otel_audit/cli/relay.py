@@ -22,8 +22,8 @@ from otel_audit.errors import ConfigurationError
 
 
 @click.command()
-@click.option("--outbox-dsn", metavar="DSN", help="The application's database; by default what "
-              "OTEL_AUDIT_OUTBOX_DSN says, else OTEL_AUDIT_DSN.")  # fmt: skip
+@click.option("--outbox-dsn", metavar="DSN", help="The application's database. Default: "
+              "OTEL_AUDIT_OUTBOX_DSN, else OTEL_AUDIT_DSN.")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Go on until SIGTERM or SIGINT.")
 @json_option
 def relay(outbox_dsn: str | None, *, follow: bool, as_json: bool) -> None:
@@ -69,9 +69,9 @@ async def _once(outbox: Outbox, sink: Sink, batch_size: int, *, as_json: bool) -
         return
     echo(f"relayed {counters.relayed} records")
     if counters.quarantined:
-        echo(f"{counters.quarantined} were no records, or unfit, and are in quarantine")
+        echo(f"{counters.quarantined} records were refused, and are in quarantine")
     if left:
-        echo(f"{left} are there still: written in the meantime, or taken by another relay")
+        echo(f"{left} records are left: written meanwhile, or taken by another relay")
 
 
 async def _follow(outbox: Outbox, sink: Sink, config: AuditConfig, *, as_json: bool) -> None:

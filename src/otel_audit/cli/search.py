@@ -118,7 +118,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     form = "ndjson" if as_json else form
     query = query_of(text, wanted)
     shows_own = shows_own or _asks_for_own(query)
-    query = within(query if shows_own else _without_own(query), since, until)
+    query = within(query if shows_own else without_own(query), since, until)
     if follows:
         if shows_all or after or until or oldest_first or form == "json":
             raise click.UsageError(
@@ -181,7 +181,8 @@ def _asks_for_own(query: Query) -> bool:
     )
 
 
-def _without_own(query: Query) -> Query:
+def without_own(query: Query) -> Query:
+    """Leave out the events of our own: looks, starts and ends of processes."""
     from otel_audit_postgres.query.grammar import Term, Value
 
     return query.with_term(Term("event", (Value(_OWN, "prefix"),), negated=True))

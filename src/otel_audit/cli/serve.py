@@ -28,9 +28,9 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=4318, show_default=True, help="Port of OTLP/HTTP.")
 @click.option("--grpc-port", type=_PORT, help="Take OTLP over gRPC, too, on this port.")
-@click.option("--tokens", type=_path, help="File of tokens and certificates that are let in.")
+@click.option("--tokens", type=_path, help="File of accepted tokens and certificates.")
 @click.option("--tls-cert", type=_path, help="The server's certificate, PEM.")
-@click.option("--tls-key", type=_path, help="Its key, PEM, where that is another file.")
+@click.option("--tls-key", type=_path, help="Its key, PEM, if it is in another file.")
 @click.option("--tls-client-ca", type=_path, help="Authorities of client certificates, PEM.")
 @click.option(
     "--workers",
@@ -41,14 +41,14 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--connections", type=click.IntRange(1, 1_000_000), default=1000, show_default=True,
-    help="Connections at once.",
+    help="Most connections at once.",
 )  # fmt: skip
 @click.option(
     "--insecure-no-auth",
     is_flag=False,
     flag_value="loopback",
     type=click.Choice(["loopback", "anywhere"]),
-    help="Let in everybody: from this machine, or (=anywhere) from wherever.",
+    help="Accept senders without a token: from this machine, or =anywhere.",
 )
 @click.option(
     "--seal", is_flag=True, help="Seal the ledger, too, with OTEL_AUDIT_SIGNING_KEY_FILE."
@@ -109,7 +109,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
 def _refuse_open_door(config: AuditConfig, host: str) -> None:
     if config.serve_no_auth == "loopback" and not is_loopback(host):
         raise ConfigurationError(
-            f"--insecure-no-auth lets in only this machine, and --host is {host}: make a token "
+            f"--insecure-no-auth accepts this machine only, and --host is {host}: make a token "
             "(otel-audit serve token new NAME), or say --insecure-no-auth=anywhere"
         )
 

@@ -85,7 +85,7 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
             echo(f"{facet.field}: not counted, as it took too long", err=True)
     counted = [histogram.counted or 0, *(facet.counted or 0 for facet in facets)]
     if any(counted):
-        echo(f"of the newest {max(counted):,} records that fit", err=True)
+        echo(f"counted: the newest {max(counted):,} matching records", err=True)
     if histogram.timed_out:
         echo("over time: not counted, as it took too long", err=True)
     if histogram.waiting:

@@ -45,11 +45,13 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     "export", metavar="[FILE]", required=False, type=click.Path(path_type=Path, dir_okay=False)
 )
 @dsn_option
-@click.option("--full", is_flag=True, help="Read every row; this is what is done by default.")
-@click.option("--since", metavar="TIME", help="Read rows sealed since: ISO 8601, or 12h, 7d.")
-@click.option("--sample", type=click.IntRange(0), help="Read so many rows, chosen at random.")
-@click.option("--key", "keys", multiple=True, help="Public key, or its file; may be repeated.")
-@click.option("--anchor", "anchors", multiple=True, help="Where it was published; may be repeated.")
+@click.option("--full", is_flag=True, help="Read every row. This is the default.")
+@click.option("--since", metavar="TIME", help="Read rows sealed since then: 12h, 7d, ISO 8601.")
+@click.option("--sample", type=click.IntRange(0), help="Read so many random rows.")
+@click.option("--key", "keys", multiple=True, help="Public key, or its file. Repeatable.")
+@click.option(
+    "--anchor", "anchors", multiple=True, help="Where checkpoints were published. Repeatable."
+)
 @click.option(
     "--incremental",
     is_flag=True,
@@ -59,26 +61,32 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     "--state",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where it is remembered how far that came; implies --incremental.",
+    help="File that keeps the place between runs. Implies --incremental.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     metavar="N",
-    help="Processes that read rows side by side; by default by the size of the log.",
+    help="Processes that read rows. Default: by the size of the log.",
 )
 @click.option(
     "--archive", metavar="URL", help="Verify archives, too; by default OTEL_AUDIT_ARCHIVE."
 )
-@click.option("--deep", is_flag=True, help="Of archives read and hash every row, too.")
+@click.option("--deep", is_flag=True, help="Read and hash every row of archives, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--report", "report_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the report as JSON into this file, too, with everything that was found.",
+    help="Write the full report as JSON into this file, too.",
 )  # fmt: skip
-def verify(  # noqa: PLR0913, PLR0917 - one for each option
+@click.option(
+    "--metrics", "metrics_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what was found as metrics, for the textfile collector of node exporter.",
+)  # fmt: skip
+def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     export: Path | None,
     dsn: str | None,
     full: bool,
@@ -93,6 +101,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     deep: bool,
     as_json: bool,
     report_file: Path | None,
+    metrics_file: Path | None,
 ) -> None:
     """Verify the store, and name what was tampered with.
 
@@ -108,7 +117,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         _verify_export(export, keys, as_json=as_json)
         return
     if full and (since is not None or sample is not None or incremental):
-        raise click.UsageError("--full is the opposite of --since, --sample and --incremental")
+        raise click.UsageError("--full excludes --since, --sample and --incremental")
     if since is not None and (incremental or state is not None):
         raise click.UsageError("--since and --incremental exclude each other")
     from otel_audit_postgres.ledger.anchors import anchors_from
@@ -139,6 +148,9 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         bookmark.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
+    is_fine = report.ok and report.overdue is None
+    if metrics_file is not None:
+        _write_metrics(metrics_file, store, verified=is_fine)
     if as_json:
         told = report.as_json()
         if archived is not None:
@@ -153,7 +165,17 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
             )
         for line, colour in _lines(report):
             echo(line, colour=colour)
-    sys.exit(0 if report.ok and report.overdue is None else 1)
+    sys.exit(0 if is_fine else 1)
+
+
+def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
+    from otel_audit_postgres.ledger.textfile import store_metrics, write_textfile
+
+    text = run_lasting(store_metrics(store, verified=verified))
+    try:
+        write_textfile(file, text)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics: {file} cannot be written: {error.strerror}") from None
 
 
 def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:

@@ -28,14 +28,14 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True)
 @click.option("--open/--no-open", "opens", default=False, help="Open the link in a browser.")
-@click.option("--name", default=None, help="Who you are, for the records of your looks.")
+@click.option("--name", default=None, help="Your name in the records of your looks.")
 @click.option(
     "--role", type=click.Choice(["auditor", "support", "tenant"]), default="auditor",
     show_default=True, help="What is shown.",
 )  # fmt: skip
 @click.option("--tenant", "tenants", multiple=True, help="Show this tenant only; repeat.")
-@click.option("--auth", metavar="MODULE:NAME", help="Your function that says who looks.")
-@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names who looks.")
+@click.option("--auth", metavar="MODULE:NAME", help="Your function that names the viewer.")
+@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names the viewer.")
 @click.option("--proxy", "proxies", multiple=True, metavar="ADDRESS", help="That proxy; repeat.")
 @click.option(
     "--key", "keys", multiple=True, help="Public key whose signature counts, or its file."
@@ -62,7 +62,7 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.UsageError("give --auth or --auth-header, not both")
     if not (auth or auth_header) and host not in _LOOPBACK:
         raise ConfigurationError(
-            f"--host {host}: a link that works once is for this machine; say who others are by "
+            f"--host {host}: the one-time link is for this machine only. For other machines give "
             "--auth or --auth-header"
         )
     try:
@@ -72,13 +72,13 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
     except ImportError as error:
         raise MissingExtraError("otel-audit web", "viewer") from error
     authenticate = _authenticate(auth, auth_header, proxies, name, role, tenants)
-    app = _app(dsn, keys, authenticate, host)
+    app = viewer_app(dsn, keys, authenticate, host)
     link = ""
     if isinstance(authenticate, OneTimeLink):
         link = f"/sign-in?link={authenticate.new_link()}"
     elif host not in _LOOPBACK:
         echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
-    server = _server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
+    server = viewer_server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -111,9 +111,11 @@ def _authenticate(  # noqa: PLR0913, PLR0917 - of the command's options
     return OneTimeLink(Viewer(name, chosen, limited))
 
 
-def _app(
+def viewer_app(
     dsn: str | None, keys: tuple[str, ...], authenticate: Authenticate, host: str
 ) -> Starlette:
+    """Make the viewer over a store; on this machine it answers to its own names alone."""
+    from otel_audit_postgres.archive.objects import open_archive
     from otel_audit_postgres.ledger.settings import chosen_public_keys
     from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -126,6 +128,7 @@ def _app(
         authenticate=authenticate,
         keys=chosen_public_keys(config, keys),
         personal_keys=key_store_from(config),
+        archive=None if config.archive is None else open_archive(config.archive),
         trace_url=config.trace_url,
         record_views=config.record_views,
     )
@@ -135,7 +138,9 @@ def _app(
     return app
 
 
-def _server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) -> Any:
+def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) -> Any:
+    """Make its server; `say` gets the URL once it listens."""
+
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)

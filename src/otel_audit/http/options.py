@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class CaptureOptions:
         on_error: Called for each failure of ours.
         on_loss: Called for each failure of ours that costs a record.
         subject_of: Whom a token names that an answer hands out; None if it is not verified.
+        entered: Called with the ASGI scope as the router gets it; None: not at all. Never raises.
         durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
@@ -79,3 +80,4 @@ class CaptureOptions:
     span_urls: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None
     subject_of: Callable[[str], str | None] = lambda _token: None
+    entered: Callable[[MutableMapping[str, Any]], None] | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
-from urllib.parse import unquote_plus
+from urllib.parse import unquote
 
 import msgspec
 
@@ -17,10 +17,12 @@ from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
 from otel_audit.identity.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
+from otel_audit.identity.presented import presented, warn_once
 from otel_audit.identity.proxies import Proxies
 from otel_audit.identity.safe_access import (
     Scope,
     claim,
+    cookie_value,
     exact,
     first_header,
     first_identifier,
@@ -36,7 +38,7 @@ from otel_audit.record import Actor, ActorType
 from otel_audit.redaction.hashing import KeyedHash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from otel_audit.scope import AuditScope
 
@@ -46,29 +48,8 @@ _IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "em
 _ROLES: Final = ("actor_type", "role")
 _TYPES: Final = ("user", "service", "system")
 _TOKENS: Final = 512
+_SESSION_BEFORE: Final = "otel_audit.session_actor"
 
-UNCHECKED: Final = "credential_not_checked"
-"""The reason of who has presented something that says who it is, only not to us."""
-
-_LONGEST_NAME: Final = 128
-"""Characters of a header's name that can be a credential's."""
-
-# what says who calls, by the words in which services, gateways and frameworks name it; what stands
-# in every browser's requests (Sec-Fetch-User, X-CSRF-Token, Sec-WebSocket-Key) is none
-_CREDENTIAL: Final = re.compile(
-    r"auth(?!or(?:s|ity)?(?:-|$))|token|jwt|session|api-?key|access-?key|subscription-key|secret"
-    r"|credential|signature|^dpop$|assertion|principal|oidc|password"
-    r"|^(?:x-)?(?:remote|forwarded|request|authenticated)-user|^x-user(?:-id|-email|name)?$"
-)
-_FORGERY: Final = re.compile(r"csrf|xsrf|forgery")
-_COOKIE: Final = re.compile(rb"(?:^|;)([^=;]*)=")
-_OF_A_LOGIN: Final = re.compile(rb"(?i)sess|sid|auth|token|jwt|login|remember|access|user|account")
-_A_TOKEN: Final = re.compile(rb"(?:^|[=,\s\"])eyJ[A-Za-z0-9_-]{8,}\.")
-_PARAMETERS: Final = re.compile(
-    r"(?i)(?:^|[&;])[^&;=]{0,40}(?:token|api[_-]?key|jwt|auth|session|signature|secret|password)"
-    r"[^&;=]{0,40}=|(?:^|[&;])(?:key|sig|sid)="
-)
-_LONGEST_QUERY: Final = 8_192
 _KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
 _MENDED_BY: Final = {
     "bad_signature": _KEYS,
@@ -94,6 +75,9 @@ class ActorOptions:
     Attributes:
         order: Names of the resolvers to call; the first answer wins.
         verifier: Verifies bearer tokens.
+        schemes: Schemes of the Authorization header that carry one, in lower case.
+        token_cookie: Cookie that carries one where that header does not.
+        session_key: Key of ``request.session`` under which the actor stands.
         id_claim, role_claim, email_claim, roles_claim: Claims, or dotted paths into them.
         aliases: The application's roles to canonical ones.
         api_key_header: Header with an API key.
@@ -103,8 +87,20 @@ class ActorOptions:
         resolver: The user's callable; gets the ASGI scope.
     """
 
-    order: tuple[str, ...] = ("app", "state", "user", "jwt", "api_key", "certificate", "callable")
+    order: tuple[str, ...] = (
+        "app",
+        "state",
+        "user",
+        "session",
+        "jwt",
+        "api_key",
+        "certificate",
+        "callable",
+    )
     verifier: TokenReader | None = None
+    schemes: frozenset[str] = frozenset({"bearer"})
+    token_cookie: str | None = None
+    session_key: str | None = None
     id_claim: str = "sub"
     role_claim: str = "actor_type"
     email_claim: str = "email"
@@ -155,9 +151,22 @@ class ActorOptions:
                 f"and {PREFIX}TRUSTED_PROXIES names none"
             )
         check_readable(config.client_certificate_header or "")
+        if config.actor_session_key and "session" not in config.actor_order:
+            raise ConfigurationError(
+                f"{PREFIX}ACTOR_SESSION_KEY: set, and {PREFIX}ACTOR_ORDER does not name session"
+            )
+        verifier = JwtVerifier.from_config(config)
+        if config.jwt_cookie and verifier is None:
+            raise ConfigurationError(
+                f"{PREFIX}JWT_COOKIE: set, and nothing says how tokens are verified: set "
+                f"{PREFIX}JWT_JWKS_URL or {PREFIX}JWT_KEY"
+            )
         return cls(
             order=config.actor_order,
-            verifier=JwtVerifier.from_config(config),
+            verifier=verifier,
+            schemes=frozenset(one.lower() for one in config.jwt_schemes),
+            token_cookie=config.jwt_cookie or None,
+            session_key=config.actor_session_key or None,
             id_claim=config.jwt_actor_claim,
             role_claim=config.jwt_role_claim,
             email_claim=config.jwt_email_claim,
@@ -213,7 +222,7 @@ def resolve_actor(
         bearer: The request's token, as `read_bearer` read it.
 
     Returns:
-        The actor. Where no resolver knows, ``anonymous``, with the first reason why not:
+        The actor. Where no resolver knows, ``anonymous``, with the first reason why not: one of
         `UNCHECKED` at least, if there was any credential.
     """
     request = _Request(asgi_scope, audit_scope, options, bearer)
@@ -231,59 +240,61 @@ def resolve_actor(
             if isinstance(found, Actor):
                 return _finished(found, request)
             reason = reason or found
-    return Actor(
-        id="anonymous", type="user", verified=False, reason=reason or _presented(asgi_scope)
-    )
-
-
-def _presented(asgi_scope: Scope) -> str | None:
-    """Return the reason if a client has presented a credential that cannot be resolved here.
-
-    The application may be able to: so the client is not known, which is not anonymous.
-    """
-    for name, value in asgi_scope.get("headers") or ():
-        if value and (_is_credential(name) or _holds_credential(name.lower(), value)):
-            return UNCHECKED
-    query = asgi_scope.get("query_string")
-    # as frameworks read it: a name may be spelled in percents
-    text = unquote_plus(query[:_LONGEST_QUERY].decode("latin-1")) if query else ""
-    return UNCHECKED if _PARAMETERS.search(text) else None
-
-
-@functools.lru_cache(maxsize=512)
-def _is_credential(name: bytes) -> bool:
-    if len(name) > _LONGEST_NAME:
-        return False
-    text = name.decode("latin-1").lower()
-    return _CREDENTIAL.search(text) is not None and _FORGERY.search(text) is None
-
-
-def _holds_credential(name: bytes, value: bytes) -> bool:
-    if name == b"cookie":
-        # names first, then words in each: one pattern for both would look at all for each word
-        named = any(_OF_A_LOGIN.search(one) for one in _COOKIE.findall(value))
-        return named or _A_TOKEN.search(value) is not None
-    # a browser can send a credential of a WebSocket in no other header
-    return name == b"sec-websocket-protocol" and (
-        b"bearer" in value.lower() or _A_TOKEN.search(value) is not None
-    )
+    if reason is None:
+        reason = presented(asgi_scope, reads_session=options.session_key is not None)
+        if reason is not None:
+            warn_once(reason)
+    return Actor(id="anonymous", type="user", verified=False, reason=reason)
 
 
 def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
     """Read the request's bearer token. Never raises for what a client gives."""
     if options.verifier is None:
         return NO_BEARER
-    given = first_header(asgi_scope, "authorization")
-    if given is None:
-        return NO_BEARER
-    scheme, _, token = given.strip().partition(" ")
-    if scheme.lower() != "bearer":
+    token = _token_of(asgi_scope, options)
+    if token is None:
         return NO_BEARER
     try:
-        return Bearer(options.verifier.verify(token.strip()))
+        return Bearer(options.verifier.verify(token))
     except TokenError as problem:
         _tell_what_may_be_set_wrong(problem.reason)
         return Bearer(problem=problem.reason)
+
+
+def _token_of(asgi_scope: Scope, options: ActorOptions) -> str | None:
+    """The token in the header, else in the cookie that the settings name."""
+    given = first_header(asgi_scope, "authorization")
+    if given is not None:
+        scheme, _, token = given.strip().partition(" ")
+        if scheme.lower() in options.schemes:
+            return token.strip()
+    if options.token_cookie is None:
+        return None
+    found = cookie_value(asgi_scope, options.token_cookie)
+    return None if found is None else unquote(found).strip(' "').removeprefix("Bearer ").strip()
+
+
+def note_session(asgi_scope: MutableMapping[str, Any], key: str) -> None:
+    """Keep whom the session names when a request comes in: a handler may log them out.
+
+    Never raises.
+
+    Args:
+        asgi_scope: The ASGI scope as the router gets it; what is found is put into it.
+        key: Of the session, or a dotted path into it.
+    """
+    try:
+        found = _named_by_session(asgi_scope, key)
+    except Exception as error:  # noqa: BLE001 - a session of any middleware's may raise anything
+        log_limited(_logger, "session", "request.session could not be read", error=error)
+        return
+    if found is not None:
+        asgi_scope[_SESSION_BEFORE] = found
+
+
+def _named_by_session(asgi_scope: Scope, key: str) -> object:
+    session = asgi_scope.get("session")
+    return claim(session, key) if isinstance(session, Mapping) else None
 
 
 def subject_of(token: str, options: ActorOptions) -> str | None:
@@ -345,6 +356,15 @@ def _user(request: _Request) -> Actor | None:
     return actor_from(user, "scope.user") if peek(user, "is_authenticated") is True else None
 
 
+def _session(request: _Request) -> Actor | None:
+    key = request.options.session_key
+    if key is None:
+        return None
+    # whoever logs in is named by what the handler has put there
+    found = _named_by_session(request.asgi, key)
+    return actor_from(request.asgi.get(_SESSION_BEFORE) if found is None else found, "session")
+
+
 def _jwt(request: _Request) -> Actor | str | None:
     if request.bearer.token is None:
         return request.bearer.problem
@@ -392,6 +412,7 @@ _RESOLVERS: Final[Mapping[str, Callable[[_Request], Actor | str | None]]] = {
     "app": _app,
     "state": _state,
     "user": _user,
+    "session": _session,
     "jwt": _jwt,
     "api_key": _api_key,
     "certificate": _certificate,

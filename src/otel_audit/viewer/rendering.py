@@ -106,6 +106,7 @@ def _all(request: Request, context: Mapping[str, Any]) -> dict[str, Any]:
         "viewer": None,
         "query": "",
         "title": "",
+        "can_retry": False,
         "names": {},
         "people": {},
     }

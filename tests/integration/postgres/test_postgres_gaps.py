@@ -110,7 +110,9 @@ class TestCommand:
         await store(audit_store, a_stream(3))
         result = await run("--dsn", audit_store)
         assert result.exit_code == 0
-        assert "1 producers: 0 numbers missing, at least 0 records lost, 0 ended" in result.output
+        assert (
+            "1 producers: 0 numbers missing, at least 0 records lost, 0 processes" in result.output
+        )
 
     async def test_what_is_missing_is_named(self, audit_store):
         """Numbers, producers that fell silent, and at least how many: named, and 1."""
@@ -120,8 +122,10 @@ class TestCommand:
         assert result.exit_code == 1
         assert str(uuid.UUID(records[0].producer_id)) in result.output
         assert "missing: 3, 5-6" in result.output
-        assert "ended without saying so" in result.output
-        assert "1 producers: 3 numbers missing, at least 3 records lost, 1 ended" in result.output
+        assert "cut off" in result.output
+        assert (
+            "1 producers: 3 numbers missing, at least 3 records lost, 1 processes" in result.output
+        )
 
     async def test_a_process_that_lives_is_not_reported(self, audit_store):
         """A stream without an end is no fault while it was heard of lately."""

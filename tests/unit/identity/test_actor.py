@@ -9,7 +9,7 @@ import time
 import unicodedata
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -23,8 +23,16 @@ from starlette.datastructures import State
 from otel_audit import scope as scopes
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.identity.actor import NO_BEARER, ActorOptions, read_bearer, resolve_actor
+from otel_audit.identity.actor import (
+    NO_BEARER,
+    ActorOptions,
+    note_session,
+    read_bearer,
+    resolve_actor,
+)
 from otel_audit.identity.certificate import certificate_subject
+from otel_audit.identity.presented import REMEDIES, UNCHECKED
+from otel_audit.identity.presented import forget as forget_warnings
 from otel_audit.record import Actor
 from otel_audit.scope import AuditScope
 
@@ -84,42 +92,71 @@ class TestNobody:
         name, one = bearer(sub="a")
         assert resolve((name, one + b", " + one), **JWT).reason == "token_encrypted"
 
-    @pytest.mark.parametrize("value", [b"Basic dTpw", b"Bearerx", b"token abc", b"\xff"])
-    def test_other_schemes(self, value: bytes) -> None:
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            (b"Basic dTpw", "basic_not_checked"),
+            (b"Bearerx", "credential_not_checked"),
+            (b"token abc", "bearer_not_checked"),
+            (b"\xff", "credential_not_checked"),
+        ],
+    )
+    def test_other_schemes(self, value: bytes, reason: str) -> None:
         """Other schemes are not ours to read; but who uses one is somebody, only not known."""
         nobody = Actor(id="anonymous", type="user")
-        somebody = Actor(id="anonymous", type="user", reason="credential_not_checked")
+        somebody = Actor(id="anonymous", type="user", reason=reason)
         assert resolve((b"authorization", value), **JWT) == somebody
         assert resolve((b"authorization", b""), **JWT) == nobody
 
     @pytest.mark.parametrize(
-        "presented",
+        ("presented", "reason"),
         [
-            {"headers": [(b"X-API-Key", b"k")]},
-            {"headers": [(b"cookie", b"theme=dark; sessionid=1")]},
-            {"headers": [(b"cookie", b"JSESSIONID=1")]},
-            {"headers": [(b"cookie", b"theme=dark; id=eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.x")]},
-            {"headers": [(b"X-Goog-Api-Key", b"k")]},
-            {"headers": [(b"Ocp-Apim-Subscription-Key", b"k")]},
-            {"headers": [(b"private-token", b"k")]},
-            {"headers": [(b"x-session-token", b"k")]},
-            {"headers": [(b"cf-access-jwt-assertion", b"k")]},
-            {"headers": [(b"x-ms-client-principal-id", b"k")]},
-            {"headers": [(b"x-forwarded-user", b"k")]},
-            {"headers": [(b"dpop", b"k")]},
-            {"headers": [(b"sec-websocket-protocol", b"bearer, abc")]},
-            {"query_string": b"page=1&access_token=x"},
-            {"query_string": b"access%5Ftoken=x"},
-            {"query_string": b"%61pi_key=x"},
-            {"query_string": b"a=1;access_token=x"},
-            {"query_string": b"X-Amz-Signature=x"},
+            ({"headers": [(b"authorization", b"Bearer x")]}, "bearer_not_checked"),
+            ({"headers": [(b"authorization", b"JWT x")]}, "bearer_not_checked"),
+            ({"headers": [(b"authorization", b"Basic dTpw")]}, "basic_not_checked"),
+            ({"headers": [(b"authorization", b"Digest username=u")]}, "credential_not_checked"),
+            ({"headers": [(b"X-API-Key", b"k")]}, "api_key_not_checked"),
+            ({"headers": [(b"cookie", b"theme=dark; sessionid=1")]}, "cookie_not_checked"),
+            ({"headers": [(b"cookie", b"JSESSIONID=1")]}, "cookie_not_checked"),
+            (
+                {"headers": [(b"cookie", b"theme=dark; id=eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.x")]},
+                "cookie_not_checked",
+            ),
+            ({"headers": [(b"X-Goog-Api-Key", b"k")]}, "api_key_not_checked"),
+            ({"headers": [(b"Ocp-Apim-Subscription-Key", b"k")]}, "api_key_not_checked"),
+            ({"headers": [(b"private-token", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"x-session-token", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"cf-access-jwt-assertion", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"x-ms-client-principal-id", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"x-forwarded-user", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"dpop", b"k")]}, "credential_not_checked"),
+            ({"headers": [(b"sec-websocket-protocol", b"bearer, abc")]}, "credential_not_checked"),
+            ({"query_string": b"page=1&access_token=x"}, "credential_not_checked"),
+            ({"query_string": b"access%5Ftoken=x"}, "credential_not_checked"),
+            ({"query_string": b"%61pi_key=x"}, "credential_not_checked"),
+            ({"query_string": b"a=1;access_token=x"}, "credential_not_checked"),
+            ({"query_string": b"X-Amz-Signature=x"}, "credential_not_checked"),
+            ({"session": {"cart": [1]}}, "session_not_read"),
+            (
+                {"session": {"x": 1}, "headers": [(b"cookie", b"session=x"), (b"x-api-key", b"k")]},
+                "api_key_not_checked",
+            ),
+            ({"session": {"x": 1}, "headers": [(b"cookie", b"session=x")]}, "session_not_read"),
+            ({"session": {}, "headers": [(b"cookie", b"session=x")]}, "cookie_not_checked"),
         ],
     )
-    def test_what_looks_like_a_credential_is_one(self, presented: dict[str, Any]) -> None:
-        """Whatever it says to the application: who has presented it is not nobody."""
+    def test_what_looks_like_a_credential_is_one(
+        self, presented: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Whoever has presented it is not nobody; one line says which setting or call helps."""
+        forget_warnings()
         asgi = {"headers": [], **presented}
-        found = resolve_actor(asgi, AuditScope(), DEFAULTS, NO_BEARER)
-        assert found.reason == "credential_not_checked"
+        for _ in range(3):
+            found = resolve_actor(asgi, AuditScope(), DEFAULTS, NO_BEARER)
+            assert (found.id, found.reason) == ("anonymous", reason)
+        (line,) = [one.message for one in caplog.records if "anonymous" in one.message]
+        assert f"({reason})" in line
+        assert "OTEL_AUDIT_" in line or "set_actor()" in line
 
     @pytest.mark.parametrize(
         "presented",
@@ -537,3 +574,88 @@ class TestCallable:
         """An unknown name in the order is refused at start-up."""
         with pytest.raises(ConfigurationError, match="ACTOR_ORDER"):
             options(actor_order="jwt,magic")
+
+
+class TestSession:
+    KEY: ClassVar = {"actor_session_key": "user_id"}
+
+    @pytest.mark.parametrize(
+        ("key", "session", "expected"),
+        [
+            ("user_id", {"user_id": 7}, "7"),
+            ("user.id", {"user": {"id": "u-1"}}, "u-1"),
+            ("user", {"user": {"id": "u-1", "email": "a@b.example"}}, "u-1"),
+            ("user_id", {"cart": [1]}, "anonymous"),
+            ("user_id", None, "anonymous"),
+        ],
+    )
+    def test_its_key_names_the_actor(self, key, session, expected) -> None:
+        """An id, something within an object, or an object with an id."""
+        found = resolve(scope={"session": session}, actor_session_key=key)
+        assert found.id == expected
+        assert found.verified is (expected != "anonymous")
+        assert found.reason is None
+
+    def test_a_session_of_nobody_is_nobody(self) -> None:
+        """It was read and names no user: its cookie is no credential of somebody unknown."""
+        cookie = (b"cookie", b"session=abc.def")
+        assert resolve(cookie, scope={"session": {"cart": 1}}, **self.KEY).reason is None
+
+    def test_who_logs_out_is_named(self) -> None:
+        """What the session said when the request came in counts where it says nothing any more."""
+        asgi: dict[str, Any] = {"headers": [], "session": {"user_id": 7}}
+        note_session(asgi, "user_id")
+        asgi["session"].clear()
+        chosen = options(**self.KEY)
+        assert resolve_actor(asgi, AuditScope(), chosen, NO_BEARER).id == "7"
+        asgi["session"]["user_id"] = 8
+        assert resolve_actor(asgi, AuditScope(), chosen, NO_BEARER).id == "8"
+
+    @pytest.mark.allow_errors
+    def test_a_session_that_cannot_be_read_breaks_nothing(self) -> None:
+        """Of whatever middleware: nobody is named."""
+
+        class Broken(dict[str, Any]):
+            def __contains__(self, _key: object) -> bool:
+                raise RuntimeError("not loaded")
+
+            __getitem__ = get = __contains__
+
+        note_session({"headers": [], "session": Broken(user_id=1)}, "user_id")
+        assert resolve(scope={"session": Broken(user_id=1)}, **self.KEY).id == "anonymous"
+
+    def test_an_order_without_it_contradicts_its_key(self) -> None:
+        """Said at start, and not by rows without an actor."""
+        with pytest.raises(ConfigurationError, match="ACTOR_SESSION_KEY.*ACTOR_ORDER"):
+            options(**self.KEY, actor_order="app,jwt")
+
+
+class TestTokensElsewhere:
+    def test_a_token_in_a_cookie(self) -> None:
+        """Named by a setting; the header comes first where there is one."""
+        _, value = bearer(sub="u-1")
+        token = value.removeprefix(b"Bearer ")
+        for written in (token, b'"Bearer ' + token + b'"', b"Bearer%20" + token):
+            cookie = (b"cookie", b"theme=dark; access_token=" + written)
+            found = resolve(cookie, **JWT, jwt_cookie="access_token")
+            assert (found.id, found.source, found.verified) == ("u-1", "jwt", True)
+            assert resolve(cookie, **JWT).reason == "cookie_not_checked"
+        both = (bearer(sub="u-2"), (b"cookie", b"access_token=" + token))
+        assert resolve(*both, **JWT, jwt_cookie="access_token").id == "u-2"
+
+    def test_another_scheme_of_the_header(self) -> None:
+        """`Authorization: JWT …` and the like, by a setting."""
+        _, value = bearer(sub="u-1")
+        header = (b"authorization", value.replace(b"Bearer", b"jwt"))
+        assert resolve(header, **JWT, jwt_schemes="JWT,Bearer").id == "u-1"
+        assert resolve(header, **JWT).reason == "bearer_not_checked"
+
+    def test_a_cookie_without_keys_is_refused(self) -> None:
+        """Nothing could verify what is in it."""
+        with pytest.raises(ConfigurationError, match="JWT_COOKIE.*JWT_KEY"):
+            options(jwt_cookie="access_token")
+
+
+def test_each_reason_has_a_remedy() -> None:
+    """What nobody could mend would be said for nothing."""
+    assert set(REMEDIES) == UNCHECKED

@@ -118,9 +118,7 @@ class TestRoutes:
         """It warns of mutating routes that are not recorded, and of what cannot be used."""
         result = run("routes", "policy_cli_app:app", "--strict")
         assert result.exit_code == 1
-        assert (
-            "POST /api/v1/orders/quiet may change something, and is not recorded" in result.stderr
-        )
+        assert "POST /api/v1/orders/quiet writes, and is not recorded" in result.stderr
         assert "/api/v1/orders/wrong: x-audit" in result.stderr
 
     def test_factory(self, run) -> None:

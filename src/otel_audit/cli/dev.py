@@ -1,0 +1,210 @@
+"""`otel-audit dev`: a store, the application and its records, with one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from otel_audit._util.loop_thread import run_in_thread
+from otel_audit.cli.dev_store import FOLDER, DevStore, opened_for_reading, running_store
+from otel_audit.cli.follow import Tail
+from otel_audit.cli.listing import Line, Table
+from otel_audit.cli.record_panel import change_lines
+from otel_audit.cli.search import without_own
+from otel_audit.cli.terminal import echo
+from otel_audit.cli.web import viewer_app, viewer_server
+from otel_audit_bootstrap.run import NO_COMMAND, prepare
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.connection import Connection
+
+_LOOK_EVERY: Final = 0.3
+_VIEWER_PORT: Final = 8321
+_HOST: Final = "127.0.0.1"
+_BY_SIGNAL: Final = 128
+"""What a shell adds to the number of the signal that ended a command."""
+_NOTHING_SEEN: Final = (
+    "no record: by default requests that only read are not recorded; see otel-audit policy routes"
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--service", metavar="NAME", help="The service's name; by default the directory's.")
+@click.option("--viewer/--no-viewer", "shows_viewer", default=True, help="Run the viewer, too.")
+@click.argument("command", nargs=-1, required=True, metavar="CMD...", type=click.UNPROCESSED)
+def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> None:
+    """Run an application with an audit store of its own.
+
+    For example: otel-audit dev uvicorn app:app. Its records are printed as they come. The store is
+    an embedded PostgreSQL in .otel-audit/, and is kept between runs. Needs the extra dev.
+    """
+    beside = str(Path(sys.executable).parent)
+    executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)
+    if executable is None:
+        echo(f"there is no command {command[0]}", err=True)
+        sys.exit(NO_COMMAND)
+    echo(f"starting PostgreSQL in {FOLDER}/ ...", err=True)
+    began = time.monotonic()
+    with running_store(Path.cwd()) as store:
+        _say_where(store, time.monotonic() - began)
+        environment = _environment(store, service or Path.cwd().name)
+        # what is printed here is no look of anybody's at a trail of others
+        os.environ.update(OTEL_AUDIT_DSN=store.reader, OTEL_AUDIT_RECORD_VIEWS="off")
+        with _viewer(store) if shows_viewer else contextlib.nullcontext(), _printing(store):
+            status = _run([executable, *command[1:]], environment)
+    sys.exit(status)
+
+
+def _say_where(store: DevStore, seconds: float) -> None:
+    for directory in opened_for_reading(store):
+        echo(
+            f"as root the embedded PostgreSQL has a user of its own, and opens {directory} for "
+            "reading to it: run this as another user if that must not be",
+            colour="yellow", err=True,
+        )  # fmt: skip
+    echo(
+        f"audit store: {store.data}, ready in {seconds:.1f} s; kept between runs, remove it to "
+        "begin anew"
+    )
+    echo(f"to ask it: export OTEL_AUDIT_DSN='{store.reader}'; otel-audit search")
+
+
+def _environment(store: DevStore, service: str) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "OTEL_AUDIT_DSN": store.writer,
+        "OTEL_AUDIT_EXPORTER": "postgres",
+        "OTEL_AUDIT_SPOOL_DIR": str(store.folder.resolve() / "spool"),
+    }
+    environment.setdefault("OTEL_SERVICE_NAME", service)
+    line = prepare(environment)
+    if line:
+        echo(line, err=True)
+    return environment
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program to its end; who ends this, ends that."""
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's own command
+    # Ctrl-C reaches both; what ends this one alone is passed on
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else _BY_SIGNAL - status
+
+
+@contextlib.contextmanager
+def _printing(store: DevStore) -> Iterator[None]:
+    """Print records as they come, and at the end those that came last."""
+    ready, stop = threading.Event(), threading.Event()
+    show_rows = Table(is_local=True).print
+    seen: list[int] = []
+
+    def show(lines: Sequence[Line]) -> None:
+        seen.append(len(lines))
+        show_rows(lines)
+
+    watching = run_in_thread("otel-audit-dev", lambda: _watch(store.reader, ready, stop, show))
+    ready.wait(timeout=10)
+    try:
+        yield
+    finally:
+        stop.set()
+        watching.result()
+        if not any(seen):
+            echo(_NOTHING_SEEN, err=True)
+
+
+async def _watch(
+    dsn: str,
+    ready: threading.Event,
+    stop: threading.Event,
+    show: Callable[[Sequence[Line]], None],
+) -> None:
+    from otel_audit_postgres.query.grammar import Query
+    from otel_audit_postgres.query.queries import opened
+
+    tail = Tail(without_own(Query(())))
+    try:
+        async with opened(dsn) as connection:
+            await tail.begin(connection, shows_past=False)
+            ready.set()
+            is_last = False
+            while not is_last or tail.is_behind:
+                is_last = stop.is_set()
+                show(await _with_changes(connection, await tail.read(connection)))
+                await asyncio.sleep(0 if is_last else _LOOK_EVERY)
+    finally:
+        ready.set()
+
+
+async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> list[Line]:
+    from otel_audit_postgres.query.display import changes_of, read_record
+    from otel_audit_postgres.query.payloads import texts
+
+    known = await texts(connection, [line.found for line in lines]) if lines else {}
+    return [
+        replace(line, details=list(change_lines(changes_of(record))))
+        if (text := known.get((line.found.id, line.found.tenant_id)))
+        and (record := read_record(text, bodies=False))
+        else line
+        for line in lines
+    ]
+
+
+@contextlib.contextmanager
+def _viewer(store: DevStore) -> Iterator[None]:
+    """Run the viewer beside, where its extra is installed; its link is printed."""
+    try:
+        import uvicorn
+
+        from otel_audit.viewer.authentication import OneTimeLink
+        from otel_audit.viewer.identity import Viewer
+    except ImportError:
+        echo("for a viewer: pip install 'otel-audit[viewer]'", err=True)
+        yield
+        return
+    authenticate = OneTimeLink(Viewer("developer", "auditor", None))
+    app = viewer_app(store.reader, (), authenticate, _HOST)
+
+    def say(url: str) -> None:
+        echo(f"viewer: {url}/sign-in?link={authenticate.new_link()} (the link works once)")
+
+    server = viewer_server(uvicorn, app, _HOST, _free_port(), say)
+    thread = threading.Thread(target=server.run, name="otel-audit-viewer", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((_HOST, _VIEWER_PORT))
+        except OSError:
+            return 0
+    return _VIEWER_PORT

