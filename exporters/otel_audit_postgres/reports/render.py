@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal
 
@@ -35,10 +36,11 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: 7.5pt; line-height: 1.3; }
 thead { display: table-header-group; }
 tr { break-inside: avoid; }
-th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm; overflow-wrap: anywhere;
+th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm;
   border-bottom: 0.2mm solid #bbb; }
+td.long { overflow-wrap: anywhere; } td.time { white-space: nowrap; }
 th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
-td.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; }
 td.bad { color: #b00020; font-weight: bold; }
 """
 _PAGE: Final = """<!doctype html>
@@ -53,6 +55,9 @@ _PAGE: Final = """<!doctype html>
 <body>
 """
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
+_LONG: Final = re.compile(r"[^\s-]{24}")
+"""A word that may be broken anywhere, or the table would not fit the page."""
 
 
 def pieces(report: Report, form: ReportFormat) -> Iterator[bytes]:
@@ -100,8 +105,16 @@ def _table(report: Report) -> Iterator[bytes]:
 def _cell(value: Cell) -> str:
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
-    shown = _safe(value or "")
-    return f'<td class="bad">{shown}</td>' if shown.startswith(_BAD) else f"<td>{shown}</td>"
+    shown = visible(value or "")
+    kind = ""
+    if shown.startswith(_BAD):
+        kind = "bad"
+    elif _TIME.fullmatch(shown):
+        kind = "time"
+    elif _LONG.search(shown):
+        kind = "long"
+    opened = f'<td class="{kind}">' if kind else "<td>"
+    return f"{opened}{html.escape(shown)}</td>"
 
 
 def _foot(report: Report) -> bytes:

@@ -80,7 +80,13 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     metavar="FILE",
     help="Write the full report as JSON into this file, too.",
 )  # fmt: skip
-def verify(  # noqa: PLR0913, PLR0917 - one for each option
+@click.option(
+    "--metrics", "metrics_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what was found as metrics, for the textfile collector of node exporter.",
+)  # fmt: skip
+def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     export: Path | None,
     dsn: str | None,
     full: bool,
@@ -95,6 +101,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     deep: bool,
     as_json: bool,
     report_file: Path | None,
+    metrics_file: Path | None,
 ) -> None:
     """Verify the store, and name what was tampered with.
 
@@ -141,6 +148,9 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
         bookmark.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
+    is_fine = report.ok and report.overdue is None
+    if metrics_file is not None:
+        _write_metrics(metrics_file, store, verified=is_fine)
     if as_json:
         told = report.as_json()
         if archived is not None:
@@ -155,7 +165,17 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
             )
         for line, colour in _lines(report):
             echo(line, colour=colour)
-    sys.exit(0 if report.ok and report.overdue is None else 1)
+    sys.exit(0 if is_fine else 1)
+
+
+def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
+    from otel_audit_postgres.ledger.textfile import store_metrics, write_textfile
+
+    text = run_lasting(store_metrics(store, verified=verified))
+    try:
+        write_textfile(file, text)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics: {file} cannot be written: {error.strerror}") from None
 
 
 def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:

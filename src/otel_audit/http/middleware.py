@@ -107,10 +107,11 @@ class OuterMiddleware:
 
         async def observed_send(message: Message) -> None:
             message = exchange.sent(message)
-            if exchange.waits_for_disk:
+            if may_wait and exchange.waits_for_disk:
                 await exchange.durable()
             await send(message)
 
+        may_wait = exchange.may_wait
         scope[EXCHANGE] = exchange
         exchange.enter()
         try:

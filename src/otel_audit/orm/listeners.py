@@ -89,7 +89,9 @@ class SessionListeners:
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
         self._flushes.begin(session, context)
-        remember_stored(identities_at_hand())
+        identities = identities_at_hand()
+        if identities:
+            remember_stored(identities)
 
     def after_flush(self, session: Session, _context: UOWTransaction) -> None:
         """Describe what was written while the old and the new values are both there."""
@@ -135,11 +137,15 @@ class EngineListeners:
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
         self._journal.commit_begins(connection)
-        remember_loaded(identities_at_hand())
+        identities = identities_at_hand()
+        if identities:
+            remember_loaded(identities)
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
-        remember_stored(identities_at_hand())
+        identities = identities_at_hand()
+        if identities:
+            remember_stored(identities)
         self._executions.gives_up(connection)
         self._journal.rolled_back(connection)
 

@@ -37,7 +37,7 @@ class _Destination(BaseModel):
     filter: str = ""
     tenants: tuple[str, ...] = ()
     personal: bool = False
-    batch: Annotated[int, Field(ge=1, le=5000)] = 500
+    batch: Annotated[int, Field(ge=1, le=5000)] = 1000
 
     @field_validator("shape")
     @classmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit_postgres import streams as store
@@ -35,8 +35,15 @@ _logger = logging.getLogger(__name__)
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
 
-Reveal = Callable[[str], Awaitable[str]]
-"""Gives a payload with its personal values decrypted."""
+
+class Revealer(Protocol):
+    """Decrypts personal values."""
+
+    async def reveal(self, payload: str) -> str:
+        """Give a payload with its personal values decrypted."""
+
+    async def close(self) -> None:
+        """Give back what is open. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Plan:
         query: Which records go there.
         batch: Leaves that are read at a time.
         start: The first leaf of a new stream; None: what is sealed from now on.
-        reveal: Decrypts personal values; None: they go as pseudonyms.
+        revealer: Decrypts personal values; None: they go as pseudonyms.
     """
 
     name: str
@@ -61,7 +68,7 @@ class Plan:
     query: Query
     batch: int = 500
     start: int | None = None
-    reveal: Reveal | None = None
+    revealer: Revealer | None = None
 
 
 @dataclass(slots=True)
@@ -172,8 +179,10 @@ class Stream:
                     pass
 
     async def close(self) -> None:
-        """Close the destination."""
+        """Close the destination, and what decrypts."""
         await self._plan.destination.close()
+        if self._plan.revealer is not None:
+            await self._plan.revealer.close()
 
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one; whether there may be more."""
@@ -197,7 +206,7 @@ class Stream:
             stopped = await self._send(connection, at, page)
         if stopped is not None:
             raise stopped
-        return not page.is_last
+        return True
 
     async def _send(
         self, connection: Connection[Any], at: store.Position, page: SealedPage
@@ -265,8 +274,8 @@ class Stream:
         if MARK in payload:
             payload = (
                 _ENCRYPTED.sub(r"\1", payload)
-                if self._plan.reveal is None
-                else await self._plan.reveal(payload)
+                if self._plan.revealer is None
+                else await self._plan.revealer.reveal(payload)
             )
         event = read_event(
             payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
