@@ -199,6 +199,7 @@ class TestEveryCommand:
                 ("retention", "approve", "--file", EVIL, "--yes"),
                 ("archive", "list"), ("archive", "list", "--json"), ("archive", "query", EVIL),
                 ("archive", "query", "--archive", "file:" + EVIL, "order"),
+                ("archive", "register", EVIL), ("archive", "register", "a.b", "--property", EVIL),
                 ("archive", "verify"), ("archive", "verify", "--archive", "file:" + EVIL),
                 ("archive", "prove", EVIL), ("archive", "prove", record, "--archive", "file:" + EVIL),
                 ("archive", "restore", EVIL, "--yes"), ("archive", "restore", "2026-01", "--yes"),

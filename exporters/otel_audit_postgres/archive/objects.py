@@ -40,6 +40,9 @@ class ArchiveStore(Protocol):
     def name(self) -> str:
         """Its name in messages, without secrets."""
 
+    def url_of(self, key: str) -> str:
+        """Where an object is, as other programs are told; of all of them for an empty name."""
+
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""
 
@@ -107,6 +110,10 @@ class FolderArchive:
     def name(self) -> str:
         """The folder."""
         return f"file:{self._folder}"
+
+    def url_of(self, key: str) -> str:
+        """As ``file:///…``."""
+        return f"{self._folder.absolute().as_uri()}/{key}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:  # noqa: ARG002
         """Write a temporary file, sync it to disk, and link it to its place."""
@@ -200,6 +207,10 @@ class S3Archive:
     def name(self) -> str:
         """The bucket and the prefix."""
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def url_of(self, key: str) -> str:
+        """As ``s3://…``."""
+        return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object under its lock; the store checks the digest and refuses a second one."""
