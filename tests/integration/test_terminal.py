@@ -221,6 +221,19 @@ class TestEveryCommand:
                 ("hold", "override", record, EVIL, "--json"), ("begin-anchor", EVIL, "--json"),
                 ("archive", "restore", EVIL, "--json"), ("archive", "prove", record, "--json"),
                 ("relay", "--json"), ("subject", "replay", "--json"),
+                ("export", EVIL, "--format", "csv", "--out", "x.csv"), ("verify", EVIL),
+                ("export", "--format", "ndjson", "--out", EVIL + "/x"),
+                ("export", "--format", "json", "--out", "x.json", "--force", "--json"),
+                ("report",), ("report", "--json"), ("report", EVIL),
+                ("report", "rights", "--from", EVIL, "--to", EVIL),
+                ("report", "changes", "--from", "1d", "--to", "now", "--force", "--json"),
+                ("report", "incident", "--from", "1d", "--to", "now", "--query", EVIL),
+                ("report", "subject", "--from", "1d", "--to", "now", "--subject", EVIL, "--force"),
+                ("report", "rights", "--from", "1d", "--to", "now", "--tenant", EVIL, "--out", EVIL),
+                ("map", EVIL), ("map", record), ("map", record, "--to", EVIL),
+                ("stream", "run", "--config", EVIL), ("stream", "status"), ("stream", "pause", EVIL),
+                ("stream", "resume", EVIL), ("stream", "rewind", EVIL), ("stream", "parked", EVIL),
+                ("stream", "test", EVIL),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:

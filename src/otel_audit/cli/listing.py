@@ -89,17 +89,15 @@ class Table:
         default_factory=lambda: FittedColumns(_SHORTEST, ("tenant", "service"))
     )
     _day: str = ""
-    _is_begun: bool = False
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Print some rows; the first ones choose the columns."""
+        """Print some rows; the heading comes with the first ones."""
         actions = list(_actions(lines))
         ids = _short_ids([one.main.found for one in actions])
         several = {one.main.found.service_name for one in actions}
         rows = [self._row(one, ids, names_service=len(several) > 1) for one in actions]
-        if not self._is_begun and rows:
+        if rows:
             self._columns.arrange(rows)
-            self._is_begun = True
         for action, row in zip(actions, rows, strict=True):
             self._say_day(action.main.found)
             self._columns.print_row(row, action.main.details)
@@ -136,8 +134,7 @@ class Table:
             "target": (target, None),
             "tenant": (action.main.slug or found.tenant_id, None),
         }  # fmt: skip
-        if names_service:
-            row["service"] = (found.service_name or "", None)
+        row["service"] = (found.service_name or "" if names_service else "", None)
         return {**row, "id": (ids[found.id, found.tenant_id], None)}
 
 

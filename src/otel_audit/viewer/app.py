@@ -87,6 +87,7 @@ def create_app(settings: ViewerSettings | None = None, **options: Any) -> Starle
         lifespan=lifespan,
     )
     app.state.site = site
+    app.state.keeps_sessions = isinstance(authenticate, OneTimeLink)
     return app
 
 

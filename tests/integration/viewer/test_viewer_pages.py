@@ -77,6 +77,7 @@ class TestSearch:
         assert ">77aa</a>" in pages[0]
         assert "[REDACTED]" not in pages[0]
         assert "<h1>Actor ada.l@acme.example</h1>" in pages[2]
+        assert "/sign-out" not in pages[0], "who signs in elsewhere signs out there"
 
     async def test_a_thing_that_is_taken_for_a_field_has_a_link(self, store, clients):
         """order:1 is no field, and what somebody who types it wants to see."""
