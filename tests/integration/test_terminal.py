@@ -237,6 +237,15 @@ class TestEveryCommand:
                 ("stream", "rewind", "siem", "--to-leaf", "0", "--reason", EVIL, "--yes"),
                 ("map", record, "--to", "ecs"), ("map", record, "--to", "fhir", "--json"),
                 ("map", EVIL, "--to", "ocsf"), ("map", record, "--to", EVIL),
+                ("export", EVIL, "--format", "csv", "--out", "x.csv"), ("verify", EVIL),
+                ("export", "--format", "ndjson", "--out", EVIL + "/x"),
+                ("export", "--format", "json", "--out", "x.json", "--force", "--json"),
+                ("report",), ("report", "--json"), ("report", EVIL),
+                ("report", "rights", "--from", EVIL, "--to", EVIL),
+                ("report", "changes", "--from", "1d", "--to", "now", "--force", "--json"),
+                ("report", "incident", "--from", "1d", "--to", "now", "--query", EVIL),
+                ("report", "subject", "--from", "1d", "--to", "now", "--subject", EVIL, "--force"),
+                ("report", "rights", "--from", "1d", "--to", "now", "--tenant", EVIL, "--out", EVIL),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:
