@@ -221,6 +221,17 @@ class TestEveryCommand:
                 ("hold", "override", record, EVIL, "--json"), ("begin-anchor", EVIL, "--json"),
                 ("archive", "restore", EVIL, "--json"), ("archive", "prove", record, "--json"),
                 ("relay", "--json"), ("subject", "replay", "--json"),
+                ("export", "--format", "csv", "--out", "e.csv", "--force"),
+                ("export", EVIL, "--format", "csv", "--out", EVIL + "/x"),
+                ("export", "--out", "e.ndjson", "--format", "ndjson", "--force", "--json"),
+                ("map", record, "--to", "ecs"), ("map", record, "--to", "native", "--json"),
+                ("map", record, "--to", EVIL), ("map", EVIL, "--to", "ocsf"),
+                ("report",), ("report", "--json"), ("report", EVIL), ("report", "review", "--from", EVIL),
+                ("report", "review", "--tenant", EVIL, "--query", EVIL, "--subject", EVIL),
+                ("stream", "run", "--config", EVIL), ("stream", "status"), ("stream", "status", "--json"),
+                ("stream", "pause", EVIL), ("stream", "resume", EVIL), ("stream", "parked", EVIL),
+                ("stream", "rewind", EVIL, "--to-leaf", "0", "--reason", EVIL, "--yes"),
+                ("stream", "test", EVIL), ("stream", "test", EVIL, "--json"),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:
