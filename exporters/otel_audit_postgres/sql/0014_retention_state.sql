@@ -32,7 +32,9 @@ BEGIN ATOMIC
                 OR EXISTS (
                     SELECT FROM unnest(ARRAY['min', 'hot', 'archive']) AS day
                     WHERE (a.rule ? day) <> (b.rule ? day)
-                        OR (a.rule ->> day)::numeric < (b.rule ->> day)::numeric)), true);
+                        -- one that is JSON's null keeps nothing
+                        OR a.rule ? day AND coalesce(
+                            (a.rule ->> day)::numeric < (b.rule ->> day)::numeric, true))), true);
 END;
 
 CREATE FUNCTION audit.approve_retention_policy(policy jsonb) RETURNS uuid

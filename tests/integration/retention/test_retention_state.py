@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from opentelemetry.sdk.metrics import MeterProvider
@@ -152,6 +153,19 @@ class TestTwoPersons:
             await months.retain(policy=lower)
         await approve(other, lower)
         await months.retain(policy=lower)
+
+    async def test_are_not_got_around_by_the_function_itself(self, months, connection):
+        """Whoever may call it gives it what no file can say."""
+        await months.retain(policy=read_policy(TWO_PERSONS))
+        plain = read_policy(TWO_PERSONS).as_plain()
+        for rule in (
+            {"min": None}, {"min": "89"}, {"min": 89.5}, {"hot": None}, {"tenant": "acme"},
+        ):  # fmt: skip
+            changed = {**plain, "rules": [{**plain["rules"][0], **rule}, *plain["rules"][1:]]}
+            with pytest.raises(asyncpg.PostgresError, match="two_persons"):
+                await connection.fetchval(
+                    "SELECT audit.set_retention_policy($1::text::jsonb)", json.dumps(changed)
+                )
 
     async def test_are_not_needed_to_keep_more(self, months, connection):
         """Numbers that grow alone; and a policy that does not say so needs nobody."""
