@@ -511,8 +511,8 @@ class Runtime:
         Raises:
             ConfigurationError: The key of the spool is none.
         """
-        sealing = spool_encryption(self.config)
-        return None if sealing is None else sealing.for_spool(uuid7())
+        encryption = spool_encryption(self.config)
+        return None if encryption is None else encryption.for_spool(uuid7())
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, if the settings need it."""

@@ -47,13 +47,13 @@ PART: Final = "audit.part"
 """Which of the records of one set of changes this is; the record that they continue is 1."""
 
 CHANGE_RECORDS: Final = "audit.changes.records"
-"""Ids of the records in which an action's own transactions tell what they have changed."""
+"""Ids of the records with the changes of an action's own transactions."""
 
 RETRIED: Final = "audit.retried"
-"""How many transactions were rolled back before the one that was committed in the end."""
+"""The number of transactions that were rolled back before the committed one."""
 
 ROLLED_BACK: Final = "audit.rolled_back"
-"""What was rolled back, or refused, beside it: how many of each, such as ``insert seat``."""
+"""What else was rolled back, or refused: how many of each, such as ``insert seat``."""
 
 BEGUN_IN: Final = "audit.begun_in"
 """Id of the action that began the task which has written: it was over, so this is not its own."""
@@ -92,7 +92,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
 
     Args:
         scope: The action; gives ids, times and changes.
-        phase: Which part of the action the record tells.
+        phase: The part of the action that the record describes.
         outcome: How it ended.
         event_name: What it is called; redacted, and so is all that follows.
         action: Of which kind it is.
@@ -137,7 +137,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
 
 
 def _decision(response: Response | None) -> Decision | None:
-    """What the answer says of being allowed: that it was refused, or nothing."""
+    """The decision that the answer shows: refused, or unknown."""
     if response is not None and response.status_code in _REFUSED:
         return "denied"
     return None
@@ -155,7 +155,7 @@ def opened_record(
 
     Args:
         scope: The action; gives ids, time and source.
-        event_name: What it is called, as far as that can be told; redacted, and so is all else.
+        event_name: What it is called, as far as that can be known; redacted, and so is all else.
         action: Of which kind it is.
         level: How much of it will be recorded.
         request: The head of the request, as far as that costs nothing.
@@ -230,7 +230,7 @@ def process_record(  # noqa: PLR0913 - one argument a field that only the caller
 
 
 def process_actor(service: str) -> Actor:
-    """The process itself, which is the actor where nobody else is."""
+    """The process itself, which is the actor if there is no other."""
     return Actor(id=service, type="system", source="process")
 
 
@@ -385,7 +385,7 @@ def as_continued(
     Args:
         record: The first one, without the exchange.
         record_id: The id of the new one.
-        changes: Those that it tells.
+        changes: Its changes.
         numbers: Which of the records it is; added to the metadata.
     """
     return _replace(
@@ -547,19 +547,19 @@ def without_exchange(record: AuditRecord) -> AuditRecord:
 def with_exchange(
     record: AuditRecord, request: Request | None, response: Response | None
 ) -> AuditRecord:
-    """Tell another request and response."""
+    """Replace request and response."""
     return _replace(record, request=request, response=response)
 
 
 def with_changes(
     record: AuditRecord, changes: tuple[Change, ...], total: int | None
 ) -> AuditRecord:
-    """Tell these changes, of so many."""
+    """Replace the changes and their total."""
     return _replace(record, changes=changes, changes_total=total)
 
 
 def with_metadata(record: AuditRecord, metadata: dict[str, Any]) -> AuditRecord:
-    """Tell other metadata."""
+    """Replace the metadata."""
     return _replace(record, metadata=metadata)
 
 
@@ -589,7 +589,7 @@ def application_metadata(scope: AuditScope, redactor: Redactor) -> dict[str, Any
 
 
 def with_scope_facts(metadata: dict[str, Any], scope: AuditScope) -> dict[str, Any]:
-    """Add what the record itself does not tell: where changes are told, retries, what was cut."""
+    """Add what has no field of its own: the records with the changes, retries, cut parts."""
     if scope.rolled_back_transactions and scope.is_retried:
         metadata = {
             **metadata,
@@ -610,7 +610,7 @@ def _total(total: int, changes: tuple[Change, ...]) -> int | None:
 def _first_changes(
     changes: SpilledChanges, parts: Parts
 ) -> tuple[tuple[Change, ...], SpilledChanges | None]:
-    """Take the changes of the first record out; none where they cannot be read."""
+    """Take the changes of the first record out; none if they cannot be read."""
     try:
         first, further = changes.split(changes.room.page)
     except Exception as error:  # noqa: BLE001 - how many there were is known all the same

@@ -31,7 +31,7 @@ def outcome_of(
     """
     if transaction == "unknown":
         return "unknown"
-    if is_cancellation(error):
+    if error is not None and is_cancellation(error):
         return "unknown"
     if error is not None or transaction in ("rolled_back", "mixed"):
         return "failure"

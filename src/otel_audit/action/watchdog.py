@@ -31,13 +31,13 @@ class Watchdog:
         Returns:
             Where to end it before that; None if no event loop runs here.
         """
-        if running_trio() is not None:
-            timer = call_after(self._after, act)
-            return None if timer is None else _Alone(timer)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return None
+            if running_trio() is None:
+                return None
+            timer = call_after(self._after, act)
+            return None if timer is None else _Alone(timer)
         board: _LoopWatch | None = getattr(self._of_thread, "board", None)
         if board is None or board.loop is not loop:
             board = self._of_thread.board = _LoopWatch(loop, self._after)

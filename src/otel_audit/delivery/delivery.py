@@ -152,6 +152,12 @@ class Delivery:
         spool = self.backlog.open_spool
         return 0 if spool is None else spool.bytes_used
 
+    @property
+    def spool_limit(self) -> int:
+        """Bytes that the spools of this service may have together; 0 where there is none."""
+        spool = self.backlog.open_spool
+        return 0 if spool is None else spool.settings.max_bytes
+
     def start(self) -> None:
         """Start the worker now: what dead processes left need not wait for the first record."""
         with self._lock:

@@ -200,7 +200,8 @@ class Producer:
             record: The record, complete but for its place in the stream and in a trace.
             server_span: The application's own span of the action, if any.
         """
-        self.begin()
+        if not self._announced:
+            self.begin()
         self._send(record, server_span)
 
     def adopted(self, entry: Entry) -> None:

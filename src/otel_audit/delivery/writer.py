@@ -323,7 +323,7 @@ class OwnsWriter:
 
     @property
     def state(self) -> ThreadState:
-        """How the thread does."""
+        """The thread's state."""
         return self._writer.state
 
     def ensure(self) -> None:

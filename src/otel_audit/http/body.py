@@ -101,7 +101,10 @@ def make_body(  # noqa: PLR0913 - one fact each
         object that says what was left out and why (``_truncated``, ``_binary``). Where a body is
         cut, only what of it is whole is redacted and kept. ``sha256`` is that of the content.
     """
-    shown = None if content_type is None else redactor.phrase(cut_text(content_type, LONGEST_TYPE))
+    shown = None
+    if content_type is not None:
+        is_long = len(content_type) > LONGEST_TYPE
+        shown = redactor.phrase(cut_text(content_type, LONGEST_TYPE) if is_long else content_type)
     if size == 0:
         return Body(size=0, content_type=shown)
     if content_encoding and _is_readable(raw):

@@ -1,4 +1,4 @@
-"""What passes in an HTTP exchange, seen at two places and copied up to a bound."""
+"""The bodies of an HTTP exchange, seen at two places and copied up to a bound."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BodyCopy:
         """Set the bound.
 
         Args:
-            limit: Bytes to keep, at the most.
+            limit: Bytes to keep, at most.
         """
         self._limit = limit
         self._chunks: list[bytes] = []
@@ -60,7 +60,7 @@ class BodyCopy:
 
     @property
     def head(self) -> bytes:
-        """What was kept."""
+        """The copied bytes."""
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     @property
@@ -76,8 +76,8 @@ class BodyCapture:
     unless middleware answers in the handler's place.
 
     Attributes:
-        request_inside, request_outside: Copies of the request's body; None where none is wanted.
-        status: What the client was sent; None where nothing was.
+        request_inside, request_outside: Copies of the request's body; None if none is wanted.
+        status: What the client was sent; None if nothing was.
         ended: Whether the response's last chunk has been seen.
     """
 
@@ -149,7 +149,7 @@ class BodyCapture:
         limit: int,
         work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
-        """Turn the request's body into what is stored; None where it has none.
+        """Turn the request's body into what is stored; None if it has none.
 
         Args:
             headers: Those of the client.
@@ -181,7 +181,7 @@ class BodyCapture:
 
     @property
     def answer_head(self) -> tuple[bytes, bool]:
-        """What was copied of the response's body, and whether that is all of it."""
+        """The copied part of the response's body, and whether that is all of it."""
         copy = self._response
         return (b"", False) if copy is None else (copy.head, copy.whole)
 
@@ -201,7 +201,7 @@ class BodyCapture:
         may_exist: bool,
         work: WorkBudget | Callable[[], WorkBudget] | None = None,
     ) -> Body | None:
-        """Turn the response's body into what is stored; None where it has none."""
+        """Turn the response's body into what is stored; None if it has none."""
         return describe_body(
             self._response,
             self.headers,

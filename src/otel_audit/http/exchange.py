@@ -10,7 +10,6 @@ from otel_audit.action.lifecycle import Lifecycle
 from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.exchange_record import ExchangeRecord
-from otel_audit.http.operation import may_ask
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.unrecorded import UnrecordedRequest, with_request_id
 from otel_audit.policy import UNDECIDED
@@ -77,7 +76,8 @@ class Exchange(Lifecycle):
 
     def _take_over(self, begun: UnrecordedRequest) -> None:
         """Go on where a request is under way: it has been routed, or answered."""
-        self._account.inner_scope = begun.inner_scope
+        if begun.inner_scope is not None:
+            self._account.enter_router(begun.inner_scope)
         if begun.start is not None:
             self.bodies.sent_inside(begun.start)
             self.bodies.started(begun.start)
@@ -142,7 +142,7 @@ class Exchange(Lifecycle):
         if self.bodies.copies:
             return start
         limit = max(options.body_limit, start.body_limit or 0)
-        if start.level != "none" and may_ask(self._account.head.method, self._account.head.path):
+        if start.operations:
             # what is asked for and whether it went well stands in the bodies, kept or not
             self.bodies.copy(limit, request=True, response=True)
             return start
@@ -198,6 +198,11 @@ class Exchange(Lifecycle):
         return await self._store_intent(as_intent(started, actor))
 
     @property
+    def may_wait(self) -> bool:
+        """Whether a client may have to wait for the disk at all."""
+        return self._options.durable is not None
+
+    @property
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
         return self._options.durable is not None and (
@@ -223,7 +228,7 @@ class Exchange(Lifecycle):
         if first and self._options.entered is not None:
             self._options.entered(scope)
         # a mounted application's own middleware may have passed on a copy
-        self._account.inner_scope = scope
+        self._account.enter_router(scope)
         if first and self._account.head.moved(scope):
             # middleware has put another method or path in: what the router sees is what is done
             self._moved = True

@@ -83,6 +83,8 @@ class ExchangeRecord:
         bodies: What has passed of bodies and response.
         socket: What has passed over a WebSocket; None for a request.
         inner_scope: The ASGI scope as the router has it; None before the request gets there.
+        routed: The same; until then the server's, and in the end, where middleware has answered in
+            the router's place, as the router would have left it.
         error: What the application raised.
         judgement: What was decided last, also where nothing is to be recorded.
         judged: The facts that this rests on.
@@ -107,6 +109,7 @@ class ExchangeRecord:
         self._scope = scope
         self.socket = SocketTally() if scope["type"] == "websocket" else None
         self.inner_scope: MutableMapping[str, Any] | None = None
+        self.routed = scope
         self.bodies = BodyCapture()
         self.error: BaseException | None = None
         self._described: ErrorInfo | None = None
@@ -119,7 +122,6 @@ class ExchangeRecord:
         self._shown_target: tuple[tuple[Target, int, str | None], Target | None] | None = None
         self._holder: str | None = None
         self._served: tuple[tuple[object, ...], str | None] | None = None
-        self._foreseen: MutableMapping[str, Any] | None = None
         self._asking: tuple[object, object, bool] | None = None
         self._asked: RequestedOperation | None = None
         self._has_read = self._is_renamed = False
@@ -149,13 +151,9 @@ class ExchangeRecord:
             parts=self.parts,
         )
 
-    @property
-    def routed(self) -> MutableMapping[str, Any]:
-        """The scope as the router left it: middleware may have passed on a copy.
-
-        Where middleware has answered in the router's place, as the router would have left it.
-        """
-        return self.inner_scope or self._foreseen or self._scope
+    def enter_router(self, scope: MutableMapping[str, Any]) -> None:
+        """Learn the scope as the router has it: middleware may have passed on a copy."""
+        self.inner_scope = self.routed = scope
 
     @property
     def settled(self) -> tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]:
@@ -218,7 +216,7 @@ class ExchangeRecord:
         """Find the route of a request that middleware has answered: a denial has a target, too."""
         try:
             if self._scope.get("route") is None:
-                self._foreseen = foresee(self._scope, self.head.app)
+                self.routed = foresee(self._scope, self.head.app) or self._scope
         except Exception as error:  # noqa: BLE001 - it costs the route alone
             self.parts.fail("route", error)
         return self.routed

@@ -29,16 +29,6 @@ _TAIL = 64
 _SIGN_OF_RPC = b'"jsonrpc"'
 
 
-def may_ask(method: str, path: str) -> bool:
-    """Return whether the bodies of a request have to be looked at for what they ask and answer.
-
-    Args:
-        method: HTTP method in upper case.
-        path: As requested.
-    """
-    return method == "POST" and carries_operations(path[-_TAIL:])
-
-
 class RequestedOperation(msgspec.Struct, frozen=True):
     """The operation of a request, and the result in its answer.
 

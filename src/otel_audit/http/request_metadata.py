@@ -173,13 +173,14 @@ class RequestHead:
         host = header_of(headers, b"host")
         if host is None:
             return None
-        if len(host) > _LONGEST_HOST:
+        is_long = len(host) > _LONGEST_HOST
+        if is_long:
             self._budget.note_cut("request.host")
         before, sign, after = host.rpartition("@")
         if before:
             # no host has it: what stands there is a user and a password
             host = f"{REDACTED}{sign}{after}"
-        return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST)))
+        return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST) if is_long else host))
 
     def _shown_query(self) -> str | None:
         raw = self._scope.get("query_string") or b""
@@ -213,8 +214,9 @@ class RequestHead:
         A convertor may have changed a secret's spelling (a UUID's case, a number's zeros).
         """
         parameters = routed.get("path_params")
-        path = cut_path(whole, LONGEST_PATH)
-        if path is not whole:
+        path = whole
+        if len(whole) > LONGEST_PATH:
+            path = cut_path(whole, LONGEST_PATH)
             self._budget.note_cut("request.path")
         if not parameters and routed.get("route") is None:
             # not routed yet, so nobody knows which segment is a secret: fail towards redaction

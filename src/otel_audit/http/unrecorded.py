@@ -48,9 +48,9 @@ class UnrecordedRequest(PendingScope):
         ended: Whether the response's last chunk was sent.
     """
 
-    __slots__ = ("_header", "_is_routed", "_method", "_open", "_path", "_scope", "_token",
-                 "_whole_path", "ended", "entered", "exchange", "id", "inner_scope", "loop",
-                 "occurred_at", "span", "start", "started")  # fmt: skip
+    __slots__ = ("_header", "_is_moved_on", "_is_routed", "_method", "_open", "_path", "_scope",
+                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope",
+                 "loop", "occurred_at", "span", "start", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class UnrecordedRequest(PendingScope):
         self.exchange: Exchange | None = None
         self.inner_scope: Scope | None = None
         self.start: Message | None = None
-        self.ended = self._is_routed = False
+        self.ended = self._is_routed = self._is_moved_on = False
         self._method = scope["method"]
         self._whole_path = scope["path"]
         self._path = path
@@ -97,15 +97,16 @@ class UnrecordedRequest(PendingScope):
             What observes the request from now on, where middleware has put another method or path
             in: what the router sees is what is done.
         """
+        if self._is_moved_on:
+            return self.exchange
         if not self._is_routed:
             self._is_routed = True
             if self.entered is not None:
                 self.entered(scope)
             is_same = scope["method"] is self._method and scope["path"] is self._whole_path
-            if not is_same and (
-                scope["method"] != self._method or path_below_root(scope) != self._path
-            ):
+            if not is_same and self._is_moved(scope):
                 self.resolve()
+                self._is_moved_on = self.exchange is not None
                 return self.exchange
         if self.exchange is not None:
             self.exchange.routed(scope)
@@ -119,7 +120,9 @@ class UnrecordedRequest(PendingScope):
         """See a message that goes to the server; return what is sent in its place."""
         exchange = self.exchange
         if exchange is not None:
-            return exchange.sent(exchange.sent_inside(message) if self.inner_scope else message)
+            # where no tap of its own stands inside
+            is_inside = self.inner_scope is not None and not self._is_moved_on
+            return exchange.sent(exchange.sent_inside(message) if is_inside else message)
         if message["type"] == "http.response.start":
             self.start = message = with_request_id(message, self._header, self.id)
         elif not message.get("more_body"):

@@ -103,7 +103,8 @@ def resolve_source(
 
 
 def _user_agent(given: str) -> str | None:
-    return cut_text(clean(given, USER_AGENT_LIMIT + 1), USER_AGENT_LIMIT) or None
+    shown = clean(given, USER_AGENT_LIMIT + 1)
+    return (shown if len(shown) <= USER_AGENT_LIMIT else cut_text(shown, USER_AGENT_LIMIT)) or None
 
 
 def request_id(

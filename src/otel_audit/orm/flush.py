@@ -1,4 +1,4 @@
-"""What a flush is writing: gathered row by row, described when it is done."""
+"""The rows of a flush: collected one by one, described when it is done."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _Short: TypeAlias = "set[tuple[Operation, str]]"
 _NONE_SENT: Mapping[str, Any] = MappingProxyType({})
 
 _UNDER_WAY = "_otel_audit_flush"
-"""Where a session keeps its flush: found for each row, and gone with the session."""
+"""Key of a session's running flush in its `info`: found for each row, gone with the session."""
 
 _LAST = "_otel_audit_unit_of_work"
-"""Where a session keeps its last unit of work, which lives as long as its flush."""
+"""Key of a session's last unit of work in its `info`, which lives as long as its flush."""
 
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
@@ -83,7 +83,7 @@ class Flush(msgspec.Struct, eq=False):
         taken: Whether what is written is captured, by connection.
         sent: What was written, or may have been, to tables of captured classes; with the number of
             its connection's `rows` before it.
-        short: Operations and tables of which fewer rows were inserted or deleted than asked for.
+        short: Operations and tables of which fewer rows were inserted or deleted than requested.
         committed: Whether each statement is committed at once, by connection.
         values: What was sent for values of the application's own types, by connection.
         last_context: The execution context of the statement whose values were noted last.
@@ -128,7 +128,7 @@ class Fetching:
     """
 
     def __init__(self, options: OrmOptions) -> None:
-        """Take all, or those that before-images are asked for of."""
+        """Take all, or those with configured before-images."""
         self._all = options.fetch_unknown
         self._tables = frozenset(options.before_images)
         self._known: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
@@ -152,7 +152,7 @@ class OpenFlushes:
         plans: MapperInfoCache,
         masking: ColumnRedaction,
         relations: Relations,
-        journal: TransactionTracker,
+        tracker: TransactionTracker,
         faults: ErrorGuard,
         places: SchemaQualifiers,
     ) -> None:
@@ -161,7 +161,7 @@ class OpenFlushes:
         self._plans = plans
         self._masking = masking
         self._relations = relations
-        self._journal = journal
+        self._tracker = tracker
         self._faults = faults
         self._places = places
         self._numbers = count()
@@ -321,16 +321,16 @@ class OpenFlushes:
         if flush is None:
             return set()
         for connection, rows in flush.rows.items():
-            scope = self._journal.owner(connection)
+            scope = self._tracker.owner(connection)
             reader = ValueReader(self._masking, connection.dialect, flush.values.get(connection))
             self._look_at(rows, reader)
-            ledger = self._journal.of(connection)
+            state = self._tracker.of(connection)
             self._placed(connection, rows)
-            number = self._note_rows(ledger, scope, rows, reader, flush.short)
+            number = self._note_rows(state, scope, rows, reader, flush.short)
             if scope is not None and number:
-                scope.note_flushed(number, ledger)
+                scope.note_flushed(number, state)
         for connection, change in flush.others:
-            self._journal.write(connection, [change])
+            self._tracker.write(connection, [change])
         if not any(flush.committed.values()):
             return set()
         written = {*flush.rows, *(connection for connection, _ in flush.others)}
@@ -388,7 +388,7 @@ class OpenFlushes:
                 continue
             rows = flush.rows.get(connection, [])
             plan = self._plans.of_table(table)
-            # the mapper tells of its rows when it has written all of them
+            # the mapper reports its rows when it has written all of them
             if plan is not None and not any(_is_of(row, operation, table) for row in rows[first:]):
                 yield connection, _untold(operation, plan)
         yield from ((one, change) for one, change in flush.others if flush.committed.get(one))
@@ -405,7 +405,7 @@ class OpenFlushes:
             self._faults.note("look", error)
 
     def _flush_of(self, connection: Connection, state: InstanceState[Any]) -> Flush | None:
-        """The flush that writes a row; None where it is not captured."""
+        """The flush that writes a row; None if it is not captured."""
         session = state.session
         flush: Flush | None = None if session is None else session.__dict__.get(_UNDER_WAY)
         if flush is None:
@@ -436,7 +436,7 @@ class OpenFlushes:
             values = flush.values[connection] = SentValues()
         try:
             values.gather(table, columns, context)
-        except Exception as error:  # noqa: BLE001 - then the types are asked again
+        except Exception as error:  # noqa: BLE001 - then the types are used again
             self._faults.note("sent values", error)
 
     def _is_captured(self, table: Any) -> bool:
@@ -451,13 +451,13 @@ class OpenFlushes:
 
     def _note_rows(
         self,
-        ledger: TransactionState,
+        state: TransactionState,
         owner: Owner,
         rows: list[Row],
         reader: ValueReader,
         short: _Short,
     ) -> int:
-        """Describe rows; tell how many changes that makes."""
+        """Describe rows; return the number of changes."""
         batch = None
         number = 0
         for row in rows:
@@ -472,7 +472,7 @@ class OpenFlushes:
                 plan = row.plan
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
             if batch is None:
-                batch = ledger.top.batch(owner)
+                batch = state.top.batch(owner)
             self._plans.personal.mark(change)
             batch.add(change)
             number += 1

@@ -1,4 +1,4 @@
-"""What a transaction has come to, as far as that is certain."""
+"""The outcome of a transaction, as far as it is certain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNCERTAIN_STATES = frozenset({"40003"})
 "statement completion unknown" (PostgreSQL documentation, appendix A)."""
 
 _IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
-"""What libpq says of a connection without a transaction, of one that waits for an answer, and of a
+"""libpq's states of a connection without a transaction, of one that waits for an answer, and of a
 closed one (PQtransactionStatus)."""
 
 _WRAPPERS: set[type] = set()
@@ -32,11 +32,11 @@ _RESETS: dict[str, TransactionOutcome] = {
     "reset_rollback": "rolled_back",
     "reset_commit": "committed",
 }
-"""What becomes of a transaction by SQLAlchemy's `reset_on_return`; without a reset it goes on."""
+"""Outcome of a transaction by SQLAlchemy's `reset_on_return`; without a reset it continues."""
 
 
 def commit_failure(context: ExceptionContext) -> CommitFailure:
-    """Tell what became of a transaction whose COMMIT raised.
+    """Return the outcome of a transaction whose COMMIT raised.
 
     Args:
         context: SQLAlchemy's account of the error.
@@ -62,11 +62,11 @@ def commit_failure(context: ExceptionContext) -> CommitFailure:
 
 
 def dooms_transaction(context: ExceptionContext) -> bool | None:
-    """Tell whether a failed statement has doomed its transaction.
+    """Return whether a failed statement has doomed its transaction.
 
     Returns:
-        True where a COMMIT can now only roll back, False where the transaction goes on, None
-        where it cannot be told.
+        True if a COMMIT can now only roll back, False if the transaction continues, None
+        if it is not known.
     """
     if context.dialect is None or context.dialect.name not in ABORTING_DIALECTS:
         return False
@@ -111,7 +111,7 @@ def is_pipelined_autocommit(connection: Connection) -> bool:
             return False
         status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
         return status is not None and int(status) == _ACTIVE
-    except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
+    except Exception:  # noqa: BLE001 - a closed connection, for which drivers raise
         return False
 
 
@@ -125,7 +125,7 @@ def in_transaction(driver_connection: Any) -> bool:
 
 
 def transaction_state(driver_connection: Any) -> bool | None:
-    """Whether a driver's connection has a transaction open; None where the driver does not say.
+    """Whether a driver's connection has a transaction open; None if the driver does not say.
 
     Args:
         driver_connection: The driver's, or SQLAlchemy's adapter of an asynchronous one.
@@ -134,19 +134,19 @@ def transaction_state(driver_connection: Any) -> bool | None:
     try:
         if kind in _WRAPPERS:
             return bool(driver_connection.driver_connection.is_in_transaction())
-        told = _transaction_state(driver_connection)
-        if told is None:
+        found = _transaction_state(driver_connection)
+        if found is None:
             wrapped = getattr(driver_connection, "driver_connection", None)
-            told = _transaction_state(wrapped)
-            if told is not None and type(wrapped).__module__.startswith("asyncpg."):
+            found = _transaction_state(wrapped)
+            if found is not None and type(wrapped).__module__.startswith("asyncpg."):
                 _WRAPPERS.add(kind)
-    except Exception:  # noqa: BLE001 - a closed connection, which drivers refuse to be asked about
+    except Exception:  # noqa: BLE001 - a closed connection, for which drivers raise
         return None
-    return told
+    return found
 
 
 def reset_outcome(engine: Engine) -> TransactionOutcome:
-    """What an engine's pool makes of a transaction with which a connection is thrown away.
+    """The outcome that an engine's pool gives to a transaction when its connection is thrown away.
 
     An asynchronous connection cannot be talked to at that moment: it is cut off.
     """
@@ -174,7 +174,7 @@ def _is_autocommit_chosen(connection: Connection) -> bool:
     ask = getattr(connection.dialect, "detect_autocommit_setting", None)  # SQLAlchemy 2.0.43
     try:
         return ask is not None and bool(ask(connection.connection.dbapi_connection))
-    except Exception:  # noqa: BLE001 - NotImplementedError, or a driver that cannot be asked
+    except Exception:  # noqa: BLE001 - NotImplementedError, or a driver without it
         return False
 
 
@@ -201,7 +201,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def came_from_server(error: BaseException) -> bool | None:
-    """Tell an error of the server from one that the driver raised on its own.
+    """Distinguish an error of the server from one that the driver raised itself.
 
     Drivers use the same classes for both; only the server's has a severity.
     """

@@ -1,4 +1,4 @@
-"""What one database transaction has written so far: savepoint by savepoint, action by action.
+"""The state of one open database transaction: its writes by savepoint and action.
 
 Knows nothing of SQLAlchemy. A `TransactionState` follows one transaction on one connection; each
 savepoint is a frame of it. Changes are kept by the scope that was current when they were seen,
@@ -27,11 +27,11 @@ _MOST_REFUSED = 50
 
 
 class WrittenByAction(msgspec.Struct, eq=False):
-    """What an action has written, and stands in the transaction itself.
+    """An action's changes that are recorded in the transaction itself.
 
     Attributes:
         changes: The changes.
-        records: Ids of the records that tell them.
+        records: Ids of the records that hold them.
     """
 
     changes: SpilledChanges
@@ -45,7 +45,7 @@ class TransactionFrame(msgspec.Struct, eq=False):
         room: How many changes are kept in memory, and where the rest goes.
         name: The savepoint's name, None for the transaction itself.
         batches: What was written, by action; an action that only tried to write has an empty one.
-        aborted: Whether the database has refused to go on; None where that is not certain.
+        aborted: Whether the database has refused to go on; None if that is not certain.
     """
 
     room: SpillOptions
@@ -137,7 +137,7 @@ class TransactionState(msgspec.Struct, eq=False):
             over: The action.
 
         Returns:
-            It, if it has written in this transaction before; else nobody but the process.
+            The action, if it has written in this transaction before; otherwise only the process.
         """
         if any(over in frame.batches for frame in self.frames) or over in self.recorded:
             return over
@@ -159,7 +159,7 @@ class TransactionState(msgspec.Struct, eq=False):
         return True
 
     def pending(self, owner: Owner) -> Iterator[Change]:
-        """What an action has written so far, as far as it is in memory."""
+        """An action's changes so far, as far as they are in memory."""
         for frame in self.frames:
             batch = frame.batches.get(owner)
             if batch is not None:
@@ -204,11 +204,11 @@ class TransactionState(msgspec.Struct, eq=False):
         return root.batches
 
     def note_recorded(self, owner: Owner, records: list[str]) -> None:
-        """What an action has written stands in the transaction itself from now on.
+        """Mark an action's changes as recorded in the transaction itself.
 
         Args:
             owner: The action.
-            records: Ids of the records that tell it.
+            records: Ids of the records that hold it.
         """
         batch = self.frames[0].batches.pop(owner)
         self.frames[0].batch(owner)
@@ -228,7 +228,7 @@ class TransactionState(msgspec.Struct, eq=False):
 
     @property
     def aborted(self) -> bool | None:
-        """Whether the database will turn a COMMIT into a ROLLBACK; None where that may be."""
+        """Whether the database will turn a COMMIT into a ROLLBACK; None if that may be."""
         if any(frame.aborted for frame in self.frames):
             return True
         return None if any(frame.aborted is None for frame in self.frames) else False

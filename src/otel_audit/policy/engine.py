@@ -16,6 +16,7 @@ from otel_audit._util.cache import BoundedCache
 from otel_audit._util.randomness import generator
 from otel_audit._util.text import CONTROLS
 from otel_audit.config import PREFIX, AuditConfig, Level
+from otel_audit.policy.body_operations import carries_operations
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.naming import Naming, Whom, name_action
 from otel_audit.policy.overrides import Override, override_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _RANK: Final[Mapping[Level, int]] = {level: rank for rank, level in enumerate(LEVELS)}
 _NAMES: Final = 2048
+_OPERATION_TAIL: Final = 64
 _CACHED_PATH: Final = 256
 _UNNAMED: Final = Naming("http.request", "EXECUTE")
 _ID_LIMIT: Final = 256
@@ -65,6 +67,8 @@ class Start(msgspec.Struct, frozen=True):
         response: Whether the response's body may be needed.
         body_limit: Bytes of each that are copied, where a rule says so.
         messages: Whether a rule captures a WebSocket's messages, whatever the setting says.
+        operations: Whether both bodies say what is requested and whether it succeeded, as in
+            GraphQL and JSON-RPC.
     """
 
     level: Level
@@ -72,6 +76,7 @@ class Start(msgspec.Struct, frozen=True):
     response: bool
     body_limit: int | None = None
     messages: bool = False
+    operations: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -264,6 +269,9 @@ class Policy:
             response=level == "request_response",
             body_limit=max(limits, default=None),
             messages=messages,
+            operations=level != "none"
+            and method == "POST"
+            and carries_operations(path[-_OPERATION_TAIL:]),
         )
 
     def decide(  # noqa: PLR0913 - one argument a fact

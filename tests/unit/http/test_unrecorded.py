@@ -14,6 +14,7 @@ from otel_audit._util.spill import SpilledChanges
 from otel_audit.action.arguments import RecordArguments
 from otel_audit.action.manual_action import Action
 from otel_audit.http import exchange
+from otel_audit.http.middleware import InnerMiddleware
 from otel_audit.record import Change
 from otel_audit.scope import action_under_way, current_scope, open_scope
 
@@ -163,7 +164,8 @@ async def test_what_the_router_sees_is_what_is_done() -> None:
         await receive()
         await answer(b'{"id": 7}')(scope, receive, send)
 
-    tapped = Tapped(handler, moving, policy_rules=QUIET)
+    mounted = InnerMiddleware(handler)  # an application within the application has taps, too
+    tapped = Tapped(mounted, moving, policy_rules=QUIET)
     await tapped.ask(b'{"total": 1}', path="/quiet", method="GET")
     record = tapped.kept.record
     assert tapped.kept.kinds == ["opened", "answered", "closed"]
