@@ -36,8 +36,8 @@ _GROUPS: Final = {
         (
             "list holds", "place a hold", "release a hold", "override a hold", "preview a hold",
             "drop a partition", "retire a partition", "collapse leaves", "restore a month",
-            "end a restoration", "list archives", "approve a policy", "release rows", "plan retention",
-            "explain retention",
+            "end a restoration", "list archives", "approve a policy", "release rows",
+            "plan retention", "explain retention",
         ),
         "retention",
     ),
@@ -249,8 +249,8 @@ def _remedy(state: str, doing: str, *, asks: bool, sets_up: bool) -> str:
     group = next((group for words, group in _GROUPS.items() if doing.startswith(words)), None)
     if state == _NO_RIGHT and group is not None:
         return (
-            f"this role lacks the right: run it as a member of otel_audit_{group} (`otel-audit init "
-            f"--roles --{group} ROLE`), with --dsn"
+            f"this role lacks the right: run it as a member of otel_audit_{group} "
+            f"(`otel-audit init --roles --{group} ROLE`), with --dsn"
         )
     if state == _NO_RIGHT and (asks or sets_up):
         return _MAY_NOT_READ if asks else _MAY_NOT_SET_UP
