@@ -36,7 +36,7 @@ WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout', 'tc
 """
 _ADVANCE: Final = "SELECT audit.advance_stream($1, $2, $3, $4, $5, $6, $7, $8::jsonb)"
 _PARKED: Final = (
-    "SELECT leaf, record_id, reason, parked_at FROM audit.stream_parked WHERE stream = $1 "
+    "SELECT leaf, record_id, reason, recorded_at FROM audit.stream_parked WHERE stream = $1 "
     "ORDER BY turn, leaf LIMIT $2"
 )
 _SEALED_AT: Final = """

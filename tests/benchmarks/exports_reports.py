@@ -61,7 +61,7 @@ def every(dsn: str, options: argparse.Namespace) -> None:
         )  # fmt: skip
         found.append(json.loads(done.stdout))
         print(
-            "{name:24} {rows:>9} rows {seconds:7.1f} s {rate:>8} rows/s {memory:5} MB  load {load}".format(
+            "{name:24} {rows:>9} rows {seconds:7.1f} s (own CPU {cpu:6.1f}) {rate:>8} rows/s {memory:5} MB  load {load}".format(
                 **found[-1]
             ),
             flush=True,
@@ -78,6 +78,7 @@ async def measure(dsn: str, name: str) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     return {
         "name": name, "rows": rows, "seconds": round(seconds, 2), "rate": round(rows / seconds),
+        "cpu": round(time.process_time(), 1),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip

@@ -6,11 +6,12 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Final, Literal
 
 from otel_audit._util.printable import ascii_json, visible
 from otel_audit_postgres.exports.formats import csv_lines
-from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.model import Cell, Row
 from otel_audit_postgres.reports.run import Report
 
 ReportFormat = Literal["html", "csv", "json"]
@@ -54,6 +55,7 @@ _PAGE: Final = """<!doctype html>
 </head>
 <body>
 """
+_AT_ONCE: Final = 500
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
 _LONG: Final = re.compile(r"[^\s-]{24}")
@@ -139,8 +141,15 @@ def _csv(report: Report) -> Iterator[bytes]:
     told = [*_told(report)]
     yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
     yield csv_lines([report.definition.columns])
-    for row in report.each():
-        yield csv_lines([[visible(one) if isinstance(one, str) else one for one in row]])
+    for rows in _batches(report):
+        yield csv_lines([visible(one) if type(one) is str else one for one in row] for row in rows)
+
+
+def _batches(report: Report) -> Iterator[list[Row]]:
+    """The rows, some at a time: each piece of output costs as much as several rows."""
+    rows = report.each()
+    while batch := list(islice(rows, _AT_ONCE)):
+        yield batch
 
 
 def _told(report: Report) -> Iterator[tuple[str, str]]:
@@ -169,8 +178,11 @@ def _json(report: Report) -> Iterator[bytes]:
     }
     text = json.dumps(told, indent=2)
     yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
-    for place, row in enumerate(report.each()):
-        yield ascii_json(("," if place else "") + "\n    " + json.dumps(row)).encode()
+    before = ""
+    for rows in _batches(report):
+        joined = ",\n    ".join(map(json.dumps, rows))
+        yield ascii_json(f"{before}\n    {joined}").encode()
+        before = ","
     yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"
 
 

@@ -26,6 +26,7 @@ from rich.progress import (
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.retention import bar as rows_bar
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
@@ -143,7 +144,9 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
-    report, archived = _with_archives(report, store, archive or config.archive, public, deep=deep)
+    report, archived = _with_archives(
+        report, store, archive or config.archive, public, deep=deep, is_shown=not as_json
+    )
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
     if report_file is not None:
@@ -200,8 +203,14 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
     sys.exit(1 if found.problems else 0)
 
 
-def _with_archives(
-    report: Report, store: str, archive: str | None, keys: Sequence[PublicKey], *, deep: bool
+def _with_archives(  # noqa: PLR0913 - each a choice of its own
+    report: Report,
+    store: str,
+    archive: str | None,
+    keys: Sequence[PublicKey],
+    *,
+    deep: bool,
+    is_shown: bool,
 ) -> tuple[Report, ArchiveReport | None]:
     """One report on the store and its archives, where there are any."""
     if archive is None:
@@ -209,8 +218,13 @@ def _with_archives(
     from otel_audit_postgres.archive.check import Question, together, verify_archives
     from otel_audit_postgres.archive.objects import open_archive
 
-    question = Question(open_archive(archive, "--archive"), keys, deep)
-    archived = run_lasting(verify_archives(store, question))
+    with rows_bar(visible=is_shown) as bar:
+        task = bar.add_task("archives", total=None)
+        question = Question(
+            open_archive(archive, "--archive"), keys, deep,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )  # fmt: skip
+        archived = run_lasting(verify_archives(store, question))
     unrecorded = note_verification(store, archived, deep=deep)
     if unrecorded is not None:
         echo(f"warning: {unrecorded}", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from otel_audit_otlp import protobuf_wire as wire
@@ -30,6 +30,7 @@ _RESOURCE: Final = wire.part(
     wire.pairs(wire.RESOURCE_ATTRIBUTE, {"service.name": "otel-audit-stream"}),
 )
 _COMPRESSION_LEVEL: Final = 1
+_INT64: Final = range(-(1 << 63), 1 << 63)
 _UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
 
 
@@ -140,7 +141,7 @@ def _parts(
     held = 0
     for event in events:
         try:
-            record = to_log_record(event, log)
+            record = _log_record(event, log)
         except _UNFIT as error:
             delivered.refused[event.leaf] = f"OTLP cannot carry it ({type(error).__name__})"
             record = b""
@@ -151,6 +152,23 @@ def _parts(
         held += len(record)
     if part:
         yield part
+
+
+def _log_record(event: Outgoing, log: str) -> bytes:
+    try:
+        return to_log_record(event, log)
+    except ValueError:
+        # JSON's integers have no bound, and OTLP's have 64 bits
+        return to_log_record(event._replace(document=_fitting(event.document)), log)
+
+
+def _fitting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _fitting(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fitting(inner) for inner in value]
+    is_large = isinstance(value, int) and value not in _INT64
+    return str(value) if is_large else value
 
 
 def _objection_in_success(answer: Answer) -> str | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -27,7 +27,7 @@ from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.shapes import Shape, UnshapeableError, read_event
-from otel_audit.streams.destination import Destination, DestinationError, Outgoing
+from otel_audit.streams.destination import Delivered, Destination, DestinationError, Outgoing
 from otel_audit.streams.witness import Sent, Witness
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +69,16 @@ class Plan:
     batch: int = 500
     start: int | None = None
     revealer: Revealer | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A page on its way, in the destination's shape."""
+
+    page: SealedPage
+    turn: int
+    outgoing: list[Outgoing] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -124,6 +134,7 @@ class Stream:
         self._plan = plan
         self._witness = witness
         self._interval = interval
+        self._ahead: _Batch | None = None
         self.progress = Progress()
 
     @property
@@ -197,31 +208,52 @@ class Stream:
                 self._is("paused")
                 return False
             self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
-            page = await read_page(
-                connection, at.next_leaf, limit=self._plan.batch, query=self._plan.query
-            )
-            if page.next == at.next_leaf:
+            batch, self._ahead = self._ahead, None
+            if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
+                batch = await self._prepare(connection, at.next_leaf, at.turn)
+            if batch.page.next == at.next_leaf:
                 self._is("waiting")
                 return False
-            stopped = await self._send(connection, at, page)
+            stopped = await self._send(connection, at, batch)
         if stopped is not None:
             raise stopped
         return True
 
-    async def _send(
-        self, connection: Connection[Any], at: store.Position, page: SealedPage
-    ) -> DestinationError | None:
-        log = page.horizon.origin
-        outgoing: list[Outgoing] = []
-        refused: dict[int, str] = {}
+    async def _prepare(self, connection: Connection[Any], start: int, turn: int) -> _Batch:
+        page = await read_page(connection, start, limit=self._plan.batch, query=self._plan.query)
+        batch = _Batch(page, turn)
         for row in page.rows:
             try:
-                outgoing.append(await self._shaped(row, log))
+                batch.outgoing.append(await self._shaped(row, page.horizon.origin))
             except UnshapeableError as error:
-                refused[row.leaf] = str(error)
+                batch.refused[row.leaf] = str(error)
+        return batch
+
+    async def _deliver(
+        self, connection: Connection[Any], at: store.Position, batch: _Batch
+    ) -> Delivered:
+        """Send a batch; while the destination works the next one is read."""
+        sending = asyncio.ensure_future(
+            self._plan.destination.send(batch.outgoing, batch.page.horizon.origin)
+        )
+        try:
+            if not batch.page.is_last:
+                # the request goes out first
+                await asyncio.sleep(0)
+                self._ahead = await self._prepare(connection, batch.page.next, at.turn)
+            return await sending
+        finally:
+            # where reading fails: what is on its way is neither given up nor left behind
+            if not sending.done():
+                await asyncio.wait([sending])
+
+    async def _send(
+        self, connection: Connection[Any], at: store.Position, batch: _Batch
+    ) -> DestinationError | None:
+        page, outgoing, refused = batch.page, batch.outgoing, batch.refused
         done, stopped = len(outgoing), None
         if outgoing:
-            delivered = await self._plan.destination.send(outgoing, log)
+            delivered = await self._deliver(connection, at, batch)
             done, stopped = delivered.done, delivered.stopped
             refused |= delivered.refused
         # what is settled is acknowledged, also where the rest of the page is not
