@@ -14,7 +14,6 @@ from otel_audit_postgres.query.grammar import Query, parse, term
 
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
-from otel_audit.shapes import shape_named
 from otel_audit.streams.destination import Destination
 from otel_audit.streams.file import FileDestination
 from otel_audit.streams.settings import (
@@ -70,7 +69,7 @@ def _plan(name: str, settings: Settings, start: int | None) -> Plan:
         name,
         described(settings),
         _destination(name, settings),
-        shape_named(settings.shape),
+        settings.make_shape(),
         query,
         batch,
         start,

@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from otel_audit_postgres import streams as store
+from otel_audit_postgres.ledger.store import move_here
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.query.queries import opened
 from otel_audit_postgres.schema.install import init
@@ -615,3 +616,29 @@ async def test_a_webhook_goes_to_the_address_that_was_looked_at_by_its_name(
         with pytest.raises(DestinationError, match="no connection"):
             await stream_to(*lines, f'url = "https://other.example:{port}/a"').run_once()
     assert len(heads) == 3
+
+
+async def test_a_restored_copy_of_the_database(log, stream_to, receiver, postgres, tmp_path):
+    """A backup that is restored is another database; once it is the log, the position is ahead."""
+    await log.write(5)
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    name = f"restored_{uuid.uuid4().hex[:8]}"
+    source = log.dsn.rpartition("?")[0].rpartition("/")[2]
+    await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+    await log.write(5)
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    before = len(receiver.stored)
+    restored = postgres.dsn(name)
+    stream = stream_to(*to(receiver), dsn=restored)
+    with pytest.raises(store.PositionError, match="the log belongs to database"):
+        await stream.run_once()
+    async with opened(restored) as connection:
+        await move_here(connection)
+        with pytest.raises(store.PositionError, match="its position lies ahead: leaves up to 10"):
+            await stream.run_once()
+        assert len(receiver.stored) == before
+        await store.rewind(connection, "siem", 5, "restored from the backup")
+    await stream.run_once()
+    assert stream.progress.next_leaf == 5

@@ -6,8 +6,11 @@ import base64
 import ipaddress
 
 import pytest
+from strategies import a_record
 
 from otel_audit.errors import ConfigurationError
+from otel_audit.record import Target, to_json
+from otel_audit.shapes import read_event
 from otel_audit.streams.factory import make_streams
 from otel_audit.streams.settings import described, read_settings
 from otel_audit.streams.webhook import is_public, read_secret, signature
@@ -74,6 +77,18 @@ def test_what_is_wrong_is_named(tmp_path, text, said):
     """File, table, setting, and what to do."""
     with pytest.raises(ConfigurationError, match=said):
         read(tmp_path, text)
+
+
+def test_ocsf_has_the_entities_of_the_application(tmp_path):
+    """What is a user, and what is not, is the application's to say."""
+    table = '[streams.x]\nkind = "file"\npath = "a"\nshape = "{}"\nocsf_users = ["clerk"]\n'
+    found = read(tmp_path, table.format("ocsf"))["x"]
+    for kind, expected in (("clerk", 3001), ("user", 6003)):
+        record = a_record(target=Target(type=kind, id="9"), action="CREATE")
+        event = read_event(to_json(record).decode(), leaf=1, log="log", content_hash=bytes(32))
+        assert found.make_shape()(event)["class_uid"] == expected
+    with pytest.raises(ConfigurationError, match='ocsf_users is for shape = "ocsf" alone'):
+        read(tmp_path, table.format("ecs"))
 
 
 def test_a_file_that_is_not_there(tmp_path):
