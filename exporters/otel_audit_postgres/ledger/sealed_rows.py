@@ -103,6 +103,7 @@ class SealedRow:
         leaf_hash: Of the leaf, as it was sealed, 32 bytes.
         is_as_sealed: Whether the row, hashed afresh, is what was sealed.
         columns: More columns, if requested.
+        recorded_us: When the database took it, Unix microseconds; -1 if that is no time.
     """
 
     leaf: int
@@ -113,6 +114,7 @@ class SealedRow:
     leaf_hash: bytes
     is_as_sealed: bool
     columns: Mapping[str, Any] = field(default_factory=dict)
+    recorded_us: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,7 @@ async def _rows(
             rows.append(
                 SealedRow(
                     number, record_id, row["tenant_id"], row["payload_text"], row["content_hash"],
-                    sealed, same is not None, values,
+                    sealed, same is not None, values, row["recorded_us"],
                 )
             )  # fmt: skip
     return rows, leaves

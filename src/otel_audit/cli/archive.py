@@ -233,7 +233,9 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Register the archived files as a table of an Iceberg catalog, where they lie.
+    """Register archived files as a table of an Iceberg catalog.
+
+    The files stay where they are.
 
     Spark, Trino and others then read them as one table. What expired is taken out of it. That files
     were registered is recorded. Who reads the table sees all tenants.

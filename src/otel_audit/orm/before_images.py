@@ -149,7 +149,7 @@ class ImageListeners:
         Returns:
             The same. Where another number of rows was written than were read (for a trigger, a
             policy, another transaction), which they were is not known: it says so, and none of
-            them is told.
+            them is recorded.
         """
         before = self._before.get(connection)
         if before is None:

@@ -257,7 +257,7 @@ class OpenFlushes:
 
         Returns:
             Whether it is the unit of work's own; one that a listener of the application has
-            slipped in is not.
+            added is not.
         """
         compiled = context.compiled
         if compiled is not None and compiled is flush.own_compiled:

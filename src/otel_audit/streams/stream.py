@@ -312,6 +312,7 @@ class Stream:
         event = read_event(
             payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
             is_as_sealed=row.is_as_sealed,
+            recorded_ns=row.recorded_us * 1000 if row.recorded_us >= 0 else None,
         )  # fmt: skip
         try:
             document = self._plan.shape(event)

@@ -197,6 +197,20 @@ async def test_a_refused_event_is_parked_and_holds_up_no_other(  # noqa: PLR0917
     assert "is parked" in caplog.text
 
 
+async def test_an_event_says_when_the_store_took_it(log, stream_to, receiver, connection):
+    """OCSF's ``logged_time``: the database's clock, not the application's."""
+    await log.write(1)
+    await log.seal()
+    await stream_to(*to(receiver), 'shape = "ocsf"').run_once()
+    recorded = await connection.fetchval(
+        "SELECT (extract(epoch FROM recorded_at) * 1000000)::bigint FROM audit.audit_logs "
+        "ORDER BY recorded_at LIMIT 1"
+    )
+    metadata = receiver.stored[0]["metadata"]
+    assert metadata["logged_time"] == recorded // 1000
+    assert (metadata["sequence"], metadata["log_name"]) == (0, "audit.example.com/log")
+
+
 async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, connection):
     """A row that is no record of ours, put there by hand, stops no stream."""
     await log.write(2)
