@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
+# a dot for some lines, so that one sees that it is alive; all lines if it fails
+DOTS := '/^SETUP-FAILED$$/ { failed = 1; next } { said = said $$0 "\n" } NR % 5 == 0 { printf "."; fflush() } END { print ""; if (failed) { printf "%s", said; exit 1 } }'
 
 .PHONY: help setup demo demo-retention test test-fast test-unit explore lint types layers bench bench-quick bench-limits check collector matrix lowest lock clean
 
@@ -15,10 +17,11 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(CONSTRAINTS) pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[archive,dev]' --group dev
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	@echo "Installing packages into $(VENV): one to three minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(CONSTRAINTS) pip
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[archive,dev]' --group dev 2>&1 || echo SETUP-FAILED; } | awk $(DOTS)
 	@touch $(READY)
 
 # KEEP=1 leaves it running

@@ -10,6 +10,7 @@ from pathlib import Path
 from demo.commands import CommandError, our_program, output_of
 from demo.postgres import AUDIT, VIEWER_ROLE, Postgres
 
+VIEWER = "auditor@shop.example"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
@@ -27,7 +28,7 @@ async def running_viewer(server: Postgres, directory: Path) -> AsyncIterator[str
         keys = ("--key", f"{key}.pub") if key.exists() else ()
         dsn = server.dsn(AUDIT, VIEWER_ROLE)
         web = await stack.enter_async_context(
-            _running(program, "web", "--port", "0", "--dsn", dsn, *keys)
+            _running(program, "web", "--port", "0", "--name", VIEWER, "--dsn", dsn, *keys)
         )
         assert web.stdout is not None
         async with asyncio.timeout(_START_SECONDS):

@@ -125,15 +125,17 @@ def needs_postgres(page: Path) -> bool:
     return any(part.language == "needs" for part in parts_of(page))
 
 
-def run_page(page: Path, directory: Path, admin: str | None = None) -> int:
+def run_page(page: Path, directory: Path, admin: str | None = None, **environment: str) -> int:
     """Run everything on a page; return how many parts were run.
 
     Args:
         page: Which.
         directory: Where its files are put, and its commands typed.
         admin: An administrator's DSN of an empty database, for a page that needs one.
+        environment: Further variables, such as the DSN of a store with something in it.
     """
     run = Run(directory)
+    run.environment.update(environment)
     if admin is not None:
         run.environment |= {"ADMIN": admin, "PATH": f"{_programs()}:{run.environment['PATH']}"}
     parts = list(parts_of(page))

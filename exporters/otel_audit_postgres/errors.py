@@ -101,6 +101,11 @@ def sqlstate(error: BaseException) -> str:
     return state if isinstance(state, str) else ""
 
 
+def is_missing(error: BaseException) -> bool:
+    """Return whether a schema, table, function or column is not there."""
+    return sqlstate(error) in _NOT_THERE
+
+
 def is_refusal(error: BaseException) -> bool:
     """Return whether an error is about the data to store; it does not say whose fault that is."""
     return sqlstate(error).startswith(_REFUSAL) or _is_unfit_for_driver(error)

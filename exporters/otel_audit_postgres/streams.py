@@ -27,9 +27,16 @@ _IS_STREAMER: Final = (
     "SELECT has_function_privilege('audit.open_stream(text, jsonb, bigint)', 'EXECUTE') "
     "AND has_table_privilege('audit.audit_logs', 'SELECT')"
 )
+# one that is gone without a word holds the lock no longer than this; its peers take over then
+_PATIENCE: Final = """
+SELECT set_config(name, CASE name WHEN 'transaction_timeout' THEN '0'
+                                  WHEN 'tcp_keepalives_idle' THEN '60' ELSE '900000' END, true)
+FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout', 'tcp_keepalives_idle')
+"""
 _ADVANCE: Final = "SELECT audit.advance_stream($1, $2, $3, $4, $5, $6, $7, $8::jsonb)"
 _PARKED: Final = (
-    "SELECT leaf, record_id, reason, parked_at FROM audit.stream_parked WHERE stream = $1 "
+    "SELECT leaf, record_id, reason, recorded_at FROM audit.stream_parked WHERE stream = $1 "
     "ORDER BY turn, leaf LIMIT $2"
 )
 _SEALED_AT: Final = """
@@ -142,6 +149,9 @@ async def positions(connection: Connection[Any]) -> list[Position]:
 async def try_to_hold(connection: Connection[Any], name: str) -> bool:
     """Become the one who sends a stream until the transaction ends, if nobody else is."""
     held: bool = await connection.fetchval(_HOLD, _LOCK_CLASS, name)
+    if held:
+        # while a destination answers nothing is asked here, for longer than many servers allow
+        await connection.execute(_PATIENCE)
     return held
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import importlib
+import importlib.util
 import logging
 import sys
 import threading
@@ -17,6 +19,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit._util.aio import in_thread, on_any_loop
 from otel_audit._util.ids import uuid7
+from otel_audit._util.lazy_pattern import compile_patterns
 from otel_audit._util.loop_thread import ThreadState, begin_thread, run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import Cipher, SpilledChanges
@@ -46,6 +49,7 @@ from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.delivery.tracer_provider import application_resource, make_resource
 from otel_audit.errors import (
     ConfigurationError,
+    MissingExtraError,
     OtelAuditError,
     StoreError,
     StoreUnavailableError,
@@ -124,7 +128,7 @@ class Runtime:
         self._stream: Producer | None = None
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
-        self._checked = self._names_reported = False
+        self._checked = self._names_reported = self._is_loaded = False
         self._in_default = 0
         if recorder is None and config.exporter == "none":
             recorder = NoRecorder()
@@ -265,6 +269,8 @@ class Runtime:
         """
         if begun_in is None and not self.config.orm_outside_actions:
             return
+        if not self._is_loaded:
+            self._load()
         record_outside(self._options, outcome, changes, _service_name, begun_in)
 
     def watch_spans(self) -> None:
@@ -281,6 +287,7 @@ class Runtime:
             log_limited(_logger, "start", "Not all of auditing has started", error=error)
 
     def _start(self) -> None:
+        self._load()
         if self.delivery is not None:
             self.delivery.start()
             self.watch_spans()
@@ -504,8 +511,8 @@ class Runtime:
         Raises:
             ConfigurationError: The key of the spool is none.
         """
-        sealing = spool_encryption(self.config)
-        return None if sealing is None else sealing.for_spool(uuid7())
+        encryption = spool_encryption(self.config)
+        return None if encryption is None else encryption.for_spool(uuid7())
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, if the settings need it."""
@@ -523,7 +530,25 @@ class Runtime:
             or options.policy.may_be_strict,
         )
 
+    def _load(self) -> None:
+        """Import and compile what the first record needs; many a process never makes one.
+
+        Not later: an import while the interpreter ends would change its exit status, as CPython
+        forgets an unhandled KeyboardInterrupt when it evaluates a text. Never raises.
+        """
+        self._is_loaded = True
+        try:
+            compile_patterns()
+            if self.delivery is not None and self.config.exporter == "postgres":
+                importlib.import_module("otel_audit_postgres.sink")
+                importlib.import_module("otel_audit_postgres.personal.protect")
+        except Exception as error:  # noqa: BLE001 - whoever needs it meets the same, and says so
+            self._count_error()
+            log_limited(_logger, "load", "Not all of auditing could be loaded", error=error)
+
     def _begins(self) -> None:
+        if not self._is_loaded:
+            self._load()
         # the application may set its tracing up, or again, whenever it likes
         try:
             if self._spans is not None:
@@ -599,11 +624,24 @@ def sink_maker(
     dsn = config.asyncpg_dsn
     if config.exporter == "console" or dsn is None:
         return ConsoleSink
+    # a wrong setting, or what is missing, is reported now, not by the first record
+    if importlib.util.find_spec("asyncpg") is None:
+        raise MissingExtraError("the PostgreSQL audit store", "postgres")
+    if config.keys_dsn is not None:
+        from otel_audit_postgres.personal.protect import protector_from
+
+        protector_from(config)
+    return functools.partial(_postgres_sink, config, dsn, on_default_rows)
+
+
+def _postgres_sink(
+    config: AuditConfig, dsn: str, on_default_rows: Callable[[int], None] | None
+) -> Sink:
+    # imported with the first record: many a process that could record never does
     from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
-    protector_from(config)  # a wrong setting is reported now, not by the first record
-    return lambda: PostgresSink(
+    return PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
         on_default_rows=on_default_rows,

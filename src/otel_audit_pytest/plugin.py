@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +51,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Keep an application that audits itself from doing so: the tests do it."""
+    """Keep an application that audits itself from doing so: the tests do it.
+
+    Where it does all the same, what no store takes is left in no spool of the user's.
+    """
+    if "OTEL_AUDIT_SPOOL_DIR" not in os.environ:
+        spool = tempfile.mkdtemp(prefix="otel-audit-pytest-")
+        os.environ["OTEL_AUDIT_SPOOL_DIR"] = spool
+        # registered first, so it is done last: the application's own end uses the spool
+        atexit.register(shutil.rmtree, spool, ignore_errors=True)
     if early_config.getini("audit_app"):
         os.environ.setdefault("OTEL_AUDIT_ENABLED", "false")
 

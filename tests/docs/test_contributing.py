@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,36 @@ def test_every_tier_is_on_the_page() -> None:
     }
 
     assert tiers == set(re.findall(r"^\| `(tests/\w+)`", section("Add a test"), re.MULTILINE))
+
+
+def test_every_function_of_the_table_is_in_its_file() -> None:
+    """Who follows a row finds the function where the row says."""
+    named = re.findall(r"`([\w/]+\.py)` \(`([\w.]+)`", section("Where is it?"))
+    roots = [ROOT / "src/otel_audit", ROOT / "exporters"]
+    missing = [
+        (file, name)
+        for file, name in named
+        if not any(
+            f"def {name.rpartition('.')[2]}(" in (root / file).read_text()
+            for root in roots
+            if (root / file).exists()
+        )
+    ]
+
+    assert missing == []
+    assert len(named) > 4
+
+
+def test_the_design_page_has_every_layer() -> None:
+    """A layer of the import checker that the page leaves out is one that nobody can place."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(
+        contract["layers"]
+        for contract in contracts["contracts"]
+        if contract.get("containers") == ["otel_audit"]
+    )
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("## Layers\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(?:otel_audit)?\.?(\w+)`", table))
+
+    assert {name for layer in layers for name in layer.split(" | ")} - named - {"__main__"} == set()

@@ -144,6 +144,8 @@ class TestEveryCommand:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "shop_with_evil_routes.py").write_text(APP)
         (tmp_path / "doc.json").write_text(json.dumps({"a" + EVIL: EVIL, "password": EVIL}))
+        (tmp_path / "streams.toml").write_text('[streams.siem]\nkind = "file"\npath = "out"\n')
+        (tmp_path / "evil.toml").write_text(f"[streams.siem]\nkind = {json.dumps(EVIL)}\n")
         write_key_files(generate("log"), tmp_path / "key")
         config = AuditConfig()
         LocalQuarantine(config.spool_path, EVIL[:9], max_bytes=10**6).keep(
@@ -199,6 +201,7 @@ class TestEveryCommand:
                 ("retention", "approve", "--file", EVIL, "--yes"),
                 ("archive", "list"), ("archive", "list", "--json"), ("archive", "query", EVIL),
                 ("archive", "query", "--archive", "file:" + EVIL, "order"),
+                ("archive", "register", EVIL), ("archive", "register", "a.b", "--property", EVIL),
                 ("archive", "verify"), ("archive", "verify", "--archive", "file:" + EVIL),
                 ("archive", "prove", EVIL), ("archive", "prove", record, "--archive", "file:" + EVIL),
                 ("archive", "restore", EVIL, "--yes"), ("archive", "restore", "2026-01", "--yes"),
@@ -220,6 +223,29 @@ class TestEveryCommand:
                 ("hold", "override", record, EVIL, "--json"), ("begin-anchor", EVIL, "--json"),
                 ("archive", "restore", EVIL, "--json"), ("archive", "prove", record, "--json"),
                 ("relay", "--json"), ("subject", "replay", "--json"),
+                ("stream", "run", "--config", EVIL), ("stream", "run", "--config", "evil.toml"),
+                ("stream", "run", "--config", "streams.toml", "--once", "--only", EVIL),
+                ("stream", "run", "--config", "streams.toml", "--once", "--from", EVIL),
+                ("stream", "run", "--config", "streams.toml", "--once", "--from", "start", "--yes",
+                 "--state", "state"),
+                ("stream", "status"), ("stream", "status", "--json"), ("stream", "parked", "siem"),
+                ("stream", "parked", EVIL), ("stream", "parked", "siem", "--json"),
+                ("stream", "pause", EVIL), ("stream", "pause", "siem"), ("stream", "resume", "siem"),
+                ("stream", "resume", EVIL, "--json"), ("stream", "test", EVIL),
+                ("stream", "test", "siem", "--json"),
+                ("stream", "rewind", EVIL, "--to-leaf", "0", "--reason", EVIL, "--yes"),
+                ("stream", "rewind", "siem", "--to-leaf", "0", "--reason", EVIL, "--yes"),
+                ("map", record, "--to", "ecs"), ("map", record, "--to", "fhir", "--json"),
+                ("map", EVIL, "--to", "ocsf"), ("map", record, "--to", EVIL),
+                ("export", EVIL, "--format", "csv", "--out", "x.csv"), ("verify", EVIL),
+                ("export", "--format", "ndjson", "--out", EVIL + "/x"),
+                ("export", "--format", "json", "--out", "x.json", "--force", "--json"),
+                ("report",), ("report", "--json"), ("report", EVIL),
+                ("report", "rights", "--from", EVIL, "--to", EVIL),
+                ("report", "changes", "--from", "1d", "--to", "now", "--force", "--json"),
+                ("report", "incident", "--from", "1d", "--to", "now", "--query", EVIL),
+                ("report", "subject", "--from", "1d", "--to", "now", "--subject", EVIL, "--force"),
+                ("report", "rights", "--from", "1d", "--to", "now", "--tenant", EVIL, "--out", EVIL),
             ]  # fmt: skip
 
         def walk(record: str, seen: dict[str, int]) -> None:

@@ -252,6 +252,12 @@ def test_what_is_no_object_is_no_event(payload):
         read_event(payload, leaf=1, log="l", content_hash=HASH)
 
 
+def test_a_number_that_no_double_holds_is_text():
+    """Older versions of the store took such a number; the event is not lost for it."""
+    event = read_event('{"a": 1e999, "b": [1.5]}', leaf=1, log="l", content_hash=HASH)
+    assert event.document == {"a": "1e999", "b": [1.5]}
+
+
 def test_half_a_pair_of_surrogates_does_not_stop_an_event():
     """PostgreSQL stores such an escape as it is; it becomes a replacement character."""
     payload = to_json(typical()).decode().replace("clerk-1", "clerk-\\ud800")

@@ -8,7 +8,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -460,7 +460,8 @@ def _check_removals(
 
 
 def _today() -> date:
-    return datetime.now(UTC).date()
+    """The latest day that it can be: by the store's clock it may be tomorrow already."""
+    return datetime.now(UTC).date() + timedelta(days=1)
 
 
 async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:

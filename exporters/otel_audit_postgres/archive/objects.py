@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from otel_audit.errors import ConfigurationError, MissingExtraError, OtelAuditError
 
 CHUNK: Final = 1 << 20
-_OPTIONS: Final = ("endpoint", "region", "mode")
+CACHE_BYTES: Final = 4_000_000_000
+"""Bytes of copies that are kept between two questions, at the most, where a cache is named."""
+_OPTIONS: Final = ("endpoint", "region", "mode", "cache")
 _NOT_THERE: Final = ("404", "NoSuchKey", "NotFound")
 _TAKEN: Final = ("PreconditionFailed", "ConditionalRequestConflict")
 
@@ -40,12 +43,26 @@ class ArchiveStore(Protocol):
     def name(self) -> str:
         """Its name in messages, without secrets."""
 
+    def url_of(self, key: str) -> str:
+        """Where an object is, as other programs are told; of all of them for an empty name."""
+
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""
 
     @contextmanager
     def fetch(self, key: str) -> Iterator[Path]:
         """The object as a file, for as long as the context lasts."""
+
+    @contextmanager
+    def copy(self, key: str, sha256: str) -> Iterator[Path]:
+        """The object as a file, perhaps one that was fetched before; for questions, not for proof.
+
+        Raises:
+            ArchiveError: It is not what the digest says, where it had to be fetched.
+        """
+
+    def tidy(self) -> None:
+        """Throw copies away, where there are too many; nobody reads them now."""
 
     def list_keys(self) -> list[str]:
         """The names of all objects, sorted."""
@@ -67,7 +84,7 @@ def open_archive(url: str, setting: str = "OTEL_AUDIT_ARCHIVE") -> ArchiveStore:
     """Open what a setting names.
 
     Args:
-        url: ``file:PATH``, or ``s3://BUCKET/PREFIX?endpoint=URL&region=NAME&mode=COMPLIANCE``.
+        url: ``file:PATH``, or ``s3://BUCKET/PREFIX?endpoint=URL&region=NAME&mode=COMPLIANCE&cache=DIR``.
         setting: Where that was said, for messages.
 
     Raises:
@@ -108,6 +125,10 @@ class FolderArchive:
         """The folder."""
         return f"file:{self._folder}"
 
+    def url_of(self, key: str) -> str:
+        """As ``file:///…``."""
+        return f"{self._folder.absolute().as_uri()}/{key}"
+
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:  # noqa: ARG002
         """Write a temporary file, sync it to disk, and link it to its place."""
         target = self._folder / key
@@ -141,6 +162,15 @@ class FolderArchive:
         except OSError as error:
             raise ArchiveError(f"{self.name}: {key} cannot be read ({_said(error)})") from None
 
+    @contextmanager
+    def copy(self, key: str, sha256: str) -> Iterator[Path]:  # noqa: ARG002
+        """The file itself."""
+        with self.fetch(key) as file:
+            yield file
+
+    def tidy(self) -> None:
+        """Do nothing: there are no copies."""
+
     def list_keys(self) -> list[str]:
         """All files but those that are being written."""
         found = (path for path in self._folder.rglob("*") if path.is_file())
@@ -172,7 +202,7 @@ class FolderArchive:
 class S3Archive:
     """A bucket, with object lock: what is written cannot be deleted before its time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each an option of the URL
         self,
         bucket: str,
         prefix: str,
@@ -180,8 +210,17 @@ class S3Archive:
         endpoint: str | None = None,
         region: str | None = None,
         mode: str = "COMPLIANCE",
+        cache: str | None = None,
     ) -> None:
         """Make a client; credentials come from where boto3 finds them.
+
+        Args:
+            bucket: The bucket.
+            prefix: In front of every name.
+            endpoint: Another server than Amazon's.
+            region: The region.
+            mode: Of object lock.
+            cache: Where copies of what was asked for are kept, up to `CACHE_BYTES`.
 
         Raises:
             MissingExtraError: `boto3` is not installed.
@@ -195,11 +234,16 @@ class S3Archive:
         self._client: Any = boto3.client("s3", endpoint_url=endpoint, region_name=region)
         self._bucket, self._mode = bucket, mode
         self._prefix = f"{prefix}/" if prefix else ""
+        self._cache = None if cache is None else Path(cache)
 
     @property
     def name(self) -> str:
         """The bucket and the prefix."""
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def url_of(self, key: str) -> str:
+        """As ``s3://…``."""
+        return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object under its lock; the store checks the digest and refuses a second one."""
@@ -237,6 +281,49 @@ class S3Archive:
                 raise self._failed(error, key, "read") from None
             file.flush()
             yield Path(file.name)
+
+    @contextmanager
+    def copy(self, key: str, sha256: str) -> Iterator[Path]:
+        """The copy in the cache, which is fetched first if it is not there."""
+        if self._cache is None:
+            with self.fetch(key) as file:
+                yield file
+            return
+        kept = self._cache / f"{sha256}.parquet"
+        if not kept.is_file():
+            with self.fetch(key) as file:
+                _refuse_other(key, digest_of(file), sha256)
+                self._keep(file, kept)
+        with contextlib.suppress(OSError):
+            os.utime(kept)  # what was asked for last is thrown away last
+        yield kept
+
+    def _keep(self, file: Path, kept: Path) -> None:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # its own file, renamed when it is whole: another process may read or write the same
+            with (
+                tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".part-", delete=False) as part,
+                file.open("rb") as source,
+            ):
+                shutil.copyfileobj(source, part, CHUNK)
+            Path(part.name).rename(kept)
+        except OSError as error:
+            raise ArchiveError(
+                f"{self.name}: cache={kept.parent}: {_said(error)}; name another directory, or none"
+            ) from None
+
+    def tidy(self) -> None:
+        """Delete the copies that were asked for least lately, until the rest is small enough."""
+        if self._cache is None:
+            return
+        copies = [(one.stat(), one) for one in self._cache.glob("*.parquet")]
+        held = sum(stat.st_size for stat, _ in copies)
+        for stat, one in sorted(copies, key=lambda pair: pair[0].st_mtime_ns):
+            if held <= CACHE_BYTES:
+                return
+            one.unlink(missing_ok=True)
+            held -= stat.st_size
 
     def list_keys(self) -> list[str]:
         """All objects under the prefix."""

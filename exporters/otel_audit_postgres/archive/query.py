@@ -107,8 +107,10 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
     if not wanted:
         return []
     with contextlib.ExitStack() as stack:
+        stack.callback(archive.tidy)
         files = {
-            str(stack.enter_context(archive.fetch(one.entry.key))): one for one in wanted
+            str(stack.enter_context(archive.copy(one.entry.key, one.entry.sha256))): one
+            for one in wanted
         }  # fmt: skip
         connection: Any = stack.enter_context(contextlib.closing(duckdb.connect(":memory:")))
         try:

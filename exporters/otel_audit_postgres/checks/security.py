@@ -118,6 +118,7 @@ _NEEDED: Final = (
     ("otel_audit_sealer", "ledger_checkpoints", "INSERT", "note"),
     ("otel_audit_sealer", "ledger_pruned", "SELECT", "hash"),
     ("otel_audit_retention", "ledger_prunings", "SELECT", "partition"),
+    ("otel_audit_streamer", "streams", "SELECT", "next_leaf"),
 )
 _LACKING: Final = """
 SELECT 'role ' || wanted.grantee || ' lacks ' || wanted.privilege || ' on audit.' || wanted.relation

@@ -30,7 +30,6 @@ from otel_audit_postgres.query.queries import opened, resolved
 from otel_audit_postgres.query.trail import Views
 
 DataFormat = Literal["csv", "ndjson", "json", "parquet"]
-FORMATS: Final[tuple[DataFormat, ...]] = ("csv", "ndjson", "json", "parquet")
 CSV_COLUMNS: Final = ("leaf", *exporting.CSV_COLUMNS)
 
 _AT_ONCE: Final = 4_000

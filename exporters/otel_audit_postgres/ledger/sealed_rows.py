@@ -58,11 +58,19 @@ _RECORDED_US: Final = (
     "CASE WHEN isfinite(recorded_at) AND recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM recorded_at) * 1000000)::bigint ELSE -1 END AS recorded_us"
 )
-# what a row takes up on disk says little of what it holds, where it is compressed
-_SIZES: Final = (
-    "SELECT id, sum(octet_length(payload::text))::bigint FROM audit.audit_logs "
-    "WHERE id = ANY($1::uuid[]) GROUP BY id"
+# the text is made once, as each look at a large one reads and expands it anew; what is beyond the
+# bound never leaves the server, but for the first row
+_BOUNDED: Final = """
+WITH found AS MATERIALIZED (
+    SELECT {names}, payload::text || '' AS payload_text FROM audit.audit_logs WHERE {where}
 )
+SELECT * FROM (
+    SELECT found.*, asked.place, count(*) OVER () AS rows,
+           sum(octet_length(payload_text)) OVER (ORDER BY asked.place) AS held
+    FROM found JOIN unnest({ids}::uuid[]) WITH ORDINALITY AS asked (id, place) USING (id)
+) AS placed
+WHERE held - octet_length(payload_text) <= {bound}
+"""
 _ALWAYS: Final = ("id", "tenant_id", "content_hash")
 _READABLE: Final = frozenset({name for name, _ in COLUMNS} | {"recorded_at"})
 
@@ -95,6 +103,7 @@ class SealedRow:
         leaf_hash: Of the leaf, as it was sealed, 32 bytes.
         is_as_sealed: Whether the row, hashed afresh, is what was sealed.
         columns: More columns, if requested.
+        recorded_us: When the database took it, Unix microseconds; -1 if that is no time.
     """
 
     leaf: int
@@ -105,6 +114,7 @@ class SealedRow:
     leaf_hash: bytes
     is_as_sealed: bool
     columns: Mapping[str, Any] = field(default_factory=dict)
+    recorded_us: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +200,10 @@ async def read_page(  # noqa: PLR0913 - each a choice of its own
     bound = sealed.size if upto is None else min(upto, sealed.size)
     begin, end = await _beyond_pruned(connection, start, limit, bound)
     leaves = await _leaves(connection, begin, end) if begin < end else []
-    leaves = await _fitting(connection, leaves)
     is_filtered = query is not None and bool(query.terms)
     asked = Query() if query is None else (await resolved(connection, query))[0]
     wanted = conditions_of(asked, now or datetime.now(UTC))
-    rows = await _rows(connection, leaves, wanted, columns)
+    rows, leaves = await _rows(connection, leaves, wanted, columns)
     after = max(leaves[-1][0] + 1 if leaves else max(begin, end), start)
     return SealedPage(
         tuple(rows),
@@ -256,31 +265,28 @@ async def _leaves(connection: Connection[Any], begin: int, end: int) -> list[_Le
     return found
 
 
-async def _fitting(connection: Connection[Any], leaves: list[_Leaf]) -> list[_Leaf]:
-    """The first of the leaves, as many as have rows that are held at a time."""
-    sizes = dict(await connection.fetch(_SIZES, [record_id for _, record_id, _ in leaves]))
-    held = 0
-    for place, (_, record_id, _) in enumerate(leaves):
-        held += sizes.get(record_id, 0)
-        if held > BYTES_AT_ONCE and place:
-            return leaves[:place]
-    return leaves
-
-
 async def _rows(
     connection: Connection[Any], leaves: list[_Leaf], asked: Conditions, columns: Sequence[str]
-) -> list[SealedRow]:
+) -> tuple[list[SealedRow], list[_Leaf]]:
+    """The rows of leaves, and the leaves that this is about: the first ones, if rows are large."""
     if not leaves:
-        return []
+        return [], leaves
     ids = asked.bind([record_id for _, record_id, _ in leaves])
-    where = " AND ".join([f"id = ANY({ids}::uuid[])", *asked.columns, *asked.payload])
-    names = ", ".join([*_ALWAYS, _RECORDED_US, "payload::text AS payload_text"])
-    more = f", {selected(columns)}" if columns else ""
-    sql = f"SELECT {names}{more} FROM audit.audit_logs WHERE {where}"  # noqa: S608 - constants
+    sql = _BOUNDED.format(
+        names=", ".join([*_ALWAYS, _RECORDED_US, *([selected(columns)] if columns else [])]),
+        where=" AND ".join([f"id = ANY({ids}::uuid[])", *asked.columns, *asked.payload]),
+        ids=ids,
+        bound=asked.bind(BYTES_AT_ONCE) + "::bigint",
+    )
     found: dict[bytes, Mapping[str, Any]] = {}
-    for row in await connection.fetch(sql, *asked.values):
+    last = 0
+    answer = await connection.fetch(sql, *asked.values)
+    for row in answer:
         leaf = Leaf(row["recorded_us"], row["id"].bytes, content_hash(row["payload_text"]))
         found[leaf.hash()] = row
+        last = max(last, row["place"])
+    if answer and len(answer) < answer[0]["rows"]:
+        leaves = leaves[:last]
     changed = await _changed(connection, found, leaves)
     rows: list[SealedRow] = []
     for number, record_id, sealed in leaves:
@@ -291,10 +297,10 @@ async def _rows(
             rows.append(
                 SealedRow(
                     number, record_id, row["tenant_id"], row["payload_text"], row["content_hash"],
-                    sealed, same is not None, values,
+                    sealed, same is not None, values, row["recorded_us"],
                 )
             )  # fmt: skip
-    return rows
+    return rows, leaves
 
 
 async def _changed(

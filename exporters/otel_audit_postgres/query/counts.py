@@ -66,8 +66,25 @@ _LONG: Final = timedelta(hours=48)
 """Below, bars of an hour say too little."""
 _MOST_WAITING: Final = 10_000
 _WIDTHS: Final = tuple(
-    timedelta(minutes=minutes)
-    for minutes in (1, 5, 15, 60, 180, 360, 720, 1440, 4320, 10_080, 43_200, 129_600, 525_600)
+    timedelta(seconds=seconds)
+    for seconds in (
+        1,
+        5,
+        15,
+        60,
+        300,
+        900,
+        3600,
+        10_800,
+        21_600,
+        43_200,
+        86_400,
+        259_200,
+        604_800,
+        2_592_000,
+        7_776_000,
+        31_536_000,
+    )
 )
 
 

@@ -20,7 +20,7 @@ CSV_COLUMNS: Final = (
     "status_code", "http_method", "http_route", "url_path", "source_address", "session_id",
     "request_id", "trace_id", "error_type", "service_name", "content_hash",
 )  # fmt: skip
-_BATCH: Final = 2_000
+_BATCH: Final = 1_000
 _RECORD: Final = "SELECT audit.record_export($1::jsonb, $2)"
 
 

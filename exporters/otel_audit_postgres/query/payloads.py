@@ -60,12 +60,6 @@ async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mappin
     return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}
 
 
-async def emails(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
-    """The e-mail addresses of those who did it, as far as they can be read here."""
-    found = await names(connection, records)
-    return {key: one.actor for key, one in found.items() if one.actor and says_who(one.actor)}
-
-
 def says_who(name: str) -> bool:
     """Whether a name is neither encrypted, redacted, hashed nor erased."""
     return not name.startswith(_HIDDEN)

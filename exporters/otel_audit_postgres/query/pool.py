@@ -10,26 +10,40 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import StoreUnavailableError
+from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import (
     Connection,
     InterfaceError,
     Limits,
     PostgresError,
+    QueryCanceledError,
     connect,
     disconnect,
 )
-from otel_audit_postgres.errors import as_store_error
+from otel_audit_postgres.errors import MIGRATE, as_store_error, is_missing
 from otel_audit_postgres.query.queries import PLANS
 from otel_audit_postgres.query.trail import Scope, Trail, Views
+from otel_audit_postgres.schema.migrations import latest_version
 
 _CONNECT_TIMEOUT: Final = 5.0
 _REPEATED_WITHIN: Final = 60.0
 """Seconds in which a page that is loaded again, and shows as many records, is the same look."""
 _MOST_REMEMBERED: Final = 10_000
+_VERSION: Final = "SELECT max(version) FROM audit.schema_version"
 _BUSY: Final = (
     "all connections to the audit store are in use: try again in a moment, or let there be more"
 )
+
+
+class TookTooLongError(StoreError):
+    """A statement took longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        """Say what to do."""
+        super().__init__(
+            f"this takes longer than {seconds:g} s: ask for less, such as time:7d, one actor: or "
+            "one event:"
+        )
 
 
 class TrailPool:
@@ -78,8 +92,11 @@ class TrailPool:
                 connection = await self._taken()
             try:
                 yield connection
+            except QueryCanceledError:
+                raise TookTooLongError(self._patience) from None
             except (PostgresError, InterfaceError, OSError) as error:
-                raise as_store_error(error, "read the audit store", asks=True) from None
+                told = as_store_error(error, "read the audit store", asks=True)
+                raise await _older_schema(connection, error) or told from None
             finally:
                 await self._given_back(connection)
         finally:
@@ -143,3 +160,19 @@ class TrailPool:
             await disconnect(connection)
         else:
             self._idle.append(connection)
+
+
+async def _older_schema(connection: Connection[Any], error: BaseException) -> StoreError | None:
+    """What to say where something is missing as the store was not migrated; None if it was."""
+    if not is_missing(error) or connection.is_closed() or connection.is_in_transaction():
+        return None
+    try:
+        version = await connection.fetchval(_VERSION)
+    except (PostgresError, InterfaceError, OSError):
+        return None
+    if version is None or version >= latest_version():
+        return None
+    return StoreError(
+        f"the audit store is of an older version: its schema is at {version}, and "
+        f"{latest_version()} is needed here: {MIGRATE}"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -33,32 +33,40 @@ _HAS_CHANGES: Final = "payload::text LIKE '%\"changes\"%'"
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[Row]:
     creators: OrderedDict[str, str] = OrderedDict()
     async for row, told in snapshot.records(_HAS_CHANGES):
+        # once for all columns of a record: there may be many
+        at, actor, record = moment(row["occurred_at"]), row["actor_id"], str(row["id"])
         for change in changes_of(told):
-            about = reference_of(change)
-            if change.get("operation") == "insert":
-                creators[about] = row["actor_id"]
+            about, operation = reference_of(change), change.get("operation")
+            pairs = list(values_of(change)) or [(str(operation), (None, None))]
+            if operation == "insert":
+                creators[about] = actor
                 if len(creators) > _MOST_CREATORS:
                     creators.popitem(last=False)
-            same = _same_actor(row, change, creators.get(about))
-            pairs = list(values_of(change)) or [(str(change.get("operation")), (None, None))]
+            same = None
+            if operation == "update" and _is_approval(row["event_name"], pairs):
+                same = _same_actor(actor, creators.get(about))
             for column, (before, after) in pairs:
                 yield (
-                    moment(row["occurred_at"]), about, column, text(before), text(after),
-                    row["actor_id"], same, row["transaction_outcome"], str(row["id"]),
+                    at, about, column, text(before), text(after), actor, same,
+                    row["transaction_outcome"], record,
                 )  # fmt: skip
 
 
-def _same_actor(row: Mapping[str, Any], change: dict[str, Any], creator: str | None) -> str | None:
-    """Whether who approves a thing has made it; None where the record approves nothing."""
-    columns = " ".join(column for column, _ in values_of(change))
-    after = " ".join(str(pair[1]) for _, pair in values_of(change) if isinstance(pair[1], str))
-    if change.get("operation") != "update" or not _APPROVAL.search(
-        f"{row['event_name']} {columns} {after}".lower()
-    ):
-        return None
+def _is_approval(event: str, pairs: Sequence[tuple[str, tuple[Any, Any]]]) -> bool:
+    """Whether a change approves something, by the event, the columns, or their new values."""
+    words = [event]
+    for column, (_, after) in pairs:
+        words.append(column)
+        if isinstance(after, str):
+            words.append(after)
+    return _APPROVAL.search(" ".join(words).lower()) is not None
+
+
+def _same_actor(actor: str, creator: str | None) -> str:
+    """Whether who approves a thing has made it."""
     if creator is None:
         return "not known: made outside this period"
-    return "YES" if creator == row["actor_id"] else "no"
+    return "YES" if creator == actor else "no"
 
 
 async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Final, Literal
 
 from otel_audit._util.printable import ascii_json, visible
 from otel_audit_postgres.exports.formats import csv_lines
-from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.model import Cell, Row
 from otel_audit_postgres.reports.run import Report
 
 ReportFormat = Literal["html", "csv", "json"]
@@ -35,10 +37,11 @@ dt { color: #444; } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: 7.5pt; line-height: 1.3; }
 thead { display: table-header-group; }
 tr { break-inside: avoid; }
-th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm; overflow-wrap: anywhere;
+th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm;
   border-bottom: 0.2mm solid #bbb; }
+td.long { overflow-wrap: anywhere; } td.time { white-space: nowrap; }
 th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
-td.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; }
 td.bad { color: #b00020; font-weight: bold; }
 """
 _PAGE: Final = """<!doctype html>
@@ -52,7 +55,11 @@ _PAGE: Final = """<!doctype html>
 </head>
 <body>
 """
+_AT_ONCE: Final = 500
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
+_LONG: Final = re.compile(r"[^\s-]{24}")
+"""A word that may be broken anywhere, or the table would not fit the page."""
 
 
 def pieces(report: Report, form: ReportFormat) -> Iterator[bytes]:
@@ -100,8 +107,16 @@ def _table(report: Report) -> Iterator[bytes]:
 def _cell(value: Cell) -> str:
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
-    shown = _safe(value or "")
-    return f'<td class="bad">{shown}</td>' if shown.startswith(_BAD) else f"<td>{shown}</td>"
+    shown = visible(value or "")
+    kind = ""
+    if shown.startswith(_BAD):
+        kind = "bad"
+    elif _TIME.fullmatch(shown):
+        kind = "time"
+    elif _LONG.search(shown):
+        kind = "long"
+    opened = f'<td class="{kind}">' if kind else "<td>"
+    return f"{opened}{html.escape(shown)}</td>"
 
 
 def _foot(report: Report) -> bytes:
@@ -126,8 +141,15 @@ def _csv(report: Report) -> Iterator[bytes]:
     told = [*_told(report)]
     yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
     yield csv_lines([report.definition.columns])
-    for row in report.each():
-        yield csv_lines([[visible(one) if isinstance(one, str) else one for one in row]])
+    for rows in _batches(report):
+        yield csv_lines([visible(one) if type(one) is str else one for one in row] for row in rows)
+
+
+def _batches(report: Report) -> Iterator[list[Row]]:
+    """The rows, some at a time: each piece of output costs as much as several rows."""
+    rows = report.each()
+    while batch := list(islice(rows, _AT_ONCE)):
+        yield batch
 
 
 def _told(report: Report) -> Iterator[tuple[str, str]]:
@@ -156,8 +178,11 @@ def _json(report: Report) -> Iterator[bytes]:
     }
     text = json.dumps(told, indent=2)
     yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
-    for place, row in enumerate(report.each()):
-        yield ascii_json(("," if place else "") + "\n    " + json.dumps(row)).encode()
+    before = ""
+    for rows in _batches(report):
+        joined = ",\n    ".join(map(json.dumps, rows))
+        yield ascii_json(f"{before}\n    {joined}").encode()
+        before = ","
     yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"
 
 

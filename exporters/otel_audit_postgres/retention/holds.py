@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -132,12 +132,13 @@ class Conditions:
             raise ConfigurationError("entity: name:key is expected, such as order:123")
 
 
-async def place_hold(
+async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
     dsn: str,
     matter: str,
     reason: str,
     conditions: Conditions,
     archive: ArchiveStore | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[uuid.UUID, list[str]]:
     """Place a hold; it holds what is there and what is to come.
 
@@ -147,6 +148,7 @@ async def place_hold(
         reason: Why.
         conditions: What it applies to.
         archive: Where archives are; objects with rows to which it applies are held there, too.
+        progress: Called with how many objects are held so far.
 
     Returns:
         Its id, and the names of the objects that are held.
@@ -166,7 +168,7 @@ async def place_hold(
         if archive is None:
             return hold_id, []
         (placed,) = [one for one in await active_holds(connection) if one.id == hold_id]
-        return hold_id, await _apply(connection, archive, placed)
+        return hold_id, await _apply(connection, archive, placed, progress)
 
 
 async def preview_hold(
@@ -302,12 +304,19 @@ async def hold_on_object(
     return None, seen
 
 
-async def _apply(connection: Connection[Any], archive: ArchiveStore, hold: Hold) -> list[str]:
-    held = []
+async def _apply(
+    connection: Connection[Any],
+    archive: ArchiveStore,
+    hold: Hold,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    held: list[str] = []
     for _, month, entry in await _objects(connection):
         if _applies(archive, entry, month, hold):
             archive.hold(entry.key, on=True)
             held.append(entry.key)
+        if progress is not None:
+            progress(len(held))
     await connection.execute(_APPLIED, hold.id, False)  # noqa: FBT003 - a statement's parameter
     return held
 

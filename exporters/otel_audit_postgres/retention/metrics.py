@@ -31,7 +31,7 @@ class RetentionState:
     """How retention is doing.
 
     Attributes:
-        lag: Seconds that the month longest due is overdue; 0 if none is.
+        lag: Seconds that the month longest due is overdue, if no hold keeps it; 0 if none is.
         blocked: Months and objects that were due at the last run, and stayed.
         waiting: Months that wait for the next run.
         last_run: When retention ran last; None: never.

@@ -77,6 +77,8 @@ _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
 _POLL: Final = 0.2
 _TRIES: Final = 30
+_LISTED: Final = 500
+"""Objects that the record of a run names, of each kind; how many there were it tells besides."""
 _NOT_SEALED: Final = "waits for the sealer"
 
 Told = Callable[[str, str], None]
@@ -248,7 +250,13 @@ class _Run:
         """Tell in the trail what was done, and that it was looked at where nothing was to do."""
         self._step("", "tell")
         months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
-        done = {**self._report.as_json(), "step": step, "day": plan.today.isoformat()}
+        removed = self._report.removed
+        done = {
+            **self._report.as_json(), "step": step, "day": plan.today.isoformat(),
+            # each has a record of its own
+            "removed": removed[:_LISTED], "removed_count": len(removed),
+            "held": self._report.held[:_LISTED], "held_count": len(self._report.held),
+        }  # fmt: skip
         await self._connection.fetchval(_RECORD_RUN, json.dumps(done), json.dumps(months))
 
     async def _month(self, month: PlannedMonth) -> None:

@@ -32,7 +32,9 @@ BEGIN ATOMIC
                 OR EXISTS (
                     SELECT FROM unnest(ARRAY['min', 'hot', 'archive']) AS day
                     WHERE (a.rule ? day) <> (b.rule ? day)
-                        OR (a.rule ->> day)::numeric < (b.rule ->> day)::numeric)), true);
+                        -- one that is JSON's null keeps nothing
+                        OR a.rule ? day AND coalesce(
+                            (a.rule ->> day)::numeric < (b.rule ->> day)::numeric, true))), true);
 END;
 
 CREATE FUNCTION audit.approve_retention_policy(policy jsonb) RETURNS uuid
@@ -233,7 +235,9 @@ BEGIN
     FROM jsonb_each_text(coalesce(ran.months, '{}')) AS m (partition, first_day)
     JOIN pg_class c ON c.relname = m.partition AND c.relnamespace = 'audit'::regnamespace
     JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'audit.audit_logs'::regclass
-    WHERE m.first_day::date <= (now() AT TIME ZONE 'UTC')::date;
+    WHERE m.first_day::date <= (now() AT TIME ZONE 'UTC')::date
+      -- what a hold keeps is not late
+      AND NOT coalesce(ran.done -> 'blocked' ? replace(right(m.partition, 7), '_', '-'), false);
     holds := (SELECT count(*) FROM audit.active_holds());
     SELECT coalesce(sum(latest.rows), 0), max(latest.month) INTO archived_rows, archived_until
     FROM (SELECT DISTINCT ON (a.month) a.month, a.rows FROM audit.archives a
@@ -243,8 +247,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION audit.retention_state() IS
-    'How retention is doing: seconds that the month longest due is overdue, months that stay or '
-    'wait, holds, archived rows, and the last run and verification.';
+    'How retention is doing: seconds that the month longest due is overdue, if nothing keeps it, '
+    'months that stay or wait, holds, archived rows, and the last run and verification.';
 
 REVOKE ALL ON FUNCTION audit.keeps_less(jsonb, jsonb), audit.approve_retention_policy(jsonb),
     audit.record_retention_run(jsonb, jsonb),

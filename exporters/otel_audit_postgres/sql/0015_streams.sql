@@ -21,12 +21,12 @@ CREATE TRIGGER refuse_change BEFORE DELETE OR TRUNCATE ON audit.streams
 ALTER TABLE audit.streams ENABLE ALWAYS TRIGGER refuse_change;
 
 CREATE TABLE audit.stream_parked (
-    stream     text NOT NULL REFERENCES audit.streams (name),
-    leaf       bigint NOT NULL CHECK (leaf >= 0),
-    turn       bigint NOT NULL,
-    record_id  uuid NOT NULL,
-    reason     text NOT NULL CHECK (octet_length(reason) <= 8192),
-    parked_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stream       text NOT NULL,
+    leaf         bigint NOT NULL CHECK (leaf >= 0),
+    turn         bigint NOT NULL,
+    record_id    uuid NOT NULL,
+    reason       text NOT NULL CHECK (octet_length(reason) <= 8192),
+    recorded_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (stream, turn, leaf)
 );
 COMMENT ON TABLE audit.stream_parked IS

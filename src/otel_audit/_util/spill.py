@@ -32,11 +32,11 @@ _decode = msgspec.json.Decoder(list[Change]).decode
 class Cipher(Protocol):
     """Keeps what is set aside from those who can read the disk."""
 
-    def seal(self, payload: bytes, context: bytes) -> bytes:
+    def encrypt(self, payload: bytes, context: bytes) -> bytes:
         """Encrypt."""
 
-    def open(self, sealed: bytes, context: bytes) -> bytes:
-        """Decrypt the result of `seal`."""
+    def decrypt(self, encrypted: bytes, context: bytes) -> bytes:
+        """Decrypt the result of `encrypt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class SpilledPage:
         try:
             data = os.pread(self._file.descriptor, self._length, self._offset)
             if self._room.cipher is not None:
-                data = self._room.cipher.open(data, _CONTEXT)
+                data = self._room.cipher.decrypt(data, _CONTEXT)
             changes = _decode(data)
         except Exception as error:  # noqa: BLE001 - what is lost is said, not raised
             self._room.on_error()
@@ -208,7 +208,7 @@ class SpilledChanges:
         try:
             data = _encode(changes)
             if self.room.cipher is not None:
-                data = self.room.cipher.seal(data, _CONTEXT)
+                data = self.room.cipher.encrypt(data, _CONTEXT)
             file = self._own_file()
             _write(file.descriptor, data, self._end)
         except Exception as error:  # noqa: BLE001 - must not reach the application

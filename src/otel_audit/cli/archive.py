@@ -6,7 +6,7 @@ import sys
 import uuid
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -212,6 +212,61 @@ def prove(
     echo(f"{directory}: to check it there, run: python verify.py")
 
 
+@archive.command()
+@click.argument("table", metavar="NAMESPACE.TABLE")
+@dsn_option
+@archive_option
+@click.option("--catalog", default="default", show_default=True, help="As pyiceberg knows it.")
+@click.option(
+    "--property", "properties", multiple=True, metavar="NAME=VALUE", help="Of the catalog."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def register(  # noqa: PLR0913, PLR0917 - one for each option
+    table: str,
+    dsn: str | None,
+    archive: str | None,
+    catalog: str,
+    properties: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Register archived files as a table of an Iceberg catalog.
+
+    The files stay where they are.
+
+    Spark, Trino and others then read them as one table. What expired is taken out of it. That files
+    were registered is recorded. Who reads the table sees all tenants.
+    """
+    from otel_audit_postgres.archive.catalog import archived_objects
+    from otel_audit_postgres.archive.iceberg import register_objects
+
+    if "." not in table.strip("."):
+        raise click.BadParameter(f"{table!r}: namespace.name is expected, such as audit.records")
+    pairs = [one.partition("=") for one in properties]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise click.BadParameter("--property: NAME=VALUE is expected")
+    place, store = needed_archive(archive), chosen_dsn(dsn)
+    objects = run_lasting(archived_objects(store))
+    settings = {name: value for name, _, value in pairs}
+    found = register_objects(
+        place, objects, table, catalog=catalog, properties=settings, dry_run=True
+    )
+    if not dry_run:
+        asked(
+            f"{len(found.added)} files come into {table}, {len(found.removed)} leave it. Go on?",
+            yes=yes, as_json=as_json,
+        )  # fmt: skip
+        found = register_objects(place, objects, table, catalog=catalog, properties=settings)
+        run_lasting(_looked(store, "archive register", {"table": table}, found.rows))
+    if as_json:
+        echo_json(found.as_json())
+        return
+    echo(f"{len(found.added)} files added, {len(found.removed)} taken out of {table}")
+
+
 def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str | None:
     """Tell in the trail that archives were verified; why that cannot be told, if it cannot."""
     from otel_audit_postgres.archive.catalog import record_verification
@@ -226,6 +281,13 @@ def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str |
     except StoreError as error:
         return f"that archives were verified is not recorded: {error}"
     return None
+
+
+async def _looked(store: str, question: str, asked_for: dict[str, Any], records: int) -> None:
+    from otel_audit_postgres.query.trail import open_trail
+
+    async with open_trail(store, views=AuditConfig().record_views) as trail:
+        await trail.looked(question, asked_for, records)
 
 
 async def _searched(

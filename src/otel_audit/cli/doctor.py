@@ -169,7 +169,7 @@ def _hooks(target: str | None) -> Iterator[Check]:
             remedy="take otel_audit (or *) out of that list",
         )
         return
-    yield _taps(target)
+    yield _check_middleware(target)
 
 
 def _exporters() -> Iterator[Check]:
@@ -202,8 +202,8 @@ def _service() -> Check:
     )
 
 
-def _taps(target: str | None) -> Check:
-    """Build a stack as the application would, and look for both taps in it."""
+def _check_middleware(target: str | None) -> Check:
+    """Build a stack as the application would, and look for both middlewares in it."""
     from otel_audit.http.install import install, is_audited, uninstall
     from otel_audit.runtime import Runtime
 
@@ -228,7 +228,9 @@ def _taps(target: str | None) -> Check:
     return Check(
         name,
         ok=both,
-        detail="both taps stand in the stack" if both else "the taps do not reach the stack",
+        detail="both middlewares are in the stack"
+        if both
+        else "our middleware is not in the stack",
         remedy="report the versions of fastapi and starlette to the project",
     )
 

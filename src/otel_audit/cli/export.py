@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     if done.changed:
         echo(f"{done.changed} of them are NOT as they were sealed: run verify", colour="red")
     if done.waiting:
-        echo(f"{done.waiting} records of the store wait for their seal, and are not in it")
+        echo(f"not in it: {done.waiting} waiting for their seal, with the record of this export")
     if done.tenants is not None:
         echo("only records of the tenants that this role may see are in it")
 

@@ -8,7 +8,7 @@ import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
-from otel_audit.cli.retention import archive_option, asked, chosen_archive
+from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
 _reason_option = click.option("--reason", required=True, help="Why; the trail tells it.")
@@ -60,9 +60,14 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
         else:
             echo(f"it would apply to {rows} rows in the database, and to rows of", *objects)
         return
-    hold_id, held = run_lasting(
-        place_hold(chosen_dsn(dsn), matter, reason, conditions, chosen_archive(archive))
-    )
+    with bar(visible=not as_json, unit="objects held") as progress:
+        task = progress.add_task("read the archive", total=None)
+        hold_id, held = run_lasting(
+            place_hold(
+                chosen_dsn(dsn), matter, reason, conditions, chosen_archive(archive),
+                progress=lambda count: progress.update(task, completed=count),
+            )
+        )  # fmt: skip
     if as_json:
         echo_json({"hold": str(hold_id), "objects": held})
     else:

@@ -53,12 +53,14 @@ class Line:
     Attributes:
         found: The record, in short.
         email: The actor's e-mail address, where it is known.
+        slug: The tenant's readable name, where it has one.
         payload: The record's exact text, where JSON is to have it.
         details: Lines below it in a table.
     """
 
     found: Found
     email: str | None = None
+    slug: str | None = None
     payload: str | None = None
     details: Sequence[Sequence[Piece]] = ()
 
@@ -87,17 +89,15 @@ class Table:
         default_factory=lambda: FittedColumns(_SHORTEST, ("tenant", "service"))
     )
     _day: str = ""
-    _is_begun: bool = False
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Print some rows; the first ones choose the columns."""
+        """Print some rows; the heading comes with the first ones."""
         actions = list(_actions(lines))
         ids = _short_ids([one.main.found for one in actions])
         several = {one.main.found.service_name for one in actions}
         rows = [self._row(one, ids, names_service=len(several) > 1) for one in actions]
-        if not self._is_begun and rows:
+        if rows:
             self._columns.arrange(rows)
-            self._is_begun = True
         for action, row in zip(actions, rows, strict=True):
             self._say_day(action.main.found)
             self._columns.print_row(row, action.main.details)
@@ -131,10 +131,10 @@ class Table:
         row: dict[str, Piece] = {
             "time": (f"{zoned(found.occurred_at, is_local=self.is_local):%H:%M:%S}", None),
             "event": (found.event_name, None), "result": (result, colour), "actor": (actor, None),
-            "target": (target, None), "tenant": (found.tenant_id, None),
+            "target": (target, None),
+            "tenant": (action.main.slug or found.tenant_id, None),
         }  # fmt: skip
-        if names_service:
-            row["service"] = (found.service_name or "", None)
+        row["service"] = (found.service_name or "" if names_service else "", None)
         return {**row, "id": (ids[found.id, found.tenant_id], None)}
 
 
@@ -221,13 +221,13 @@ def _short_ids(found: Sequence[Found]) -> dict[Any, str]:
 
 
 def _short(line: Line) -> dict[str, Any]:
-    return {**asdict(line.found), "actor_email": line.email}
+    return {**asdict(line.found), "actor_email": line.email, "tenant_slug": line.slug}
 
 
 def _csv_names() -> list[str]:
     from otel_audit_postgres.query.queries import Found
 
-    return [*(one.name for one in fields(Found)), "actor_email"]
+    return [*(one.name for one in fields(Found)), "actor_email", "tenant_slug"]
 
 
 def _json_of(line: Line) -> str:

@@ -39,7 +39,13 @@ def map_record(dsn: str | None, record_id: str, name: str, as_json: bool) -> Non
         raise click.ClickException(f"there is no record {record_id} in the store")
     for shown in found:
         try:
-            event = read_event(shown.payload, leaf=None, log="", content_hash=shown.content_hash)
+            event = read_event(
+                shown.payload,
+                leaf=None,
+                log="",
+                content_hash=shown.content_hash,
+                recorded_ns=int(shown.found.recorded_at.timestamp() * 1000) * 1_000_000,
+            )
             document = shape(event)
         except UnshapeableError as error:
             raise click.ClickException(f"record {record_id}: {error}") from None

@@ -192,7 +192,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         service=service,
         max_bytes=config.spool_max_bytes,
         segment_bytes=config.spool_segment_bytes,
-        sealing=spool_encryption(config),
+        encryption=spool_encryption(config),
         destination=destination_digest(config),
     )
 

@@ -276,12 +276,12 @@ def _moment(when: datetime | None) -> str:
     return "never" if when is None else f"{when:%Y-%m-%d %H:%M}"
 
 
-def bar(*, visible: bool) -> Progress:
+def bar(*, visible: bool, unit: str = "rows") -> Progress:
     """A line that tells what is done now, where somebody looks."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
-        TextColumn("{task.completed} rows"),
+        TextColumn(f"{{task.completed}} {unit}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,

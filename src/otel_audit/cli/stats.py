@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_audit.cli.asking import QUERY_SETTINGS, ask, query_argument, query_of, within
+from otel_audit.cli.asking import QUERY_SETTINGS, ask, lines_of, query_argument, query_of, within
 from otel_audit.cli.options import dsn_option, json_option, moment
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.connection import Connection
     from otel_audit_postgres.query.counts import Facet, Histogram
     from otel_audit_postgres.query.grammar import Query
     from otel_audit_postgres.query.trail import Trail
@@ -58,16 +60,18 @@ def stats(
 
 
 def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: bool) -> None:
-    async def answer(trail: Trail) -> tuple[Histogram, tuple[Facet, ...]]:
-        return await trail.histogram(query), await trail.facets(query, by)
+    async def answer(trail: Trail) -> tuple[Histogram, tuple[Facet, ...], Mapping[str, str]]:
+        facets = await trail.facets(query, by)
+        return await trail.histogram(query), facets, await _emails(trail, facets)
 
-    histogram, facets = ask(dsn, answer)
+    histogram, facets, emails = ask(dsn, answer)
     if as_json:
         echo_json({
             "width_seconds": histogram.width.total_seconds(),
             "counted": histogram.counted,
             "bars": [asdict(bar) for bar in histogram.bars],
             "facets": [asdict(facet) for facet in facets],
+            "emails": emails,
         })  # fmt: skip
         return
     outcomes = ("success", "failure", "unknown")
@@ -79,7 +83,12 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
         ],
     )
     for facet in facets:
-        rows = [*facet.values, *([("(others)", facet.others)] if facet.others else [])]
+        rows = [
+            (f"{value} ({emails[value]})" if facet.field == "actor" and value in emails else value,
+             count)
+            for value, count in facet.values
+        ]  # fmt: skip
+        rows += [("(others)", facet.others)] if facet.others else []
         echo_columns((facet.field, "records"), rows)
         if facet.timed_out:
             echo(f"{facet.field}: not counted, as it took too long", err=True)
@@ -90,3 +99,23 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
         echo("over time: not counted, as it took too long", err=True)
     if histogram.waiting:
         echo(f"{histogram.waiting:,} records wait for their seal", err=True)
+
+
+async def _emails(trail: Trail, facets: Sequence[Facet]) -> Mapping[str, str]:
+    """What the most frequent actors are called, by their latest records."""
+    actors = [value for facet in facets if facet.field == "actor" for value, _ in facet.values]
+    if not actors:
+        return {}
+    from otel_audit_postgres.query import queries
+    from otel_audit_postgres.query.grammar import Query, term
+
+    async def answer(connection: Connection[Any]) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for actor in actors:
+            page = await queries.search(connection, Query((term("actor", actor),)), limit=1)
+            for line in await lines_of(connection, page):
+                if line.email and line.email != actor:
+                    found[actor] = line.email
+        return found
+
+    return await trail.ask("names", {"actors": actors}, answer, len)

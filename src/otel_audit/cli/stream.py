@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    """Refuse what can be no stream's name."""
+    from otel_audit.streams.settings import NAME
+
+    if not NAME.fullmatch(name):
+        raise click.BadParameter(f"{name!r} is no stream's name: a-z, 0-9, . _ -")
+    return name
+
+
 _COLUMNS = ("stream", "to", "leaf", "of", "behind", "lag", "sent", "parked", "paused", "moved")
 
 
@@ -143,7 +153,7 @@ def status(dsn: str | None, as_json: bool) -> None:
 
 @stream.command()
 @dsn_option
-@click.argument("name")
+@click.argument("name", callback=_named)
 @json_option
 def pause(dsn: str | None, name: str, as_json: bool) -> None:
     """Let a stream wait; nothing is lost."""
@@ -152,7 +162,7 @@ def pause(dsn: str | None, name: str, as_json: bool) -> None:
 
 @stream.command()
 @dsn_option
-@click.argument("name")
+@click.argument("name", callback=_named)
 @json_option
 def resume(dsn: str | None, name: str, as_json: bool) -> None:
     """Let a stream go on from where it was."""
@@ -161,7 +171,7 @@ def resume(dsn: str | None, name: str, as_json: bool) -> None:
 
 @stream.command()
 @dsn_option
-@click.argument("name")
+@click.argument("name", callback=_named)
 @click.option("--to-leaf", required=True, type=click.IntRange(min=0), help="Send again from here.")
 @click.option("--reason", required=True, help="Why; it is recorded.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -188,7 +198,7 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 
 @stream.command()
 @dsn_option
-@click.argument("name")
+@click.argument("name", callback=_named)
 @json_option
 def parked(dsn: str | None, name: str, as_json: bool) -> None:
     """List what the destination of a stream has refused."""
@@ -213,7 +223,7 @@ def parked(dsn: str | None, name: str, as_json: bool) -> None:
 
 @stream.command()
 @dsn_option
-@click.argument("name")
+@click.argument("name", callback=_named)
 @json_option
 def test(dsn: str | None, name: str, as_json: bool) -> None:
     """Record a test event for a stream.

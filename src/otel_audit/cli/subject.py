@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from otel_audit._util.durable_file import create_durably
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
-from otel_audit.cli.retention import archive_option, asked, chosen_archive
+from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -85,9 +86,13 @@ def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None
 
     async def work(keys: KeyStore) -> int:
         count = 0
-        async for one in export_subject(chosen_dsn(dsn), keys, Subject(tenant, name), place):
-            echo_json(one)
-            count += 1
+        # beside a file; on a screen the records themselves tell how far it is
+        with bar(visible=not sys.stdout.isatty(), unit="records") as progress:
+            task = progress.add_task("export", total=None)
+            async for one in export_subject(chosen_dsn(dsn), keys, Subject(tenant, name), place):
+                echo_json(one)
+                count += 1
+                progress.update(task, completed=count)
         return count
 
     count = _run(_keys(), work)

@@ -132,26 +132,30 @@ class FittedColumns:
         """
         self._shortest = shortest
         self._dispensable = dispensable
+        self._longest: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._names: tuple[str, ...] = ()
 
     def arrange(self, rows: Sequence[Mapping[str, Piece]]) -> None:
-        """Choose columns and widths by the first rows, and print the heading.
+        """Choose columns and widths for some more rows; print the heading where it changes.
 
-        A column that is empty in all of them is left out.
+        A column is left out of a screen while it is empty in all rows. All rows name the same
+        columns, in the same order.
         """
-        names = tuple(dict.fromkeys(name for row in rows for name in row))
-        self._names = tuple(
-            name for name in names if any(row.get(name, ("", None))[0] for row in rows)
-        )
-        self._widths = {
-            name: max(len(name), *(cell_len(visible(row[name][0])) for row in rows if name in row))
-            for name in self._names
-        }
         width = screen_width()
+        for row in rows:
+            for name, (text, _) in row.items():
+                known = self._longest.get(name, 0)
+                self._longest[name] = max(known, cell_len(visible(text)))
+        before = self._names
+        self._names = tuple(
+            name for name, longest in self._longest.items() if longest or width is None
+        )
+        self._widths = {name: max(len(name), self._longest[name]) for name in self._names}
         if width is not None:
             self._shrink(width)
-        self._print([(name, None) for name in self._names])
+        if self._names != before:
+            self._print([(name, None) for name in self._names])
 
     def print_row(self, row: Mapping[str, Piece], details: Sequence[Sequence[Piece]] = ()) -> None:
         """Print a row, and lines of details below it."""

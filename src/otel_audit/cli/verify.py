@@ -26,6 +26,7 @@ from rich.progress import (
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.retention import bar as rows_bar
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
@@ -80,7 +81,13 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     metavar="FILE",
     help="Write the full report as JSON into this file, too.",
 )  # fmt: skip
-def verify(  # noqa: PLR0913, PLR0917 - one for each option
+@click.option(
+    "--metrics", "metrics_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what was found as metrics, for the textfile collector of node exporter.",
+)  # fmt: skip
+def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     export: Path | None,
     dsn: str | None,
     full: bool,
@@ -95,6 +102,7 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
     deep: bool,
     as_json: bool,
     report_file: Path | None,
+    metrics_file: Path | None,
 ) -> None:
     """Verify the store, and name what was tampered with.
 
@@ -136,11 +144,16 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
-    report, archived = _with_archives(report, store, archive or config.archive, public, deep=deep)
+    report, archived = _with_archives(
+        report, store, archive or config.archive, public, deep=deep, is_shown=not as_json
+    )
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
     if report_file is not None:
         _write(report_file, report)
+    is_fine = report.ok and report.overdue is None
+    if metrics_file is not None:
+        _write_metrics(metrics_file, store, verified=is_fine)
     if as_json:
         told = report.as_json()
         if archived is not None:
@@ -155,7 +168,17 @@ def verify(  # noqa: PLR0913, PLR0917 - one for each option
             )
         for line, colour in _lines(report):
             echo(line, colour=colour)
-    sys.exit(0 if report.ok and report.overdue is None else 1)
+    sys.exit(0 if is_fine else 1)
+
+
+def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
+    from otel_audit_postgres.ledger.textfile import store_metrics, write_textfile
+
+    text = run_lasting(store_metrics(store, verified=verified))
+    try:
+        write_textfile(file, text)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics: {file} cannot be written: {error.strerror}") from None
 
 
 def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
@@ -180,8 +203,14 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
     sys.exit(1 if found.problems else 0)
 
 
-def _with_archives(
-    report: Report, store: str, archive: str | None, keys: Sequence[PublicKey], *, deep: bool
+def _with_archives(  # noqa: PLR0913 - each a choice of its own
+    report: Report,
+    store: str,
+    archive: str | None,
+    keys: Sequence[PublicKey],
+    *,
+    deep: bool,
+    is_shown: bool,
 ) -> tuple[Report, ArchiveReport | None]:
     """One report on the store and its archives, where there are any."""
     if archive is None:
@@ -189,8 +218,13 @@ def _with_archives(
     from otel_audit_postgres.archive.check import Question, together, verify_archives
     from otel_audit_postgres.archive.objects import open_archive
 
-    question = Question(open_archive(archive, "--archive"), keys, deep)
-    archived = run_lasting(verify_archives(store, question))
+    with rows_bar(visible=is_shown) as bar:
+        task = bar.add_task("archives", total=None)
+        question = Question(
+            open_archive(archive, "--archive"), keys, deep,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )  # fmt: skip
+        archived = run_lasting(verify_archives(store, question))
     unrecorded = note_verification(store, archived, deep=deep)
     if unrecorded is not None:
         echo(f"warning: {unrecorded}", err=True)

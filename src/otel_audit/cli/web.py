@@ -115,6 +115,7 @@ def viewer_app(
     dsn: str | None, keys: tuple[str, ...], authenticate: Authenticate, host: str
 ) -> Starlette:
     """Make the viewer over a store; on this machine it answers to its own names alone."""
+    from otel_audit_postgres.archive.objects import open_archive
     from otel_audit_postgres.ledger.settings import chosen_public_keys
     from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -127,6 +128,7 @@ def viewer_app(
         authenticate=authenticate,
         keys=chosen_public_keys(config, keys),
         personal_keys=key_store_from(config),
+        archive=None if config.archive is None else open_archive(config.archive),
         trace_url=config.trace_url,
         record_views=config.record_views,
     )

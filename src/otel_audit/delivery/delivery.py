@@ -37,6 +37,7 @@ _MOST_HELD = 1000
 """Records that the store refuses for a reason of its own, before nothing more is tried: then it is
 no matter of these records."""
 
+_LOOK_EVERY = 0.1
 _LAST_GRACE = 5.0
 """Seconds that the thread has to close its connections after the last write."""
 
@@ -114,7 +115,7 @@ class Delivery:
         self._asleep = False
         self._full = self._options.batch_size
         self._hurry = 0
-        self._closed = False
+        self._closed = self._is_reached = False
         self._next_adoption = 0.0
         self._looked = threading.Event()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
@@ -150,6 +151,12 @@ class Delivery:
         """Bytes of this process's spool on disk."""
         spool = self.backlog.open_spool
         return 0 if spool is None else spool.bytes_used
+
+    @property
+    def spool_limit(self) -> int:
+        """Bytes that the spools of this service may have together; 0 where there is none."""
+        spool = self.backlog.open_spool
+        return 0 if spool is None else spool.settings.max_bytes
 
     def start(self) -> None:
         """Start the worker now: what dead processes left need not wait for the first record."""
@@ -245,6 +252,25 @@ class Delivery:
             self._hurry -= 1
         return done
 
+    def _flush_or_keep(self, timeout: float) -> bool:
+        """Flush at the end, unless that is hopeless.
+
+        A store that this process has never reached, and that fails once more, is not waited for
+        where a spool keeps what is left: it is not there, as in a run of tests.
+        """
+        deadline, failures = time.monotonic() + timeout, self._writer.failures
+        while True:
+            left = deadline - time.monotonic()
+            if self.flush(min(max(left, 0.0), _LOOK_EVERY)):
+                return True
+            is_hopeless = (
+                not self._is_reached
+                and self._writer.failures > failures
+                and self.backlog.open_spool is not None
+            )
+            if is_hopeless or left <= _LOOK_EVERY:
+                return False
+
     def close(self, timeout: float) -> bool:
         """Deliver what waits, then end the thread.
 
@@ -255,7 +281,7 @@ class Delivery:
         Returns:
             Whether everything was delivered.
         """
-        self.flush(timeout)
+        self._flush_or_keep(timeout)
         with self._lock:
             if self._closed:
                 return self.depth == 0
@@ -295,7 +321,7 @@ class Delivery:
         Args:
             timeout: Seconds to wait for delivery. Delivery continues if there is more to do.
         """
-        if self.flush(timeout):
+        if self._flush_or_keep(timeout):
             with self._lock:
                 self.backlog.rest()
         else:
@@ -468,6 +494,7 @@ class Delivery:
         return "hold" if self._writer.suspects_records else "raise"
 
     def _note_success(self) -> None:
+        self._is_reached = True
         self._writer.note_success(complete=not self._held and not self._left_in_recovery)
 
     async def _adopt_the_dead(self, sink: Sink) -> None:

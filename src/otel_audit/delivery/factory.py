@@ -46,7 +46,7 @@ def make_delivery(
     if not spooled:
         return Delivery(make_sink, counters, options)
     service = service_of_spool()
-    sealing = spool_encryption(config)
+    encryption = spool_encryption(config)
     return Delivery(
         make_sink,
         counters,
@@ -59,12 +59,16 @@ def make_delivery(
             max_bytes=config.spool_max_bytes,
             segment_bytes=config.spool_segment_bytes,
             max_age=config.spool_max_age,
-            sealing=sealing,
+            encryption=encryption,
             destination=destination_digest(config),
             apart=is_unnamed(service),
         ),
         adopt=functools.partial(
-            adopt, config.spool_path, service, sealing=sealing, destination=own_destination(config)
+            adopt,
+            config.spool_path,
+            service,
+            encryption=encryption,
+            destination=own_destination(config),
         ),
     )
 
@@ -98,7 +102,7 @@ def local_quarantine(config: AuditConfig, service: str | None = None) -> LocalQu
         config.spool_path,
         service or service_of_spool(),
         max_bytes=config.spool_max_bytes,
-        sealing=spool_encryption(config),
+        encryption=spool_encryption(config),
         on_kept=_log_kept,
     )
 

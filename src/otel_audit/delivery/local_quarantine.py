@@ -32,7 +32,7 @@ from otel_audit.errors import OtelAuditError, StoreError
 from otel_audit.record import AuditRecord
 
 _SUFFIX: Final = ".refused"
-_SEALED: Final = b"sealed\n"
+_ENCRYPTED: Final = b"sealed\n"
 _CONTEXT: Final = b"quarantine"
 _NAME_BYTES: Final = 65_536
 
@@ -83,7 +83,7 @@ class LocalQuarantine:
         service: str,
         *,
         max_bytes: int,
-        sealing: Encryption | None = None,
+        encryption: Encryption | None = None,
         on_kept: Callable[[Path, Sequence[Refused]], None] | None = None,
     ) -> None:
         """Name the place; nothing is made yet.
@@ -92,13 +92,13 @@ class LocalQuarantine:
             directory: Holds the spools of all services.
             service: The service's name.
             max_bytes: Bound on what is kept; beyond it nothing more is taken.
-            sealing: Encrypts the files, if given.
+            encryption: Encrypts the files, if given.
             on_kept: Called after something was kept.
         """
         self._directory = directory
         self._service = service
         self._max_bytes = max_bytes
-        self._sealing = sealing
+        self._encryption = encryption
         self._on_kept = on_kept
 
     @property
@@ -191,7 +191,11 @@ class LocalQuarantine:
             "kept_at": time.time(),
             "received": item.received.decode("utf-8", "replace"),
         })  # fmt: skip
-        data = said if self._sealing is None else _SEALED + self._cipher().seal(said, _CONTEXT)
+        data = (
+            said
+            if self._encryption is None
+            else _ENCRYPTED + self._cipher().encrypt(said, _CONTEXT)
+        )
         name = hashlib.sha256(item.record_id.encode("utf-8", "replace") + item.received).hexdigest()
         file = f"{name}{_SUFFIX}"
         if _is_there(place, file):
@@ -214,8 +218,8 @@ class LocalQuarantine:
         try:
             with place.reading(path.name, at_most=self._max_bytes) as file:
                 data = file.read()
-            if data.startswith(_SEALED):
-                data = self._cipher().open(data.removeprefix(_SEALED), _CONTEXT)
+            if data.startswith(_ENCRYPTED):
+                data = self._cipher().decrypt(data.removeprefix(_ENCRYPTED), _CONTEXT)
             said = msgspec.json.decode(data, type=_Said)
         except ForeignError:
             raise
@@ -229,9 +233,9 @@ class LocalQuarantine:
         return SetAsideRecord(path, refused, said.kept_at)
 
     def _cipher(self) -> Cipher:
-        if self._sealing is None:
-            raise EncryptionError("it is sealed, and there is no key")
-        return self._sealing.for_spool(QUARANTINE)
+        if self._encryption is None:
+            raise EncryptionError("it is encrypted, and there is no key")
+        return self._encryption.for_spool(QUARANTINE)
 
 
 class _Said(msgspec.Struct):

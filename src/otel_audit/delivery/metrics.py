@@ -94,6 +94,10 @@ class Watched(Protocol):
         """Bytes of the spool."""
 
     @property
+    def spool_limit(self) -> int:
+        """Bytes that the spool may have; 0 where there is none."""
+
+    @property
     def oldest_age(self) -> float:
         """Seconds that the oldest record has waited."""
 
@@ -115,6 +119,7 @@ def publish(meter: Meter, counters: Counters, watched: Watched) -> Callable[[flo
     for metric, unit, read in (
         ("audit.queue.depth", "{record}", lambda: watched.depth),
         ("audit.spool.bytes", "By", lambda: watched.spool_bytes),
+        ("audit.spool.limit", "By", lambda: watched.spool_limit),
         ("audit.spool.oldest_age", "s", lambda: watched.oldest_age),
     ):
         meter.create_observable_gauge(metric, callbacks=[_reader(read)], unit=unit)

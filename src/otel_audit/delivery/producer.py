@@ -151,10 +151,10 @@ class Producer:
         return True
 
     async def intended(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
-        """Bring an intent to the store, before what it tells of begins.
+        """Bring an intent to the store, before its action begins.
 
         Returns:
-            Whether the store has it; where not, what it tells of must be refused. The intent is
+            Whether the store has it; if not, its action must be refused. The intent is
             then delivered like any record, so that its number is not missing.
         """
         if self._intents is None:
@@ -176,7 +176,7 @@ class Producer:
 
     @property
     def intents(self) -> Intents | None:
-        """What stores intents, if anything does."""
+        """The writer of intents, if there is one."""
         return self._intents
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class Producer:
         self._send(record, server_span)
 
     def adopted(self, entry: Entry) -> None:
-        """Deliver what somebody else's span told; it has been a span already."""
+        """Deliver the record of another program's span; it has been a span already."""
         if isinstance(entry, Refused):
             self._delivery.submit(entry)
             return
@@ -240,7 +240,7 @@ class Producer:
             self._trace(finished, server_span)
 
     def _small(self, record: AuditRecord) -> bytes | None:
-        """Encode a record; None where it is above its bound, or cannot be encoded as it is."""
+        """Encode a record; None if it is above its bound, or cannot be encoded as it is."""
         try:
             text = to_json(record)
         except Exception:  # noqa: BLE001 - `fit` says what is wrong, and the queue what to do
@@ -248,7 +248,7 @@ class Producer:
         return text if len(text) + MARGIN <= self._record_limit else None
 
     def _fitted(self, record: AuditRecord) -> list[AuditRecord]:
-        """Bring a record below its bound; one that cannot be measured goes on as it is."""
+        """Bring a record below its bound; one that cannot be measured passes unchanged."""
         try:
             return fit(record, self._record_limit)
         except Exception as error:  # noqa: BLE001 - the fact comes before its size

@@ -94,6 +94,7 @@ class Writer:
         self._backoff = backoff
         self._messages = messages
         self._failing_since: float | None = None
+        self.failures = 0
         self._odd_failures = 0
 
     @property
@@ -178,6 +179,7 @@ class Writer:
     def note_failure(self, error: BaseException) -> None:
         """Count a failure, and log it, though not each time."""
         self._counters.add("retries")
+        self.failures += 1
         if self._failing_since is None:
             self._failing_since = time.monotonic()
         if isinstance(error, StoreError):

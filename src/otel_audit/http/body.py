@@ -61,7 +61,7 @@ _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
 class _Copy(msgspec.Struct, frozen=True):
-    """What was copied of a body, on its way to being stored."""
+    """A copied body, on its way to the record."""
 
     raw: bytes
     size: int
@@ -89,8 +89,8 @@ def make_body(  # noqa: PLR0913 - one fact each
     Args:
         raw: The body, or its head up to the cap.
         size: Bytes that passed in all.
-        content_type: As declared, None where nothing was.
-        content_encoding: As declared, None where nothing was.
+        content_type: As declared, None if nothing was.
+        content_encoding: As declared, None if nothing was.
         complete: Whether ``raw`` is the whole body.
         redactor: Takes secrets out.
         limit: Bytes that a compressed body may grow to; what lies beyond counts as cut.
@@ -108,7 +108,7 @@ def make_body(  # noqa: PLR0913 - one fact each
     if size == 0:
         return Body(size=0, content_type=shown)
     if content_encoding and _is_readable(raw):
-        # nobody has encoded it, whatever the header says: the handler was given these very bytes
+        # it is not encoded, whatever the header says: the handler got these very bytes
         content_encoding = None
     is_usual = complete and not content_encoding and content_type in _USUAL_JSON
     if is_usual and _is_plain_utf8(raw) and redactor.is_clean_json(raw):
@@ -148,7 +148,7 @@ def _stored(content: bytes, size: int, shown: str | None, absent: str | None) ->
 
 
 def _is_plain_utf8(raw: bytes) -> bool:
-    """Tell whether it is UTF-8 by all signs: what `_as_utf8` would return as it is."""
+    """Return whether it is UTF-8 by all signs: what `_as_utf8` would return as it is."""
     if not raw[:4].isascii() or 0 in raw[:4]:
         return False
     try:
@@ -161,9 +161,9 @@ def _is_plain_utf8(raw: bytes) -> bool:
 def _store(  # noqa: PLR0911 - one for each kind
     copy: _Copy,
 ) -> tuple[bytes | None, str | None]:
-    """Return the content, None where there is none, and why it is absent or cut.
+    """Return the content, None if there is none, and why it is absent or cut.
 
-    A handler reads what it likes: `request.json()` asks for no content type. So bytes that are a
+    A handler may read anything: `request.json()` checks no content type. So bytes that are a
     JSON document are one, and what is declared decides about the rest.
     """
     kind = copy.media_type
@@ -315,7 +315,7 @@ def _truncated(copy: _Copy, head: bytes | None) -> bytes:
 
 
 def _codec(content_type: str | None) -> str | None:
-    """Find the codec of the declared charset: None where none is declared, ``?`` if unknown."""
+    """Find the codec of the declared charset: None if none is declared, ``?`` if unknown."""
     for parameter in (content_type or "").split(";")[1:]:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset":
@@ -324,12 +324,12 @@ def _codec(content_type: str | None) -> str | None:
 
 
 def _looks_like_json(raw: bytes) -> bool:
-    """Tell whether it begins as a JSON object or array does, in any encoding of JSON."""
+    """Return whether it begins as a JSON object or array does, in any encoding of JSON."""
     return raw[:64].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")[:1] in (b"{", b"[")
 
 
 def _is_readable(raw: bytes) -> bool:
-    """Tell whether it is a text: no coding that compresses leaves one."""
+    """Return whether it is a text: no coding that compresses leaves one."""
     try:
         text = _decode_head(raw, _detected(raw), complete=False, errors="surrogatepass")
     except (UnicodeDecodeError, LookupError):
@@ -340,7 +340,7 @@ def _is_readable(raw: bytes) -> bool:
 def _as_utf8(copy: _Copy) -> bytes | None:
     """Bring a JSON text to UTF-8 without a byte order mark, None if it has no known encoding.
 
-    JSON has no charset (RFC 8259, section 11), and who reads it asks for none: the bytes say it.
+    JSON has no charset (RFC 8259, section 11), and readers use none: the bytes decide.
     What is declared counts only where they do not.
     """
     codec = _detected(copy.raw)
@@ -367,7 +367,7 @@ _ZEROS: Final = {
 
 
 def _detected(raw: bytes) -> str:
-    """Tell UTF-16 and UTF-32 from UTF-8 by where the zeros are (RFC 4627, section 3)."""
+    """Detect UTF-16 and UTF-32 by the places of zeros (RFC 4627, section 3)."""
     if raw[:4].isascii() and 0 not in raw[:4]:
         return "utf-8-sig"
     zeros = [byte == 0 for byte in raw[:4]]

@@ -33,7 +33,7 @@ class Exchange(Lifecycle):
     """One HTTP request and its response, or one WebSocket, as far as they have come.
 
     None of the public methods raises anything of ours: that is counted and logged, and the
-    application goes on.
+    application continues.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Exchange(Lifecycle):
 
     @property
     def audit(self) -> AuditScope:
-        """What is known of the action."""
+        """The known facts of the action."""
         return self._audit
 
     def _take_over(self, begun: UnrecordedRequest) -> None:
@@ -129,7 +129,7 @@ class Exchange(Lifecycle):
             return not options.refuses
 
     def _may_be_recorded(self) -> bool:
-        """Tell whether any answer could lead to a record; begin to copy what it may need."""
+        """Return whether any answer could lead to a record; begin to copy what it may need."""
         try:
             return self._observe_bodies().level != "none"
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
@@ -143,7 +143,7 @@ class Exchange(Lifecycle):
             return start
         limit = max(options.body_limit, start.body_limit or 0)
         if start.operations:
-            # what is asked for and whether it went well stands in the bodies, kept or not
+            # the bodies say which operation it is and whether it succeeded, recorded or not
             self.bodies.copy(limit, request=True, response=True)
             return start
         if not start.request:
@@ -156,7 +156,7 @@ class Exchange(Lifecycle):
         return start
 
     async def admitted(self) -> bool:
-        """Wait until the intent is stored, where one is asked for; False: the action must not be.
+        """Wait until the intent is stored, if one is required; False: the action must not run.
 
         The refusal is then recorded, and this exchange is over.
         """
@@ -173,7 +173,7 @@ class Exchange(Lifecycle):
         return stored
 
     async def admitted_inside(self) -> bool:
-        """As `admitted`, where only the router's method or path ask for an intent.
+        """As `admitted`, if only the router's method or path require an intent.
 
         The refusal then passes through the application's middleware like any answer.
         """
@@ -223,7 +223,7 @@ class Exchange(Lifecycle):
         self._watch()
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
-        """Learn which scope the router works on; tell whether it is the first to be met."""
+        """Note which scope the router works on; return whether it is the first one."""
         first = self._account.inner_scope is None
         if first and self._options.entered is not None:
             self._options.entered(scope)
@@ -246,7 +246,7 @@ class Exchange(Lifecycle):
         return message
 
     def received(self, copy: BodyCopy, message: Mapping[str, Any]) -> None:
-        """See a message of the request that someone has asked for."""
+        """See a message of the request that someone receives."""
         try:
             if message["type"] == "http.request":
                 copy.add(message)
@@ -283,7 +283,7 @@ class Exchange(Lifecycle):
         return message
 
     def _answered(self) -> None:
-        """The last chunk is about to be sent: tell the server span, which ends with it."""
+        """The last chunk is about to be sent: enrich the server span, which ends with it."""
         self._account.redact_span()
         decision = self._decided(
             wrote=bool(self._audit.changes_pending or self._audit.transactions)
@@ -298,7 +298,7 @@ class Exchange(Lifecycle):
         self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
-        """The application raised; whoever stands outside of it makes the answer."""
+        """The application raised; an outer middleware makes the answer."""
         self._account.error = error
         if not isinstance(error, Exception):
             return
@@ -313,7 +313,7 @@ class Exchange(Lifecycle):
         self._hand_over_rest()
 
     async def close_async(self) -> None:
-        """As `close`, but the event loop goes on between one record and the next."""
+        """As `close`, but yields to the event loop between two records."""
         self._close()
         await self._hand_over_rest_async()
 

@@ -1,4 +1,4 @@
-"""What is known of an exchange, and the record that this makes."""
+"""The known facts of an exchange, and its record."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
 class ExchangeRecord:
-    """What is known of one exchange so far.
+    """The facts known so far about one exchange.
 
     Its record is made of a bare core, which cannot fail, and of parts that describe it. Each part
     has a guard of its own: one that fails is left out, named in the record, and counted.
@@ -101,7 +101,7 @@ class ExchangeRecord:
         """Begin with what the server says.
 
         Args:
-            options: How exchanges are observed.
+            options: The options of capture.
             scope: The ASGI scope.
             begun: What has seen the request until now, if it is under way.
         """
@@ -157,7 +157,7 @@ class ExchangeRecord:
 
     @property
     def settled(self) -> tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]:
-        """Who does it, for whom, and what that rests on: to undo a decision that came too early."""
+        """Actor, tenant, and the facts they depend on: to undo a decision that came too early."""
         return self.audit.actor, self.audit.tenant, self.resolved, self.judged
 
     @settled.setter
@@ -178,7 +178,7 @@ class ExchangeRecord:
         )
 
     def decide(self, *, wrote: bool) -> Decision | None:
-        """Decide by what is known now; None where the action is not recorded."""
+        """Decide by what is known now; None if the action is not recorded."""
         scope, audit = self.routed, self.audit
         # what was recorded by hand inside of this action must not lead back to nothing
         wrote = wrote or audit.nested > 0
@@ -200,7 +200,7 @@ class ExchangeRecord:
         return decision if decision is not None and decision.level != "none" else None
 
     def _rename(self) -> None:
-        """Name the action by what its body asks for, where the path is the same for everything."""
+        """Name the action by the operation in its body, if the path is the same for all."""
         self._is_renamed = True
         try:
             if not self._has_read:
@@ -223,7 +223,7 @@ class ExchangeRecord:
 
     def _resolve(self, scope: Mapping[str, Any]) -> None:
         """Settle who does it, for whom, and which of the path's parameters are secrets."""
-        # anew: what was not known when a long action was told of may be known now
+        # again: facts that were not known when a long action was recorded may be known now
         bearer = self.read_bearer(scope)
         self._bearer = scope.get("headers"), bearer
         actor = self.actor(scope, bearer)
@@ -251,7 +251,7 @@ class ExchangeRecord:
             return UNREADABLE_BEARER
 
     def actor(self, scope: Mapping[str, Any], bearer: Bearer | None = None) -> Actor:
-        """Find out who does it; where that fails, somebody, and not nobody. Never raises."""
+        """Determine the actor; if that fails, it is unknown, not nobody. Never raises."""
         if bearer is None:
             bearer = self.read_bearer(scope)
         try:
@@ -301,11 +301,11 @@ class ExchangeRecord:
         return found
 
     def see_source(self) -> None:
-        """Find out where it comes from, as far as the connection tells. Never raises."""
+        """Determine the source, as far as the connection shows. Never raises."""
         self.audit.source = self._source(self._scope, None)
 
     def _asks_for_more(self, scope: Mapping[str, Any]) -> bool:
-        """Tell whether a route that nobody knew when the request began has a level of its own."""
+        """Return whether a route that nobody knew when the request began has a level of its own."""
         endpoint, route, known = scope.get("endpoint"), scope.get("route"), self._asking
         if known is None or known[0] is not endpoint or known[1] is not route:
             try:
@@ -325,7 +325,7 @@ class ExchangeRecord:
         return self._bearer[1]
 
     def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
-        """What is known of where it came from, unless a middleware knows it better."""
+        """The known source, unless a middleware knows it better."""
         first = self._scope
         same = scope is first or (
             scope.get("client") == first.get("client")
@@ -335,7 +335,7 @@ class ExchangeRecord:
 
     def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
         """Decide by the given facts, and remember what was decided. Never raises."""
-        # found anew, whatever became of them before
+        # determined again, whatever the result before
         if self.parts.failed:
             self.parts.succeed("policy")
             self.parts.succeed("name")
@@ -501,7 +501,7 @@ class ExchangeRecord:
         return "failure" if failed and found == "success" else found
 
     def enrich(self, decision: Decision) -> None:
-        """Tell the application's own span, if it is still recording. Never raises."""
+        """Enrich the application's own span, if it is still recording. Never raises."""
         span = self.audit.server_span
         try:
             if span is not None and span.is_recording():
@@ -547,7 +547,7 @@ class ExchangeRecord:
 
         Args:
             decision: At which level, under which name.
-            phase: Which part of the action it tells.
+            phase: The part of the action that it describes.
             outcome: How it ended; None: as it is to be judged now.
             request: The request, where it has not been collected yet.
         """
@@ -570,7 +570,7 @@ class ExchangeRecord:
         )
 
     def rests_on(self, decision: Decision) -> tuple[object, ...]:
-        """List what the record tells, or tells by, and what could be another thing later."""
+        """List the parts of the record that could change later."""
         audit = self.audit
         return (
             decision, self.error, self.routed, self._asked, audit.event_name, audit.action,
@@ -579,9 +579,9 @@ class ExchangeRecord:
         )  # fmt: skip
 
     def still_rests_on(self, before: tuple[object, ...], decision: Decision) -> bool:
-        """Tell whether nothing of what `rests_on` lists is another thing now.
+        """Return whether nothing of what `rests_on` lists is another thing now.
 
-        What the application may change in place, and what failed before, is described anew.
+        What the application may change in place, and what failed before, is described again.
         """
         audit = self.audit
         return (
@@ -684,7 +684,7 @@ class ExchangeRecord:
         return shown_target(found, secrets, self._options.redactor, routed=routed)
 
     def _whom(self, whom: Whom, kind: str) -> str | None:
-        """Whose account it is: of who acts, or of who is named in the request or its answer."""
+        """The owner of the account: the actor, or the person named in the request or its answer."""
         actor = self.audit.actor
         acting = None if actor is None or is_unknown(actor) else actor.id
         if whom == "actor":

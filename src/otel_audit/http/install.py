@@ -66,7 +66,7 @@ class _ByIdentity(Generic[T]):
 # what each wrapper of ours stands in for; not kept on the wrapper, whose attributes others copy
 _originals: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
 _apps: _ByIdentity[Capture] = _ByIdentity()
-_tapped: _ByIdentity[bool] = _ByIdentity()
+_instrumented: _ByIdentity[bool] = _ByIdentity()
 _called: _ByIdentity[Capture] = _ByIdentity()
 _for_all: list[Capture] = []
 _patched: dict[tuple[type, str], Any] = {}
@@ -127,11 +127,11 @@ def uninstall(app: Any) -> None:
     _apps.discard(app)
     _called.discard(app)
     _unwrap(app)
-    if _tapped.get(app):
-        _tapped.discard(app)
-        stack = _without_taps(app.middleware_stack)
+    if _instrumented.get(app):
+        _instrumented.discard(app)
+        stack = _without_middleware(app.middleware_stack)
         # as contrib does: what cannot be reached in the built stack is left out by building again
-        app.middleware_stack = app.build_middleware_stack() if _holds_tap(stack) else stack
+        app.middleware_stack = app.build_middleware_stack() if _holds_middleware(stack) else stack
 
 
 def uninstall_all() -> None:
@@ -143,13 +143,13 @@ def uninstall_all() -> None:
             delattr(owner, name)
         else:
             setattr(owner, name, original)
-    for app in (*_apps, *_tapped):
+    for app in (*_apps, *_instrumented):
         uninstall(app)
 
 
 def is_audited(app: Any) -> bool:
     """Whether an application's stack has been built, and has the middleware in its place."""
-    return bool(_tapped.get(app))
+    return bool(_instrumented.get(app))
 
 
 def _capture_of(app: Any) -> Capture | None:
@@ -203,7 +203,7 @@ def _wrap(
             stack = build(*args, **kwargs)
         finally:
             self.user_middleware = mine
-        _tapped.set(self, value=True)
+        _instrumented.set(self, value=True)
         return stack
 
     if bound is not None:
@@ -275,16 +275,17 @@ def _checked(app: Any, stack: Any) -> Any:
     if capture is None:
         return stack
     try:
-        checked = _with_taps(app, stack, capture)
+        checked = _with_middleware(app, stack, capture)
     except Exception as error:  # noqa: BLE001 - the application runs, unless it must not unaudited
-        message = f"THIS APPLICATION IS NOT AUDITED: no taps can be put into {type(app).__name__}"
+        kind = type(app).__name__
+        message = f"THIS APPLICATION IS NOT AUDITED: our middleware cannot be added to {kind}"
         log_limited(_logger, message, message, level=logging.CRITICAL, error=error)
         return _Refusal(message) if capture.required else stack
-    _tapped.set(app, value=True)
+    _instrumented.set(app, value=True)
     return checked
 
 
-def _with_taps(app: Any, stack: Any, capture: Capture) -> Any:
+def _with_middleware(app: Any, stack: Any, capture: Capture) -> Any:
     outside, layer = None, stack
     while _may_stand_outside(layer):
         outside, layer = layer, layer.app
@@ -292,17 +293,17 @@ def _with_taps(app: Any, stack: Any, capture: Capture) -> Any:
         return stack
     if not callable(layer):
         raise InstrumentationError(f"a {type(layer).__name__} is no ASGI application")
-    if not _holds_tap(layer):
+    if not _holds_middleware(layer):
         _logger.info("%s builds its middleware stack itself; it is audited all the same",
                      type(app).__name__)  # fmt: skip
-        layer = _with_inner_tap(layer)
+        layer = _with_inner_middleware(layer)
     # an inner middleware of this kind does nothing
-    tap = OuterMiddleware(layer, capture.for_app(app))
+    outer = OuterMiddleware(layer, capture.for_app(app))
     if outside is not None:
         with contextlib.suppress(AttributeError, TypeError):  # a layer that cannot be changed
-            outside.app = tap
+            outside.app = outer
             return stack
-    return OuterMiddleware(stack, tap._capture)  # noqa: SLF001 - as the one above
+    return OuterMiddleware(stack, outer._capture)  # noqa: SLF001 - as the one above
 
 
 def _may_stand_outside(layer: Any) -> bool:
@@ -315,7 +316,7 @@ def _may_stand_outside(layer: Any) -> bool:
     )
 
 
-def _with_inner_tap(layer: Any) -> Any:
+def _with_inner_middleware(layer: Any) -> Any:
     """Put the inner middleware where the stack of a plain application has it, or else outermost."""
     from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Router
@@ -340,7 +341,7 @@ def _chain(layer: Any) -> Iterator[Any]:
         layer = getattr(layer, "app", None)
 
 
-def _without_taps(stack: Any) -> Any:
+def _without_middleware(stack: Any) -> Any:
     while isinstance(stack, OuterMiddleware | InnerMiddleware):
         stack = stack.app
     for layer in _chain(stack):
@@ -352,7 +353,7 @@ def _without_taps(stack: Any) -> Any:
     return stack
 
 
-def _holds_tap(layer: Any) -> bool:
+def _holds_middleware(layer: Any) -> bool:
     """Search a stack for our middleware, also if another one calls its inner app indirectly."""
     from starlette.applications import Starlette
     from starlette.routing import BaseRoute, Router

@@ -105,7 +105,7 @@ class OuterMiddleware:
             await refuse(scope, receive, send)
             return
 
-        async def tapped_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             message = exchange.sent(message)
             if may_wait and exchange.waits_for_disk:
                 await exchange.durable()
@@ -115,7 +115,7 @@ class OuterMiddleware:
         scope[EXCHANGE] = exchange
         exchange.enter()
         try:
-            await self.app(scope, _tapped_receive(exchange, receive), tapped_send)
+            await self.app(scope, _observed_receive(exchange, receive), observed_send)
         except BaseException as error:
             await _close_failed(exchange, error)
             raise
@@ -124,7 +124,7 @@ class OuterMiddleware:
     async def _let_pass(
         self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        async def tapped_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             message = request.sent(message)
             if request.exchange is not None and request.exchange.waits_for_disk:
                 await request.exchange.durable()
@@ -132,7 +132,7 @@ class OuterMiddleware:
 
         scope[EXCHANGE] = request
         try:
-            await self.app(scope, receive, tapped_send)
+            await self.app(scope, receive, observed_send)
         except BaseException as error:
             exchange = request.finish()
             if exchange is not None:
@@ -149,14 +149,14 @@ class OuterMiddleware:
         # an outer middleware of the same application handles the server's start and end
         scope[EXCHANGE] = None
 
-        async def tapped_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 await self._capture.started()
             elif message["type"].startswith("lifespan.shutdown."):
                 await self._capture.stopping()
             await send(message)
 
-        await self.app(scope, receive, tapped_send)
+        await self.app(scope, receive, observed_send)
 
 
 class InnerMiddleware:
@@ -192,10 +192,10 @@ class InnerMiddleware:
                 exchange.received(request_copy, message)
             return message
 
-        async def tapped_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             await send(exchange.sent_inside(message))
 
-        await self.app(scope, receive if request_copy is None else tapped_receive, tapped_send)
+        await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
 async def _close_failed(exchange: Exchange, error: BaseException) -> None:
@@ -206,7 +206,7 @@ async def _close_failed(exchange: Exchange, error: BaseException) -> None:
         await exchange.durable()
 
 
-def _tapped_receive(exchange: Exchange, receive: Receive) -> Receive:
+def _observed_receive(exchange: Exchange, receive: Receive) -> Receive:
     """Let the exchange see what the application or its middleware receives, if it needs to."""
     if exchange.socket is not None:
 

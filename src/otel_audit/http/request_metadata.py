@@ -1,4 +1,4 @@
-"""What a record says of a request and its answer, redacted before it is kept anywhere."""
+"""The request and response of a record, redacted before they are kept anywhere."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RequestHead:
         budget: Budget,
         parts: Parts,
     ) -> None:
-        """Remember where to look; nothing is read before it is asked for.
+        """Keep the scope; nothing is read before it is needed.
 
         Args:
             scope: The ASGI scope, as the server made it.
@@ -78,7 +78,7 @@ class RequestHead:
             redactor: Takes secrets out.
             keep: Names of the headers that are kept, in lower case.
             budget: What describing the action may cost.
-            parts: Is told of what cannot be described.
+            parts: Notes the parts that cannot be described.
         """
         self._budget = budget
         self.id = request_id
@@ -97,7 +97,7 @@ class RequestHead:
         self._host: str | None = None
 
     def moved(self, routed: Mapping[str, Any]) -> bool:
-        """Take method and path as the router sees them; tell whether they are others than before.
+        """Take method and path as the router sees them; return whether they differ from before.
 
         Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
         the application carries out is what counts.
@@ -209,7 +209,7 @@ class RequestHead:
         return self._redactor.path(text, self._budget.path)
 
     def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str | None:
-        """Take secrets out of a path; None where one is there that cannot be found in it.
+        """Take secrets out of a path; None if one is there that cannot be found in it.
 
         A convertor may have changed a secret's spelling (a UUID's case, a number's zeros).
         """
@@ -219,7 +219,7 @@ class RequestHead:
             path = cut_path(whole, LONGEST_PATH)
             self._budget.note_cut("request.path")
         if not parameters and routed.get("route") is None:
-            # not routed yet, so nobody knows which segment is a secret: fail towards redaction
+            # not routed yet, so it is not known which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
         return _without(path, secret_parameters(parameters or {}, self._redactor, whole))
 
@@ -332,7 +332,7 @@ def describe_body(  # noqa: PLR0913 - one fact each
     """Turn what was copied of a body into what is stored.
 
     Args:
-        copy: The copy, None where none was made because nothing said beforehand that it is wanted.
+        copy: The copy, None if none was made because nothing said beforehand that it is wanted.
         headers: Those that describe the body.
         redactor: Takes secrets out.
         limit: Bytes of it that are kept.
@@ -341,7 +341,7 @@ def describe_body(  # noqa: PLR0913 - one fact each
         work: What redacting it may cost.
 
     Returns:
-        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None where there
+        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None if there
         was nothing.
     """
     if passed_as_file:
@@ -372,7 +372,7 @@ def shown_type(headers: Headers, redactor: Redactor) -> str | None:
 
 
 def promises_body(headers: Headers) -> bool:
-    """Tell whether a request's head announces a body (RFC 9112, section 6)."""
+    """Return whether a request's head announces a body (RFC 9112, section 6)."""
     length = header_of(headers, b"content-length")
     if length is not None:
         return length.strip() != "0"
@@ -380,7 +380,7 @@ def promises_body(headers: Headers) -> bool:
 
 
 def header_of(headers: Headers, name: bytes) -> str | None:
-    """Return the first value of a header, ``name`` in lower case; None where there is none."""
+    """Return the first value of a header, ``name`` in lower case; None if there is none."""
     value = headers_by_name(headers).get(name)
     return None if value is None else value.decode("latin-1")
 
@@ -389,7 +389,7 @@ _SHORTEST_TOKEN = 16
 
 
 def unless_token(segment: str) -> str:
-    """Withhold a path segment that might let in whoever knows it: long, of letters and digits."""
+    """Withhold a path segment that may be a credential: long, of letters and digits."""
     if len(segment) < _SHORTEST_TOKEN or is_uuid(segment):
         return segment
     mixed = any(map(str.isdigit, segment)) and any(map(str.isalpha, segment))
@@ -397,7 +397,7 @@ def unless_token(segment: str) -> str:
 
 
 def _without(path: str, secrets: frozenset[str]) -> str | None:
-    """Take secret parameters out of a path; None where one cannot be found in it."""
+    """Take secret parameters out of a path; None if one cannot be found in it."""
     if not secrets:
         return path
     segments = path.split("/")

@@ -22,8 +22,8 @@ def path_of(scope: Mapping[str, Any]) -> str:
 def path_below_root(scope: Mapping[str, Any]) -> str:
     """Return the path as the application's own router reads it: without ``root_path``.
 
-    A server that runs behind a prefix puts it into both (uvicorn's ``--root-path``), an application
-    that is told of one may get it in neither or in ``root_path`` alone (``FastAPI(root_path=…)``).
+    A server behind a prefix puts it into both (uvicorn's ``--root-path``). An application that is
+    configured with one may get it in neither, or in ``root_path`` alone (``FastAPI(root_path=…)``).
     """
     path, root = scope.get("path"), scope.get("root_path")
     if not isinstance(path, str):

@@ -120,7 +120,7 @@ class UnrecordedRequest(PendingScope):
         """See a message that goes to the server; return what is sent in its place."""
         exchange = self.exchange
         if exchange is not None:
-            # where no tap of its own stands inside
+            # if no middleware of ours is inside
             is_inside = self.inner_scope is not None and not self._is_moved_on
             return exchange.sent(exchange.sent_inside(message) if is_inside else message)
         if message["type"] == "http.response.start":

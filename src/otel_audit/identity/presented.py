@@ -1,6 +1,6 @@
-"""Credentials that a request presents, where nobody here can tell whose they are.
+"""Credentials that a request presents, but that cannot be resolved here.
 
-The application may be able to: so the client is not known, which is not to be nobody.
+The application may be able to: so the client is not known, which is not anonymous.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REMEDIES: Final = {
     SESSION: f"set {PREFIX}ACTOR_SESSION_KEY to the key of request.session with the user's id",
     OTHER: f"let the application say who it is by {_BY_HAND}, or set {PREFIX}ACTOR_RESOLVER",
 }
-"""What to do, for each of them."""
+"""The remedy for each reason."""
 
 _LONGEST_NAME: Final = 128
 """Characters of a header's name that can be a credential's."""
@@ -82,7 +82,7 @@ def presented(asgi_scope: Scope, *, reads_session: bool = False) -> str | None:
         reads_session: Whether a session was looked into: then it says that nobody is logged in.
 
     Returns:
-        The reason for not knowing who it is; None where there is no credential.
+        The reason for not knowing who it is; None if there is no credential.
     """
     has_cookie = False
     for name, value in asgi_scope.get("headers") or ():
@@ -107,7 +107,7 @@ def presented(asgi_scope: Scope, *, reads_session: bool = False) -> str | None:
 
 
 def warn_once(reason: str) -> None:
-    """Log once in this process that actions are anonymous for a reason that a setting mends."""
+    """Log once in this process that actions are anonymous for a reason that a setting can fix."""
     with _lock:
         if reason in _told:
             return

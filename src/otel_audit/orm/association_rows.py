@@ -193,8 +193,8 @@ class Relations:
         for side in plan.sides:
             if all(column in row for column in side.columns):
                 naming = self._places.naming(place, side.naming)
-                told = key_text(*(row[column] for column in side.columns))
-                found += [f"{name}:{told}" for name in (naming.own, *naming.also)]
+                key = key_text(*(row[column] for column in side.columns))
+                found += [f"{name}:{key}" for name in (naming.own, *naming.also)]
         return found
 
 

@@ -64,7 +64,7 @@ class Attachment:
     redactor: Redactor
     options: OrmOptions
     _faults: ErrorGuard
-    _journal: TransactionTracker
+    _tracker: TransactionTracker
     _mappers: MapperInfoCache
     _redaction: ColumnRedaction
     _listeners: list[_Listener] = field(default_factory=list)
@@ -76,12 +76,12 @@ class Attachment:
 
     def can_enlist(self, connection: Connection) -> None:
         """Say that the connection's transaction holds a record that the application has made."""
-        self._journal.of(connection).can_enlist = True
+        self._tracker.of(connection).can_enlist = True
 
     def settle(self) -> None:
         """Report commits that have been answered; see `TransactionTracker.settle`. Never raises."""
         try:
-            self._journal.settle()
+            self._tracker.settle()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("settle", error)
 
@@ -163,7 +163,7 @@ def detach(attachment: Attachment) -> None:
         _attached.remove(attachment)
         for target, name, listener, _ in attachment._listeners:  # noqa: SLF001 - made here
             event.remove(target, name, listener)
-    attachment._journal.close()  # noqa: SLF001 - made here
+    attachment._tracker.close()  # noqa: SLF001 - made here
 
 
 def _build(
@@ -175,16 +175,16 @@ def _build(
     faults = ErrorGuard()
     on_recorded = (lambda: None) if transactional is None else transactional.committed
     on_beside = None if transactional is None else complain_beside
-    journal = TransactionTracker(options, faults, on_orphan, on_recorded, on_beside)
+    tracker = TransactionTracker(options, faults, on_orphan, on_recorded, on_beside)
     selection = Selection(options)
     masking = ColumnRedaction(redactor, options.max_value)
     plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)
-    journal.mark = plans.personal.mark
+    tracker.mark = plans.personal.mark
     places = SchemaQualifiers()
     relations = Relations(plans, masking, places)
-    flushes = OpenFlushes(selection, plans, masking, relations, journal, faults, places)
+    flushes = OpenFlushes(selection, plans, masking, relations, tracker, faults, places)
     bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
-    executions = Executions(selection, journal, flushes, bulk, faults)
+    executions = Executions(selection, tracker, flushes, bulk, faults)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
         # before a listener of the application sets what is not written any more
@@ -193,12 +193,12 @@ def _build(
             MapperListeners(flushes, plans, fetch=Fetching(options)),
             {"raw": True, "retval": True, "insert": True},
         ),
-        (Session, SessionListeners(flushes, executions, journal), {}),
-        (Engine, EngineListeners(executions, journal), {}),
-        (Pool, PoolListeners(journal), {}),
+        (Session, SessionListeners(flushes, executions, tracker), {}),
+        (Engine, EngineListeners(executions, tracker), {}),
+        (Pool, PoolListeners(tracker), {}),
     )
     if options.before_images:
-        images = ImageListeners(plans, selection, masking, executions, journal, options, places)
+        images = ImageListeners(plans, selection, masking, executions, tracker, options, places)
         heard += ((Engine, images, {}),)
     listeners = [
         _Listener(target, name, faults.guard(getattr(one, name)), how)
@@ -206,12 +206,12 @@ def _build(
         for name in _events(one)
     ]
     if transactional is not None:
-        promised = OutboxListeners(transactional, journal)
+        promised = OutboxListeners(transactional, tracker)
         # unguarded, as a transaction that cannot be recorded must not be committed; and first
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]
-    return Attachment(redactor, options, faults, journal, plans, masking, listeners)
+    return Attachment(redactor, options, faults, tracker, plans, masking, listeners)
 
 
 def _events(listeners: object) -> list[str]:

@@ -78,7 +78,7 @@ class ImageListeners:
         selection: Selection,
         masking: ColumnRedaction,
         executions: Executions,
-        journal: TransactionTracker,
+        tracker: TransactionTracker,
         options: OrmOptions,
         places: SchemaQualifiers,
     ) -> None:
@@ -89,7 +89,7 @@ class ImageListeners:
         self._executions = executions
         executions.review = self._review
         self._places = places
-        self._journal = journal
+        self._tracker = tracker
         self._tables = frozenset(options.before_images)
         self._most = options.max_before_images
         self._before: weakref.WeakKeyDictionary[Connection, _Before] = weakref.WeakKeyDictionary()
@@ -149,27 +149,27 @@ class ImageListeners:
         Returns:
             The same. Where another number of rows was written than were read (for a trigger, a
             policy, another transaction), which they were is not known: it says so, and none of
-            them is told.
+            them is recorded.
         """
         before = self._before.get(connection)
         if before is None:
             return entries
-        told = [one for one in entries if one.table == before.table.fullname]
+        described = [one for one in entries if one.table == before.table.fullname]
         statement = bare(getattr(context, "invoked_statement", None))
         if before.statement is not statement:
-            if not told:
+            if not described:
                 return entries
             del self._before[connection]
             note = "not told row by row: a listener has changed the statement"
-            return [_noted(one, note) if one is told[0] else one for one in entries]
-        written, read = (told[0].rows if told else 0), len(before.rows)
+            return [_noted(one, note) if one is described[0] else one for one in entries]
+        written, read = (described[0].rows if described else 0), len(before.rows)
         if written is None or written == read:
             return entries
         del self._before[connection]
-        if not told:
+        if not described:
             return entries
         note = f"not told row by row: {read} rows were read before it, {written} were affected"
-        return [_noted(one, note) if one is told[0] else one for one in entries]
+        return [_noted(one, note) if one is described[0] else one for one in entries]
 
     def after_execute(
         self,
@@ -186,7 +186,7 @@ class ImageListeners:
             return
         del self._before[connection]
         after = _after(connection, before)
-        self._journal.write(connection, list(self._describe(connection, before, after)))
+        self._tracker.write(connection, list(self._describe(connection, before, after)))
         self._executions.end_if_autocommit(connection)
 
     def _read_of(
@@ -255,20 +255,20 @@ class ImageListeners:
     ) -> Any:
         if row is None:
             return None
-        told = self._plans.of_column(column)
+        info = self._plans.of_column(column)
         value = row[column.key]
-        if told.stored is not None:
+        if info.stored is not None:
             stored = row.get(_stored_key(column), MISSING)
             if stored is MISSING:
-                stored = told.stored.of(value, dialect)
-            if is_key and told.spelling is not None:
-                stored = told.spelling(stored)
-            return self._masking.stored(told.name, value, stored, told.alias)
-        if told.members is not None:
-            value = told.members.of(value, dialect)
-        if is_key and told.spelling is not None:
-            value = told.spelling(value)
-        return self._masking.value(told.name, value, mark=told.mark, alias=told.alias)
+                stored = info.stored.of(value, dialect)
+            if is_key and info.spelling is not None:
+                stored = info.spelling(stored)
+            return self._masking.stored(info.name, value, stored, info.alias)
+        if info.members is not None:
+            value = info.members.of(value, dialect)
+        if is_key and info.spelling is not None:
+            value = info.spelling(value)
+        return self._masking.value(info.name, value, mark=info.mark, alias=info.alias)
 
 
 def _noted(change: Change, note: str) -> Change:

@@ -122,7 +122,7 @@ class BulkReader:
             operation=write.operation,
             kind=write.kind,
             entity=table if info is None else info.entity,
-            name=None if info is None else info.naming.told,
+            name=None if info is None else info.naming.noun,
             table=table,
             statement=self._parameters.text(statement, style),
             note=_notes(write.note, self._cascading_text(write, statement)),
@@ -226,7 +226,7 @@ class BulkReader:
             operation=operation,
             kind="bulk",
             entity=str(table.name) if plan is None else plan.entity,
-            name=None if plan is None else plan.naming.told,
+            name=None if plan is None else plan.naming.noun,
             table=str(table.fullname),
             **parts,
         )

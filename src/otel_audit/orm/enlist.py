@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def enlist(
-    session: Any, row: tuple[str, str], told: Callable[[Connection], None]
+    session: Any, row: tuple[str, str], on_connection: Callable[[Connection], None]
 ) -> Awaitable[None] | None:
     """Write a record in a session's transaction, beginning one if there is none.
 
     Args:
         session: A session or connection of SQLAlchemy, asynchronous or not.
         row: The record's id and its JSON text.
-        told: Called with the connection.
+        on_connection: Called with the connection.
 
     Returns:
         Something to await, for an asynchronous session or connection; else None.
@@ -34,7 +34,7 @@ def enlist(
         StoreError: The outbox does not take it.
     """
     if isinstance(session, AsyncSession | async_scoped_session | AsyncConnection):
-        return _ride_async(session, row, told)
+        return _enlist_async(session, row, on_connection)
     if isinstance(session, Session | scoped_session):
         session = session.connection()
     if not isinstance(session, Connection):
@@ -42,18 +42,18 @@ def enlist(
             "emit_in_transaction(): a Session, AsyncSession, Connection or AsyncConnection of "
             f"SQLAlchemy is needed, not {type(session).__name__}"
         )
-    _write(session, row, told)
+    _write(session, row, on_connection)
     return None
 
 
-async def _ride_async(
+async def _enlist_async(
     session: AsyncSession | async_scoped_session[Any] | AsyncConnection,
     row: tuple[str, str],
-    told: Callable[[Connection], None],
+    on_connection: Callable[[Connection], None],
 ) -> None:
     def write(within: Session | Connection) -> None:
         connection = within if isinstance(within, Connection) else within.connection()
-        _write(connection, row, told)
+        _write(connection, row, on_connection)
 
     if isinstance(session, AsyncConnection):
         await session.run_sync(write)
@@ -63,7 +63,7 @@ async def _ride_async(
 
 
 def _write(
-    connection: Connection, row: tuple[str, str], told: Callable[[Connection], None]
+    connection: Connection, row: tuple[str, str], on_connection: Callable[[Connection], None]
 ) -> None:
     write_records(connection, [row])
-    told(connection)
+    on_connection(connection)

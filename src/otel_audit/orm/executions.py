@@ -67,14 +67,14 @@ class Executions:
     def __init__(
         self,
         selection: Selection,
-        journal: TransactionTracker,
+        tracker: TransactionTracker,
         flushes: OpenFlushes,
         bulk: BulkReader,
         faults: ErrorGuard,
     ) -> None:
         """Take what following needs."""
         self._selection = selection
-        self._journal = journal
+        self._tracker = tracker
         self._flushes = flushes
         self._bulk = bulk
         self._faults = faults
@@ -104,23 +104,23 @@ class Executions:
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("statement", error)
-            self._journal.write(connection, [untracked("update", "?", "?", type(error).__name__)])
+            self._tracker.write(connection, [untracked("update", "?", "?", type(error).__name__)])
             flushing = False
         if flushing:
             return
         if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
             # more batches of the same statement may follow, which are counted with this one
             self._has_expected_more = True
-            self._journal.expect_more(connection)
+            self._tracker.expect_more(connection)
         else:
             self.end_if_autocommit(connection)
 
     def _end_statement_before(self, connection: Connection, context: Any) -> None:
-        ledger = self._journal.find(connection)
-        if ledger is not None and ledger.autocommitted:
+        state = self._tracker.find(connection)
+        if state is not None and state.autocommitted:
             last = self._last.get(connection)
             if last is None or last.context() is not context:
-                self._journal.end(connection, "committed")
+                self._tracker.end(connection, "committed")
 
     def _follow(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
@@ -129,7 +129,7 @@ class Executions:
         element = compiled_element(context)
         if isinstance(element, SavepointClause):
             # the event that announces a savepoint does not have its name
-            self._journal.of(connection).open_savepoint(element.ident)
+            self._tracker.of(connection).open_savepoint(element.ident)
             return False
         sessions = _sessions_of(connection)
         flush = self._flushes.writing(sessions)
@@ -145,7 +145,7 @@ class Executions:
                 lambda step: self._bulk.describe_text(step, context, statement, parameters, cursor),
             )
             if not text.controls and _OBSCURE.search(statement):
-                self._journal.of(connection).obscure = True
+                self._tracker.of(connection).obscure = True
             return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
             entries = self._bulk.describe(context, statement, cursor)
@@ -154,7 +154,7 @@ class Executions:
             if isinstance(element, UpdateBase):
                 schemas = context.execution_options.get("schema_translate_map")
                 entries = [placed(schemas, entry) for entry in entries]
-            self._journal.write(connection, entries)
+            self._tracker.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(weakref.ref(context), entry, _row_count(cursor))
         return flush is not None
@@ -165,26 +165,26 @@ class Executions:
         if connection is None:
             return
         self._count_batches_sent(connection, context.execution_context)
-        ledger = self._journal.find(connection)
-        if ledger is not None and ledger.autocommitted:
+        state = self._tracker.find(connection)
+        if state is not None and state.autocommitted:
             # the batches before the one that has failed
-            self._journal.end(connection, "committed")
-            ledger = None
-        if ledger is not None and ledger.committing:
-            self._journal.end(connection, commit_failure(context))
+            self._tracker.end(connection, "committed")
+            state = None
+        if state is not None and state.committing:
+            self._tracker.end(connection, commit_failure(context))
             return
         if context.statement is None or not self._selection.takes_connection(connection):
             return
         dooms = dooms_transaction(context)
         if dooms is not False:
-            self._journal.of(connection).top.aborted = dooms
+            self._tracker.of(connection).top.aborted = dooms
         execution = context.execution_context
         if execution is None or not _may_write(execution):
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
         if attempted and self._takes_any(_sessions_of(connection)):
             refused = [f"{one.operation} {one.table}" for one in attempted]
-            self._journal.of(connection).touch(self._journal.owner(connection), refused)
+            self._tracker.of(connection).touch(self._tracker.owner(connection), refused)
             if dooms is False and execution.executemany:
                 # the database keeps the rows before the one that it has refused
                 self._failed_part_way(connection, execution, attempted)
@@ -198,7 +198,7 @@ class Executions:
             return
         reason = "it may have failed part-way"
         entries = [untracked(one.operation, one.entity, one.table, reason) for one in attempted]
-        self._journal.write(connection, entries)
+        self._tracker.write(connection, entries)
         self.end_if_autocommit(connection)
 
     def writes_relation(self, connection: Connection, table: Table) -> bool:
@@ -214,13 +214,13 @@ class Executions:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
         for session in _sessions_of(connection):
             if self._flushes.has_tried(session, connection):
-                self._journal.of(connection).touch(self._journal.owner(connection))
+                self._tracker.of(connection).touch(self._tracker.owner(connection))
 
     def end_if_autocommit(self, connection: Connection) -> None:
         """Report at once what is committed already, as in autocommit mode."""
-        ledger = self._journal.find(connection)
-        if ledger is not None and not ledger.prepared and is_committed(connection):
-            self._journal.end(connection, "unknown" if ledger.obscure else "committed")
+        state = self._tracker.find(connection)
+        if state is not None and not state.prepared and is_committed(connection):
+            self._tracker.end(connection, "unknown" if state.obscure else "committed")
 
     def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:
         """One INSERT of many rows is sent in several batches: count them as one."""
@@ -232,12 +232,12 @@ class Executions:
         counted = getattr(context, "compiled_parameters", None)
         if entry.rows is not None and rows is not None and entry.rows != len(counted or ()):
             amended = msgspec.structs.replace(entry, rows=entry.rows + rows)
-            if not self._journal.of(connection).replace_last(
-                self._journal.owner(connection), entry, amended
+            if not self._tracker.of(connection).replace_last(
+                self._tracker.owner(connection), entry, amended
             ):
                 # reported in the meantime: what follows is an entry of its own
                 amended = msgspec.structs.replace(entry, rows=rows, parameters=None)
-                self._journal.write(connection, [amended])
+                self._tracker.write(connection, [amended])
             entry = amended
         self._last[connection] = _Last(last.context, entry, sent)
         return True
@@ -250,31 +250,31 @@ class Executions:
             if isinstance(step, Control):
                 self._control(connection, step)
             else:
-                self._journal.write(connection, describe(step))
+                self._tracker.write(connection, describe(step))
 
     def _count_batches_sent(self, connection: Connection, context: Any) -> None:
         """A batch of a statement has failed: the rows of the ones before it were written."""
         last = self._last.get(connection)
-        ledger = self._journal.find(connection)
-        if last is None or ledger is None or context is None or last.context() is not context:
+        state = self._tracker.find(connection)
+        if last is None or state is None or context is None or last.context() is not context:
             return
         amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
-        ledger.replace_last(self._journal.owner(connection), last.entry, amended)
+        state.replace_last(self._tracker.owner(connection), last.entry, amended)
 
     def _control(self, connection: Connection, control: Control) -> None:
         """Follow an application that controls its transaction by texts of its own."""
         if control.verb == "begin":
-            self._journal.has_begun(connection)
+            self._tracker.has_begun(connection)
         elif control.verb == "commit":
-            self._journal.committed(connection)
+            self._tracker.committed(connection)
         elif control.verb == "rollback":
-            self._journal.rolled_back(connection)
+            self._tracker.rolled_back(connection)
         elif control.verb == "savepoint":
-            self._journal.of(connection).open_savepoint(control.name)
+            self._tracker.of(connection).open_savepoint(control.name)
         elif control.verb == "release":
-            self._journal.release_savepoint(connection, control.name)
+            self._tracker.release_savepoint(connection, control.name)
         else:
-            self._journal.undo_savepoint(connection, control.name, reopen=True)
+            self._tracker.undo_savepoint(connection, control.name, reopen=True)
 
 
 def _row_count(cursor: Any) -> int | None:

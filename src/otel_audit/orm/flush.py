@@ -152,7 +152,7 @@ class OpenFlushes:
         plans: MapperInfoCache,
         masking: ColumnRedaction,
         relations: Relations,
-        journal: TransactionTracker,
+        tracker: TransactionTracker,
         faults: ErrorGuard,
         places: SchemaQualifiers,
     ) -> None:
@@ -161,7 +161,7 @@ class OpenFlushes:
         self._plans = plans
         self._masking = masking
         self._relations = relations
-        self._journal = journal
+        self._tracker = tracker
         self._faults = faults
         self._places = places
         self._numbers = count()
@@ -257,7 +257,7 @@ class OpenFlushes:
 
         Returns:
             Whether it is the unit of work's own; one that a listener of the application has
-            slipped in is not.
+            added is not.
         """
         compiled = context.compiled
         if compiled is not None and compiled is flush.own_compiled:
@@ -321,16 +321,16 @@ class OpenFlushes:
         if flush is None:
             return set()
         for connection, rows in flush.rows.items():
-            scope = self._journal.owner(connection)
+            scope = self._tracker.owner(connection)
             reader = ValueReader(self._masking, connection.dialect, flush.values.get(connection))
             self._look_at(rows, reader)
-            ledger = self._journal.of(connection)
+            state = self._tracker.of(connection)
             self._placed(connection, rows)
-            number = self._note_rows(ledger, scope, rows, reader, flush.short)
+            number = self._note_rows(state, scope, rows, reader, flush.short)
             if scope is not None and number:
-                scope.note_flushed(number, ledger)
+                scope.note_flushed(number, state)
         for connection, change in flush.others:
-            self._journal.write(connection, [change])
+            self._tracker.write(connection, [change])
         if not any(flush.committed.values()):
             return set()
         written = {*flush.rows, *(connection for connection, _ in flush.others)}
@@ -451,7 +451,7 @@ class OpenFlushes:
 
     def _note_rows(
         self,
-        ledger: TransactionState,
+        state: TransactionState,
         owner: Owner,
         rows: list[Row],
         reader: ValueReader,
@@ -472,7 +472,7 @@ class OpenFlushes:
                 plan = row.plan
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
             if batch is None:
-                batch = ledger.top.batch(owner)
+                batch = state.top.batch(owner)
             self._plans.personal.mark(change)
             batch.add(change)
             number += 1

@@ -73,12 +73,12 @@ class SessionListeners:
     """Listens to the flushes of sessions, and the connections they use."""
 
     def __init__(
-        self, flushes: OpenFlushes, executions: Executions, journal: TransactionTracker
+        self, flushes: OpenFlushes, executions: Executions, tracker: TransactionTracker
     ) -> None:
         """Take what listening needs."""
         self._flushes = flushes
         self._executions = executions
-        self._journal = journal
+        self._tracker = tracker
 
     def after_begin(
         self, session: Session, _transaction: SessionTransaction, connection: Connection
@@ -101,42 +101,42 @@ class SessionListeners:
     def after_soft_rollback(self, session: Session, _transaction: SessionTransaction) -> None:
         """Forget what a failed flush has gathered, unless it is committed all the same."""
         for connection, changes in self._flushes.fail(session).items():
-            self._journal.write(connection, changes)
+            self._tracker.write(connection, changes)
             self._executions.end_if_autocommit(connection)
 
     def after_commit(self, _session: Session) -> None:
         """Learn that the commits sent before have worked."""
-        self._journal.settle()
+        self._tracker.settle()
 
 
 class EngineListeners:
     """Listens to statements and transactions of every connection."""
 
-    def __init__(self, executions: Executions, journal: TransactionTracker) -> None:
+    def __init__(self, executions: Executions, tracker: TransactionTracker) -> None:
         """Take what listening needs."""
         self._executions = executions
-        self._journal = journal
+        self._tracker = tracker
 
     def begin(self, connection: Connection) -> None:
         """Learn that the transaction before has ended."""
-        self._journal.begins(connection)
+        self._tracker.begins(connection)
 
     def begin_twophase(self, connection: Connection, _xid: Any) -> None:
         """Learn that the transaction before has ended."""
-        self._journal.begins(connection)
+        self._tracker.begins(connection)
 
     def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Drop what the savepoint holds."""
         self._executions.gives_up(connection)
-        self._journal.undo_savepoint(connection, name)
+        self._tracker.undo_savepoint(connection, name)
 
     def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Keep what the savepoint holds."""
-        self._journal.release_savepoint(connection, name)
+        self._tracker.release_savepoint(connection, name)
 
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
-        self._journal.commit_begins(connection)
+        self._tracker.commit_begins(connection)
         identities = identities_at_hand()
         if identities:
             remember_loaded(identities)
@@ -147,22 +147,22 @@ class EngineListeners:
         if identities:
             remember_stored(identities)
         self._executions.gives_up(connection)
-        self._journal.rolled_back(connection)
+        self._tracker.rolled_back(connection)
 
     def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
         """Learn that the transaction survives the connection."""
-        ledger = self._journal.find(connection)
-        if ledger is not None:
-            ledger.prepared = True
+        state = self._tracker.find(connection)
+        if state is not None:
+            state.prepared = True
 
     def commit_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
         """Expect an answer to a COMMIT PREPARED."""
-        self._journal.commit_begins(connection)
+        self._tracker.commit_begins(connection)
 
     def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
         """Report what was written as rolled back."""
         self._executions.gives_up(connection)
-        self._journal.rolled_back(connection)
+        self._tracker.rolled_back(connection)
 
     def after_cursor_execute(
         self,
@@ -184,14 +184,14 @@ class EngineListeners:
 class PoolListeners:
     """Listens to connections that return to the pool."""
 
-    def __init__(self, journal: TransactionTracker) -> None:
+    def __init__(self, tracker: TransactionTracker) -> None:
         """Take what listening needs."""
-        self._journal = journal
+        self._tracker = tracker
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
         """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
-        self._journal.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
+        self._tracker.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""
-        self._journal.returned(dbapi_connection)
+        self._tracker.returned(dbapi_connection)

@@ -80,10 +80,10 @@ class OutboxListeners:
     Listens before all others of ours, so that a failed write is no failed COMMIT yet.
     """
 
-    def __init__(self, transactional: Transactional, journal: TransactionTracker) -> None:
+    def __init__(self, transactional: Transactional, tracker: TransactionTracker) -> None:
         """Take what writing needs."""
         self._transactional = transactional
-        self._journal = journal
+        self._tracker = tracker
         self._roles: weakref.WeakKeyDictionary[Connection, str] = weakref.WeakKeyDictionary()
 
     def commit(self, connection: Connection) -> None:
@@ -128,7 +128,7 @@ class OutboxListeners:
         try:
             self._write(connection)
         except BaseException:
-            self._journal.rolled_back(connection)
+            self._tracker.rolled_back(connection)
             try:
                 connection.connection.rollback()
             except Exception:  # noqa: BLE001 - the first error is the one to report
@@ -139,8 +139,8 @@ class OutboxListeners:
             raise
 
     def _write(self, connection: Connection) -> None:
-        ledger = self._journal.find(connection)
-        if ledger is None or ledger.aborted or ledger.prepared or not ledger.has_changes:
+        state = self._tracker.find(connection)
+        if state is None or state.aborted or state.prepared or not state.has_changes:
             return
         if connection.dialect.name != DIALECT:
             _complain_of_place(f"a database of type {connection.dialect.name}")
@@ -148,12 +148,12 @@ class OutboxListeners:
         if is_autocommit(connection):
             _complain_of_place("a connection in autocommit mode")
             return
-        for owner, batch in list(ledger.gather().items()):
+        for owner, batch in list(state.gather().items()):
             if batch:
-                self._write_batch(connection, ledger, owner, batch)
+                self._write_batch(connection, state, owner, batch)
 
     def _write_batch(
-        self, connection: Connection, ledger: TransactionState, owner: Owner, batch: SpilledChanges
+        self, connection: Connection, state: TransactionState, owner: Owner, batch: SpilledChanges
     ) -> None:
         batch.settle("committed")
         encoded = (self._transactional.encode(one) for one in self._composed(owner, batch))
@@ -164,12 +164,12 @@ class OutboxListeners:
             except DBAPIError as error:
                 if sqlstate(error.orig or error) == _ABORTED:
                     # the application went on after an error: COMMIT will roll back
-                    ledger.top.aborted = True
+                    state.top.aborted = True
                     return
                 raise self._refusal(error, self._roles.get(connection)) from error
             ids.extend(row["id"] for row in rows)
         if ids:
-            ledger.note_recorded(owner, ids)
+            state.note_recorded(owner, ids)
 
     def _composed(self, owner: Owner, batch: SpilledChanges) -> Iterator[AuditRecord]:
         try:
@@ -270,15 +270,15 @@ def _in_parts(encoded: Iterable[tuple[str, str]]) -> Iterator[list[dict[str, str
         yield rows
 
 
-def complain_beside(ledger: TransactionState) -> None:
+def complain_beside(state: TransactionState) -> None:
     """Say that a transaction was committed without entries of what it has changed.
 
     Args:
-        ledger: What it has written.
+        state: What it has written.
     """
-    if ledger.engine is not None and ledger.engine.dialect.name != DIALECT:
-        _complain_of_place(f"a database of type {ledger.engine.dialect.name}")
-    elif ledger.committing:
+    if state.engine is not None and state.engine.dialect.name != DIALECT:
+        _complain_of_place(f"a database of type {state.engine.dialect.name}")
+    elif state.committing:
         _complain_of_place("a connection whose `commit` listener writes after ours")
     else:
         _complain_of_place("a connection in autocommit mode, or behind a COMMIT within a text,")

@@ -24,7 +24,7 @@ class RowNaming:
 
     Attributes:
         own: A noun, with a prefix that distinguishes it from the same noun for other rows.
-        told: The same, if it is not the entity's name in snake case.
+        noun: The same, if it is not the entity's name in snake case.
         also: What else references may call them: a shorter name, the table's, those of the
             classes that the class inherits from.
         bases: Those of `also` that are of inherited classes.
@@ -33,7 +33,7 @@ class RowNaming:
     """
 
     own: str
-    told: str | None
+    noun: str | None
     also: tuple[str, ...]
     bases: tuple[str, ...]
     table: str
@@ -41,16 +41,16 @@ class RowNaming:
 
     def name_for(self, key: Mapping[str, Any]) -> str | None:
         """A row's noun in a change, if the entity's name does not give it."""
-        if self.told is not None or len(key) < 2 or is_plain_key(key.values()):  # noqa: PLR2004 - of one column
-            return self.told
+        if self.noun is not None or len(key) < 2 or is_plain_key(key.values()):  # noqa: PLR2004 - of one column
+            return self.noun
         return self.own
 
     def references(self, key: Mapping[str, Any]) -> tuple[str, ...]:
         """The further references to a row."""
         if not self.also:
             return ()
-        told = key_text(*key.values())
-        return tuple([f"{name}:{told}" for name in self.also])
+        text = key_text(*key.values())
+        return tuple([f"{name}:{text}" for name in self.also])
 
     @classmethod
     def of_table(cls, table: Table) -> RowNaming:
@@ -87,7 +87,7 @@ class ReferenceNames:
         own, bases = self.own(mapper), tuple(map(self.own, bases_of(mapper)))
         return RowNaming(
             own=own,
-            told=None if own == snake_case(mapper.class_.__name__) else own,
+            noun=None if own == snake_case(mapper.class_.__name__) else own,
             also=tuple(dict.fromkeys((*self.further(mapper), *bases))),
             bases=bases,
             table=table,

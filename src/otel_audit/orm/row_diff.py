@@ -191,13 +191,13 @@ class ValueReader:
         try:
             if column.stored is not None:
                 stored = column.stored.of(value, self._dialect)
-                told = self._stored(column.name, value, column.spelling(stored), column.alias)
+                part = self._stored(column.name, value, column.spelling(stored), column.alias)
             else:
                 form = self._form(column.spelling(value))
-                told = self._redact(column.name, form, column.mark, column.alias)
+                part = self._redact(column.name, form, column.mark, column.alias)
         except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
             return self.read(column, value)
-        return told
+        return part
 
     def knows_before(self, column: ColumnInfo, value: Any) -> bool:
         """Whether it is known what the database held for a value that was read from it.
@@ -320,7 +320,7 @@ def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueR
     return Change(
         operation="insert",
         entity=plan.entity,
-        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
+        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
@@ -368,7 +368,7 @@ def describe_update(
     return Change(
         operation="update",
         entity=plan.entity,
-        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
+        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
@@ -405,7 +405,7 @@ def describe_delete(
     return Change(
         operation="delete",
         entity=plan.entity,
-        name=plan.naming.told if len(key) == 1 else plan.naming.name_for(key),
+        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
@@ -488,8 +488,8 @@ def _earlier_key(
             earlier[column.name] = reader.read_key(column, old)
     if earlier == key:
         return ()
-    told = key_text(*earlier.values())
-    return tuple(f"{name}:{told}" for name in (plan.naming.own, *plan.naming.also))
+    text = key_text(*earlier.values())
+    return tuple(f"{name}:{text}" for name in (plan.naming.own, *plan.naming.also))
 
 
 def _moving_others(plan: MapperInfo, changed: Mapping[str, Any]) -> str | None:

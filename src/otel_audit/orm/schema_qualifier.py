@@ -186,7 +186,7 @@ def _placed(naming: RowNaming, schema: str | None, qualifier: str) -> RowNaming:
     return replace(
         naming,
         own=own,
-        told=own if qualifier else naming.told,
+        noun=own if qualifier else naming.noun,
         also=tuple(dict.fromkeys(one for one in also if one != own)),
         table=f"{schema}.{bare}" if schema else bare,
     )

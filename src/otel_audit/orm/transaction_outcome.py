@@ -134,15 +134,15 @@ def transaction_state(driver_connection: Any) -> bool | None:
     try:
         if kind in _WRAPPERS:
             return bool(driver_connection.driver_connection.is_in_transaction())
-        told = _transaction_state(driver_connection)
-        if told is None:
+        found = _transaction_state(driver_connection)
+        if found is None:
             wrapped = getattr(driver_connection, "driver_connection", None)
-            told = _transaction_state(wrapped)
-            if told is not None and type(wrapped).__module__.startswith("asyncpg."):
+            found = _transaction_state(wrapped)
+            if found is not None and type(wrapped).__module__.startswith("asyncpg."):
                 _WRAPPERS.add(kind)
     except Exception:  # noqa: BLE001 - a closed connection, for which drivers raise
         return None
-    return told
+    return found
 
 
 def reset_outcome(engine: Engine) -> TransactionOutcome:

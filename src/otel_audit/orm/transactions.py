@@ -76,29 +76,29 @@ class TransactionTracker:
         self._on_orphan = on_orphan
         self._on_recorded = on_recorded
         self._on_beside = on_beside
-        self._ledgers: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
+        self._states: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
         self._gone: deque[TransactionState] = deque()
         self.mark: Callable[[Change], None] = _unmarked
         """Names the personal columns of a change; set where the models are known."""
 
     def find(self, connection: Connection) -> TransactionState | None:
         """The state of a connection's transaction, None if nothing has happened in it."""
-        found = self._ledgers.get(id(connection))
+        found = self._states.get(id(connection))
         return None if found is None else found[1]
 
     def of(self, connection: Connection) -> TransactionState:
         """The state of a connection's transaction."""
-        found = self._ledgers.get(id(connection))
+        found = self._states.get(id(connection))
         if found is not None:
             return found[1]
         self._report_gone()
         number = id(connection)
-        ledger = TransactionState(self._room, self._options.keep_rolled_back)
-        ledger.engine = connection.engine
+        state = TransactionState(self._room, self._options.keep_rolled_back)
+        state.engine = connection.engine
         # one that is thrown away unclosed is rolled back by its pool
         reference = weakref.ref(connection, lambda _: self._lost(number))
-        self._ledgers[number] = (reference, ledger)
-        return ledger
+        self._states[number] = (reference, state)
+        return state
 
     def owner(self, connection: Connection) -> Owner:
         """Say to which action belongs what is written now.
@@ -118,38 +118,38 @@ class TransactionTracker:
     def write(self, connection: Connection, changes: Iterable[Change]) -> None:
         """Note changes in the connection's transaction, for the action under way."""
         scope = self.owner(connection)
-        ledger = self.of(connection)
+        state = self.of(connection)
         number = 0
         for change in changes:
             self.mark(change)
-            ledger.add(scope, change)
+            state.add(scope, change)
             number += 1
         if scope is not None and number:
-            scope.note_flushed(number, ledger)
+            scope.note_flushed(number, state)
 
     def undo_savepoint(self, connection: Connection, name: str, *, reopen: bool = False) -> None:
         """A savepoint was rolled back."""
-        ledger = self.find(connection)
-        if ledger is None:
+        state = self.find(connection)
+        if state is None:
             return
-        for owner, number in ledger.undo_savepoint(name, reopen=reopen).items():
+        for owner, number in state.undo_savepoint(name, reopen=reopen).items():
             if owner is not None and number:
                 owner.note_savepoint_rollback(number)
 
     def expect_more(self, connection: Connection) -> None:
         """A batch of a statement was executed, and further ones may follow."""
-        ledger = self.find(connection)
-        if ledger is not None:
-            ledger.autocommitted = is_committed(connection)
+        state = self.find(connection)
+        if state is not None:
+            state.autocommitted = is_committed(connection)
 
     def release_savepoint(self, connection: Connection, name: str) -> None:
         """A savepoint is about to be released.
 
         In autocommit mode SQLite lets one begin a transaction, which this then commits.
         """
-        ledger = self.of(connection)
-        ledger.release_savepoint(name)
-        ledger.is_released = len(ledger.frames) == 1
+        state = self.of(connection)
+        state.release_savepoint(name)
+        state.is_released = len(state.frames) == 1
 
     def begins(self, connection: Connection) -> None:
         """A transaction begins, and the one before, if any, has ended.
@@ -158,13 +158,13 @@ class TransactionTracker:
         its ROLLBACK: to the database it continues, and has the outcome of the next writes.
         """
         self.settle()
-        ledger = self.find(connection)
-        if ledger is not None:
-            ledger.committing = False
+        state = self.find(connection)
+        if state is not None:
+            state.committing = False
         scope = action_under_way()
         if scope is not None:
             connection.__dict__[_BEGAN_IN] = scope
-        elif ledger is None:
+        elif state is None:
             connection.__dict__.pop(_BEGAN_IN, None)
 
     def has_begun(self, connection: Connection) -> None:
@@ -173,30 +173,30 @@ class TransactionTracker:
         SQLite takes none within a transaction, so the COMMIT before was sent. The driver no longer
         shows that, if the listener that sends it was called before ours.
         """
-        ledger = self.find(connection)
-        if ledger is not None and ledger.committing and connection.dialect.name == "sqlite":
+        state = self.find(connection)
+        if state is not None and state.committing and connection.dialect.name == "sqlite":
             self.committed(connection)
 
     def commit_begins(self, connection: Connection) -> None:
         """A COMMIT is about to be sent."""
-        ledger = self.find(connection)
-        if ledger is None:
+        state = self.find(connection)
+        if state is None:
             return
-        if ledger.autocommitted:
+        if state.autocommitted:
             self.end(connection, "committed")
             return
         if connection.invalidated:  # SQLAlchemy will refuse: there is nothing left to commit
-            self.end(connection, "unknown" if ledger.prepared else "rolled_back")
+            self.end(connection, "unknown" if state.prepared else "rolled_back")
             return
-        ledger.committing = True
-        ledger.driver_connection = connection.connection.dbapi_connection
+        state.committing = True
+        state.driver_connection = connection.connection.dbapi_connection
 
     def committed(self, connection: Connection) -> None:
         """A COMMIT has been answered without an error, which need not mean that it committed."""
-        ledger = self.find(connection)
-        if ledger is None:
+        state = self.find(connection)
+        if state is None:
             return
-        aborted = ledger.aborted
+        aborted = state.aborted
         self.end(
             connection,
             "committed" if aborted is False else "rolled_back" if aborted else "unknown",
@@ -204,9 +204,9 @@ class TransactionTracker:
 
     def rolled_back(self, connection: Connection) -> None:
         """A ROLLBACK is about to be sent, or need not be."""
-        ledger = self.find(connection)
-        if ledger is not None:
-            if _is_over(ledger, connection):
+        state = self.find(connection)
+        if state is not None:
+            if _is_over(state, connection):
                 self.end(connection, "committed")
             else:
                 # nothing of it is undone if none was begun, only not yet answered
@@ -221,7 +221,7 @@ class TransactionTracker:
         """
         if self._gone:
             self._report_gone()
-        if self._ledgers:
+        if self._states:
             self._settle(None)
 
     def returned(self, driver_connection: object) -> None:
@@ -230,7 +230,7 @@ class TransactionTracker:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        if self._ledgers:
+        if self._states:
             self._settle(driver_connection)
 
     def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
@@ -240,33 +240,33 @@ class TransactionTracker:
             driver_connection: The driver's connection.
             unfinished: Whether SQLAlchemy closes a transaction whose COMMIT it did not see through.
         """
-        for _, ledger in list(self._ledgers.values()):
-            if ledger.committing and ledger.driver_connection is driver_connection:
+        for _, state in list(self._states.values()):
+            if state.committing and state.driver_connection is driver_connection:
                 # a pool that commits sends the COMMIT that was kept from being sent
-                ledger.unsent = reset_outcome(ledger.engine) != "committed" and (
+                state.unsent = reset_outcome(state.engine) != "committed" and (
                     unfinished or in_transaction(driver_connection)
                 )
 
     def _settle(self, driver_connection: object | None) -> None:
-        for number in list(self._ledgers):
-            found = self._ledgers.get(number)
+        for number in list(self._states):
+            found = self._states.get(number)
             if found is None:
                 continue
-            reference, ledger = found
-            if driver_connection is None and _is_over(ledger, reference()):
+            reference, state = found
+            if driver_connection is None and _is_over(state, reference()):
                 self._end(number, "committed")
                 continue
-            if not ledger.committing:
+            if not state.committing:
                 continue
-            if driver_connection is not None and ledger.driver_connection is not driver_connection:
+            if driver_connection is not None and state.driver_connection is not driver_connection:
                 continue
             connection = reference()
             if connection is None:
                 self._lost(number)
-            elif ledger.unsent:
+            elif state.unsent:
                 self._end(number, "unknown")
             elif connection.get_transaction() is None and not in_transaction(
-                ledger.driver_connection
+                state.driver_connection
             ):
                 self.committed(connection)
 
@@ -277,39 +277,37 @@ class TransactionTracker:
     def close(self) -> None:
         """Report what can be known, and the rest as unknown; for detaching."""
         self.settle()
-        for number in list(self._ledgers):
+        for number in list(self._states):
             self._end(number, "unknown")
 
     def _lost(self, number: int) -> None:
         """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
-        found = self._ledgers.pop(number, None)
+        found = self._states.pop(number, None)
         if found is not None:
-            ledger = found[1]
-            if ledger.committing:
-                if reset_outcome(ledger.engine) != "committed":
-                    ledger.unsent = ledger.unsent or in_transaction(ledger.driver_connection)
-                ledger.driver_connection = None
-            self._gone.append(ledger)
+            state = found[1]
+            if state.committing:
+                if reset_outcome(state.engine) != "committed":
+                    state.unsent = state.unsent or in_transaction(state.driver_connection)
+                state.driver_connection = None
+            self._gone.append(state)
 
     def _report_gone(self) -> None:
         while self._gone:
             try:
-                ledger = self._gone.popleft()
+                state = self._gone.popleft()
             except IndexError:  # another thread was faster
                 return
-            if ledger.prepared or ledger.unsent:
-                self._finish(ledger, "unknown")
-            elif ledger.committing:
-                self._finish(ledger, "committed" if ledger.aborted is False else "unknown")
-            elif ledger.autocommitted:
-                self._finish(ledger, "committed")
+            if state.prepared or state.unsent:
+                self._finish(state, "unknown")
+            elif state.committing:
+                self._finish(state, "committed" if state.aborted is False else "unknown")
+            elif state.autocommitted:
+                self._finish(state, "committed")
             else:
-                self._finish(
-                    ledger, "rolled_back" if ledger.aborted else reset_outcome(ledger.engine)
-                )
+                self._finish(state, "rolled_back" if state.aborted else reset_outcome(state.engine))
 
     def _end(self, number: int, outcome: TransactionOutcome) -> None:
-        found = self._ledgers.pop(number, None)
+        found = self._states.pop(number, None)
         if found is None:
             return
         connection = found[0]()
@@ -318,14 +316,14 @@ class TransactionTracker:
             connection.__dict__.pop(_BEGAN_IN, None)
         self._finish(found[1], outcome)
 
-    def _finish(self, ledger: TransactionState, outcome: TransactionOutcome) -> None:
-        if (ledger.recorded or ledger.can_enlist) and outcome != "rolled_back":
+    def _finish(self, state: TransactionState, outcome: TransactionOutcome) -> None:
+        if (state.recorded or state.can_enlist) and outcome != "rolled_back":
             self._on_recorded()
-        for owner, batch in ledger.undone.items():
+        for owner, batch in state.undone.items():
             batch.settle("rolled_back")
             self._report_undone(owner, batch)
-        recorded, beside = dict(ledger.recorded), False
-        for owner, batch in ledger.finish():
+        recorded, beside = dict(state.recorded), False
+        for owner, batch in state.finish():
             beside = beside or bool(batch)
             if outcome == "rolled_back" and owner in recorded:
                 # it was undone with the rest
@@ -333,16 +331,16 @@ class TransactionTracker:
                 whole.absorb(batch)
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
-            self._report(owner, outcome, batch, ledger, recorded.pop(owner, None))
+            self._report(owner, outcome, batch, state, recorded.pop(owner, None))
         if beside and outcome == "committed" and self._on_beside is not None:
-            self._on_beside(ledger)
+            self._on_beside(state)
 
     def _report(
         self,
         owner: Owner,
         outcome: TransactionOutcome,
         batch: SpilledChanges,
-        ledger: TransactionState,
+        state: TransactionState,
         recorded: WrittenByAction | None,
     ) -> None:
         if owner is not None:
@@ -353,8 +351,8 @@ class TransactionTracker:
                 batch,
                 elsewhere=0 if recorded is None else recorded.changes.count,
                 keep_rolled_back=self._options.keep_rolled_back,
-                transaction=ledger,
-                refused=ledger.refused.get(owner, ()),
+                transaction=state,
+                refused=state.refused.get(owner, ()),
             )
         is_lost = owner is None or (owner.closed and owner.late is None)
         if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
@@ -379,11 +377,11 @@ class TransactionTracker:
             self._faults.note("on_orphan", error)
 
 
-def _is_over(ledger: TransactionState, connection: Connection | None) -> bool:
+def _is_over(state: TransactionState, connection: Connection | None) -> bool:
     """Whether what was written is committed without a COMMIT, as in autocommit mode."""
-    if ledger.autocommitted:
+    if state.autocommitted:
         return True
-    return ledger.is_released and connection is not None and is_autocommit(connection)
+    return state.is_released and connection is not None and is_autocommit(connection)
 
 
 def _unmarked(_: Change) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-import re2
-
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction.placeholders import is_token
 
 if TYPE_CHECKING:
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from otel_audit.redaction.names import NameRules, Verdict
 
 _NAME: Final = rb"[A-Za-z0-9_.$\[\]/%-]|[^\x00-\x7f]"
-_NAMED: Final = re2.compile(
+_NAMED: Final = LazyPattern(
     rb"((?:(?:" + _NAME + rb")+[ +])?(?:" + _NAME + rb")+)"
     rb"(\\*[\"'`]?[)\]]?\s{0,8}(?:=>|:=|==|=|:)\s{0,8})"
 )
-_VALUE: Final = re2.compile(
+_VALUE: Final = LazyPattern(
     rb'(?s)""".*?(?:"""|\z)|\'\'\'.*?(?:\'\'\'|\z)'
     rb'|\\+".*?(?:\\+"|\z)|\\+\'.*?(?:\\+\'|\z)'
     rb'|[A-Za-z_.(]*(?:"(?:[^"\\]|\\.)*(?:"|\z)|\'(?:[^\'\\]|\\.)*(?:\'|\z))'
@@ -28,12 +27,12 @@ _VALUE: Final = re2.compile(
     rb"|[^\s;&<>,]+(?:,[^\s;&<>\"'\[{]+)*"
 )
 # YAML's values of several lines: a block behind | or >, with its indented lines; a list's items
-_BLOCK: Final = re2.compile(
+_BLOCK: Final = LazyPattern(
     rb"[|>][+-]?[0-9]?[+-]?[ \t]*\r?\n((?:[ \t]+[^\n]*(?:\n|\z)|[ \t]*\r?\n)+)"
 )
-_ITEMS: Final = re2.compile(rb"-[ \t]+([^\n]+(?:\n[ \t]*-[ \t]+[^\n]*)*)")
+_ITEMS: Final = LazyPattern(rb"-[ \t]+([^\n]+(?:\n[ \t]*-[ \t]+[^\n]*)*)")
 # a value that another rule has removed already is skipped
-_REDACTED: Final = re2.compile(rb"\[REDACTED\](?:[\s,;&<>]|\z)")
+_REDACTED: Final = LazyPattern(rb"\[REDACTED\](?:[\s,;&<>]|\z)")
 _CLOSERS: Final = b"\"')]}.,\\"
 _BLOCKS: Final = (b'"""', b"'''")
 _SHORTEST_BLOCK: Final = 6

@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import re2
-
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.load_data import name_table
 from otel_audit.redaction.names import looks_opaque, split_words, squash
@@ -347,7 +346,7 @@ def _marked(variables: dict[Any, Any], secret: set[str]) -> dict[Any, Any]:
     }
 
 
-_ARGUMENT: Final = re2.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*:\s*\[?\s*\$([A-Za-z_][A-Za-z0-9_]*)")
+_ARGUMENT: Final = LazyPattern(r"([A-Za-z_][A-Za-z0-9_]*)\s*:\s*\[?\s*\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 def secret_variables(query: str, names: NameRules) -> set[str]:

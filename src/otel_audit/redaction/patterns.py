@@ -14,6 +14,7 @@ from typing import Any, Final
 import re2
 
 from otel_audit._util.ids import UUID_PATTERN
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction import checksums
 from otel_audit.redaction.key_value import PROSE
 from otel_audit.redaction.load_data import key_shapes, quoted_values
@@ -68,7 +69,7 @@ _UUID: Final = UUID_PATTERN
 
 PRIVATE_KEY: Final = ValueRule(
     "private_key",
-    re2.compile(
+    LazyPattern(
         r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?"
         r"(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|\z)"
         r"|PuTTY-User-Key-File-[0-9].*|AGE-SECRET-KEY-1[A-Z0-9]+"
@@ -79,7 +80,7 @@ PRIVATE_KEY: Final = ValueRule(
 
 JWT: Final = ValueRule(
     "jwt",
-    re2.compile(_START + r"(e(?:yJ|yA|wo|wK|yI)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,4})"),
+    LazyPattern(_START + r"(e(?:yJ|yA|wo|wK|yI)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,4})"),
     _first_group,
     hints=("eyj", "eya", "ewo", "ewk", "eyi"),
 )
@@ -94,7 +95,7 @@ def _many_states() -> Any:
 
 VENDOR_KEY: Final = ValueRule(
     "vendor_key",
-    re2.compile(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})", _many_states()),
+    LazyPattern(f"{_START}({'|'.join(shape.pattern for shape in key_shapes())})", _many_states()),
     _first_group,
     shortest=13,
 )
@@ -102,7 +103,7 @@ VENDOR_KEY: Final = ValueRule(
 # URLs to which whoever knows them may post
 _HOOK = ValueRule(
     "vendor_key",
-    re2.compile(
+    LazyPattern(
         r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks/[0-9]+"
         r"|hooks\.zapier\.com/hooks/catch|webhook\.office\.com/webhookb2)/([A-Za-z0-9/_@-]+)"
     ),
@@ -121,12 +122,12 @@ def _userinfo(match: Any) -> Iterable[Span]:
 
 
 _LONGEST_USER_NAME: Final = 15
-_PORT_AND_PATH: Final = re2.compile(r"[0-9]{1,5}[/?#]")
+_PORT_AND_PATH: Final = LazyPattern(r"[0-9]{1,5}[/?#]")
 
 URL_CREDENTIALS: Final = ValueRule(
     # up to the last @ of the word, since people forget to escape one in a password
     "url_credentials",
-    re2.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^\s\"'<>]+)@"),
+    LazyPattern(r"[A-Za-z][A-Za-z0-9+.-]*://([^\s\"'<>]+)@"),
     _userinfo,
     hints=("://",),
 )
@@ -151,7 +152,7 @@ def _scheme_credential(match: Any) -> Iterable[Span]:
 
 AUTHORIZATION: Final = ValueRule(
     "authorization",
-    re2.compile(r"(?i)\b(bearer|basic)(?:\s|\\[nrt]|\+|%20)+([A-Za-z0-9._~+/-]+=*)"),
+    LazyPattern(r"(?i)\b(bearer|basic)(?:\s|\\[nrt]|\+|%20)+([A-Za-z0-9._~+/-]+=*)"),
     _scheme_credential,
     hints=("bearer", "basic"),
 )
@@ -163,7 +164,7 @@ def _quoted(match: Any) -> Iterable[Span]:
 
 # Messages of databases, of parsers, and command lines quote values without their names.
 QUOTED_VALUES: Final = tuple(
-    ValueRule(one.rule, re2.compile(one.pattern), _quoted, hints=tuple(one.hint.split("|")))
+    ValueRule(one.rule, LazyPattern(one.pattern), _quoted, hints=tuple(one.hint.split("|")))
     for one in quoted_values()
 )
 
@@ -173,10 +174,10 @@ def _echoed_input(match: Any) -> Iterable[Span]:
     return _first_group(match) if _LOC.search(match.string) is not None else ()
 
 
-_LOC: Final = re2.compile("[\"']loc[\"']\\s*:")
+_LOC: Final = LazyPattern("[\"']loc[\"']\\s*:")
 ECHOED_INPUT: Final = ValueRule(
     "input_value",
-    re2.compile(
+    LazyPattern(
         r"(?s)[\"']input[\"']\s*:\s?(.*?)"
         r"(?:,\s?[\"'](?:ctx|url|loc|msg)[\"']\s*:|\}\s*(?:\]|\)|\z|\n|,\s*\{)|\z)"
     ),
@@ -277,12 +278,12 @@ _OF_NUMBERS: Final = r"[0-9A-Fa-f./+_|,:;\x{b7}\x{2022} \t\-\x{200b}]*"
 CARD: Final = ValueRule(
     "card",
     # first what is no card though it has as many digits: a UUID, more digits, a fraction
-    re2.compile(rf"{_UUID}|({_GROUPED})|[0-9]{{20,}}(?:\.[0-9]+)?|[0-9]+\.[0-9]+|({_SPACED})"),
+    LazyPattern(rf"{_UUID}|({_GROUPED})|[0-9]{{20,}}(?:\.[0-9]+)?|[0-9]+\.[0-9]+|({_SPACED})"),
     lambda match: _card(_group_as_first(match)) if _is_number(match) else (),
     shortest=checksums.CARD_DIGITS[0],
     weight=0.5,
     # one by one, addresses and fractions would cost more than all else
-    within=re2.compile(f"{_OF_NUMBERS}(?:{_GROUPED}|{_SPACED}){_OF_NUMBERS}"),
+    within=LazyPattern(f"{_OF_NUMBERS}(?:{_GROUPED}|{_SPACED}){_OF_NUMBERS}"),
 )
 
 
@@ -323,7 +324,7 @@ def _ssn(match: Any) -> Iterable[Span]:
 
 SSN: Final = ValueRule(
     "ssn",
-    re2.compile(
+    LazyPattern(
         r"(?:^|[^0-9A-Za-z.-])(([0-9]{3})([-. ])([0-9]{2})([-. ])([0-9]{4}))(?:$|[^0-9A-Za-z-])"
     ),
     _ssn,
@@ -364,7 +365,7 @@ _MOST_SEPARATORS: Final = 12
 
 IBAN: Final = ValueRule(
     "iban",
-    re2.compile(f"{_START}((?i:{'|'.join(sorted(checksums.IBAN_LENGTHS))})[0-9]{{2}})"),
+    LazyPattern(f"{_START}((?i:{'|'.join(sorted(checksums.IBAN_LENGTHS))})[0-9]{{2}})"),
     _iban,
     shortest=min(checksums.IBAN_LENGTHS.values()),
 )
@@ -372,7 +373,7 @@ IBAN: Final = ValueRule(
 EMAIL: Final = ValueRule(
     "email",
     # RFC 5322 and 6531: also a quoted local part, any script, and the names that stand for here
-    re2.compile(
+    LazyPattern(
         r"(?:\"[^\"\r\n@]{1,64}\"|[\pL\pN\pM._%+'\x{200b}-]+)@"
         r"(?:[\pL\pN\pM\x{200b}-]+(?:\.[\pL\pN\pM\x{200b}-]+)+|localhost|\[[0-9A-Fa-fIPv.:]+\])"
     ),

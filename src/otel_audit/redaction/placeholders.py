@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import re2
+from otel_audit._util.lazy_pattern import LazyPattern
 
 REDACTED: Final = "[REDACTED]"
 """Stands for a value that a rule took out."""
@@ -18,7 +18,7 @@ WITHHELD_FOR_WORK: Final = "[WITHHELD: work]"
 TRUNCATED: Final = "[TRUNCATED]"
 """Stands for the rest of a text that was longer than what is kept of it."""
 
-_STANDS_FOR_ANOTHER: Final = re2.compile(
+_STANDS_FOR_ANOTHER: Final = LazyPattern(
     r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD(?:: work)?\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
 )
 

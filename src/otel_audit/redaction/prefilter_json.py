@@ -58,7 +58,7 @@ def is_clean_json(raw: bytes, rules: Rules) -> bool:
 
 
 def _is_marked(raw: bytes) -> bool:
-    """Tell whether something was taken out, or escaped, before."""
+    """Return whether something was removed, or escaped, before."""
     return b"\\" in raw or b'[REDACTED]"' in raw
 
 

@@ -6,10 +6,11 @@ in a broader way than `names.py` judges them, values in a broader way than `valu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import re2
 
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction import names
 from otel_audit.redaction.checksums import IBAN_LENGTHS
 from otel_audit.redaction.labelled_values import FLAG_PATTERN, SPECIAL_PATTERN
@@ -75,16 +76,16 @@ class Scan:
             *_short_names(),
         ]
         others = [piece for piece in pieces if not piece.isascii()]
-        self._search = _compiled(alike)
+        self._pattern = _compiled(alike)
         # an accent that is taken off, or a letter that is, no longer shows where a word begins
-        self._search_spelled = _compiled([*alike, *_other_scripts(others)])
+        self._spelled_pattern = _compiled([*alike, *_other_scripts(others)])
         self._anything = not all(pieces)
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
-        if self._anything or self._search(text) is not None:
+        if self._anything or self._pattern.search(text) is not None:
             return True
-        return not text.isascii() and self._search_spelled(_spelled(text)) is not None
+        return not text.isascii() and self._spelled_pattern.search(_spelled(text)) is not None
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as in JSON text, in quotes."""
@@ -126,14 +127,14 @@ def _any_of(every: Iterable[str]) -> str:
     return "|".join(sorted({_GAP.join(name.split("_")) for name in every if name.isascii()}))
 
 
-def _compiled(patterns: Iterable[str]) -> Any:
+def _compiled(patterns: Iterable[str]) -> LazyPattern:
     options = re2.Options()
     options.never_capture = True
     options.case_sensitive = False
     options.max_mem = 64 << 20
     options.log_errors = False
     whole = "|".join(f"(?:{pattern})" for pattern in patterns)
-    return re2.compile(whole.encode(), options).search
+    return LazyPattern(whole.encode(), options)
 
 
 def _roots(phrases: Iterable[str]) -> list[str]:

@@ -10,9 +10,8 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import re2
-
 from otel_audit._util.ids import is_uuid
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction.load_data import name_table
 from otel_audit.redaction.names import built_in, looks_opaque, split_words, squash
 from otel_audit.redaction.placeholders import REDACTED, is_token
@@ -51,8 +50,8 @@ QUERY_PATTERN: Final = rf"[?&#;](?:{IN_QUERIES})="
 SEGMENT_PATTERN: Final = rf"(?:{'|'.join(sorted(_WORDS))})[a-z0-9_.~%-]*/[^\s\"]{{8}}"
 """Match what these rules go by, in any text, regardless of case."""
 
-QUERY: Final = re2.compile(r"[?#]([^\s\"'<>\\?]+)")
-SEGMENTS: Final = re2.compile(
+QUERY: Final = LazyPattern(r"[?#]([^\s\"'<>\\?]+)")
+SEGMENTS: Final = LazyPattern(
     rf"(?i)/([a-z0-9_.~-]*(?:{'|'.join(sorted(_WORDS))})[a-z0-9_.~%-]*)/([^\s\"'<>\\?#]+)"
 )
 _PARAMETER: Final = re.compile(r"(?:^|&amp;|[&;])([^=&;]{1,40})=([^&;]*)")

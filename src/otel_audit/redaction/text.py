@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import re2
 
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit._util.text import storable
 from otel_audit.redaction import patterns, secret_urls
 from otel_audit.redaction.checksums import is_card
@@ -25,15 +26,15 @@ Note = Callable[[str], None]
 
 _DEEPEST_ENCODING: Final = 4
 
-_HEADER_LINE: Final = re2.compile(
+_HEADER_LINE: Final = LazyPattern(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie2?)\s*[:=]\s*([^\s\"'\\][^\r\n]*)"
 )
-_XML: Final = re2.compile(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)")
-_NAMED_TAG: Final = re2.compile(
+_XML: Final = LazyPattern(r"(?s)<([\w:.-]+)(?:\s[^<>]*)?>((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)")
+_NAMED_TAG: Final = LazyPattern(
     r"(?i)<[a-z:]+\s[^<>]*?\b(?:name|key|id|property)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
 )
 # the content of a named element is the named value, but not in elements for display
-_NAMED_ELEMENT: Final = re2.compile(
+_NAMED_ELEMENT: Final = LazyPattern(
     r"(?is)<([a-z][\w:.-]*)\s[^<>]*?\b(?:name|key)\s*=\s*[\"']([^\"'<>]+)[\"'][^<>]*>"
     r"((?:<!\[CDATA\[.*?(?:\]\]>|\z)|[^<])+)"
 )
@@ -41,27 +42,27 @@ _SEEN: Final = frozenset({
     "a", "button", "div", "fieldset", "form", "h1", "h2", "h3", "iframe", "label", "map", "meta",
     "object", "option", "p", "section", "select", "slot", "span", "td", "th", "input",
 })  # fmt: skip
-_NAME_THEN_VALUE: Final = re2.compile(
+_NAME_THEN_VALUE: Final = LazyPattern(
     r"(?i)<(?:[\w.]+:)?(?:key|name|k|field|label|param|parameter|property|attribute|variable"
     r"|[a-z]+-?name|[a-z]+-key)>\s*([^<>]{1,100}?)\s*</[^<>]{1,60}>\s*"
     r"<(?:[\w.]+:)?(?:string|value|val|v|data|text|content|integer|[a-z]+-?value)(?:\s[^<>]*)?>"
     r"([^<]+)"
 )
-_GRAPHQL_DEFAULT: Final = re2.compile(
+_GRAPHQL_DEFAULT: Final = LazyPattern(
     r"\$([A-Za-z_][A-Za-z0-9_]*)\s*:\s*[\[A-Za-z0-9_\]!]+\s*=\s*"
     r"(?:\"\"\"((?:[^\"]|\"[^\"])*)|\"((?:[^\"\\]|\\.)*))"
 )
-_SET_TO: Final = re2.compile(
+_SET_TO: Final = LazyPattern(
     r"(?is)\bset\s+(?:session\s+|local\s+)?[\"']?([\w.]{1,100})[\"']?\s+to\s+"
     r"E?'((?:[^'\\]|''|\\.)*)(?:'|\z)"
 )
-_SAID: Final = re2.compile(
+_SAID: Final = LazyPattern(
     # `your login code is 123456`, `the password is Xy12abcd`
     r"(?i)\b((?:[a-z-]+ )?[a-z-]+)\s{1,4}is:?\s{1,4}[\"'`*<]{0,3}"
     r"([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9A-Za-z!#$%^&*_+~@-]{4,64})"
     r"[\"'`*>]{0,3}(?:[.,;!]|\z|\s+([A-Za-z]*))"
 )
-_SAID_BEFORE: Final = re2.compile(
+_SAID_BEFORE: Final = LazyPattern(
     r"(?i)(?:^|[\s\"'`*:(])([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9]{4,10}) [ai]s your "
     r"((?:[a-z-]+ ){0,4}[a-z-]+)"
 )
@@ -74,49 +75,49 @@ _BEHIND_CODES: Final = frozenset({
     "and", "at", "do", "don", "enter", "for", "from", "in", "it", "never", "on", "or", "please",
     "to", "this", "use", "valid", "with", "your",
 })  # fmt: skip
-_MEASURED: Final = re2.compile(
+_MEASURED: Final = LazyPattern(
     r"(?i)[0-9]+-?(?:digits?|chars?|characters?|letters?|bytes?|bits?|days?|hours?|min|minutes?)"
 )
-_NAME_LINE: Final = re2.compile(
+_NAME_LINE: Final = LazyPattern(
     r"(?i)\b(?:name|key|field|label)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"']{1,100})[\"']?[ \t]*\r?\n"
     r"[ \t]*[\"']?(?:value|val)[\"']?[ \t]*:[ \t]*[\"']?([^\r\n\"']+)"
 )
-_BLOCK: Final = re2.compile(
+_BLOCK: Final = LazyPattern(
     r"(?m)^([ \t]*(?:- +)?)[\"']?([\w.-]{1,100})[\"']?[ \t]*:[ \t]+[|>][-+0-9]{0,2}[ \t]*\r?\n"
 )
-_VALUE_OF_TAG: Final = re2.compile(
+_VALUE_OF_TAG: Final = LazyPattern(
     r"(?i)\b(?:value|content)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))"
 )
-_FLAG: Final = re2.compile(
+_FLAG: Final = LazyPattern(
     r"(?:^|[\s\"'`])--([A-Za-z][A-Za-z0-9_-]*)\s+(?:\"([^\"]*)|'([^']*)|([^\s\"'`-][^\s\"'`]*))"
 )
-_PART: Final = re2.compile(
+_PART: Final = LazyPattern(
     # a line may also end as the source code of a literal has it: messages quote bodies so
     r"(?is)\bform-data\s*;((?:[^\r\n\\]|\\+[\"'])*)"
     r"(?:.*?)(?:(?:\\+r|\r)?(?:\\+n|\n)){2}(.*?)(?:(?:(?:\\+r|\r)?(?:\\+n|\n))--|\z)"
 )
-_NAME_OF_PART: Final = re2.compile(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
-_KEY: Final = re2.compile(
+_NAME_OF_PART: Final = LazyPattern(r"(?i)\bname\*?\s*=\s*\\*[\"']?([^\"';\\]*)")
+_KEY: Final = LazyPattern(
     r"(?is)\bkey \(((?:[^()]|\([^()]*\))*)\)=\((.*?)\)(?:\s(?:already|is|conflicts|was)\b|\.|\n|\z)"
 )
-_INSERT: Final = re2.compile(
+_INSERT: Final = LazyPattern(
     r"(?is)\(([A-Za-z0-9_,.\s\"`\[\]]+)\)\s{0,8}values\s{0,8}"
     r"\(((?:[^()']|'(?:[^']|'')*'|\([^()]*\))*)\)"
 )
-_LITERAL_OR_NOT: Final = re2.compile(r"(?s)[^,']*'((?:[^']|'')*)'[^,']*|[^,]+")
-_LITERAL: Final = re2.compile(
+_LITERAL_OR_NOT: Final = LazyPattern(r"(?s)[^,']*'((?:[^']|'')*)'[^,']*|[^,]+")
+_LITERAL: Final = LazyPattern(
     r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
 )
 _SHORTEST_SAID: Final = 6
 _SEPARATORS: Final = (",", ";", "\t")
 _AROUND_CELLS: Final = " \r\"'"
-_TABLE: Final = re2.compile(r"(?s)\A([^\r\n]+)\r?\n(.+)")
-_HEAD: Final = re2.compile(r"[\pL_][\pL\pN_.-]*(?: [\pL\pN_.-]+){0,3}")
+_TABLE: Final = LazyPattern(r"(?s)\A([^\r\n]+)\r?\n(.+)")
+_HEAD: Final = LazyPattern(r"[\pL_][\pL\pN_.-]*(?: [\pL\pN_.-]+){0,3}")
 _LONGEST_HEAD: Final = 2_000
 _CELL: Final = {
     # a quoted cell may hold the separator, and the last is empty where a line ends in one
-    sign: re2.compile(rf'(?:^|{sign})((?:[ ]?"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*))')
+    sign: LazyPattern(rf'(?:^|{sign})((?:[ ]?"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*))')
     for sign in _SEPARATORS
 }
 _OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
@@ -126,8 +127,8 @@ _MOST_VALUES_OF_TAG: Final = 8
 _APART: Final = {ord(sign): "\n" for sign in " \t"}
 """Keeps words apart where a number may go on behind a blank."""
 
-_PERCENT: Final = re2.compile(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
-_ESCAPED: Final = re2.compile(r"\\+u00([2-7][0-9A-Fa-f])")
+_PERCENT: Final = LazyPattern(r"[^\s\"'<>]*%[0-9A-Fa-f]{2}[^\s\"'<>]*")
+_ESCAPED: Final = LazyPattern(r"\\+u00([2-7][0-9A-Fa-f])")
 
 # units of work, each measured
 _TEXT: Final = 8

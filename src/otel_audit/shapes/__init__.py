@@ -11,7 +11,7 @@ from otel_audit.shapes.ecs import to_ecs
 from otel_audit.shapes.event import Event, UnshapeableError, read_event
 from otel_audit.shapes.fhir import to_fhir
 from otel_audit.shapes.native import to_native
-from otel_audit.shapes.ocsf import OCSF_VERSIONS, to_ocsf
+from otel_audit.shapes.ocsf import DEFAULT_ENTITIES, OCSF_VERSIONS, Entities, to_ocsf
 
 __all__ = ["SHAPES", "Event", "Shape", "UnshapeableError", "read_event", "shape_named"]
 
@@ -28,11 +28,12 @@ _SHAPES: Final[dict[str, Shape]] = {
 }
 
 
-def shape_named(name: str) -> Shape:
+def shape_named(name: str, entities: Entities = DEFAULT_ENTITIES) -> Shape:
     """Find a shape.
 
     Args:
         name: One of `SHAPES`, or ``ocsf-VERSION``.
+        entities: For OCSF, which targets are users, groups, or administered otherwise.
 
     Raises:
         ConfigurationError: There is none of this name.
@@ -41,7 +42,7 @@ def shape_named(name: str) -> Shape:
     if kind == "ocsf":
         wanted = version or OCSF_VERSIONS[-1]
         if wanted in OCSF_VERSIONS:
-            return lambda event: to_ocsf(event, wanted)
+            return lambda event: to_ocsf(event, wanted, entities)
     found = _SHAPES.get(name)
     if found is None:
         versions = (f"ocsf-{one}" for one in OCSF_VERSIONS)

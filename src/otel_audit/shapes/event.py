@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,8 @@ def _document(payload: str) -> tuple[dict[str, Any], bytes]:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         # an escape of half a pair, or a number that no double holds: stored before that was refused
         try:
-            mended = json.dumps(json.loads(payload, parse_constant=str), ensure_ascii=False)
+            read = json.loads(payload, parse_constant=str, parse_float=_number_or_text)
+            mended = json.dumps(read, ensure_ascii=False)
             text = mended.encode("utf-8", "replace")
             found = msgspec.json.decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -107,3 +109,8 @@ def _document(payload: str) -> tuple[dict[str, Any], bytes]:
     if not isinstance(found, dict):
         raise UnshapeableError("the payload is no JSON object")
     return found, text
+
+
+def _number_or_text(digits: str) -> float | str:
+    number = float(digits)
+    return number if math.isfinite(number) else digits

@@ -5,10 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from otel_audit._util.printable import visible
 from otel_audit.errors import OtelAuditError
+
+TURN: Final = 60.0
+"""Seconds after which what is settled is acknowledged, before more is sent: the store waits in a
+transaction meanwhile."""
 
 
 class Outgoing(NamedTuple):

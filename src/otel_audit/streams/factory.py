@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from otel_audit_postgres.personal.key_store import KeyStore
+from otel_audit_postgres.personal.protect import key_store_from
+from otel_audit_postgres.personal.reveal import revealed
 from otel_audit_postgres.query.grammar import Query, parse, term
 
 from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
-from otel_audit.shapes import shape_named
 from otel_audit.streams.destination import Destination
 from otel_audit.streams.file import FileDestination
 from otel_audit.streams.settings import (
@@ -22,7 +24,7 @@ from otel_audit.streams.settings import (
     described,
     secret,
 )
-from otel_audit.streams.stream import Plan, Reveal, Stream
+from otel_audit.streams.stream import Plan, Revealer, Stream
 from otel_audit.streams.witness import Witness
 
 _WEBHOOK_BATCH: Final = 100
@@ -67,11 +69,11 @@ def _plan(name: str, settings: Settings, start: int | None) -> Plan:
         name,
         described(settings),
         _destination(name, settings),
-        shape_named(settings.shape),
+        settings.make_shape(),
         query,
         batch,
         start,
-        _reveal(name) if settings.personal else None,
+        _revealer(name) if settings.personal else None,
     )
 
 
@@ -104,18 +106,22 @@ def _destination(name: str, settings: Settings) -> Destination:
     return WebhookDestination(settings.url, client, keys, allow_private=settings.allow_private)
 
 
-def _reveal(name: str) -> Reveal:
-    from otel_audit_postgres.personal.protect import key_store_from
-    from otel_audit_postgres.personal.reveal import revealed
+class _KeyStoreRevealer:
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
 
+    async def reveal(self, payload: str) -> str:
+        return json.dumps(await revealed(payload, self._keys), ensure_ascii=False)
+
+    async def close(self) -> None:
+        await self._keys.close()
+
+
+def _revealer(name: str) -> Revealer:
     keys = key_store_from(AuditConfig())
     if keys is None:
         raise ConfigurationError(
-            f"streams.{name}.personal: there are no keys to decrypt with: set the database of keys "
+            f"streams.{name}.personal: there are no keys to decrypt with: set OTEL_AUDIT_KEYS_DSN "
             "as for the applications (docs/personal-data.md), or leave it out"
         )
-
-    async def reveal(payload: str) -> str:
-        return json.dumps(await revealed(payload, keys), ensure_ascii=False)
-
-    return reveal
+    return _KeyStoreRevealer(keys)

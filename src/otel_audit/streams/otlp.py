@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from otel_audit_otlp import protobuf_wire as wire
 
+from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import MissingExtraError
-from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
 from otel_audit.streams.http import Answer, Client, objection_of
 
 try:
@@ -29,7 +30,12 @@ _RESOURCE: Final = wire.part(
     wire.pairs(wire.RESOURCE_ATTRIBUTE, {"service.name": "otel-audit-stream"}),
 )
 _COMPRESSION_LEVEL: Final = 1
+_INT64: Final = range(-(1 << 63), 1 << 63)
 _UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
+
+
+class _TurnIsOver(Exception):  # noqa: N818 - nothing is wrong
+    """What is settled is to be acknowledged before more is sent."""
 
 
 class OtlpDestination:
@@ -49,9 +55,12 @@ class OtlpDestination:
         path = endpoint.rstrip("/")
         self._url = httpx.URL(path if path.endswith(LOGS_PATH) else path + LOGS_PATH)
         self._client = client
+        self._ends_at = 0.0
+        # beside us there is no network that is worth the work
+        self._compresses = not is_loopback(self._url.host)
         self._headers = {
             "content-type": "application/x-protobuf",
-            "content-encoding": "gzip",
+            **({"content-encoding": "gzip"} if self._compresses else {}),
             "user-agent": "otel-audit",
             **headers,
         }
@@ -59,11 +68,14 @@ class OtlpDestination:
     async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
         """Send log records; returns when the receiver has taken them."""
         delivered = Delivered()
+        self._ends_at = time.monotonic() + TURN
         for part in _parts(events, log, delivered):
             try:
                 await self._by_halves(part, delivered)
             except DestinationError as error:
                 delivered.stopped = error
+                break
+            except _TurnIsOver:
                 break
         return delivered
 
@@ -72,6 +84,8 @@ class OtlpDestination:
         await self._client.close()
 
     async def _by_halves(self, part: list[tuple[int, bytes]], delivered: Delivered) -> None:
+        if delivered.done and time.monotonic() > self._ends_at:
+            raise _TurnIsOver
         known = [item for item in part if item[1]]
         why = await self._post(known) if known else None
         if why is None:
@@ -88,9 +102,9 @@ class OtlpDestination:
         records = b"".join(wire.part(wire.SCOPE_LOGS_RECORD, record) for _, record in part)
         scope = wire.part(wire.RESOURCE_LOGS_SCOPE_LOGS, _SCOPE + records)
         body = wire.part(wire.REQUEST_RESOURCE_LOGS, _RESOURCE + scope)
-        answer = await self._client.post(
-            self._url, self._headers, gzip.compress(body, _COMPRESSION_LEVEL)
-        )
+        if self._compresses:
+            body = gzip.compress(body, _COMPRESSION_LEVEL)
+        answer = await self._client.post(self._url, self._headers, body)
         return objection_of(answer) or _objection_in_success(answer)
 
 
@@ -127,7 +141,7 @@ def _parts(
     held = 0
     for event in events:
         try:
-            record = to_log_record(event, log)
+            record = _log_record(event, log)
         except _UNFIT as error:
             delivered.refused[event.leaf] = f"OTLP cannot carry it ({type(error).__name__})"
             record = b""
@@ -138,6 +152,23 @@ def _parts(
         held += len(record)
     if part:
         yield part
+
+
+def _log_record(event: Outgoing, log: str) -> bytes:
+    try:
+        return to_log_record(event, log)
+    except ValueError:
+        # JSON's integers have no bound, and OTLP's have 64 bits
+        return to_log_record(event._replace(document=_fitting(event.document)), log)
+
+
+def _fitting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _fitting(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fitting(inner) for inner in value]
+    is_large = isinstance(value, int) and value not in _INT64
+    return str(value) if is_large else value
 
 
 def _objection_in_success(answer: Answer) -> str | None:

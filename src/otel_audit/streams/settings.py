@@ -6,15 +6,24 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
-from otel_audit.shapes import shape_named
+from otel_audit.shapes import Shape, shape_named
+from otel_audit.shapes.ocsf import DEFAULT_ENTITIES
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _MB: Final = 1_000_000
@@ -29,6 +38,9 @@ class _Destination(BaseModel):
         tenants: Only records of these tenants.
         personal: Whether encrypted personal values are decrypted; else they go as pseudonyms.
         batch: Records that are read and acknowledged together, at the most.
+        ocsf_users: For OCSF: types of targets that are accounts of people.
+        ocsf_groups: For OCSF: those that give rights to several.
+        ocsf_administrative: For OCSF: what else is administered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +49,27 @@ class _Destination(BaseModel):
     filter: str = ""
     tenants: tuple[str, ...] = ()
     personal: bool = False
-    batch: Annotated[int, Field(ge=1, le=5000)] = 500
+    batch: Annotated[int, Field(ge=1, le=5000)] = 1000
+    ocsf_users: tuple[str, ...] | None = None
+    ocsf_groups: tuple[str, ...] | None = None
+    ocsf_administrative: tuple[str, ...] | None = None
+
+    def make_shape(self) -> Shape:
+        """The shape that the settings name."""
+        given = {
+            name: frozenset(getattr(self, f"ocsf_{name}"))
+            for name in ("users", "groups", "administrative")
+            if getattr(self, f"ocsf_{name}") is not None
+        }
+        return shape_named(self.shape, replace(DEFAULT_ENTITIES, **given))
+
+    @model_validator(mode="after")
+    def _entities_of_ocsf_alone(self) -> Self:
+        if not self.shape.startswith("ocsf"):
+            for name in ("ocsf_users", "ocsf_groups", "ocsf_administrative"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f'{name} is for shape = "ocsf" alone')
+        return self
 
     @field_validator("shape")
     @classmethod
@@ -176,7 +208,7 @@ def secret(stream: str, setting: str, variable: str) -> str:
 
 def described(settings: Settings) -> dict[str, Any]:
     """What the store remembers of settings: no secret, only the names of their variables."""
-    return settings.model_dump(mode="json", exclude={"batch", "timeout"})
+    return settings.model_dump(mode="json", exclude={"batch", "timeout"}, exclude_none=True)
 
 
 def _settings(path: Path, name: str, table: object) -> Settings:
@@ -206,7 +238,7 @@ def _fault(fault: Mapping[str, Any]) -> str:
         said = "there is no such setting for this kind"
     elif fault["type"] == "missing":
         said = "is missing"
-    return f"{place}: {said}"
+    return f"{place}: {said}" if place else said
 
 
 def _sound_url(value: str, schemes: tuple[str, ...]) -> str:

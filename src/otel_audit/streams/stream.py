@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit_postgres import streams as store
@@ -27,7 +27,7 @@ from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.shapes import Shape, UnshapeableError, read_event
-from otel_audit.streams.destination import Destination, DestinationError, Outgoing
+from otel_audit.streams.destination import Delivered, Destination, DestinationError, Outgoing
 from otel_audit.streams.witness import Sent, Witness
 
 _logger = logging.getLogger(__name__)
@@ -35,8 +35,15 @@ _logger = logging.getLogger(__name__)
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
 
-Reveal = Callable[[str], Awaitable[str]]
-"""Gives a payload with its personal values decrypted."""
+
+class Revealer(Protocol):
+    """Decrypts personal values."""
+
+    async def reveal(self, payload: str) -> str:
+        """Give a payload with its personal values decrypted."""
+
+    async def close(self) -> None:
+        """Give back what is open. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Plan:
         query: Which records go there.
         batch: Leaves that are read at a time.
         start: The first leaf of a new stream; None: what is sealed from now on.
-        reveal: Decrypts personal values; None: they go as pseudonyms.
+        revealer: Decrypts personal values; None: they go as pseudonyms.
     """
 
     name: str
@@ -61,7 +68,17 @@ class Plan:
     query: Query
     batch: int = 500
     start: int | None = None
-    reveal: Reveal | None = None
+    revealer: Revealer | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A page on its way, in the destination's shape."""
+
+    page: SealedPage
+    turn: int
+    outgoing: list[Outgoing] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -117,6 +134,7 @@ class Stream:
         self._plan = plan
         self._witness = witness
         self._interval = interval
+        self._ahead: _Batch | None = None
         self.progress = Progress()
 
     @property
@@ -172,8 +190,10 @@ class Stream:
                     pass
 
     async def close(self) -> None:
-        """Close the destination."""
+        """Close the destination, and what decrypts."""
         await self._plan.destination.close()
+        if self._plan.revealer is not None:
+            await self._plan.revealer.close()
 
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one; whether there may be more."""
@@ -188,31 +208,52 @@ class Stream:
                 self._is("paused")
                 return False
             self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
-            page = await read_page(
-                connection, at.next_leaf, limit=self._plan.batch, query=self._plan.query
-            )
-            if page.next == at.next_leaf:
+            batch, self._ahead = self._ahead, None
+            if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
+                batch = await self._prepare(connection, at.next_leaf, at.turn)
+            if batch.page.next == at.next_leaf:
                 self._is("waiting")
                 return False
-            stopped = await self._send(connection, at, page)
+            stopped = await self._send(connection, at, batch)
         if stopped is not None:
             raise stopped
-        return not page.is_last
+        return True
 
-    async def _send(
-        self, connection: Connection[Any], at: store.Position, page: SealedPage
-    ) -> DestinationError | None:
-        log = page.horizon.origin
-        outgoing: list[Outgoing] = []
-        refused: dict[int, str] = {}
+    async def _prepare(self, connection: Connection[Any], start: int, turn: int) -> _Batch:
+        page = await read_page(connection, start, limit=self._plan.batch, query=self._plan.query)
+        batch = _Batch(page, turn)
         for row in page.rows:
             try:
-                outgoing.append(await self._shaped(row, log))
+                batch.outgoing.append(await self._shaped(row, page.horizon.origin))
             except UnshapeableError as error:
-                refused[row.leaf] = str(error)
+                batch.refused[row.leaf] = str(error)
+        return batch
+
+    async def _deliver(
+        self, connection: Connection[Any], at: store.Position, batch: _Batch
+    ) -> Delivered:
+        """Send a batch; while the destination works the next one is read."""
+        sending = asyncio.ensure_future(
+            self._plan.destination.send(batch.outgoing, batch.page.horizon.origin)
+        )
+        try:
+            if not batch.page.is_last:
+                # the request goes out first
+                await asyncio.sleep(0)
+                self._ahead = await self._prepare(connection, batch.page.next, at.turn)
+            return await sending
+        finally:
+            # where reading fails: what is on its way is neither given up nor left behind
+            if not sending.done():
+                await asyncio.wait([sending])
+
+    async def _send(
+        self, connection: Connection[Any], at: store.Position, batch: _Batch
+    ) -> DestinationError | None:
+        page, outgoing, refused = batch.page, batch.outgoing, batch.refused
         done, stopped = len(outgoing), None
         if outgoing:
-            delivered = await self._plan.destination.send(outgoing, log)
+            delivered = await self._deliver(connection, at, batch)
             done, stopped = delivered.done, delivered.stopped
             refused |= delivered.refused
         # what is settled is acknowledged, also where the rest of the page is not
@@ -265,12 +306,13 @@ class Stream:
         if MARK in payload:
             payload = (
                 _ENCRYPTED.sub(r"\1", payload)
-                if self._plan.reveal is None
-                else await self._plan.reveal(payload)
+                if self._plan.revealer is None
+                else await self._plan.revealer.reveal(payload)
             )
         event = read_event(
             payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
             is_as_sealed=row.is_as_sealed,
+            recorded_ns=row.recorded_us * 1000 if row.recorded_us >= 0 else None,
         )  # fmt: skip
         try:
             document = self._plan.shape(event)

@@ -17,15 +17,13 @@ import httpx
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
-from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
 from otel_audit.streams.file import line
 from otel_audit.streams.http import Client, objection_of
 
 _PREFIX: Final = "whsec_"
 _SHORTEST_SECRET: Final = 24
 _LONGEST_SECRET: Final = 64
-_TURN: Final = 30.0
-"""Seconds after which what is done is acknowledged, before more is sent."""
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -63,7 +61,7 @@ class WebhookDestination:
                 if why is not None:
                     delivered.refused[event.leaf] = why
                 delivered.done += 1
-                if time.monotonic() - begun > _TURN:
+                if time.monotonic() - begun > TURN:
                     break
         except DestinationError as error:
             delivered.stopped = error

@@ -87,17 +87,18 @@ def create_app(settings: ViewerSettings | None = None, **options: Any) -> Starle
         lifespan=lifespan,
     )
     app.state.site = site
+    app.state.keeps_sessions = isinstance(authenticate, OneTimeLink)
     return app
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = "There is no such page." if status == 404 else "This is not done here."  # noqa: PLR2004
-    context = {"title": "Not found" if status == 404 else "Refused", "status": status}  # noqa: PLR2004
+    context = {"title": "Not found" if status == 404 else "Refused"}  # noqa: PLR2004
     return await render(request, "problem.html", context | {"message": message}, status)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     message = f"The viewer itself failed ({type(error).__name__}); its log has the details."
-    context = {"title": "This went wrong", "status": 500, "message": message}
+    context = {"title": "This went wrong", "message": message}
     return await render(request, "problem.html", context, 500)

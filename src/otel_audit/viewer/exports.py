@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.connection import Connection, PostgresError
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query import exporting
@@ -23,8 +24,11 @@ from otel_audit_postgres.query.trail import look_as
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.site import Site, asked, refused
+
+_logger = logging.getLogger(__name__)
 
 _TYPES: Final = {
     "csv": "text/csv",
@@ -135,7 +139,14 @@ async def _record(
     asked_for = {"query": str(under_way.query), "format": under_way.form}
     if viewer.tenants is not None:
         asked_for["tenants"] = ",".join(viewer.tenants)[:1000]
-    await exporting.record_export(connection, asked_for, viewer.name)
+    try:
+        await exporting.record_export(connection, asked_for, viewer.name)
+    except PostgresError as error:
+        if site.settings.record_views == "required":
+            raise
+        log_limited(
+            _logger, "exported", "An export is not recorded", error=error, level=logging.WARNING
+        )
 
 
 async def _zipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from otel_audit_postgres.archive.search import archived_record
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
@@ -102,11 +104,21 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedProof:
+    """Of a record that is in the archive alone, and is proved from there."""
+
+    month: str
+    state: str = "archived"
+    checkpoint: None = None
+    bundle: None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _RecordPage:
     shown: Shown
     others: tuple[Shown, ...]
     record: AuditRecord | None
-    proof: RecordProof | None
+    proof: RecordProof | ArchivedProof | None
     request: tuple[Found, ...]
     action: tuple[Found, ...]
     actor: tuple[Found, ...]
@@ -187,7 +199,10 @@ async def record(site: Site, request: Request, viewer: Viewer) -> Response:
             ("audit_record", str(parsed)),
         )
     if isinstance(found, str):
-        return await missing(request, viewer, found)
+        archived = await _archived(site, viewer, parsed, tenant)
+        if not isinstance(archived, _RecordPage):
+            return await missing(request, viewer, found + archived)
+        found = archived
     context = _record_context(site, viewer, found)
     return await render(request, "record.html", context)
 
@@ -388,6 +403,27 @@ def _session_of(shown: Shown) -> str | None:
     told = display.read_record(shown.payload, bodies=False)
     source = None if told is None else told.source
     return None if source is None else searchable(source.session_id)
+
+
+async def _archived(
+    site: Site, viewer: Viewer, record_id: uuid.UUID, tenant: str | None
+) -> _RecordPage | str:
+    """A record from the archive; else what is to be said about it, if anything."""
+    archive = site.settings.archive
+    if archive is None:
+        return ""
+    try:
+        async with site.trail(viewer) as trail:
+            hits = await archived_record(trail, archive, record_id)
+    except OtelAuditError as error:
+        return f" The archive could not be asked: {error}."
+    hit = next((one for one in hits if tenant in (None, one.found.tenant_id)), None)
+    if hit is None:
+        return ""
+    told = display.read_record(await site.readable(hit.payload), bodies=viewer.sees_bodies)
+    shown = Shown(hit.found, hit.payload, hashlib.sha256(hit.payload.encode()).digest())
+    proof = ArchivedProof(f"{hit.month:%Y-%m}")
+    return _RecordPage(shown, (), told, proof, (), (), (), (), _session_of(shown), {})
 
 
 async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:

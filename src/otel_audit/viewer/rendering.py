@@ -106,6 +106,8 @@ def _all(request: Request, context: Mapping[str, Any]) -> dict[str, Any]:
         "viewer": None,
         "query": "",
         "title": "",
+        "can_retry": False,
+        "can_sign_out": getattr(request.app.state, "keeps_sessions", False),
         "names": {},
         "people": {},
     }

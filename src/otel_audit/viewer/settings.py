@@ -13,6 +13,7 @@ from otel_audit_postgres.query.trail import Views
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.archive.objects import ArchiveStore
     from otel_audit_postgres.personal.key_store import KeyStore
 
     from otel_audit.viewer.authentication import Authenticate
@@ -29,6 +30,7 @@ class ViewerSettings:
         embedding: Lets tenants look from within the application's pages.
         keys: Public keys whose signatures count as proof.
         personal_keys: Keys of personal values, which are shown decrypted then.
+        archive: Where archived months are, so that their records are shown, too.
         trace_url: Where a trace is shown: ``https://traces.example/{trace_id}``.
         record_views: As for `otel_audit_postgres.query.trail.open_trail`.
         connections: To the store, at once.
@@ -40,6 +42,7 @@ class ViewerSettings:
     embedding: Embedding | None = None
     keys: Sequence[PublicKey] = field(default=())
     personal_keys: KeyStore | None = None
+    archive: ArchiveStore | None = None
     trace_url: str | None = None
     record_views: Views = "required"
     connections: int = 4

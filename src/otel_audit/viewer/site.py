@@ -19,7 +19,7 @@ from otel_audit_postgres.pseudonyms import MARK, EncryptedValue, read_encrypted
 from otel_audit_postgres.query import payloads
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.query.payloads import Key, Names
-from otel_audit_postgres.query.pool import TrailPool
+from otel_audit_postgres.query.pool import TookTooLongError, TrailPool
 from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.query.trail import Trail
 from starlette.requests import Request
@@ -184,7 +184,12 @@ async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError
     response = await render(
         request,
         "problem.html",
-        {"title": title, "viewer": viewer, "message": str(error), "status": status},
+        {
+            "title": title,
+            "viewer": viewer,
+            "message": str(error),
+            "can_retry": isinstance(error, StoreUnavailableError),
+        },
         status,
     )
     if isinstance(error, StoreUnavailableError):
@@ -194,13 +199,13 @@ async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError
 
 async def missing(request: Request, viewer: Viewer, message: str) -> Response:
     """Say that there is no such thing, or none that this person may see."""
-    context = {"title": "Not found", "viewer": viewer, "message": message, "status": 404}
+    context = {"title": "Not found", "viewer": viewer, "message": message}
     return await render(request, "problem.html", context, 404)
 
 
 async def refused(request: Request, viewer: Viewer, message: str) -> Response:
     """Say that this person may not."""
-    context = {"title": "Not allowed", "viewer": viewer, "message": message, "status": 403}
+    context = {"title": "Not allowed", "viewer": viewer, "message": message}
     return await render(request, "problem.html", context, 403)
 
 
@@ -209,6 +214,8 @@ def _kind(error: OtelAuditError) -> tuple[int, str]:
         return 400, "The query cannot be understood"
     if isinstance(error, ConfigurationError):
         return 400, "This cannot be asked"
+    if isinstance(error, TookTooLongError):
+        return 503, "This takes too long"
     if isinstance(error, StoreUnavailableError):
         return 503, "The audit store cannot answer now"
     if isinstance(error, StoreError):

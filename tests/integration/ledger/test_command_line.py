@@ -244,6 +244,15 @@ class TestHistory:
         assert found[2]["payload"]["record_id"] == found[2]["id"]
 
 
+class TestStats:
+    def test_actors_have_names(self, run):
+        """By e-mail, where their records say it."""
+        output = run("stats", "--since", PLACED, "--by", "actor").output
+        assert f"{ADA.id} (ada@acme.example)  5" in output
+        found = json.loads(run("stats", "--since", PLACED, "--by", "actor", "--json").output)
+        assert found["emails"] == {ADA.id: "ada@acme.example"}
+
+
 class TestLooks:
     async def test_a_question_about_a_thing_is_found_by_the_thing(self, log, monkeypatch, tmp_path):
         """Whichever way it was put: history, search, all pages, evidence."""

@@ -40,7 +40,7 @@ async def tables(connection):
         "SELECT 'audit.' || relname FROM pg_class WHERE relnamespace = 'audit'::regnamespace "
         "AND relkind IN ('r', 'p') AND relname NOT IN "
         "('schema_version', 'ledger_queue', 'quarantine_queue', 'reader_tenants', 'rollup', "
-        "'restored_logs') "
+        "'restored_logs', 'streams') "
         "ORDER BY 1"
     )
     return [row[0] for row in rows]

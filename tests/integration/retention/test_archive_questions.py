@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import init
 from otel_audit_postgres.archive.catalog import archived_objects
+from otel_audit_postgres.archive.iceberg import register_objects
 from otel_audit_postgres.archive.objects import ArchiveError, open_archive
 from otel_audit_postgres.archive.prove import prove_archived
 from otel_audit_postgres.archive.query import query_archives
@@ -26,7 +27,7 @@ from otel_audit_postgres.query.trail import Scope, Trail
 from retention_trail import APRIL, JANUARY, MARCH, ids_of
 
 from otel_audit.cli.main import cli
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, MissingExtraError
 
 
 class TestQuery:
@@ -210,3 +211,60 @@ def test_a_place_that_is_none_is_refused(url, problem):
     """The setting is named, with what is expected."""
     with pytest.raises(ConfigurationError, match=problem):
         open_archive(url)
+
+
+class TestIceberg:
+    async def test_registers_the_files_where_they_lie(self, retained, tmp_path, monkeypatch):
+        """Once, by the command; the table has the rows, and what expired is in it no more."""
+        pytest.importorskip("pyiceberg")
+        from pyiceberg.catalog import load_catalog
+
+        catalog = {
+            "type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db",
+            "warehouse": f"file://{tmp_path}/warehouse",
+        }  # fmt: skip
+        (tmp_path / "warehouse").mkdir()
+        monkeypatch.setenv("OTEL_AUDIT_DSN", retained.dsn)
+        url = f"file:{retained.archive._folder}"
+        options = ["--archive", url, "--json"]
+        options += [word for name, value in catalog.items()
+                    for word in ("--property", f"{name}={value}")]  # fmt: skip
+
+        async def register(*more):
+            done = await asyncio.to_thread(
+                CliRunner().invoke, cli, ["archive", "register", "audit.records", *options, *more]
+            )
+            return done.exit_code, done.stdout
+
+        before = retained.archive.list_keys()
+        code, told = await register("--dry-run")
+        assert (code, len(json.loads(told)["added"])) == (0, 3)
+        assert (await register())[0] == 2  # it asks, and JSON is wanted
+        code, told = await register("--yes")
+        assert (code, json.loads(told)["rows"]) == (0, 64)
+        code, told = await register("--yes")
+        assert (code, json.loads(told)["added"]) == (0, [])
+        table = load_catalog("default", **catalog).load_table("audit.records")
+        rows = table.scan(row_filter="actor_id = 'ada'", selected_fields=("payload",)).to_arrow()
+        assert rows.num_rows == 64
+        assert all(json.loads(text)["actor"]["id"] == "ada" for text in rows["payload"].to_pylist())
+        assert table.properties["gc.enabled"] == "false"
+        objects = [one._replace(is_removed=one.is_removed or one.month == MARCH)
+                   for one in await archived_objects(retained.dsn)]  # fmt: skip
+        done = register_objects(retained.archive, objects, "audit.records", properties=catalog)
+        assert (len(done.added), len(done.removed)) == (0, 1)
+        table.refresh()
+        assert table.scan().to_arrow().num_rows == 39
+        # nothing of the archive was changed, and what is there verifies
+        assert retained.archive.list_keys() == before
+        await retained.seal()
+        assert (await retained.check_all())[0].problems == ()
+
+    async def test_says_which_extra_is_missing(self, retained, monkeypatch):
+        """And what a catalog that cannot be reached says."""
+        pytest.importorskip("pyiceberg")
+        with pytest.raises(ArchiveError, match="Iceberg catalog 'default'"):
+            register_objects(retained.archive, [], "a.b", properties={"type": "nothing"})
+        monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
+        with pytest.raises(MissingExtraError, match=r"otel-audit\[iceberg\]"):
+            register_objects(retained.archive, [], "a.b")

@@ -6,8 +6,12 @@ import uuid
 from datetime import UTC, datetime
 
 import pytest
+from otel_audit_postgres.archive import objects
+from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.objects import ArchiveError, digest_of, open_archive
+from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
+from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.retention.holds import Conditions, place_hold, release_hold
 from otel_audit_postgres.retention.policy import read_policy
 from ports import free_port
@@ -118,3 +122,33 @@ class TestS3:
         with pytest.raises(ArchiveError, match=r"s3://nowhere-at-all/x: .*NoSuchBucket") as failed:
             archive.list_keys()
         assert "test" not in str(failed.value).replace("nowhere", "")
+
+    async def test_keeps_copies_for_questions_and_none_for_verifying(
+        self, months, client, endpoint, tmp_path, monkeypatch
+    ):
+        """Fetched once, checked then, private, and thrown away where there are too many."""
+        name, months.archive = bucket(client, endpoint)
+        await months.retain()
+        await months.seal()
+        place = tmp_path / "cache"
+        url = f"s3://{name}/orders?endpoint={endpoint}&region=us-east-1&cache={place}"
+        archive = open_archive(url)
+        listed = await archived_objects(months.dsn)
+        assert len(query_archives(archive, listed, parse(""), limit=100)) == 64
+        assert len([*place.iterdir()]) == 3
+        assert place.stat().st_mode & 0o777 == 0o700
+        fetched = []
+        with monkeypatch.context() as patched:
+            patched.setattr(archive, "fetch", fetched.append)
+            assert len(query_archives(archive, listed, parse("tenant:other"))) == 9
+        assert fetched == []
+        # a copy that somebody changed is nothing that verifying looks at
+        for one in place.iterdir():
+            one.write_bytes(b"x")
+        months.archive = archive
+        assert (await months.check()).ok
+        for one in place.iterdir():
+            one.unlink()
+        monkeypatch.setattr(objects, "CACHE_BYTES", 1)
+        assert len(query_archives(archive, listed, parse(""), limit=100)) == 64
+        assert [*place.iterdir()] == []

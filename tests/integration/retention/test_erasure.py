@@ -272,6 +272,28 @@ class TestErasing:
         assert await erase(written.dsn, keys, ANN, "law", "demand")
         assert not await erase(written.dsn, keys, ANN, "law", "demand")
 
+    async def test_while_a_run_archives_changes_neither(self, written, keys):
+        """Between writing a month and reading it back, and again before it is dropped."""
+        steps = asyncio.Queue()
+        erased = []
+
+        async def erase_meanwhile():
+            for subject, wanted in ((ANN, "read back"), (Subject("acme", "ben"), "drop")):
+                while await steps.get() != wanted:
+                    pass
+                erased.append(await erase(written.dsn, keys, subject, "law", "demand"))
+
+        erasing = asyncio.create_task(erase_meanwhile())
+        done = await written.retain(tell=lambda month, step: steps.put_nowait(step))
+        await erasing
+        assert (erased, done.dropped) == ([True, True], {"2025-01": 10})
+        await written.seal()
+        report, archived = await written.check_all()
+        assert (report.problems, archived.archived) == ((), 10)
+        told = await export(written, keys, ANN, written.archive)
+        assert len(told) == 10
+        assert {one["record"]["source"]["address"] for one in told} == {ERASED}
+
     async def test_takes_no_longer_for_more_rows(self, written, keys):
         """Two hundred times the rows: the same few statements."""
         begun = time.perf_counter()

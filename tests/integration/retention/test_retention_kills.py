@@ -11,7 +11,7 @@ import pytest
 # each is killed before the step is taken, the last ones for a second month
 POINTS = (
     "policy", "write", "put 2025-01/default", "put 2025-01/tree", "put manifest", "record",
-    "read back", "retire", "seal", "drop", "collapse", "remove", "delete",
+    "read back", "retire", "seal", "drop", "collapse", "holds", "remove", "delete", "tell",
 )  # fmt: skip
 
 PROGRAM = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from opentelemetry.sdk.metrics import MeterProvider
@@ -65,16 +66,24 @@ class TestState:
         told = metrics_of(watch)
         assert (told["audit.retention.lag"], told["audit.archive.rows"]) == (0, 0)
         assert "audit.retention.last_run.age" not in told
+        await months.retain(seal=None, wait=0)
+        await watch.refresh()
+        told = metrics_of(watch)
+        # January was to go 60 days after its end, and the sealer does not work
+        assert told["audit.retention.lag"] > 86_400
+        assert told["audit.retention.waiting"] == 3
+        await months.seal()
         await place_hold(months.dsn, "case 7", "letter", Conditions(tenant="other"))
         await months.retain()
         await months.seal()
         await record_verification(months.dsn, months=4, rows=67, problems=0, deep=True)
         await watch.refresh()
         told = metrics_of(watch)
-        # April is held: it was to go 60 days after its end
-        assert told["audit.retention.lag"] > 86_400
+        # April is held, so it is not late
+        assert (told["audit.retention.lag"], told["audit.retention.waiting"]) == (0, 0)
         assert (told["audit.retention.blocked"], told["audit.hold.active"]) == (1, 1)
-        assert told["audit.archive.rows"] == 67
+        # what is held was archived before the hold, and stays here, too
+        assert told["audit.archive.rows"] == 76
         assert 0 <= told["audit.archive.verification.age"] < 3600
         assert told["audit.archive.verification.problems"] == 0
         assert 0 <= told["audit.retention.last_run.age"] < 3600
@@ -82,7 +91,7 @@ class TestState:
             "SELECT event_name, payload -> 'metadata' AS told FROM audit.audit_logs "
             "WHERE event_name IN ('audit.retention.ran', 'audit.archive.verified') ORDER BY id"
         )
-        ran, verified = (json.loads(row["told"]) for row in events)
+        _, ran, verified = (json.loads(row["told"]) for row in events)
         assert set(ran["blocked"]) == {"2025-04"}
         assert sum(ran["dropped"].values()) == 67
         assert verified == {"deep": True, "months": 4, "problems": 0, "rows": 67}
@@ -152,6 +161,19 @@ class TestTwoPersons:
             await months.retain(policy=lower)
         await approve(other, lower)
         await months.retain(policy=lower)
+
+    async def test_are_not_got_around_by_the_function_itself(self, months, connection):
+        """Whoever may call it gives it what no file can say."""
+        await months.retain(policy=read_policy(TWO_PERSONS))
+        plain = read_policy(TWO_PERSONS).as_plain()
+        for rule in (
+            {"min": None}, {"min": "89"}, {"min": 89.5}, {"hot": None}, {"tenant": "acme"},
+        ):  # fmt: skip
+            changed = {**plain, "rules": [{**plain["rules"][0], **rule}, *plain["rules"][1:]]}
+            with pytest.raises(asyncpg.PostgresError, match="two_persons"):
+                await connection.fetchval(
+                    "SELECT audit.set_retention_policy($1::text::jsonb)", json.dumps(changed)
+                )
 
     async def test_are_not_needed_to_keep_more(self, months, connection):
         """Numbers that grow alone; and a policy that does not say so needs nobody."""

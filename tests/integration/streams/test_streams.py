@@ -8,22 +8,36 @@ import hmac
 import ipaddress
 import json
 import logging
+import secrets
+import ssl
 import uuid
 
 import pytest
+from collector.collectors import make_certificates
 from integration.streams.conftest import SECRET, running, until
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from otel_audit_postgres import streams as store
+from otel_audit_postgres.ledger.store import move_here
+from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.query.queries import opened
 from otel_audit_postgres.schema.install import init
+from otel_audit_postgres.sink import PostgresSink
 from otlp_receiver import Answer
 from ports import free_port
+from strategies import a_record
 from stream_receiver import receiving
 
+from demo.receiver import listening
+from otel_audit._util.ids import uuid7
+from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor, Tenant
+from otel_audit.streams import otlp as otlp_module
 from otel_audit.streams import webhook as webhook_module
 from otel_audit.streams.destination import DestinationError
+from otel_audit.streams.metrics import publish
 from otel_audit.streams.stream import HeldElsewhereError
 
 OTLP = 'kind = "otlp"'
@@ -181,6 +195,20 @@ async def test_a_refused_event_is_parked_and_holds_up_no_other(  # noqa: PLR0917
     assert (stream.progress.parked, stream.progress.sent) == (1, 12)
     assert "leaf 6" in caplog.text
     assert "is parked" in caplog.text
+
+
+async def test_an_event_says_when_the_store_took_it(log, stream_to, receiver, connection):
+    """OCSF's ``logged_time``: the database's clock, not the application's."""
+    await log.write(1)
+    await log.seal()
+    await stream_to(*to(receiver), 'shape = "ocsf"').run_once()
+    recorded = await connection.fetchval(
+        "SELECT (extract(epoch FROM recorded_at) * 1000000)::bigint FROM audit.audit_logs "
+        "ORDER BY recorded_at LIMIT 1"
+    )
+    metadata = receiver.stored[0]["metadata"]
+    assert metadata["logged_time"] == recorded // 1000
+    assert (metadata["sequence"], metadata["log_name"]) == (0, "audit.example.com/log")
 
 
 async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, connection):
@@ -474,3 +502,157 @@ async def test_only_a_streamer_streams(log, postgres, stream_to, receiver):
 def _as(dsn, user):
     scheme, _, rest = dsn.partition("://")
     return f"{scheme}://{user}@{rest.partition('@')[2]}"
+
+
+async def test_a_server_that_ends_idle_transactions_does_not_end_a_stream(
+    log, stream_to, receiver, postgres
+):
+    """A destination may take longer to answer than the database allows others to think."""
+    name = f"role_{uuid.uuid4().hex[:8]}"
+    await postgres.execute(f"CREATE ROLE {name} LOGIN")
+    await init(log.dsn, roles=True, streamer=name)
+    await postgres.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '150ms'")
+    await log.write(2)
+    await log.seal()
+    receiver.next = [Answer(after=0.6)]
+    stream = stream_to(*to(receiver), dsn=_as(log.dsn, name))
+    await stream.run_once()
+    assert receiver.leaves == [0, 1]
+    assert stream.progress.sent == 2
+
+
+async def test_what_is_settled_is_acknowledged_in_turns(
+    log, stream_to, receiver, connection, monkeypatch
+):
+    """A slow destination does not hold one transaction for all of a batch."""
+    monkeypatch.setattr(webhook_module, "TURN", 0.0)
+    await log.write(3)
+    await log.seal()
+    await stream_to(*webhook(receiver)).run_once()
+    assert receiver.leaves == [0, 1, 2]
+    monkeypatch.setattr(otlp_module, "TURN", -1.0)
+    monkeypatch.setattr(otlp_module, "LARGEST_REQUEST", 1)
+    await log.write(3)
+    await log.seal()
+    await store.rewind(connection, "siem", 0, "again")
+    await stream_to(*to(receiver)).run_once()
+    assert receiver.leaves[3:] == list(range(7))
+
+
+async def test_personal_values_go_as_pseudonyms_unless_the_stream_may_have_them(  # noqa: PLR0917 - fixtures
+    log, stream_to, receiver, postgres, tmp_path, monkeypatch, connection
+):  # fmt: skip
+    """Encrypted in the store; the SIEM can tell equal values, and learns what they are if it may."""
+    kek = tmp_path / "kek"
+    keys_name = f"keys_{uuid.uuid4().hex[:12]}"
+    await postgres.execute(f"CREATE DATABASE {keys_name}")
+    monkeypatch.setenv("OTEL_AUDIT_KEYS_DSN", postgres.dsn(keys_name))
+    monkeypatch.setenv("OTEL_AUDIT_KEYS_KEK_FILE", str(kek))
+    kek.write_text(secrets.token_hex(32))
+    kek.chmod(0o600)
+    keys = key_store_from(AuditConfig())
+    await keys.init()
+    sink = PostgresSink(log.dsn, protector=Protector(keys, read_fields(["actor.email"])))
+    actor = Actor(id="ann", type="user", email="ann@example.com")
+    await sink.write([a_record(record_id=uuid7(), actor=actor) for _ in range(2)])
+    await sink.close()
+    await keys.close()
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    first, second = (event["record"]["actor"]["email"] for event in receiver.stored)
+    assert first == second
+    assert first.startswith("~p1.")
+    assert "." not in first.removeprefix("~p1.")
+    await store.rewind(connection, "siem", 0, "with values now")
+    await stream_to(*to(receiver), "personal = true").run_once()
+    assert receiver.stored[2]["record"]["actor"]["email"] == "ann@example.com"
+    assert receiver.stored[2]["content_hash"] == receiver.stored[0]["content_hash"]
+
+
+async def test_the_numbers_are_metrics(log, stream_to, receiver):
+    """By the stream's name alone."""
+    await log.write(3)
+    await log.seal()
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    publish(provider.get_meter("test"), [stream])
+    metrics = {
+        metric.name: (point.value, dict(point.attributes))
+        for resource in reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    }
+    provider.shutdown()
+    name = {"audit.stream.name": "siem"}
+    assert metrics == {
+        "audit.stream.sent": (3, name), "audit.stream.parked": (0, name),
+        "audit.stream.failures": (0, name), "audit.stream.altered": (0, name),
+        "audit.stream.position": (3, name), "audit.stream.behind": (0, name),
+        "audit.stream.lag": (0.0, name), "audit.stream.refused": (0, name),
+    }  # fmt: skip
+
+
+async def test_a_webhook_goes_to_the_address_that_was_looked_at_by_its_name(
+    log, stream_to, tmp_path, monkeypatch
+):
+    """The certificate is checked for the name, and the name is not looked up again."""
+    files = make_certificates(tmp_path / "tls", "hook")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.certificate, files.key)
+    asked = []
+
+    async def resolved(host, port):
+        asked.append((host, port))
+        return [ipaddress.ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(webhook_module, "resolved", resolved)
+    await log.write(3)
+    await log.seal()
+    heads = []
+
+    def respond(_path, headers, _body):
+        heads.append(headers["host"])
+        return Answer()
+
+    lines = ('kind = "webhook"', 'secret_env = ["HOOK_SECRET"]', "allow_private = true",
+             f'certificate = "{files.authority}"')  # fmt: skip
+    with listening(respond, tls=context) as url:
+        port = url.rpartition(":")[2]
+        await stream_to(*lines, f'url = "https://localhost:{port}/a"').run_once()
+        assert heads == [f"localhost:{port}"] * 3
+        assert asked == [("localhost", int(port))]
+        await log.write(1)
+        await log.seal()
+        # the same machine under a name that is not in its certificate
+        with pytest.raises(DestinationError, match="no connection"):
+            await stream_to(*lines, f'url = "https://other.example:{port}/a"').run_once()
+    assert len(heads) == 3
+
+
+async def test_a_restored_copy_of_the_database(log, stream_to, receiver, postgres, tmp_path):
+    """A backup that is restored is another database; once it is the log, the position is ahead."""
+    await log.write(5)
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    name = f"restored_{uuid.uuid4().hex[:8]}"
+    source = log.dsn.rpartition("?")[0].rpartition("/")[2]
+    await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+    await log.write(5)
+    await log.seal()
+    await stream_to(*to(receiver)).run_once()
+    before = len(receiver.stored)
+    restored = postgres.dsn(name)
+    stream = stream_to(*to(receiver), dsn=restored)
+    with pytest.raises(store.PositionError, match="the log belongs to database"):
+        await stream.run_once()
+    async with opened(restored) as connection:
+        await move_here(connection)
+        with pytest.raises(store.PositionError, match="its position lies ahead: leaves up to 10"):
+            await stream.run_once()
+        assert len(receiver.stored) == before
+        await store.rewind(connection, "siem", 5, "restored from the backup")
+    await stream.run_once()
+    assert stream.progress.next_leaf == 5

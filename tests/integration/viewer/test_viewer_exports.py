@@ -158,6 +158,20 @@ class TestTail:
         listening.position = "6"
         assert sorted(await listening.ids(15, "event:live.made")) == sorted(written)
 
+    async def test_is_kept_open_by_heartbeats(self, running, monkeypatch):
+        """Where nothing is sealed there is a comment now and then, for proxies that wait."""
+        monkeypatch.setattr("otel_audit.viewer.tail._HEARTBEAT", 0.02)
+        monkeypatch.setattr("otel_audit.viewer.tail._EVERY", 0.01)
+        url = f"{running}/tail/events?q=event:none"
+        async with httpx.AsyncClient(timeout=30) as client, client.stream("GET", url) as answer:
+            lines = []
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if lines.count(": still here") == 3:
+                    break
+        assert "event: begin" in lines
+        assert not any(line.startswith("data: [") for line in lines)
+
     async def test_there_are_twenty_at_most(self, running, monkeypatch):
         """The next one is told to come later."""
         monkeypatch.setattr("otel_audit.viewer.tail.MOST", 0)

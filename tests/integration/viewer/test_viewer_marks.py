@@ -11,7 +11,7 @@ from otel_audit_postgres.personal.protect import Protector, read_fields
 from otel_audit_postgres.retention.subject import erase
 from otel_audit_postgres.sink import PostgresSink
 from retention_trail import APRIL, JANUARY, Trail
-from viewer_store import ACME, AUDITOR, change, order_record
+from viewer_store import ACME, AUDITOR, GLOBEX, change, order_record
 
 from otel_audit.record import Actor
 
@@ -121,6 +121,16 @@ class TestArchivedMonths:
         assert "Archived: its month, audit_logs_2025_01, was retired" in page
         page = await page_of(auditor, "/", q="time:2025-01-01..2025-01-31")
         assert "Archived: the records of 2025-01 to 2025-04." in page
+        reads = await clients(AUDITOR, archive=trail.archive)
+        page = await page_of(reads, f"/record/{ids[0]}")
+        assert "<strong>Archived.</strong> Read from the archive of 2025-01." in page
+        assert "order.paid" in page
+        assert "Verified" not in page
+        assert "no record" in await page_of(reads, f"/record/{uuid.uuid4()}", 404)
+        own = await clients(ACME, archive=trail.archive)
+        assert "order.paid" in await page_of(own, f"/record/{ids[0]}")
+        globex = await clients(GLOBEX, archive=trail.archive)
+        assert "order.paid" not in await page_of(globex, f"/record/{ids[0]}", 404)
         tenant = await clients(ACME)
         assert "Archived" not in await page_of(tenant, f"/record/{ids[0]}", 404)
         assert "Archived" not in await page_of(tenant, "/", q="time:2025-01-01..2025-01-31")

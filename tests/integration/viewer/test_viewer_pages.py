@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 import asyncpg
+from otel_audit_postgres.schema.migrations import latest_version, migrations
 from viewer_store import ACME, AUDITOR, SUPPORT, change, order_record
 
 from otel_audit.record import Actor, Tenant
@@ -76,6 +77,7 @@ class TestSearch:
         assert ">77aa</a>" in pages[0]
         assert "[REDACTED]" not in pages[0]
         assert "<h1>Actor ada.l@acme.example</h1>" in pages[2]
+        assert "/sign-out" not in pages[0], "who signs in elsewhere signs out there"
 
     async def test_a_thing_that_is_taken_for_a_field_has_a_link(self, store, clients):
         """order:1 is no field, and what somebody who types it wants to see."""
@@ -242,7 +244,7 @@ class TestProblems:
         assert "Try again" in answer.text
         assert answer.headers["retry-after"]
 
-    async def test_an_older_store_has_a_page(self, database, clients):
+    async def test_a_database_without_a_store_has_a_page(self, database, clients):
         """It says that the schema is missing, and the command that makes it."""
         clients.dsn = database
         answer = await (await clients(AUDITOR)).get("/")
@@ -254,8 +256,44 @@ class TestProblems:
         await store.add(*(order_record("slow.made", str(n)) for n in range(200)))
         client = await clients(AUDITOR, statement_timeout=0.001)
         answer = await client.get("/", params={"q": '"zzzz zzzz" "yyyy"'})
-        assert answer.status_code in {500, 503}
-        assert "could not read the audit store" in answer.text
+        assert answer.status_code == 503
+        assert "This takes too long" in answer.text
+        assert "ask for less, such as time:7d" in answer.text
+        assert "Try again" not in answer.text
+        client = await clients(AUDITOR)
+        assert (await client.get("/", params={"q": "event:slow.made"})).status_code == 200
+
+    async def test_a_store_that_is_read_only_has_a_page(self, store, clients, postgres):
+        """Nothing is shown that cannot be recorded, unless it was said that it need not be."""
+        role = clients.dsn.partition("://")[2].partition("@")[0]
+        await postgres.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        answer = await (await clients(AUDITOR)).get("/")
+        assert answer.status_code == 500
+        assert "the server is read-only, as a standby is: name the primary" in answer.text
+        assert "order.paid" not in answer.text
+        export = await (await clients(AUDITOR)).get("/export", params={"q": "tenant:acme"})
+        assert export.status_code == 503
+        assert "read-only" in export.text
+        tried = await clients(AUDITOR, record_views="tried")
+        assert "order.paid" in (await tried.get("/")).text
+        assert "order.paid" in (await tried.get("/export", params={"q": "tenant:acme"})).text
+
+    async def test_a_store_of_an_older_version_has_a_page(self, database, clients):
+        """It names both versions and the command."""
+        connection = await asyncpg.connect(database)
+        await connection.execute("CREATE SCHEMA audit")
+        for step in migrations()[:8]:
+            await connection.execute(step.sql)
+            await connection.execute(
+                "INSERT INTO audit.schema_version (version, name) VALUES ($1, $2)",
+                step.version, step.name,
+            )  # fmt: skip
+        await connection.close()
+        clients.dsn = database
+        answer = await (await clients(AUDITOR)).get("/")
+        assert answer.status_code == 500
+        assert f"its schema is at 8, and {latest_version()} is needed here" in answer.text
+        assert "otel-audit migrate" in answer.text
 
     async def test_nobody_is_let_in_without_a_name(self, store, clients):
         """Every page asks; only the style sheet does not."""

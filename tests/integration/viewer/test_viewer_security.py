@@ -91,7 +91,9 @@ class TestOneTimeLink:
             assert answer.status_code == 303
             assert "httponly" in cookie
             assert "samesite=strict" in cookie
-            assert (await client.get("/")).status_code == 200
+            page = await client.get("/")
+            assert page.status_code == 200
+            assert '<form action="/sign-out" method="post">' in page.text
             foreign = {"origin": "https://evil.example"}
             assert (await client.post("/sign-out", headers=foreign)).status_code == 403
             assert (await client.get("/")).status_code == 200

@@ -54,14 +54,14 @@ class TestKeeping:
 
     def test_with_a_key_it_is_sealed(self, tmp_path):
         """What is encrypted in the spool is encrypted here, too."""
-        sealed = LocalQuarantine(
-            tmp_path, "shop", max_bytes=100_000, sealing=AesGcmEncryption(bytes(32))
+        encrypted = LocalQuarantine(
+            tmp_path, "shop", max_bytes=100_000, encryption=AesGcmEncryption(bytes(32))
         )
         item = refused(a_record(metadata={"name": "Miriam"}))
-        sealed.keep([item])
-        (file,) = sealed.files()
+        encrypted.keep([item])
+        (file,) = encrypted.files()
         assert b"Miriam" not in file.read_bytes()
-        assert [kept.refused for kept in sealed.read()] == [item]
+        assert [kept.refused for kept in encrypted.read()] == [item]
         without = LocalQuarantine(tmp_path, "shop", max_bytes=100_000)
         with pytest.raises(StoreError, match="OTEL_AUDIT_SPOOL_KEY"):
             list(without.read())
@@ -122,4 +122,4 @@ class TestCommand:
         result = CliRunner().invoke(
             cli, ["quarantine", "--spool-dir", str(tmp_path), "--show", "x"]
         )
-        assert (result.exit_code, "nothing was refused" in result.output) == (1, True)
+        assert (result.exit_code, "no refused record has the id" in result.output) == (1, True)

@@ -324,7 +324,7 @@ class TestRefusal:
             app.middleware_stack = app.router
             app.middleware_stack = app.router
         (line,) = [one for one in caplog.messages if "Shop" in one]
-        assert line.startswith("THIS APPLICATION IS NOT AUDITED: no taps")
+        assert line.startswith("THIS APPLICATION IS NOT AUDITED: our middleware")
         assert (await post(app)).status_code == (503 if required else 201)
         assert (await live(app))[0] == (
             "lifespan.startup.failed" if required else "lifespan.startup.complete"

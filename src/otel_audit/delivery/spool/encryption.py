@@ -18,14 +18,14 @@ _TAG_BYTES: Final = 16
 class Cipher(Protocol):
     """Encrypts and decrypts the payloads of one spool. Thread-safe."""
 
-    def seal(self, payload: bytes, context: bytes) -> bytes:
+    def encrypt(self, payload: bytes, context: bytes) -> bytes:
         """Encrypt a payload and bind it to its context (the frame's kind and record id)."""
 
-    def open(self, sealed: bytes, context: bytes) -> bytes:
+    def decrypt(self, encrypted: bytes, context: bytes) -> bytes:
         """Give the payload back.
 
         Raises:
-            SealError: It was encrypted with another key or for another context, or was altered.
+            EncryptionError: Another key or another context, or it was altered.
         """
 
 
@@ -89,17 +89,17 @@ class _AesGcm:
         self._aead = AESGCM(key)
         self._invalid = InvalidTag
 
-    def seal(self, payload: bytes, context: bytes) -> bytes:
+    def encrypt(self, payload: bytes, context: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, payload, context)
 
-    def open(self, sealed: bytes, context: bytes) -> bytes:
-        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
-            raise EncryptionError("a sealed payload is too short to be one")
+    def decrypt(self, encrypted: bytes, context: bytes) -> bytes:
+        if len(encrypted) < _NONCE_BYTES + _TAG_BYTES:
+            raise EncryptionError("an encrypted payload is too short to be one")
         try:
-            return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
+            return self._aead.decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], context)
         except self._invalid:
-            raise EncryptionError("a sealed payload does not open with this key") from None
+            raise EncryptionError("an encrypted payload does not open with this key") from None
 
 
 def context_of(kind: int, record_id: bytes) -> bytes:

@@ -29,7 +29,7 @@ from zlib import crc32
 
 MARKER: Final = b"\xf5\xffOA"
 VERSION: Final = 1
-SEALED: Final = 1
+ENCRYPTED: Final = 1
 HEADER_BYTES: Final = 44
 MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 """A longer payload is refused; a header that claims one is damaged."""
@@ -61,7 +61,7 @@ class Frame(NamedTuple):
         kind: What it says.
         record_id: 16 bytes.
         payload: As appended, or encrypted.
-        sealed: Whether the payload is encrypted.
+        encrypted: Whether the payload is encrypted.
         appended_at: Unix nanoseconds.
         start: Offset of its first byte in the file.
         end: Offset after its last byte.
@@ -70,13 +70,13 @@ class Frame(NamedTuple):
     kind: FrameKind
     record_id: bytes
     payload: bytes
-    sealed: bool
+    encrypted: bool
     appended_at: int
     start: int
     end: int
 
 
-Reason = Literal["torn", "header", "checksum", "version", "seal", "missing"]
+Reason = Literal["torn", "header", "checksum", "version", "encryption", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Damage:
         end: Offset after the last one.
         reason: ``torn`` (the file ends within a frame: its append never returned), ``header`` or
             ``checksum`` (altered bytes), ``version`` (of another version of this format),
-            ``seal`` (cannot be opened with the key at hand), ``missing`` (frames were there, and
+            ``encryption`` (cannot be decrypted with this key), ``missing`` (frames were there, and
             are no more: the file was emptied, cut short, filled with zeros or removed).
     """
 
@@ -102,7 +102,7 @@ _Header = tuple[int, int, int, int, int, int, bytes, int]
 
 
 def encode(
-    kind: int, record_id: bytes, payload: bytes, appended_at: int, *, sealed: bool = False
+    kind: int, record_id: bytes, payload: bytes, appended_at: int, *, encrypted: bool = False
 ) -> bytes:
     """Make the bytes of one frame.
 
@@ -111,13 +111,13 @@ def encode(
         record_id: 16 bytes.
         payload: At most `MAX_PAYLOAD_BYTES`.
         appended_at: Unix nanoseconds.
-        sealed: Whether the payload is encrypted.
+        encrypted: Whether the payload is encrypted.
 
     Returns:
         `HEADER_BYTES` and the payload.
     """
     head = _FIELDS.pack(
-        MARKER, VERSION, kind, SEALED if sealed else 0, 0,
+        MARKER, VERSION, kind, ENCRYPTED if encrypted else 0, 0,
         len(payload), appended_at, record_id, crc32(payload),
     )  # fmt: skip
     return head + _CHECKSUM.pack(crc32(head)) + payload
@@ -185,7 +185,7 @@ def _frame(file: BinaryIO, header: _Header, at: int, stop: int) -> Frame | Damag
     payload = _read_at(file, at + HEADER_BYTES, length)
     if crc32(payload) != checksum:
         return Damage(at, stop, "checksum")
-    return Frame(kind, record_id, payload, bool(flags & SEALED), appended_at, at, stop)
+    return Frame(kind, record_id, payload, bool(flags & ENCRYPTED), appended_at, at, stop)
 
 
 def _header(data: bytes) -> _Header | None:

@@ -117,7 +117,9 @@ class Spool:
         self.damaged = 0
         self.forked = False
         self._lock_file = lock
-        self._cipher = None if settings.sealing is None else settings.sealing.for_spool(path.name)
+        self._cipher = (
+            None if settings.encryption is None else settings.encryption.for_spool(path.name)
+        )
         # held for a write at most
         self._lock = threading.Lock()
         # held while files are synced, closed or removed; never taken by an append
@@ -168,8 +170,8 @@ class Spool:
             raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
         cipher = self._cipher
         if cipher is not None:
-            payload = cipher.seal(payload, context_of(kind, key))
-        frame = encode(kind, key, payload, time.time_ns(), sealed=cipher is not None)
+            payload = cipher.encrypt(payload, context_of(kind, key))
+        frame = encode(kind, key, payload, time.time_ns(), encrypted=cipher is not None)
         size = len(frame)
         with self._lock:
             segments = self._segments
@@ -526,7 +528,7 @@ class Spool:
         payload = frame.payload
         if self._cipher is not None:
             try:
-                payload = self._cipher.open(payload, context_of(frame.kind, frame.record_id))
+                payload = self._cipher.decrypt(payload, context_of(frame.kind, frame.record_id))
             except EncryptionError as error:
                 self._give_up(UnreadableFrames(position - 1, position, str(error)))
                 return

@@ -25,7 +25,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
     max_bytes: int = 1024 * MIB,
     segment_bytes: int = 8 * MIB,
     max_age: float | None = None,
-    sealing: Encryption | None = None,
+    encryption: Encryption | None = None,
     destination: str = "",
     apart: bool = False,
     producer_id: str | None = None,
@@ -39,7 +39,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         max_bytes: Bound on the bytes of all spools of this service.
         segment_bytes: Size at which a segment is full.
         max_age: Seconds that the oldest record may wait; None: no bound.
-        sealing: Encrypts payloads at rest, if given.
+        encryption: Encrypts payloads at rest, if given.
         destination: Digest of where the records belong, if it is known.
         apart: Whether spools of other destinations are other applications'.
         producer_id: UUID of this process's stream, if it has one already; a fresh one is made
@@ -59,7 +59,7 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
         max_bytes=max_bytes,
         segment_bytes=segment_bytes,
         max_age=max_age,
-        sealing=sealing,
+        encryption=encryption,
         destination=destination,
         apart=apart,
     )
@@ -77,7 +77,7 @@ def reopen(spool: Spool) -> Spool:
 
 def _open(settings: SpoolSettings, producer_id: str) -> Spool:
     home = prepare_service_directory(settings.directory, settings.service)
-    key_id = "" if settings.sealing is None else settings.sealing.key_id
+    key_id = "" if settings.encryption is None else settings.encryption.key_id
     lease = RENEWED_WITHIN if file_system(home.path).shared else 0.0
     label = label_of_this_process(
         settings.service, producer_id, key_id, settings.destination, lease

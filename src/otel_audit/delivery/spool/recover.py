@@ -152,7 +152,7 @@ class AbandonedSpool:
         place: OwnDirectory,
         lock: int,
         label: Manifest | None,
-        sealing: Encryption | None,
+        encryption: Encryption | None,
         *,
         labelled: bool = True,
     ) -> None:
@@ -163,7 +163,7 @@ class AbandonedSpool:
             place: The spool's.
             lock: The lock's file descriptor.
             label: What it says of its process.
-            sealing: The key, if there is one.
+            encryption: The key, if there is one.
             labelled: Whether there is a label at all, be it damaged.
         """
         self.path = place.path
@@ -175,7 +175,7 @@ class AbandonedSpool:
         self._pid = os.getpid()
         # a directory that was renamed, or copied, holds payloads encrypted under its first name
         named = place.path.name if label is None else label.producer_id
-        self._cipher = _cipher(named or place.path.name, sealing)
+        self._cipher = _cipher(named or place.path.name, encryption)
 
     @property
     def producer_id(self) -> str:
@@ -283,7 +283,7 @@ class AbandonedSpool:
             try:
                 self._open(found)
             except EncryptionError:
-                damages.append(Damage(found.start, found.end, "seal"))
+                damages.append(Damage(found.start, found.end, "encryption"))
                 continue
             survey.report.frames += 1
             if found.kind is FrameKind.CLOSED:
@@ -323,11 +323,11 @@ class AbandonedSpool:
             yield Recovered(record_id, found.kind, payload, found.appended_at)
 
     def _open(self, frame: Frame) -> bytes:
-        if not frame.sealed:
+        if not frame.encrypted:
             return frame.payload
         if self._cipher is None:
-            raise EncryptionError("the payload is sealed, and there is no key")
-        return self._cipher.open(frame.payload, context_of(frame.kind, frame.record_id))
+            raise EncryptionError("the payload is encrypted, and there is no key")
+        return self._cipher.decrypt(frame.payload, context_of(frame.kind, frame.record_id))
 
 
 class _Place(NamedTuple):
@@ -348,7 +348,7 @@ def adopt(
     directory: Path,
     service: str,
     *,
-    sealing: Encryption | None = None,
+    encryption: Encryption | None = None,
     destination: str | None = None,
 ) -> list[AbandonedSpool]:
     """Lock the spools that dead processes of this service left.
@@ -360,7 +360,7 @@ def adopt(
     Args:
         directory: The same as for `open_spool`.
         service: The service's name.
-        sealing: The key, if payloads are encrypted.
+        encryption: The key, if payloads are encrypted.
         destination: Digest of where this process delivers to. Spools that name another one are
             left alone; those that name none are not. None: it does not matter.
 
@@ -386,7 +386,7 @@ def adopt(
         _warn_once(path / hidden, HIDDEN)
     for name in names:
         try:
-            spool = _adopt(home, name, service, sealing, destination)
+            spool = _adopt(home, name, service, encryption, destination)
         except ForeignError as error:
             report_foreign(error.path, error.why)
             continue
@@ -399,7 +399,11 @@ def adopt(
 
 
 def _adopt(
-    home: OwnDirectory, name: str, service: str, sealing: Encryption | None, destination: str | None
+    home: OwnDirectory,
+    name: str,
+    service: str,
+    encryption: Encryption | None,
+    destination: str | None,
 ) -> AbandonedSpool | None:
     place = home.directory(name)
     path = place.path
@@ -409,7 +413,7 @@ def _adopt(
     try:
         label = read_label(place)
         labelled = label is not None or has_label(place)
-        obstacle = None if label is None else obstacle_to_adoption(path, label, service, sealing)
+        obstacle = None if label is None else obstacle_to_adoption(path, label, service, encryption)
         lives = (
             obstacle is None
             and label is not None
@@ -429,7 +433,7 @@ def _adopt(
     if obstacle is None:
         if label is None and labelled:
             _warn_once(path, f"is adopted although its {LABEL} is damaged")
-        return AbandonedSpool(home, place, lock, label, sealing, labelled=labelled)
+        return AbandonedSpool(home, place, lock, label, encryption, labelled=labelled)
     release(lock)
     _warn_once(path, f"is left alone: {obstacle}")
     return None
@@ -481,14 +485,14 @@ def needs_lease(path: Path, label: Manifest) -> bool:
 
 
 def obstacle_to_adoption(
-    path: Path, label: Manifest, service: str, sealing: Encryption | None
+    path: Path, label: Manifest, service: str, encryption: Encryption | None
 ) -> str | None:
     """Say why a dead process's spool must be left alone, None if it may be adopted."""
     if label.format != FORMAT:
         return f"it has format {label.format}, and this version reads format {FORMAT}"
     if label.service != service:
         return "it is another service's"
-    if label.key_id and (sealing is None or sealing.key_id != label.key_id):
+    if label.key_id and (encryption is None or encryption.key_id != label.key_id):
         return "it is encrypted with a key that OTEL_AUDIT_SPOOL_KEY does not hold"
     return _out_of_reach(path, label)
 
@@ -522,8 +526,8 @@ def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:
     return survey.unfinished.get(frame.record_id) == (frame.kind, segment, frame.start)
 
 
-def _cipher(producer_id: str, sealing: Encryption | None) -> Cipher | None:
-    return None if sealing is None else sealing.for_spool(producer_id)
+def _cipher(producer_id: str, encryption: Encryption | None) -> Cipher | None:
+    return None if encryption is None else encryption.for_spool(producer_id)
 
 
 def _size(file: BinaryIO) -> int:

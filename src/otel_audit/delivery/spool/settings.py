@@ -31,7 +31,7 @@ class SpoolSettings:
             segment's worth is kept for actions that are already under way.
         segment_bytes: Size at which a segment is full.
         max_age: Seconds; no action begins while an older one is not acknowledged. None: no bound.
-        sealing: Encrypts payloads at rest, if given.
+        encryption: Encrypts payloads at rest, if given.
         destination: Digest of where the records belong, so that no process adopts them that
             delivers elsewhere; empty: not said, and any process of the service does.
         apart: Whether spools of other destinations are other applications', as where the service
@@ -47,7 +47,7 @@ class SpoolSettings:
     max_bytes: int = 1024 * MIB
     segment_bytes: int = 8 * MIB
     max_age: float | None = None
-    sealing: Encryption | None = None
+    encryption: Encryption | None = None
     destination: str = ""
     apart: bool = False
 

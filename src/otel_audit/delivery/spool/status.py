@@ -74,7 +74,7 @@ class SpoolStatus:
 
 
 def inspect(
-    directory: Path, service: str = "", destination: str = "", sealing: Encryption | None = None
+    directory: Path, service: str = "", destination: str = "", encryption: Encryption | None = None
 ) -> SpoolStatus:
     """Look at the spools of all services in a directory.
 
@@ -82,7 +82,7 @@ def inspect(
         directory: As given to `open_spool`; it need not exist.
         service: Whose spools are to be looked at for another destination, if any.
         destination: Digest of the destination that they should have.
-        sealing: The key that its payloads are encrypted with, if they are.
+        encryption: The key that its payloads are encrypted with, if they are.
 
     Returns:
         What was found. Never raises: what cannot be seen is among the problems.
@@ -108,7 +108,7 @@ def inspect(
     stuck: list[str] = []
     states = [_look(spool, problems, stuck) for spool in spools]
     dead = [spool for spool, (is_dead, _) in zip(spools, states, strict=True) if is_dead]
-    stuck += _obstacles(dead, service, sealing)
+    stuck += _obstacles(dead, service, encryption)
     abandoned = [age for dead, age in states if dead]
     waiting = sum(_waits_for_another(spool, service, destination) for spool in dead)
     if waiting:
@@ -180,14 +180,14 @@ def _unusable(directory: Path, service: str) -> str:
 
 
 def _obstacles(
-    dead: Sequence[OwnDirectory], service: str, sealing: Encryption | None
+    dead: Sequence[OwnDirectory], service: str, encryption: Encryption | None
 ) -> Iterator[str]:
     """Say which spools of ended processes of a service are not adopted, and why."""
     for spool in dead:
         with suppress(OSError):
             label = read_label(spool)
             if label is not None and label.service == service:
-                obstacle = obstacle_to_adoption(spool.path, label, service, sealing)
+                obstacle = obstacle_to_adoption(spool.path, label, service, encryption)
                 if obstacle is not None:
                     yield f"{spool.path} is left alone: {obstacle}"
 

@@ -114,12 +114,12 @@ EDITS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("sealed", [False, True], ids=["clear", "sealed"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "encrypted"])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_each_record_is_delivered_counted_or_named(home: Path, caplog, edit, sealed) -> None:
+def test_each_record_is_delivered_counted_or_named(home: Path, caplog, edit, encrypted) -> None:
     """Whatever was done, the next start works, and no record is gone without a word."""
-    sealing = KEY if sealed else None
-    spool = open_spool(home, service="shop", segment_bytes=4096, sealing=sealing)
+    encryption = KEY if encrypted else None
+    spool = open_spool(home, service="shop", segment_bytes=4096, encryption=encryption)
     ids = {uuid7() for _ in range(RECORDS)}
     for record_id in ids:
         spool.append(FrameKind.CLOSED, record_id, b"x" * 350)
@@ -127,9 +127,9 @@ def test_each_record_is_delivered_counted_or_named(home: Path, caplog, edit, sea
     assert not spool.close()
     edit(spool.path)
 
-    again = open_spool(home, service="shop", segment_bytes=4096, sealing=sealing)
+    again = open_spool(home, service="shop", segment_bytes=4096, encryption=encryption)
     counters, delivered = Counters(), set()
-    for adopted in adopt(home, "shop", sealing=sealing):
+    for adopted in adopt(home, "shop", encryption=encryption):
         for batch in batches_of(adopted, 10, counters):
             delivered |= {found.record_id for found in batch}
         adopted.remove()
@@ -138,7 +138,7 @@ def test_each_record_is_delivered_counted_or_named(home: Path, caplog, edit, sea
     assert delivered <= ids
     if missing > counters.dropped:
         # what was not delivered is still there, and somebody is told where and what to do
-        problems = inspect(home, "shop", sealing=sealing).problems
+        problems = inspect(home, "shop", encryption=encryption).problems
         assert any(str(home) in problem for problem in problems), (missing, counters.dropped)
     if counters.dropped:
         assert "is damaged" in caplog.text

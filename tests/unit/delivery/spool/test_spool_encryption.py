@@ -26,32 +26,32 @@ SECRET = b'{"actor":"alice"}'
 class TestAesGcm:
     @given(st.binary(), st.binary())
     def test_gives_back_what_was_sealed(self, payload, context):
-        """What is sealed opens again in its context, and never looks the same twice."""
+        """What is encrypted opens again in its context, and never looks the same twice."""
         cipher = AesGcmEncryption(KEY).for_spool("p")
-        first, second = cipher.seal(payload, context), cipher.seal(payload, context)
-        assert cipher.open(first, context) == payload
+        first, second = cipher.encrypt(payload, context), cipher.encrypt(payload, context)
+        assert cipher.decrypt(first, context) == payload
         assert first != second
 
     def test_opens_nothing_that_was_changed_or_moved(self):
         """Every flipped byte, another context, another spool and another key are refused."""
         cipher = AesGcmEncryption(KEY).for_spool("p")
-        sealed = cipher.seal(SECRET, b"one")
-        for at in range(len(sealed)):
-            broken = bytearray(sealed)
+        encrypted = cipher.encrypt(SECRET, b"one")
+        for at in range(len(encrypted)):
+            broken = bytearray(encrypted)
             broken[at] ^= 1
             with pytest.raises(EncryptionError):
-                cipher.open(bytes(broken), b"one")
+                cipher.decrypt(bytes(broken), b"one")
         for other in (
             AesGcmEncryption(KEY).for_spool("q"),
             AesGcmEncryption(KEY[::-1]).for_spool("p"),
         ):
             with pytest.raises(EncryptionError):
-                other.open(sealed, b"one")
-        for wrong in (sealed[:20], b""):
+                other.decrypt(encrypted, b"one")
+        for wrong in (encrypted[:20], b""):
             with pytest.raises(EncryptionError):
-                cipher.open(wrong, b"one")
+                cipher.decrypt(wrong, b"one")
         with pytest.raises(EncryptionError):
-            cipher.open(sealed, b"two")
+            cipher.decrypt(encrypted, b"two")
 
     def test_the_key_s_id_says_nothing_about_it(self):
         """Equal keys have equal ids, others have not, and no id holds key bytes."""
@@ -66,50 +66,52 @@ class TestAesGcm:
             AesGcmEncryption(bytes(length))
 
 
-class TestSealedSpool:
+class TestEncryptedSpool:
     def test_holds_no_payload_in_clear(self, home):
         """Living and dead it gives its records back, and its files do not show them."""
-        sealing = AesGcmEncryption(KEY)
-        spool = open_spool(home, service="shop", sealing=sealing)
+        encryption = AesGcmEncryption(KEY)
+        spool = open_spool(home, service="shop", encryption=encryption)
         action = uuid7()
         spool.append(FrameKind.OPENED, action, SECRET)
         spool.append(FrameKind.CLOSED, uuid7(), SECRET)
         assert [item.payload for item in spool.read()] == [SECRET]
         spool.close()
         assert all(b"alice" not in path.read_bytes() for path in spool.path.iterdir())
-        [adopted] = adopt(home, "shop", sealing=sealing)
+        [adopted] = adopt(home, "shop", encryption=encryption)
         assert [item.payload for item in adopted.records()] == [SECRET, SECRET]
         assert adopted.report.clean
         assert adopted.remove()
 
-    @pytest.mark.parametrize("sealing", [None, AesGcmEncryption(KEY[::-1])])
-    def test_waits_for_its_key(self, home, sealing, caplog):
-        """Without its key a sealed spool is left alone, and the log says so."""
-        spool = open_spool(home, service="shop", sealing=AesGcmEncryption(KEY))
+    @pytest.mark.parametrize("encryption", [None, AesGcmEncryption(KEY[::-1])])
+    def test_waits_for_its_key(self, home, encryption, caplog):
+        """Without its key an encrypted spool is left alone, and the log says so."""
+        spool = open_spool(home, service="shop", encryption=AesGcmEncryption(KEY))
         spool.append(FrameKind.CLOSED, uuid7(), SECRET)
         spool.close()
-        assert adopt(home, "shop", sealing=sealing) == []
+        assert adopt(home, "shop", encryption=encryption) == []
         assert "OTEL_AUDIT_SPOOL_KEY" in caplog.text
-        [adopted] = adopt(home, "shop", sealing=AesGcmEncryption(KEY))
+        [adopted] = adopt(home, "shop", encryption=AesGcmEncryption(KEY))
         assert len(list(adopted.records())) == 1
         adopted.release()
 
     def test_a_moved_payload_is_damage(self, home):
         """A payload that was cut out and put into another action's frame does not open."""
-        sealing = AesGcmEncryption(KEY)
-        spool = open_spool(home, service="shop", sealing=sealing)
+        encryption = AesGcmEncryption(KEY)
+        spool = open_spool(home, service="shop", encryption=encryption)
         first = spool.append(FrameKind.CLOSED, uuid7(), b"a")
         spool.append(FrameKind.CLOSED, uuid7(), b"b")
         segment = spool.path / "0000000001.frames"
         data = bytearray(segment.read_bytes())
-        moved = encode(3, data[first + 20 : first + 36], data[HEADER_BYTES:first], 0, sealed=True)
+        moved = encode(
+            3, data[first + 20 : first + 36], data[HEADER_BYTES:first], 0, encrypted=True
+        )
         segment.write_bytes(bytes(data[:first] + moved))
         assert [item.payload for item in spool.read()] == [b"a"]
         assert spool.damaged == 1
         spool.close()
-        [adopted] = adopt(home, "shop", sealing=sealing)
+        [adopted] = adopt(home, "shop", encryption=encryption)
         assert [item.payload for item in adopted.records()] == [b"a"]
-        assert [place.reason for place in adopted.report.damages] == ["seal"]
+        assert [place.reason for place in adopted.report.damages] == ["encryption"]
         adopted.release()
 
     def test_clear_spools_are_adopted_after_a_key_was_set(self, home):
@@ -117,6 +119,6 @@ class TestSealedSpool:
         spool = open_spool(home, service="shop")
         spool.append(FrameKind.CLOSED, uuid7(), b"clear")
         spool.close()
-        [adopted] = adopt(home, "shop", sealing=AesGcmEncryption(KEY))
+        [adopted] = adopt(home, "shop", encryption=AesGcmEncryption(KEY))
         assert [item.payload for item in adopted.records()] == [b"clear"]
         assert adopted.remove()

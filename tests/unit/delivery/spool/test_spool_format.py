@@ -73,7 +73,7 @@ class TestRoundTrip:
 
     def test_the_header_has_the_documented_layout(self):
         """A reader in another language finds every field where the documentation says."""
-        data = encode(FrameKind.ANSWERED, KEY, b"{}", 5, sealed=True)
+        data = encode(FrameKind.ANSWERED, KEY, b"{}", 5, encrypted=True)
         assert len(data) == HEADER_BYTES + 2
         assert data[:4] == b"\xf5\xffOA"
         assert data[4:8] == bytes((1, 2, 1, 0))

@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 from otel_audit_postgres.query.fields import FIELDS
 
+from otel_audit.cli import terminal
 from otel_audit.cli.main import cli
 from otel_audit.cli.options import seconds
 from otel_audit.cli.search import search
+from otel_audit.cli.terminal import FittedColumns
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 SERVERS = {"serve", "web", "run", "dev", "stream"}
@@ -80,3 +82,45 @@ class TestDurations:
         """With what is expected."""
         with pytest.raises(click.BadParameter, match="expected 30s"):
             seconds(click.Context(cli), cli.params[0], text)
+
+
+class TestFittedColumns:
+    @pytest.fixture
+    def columns(self, monkeypatch: pytest.MonkeyPatch) -> FittedColumns:
+        monkeypatch.setattr(terminal, "screen_width", lambda: 30)
+        return FittedColumns({"what": 6}, ("where",))
+
+    def test_what_comes_later_is_not_cut_to_what_came_first(self, columns, capsys):
+        """Rows that come one by one have room as far as the screen has it."""
+        for text in ("a", "a longer text", "x" * 40):
+            row = {"time": ("12:00:00", None), "what": (text, None)}
+            columns.arrange([row])
+            columns.print_row(row)
+        assert capsys.readouterr().out.splitlines() == [
+            "time      what", "12:00:00  a", "12:00:00  a longer text", f"12:00:00  {'x' * 18}..",
+        ]  # fmt: skip
+
+    def test_a_column_that_was_empty_gets_its_place(self, columns, capsys):
+        """And a new heading says so; one that has no room is left out."""
+        for where in ("", "there", "y" * 30):
+            row = {"what": ("a", None), "where": (where, None), "id": ("1", None)}
+            columns.arrange([row])
+            columns.print_row(row)
+        assert capsys.readouterr().out.splitlines() == [
+            "what  id", "a     1", "what  where  id", "a     there  1", "what  id", "a     1",
+        ]  # fmt: skip
+
+    def test_wide_characters_count_twice(self, columns, capsys):
+        """As a terminal shows them."""
+        row = {"what": ("\u8a02\u6587", None), "id": ("1", None)}
+        columns.arrange([row])
+        columns.print_row(row)
+        assert capsys.readouterr().out.splitlines()[1] == "\u8a02\u6587  1"
+
+    def test_a_pipe_has_all_columns(self, columns, capsys, monkeypatch):
+        """Empty or not, so that programs find them; and nothing is cut."""
+        monkeypatch.setattr(terminal, "screen_width", lambda: None)
+        row = {"what": ("x" * 40, None), "where": ("", None), "id": ("1", None)}
+        columns.arrange([row])
+        columns.print_row(row)
+        assert capsys.readouterr().out.splitlines()[0].split() == ["what", "where", "id"]

@@ -1,0 +1,244 @@
+"""What archives cost: writing, verifying, asking, encrypting, erasing; real PostgreSQL, one machine.
+
+    python tests/benchmarks/archive_rates.py [--rows 60000] [--asked 1000000] [--out FILE]
+
+Prints one JSON object. Rates are by the clock; ``cpu`` is of this process alone, in microseconds a
+row. The question goes to so many archived rows as ``--asked`` says: copies of those that were
+written, with ids, orders and actors of their own, in a file a month.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import resource
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import asyncpg
+import msgspec
+import pyarrow as pa
+from bench_sink import a_write
+from otel_audit_postgres import PostgresSink, maintain
+from otel_audit_postgres.archive.catalog import ListedObject, archived_objects
+from otel_audit_postgres.archive.check import Question, verify_archives
+from otel_audit_postgres.archive.manifest import ArchivedObject
+from otel_audit_postgres.archive.objects import FolderArchive
+from otel_audit_postgres.archive.query import query_archives
+from otel_audit_postgres.archive.row_files import RowFile, read_batches, row_schema
+from otel_audit_postgres.archive.write_month import write_month
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.keys import generate
+from otel_audit_postgres.ledger.sealer import Sealer
+from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
+from otel_audit_postgres.personal.protect import Protector, read_fields
+from otel_audit_postgres.query.grammar import parse
+from otel_audit_postgres.retention.policy import read_policy
+from otel_audit_postgres.retention.run import Setting, run
+from otel_audit_postgres.retention.subject import erase
+
+from otel_audit._util.ids import uuid7
+from otel_audit.record import AuditRecord
+from otel_audit.testing.store import embedded_server
+
+BEGIN = 1_736_500_000  # in January 2025
+MONTH = date(2025, 1, 1)
+POLICY = read_policy("[default]\nhot = 60\narchive = 3650\n")
+PERSONAL = ["actor.email", "source.address", "source.user_agent", "source.session_id"]
+
+
+def records(count: int, first: int = 0) -> list[AuditRecord]:
+    found = []
+    for number in range(first, first + count):
+        moment = (BEGIN * 1000 + number * 10) * 10**6
+        record_id = uuid7(moment)
+        found.append(
+            msgspec.structs.replace(
+                a_write(number), record_id=record_id, action_id=record_id, occurred_at=moment
+            )
+        )
+    return found
+
+
+@contextlib.contextmanager
+def measured(into: dict[str, Any], name: str, rows: int) -> Iterator[None]:
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    yield
+    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    into[name] = {
+        "rows_s": round(rows / seconds), "cpu_us": round(cpu / rows * 1e6, 1),
+        "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+async def stored(dsn: str, wanted: list[AuditRecord], protector: Protector | None = None) -> None:
+    sink = PostgresSink(dsn, protector=protector)
+    for first in range(0, len(wanted), 500):
+        await sink.write(wanted[first : first + 500])
+    await sink.close()
+
+
+async def written_and_verified(dsn: str, rows: int, folder: Path, told: dict[str, Any]) -> Path:
+    for first in range(0, rows, 500):
+        await stored(dsn, records(min(500, rows - first), first))
+    await maintain(dsn, months=[MONTH])
+    key = generate("bench.example.com/log")
+    sealer = Sealer(dsn, signer=key)
+
+    async def seal() -> None:
+        while (await sealer.seal()).rows:
+            pass
+
+    await seal()
+    for name in ("cold", "write"):
+        (folder / name).mkdir()
+        async with (
+            store.opened(dsn, "measure") as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            with measured(told, name, rows):
+                month = await write_month(connection, MONTH, folder / name, lambda *_: "default")
+    told["bytes_a_row"] = round(month.files[0].size / rows, 1)
+    told["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    archive = FolderArchive(folder / "archive")
+    with measured(told, "run", rows):
+        await run(POLICY, Setting(dsn, archive, key, [key.public], seal))
+    await seal()
+    await sealer.close()
+    with measured(told, "verify_deep", rows):
+        report = await verify_archives(dsn, Question(archive, [key.public], deep=True))
+    assert report.ok, report.findings.problems
+    return folder / "archive" / (await archived_objects(dsn))[0].entry.key
+
+
+def copies(source: Path, folder: Path, rows: int) -> list[ListedObject]:
+    """Months of rows like the given ones, each with an id, an order and an actor of its own."""
+    template = pa.Table.from_batches(read_batches(source), schema=row_schema())
+    size, listed = template.num_rows, []
+    for number in range(-(-rows // size)):
+        month = date(2015 + number // 12, number % 12 + 1, 1)
+        count = min(size, rows - number * size)
+        table = template.slice(0, count)
+        moment = int(time.mktime(month.timetuple())) + 86_400
+        ids = [uuid.UUID(uuid7((moment * 1000 + one) * 10**6)).bytes for one in range(count)]
+        orders = [[f"order:{number * size + one}"] for one in range(count)]
+        actors = [f"user-{(number * size + one) % 5000}" for one in range(count)]
+        for name, values in (("id", ids), ("entities", orders), ("actor_id", actors)):
+            place = table.schema.get_field_index(name)
+            column = pa.array(values, table.schema.field(name).type)
+            table = table.set_column(place, table.schema.field(name), column)
+        key = f"{month:%Y-%m}/default-{number:016x}.parquet"
+        path = folder / key
+        path.parent.mkdir(parents=True)
+        file = RowFile(path)
+        file.add(table)
+        file.close()
+        entry = ArchivedObject(
+            key, "default", count, path.stat().st_size, "0" * 64, 0, 0, None, None
+        )
+        listed.append(ListedObject(month, entry, is_removed=False))
+    return listed
+
+
+def asked(listed: list[ListedObject], folder: Path, rows: int) -> dict[str, Any]:
+    archive = FolderArchive(folder)
+    told = {}
+    for name, text in (
+        ("entity", f"entity:order:{rows // 3}"), ("actor", "actor:user-77"),
+        ("actor_in_a_month", "actor:user-77 time:2015-03-01..2015-03-31"), ("text", "CA-1-nobody"),
+    ):  # fmt: skip
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            found = query_archives(archive, listed, parse(text))
+            times.append(time.perf_counter() - begun)
+        told[name] = {"seconds": round(statistics.median(times), 3), "found": len(found)}
+    return told
+
+
+async def encrypted(dsn: str, keys: KeyStore, rows: int, told: dict[str, Any]) -> None:
+    protector = Protector(keys, read_fields(PERSONAL))
+    wanted = records(rows)
+    for first in range(0, rows, 500):  # each actor has his key
+        await protector.protect(wanted[first : first + 500])
+    with measured(told, "encrypt", rows):
+        for first in range(0, rows, 500):
+            await protector.protect(wanted[first : first + 500])
+    times = {}
+    for number, count in enumerate((10, 1000, 10_000)):
+        mine = [
+            msgspec.structs.replace(
+                one, record_id=uuid7(), actor=msgspec.structs.replace(one.actor, id=f"p-{number}")
+            )
+            for one in wanted[:count]
+        ]
+        await stored(dsn, mine, protector)
+        tenants = {one.tenant.id for one in mine if one.tenant is not None}
+        begun = time.perf_counter()
+        await erase(dsn, keys, Subject(min(tenants), f"p-{number}"), "law", "demand")
+        times[str(count)] = round(time.perf_counter() - begun, 3)
+    told["erase_seconds_by_rows"] = times
+    await protector.close()
+
+
+async def main(
+    options: argparse.Namespace, dsn: str, keys_dsn: str, folder: Path
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"rows": options.rows, "asked_rows": options.asked}
+    file = await written_and_verified(dsn, options.rows, folder, told)
+    listed = copies(file, folder / "many", options.asked)
+    told["question"] = asked(listed, folder / "many", options.asked)
+    keys = KeyStore(keys_dsn, FileWrapper(secrets.token_bytes(32)))
+    await keys.init()
+    await encrypted(dsn, keys, 10_000, told)
+    await keys.close()
+    return told
+
+
+async def create(dsn: str, name: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--asked", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(arguments)
+
+
+def measure(arguments: list[str], say: Callable[[str], None] = print) -> None:
+    options = parsed(arguments)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        embedded_server() as server,
+        server.database() as dsn,
+    ):
+        name = f"keys_{uuid.uuid4().hex[:8]}"
+        asyncio.run(create(dsn, name))
+        told = asyncio.run(main(options, dsn, server.dsn(name), Path(folder)))
+    text = json.dumps(told, indent=2)
+    if options.out is not None:
+        options.out.write_text(text + "\n", "utf-8")
+    say(text)
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1:])

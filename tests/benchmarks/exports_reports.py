@@ -1,0 +1,122 @@
+"""How long exports and reports take on a store of many records, and how much memory.
+
+    python -m tests.benchmarks.exports_reports --rows 1000000
+
+Fills a store in ``--data`` (kept for the next time) and measures each export format and each report,
+each in a process of its own. Figures are of this machine, with whatever else runs on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent, HERE.parents[1]):
+    sys.path.insert(0, str(folder))
+
+
+def main() -> None:
+    told = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    told.add_argument("--rows", type=int, default=100_000)
+    told.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "otel-audit-bench")
+    told.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    told.add_argument("--only", help="one measurement: export:csv, report:rights")
+    told.add_argument("--dsn", help="a store that is filled already")
+    options = told.parse_args()
+    if options.only and options.dsn:
+        print(json.dumps(asyncio.run(measure(options.dsn, options.only))))
+        return
+    if options.dsn:
+        every(options.dsn, options)
+        return
+    from viewer_store_filled import filled_store, running_server
+
+    options.data.mkdir(parents=True, exist_ok=True)
+    with running_server(options.data) as server:
+        every(asyncio.run(filled_store(server, options.data, options.rows)).dsn, options)
+
+
+def every(dsn: str, options: argparse.Namespace) -> None:
+    """Measure each in a process of its own, so that memory is its own."""
+    from otel_audit_postgres.exports.write import FORMATS
+    from otel_audit_postgres.reports.catalog import REPORTS
+
+    names = [*(f"export:{one}" for one in FORMATS), *(f"report:{one}" for one in REPORTS)]
+    found = []
+    for name in names:
+        done = subprocess.run(
+            [sys.executable, __file__, "--dsn", dsn, "--only", name],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        found.append(json.loads(done.stdout))
+        print(
+            "{name:24} {rows:>9} rows {seconds:7.1f} s (own CPU {cpu:6.1f}) {rate:>8} rows/s {memory:5} MB  load {load}".format(
+                **found[-1]
+            ),
+            flush=True,
+        )
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+async def measure(dsn: str, name: str) -> dict[str, Any]:
+    """Measure one; reports of all the time that the store has, the HTML thrown away."""
+    begun = time.perf_counter()
+    kind, _, what = name.partition(":")
+    rows = await (exported(dsn, what) if kind == "export" else reported(dsn, what))
+    seconds = time.perf_counter() - begun
+    return {
+        "name": name, "rows": rows, "seconds": round(seconds, 2), "rate": round(rows / seconds),
+        "cpu": round(time.process_time(), 1),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+
+
+async def exported(dsn: str, form: Any) -> int:
+    from otel_audit_postgres.exports.write import write_export
+    from otel_audit_postgres.query.grammar import Query
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / f"all.{form}"
+        return (await write_export(dsn, Query(), form, out, views="off")).rows
+
+
+async def reported(dsn: str, name: str) -> int:
+    from otel_audit_postgres.query import queries
+    from otel_audit_postgres.reports.catalog import find_report
+    from otel_audit_postgres.reports.model import Options
+    from otel_audit_postgres.reports.render import pieces
+    from otel_audit_postgres.reports.run import make_report
+
+    definition = find_report(name)
+    end = datetime.now(UTC)
+    options = Options(
+        begin=end - timedelta(days=200), end=end,
+        subject="user-7@acme.example" if "subject" in definition.needs else None,
+        query="actor:user-7@acme.example" if "query" in definition.needs else "",
+    )  # fmt: skip
+    async with queries.opened(dsn) as connection:
+        report = await make_report(connection, definition, options)
+    try:
+        for form in ("html", "csv", "json"):
+            for _ in pieces(report, form):
+                pass
+        return report.rows
+    finally:
+        report.close()
+
+
+if __name__ == "__main__":
+    main()
