@@ -28,6 +28,21 @@ _MAY_NOT_SET_UP: Final = (
     "this role lacks a right: run it as the owner of schema audit, or as a superuser"
 )
 _NO_RIGHT: Final = "42501"
+_GROUPS: Final = {
+    "seal": "sealer",
+    "move the ledger": "sealer",
+    "maintain": "writer",
+    **dict.fromkeys(
+        (
+            "list holds", "place a hold", "release a hold", "override a hold", "preview a hold",
+            "drop a partition", "retire a partition", "collapse leaves", "restore a month",
+            "end a restoration", "list archives", "approve a policy", "release rows",
+            "plan retention", "explain retention",
+        ),
+        "retention",
+    ),
+}  # fmt: skip
+"""Whose right it is, by the first words of what was asked for; all else is the writer's."""
 _NOT_THERE: Final = ("3F000", "42P01", "42883", "42703", "42704")
 """A schema, table, function, column or object that is missing."""
 _DOCTOR: Final = (
@@ -165,7 +180,9 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
         passing = _PASSING.get(state) or _PASSING.get(state[:2])
         if passing:
             return StoreUnavailableError(f"could not {doing} (OTEL_AUDIT_DSN): {passing} [{seen}]")
-        return StoreError(f"could not {doing}: {_remedy(state, asks, sets_up)} [{seen}]")
+        return StoreError(
+            f"could not {doing}: {_remedy(state, doing, asks=asks, sets_up=sets_up)} [{seen}]"
+        )
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"could not {doing} (OTEL_AUDIT_DSN): no answer in time")
     if type(error).__module__.startswith("asyncpg"):
@@ -228,7 +245,13 @@ def as_connect_error(  # noqa: PLR0911 - a kind of error each
     return as_store_error(error, doing)
 
 
-def _remedy(state: str, asks: bool, sets_up: bool) -> str:  # noqa: FBT001 - of one call
+def _remedy(state: str, doing: str, *, asks: bool, sets_up: bool) -> str:
+    group = next((group for words, group in _GROUPS.items() if doing.startswith(words)), None)
+    if state == _NO_RIGHT and group is not None:
+        return (
+            f"this role lacks the right: run it as a member of otel_audit_{group} "
+            f"(`otel-audit init --roles --{group} ROLE`), with --dsn"
+        )
     if state == _NO_RIGHT and (asks or sets_up):
         return _MAY_NOT_READ if asks else _MAY_NOT_SET_UP
     if sets_up and state in _NOT_THERE:

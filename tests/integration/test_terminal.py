@@ -184,6 +184,7 @@ class TestEveryCommand:
                 ("seal", "--once", "--anchor", EVIL), ("keygen", "k1", "--name", EVIL),
                 ("begin-anchor", EVIL), ("moved",), ("moved", EVIL), ("search", EVIL), ("stats", EVIL),
                 ("keygen", EVIL + "/x"), ("init",), ("init", "--dsn", EVIL), ("init", "--sql"),
+                ("uninstall", "--dsn", EVIL), ("migrate", "--check"), ("init", "--create", "--dsn", EVIL),
                 ("migrate",), ("migrate", "--sql"), ("maintain",), ("maintain", "--ahead", EVIL),
                 ("maintain", "--month", EVIL), ("begin-anchor", EVIL),
                 ("begin-anchor", "dir:" + EVIL), ("moved",),

@@ -210,10 +210,15 @@ def plain(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Verify the bundle that the arguments name; return the exit status."""
+    name = arguments[0] if arguments else "evidence.json"
     try:
-        text = Path(arguments[0] if arguments else "evidence.json").read_text("utf-8")
-        lines = check(json.loads(text), arguments[1:])
-    except (Bad, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        content = Path(name).read_bytes()
+    except (OSError, ValueError) as error:  # nothing was checked, so nothing is said of it
+        print(f"cannot read {plain(name)}: {plain(str(error))}", file=sys.stderr)
+        return 2
+    try:
+        lines = check(json.loads(content.decode()), arguments[1:])
+    except (Bad, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         print(f"DOES NOT HOLD: {plain(str(error))}")
         return 1
     print("\n".join([*map(plain, lines), "HOLDS"]))

@@ -46,6 +46,14 @@ SELECT current_user AS me, pg_get_userbyid(n.nspowner) AS owner,
            AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS barred
 FROM (SELECT 1) AS one LEFT JOIN pg_namespace n ON n.nspname = 'audit'
 """
+_MAY_SEE: Final = """
+SELECT c.oid IS NOT NULL AS installed,
+       coalesce(has_schema_privilege(n.oid, 'USAGE')
+                AND has_table_privilege(c.oid, 'SELECT'), false) AS may_see
+FROM (SELECT 1) AS one
+LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'audit'
+LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'schema_version'
+"""
 _NOTE: Final = "INSERT INTO audit.schema_version (version, name) VALUES ({version}, '{name}')"
 _NOTHING: Final = Members()
 
@@ -140,6 +148,10 @@ async def migrate(dsn_or_engine: Any) -> InitReport:
         state = await _state(connection)
         if not state["installed"]:
             raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+        version = await installed_version(connection)
+        if state["barred"] and not pending(version):
+            told = f"schema audit: up to date at version {version}; only a superuser renews guards"
+            return InitReport(version, (), (), (told,))
         return await _bring_up(connection, state, _NOTHING, roles=state["owner"] == OWNER)
 
 
@@ -160,6 +172,50 @@ async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
         if not state["installed"]:
             raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
         return await installed_version(connection), state["owner"] == OWNER
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How far a store is behind.
+
+    Attributes:
+        version: Its version.
+        latest: The version that this package knows.
+        waiting: Titles of the migrations in between.
+    """
+
+    version: int
+    latest: int
+    waiting: tuple[str, ...]
+
+
+async def waiting_migrations(dsn: str) -> Waiting:
+    """Look which migrations a store lacks, as any role that may read its version.
+
+    Args:
+        dsn: The audit store.
+
+    Raises:
+        StoreUnavailableError: The database cannot be reached now.
+        StoreError: There is no audit store, it is newer than this package or half migrated, or
+            this role may not see its version.
+    """
+    with suppress_instrumentation(), _explained():
+        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        try:
+            may = await connection.fetchrow(_MAY_SEE)
+            assert may is not None  # noqa: S101 - a SELECT without FROM has a row
+            if not may["installed"]:
+                raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
+            if not may["may_see"]:
+                raise StoreError(
+                    "this role may not see the store's version: ask as a reader, a writer or the "
+                    "owner of schema audit, with --dsn"
+                )
+            version = await installed_version(connection)
+        finally:
+            await disconnect(connection)
+    return Waiting(version, latest_version(), tuple(step.title for step in pending(version)))
 
 
 def schema_sql(  # noqa: PLR0913 - one for each role

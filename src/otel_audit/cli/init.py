@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option
-from otel_audit.cli.terminal import echo
+from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.schema.create import Created
+
+_WRITER: Final = "app_audit"
+_READER: Final = "auditor"
 
 
 @click.command()
@@ -23,7 +34,9 @@ from otel_audit.config import AuditConfig
 @click.option("--outbox", is_flag=True, help="Make the outbox in an application's own database.")
 @click.option("--application", metavar="ROLE", help="The application's role; with --outbox.")
 @click.option("--relay", metavar="ROLE", help="Role that empties the outbox; with --outbox.")
+@click.option("--create", is_flag=True, help="Make the database and login roles, too.")
 @click.option("--sql", "show_sql", is_flag=True, help="Print the SQL instead of running it.")
+@json_option
 def init(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     roles: bool,
@@ -37,28 +50,38 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     outbox: bool,
     application: str | None,
     relay: str | None,
+    create: bool,
     show_sql: bool,
+    as_json: bool,
 ) -> None:
     """Create the audit store, or bring it up to date.
 
     Safe to run again: it does only what is missing, in one transaction, and says what it did.
     Run it as a superuser, or as a role that may create a schema in the database.
 
+    --create makes the database, and the login roles that --writer, --reader and so on name, each
+    with a new password; without names app_audit writes and auditor reads. It prints their DSNs,
+    once, and what to do next.
+
     With --outbox it makes only the table audit.outbox, for OTEL_AUDIT_ORM=transactional: in the
     application's own database, which --dsn or OTEL_AUDIT_OUTBOX_DSN names.
     """
+    others = (roles, create, writer, reader, sealer, retention, viewer, streamer, tenants)
+    _refuse_contradictions(
+        (outbox and any(others), "--outbox makes nothing else: run init again without it"),
+        (not outbox and (application or relay), "--application and --relay need --outbox"),
+        (create and show_sql, "--create runs what it makes: leave out --sql"),
+        (show_sql and tenants, "--tenant cannot be printed: enter it in audit.reader_tenants"),
+    )
     if outbox:
-        if roles or writer or reader or sealer or retention or viewer or streamer or tenants:
-            raise click.UsageError("--outbox makes nothing else: run init again without it")
-        _init_outbox(dsn, application, relay, show_sql=show_sql)
+        _init_outbox(dsn, application, relay, show_sql=show_sql, as_json=as_json)
         return
-    if application or relay:
-        raise click.UsageError("--application and --relay need --outbox")
     from otel_audit_postgres.schema.install import init as make_schema
     from otel_audit_postgres.schema.install import schema_sql
 
-    if show_sql and tenants:
-        raise click.UsageError("--tenant cannot be printed: enter it in audit.reader_tenants")
+    if create:
+        roles = True
+        writer, reader = writer or _WRITER, reader or _READER
     if show_sql:
         sql = schema_sql(
             roles=roles,
@@ -71,9 +94,16 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
         )
         echo(*sql.split("\n"))
         return
+    dsn = chosen_dsn(dsn)
+    made = None
+    if create:
+        from otel_audit_postgres.schema.create import create_missing
+
+        named = (writer, reader, sealer, retention, viewer, streamer)
+        made = run_lasting(create_missing(dsn, [one for one in named if one]))
     report = run_lasting(
         make_schema(
-            chosen_dsn(dsn),
+            dsn,
             roles=roles,
             writer=writer,
             reader=reader,
@@ -84,11 +114,41 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
             streamer=streamer,
         )
     )
+    if as_json:
+        echo_json({**asdict(report), "created": None if made is None else asdict(made)})
+        return
+    if made is not None and made.database is not None:
+        echo(f"database {made.database}: created")
     echo(*report.lines)
+    _say_next(made, writer, reader)
+
+
+def _refuse_contradictions(*found: tuple[object, str]) -> None:
+    for is_so, message in found:
+        if is_so:
+            raise click.UsageError(message)
+
+
+def _say_next(made: Created | None, writer: str | None, reader: str | None) -> None:
+    """Print what to set and to run; passwords are shown here and nowhere else."""
+    if made is None and writer is None:
+        echo("next: otel-audit doctor", err=True)
+        return
+    dsns = {} if made is None else made.dsns
+    echo("", "next, where the application runs:")
+    echo(f"  export OTEL_AUDIT_DSN='{dsns.get(writer or '', f'postgresql://{writer}:…@…')}'")
+    echo("  otel-audit doctor", "  otel-audit run uvicorn app:app")
+    if reader is not None:
+        echo("and where it is looked at:")
+        echo(f"  export OTEL_AUDIT_DSN='{dsns.get(reader, f'postgresql://{reader}:…@…')}'")
+        echo("  otel-audit search")
+    for role, text in dsns.items():
+        if role not in (writer, reader):
+            echo(f"{role}: {text}")
 
 
 def _init_outbox(
-    dsn: str | None, application: str | None, relay: str | None, *, show_sql: bool
+    dsn: str | None, application: str | None, relay: str | None, *, show_sql: bool, as_json: bool
 ) -> None:
     from otel_audit_postgres.outbox import init_outbox, outbox_sql
 
@@ -97,5 +157,12 @@ def _init_outbox(
         return
     if dsn is None:
         dsn = AuditConfig().outbox_asyncpg_dsn
-    lines = run_lasting(init_outbox(chosen_dsn(dsn), application=application, relay=relay))
+    if dsn is None:
+        raise ConfigurationError(
+            "no database of the application: set OTEL_AUDIT_OUTBOX_DSN, or give --dsn"
+        )
+    lines = run_lasting(init_outbox(plain_dsn(dsn), application=application, relay=relay))
+    if as_json:
+        echo_json({"lines": lines})
+        return
     echo(*lines)

@@ -37,6 +37,7 @@ from otel_audit.cli.stats import stats
 from otel_audit.cli.stream import stream
 from otel_audit.cli.subject import subject
 from otel_audit.cli.terminal import cleaned, echo, show_what_cannot_be_encoded
+from otel_audit.cli.uninstall import uninstall
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
 from otel_audit.errors import OtelAuditError
@@ -146,5 +147,6 @@ cli.add_command(show)
 cli.add_command(stats)
 cli.add_command(stream)
 cli.add_command(subject)
+cli.add_command(uninstall)
 cli.add_command(verify)
 cli.add_command(web)

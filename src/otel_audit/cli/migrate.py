@@ -21,17 +21,31 @@ from otel_audit.cli.terminal import echo, echo_json
     help="With --sql: the store's version, so that no database is needed.",
 )  # fmt: skip
 @click.option("--roles", is_flag=True, help="With --from: the store has the group roles.")
+@click.option("--check", is_flag=True, help="Change nothing; exit status 1 if it is behind.")
 @json_option
-def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool, as_json: bool) -> None:
+def migrate(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    show_sql: bool,
+    since: int | None,
+    roles: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
     """Bring an existing audit store up to date.
 
     All in one transaction, one at a time, and nothing twice. A store never goes back to an earlier
-    version, and one that is half migrated is refused. Run it as whoever ran init.
+    version, and one that is half migrated is refused. Run it as whoever ran init. --check looks
+    as any role that may read the store.
     """
     from otel_audit_postgres.schema import install
 
     if (since is not None or roles) and not show_sql:
         raise click.UsageError("--from and --roles are for --sql")
+    if check:
+        if show_sql:
+            raise click.UsageError("--check changes nothing: leave out --sql")
+        _check(dsn, as_json=as_json)
+        return
     if not show_sql:
         done = run_lasting(install.migrate(chosen_dsn(dsn)))
         if as_json:
@@ -42,6 +56,22 @@ def migrate(dsn: str | None, show_sql: bool, since: int | None, roles: bool, as_
     if since is None:
         since, roles = run_lasting(install.missing_migrations(chosen_dsn(dsn)))
     echo(*install.schema_sql(roles=roles, since=since).split("\n"))
+
+
+def _check(dsn: str | None, *, as_json: bool) -> None:
+    from otel_audit_postgres.schema import install
+
+    found = run_lasting(install.waiting_migrations(chosen_dsn(dsn)))
+    if as_json:
+        echo_json(asdict(found))
+    elif found.waiting:
+        echo(
+            f"version {found.version} of {found.latest}; to apply: {', '.join(found.waiting)}",
+            "run `otel-audit migrate` as whoever ran init",
+        )
+    else:
+        echo(f"up to date at version {found.version}")
+    sys.exit(1 if found.waiting else 0)
 
 
 @click.command()

@@ -63,7 +63,7 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     """
     config = AuditConfig() if spool_dir is None else AuditConfig(spool_dir=spool_dir)
     keeper = config.asyncpg_dsn if dsn is None else plain_dsn(dsn)
-    found = list(_quarantines(config, service))
+    found = list(_quarantines(config, service, asks_store=keeper is not None))
     aside = [] if keeper is None else _aside(keeper, is_asked=dsn is not None or bool(release))
     if release is not None:
         _release(keeper, aside or [], release, because)
@@ -172,10 +172,12 @@ def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
     echo(f"audit.quarantine: {len(done)} records stored, {len(aside) - len(done)} refused again")
 
 
-def _quarantines(config: AuditConfig, service: str | None) -> Iterator[tuple[str, LocalQuarantine]]:
+def _quarantines(
+    config: AuditConfig, service: str | None, *, asks_store: bool
+) -> Iterator[tuple[str, LocalQuarantine]]:
     from otel_audit.delivery.factory import local_quarantine
 
-    if not config.spool_path.is_dir() and config.asyncpg_dsn is not None:
+    if asks_store and not config.spool_path.is_dir():
         return
     for name in services_with_quarantine(config.spool_path):
         if service in (None, name):

@@ -195,3 +195,12 @@ class TestCommand:
 
         asyncio.run(empty())
         assert "nothing is sealed" in run(known, status=1)
+
+
+def test_what_cannot_be_read_is_not_called_false(tmp_path, capsys):
+    """Without its file the program has checked nothing: it says so, with a status of its own."""
+    assert evidence_check.main([str(tmp_path / "missing.json")]) == 2
+    assert evidence_check.main([str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("cannot read ")
+    assert "HOLD" not in told.out + told.err
