@@ -159,20 +159,19 @@ class Snapshot:
             else:
                 self.unreadable += 1
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether all records of the period are seen: producers number them across tenants."""
+        return self.tenants is None and self.options.tenant is None and not self._query.terms
+
+    @property
+    def leaves(self) -> str:
+        """The checkpoint's size; who sees some tenants is not told how much all others record."""
+        return f"{self.size} leaves" if self.tenants is None else "leaves of all tenants"
+
     async def notes(self) -> list[str]:
         """What a reader of the report must know: gaps, months that are not there, the scope."""
-        found = []
-        asked = self.asked()
-        numbered = selected(
-            "producer_id, received_by, sequence_number", asked,
-            ("producer_id IS NOT NULL", "sequence_number BETWEEN 1 AND 9007199254740992"),
-        )  # fmt: skip
-        gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
-        if gaps is not None and gaps["numbers"] and not self._query.terms:
-            found.append(
-                f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between "
-                "their first and last record of this period; `otel-audit gaps` names them"
-            )
+        found = await self._gaps() if self.sees_all else []
         if self.options.end > self.sealed_at:
             found.append(
                 f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
@@ -185,6 +184,20 @@ class Snapshot:
                 "others, and without a tenant, are hidden"
             )
         return found
+
+    async def _gaps(self) -> list[str]:
+        asked = self.asked()
+        numbered = selected(
+            "producer_id, received_by, sequence_number", asked,
+            ("producer_id IS NOT NULL", "sequence_number BETWEEN 1 AND 9007199254740992"),
+        )  # fmt: skip
+        gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
+        if gaps is None or not gaps["numbers"]:
+            return []
+        return [
+            f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between their "
+            "first and last record of this period; `otel-audit gaps` names them"
+        ]
 
     async def recorded(self) -> tuple[int, str | None]:
         """How many records the period has at all, and of when the latest one is."""
@@ -235,11 +248,11 @@ async def taken(
         StoreError: Nothing was ever sealed.
     """
     query = (await resolved(connection, parse(options.query)))[0]
+    tenants = await _tenants(connection, scope)
     row = await connection.fetchrow(_CHECKPOINT, options.checkpoint)
     if row is None:
-        raise await _no_checkpoint(connection, options)
+        raise await _no_checkpoint(connection, options, tenants)
     checkpoint = read_checkpoint(row["note"])
-    tenants = await _tenants(connection, scope)
     later = None
     if tenants is None:
         later = await connection.fetchval(_LATER, row["size"]) or []
@@ -264,12 +277,17 @@ async def _tenants(connection: Connection[Any], scope: Scope | None) -> tuple[st
     return None if found is None else tuple(sorted(found))
 
 
-async def _no_checkpoint(connection: Connection[Any], options: Options) -> Exception:
+async def _no_checkpoint(
+    connection: Connection[Any], options: Options, tenants: tuple[str, ...] | None
+) -> Exception:
     if options.checkpoint is None:
         return StoreError(
             "nothing was ever sealed in this store, so there is no checkpoint to report as of: "
             "run `otel-audit seal`, or let the application seal"
         )
+    if tenants is not None:
+        # sizes of others would tell how much all tenants record
+        return ConfigurationError(f"--checkpoint: none has size {options.checkpoint}")
     near = await connection.fetchval(_NEAREST, options.checkpoint)
     hint = f"; near are {', '.join(map(str, near))}" if near else ": nothing was ever sealed"
     return ConfigurationError(f"--checkpoint: none has size {options.checkpoint}{hint}")
