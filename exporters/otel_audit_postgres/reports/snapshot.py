@@ -194,10 +194,11 @@ class Snapshot:
         gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
         if gaps is None or not gaps["numbers"]:
             return []
-        return [
+        told = (
             f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between their "
             "first and last record of this period; `otel-audit gaps` names them"
-        ]
+        )
+        return [told]
 
     async def recorded(self) -> tuple[int, str | None]:
         """How many records the period has at all, and of when the latest one is."""

@@ -21,7 +21,10 @@ from otel_audit.viewer import Embedding, Viewer
 
 
 def period(**more: str) -> dict[str, str]:
-    return {"from": f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%dT%H:%M:%S}", "to": "now"} | more
+    return {
+        "from": f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%dT%H:%M:%S}",
+        "to": "now",
+    } | more
 
 
 def encoded(text: str) -> str:
@@ -170,15 +173,18 @@ class TestIds:
     async def test_of_actors_and_entities_likewise(self, store, clients):
         """Who acts for another tenant alone is nobody here."""
         client = await clients(GLOBEX)
-        for path, name, foreign in (("actor", "id", "ada@acme.example"), ("entity", "e", "order:2")):
+        for path, name, foreign in (
+            ("actor", "id", "ada@acme.example"),
+            ("entity", "e", "order:2"),
+        ):
             await store.add(order_record("order.created", "2"))
             none = foreign[:-1] + "_"
-            pages = [
-                (await client.get(f"/{path}", params={name: one})) for one in (foreign, none)
-            ]
+            pages = [(await client.get(f"/{path}", params={name: one})) for one in (foreign, none)]
             assert [page.status_code for page in pages] == [404, 404]
             texts = [
-                page.text.replace(one, "X").replace(one.replace(":", "%3A").replace("@", "%40"), "X")
+                page.text.replace(one, "X").replace(
+                    one.replace(":", "%3A").replace("@", "%40"), "X"
+                )
                 for page, one in zip(pages, (foreign, none), strict=True)
             ]
             assert texts[0] == texts[1]
@@ -236,4 +242,3 @@ class TestLongWork:
                 assert await again.fetchval("SELECT 1") == 1
         finally:
             await pool.close()
-
