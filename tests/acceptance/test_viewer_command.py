@@ -64,16 +64,16 @@ class TestWeb:
         await postgres.execute(f"CREATE ROLE {name} LOGIN")
         await postgres.execute(f"CREATE DATABASE {name}")
         database = viewer_dsn.partition("?")[0].rpartition("/")[2]
-        owner = await asyncpg.connect(postgres.dsn(database))
         for dsn, more, says in (
             (postgres.dsn(name), (), "run `otel-audit init`"),
-            (postgres.dsn(database, name), (), "--viewer"),
+            (postgres.dsn(database, name), (), "otel-audit init --roles"),
             (postgres.dsn(database), ("--tenant", "acme"), "--viewer"),
             ("postgresql://no-one-here@127.0.0.1:1/x", ("--port", "99999"), "--port"),
         ):
             said = refused("--port", "0", "--dsn", dsn, *more)
             assert says in said, said
             assert len(said.strip().splitlines()) <= 4, said
+        owner = await asyncpg.connect(postgres.dsn(database))
         await owner.execute("ALTER TABLE audit.schema_version DISABLE TRIGGER ALL")
         await owner.execute(
             "DELETE FROM audit.schema_version WHERE version = (SELECT max(version) FROM "

@@ -50,7 +50,7 @@ class Viewer:
             raise ConfigurationError(
                 f"viewer {self.name}: tenants={self.tenants!r}: a tuple of ids, as ('acme',)"
             )
-        if isinstance(self.may, str) or not EVERYTHING.issuperset(self.may):
+        if not isinstance(self.may, set | frozenset) or not EVERYTHING.issuperset(self.may):
             raise ConfigurationError(
                 f"viewer {self.name}: may={self.may!r}: a set of export, prove, tail"
             )
