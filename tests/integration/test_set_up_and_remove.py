@@ -79,6 +79,8 @@ async def test_from_nothing_to_a_store_that_takes_records(database, names):
     ):  # fmt: skip
         refused = await run(*arguments, "--dsn", dsn_for(dsn, names["reader"]))
         assert f"otel-audit init --roles --{group} ROLE" in refused.output, refused.output
+    done = await run("migrate", "--dsn", dsn_for(dsn, names["reader"]))
+    assert (done.exit_code, "up to date at version" in done.output) == (0, True), done.output
     kept = await run("quarantine", "--dsn", dsn_for(dsn, names["reader"]))
     assert "audit.quarantine" in kept.output
     assert "No such file" not in kept.output

@@ -179,6 +179,7 @@ class TestEveryCommand:
                 ("policy", "explain", EVIL, "/x", "--actor", EVIL, "--tenant", EVIL),
                 ("policy", "routes", "shop_with_evil_routes:app"),
                 ("redact", "doc.json"), ("redact", "--explain", "doc.json"), ("redact", EVIL),
+                ("redact", "--hash", "doc.json"), ("subject", "pseudonym", EVIL, EVIL, "doc.json"),
                 ("relay",), ("relay", "--outbox-dsn", EVIL),
                 ("seal", "--once"), ("seal", "--once", "--key-file", EVIL),
                 ("seal", "--once", "--anchor", EVIL), ("keygen", "k1", "--name", EVIL),

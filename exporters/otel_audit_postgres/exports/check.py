@@ -6,15 +6,27 @@ import csv
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
+from typing import Final
 
 from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.archive.row_files import read_rows
-from otel_audit_postgres.exports.proof import ExportError, Manifest, read_manifest, read_proof
+from otel_audit_postgres.exports.formats import one_line
+from otel_audit_postgres.exports.proof import (
+    ExportError,
+    Manifest,
+    ProvedRow,
+    read_manifest,
+    read_proof,
+)
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Leaf
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 @dataclass(slots=True)
@@ -55,13 +67,12 @@ def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
         found.problems.append("the proof is under another checkpoint than the manifest's")
     found.signed_by = _signers(manifest, keys, found.problems)
     leaves: list[tuple[int, bytes]] = []
-    pairs = zip_longest(rows, _hashes(path, manifest.data_format))
-    for row, hashed in pairs:
-        if row is None or hashed is None:
+    for row, there in zip_longest(rows, _rows(path, manifest.data_format)):
+        if row is None or there is None:
             found.problems.append("the file and its proof have different numbers of rows")
             break
-        content = hashed if row.content_hash is None else bytes.fromhex(row.content_hash)
-        if manifest.data_format == "csv" and content != hashed:
+        content = there.content_of(row)
+        if content is None:
             found.problems.append(f"row {found.rows + 1} is not the one that the proof tells of")
             break
         leaves.append((row.leaf, Leaf(row.recorded_at, bytes.fromhex(row.id), content).hash()))
@@ -99,18 +110,52 @@ def _signers(manifest: Manifest, keys: Sequence[PublicKey], problems: list[str])
     return tuple(key.name for key in signed)
 
 
-def _hashes(path: Path, data_format: str) -> Iterator[bytes]:
-    """The content hash of each row of a file."""
+@dataclass(frozen=True, slots=True)
+class _InFile:
+    """One row of a file: its text, or what CSV has instead."""
+
+    text: bytes = b""
+    cells: tuple[str, str, datetime, bytes] | None = None
+
+    def content_of(self, proved: ProvedRow) -> bytes | None:
+        """The content hash that the row must have been sealed under; None: it is another row.
+
+        The proof is not signed. So what it says may never stand for what the file says: a hash
+        from the proof would prove a row of which the file shows another text.
+        """
+        if self.cells is not None:
+            leaf, record_id, recorded_at, content = self.cells
+            is_same = (
+                leaf == str(proved.leaf)
+                and record_id.replace("-", "") == proved.id
+                # times that no calendar has are written as the nearest that it has
+                and (
+                    not 0 <= proved.recorded_at < _LAST
+                    or (recorded_at - _EPOCH) // timedelta(microseconds=1) == proved.recorded_at
+                )
+            )
+            return content if is_same else None
+        if proved.text is None:
+            return _hash(self.text)
+        if one_line(proved.text).encode("utf-8", "surrogatepass") != self.text:
+            return None
+        return _hash(proved.text.encode("utf-8", "surrogatepass"))
+
+
+def _rows(path: Path, data_format: str) -> Iterator[_InFile]:
+    """The rows of a file."""
     try:
         if data_format == "parquet":
             for row in read_rows(path, ("payload",)):
-                yield _hash(row["payload"].encode("utf-8", "surrogatepass"))
+                yield _InFile(row["payload"].encode("utf-8", "surrogatepass"))
         elif data_format == "csv":
             with path.open(encoding="utf-8", newline="") as source:
                 for cells in csv.DictReader(source):
-                    yield bytes.fromhex(cells["content_hash"])
+                    recorded_at = datetime.fromisoformat(cells["recorded_at"])
+                    content = bytes.fromhex(cells["content_hash"])
+                    yield _InFile(cells=(cells["leaf"], cells["id"], recorded_at, content))
         else:
-            yield from map(_hash, _lines(path, is_list=data_format == "json"))
+            yield from map(_InFile, _lines(path, is_list=data_format == "json"))
     except (OSError, ValueError, KeyError, TypeError, csv.Error, ArchiveError) as error:
         raise ExportError(
             f"{path} cannot be read as {data_format}: {type(error).__name__}"

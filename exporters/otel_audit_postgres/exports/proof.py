@@ -19,7 +19,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
 
-FORMAT: Final = "otel-audit export 2"
+FORMAT: Final = "otel-audit export 3"
 
 
 class ExportError(OtelAuditError, ValueError):
@@ -83,13 +83,13 @@ class ProvedRow:
         leaf: Its number.
         recorded_at: Microseconds since 1970 UTC.
         id: 32 hex digits.
-        content_hash: In hex, where the file does not have the exact text; else None.
+        text: The exact text, where the file has it with spaces for its line ends; else None.
     """
 
     leaf: int
     recorded_at: int
     id: str
-    content_hash: str | None = None
+    text: str | None = None
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class ProofFile:
         self._target = gzip.GzipFile(self.path, "wb", compresslevel=1, mtime=0)
 
     def add(self, rows: Iterable[tuple[int, int, str, str | None]]) -> None:
-        """Write rows: leaf, time, id, and the content hash where the file lacks the text."""
+        """Write rows: leaf, time, id, and the exact text where the file has another."""
         encode = msgspec.json.encode
         self._target.write(b"".join(encode(row) + b"\n" for row in rows))
 

@@ -184,8 +184,10 @@ class _Files:
         beside.unlink(missing_ok=True)
         self.draft.replace(data)
         self.proof_draft.replace(proof)
-        beside.write_bytes(manifest.text())
-        beside.chmod(0o600)
+        # new, so that no link that somebody lays there meanwhile is followed
+        opened = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(opened, "wb") as target:
+            target.write(manifest.text())
         sync_directory(data.parent)
 
     def discard(self) -> None:
@@ -311,11 +313,11 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
 ) -> _Done:
     complement, done = Complement(), _Done()
     target, proof = _target(files.draft, data_format), ProofFile(files.proof_draft)
-    has_texts = data_format != "csv"
+    has_lines = data_format in {"ndjson", "json"}
 
     def put(rows: Sequence[_Found]) -> None:
         target.write(rows)
-        proof.add(_proved(one, has_text=has_texts) for one in rows)
+        proof.add(_proved(one, has_lines=has_lines) for one in rows)
 
     writing: asyncio.Future[None] | None = None
     try:
@@ -343,10 +345,10 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
     return done
 
 
-def _proved(found: _Found, *, has_text: bool) -> tuple[int, int, str, str | None]:
-    is_exact = has_text and "\n" not in found.row["text"] and "\r" not in found.row["text"]
-    hashed = None if is_exact else found.content_hash.hex()
-    return found.leaf, found.recorded_us, found.id.hex(), hashed
+def _proved(found: _Found, *, has_lines: bool) -> tuple[int, int, str, str | None]:
+    text = found.row["text"] if has_lines else ""
+    is_exact = "\n" not in text and "\r" not in text
+    return found.leaf, found.recorded_us, found.id.hex(), None if is_exact else text
 
 
 class _Reading:

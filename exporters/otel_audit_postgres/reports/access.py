@@ -157,10 +157,13 @@ async def _watchers(snapshot: Snapshot) -> AsyncIterator[Row]:
         asked = facts.get("asked")
         asked = asked if isinstance(asked, dict) else {}
         behalf = part(told, "actor", "on_behalf_of")
+        sender = part(told, "received", "by")
         is_look = row["event_name"] in {"audit.viewed", "audit.exported"}
         yield (
             moment(row["occurred_at"]), text(behalf) or row["actor_id"],
-            f"database role {row['actor_id']}" + (", through a service" if behalf else ""),
+            f"by the word of {text(sender)}, which sent this; not the store's own"
+            if sender
+            else f"database role {row['actor_id']}" + (", through a service" if behalf else ""),
             row["event_name"],
             text(facts.get("question")), text(asked.get("query", asked or None)),
             text(facts.get("records")), "yes" if row["event_name"] == "audit.exported" else "no",

@@ -20,7 +20,7 @@ from otel_audit_postgres.reports.payload_parts import (
     values_of,
 )
 from otel_audit_postgres.reports.policy import month_end, policy_in_force
-from otel_audit_postgres.reports.snapshot import Snapshot, moment, selected
+from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
 
 _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
 _PEOPLE: Final = frozenset({
@@ -111,7 +111,10 @@ async def _erasures(snapshot: Snapshot) -> int:
     found = [
         row["found"]
         async for row in snapshot.rows(
-            "count(*) AS found", "event_name = 'audit.subject.erased'", in_period=False
+            "count(*) AS found",
+            "event_name = 'audit.subject.erased'",
+            OF_THE_STORE,
+            in_period=False,
         )
     ]
     return int(found[0])
@@ -182,13 +185,15 @@ async def _review(snapshot: Snapshot) -> AsyncIterator[Row]:
 async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | None, str | None]]:
     """Sign-offs of this very sample: by the record that they are about, empty for all of it."""
     found: dict[str, tuple[str | None, str | None, str | None]] = {}
-    condition = "event_name = 'audit.viewed' AND target_type = 'audit_review'"
-    async for row, told in snapshot.records(condition, in_period=False):
+    condition = f"event_name = 'audit.viewed' AND target_type = 'audit_review' AND {OF_THE_STORE}"
+    options = snapshot.options
+    # of this period, seed, size, tenant and query: else another sample was looked at
+    same = {
+        "begin": moment(options.begin), "end": moment(options.end), "seed": options.seed,
+        "sample": options.sample, "tenant": options.tenant, "query": options.query or None,
+    }  # fmt: skip
+    async for row, told in snapshot.whole().records(condition, in_period=False):
         asked = part(told, "metadata", "asked")
-        same = {
-            "begin": moment(snapshot.options.begin), "end": moment(snapshot.options.end),
-            "seed": snapshot.options.seed,
-        }  # fmt: skip
         if not isinstance(asked, dict) or any(
             asked.get(key) != value for key, value in same.items()
         ):

@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from otel_audit_postgres.reports.payload_parts import part
-from otel_audit_postgres.reports.snapshot import Snapshot
+from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot
 
 
 async def policy_in_force(snapshot: Snapshot) -> tuple[str, int | None]:
     """The policy in force, by the record that put it there, and how many days it keeps what."""
+    if snapshot.tenants is not None:
+        return "not told: of the whole store only", None
     found: tuple[str, int | None] = ("none was ever set", None)
-    condition = "event_name = 'audit.retention.changed'"
-    async for row, told in snapshot.records(condition, in_period=False):
+    condition = f"event_name = 'audit.retention.changed' AND {OF_THE_STORE}"
+    # a policy is no tenant's, and no query asks for it
+    async for row, told in snapshot.whole().records(condition, in_period=False):
         policy = part(told, "metadata", "policy")
         rules = part(policy, "rules")
         days = [part(policy, "floor"), *(_days(rule) for rule in rules if isinstance(rules, list))]

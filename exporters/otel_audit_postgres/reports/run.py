@@ -208,6 +208,9 @@ async def signed_off(trail: Trail, options: Options, finding: str, record: str |
         "begin": moment(options.begin),
         "end": moment(options.end),
         "seed": options.seed,
+        "sample": options.sample,
+        "tenant": options.tenant,
+        "query": options.query or None,
         "finding": finding[:2000],
         "record": record,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -59,6 +59,8 @@ FROM (
     FROM ({numbered}) AS numbered GROUP BY producer_id, received_by
 ) AS streams
 """
+OF_THE_STORE: Final = "received_by IS NULL"
+"""What the store's own functions record no sender may state: a sign-off, a policy, a hold."""
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 _AT_ONCE: Final = 1_000
 _MOST_LATER: Final = 2_000_000
@@ -91,6 +93,20 @@ class Snapshot:
     unreadable: int = 0
     _query: Query = field(default_factory=Query)
     _later: list[Any] | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether records of the store are left out: of other tenants, or by a query.
+
+        What is counted over all of them would then be wrong, or tell of the others.
+        """
+        return bool(
+            self._query.terms or self.options.tenant is not None or self.tenants is not None
+        )
+
+    def whole(self) -> Snapshot:
+        """The same state without the query and the tenant: what the reader may see of it all."""
+        return replace(self, options=replace(self.options, tenant=None), _query=Query())
 
     def asked(self, *, in_period: bool = True) -> Conditions:
         """Conditions for rows of the report: period, tenant, query, and under the checkpoint.
@@ -160,18 +176,15 @@ class Snapshot:
                 self.unreadable += 1
 
     @property
-    def sees_all(self) -> bool:
-        """Whether all records of the period are seen: producers number them across tenants."""
-        return self.tenants is None and self.options.tenant is None and not self._query.terms
-
-    @property
     def leaves(self) -> str:
         """The checkpoint's size; who sees some tenants is not told how much all others record."""
         return f"{self.size} leaves" if self.tenants is None else "leaves of all tenants"
 
     async def notes(self) -> list[str]:
         """What a reader of the report must know: gaps, months that are not there, the scope."""
-        found = await self._gaps() if self.sees_all else []
+        found = []
+        if not self.is_part:
+            found += await self._gaps()
         if self.options.end > self.sealed_at:
             found.append(
                 f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
@@ -185,21 +198,6 @@ class Snapshot:
             )
         return found
 
-    async def _gaps(self) -> list[str]:
-        asked = self.asked()
-        numbered = selected(
-            "producer_id, received_by, sequence_number", asked,
-            ("producer_id IS NOT NULL", "sequence_number BETWEEN 1 AND 9007199254740992"),
-        )  # fmt: skip
-        gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
-        if gaps is None or not gaps["numbers"]:
-            return []
-        told = (
-            f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between their "
-            "first and last record of this period; `otel-audit gaps` names them"
-        )
-        return [told]
-
     async def recorded(self) -> tuple[int, str | None]:
         """How many records the period has at all, and of when the latest one is."""
         plain = Snapshot(
@@ -211,6 +209,21 @@ class Snapshot:
             row["latest"] async for row in plain.rows("max(occurred_at) AS latest", in_period=False)
         ]
         return int(count[0]["found"]), None if latest[0] is None else moment(latest[0])
+
+    async def _gaps(self) -> list[str]:
+        asked = self.asked()
+        numbered = selected(
+            "producer_id, received_by, sequence_number", asked,
+            ("producer_id IS NOT NULL", "sequence_number BETWEEN 1 AND 9007199254740992"),
+        )  # fmt: skip
+        gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
+        if gaps is None or not gaps["numbers"]:
+            return []
+        told = (
+            f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between "
+            "their first and last record of this period; `otel-audit gaps` names them"
+        )
+        return [told]
 
     async def _dropped(self) -> list[str]:
         months = []

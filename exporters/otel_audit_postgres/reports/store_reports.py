@@ -14,7 +14,7 @@ from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.policy import month_end, policy_in_force
-from otel_audit_postgres.reports.snapshot import Snapshot, moment, selected
+from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
 
 _US: Final = "(extract(epoch FROM recorded_at) * 1000000)::bigint"
 _TAG: Final = (b"\x00" + TAG).hex()
@@ -44,11 +44,12 @@ FROM audit.ledger_blocks b
 JOIN audit.audit_logs l ON l.id = encode(substr(b.ids, 1, 16), 'hex')::uuid
 WHERE b.first < $1 AND l.occurred_at >= $2 AND l.occurred_at < $3
 """
-_NOT_COUNTED: Final = "not counted: numbers run over all tenants and events"
 _LOSSES: Final = (
     "event_name IN ('audit.records.lost', 'audit.records.dropped', 'audit.chain.broken', "
     "'audit.spool.lost')"
 )
+
+_NOT_TOLD: Final = "not told: of the whole store only"
 
 
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
@@ -59,7 +60,7 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
     guards = await _counted(snapshot, "event_name ~ '^audit[.](guard|partition|schema)[._]'")
     for begin, end in _months(whole.begin, whole.end):
         checked = await _checked_rows(snapshot, begin, end)
-        gaps = await _gaps(snapshot, begin, end) if snapshot.sees_all else _NOT_COUNTED
+        gaps = await _gaps(snapshot, begin, end)
         lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
@@ -67,9 +68,14 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
             checked["rows"] - checked["without_leaf"],
             f"{snapshot.leaves}, root {snapshot.root}", _key(snapshot.note),
             "none: `otel-audit verify --anchor` asks them", _verdict(tree, checked), gaps,
-            losses[key], quarantined[key], checked["unknown"],
-            None if lag is None else f"{float(lag):.1f} s", guards[key],
+            _of_all(snapshot, losses[key]), _of_all(snapshot, quarantined[key]), checked["unknown"],
+            None if lag is None else f"{float(lag):.1f} s", _of_all(snapshot, guards[key]),
         )  # fmt: skip
+
+
+def _of_all(snapshot: Snapshot, count: int) -> int | str:
+    """A number that records of no tenant tell; what cannot be seen is not nothing."""
+    return _NOT_TOLD if snapshot.is_part else count
 
 
 def _verdict(tree: str, checked: Any) -> str:
@@ -119,6 +125,8 @@ async def _checked_rows(snapshot: Snapshot, begin: datetime, end: datetime) -> A
 
 
 async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
+    if snapshot.is_part:
+        return _NOT_TOLD
     asked = snapshot.asked()
     low, high = asked.bind(begin), asked.bind(end)
     numbered = selected(
@@ -171,7 +179,10 @@ async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
     counted = [
         row["found"]
         async for row in snapshot.rows(
-            "count(*) AS found", "event_name = 'audit.subject.erased'", in_period=False
+            "count(*) AS found",
+            "event_name = 'audit.subject.erased'",
+            OF_THE_STORE,
+            in_period=False,
         )
     ]
     erasures = int(counted[0])
@@ -186,9 +197,13 @@ async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
             yield (
                 month, kind,
                 hot.get(month, {}).get(kind, dropped.get(month, archived.get(month, 0))),
-                hot.get(month, {}).get(kind, 0), archived.get(month, 0), dropped.get(month, 0),
-                "no policy says" if until is None else f"{until:%Y-%m-%d}", holds, erasures, policy,
-                "YES" if late and not holds else ("held" if late else "no"),
+                hot.get(month, {}).get(kind, 0), _of_all(snapshot, archived.get(month, 0)),
+                _of_all(snapshot, dropped.get(month, 0)),
+                "no policy says" if until is None else f"{until:%Y-%m-%d}",
+                _of_all(snapshot, holds), _of_all(snapshot, erasures), policy,
+                # whether a hold keeps it cannot be seen from a part of the store
+                _NOT_TOLD if snapshot.is_part
+                else "YES" if late and not holds else ("held" if late else "no"),
             )  # fmt: skip
 
 
@@ -209,7 +224,7 @@ async def _gone(snapshot: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
     archived: dict[str, int] = {}
     dropped: dict[str, int] = {}
     condition = "event_name IN ('audit.month.archived', 'audit.partition.retired')"
-    async for row, told in snapshot.records(condition, in_period=False):
+    async for row, told in snapshot.records(condition, OF_THE_STORE, in_period=False):
         rows = part(told, "metadata", "rows")
         count = rows if isinstance(rows, int) else 0
         if row["event_name"] == "audit.month.archived":
@@ -224,7 +239,7 @@ async def _holds(snapshot: Snapshot) -> int:
     """Holds that were placed and not released, as the trail tells."""
     active: set[str] = set()
     condition = "event_name IN ('audit.hold.placed', 'audit.hold.released')"
-    async for row, _ in snapshot.records(condition, in_period=False):
+    async for row, _ in snapshot.records(condition, OF_THE_STORE, in_period=False):
         if row["event_name"] == "audit.hold.placed":
             active.add(str(row["target_id"]))
         else:

@@ -110,6 +110,8 @@ ALTER TABLE audit.audit_logs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.ledger_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.rollup ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit.restored_logs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.streams ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit.stream_parked ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS own ON audit.reader_tenants;
 DROP POLICY IF EXISTS appending ON audit.audit_logs;
 DROP POLICY IF EXISTS receipts ON audit.audit_logs;
@@ -120,6 +122,10 @@ DROP POLICY IF EXISTS reading ON audit.rollup;
 DROP POLICY IF EXISTS reading ON audit.restored_logs;
 DROP POLICY IF EXISTS restoring ON audit.restored_logs;
 DROP POLICY IF EXISTS sealing ON audit.rollup;
+DROP POLICY IF EXISTS reading ON audit.streams;
+DROP POLICY IF EXISTS sending ON audit.streams;
+DROP POLICY IF EXISTS reading ON audit.stream_parked;
+DROP POLICY IF EXISTS sending ON audit.stream_parked;
 
 GRANT SELECT ON audit.reader_tenants TO otel_audit_reader;
 CREATE POLICY own ON audit.reader_tenants FOR SELECT TO otel_audit_reader USING (
@@ -142,6 +148,15 @@ CREATE POLICY reading ON audit.rollup FOR SELECT TO otel_audit_reader USING (
     AND ((SELECT s.everything FROM audit.scope() s)
          OR tenant_id = ANY ((SELECT s.tenants FROM audit.scope() s)::text[])));
 CREATE POLICY sealing ON audit.rollup FOR SELECT TO otel_audit_sealer USING (true);
+-- where streams go, for which tenants, and what a destination said of a record, is not one tenant's
+CREATE POLICY reading ON audit.streams FOR SELECT TO otel_audit_reader USING (
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+    AND (SELECT s.everything FROM audit.scope() s));
+CREATE POLICY sending ON audit.streams FOR SELECT TO otel_audit_streamer USING (true);
+CREATE POLICY reading ON audit.stream_parked FOR SELECT TO otel_audit_reader USING (
+    EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
+    AND (SELECT s.everything FROM audit.scope() s));
+CREATE POLICY sending ON audit.stream_parked FOR SELECT TO otel_audit_streamer USING (true);
 CREATE POLICY reading ON audit.restored_logs FOR SELECT TO otel_audit_reader USING (
     (EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
      OR tenant_id IN (SELECT t.tenant_id FROM audit.reader_tenants t))

@@ -164,7 +164,11 @@ async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> l
 
     known = await texts(connection, [line.found for line in lines]) if lines else {}
     return [
-        replace(line, details=list(change_lines(changes_of(record))))
+        replace(
+            line,
+            found=replace(line.found, actor_reason=record.actor.reason),
+            details=list(change_lines(changes_of(record))),
+        )
         if (text := known.get((line.found.id, line.found.tenant_id)))
         and (record := read_record(text, bodies=False))
         else line

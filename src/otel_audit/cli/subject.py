@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -97,6 +97,32 @@ def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None
 
     count = _run(_keys(), work)
     echo(f"{count} records", err=True)
+
+
+@subject.command()
+@click.argument("name", metavar="ID")
+@click.argument("field")
+@click.argument("file", type=click.File("rb"), default="-")
+@_tenant_option
+@json_option
+def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool) -> None:
+    """Print the pseudonyms of one value of ID, to search by.
+
+    FIELD is where it stands: source.address, actor.email. FILE holds the value; - is standard
+    input. There is one pseudonym for each key of ID that is not destroyed.
+    """
+    from otel_audit_postgres.personal.key_store import Subject
+
+    value = file.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+    found = _run(_keys(), lambda store: store.known(Subject(tenant, name)))
+    texts = [key.column_text(value, field) for key in found]
+    if as_json:
+        echo_json(texts)
+        return
+    for text in texts:
+        echo(text)
+    if not texts:
+        echo(f"{name}: no key, so nothing of it is encrypted", err=True)
 
 
 @subject.command()

@@ -200,6 +200,12 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
         if not found.problems:
             by = f", signed by {', '.join(found.signed_by)}" if found.signed_by else ""
             echo(f"OK: {found.rows} records are as they were sealed{by}", colour="green")
+            if told.data_format == "csv":
+                echo(
+                    "of CSV only leaf, id, recorded_at and content_hash are proved: compare the "
+                    "other columns with an export as ndjson",
+                    err=True,
+                )
     sys.exit(1 if found.problems else 0)
 
 

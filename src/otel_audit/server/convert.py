@@ -198,7 +198,7 @@ class Converter:
     def _checked(self, item: ReceivedItem) -> Checked | None:
         if self._signers is None or not item.is_log:
             return None
-        return self._signers.check(item.raw, item.attributes, item.origin.attributes)
+        return self._signers.check(item.raw, item.attributes, item.origin.attributes, item.body)
 
     def _received(
         self,

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from otel_audit.attributes import PRODUCER_ID
 from otel_audit.audit_signal import ALGORITHM, CERTIFICATE, VALUE
 from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.server.decode_attributes import WITHHELD, Nodes, value_of
 from otel_audit.server.signed_forms import UnreadableRecordError, canonical_forms, parse_log
 
 Verdict = Literal["valid", "invalid", "unsigned", "unknown_signer", "unsupported"]
@@ -84,14 +87,15 @@ class TrustedSigners:
                 self._named[base64.b64encode(one.certificate).decode()] = one
 
     def check(  # noqa: PLR0911 - one for each verdict
-        self, raw: bytes, told: Mapping[str, Any], resource: Mapping[str, Any]
+        self, raw: bytes, told: Mapping[str, Any], resource: Mapping[str, Any], body: Any
     ) -> Checked:
         """Check one record.
 
         Args:
             raw: The log record as it came.
-            told: Its attributes.
+            told: Its attributes, as they are to be stored.
             resource: Its resource's.
+            body: Its body, as it is to be stored.
         """
         value = told.get(VALUE)
         if value is None:
@@ -100,13 +104,17 @@ class TrustedSigners:
         if algorithm not in ALGORITHMS:
             return Checked("unsupported")
         signature = _decoded(value)
-        if signature is None or len(raw) > _LONGEST_SIGNED:
+        # what could be read in part only has no bytes, and nobody has signed what is left of it
+        if signature is None or not 0 < len(raw) <= _LONGEST_SIGNED:
             return Checked("invalid")
         signers = self._candidates(algorithm, resource.get(CERTIFICATE, told.get(CERTIFICATE)))
         if not signers:
             return Checked("unknown_signer")
         try:
-            for form, text in canonical_forms(parse_log(raw)):
+            record = parse_log(raw)
+            if not _is_what_is_stored(record, told, body):
+                return Checked("invalid")
+            for form, text in canonical_forms(record):
                 for signer in signers:
                     if _holds(signer.key, algorithm, signature, text):
                         return Checked("valid", signer.name, form)
@@ -190,6 +198,27 @@ def _fitting(key: Any) -> frozenset[str]:
         return frozenset({"EdDSA"})
     is_p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
     return frozenset({"ES256"}) if is_p256 else frozenset()
+
+
+def _is_what_is_stored(record: LogRecord, told: Mapping[str, Any], body: Any) -> bool:
+    """Whether the record whose signature is looked at says what is stored.
+
+    The two are read by different code. A value of two kinds, say, must not be verified as the one
+    and stored as the other.
+    """
+    nodes = Nodes()
+    named = {pair.key: value_of(pair.value, nodes) for pair in record.attributes}
+    return _is_same(value_of(record.body, nodes), body) and all(
+        _is_same(named.get(name), value)
+        for name, value in told.items()
+        # the draft's name of a stream, told again under ours
+        if name in named or name != PRODUCER_ID
+    )
+
+
+def _is_same(signed: Any, stored: Any) -> bool:
+    # what is too large to be stored is not there at all, and says nothing else
+    return stored in (WITHHELD, [WITHHELD]) or (type(signed), signed) == (type(stored), stored)
 
 
 def _holds(key: Any, algorithm: str, signature: bytes, text: bytes) -> bool:

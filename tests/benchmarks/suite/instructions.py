@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,11 @@ from tests.benchmarks.suite.shops import VARIANTS, Shop, Variant, a_load, a_shop
 WARMING = 60
 """Requests: the interpreter specializes what runs often, and caches fill."""
 
-COUNTED = 40
-"""Requests that are counted: so many, not so long, or a busy machine would count fewer."""
+WINDOWS, COUNTED = 5, 20
+"""Turns of counting, and requests in each: so many, not so long, or a busy machine would count
+fewer. The median is taken, as other threads get in the way of some."""
+
+_SUMMARY = re.compile(r"^summary: (\d+)", re.MULTILINE)
 
 CASES = {
     "write": ("plain", "contrib", "audit:metadata", "audit:request_response"),
@@ -70,18 +74,17 @@ def measure(
     ):
         counted = list(two.map(lambda one: _count(databases, one, Path(scratch)), chosen))
     found: dict[str, Any] = {}
-    for case, (instructions, requests) in zip(chosen, counted, strict=True):
+    for case, instructions in zip(chosen, counted, strict=True):
         told = found.setdefault(case.scenario.key, {"title": case.scenario.title, "variants": {}})
         told["variants"][case.variant.key] = {
             "title": case.variant.title,
-            "requests": requests,
-            "instructions": instructions / requests,
+            "instructions": instructions,
         }
     return found
 
 
-def _count(databases: Databases, case: Case, scratch: Path) -> tuple[int, int]:
-    """Instructions of the main thread, and the requests that were answered meanwhile."""
+def _count(databases: Databases, case: Case, scratch: Path) -> float:
+    """Count the instructions of the main thread for one request."""
     place = scratch / f"{case.name.replace(':', '_')}"
     place.mkdir()
     shop = asyncio.run(a_shop(databases, case.variant, place, f"i_{case.scenario.key}"))
@@ -105,16 +108,21 @@ def _count(databases: Databases, case: Case, scratch: Path) -> tuple[int, int]:
             load.make(requests=WARMING, **asked)
             shop.meter()
             _tell(shop, "--instr=on")
-            requests: int = load.make(requests=COUNTED, **asked)["requests"]
-            _tell(shop, "--dump")
+            for _ in range(WINDOWS):
+                load.make(requests=COUNTED, **asked)
+                _tell(shop, "--dump")
             _tell(shop, "--instr=off")
     finally:
         shop.end()
-    counts = (place / "counts.1-01").read_text()
-    summary = re.search(r"^summary: (\d+)", counts, re.MULTILINE)
-    if summary is None:
+    counts = [
+        int(found[1])
+        for turn in range(1, WINDOWS + 1)
+        for found in [_SUMMARY.search((place / f"counts.{turn}-01").read_text())]
+        if found is not None
+    ]
+    if not counts:
         raise SystemExit(f"callgrind has counted nothing for {case.name}:\n{shop.said()}")
-    return int(summary[1]), requests
+    return statistics.median(counts) / COUNTED
 
 
 def _tell(shop: Shop, what: str) -> None:

@@ -18,7 +18,7 @@ from tests.benchmarks.suite.postgres import Databases
 FIGURES: Final = Path(__file__).with_name("instruction_ratios.json")
 
 GROWTH: Final = 0.03
-"""Of the committed figure: five runs of the same source differ by less than a hundredth."""
+"""Of the committed figure."""
 
 CASES: Final = {
     "write": ("contrib", "audit:metadata", "audit:request_response"),

@@ -6,8 +6,10 @@ import asyncio
 import csv
 import functools
 import gzip
+import hashlib
 import json
 from pathlib import Path
+from typing import get_args
 
 import asyncpg
 import pytest
@@ -17,7 +19,7 @@ from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.exports.check import check_export
 from otel_audit_postgres.exports.proof import ExportError
-from otel_audit_postgres.exports.write import FORMATS, write_export
+from otel_audit_postgres.exports.write import DataFormat, write_export
 from otel_audit_postgres.query.grammar import Query, parse
 from strategies import a_record
 
@@ -25,6 +27,8 @@ from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import Actor, Tenant
+
+FORMATS = get_args(DataFormat)
 
 
 @pytest.fixture
@@ -45,6 +49,24 @@ def payloads(path: Path, data_format: str) -> list[dict]:
         return [json.loads(row["payload"]) for row in read_rows(path)]
     text = path.read_text()
     return json.loads(text) if data_format == "json" else list(map(json.loads, text.splitlines()))
+
+
+def payload_lines(content: bytes) -> list[bytes]:
+    return [line.removesuffix(b",") for line in content.splitlines() if line not in {b"[", b"]"}]
+
+
+_WITH_LINE_ENDS = (
+    """
+    UPDATE audit.audit_logs SET
+        payload = (E'{\\n' || substr(payload::text, 2))::json,
+        content_hash = sha256(convert_to(E'{\\n' || substr(payload::text, 2), 'UTF8'))
+    WHERE id IN (SELECT id FROM audit.ledger_queue)
+    """,
+    """
+    UPDATE audit.ledger_queue q SET content_hash = l.content_hash
+    FROM audit.audit_logs l WHERE l.id = q.id
+    """,
+)
 
 
 class TestAnExport:
@@ -106,13 +128,72 @@ class TestAnExport:
         out.write_bytes(out.read_bytes().replace(b"clerk-acme", b"clerk-evil", 1))
         beside = tmp_path / "some.ndjson.manifest.json"
         told = json.loads(beside.read_text())
-        import hashlib
-
         told["sha256"] = hashlib.sha256(out.read_bytes()).hexdigest()
         beside.write_text(json.dumps(told))
 
         (problem,) = check_export(out, [log.key.public]).problems
         assert "do not lead to the checkpoint" in problem
+
+    @pytest.mark.parametrize("data_format", ["ndjson", "json", "csv"])
+    async def test_is_not_proved_by_what_the_proof_says_of_itself(self, log, tmp_path, data_format):
+        """The proof is not signed: a hash or a text in it never stands for the row in the file."""
+        out = tmp_path / "some"
+        await write_export(log.dsn, parse("tenant:acme"), data_format, out)
+        beside, proof = tmp_path / "some.manifest.json", tmp_path / "some.proof.gz"
+        lines = gzip.decompress(proof.read_bytes()).splitlines()
+        row = json.loads(lines[0])
+        content = out.read_bytes()
+        if data_format == "csv":
+            ids = [line.split(b",")[1] for line in content.splitlines()[1:3]]
+            content = content.replace(ids[0], b"#").replace(ids[1], ids[0]).replace(b"#", ids[1])
+            forgeries: list[object] = [None]
+        else:
+            text = payload_lines(content)[0]
+            content = content.replace(b"clerk-acme", b"clerk-evil", 1)
+            forgeries = [hashlib.sha256(text).hexdigest(), text.decode(), f"{text.decode()}\n"]
+        out.write_bytes(content)
+        for forged in forgeries:
+            lines[0] = json.dumps([*row[:3], forged]).encode()
+            proof.write_bytes(gzip.compress(b"\n".join([*lines, b""])))
+            told = json.loads(beside.read_text())
+            told["sha256"] = hashlib.sha256(out.read_bytes()).hexdigest()
+            told["proof_sha256"] = hashlib.sha256(proof.read_bytes()).hexdigest()
+            beside.write_text(json.dumps(told))
+
+            problems = check_export(out, [log.key.public]).problems
+
+            assert any("is not the one that the proof tells of" in one for one in problems), forged
+
+    @pytest.mark.parametrize("data_format", FORMATS)
+    async def test_of_a_text_with_line_ends_has_it_on_a_line_and_is_checked(
+        self, log, tmp_path, data_format
+    ):
+        """Another writer's text may have them between its parts; the proof has the exact text."""
+        connection = await asyncpg.connect(log.dsn)
+        for statement in _WITH_LINE_ENDS:
+            await Administrator(connection).does(statement)
+        await connection.close()
+        await log.seal()
+        out = tmp_path / "all"
+
+        told = await write_export(log.dsn, Query(), data_format, out)
+
+        assert (told.changed, check_export(out, [log.key.public]).problems) == (0, [])
+        if data_format == "ndjson":
+            assert len(out.read_bytes().splitlines()) == told.rows
+
+    async def test_follows_no_link(self, log, tmp_path):
+        """A link in the file's place is replaced, and where it leads to stays as it was."""
+        victim = tmp_path / "victim"
+        victim.write_text("mine")
+        for name in ("x.csv", "x.csv.manifest.json", "x.csv.proof.gz"):
+            (tmp_path / name).symlink_to(victim)
+
+        await write_export(log.dsn, Query(), "csv", tmp_path / "x.csv", replace=True)
+
+        assert victim.read_text() == "mine"
+        assert not (tmp_path / "x.csv.manifest.json").is_symlink()
+        assert check_export(tmp_path / "x.csv").problems == []
 
     async def test_says_which_rows_are_not_as_they_were_sealed(self, log, tmp_path):
         """A row that somebody changed in the store is taken out as it is, and the check fails."""

@@ -27,10 +27,12 @@ from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.model import Options
 from otel_audit_postgres.reports.render import pieces
 from otel_audit_postgres.reports.run import checked, make_report
+from otel_audit_postgres.reports.snapshot import moment
 from report_store import BEGIN, END, ReportStore, fixed, records
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError, StoreError
+from otel_audit.record import Received, Target
 
 GOLDEN = Path(__file__).parent / "golden"
 WHOLE = Options(begin=BEGIN, end=END)
@@ -149,9 +151,15 @@ class TestWhatItSays:
             await init(store.dsn, roles=True, reader=role)
             await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", role)
             await connection.execute("INSERT INTO audit.reader_tenants VALUES ($1, 'clinic')", role)
+            await connection.execute("SELECT audit.open_stream('siem', '{}', 0)")
             narrow = postgres.dsn(database, role)
             told = json.loads(await made(narrow, "sensitive-access"))
             hidden = json.loads(await made(narrow, "rights"))
+            (integrity,) = rows_of(await made(narrow, "integrity"))
+            disposal = rows_of(await made(narrow, "disposal"))
+            async with queries.opened(narrow) as reader:
+                streams = await reader.fetchval("SELECT count(*) FROM audit.streams")
+                parked = await reader.fetchval("SELECT count(*) FROM audit.stream_parked")
         finally:
             await connection.execute(f"DROP OWNED BY {role}")
             await connection.execute(f"DROP ROLE {role}")
@@ -160,6 +168,36 @@ class TestWhatItSays:
         assert len(told["rows"]) == 2
         assert hidden["rows"] == []
         assert any("clinic" in note and "hidden" in note for note in told["notes"])
+        # records of others between its own would be taken for gaps, and be counted by that
+        assert not any(note.startswith("GAPS") for note in told["notes"])
+        for column in ("gaps by producer", "losses", "quarantined", "guards changed"):
+            assert integrity[column] == "not told: of the whole store only"
+        for row in disposal:
+            for column in ("archived", "dropped", "holds", "erasures", "policy version", "overdue"):
+                assert row[column] == "not told: of the whole store only"
+        assert (streams, parked) == (0, 0)
+
+    async def test_of_one_tenant_counts_no_others(self, store):
+        """For whoever sees all of them, too: the report may be handed to that tenant."""
+        told = json.loads(await made(store.dsn, "coverage", replace(WHOLE, tenant="clinic")))
+        (integrity,) = rows_of(await made(store.dsn, "integrity", replace(WHOLE, tenant="clinic")))
+
+        assert not any(note.startswith("GAPS") for note in told["notes"])
+        assert integrity["gaps by producer"] == "not told: of the whole store only"
+
+    async def test_no_sender_signs_off(self, store):
+        """A sign-off is what the store recorded, and not a record that came in from somewhere."""
+        asked = {
+            "begin": moment(BEGIN), "end": moment(END), "seed": "q4", "sample": 5,
+            "finding": "nothing strange",
+        }  # fmt: skip
+        forged = fixed(
+            3_000, "audit.viewed", target=Target(type="audit_review", id="q4"),
+            metadata={"asked": asked}, received=Received(by="a sender", hash="0" * 64),
+        )  # fmt: skip
+        await store.add([forged])
+
+        assert {row["finding"] for row in rows_of(await made(store.dsn, "review"))} == {None}
 
     async def test_integrity_names_what_was_changed(self, store):
         """A row with another text, and one that is gone from the tree's view."""

@@ -536,6 +536,10 @@ class TestCommands:
             env={**os.environ, "PYTHONPATH": "tests:."},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()
+        asked = ["subject", "pseudonym", "ann", "source.address", "--tenant", "acme", "--json"]
+        (pseudonym,) = json.loads(run(cli, asked, input=ADDRESS + "\n").stdout)
+        found = run(cli, ["search", f"ip:{pseudonym}", "--json"])
+        assert "ann" in found.output
         exported = run(cli, ["subject", "export", "ann", "--tenant", "acme"])
         assert ADDRESS in exported.output
         options = ["--tenant", "acme", "--basis", "law", "--reason", "demand"]

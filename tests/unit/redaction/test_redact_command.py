@@ -46,6 +46,30 @@ class TestRedact:
         result = CliRunner().invoke(redact, ["--explain"], input='{"n":1}')
         assert "name:configured" in result.stdout
 
+    def test_prints_what_to_search_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The hash of a value under the current key, and under each earlier one."""
+        monkeypatch.setenv("OTEL_AUDIT_REDACT_MODE", "hmac")
+        monkeypatch.setenv("OTEL_AUDIT_HMAC_KEY", "0f1e2d3c4b5a69788796a5b4c3d2e1f0")
+        monkeypatch.setenv("OTEL_AUDIT_HMAC_KEY_ID", "2026")
+        before = CliRunner().invoke(redact, [], input='{"card": 4111111111111111}')
+        stored = json.loads(before.stdout)["card"]
+        assert stored.startswith("hmac:2026:")
+        monkeypatch.setenv("OTEL_AUDIT_HMAC_KEY_ID", "2027")
+        monkeypatch.setenv("OTEL_AUDIT_HMAC_KEY", "ffffffffffffffffffffffffffffffff")
+        monkeypatch.setenv(
+            "OTEL_AUDIT_HMAC_PREVIOUS_KEYS", '{"2026": "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}'
+        )
+        result = CliRunner().invoke(redact, ["--hash", "--json"], input="4111111111111111\n")
+        current, earlier = json.loads(result.stdout)
+        assert current.startswith("hmac:2027:")
+        assert earlier == stored
+
+    def test_names_the_key_that_a_hash_needs(self) -> None:
+        """Without a key nothing was hashed."""
+        result = CliRunner().invoke(redact, ["--hash"], input="x")
+        assert result.exit_code != 0
+        assert "OTEL_AUDIT_HMAC_KEY" in str(result.exception)
+
     @pytest.mark.parametrize("arguments", [[], ["--explain"]])
     def test_fails_on_what_is_not_json(self, arguments: list[str]) -> None:
         """The message does not quote the input."""

@@ -27,7 +27,7 @@ MUST = {
 }  # fmt: skip
 JUDGED_BY_TYPE = {
     "audit.actor.type", "audit.actor.verified", "audit.changes.rolled_back", "audit.changes.total",
-    "audit.outcome", "audit.phase", "audit.schema.version", "audit.sequence.number",
+    "audit.decision", "audit.outcome", "audit.phase", "audit.schema.version", "audit.sequence.number",
     "audit.trace.sampled", "audit.transaction.outcome", "http.response.status_code",
 }  # fmt: skip
 """Attributes of few values or none that is a text: others make no record."""

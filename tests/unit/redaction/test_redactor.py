@@ -157,14 +157,13 @@ class TestModes:
 
     def test_finds_what_was_hashed_before_a_rotation(self) -> None:
         """The candidates hold the hash under every key, the current one first."""
-        redactor = Redactor(keyed_hash=KEYED)
         old = KeyedHash("k1", b"earlier key").of("x")
-        assert redactor._rules.hash.candidates("x") == [redactor.hashed("x"), old]
+        assert KEYED.candidates("x") == [Redactor(keyed_hash=KEYED).hashed("x"), old]
 
     def test_replaces_where_there_is_no_key(self) -> None:
         """Never a plain hash: short secrets can be guessed."""
         assert Redactor().hashed("x") == "[REDACTED]"
-        assert Redactor().hash_candidates("x") == []
+        assert KeyedHash().candidates("x") == []
 
     def test_never_shows_a_key(self) -> None:
         """The key is in no representation."""

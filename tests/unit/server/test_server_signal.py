@@ -25,8 +25,10 @@ from otel_audit.delivery.heartbeat import ENDED
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import to_json
 from otel_audit.redaction import Redactor
+from otel_audit.server import decode_json, decode_protobuf
 from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import NOBODY
+from otel_audit.server.errors import field as part
 from otel_audit.server.items import ReceivedItem, Resource
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
 from otel_audit.server.signed_forms import canonical_forms, integrity_hash, parse_log
@@ -156,7 +158,7 @@ def signed(algorithm: str, form=typed, *, full: bool = False) -> tuple[LogRecord
 
 def check(signers: TrustedSigners, record: LogRecord, resource: dict, raw: bytes | None = None):
     found = item(record, resource, raw)
-    return signers.check(found.raw, found.attributes, resource)
+    return signers.check(found.raw, found.attributes, resource, found.body)
 
 
 class TestASignature:
@@ -210,6 +212,85 @@ class TestASignature:
         record, resource = signed("HMAC-SHA256")
 
         assert check(signers, record, resource, raw).verdict == "invalid"
+
+    def test_over_an_empty_record_verifies_no_other(self, signers):
+        """What could be read in part only has no bytes: it is not the empty record that was signed."""
+        record, resource = signed("HMAC-SHA256", lambda _: rfc8785.dumps({}))
+
+        assert check(signers, record, resource, b"").verdict == "invalid"
+
+    @pytest.mark.parametrize("decode", ["logs", "large"])
+    def test_verifies_what_is_stored_and_no_second_reading(self, signers, decode):
+        """Of a value of two kinds one is signed; if the other is stored, nothing was verified."""
+        record = LogRecord(time_unix_nano=START, event_name="invoice.approved")
+        if decode == "logs":
+            record.attributes.append(
+                KeyValue(key="reason", value=AnyValue(bytes_value=b"agreed by both"))
+            )
+        else:
+            record.attributes.append(KeyValue(key="reason", value=AnyValue(int_value=7)))
+        _, text = next(canonical_forms(record))
+        value = base64.b64encode(sign("HMAC-SHA256", text)).decode()
+        resource = {"audit.integrity.algorithm": "HMAC-SHA256"}
+        if decode == "logs":
+            forged = {"arrayValue": {"values": [{"stringValue": "never agreed"}]}}
+            said = {"bytesValue": base64.b64encode(b"agreed by both").decode(), **forged}
+            pair = {"key": "audit.integrity.value", "value": {"stringValue": value}}
+            (found,) = items_of(decode_json.logs(json.dumps({"resourceLogs": [{"scopeLogs": [{
+                "logRecords": [{
+                    "timeUnixNano": str(START), "eventName": "invoice.approved",
+                    "attributes": [{"key": "reason", "value": said}, pair],
+                }],
+            }]}]}).encode()))  # fmt: skip
+        else:
+            record.attributes.extend(pairs({"audit.integrity.value": value}))
+            # behind a long text in the same value, the signed number is what protobuf reads
+            long = AnyValue(string_value="never agreed " * 6_000).SerializeToString()
+            raw = record.SerializeToString()
+            plain_pair = record.attributes[0].SerializeToString()
+            forged_value = long + AnyValue(int_value=7).SerializeToString()
+            forged_pair = b"\x0a\x06reason" + part(2, forged_value)
+            raw = raw.replace(part(6, plain_pair), part(6, forged_pair), 1)
+            inner = part(1, part(2, part(2, raw)))
+            (found,) = items_of(decode_protobuf.logs(inner))
+
+        assert "never agreed" in str(found.attributes["reason"])
+        told = signers.check(found.raw, found.attributes, resource, found.body)
+        assert told.verdict == "invalid"
+
+    def test_holds_over_every_kind_of_value_as_it_is_decoded(self, signers):
+        """Bytes, lists, maps, nothing: what is stored is compared with what was signed."""
+        record = log()
+        several = AnyValue()
+        several.kvlist_value.values.add(key="list").value.array_value.values.add(double_value=0.5)
+        several.kvlist_value.values.add(key="none")
+        for key, value in (
+            ("map", several), ("bytes", AnyValue(bytes_value=b"\x00\xff")), ("nothing", AnyValue()),
+            ("yes", AnyValue(bool_value=True)), ("empty", AnyValue(string_value="")),
+            ("large", AnyValue(string_value="x" * 70_000)),
+        ):  # fmt: skip
+            record.attributes.append(KeyValue(key=key, value=value))
+        _, text = next(canonical_forms(record))
+        value = base64.b64encode(sign("HMAC-SHA256", text)).decode()
+        record.attributes.extend(pairs({"audit.integrity.value": value}))
+        (found,) = items_of(
+            decode_protobuf.logs(part(1, part(2, part(2, record.SerializeToString()))))
+        )
+
+        resource = {"audit.integrity.algorithm": "HMAC-SHA256"}
+        told = signers.check(found.raw, found.attributes, resource, found.body)
+
+        assert told.verdict == "valid"
+
+
+def items_of(batches) -> list[ReceivedItem]:
+    found: list[ReceivedItem] = []
+    for batch in batches:
+        assert not batch.broken
+        for decode in batch.large:
+            decode(batch)
+        found += batch.items
+    return found
 
 
 class TestOtlpInJson:

@@ -160,7 +160,7 @@ class TestKept:
         assert kept.read_bytes() == content
         assert not path.exists()
         told = CliRunner().invoke(cli, ["quarantine", "--spool-dir", str(home)], env={})
-        assert f"{kept}: a damaged part of a spool" in told.output.replace("\n", "")
+        assert f"{kept}: damaged spool file" in told.output.replace("\n", "")
         assert any(str(kept.parent) in problem for problem in inspect(home, "shop").problems)
 
     def test_a_living_spool_keeps_it_too(self, home) -> None:

@@ -1,0 +1,88 @@
+"""What is told at the end: what was written down with the answer, and what has changed since."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from asgi_app import Tapped, answer
+
+from otel_audit._util.spill import SpilledChanges
+from otel_audit.record import Change
+from otel_audit.scope import add_metadata, current_scope, set_event
+
+
+def orders(after: Any = None) -> Any:
+    """An application that creates orders, and does something after its answer."""
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        scope["route"], scope["endpoint"] = type("Route", (), {"path": "/orders"})(), handler
+        await receive()
+        await answer(b'{"id": 7}', status=201)(scope, receive, send)
+        if after is not None:
+            after()
+
+    return handler
+
+
+def commit() -> None:
+    scope = current_scope()
+    assert scope is not None
+    changes = SpilledChanges()
+    changes.add(
+        Change(operation="insert", kind="entity", entity="Order", table="orders", key={"id": 7})
+    )
+    scope.note_transaction_end("committed", changes)
+
+
+async def told(app: Any) -> Any:
+    tapped = Tapped(app)
+    await tapped.ask(b'{"total": 12}', path="/orders", headers=[
+        (b"content-type", b"application/json"), (b"user-agent", b"browser"),
+    ])  # fmt: skip
+    assert tapped.kept.kinds == ["opened", "answered", "closed"]
+    assert tapped.runtime.counters.capture_errors == 0
+    return [record for _, record in tapped.kept.frames]
+
+
+async def test_nothing_has_happened_since() -> None:
+    """The end is the answer's record, with its outcome and its duration."""
+    _, answered, closed = await told(orders())
+    assert closed.duration > answered.duration
+    assert (answered.outcome, closed.outcome) == ("unknown", "success")
+    same = msgspec.structs.replace(closed, outcome="unknown", duration=answered.duration)
+    assert same == answered
+
+
+async def test_a_commit_after_the_answer_is_told() -> None:
+    """A session that a dependency closes commits last: changes, target and bodies are there."""
+    _, answered, closed = await told(orders(commit))
+    assert (answered.transaction, answered.changes, answered.target.id) == ("none", (), None)
+    assert (closed.transaction, closed.target.id, closed.outcome) == ("committed", "7", "success")
+    assert [change.entity for change in closed.changes] == ["Order"]
+    assert bytes(closed.request.body.content) == b'{"total": 12}'
+
+
+async def test_what_the_application_says_after_the_answer_is_told() -> None:
+    """A background task names the event, and adds what it has found out."""
+
+    def say() -> None:
+        set_event("order.placed")
+        add_metadata(found="late")
+
+    _, answered, closed = await told(orders(say))
+    assert (answered.event_name, answered.metadata) == ("order.created", {})
+    assert (closed.event_name, closed.metadata) == ("order.placed", {"found": "late"})
+
+
+async def test_the_beginning_is_told_by_the_head_alone() -> None:
+    """What a crash would leave: when, what, from where; no headers, and no body."""
+    opened, answered, _ = await told(orders())
+    assert (opened.phase, opened.outcome, opened.event_name) == (
+        "started", "unknown", "order.created",
+    )  # fmt: skip
+    assert (opened.request.method, opened.request.path) == ("POST", "/orders")
+    assert opened.request.id == answered.request.id
+    assert opened.source.user_agent == "browser"
+    assert (opened.request.headers, opened.request.body) == ({}, None)
+    assert opened.occurred_at == answered.occurred_at

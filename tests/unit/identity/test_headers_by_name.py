@@ -1,0 +1,35 @@
+"""Headers are found by name, whatever the server and the middleware make of them."""
+
+from __future__ import annotations
+
+from otel_audit.identity.safe_access import first_header, header_values, headers_by_name
+
+
+def test_the_first_of_several_counts() -> None:
+    """As it does for the frameworks."""
+    headers = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
+    assert headers_by_name(headers) == {b"a": b"1", b"b": b"2"}
+    assert header_values({"headers": headers}, "A") == ["1", "3"]
+
+
+def test_any_case_is_found() -> None:
+    """ASGI has names in lower case; some servers and test clients have not."""
+    headers = [(b"X-User", b"ann"), (b"x-user", b"bob")]
+    assert headers_by_name(headers) == {b"x-user": b"ann"}
+    assert first_header({"headers": headers}, "x-user") == "ann"
+
+
+def test_a_header_that_is_replaced_in_its_place_is_seen() -> None:
+    """Middleware changes the very list: the index that was made before is not used."""
+    headers = [(b"authorization", b"one"), (b"host", b"shop")]
+    assert headers_by_name(headers)[b"authorization"] == b"one"
+    headers[0] = (b"authorization", b"two")
+    assert headers_by_name(headers)[b"authorization"] == b"two"
+    del headers[0]
+    assert b"authorization" not in headers_by_name(headers)
+
+
+def test_none_at_all() -> None:
+    """A WebSocket, or a test, may have none."""
+    assert headers_by_name(()) == {}
+    assert first_header({}, "host") is None
