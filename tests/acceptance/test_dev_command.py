@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import httpx
 import pytest
 from ports import free_port
 from servers import BIN
+
+from otel_audit.cli import dev_store
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +52,7 @@ def pay(number: int):
 
 
 @pytest.fixture
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An application that knows nothing of auditing, in a directory that others may read."""
     directory = tmp_path_factory.mktemp("shop")
     (directory / "app.py").write_text(APP)
@@ -57,7 +60,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if one.owner() != "root" or one == Path("/tmp"):
             break
         one.chmod(0o755)
-    return directory
+    yield directory
+    # as root, where the server's own user may not enter the project
+    for one in Path("/var/tmp").glob("otel-audit-dev-*"):
+        if one.name == dev_store.place_elsewhere(directory / dev_store.FOLDER).name:
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:

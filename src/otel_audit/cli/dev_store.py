@@ -118,12 +118,17 @@ def _data_directory(folder: Path) -> Path:
             folder.chmod(0o755)
         return inside
     # to open directories such as /root for everybody is not worth it
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    place = _ELSEWHERE / f"otel-audit-dev-{name}"
+    place = place_elsewhere(folder)
     place.mkdir(mode=0o755, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != 0:
         raise StoreError(f"{place} belongs to somebody else: remove it")
     return place / "postgres"
+
+
+def place_elsewhere(folder: Path) -> Path:
+    """Name the directory that stands in for a folder that the server's user may not enter."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return _ELSEWHERE / f"otel-audit-dev-{name}"
 
 
 def _closed(place: Path) -> list[Path]:
