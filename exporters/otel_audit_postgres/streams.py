@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from otel_audit.errors import StoreError
+from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon, leaf_hash_at
@@ -167,7 +167,8 @@ async def advance(  # noqa: PLR0913, PLR0917 - what a position is
     """Move a position forward from where it was.
 
     Raises:
-        PositionError: It is not there any more: another process moved it.
+        StoreUnavailableError: It is not there any more: somebody rewound it meanwhile. Whoever
+            sends reads it again, and goes on from there.
     """
     said = json.dumps([
         {"leaf": one.leaf, "id": str(one.id), "reason": one.reason[:2000]} for one in refused
@@ -175,7 +176,7 @@ async def advance(  # noqa: PLR0913, PLR0917 - what a position is
     if not await connection.fetchval(
         _ADVANCE, at.name, at.turn, at.next_leaf, next_leaf, leaf_hash, origin, sent, said
     ):
-        raise PositionError(
+        raise StoreUnavailableError(
             f"stream {at.name}: its position is not leaf {at.next_leaf:,} any more: another "
             "process moved it, or it was rewound"
         )

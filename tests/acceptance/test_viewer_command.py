@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from otel_audit_postgres import init
@@ -54,6 +56,39 @@ class TestWeb:
             finally:
                 running.send_signal(signal.SIGTERM)
                 running.wait(20)
+
+    @pytest.mark.slow
+    async def test_a_store_that_does_not_fit_is_named_at_the_start(self, postgres, viewer_dsn):
+        """No schema, another one, a role that may not read, one that sees all: one line each."""
+        name = f"other_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {name} LOGIN")
+        await postgres.execute(f"CREATE DATABASE {name}")
+        database = viewer_dsn.partition("?")[0].rpartition("/")[2]
+        for dsn, more, says in (
+            (postgres.dsn(name), (), "run `otel-audit init`"),
+            (postgres.dsn(database, name), (), "otel-audit init --roles"),
+            (postgres.dsn(database), ("--tenant", "acme"), "--viewer"),
+            ("postgresql://no-one-here@127.0.0.1:1/x", ("--port", "99999"), "--port"),
+        ):
+            said = refused("--port", "0", "--dsn", dsn, *more)
+            assert says in said, said
+            assert len(said.strip().splitlines()) <= 4, said
+        owner = await asyncpg.connect(postgres.dsn(database))
+        try:
+            await owner.execute("INSERT INTO audit.schema_version VALUES (999, 'of the future')")
+        finally:
+            await owner.close()
+        assert "upgrade otel-audit" in refused("--port", "0", "--dsn", viewer_dsn)
+
+    @pytest.mark.slow
+    async def test_a_port_that_is_taken_is_named(self, viewer_dsn):
+        """By its number, with what to do."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            said = refused("--port", port, "--dsn", viewer_dsn)
+        assert f"--port {port}" in said
+        assert "--port 0" in said
+        assert "Errno" not in said
 
     def test_other_machines_need_another_way_in(self):
         """A link that works once is for this machine."""

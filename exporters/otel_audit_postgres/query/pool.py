@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -70,23 +70,26 @@ class TrailPool:
         self._patience = statement_timeout
         self._views: Views = views
         self._turns = asyncio.Semaphore(size)
+        # who takes a file slowly, or several, leaves some for those who look
+        self._long_turns = asyncio.Semaphore(max(1, size // 2))
         self._idle: list[Connection[Any]] = []
         self._looks: dict[tuple[object, ...], float] = {}
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection[Any]]:
+    async def connection(self, *, is_long: bool = False) -> AsyncIterator[Connection[Any]]:
         """Lend a connection.
+
+        Args:
+            is_long: For an export or a report, which have half of the connections at most.
 
         Raises:
             StoreUnavailableError: None is free in time, or the store cannot be reached.
             StoreError: The query cannot be answered.
         """
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
-        try:
+        async with AsyncExitStack() as turns:
+            for turn in (self._long_turns, self._turns) if is_long else (self._turns,):
+                await self._wait_for(turn)
+                turns.callback(turn.release)
             # not for all of it: a stream begins in one context and continues in another
             with suppress_instrumentation():
                 connection = await self._taken()
@@ -99,8 +102,13 @@ class TrailPool:
                 raise await _older_schema(connection, error) or told from None
             finally:
                 await self._given_back(connection)
-        finally:
-            self._turns.release()
+
+    async def _wait_for(self, turn: asyncio.Semaphore) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await turn.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
 
     @asynccontextmanager
     async def trail(

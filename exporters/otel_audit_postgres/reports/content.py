@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,8 @@ _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?of
 _PEOPLE: Final = frozenset({
     "user", "person", "customer", "patient", "account", "member", "employee",
 })  # fmt: skip
+# the key's id in an encrypted value, 8 bytes
+_KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
 _HAS_CHANGES: Final = "payload::text LIKE '%\"changes\"%'"
 
@@ -81,7 +84,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
         "id, tenant_id, occurred_at, event_name, actor_id, target_type, target_id, action, "
         "payload::text AS payload"
     )
-    erased = await _erasures(snapshot)
+    erased = await _erased_keys(snapshot)
     _, keep = await policy_in_force(snapshot)
     sql = selected(columns, asked, tail="ORDER BY id, tenant_id")
     async for row, told in snapshot.decoded(sql, asked.values):
@@ -96,7 +99,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
             ", ".join(fields)[:500] or None,
             row["actor_id"] if row["action"] in {"READ", "EXPORT"} and not is_actor else None,
             _kept_until(row["occurred_at"], keep),
-            "yes" if erased and "ENC[" in row["payload"] else "no",
+            _is_erased(row["payload"], erased),
         )  # fmt: skip
 
 
@@ -107,17 +110,28 @@ def _kept_until(at: datetime, days: int | None) -> str:
     return f"{month_end(f'{at.astimezone(UTC):%Y-%m}') + timedelta(days=days):%Y-%m-%d}"
 
 
-async def _erasures(snapshot: Snapshot) -> int:
-    found = [
-        row["found"]
-        async for row in snapshot.rows(
-            "count(*) AS found",
-            "event_name = 'audit.subject.erased'",
-            OF_THE_STORE,
-            in_period=False,
-        )
-    ]
-    return int(found[0])
+async def _erased_keys(snapshot: Snapshot) -> frozenset[str] | None:
+    """Ids of the keys that erasures destroyed, in hex; None: such records are hidden here."""
+    if snapshot.tenants is not None:
+        return None
+    found: set[str] = set()
+    condition = "event_name = 'audit.subject.erased'"
+    # what was erased is no query's, and no tenant's
+    async for _, told in snapshot.whole().records(condition, OF_THE_STORE, in_period=False):
+        keys = part(told, "metadata", "keys")
+        found.update(map(str, keys if isinstance(keys, list) else ()))
+    return frozenset(found)
+
+
+def _is_erased(payload: str, erased: frozenset[str] | None) -> str:
+    """Whether the personal values of a record can be read no more."""
+    used = {base64.urlsafe_b64decode(f"{key}=").hex() for key in _KEY.findall(payload)}
+    if not used:
+        return "no"
+    if erased is None:
+        return "not told: of the whole store only"
+    gone = used & erased
+    return "yes" if gone == used else ("in part" if gone else "no")
 
 
 _SEEN: Final = "min(occurred_at) OVER who AS first_seen, max(occurred_at) OVER who AS last_seen"

@@ -21,6 +21,8 @@ from otel_audit_postgres.reports.model import Definition, Options, Row
 from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
 
 _IN_MEMORY: Final = 4_000_000
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""Some reports have a row for each month of their period."""
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -69,6 +71,12 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
         raise ConfigurationError(
             f"the period is empty: it begins {moment(options.begin)} and ends {moment(options.end)}"
         )
+    if options.begin < _EARLIEST:
+        raise ConfigurationError(
+            f"the period begins {moment(options.begin)}: let it begin in 1970 or later"
+        )
+    if options.checkpoint is not None and not 0 < options.checkpoint < 2**63:
+        raise ConfigurationError(f"--checkpoint: none has size {str(options.checkpoint)[:30]}")
     if options.end > current:
         raise ConfigurationError(
             f"the period ends in the future, {moment(options.end)}: what is not over cannot be "
@@ -159,7 +167,7 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
         "rows": str(rows),
         "SHA-256 of the rows": digest,
         "log": snapshot.origin,
-        "checkpoint": f"{snapshot.size} leaves, made {moment(snapshot.sealed_at)}",
+        "checkpoint": f"{snapshot.leaves}, made {moment(snapshot.sealed_at)}",
         "root": snapshot.root,
         "generator": f"otel-audit {_own_version()}",
     }

@@ -175,6 +175,11 @@ class Snapshot:
             else:
                 self.unreadable += 1
 
+    @property
+    def leaves(self) -> str:
+        """The checkpoint's size; who sees some tenants is not told how much all others record."""
+        return f"{self.size} leaves" if self.tenants is None else "leaves of all tenants"
+
     async def notes(self) -> list[str]:
         """What a reader of the report must know: gaps, months that are not there, the scope."""
         found = []
@@ -257,11 +262,11 @@ async def taken(
         StoreError: Nothing was ever sealed.
     """
     query = (await resolved(connection, parse(options.query)))[0]
+    tenants = await _tenants(connection, scope)
     row = await connection.fetchrow(_CHECKPOINT, options.checkpoint)
     if row is None:
-        raise await _no_checkpoint(connection, options)
+        raise await _no_checkpoint(connection, options, tenants)
     checkpoint = read_checkpoint(row["note"])
-    tenants = await _tenants(connection, scope)
     later = None
     if tenants is None:
         later = await connection.fetchval(_LATER, row["size"]) or []
@@ -286,12 +291,17 @@ async def _tenants(connection: Connection[Any], scope: Scope | None) -> tuple[st
     return None if found is None else tuple(sorted(found))
 
 
-async def _no_checkpoint(connection: Connection[Any], options: Options) -> Exception:
+async def _no_checkpoint(
+    connection: Connection[Any], options: Options, tenants: tuple[str, ...] | None
+) -> Exception:
     if options.checkpoint is None:
         return StoreError(
             "nothing was ever sealed in this store, so there is no checkpoint to report as of: "
             "run `otel-audit seal`, or let the application seal"
         )
+    if tenants is not None:
+        # sizes of others would tell how much all tenants record
+        return ConfigurationError(f"--checkpoint: none has size {options.checkpoint}")
     near = await connection.fetchval(_NEAREST, options.checkpoint)
     hint = f"; near are {', '.join(map(str, near))}" if near else ": nothing was ever sealed"
     return ConfigurationError(f"--checkpoint: none has size {options.checkpoint}{hint}")

@@ -66,7 +66,7 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
         yield (
             f"{moment(begin)} to {moment(end)}", checked["rows"],
             checked["rows"] - checked["without_leaf"],
-            f"{snapshot.size} leaves, root {snapshot.root}", _key(snapshot.note),
+            f"{snapshot.leaves}, root {snapshot.root}", _key(snapshot.note),
             "none: `otel-audit verify --anchor` asks them", _verdict(tree, checked), gaps,
             _of_all(snapshot, losses[key]), _of_all(snapshot, quarantined[key]), checked["unknown"],
             None if lag is None else f"{float(lag):.1f} s", _of_all(snapshot, guards[key]),

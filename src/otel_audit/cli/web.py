@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -10,7 +12,7 @@ import click
 from otel_audit.cli.options import chosen_dsn, dsn_option
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
-from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.errors import ConfigurationError, MissingExtraError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -73,6 +75,8 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         raise MissingExtraError("otel-audit web", "viewer") from error
     authenticate = _authenticate(auth, auth_header, proxies, name, role, tenants)
     app = viewer_app(dsn, keys, authenticate, host)
+    asyncio.run(_try_store(app, tenants))
+    listening = _listening(host, port)
     link = ""
     if isinstance(authenticate, OneTimeLink):
         link = f"/sign-in?link={authenticate.new_link()}"
@@ -80,9 +84,7 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
     server = viewer_server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        raise ConfigurationError(f"could not listen on {host}:{port}; see the log above")
+        server.run(sockets=[listening])
 
 
 def _authenticate(  # noqa: PLR0913, PLR0917 - of the command's options
@@ -109,6 +111,41 @@ def _authenticate(  # noqa: PLR0913, PLR0917 - of the command's options
     except (OSError, KeyError):  # a user id without a name
         name = "somebody on this machine"
     return OneTimeLink(Viewer(name, chosen, limited))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on --host {host} --port {port}: {error.strerror}; name another port, "
+            "or --port 0 for one that is free"
+        ) from None
+
+
+async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
+    """Look once, as every page will; a store that is only away may come back.
+
+    Raises:
+        StoreError: It has no schema, another one, or this role may not read it.
+    """
+    from otel_audit_postgres.query.grammar import Query
+    from otel_audit_postgres.query.pool import TrailPool
+    from otel_audit_postgres.query.trail import Scope
+    from otel_audit_postgres.schema import catalog
+    from otel_audit_postgres.schema.readiness import refuse_version
+
+    settings = app.state.site.settings
+    pool = TrailPool(settings.dsn, size=1, statement_timeout=settings.statement_timeout)
+    try:
+        async with pool.trail("", Scope(tenants or None), views="off") as trail:
+            await trail.search(Query(()), limit=1)
+            refuse_version(await trail.aside(catalog.schema_version))
+    except StoreUnavailableError as error:
+        echo(f"The store does not answer yet: {error}", colour="yellow", err=True)
+    finally:
+        await pool.close()
 
 
 def viewer_app(

@@ -154,7 +154,8 @@ def is_public(address: Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _TRANSLATED:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        if inner is None and address.teredo is not None:
+        # site-local was given up (RFC 3879), and is routed within a site where it is in use
+        if inner is None and (address.teredo is not None or address.is_site_local):
             return False
         if inner is not None:
             return is_public(inner)

@@ -42,6 +42,18 @@ class Viewer:
             raise ConfigurationError(
                 f"viewer: role {self.role!r} is none: auditor, support, tenant"
             )
+        # the letters of a text would be taken for tenants
+        if self.tenants is not None and not (
+            isinstance(self.tenants, tuple | list | set | frozenset)
+            and all(isinstance(one, str) for one in self.tenants)
+        ):
+            raise ConfigurationError(
+                f"viewer {self.name}: tenants={self.tenants!r}: a tuple of ids, as ('acme',)"
+            )
+        if not isinstance(self.may, set | frozenset) or not EVERYTHING.issuperset(self.may):
+            raise ConfigurationError(
+                f"viewer {self.name}: may={self.may!r}: a set of export, prove, tail"
+            )
         if self.role == "tenant" and not self.tenants:
             raise ConfigurationError(f"viewer {self.name}: role tenant needs tenants")
         if self.tenants is not None and "" in self.tenants:

@@ -64,7 +64,7 @@ async def show(site: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def _made(site: Site, viewer: Viewer, definition: Definition, options: Options) -> Report:
-    async with site.pool.connection() as connection:
+    async with site.pool.connection(is_long=True) as connection:
         report = await make_report(connection, definition, options, viewer.scope)
     try:
         async with site.trail(viewer) as trail:

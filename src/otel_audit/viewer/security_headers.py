@@ -15,7 +15,7 @@ _CSP: Final = (
     "require-trusted-types-for 'script'"
 )
 _TAKES_OUT: Final = ("/export", "/evidence.json", "/evidence.zip")
-"""What takes records out of the store is asked for by the viewer's own pages alone."""
+"""What takes records out of the store, as reports do, only the viewer's own pages ask for."""
 _FIXED: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -81,6 +81,8 @@ def _is_of_another_site(scope: Scope, *, framed: bool) -> bool:
     if site in ("none", "same-origin") or framed or "/static/" in scope["path"]:
         return False
     if scope["path"].endswith(_TAKES_OUT):
+        return True
+    if "/reports/" in scope["path"] and b"format=" in scope["query_string"]:
         return True
     return (
         headers.get("sec-fetch-mode") != "navigate" or headers.get("sec-fetch-dest") != "document"

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
@@ -33,6 +33,8 @@ from otel_audit.viewer.rendering import render
 from otel_audit.viewer.settings import ViewerSettings
 
 _logger = logging.getLogger(__name__)
+
+_LONGEST_PARAMETER: Final = 1_000
 
 Handler = Callable[["Site", Request, Viewer], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -132,11 +134,12 @@ class Site:
             await self.settings.personal_keys.close()
 
     async def viewer_of(self, request: Request) -> Viewer | None:
-        """Return who looks; a token that is refused is not made up for by anything else."""
+        """Return who looks; a frame's token that is refused is not made up for by a login."""
         embedding, authenticate = self.settings.embedding, self.settings.authenticate
         if embedding is not None and "authorization" in request.headers:
-            found = embedding.viewer_of(request.headers.getlist("authorization"))
-            if found is not None or authenticate is None:
+            given = request.headers.getlist("authorization")
+            found = embedding.viewer_of(given)
+            if found is not None or authenticate is None or embedding.is_meant(given):
                 return found
         return None if authenticate is None else await who_looks(authenticate, request)
 
@@ -149,11 +152,26 @@ class Site:
                 viewer = await self.viewer_of(request)
                 if viewer is None:
                     return await render(request, "sign_in.html", {"title": "Sign in"}, 401)
+                _check_parameters(request)
                 return await handler(self, request, viewer)
             except OtelAuditError as error:
                 return await problem(request, viewer, error)
 
         return endpoint
+
+
+def _check_parameters(request: Request) -> None:
+    """Refuse what no page of ours asks, and what the store could neither look for nor record.
+
+    Raises:
+        ConfigurationError: A parameter holds a NUL, or is too long.
+    """
+    for name, value in request.query_params.multi_items():
+        if "\0" in value:
+            raise ConfigurationError(f"{name[:30]}: holds a NUL character, which no record does")
+        # the query itself says where it is too long
+        if name != "q" and len(value) > _LONGEST_PARAMETER:
+            raise ConfigurationError(f"{name[:30]}: {_LONGEST_PARAMETER:,} characters at most")
 
 
 def _said(name: str | None) -> str | None:

@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
 from otel_audit_postgres import init
+from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.model import Options
@@ -184,6 +185,22 @@ class TestWhatItSays:
 
         assert not any(note.startswith("GAPS") for note in told["notes"])
         assert integrity["gaps by producer"] == "not told: of the whole store only"
+
+    async def test_a_persons_file_tells_which_records_were_erased(self, store):
+        """By the keys that were destroyed, and not by whether anything was ever erased."""
+        values = {key: EncryptedValue(b"p" * 12, bytes([key]) * 8, b"box").text() for key in (1, 2)}
+        target = Target(type="patient", id="p-99")
+        await store.add([
+            fixed(40, "visit.noted", target=target, metadata={"note": values[1]}),
+            fixed(41, "visit.noted", target=target, metadata={"note": values[2]}),
+            fixed(42, "visit.noted", target=target, metadata={"note": [values[1], values[2]]}),
+            fixed(43, "visit.noted", target=target),
+            fixed(44, "audit.subject.erased", tenant=None, metadata={"keys": ["01" * 8]}),
+        ])  # fmt: skip
+
+        rows = rows_of(await made(store.dsn, "subject", replace(WHOLE, subject="p-99")))
+
+        assert [row["erased"] for row in rows] == ["yes", "no", "in part", "no"]
 
     async def test_no_sender_signs_off(self, store):
         """A sign-off is what the store recorded, and not a record that came in from somewhere."""

@@ -404,6 +404,21 @@ async def test_once_beside_another_says_so(log, stream_to, receiver, connection)
     assert receiver.stored == []
 
 
+async def test_a_rewind_while_events_are_on_their_way_ends_no_stream(
+    log, stream_to, receiver, connection
+):
+    """It goes on from where it was rewound to, in the same process."""
+    await log.write(3)
+    await log.seal()
+    receiver.next = [Answer(after=1.0)]
+    async with running(stream_to(*to(receiver))) as task:
+        await until(lambda: len(receiver.stored) >= 3)
+        await store.rewind(connection, "siem", 0, "while it is sent")
+        await until(lambda: receiver.leaves.count(0) >= 2)
+        assert not task.done()
+    assert (await store.position(connection, "siem")).turn == 2
+
+
 async def test_whoever_lost_the_stream_moves_nothing(log, stream_to, receiver, connection):
     """A position moves only from where it was."""
     await log.write(4)

@@ -99,7 +99,9 @@ def paths(store):
     return (
         "/", "/?q=tenant:acme", "/?q=event:none", "/?q=actr:x", "/help", "/tail", "/actor?id=ada@acme.example",
         f"/record/{store.ids['refunded']}", f"/record/{store.ids['failed']}", f"/record/{uuid.uuid4()}",
-        "/entity?e=order:1", f"/entity?e=order:1&of=acme&at={store.ids['paid']}",
+        "/entity?e=order:1", f"/entity?e=order:1&of=acme&at={store.ids['paid']}", "/reports",
+        "/reports/changes?from=1d&to=now", "/reports/integrity?from=1d&to=now",
+        "/reports/rights?from=1d&to=now", "/reports/none?from=1d&to=now",
     )  # fmt: skip
 
 

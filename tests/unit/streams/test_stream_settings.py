@@ -172,7 +172,7 @@ def test_what_the_store_remembers_has_no_secret(tmp_path, monkeypatch):
     [
         ("93.184.216.34", True), ("2606:4700:4700::1111", True), ("127.0.0.1", False),
         ("100.64.0.1", False), ("224.0.0.1", False), ("255.255.255.255", False), ("::", False),
-        ("fe80::1", False), ("ff02::1", False), ("::ffff:8.8.8.8", True), ("::ffff:127.0.0.1", False),
+        ("fe80::1", False), ("fec0::1", False), ("ff02::1", False), ("::ffff:8.8.8.8", True), ("::ffff:127.0.0.1", False),
         ("64:ff9b::808:808", True), ("64:ff9b::a00:1", False), ("2002:808:808::", True),
         ("2001:0:1::1", False), ("192.0.2.1", False),
     ],
