@@ -701,8 +701,8 @@ class AuditConfig(BaseSettings):
             _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
-                f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY, "
-                "for example RS256"
+                f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY: "
+                "RS256 or alike for a public key, HS256 for a secret"
             )
         if self.enabled and self.exporter == "postgres" and self.dsn is None:
             raise ValueError(f"{PREFIX}DSN: missing, and {PREFIX}ENABLED is true")

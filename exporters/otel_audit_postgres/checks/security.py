@@ -65,7 +65,8 @@ _ROW_SECURITY: Final = """
 SELECT 'row level security is off on audit.' || c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'audit'
-  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'restored_logs', 'rollup')
+  AND c.relname IN ('audit_logs', 'ledger_queue', 'reader_tenants', 'restored_logs', 'rollup',
+                    'streams', 'stream_parked')
   AND NOT c.relrowsecurity
 UNION ALL
 SELECT 'policy ' || p.polname || ' on audit.' || c.relname || ' is not of otel-audit'
@@ -75,6 +76,8 @@ WHERE n.nspname = 'audit' AND (c.relname::text, p.polname::text) NOT IN (
     ('reader_tenants', 'own'), ('audit_logs', 'appending'), ('audit_logs', 'receipts'),
     ('audit_logs', 'reading'), ('ledger_queue', 'reading'), ('ledger_queue', 'sealing'),
     ('rollup', 'reading'), ('rollup', 'sealing'),
+    ('streams', 'reading'), ('streams', 'sending'),
+    ('stream_parked', 'reading'), ('stream_parked', 'sending'),
     ('restored_logs', 'reading'), ('restored_logs', 'restoring'))
 UNION ALL
 SELECT 'role ' || r.rolname || ' has BYPASSRLS and sees every tenant''s records'

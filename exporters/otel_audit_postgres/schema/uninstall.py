@@ -67,6 +67,18 @@ async def contents(dsn: str) -> Contents:
         return Contents(row["database"], row["records"], row["first"], row["last"], row["holds"])
 
 
+async def drop_group_roles(dsn: str) -> list[str] | None:
+    """Remove the group roles that a removed store has left.
+
+    Returns:
+        What was done, one line each; None if there is a store, which needs them.
+    """
+    async with _opened(dsn) as connection:
+        if await connection.fetchval("SELECT to_regclass('audit.audit_logs') IS NOT NULL"):
+            return None
+        return [await _drop_role(connection, role) for role in _GROUPS]
+
+
 async def uninstall(dsn: str, *, drop_roles: bool = False) -> list[str]:
     """Remove the audit store.
 

@@ -37,6 +37,7 @@ _VIEWER_PORT: Final = 8321
 _HOST: Final = "127.0.0.1"
 _BY_SIGNAL: Final = 128
 """What a shell adds to the number of the signal that ended a command."""
+_ENDS_WELL: Final = frozenset({0, _BY_SIGNAL + signal.SIGINT, _BY_SIGNAL + signal.SIGTERM})
 _NOTHING_SEEN: Final = (
     "no record: by default requests that only read are not recorded; see otel-audit policy routes"
 )
@@ -64,8 +65,11 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
         environment = _environment(store, service or Path.cwd().name)
         # what is printed here is no look of anybody's at a trail of others
         os.environ.update(OTEL_AUDIT_DSN=store.reader, OTEL_AUDIT_RECORD_VIEWS="off")
-        with _viewer(store) if shows_viewer else contextlib.nullcontext(), _printing(store):
+        seen: list[int] = []
+        with _viewer(store) if shows_viewer else contextlib.nullcontext(), _printing(store, seen):
             status = _run([executable, *command[1:]], environment)
+        if status in _ENDS_WELL and not any(seen):
+            echo(_NOTHING_SEEN, err=True)
     sys.exit(status)
 
 
@@ -91,6 +95,8 @@ def _environment(store: DevStore, service: str) -> dict[str, str]:
         "OTEL_AUDIT_SPOOL_DIR": str(store.folder.resolve() / "spool"),
     }
     environment.setdefault("OTEL_SERVICE_NAME", service)
+    # who tries auditing wants to hear at once of a setting that leaves it off
+    environment.setdefault("OTEL_AUDIT_REQUIRED", "true")
     line = prepare(environment)
     if line:
         echo(line, err=True)
@@ -114,11 +120,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 @contextlib.contextmanager
-def _printing(store: DevStore) -> Iterator[None]:
-    """Print records as they come, and at the end those that came last."""
+def _printing(store: DevStore, seen: list[int]) -> Iterator[None]:
+    """Print records as they come, and at the end those that came last; note how many."""
     ready, stop = threading.Event(), threading.Event()
     show_rows = Table(is_local=True).print
-    seen: list[int] = []
 
     def show(lines: Sequence[Line]) -> None:
         seen.append(len(lines))
@@ -131,8 +136,6 @@ def _printing(store: DevStore) -> Iterator[None]:
     finally:
         stop.set()
         watching.result()
-        if not any(seen):
-            echo(_NOTHING_SEEN, err=True)
 
 
 async def _watch(

@@ -79,6 +79,8 @@ class _Group(click.Group):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
             return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
         except click.ClickException as error:
             raise cleaned(error) from None
 
@@ -90,6 +92,8 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+        except click.exceptions.NoArgsIsHelpError:
+            raise  # its message is our own help, of several lines
         except click.ClickException as error:
             raise cleaned(error) from None
         except (click.exceptions.Exit, click.Abort):

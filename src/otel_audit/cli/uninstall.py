@@ -23,12 +23,18 @@ def uninstall(dsn: str | None, drop_roles: bool, yes: bool, as_json: bool) -> No
     Says what it would remove, and asks for the database's name. Refused while a legal hold is in
     force. Spools, keys and archives stay: it names where they are. Run it as a superuser.
     """
-    from otel_audit_postgres.schema.uninstall import contents
+    from otel_audit_postgres.schema.uninstall import contents, drop_group_roles
     from otel_audit_postgres.schema.uninstall import uninstall as remove
 
     if as_json and not yes:
         raise click.UsageError("--json asks nothing: add --yes")
     dsn = chosen_dsn(dsn)
+    if drop_roles and (done := run_lasting(drop_group_roles(dsn))) is not None:
+        if as_json:
+            echo_json({"done": done})
+        else:
+            echo("there is no audit store in this database any more", *done)
+        return
     found = run_lasting(contents(dsn))
     if not as_json:
         days = "" if found.first is None else f" of {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}"
@@ -45,6 +51,7 @@ def uninstall(dsn: str | None, drop_roles: bool, yes: bool, as_json: bool) -> No
     stays = [f"spool (if there is one): {config.spool_path}" if config.has_spool else ""]
     stays += [f"signing key: {config.signing_key_file}" if config.signing_key_file else ""]
     stays += [f"archive: {config.archive}" if config.archive else ""]
+    stays += [] if drop_roles else ["roles otel_audit_*: uninstall --drop-roles removes them, too"]
     if as_json:
         echo_json({**asdict(found), "done": lines, "left": [one for one in stays if one]})
         return

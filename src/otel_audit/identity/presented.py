@@ -30,8 +30,9 @@ UNCHECKED: Final = frozenset({OTHER, BEARER, BASIC, API_KEY, COOKIE, SESSION})
 _BY_HAND: Final = "request.state.user or otel_audit.set_actor()"
 REMEDIES: Final = {
     BEARER: (
-        f"tokens are not verified: set {PREFIX}JWT_JWKS_URL or {PREFIX}JWT_KEY, and "
-        f"{PREFIX}JWT_SCHEMES where the scheme is not Bearer"
+        f"tokens are not verified: set {PREFIX}JWT_JWKS_URL or {PREFIX}JWT_KEY, with "
+        f"{PREFIX}JWT_ALGORITHMS (HS256 for a shared secret), and {PREFIX}JWT_SCHEMES where the "
+        "scheme is not Bearer"
     ),
     BASIC: f"only the application knows whose they are: let it say so by {_BY_HAND}",
     API_KEY: (

@@ -259,7 +259,9 @@ def _public_key(text: str) -> PublicKey:
     try:
         key = _load_public(raw)
     except (ValueError, TypeError, binascii.Error, UnsupportedAlgorithm):
-        raise UnusableKeyError("no public key in PEM") from None
+        raise UnusableKeyError(
+            "no public key in PEM; a shared secret has an algorithm such as HS256"
+        ) from None
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
         raise UnusableKeyError("a key that is neither RSA, EC, nor Ed25519")
     return key
