@@ -127,12 +127,14 @@ def test_records_are_seen_as_they_come_and_are_kept(project):
         log,
     ):
         assert process.wait(90) == 3
-        assert "no record" in log.read_text()
+        assert "no record" not in log.read_text()
         assert "viewer" not in log.read_text()
     asked = 'otel-audit search --format csv --dsn "$OTEL_AUDIT_DSN" --event order.paid'
     with dev(project, "--no-viewer", "bash", "-c", f"PATH={BIN}:$PATH; "
-             f"OTEL_AUDIT_DSN=${{OTEL_AUDIT_DSN/app_audit/auditor}}; {asked}") as (process, log):  # fmt: skip
+             f"OTEL_AUDIT_DSN=${{OTEL_AUDIT_DSN/app_audit/auditor}} "
+             f"OTEL_AUDIT_REQUIRED=false; {asked}") as (process, log):  # fmt: skip
         assert process.wait(90) == 0
+        assert "no record" in log.read_text()
         assert log.read_text().count("order.paid") == 1, log.read_text()
 
 
@@ -168,3 +170,14 @@ def test_without_the_server_the_extra_is_named(project):
     assert done.returncode == 1
     assert "pip install 'otel-audit[dev]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_leaves_auditing_off_ends_it(project):
+    """A setting that cannot be: the application does not run unaudited, and the setting is named."""
+    wrong = ("OTEL_AUDIT_JWT_KEY=a shared secret", "OTEL_AUDIT_JWT_ALGORITHMS=RS256")
+    command = (str(BIN / "uvicorn"), "app:app", "--port", str(free_port()))
+    with dev(project, "--no-viewer", "env", *wrong, *command) as (process, log):
+        assert process.wait(90) == 78
+        assert "OTEL_AUDIT_JWT_KEY: no public key in PEM" in log.read_text()
+        assert "HS256" in log.read_text()
+        assert "no record" not in log.read_text()

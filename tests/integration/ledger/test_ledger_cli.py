@@ -218,8 +218,8 @@ class TestRoles:
         ):  # fmt: skip
             refused = run(*question, "--dsn", dsns["writer"], status=1)
             assert "ask as a member of otel_audit_reader" in refused
-        assert "lacks a right" in run("seal", "--once", "--dsn", dsns["reader"], status=1)
-        assert "lacks a right" in run("seal", "--once", "--dsn", dsns["writer"], status=1)
+        assert "lacks the right" in run("seal", "--once", "--dsn", dsns["reader"], status=1)
+        assert "lacks the right" in run("seal", "--once", "--dsn", dsns["writer"], status=1)
         for statement in (
             "UPDATE audit.ledger_blocks SET hashes = ''",
             "DELETE FROM audit.ledger_checkpoints",
