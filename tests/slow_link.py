@@ -38,14 +38,21 @@ async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         under_way.add(task := asyncio.current_task())  # type: ignore[arg-type]
+        open_ends = [writer]
         try:
             if isinstance(target, str):
                 back, there = await asyncio.open_unix_connection(target)
             else:
                 back, there = await asyncio.open_connection(*target)
+            open_ends.append(there)
             await asyncio.gather(carry(reader, there, rate), carry(back, writer, 0))
         except OSError:
             writer.close()
+        except asyncio.CancelledError:
+            # what is left open is reported in whichever test runs when it is collected
+            for end in open_ends:
+                end.transport.abort()
+            raise
         finally:
             under_way.discard(task)  # type: ignore[arg-type]
 
@@ -58,3 +65,4 @@ async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator
         for task in list(under_way):
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed in the loop's next turn
