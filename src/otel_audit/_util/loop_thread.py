@@ -361,7 +361,9 @@ class WorkerLoop(asyncio.SelectorEventLoop):
             OSError: There are no file descriptors left; nothing of this loop is open then.
         """
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        # one entry for each thread that waits; a semaphore holds a lock at times, and a thread that
+        # is cut off at that time keeps it for ever
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._threads = 0
         self._complete = False
         selector = selectors.DefaultSelector()
@@ -410,7 +412,10 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         super().close()
 
     def _find_thread(self) -> None:
-        if self._idle.acquire(blocking=False) or self._threads == _MOST_THREADS:
+        if self._threads == _MOST_THREADS:
+            return
+        with contextlib.suppress(queue.Empty):
+            self._idle.get_nowait()
             return
         try:
             threading.Thread(
@@ -435,9 +440,9 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def _serve(jobs: queue.SimpleQueue[Any], idle: threading.Semaphore) -> None:
+def _serve(jobs: queue.SimpleQueue[Any], idle: queue.SimpleQueue[None]) -> None:
     while (job := jobs.get()) is not None:
         job()
         # neither the call nor its answer is kept alive by waiting for the next
         del job
-        idle.release()
+        idle.put(None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -117,7 +119,8 @@ class Delivery:
         self._hurry = 0
         self._closed = self._is_reached = False
         self._next_adoption = 0.0
-        self._looked = threading.Event()
+        # an event holds a lock at times, which a thread that is cut off would keep for ever
+        self._looked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._held: list[Item] = []
         self._left: deque[Item] = deque()
@@ -313,7 +316,9 @@ class Delivery:
         if recovery is None or self._closed or self._writer.alive or not recovery.finds_any():
             return
         self.start()
-        self._looked.wait(timeout)
+        with contextlib.suppress(queue.Empty):
+            self._looked.get(timeout=timeout)
+            self._looked.put(None)  # for whoever waits next
 
     def settle(self, timeout: float) -> None:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
@@ -507,7 +512,8 @@ class Delivery:
             functools.partial(self._known, sink),
             self._options.batch_size,
         )
-        self._looked.set()
+        if self._looked.empty():
+            self._looked.put(None)
 
     def _until_next(self) -> float | None:
         """Seconds until there is something to do whether or not a record comes."""
