@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.retry_after import retry_after
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 
 try:
@@ -19,9 +18,6 @@ try:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 except ImportError as missing:
     raise MissingExtraError("OTEL_AUDIT_EXPORTER=otlp", "otlp") from missing
-
-LONGEST_RETRY_AFTER: Final = 300.0
-"""Longest ``Retry-After`` that is honoured, in seconds."""
 
 _WHO: Final = "the receiver that OTEL_AUDIT_OTLP_ENDPOINT names"
 _OK: Final = 200
@@ -69,7 +65,7 @@ def objection_of(answer: Answer) -> str | None:
         return _objection_in_success(answer)
     if status in _PASSING or status >= 500:  # noqa: PLR2004 - RFC 9110, 15.6
         raise StoreUnavailableError(
-            f"{_WHO} takes nothing now (status {status})", retry_after=_retry_after(answer.headers)
+            f"{_WHO} takes nothing now (status {status})", retry_after=retry_after(answer.headers)
         )
     remedy = _REMEDIES.get(status)
     if remedy is None and not 400 <= status < 500:  # noqa: PLR2004 - RFC 9110, 15.5
@@ -127,15 +123,3 @@ def _quoted(message: str) -> str:
 
 def _media_type(answer: Answer) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None if there is none."""
-    value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), LONGEST_RETRY_AFTER)
-    try:
-        seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

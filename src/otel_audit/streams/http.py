@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.printable import visible
+from otel_audit._util.retry_after import retry_after
 from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.streams.destination import DestinationError
 
@@ -22,7 +21,6 @@ try:
 except ImportError as missing:
     raise MissingExtraError("a stream over HTTP", "streams") from missing
 
-LONGEST_RETRY_AFTER: Final = 300.0
 _LONGEST_ANSWER: Final = 65_536
 # they say nothing of the event: whoever keeps the destination has to act
 _ABOUT_US: Final = {
@@ -136,18 +134,6 @@ def objection_of(answer: Answer) -> str | None:
         why = _ABOUT_US.get(status, "redirects are not followed: name the place itself")
         raise DestinationError(f"it answers with status {status}: {why}")
     return f"status {status}{_quoted(answer)}"
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a ``Retry-After`` (RFC 9110, 10.2.3), bounded; None where there is none."""
-    value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), LONGEST_RETRY_AFTER)
-    try:
-        seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
 def _quoted(answer: Answer) -> str:
