@@ -379,8 +379,11 @@ class Exchange(Lifecycle):
         account = self._account
         if self._answer is not None:
             known, rested_on = self._answer
-            if account.still_rests_on(rested_on, decision):
-                return account.closed(known, decision)
+            try:
+                if account.still_rests_on(rested_on, decision):
+                    return account.closed(known, decision)
+            except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
+                self._count_failure(error)
         return account.record(decision, phase="completed")
 
     def _log_unrecorded(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from asgi_app import Tapped, answer
 
 from otel_audit._util.spill import SpilledChanges
+from otel_audit.http import exchange_record
 from otel_audit.record import Change
 from otel_audit.scope import add_metadata, current_scope, set_event
 
@@ -73,6 +75,22 @@ async def test_what_the_application_says_after_the_answer_is_told() -> None:
     _, answered, closed = await told(orders(say))
     assert (answered.event_name, answered.metadata) == ("order.created", {})
     assert (closed.event_name, closed.metadata) == ("order.placed", {"found": "late"})
+
+
+@pytest.mark.allow_errors
+async def test_what_cannot_be_derived_is_described_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake on the short way costs no record; it is counted."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(exchange_record, "as_closed", fail)
+    tapped = Tapped(orders())
+    await tapped.ask(b'{"total": 12}', path="/orders")
+    assert tapped.kept.kinds == ["opened", "answered", "closed"]
+    _, closed = tapped.kept.frames[-1]
+    assert (closed.event_name, closed.outcome) == ("order.created", "success")
+    assert tapped.runtime.counters.capture_errors == 1
 
 
 async def test_the_beginning_is_told_by_the_head_alone() -> None:
