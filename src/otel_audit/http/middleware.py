@@ -42,6 +42,10 @@ class Capture(Protocol):
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the application must not run as it is set up; None if it may."""
+
     def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request; None if that is not possible. Never raises.
 
