@@ -12,7 +12,9 @@ import importlib
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,8 @@ _NO: Final = frozenset({"0", "false", "no", "off", "n", "f"})
 _REQUIRED_IN_FILE: Final = re.compile(r"^[ \t]*required[ \t]*=[ \t]*true\b", re.MULTILINE)
 _logger = logging.getLogger("otel_audit")
 _HELPER: Final = "from multiprocessing.resource_tracker import main"
+_SPAWNED: Final = "--multiprocessing-fork"
+_NARROWEST: Final = 40
 _tried = False
 _said: Final[set[str]] = set()
 _printed: Final[set[str]] = set()
@@ -51,6 +55,11 @@ def pre_instrument() -> None:
 def serves_multiprocessing() -> bool:
     """Whether this process only keeps account of others' semaphores; it runs no application."""
     return any(one.startswith(_HELPER) for one in sys.orig_argv)
+
+
+def was_spawned() -> bool:
+    """Whether multiprocessing started this process for another one, as servers start workers."""
+    return _SPAWNED in sys.orig_argv
 
 
 def was_tried() -> bool:
@@ -115,8 +124,18 @@ def _print_once(message: str) -> None:
         return
     _printed.add(message)
     with contextlib.suppress(OSError, ValueError):  # closed: nobody is there to read it
-        sys.stderr.write(f"{_one_line(message)}\n")
+        sys.stderr.write(f"{_for_terminal(_one_line(message))}\n")
         sys.stderr.flush()
+
+
+def _for_terminal(line: str) -> str:
+    """Fold a line between words where somebody looks at a terminal; in a log it stays one line."""
+    if not sys.stderr.isatty():
+        return line
+    columns = max(shutil.get_terminal_size().columns, _NARROWEST)
+    return textwrap.fill(
+        line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def refuse_to_start(message: str) -> NoReturn:
@@ -124,7 +143,8 @@ def refuse_to_start(message: str) -> NoReturn:
     # auto-instrumentation swallows exceptions, and an error in site start-up prints a traceback
     # that buries the reason
     try:
-        sys.stderr.write(f"{message}\nRefusing to start, because {REQUIRED} is set.\n")
+        line = f"{message}; refusing to start, because {REQUIRED} is set"
+        sys.stderr.write(f"{_for_terminal(line)}\n")
         sys.stderr.flush()
     finally:  # also where standard error is closed
         os._exit(EXIT_CONFIGURATION)
