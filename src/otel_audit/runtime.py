@@ -54,9 +54,9 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.http.app_capture import RoutedCapture
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
+from otel_audit.http.middleware import RoutedCapture
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS, squash
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.prefilter import Scan
 
 redactor = Redactor()
 scan = Scan()

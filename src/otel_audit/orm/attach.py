@@ -25,6 +25,7 @@ from otel_audit.orm.listeners import (
     MapperListeners,
     PoolListeners,
     SessionListeners,
+    guarded,
 )
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.options import OrmOptions
@@ -201,7 +202,7 @@ def _build(
         images = ImageListeners(plans, selection, masking, executions, tracker, options, places)
         heard += ((Engine, images, {}),)
     listeners = [
-        _Listener(target, name, faults.guard(getattr(one, name)), how)
+        _Listener(target, name, guarded(getattr(one, name), faults), how)
         for target, one, how in heard
         for name in _events(one)
     ]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ParamSpec
 
 from otel_audit._util.ratelimited_log import log_limited
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 logger = logging.getLogger("otel_audit.orm")
-
-_P = ParamSpec("_P")
 
 
 @dataclass(slots=True)
@@ -39,16 +32,3 @@ class ErrorGuard:
         with self._lock:
             self.count += 1
         log_limited(logger, f"orm {matter}", "ORM capture failed (%s)", matter, error=error)
-
-    def guard(self, listener: Callable[_P, None]) -> Callable[_P, None]:
-        """Wrap a listener so that the application never sees its errors."""
-        name = listener.__name__.strip("_")
-
-        @functools.wraps(listener)
-        def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
-            try:
-                listener(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - must not reach the application
-                self.note(name, error)
-
-        return guarded

@@ -21,12 +21,9 @@ from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.json_values import NotUnderstoodError
 from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
-from otel_audit.redaction.path_rules import PathRules
+from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.prefilter_document import prefilter
-from otel_audit.redaction.prefilter_json import is_clean_json
-from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.prefilter import Scan, is_clean_json, is_plain, is_plain_path, prefilter
 from otel_audit.redaction.secret_urls import without_random_segments
 from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
@@ -98,7 +95,7 @@ class Redactor:
         names = NameRules(fields, allow)
         self._rules = Rules(
             names=names,
-            paths=PathRules(paths),
+            paths=path_rules(paths),
             text=TextRules(names, off=rules_off, emails=emails),
             scan=Scan(names.added, emails=emails),
             hash=keyed_hash or KeyedHash(),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.prefilter import Scan
 
 CANARY = "Xq7canary9Zt"
 FIELDS = ("employee_number", "tax-id", "*_steuer_nr", "größe_nr", "*Ref")
