@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import logging
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from otel_audit._util.ratelimited_log import log_limited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("otel_audit.orm")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ErrorGuard:
-    """Errors of our own, counted.
+    """Errors of our own.
 
     Attributes:
-        count: How many there were.
+        tally: Counts one; alone for one that is logged elsewhere.
     """
 
-    count: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def tally(self) -> None:
-        """Count an error that is logged elsewhere."""
-        with self._lock:
-            self.count += 1
+    tally: Callable[[], None]
 
     def note(self, matter: str, error: BaseException) -> None:
         """Count an error and log its type and place, never its message."""
-        with self._lock:
-            self.count += 1
+        self.tally()
         log_limited(logger, f"orm {matter}", "ORM capture failed (%s)", matter, error=error)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("otel_audit.redaction")
 _SANITIZE: Final = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
-_WITHHELD_JSON: Final = encode(WITHHELD)
 _WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
 
 _DOCUMENT: Final = 10
@@ -324,21 +323,17 @@ class Redactor:
             text = str(self.guarded(lambda: redact_login(walk, str(result))))
         return without_random_segments(text) if name in _URLS else text
 
-    def json_bytes(self, raw: bytes) -> bytes:
+    def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
         """Redact a JSON document.
 
         Args:
             raw: JSON text in UTF-8.
+            work: What it may cost; None: as much as its length allows.
 
         Returns:
-            Redacted JSON text in UTF-8; the same bytes where there was nothing to take out.
-            ``"[WITHHELD]"`` if it is not JSON, or beyond the bounds.
+            Redacted JSON text in UTF-8; the same bytes where there was nothing to take out. None
+            if it is not JSON, or beyond the bounds.
         """
-        found = self.json_or_none(raw)
-        return _WITHHELD_JSON if found is None else found
-
-    def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
-        """As `json_bytes`, but None if it is not JSON or beyond the bounds."""
         if len(raw) > self._rules.limits.length:
             return None
         shared = WorkBudget(len(raw)) if work is None else work
