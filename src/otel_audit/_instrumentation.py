@@ -516,6 +516,7 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
         ),
         on_orphan=runtime.record_outside,
         transactional=None if atomic is None else atomic.transactional(),
+        on_error=runtime.count_error,
     )
     if atomic is not None:
         atomic.attachment = attachment
