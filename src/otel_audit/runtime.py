@@ -54,9 +54,9 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.http.app_capture import RoutedCapture
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
+from otel_audit.http.middleware import RoutedCapture
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
@@ -157,12 +157,12 @@ class Runtime:
         self._recorder = recorder
         self.atomic = self._commit_atomic()
         self._flagged_spans = (
-            FlaggedSpans(self._stream, self.redactor, self._count_error)
+            FlaggedSpans(self._stream, self.redactor, self.count_error)
             if self._stream is not None and config.flagged_spans
             else None
         )
         self._options = dataclasses.replace(
-            self._waiting(_make_options(config, recorder, self.redactor, self._count_error)),
+            self._waiting(_make_options(config, recorder, self.redactor, self.count_error)),
             on_loss=self._count_loss,
         )
         if seen is not None:
@@ -181,7 +181,7 @@ class Runtime:
             begin=recorder.opened
             if config.required or self._stream is None
             else self._stream.noted,
-            on_error=self._count_error,
+            on_error=self.count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,
             required=config.required,
@@ -226,7 +226,7 @@ class Runtime:
 
             return UnrecordedRequest(options, scope, path, loop, observe)
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)
             return None
 
@@ -239,7 +239,7 @@ class Runtime:
         try:
             return Exchange(options, scope, begun)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._count_error()
+            self.count_error()
             self._count_loss(error)
             return None
 
@@ -263,7 +263,7 @@ class Runtime:
     def _marked_in_clear(self) -> str | None:
         if self.config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
             return None
-        from otel_audit.orm.personal_columns import marked_in_clear
+        from otel_audit.orm.marked_columns import marked_in_clear
 
         return marked_in_clear(self.config)
 
@@ -297,7 +297,7 @@ class Runtime:
         try:
             self._start()
         except Exception as error:  # noqa: BLE001 - the application starts all the same
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "start", "Not all of auditing has started", error=error)
 
     def _start(self) -> None:
@@ -560,7 +560,7 @@ class Runtime:
                 importlib.import_module("otel_audit_postgres.sink")
                 importlib.import_module("otel_audit_postgres.personal.protect")
         except Exception as error:  # noqa: BLE001 - whoever needs it meets the same, and says so
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "load", "Not all of auditing could be loaded", error=error)
 
     def _begins(self) -> None:
@@ -573,7 +573,7 @@ class Runtime:
             if self._sending is not None:
                 self._sending.attach()
         except Exception as error:  # noqa: BLE001 - the action is audited all the same
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "attach", "Actor and tenant are not passed on", error=error)
 
     def _settle_changes(self) -> None:
@@ -582,7 +582,8 @@ class Runtime:
     def _count_redaction_error(self) -> None:
         self.counters.add("redaction_errors")
 
-    def _count_error(self) -> None:
+    def count_error(self) -> None:
+        """Count a failure of ours while an action was observed."""
         self.counters.add("capture_errors")
 
     def _count_loss(self, error: Exception) -> None:

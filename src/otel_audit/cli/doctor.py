@@ -177,7 +177,7 @@ def _marked(config: AuditConfig) -> Iterator[Check]:
     """Check that marked columns are encrypted; `--app` has imported the models, if it was given."""
     if config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
         return
-    from otel_audit.orm.personal_columns import marked_columns, marked_in_clear
+    from otel_audit.orm.marked_columns import marked_columns, marked_in_clear
 
     in_clear = marked_in_clear(config)
     if in_clear is not None:

@@ -36,14 +36,11 @@ from otel_audit.delivery.spool.format import (
 )
 from otel_audit.delivery.spool.leases import Lease
 from otel_audit.delivery.spool.locks import LOCK, is_still, release
-from otel_audit.delivery.spool.open_actions import OpenActions
 from otel_audit.delivery.spool.ownership import OwnDirectory
 from otel_audit.delivery.spool.quota import Quota
 from otel_audit.delivery.spool.read_back import ReadFrame, UnreadableFrames, read_closed
-from otel_audit.delivery.spool.segment import Segment
-from otel_audit.delivery.spool.segments import Segments
+from otel_audit.delivery.spool.segments import OpenActions, Segment, Segments, UnackedFrames
 from otel_audit.delivery.spool.settings import SpoolSettings
-from otel_audit.delivery.spool.unacked import UnackedFrames
 from otel_audit.delivery.spool.watermarks import Watermark, Watermarks
 
 Position: TypeAlias = int

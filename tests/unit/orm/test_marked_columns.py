@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from otel_audit import AuditConfig
 from otel_audit.http import install
-from otel_audit.orm.personal_columns import marked_columns, marked_in_clear
+from otel_audit.orm.marked_columns import marked_columns, marked_in_clear
 from otel_audit.runtime import Runtime
 
 DSN = "postgresql://audit@127.0.0.1:1/audit"
