@@ -86,7 +86,7 @@ def server_cpu(dsn: str) -> float:
     place, seconds = dsn.partition("host=")[2].partition("&")[0], 0.0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            if os.readlink(process / "cwd") == place:
+            if str((process / "cwd").readlink()) == place:
                 fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
                 # its own, and that of the children that it has seen end
                 seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
