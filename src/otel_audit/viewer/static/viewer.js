@@ -113,8 +113,8 @@ on("click", async ({ target }) => {
 const listen = async (table, heard) => {
   for (let last = ""; table.isConnected; await new Promise((again) => setTimeout(again, 2000))) {
     try {
-      const answer = await ask(table.dataset.tail, last && { "last-event-id": last });
-      if (!answer.ok) fail(`the answer was ${answer.status}`);
+      const answer = await ask(table.dataset.tail, last ? { "last-event-id": last } : {});
+      if (!answer.ok) fail(`answer ${answer.status}`);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let left = "", read; !(read = await reader.read()).done;) {
         if (!table.isConnected) return reader.cancel();
@@ -126,7 +126,7 @@ const listen = async (table, heard) => {
         }
       }
       fail("the connection has ended");
-    } catch ({ message }) { heard({ problem: `Not live, ${message}; trying again.` }); }
+    } catch ({ message }) { heard({ problem: `Not live: ${message}; trying again` }); }
   }
 };
 const tail = (table) => {
