@@ -41,7 +41,7 @@ VIEWERS = {
     "tenant": Viewer("admin@umbrella.example", "tenant", (TENANTS[3],)),
 }
 _IDS = (
-    "SELECT id FROM audit.audit_logs TABLESAMPLE SYSTEM (2) REPEATABLE (1) "
+    "SELECT id, actor_id FROM audit.audit_logs TABLESAMPLE SYSTEM (2) REPEATABLE (1) "
     "WHERE event_name LIKE 'order.%' AND tenant_id = $1 LIMIT $2"
 )
 
@@ -124,7 +124,7 @@ async def _asked(store: FilledStore, who: str, rows: int, rounds: int) -> dict[s
     app = create_app(dsn=store.viewer, authenticate=lambda _: viewer, keys=[store.key])
     connection = await asyncpg.connect(store.dsn)
     own = viewer.tenants[0] if viewer.tenants else TENANTS[0]
-    ids = [str(row["id"]) for row in await connection.fetch(_IDS, own, RECORDS)]
+    seen = await connection.fetch(_IDS, own, RECORDS)
     await connection.close()
     # as `otel-audit web` does when it starts; and the server reads its catalogue
     began = time.perf_counter()
@@ -138,8 +138,8 @@ async def _asked(store: FilledStore, who: str, rows: int, rounds: int) -> dict[s
             "first_ms": _told([one.first for one in answers]),
             "counts_ms": _told([one.rest for one in answers]),
         }
-    records = [await ask(app, f"/record/{one}") for one in ids]
-    actors = [await ask(app, "/actor", id=f"user-{n}@acme.example") for n in range(rounds)]
+    records = [await ask(app, f"/record/{row['id']}") for row in seen]
+    actors = [await ask(app, "/actor", id=row["actor_id"]) for row in seen[:rounds]]
     rates = {}
     for form in ("csv", "ndjson"):
         answer = await ask(app, "/export", q=f"tenant:{own}", format=form)

@@ -31,7 +31,8 @@
     const parts = [".ask", "nav", "main"].flatMap((part) => page.querySelector(part) ?? []);
     document.getElementById("frame").replaceChildren(...parts.map((part) => document.adoptNode(part)));
     document.dispatchEvent(new CustomEvent("viewer:shown"));
-    document.getElementById("main").focus();
+    document.getElementById("main").focus({ preventScroll: true });
+    scrollTo(0, 0);
   };
   const load = async (url) => show(await (await window.viewerFetch(url)).text());
   const download = async (url) => {
