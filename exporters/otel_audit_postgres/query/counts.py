@@ -271,9 +271,8 @@ async def _of_hours(
     sql, values = _rolled(query, now, width, names, retired)
     rows = await _within(connection, patience.left(TIMEOUT_MS), sql, values)
     if rows is None:
-        facets = {name: Facet(name, timed_out=True) for name in names}
-        drawn = Histogram((), width, waiting=waiting, timed_out=True)
-        return _OfHours(drawn if is_long else None, facets)
+        # the newest records say more than nothing
+        return _OfHours(None, {})
     bars = _bars([row for row in rows if row["field"] is None])
     facets = {name: _facet_of(name, rows) for name in names}
     return _OfHours(Histogram(bars, width, waiting=waiting) if is_long else None, facets)
