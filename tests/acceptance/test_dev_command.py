@@ -181,3 +181,94 @@ def test_what_leaves_auditing_off_ends_it(project):
         assert "OTEL_AUDIT_JWT_KEY: no public key in PEM" in log.read_text()
         assert "HS256" in log.read_text()
         assert "no record" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"OTEL_AUDIT_LEVEL": "bogus"}, "OTEL_AUDIT_LEVEL"),
+        ({"OTEL_AUDIT_ENABLED": "false"}, "OTEL_AUDIT_ENABLED=false"),
+    ],
+)
+def test_settings_are_read_before_a_server_is_started(project, settings, said):
+    """One line, and nothing is left in the project."""
+    done = run_dev(project, **settings)
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert not (project / ".otel-audit").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_said_in_one_line(project):
+    """A file of that name, and one that belongs to somebody else."""
+    folder = project / ".otel-audit"
+    folder.touch()
+    (line,) = run_dev(project).stderr.splitlines()
+    assert "is no directory" in line
+    folder.unlink()
+    folder.mkdir()
+    program = "import os; os.geteuid = lambda: 0 if os.getuid() else 1"
+    (line,) = run_dev(project, before=program).stderr.splitlines()
+    assert "belongs to another user" in line
+
+
+def test_a_user_without_an_entry_is_told_what_to_do(project):
+    """As in a container with `--user 54321`: PostgreSQL would refuse to run."""
+    (line,) = run_dev(project, before="import os; os.geteuid = lambda: 54321").stderr.splitlines()
+    assert "user 54321 has no entry in /etc/passwd" in line
+    assert "useradd" in line
+
+
+def test_a_server_that_does_not_start_is_said_in_one_line(project):
+    """Damaged data: where to look, and how to begin anew; nothing complains at the end."""
+    data = project / ".otel-audit" / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("nonsense\n")
+    for one in (data, *data.parents):
+        if one == project.parent:
+            break
+        one.chmod(0o755)
+    done = run_dev(project)
+    assert "does not start" in done.stderr.splitlines()[-1]
+    assert "begin anew" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "atexit" not in done.stderr
+
+
+def run_dev(project: Path, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"{before}\nimport sys; sys.argv = ['otel-audit', 'dev', {sys.executable!r}, '-c', 'pass']\n"
+        "from otel_audit_bootstrap.command import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env={**environment(), **settings},
+        capture_output=True, text=True, check=False, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    return done
+
+
+def test_an_interrupt_of_it_alone_ends_all_in_order(project):
+    """As `kill -INT` or a supervisor does it: the application first, then the server."""
+    program = (
+        "import otel_audit, time\n"
+        "print('ready', flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: otel_audit.emit('work.ended', actor='ada')\n"
+    )
+    with dev(project, "--no-viewer", sys.executable, "-c", program) as (process, log):
+        wait_for(log, "ready", process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "work.ended" in log.read_text()
+    assert not (project / ".otel-audit" / "reader.dsn").exists()
+
+
+def test_other_commands_beside_it_say_how_to_ask(project):
+    """In the project's directory, with no DSN set: the line to paste is in the message."""
+    search = f"{BIN}/otel-audit search; exit 0"
+    with dev(project, "--no-viewer", "bash", "-c", f"unset OTEL_AUDIT_DSN; {search}") as (
+        process,
+        log,
+    ):
+        assert process.wait(90) == 0
+        assert "export OTEL_AUDIT_DSN='postgresql://auditor@/audit?host=" in log.read_text()
