@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final, Literal
 
+import msgspec
+
 from otel_audit._util.printable import ascii_json, visible
-from otel_audit_postgres.exports.formats import csv_lines
-from otel_audit_postgres.reports.model import Cell, Row
-from otel_audit_postgres.reports.run import Report
+from otel_audit_postgres.exports.formats import csv_lines, plain_csv_lines
+from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.run import AT_ONCE, Report
 
 ReportFormat = Literal["html", "csv", "json"]
 MOST_PRINTED: Final = 5_000
@@ -55,7 +57,9 @@ _PAGE: Final = """<!doctype html>
 </head>
 <body>
 """
-_AT_ONCE: Final = 500
+# an escape of JSON, or a text that begins as a formula does
+_NOT_HARMLESS: Final = re.compile(rb'\\|\x7f|"[=+\-@]')
+_decode_lines: Final = msgspec.json.Decoder().decode_lines
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
 _LONG: Final = re.compile(r"[^\s-]{24}")
@@ -94,8 +98,9 @@ def html_body(report: Report) -> Iterator[bytes]:
 def _table(report: Report) -> Iterator[bytes]:
     cells = "".join(f'<th scope="col">{_safe(name)}</th>' for name in report.definition.columns)
     yield f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n".encode()
-    for row in report.each(MOST_PRINTED):
-        yield f"<tr>{''.join(map(_cell, row))}</tr>\n".encode()
+    rows = report.each(MOST_PRINTED)
+    while batch := list(islice(rows, AT_ONCE)):
+        yield "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in batch).encode()
     yield b"</tbody>\n</table>\n"
     if report.rows > MOST_PRINTED:
         yield (
@@ -141,15 +146,14 @@ def _csv(report: Report) -> Iterator[bytes]:
     told = [*_told(report)]
     yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
     yield csv_lines([report.definition.columns])
-    for rows in _batches(report):
-        yield csv_lines([visible(one) if type(one) is str else one for one in row] for row in rows)
-
-
-def _batches(report: Report) -> Iterator[list[Row]]:
-    """The rows, some at a time: each piece of output costs as much as several rows."""
-    rows = report.each()
-    while batch := list(islice(rows, _AT_ONCE)):
-        yield batch
+    for lines in report.lines():
+        joined = b"".join(lines)
+        rows = _decode_lines(joined)
+        if not joined.isascii() or _NOT_HARMLESS.search(joined):
+            rows = [[visible(one) if type(one) is str else one for one in row] for row in rows]
+            yield csv_lines(rows)
+        else:
+            yield plain_csv_lines(rows)
 
 
 def _told(report: Report) -> Iterator[tuple[str, str]]:
@@ -179,8 +183,9 @@ def _json(report: Report) -> Iterator[bytes]:
     text = json.dumps(told, indent=2)
     yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
     before = ""
-    for rows in _batches(report):
-        joined = ",\n    ".join(map(json.dumps, rows))
+    # each row is the line that was hashed, but for what is beyond ASCII
+    for lines in report.lines():
+        joined = ",\n    ".join(line.rstrip(b"\n").decode("utf-8", "surrogatepass") for line in lines)
         yield ascii_json(f"{before}\n    {joined}").encode()
         before = ","
     yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import IO, Any, Final
 
 import msgspec
@@ -23,7 +24,9 @@ from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
 _IN_MEMORY: Final = 4_000_000
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """Some reports have a row for each month of their period."""
-_encode: Final = msgspec.json.Encoder().encode
+AT_ONCE: Final = 500
+"""Rows that are written together: each piece of output costs as much as several rows."""
+_encode: Final = msgspec.json.Encoder().encode_lines
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -48,11 +51,19 @@ class Report:
 
     def each(self, most: int | None = None) -> Iterator[Row]:
         """The rows, in their order."""
+        for lines in self.lines():
+            for line in lines if most is None else lines[:most]:
+                yield tuple(_decode(line))
+            if most is not None:
+                most -= len(lines)
+                if most <= 0:
+                    return
+
+    def lines(self) -> Iterator[list[bytes]]:
+        """The rows as lines of JSON in UTF-8, some at a time; their hash is that in the head."""
         self._kept.seek(0)
-        for place, line in enumerate(self._kept):
-            if most is not None and place >= most:
-                return
-            yield tuple(_decode(line))
+        while lines := list(islice(self._kept, AT_ONCE)):
+            yield lines
 
     def close(self) -> None:
         """Forget the rows."""
@@ -120,12 +131,7 @@ async def make_report(
             await look_as(connection, scope)
             await store.unlimited(connection)
             snapshot = await taken(connection, options, scope)
-            rows, digest = 0, hashlib.sha256()
-            async for row in definition.rows(snapshot):
-                line = _encode(row) + b"\n"
-                kept.write(line)
-                digest.update(line)
-                rows += 1
+            rows, digest = await _keep(definition.rows(snapshot), kept)
             notes = await snapshot.notes()
             if snapshot.unreadable:
                 notes.append(
@@ -136,8 +142,28 @@ async def make_report(
     except BaseException:
         kept.close()
         raise
-    head = _head(snapshot, definition, rows, digest.hexdigest())
+    head = _head(snapshot, definition, rows, digest)
     return Report(definition, head, rows, tuple(notes), nothing, kept)
+
+
+async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
+    """Put rows down as lines of JSON; how many they are, and the hash of the lines."""
+    count, digest = 0, hashlib.sha256()
+    batch: list[Row] = []
+
+    def put() -> None:
+        lines = _encode(batch)
+        kept.write(lines)
+        digest.update(lines)
+        batch.clear()
+
+    async for row in rows:
+        batch.append(row)
+        count += 1
+        if len(batch) == AT_ONCE:
+            put()
+    put()
+    return count, digest.hexdigest()
 
 
 async def _nothing(snapshot: Snapshot, definition: Definition) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,11 +61,22 @@ FROM (
     FROM ({numbered}) AS numbered GROUP BY producer_id, received_by
 ) AS streams
 """
+CHANGES: Final = """strpos(payload::text COLLATE "C", '"changes"')"""
+"""Where in a payload's text its changes begin, or something before them; 0: it has none."""
 OF_THE_STORE: Final = "received_by IS NULL"
 """What the store's own functions record no sender may state: a sign-off, a policy, a hold."""
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 _AT_ONCE: Final = 1_000
 _MOST_LATER: Final = 2_000_000
+
+
+class _Changes(msgspec.Struct):
+    """The only part of a record that some reports are about."""
+
+    changes: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_decode_changes: Final = msgspec.json.Decoder(_Changes).decode
 
 
 @dataclass(slots=True)
@@ -144,9 +157,24 @@ class Snapshot:
             yield row
 
     async def run(self, sql: str, values: Sequence[Any]) -> AsyncIterator[Mapping[str, Any]]:
-        """Run a statement; its rows, a few at a time."""
-        async for row in self.connection.cursor(sql, *values, prefetch=_AT_ONCE):
-            yield row
+        """Run a statement; its rows, a few at a time.
+
+        The server reads the next rows while these are worked at: until the last one is there, it
+        answers nothing else.
+        """
+        cursor = await self.connection.cursor(sql, *values)
+        following = asyncio.ensure_future(cursor.fetch(_AT_ONCE))
+        try:
+            while rows := await following:
+                following = asyncio.ensure_future(cursor.fetch(_AT_ONCE))
+                await asyncio.sleep(0)  # so that it is asked for now
+                for row in rows:
+                    yield row
+        finally:
+            if not following.done():
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await following
 
     async def records(
         self, *conditions: str, in_period: bool = True
@@ -156,24 +184,48 @@ class Snapshot:
         Yields:
             The row, and what its payload says.
         """
-        asked = self.asked(in_period=in_period)
-        sql = selected(_RECORD, asked, conditions, "ORDER BY id, tenant_id")
-        async for row, told in self.decoded(sql, asked.values):
+        sql, values = self.of_records(*conditions, in_period=in_period)
+        async for row, told in self.decoded(sql, values):
             yield row, told
+
+    def of_records(
+        self, *conditions: str, in_period: bool = True
+    ) -> tuple[str, Sequence[Any]]:
+        """The statement of `records`, and its values."""
+        asked = self.asked(in_period=in_period)
+        return selected(_RECORD, asked, conditions, "ORDER BY id, tenant_id"), asked.values
 
     async def decoded(
         self, sql: str, values: Sequence[Any]
     ) -> AsyncIterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Run a statement whose rows have a ``payload``, and read it; see `records`."""
         async for row in self.run(sql, values):
-            try:
-                told = msgspec.json.decode(row["payload"])
-            except (msgspec.MsgspecError, RecursionError):
-                told = None
-            if isinstance(told, dict):
+            told = self._read(row["payload"])
+            if told is not None:
                 yield row, told
-            else:
+
+    async def changed(
+        self, sql: str, values: Sequence[Any]
+    ) -> AsyncIterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
+        """As `decoded`, but of each payload only the changes are read: that takes a third."""
+        async for row in self.run(sql, values):
+            try:
+                changes = msgspec.json.decode(_decode_changes(row["payload"]).changes)
+            except (msgspec.MsgspecError, RecursionError):
                 self.unreadable += 1
+                continue
+            if isinstance(changes, list):
+                yield row, [one for one in changes if isinstance(one, dict)]
+
+    def _read(self, payload: str) -> dict[str, Any] | None:
+        try:
+            told = msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, RecursionError):
+            told = None
+        if not isinstance(told, dict):
+            self.unreadable += 1
+            return None
+        return told
 
     @property
     def leaves(self) -> str:
@@ -317,4 +369,7 @@ def selected(
 
 def moment(value: datetime) -> str:
     """A time as reports have it: UTC, to the millisecond."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    told = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
+        timespec="milliseconds"
+    )
+    return f"{told[:23]}Z"
