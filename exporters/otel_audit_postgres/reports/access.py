@@ -36,7 +36,7 @@ _BEGINNINGS: Final = (
 # wide on purpose: what is none of these is sorted out when the payload is read. Of a payload the
 # changes alone are looked at, and without a pattern, which takes ten microseconds for each row
 _MAY_BE_RIGHTS: Final = (
-    f"(event_name ~ '({_NOUNS}|revok)' OR array_to_string(entities, ' ') ~ '({_NOUNS})' "  # noqa: S608 - constants
+    f"(event_name ~ '({_NOUNS}|revok)' OR array_to_string(entities, ' ') ~ '({_NOUNS})' "
     f"OR ({CHANGES} > 0 AND EXISTS (SELECT FROM (SELECT substr(payload::text, {CHANGES}) "
     'COLLATE "C" AS told OFFSET 0) AS changes WHERE '
     + " OR ".join(f"strpos(told, '\"{name}') > 0" for name in _BEGINNINGS)
@@ -153,7 +153,7 @@ def _shown(content: Any) -> str | None:
 
 _WATCHING: Final = (
     "(event_name IN ('audit.viewed', 'audit.exported') OR event_name ~ "
-    "'^audit[.](hold|retention|month|archive|partition|subject|key|record|role|stream_to)[._]')"
+    "'^audit[.](hold|retention|month|archive|partition|subject|key|record|role|stream_to|destination)[._]')"
 )
 
 
@@ -214,5 +214,6 @@ ACCESS_REPORTS: Final = (
         rows=_watchers, controls=controls.WATCHERS,
         nothing="nobody looked at the trail through this software in this period, or looks are not "
         "recorded (OTEL_AUDIT_RECORD_VIEWS)",
+        of_the_store=True,
     ),
 )  # fmt: skip

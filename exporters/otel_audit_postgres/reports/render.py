@@ -44,6 +44,9 @@ th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm;
 td.long { overflow-wrap: anywhere; } td.time { white-space: nowrap; }
 th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
 td.number { font-variant-numeric: tabular-nums; }
+code, pre { font: 7.5pt/1.35 "Liberation Mono", monospace; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; border: 0.2mm solid #bbb; padding: 2mm; margin: 0; }
+.proof { break-inside: avoid; }
 td.bad { color: #b00020; font-weight: bold; }
 """
 _PAGE: Final = """<!doctype html>
@@ -133,8 +136,28 @@ def _foot(report: Report) -> bytes:
         "<h2>Controls that this supports</h2>\n<p>Whether a control is met is for an auditor to "
         "say: a report shows what the trail holds.</p>\n<table>\n<thead><tr>"
         '<th scope="col">control</th><th scope="col">support</th><th scope="col">why</th>'
-        f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n"
+        f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n{_proof(report)}"
     ).encode()
+
+
+def _proof(report: Report) -> str:
+    """How to check the report, and the checkpoint that it stands on."""
+    steps = "".join(
+        f"<tr><td>{_safe(what)}</td><td><code>{_safe(how)}</code></td></tr>\n"
+        for what, how in report.checks
+    )
+    note = ""
+    if report.note:
+        lines = "\n".join(map(_safe, report.note.splitlines()))
+        note = (
+            "<p>The checkpoint as it was signed: log, leaves, root, then a line for each "
+            f"signature.</p>\n<pre>{lines}</pre>\n"
+        )
+    return (
+        '<section class="proof">\n<h2>How to check this report</h2>\n<table>\n<thead><tr>'
+        '<th scope="col">that</th><th scope="col">by</th></tr></thead>\n'
+        f"<tbody>\n{steps}</tbody>\n</table>\n{note}</section>\n"
+    )
 
 
 def _safe(text: str) -> str:
@@ -164,6 +187,8 @@ def _told(report: Report) -> Iterator[tuple[str, str]]:
         yield "note", report.nothing
     for one in report.definition.controls:
         yield "control", f"{one.name} ({one.strength}): {one.why}"
+    for what, how in report.checks:
+        yield "check", f"{what}: {how}"
 
 
 def _json(report: Report) -> Iterator[bytes]:
@@ -178,6 +203,8 @@ def _json(report: Report) -> Iterator[bytes]:
             {"name": one.name, "strength": one.strength, "why": one.why}
             for one in definition.controls
         ],
+        "checks": [{"that": what, "by": how} for what, how in report.checks],
+        "checkpoint": report.note or None,
         "columns": definition.columns,
     }
     text = json.dumps(told, indent=2)
@@ -185,7 +212,9 @@ def _json(report: Report) -> Iterator[bytes]:
     before = ""
     # each row is the line that was hashed, but for what is beyond ASCII
     for lines in report.lines():
-        joined = ",\n    ".join(line.rstrip(b"\n").decode("utf-8", "surrogatepass") for line in lines)
+        joined = ",\n    ".join(
+            line.rstrip(b"\n").decode("utf-8", "surrogatepass") for line in lines
+        )
         yield ascii_json(f"{before}\n    {joined}").encode()
         before = ","
     yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"
