@@ -14,7 +14,7 @@ import msgspec
 
 from otel_audit._util.durable_file import sync_directory
 from otel_audit._util.printable import ascii_json
-from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import Delivered, DestinationError, Encoded, Outgoing
 
 _TAIL: Final = 1 << 16
 
@@ -32,9 +32,13 @@ class FileDestination:
         self._rotate_bytes = rotate_bytes
         self._open: int | None = None
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
-        """Append lines; they are on disk when this returns."""
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a line."""
         del log
+        return line(event)
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
+        """Append lines; they are on disk when this returns."""
         try:
             await asyncio.to_thread(self._append, events)
         except OSError as error:
@@ -48,8 +52,8 @@ class FileDestination:
         """Close the file."""
         self._close()
 
-    def _append(self, events: Sequence[Outgoing]) -> None:
-        text = b"".join(line(event) for event in events)
+    def _append(self, events: Sequence[Encoded]) -> None:
+        text = b"".join([event.content for event in events])
         opened = self._opened(events[0].leaf)
         size = os.fstat(opened).st_size
         try:

@@ -27,12 +27,20 @@ from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.shapes import Shape, UnshapeableError, read_event
-from otel_audit.streams.destination import Delivered, Destination, DestinationError, Outgoing
+from otel_audit.streams.destination import (
+    Delivered,
+    Destination,
+    DestinationError,
+    Encoded,
+    Outgoing,
+)
 from otel_audit.streams.witness import Sent, Witness
 
 _logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
+_AT_A_TIME: Final = 32
+"""Events that are made ready before the event loop has a turn."""
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
 
 
@@ -77,7 +85,7 @@ class _Batch:
 
     page: SealedPage
     turn: int
-    outgoing: list[Outgoing] = field(default_factory=list)
+    outgoing: list[Encoded] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
 
 
@@ -222,9 +230,12 @@ class Stream:
     async def _prepare(self, connection: Connection[Any], start: int, turn: int) -> _Batch:
         page = await read_page(connection, start, limit=self._plan.batch, query=self._plan.query)
         batch = _Batch(page, turn)
-        for row in page.rows:
+        for place, row in enumerate(page.rows):
+            if place % _AT_A_TIME == 0:
+                # what is on its way, and other streams, have a turn
+                await asyncio.sleep(0)
             try:
-                batch.outgoing.append(await self._shaped(row, page.horizon.origin))
+                batch.outgoing.append(await self._encoded(row, page.horizon.origin))
             except UnshapeableError as error:
                 batch.refused[row.leaf] = str(error)
         return batch
@@ -233,9 +244,7 @@ class Stream:
         self, connection: Connection[Any], at: store.Position, batch: _Batch
     ) -> Delivered:
         """Send a batch; while the destination works the next one is read."""
-        sending = asyncio.ensure_future(
-            self._plan.destination.send(batch.outgoing, batch.page.horizon.origin)
-        )
+        sending = asyncio.ensure_future(self._plan.destination.send(batch.outgoing))
         try:
             if not batch.page.is_last:
                 # the request goes out first
@@ -294,7 +303,7 @@ class Stream:
             )  # fmt: skip
         self._witness.write(Sent(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else ""))
 
-    async def _shaped(self, row: SealedRow, log: str) -> Outgoing:
+    async def _encoded(self, row: SealedRow, log: str) -> Encoded:
         if not row.is_as_sealed:
             self.progress.altered += 1
             log_limited(
@@ -315,19 +324,16 @@ class Stream:
             recorded_ns=row.recorded_us * 1000 if row.recorded_us >= 0 else None,
         )  # fmt: skip
         try:
-            document = self._plan.shape(event)
+            outgoing = Outgoing(
+                row.leaf, row.id, self._plan.shape(event), row.tenant_id, row.content_hash.hex(),
+                event.name, event.time_ns, event.is_failure,
+            )  # fmt: skip
+            return Encoded(row.leaf, row.id, self._plan.destination.encode(outgoing, log))
         except UnshapeableError:
             raise
         except Exception as error:
             # one record that a shape did not foresee holds up no other: it is parked, and counted
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
-        record = event.record
-        time_ns = None if record is None or record.occurred_at <= 0 else record.occurred_at
-        return Outgoing(
-            row.leaf, row.id, document, row.tenant_id, row.content_hash.hex(),
-            "" if record is None else record.event_name, time_ns,
-            record is not None and record.outcome == "failure",
-        )  # fmt: skip
 
     async def _compare_witness(
         self, connection: Connection[Any], at: store.Position, size: int

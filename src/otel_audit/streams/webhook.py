@@ -17,7 +17,7 @@ import httpx
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
-from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.file import line
 from otel_audit.streams.http import Client, objection_of
 
@@ -49,9 +49,13 @@ class WebhookDestination:
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
-        """Send events one after the other; the first that is not taken ends it."""
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a request's body."""
         del log
+        return line(event)[:-1]
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
+        """Send events one after the other; the first that is not taken ends it."""
         delivered = Delivered()
         begun = time.monotonic()
         try:
@@ -71,8 +75,8 @@ class WebhookDestination:
         """Give back the connection."""
         await self._client.close()
 
-    async def _send(self, event: Outgoing, address: Address) -> str | None:
-        body = line(event)[:-1]
+    async def _send(self, event: Encoded, address: Address) -> str | None:
+        body = event.content
         message_id, moment = str(event.id), str(int(time.time()))
         host = self._url.netloc.decode("ascii")
         headers = {

@@ -80,11 +80,11 @@ async def test_status_pause_resume_rewind_parked_test(log, run, file, tmp_path):
     yes = await run("stream", "rewind", "siem", "--to-leaf", "1", "--reason", "lost", "--yes")
     assert yes.output == "siem: at leaf 1\n"
     assert (await run("stream", "parked", "siem")).output == "nothing is parked\n"
-    assert "recorded audit.stream.tested" in (await run("stream", "test", "siem")).output
+    assert "recorded audit.destination.tested" in (await run("stream", "test", "siem")).output
     await log.seal()
     await run(*ONCE)
     names = [event["record"]["event_name"] for event in events(tmp_path)]
-    assert names[-1] == "audit.stream.tested"
+    assert names[-1] == "audit.destination.tested"
     for command in ("pause", "parked", "test"):
         unknown = await run("stream", command, "nobody")
         assert unknown.exit_code == 1
