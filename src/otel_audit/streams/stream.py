@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -18,7 +17,7 @@ from otel_audit_postgres.ledger.sealed_rows import (
     leaf_hash_at,
     read_page,
 )
-from otel_audit_postgres.pseudonyms import MARK
+from otel_audit_postgres.pseudonyms import MARK, without_ciphertexts
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.queries import opened
 
@@ -41,7 +40,6 @@ _logger = logging.getLogger(__name__)
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
 _AT_A_TIME: Final = 32
 """Events that are made ready before the event loop has a turn."""
-_ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
 
 
 class Revealer(Protocol):
@@ -311,13 +309,12 @@ class Stream:
                 "sealed: it is sent as it is now; run `otel-audit verify`", self.name, row.leaf,
                 row.id, level=logging.CRITICAL,
             )  # fmt: skip
-        payload = row.payload
-        if MARK in payload:
-            payload = (
-                _ENCRYPTED.sub(r"\1", payload)
-                if self._plan.revealer is None
-                else await self._plan.revealer.reveal(payload)
-            )
+        if self._plan.revealer is None:
+            payload = without_ciphertexts(row.payload)
+        elif MARK in row.payload:
+            payload = await self._plan.revealer.reveal(row.payload)
+        else:
+            payload = row.payload
         event = read_event(
             payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
             is_as_sealed=row.is_as_sealed,
