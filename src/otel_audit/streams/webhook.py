@@ -45,6 +45,7 @@ class WebhookDestination:
             allow_private: Whether it may be an address that is not public.
         """
         self._url = httpx.URL(url)
+        self._host = self._url.netloc.decode("ascii")
         self._client = client
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
@@ -59,9 +60,10 @@ class WebhookDestination:
         delivered = Delivered()
         begun = time.monotonic()
         try:
-            address = await self._address()
+            # to the address that was looked at, whatever the name means by now
+            url = self._url.copy_with(host=str(await self._address()))
             for event in events:
-                why = await self._send(event, address)
+                why = await self._send(event, url)
                 if why is not None:
                     delivered.refused[event.leaf] = why
                 delivered.done += 1
@@ -75,12 +77,11 @@ class WebhookDestination:
         """Give back the connection."""
         await self._client.close()
 
-    async def _send(self, event: Encoded, address: Address) -> str | None:
+    async def _send(self, event: Encoded, url: httpx.URL) -> str | None:
         body = event.content
         message_id, moment = str(event.id), str(int(time.time()))
-        host = self._url.netloc.decode("ascii")
         headers = {
-            "host": host,
+            "host": self._host,
             "content-type": "application/json",
             "user-agent": "otel-audit",
             "webhook-id": message_id,
@@ -89,11 +90,7 @@ class WebhookDestination:
                 signature(secret, message_id, moment, body) for secret in self._secrets
             ),
         }
-        # to the address that was looked at, whatever the name means by now
-        url = self._url.copy_with(host=str(address))
-        answer = await self._client.post(
-            url, headers, body, {"sni_hostname": self._url.host.encode("ascii").decode()}
-        )
+        answer = await self._client.post(url, headers, body, {"sni_hostname": self._url.host})
         return objection_of(answer)
 
     async def _address(self) -> Address:

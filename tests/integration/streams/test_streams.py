@@ -65,7 +65,9 @@ async def test_everything_sealed_arrives_once_and_in_order(log, stream_to, recei
     assert receiver.leaves == list(range(25))
     await log.seal()
     await stream.run_once()
-    assert receiver.leaves == list(range(31))  # and audit.destination.created, a record like any other
+    assert receiver.leaves == list(
+        range(31)
+    )  # and audit.destination.created, a record like any other
     assert [one.path for one in receiver.asked] == ["/v1/logs"] * len(receiver.asked)
     assert (stream.progress.sent, stream.progress.lag) == (31, 0.0)
 
