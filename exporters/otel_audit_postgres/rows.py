@@ -128,6 +128,12 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         return uuid.UUID(bytes=self.row_id)
 
     @property
+    def canonical_id(self) -> str:
+        """The id as text, however the record's sender spelled it."""
+        digits = self.row_id.hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+    @property
     def values(self) -> tuple[Any, ...]:
         """One value for each of `COLUMNS`, in this order, as a statement's parameters."""
         return _project(self.record, self.row_id, self.payload, self.content_hash, _OBJECTS)
@@ -172,7 +178,7 @@ def to_row(record: AuditRecord) -> Row:
     """
     record, payload = _written_down(record)
     try:
-        row_id = _uuid_bytes(record.record_id)
+        row_id = uuid_bytes(record.record_id)
     except ValueError:
         raise UnstorableRecordError(
             "the record's id is not a UUID", record.record_id, payload
@@ -218,7 +224,7 @@ def projections(text: str | bytes) -> dict[str, Any]:
     payload = text.encode() if isinstance(text, str) else text
     record = _decode(payload)
     digest = hashlib.sha256(payload).digest()
-    values = _project(record, _uuid_bytes(record.record_id), payload, digest, _OBJECTS)
+    values = _project(record, uuid_bytes(record.record_id), payload, digest, _OBJECTS)
     return dict(zip(_NAMES, values, strict=True))
 
 
@@ -392,8 +398,12 @@ def _project(
     )
 
 
-def _uuid_bytes(text: str) -> bytes:
-    """Read a UUID in any spelling that `uuid.UUID` takes; the usual one is quick."""
+def uuid_bytes(text: str) -> bytes:
+    """Read a UUID in any spelling that `uuid.UUID` takes; the usual one is quick.
+
+    Raises:
+        ValueError: It is none.
+    """
     digits = text.replace("-", "")
     try:
         found = bytes.fromhex(digits)

@@ -106,6 +106,7 @@ def _checks(
     yield from _hooks(target)
     yield from _exporters()
     yield _service()
+    yield from _marked(config)
     if config.has_spool:
         yield _spool(config)
     if config.exporter == "otlp":
@@ -172,6 +173,29 @@ def _hooks(target: str | None) -> Iterator[Check]:
         )
         return
     yield _check_middleware(target)
+
+
+def _marked(config: AuditConfig) -> Iterator[Check]:
+    """Check that marked columns are encrypted; `--app` has imported the models, if it was given."""
+    if config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
+        return
+    from otel_audit.orm.marked_columns import marked_columns, marked_in_clear
+
+    in_clear = marked_in_clear(config)
+    if in_clear is not None:
+        strict = config.required or config.delivery == "strict"
+        yield Check(
+            "personal columns",
+            ok=False if strict else None,
+            detail=in_clear,
+            remedy="see docs/personal-data.md",
+        )
+    elif marked := marked_columns():
+        yield Check(
+            "personal columns", ok=True,
+            detail=f"{len(marked)} are marked; "
+            + ("encrypted here" if config.keys_dsn else "whoever stores the records encrypts them"),
+        )  # fmt: skip
 
 
 def _exporters() -> Iterator[Check]:

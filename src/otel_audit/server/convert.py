@@ -8,10 +8,11 @@ import logging
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from otel_audit import attributes as names
 from otel_audit._util.ids import derived_uuid7

@@ -262,13 +262,22 @@ class Stream:
         if outgoing:
             delivered = await self._deliver(connection, at, batch)
             done, stopped = delivered.done, delivered.stopped
-            refused |= delivered.refused
+            refused |= self._lasting(delivered.refused)
         # what is settled is acknowledged, also where the rest of the page is not
         next_leaf = page.next if done == len(outgoing) else outgoing[done].leaf
         refused = {leaf: why for leaf, why in refused.items() if leaf < next_leaf}
         if next_leaf > at.next_leaf:
             await self._advance(connection, at, page, next_leaf, refused)
         return stopped
+
+    def _lasting(self, refused: Mapping[int, str]) -> Mapping[int, str]:
+        """The reasons as they are kept: without a destination's words if these can repeat a value.
+
+        A reason stays for ever, and no key is destroyed for what stands in it.
+        """
+        if self._plan.revealer is None:
+            return refused
+        return {leaf: why.partition(":")[0] for leaf, why in refused.items()}
 
     async def _advance(
         self,

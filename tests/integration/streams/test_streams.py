@@ -584,6 +584,11 @@ async def test_personal_values_go_as_pseudonyms_unless_the_stream_may_have_them(
     await stream_to(*to(receiver), "personal = true").run_once()
     assert receiver.stored[2]["record"]["actor"]["email"] == "ann@example.com"
     assert receiver.stored[2]["content_hash"] == receiver.stored[0]["content_hash"]
+    # what it says of such an event may repeat a value, and would stay for ever
+    receiver.decide = lambda asked: Answer(status=422, body=b"ann@example.com is unknown")
+    await store.rewind(connection, "siem", 0, "once more")
+    await stream_to(*to(receiver), "personal = true").run_once()
+    assert {one.reason for one in await store.parked(connection, "siem")} == {"status 422"}
 
 
 async def test_the_numbers_are_metrics(log, stream_to, receiver):
