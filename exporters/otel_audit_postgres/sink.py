@@ -138,6 +138,7 @@ class PostgresSink:
         """
         self._dsn = dsn
         self._protector = protector
+        self._is_clear_known = False
         self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -196,12 +197,27 @@ class PostgresSink:
 
     async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
         if self._protector is None:
+            self._warn_of_clear(records)
             return records
         try:
             return await self._protector.protect(records)
         except ConfigurationError as error:
             # nothing is stored in clear, and nothing is lost: it waits until that is fixed
             raise StoreError(str(error)) from None
+
+    def _warn_of_clear(self, records: Sequence[AuditRecord]) -> None:
+        """Log once that marked columns are stored in clear; who sent them may have no keys."""
+        if self._is_clear_known or not any(
+            change.personal for record in records for change in record.changes
+        ):
+            return
+        self._is_clear_known = True
+        log_limited(
+            _logger, "marked in clear",
+            "OTEL_AUDIT_KEYS_DSN: not set, so columns that a model marks as personal are stored in "
+            "clear and cannot be erased; name a database of keys (otel-audit subject init)",
+            level=logging.WARNING,
+        )  # fmt: skip
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
