@@ -21,7 +21,7 @@ from otel_audit._util.ids import is_uuid
 from otel_audit.record import TRUNCATED, Change, to_json
 from otel_audit.redaction.budget import SpanBudget, WorkBudget
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.prefilter_values import is_plain
+from otel_audit.redaction.prefilter import is_plain
 from otel_audit.redaction.redactor import Redactor
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode

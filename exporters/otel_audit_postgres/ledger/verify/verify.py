@@ -302,6 +302,12 @@ def judge_testimonies(
                 f"anchor {testimony.anchor} has seen {there.size} leaves, the ledger has {size}",
                 leaf=size,
             )
+        elif origin is None and not there.size:
+            # a first sealer tells the anchors the log's name before the store has it
+            findings.warnings.append(
+                f"anchor {testimony.anchor} knows the log {there.origin}, and nothing is sealed "
+                "here yet: the first rows are being sealed just now, or this is another store"
+            )
         elif there.origin != origin:
             findings.add(
                 ProblemKind.RESTORED_OLD_COPY,
