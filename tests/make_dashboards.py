@@ -59,7 +59,7 @@ _QUARANTINE, _NO_QUARANTINE = (
     {"audit_store_quarantined_records": "0+1x200"},
     {"audit_store_quarantined_records": "7+0x200"},
 )
-_PARKED, _NOT_PARKED = _counter("audit_stream_parked_total")
+_PARKED, _NOT_PARKED = _counter("audit_destination_parked_total")
 
 RULES: Final = (
     Rule("AuditStoreDown", "increase(audit_export_retries_total[2m]) > 0 and increase(audit_records_exported_total[2m]) == 0",
@@ -98,7 +98,7 @@ RULES: Final = (
     Rule("AuditPartitionMissing", "audit_store_partitions_ahead_seconds < 604800", "1h", "ticket",
          "A month begins within a week, and has no partition", "Run `otel-audit maintain`.",
          {"audit_store_partitions_ahead_seconds": "500000+0x200"}, {"audit_store_partitions_ahead_seconds": "900000+0x200"}),
-    Rule("AuditStreamParks", _rises("audit_stream_parked_total", "15m"), "0m", "ticket",
+    Rule("AuditStreamParks", _rises("audit_destination_parked_total", "15m"), "0m", "ticket",
          "A destination refuses records, which are parked", "`otel-audit stream status` has the reasons.", _PARKED, _NOT_PARKED),
 )  # fmt: skip
 
@@ -252,9 +252,9 @@ def delivery_dashboard() -> str:
         .with_panel(_line("Sealed", ("sum(rate(audit_seal_rows_total[5m]))", "rows"),
                           ("sum(rate(audit_seal_publish_failures_total[5m]))", "anchor failures"), unit="cps"))
         .with_row(dashboard.Row("Streams"))
-        .with_panel(_line("Sent", ("sum by (audit_stream_name) (rate(audit_stream_sent_total[5m]))", "{{audit_stream_name}}"), unit="cps"))
-        .with_panel(_line("Behind", ("max by (audit_stream_name) (audit_stream_behind)", "{{audit_stream_name}}")))
-        .with_panel(_line("Parked", ("sum by (audit_stream_name) (audit_stream_parked_total)", "{{audit_stream_name}}")))
+        .with_panel(_line("Sent", ("sum by (audit_destination_name) (rate(audit_destination_sent_total[5m]))", "{{audit_destination_name}}"), unit="cps"))
+        .with_panel(_line("Behind", ("max by (audit_destination_name) (audit_destination_behind)", "{{audit_destination_name}}")))
+        .with_panel(_line("Parked", ("sum by (audit_destination_name) (audit_destination_parked_total)", "{{audit_destination_name}}")))
     )  # fmt: skip
     return _json(board)
 
@@ -287,7 +287,7 @@ def metrics() -> set[str]:
     """Every metric that a rule or a dashboard names."""
     texts = [one.expression for one in RULES] + re.findall(r'"expr": "(.*)"', delivery_dashboard())
     found = {name for text in texts for name in _METRIC.findall(text)}
-    return {_OF_A_HISTOGRAM.sub("", name) for name in found} - {"audit_stream_name"}
+    return {_OF_A_HISTOGRAM.sub("", name) for name in found} - {"audit_destination_name"}
 
 
 if __name__ == "__main__":

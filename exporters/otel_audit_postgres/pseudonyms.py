@@ -7,12 +7,14 @@ id of the subject's key; nonce, ciphertext and tag. Each part in URL-safe base64
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final, NamedTuple
 
 MARK: Final = "~p1."
 KEY_ID_BYTES: Final = 8
 PSEUDONYM_BYTES: Final = 12
 _PARTS: Final = 3
+_ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+", re.ASCII)
 _END: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
 
 
@@ -48,6 +50,11 @@ def searchable(text: str | None) -> str | None:
     if text is None or not text.startswith(MARK):
         return text
     return text if read_encrypted(text) is None else text[:_END]
+
+
+def without_ciphertexts(payload: str) -> str:
+    """A payload that shows of encrypted values their pseudonyms alone."""
+    return _ENCRYPTED.sub(r"\1", payload) if MARK in payload else payload
 
 
 def encoded(raw: bytes) -> str:

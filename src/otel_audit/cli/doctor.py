@@ -128,7 +128,9 @@ def _checks(
     kept = run_lasting(inspect_retention(config, config.asyncpg_dsn))
     for finding in [*found, *_ledger(config, config.asyncpg_dsn), *kept]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
-    yield from _actors(config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn))
+    readable = config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn)
+    yield from _streams(readable)
+    yield from _actors(readable)
     if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
         from otel_audit_postgres.outbox import inspect_outbox
 
@@ -257,6 +259,17 @@ def _check_middleware(target: str | None) -> Check:
         else "our middleware is not in the stack",
         remedy="report the versions of fastapi and starlette to the project",
     )
+
+
+def _streams(dsn: str) -> Iterator[Check]:
+    from otel_audit_postgres.streams_health import inspect_streams
+
+    try:
+        found = run_lasting(inspect_streams(dsn))
+    except OtelAuditError:  # what is wrong with the store is said above
+        return
+    for finding in found:
+        yield Check(finding.name, finding.ok, finding.detail, finding.remedy)
 
 
 def _actors(dsn: str) -> Iterator[Check]:

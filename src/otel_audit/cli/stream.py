@@ -236,7 +236,7 @@ def test(dsn: str | None, name: str, as_json: bool) -> None:
     if as_json:
         echo_json({"stream": name, "record_id": found})
     else:
-        echo(f"recorded audit.stream.tested, record {found}")
+        echo(f"recorded audit.destination.tested, record {found}")
 
 
 def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -> T:

@@ -104,7 +104,7 @@ class Converter:
             key: Under which records are hashed as they came.
             largest: Bytes of a record's text, at most.
             signers: Trusted signers; None: signatures are not verified.
-            requires_signature: Whether log records without a valid signature are refused.
+            requires_signature: Whether what has no valid signature is refused: spans, too.
         """
         self._redactor = redactor
         self._redacting = Redacting(redactor)
@@ -130,8 +130,10 @@ class Converter:
         allowance = _ample() if allowance is None else allowance
         try:
             checked = self._checked(item)
-            if self._requires_signature and checked is not None and checked.verdict != "valid":
-                reason = f"a valid signature is required, and it is not: {checked.verdict}"
+            if self._requires_signature and (checked is None or checked.verdict != "valid"):
+                # else whoever cannot sign would send a span instead
+                why = "a span has none" if checked is None else f"it is not: {checked.verdict}"
+                reason = f"a valid signature is required, and {why}"
                 return self._unfit(item, sender, "unverified", reason, allowance)
             return self._read(item, sender, allowance, checked)
         except InvalidAuditSpanError:
