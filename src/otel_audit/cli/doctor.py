@@ -120,6 +120,7 @@ def _checks(
     yield from _hooks(target)
     yield from _exporters()
     yield _service()
+    yield from _marked(config)
     if config.has_spool:
         yield _spool(config)
     if config.exporter == "otlp":
@@ -144,7 +145,9 @@ def _checks(
     kept = run_lasting(inspect_retention(config, config.asyncpg_dsn))
     for finding in [*found, *_ledger(config, config.asyncpg_dsn), *kept]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
-    yield from _actors(config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn))
+    readable = config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn)
+    yield from _streams(readable)
+    yield from _actors(readable)
     if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
         from otel_audit_postgres.outbox import inspect_outbox
 
@@ -187,6 +190,29 @@ def _hooks(target: str | None) -> Iterator[Check]:
         )
         return
     yield _check_middleware(target)
+
+
+def _marked(config: AuditConfig) -> Iterator[Check]:
+    """Check that marked columns are encrypted; `--app` has imported the models, if it was given."""
+    if config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
+        return
+    from otel_audit.orm.marked_columns import marked_columns, marked_in_clear
+
+    in_clear = marked_in_clear(config)
+    if in_clear is not None:
+        strict = config.required or config.delivery == "strict"
+        yield Check(
+            "personal columns",
+            ok=False if strict else None,
+            detail=in_clear,
+            remedy="see docs/personal-data.md",
+        )
+    elif marked := marked_columns():
+        yield Check(
+            "personal columns", ok=True,
+            detail=f"{len(marked)} are marked; "
+            + ("encrypted here" if config.keys_dsn else "whoever stores the records encrypts them"),
+        )  # fmt: skip
 
 
 def _exporters() -> Iterator[Check]:
@@ -251,6 +277,17 @@ def _check_middleware(target: str | None) -> Check:
         else "our middleware is not in the stack",
         remedy="report the versions of fastapi and starlette to the project",
     )
+
+
+def _streams(dsn: str) -> Iterator[Check]:
+    from otel_audit_postgres.streams_health import inspect_streams
+
+    try:
+        found = run_lasting(inspect_streams(dsn))
+    except OtelAuditError:  # what is wrong with the store is said above
+        return
+    for finding in found:
+        yield Check(finding.name, finding.ok, finding.detail, finding.remedy)
 
 
 def _actors(dsn: str) -> Iterator[Check]:

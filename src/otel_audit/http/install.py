@@ -287,6 +287,11 @@ def _checked(app: Any, stack: Any) -> Any:
     if capture is None:
         return stack
     try:
+        # not before: the models are imported by now
+        refusal = capture.refusal
+        if refusal is not None:
+            log_limited(_logger, refusal, "%s", refusal, level=logging.CRITICAL)
+            return _Refusal(refusal)
         checked = _with_middleware(app, stack, capture)
     except Exception as error:  # noqa: BLE001 - the application runs, unless it must not unaudited
         kind = type(app).__name__
