@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final
 
-PIECE: Final = 524_288
-"""Bytes that are sent at a time, or one row."""
+PIECE: Final = 65_536
+"""Bytes that are sent at a time, or one row: the server reads them while the next ones are made."""
 
 NULL: Final = b"\xff\xff\xff\xff"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -32,15 +32,21 @@ _TABLE: Final = "otel_audit_batch"
 _COLUMNS: Final = [name for name, _ in COLUMNS]
 _NAMES: Final = ", ".join(_COLUMNS)
 _DEFINITIONS: Final = ", ".join(f"{name} pg_catalog.{kind}" for name, kind in COLUMNS)
-_CREATE: Final = f"CREATE TEMPORARY TABLE pg_temp.{_TABLE} ({_DEFINITIONS}) ON COMMIT DELETE ROWS"
-_INSERT: Final = (
+# a row of a few kilobytes is not compressed on its way: the trigger reads its payload several times
+_CREATE: Final = (
+    f"CREATE TEMPORARY TABLE pg_temp.{_TABLE} ({_DEFINITIONS}) "
+    "WITH (toast_tuple_target = 8160) ON COMMIT DELETE ROWS"
+)
+_INSERT_NEW: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 - constants
     f"FROM pg_temp.{_TABLE} "
     # the key is id and tenant: an id that another tenant's record has is taken, too
     "WHERE id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
-    f"WHERE taken.id = ANY (ARRAY(SELECT id FROM pg_temp.{_TABLE})))) ON CONFLICT DO NOTHING"
+    f"WHERE taken.id = ANY (ARRAY(SELECT id FROM pg_temp.{_TABLE}))))"
 )
+_INSERT: Final = f"{_INSERT_NEW} ON CONFLICT DO NOTHING"
 
+_UNIQUE_VIOLATION: Final = "23505"
 _NOT_HERE: Final = ("0A", "25P", "26", "3F", "42", "53")
 """Classes of errors that loading may meet where a plain statement does not: no right to temporary
 tables, no room for them, or a proxy that hands every transaction to another backend."""
@@ -59,14 +65,17 @@ class Loader:
         self._connection = connection
         self._timeout = statement_timeout
         self._is_prepared = False
+        # ON CONFLICT costs each row something, and is needed only where another connection inserts
+        # a row of the batch in the same moment
+        self._insert = _INSERT_NEW
         # a temporary table is a session's, and behind a pooler there is none
         self._is_possible = not is_pooled(connection)
 
-    async def load(self, rows: Sequence[Row]) -> int | None:
+    async def load(self, rows: Iterable[Row]) -> int | None:
         """Store rows; return only after they are committed.
 
         Args:
-            rows: The batch.
+            rows: The batch, taken once: each row only when those before it are on their way.
 
         Returns:
             How many of them are new in the store; None if none was stored and a plain statement
@@ -89,12 +98,15 @@ class Loader:
                 raise
             if self._connection.is_in_transaction():
                 await self._run("ROLLBACK")
+            if self._insert is _INSERT_NEW and sqlstate(error) == _UNIQUE_VIOLATION:
+                self._insert = _INSERT
+                return None
             if is_refusal(error):
                 raise
             self._give_up(error)
             return None
 
-    async def _load(self, rows: Sequence[Row]) -> int:
+    async def _load(self, rows: Iterable[Row]) -> int:
         await self._run("BEGIN")
         # one limit around all: asyncpg's own starts a task for every piece
         async with asyncio.timeout(self._timeout):
@@ -105,7 +117,7 @@ class Loader:
                 source=_one_by_one(in_pieces((row.copied, row.payload) for row in rows)),
                 format="binary",
             )
-        status = await self._run(_INSERT)
+        status = await self._run(self._insert)
         await self._run("COMMIT")
         return int(status.rpartition(" ")[2])
 

@@ -108,7 +108,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         payload: The record's JSON text, UTF-8.
         content_hash: SHA-256 of ``payload``, 32 bytes.
         copied: All of the row as COPY takes it, in the order of `COLUMNS`, but for the last
-            bytes, which are the payload's.
+            bytes, which are the payload's; empty where it is not to be copied.
     """
 
     record: AuditRecord
@@ -126,6 +126,12 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     def id(self) -> uuid.UUID:
         """The record's id as the database gives it."""
         return uuid.UUID(bytes=self.row_id)
+
+    @property
+    def canonical_id(self) -> str:
+        """The id as text, however the record's sender spelled it."""
+        digits = self.row_id.hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -155,7 +161,7 @@ class UnstorableRecordError(ValueError):
         self.received = received
 
 
-def to_row(record: AuditRecord) -> Row:
+def to_row(record: AuditRecord, *, to_copy: bool = True) -> Row:
     """Turn a record into the row that holds it.
 
     NUL characters and lone surrogates, which PostgreSQL refuses, become U+FFFD; values of unknown
@@ -163,21 +169,25 @@ def to_row(record: AuditRecord) -> Row:
 
     Args:
         record: The record.
+        to_copy: Whether it may be copied, and is not only to be a statement's parameters.
 
     Returns:
         Its row.
 
     Raises:
-        UnstorableRecordError: The record's id is no UUID, or its text is no JSON.
+        UnstorableRecordError: The record's id is no UUID, or its text is no JSON; or it is to be
+            copied, and a field has a type that its class does not allow.
     """
     record, payload = _written_down(record)
     try:
-        row_id = _uuid_bytes(record.record_id)
+        row_id = uuid_bytes(record.record_id)
     except ValueError:
         raise UnstorableRecordError(
             "the record's id is not a UUID", record.record_id, payload
         ) from None
     content_hash = hashlib.sha256(payload).digest()
+    if not to_copy:
+        return Row(record, row_id, payload, content_hash, b"")
     try:
         copied = _COUNT + b"".join(_project(record, row_id, payload, content_hash, _COPIED))
     except (TypeError, AttributeError) as error:  # a field of a type that its class does not allow
@@ -218,7 +228,7 @@ def projections(text: str | bytes) -> dict[str, Any]:
     payload = text.encode() if isinstance(text, str) else text
     record = _decode(payload)
     digest = hashlib.sha256(payload).digest()
-    values = _project(record, _uuid_bytes(record.record_id), payload, digest, _OBJECTS)
+    values = _project(record, uuid_bytes(record.record_id), payload, digest, _OBJECTS)
     return dict(zip(_NAMES, values, strict=True))
 
 
@@ -392,8 +402,12 @@ def _project(
     )
 
 
-def _uuid_bytes(text: str) -> bytes:
-    """Read a UUID in any spelling that `uuid.UUID` takes; the usual one is quick."""
+def uuid_bytes(text: str) -> bytes:
+    """Read a UUID in any spelling that `uuid.UUID` takes; the usual one is quick.
+
+    Raises:
+        ValueError: It is none.
+    """
     digits = text.replace("-", "")
     try:
         found = bytes.fromhex(digits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from otel_audit._util.text import storable
 from otel_audit.action.compose import process_record, stored_as, without_conflict, without_receiver
 from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
-from otel_audit.delivery.sanitize import written_down
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
@@ -45,23 +43,12 @@ from otel_audit_postgres.errors import (
     refusal_reason,
 )
 from otel_audit_postgres.personal.protect import Protector
-from otel_audit_postgres.rows import (
-    COLUMNS,
-    Row,
-    UnstorableRecordError,
-    record_from_payload,
-    to_row,
-)
+from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
+from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
 from otel_audit_postgres.schema import catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 _logger = logging.getLogger(__name__)
-
-_TURN: Final = 0.005
-"""Seconds of making rows after which the event loop runs others."""
-
-_MANY_CHANGES: Final = 500
-"""Changes of a record from which on its row is made in a thread: their entities are to be named."""
 
 LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
@@ -115,6 +102,7 @@ one is needed only where somebody knew all of it beforehand."""
 
 # to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
+_ONLY_NULL: Final = {None}
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -150,6 +138,7 @@ class PostgresSink:
         """
         self._dsn = dsn
         self._protector = protector
+        self._is_clear_known = False
         self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -184,13 +173,16 @@ class PostgresSink:
         """
         if not records:
             return Written(stored=0)
-        rows, unfit = _to_rows(await self._protected(_as_their_own(records)))
-        became = _Outcome(unfit)
-        # one statement does not see what it inserts itself
-        store = self._store if len({row.id for row in rows}) == len(rows) else self._store_new
+        own = await self._protected(_as_their_own(records))
+        became = _Outcome([])
         async with self._session("write to the audit store", became) as connection:
-            for part in _parts(rows):
-                await store(connection, part, became)
+            is_large = len(own) >= SMALLEST_LOAD
+            if is_large and can_be_fed(own):
+                rows = await self._store_fed(connection, RowFeed(own, LARGEST_STATEMENT), became)
+            else:
+                rows, unfit = to_rows(own, to_copy=is_large)
+                became.refused += unfit
+                await self._store_all(connection, rows, became)
             await self._quarantine(connection, became.refused, became)
         _log_conflicts(became.conflicts)
         _remember(rows, became)
@@ -205,12 +197,27 @@ class PostgresSink:
 
     async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
         if self._protector is None:
+            self._warn_of_clear(records)
             return records
         try:
             return await self._protector.protect(records)
         except ConfigurationError as error:
             # nothing is stored in clear, and nothing is lost: it waits until that is fixed
             raise StoreError(str(error)) from None
+
+    def _warn_of_clear(self, records: Sequence[AuditRecord]) -> None:
+        """Log once that marked columns are stored in clear; who sent them may have no keys."""
+        if self._is_clear_known or not any(
+            change.personal for record in records for change in record.changes
+        ):
+            return
+        self._is_clear_known = True
+        log_limited(
+            _logger, "marked in clear",
+            "OTEL_AUDIT_KEYS_DSN: not set, so columns that a model marks as personal are stored in "
+            "clear and cannot be erased; name a database of keys (otel-audit subject init)",
+            level=logging.WARNING,
+        )  # fmt: skip
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -247,11 +254,12 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = await _to_rows_by_turns(await self._protected(_as_their_own(records)))
+        rows, unfit = await to_rows_by_turns(
+            await self._protected(_as_their_own(records)), to_copy=len(records) >= SMALLEST_LOAD
+        )
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
-            for part in _parts(rows):
-                await self._store_new(connection, part, became)
+            await self._store_all(connection, rows, became)
             await self._quarantine(connection, [*became.refused, *refused], became)
         _log_conflicts(became.conflicts)
         return Accepted(
@@ -391,6 +399,8 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
+            # an auditor's role is told what it is, once, and not which right it lacks
+            await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,
@@ -449,6 +459,42 @@ class PostgresSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             disconnect_later(connection)
+
+    async def _store_all(
+        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+    ) -> None:
+        # one statement does not see what it inserts itself
+        have_own_ids = len({row.row_id for row in rows}) == len(rows)
+        store = self._store if have_own_ids else self._store_new
+        for part in _parts(rows):
+            await store(connection, part, became)
+
+    async def _store_fed(
+        self, connection: Connection[Any], feed: RowFeed, became: _Outcome
+    ) -> list[Row]:
+        """Store rows while they are made, each with an id of its own; return them."""
+        rows: list[Row] = []
+        while feed:
+            part = feed.part()
+            new = None if became.is_hopeless else await self._load_unless_refused(part)
+            made = part.finish()
+            rows += made
+            if new is None:
+                await self._store(connection, made, became)
+                continue
+            became.has_taken_any = True
+            if new != len(made):
+                await self._store_beside(connection, made, became)
+        became.refused += feed.refused
+        return rows
+
+    async def _load_unless_refused(self, rows: Iterable[Row]) -> int | None:
+        try:
+            return await self._load(rows)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return None  # which of them is refused, halving finds
 
     async def _store(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
@@ -558,18 +604,24 @@ class PostgresSink:
 
     async def _insert(self, connection: Connection[Any], rows: Sequence[Row]) -> int:
         """Insert rows, all or none, the quicker way for so many; how many are new."""
-        # what broke a connection once may do so always: the next attempt goes the plain way
-        if len(rows) >= SMALLEST_LOAD and self._loader and not self._has_broken_loading:
-            try:
-                loaded = await self._loader.load(rows)
-            except BaseException as error:
-                self._has_broken_loading = not is_refusal(error)
-                raise
+        if len(rows) >= SMALLEST_LOAD:
+            loaded = await self._load(rows)
             if loaded is not None:
                 return loaded
         status = await connection.execute(_INSERT, *_arrays(rows), timeout=self._statement_timeout)
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])
+
+    async def _load(self, rows: Iterable[Row]) -> int | None:
+        """Load rows, all or none; how many are new, None where they must go the plain way."""
+        # what broke a connection once may do so always: the next attempt goes the plain way
+        if self._loader is None or self._has_broken_loading:
+            return None
+        try:
+            return await self._loader.load(rows)
+        except BaseException as error:
+            self._has_broken_loading = not is_refusal(error)
+            raise
 
     async def _store_new(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
@@ -701,39 +753,6 @@ async def _process_incoming() -> None:
         await asyncio.sleep(0)
 
 
-def _to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:
-    rows, refused = [], []
-    for record in records:
-        try:
-            rows.append(to_row(record))
-        except UnstorableRecordError as error:
-            refused.append(Refused(error.record_id, error.received, error.reason))
-        except Exception as error:  # noqa: BLE001 - one record must not hold up the others
-            reason = f"an unexpected {type(error).__name__}"
-            refused.append(Refused(str(record.record_id), written_down(record), reason))
-    return rows, refused
-
-
-async def _to_rows_by_turns(
-    records: Sequence[AuditRecord],
-) -> tuple[list[Row], list[Refused]]:
-    """As `_to_rows`, but yields to the event loop, which the senders share."""
-    rows: list[Row] = []
-    refused: list[Refused] = []
-    began = time.perf_counter()
-    for record in records:
-        if len(record.changes) > _MANY_CHANGES:
-            made, unfit = await asyncio.to_thread(_to_rows, [record])
-        else:
-            made, unfit = _to_rows([record])
-        rows += made
-        refused += unfit
-        if time.perf_counter() - began > _TURN:
-            await asyncio.sleep(0)
-            began = time.perf_counter()
-    return rows, refused
-
-
 def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Split rows so that no statement carries more than `LARGEST_STATEMENT`, or one row."""
     first, size = 0, 0
@@ -750,7 +769,8 @@ def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
     arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
     arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
     arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
-    return arrays
+    # unnest fills up with NULL; each one that is sent costs the driver more than a text does
+    return [[] if not any(column) and set(column) == _ONLY_NULL else column for column in arrays]
 
 
 def _literal(texts: Sequence[str]) -> str:
@@ -812,8 +832,8 @@ def _remember(rows: Sequence[Row], became: _Outcome) -> None:
         own_id = moved.get(row.record_id, row.record_id)
         digest = row.content_hash
         if own_id != row.record_id:
-            digest = to_row(stored_as(row.record, own_id, str(row.id))).content_hash
-        WRITTEN_HERE.put(str(row.id), WrittenAs(own_id, digest.hex()))
+            digest = to_row(stored_as(row.record, own_id, row.canonical_id)).content_hash
+        WRITTEN_HERE.put(row.canonical_id, WrittenAs(own_id, digest.hex()))
 
 
 def _refused(row: Row, reason: str) -> Refused:

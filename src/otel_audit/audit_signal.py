@@ -32,9 +32,10 @@ def named_anew(told: Mapping[str, Any], name: str) -> Any:
     """Read an attribute by its newest name, or else by an earlier one; None: it has neither."""
     if name in told:
         return told[name]
-    return next(
-        (told[old] for old, new in EARLIER_NAMES.items() if new == name and old in told), None
-    )
+    for old, new in EARLIER_NAMES.items():
+        if new == name and old in told:
+            return told[old]
+    return None
 
 
 def is_of_the_signal(name: str) -> bool:

@@ -54,9 +54,9 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit.http.app_capture import RoutedCapture
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
+from otel_audit.http.middleware import RoutedCapture
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
@@ -157,12 +157,12 @@ class Runtime:
         self._recorder = recorder
         self.atomic = self._commit_atomic()
         self._flagged_spans = (
-            FlaggedSpans(self._stream, self.redactor, self._count_error)
+            FlaggedSpans(self._stream, self.redactor, self.count_error)
             if self._stream is not None and config.flagged_spans
             else None
         )
         self._options = dataclasses.replace(
-            self._waiting(_make_options(config, recorder, self.redactor, self._count_error)),
+            self._waiting(_make_options(config, recorder, self.redactor, self.count_error)),
             on_loss=self._count_loss,
         )
         if seen is not None:
@@ -181,7 +181,7 @@ class Runtime:
             begin=recorder.opened
             if config.required or self._stream is None
             else self._stream.noted,
-            on_error=self._count_error,
+            on_error=self.count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,
             required=config.required,
@@ -226,7 +226,7 @@ class Runtime:
 
             return UnrecordedRequest(options, scope, path, loop, observe)
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)
             return None
 
@@ -239,7 +239,7 @@ class Runtime:
         try:
             return Exchange(options, scope, begun)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._count_error()
+            self.count_error()
             self._count_loss(error)
             return None
 
@@ -252,6 +252,20 @@ class Runtime:
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
         return self.config.required
+
+    @property
+    def refusal(self) -> str | None:
+        """Why an application must not run as it is set up, if it is to run only audited well."""
+        if not self.config.required and self.config.delivery != "strict":
+            return None
+        return self._marked_in_clear()
+
+    def _marked_in_clear(self) -> str | None:
+        if self.config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
+            return None
+        from otel_audit.orm.marked_columns import marked_in_clear
+
+        return marked_in_clear(self.config)
 
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
@@ -283,7 +297,7 @@ class Runtime:
         try:
             self._start()
         except Exception as error:  # noqa: BLE001 - the application starts all the same
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "start", "Not all of auditing has started", error=error)
 
     def _start(self) -> None:
@@ -365,13 +379,16 @@ class Runtime:
             run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
     def report_names(self) -> None:
-        """Log which names in the settings fit no model, once the models are there. Never raises."""
+        """Log which settings do not fit the models, once those are there. Never raises."""
         if self._names_reported or self.config.orm == "off" or "sqlalchemy" not in sys.modules:
             return
         self._names_reported = True
         try:
             from otel_audit.orm.unmatched_names import names_nothing
 
+            in_clear = self._marked_in_clear()
+            if in_clear is not None:
+                log_limited(_logger, "marked in clear", "%s", in_clear, level=logging.WARNING)
             for setting, name, why in names_nothing(self.config):
                 log_limited(
                     _logger, f"{setting} {name}", "%s%s: %s: %s",
@@ -543,7 +560,7 @@ class Runtime:
                 importlib.import_module("otel_audit_postgres.sink")
                 importlib.import_module("otel_audit_postgres.personal.protect")
         except Exception as error:  # noqa: BLE001 - whoever needs it meets the same, and says so
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "load", "Not all of auditing could be loaded", error=error)
 
     def _begins(self) -> None:
@@ -556,7 +573,7 @@ class Runtime:
             if self._sending is not None:
                 self._sending.attach()
         except Exception as error:  # noqa: BLE001 - the action is audited all the same
-            self._count_error()
+            self.count_error()
             log_limited(_logger, "attach", "Actor and tenant are not passed on", error=error)
 
     def _settle_changes(self) -> None:
@@ -565,7 +582,8 @@ class Runtime:
     def _count_redaction_error(self) -> None:
         self.counters.add("redaction_errors")
 
-    def _count_error(self) -> None:
+    def count_error(self) -> None:
+        """Count a failure of ours while an action was observed."""
         self.counters.add("capture_errors")
 
     def _count_loss(self, error: Exception) -> None:

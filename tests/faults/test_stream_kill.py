@@ -74,7 +74,9 @@ def in_order_without_gap(events: list[dict[str, Any]], count: int) -> None:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The whole lines: another process may be writing the last one."""
+    written = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
 
 
 async def wait_until(condition: Any, within: float = 60.0) -> None:

@@ -11,7 +11,8 @@ from otel_audit.action.watchdog import WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.options import CaptureOptions
-from otel_audit.http.unrecorded import UnrecordedRequest, with_request_id
+from otel_audit.http.request_metadata import with_request_id
+from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.policy import UNDECIDED
 from otel_audit.record import ANONYMOUS
 

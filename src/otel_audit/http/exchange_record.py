@@ -1,4 +1,4 @@
-"""The known facts of an exchange, and its record."""
+"""The record of an exchange: what is described of it, once its facts are known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
-from otel_audit._util.ids import public_id
-from otel_audit.action.arguments import parse_action, parse_event, target_of
+from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
     action_record,
     application_metadata,
@@ -19,77 +16,56 @@ from otel_audit.action.compose import (
 )
 from otel_audit.action.error_info import describe_error
 from otel_audit.action.outcome import outcome_of
-from otel_audit.action.parts import ACTOR_FAILED, Parts
-from otel_audit.http.body_capture import BodyCapture
-from otel_audit.http.operation import RequestedOperation
+from otel_audit.action.parts import ACTOR_FAILED
+from otel_audit.http.exchange_facts import ExchangeFacts
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
-    RequestHead,
     bare_path,
     describe_headers,
     header_of,
-    method_of,
-    secret_parameters,
+    unless_token,
 )
-from otel_audit.http.routes import foresee, route_template
-from otel_audit.http.server_span import enrich
-from otel_audit.http.span_urls import redact_span_urls
-from otel_audit.http.target import changed_id, shown_target, with_new_id
-from otel_audit.http.unrecorded import UnrecordedRequest, identities_in
+from otel_audit.http.server_span import enrich, redact_span_urls
+from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.account_holder import named_in_answer, named_in_request
-from otel_audit.identity.actor import Bearer
 from otel_audit.identity.safe_access import identifier, state_of
-from otel_audit.policy import UNDECIDED, is_unknown, override_of
+from otel_audit.policy import is_unknown
+from otel_audit.policy.entity_names import alike
 from otel_audit.record import (
     ANONYMOUS,
-    Actor,
     AuditRecord,
     Body,
+    Change,
     ErrorInfo,
+    Operation,
     Outcome,
     Phase,
     Request,
     Response,
-    Source,
     Target,
-    Tenant,
 )
-from otel_audit.redaction.budget import Budget
-from otel_audit.scope import AuditScope, Origin
+from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from otel_audit.http.options import Claims
+    from collections.abc import Iterator
+
     from otel_audit.policy import Decision
     from otel_audit.policy.naming import Whom
+    from otel_audit.redaction import Redactor
+
 
 _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of it
 
-UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
 
-class ExchangeRecord:
-    """The facts known so far about one exchange.
+class ExchangeRecord(ExchangeFacts):
+    """The record of an exchange.
 
-    Its record is made of a bare core, which cannot fail, and of parts that describe it. Each part
-    has a guard of its own: one that fails is left out, named in the record, and counted.
-
-    Attributes:
-        parts: Those that could not be described.
-        audit: The action.
-        head: The request's head.
-        bodies: What has passed of bodies and response.
-        socket: What has passed over a WebSocket; None for a request.
-        inner_scope: The ASGI scope as the router has it; None before the request gets there.
-        routed: The same; until then the server's, and in the end, where middleware has answered in
-            the router's place, as the router would have left it.
-        error: What the application raised.
-        judgement: What was decided last, also where nothing is to be recorded.
-        judged: The facts that this rests on.
-        resolved: Whether it is settled who does it, and for whom.
-        is_quiet: Whether no answer could lead to a record: only what is written could.
+    It is made of a bare core, which cannot fail, and of parts that describe it. Each part has a
+    guard of its own: one that fails is left out, named in the record, and counted.
     """
 
     def __init__(
@@ -105,275 +81,10 @@ class ExchangeRecord:
             scope: The ASGI scope.
             begun: What has seen the request until now, if it is under way.
         """
-        self._options = options
-        self._scope = scope
-        self.socket = SocketTally() if scope["type"] == "websocket" else None
-        self.inner_scope: MutableMapping[str, Any] | None = None
-        self.routed = scope
-        self.bodies = BodyCapture()
-        self.error: BaseException | None = None
+        super().__init__(options, scope, begun)
         self._described: ErrorInfo | None = None
-        self.judgement: Decision | None = None
-        self.judged: tuple[object, ...] | None = None
-        self.resolved = self.is_quiet = False
-        self.parts = Parts(options.on_error)
-        self._bearer: tuple[object, Bearer] | None = None
-        self._secrets: frozenset[str] | None = frozenset()
-        self._shown_target: tuple[tuple[Target, int, str | None], Target | None] | None = None
+        self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
-        self._served: tuple[tuple[object, ...], str | None] | None = None
-        self._asking: tuple[object, object, bool] | None = None
-        self._asked: RequestedOperation | None = None
-        self._has_read = self._is_renamed = False
-        span = trace.get_current_span() if begun is None else begun.span
-        self.audit = AuditScope(
-            occurred_at=0 if begun is None else begun.occurred_at,
-            started=0 if begun is None else begun.started,
-            server_span=span if span.get_span_context().is_valid else None,
-            budget=Budget(options.body_limit),
-            of_request=True,
-        )
-        self.audit.identities = self._identities
-        self.audit.origin = self.origin
-        request_id = None if begun is None else begun.id
-        try:
-            request_id = request_id or options.request_id(scope)
-        except Exception as error:  # noqa: BLE001 - it costs the client's own id
-            self.parts.fail("request_id", error)
-        self.head = RequestHead(
-            scope,
-            method="WEBSOCKET" if self.socket is not None else method_of(scope),
-            # the client reads it before the record is stored: the record's own id stays untold
-            request_id=request_id or public_id(),
-            redactor=options.redactor,
-            keep=options.kept_headers,
-            budget=self.audit.budget,
-            parts=self.parts,
-        )
-
-    def enter_router(self, scope: MutableMapping[str, Any]) -> None:
-        """Learn the scope as the router has it: middleware may have passed on a copy."""
-        self.inner_scope = self.routed = scope
-
-    @property
-    def settled(self) -> tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]:
-        """Actor, tenant, and the facts they depend on: to undo a decision that came too early."""
-        return self.audit.actor, self.audit.tenant, self.resolved, self.judged
-
-    @settled.setter
-    def settled(
-        self, earlier: tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]
-    ) -> None:
-        self.audit.actor, self.audit.tenant, self.resolved, self.judged = earlier
-
-    def origin(self) -> Origin:
-        """Say what an action inside of this one takes over; more may be known later."""
-        scope, audit = self.routed, self.audit
-        bearer = self.read_bearer(scope)
-        return Origin(
-            actor=audit.actor if self.resolved else self.actor(scope, bearer),
-            tenant=audit.tenant if self.resolved else self._tenant(scope, bearer),
-            source=self._source(scope, bearer.claims),
-            request_id=self.head.id,
-        )
-
-    def decide(self, *, wrote: bool) -> Decision | None:
-        """Decide by what is known now; None if the action is not recorded."""
-        scope, audit = self.routed, self.audit
-        # what was recorded by hand inside of this action must not lead back to nothing
-        wrote = wrote or audit.nested > 0
-        if self.is_quiet and not wrote and not self._asks_for_more(scope):
-            return None
-        if not self.resolved:
-            self.resolved = True
-            if self.inner_scope is None:
-                scope = self._foresee()
-            self._resolve(scope)
-        judged = (self.bodies.status, wrote, audit.actor, audit.tenant, self.head.method)
-        if judged != self.judged:
-            self.judge(route=self._route(scope), wrote=wrote, scope=scope)
-            self.judged = judged
-            self._is_renamed = False
-        if self.bodies.ended and not self._is_renamed:
-            self._rename()
-        decision = self.judgement
-        return decision if decision is not None and decision.level != "none" else None
-
-    def _rename(self) -> None:
-        """Name the action by the operation in its body, if the path is the same for all."""
-        self._is_renamed = True
-        try:
-            if not self._has_read:
-                self._has_read = True
-                if self.head.method == "POST":
-                    self._asked = RequestedOperation.read(self.bodies, self.head.path)
-            if self._asked is not None and self.judgement is not None:
-                self.judgement = self._asked.renamed(self.judgement, self._options.redactor)
-        except Exception as error:  # noqa: BLE001 - the name from the path remains
-            self.parts.fail("name", error)
-
-    def _foresee(self) -> MutableMapping[str, Any]:
-        """Find the route of a request that middleware has answered: a denial has a target, too."""
-        try:
-            if self._scope.get("route") is None:
-                self.routed = foresee(self._scope, self.head.app) or self._scope
-        except Exception as error:  # noqa: BLE001 - it costs the route alone
-            self.parts.fail("route", error)
-        return self.routed
-
-    def _resolve(self, scope: Mapping[str, Any]) -> None:
-        """Settle who does it, for whom, and which of the path's parameters are secrets."""
-        # again: facts that were not known when a long action was recorded may be known now
-        bearer = self.read_bearer(scope)
-        self._bearer = scope.get("headers"), bearer
-        actor = self.actor(scope, bearer)
-        self.audit.tenant = self._tenant(scope, bearer)
-        self.audit.actor = actor
-        self._shown_target = None
-        parameters = scope.get("path_params")
-        if parameters:
-            try:
-                self._secrets = secret_parameters(
-                    parameters, self._options.redactor, self.head.path
-                )
-                if self.parts.failed:
-                    self.parts.succeed("target")
-            except Exception as error:  # noqa: BLE001 - it costs the target's id
-                self.parts.fail("target", error)
-                self._secrets = None
-
-    def read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
-        """Read the bearer token of a request. Never raises."""
-        try:
-            return self._options.bearer(scope)
-        except Exception as error:  # noqa: BLE001 - whose token it is, is not known
-            self.parts.fail("actor", error)
-            return UNREADABLE_BEARER
-
-    def actor(self, scope: Mapping[str, Any], bearer: Bearer | None = None) -> Actor:
-        """Determine the actor; if that fails, it is unknown, not nobody. Never raises."""
-        if bearer is None:
-            bearer = self.read_bearer(scope)
-        try:
-            found = self._options.actor(scope, self.audit, bearer)
-        except Exception as error:  # noqa: BLE001 - it costs the actor alone
-            self.parts.fail("actor", error)
-            return ACTOR_FAILED
-        if bearer is not UNREADABLE_BEARER and self.parts.failed:
-            self.parts.succeed("actor")
-        return found
-
-    def _identities(self) -> list[object]:
-        return identities_in(self.routed)
-
-    def _tenant(self, scope: Mapping[str, Any], bearer: Bearer) -> Tenant | None:
-        try:
-            found = self._options.tenant(scope, self.audit, bearer.claims)
-        except Exception as error:  # noqa: BLE001 - it costs the tenant alone
-            self.parts.fail("tenant", error)
-            return None
-        if self.parts.failed:
-            self.parts.succeed("tenant")
-        return found
-
-    def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
-        try:
-            found = self._options.source(scope, claims, self._known_source(scope))
-        except Exception as error:  # noqa: BLE001 - it costs the source alone
-            self.parts.fail("source", error)
-            return None
-        if self.parts.failed:
-            self.parts.succeed("source")
-        return found
-
-    def _route(self, scope: Mapping[str, Any]) -> str | None:
-        served = scope, scope.get("route"), scope.get("endpoint")
-        if self._served is not None and all(map(is_, served, self._served[0])):
-            return self._served[1]
-        try:
-            found = route_template(scope, self.head.app)
-        except Exception as error:  # noqa: BLE001 - it costs the route alone
-            self.parts.fail("route", error)
-            return None
-        if self.parts.failed:
-            self.parts.succeed("route")
-        self._served = served, found
-        return found
-
-    def see_source(self) -> None:
-        """Determine the source, as far as the connection shows. Never raises."""
-        self.audit.source = self._source(self._scope, None)
-
-    def _asks_for_more(self, scope: Mapping[str, Any]) -> bool:
-        """Return whether a route that nobody knew when the request began has a level of its own."""
-        endpoint, route, known = scope.get("endpoint"), scope.get("route"), self._asking
-        if known is None or known[0] is not endpoint or known[1] is not route:
-            try:
-                override = override_of(endpoint, route)
-                asks = override is not None and override.level not in (None, "none")
-            except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-                self.parts.fail("policy", error)
-                asks = True
-            self._asking = known = endpoint, route, asks
-        return known[2]
-
-    def _bearer_of(self, scope: Mapping[str, Any]) -> Bearer:
-        """The request's bearer token, read once from the same headers."""
-        headers = scope.get("headers")
-        if self._bearer is None or self._bearer[0] is not headers:
-            self._bearer = headers, self.read_bearer(scope)
-        return self._bearer[1]
-
-    def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
-        """The known source, unless a middleware knows it better."""
-        first = self._scope
-        same = scope is first or (
-            scope.get("client") == first.get("client")
-            and scope.get("headers") is first.get("headers")
-        )
-        return self.audit.source if same else None
-
-    def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
-        """Decide by the given facts, and remember what was decided. Never raises."""
-        # determined again, whatever the result before
-        if self.parts.failed:
-            self.parts.succeed("policy")
-            self.parts.succeed("name")
-            if self._secrets is not None:
-                self.parts.succeed("target")
-        try:
-            decision = self._options.policy.decide(
-                method=self.head.method,
-                path=self.head.path,
-                route=route,
-                status=self.bodies.status,
-                actor=self.audit.actor or ANONYMOUS,
-                tenant=self.audit.tenant,
-                wrote=wrote,
-                scope=scope,
-                key=self.audit.record_id,
-                name_all=self._options.log is not None,
-                reached=self.inner_scope is not None,
-                on_failure=self.parts.fail,
-            )
-        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-            self.parts.fail("policy", error)
-            decision = UNDECIDED
-        self.judgement = decision
-        return decision
-
-    def judge_head(self) -> Decision:
-        """Decide by what the request's head says, which is the same for all alike. Never raises."""
-        audit = self.audit
-        if audit.actor is not None or audit.tenant is not None:
-            return self.judge(route=None, wrote=False, scope=None)
-        try:
-            decision = self._options.policy.at_opening(self.head.method, self.head.path)
-        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-            self.parts.fail("policy", error)
-            decision = UNDECIDED
-        self.judgement = decision
-        return decision
 
     def collect(self, decision: Decision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
@@ -654,7 +365,7 @@ class ExchangeRecord:
         named = (self._aimed() if aimed else None) or decision.target
         if named is None:
             return None
-        seen = named, len(audit.changes), self._holder
+        seen = named, len(audit.changes), self._holder, self._secrets, audit.actor
         known = self._shown_target
         if known is None or known[0] != seen:
             try:
@@ -730,3 +441,69 @@ class ExchangeRecord:
             except Exception as error:  # noqa: BLE001 - it costs the counts alone
                 self.parts.fail("websocket", error)
         return self.parts.named(with_scope_facts(found, self.audit))
+
+
+def shown_target(
+    target: Target | None, secrets: frozenset[str], redactor: Redactor, *, routed: bool
+) -> Target | None:
+    """Leave out the id of a target where it is, or holds, a secret.
+
+    Args:
+        target: As the application, the route or the path name it.
+        secrets: Values of the path parameters whose names say that they are secrets.
+        redactor: Knows secrets by their shape.
+        routed: Whether a route was found; where none was, an id that looks like a token is none.
+    """
+    if target is None:
+        return None
+    kind = parse_name(target.type, redactor)
+    if target.id is None:
+        return target if kind == target.type else Target(type=kind)
+    known = any(map(target.id.__contains__, secrets))
+    is_token = not routed and unless_token(target.id) != target.id
+    if known or is_token or _shows_secret(target.id, redactor):
+        return Target(type=kind)
+    return target if kind == target.type else Target(type=kind, id=target.id)
+
+
+def _shows_secret(found: str, redactor: Redactor) -> bool:
+    if redactor.identifier(found) != found:
+        return True
+    if "@" not in found:
+        return False
+    # a route may have cut a URL's scheme off, which distinguishes a password from a name
+    url = f"https://{found.lstrip('/')}"
+    return redactor.identifier(url) != url
+
+
+def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
+    """Name the one entity that was created, where the path could not name it yet."""
+    if target is None or target.id is not None:
+        return target
+    found = _one_of(target.type, audit, "insert")
+    return target if found is None else Target(type=target.type, id=found)
+
+
+def changed_id(kind: str, audit: AuditScope) -> str | None:
+    """Return the id of the one entity of a kind that was updated; None if there is not one."""
+    return _one_of(kind, audit, "update")
+
+
+def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
+    """Find the one row that is likest to a kind of thing, by what it is called."""
+    best, keys = 0, set[str]()
+    for change in audit.changes:
+        if change.operation != operation or change.kind != "entity" or not change.key:
+            continue
+        rank = max(alike(name, kind) for name in _names_of(change))
+        if rank > best:
+            best, keys = rank, set()
+        if rank and rank == best:
+            keys.add(change.reference.partition(":")[2])
+    return keys.pop() if len(keys) == 1 else None
+
+
+def _names_of(change: Change) -> Iterator[str]:
+    for reference in (change.reference, *change.related):
+        # what stands before the noun is where it is
+        yield reference.partition(":")[0].rpartition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from otel_audit._util.cache import Memo
@@ -13,7 +13,7 @@ from otel_audit.http.routes import path_below_root, path_of, route_template
 from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
-from otel_audit.redaction.prefilter_values import is_plain_path
+from otel_audit.redaction.prefilter import is_plain_path
 from otel_audit.redaction.secret_urls import link_parameters
 from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import Budget, WorkBudget
+
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -409,3 +410,19 @@ def _without(path: str, secrets: frozenset[str]) -> str | None:
         elif secret:
             return None
     return "/".join(segments)
+
+
+def with_request_id(
+    message: MutableMapping[str, Any], name: bytes, request_id: str
+) -> MutableMapping[str, Any]:
+    """Add the request's id to a response's head, unless it has one, or none is wanted."""
+    headers = message.get("headers", ())
+    if not name:
+        return message
+    if not isinstance(headers, list | tuple):
+        # ASGI allows headers that can be read once only
+        headers = list(headers)
+        message = {**message, "headers": headers}
+    if name in headers_by_name(headers):
+        return message
+    return {**message, "headers": [*headers, (name, request_id.encode("latin-1"))]}

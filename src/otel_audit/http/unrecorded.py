@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
+from otel_audit.http.request_metadata import with_request_id
 from otel_audit.http.routes import path_below_root
-from otel_audit.identity.safe_access import headers_by_name, state_of
+from otel_audit.identity.safe_access import headers_by_name, identities_in
 from otel_audit.policy import override_of
 from otel_audit.scope import AuditScope, PendingScope, enter, leave
 
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from otel_audit.http.exchange import Exchange
     from otel_audit.http.options import CaptureOptions
 
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
-
-_MOST_IDENTITIES = 50
-_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 
 class UnrecordedRequest(PendingScope):
@@ -156,31 +154,6 @@ class UnrecordedRequest(PendingScope):
             self._open = None
             return None
         return self.exchange.audit
-
-
-def with_request_id(message: Message, name: bytes, request_id: str) -> Message:
-    """Add the request's id to a response's head, unless it has one, or none is wanted."""
-    headers = message.get("headers", ())
-    if not name:
-        return message
-    if not isinstance(headers, list | tuple):
-        # ASGI allows headers that can be read once only
-        headers = list(headers)
-        message = {**message, "headers": headers}
-    if name in headers_by_name(headers):
-        return message
-    return {**message, "headers": [*headers, (name, request_id.encode("latin-1"))]}
-
-
-def identities_in(scope: Scope) -> list[object]:
-    """Objects of the application from which it may be read who acts, and for whom."""
-    found = [
-        one
-        for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
-        if one.__class__ not in _PLAIN
-    ]
-    user = scope.get("user")
-    return found if user is None else [*found, user]
 
 
 def _asks_for_record(scope: Scope) -> bool:

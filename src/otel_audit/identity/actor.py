@@ -18,7 +18,6 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
 from otel_audit.identity.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
 from otel_audit.identity.presented import presented, warn_once
-from otel_audit.identity.proxies import Proxies
 from otel_audit.identity.safe_access import (
     Scope,
     claim,
@@ -34,6 +33,7 @@ from otel_audit.identity.safe_access import (
     state_of,
     words,
 )
+from otel_audit.identity.source import Proxies
 from otel_audit.record import Actor, ActorType
 from otel_audit.redaction.hashing import KeyedHash
 

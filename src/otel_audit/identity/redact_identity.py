@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.redaction.prefilter_values import is_plain
+from otel_audit.redaction.prefilter import is_plain
 
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Source, Tenant

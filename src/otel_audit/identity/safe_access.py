@@ -14,6 +14,7 @@ import importlib
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from otel_audit._util.text import CONTROLS
@@ -255,3 +256,20 @@ def _quietly(read: Callable[[], Any]) -> Any:
         return read()
     except Exception:  # noqa: BLE001 - a property of the application may raise anything
         return None
+
+
+_MOST_IDENTITIES = 50
+
+
+_PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
+
+
+def identities_in(scope: Scope) -> list[object]:
+    """Objects of the application from which it may be read who acts, and for whom."""
+    found = [
+        one
+        for one in islice(state_of(scope).values(), _MOST_IDENTITIES)
+        if one.__class__ not in _PLAIN
+    ]
+    user = scope.get("user")
+    return found if user is None else [*found, user]

@@ -25,6 +25,7 @@ from otel_audit.orm.listeners import (
     MapperListeners,
     PoolListeners,
     SessionListeners,
+    guarded,
 )
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.options import OrmOptions
@@ -59,31 +60,21 @@ class Attachment:
     Attributes:
         redactor: Redacts before anything leaves a listener.
         options: What is captured.
+        settle: Reports commits that have been answered; see `TransactionTracker.settle`. Never
+            raises.
     """
 
     redactor: Redactor
     options: OrmOptions
-    _faults: ErrorGuard
+    settle: Callable[[], None]
     _tracker: TransactionTracker
     _mappers: MapperInfoCache
     _redaction: ColumnRedaction
     _listeners: list[_Listener] = field(default_factory=list)
 
-    @property
-    def capture_errors(self) -> int:
-        """The number of caught errors of capture itself."""
-        return self._faults.count
-
     def can_enlist(self, connection: Connection) -> None:
         """Say that the connection's transaction holds a record that the application has made."""
         self._tracker.of(connection).can_enlist = True
-
-    def settle(self) -> None:
-        """Report commits that have been answered; see `TransactionTracker.settle`. Never raises."""
-        try:
-            self._tracker.settle()
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("settle", error)
 
 
 def attach(
@@ -92,6 +83,7 @@ def attach(
     options: OrmOptions | None = None,
     on_orphan: OrphanRecorder | None = None,
     transactional: Transactional | None = None,
+    on_error: Callable[[], None] = lambda: None,
 ) -> Attachment:
     """Listen to every session and connection of the process.
 
@@ -101,6 +93,7 @@ def attach(
         on_orphan: Takes what a transaction outside any action (or of one that is closed) has
             left: its outcome, and its changes.
         transactional: Writes changes in the transactions themselves; None: they are observed.
+        on_error: Called for each failure of ours.
 
     Returns:
         The attachment; the one there is, if capture is attached already.
@@ -118,7 +111,7 @@ def attach(
                     "detach it first"
                 )
             return present
-        attachment = _build(redactor, options, on_orphan, transactional)
+        attachment = _build(redactor, options, on_orphan, transactional, ErrorGuard(on_error))
         for target, name, listener, how in attachment._listeners:  # noqa: SLF001 - made here
             event.listen(target, name, listener, **how)
         _attached.append(attachment)
@@ -171,8 +164,8 @@ def _build(
     options: OrmOptions,
     on_orphan: OrphanRecorder | None,
     transactional: Transactional | None,
+    faults: ErrorGuard,
 ) -> Attachment:
-    faults = ErrorGuard()
     on_recorded = (lambda: None) if transactional is None else transactional.committed
     on_beside = None if transactional is None else complain_beside
     tracker = TransactionTracker(options, faults, on_orphan, on_recorded, on_beside)
@@ -201,7 +194,7 @@ def _build(
         images = ImageListeners(plans, selection, masking, executions, tracker, options, places)
         heard += ((Engine, images, {}),)
     listeners = [
-        _Listener(target, name, faults.guard(getattr(one, name)), how)
+        _Listener(target, name, guarded(getattr(one, name), faults), how)
         for target, one, how in heard
         for name in _events(one)
     ]
@@ -211,7 +204,8 @@ def _build(
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]
-    return Attachment(redactor, options, faults, tracker, plans, masking, listeners)
+    settle = guarded(tracker.settle, faults)
+    return Attachment(redactor, options, settle, tracker, plans, masking, listeners)
 
 
 def _events(listeners: object) -> list[str]:

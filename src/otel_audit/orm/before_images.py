@@ -17,14 +17,13 @@ import msgspec
 from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_coerce
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.orm.bulk import bare, embedded_elements, table_of, writes
-from otel_audit.orm.compiled_binds import sent_statement
+from otel_audit.orm.bulk import writes
+from otel_audit.orm.executed import bare, embedded_elements, is_of_flush, sent_statement, table_of
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
 from otel_audit.orm.stored_values import MISSING
 from otel_audit.orm.transaction_outcome import ABORTING_DIALECTS, is_autocommit
-from otel_audit.orm.unit_of_work import is_of_flush
 from otel_audit.record import Change
 
 if TYPE_CHECKING:

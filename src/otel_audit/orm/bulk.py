@@ -7,22 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import DDL, Table, TextClause, TextualSelect
-from sqlalchemy.engine.interfaces import ExecuteStyle
-from sqlalchemy.orm import FromStatement
+from sqlalchemy import DDL, Table, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 
 from otel_audit._util.cache import BoundedCache
 from otel_audit.orm.cascades import noted
-from otel_audit.orm.compiled_binds import sent_statement, set_columns
+from otel_audit.orm.compiled_binds import set_columns
+from otel_audit.orm.executed import (
+    affected_rows,
+    compiled_element,
+    embedded_elements,
+    is_upsert,
+    parameter_sets,
+    row_count_of,
+    table_of,
+)
 from otel_audit.orm.parameters import LONGEST_PLACED, Parameters
 from otel_audit.orm.sql_lexer import Style
 from otel_audit.orm.sql_statements import EMBEDDED, UPSERT, SqlText, Write, read_sql
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import ExecutionContext
-
     from otel_audit.orm.mapper_info import MapperInfo, MapperInfoCache
     from otel_audit.orm.selection import Selection
 
@@ -67,7 +72,8 @@ class BulkReader:
             parameters=self._parameters.of_compiled(context),
             rows=affected_rows(context, cursor, element),
             note=_notes(
-                UPSERT if is_upsert(element) else None, self._cascading(element, _sets(context))
+                UPSERT if is_upsert(element) else None,
+                self._cascading(element, parameter_sets(context)),
             ),
         )
         return [*(() if entry is None else (entry,)), *embedded]
@@ -94,9 +100,9 @@ class BulkReader:
         return [
             msgspec.structs.replace(
                 same,
-                rows=_counted(context, cursor) if write.counted else None,
+                rows=row_count_of(context, cursor) if write.counted else None,
                 parameters=self._parameters.of_compiled(context)
-                if _sets(context)
+                if parameter_sets(context)
                 else self._parameters.of_driver(statement, style, parameters),
             )
         ]
@@ -255,25 +261,6 @@ def text_of(context: Any, statement: str) -> SqlText | None:
     return None
 
 
-def compiled_element(context: ExecutionContext | Any) -> Any:
-    """The SQL element that was sent, None for a plain text given to the driver."""
-    compiled = getattr(context, "compiled", None)
-    return None if compiled is None else bare(sent_statement(compiled))
-
-
-def bare(element: Any) -> Any:
-    """The executed part of a SQL element that only says how to read its rows."""
-    while isinstance(element, FromStatement | TextualSelect):
-        element = element.element
-    return element
-
-
-def embedded_elements(compiled: Any) -> list[Any]:
-    """The SQL elements in the WITH clauses of a compiled statement."""
-    ctes = getattr(compiled, "ctes", None) or ()
-    return [bare(getattr(one, "element", None)) for one in ctes]
-
-
 def writes(element: Any) -> bool:
     """Whether a SQL element writes, as far as it shows."""
     if isinstance(element, TextClause):
@@ -281,63 +268,5 @@ def writes(element: Any) -> bool:
     return isinstance(element, UpdateBase)
 
 
-def table_of(element: Any) -> Any:
-    """The table that an INSERT, UPDATE or DELETE writes.
-
-    The ORM gives an annotated copy of it, which is another object.
-    """
-    table = getattr(element, "table", None)
-    return table.metadata.tables.get(table.key, table) if isinstance(table, Table) else table
-
-
-def operation_of(context: Any) -> Operation:
-    """The operation of a compiled INSERT, UPDATE or DELETE."""
-    return "insert" if context.isinsert else "update" if context.isupdate else "delete"
-
-
 def _operation_of_element(element: UpdateBase) -> Operation:
     return "insert" if element.is_insert else "update" if element.is_update else "delete"
-
-
-def is_upsert(element: UpdateBase) -> bool:
-    """Whether an INSERT has a clause for conflicts, so that it may update or skip rows."""
-    return getattr(element, "_post_values_clause", None) is not None
-
-
-def affected_rows(context: Any, cursor: Any, element: UpdateBase) -> int | None:
-    """The number of rows that a statement has written, None if the driver does not say."""
-    counted = _counted(context, cursor)
-    if counted is not None or not element.is_insert or is_upsert(element):
-        return counted
-    if not element_has_values(element):
-        return None
-    multiple = getattr(element, "_multi_values", ())
-    return sum(len(rows) for rows in multiple) if multiple else len(_sets(context))
-
-
-def element_has_values(element: UpdateBase) -> bool:
-    """Whether an INSERT brings its rows along, rather than select them."""
-    return getattr(element, "select", None) is None
-
-
-def is_short(context: Any, cursor: Any) -> bool:
-    """Whether fewer rows were inserted or deleted than there are sets of parameters."""
-    if context.isupdate or context.execute_style is ExecuteStyle.INSERTMANYVALUES:
-        return False
-    rows = _counted(context, cursor)
-    return rows is not None and rows < len(context.compiled_parameters)
-
-
-def _counted(context: Any, cursor: Any) -> int | None:
-    if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
-        return None  # counts only once all rows have been fetched
-    return _row_count(cursor)
-
-
-def _row_count(cursor: Any) -> int | None:
-    rows = getattr(cursor, "rowcount", -1)
-    return rows if isinstance(rows, int) and rows >= 0 else None
-
-
-def _sets(context: Any) -> Sequence[Mapping[str, Any]]:
-    return getattr(context, "compiled_parameters", None) or ()

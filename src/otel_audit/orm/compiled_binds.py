@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import BindParameter, Column, Table, TextClause
-from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import (
@@ -37,6 +36,7 @@ from sqlalchemy.sql.selectable import (
     TextualSelect,
 )
 
+from otel_audit.orm.executed import sent_statement
 from otel_audit.orm.sql_lexer import NAME, WORD, Style, tokens_of
 from otel_audit.orm.sql_placeholders import (
     FRAGMENT,
@@ -124,20 +124,6 @@ def bindings_of(compiled: Any) -> Bindings:
     reader.add_sources()
     reader.add_made_by_compiler(element)
     return reader.found
-
-
-def sent_statement(compiled: Any) -> Any:
-    """The sent statement: the ORM rewrites the application's.
-
-    A subclass is written table by table, and criteria are added.
-    """
-    found = getattr(getattr(compiled, "compile_state", None), "statement", None)
-    statement = compiled.statement
-    while isinstance(statement, FromStatement | TextualSelect):
-        statement = statement.element
-    if isinstance(statement, UpdateBase) and isinstance(found, UpdateBase):
-        return found
-    return statement
 
 
 def _of_text(element: TextClause, style: Style) -> Bindings:

@@ -12,7 +12,8 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.orm.bulk import BulkReader, compiled_element, text_of
+from otel_audit.orm.bulk import BulkReader, text_of
+from otel_audit.orm.executed import compiled_element
 from otel_audit.orm.flush import OpenFlushes, untracked
 from otel_audit.orm.schema_qualifier import placed
 from otel_audit.orm.sql_statements import Control, SqlText, Write

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 from sqlalchemy import Table, select
 
-from otel_audit.orm.bulk import compiled_element, is_short, operation_of, table_of
+from otel_audit.orm.executed import compiled_element, is_of_flush, is_short, operation_of, table_of
 from otel_audit.orm.row_diff import (
     ValueReader,
     WrittenObject,
@@ -26,7 +26,6 @@ from otel_audit.orm.row_diff import (
 )
 from otel_audit.orm.stored_values import SentValues, sent_parameters
 from otel_audit.orm.transaction_outcome import is_autocommit, is_committed
-from otel_audit.orm.unit_of_work import is_of_flush
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
 from otel_audit.scope import identities_at_hand
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, UOWTransaction
 
     from otel_audit.orm.executions import Executions
     from otel_audit.orm.flush import Fetching, OpenFlushes
+    from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.mapper_info import MapperInfoCache
     from otel_audit.orm.transactions import TransactionTracker
+
+_P = ParamSpec("_P")
 
 
 class MapperListeners:
@@ -195,3 +201,22 @@ class PoolListeners:
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""
         self._tracker.returned(dbapi_connection)
+
+
+def guarded(listener: Callable[_P, None], faults: ErrorGuard) -> Callable[_P, None]:
+    """Wrap a listener so that the application never sees its errors.
+
+    Args:
+        listener: A method of the classes above.
+        faults: Counts and logs them.
+    """
+    name = listener.__name__.strip("_")
+
+    @functools.wraps(listener)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            listener(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
+    return called

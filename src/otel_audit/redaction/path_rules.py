@@ -21,16 +21,18 @@ class PathRules:
         self._patterns = [
             (pattern, [_step(part) for part in pattern.replace("[", ".").split(".")])
             for pattern in patterns
-            if pattern.strip()
         ]
-
-    def __bool__(self) -> bool:
-        return bool(self._patterns)
 
     def matching(self, path: Sequence[str | int]) -> str | None:
         """Return the first pattern that leads to a path, None if none does."""
         steps = [squash(str(step)) for step in path]
         return next((name for name, wanted in self._patterns if _leads(wanted, steps)), None)
+
+
+def path_rules(patterns: Iterable[str]) -> PathRules | None:
+    """Read patterns; None where there are none, which is asked for every text."""
+    given = [pattern for pattern in patterns if pattern.strip()]
+    return PathRules(given) if given else None
 
 
 def _step(part: str) -> str:

@@ -21,12 +21,9 @@ from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.json_values import NotUnderstoodError
 from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
-from otel_audit.redaction.path_rules import PathRules
+from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.prefilter_document import prefilter
-from otel_audit.redaction.prefilter_json import is_clean_json
-from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.prefilter import Scan, is_clean_json, is_plain, is_plain_path, prefilter
 from otel_audit.redaction.secret_urls import without_random_segments
 from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("otel_audit.redaction")
 _SANITIZE: Final = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
-_WITHHELD_JSON: Final = encode(WITHHELD)
 _WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
 
 _DOCUMENT: Final = 10
@@ -98,7 +94,7 @@ class Redactor:
         names = NameRules(fields, allow)
         self._rules = Rules(
             names=names,
-            paths=PathRules(paths),
+            paths=path_rules(paths),
             text=TextRules(names, off=rules_off, emails=emails),
             scan=Scan(names.added, emails=emails),
             hash=keyed_hash or KeyedHash(),
@@ -327,21 +323,17 @@ class Redactor:
             text = str(self.guarded(lambda: redact_login(walk, str(result))))
         return without_random_segments(text) if name in _URLS else text
 
-    def json_bytes(self, raw: bytes) -> bytes:
+    def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
         """Redact a JSON document.
 
         Args:
             raw: JSON text in UTF-8.
+            work: What it may cost; None: as much as its length allows.
 
         Returns:
-            Redacted JSON text in UTF-8; the same bytes where there was nothing to take out.
-            ``"[WITHHELD]"`` if it is not JSON, or beyond the bounds.
+            Redacted JSON text in UTF-8; the same bytes where there was nothing to take out. None
+            if it is not JSON, or beyond the bounds.
         """
-        found = self.json_or_none(raw)
-        return _WITHHELD_JSON if found is None else found
-
-    def json_or_none(self, raw: bytes, work: WorkBudget | None = None) -> bytes | None:
-        """As `json_bytes`, but None if it is not JSON or beyond the bounds."""
         if len(raw) > self._rules.limits.length:
             return None
         shared = WorkBudget(len(raw)) if work is None else work

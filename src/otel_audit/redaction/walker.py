@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from otel_audit.redaction.hashing import KeyedHash
     from otel_audit.redaction.names import NameRules
     from otel_audit.redaction.path_rules import PathRules
-    from otel_audit.redaction.scan import Scan
+    from otel_audit.redaction.prefilter import Scan
 
 Mode = Literal["replace", "omit", "hmac"]
 Step = tuple[Any, str | int] | None
@@ -99,7 +99,7 @@ class Rules:
     """Everything that one configuration decides; immutable, shared by all walks."""
 
     names: NameRules
-    paths: PathRules
+    paths: PathRules | None
     text: TextRules
     scan: Scan
     hash: KeyedHash
@@ -344,7 +344,7 @@ class Walk:
         if len(text) < _SHORTEST_SUSPECT:
             return text
         may_be_json = text.lstrip()[:1] in ("{", "[", '"')
-        looked_into = may_be_json and ("\\" in text or bool(self._rules.paths))
+        looked_into = may_be_json and ("\\" in text or self._rules.paths is not None)
         if is_uuid(text) or not (looked_into or self._rules.scan.suspects_string(text)):
             return text
         try:

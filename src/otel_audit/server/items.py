@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+import msgspec
+
 MOST_ITEMS: Final = 100_000
 """Spans or log records in one request."""
 
@@ -42,8 +44,7 @@ class Resource:
     left_out: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedItem:
+class ReceivedItem(msgspec.Struct, frozen=True):
     """An audit-flagged span, or an audit log record.
 
     Attributes:
@@ -78,7 +79,7 @@ class ReceivedItem:
     place: Place | None = None
     mended: tuple[str, ...] = ()
     raw: bytes = b""
-    signal: Mapping[str, Any] = field(default_factory=dict)
+    signal: Mapping[str, Any] = {}
 
     def spelled_place(self) -> str:
         """Spell where it is, as a path into the request's JSON."""

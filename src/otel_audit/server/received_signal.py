@@ -7,11 +7,10 @@ import binascii
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from otel_audit import audit_signal as names
-from otel_audit._util.cache import BoundedCache
+from otel_audit._util.cache import BoundedCache, Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.server.items import ReceivedItem
 from otel_audit.server.signed_forms import (
@@ -52,6 +51,13 @@ _OWN: Final = frozenset({names.STREAM_ID, names.NUMBER})
 """What the record says itself, where it says nothing more of the signal."""
 
 
+def _of_the_signal(shape: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(filter(names.is_of_the_signal, shape))
+
+
+_OF_THE_SIGNAL: Final = Memo(_of_the_signal, 128, are_few_names)
+
+
 def kept_exactly(told: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:
     """Pick what is stored as it came, so that it is hashed and sealed with the record.
 
@@ -71,9 +77,8 @@ def kept_exactly(told: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[s
     size = 0
     for part, values in (("record", told), ("resource", resource)):
         kept: dict[str, Any] = {}
-        for name, value in values.items():
-            if not names.is_of_the_signal(name):
-                continue
+        for name in _OF_THE_SIGNAL[tuple(values)]:
+            value = values[name]
             size += len(name) + len(str(value))
             if size <= _LARGEST and _is_fit(name, value):
                 kept[name] = value
@@ -107,8 +112,7 @@ def _is_fit(name: str, value: Any) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Last:
+class _Last(NamedTuple):
     """The latest record of a stream."""
 
     number: int
@@ -149,9 +153,11 @@ class Chains:
                 place,
                 _Last(number, record_id, kept, value if isinstance(value, str) else None),
             )
+        if last is None or number != last.number + 1:
+            return None
         hashed = names.named_anew(told, names.PREVIOUS_HASH)
         previous = told.get(names.PREVIOUS_RECORD_ID)
-        if last is None or number != last.number + 1 or (hashed is None and previous is None):
+        if hashed is None and previous is None:
             return None
         if previous is not None and previous != last.record_id:
             return "broken"

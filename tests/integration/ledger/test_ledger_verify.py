@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_store import Administrator, Log
 from otel_audit_postgres.ledger.anchors import FileAnchor
+from otel_audit_postgres.ledger.checkpoints import Checkpoint, signed
 from otel_audit_postgres.ledger.keys import generate
+from otel_audit_postgres.ledger.merkle import Frontier
+from otel_audit_postgres.ledger.publish_anchors import begin_anchor
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.ledger.verify.verify import verify
 
@@ -66,6 +69,27 @@ class TestHonestStore:
         assert report.ok
         assert any("signatures were not checked" in warning for warning in report.warnings)
         assert any("no anchor was asked" in warning for warning in report.warnings)
+
+    async def test_can_be_verified_while_its_first_rows_are_sealed(self, log):
+        """The anchor is told the log's name before the store has it: no alarm, and it is said."""
+        await log.write(1)
+        begins = signed(Checkpoint(log.key.name, 0, Frontier().root()), [log.key])
+        await begin_anchor(log.anchor, begins)
+        report = await log.verify()
+        assert report.problems == ()
+        assert any("nothing is sealed here yet" in warning for warning in report.warnings)
+        await log.seal()
+        assert (await log.verify()).warnings == ()
+
+    async def test_of_another_name_than_its_anchor_knows_is_found(self, log):
+        """A log that begins anew beside an anchor that knows another one is not the original."""
+        other = generate("audit.example.com/other")
+        begins = signed(Checkpoint(other.name, 0, Frontier().root()), [other])
+        await begin_anchor(log.anchor, begins)
+        await log.write(1)
+        await log.seal(anchors=[])
+        report = await log.verify(keys=[log.key.public, other.public])
+        assert set(report.counts) == {ProblemKind.RESTORED_OLD_COPY}
 
     async def test_can_be_verified_while_it_is_sealed(self, log):
         """Writers and a sealer at work give no false alarm."""

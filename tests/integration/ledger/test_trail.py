@@ -13,7 +13,7 @@ from otel_audit_postgres.query.trail import Trail
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
-from otel_audit.record import Target, Tenant
+from otel_audit.record import SCHEMA_VERSION, Target, Tenant
 
 
 async def views(connection):
@@ -46,6 +46,7 @@ class TestLooks:
             assert (view["actor_id"], view["action"], view["outcome"]) == (role, "READ", "success")
             assert view["said"]["actor"]["on_behalf_of"] == "alice@example.com"
             assert view["said"]["actor"]["verified"] is True
+            assert view["said"]["schema_version"] == view["schema_version"] == SCHEMA_VERSION
             assert view["said"]["metadata"] == {
                 "question": "search", "records": 2,
                 "asked": {"target": "order:1", "limit": 2, "oldest_first": False},

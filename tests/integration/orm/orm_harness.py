@@ -36,9 +36,11 @@ class Capture:
     attachment: Attachment
     orphans: list[tuple[TransactionOutcome, list[Change]]] = field(default_factory=list)
 
+    faults: list[None] = field(default_factory=list)
+
     @property
     def errors(self) -> int:
-        return self.attachment.capture_errors
+        return len(self.faults)
 
 
 @contextmanager
@@ -47,14 +49,16 @@ def capturing(
 ) -> Iterator[Capture]:
     """Capture while the block runs."""
     orphans: list[tuple[TransactionOutcome, list[Change]]] = []
+    faults: list[None] = []
     attachment = attach(
         NameRedactor(),
         options=options,
         on_orphan=lambda outcome, changes: orphans.append((outcome, list(changes))),
         transactional=transactional,
+        on_error=lambda: faults.append(None),
     )
     try:
-        yield Capture(attachment, orphans)
+        yield Capture(attachment, orphans, faults)
     finally:
         detach(attachment)
 

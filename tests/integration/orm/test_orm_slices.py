@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 import otel_audit
 from otel_audit import AuditConfig
+from otel_audit.orm import flush
 from otel_audit.testing import Recorded, recorded
 
 PAGES = 20
@@ -133,6 +134,21 @@ async def test_record_that_cannot_be_handed_over(items, monkeypatch):
         async with otel_audit.audit("items.imported"):
             store_items(items)
         assert len(records) == 3
+        assert otel_audit.health()["capture_errors"] == 1
+
+
+@pytest.mark.allow_errors
+async def test_change_that_cannot_be_described(items, monkeypatch):
+    """An error of ORM capture itself is in the health of the process, too."""
+
+    def broken(*_):
+        raise RuntimeError("no")
+
+    with recording(items):
+        monkeypatch.setattr(flush, "describe_insert", broken)
+        async with otel_audit.audit("items.imported"):
+            with Session(items) as session, session.begin():
+                session.add(Item(name="a"))
         assert otel_audit.health()["capture_errors"] == 1
 
 

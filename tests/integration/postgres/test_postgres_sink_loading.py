@@ -10,8 +10,11 @@ import asyncpg
 import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink, init, record_from_payload
+from otel_audit_postgres import sink as sink_module
 from otel_audit_postgres.copy_load import SMALLEST_LOAD
 from otel_audit_postgres.rows import COLUMNS, projections, to_row
+from otel_audit_postgres.sink import _INSERT as INSERT
+from otel_audit_postgres.sink import _arrays
 from strategies import a_record
 
 from otel_audit._util import ratelimited_log
@@ -230,6 +233,56 @@ class TestBothWays:
                 await writing
         assert await sink.write(batch) == Written(stored=size)
         assert await stored(reader) == 3 * size
+
+
+class TestFeeding:
+    """A large batch is sent while its rows are made."""
+
+    async def test_what_another_connection_inserts_meanwhile_is_there_once(
+        self, sink, reader, caplog
+    ):
+        """Its row is not committed when the batch is looked up, and is when the batch goes in."""
+        batch = a_batch()
+        async with reader.transaction():
+            await reader.execute(INSERT, *_arrays([to_row(batch[5])]))
+            writing = asyncio.create_task(sink.write(batch))
+            await until_it_waits(reader)
+        assert await writing == Written(stored=LARGE)
+        assert await stored(reader) == LARGE
+        assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await loads(sink)
+        assert "pooled" not in caplog.text
+
+    async def test_another_record_that_comes_meanwhile_keeps_its_id(self, sink, reader):
+        """The batch's own record of that id is stored beside it."""
+        batch = a_batch()
+        other = msgspec.structs.replace(batch[5], event_name="order.deleted")
+        async with reader.transaction():
+            await reader.execute(INSERT, *_arrays([to_row(other)]))
+            writing = asyncio.create_task(sink.write(batch))
+            await until_it_waits(reader)
+        assert await writing == Written(stored=LARGE, conflicts=1)
+        assert await stored(reader) == LARGE + 1
+
+    async def test_a_batch_goes_in_several_parts(self, sink, reader, monkeypatch):
+        """No statement carries more than it should, and one that is refused costs no other part."""
+        monkeypatch.setattr(sink_module, "LARGEST_STATEMENT", 20_000)
+        bad = new_record(metadata={"x": msgspec.Raw(b"{")})
+        batch = [*a_batch(), bad, *a_batch()]
+        await sink.check()
+        sent = []
+        sink._connection.add_query_logger(lambda query: sent.append(query.query))
+        assert await sink.write(batch) == Written(stored=2 * LARGE, quarantined=1)
+        assert sum(query == "COMMIT" for query in sent) > 5
+        assert await stored(reader) == 2 * LARGE
+
+    async def test_a_record_that_no_row_can_hold_is_quarantined(self, sink, reader):
+        """It is found while the others are on their way."""
+        unfit = new_record(metadata={"x": msgspec.Raw(b'"\\u0000" {')})
+        batch = [*a_batch(), unfit, *a_batch()]
+        assert await sink.write(batch) == Written(stored=2 * LARGE, quarantined=1)
+        assert await stored(reader) == 2 * LARGE
+        assert await reader.fetchval("SELECT record_id FROM audit.quarantine") == unfit.record_id
 
 
 class TestWhereLoadingDoesNotWork:

@@ -13,7 +13,7 @@ from otel_audit._util.spill import SpilledChanges
 from otel_audit.action import manual_action as actions
 from otel_audit.action.arguments import RecordArguments
 from otel_audit.action.parts import INCOMPLETE
-from otel_audit.http import exchange, request_metadata
+from otel_audit.http import exchange, exchange_facts, request_metadata
 from otel_audit.http import exchange_record as accounts
 from otel_audit.policy import Policy, engine
 from otel_audit.record import AuditRecord, Change
@@ -21,8 +21,8 @@ from otel_audit.redaction import Redactor
 from otel_audit.scope import add_metadata, set_event, set_target
 
 CLASSES: list[tuple[object, str, str]] = [
-    (accounts, "route_template", "route"),
-    (accounts, "secret_parameters", "target"),
+    (exchange_facts, "route_template", "route"),
+    (exchange_facts, "secret_parameters", "target"),
     (accounts, "shown_target", "target"),
     (accounts, "with_new_id", "target"),
     (accounts, "parse_event", "name"),
@@ -33,9 +33,9 @@ CLASSES: list[tuple[object, str, str]] = [
     (accounts.ExchangeRecord, "collect", "record"),
     (accounts.ExchangeRecord, "outcome", "record"),
     (accounts.ExchangeRecord, "decide", "policy"),
-    (accounts.BodyCapture, "request_body", "request.body"),
-    (accounts.BodyCapture, "response_body", "response.body"),
-    (accounts.BodyCapture, "copy", "bodies"),
+    (exchange_facts.BodyCapture, "request_body", "request.body"),
+    (exchange_facts.BodyCapture, "response_body", "response.body"),
+    (exchange_facts.BodyCapture, "copy", "bodies"),
     (request_metadata, "secret_parameters", "path"),
     (request_metadata.RequestHead, "_shown_host", "host"),
     (Policy, "at_start", "bodies"),

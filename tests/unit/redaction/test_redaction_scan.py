@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS
-from otel_audit.redaction.scan import Scan
+from otel_audit.redaction.prefilter import Scan
 
 CANARY = "Xq7canary9Zt"
 FIELDS = ("employee_number", "tax-id", "*_steuer_nr", "größe_nr", "*Ref")
@@ -96,7 +96,7 @@ class TestAgreement:
     def test_the_rules_give_what_the_search_gives(self, document: Any, ascii_only: bool) -> None:
         """With the search and without it, the result is the same."""
         raw = json.dumps(document, ensure_ascii=ascii_only).encode()
-        assert json.loads(quick.json_bytes(raw)) == json.loads(thorough.json_bytes(raw))
+        assert json.loads(quick.json_or_none(raw)) == json.loads(thorough.json_or_none(raw))
         assert quick.document(document) == thorough.document(document)
 
     @given(TEXTS)
@@ -119,7 +119,8 @@ class TestNames:
         assert CANARY not in quick.text(f"{name}={CANARY}")
         assert CANARY not in quick.text(f"x {name} : {CANARY}")
         assert (
-            CANARY not in quick.json_bytes(json.dumps({"m": f"{name}={CANARY}"}).encode()).decode()
+            CANARY
+            not in quick.json_or_none(json.dumps({"m": f"{name}={CANARY}"}).encode()).decode()
         )
 
     def test_hides_what_stands_beside_it(self, name: str) -> None:
@@ -128,7 +129,7 @@ class TestNames:
             assert CANARY not in str(quick.document(document))
         for ascii_only in (True, False):
             raw = json.dumps({name: CANARY}, ensure_ascii=ascii_only).encode()
-            assert CANARY not in quick.json_bytes(raw).decode()
+            assert CANARY not in quick.json_or_none(raw).decode()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_process_that_records_nothing_compiles_nothing(tmp_path):
     program = (
         "import sys, otel_audit_bootstrap; otel_audit_bootstrap.pre_instrument()\n"
         "import otel_audit; assert otel_audit.health()['auditing']\n"
-        "from otel_audit.redaction import patterns, scan\n"
+        "from otel_audit.redaction import patterns, prefilter\n"
         "import gc; from otel_audit._util.lazy_pattern import LazyPattern\n"
         "made = [one for one in gc.get_objects() if isinstance(one, LazyPattern)]\n"
         "assert len(made) > 20 and not any('search' in vars(one) for one in made)\n"

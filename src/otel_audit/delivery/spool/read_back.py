@@ -10,7 +10,7 @@ from otel_audit.delivery.spool.directory import LARGEST_FILE
 from otel_audit.delivery.spool.errors import SpoolReadError
 from otel_audit.delivery.spool.format import BUFFER_BYTES, Damage, Frame, FrameKind, scan
 from otel_audit.delivery.spool.ownership import ForeignError, report_foreign
-from otel_audit.delivery.spool.segment import Segment
+from otel_audit.delivery.spool.segments import Segment
 
 _CLOSED: Final = frozenset({int(FrameKind.CLOSED)})
 

@@ -101,7 +101,6 @@ class RecoveryReport:
 
     Attributes:
         frames: Whole frames.
-        torn_bytes: Bytes of frames whose append had not returned.
         damaged_frames: Places where one or more frames were altered, or are no more.
         lost: Records that are lost by that: as many as had not been acknowledged, where that was
             noted; else one for each such place.
@@ -112,7 +111,6 @@ class RecoveryReport:
     """
 
     frames: int = 0
-    torn_bytes: int = 0
     damaged_frames: int = 0
     lost: int = 0
     damages: list[DamagedBytes] = field(default_factory=list)
@@ -128,9 +126,7 @@ class RecoveryReport:
     def note(self, file: str, damage: Damage) -> None:
         """Count damage."""
         size = damage.end - damage.start
-        if damage.reason == "torn":
-            self.torn_bytes += size
-        else:
+        if damage.reason != "torn":
             self.damaged_frames += 1
             if file not in self.damaged_files:
                 self.damaged_files.append(file)

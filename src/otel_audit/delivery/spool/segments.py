@@ -1,17 +1,96 @@
-"""The segments of one spool: frames go to the last one, the first one is removed."""
+"""The segments of one spool, and what keeps them: open actions, records not acknowledged.
+
+Frames go to the last segment; the first one is removed as soon as nothing needs it.
+"""
 
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from typing import Final
 
 from otel_audit.delivery.spool.damaged import keep_damaged
+from otel_audit.delivery.spool.directory import segment_name
 from otel_audit.delivery.spool.errors import SpoolWriteError
 from otel_audit.delivery.spool.ownership import OwnDirectory
-from otel_audit.delivery.spool.segment import CLOSED_FILE, Segment, create_segment
+
+CLOSED_FILE: Final = -1
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A segment that this process has written.
+
+    Attributes:
+        place: The directory that it is in.
+        number: Counts from 1.
+        base: Position of its first byte.
+        file: Its file descriptor, `CLOSED_FILE` when nothing is left to write or to sync.
+        size: Bytes in it, those of a write that did not come to its end included.
+        whole: Bytes of whole frames, which come first.
+        last: Offset of the last of these.
+        closed: Closed frames in it.
+        damaged: Whether something in it could not be read back.
+        pins: Open actions whose earliest frame that still matters is here.
+        needs: It may go when closed frames up to this position are acknowledged.
+        carried: It may go when frames up to this position are as durable as its own were.
+    """
+
+    place: OwnDirectory
+    number: int
+    base: int
+    file: int
+    size: int = 0
+    whole: int = 0
+    last: int = 0
+    closed: int = 0
+    damaged: bool = False
+    pins: int = 0
+    needs: int = 0
+    carried: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return segment_name(self.number)
+
+    @property
+    def path(self) -> Path:
+        """Its file, as it was found; for messages."""
+        return self.place.path / self.name
+
+    @property
+    def end(self) -> int:
+        """Position after its last byte."""
+        return self.base + self.size
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self.file != CLOSED_FILE:
+            os.close(self.file)
+            self.file = CLOSED_FILE
+
+
+def create_segment(spool: OwnDirectory, number: int, base: int) -> Segment:
+    """Make an empty segment, mode 0600.
+
+    Raises:
+        SpoolWriteError: The file system refuses.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+    try:
+        return Segment(spool, number, base, spool.open(segment_name(number), flags))
+    except OSError as error:
+        raise SpoolWriteError(
+            f"a new segment of the spool cannot be made ({error.strerror})", error.errno
+        ) from error
 
 
 class Segments:
@@ -149,6 +228,15 @@ class Segments:
             self._settle(current)
         elif not current.size or current.size + size <= self._segment_bytes:
             return current
+        return self.begin_next()
+
+    def begin_next(self) -> Segment:
+        """Let what follows go into a new segment.
+
+        Raises:
+            SpoolWriteError: The file system refuses.
+        """
+        current = self.last
         following = create_segment(self._spool, current.number + 1, current.end)
         if not self._keep_files:
             current.close()
@@ -177,3 +265,153 @@ def _cut(segment: Segment) -> bool:
     except OSError:
         return False
     return True
+
+
+OpenAction = tuple[Segment, Segment, int, int]
+"""State of an open action: the segment that it keeps, the segment with its last frame, that
+frame's offset in the file, its size. A plain tuple: one is made for every frame."""
+
+
+class OpenActions:
+    """Actions with a frame in the spool that have not closed. Not thread-safe."""
+
+    __slots__ = ("_actions", "live_bytes")
+
+    def __init__(self) -> None:
+        self._actions: dict[bytes, OpenAction] = {}
+        self.live_bytes = 0
+        """Bytes of the last frames of all of them."""
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._actions
+
+    def get(self, key: bytes) -> OpenAction | None:
+        """Find an action."""
+        return self._actions.get(key)
+
+    def pinning(self, segment: Segment) -> list[bytes]:
+        """List the actions that keep a segment."""
+        return [key for key, (pinned, *_) in self._actions.items() if pinned is segment]
+
+    def note(self, key: bytes, segment: Segment, start: int, size: int) -> None:
+        """Note an action's new last frame."""
+        known = self._actions.get(key)
+        if known is None:
+            segment.pins += 1
+            self._actions[key] = (segment, segment, start, size)
+            self.live_bytes += size
+        else:
+            self._actions[key] = (known[0], segment, start, size)
+            self.live_bytes += size - known[3]
+
+    def end(self, key: bytes, needs: int) -> None:
+        """Forget an action; what it kept may go when ``needs`` is acknowledged."""
+        known = self._actions.pop(key, None)
+        if known is not None:
+            pinned, _, _, size = known
+            self.live_bytes -= size
+            pinned.pins -= 1
+            pinned.needs = max(pinned.needs, needs)
+
+    def move(self, key: bytes, segment: Segment, start: int) -> None:
+        """Note that an action's last frame was copied, so that it keeps only the copy."""
+        pinned, _, _, size = self._actions[key]
+        pinned.pins -= 1
+        pinned.carried = max(pinned.carried, segment.base + start + size)
+        segment.pins += 1
+        self._actions[key] = (segment, segment, start, size)
+
+
+_COMPACT_FROM: Final = 65_536
+
+
+class UnackedFrames:
+    """Positions of closed frames in the order of appending. Not thread-safe."""
+
+    __slots__ = ("_early", "_head", "_last", "_positions", "_times")
+
+    def __init__(self) -> None:
+        self._positions: array[int] = array("Q")
+        self._times: array[float] = array("d")
+        self._head = 0
+        self._last = 0
+        # acknowledged out of order, so still behind an older one
+        self._early: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._positions) - self._head - len(self._early)
+
+    def __contains__(self, position: int) -> bool:
+        return position not in self._early and self._index(position) is not None
+
+    @property
+    def oldest(self) -> int | None:
+        """Position of the first one, None if there is none."""
+        return self._positions[self._head] if self._head < len(self._positions) else None
+
+    @property
+    def oldest_time(self) -> float | None:
+        """When the first one was added, on the clock of `add`; None if there is none."""
+        return self._times[self._head] if self._head < len(self._times) else None
+
+    def add(self, position: int, time: float) -> None:
+        """Note a frame.
+
+        Args:
+            position: Greater than all before.
+            time: Seconds on a monotonic clock.
+        """
+        self._positions.append(position)
+        self._times.append(time)
+        self._last = position
+
+    def within(self, after: int, through: int) -> list[int]:
+        """List positions greater than ``after`` and not greater than ``through``."""
+        first = bisect_right(self._positions, after, self._head)
+        last = bisect_right(self._positions, through, self._head)
+        return [found for found in self._positions[first:last] if found not in self._early]
+
+    def count(self, after: int, through: int) -> int:
+        """Count positions greater than ``after`` and not greater than ``through``."""
+        first = bisect_right(self._positions, after, self._head)
+        last = bisect_right(self._positions, through, self._head)
+        return last - first - sum(after < found <= through for found in self._early)
+
+    def acknowledge(self, positions: Iterable[int]) -> None:
+        """Strike frames off, in any order; a second time changes nothing.
+
+        Raises:
+            ValueError: A position is not that of a closed frame.
+        """
+        for position in positions:
+            if position == self.oldest:
+                self._advance()
+            elif self._index(position) is not None:
+                self._early.add(position)
+            elif position >= self._first_unknown():
+                raise ValueError("acknowledged a position that is not that of a closed frame")
+        self._compact()
+
+    def _first_unknown(self) -> int:
+        """Below it every position was acknowledged before, or never was one."""
+        return self._last + 1 if self.oldest is None else self.oldest
+
+    def _advance(self) -> None:
+        self._head += 1
+        while self._early and (oldest := self.oldest) in self._early:
+            # in this order nothing comes between the two
+            self._head += 1
+            self._early.discard(oldest)
+
+    def _index(self, position: int) -> int | None:
+        at = bisect_left(self._positions, position, self._head)
+        return at if at < len(self._positions) and self._positions[at] == position else None
+
+    def _compact(self) -> None:
+        if self._head >= _COMPACT_FROM and self._head * 2 >= len(self._positions):
+            del self._positions[: self._head]
+            del self._times[: self._head]
+            self._head = 0

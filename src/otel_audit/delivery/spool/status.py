@@ -49,7 +49,6 @@ class SpoolStatus:
         file_system: As the kernel calls it; empty where unknown.
         bytes_used: Bytes of all segments.
         bytes_free: Bytes that are free for this user.
-        living: Spools whose process lives (or which are being adopted just now).
         abandoned: Spools whose process is gone.
         oldest_age: Seconds since the oldest abandoned spool was last written; None without one.
         problems: What is wrong and what to do, one sentence each.
@@ -65,7 +64,6 @@ class SpoolStatus:
     file_system: str
     bytes_used: int
     bytes_free: int
-    living: int
     abandoned: int
     oldest_age: float | None
     problems: tuple[str, ...]
@@ -151,7 +149,6 @@ def inspect(
         file_system=found.kind,
         bytes_used=sum(bytes_in(spool) for spool in spools),
         bytes_free=_free(there),
-        living=len(states) - len(abandoned),
         abandoned=len(abandoned),
         oldest_age=max(abandoned, default=None),
         problems=tuple(problems),

@@ -13,6 +13,7 @@ from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.identity.jwt.jwks import LARGEST, KeySet, fetch
 from otel_audit.identity.jwt.token import Header, TokenError
 from otel_audit.identity.jwt.verifier import (
+    FixedKey,
     Issuer,
     JwtVerifier,
     KeySource,
@@ -26,30 +27,8 @@ if TYPE_CHECKING:
 
     from jose.backends.base import Key
 
-    from otel_audit.identity.jwt.keys import VerificationKey
 
 _NEED_A_KEY: Final = ("algorithms", "audience", "issuer")
-
-
-@dataclass(frozen=True, slots=True)
-class FixedKey:
-    """The one key of a setting; it has no id, so a token's key id is ignored."""
-
-    key: VerificationKey
-
-    def generation(self) -> int:
-        """It never changes."""
-        return 0
-
-    def find(self, header: Header) -> Key:
-        """Return the key, if it may verify this algorithm."""
-        from otel_audit.identity.jwt.keys import choose_key
-
-        return choose_key((self.key,), Header(header.algorithm, None))
-
-    def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as all key sources
-        """It is always there."""
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit._util.cache import BoundedCache
+from otel_audit.config import AuditConfig
 from otel_audit.identity.jwt.token import (
     Header,
     TokenError,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from jose.backends.base import Key
 
-    from otel_audit.config import AuditConfig
+    from otel_audit.identity.jwt.keys import VerificationKey
+
 
 CACHED: Final = 1024
 """Verified tokens that are remembered, about."""
@@ -124,6 +126,8 @@ class JwtVerifier:
                 them.
             MissingExtraError: python-jose is not installed.
         """
+        if not any(getattr(config, name) for name in config.model_fields_set if "jwt" in name):
+            return None  # without what it takes to fetch keys
         from otel_audit.identity.jwt.settings import verifier_from_config
 
         return verifier_from_config(config)
@@ -234,4 +238,25 @@ class UnverifiedReader:
 
     def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as JwtVerifier.ready
         """There is nothing to wait for."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class FixedKey:
+    """The one key of a setting; it has no id, so a token's key id is ignored."""
+
+    key: VerificationKey
+
+    def generation(self) -> int:
+        """It never changes."""
+        return 0
+
+    def find(self, header: Header) -> Key:
+        """Return the key, if it may verify this algorithm."""
+        from otel_audit.identity.jwt.keys import choose_key
+
+        return choose_key((self.key,), Header(header.algorithm, None))
+
+    def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as all key sources
+        """It is always there."""
         return True

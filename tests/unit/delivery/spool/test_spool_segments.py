@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_growth import kept_by
 
-from otel_audit.delivery.spool import unacked as module
-from otel_audit.delivery.spool.unacked import UnackedFrames
+from otel_audit.delivery.spool import segments as module
+from otel_audit.delivery.spool.segments import UnackedFrames
 
 
 class TestOutstanding:

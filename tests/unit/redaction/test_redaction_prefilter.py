@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.prefilter_values import is_plain, is_plain_path
+from otel_audit.redaction.prefilter import is_plain, is_plain_path
 from otel_audit.redaction.urls import redact_path
 
 WORDS = st.text(string.ascii_letters + string.digits, max_size=8)
