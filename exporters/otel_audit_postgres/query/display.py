@@ -85,7 +85,7 @@ def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityCh
         entity: Only what is about this one, such as ``order:1``.
     """
     return tuple(
-        _change(change, record.transaction or "")
+        _change(change, record.transaction)
         for change in record.changes
         if entity is None or entity == _reference(change) or entity in change.related
     )
