@@ -102,6 +102,7 @@ one is needed only where somebody knew all of it beforehand."""
 
 # to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
+_ONLY_NULL: Final = {None}
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -175,10 +176,11 @@ class PostgresSink:
         own = await self._protected(_as_their_own(records))
         became = _Outcome([])
         async with self._session("write to the audit store", became) as connection:
-            if len(own) >= SMALLEST_LOAD and can_be_fed(own):
+            is_large = len(own) >= SMALLEST_LOAD
+            if is_large and can_be_fed(own):
                 rows = await self._store_fed(connection, RowFeed(own, LARGEST_STATEMENT), became)
             else:
-                rows, unfit = to_rows(own)
+                rows, unfit = to_rows(own, to_copy=is_large)
                 became.refused += unfit
                 await self._store_all(connection, rows, became)
             await self._quarantine(connection, became.refused, became)
@@ -252,7 +254,9 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = await to_rows_by_turns(await self._protected(_as_their_own(records)))
+        rows, unfit = await to_rows_by_turns(
+            await self._protected(_as_their_own(records)), to_copy=len(records) >= SMALLEST_LOAD
+        )
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
             await self._store_all(connection, rows, became)
@@ -395,6 +399,8 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
+            # an auditor's role is told what it is, once, and not which right it lacks
+            await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,
@@ -763,7 +769,8 @@ def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
     arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
     arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
     arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
-    return arrays
+    # unnest fills up with NULL; each one that is sent costs the driver more than a text does
+    return [[] if not any(column) and set(column) == _ONLY_NULL else column for column in arrays]
 
 
 def _literal(texts: Sequence[str]) -> str:

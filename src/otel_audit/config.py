@@ -627,7 +627,7 @@ class AuditConfig(BaseSettings):
     serve_verify: Literal["off", "record", "require"] = Field(
         "off",
         description="Whether the OTLP sink looks at the signatures of audit log records: not at "
-        "all, and notes what it finds, or puts into quarantine what has no valid one.",
+        "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
     )
     serve_trust_file: Path | None = Field(
         None, description="The file that says whose signatures the OTLP sink believes."

@@ -17,7 +17,7 @@ import httpx
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
-from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.file import line
 from otel_audit.streams.http import Client, objection_of
 
@@ -26,6 +26,8 @@ _SHORTEST_SECRET: Final = 24
 _LONGEST_SECRET: Final = 64
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
+# registered since, or not told apart by Python's own table everywhere (RFC 6890, RFC 9637)
+_NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20")))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -45,19 +47,27 @@ class WebhookDestination:
             allow_private: Whether it may be an address that is not public.
         """
         self._url = httpx.URL(url)
+        self._host = self._url.netloc.decode("ascii")
+        # as it is looked up and stands in certificates: of a name beyond ASCII the xn-- form
+        self._name = self._url.raw_host.decode("ascii")
         self._client = client
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
-        """Send events one after the other; the first that is not taken ends it."""
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a request's body."""
         del log
+        return line(event)[:-1]
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
+        """Send events one after the other; the first that is not taken ends it."""
         delivered = Delivered()
         begun = time.monotonic()
         try:
-            address = await self._address()
+            # to the address that was looked at, whatever the name means by now
+            url = self._url.copy_with(host=str(await self._address()))
             for event in events:
-                why = await self._send(event, address)
+                why = await self._send(event, url)
                 if why is not None:
                     delivered.refused[event.leaf] = why
                 delivered.done += 1
@@ -71,12 +81,11 @@ class WebhookDestination:
         """Give back the connection."""
         await self._client.close()
 
-    async def _send(self, event: Outgoing, address: Address) -> str | None:
-        body = line(event)[:-1]
+    async def _send(self, event: Encoded, url: httpx.URL) -> str | None:
+        body = event.content
         message_id, moment = str(event.id), str(int(time.time()))
-        host = self._url.netloc.decode("ascii")
         headers = {
-            "host": host,
+            "host": self._host,
             "content-type": "application/json",
             "user-agent": "otel-audit",
             "webhook-id": message_id,
@@ -85,21 +94,24 @@ class WebhookDestination:
                 signature(secret, message_id, moment, body) for secret in self._secrets
             ),
         }
-        # to the address that was looked at, whatever the name means by now
-        url = self._url.copy_with(host=str(address))
-        answer = await self._client.post(
-            url, headers, body, {"sni_hostname": self._url.host.encode("ascii").decode()}
-        )
+        answer = await self._client.post(url, headers, body, {"sni_hostname": self._name})
         return objection_of(answer)
 
     async def _address(self) -> Address:
         """Look up the host's name, and refuse addresses that are not public."""
-        found = await resolved(self._url.host, self._url.port or 443)
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(self._client.timeout):
+                found = await resolved(self._name, port)
+        except TimeoutError:
+            raise DestinationError(
+                f"the host's name {self._name} is not looked up within {self._client.timeout:g} s"
+            ) from None
         if not self._allow_private:
             private = [one for one in found if not is_public(one)]
             if private:
                 raise DestinationError(
-                    f"{self._url.host} is {private[0]}, which is no public address: set "
+                    f"{self._name} is {private[0]}, which is no public address: set "
                     "allow_private = true if the endpoint is meant to be there"
                 )
         return found[0]
@@ -159,6 +171,8 @@ def is_public(address: Address) -> bool:
             return False
         if inner is not None:
             return is_public(inner)
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
@@ -171,7 +185,7 @@ async def resolved(host: str, port: int) -> list[Address]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         raise DestinationError(f"the host's name {host} cannot be looked up") from None
     addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
     return sorted(dict.fromkeys(addresses), key=lambda one: one.version)
