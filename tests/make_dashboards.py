@@ -30,7 +30,8 @@ class Rule:
         severity: ``page``: somebody gets up; ``ticket``: somebody looks tomorrow.
         summary: What is wrong.
         act: What to do.
-        series: Series of its test, each with values a minute apart, with which it fires.
+        series: Series of its test, each with values a minute apart, with which it fires; none: it
+            fires where there is nothing.
         quiet: Series with which it does not.
     """
 
@@ -59,7 +60,7 @@ _QUARANTINE, _NO_QUARANTINE = (
     {"audit_store_quarantined_records": "0+1x200"},
     {"audit_store_quarantined_records": "7+0x200"},
 )
-_PARKED, _NOT_PARKED = _counter("audit_stream_parked_total")
+_PARKED, _NOT_PARKED = _counter("audit_destination_parked_total")
 
 RULES: Final = (
     Rule("AuditStoreDown", "increase(audit_export_retries_total[2m]) > 0 and increase(audit_records_exported_total[2m]) == 0",
@@ -82,6 +83,10 @@ RULES: Final = (
     Rule("AuditSealLags", "audit_seal_lag_seconds > 60", "2m", "page",
          "Rows wait for their seal for more than a minute", "See whether `otel-audit seal` runs.",
          {"audit_seal_lag_seconds": "100+60x60"}, {"audit_seal_lag_seconds": "5+0x60"}),
+    # a sealer that is gone has no lag
+    Rule("AuditSealerAbsent", "absent(audit_seal_lag_seconds)", "15m", "page", "No process that seals is known",
+         "Let an application, `otel-audit serve --seal` or `otel-audit seal` run with metrics; rows that are not sealed are not proved.",
+         {}, {"audit_seal_lag_seconds": "0+0x60"}),
     Rule("AuditAnchorFails", _rises("audit_seal_publish_failures_total", "15m"), "15m", "ticket",
          "Checkpoints are not published", "Without anchors an old copy of the store passes for the original.",
          _ANCHOR, _NO_ANCHOR),
@@ -90,6 +95,12 @@ RULES: Final = (
     Rule("AuditNotVerified", "time() - audit_verify_timestamp_seconds > 93600", "0m", "ticket",
          "The trail was not verified for 26 hours", "See whether `otel-audit verify --metrics` runs each day.",
          {"audit_verify_timestamp_seconds": "-100000+0x60"}, {"audit_verify_timestamp_seconds": "0+0x60"}),
+    # the one above is silent as long as there is no time at all to compare with
+    Rule("AuditNeverVerified", "absent(audit_verify_timestamp_seconds)", "1h", "ticket",
+         "No verification of the trail is known",
+         "Run `otel-audit verify --metrics FILE` each day, where node exporter reads the file; gaps, quarantine and "
+         "partitions are not watched before that.",
+         {}, {"audit_verify_timestamp_seconds": "0+0x200"}),
     Rule("AuditQuarantineGrows", "delta(audit_store_quarantined_records[1h]) > 0", "0m", "ticket",
          "Records are put into quarantine", "`otel-audit quarantine` lists them with their reasons.",
          _QUARANTINE, _NO_QUARANTINE),
@@ -98,7 +109,7 @@ RULES: Final = (
     Rule("AuditPartitionMissing", "audit_store_partitions_ahead_seconds < 604800", "1h", "ticket",
          "A month begins within a week, and has no partition", "Run `otel-audit maintain`.",
          {"audit_store_partitions_ahead_seconds": "500000+0x200"}, {"audit_store_partitions_ahead_seconds": "900000+0x200"}),
-    Rule("AuditStreamParks", _rises("audit_stream_parked_total", "15m"), "0m", "ticket",
+    Rule("AuditStreamParks", _rises("audit_destination_parked_total", "15m"), "0m", "ticket",
          "A destination refuses records, which are parked", "`otel-audit stream status` has the reasons.", _PARKED, _NOT_PARKED),
 )  # fmt: skip
 
@@ -121,7 +132,7 @@ def rule_tests() -> str:
     tests: list[dict[str, Any]] = []
     for one in RULES:
         expected = {
-            "exp_labels": {"severity": one.severity, "instance": "a"},
+            "exp_labels": {"severity": one.severity} | ({"instance": "a"} if one.series else {}),
             "exp_annotations": {"summary": one.summary, "description": one.act},
         }  # fmt: skip
         for series, alerts in ((one.series, [expected]), (one.quiet, [])):
@@ -132,7 +143,7 @@ def rule_tests() -> str:
                     for name, values in series.items()
                 ],
                 "alert_rule_test": [
-                    {"eval_time": "90m" if "x200" in str(series) else "40m",
+                    {"eval_time": "90m" if one.lasting == "1h" or "x200" in str(series) else "40m",
                      "alertname": one.name, "exp_alerts": alerts}
                 ],
             })  # fmt: skip
@@ -252,9 +263,9 @@ def delivery_dashboard() -> str:
         .with_panel(_line("Sealed", ("sum(rate(audit_seal_rows_total[5m]))", "rows"),
                           ("sum(rate(audit_seal_publish_failures_total[5m]))", "anchor failures"), unit="cps"))
         .with_row(dashboard.Row("Streams"))
-        .with_panel(_line("Sent", ("sum by (audit_stream_name) (rate(audit_stream_sent_total[5m]))", "{{audit_stream_name}}"), unit="cps"))
-        .with_panel(_line("Behind", ("max by (audit_stream_name) (audit_stream_behind)", "{{audit_stream_name}}")))
-        .with_panel(_line("Parked", ("sum by (audit_stream_name) (audit_stream_parked_total)", "{{audit_stream_name}}")))
+        .with_panel(_line("Sent", ("sum by (audit_destination_name) (rate(audit_destination_sent_total[5m]))", "{{audit_destination_name}}"), unit="cps"))
+        .with_panel(_line("Behind", ("max by (audit_destination_name) (audit_destination_behind)", "{{audit_destination_name}}")))
+        .with_panel(_line("Parked", ("sum by (audit_destination_name) (audit_destination_parked_total)", "{{audit_destination_name}}")))
     )  # fmt: skip
     return _json(board)
 
@@ -287,7 +298,7 @@ def metrics() -> set[str]:
     """Every metric that a rule or a dashboard names."""
     texts = [one.expression for one in RULES] + re.findall(r'"expr": "(.*)"', delivery_dashboard())
     found = {name for text in texts for name in _METRIC.findall(text)}
-    return {_OF_A_HISTOGRAM.sub("", name) for name in found} - {"audit_stream_name"}
+    return {_OF_A_HISTOGRAM.sub("", name) for name in found} - {"audit_destination_name"}
 
 
 if __name__ == "__main__":

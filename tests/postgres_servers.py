@@ -47,6 +47,13 @@ class Postgres:
         finally:
             await connection.close()
 
+    async def fetchval(self, query: str) -> Any:
+        connection = await asyncpg.connect(self.server_dsn)
+        try:
+            return await connection.fetchval(query)
+        finally:
+            await connection.close()
+
 
 @dataclass
 class OwnStore:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 
@@ -57,6 +57,11 @@ _ARRAY: Final = _parts(5)
 _MAP: Final = _parts(6)
 _ELEMENT: Final = _parts(1)
 _BYTES_OF_VARINT: Final = [bytes((number,)) for number in range(128)]
+_SHORT: Final = 126
+"""Bytes of a text from which on the value around it has a length of two bytes."""
+_TEXTS: Final = [bytes((*_VALUE, size + 2, *_STRING, size)) for size in range(_SHORT)]
+"""What stands before a short text that is an attribute's value."""
+_TRUTHS: Final = [_VALUE + bytes((len(one),)) + one for one in _BOOLS]
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _TIMES: Final = range(1, 1 << 63)
 
@@ -86,10 +91,25 @@ def pairs(tag: bytes, attributes: Mapping[str, Any]) -> bytes:
         TypeError: A value is of a type that OTLP does not know.
     """
     written: list[bytes] = []
+    heads = _heads(tag)
+    # what is frequent is written here, without a call: two of three attributes are short texts
     for key, value in attributes.items():
-        encoded = part(_STRING, value.encode()) if type(value) is str else _any(value)
-        pair = _key(key) + _VALUE + _varint(len(encoded)) + encoded
-        written += (tag, _varint(len(pair)), pair)
+        kind = type(value)
+        if kind is str:
+            text = value.encode()
+            size = len(text)
+            pair = _key(key) + (_TEXTS[size] if size < _SHORT else _before_text(size)) + text
+        elif kind is dict:
+            inner = pairs(_ELEMENT, value)
+            inner = _MAP + _varint(len(inner)) + inner
+            pair = _key(key) + _VALUE + _varint(len(inner)) + inner
+        elif kind is bool:
+            pair = _key(key) + _TRUTHS[value]
+        else:
+            encoded = _any(value)
+            pair = _key(key) + _VALUE + _varint(len(encoded)) + encoded
+        size = len(pair)
+        written.append((heads[size] if size < 128 else tag + _varint(size)) + pair)  # noqa: PLR2004 - seven bits to a byte
     return b"".join(written)
 
 
@@ -99,24 +119,46 @@ def _key(key: str) -> bytes:
     return part(_KEY, key.encode())
 
 
-def _any(value: Any) -> bytes:  # noqa: PLR0911 - one for each kind
-    if isinstance(value, str):
-        return part(_STRING, value.encode())
-    if isinstance(value, bool):
-        return _BOOLS[value]
-    if isinstance(value, int):
-        if value not in _INT64:
-            raise ValueError("an integer of more than 64 bits")
-        return _INT + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
-    if isinstance(value, float):
-        return _DOUBLE + struct.pack("<d", value)
-    if value is None:
-        return b""
-    if isinstance(value, list | tuple):
-        return part(_ARRAY, b"".join(part(_ELEMENT, _any(one)) for one in value))
-    if isinstance(value, Mapping):
-        return part(_MAP, pairs(_ELEMENT, value))
-    raise TypeError(f"an attribute cannot be a {type(value).__name__}")
+@functools.cache
+def _heads(tag: bytes) -> list[bytes]:
+    """A field's tag and length, for each length of one byte."""
+    return [tag + length for length in _BYTES_OF_VARINT]
+
+
+def _before_text(size: int) -> bytes:
+    """What stands before a text that is an attribute's value, and is not short."""
+    length = _varint(size)
+    return _VALUE + _varint(len(_STRING) + len(length) + size) + _STRING + length
+
+
+def _any(value: Any) -> bytes:
+    write = _WRITERS.get(type(value))
+    if write is None:
+        write = next((one for kind, one in _KINDS if isinstance(value, kind)), None)
+    if write is None:
+        raise TypeError(f"an attribute cannot be a {type(value).__name__}")
+    return write(value)
+
+
+def _int(value: int) -> bytes:
+    if value not in _INT64:
+        raise ValueError("an integer of more than 64 bits")
+    return _INT + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+_KINDS: Final[tuple[tuple[Any, Callable[[Any], bytes]], ...]] = (
+    (str, lambda value: part(_STRING, value.encode())),
+    (bool, lambda value: _BOOLS[value]),  # before int, which it is, too
+    (int, _int),
+    (float, lambda value: _DOUBLE + struct.pack("<d", value)),
+    (type(None), lambda _: b""),
+    (list, lambda value: part(_ARRAY, b"".join([part(_ELEMENT, _any(one)) for one in value]))),
+    (dict, lambda value: part(_MAP, pairs(_ELEMENT, value))),
+    (tuple, lambda value: _any(list(value))),
+    (Mapping, lambda value: part(_MAP, pairs(_ELEMENT, value))),
+)
+_WRITERS: Final = dict(_KINDS)
+"""By the very type, which is quicker than to ask for one kind after the other."""
 
 
 def any_value(value: Any) -> bytes:

@@ -7,13 +7,15 @@ id of the subject's key; nonce, ciphertext and tag. Each part in URL-safe base64
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final, NamedTuple
 
 MARK: Final = "~p1."
 KEY_ID_BYTES: Final = 8
 PSEUDONYM_BYTES: Final = 12
 _PARTS: Final = 3
-_END: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
+_ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+", re.ASCII)
+SEARCHABLE_LENGTH: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
 
 
 class EncryptedValue(NamedTuple):
@@ -47,7 +49,12 @@ def searchable(text: str | None) -> str | None:
     """The column's text for a value: an encrypted one's pseudonym, otherwise the value."""
     if text is None or not text.startswith(MARK):
         return text
-    return text if read_encrypted(text) is None else text[:_END]
+    return text if read_encrypted(text) is None else text[:SEARCHABLE_LENGTH]
+
+
+def without_ciphertexts(payload: str) -> str:
+    """A payload that shows of encrypted values their pseudonyms alone."""
+    return _ENCRYPTED.sub(r"\1", payload) if MARK in payload else payload
 
 
 def encoded(raw: bytes) -> str:

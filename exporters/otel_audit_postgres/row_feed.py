@@ -20,14 +20,14 @@ _MANY_CHANGES: Final = 500
 their entities are to be named."""
 
 
-def to_rows(records: Iterable[AuditRecord]) -> tuple[list[Row], list[Refused]]:
+def to_rows(records: Iterable[AuditRecord], *, to_copy: bool) -> tuple[list[Row], list[Refused]]:
     """Make rows; a record that no row can hold is refused, and holds up no other. Never raises."""
     refused: list[Refused] = []
-    return list(_made(records, refused)), refused
+    return list(_made(records, refused, to_copy=to_copy)), refused
 
 
 async def to_rows_by_turns(
-    records: Sequence[AuditRecord],
+    records: Sequence[AuditRecord], *, to_copy: bool
 ) -> tuple[list[Row], list[Refused]]:
     """As `to_rows`, but yields to the event loop, which the senders share."""
     rows: list[Row] = []
@@ -35,9 +35,9 @@ async def to_rows_by_turns(
     began = time.perf_counter()
     for record in records:
         if len(record.changes) > _MANY_CHANGES:
-            made, unfit = await asyncio.to_thread(to_rows, [record])
+            made, unfit = await asyncio.to_thread(to_rows, [record], to_copy=to_copy)
         else:
-            made, unfit = to_rows([record])
+            made, unfit = to_rows([record], to_copy=to_copy)
         rows += made
         refused += unfit
         if time.perf_counter() - began > _TURN:
@@ -63,7 +63,7 @@ class RowFeed:
             most_bytes: Bytes of payload in one part, or one row.
         """
         self.refused: list[Refused] = []
-        self._made = _made(records, self.refused)
+        self._made = _made(records, self.refused, to_copy=True)
         self._most_bytes = most_bytes
         self._next = next(self._made, None)
 
@@ -121,10 +121,12 @@ def can_be_fed(records: Sequence[AuditRecord]) -> bool:
         return False  # a field of a type that its class does not allow, or an id that is none
 
 
-def _made(records: Iterable[AuditRecord], refused: list[Refused]) -> Iterator[Row]:
+def _made(
+    records: Iterable[AuditRecord], refused: list[Refused], *, to_copy: bool
+) -> Iterator[Row]:
     for record in records:
         try:
-            yield to_row(record)
+            yield to_row(record, to_copy=to_copy)
         except UnstorableRecordError as error:
             refused.append(Refused(error.record_id, error.received, error.reason))
         except Exception as error:  # noqa: BLE001 - one record must not hold up the others

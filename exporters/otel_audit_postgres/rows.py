@@ -108,7 +108,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         payload: The record's JSON text, UTF-8.
         content_hash: SHA-256 of ``payload``, 32 bytes.
         copied: All of the row as COPY takes it, in the order of `COLUMNS`, but for the last
-            bytes, which are the payload's.
+            bytes, which are the payload's; empty where it is not to be copied.
     """
 
     record: AuditRecord
@@ -161,7 +161,7 @@ class UnstorableRecordError(ValueError):
         self.received = received
 
 
-def to_row(record: AuditRecord) -> Row:
+def to_row(record: AuditRecord, *, to_copy: bool = True) -> Row:
     """Turn a record into the row that holds it.
 
     NUL characters and lone surrogates, which PostgreSQL refuses, become U+FFFD; values of unknown
@@ -169,12 +169,14 @@ def to_row(record: AuditRecord) -> Row:
 
     Args:
         record: The record.
+        to_copy: Whether it may be copied, and is not only to be a statement's parameters.
 
     Returns:
         Its row.
 
     Raises:
-        UnstorableRecordError: The record's id is no UUID, or its text is no JSON.
+        UnstorableRecordError: The record's id is no UUID, or its text is no JSON; or it is to be
+            copied, and a field has a type that its class does not allow.
     """
     record, payload = _written_down(record)
     try:
@@ -184,6 +186,8 @@ def to_row(record: AuditRecord) -> Row:
             "the record's id is not a UUID", record.record_id, payload
         ) from None
     content_hash = hashlib.sha256(payload).digest()
+    if not to_copy:
+        return Row(record, row_id, payload, content_hash, b"")
     try:
         copied = _COUNT + b"".join(_project(record, row_id, payload, content_hash, _COPIED))
     except (TypeError, AttributeError) as error:  # a field of a type that its class does not allow

@@ -102,6 +102,7 @@ one is needed only where somebody knew all of it beforehand."""
 
 # to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
+_ONLY_NULL: Final = {None}
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -137,6 +138,7 @@ class PostgresSink:
         """
         self._dsn = dsn
         self._protector = protector
+        self._is_clear_known = False
         self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -174,10 +176,11 @@ class PostgresSink:
         own = await self._protected(_as_their_own(records))
         became = _Outcome([])
         async with self._session("write to the audit store", became) as connection:
-            if len(own) >= SMALLEST_LOAD and can_be_fed(own):
+            is_large = len(own) >= SMALLEST_LOAD
+            if is_large and can_be_fed(own):
                 rows = await self._store_fed(connection, RowFeed(own, LARGEST_STATEMENT), became)
             else:
-                rows, unfit = to_rows(own)
+                rows, unfit = to_rows(own, to_copy=is_large)
                 became.refused += unfit
                 await self._store_all(connection, rows, became)
             await self._quarantine(connection, became.refused, became)
@@ -194,12 +197,27 @@ class PostgresSink:
 
     async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
         if self._protector is None:
+            self._warn_of_clear(records)
             return records
         try:
             return await self._protector.protect(records)
         except ConfigurationError as error:
             # nothing is stored in clear, and nothing is lost: it waits until that is fixed
             raise StoreError(str(error)) from None
+
+    def _warn_of_clear(self, records: Sequence[AuditRecord]) -> None:
+        """Log once that marked columns are stored in clear; who sent them may have no keys."""
+        if self._is_clear_known or not any(
+            change.personal for record in records for change in record.changes
+        ):
+            return
+        self._is_clear_known = True
+        log_limited(
+            _logger, "marked in clear",
+            "OTEL_AUDIT_KEYS_DSN: not set, so columns that a model marks as personal are stored in "
+            "clear and cannot be erased; name a database of keys (otel-audit subject init)",
+            level=logging.WARNING,
+        )  # fmt: skip
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep what never became a record, with the reason.
@@ -236,7 +254,9 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        rows, unfit = await to_rows_by_turns(await self._protected(_as_their_own(records)))
+        rows, unfit = await to_rows_by_turns(
+            await self._protected(_as_their_own(records)), to_copy=len(records) >= SMALLEST_LOAD
+        )
         became = _Outcome(unfit)
         async with self._session("write to the audit store", became) as connection:
             await self._store_all(connection, rows, became)
@@ -379,6 +399,8 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
+            # an auditor's role is told what it is, once, and not which right it lacks
+            await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,
@@ -747,7 +769,8 @@ def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
     arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
     arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
     arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
-    return arrays
+    # unnest fills up with NULL; each one that is sent costs the driver more than a text does
+    return [[] if not any(column) and set(column) == _ONLY_NULL else column for column in arrays]
 
 
 def _literal(texts: Sequence[str]) -> str:

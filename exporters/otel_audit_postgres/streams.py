@@ -39,6 +39,7 @@ _PARKED: Final = (
     "SELECT leaf, record_id, reason, recorded_at FROM audit.stream_parked WHERE stream = $1 "
     "ORDER BY turn, leaf LIMIT $2"
 )
+_COUNT_PARKED: Final = "SELECT count(*) FROM audit.stream_parked WHERE stream = $1 AND turn = $2"
 _SEALED_AT: Final = """
 SELECT extract(epoch FROM clock_timestamp() - b.recorded_at)::float8 FROM audit.ledger_blocks b
 WHERE b.first <= $1 ORDER BY b.first DESC LIMIT 1
@@ -246,6 +247,12 @@ async def waiting_for(connection: Connection[Any], next_leaf: int, sealed: Horiz
 async def parked(connection: Connection[Any], name: str, most: int = 1000) -> list[Parked]:
     """What a stream's destination refused, in order."""
     return [Parked(*row.values()) for row in await connection.fetch(_PARKED, name, most)]
+
+
+async def count_parked(connection: Connection[Any], at: Position) -> int:
+    """How many events were refused since the stream was rewound last, or ever."""
+    number: int = await connection.fetchval(_COUNT_PARKED, at.name, at.turn)
+    return number
 
 
 async def pause(connection: Connection[Any], name: str, *, paused: bool) -> bool:

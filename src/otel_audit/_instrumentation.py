@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+import wrapt
 from opentelemetry import trace
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
@@ -41,6 +43,7 @@ from otel_audit_bootstrap import (
     must_be_audited,
     not_audited,
     serves_multiprocessing,
+    was_spawned,
 )
 
 _logger = logging.getLogger("otel_audit")
@@ -322,13 +325,23 @@ def attach() -> None:
             if runtime is not None:
                 _install(None, runtime)
                 if is_new:
-                    announce(startup_line(runtime.config), logging.INFO)
+                    _say_begun(runtime.config)
     except OtelAuditError as error:
         not_audited(str(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it would switch off the app's tracing as well
         not_audited(explained(error))
+
+
+def _say_begun(config: AuditConfig) -> None:
+    """Say that auditing is on: once for each run, however many processes serve in it."""
+    line = startup_line(config)
+    if was_spawned():
+        # the process that spawned this one was set up in the same way, and has printed the line
+        _logger.info("%s", line)
+    else:
+        announce(line, logging.INFO)
 
 
 def _begin(
@@ -363,13 +376,16 @@ def _begin(
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
     try:
-        _orm = _attach_orm(runtime, app_engine)
+        if app_engine is not None or not _waits_for_sqlalchemy(runtime.config):
+            _orm = _attach_orm(runtime, app_engine)
     except BaseException:
         runtime.close()
         raise
+    _runtime = runtime
     if _orm is not None:
         runtime.settle_changes = _orm.settle
-    _runtime = runtime
+    elif _waits_for_sqlalchemy(runtime.config):
+        _once_imported("sqlalchemy", functools.partial(_attach_orm_late, runtime))
     runtime.watch_spans()
     current_runtime.use(runtime.current)
     warn_outside(is_audited=True)
@@ -419,11 +435,41 @@ def _install(app: Any, runtime: Runtime) -> None:
     if app is not None:
         install.install(app, runtime)
         return
-    try:
-        install.install_for_all(runtime)
-    except MissingExtraError:
-        # a script or a worker has no use for it
-        _logger.debug("Starlette is not installed, so no HTTP requests are audited")
+    install.install_for_all(runtime)
+    for module in install.FRAMEWORK_MODULES:
+        if module not in sys.modules:
+            _once_imported(module, install.patch_imported)
+
+
+def _once_imported(module: str, call: Callable[[], None]) -> None:
+    """Do something as soon as the application imports a module, before it can use it.
+
+    A process that has no use for a framework must not pay for its import, which is more than the
+    rest of a start.
+    """
+
+    def hook(_module: object) -> None:
+        try:
+            call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it would end the application's own import
+            not_audited(str(error) if isinstance(error, OtelAuditError) else explained(error))
+
+    wrapt.register_post_import_hook(hook, module)
+
+
+def _waits_for_sqlalchemy(config: AuditConfig) -> bool:
+    return config.orm == "observed" and "sqlalchemy" not in sys.modules
+
+
+def _attach_orm_late(runtime: Runtime) -> None:
+    global _orm  # noqa: PLW0603 - see _start
+    # without `_lock`: who holds it may wait for the import that this is a part of
+    if _runtime is runtime and _orm is None:
+        _orm = _attach_orm(runtime, None)
+        if _orm is not None:
+            runtime.settle_changes = _orm.settle
 
 
 def _end() -> None:

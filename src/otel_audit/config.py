@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -626,7 +627,7 @@ class AuditConfig(BaseSettings):
     serve_verify: Literal["off", "record", "require"] = Field(
         "off",
         description="Whether the OTLP sink looks at the signatures of audit log records: not at "
-        "all, and notes what it finds, or puts into quarantine what has no valid one.",
+        "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
     )
     serve_trust_file: Path | None = Field(
         None, description="The file that says whose signatures the OTLP sink believes."
@@ -818,6 +819,24 @@ class _EnvironmentSource(EnvSettingsSource):
             for name, value in super().__call__().items()
             if name in _SAY_BY_EMPTY or not (isinstance(value, str) and not value.strip())
         }
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Look for a variable; most are not set, and to find that out must cost little."""
+        if f"{self.env_prefix}{field_name}".lower() not in self.env_vars:
+            return None, field_name, False
+        return super().get_field_value(field, field_name)
+
+    def prepare_field_value(
+        self,
+        field_name: str,
+        field: FieldInfo,
+        value: Any,
+        value_is_complex: bool,  # noqa: FBT001 - the library calls it so
+    ) -> Any:
+        """Read a variable's text, if there is one."""
+        if value is None:
+            return None
+        return super().prepare_field_value(field_name, field, value, value_is_complex)
 
 
 @functools.cache

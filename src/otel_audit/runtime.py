@@ -252,6 +252,20 @@ class Runtime:
         """Whether an application that cannot be observed must not run."""
         return self.config.required
 
+    @property
+    def refusal(self) -> str | None:
+        """Why an application must not run as it is set up, if it is to run only audited well."""
+        if not self.config.required and self.config.delivery != "strict":
+            return None
+        return self._marked_in_clear()
+
+    def _marked_in_clear(self) -> str | None:
+        if self.config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
+            return None
+        from otel_audit.orm.marked_columns import marked_in_clear
+
+        return marked_in_clear(self.config)
+
     def for_app(self, app: Any) -> RoutedCapture:
         """Return what observes one application, by what its routes say about themselves."""
         return RoutedCapture(self, self._options, app)
@@ -364,13 +378,16 @@ class Runtime:
             run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
     def report_names(self) -> None:
-        """Log which names in the settings fit no model, once the models are there. Never raises."""
+        """Log which settings do not fit the models, once those are there. Never raises."""
         if self._names_reported or self.config.orm == "off" or "sqlalchemy" not in sys.modules:
             return
         self._names_reported = True
         try:
             from otel_audit.orm.unmatched_names import names_nothing
 
+            in_clear = self._marked_in_clear()
+            if in_clear is not None:
+                log_limited(_logger, "marked in clear", "%s", in_clear, level=logging.WARNING)
             for setting, name, why in names_nothing(self.config):
                 log_limited(
                     _logger, f"{setting} {name}", "%s%s: %s: %s",

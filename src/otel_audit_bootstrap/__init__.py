@@ -8,12 +8,12 @@ audited.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -26,6 +26,8 @@ _NO: Final = frozenset({"0", "false", "no", "off", "n", "f"})
 _REQUIRED_IN_FILE: Final = re.compile(r"^[ \t]*required[ \t]*=[ \t]*true\b", re.MULTILINE)
 _logger = logging.getLogger("otel_audit")
 _HELPER: Final = "from multiprocessing.resource_tracker import main"
+_SPAWNED: Final = "--multiprocessing-fork"
+_NARROWEST: Final = 40
 _tried = False
 _said: Final[set[str]] = set()
 _printed: Final[set[str]] = set()
@@ -40,17 +42,35 @@ def pre_instrument() -> None:
     global _tried  # noqa: PLW0603 - of the process
     _tried = True
     try:
-        # by its name: this module is the one that must be there when that one cannot be imported
-        importlib.import_module("otel_audit._instrumentation").pre_instrument()
+        with _uncollected():
+            # by its name: this module must be there when that one cannot be imported
+            importlib.import_module("otel_audit._instrumentation").pre_instrument()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - whatever it is, the trail is not there
         not_audited(explained(error))
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage: imports leave none, and looking for it is a fifth of what they cost."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def serves_multiprocessing() -> bool:
     """Whether this process only keeps account of others' semaphores; it runs no application."""
     return any(one.startswith(_HELPER) for one in sys.orig_argv)
+
+
+def was_spawned() -> bool:
+    """Whether multiprocessing started this process for another one, as servers start workers."""
+    return _SPAWNED in sys.orig_argv
 
 
 def was_tried() -> bool:
@@ -115,8 +135,21 @@ def _print_once(message: str) -> None:
         return
     _printed.add(message)
     with contextlib.suppress(OSError, ValueError):  # closed: nobody is there to read it
-        sys.stderr.write(f"{_one_line(message)}\n")
+        sys.stderr.write(f"{_for_terminal(_one_line(message))}\n")
         sys.stderr.flush()
+
+
+def _for_terminal(line: str) -> str:
+    """Fold a line between words where somebody looks at a terminal; in a log it stays one line."""
+    if not sys.stderr.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    columns = max(shutil.get_terminal_size().columns, _NARROWEST)
+    return textwrap.fill(
+        line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def refuse_to_start(message: str) -> NoReturn:
@@ -124,7 +157,8 @@ def refuse_to_start(message: str) -> NoReturn:
     # auto-instrumentation swallows exceptions, and an error in site start-up prints a traceback
     # that buries the reason
     try:
-        sys.stderr.write(f"{message}\nRefusing to start, because {REQUIRED} is set.\n")
+        line = f"{message}; refusing to start, because {REQUIRED} is set"
+        sys.stderr.write(f"{_for_terminal(line)}\n")
         sys.stderr.flush()
     finally:  # also where standard error is closed
         os._exit(EXIT_CONFIGURATION)
@@ -145,6 +179,10 @@ def must_be_audited() -> bool:
         text = file.read_text("utf-8") if file.is_file() else ""
     except (OSError, ValueError, RuntimeError):  # the last: of a home that nobody has
         return False
+    if not text:
+        return False
+    import tomllib
+
     try:
         return tomllib.loads(text).get("required") is True
     except (ValueError, RecursionError):

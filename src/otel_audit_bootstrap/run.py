@@ -1,4 +1,4 @@
-"""`otel-audit run CMD…`: start a program audited, whatever OpenTelemetry's own set-up does.
+"""`otel-audit run CMD...`: start a program audited, whatever OpenTelemetry's own set-up does.
 
 As the rest of this package it needs the standard library alone.
 """
@@ -53,9 +53,11 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
     )
     parser.add_argument("--required", action="store_true", help="refuse to run unaudited")
     parser.add_argument("--service", metavar="NAME", help="the service's name")
-    parser.add_argument("command", metavar="CMD", help="the program")
-    parser.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER, help="its arguments")
+    parser.add_argument("command", metavar="CMD", nargs="?", help="the program")
+    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="its arguments")
     given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.error("no command: name the program to run, as in otel-audit run uvicorn app:app")
     command = [given.command, *given.arguments]
     if given.console:
         os.environ["OTEL_AUDIT_EXPORTER"] = "console"

@@ -94,6 +94,7 @@ class TestInit:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("durable_server")
 class TestDoctor:
     async def test_a_sound_installation_passes(self, roles):
         """Settings, hooks, spool, store and roles are in order: a line each, status 0."""

@@ -79,7 +79,7 @@ async def test_every_metric_that_is_named_is_scraped():
     """From the shop, `otel-audit serve --seal`, `stream run` and `verify --metrics`."""
     found: set[str] = set()
     store_wide = of("audit_verify", "audit_store")
-    elsewhere = of("audit_sink", "audit_seal", "audit_stream") | store_wide
+    elsewhere = of("audit_sink", "audit_seal", "audit_destination") | store_wide
     with (
         tempfile.TemporaryDirectory(prefix="otel-audit-metrics-") as folder,
         running_postgres() as server,
@@ -147,6 +147,6 @@ async def of_a_stream(directory: Path, dsn: str) -> set[str]:
     config.write_text(f'[streams.siem]\nkind = "file"\npath = "{directory / "siem.ndjson"}"\n')
     options = ("stream", "run", "--config", str(config), "--dsn", dsn)
     async with running(*options, log=directory / "stream.log", **prometheus(port)):
-        found = await names_of(port, of("audit_stream"))
+        found = await names_of(port, of("audit_destination"))
     assert found, (directory / "stream.log").read_text()
     return found

@@ -416,18 +416,16 @@ class TestChildren:
 
 class TestWithLittle:
     async def test_starlette_is_not_needed(self, run, rows):
-        """Without Starlette and SQLAlchemy only what they bring is missing; debug logging says so."""
+        """Without Starlette and SQLAlchemy only what they bring is missing."""
         done = run("""
             import logging, sys
             for name in ("starlette", "starlette.applications", "fastapi", "sqlalchemy"):
                 sys.modules[name] = None
-            logging.basicConfig(level=logging.DEBUG)
             otel_audit.instrument()
             with otel_audit.audit("report.built"):
                 pass
         """)
         assert done.returncode == 0, done.stderr
-        assert "DEBUG:otel_audit:Starlette is not installed" in done.stderr
         assert [row["event_name"] for row in await rows()] == ["report.built"]
 
     async def test_a_script_with_a_database(self, run, rows):

@@ -91,10 +91,10 @@ def audited(*command: str) -> list[str]:
 
 def assert_refused(done: subprocess.CompletedProcess[str], part: str = "") -> None:
     assert done.returncode == 78, done.stderr
-    why, refusal = done.stderr.splitlines()
+    (why,) = done.stderr.splitlines()
     assert why.startswith("THIS APPLICATION IS NOT AUDITED: ")
     assert part in why
-    assert refusal.startswith("Refusing to start")
+    assert why.endswith("refusing to start, because OTEL_AUDIT_REQUIRED is set")
     assert "hunter2" not in done.stderr
     assert "the program ran" not in done.stdout
 
@@ -266,3 +266,69 @@ class TestRun:
         options = ["--console", "-x", "a b", "--", "--help"]
         done = run(*audited("--console", PYTHON, "-c", show, *options), **NO_EXPORTERS)
         assert json.loads(done.stdout.splitlines()[0]) == options
+
+    def test_without_a_command_it_says_what_is_missing(self, run):
+        """In ASCII, with an example; as for any wrong use the exit status is 2."""
+        done = run(*audited())
+        assert done.returncode == 2
+        assert "no command" in done.stderr
+        assert "otel-audit run uvicorn app:app" in done.stderr
+        assert "\\u" not in done.stderr + run(*audited("--help")).stdout
+
+
+class TestLight:
+    """A start imports no framework that the program does not import itself."""
+
+    HEAVY = ("fastapi", "starlette", "sqlalchemy", "asyncpg", "click", "rich", "jose", "cryptography",
+             "grpc", "httpx", "urllib.request")  # fmt: skip
+
+    def test_what_a_start_does_not_import(self, run):
+        """Each of these would cost a process that never uses it more than all of ours does."""
+        program = (
+            "import sys, otel_audit_bootstrap as one; one.pre_instrument()\n"
+            f"print([one for one in {self.HEAVY!r} if one in sys.modules])"
+        )
+        # without OpenTelemetry's own, which import what they instrument
+        done = run(PYTHON, "-c", program, **STORE)
+        assert "auditing is on" in done.stderr
+        assert done.stdout == "[]\n"
+
+    def test_garbage_is_collected_again(self, run):
+        """It is not while ours is imported; the program must find it as it was."""
+        program = "import gc; print(gc.isenabled())"
+        assert run(*audited("--console", PYTHON, "-c", program)).stdout.startswith("True")
+
+    def test_what_is_imported_later_is_audited(self, run, tmp_path):
+        """An application and a database that the program imports after the start."""
+        program = (
+            "import sqlalchemy as sa\n"
+            "from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column\n"
+            "from fastapi import FastAPI\n"
+            "from fastapi.testclient import TestClient\n"
+            "class Base(DeclarativeBase): ...\n"
+            "class Item(Base):\n"
+            "    __tablename__ = 'items'\n"
+            "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+            f"engine = sa.create_engine('sqlite:///{tmp_path}/a.db')\n"
+            "Base.metadata.create_all(engine)\n"
+            "app = FastAPI()\n"
+            "@app.post('/items')\n"
+            "def make():\n"
+            "    with Session(engine) as session, session.begin(): session.add(Item(id=1))\n"
+            "with TestClient(app) as client: client.post('/items')\n"
+        )
+        done = run(*audited("--console", PYTHON, "-c", program), **NO_EXPORTERS)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(one) for one in done.stdout.splitlines() if one.startswith("{")]
+        (made,) = [one for one in records if one.get("request", {}).get("route") == "/items"]
+        assert [one["entity"] for one in made["changes"]] == ["Item"]
+
+    def test_the_line_is_said_once_for_servers_with_workers(self, run):
+        """A process that multiprocessing spawns for the program was announced by the program."""
+        program = (
+            "import multiprocessing\n"
+            "one = multiprocessing.get_context('spawn').Process()\n"
+            "one.start(), one.join()"
+        )
+        done = run(*audited("--console", PYTHON, "-c", program), **NO_EXPORTERS)
+        assert done.stderr.count("auditing is on") == 1

@@ -281,7 +281,7 @@ class TestFaults:
         with uvicorn(directory, {**settings, "OTEL_AUDIT_REQUIRED": "true"}) as server:
             assert server.process.wait(60) == 78
             assert named in server.output
-            assert "Refusing to start" in server.output
+            assert "refusing to start" in server.output
             assert "hunter2" not in server.output
             assert "Traceback" not in server.output
 

@@ -39,6 +39,7 @@ MODULES = {
     "loadbalancingexporter": "load_balancing",
     "kafkaexporter": "kafka",
     "splunkhecexporter": "splunk_hec",
+    "elasticsearchexporter": "elasticsearch",
     "fileexporter": "file",
 }
 
@@ -71,6 +72,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "SPLUNK_HEC_ENDPOINT": "https://splunk:8088/services/collector",
         "SPLUNK_HEC_TOKEN": "a token",
         "SIEM_FILE": str(tmp_path / "siem.json"),
+        "ELASTICSEARCH_ENDPOINT": "https://elasticsearch:9200",
     }
 
 
@@ -143,22 +145,34 @@ class TestTheManifest:
         behind = {
             line["gomod"] for line in load(MANIFEST)["exporters"] if whole not in line["gomod"]
         }
-        # not every mirror of the Go modules has the newest of this one
-        assert {line.rpartition("/")[2] for line in behind} <= {"splunkhecexporter v0.157.0"}
+        # not every mirror of the Go modules has the newest of these
+        assert {line.rpartition("/")[2] for line in behind} <= {
+            "splunkhecexporter v0.157.0",
+            "elasticsearchexporter v0.156.0",
+        }
         assert set(lines) - {line.split()[1] for line in behind} == {whole}
 
 
 class TestNoFileMayLoseARecord:
-    @pytest.mark.parametrize("exporter", ["splunk_hec/audit", "kafka/audit"])
+    @pytest.mark.parametrize("exporter", ["splunk_hec/audit", "kafka/audit", "elasticsearch/audit"])
     def test_what_a_stream_sends_waits_on_disk_for_as_long_as_it_takes(self, exporter):
         """In order, too: one consumer. Each setting of these has a default that loses."""
         found = load("siem.yaml")
         queue = found["exporters"][exporter]["sending_queue"]
         assert queue["storage"] == "file_storage/audit"
         assert (queue["block_on_overflow"], queue["num_consumers"]) == (True, 1)
-        assert found["exporters"][exporter]["retry_on_failure"]["max_elapsed_time"] == 0
+        if exporter != "elasticsearch/audit":
+            assert found["exporters"][exporter]["retry_on_failure"]["max_elapsed_time"] == 0
         assert found["extensions"]["file_storage/audit"]["fsync"] is True
         assert found["service"]["pipelines"]["logs/audit"]["processors"] == ["memory_limiter"]
+
+    def test_elasticsearch_is_asked_until_it_answers(self):
+        """Its exporter has retries of its own, and gives up by default."""
+        exporter = load("siem.yaml")["exporters"]["elasticsearch/audit"]
+        assert exporter["timeout"] == "0s"
+        assert exporter["retry"]["max_retries"] >= 1_000_000
+        assert {429, 500, 502, 503, 504} <= set(exporter["retry"]["retry_on_status"])
+        assert exporter["logs_dynamic_id"]["enabled"] is True
 
     @pytest.mark.parametrize("name", TIERS)
     def test_the_audit_pipeline_has_no_processor_that_drops_or_answers_early(self, name):

@@ -13,7 +13,7 @@ from otel_audit_postgres.rows import COLUMNS
 
 ROWS_IN_GROUP: Final = 20_000
 BYTES_IN_GROUP: Final = 32_000_000
-_ZSTD_LEVEL: Final = 3
+_ZSTD_LEVEL: Final = 1
 _ROWS_IN_BATCH: Final = 2000
 
 # of few different values, or of the same few in a row

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from struct import Struct
 from sys import byteorder
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -39,34 +40,74 @@ _READABLE: Final = {
     "THEN recorded_at END",
 }
 _COPIED: Final = (*COLUMNS, ("recorded_at", "timestamptz"))
+_PAYLOAD: Final = "payload"
+_FIELDS: Final = [(name, kind) for name, kind in _COPIED if name != _PAYLOAD]
 _SELECTED: Final = ", ".join(
-    _SENT.get(kind, "{0}").format(_READABLE.get(name, name)) for name, kind in _COPIED
+    _SENT.get(kind, "{0}").format(_READABLE.get(name, name)) for name, kind in _FIELDS
 )
+# the same order twice, of what one transaction sees
+_CHOSEN: Final = "FROM audit.audit_logs WHERE id = ANY('{{{}}}'::uuid[]) ORDER BY id, tenant_id"
+# of COPY's binary format: a signature, flags, and the length of an extension, which is 0; then for
+# each row how many fields it has and, before each of them, how long that is; an end of two bytes
+_HEAD_SIZE: Final = 19
+_END_SIZE: Final = 2
+_FIELD: Final = Struct(">hi")
 _decode_texts: Final = msgspec.json.Decoder(list[str] | None).decode
 
 
-async def copied_rows(connection: Connection[Any], ids: Sequence[bytes]) -> bytearray:
+class CopiedRows(NamedTuple):
+    """Rows as PostgreSQL sent them.
+
+    The payloads, the greater part, come by themselves: nothing in them is looked at on the way.
+
+    Attributes:
+        fields: All columns but the payload, as CSV.
+        payloads: The payloads, in COPY's binary format.
+    """
+
+    fields: bytearray
+    payloads: bytearray
+
+
+async def copied_rows(
+    connection: Connection[Any], ids: Sequence[bytes], most: int | None = None
+) -> CopiedRows | None:
     """The stored rows of these ids, as `table_of` reads them.
 
     Args:
-        connection: To the store.
-        ids: 16 bytes each; so many as fit into memory with their payloads.
+        connection: To the store, in a transaction that sees one moment.
+        ids: 16 bytes each.
+        most: So many bytes of payloads, and little more, are kept in memory; None: all.
+
+    Returns:
+        The rows; None if their payloads make up more than that.
     """
-    found = bytearray()
+    chosen = _CHOSEN.format(",".join(one.hex() for one in ids))
+    found = CopiedRows(bytearray(), bytearray())
+    size = 0
 
     async def taken(part: bytes) -> None:
-        found.extend(part)
+        found.fields.extend(part)
 
-    wanted = ",".join(one.hex() for one in ids)
+    async def kept(part: bytes) -> None:
+        nonlocal size
+        size += len(part)
+        # to its end: a statement that is cut off takes the transaction with it
+        if most is None or size <= most:
+            found.payloads.extend(part)
+
     await connection.copy_from_query(
-        f"SELECT {_SELECTED} FROM audit.audit_logs "  # noqa: S608 - constants, and UUIDs
-        f"WHERE id = ANY('{{{wanted}}}'::uuid[])",
+        f"SELECT {_SELECTED} {chosen}",
         output=taken, format="csv", delimiter=_DELIMITER, quote=_QUOTE,
     )  # fmt: skip
-    return found
+    await connection.copy_from_query(
+        f"SELECT {_PAYLOAD} {chosen}",
+        output=kept, format="binary",
+    )  # fmt: skip
+    return found if most is None or size <= most else None
 
 
-def table_of(copied: bytearray) -> Any:
+def table_of(copied: CopiedRows) -> Any:
     """What was copied as a table: the columns of a file but for those of the leaf.
 
     Raises:
@@ -75,29 +116,48 @@ def table_of(copied: bytearray) -> Any:
     arrow, _ = parquet()
     schema = row_schema()
     schema = arrow.schema([schema.field(name) for name, _ in _COPIED])
-    if not copied:
+    if not copied.fields:
         return schema.empty_table()
     from pyarrow import csv
 
     read_as = {"int4": arrow.int32(), "int8": arrow.int64()}
     table = csv.read_csv(
-        arrow.BufferReader(arrow.py_buffer(copied)),
+        arrow.BufferReader(arrow.py_buffer(copied.fields)),
         # one block, as a row may be of any size; the file is read elsewhere meanwhile
         csv.ReadOptions(
-            column_names=[name for name, _ in _COPIED],
-            block_size=len(copied) + 1, use_threads=False,
+            column_names=[name for name, _ in _FIELDS],
+            block_size=len(copied.fields) + 1, use_threads=False,
         ),
         csv.ParseOptions(delimiter=_DELIMITER, quote_char=_QUOTE, newlines_in_values=True),
         csv.ConvertOptions(
-            column_types={name: read_as.get(kind, arrow.string()) for name, kind in _COPIED},
+            column_types={name: read_as.get(kind, arrow.string()) for name, kind in _FIELDS},
             null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False,
         ),
     )  # fmt: skip
     columns = [
-        _converted(arrow, _whole(arrow, table.column(name)), name, kind)
+        _payloads(arrow, copied.payloads)
+        if name == _PAYLOAD
+        else _converted(arrow, _whole(arrow, table.column(name)), name, kind)
         for name, kind in _COPIED
-    ]  # fmt: skip
+    ]
     return arrow.Table.from_arrays(columns, schema=schema)
+
+
+def _payloads(arrow: Any, copied: bytearray) -> Any:
+    """The one column of what was copied in the binary format."""
+    whole, texts, ends = memoryview(copied), list[memoryview](), array("i", [0])
+    at, end, total = _HEAD_SIZE, len(copied) - _END_SIZE, 0
+    read, before = _FIELD.unpack_from, _FIELD.size
+    while at < end:
+        size = max(read(copied, at)[1], 0)
+        at += before
+        texts.append(whole[at : at + size])
+        at += size
+        total += size
+        ends.append(total)
+    return arrow.Array.from_buffers(
+        arrow.string(), len(texts), [None, arrow.py_buffer(ends), arrow.py_buffer(b"".join(texts))]
+    )
 
 
 def leaf_hashes(rows: Any) -> Iterator[bytes]:

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from otel_audit_postgres.archive.objects import ArchiveError, digest_of
 from otel_audit_postgres.archive.row_files import RowFile
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.archive.stored_tables import (
+    CopiedRows,
     copied_rows,
     leaf_hashes,
     table_of,
@@ -130,12 +131,8 @@ def _lowest_id(day: date) -> uuid.UUID:
     return uuid.UUID(int=milliseconds << 80)
 
 
-class _Place(NamedTuple):
-    """A leaf of the month: its number, whose row it is of, and its hash."""
-
-    leaf: int
-    row_id: bytes
-    digest: bytes
+_Place: TypeAlias = tuple[int, bytes, bytes]
+"""A leaf of the month: its number, whose row it is of, and its hash; plain, as there are many."""
 
 
 class _Stretch(NamedTuple):
@@ -148,12 +145,11 @@ class _Stretch(NamedTuple):
 def _stretch(piece: Block | Pruned, lowest: bytes, above: bytes) -> _Stretch:
     if isinstance(piece, Pruned):
         return _Stretch(piece, ())
+    numbers = range(piece.first, piece.first + piece.count)
     places = [
-        _Place(piece.first + number, row_id, digest)
-        for number, (row_id, digest) in enumerate(
-            zip(piece.id_bytes(), piece.leaf_hashes(), strict=True)
-        )
-        if lowest <= row_id < above
+        place
+        for place in zip(numbers, piece.id_bytes(), piece.leaf_hashes(), strict=True)
+        if lowest <= place[1] < above
     ]
     return _Stretch(piece, places)
 
@@ -167,6 +163,7 @@ class _Pipeline:
         self._connection, self._writer, self._progress = connection, writer, progress
         self._waiting: list[_Stretch] = []
         self._rows = 0
+        self._rows_at_once = ROWS_AT_ONCE
         self._under_way: asyncio.Task[None] | None = None
 
     async def add(self, stretch: _Stretch) -> None:
@@ -188,26 +185,44 @@ class _Pipeline:
 
     async def _pass_on(self) -> None:
         stretches, self._waiting, self._rows = self._waiting, [], 0
-        async for places in self._parts([one for of in stretches for one in of.places]):
-            copied = await copied_rows(self._connection, [one.row_id for one in places])
+        async for places, copied in self._parts([one for of in stretches for one in of.places]):
             await self._settled()
             self._begin(self._writer.write, copied, places)
         await self._settled()
         self._begin(self._writer.complete, stretches)
 
-    async def _parts(self, places: Sequence[_Place]) -> AsyncIterator[Sequence[_Place]]:
-        """As many as fit into memory at a time, in their order."""
-        for start in range(0, len(places), ROWS_AT_ONCE):
-            few = places[start : start + ROWS_AT_ONCE]
-            sizes = dict(await self._connection.fetch(_SIZES, [one.row_id.hex() for one in few]))
-            begin = held = 0
-            for number, one in enumerate(few):
-                size = sizes.get(one.row_id, 0)
-                if number > begin and held + size > BYTES_AT_ONCE:
-                    yield few[begin:number]
-                    begin, held = number, 0
-                held += size
-            yield few[begin:]
+    async def _parts(
+        self, places: Sequence[_Place]
+    ) -> AsyncIterator[tuple[Sequence[_Place], CopiedRows]]:
+        """The rows, as many as fit into memory at a time, in their order."""
+        begin = 0
+        while begin < len(places):
+            few = places[begin : begin + self._rows_at_once]
+            copied = await self._copied(few, BYTES_AT_ONCE)
+            if copied is None:
+                few = few[: await self._fitting(few)]
+                copied = await self._copied(few)
+                assert copied is not None  # noqa: S101 - there was no limit
+                # the following ones will be like them
+                self._rows_at_once = len(few)
+            else:
+                self._rows_at_once = min(self._rows_at_once * 2, ROWS_AT_ONCE)
+            yield few, copied
+            begin += len(few)
+
+    async def _copied(self, places: Sequence[_Place], most: int | None = None) -> CopiedRows | None:
+        return await copied_rows(self._connection, [row_id for _, row_id, _ in places], most)
+
+    async def _fitting(self, places: Sequence[_Place]) -> int:
+        """How many of them fit into memory, one at the least."""
+        ids = [row_id.hex() for _, row_id, _ in places]
+        sizes = dict(await self._connection.fetch(_SIZES, ids))
+        held = 0
+        for number, (_, row_id, _) in enumerate(places):
+            held += sizes.get(row_id, 0)
+            if held > BYTES_AT_ONCE:
+                return max(number, 1)
+        return len(places)
 
     def _begin(self, work: Callable[..., None], *values: Any) -> None:
         self._under_way = asyncio.create_task(asyncio.to_thread(work, *values))
@@ -231,7 +246,7 @@ class _Writer:
         self.complement = Complement()
         self.seen = self.left_out = 0
 
-    def write(self, copied: bytearray, places: Sequence[_Place]) -> None:
+    def write(self, copied: CopiedRows, places: Sequence[_Place]) -> None:
         """Write rows into their files, in the order of their leaves.
 
         Raises:
@@ -240,28 +255,25 @@ class _Writer:
         table = table_of(copied)
         rows = {digest: number for number, digest in enumerate(leaf_hashes(table))}
         kinds = self._kinds(table)
-        chosen: dict[str, tuple[list[int], list[_Place]]] = {}
-        for place in places:
-            row = rows.get(place.digest)
+        chosen: dict[str, tuple[list[int], list[int], list[bytes]]] = {}
+        for leaf, row_id, digest in places:
+            row = rows.get(digest)
             if row is None:
                 raise ArchiveError(
-                    f"record {uuid.UUID(bytes=place.row_id)} (leaf {place.leaf}) is gone, or not "
-                    "what was sealed: nothing is archived or dropped; run `otel-audit verify`"
+                    f"record {uuid.UUID(bytes=row_id)} (leaf {leaf}) is gone, or not what was "
+                    "sealed: nothing is archived or dropped; run `otel-audit verify`"
                 )
             kind = kinds[row]
             if kind is None:
-                self._not_archived.add(place.leaf)
+                self._not_archived.add(leaf)
                 continue
-            numbers, leaves = chosen.setdefault(kind, ([], []))
+            numbers, leaves, digests = chosen.setdefault(kind, ([], [], []))
             numbers.append(row)
-            leaves.append(place)
+            leaves.append(leaf)
+            digests.append(digest)
         self.seen += len(places)
-        for kind, (numbers, leaves) in sorted(chosen.items()):
-            self._file(kind).add(
-                with_leaves(
-                    table, numbers, [one.leaf for one in leaves], [one.digest for one in leaves]
-                )
-            )
+        for kind, (numbers, leaves, digests) in sorted(chosen.items()):
+            self._file(kind).add(with_leaves(table, numbers, leaves, digests))
 
     def complete(self, stretches: Sequence[_Stretch]) -> None:
         """Take pieces of the ledger of which all rows were written."""
@@ -269,7 +281,7 @@ class _Writer:
             if isinstance(piece, Pruned):
                 self.complement.add(piece.first, piece.count, piece.hash)
                 continue
-            archived = {one.leaf for one in places} - self._not_archived
+            archived = {leaf for leaf, _, _ in places} - self._not_archived
             for leaf, digest in enumerate(piece.leaf_hashes(), piece.first):
                 self.complement.add(leaf, 1, None if leaf in archived else digest)
         self.left_out += len(self._not_archived)

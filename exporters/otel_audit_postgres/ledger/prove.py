@@ -17,6 +17,7 @@ from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_c
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, Tree
+from otel_audit_postgres.ledger.sealed_rows import find_leaf
 from otel_audit_postgres.ledger.verify.row_check import leaf_of
 
 EVIDENCE: Final = "otel-audit evidence 1"
@@ -194,16 +195,13 @@ async def _tree(connection: Connection[Any]) -> tuple[str, Checkpoint, Tree]:
 
 async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> int:
     """Find the leaf of a row."""
-    leaf_hash, seen = leaf_of(row).hash(), False
-    for block in await store.blocks_about(connection, row["id"]):
-        ids = block.row_ids()
-        seen = seen or row["id"] in ids
-        for number, found in enumerate(block.leaf_hashes()):
-            if found == leaf_hash and ids[number] == row["id"]:
-                return block.first + number
-    if seen:
+    found = await find_leaf(connection, leaf_of(row))
+    if found is None:
+        raise ProofError(f"{row['id']} is not sealed yet: run `otel-audit seal`")
+    number, is_as_sealed = found
+    if not is_as_sealed:
         raise ProofError(f"{row['id']} is not what was sealed: run `otel-audit verify`")
-    raise ProofError(f"{row['id']} is not sealed yet: run `otel-audit seal`")
+    return number
 
 
 def _encoded(proof: Sequence[bytes]) -> list[str]:

@@ -156,6 +156,29 @@ async def leaf_hash_at(connection: Connection[Any], leaf: int) -> bytes | None:
     return found or None
 
 
+async def find_leaf(connection: Connection[Any], leaf: Leaf) -> tuple[int, bool] | None:
+    """Find a row's place in the log.
+
+    Args:
+        connection: To the store, as a reader.
+        leaf: The row as it is now.
+
+    Returns:
+        The number of its leaf, and whether the row is what was sealed; None: it is not sealed yet,
+        or its leaf is collapsed.
+    """
+    another: int | None = None
+    for block in await store.blocks_about(connection, uuid.UUID(bytes=leaf.id)):
+        for number, (row_id, found) in enumerate(
+            zip(block.id_bytes(), block.leaf_hashes(), strict=False), block.first
+        ):
+            if row_id == leaf.id and found == leaf.hash():
+                return number, True
+            if row_id == leaf.id and another is None:
+                another = number
+    return None if another is None else (another, False)
+
+
 async def read_page(  # noqa: PLR0913 - each a choice of its own
     connection: Connection[Any],
     start: int,

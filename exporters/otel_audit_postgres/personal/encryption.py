@@ -25,15 +25,21 @@ class WrongKeyError(OtelAuditError):
 class SubjectKey:
     """The key of one subject; it shows itself nowhere."""
 
-    __slots__ = ("_aead", "_hash", "_invalid", "key_id")
+    __slots__ = ("_aead", "_hash", "_invalid", "erased_before", "key_id")
 
-    def __init__(self, key_id: bytes, key: bytes) -> None:
+    def __init__(self, key_id: bytes, key: bytes, *, erased_before: int = 0) -> None:
         """Derive what is needed from 32 random bytes.
+
+        Args:
+            key_id: Its id.
+            key: The bytes.
+            erased_before: When an earlier key of the subject was destroyed, in nanoseconds since
+                1970: what happened before that is not to be stored again; 0: never.
 
         Raises:
             MissingExtraError: `cryptography` is not installed.
         """
-        self.key_id = key_id
+        self.key_id, self.erased_before = key_id, erased_before
         self._aead, self._invalid = aead(_derived(key, b"box"))
         self._hash = hmac.new(_derived(key, b"hash"), digestmod=hashlib.sha256)
 

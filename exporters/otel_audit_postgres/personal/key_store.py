@@ -15,7 +15,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
@@ -42,6 +42,7 @@ REMEMBERED_FOR: Final = 60.0
 and data encrypted with it cannot be read."""
 _MOST_REMEMBERED: Final = 10_000
 _OTHERS_MAY: Final = 0o077
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NONCE_BYTES: Final = 12
 
 SCHEMA: Final = """
@@ -83,6 +84,10 @@ _MAKE: Final = (
 _FIND: Final = (
     "SELECT key_id, subject, wrapped FROM audit_keys.subject_keys "
     "WHERE subject = ANY($1::bytea[]) AND number = 0"
+)
+_ERASED: Final = (
+    "SELECT subject, max(destroyed_at) AS moment FROM audit_keys.destroyed_keys "
+    "WHERE subject = ANY($1::bytea[]) GROUP BY subject"
 )
 _ALL_OF: Final = "SELECT key_id, wrapped FROM audit_keys.subject_keys WHERE subject = $1"
 _BY_ID: Final = (
@@ -263,23 +268,34 @@ class KeyStore:
         """The hash that names a subject in the key database."""
         return self._wrapper.subject_hash(json.dumps([*subject]).encode())
 
-    async def keys_for(self, subjects: Iterable[Subject]) -> dict[Subject, SubjectKey]:
+    async def keys_for(self, latest: Mapping[Subject, int]) -> dict[Subject, SubjectKey]:
         """The keys of subjects; those that have none get one.
+
+        Args:
+            latest: When the last record of each happened, in nanoseconds since 1970.
+
+        Returns:
+            Nothing for a subject that was erased after all of its records happened: they were on
+            their way, and no key is made for them.
 
         Raises:
             StoreUnavailableError: The database cannot be reached, and no key can be made here.
             ConfigurationError: The key-encryption key is the wrong one.
         """
-        hashes = {subject: self.subject_hash(subject) for subject in set(subjects)}
+        hashes = {subject: self.subject_hash(subject) for subject in latest}
         now = monotonic()
-        missing = [
-            one for one in hashes.values() if one not in self._known or self._known[one].until < now
-        ]
+        missing = {
+            one: latest[subject]
+            for subject, one in hashes.items()
+            if one not in self._known or self._known[one].until < now
+        }
         if missing:
             await self._fetch(missing, now)
-        return {subject: self._known[one].key for subject, one in hashes.items()}
+        return {
+            subject: self._known[one].key for subject, one in hashes.items() if one in self._known
+        }
 
-    async def _fetch(self, missing: Sequence[bytes], now: float) -> None:
+    async def _fetch(self, missing: Mapping[bytes, int], now: float) -> None:
         if self._pending is None or now >= self._away_until:
             try:
                 await self._ask(missing, now)
@@ -297,13 +313,23 @@ class KeyStore:
         for subject in missing:
             self._remember(subject, self._made_here(subject), now)
 
-    async def _ask(self, missing: Sequence[bytes], now: float) -> None:
+    async def _ask(self, missing: Mapping[bytes, int], now: float) -> None:
         connection = await self._connected()
+        subjects = [*missing]
         try:
             with suppress_instrumentation():
                 await self._hand_in(connection)
-                found = {row["subject"]: row for row in await connection.fetch(_FIND, missing)}
-                lacking = [one for one in missing if one not in found]
+                # in this order: one that is erased in between is known as such, key or no key
+                found = {row["subject"]: row for row in await connection.fetch(_FIND, subjects)}
+                erased = {
+                    row["subject"]: _nanoseconds(row["moment"])
+                    for row in await connection.fetch(_ERASED, subjects)
+                }
+                lacking = [
+                    one
+                    for one, happened in missing.items()
+                    if one not in found and erased.get(one, happened) <= happened
+                ]
                 if lacking:
                     ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
                     wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
@@ -315,9 +341,14 @@ class KeyStore:
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
             await self.close()
             raise _as_key_error(error) from None
+        for subject in subjects:
+            self._known.pop(subject, None)
         for subject, row in found.items():
-            key = self._wrapper.unwrap(row["wrapped"], row["key_id"])
-            self._remember(subject, SubjectKey(row["key_id"], key), now)
+            key = SubjectKey(
+                row["key_id"], self._wrapper.unwrap(row["wrapped"], row["key_id"]),
+                erased_before=erased.get(subject, 0),
+            )  # fmt: skip
+            self._remember(subject, key, now)
 
     def _made_here(self, subject: bytes) -> SubjectKey:
         """Make a key that the database has not seen yet; it is on disk before it is used."""
@@ -435,6 +466,10 @@ def _as_key_error(error: Exception) -> StoreError:
     if sqlstate(error) in _MISSING:
         return StoreError(_NOT_SET_UP)
     return as_store_error(error, "ask the database of keys")
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _refuse_trail(*, is_trail: bool) -> None:

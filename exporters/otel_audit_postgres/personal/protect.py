@@ -18,6 +18,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord, Body, Change
 from otel_audit_postgres.personal.encryption import SubjectKey
 from otel_audit_postgres.personal.key_store import KeyStore, KeyWrapper, Subject, read_wrapper
+from otel_audit_postgres.personal.reveal import ERASED
 from otel_audit_postgres.plugins import called
 from otel_audit_postgres.pseudonyms import read_encrypted
 
@@ -102,11 +103,16 @@ class Protector:
     async def protect(self, records: Sequence[AuditRecord]) -> list[AuditRecord]:
         """The records with their personal values encrypted, each under its subject's key.
 
+        What was on its way when its subject was erased comes without them: `ERASED`.
+
         Raises:
             StoreUnavailableError: No key can be had now; nothing may be stored in clear.
         """
-        subjects = {subject for record in records for subject in self._subjects(record)}
-        keys = await self._keys.keys_for(subjects)
+        latest: dict[Subject, int] = {}
+        for record in records:
+            for subject in self._subjects(record):
+                latest[subject] = max(latest.get(subject, 0), record.occurred_at)
+        keys = await self._keys.keys_for(latest)
         return [self._protected(record, keys) for record in records]
 
     async def close(self) -> None:
@@ -120,7 +126,7 @@ class Protector:
                 yield Subject(_tenant(record), change.reference)
 
     def _protected(self, record: AuditRecord, keys: dict[Subject, SubjectKey]) -> AuditRecord:
-        key, record_id = keys[actor_of(record)], record.record_id
+        key, record_id = _key_of(actor_of(record), record, keys), record.record_id
 
         def encrypt(value: str, path: str) -> str:
             return _encrypted(key, value, record_id, path)
@@ -164,7 +170,7 @@ class Protector:
         columns = self._fields.columns(change)
         if not columns:
             return change
-        key = keys[Subject(_tenant(record), change.reference)]
+        key = _key_of(Subject(_tenant(record), change.reference), record, keys)
         values = {
             name: [
                 _encrypted(key, _text(one), record.record_id, f"changes.{number}.{name}.{place}")
@@ -233,6 +239,14 @@ def actor_of(record: AuditRecord) -> Subject:
     return Subject(_tenant(record), record.actor.id)
 
 
+def _key_of(
+    subject: Subject, record: AuditRecord, keys: dict[Subject, SubjectKey]
+) -> SubjectKey | None:
+    """The key for a record's values; None if their subject was erased after it happened."""
+    key = keys.get(subject)
+    return None if key is None or record.occurred_at < key.erased_before else key
+
+
 def _tenant(record: AuditRecord) -> str:
     return "" if record.tenant is None else record.tenant.id
 
@@ -248,7 +262,7 @@ def _texts(
     }
 
 
-def _leaves(value: Any, path: str, key: SubjectKey, record_id: str) -> Any:
+def _leaves(value: Any, path: str, key: SubjectKey | None, record_id: str) -> Any:
     """Encrypt every text within parameters: which of them is which column, they do not say."""
     if isinstance(value, str):
         return _encrypted(key, value, record_id, path)
@@ -265,9 +279,11 @@ def _leaves(value: Any, path: str, key: SubjectKey, record_id: str) -> Any:
     return value
 
 
-def _encrypted(key: SubjectKey, value: str, record_id: str, path: str) -> str:
+def _encrypted(key: SubjectKey | None, value: str, record_id: str, path: str) -> str:
     """Encrypt a value; what is encrypted already, as it comes from the quarantine, stays."""
-    return value if read_encrypted(value) is not None else key.encrypt(value, record_id, path)
+    if read_encrypted(value) is not None:
+        return value
+    return ERASED if key is None else key.encrypt(value, record_id, path)
 
 
 def _text(value: Any) -> str:

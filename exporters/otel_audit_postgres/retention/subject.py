@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,14 @@ _COUNT: Final = "SELECT rows, first, last FROM audit.subject_rows($1, $2::text[]
 _HELD: Final = "SELECT audit.hold_on_subject($1, $2)"
 _RECORD: Final = "SELECT audit.record_erasure($1, $2, $3::text[], $4, $5)"
 _ERASED: Final = "SELECT keys FROM audit.erasures"
+_RECORDED: Final = (
+    "SELECT coalesce(array_agg(key), '{}') FROM audit.erasures, unnest(keys) AS key "
+    "WHERE key = ANY($1::text[])"
+)
+_LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
+_MAY_READ_QUARANTINE: Final = "SELECT has_table_privilege('audit.quarantine', 'SELECT')"
+# as JSON has it; a text that is no JSON at all may have it, too
+_QUARANTINED: Final = "SELECT count(*) FROM audit.quarantine WHERE strpos(received, $1) > 0"
 _VIEW: Final = "SELECT audit.record_view('subject export', $1::text::jsonb, $2)"
 _ROWS: Final = (
     "SELECT payload::text AS payload, received_by, recorded_at FROM audit.audit_logs "
@@ -38,6 +47,8 @@ class ErasurePlan:
         first, last: When the first and the last of them happened.
         erased: Keys of his that were destroyed before.
         held: The hold that forbids it; None if none does.
+        quarantined: Texts in quarantine that name him: they stay as they are. None if this role
+            may not read them.
     """
 
     keys: int
@@ -46,6 +57,7 @@ class ErasurePlan:
     last: datetime | None
     erased: tuple[Destroyed, ...]
     held: str | None
+    quarantined: int | None = 0
 
 
 async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePlan:
@@ -61,53 +73,102 @@ async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePla
     async with store.opened(dsn, "plan an erasure", asks=True) as connection:
         row = await connection.fetchrow(_COUNT, subject.tenant, [subject.name])
         held = await connection.fetchval(_HELD, subject.tenant, subject.name)
+        quarantined = None
+        if await connection.fetchval(_MAY_READ_QUARANTINE):
+            quarantined = await connection.fetchval(_QUARANTINED, json.dumps(subject.name))
     assert row is not None  # noqa: S101 - an aggregate has a row
-    return ErasurePlan(len(known), row["rows"], row["first"], row["last"], tuple(erased), held)
+    return ErasurePlan(
+        len(known), row["rows"], row["first"], row["last"], tuple(erased), held, quarantined
+    )
 
 
 async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: str) -> bool:
-    """Erase a person: destroy his keys, and record that without his name.
+    """Erase a person: destroy his keys, and record that without his name; as `erase_all`.
+
+    Returns:
+        False if he was erased before, and nothing was left to do.
+    """
+    return bool(await erase_all(dsn, keys, [subject], basis, reason))
+
+
+async def erase_all(
+    dsn: str, keys: KeyStore, subjects: Sequence[Subject], basis: str, reason: str
+) -> list[Subject]:
+    """Erase a person under all of his names, or under none if one of them cannot be erased.
 
     The trail, its proofs and its archives stay as they are, whatever the number of rows.
 
     Args:
         dsn: The audit store, as its retention role.
         keys: The keys.
-        subject: Whom.
+        subjects: Whom: each an actor's id or an entity, such as two logins of one person.
         basis: By which law or demand.
         reason: Why; it must not name him, as it stays.
 
     Returns:
-        False if he was erased before, and nothing was left to do.
+        Those that were erased now; the others were erased before.
 
     Raises:
-        ConfigurationError: No person of that name has keys, or the reason names him.
+        ConfigurationError: One of the names has no keys, or the reason contains it.
         StoreError: A hold forbids it, or one of the databases cannot be reached. A second try
             finishes what the first one began.
     """
     if not basis.strip() or not reason.strip():
         raise ConfigurationError("an erasure needs a basis and a reason")
-    if len(subject.name) > 1 and any(
-        subject.name.lower() in text.lower() for text in (basis, reason)
-    ):
-        raise ConfigurationError("basis and reason stay: they must not name whom is erased")
-    known = await keys.known(subject)
-    before = await keys.destroyed(subject)
-    untold = [one for one in before if not one.is_told]
-    if not known and not untold:
-        if before:
-            return False
-        raise ConfigurationError(
-            "there is no key of this subject: nothing of it was encrypted, or its tenant or name "
-            "is another one (an actor's id, or an entity such as customer:17)"
-        )
-    ids = [*(key.key_id.hex() for key in known), *(one.key_id.hex() for one in untold)]
+    for subject in subjects:
+        if len(subject.name) > 1 and any(
+            subject.name.lower() in text.lower() for text in (basis, reason)
+        ):
+            raise ConfigurationError("basis and reason stay: they must not name whom is erased")
+    done: list[Subject] = []
     async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
-        await connection.fetchval(_RECORD, subject.tenant, subject.name, ids, basis, reason)
+        # two erasures at once would both record it; in one order, so that none waits for ever
+        for number in sorted({_lock_of(keys.subject_hash(one)) for one in subjects}):
+            await connection.execute(_LOCK, number)
+        open_keys = {one: await _open_keys(connection, keys, one) for one in subjects}
+        for subject, ids in open_keys.items():
+            if ids:
+                await connection.fetchval(_RECORD, subject.tenant, subject.name, ids, basis, reason)
+                done.append(subject)
         # between the check for holds and the commit, so that none comes between
-        await keys.destroy(subject)
-    await keys.told(subject)
-    return True
+        for subject in done:
+            await keys.destroy(subject)
+            more = await _untold(connection, keys, subject, open_keys[subject])
+            if more:  # made while the keys could not be reached, and handed in since
+                await connection.fetchval(
+                    _RECORD, subject.tenant, subject.name, more, basis, reason
+                )
+    for subject in open_keys:
+        await keys.told(subject)
+    return done
+
+
+async def _open_keys(connection: Connection[Any], keys: KeyStore, subject: Subject) -> list[str]:
+    """The ids of the keys that are there, or that are gone and not in the trail yet.
+
+    Raises:
+        ConfigurationError: There never was one.
+    """
+    known = [key.key_id.hex() for key in await keys.known(subject)]
+    if not known and not await keys.destroyed(subject):
+        raise ConfigurationError(
+            f"there is no key of this subject, {subject.name!r}: nothing of it was encrypted, or "
+            "its tenant or name is another one (an actor's id, or an entity such as customer:17)"
+        )
+    return [*known, *await _untold(connection, keys, subject, ())]
+
+
+async def _untold(
+    connection: Connection[Any], keys: KeyStore, subject: Subject, besides: Sequence[str]
+) -> list[str]:
+    """The ids of destroyed keys that the trail does not tell of, as somebody was cut off."""
+    found = [one.key_id.hex() for one in await keys.destroyed(subject) if not one.is_told]
+    recorded = await connection.fetchval(_RECORDED, found) if found else []
+    return [one for one in found if one not in recorded and one not in besides]
+
+
+def _lock_of(subject_hash: bytes) -> int:
+    return int.from_bytes(subject_hash[:8], "big", signed=True)
 
 
 async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
@@ -141,7 +202,11 @@ async def _told_keys(dsn: str) -> list[bytes]:
 
 
 async def export_subject(
-    dsn: str, keys: KeyStore, subject: Subject, archive: ArchiveStore | None = None
+    dsn: str,
+    keys: KeyStore,
+    subject: Subject,
+    archive: ArchiveStore | None = None,
+    also: Sequence[str] = (),
 ) -> AsyncIterator[dict[str, Any]]:
     """Give back all that is recorded by somebody or about him, with what is in it.
 
@@ -150,13 +215,14 @@ async def export_subject(
         keys: The keys.
         subject: Whom.
         archive: Where archives are, for what left the database.
+        also: Other names of the same person, in the same tenant.
 
     Yields:
         ``record``, decrypted as far as keys are there; ``personal``: its personal values by their
         places, each ``readable`` or ``erased``; ``place`` (``store``, or the object); and
         ``received_by``, the credential of who delivered it.
     """
-    names = [subject.name]
+    names = [subject.name, *also]
     found: list[tuple[str, str, str | None]] = []
     async with store.opened(dsn, "export a subject", asks=True) as connection:
         async with connection.transaction(isolation="repeatable_read"):

@@ -56,10 +56,10 @@ BEGIN
             SELECT * INTO found FROM audit.streams s WHERE s.name = stream;
             RETURN found;
         END IF;
-        PERFORM audit.record_event('audit.stream.created', 'CREATE', 'audit_stream', stream,
+        PERFORM audit.record_event('audit.destination.created', 'CREATE', 'audit_stream', stream,
             jsonb_build_object('settings', said, 'next_leaf', start), NULL);
     ELSIF found.settings <> said THEN
-        PERFORM audit.record_event('audit.stream.changed', 'UPDATE', 'audit_stream', stream,
+        PERFORM audit.record_event('audit.destination.changed', 'UPDATE', 'audit_stream', stream,
             jsonb_build_object('settings', said, 'before', found.settings), NULL);
         UPDATE audit.streams s SET settings = said WHERE s.name = stream RETURNING * INTO found;
     END IF;
@@ -109,7 +109,7 @@ BEGIN
         RAISE EXCEPTION 'there is no stream %', stream USING ERRCODE = 'OA002';
     END IF;
     RETURN audit.record_event(
-        CASE WHEN paused THEN 'audit.stream.paused' ELSE 'audit.stream.resumed' END,
+        CASE WHEN paused THEN 'audit.destination.paused' ELSE 'audit.destination.resumed' END,
         'UPDATE', 'audit_stream', stream, '{}', NULL);
 END
 $$;
@@ -134,7 +134,7 @@ BEGIN
     SET next_leaf = to_leaf, leaf_hash = NULL, turn = s.turn + 1,
         origin = coalesce((SELECT l.origin FROM audit.ledger_log l), '')
     WHERE s.name = stream;
-    RETURN audit.record_event('audit.stream.rewound', 'UPDATE', 'audit_stream', stream,
+    RETURN audit.record_event('audit.destination.rewound', 'UPDATE', 'audit_stream', stream,
         jsonb_build_object('from_leaf', found.next_leaf, 'to_leaf', to_leaf, 'reason', reason), NULL);
 END
 $$;
@@ -147,7 +147,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM audit.streams s WHERE s.name = stream) THEN
         RAISE EXCEPTION 'there is no stream %', stream USING ERRCODE = 'OA002';
     END IF;
-    RETURN audit.record_event('audit.stream.tested', 'EXECUTE', 'audit_stream', stream, '{}', NULL);
+    RETURN audit.record_event('audit.destination.tested', 'EXECUTE', 'audit_stream', stream, '{}', NULL);
 END
 $$;
 COMMENT ON FUNCTION audit.test_stream(text) IS

@@ -1,4 +1,4 @@
-"""Patterns of RE2 that are compiled when they are first used.
+"""Patterns that are compiled when they are first used.
 
 A process that records nothing has no use for them, and together they cost more than many a command.
 """
@@ -6,6 +6,7 @@ A process that records nothing has no use for them, and together they cost more 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 import re2
@@ -21,15 +22,22 @@ class LazyPattern:
         pattern: Its source.
     """
 
-    def __init__(self, pattern: str | bytes, options: Any = None) -> None:
+    def __init__(
+        self,
+        pattern: str | bytes | Callable[[], str],
+        options: Any = None,
+        compiler: Callable[..., Any] = re2.compile,
+    ) -> None:
         """Keep what is to be compiled.
 
         Args:
-            pattern: As for `re2.compile`.
-            options: As for `re2.compile`.
+            pattern: Its source, or what makes it.
+            options: As for the compiler.
+            compiler: `re2.compile`, or `re.compile`.
         """
         self.pattern = pattern
         self._options = options
+        self._compiler = compiler
         _waiting.add(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -42,7 +50,9 @@ class LazyPattern:
     def compile(self) -> None:
         """Compile now."""
         given = () if self._options is None else (self._options,)
-        made = re2.compile(self.pattern, *given)
+        if callable(self.pattern):
+            self.pattern = self.pattern()
+        made = self._compiler(self.pattern, *given)
         self.__dict__.update({name: getattr(made, name) for name in _METHODS})
         _waiting.discard(self)
 

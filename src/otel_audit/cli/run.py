@@ -13,7 +13,7 @@ from otel_audit_bootstrap import run as bootstrap
     add_help_option=False,
     options_metavar="[--console] [--required] [--service NAME]",
 )
-@click.argument("command", nargs=-1, metavar="CMD…", type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, metavar="CMD...", type=click.UNPROCESSED)
 def run(command: tuple[str, ...]) -> None:
     """Start a program audited: otel-audit run uvicorn app:app."""
     bootstrap.main(command)

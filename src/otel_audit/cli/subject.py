@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +21,9 @@ from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.personal.key_store import KeyStore
+    from otel_audit_postgres.retention.subject import ErasurePlan
 
+_names_argument = click.argument("names", metavar="ID...", nargs=-1, required=True)
 _tenant_option = click.option("--tenant", default="", help="The tenant; none by default.")
 
 
@@ -68,14 +70,14 @@ def init(kek_file: Path | None, as_json: bool) -> None:
 
 
 @subject.command()
-@click.argument("name", metavar="ID")
+@_names_argument
 @_tenant_option
 @dsn_option
 @archive_option
-def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None:
+def export(names: tuple[str, ...], tenant: str, dsn: str | None, archive: str | None) -> None:
     """Print all records by ID or about it, decrypted, as JSON lines.
 
-    ID is an actor's id, or customer:17.
+    ID is an actor's id, or customer:17; give all that one person has.
 
     What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
     """
@@ -89,7 +91,8 @@ def export(name: str, tenant: str, dsn: str | None, archive: str | None) -> None
         # beside a file; on a screen the records themselves tell how far it is
         with bar(visible=not sys.stdout.isatty(), unit="records") as progress:
             task = progress.add_task("export", total=None)
-            async for one in export_subject(chosen_dsn(dsn), keys, Subject(tenant, name), place):
+            whom = Subject(tenant, names[0])
+            async for one in export_subject(chosen_dsn(dsn), keys, whom, place, names[1:]):
                 echo_json(one)
                 count += 1
                 progress.update(task, completed=count)
@@ -126,7 +129,7 @@ def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool)
 
 
 @subject.command()
-@click.argument("name", metavar="ID")
+@_names_argument
 @_tenant_option
 @dsn_option
 @click.option("--basis", required=True, help="By which law or demand; it must not name anybody.")
@@ -135,7 +138,7 @@ def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def erase(  # noqa: PLR0913, PLR0917 - one for each option
-    name: str,
+    names: tuple[str, ...],
     tenant: str,
     dsn: str | None,
     basis: str,
@@ -144,35 +147,81 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Destroy the keys of ID: its personal values are gone.
+    """Destroy the keys of each ID: its personal values are gone.
 
-    They are gone everywhere, and proofs stand.     Says first what there is, and asks. A legal
-    hold forbids it, and is named.
+    Give all IDs that one person has, such as two logins and customer:17: either all are erased,
+    or none.
+
+    The values are gone everywhere, and proofs stand. Says first what there is, and asks; and what
+    it does not reach. A legal hold forbids it, and is named.
     """
     from otel_audit_postgres.personal.key_store import Subject
-    from otel_audit_postgres.retention.subject import erase as erase_subject
-    from otel_audit_postgres.retention.subject import plan_erasure
+    from otel_audit_postgres.retention.subject import erase_all, plan_erasure
 
-    store, whom = chosen_dsn(dsn), Subject(tenant, name)
-    found = _run(_keys(), lambda keys: plan_erasure(store, keys, whom))
+    store, whom = chosen_dsn(dsn), [Subject(tenant, name) for name in dict.fromkeys(names)]
+
+    async def planned(keys: KeyStore) -> list[ErasurePlan]:
+        return [await plan_erasure(store, keys, one) for one in whom]
+
+    plans = _run(_keys(), planned)
+    left = _not_reached(plans)
     if not as_json:
-        echo(
-            f"{found.keys} keys to destroy; {found.rows} records in the database"
-            + (f", from {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}" if found.first else "")
-        )
-        if found.held is not None:
-            echo(f"held: {found.held}", colour="yellow")
+        for one, found in zip(whom, plans, strict=True):
+            _show(one.name, found)
+        for line in left:
+            echo(f"not reached: {line}", colour="yellow")
+    shown = {
+        "subjects": [
+            {"id": one.name, "keys": found.keys, "rows": found.rows, "held": found.held,
+             "quarantined": found.quarantined}
+            for one, found in zip(whom, plans, strict=True)
+        ],
+        "not_reached": left,
+    }  # fmt: skip
     if dry_run:
         if as_json:
-            echo_json({"keys": found.keys, "rows": found.rows, "held": found.held})
+            echo_json(shown)
         return
-    if found.keys:
-        asked("Its values cannot be brought back. Go on?", yes=yes, as_json=as_json)
-    done = _run(_keys(), lambda keys: erase_subject(store, keys, whom, basis, reason))
+    if any(found.keys for found in plans):
+        asked("These values cannot be brought back. Go on?", yes=yes, as_json=as_json)
+    done = _run(_keys(), lambda keys: erase_all(store, keys, whom, basis, reason))
     if as_json:
-        echo_json({"erased": done, "keys": found.keys, "rows": found.rows})
-    else:
-        echo("erased" if done else f"was erased on {found.erased[-1].destroyed_at:%Y-%m-%d}")
+        echo_json({"erased": [one.name for one in done], **shown})
+        return
+    for one, found in zip(whom, plans, strict=True):
+        before = max((key.destroyed_at for key in found.erased), default=None)
+        was = "erased" if one in done or before is None else f"was erased on {before:%Y-%m-%d}"
+        echo(f"{one.name}: {was}")
+
+
+def _show(name: str, found: ErasurePlan) -> None:
+    span = f", from {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}" if found.first else ""
+    echo(f"{name}: {found.keys} keys to destroy; {found.rows} records in the database{span}")
+    if any(not one.is_told for one in found.erased):
+        echo(f"{name}: an erasure was cut off after its keys were destroyed; this one records it")
+    if found.held is not None:
+        echo(f"{name}: held: {found.held}", colour="yellow")
+
+
+def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
+    """What an erasure leaves as it is, as far as that can be seen from here."""
+    from otel_audit.delivery.spool import inspect
+
+    left = []
+    counts = [found.quarantined for found in plans]
+    if None in counts:
+        left.append("audit.quarantine: not looked at, this role may not read it")
+    elif texts := sum(count or 0 for count in counts):
+        left.append(f"audit.quarantine: {texts} refused texts contain an ID; they are kept")
+    directory = AuditConfig().spool_path
+    held = inspect(directory).bytes_used
+    if held:
+        left.append(
+            f"{directory}: {held} bytes wait for delivery; what happened before now is stored "
+            "without its personal values then"
+        )
+    left.append("spools, refused records and outboxes elsewhere: not looked at")
+    return left
 
 
 @subject.command()
@@ -185,12 +234,12 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     from otel_audit_postgres.retention.subject import plan_replay, replay_erasures
 
     store = chosen_dsn(dsn)
-    told, back = _run(_keys(), lambda keys: plan_replay(store, keys))
+    destroyed, back = _run(_keys(), lambda keys: plan_replay(store, keys))
     if dry_run:
         if as_json:
-            echo_json({"told": told, "back": back})
+            echo_json({"told": destroyed, "back": back})
         else:
-            echo(f"{back} keys are back, of {told} that the trail tells of")
+            echo(f"{back} keys are back, of {destroyed} that the trail tells of")
         return
     if back:
         asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)

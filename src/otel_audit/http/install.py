@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.errors import InstrumentationError, MissingExtraError
+from otel_audit.errors import InstrumentationError
 from otel_audit.http.middleware import (
     EXCHANGE,
     OBSERVED,
@@ -31,6 +31,11 @@ from otel_audit.http.middleware import (
 )
 
 T = TypeVar("T")
+
+_STARLETTE: Final = "starlette.applications"
+_FASTAPI: Final = "fastapi.applications"
+FRAMEWORK_MODULES: Final = (_STARLETTE, _FASTAPI)
+"""The modules that define the classes of applications."""
 
 _METHOD: Final = "build_middleware_stack"
 _STACK: Final = "middleware_stack"
@@ -75,20 +80,26 @@ _patched: dict[tuple[type, str], Any] = {}
 def install_for_all(capture: Capture) -> None:
     """Add the middleware to every Starlette and FastAPI application, also to started ones.
 
-    Raises:
-        MissingExtraError: Starlette is not installed.
+    A framework that is not imported yet is left alone, as an import costs more than all the rest of
+    a start: call `patch_imported` once one of `FRAMEWORK_MODULES` is imported.
     """
-    begun = "starlette.applications" in sys.modules
-    owners = _owners()
     _for_all[:] = [capture]
-    for owner in owners:
-        if (owner, _METHOD) not in _patched:
-            _patch(owner, _METHOD, _wrap(owner.__dict__[_METHOD]))
-    _watch_stacks()
-    for app in _alive() if begun else ():
+    patch_imported()
+    for app in _alive():
         _watch_calls(type(app))
         if vars(app).get(_STACK) is not None:
             app.middleware_stack = vars(app)[_STACK]
+
+
+def patch_imported() -> None:
+    """Patch the frameworks that are imported, if every application is to be audited."""
+    if not _for_all:
+        return
+    for owner in _owners():
+        if (owner, _METHOD) not in _patched:
+            _patch(owner, _METHOD, _wrap(owner.__dict__[_METHOD]))
+    if _imported(_STARLETTE, "Starlette") is not None:
+        _watch_stacks()
 
 
 def install(app: Any, capture: Capture) -> None:
@@ -157,17 +168,17 @@ def _capture_of(app: Any) -> Capture | None:
 
 
 def _owners() -> list[type]:
-    try:
-        from starlette.applications import Starlette
-    except ImportError as error:
-        raise MissingExtraError("Auditing HTTP requests", "server") from error
-    owners: list[type] = [Starlette]
-    try:
-        from fastapi import FastAPI
-    except ImportError:
-        return owners
-    owners += [kind for kind in FastAPI.__mro__ if kind is not Starlette and _METHOD in vars(kind)]
+    starlette = _imported(_STARLETTE, "Starlette")
+    # the package has its class only once it is imported as a whole
+    fastapi = _imported("fastapi", "FastAPI") or _imported(_FASTAPI, "FastAPI")
+    owners = [] if starlette is None else [starlette]
+    if fastapi is not None:
+        owners += [one for one in fastapi.__mro__ if one not in owners and _METHOD in vars(one)]
     return owners
+
+
+def _imported(module: str, name: str) -> type | None:
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _patch(owner: type, name: str, value: Any) -> None:
@@ -176,10 +187,11 @@ def _patch(owner: type, name: str, value: Any) -> None:
 
 
 def _alive() -> list[Any]:
-    from starlette.applications import Starlette
-
+    kind = _imported(_STARLETTE, "Starlette")
+    if kind is None:
+        return []
     # by its type: reading a foreign object's class can run code of the application
-    return [found for found in gc.get_objects() if issubclass(type(found), Starlette)]
+    return [found for found in gc.get_objects() if issubclass(type(found), kind)]
 
 
 def _wrap(
@@ -275,6 +287,11 @@ def _checked(app: Any, stack: Any) -> Any:
     if capture is None:
         return stack
     try:
+        # not before: the models are imported by now
+        refusal = capture.refusal
+        if refusal is not None:
+            log_limited(_logger, refusal, "%s", refusal, level=logging.CRITICAL)
+            return _Refusal(refusal)
         checked = _with_middleware(app, stack, capture)
     except Exception as error:  # noqa: BLE001 - the application runs, unless it must not unaudited
         kind = type(app).__name__

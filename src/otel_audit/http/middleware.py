@@ -51,6 +51,10 @@ class Capture(Protocol):
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the application must not run as it is set up; None if it may."""
+
     def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request; None if that is not possible. Never raises.
 
@@ -283,6 +287,9 @@ class _Whole(Protocol):
     def required(self) -> bool: ...
 
     @property
+    def refusal(self) -> str | None: ...
+
+    @property
     def health_path(self) -> str | None: ...
 
     def health_at(self, path: str, /) -> Mapping[str, Any] | None: ...
@@ -334,6 +341,11 @@ class RoutedCapture:
     def required(self) -> bool:
         """Whether an application that cannot be observed must not run."""
         return self._whole.required
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the application must not run as it is set up; None if it may."""
+        return self._whole.refusal
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""

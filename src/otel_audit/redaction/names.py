@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import re2
 
+from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.config import PREFIX
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.load_data import name_table
@@ -36,8 +37,9 @@ EXACT: Final = _TABLE.whole
 HEADERS: Final = _TABLE.headers
 """Headers that carry credentials by their nature, in lower case."""
 
-_SECRET_TYPE: Final = re.compile("|".join(_TABLE.types), re.IGNORECASE)
-_SECRET_FUNCTION: Final = re.compile("|".join(_TABLE.functions), re.IGNORECASE)
+# compiled with the first name: these large ones are a good part of what a start costs
+_SECRET_TYPE: Final = LazyPattern("|".join(_TABLE.types), re.IGNORECASE, re.compile)
+_SECRET_FUNCTION: Final = LazyPattern("|".join(_TABLE.functions), re.IGNORECASE, re.compile)
 
 # A name with such a word counts; a number under it is not sensitive.
 _COUNTS: Final = frozenset({
@@ -71,13 +73,15 @@ _LONG_OPAQUE: Final = 16
 _MOST_COUNTED: Final = 64
 _FEW_DIGITS: Final = 15
 
-_MARKS: Final = re.compile(
+_MARKS: Final = LazyPattern(
     # what is written over, under or between letters, and what is not seen at all
     "[\u00ad\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
     "\u061c\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0900-\u0903"
     "\u093a-\u093c\u093e-\u094f\u0951-\u0957\u0962\u0963\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u180e"
     "\u1ab0-\u1aff\u1dc0-\u1dff\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20d0-\u20ff\u3099\u309a"
-    "\ufe00-\ufe0f\ufe20-\ufe2f\ufeff]+"
+    "\ufe00-\ufe0f\ufe20-\ufe2f\ufeff]+",
+    None,
+    re.compile,
 )
 _OTHER_DIGIT: Final = re.compile(r"(?![0-9])\d")
 _LETTERS: Final = str.maketrans({
@@ -374,7 +378,9 @@ def _glob(pattern: str) -> str:
     return ".*".join(edged)
 
 
-_PHRASE: Final = re.compile("|".join(dict.fromkeys(squash(phrase) for phrase in PHRASES)))
+_PHRASE: Final = LazyPattern(
+    "|".join(dict.fromkeys(squash(phrase) for phrase in PHRASES)), None, re.compile
+)
 
 
 def _all_forms(names: Iterable[str]) -> frozenset[str]:
@@ -391,8 +397,12 @@ GLUED: Final = frozenset(
 )
 """Short words that also count glued behind a word that says whose: `userssn`."""
 
-_GLUED_WORD: Final = re.compile(rf"(?:{'|'.join(_TABLE.owners)})({'|'.join(sorted(GLUED))})s?")
-_UNRELATED: Final = re.compile("|".join(squash(name) for name in _TABLE.unrelated))
+_GLUED_WORD: Final = LazyPattern(
+    rf"(?:{'|'.join(_TABLE.owners)})({'|'.join(sorted(GLUED))})s?", None, re.compile
+)
+_UNRELATED: Final = LazyPattern(
+    "|".join(squash(name) for name in _TABLE.unrelated), None, re.compile
+)
 _ABOUT_TOGETHER: Final = (
     _TABLE.about
     | {

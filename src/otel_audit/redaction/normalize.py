@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from typing import Final
+
+from otel_audit._util.lazy_pattern import LazyPattern
 
 INVISIBLE: Final = "\u200b"
 """Stands for each character that is not seen."""
@@ -41,12 +44,15 @@ def _looks_like(letter: str) -> str | None:
     return plain
 
 
-_TABLE: Final = {
-    code: plain
-    for codes in _RANGES
-    for code in codes
-    if (plain := _looks_like(chr(code))) is not None
-}
+@cache
+def _table() -> dict[int, str]:
+    """Look at each letter once; many a process never reads a text that is not ASCII."""
+    return {
+        code: plain
+        for codes in _RANGES
+        for code in codes
+        if (plain := _looks_like(chr(code))) is not None
+    }
 
 
 def _class_of(codes: list[int]) -> str:
@@ -62,11 +68,12 @@ def _class_of(codes: list[int]) -> str:
     return f"[{''.join(spelled)}]+"
 
 
-_ODD: Final = re.compile(_class_of(sorted(_TABLE)))
+_ODD: Final = LazyPattern(lambda: _class_of(sorted(_table())), None, re.compile)
 
 
 def plain_view(text: str) -> str:
     """Give a text of the same length in which lookalikes are what they look like."""
     if text.isascii():
         return text
-    return _ODD.sub(lambda found: found.group().translate(_TABLE), text)
+    table = _table()
+    return str(_ODD.sub(lambda found: found.group().translate(table), text))

@@ -6,24 +6,26 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import msgspec
 
 from otel_audit.record import AuditRecord
+
+_TIMES: Final = range(1, 1 << 63)
 
 
 class UnshapeableError(ValueError):
     """A record that a shape cannot take; the message says why, without its values."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
     """A record that leaves the trail.
 
     Attributes:
         document: The record's payload as JSON values.
-        record: The same, typed; None where the payload is no record of ours.
         leaf: The number of its leaf in the log; None before it is sealed.
         log: The log's name.
         content_hash: SHA-256 in hex of the payload as it is stored.
@@ -32,10 +34,10 @@ class Event:
         recorded_ns: When the store took it, Unix nanoseconds; None where that is not known.
         is_exact: Whether the payload is the text that the content hash is of: not where personal
             values were replaced.
+        text: The payload as it was read, mended where that was needed.
     """
 
     document: dict[str, Any]
-    record: AuditRecord | None
     leaf: int | None
     log: str
     content_hash: str
@@ -43,11 +45,37 @@ class Event:
     payload: str
     recorded_ns: int | None = None
     is_exact: bool = True
+    text: bytes = b""
 
     @property
     def id(self) -> str:
         """The record's id."""
         return str(self.document.get("record_id", ""))
+
+    @property
+    def name(self) -> str:
+        """The event's name; empty where it has none."""
+        name = self.document.get("event_name")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def time_ns(self) -> int | None:
+        """When it happened, Unix nanoseconds; None where that is no time after 1970."""
+        moment = self.document.get("occurred_at")
+        return moment if type(moment) is int and moment in _TIMES else None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether its outcome is a failure."""
+        return self.document.get("outcome") == "failure"
+
+    @cached_property
+    def record(self) -> AuditRecord | None:
+        """The document, typed, which not every shape needs; None where it is no record of ours."""
+        try:
+            return msgspec.json.decode(self.text, type=AuditRecord)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
 
     def typed(self) -> AuditRecord:
         """The record.
@@ -83,13 +111,9 @@ def read_event(  # noqa: PLR0913 - what an event is
         UnshapeableError: The text is no JSON object.
     """
     document, text = _document(payload)
-    try:
-        record = msgspec.json.decode(text, type=AuditRecord)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        record = None
     return Event(
-        document, record, leaf, log, content_hash.hex(), is_as_sealed, payload, recorded_ns,
-        hashlib.sha256(payload.encode("utf-8", "surrogatepass")).digest() == content_hash,
+        document, leaf, log, content_hash.hex(), is_as_sealed, payload, recorded_ns,
+        hashlib.sha256(payload.encode("utf-8", "surrogatepass")).digest() == content_hash, text,
     )  # fmt: skip
 
 

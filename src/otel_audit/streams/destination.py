@@ -16,7 +16,7 @@ transaction meanwhile."""
 
 
 class Outgoing(NamedTuple):
-    """An event on its way.
+    """An event that is to go out.
 
     Attributes:
         leaf: Its leaf.
@@ -37,6 +37,20 @@ class Outgoing(NamedTuple):
     event_name: str
     time_ns: int | None
     is_failure: bool
+
+
+class Encoded(NamedTuple):
+    """An event as it goes over the wire.
+
+    Attributes:
+        leaf: Its leaf.
+        id: The record's id.
+        content: What the destination made of it.
+    """
+
+    leaf: int
+    id: uuid.UUID
+    content: bytes
 
 
 class DestinationError(OtelAuditError):
@@ -70,7 +84,14 @@ class Delivered:
 class Destination(Protocol):
     """Where a stream ends."""
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as it is sent, once, however often it is sent; asked ahead of `send`.
+
+        Raises:
+            UnshapeableError: The destination's format cannot say it.
+        """
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
         """Bring events there in their order; returns when they are safe there, or none more is."""
 
     async def close(self) -> None:

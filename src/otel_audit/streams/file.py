@@ -14,7 +14,7 @@ import msgspec
 
 from otel_audit._util.durable_file import sync_directory
 from otel_audit._util.printable import ascii_json
-from otel_audit.streams.destination import Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import Delivered, DestinationError, Encoded, Outgoing
 
 _TAIL: Final = 1 << 16
 
@@ -22,8 +22,9 @@ _TAIL: Final = 1 << 16
 class FileDestination:
     """A file that is appended to; at a size it is set aside, and a new one is begun.
 
-    A line that a killed process has left unfinished was never acknowledged: it is taken away, and
-    the event comes again.
+    For who follows the file: a line ends with a newline, and what has none yet is no line. A line
+    that is whole is never taken back. An unfinished one, which a killed process or a full disk has
+    left, is: it was never acknowledged, and the event comes again.
     """
 
     def __init__(self, path: Path, rotate_bytes: int) -> None:
@@ -32,37 +33,44 @@ class FileDestination:
         self._rotate_bytes = rotate_bytes
         self._open: int | None = None
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
-        """Append lines; they are on disk when this returns."""
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a line."""
         del log
+        return line(event)
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
+        """Append lines; they are on disk when this returns."""
         try:
-            await asyncio.to_thread(self._append, events)
+            done, failed = await asyncio.to_thread(self._append, events)
         except OSError as error:
-            return Delivered(stopped=DestinationError(
-                f"{self._path} cannot be written ({error.strerror}): make room, or let this user "
-                "write there"
-            ))  # fmt: skip
-        return Delivered(len(events))
+            done, failed = 0, error
+        if failed is None:
+            return Delivered(done)
+        self._close()
+        return Delivered(done, stopped=DestinationError(
+            f"{self._path} cannot be written ({failed.strerror}): make room, or let this user "
+            "write there"
+        ))  # fmt: skip
 
     async def close(self) -> None:
         """Close the file."""
         self._close()
 
-    def _append(self, events: Sequence[Outgoing]) -> None:
-        text = b"".join(line(event) for event in events)
+    def _append(self, events: Sequence[Encoded]) -> tuple[int, OSError | None]:
+        """Write lines; how many are whole and on disk, and why not all."""
+        text = b"".join([event.content for event in events])
         opened = self._opened(events[0].leaf)
-        size = os.fstat(opened).st_size
+        written, failed = 0, None
         try:
-            written = 0
+            # all at once; the rest alone where the kernel took a part
             while written < len(text):
                 written += os.write(opened, memoryview(text)[written:])
-            os.fsync(opened)
-        except OSError:
-            # the disk is full: half a batch comes a second time, and half a line would stay
-            with contextlib.suppress(OSError):
-                os.ftruncate(opened, size)
-            self._close()
-            raise
+        except OSError as error:
+            # the disk is full: the lines that are whole stay, as somebody may have read them
+            failed = error
+            _cut_unfinished_line(opened)
+        os.fsync(opened)
+        return text.count(b"\n", 0, written), failed
 
     def _opened(self, leaf: int) -> int:
         if self._open is not None and not _is_at(self._path, self._open):

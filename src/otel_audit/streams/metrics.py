@@ -10,16 +10,16 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from otel_audit.streams.stream import Progress, Stream
 
 _COUNTERS: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
-    ("audit.stream.sent", "{record}", lambda progress: progress.sent),
-    ("audit.stream.parked", "{record}", lambda progress: progress.parked),
-    ("audit.stream.failures", "{failure}", lambda progress: progress.failures),
-    ("audit.stream.altered", "{record}", lambda progress: progress.altered),
+    ("audit.destination.sent", "{record}", lambda progress: progress.sent),
+    ("audit.destination.parked", "{record}", lambda progress: progress.parked),
+    ("audit.destination.failures", "{failure}", lambda progress: progress.failures),
+    ("audit.destination.altered", "{record}", lambda progress: progress.altered),
 )
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
-    ("audit.stream.position", "{leaf}", lambda progress: progress.next_leaf),
-    ("audit.stream.behind", "{leaf}", lambda progress: progress.size - progress.next_leaf),
-    ("audit.stream.lag", "s", lambda progress: progress.lag),
-    ("audit.stream.refused", "1", lambda progress: progress.state == "refused"),
+    ("audit.destination.position", "{leaf}", lambda progress: progress.next_leaf),
+    ("audit.destination.behind", "{leaf}", lambda progress: progress.size - progress.next_leaf),
+    ("audit.destination.lag", "s", lambda progress: progress.lag),
+    ("audit.destination.refused", "1", lambda progress: progress.state == "refused"),
 )
 
 
@@ -36,6 +36,6 @@ def _reader(
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         for stream in streams:
-            yield Observation(read(stream.progress), {"audit.stream.name": stream.name})
+            yield Observation(read(stream.progress), {"audit.destination.name": stream.name})
 
     return observe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from otel_audit_otlp import protobuf_wire as wire
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import MissingExtraError
-from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
+from otel_audit.shapes import UnshapeableError
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.http import Answer, Client, objection_of
 
 try:
@@ -65,11 +67,22 @@ class OtlpDestination:
             **headers,
         }
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a field of log records.
+
+        Raises:
+            UnshapeableError: OTLP cannot carry it.
+        """
+        try:
+            return wire.part(wire.SCOPE_LOGS_RECORD, _log_record(event, log))
+        except _UNFIT as error:
+            raise UnshapeableError(f"OTLP cannot carry it ({type(error).__name__})") from None
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
         """Send log records; returns when the receiver has taken them."""
         delivered = Delivered()
         self._ends_at = time.monotonic() + TURN
-        for part in _parts(events, log, delivered):
+        for part in _parts(events):
             try:
                 await self._by_halves(part, delivered)
             except DestinationError as error:
@@ -83,27 +96,27 @@ class OtlpDestination:
         """Give back the connection."""
         await self._client.close()
 
-    async def _by_halves(self, part: list[tuple[int, bytes]], delivered: Delivered) -> None:
+    async def _by_halves(self, part: Sequence[Encoded], delivered: Delivered) -> None:
         if delivered.done and time.monotonic() > self._ends_at:
             raise _TurnIsOver
-        known = [item for item in part if item[1]]
-        why = await self._post(known) if known else None
+        why = await self._post(part)
         if why is None:
             delivered.done += len(part)
         elif len(part) == 1:
-            delivered.refused[part[0][0]] = why
+            delivered.refused[part[0].leaf] = why
             delivered.done += 1
         else:
             middle = len(part) // 2
             await self._by_halves(part[:middle], delivered)
             await self._by_halves(part[middle:], delivered)
 
-    async def _post(self, part: list[tuple[int, bytes]]) -> str | None:
-        records = b"".join(wire.part(wire.SCOPE_LOGS_RECORD, record) for _, record in part)
+    async def _post(self, part: Sequence[Encoded]) -> str | None:
+        records = b"".join([event.content for event in part])
         scope = wire.part(wire.RESOURCE_LOGS_SCOPE_LOGS, _SCOPE + records)
         body = wire.part(wire.REQUEST_RESOURCE_LOGS, _RESOURCE + scope)
         if self._compresses:
-            body = gzip.compress(body, _COMPRESSION_LEVEL)
+            # on a thread: the next events are made ready meanwhile
+            body = await asyncio.to_thread(gzip.compress, body, _COMPRESSION_LEVEL)
         answer = await self._client.post(self._url, self._headers, body)
         return objection_of(answer) or _objection_in_success(answer)
 
@@ -133,25 +146,16 @@ def to_log_record(event: Outgoing, log: str) -> bytes:
     ))  # fmt: skip
 
 
-def _parts(
-    events: Sequence[Outgoing], log: str, delivered: Delivered
-) -> Iterator[list[tuple[int, bytes]]]:
-    """Leaf and log record of each event, a request's worth at a time; b"" where OTLP has none."""
-    part: list[tuple[int, bytes]] = []
-    held = 0
-    for event in events:
-        try:
-            record = _log_record(event, log)
-        except _UNFIT as error:
-            delivered.refused[event.leaf] = f"OTLP cannot carry it ({type(error).__name__})"
-            record = b""
-        if part and held + len(record) > LARGEST_REQUEST:
-            yield part
-            part, held = [], 0
-        part.append((event.leaf, record))
-        held += len(record)
-    if part:
-        yield part
+def _parts(events: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
+    """Cut events into what one request may hold."""
+    begin, held = 0, 0
+    for place, event in enumerate(events):
+        if place > begin and held + len(event.content) > LARGEST_REQUEST:
+            yield events[begin:place]
+            begin, held = place, 0
+        held += len(event.content)
+    if events:
+        yield events[begin:]
 
 
 def _log_record(event: Outgoing, log: str) -> bytes:

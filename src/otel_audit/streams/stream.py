@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -18,7 +17,7 @@ from otel_audit_postgres.ledger.sealed_rows import (
     leaf_hash_at,
     read_page,
 )
-from otel_audit_postgres.pseudonyms import MARK
+from otel_audit_postgres.pseudonyms import MARK, without_ciphertexts
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.queries import opened
 
@@ -27,13 +26,20 @@ from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.shapes import Shape, UnshapeableError, read_event
-from otel_audit.streams.destination import Delivered, Destination, DestinationError, Outgoing
+from otel_audit.streams.destination import (
+    Delivered,
+    Destination,
+    DestinationError,
+    Encoded,
+    Outgoing,
+)
 from otel_audit.streams.witness import Sent, Witness
 
 _logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
-_ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+")
+_AT_A_TIME: Final = 32
+"""Events that are made ready before the event loop has a turn."""
 
 
 class Revealer(Protocol):
@@ -77,7 +83,7 @@ class _Batch:
 
     page: SealedPage
     turn: int
-    outgoing: list[Outgoing] = field(default_factory=list)
+    outgoing: list[Encoded] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
 
 
@@ -222,9 +228,12 @@ class Stream:
     async def _prepare(self, connection: Connection[Any], start: int, turn: int) -> _Batch:
         page = await read_page(connection, start, limit=self._plan.batch, query=self._plan.query)
         batch = _Batch(page, turn)
-        for row in page.rows:
+        for place, row in enumerate(page.rows):
+            if place % _AT_A_TIME == 0:
+                # what is on its way, and other streams, have a turn
+                await asyncio.sleep(0)
             try:
-                batch.outgoing.append(await self._shaped(row, page.horizon.origin))
+                batch.outgoing.append(await self._encoded(row, page.horizon.origin))
             except UnshapeableError as error:
                 batch.refused[row.leaf] = str(error)
         return batch
@@ -233,9 +242,7 @@ class Stream:
         self, connection: Connection[Any], at: store.Position, batch: _Batch
     ) -> Delivered:
         """Send a batch; while the destination works the next one is read."""
-        sending = asyncio.ensure_future(
-            self._plan.destination.send(batch.outgoing, batch.page.horizon.origin)
-        )
+        sending = asyncio.ensure_future(self._plan.destination.send(batch.outgoing))
         try:
             if not batch.page.is_last:
                 # the request goes out first
@@ -255,13 +262,22 @@ class Stream:
         if outgoing:
             delivered = await self._deliver(connection, at, batch)
             done, stopped = delivered.done, delivered.stopped
-            refused |= delivered.refused
+            refused |= self._lasting(delivered.refused)
         # what is settled is acknowledged, also where the rest of the page is not
         next_leaf = page.next if done == len(outgoing) else outgoing[done].leaf
         refused = {leaf: why for leaf, why in refused.items() if leaf < next_leaf}
         if next_leaf > at.next_leaf:
             await self._advance(connection, at, page, next_leaf, refused)
         return stopped
+
+    def _lasting(self, refused: Mapping[int, str]) -> Mapping[int, str]:
+        """The reasons as they are kept: without a destination's words if these can repeat a value.
+
+        A reason stays for ever, and no key is destroyed for what stands in it.
+        """
+        if self._plan.revealer is None:
+            return refused
+        return {leaf: why.partition(":")[0] for leaf, why in refused.items()}
 
     async def _advance(
         self,
@@ -294,7 +310,7 @@ class Stream:
             )  # fmt: skip
         self._witness.write(Sent(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else ""))
 
-    async def _shaped(self, row: SealedRow, log: str) -> Outgoing:
+    async def _encoded(self, row: SealedRow, log: str) -> Encoded:
         if not row.is_as_sealed:
             self.progress.altered += 1
             log_limited(
@@ -302,32 +318,28 @@ class Stream:
                 "sealed: it is sent as it is now; run `otel-audit verify`", self.name, row.leaf,
                 row.id, level=logging.CRITICAL,
             )  # fmt: skip
-        payload = row.payload
-        if MARK in payload:
-            payload = (
-                _ENCRYPTED.sub(r"\1", payload)
-                if self._plan.revealer is None
-                else await self._plan.revealer.reveal(payload)
-            )
+        if self._plan.revealer is None:
+            payload = without_ciphertexts(row.payload)
+        elif MARK in row.payload:
+            payload = await self._plan.revealer.reveal(row.payload)
+        else:
+            payload = row.payload
         event = read_event(
             payload, leaf=row.leaf, log=log, content_hash=row.content_hash,
             is_as_sealed=row.is_as_sealed,
             recorded_ns=row.recorded_us * 1000 if row.recorded_us >= 0 else None,
         )  # fmt: skip
         try:
-            document = self._plan.shape(event)
+            outgoing = Outgoing(
+                row.leaf, row.id, self._plan.shape(event), row.tenant_id, row.content_hash.hex(),
+                event.name, event.time_ns, event.is_failure,
+            )  # fmt: skip
+            return Encoded(row.leaf, row.id, self._plan.destination.encode(outgoing, log))
         except UnshapeableError:
             raise
         except Exception as error:
             # one record that a shape did not foresee holds up no other: it is parked, and counted
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
-        record = event.record
-        time_ns = None if record is None or record.occurred_at <= 0 else record.occurred_at
-        return Outgoing(
-            row.leaf, row.id, document, row.tenant_id, row.content_hash.hex(),
-            "" if record is None else record.event_name, time_ns,
-            record is not None and record.outcome == "failure",
-        )  # fmt: skip
 
     async def _compare_witness(
         self, connection: Connection[Any], at: store.Position, size: int

@@ -17,7 +17,7 @@ import httpx
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
-from otel_audit.streams.destination import TURN, Delivered, DestinationError, Outgoing
+from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.file import line
 from otel_audit.streams.http import Client, objection_of
 
@@ -45,19 +45,25 @@ class WebhookDestination:
             allow_private: Whether it may be an address that is not public.
         """
         self._url = httpx.URL(url)
+        self._host = self._url.netloc.decode("ascii")
         self._client = client
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
 
-    async def send(self, events: Sequence[Outgoing], log: str) -> Delivered:
-        """Send events one after the other; the first that is not taken ends it."""
+    def encode(self, event: Outgoing, log: str) -> bytes:
+        """Write an event as a request's body."""
         del log
+        return line(event)[:-1]
+
+    async def send(self, events: Sequence[Encoded]) -> Delivered:
+        """Send events one after the other; the first that is not taken ends it."""
         delivered = Delivered()
         begun = time.monotonic()
         try:
-            address = await self._address()
+            # to the address that was looked at, whatever the name means by now
+            url = self._url.copy_with(host=str(await self._address()))
             for event in events:
-                why = await self._send(event, address)
+                why = await self._send(event, url)
                 if why is not None:
                     delivered.refused[event.leaf] = why
                 delivered.done += 1
@@ -71,12 +77,11 @@ class WebhookDestination:
         """Give back the connection."""
         await self._client.close()
 
-    async def _send(self, event: Outgoing, address: Address) -> str | None:
-        body = line(event)[:-1]
+    async def _send(self, event: Encoded, url: httpx.URL) -> str | None:
+        body = event.content
         message_id, moment = str(event.id), str(int(time.time()))
-        host = self._url.netloc.decode("ascii")
         headers = {
-            "host": host,
+            "host": self._host,
             "content-type": "application/json",
             "user-agent": "otel-audit",
             "webhook-id": message_id,
@@ -85,11 +90,7 @@ class WebhookDestination:
                 signature(secret, message_id, moment, body) for secret in self._secrets
             ),
         }
-        # to the address that was looked at, whatever the name means by now
-        url = self._url.copy_with(host=str(address))
-        answer = await self._client.post(
-            url, headers, body, {"sni_hostname": self._url.host.encode("ascii").decode()}
-        )
+        answer = await self._client.post(url, headers, body, {"sni_hostname": self._url.host})
         return objection_of(answer)
 
     async def _address(self) -> Address:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# what a test stores need not outlive the machine; waiting for the disk is most of a test's time
+_NOT_DURABLE = ("ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off")
+
 
 @dataclass(frozen=True)
 class AuditStore:
@@ -140,16 +143,7 @@ class Server:
         self._execute(f"DROP DATABASE {self.template} WITH (FORCE)")
 
     def _execute(self, statement: str) -> None:
-        import asyncpg
-
-        async def execute() -> None:
-            connection = await asyncpg.connect(self.server_dsn)
-            try:
-                await connection.execute(statement)
-            finally:
-                await connection.close()
-
-        _run(execute())
+        _run(_execute(self.server_dsn, statement))
 
 
 @contextmanager
@@ -181,6 +175,8 @@ def running_server(dsn: str) -> Iterator[Server]:
 def embedded_server() -> Iterator[Server]:
     """Run PostgreSQL for as long as the block lasts; it listens on no network.
 
+    It does not wait for the disk: a crash of the machine loses what a test has stored.
+
     Raises:
         MissingExtraError: The package that brings PostgreSQL, or asyncpg, is not installed.
     """
@@ -191,10 +187,22 @@ def embedded_server() -> Iterator[Server]:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     try:
+        _run(_execute(server.get_uri(), *_NOT_DURABLE, "SELECT pg_reload_conf()"))
         yield Server(server.get_uri())
     finally:
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _execute(dsn: str, *statements: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(dsn)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -6,13 +6,14 @@ import sys
 try:
     from otel_audit_bootstrap.run import begin
 except ImportError as _error:
-    _required = os.environ.get("OTEL_AUDIT_REQUIRED", "").strip().lower()
+    _said = os.environ.get("OTEL_AUDIT_REQUIRED", "").strip().lower()
+    _required = _said not in {"", "0", "false", "no", "off", "n", "f"}
     sys.stderr.write(
         "THIS APPLICATION IS NOT AUDITED: otel-audit is not installed for "
-        f"{sys.executable}: {_error}\n"
+        f"{sys.executable}: {_error}"
+        f"{'; refusing to start, because OTEL_AUDIT_REQUIRED is set' if _required else ''}\n"
     )
-    if _required not in {"", "0", "false", "no", "off", "n", "f"}:
-        sys.stderr.write("Refusing to start, because OTEL_AUDIT_REQUIRED is set.\n")
+    if _required:
         sys.stderr.flush()
         os._exit(78)
 else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from orm_harness import SqliteStore, capturing
 from otel_audit_postgres.personal.protect import read_fields
@@ -11,45 +13,53 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 PERSONAL = {"audit": "personal"}
 
 
-class Base(DeclarativeBase):
-    pass
+@pytest.fixture(scope="module")
+def models():
+    """Marked models, for as long as this module's tests run: others must not meet them."""
 
+    class Base(DeclarativeBase):
+        pass
 
-class Person(Base):
-    __tablename__ = "persons"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(default="person")
-    email: Mapped[str | None] = mapped_column("e_mail", info=PERSONAL, unique=True)
-    city: Mapped[str | None]
-    password: Mapped[str | None] = mapped_column(info=PERSONAL)
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+    class Person(Base):
+        __tablename__ = "persons"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(default="person")
+        email: Mapped[str | None] = mapped_column("e_mail", info=PERSONAL, unique=True)
+        city: Mapped[str | None]
+        password: Mapped[str | None] = mapped_column(info=PERSONAL)
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
 
+    class Clerk(Person):
+        __tablename__ = "clerks"
+        id: Mapped[int] = mapped_column(ForeignKey("persons.id"), primary_key=True)
+        phone: Mapped[str | None] = mapped_column(info=PERSONAL)
+        __mapper_args__ = {"polymorphic_identity": "clerk"}
 
-class Clerk(Person):
-    __tablename__ = "clerks"
-    id: Mapped[int] = mapped_column(ForeignKey("persons.id"), primary_key=True)
-    phone: Mapped[str | None] = mapped_column(info=PERSONAL)
-    __mapper_args__ = {"polymorphic_identity": "clerk"}
+    class Letter(Base):
+        __tablename__ = "letters"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        to: Mapped[str | None] = mapped_column(ForeignKey("persons.e_mail"))
+        shown: Mapped[str | None] = mapped_column(
+            ForeignKey("persons.e_mail"), info={"audit": True}
+        )
 
-
-class Letter(Base):
-    __tablename__ = "letters"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    to: Mapped[str | None] = mapped_column(ForeignKey("persons.e_mail"))
-    shown: Mapped[str | None] = mapped_column(ForeignKey("persons.e_mail"), info={"audit": True})
+    yield SimpleNamespace(Base=Base, Person=Person, Clerk=Clerk, Letter=Letter)
+    Base.registry.dispose()
+    Base.metadata.clear()
 
 
 @pytest.fixture
-def persons(tmp_path):
+def persons(tmp_path, models):
     engine = create_engine(f"sqlite:///{tmp_path / 'persons.db'}")
-    Base.metadata.create_all(engine)
+    models.Base.metadata.create_all(engine)
     with capturing():
         yield SqliteStore(engine)
     engine.dispose()
 
 
-async def test_is_named_in_every_kind_of_change(persons):
+async def test_is_named_in_every_kind_of_change(persons, models):
     """Objects, an inheriting class, a foreign key, and statements without objects."""
+    Person, Clerk, Letter = models.Person, models.Clerk, models.Letter  # noqa: N806 - classes
 
     def write(session):
         session.add(Person(id=1, email="a@example.com", city="Bonn"))
@@ -83,10 +93,10 @@ async def test_is_named_in_every_kind_of_change(persons):
         assert all("e_mail" in one.personal for one in found)
 
 
-async def test_is_kept_readable_and_a_secret_stays_one(persons):
+async def test_is_kept_readable_and_a_secret_stays_one(persons, models):
     """The mark hides nothing from the audit, and undoes no redaction."""
     (change,) = await persons.changes(
-        lambda session: session.add(Person(id=1, email="a@example.com", password="S3CR3T"))
+        lambda session: session.add(models.Person(id=1, email="a@example.com", password="S3CR3T"))
     )
     assert change.values["e_mail"] == [None, "a@example.com"]
     assert "S3CR3T" not in str(change)

@@ -65,6 +65,7 @@ FOR EACH ROW EXECUTE FUNCTION swallow()
 
 
 class TestInspect:
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_nothing_wrong_with_a_proper_store(self, writer_dsn):
         """A store with roles, seen by its writer, is as it must be; every check has a word."""
         found = await look(writer_dsn)
@@ -76,6 +77,7 @@ class TestInspect:
         }  # fmt: skip
         assert all(finding.detail and not finding.remedy for finding in found.values())
 
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_an_owner_at_work(self, audit_store):
         """A store without roles works, and its weakness is named."""
         found = await look(audit_store)
@@ -200,6 +202,7 @@ class TestInspect:
         assert "OTEL_AUDIT_DSN" in found.detail + found.remedy
         assert "hunter2" not in repr(found)
 
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_that_nothing_is_set_up(self, database):
         """An empty database needs init."""
         found = await look(database)
@@ -247,6 +250,7 @@ class TestInspect:
         assert found["strangers"].ok is False
         assert "swallow" in found["strangers"].detail
 
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_missing_rights(self, writer_dsn, owner):
         """A writer that may not write is told what it lacks."""
         await owner.execute("REVOKE INSERT (actor_id) ON audit.audit_logs FROM otel_audit_writer")
@@ -254,6 +258,7 @@ class TestInspect:
         assert wrong(found) == {"may_insert"}
         assert "INSERT on audit.audit_logs (actor_id)" in found["may_insert"].detail
 
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_a_role_without_any_rights(self, postgres, audit_store, owner):
         """Even who may not enter the schema gets findings, not an error."""
         role = f"nobody_{uuid.uuid4().hex[:8]}"

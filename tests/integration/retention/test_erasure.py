@@ -284,7 +284,7 @@ class TestErasing:
                 erased.append(await erase(written.dsn, keys, subject, "law", "demand"))
 
         erasing = asyncio.create_task(erase_meanwhile())
-        done = await written.retain(tell=lambda month, step: steps.put_nowait(step))
+        done = await written.retain(on_step=lambda month, step: steps.put_nowait(step))
         await erasing
         assert (erased, done.dropped) == ([True, True], {"2025-01": 10})
         await written.seal()
@@ -422,7 +422,7 @@ class TestKeyStore:
 
     async def test_knows_a_wrong_key_encryption_key(self, keys, keys_dsn):
         """At its set-up, and when a key is asked for; nothing is stored under another one."""
-        await keys.keys_for([ANN])
+        await keys.keys_for({ANN: 1})
         other = KeyStore(keys_dsn, FileWrapper(secrets.token_bytes(32)))
         with pytest.raises(ConfigurationError, match="KEK_FILE: this is not the key"):
             await other.init()
@@ -478,7 +478,7 @@ class TestWrapper:
         monkeypatch.syspath_prepend(str(Path(__file__).parent))
         assert await asyncio.to_thread(_invoked, ["subject", "init"]) == (0, "is ready")
         keys = key_store_from(AuditConfig())
-        made = (await keys.keys_for([ANN]))[ANN]
+        made = (await keys.keys_for({ANN: 1}))[ANN]
         box = made.encrypt("x", "r", "p")
         await keys.close()
         again = key_store_from(AuditConfig())

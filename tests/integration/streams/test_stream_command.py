@@ -7,10 +7,12 @@ import json
 import signal
 import subprocess
 import time
+import uuid
 
 import pytest
 from acceptance.servers import BIN
 from click.testing import CliRunner
+from otel_audit_postgres.pseudonyms import EncryptedValue
 
 from otel_audit.cli.main import cli
 from otel_audit.record import Actor
@@ -80,11 +82,11 @@ async def test_status_pause_resume_rewind_parked_test(log, run, file, tmp_path):
     yes = await run("stream", "rewind", "siem", "--to-leaf", "1", "--reason", "lost", "--yes")
     assert yes.output == "siem: at leaf 1\n"
     assert (await run("stream", "parked", "siem")).output == "nothing is parked\n"
-    assert "recorded audit.stream.tested" in (await run("stream", "test", "siem")).output
+    assert "recorded audit.destination.tested" in (await run("stream", "test", "siem")).output
     await log.seal()
     await run(*ONCE)
     names = [event["record"]["event_name"] for event in events(tmp_path)]
-    assert names[-1] == "audit.stream.tested"
+    assert names[-1] == "audit.destination.tested"
     for command in ("pause", "parked", "test"):
         unknown = await run("stream", command, "nobody")
         assert unknown.exit_code == 1
@@ -160,6 +162,39 @@ async def test_sigterm_ends_it_in_order(log, run, file, tmp_path):
     assert process.returncode == 0
     said = json.loads(output)
     assert (said["stream"], said["error"]) == ("siem", None)
+
+
+async def test_map_tells_a_records_place_in_the_log(log, run, administrator):
+    """Nothing before it is sealed; then its leaf; and whether it is still what was sealed."""
+    await log.write(2)
+    await log.seal()
+    (record_id,) = await log.write(1)
+
+    async def shown():
+        return json.loads((await run("map", record_id, "--to", "native", "--json")).output)
+
+    before = await shown()
+    assert (before["leaf"], before["log"]) == (None, "")
+    # the look is a record, too, and sealed after it
+    await log.seal()
+    sealed = await shown()
+    assert (sealed["leaf"], sealed["log"]) == (2, "audit.example.com/log")
+    assert "is_as_sealed" not in sealed
+    await administrator.does(
+        "UPDATE audit.audit_logs SET recorded_at = recorded_at - interval '1 s' WHERE id = $1",
+        uuid.UUID(record_id),
+    )
+    altered = await shown()
+    assert (altered["leaf"], altered["is_as_sealed"]) == (2, False)
+
+
+async def test_map_shows_encrypted_values_as_a_stream_does(log, run):
+    """Their pseudonyms, and not what is decrypted with a key."""
+    value = EncryptedValue(b"p" * 12, b"k" * 8, b"box").text()
+    (record_id,) = await log.write(1, actor=Actor(id=value, type="user"))
+    shown = json.loads((await run("map", record_id, "--to", "native", "--json")).output)
+    assert shown["record"]["actor"]["id"] == value[:20]
+    assert value.startswith(value[:20] + ".")
 
 
 @pytest.mark.parametrize("shape", ["native", "ocsf", "ocsf-1.1.0", "ecs", "cloudevents", "fhir"])

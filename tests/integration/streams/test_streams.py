@@ -65,7 +65,9 @@ async def test_everything_sealed_arrives_once_and_in_order(log, stream_to, recei
     assert receiver.leaves == list(range(25))
     await log.seal()
     await stream.run_once()
-    assert receiver.leaves == list(range(31))  # and audit.stream.created, a record like any other
+    assert receiver.leaves == list(
+        range(31)
+    )  # and audit.destination.created, a record like any other
     assert [one.path for one in receiver.asked] == ["/v1/logs"] * len(receiver.asked)
     assert (stream.progress.sent, stream.progress.lag) == (31, 0.0)
 
@@ -318,7 +320,7 @@ async def test_a_new_stream_begins_now_unless_told_otherwise(log, stream_to, rec
     await stream.run_once()
     # its own creation is the first record that is sealed after it
     assert [event["record"]["event_name"] for event in receiver.stored] == [
-        "audit.stream.created", "order.created"
+        "audit.destination.created", "order.created"
     ]  # fmt: skip
 
 
@@ -329,13 +331,13 @@ async def test_changed_settings_are_a_record_without_secrets(log, stream_to, rec
     payloads = [
         json.loads(row["payload"])
         for row in await connection.fetch(
-            "SELECT payload::text FROM audit.audit_logs WHERE event_name LIKE 'audit.stream.%' "
+            "SELECT payload::text FROM audit.audit_logs WHERE event_name LIKE 'audit.destination.%' "
             "ORDER BY recorded_at"
         )
     ]
     assert [one["event_name"] for one in payloads] == [
-        "audit.stream.created",
-        "audit.stream.changed",
+        "audit.destination.created",
+        "audit.destination.changed",
     ]
     said = payloads[1]["metadata"]
     assert (said["before"]["shape"], said["settings"]["shape"]) == ("native", "ecs")
@@ -361,11 +363,11 @@ async def test_pause_resume_and_rewind(log, stream_to, receiver, connection):
     assert receiver.leaves[4:10] == [2, 3, 4, 5, 6, 7]
     assert receiver.stored[4]["id"] == receiver.stored[2]["id"]
     names = await connection.fetch(
-        "SELECT event_name FROM audit.audit_logs WHERE event_name LIKE 'audit.stream%'"
+        "SELECT event_name FROM audit.audit_logs WHERE event_name LIKE 'audit.destination.%'"
     )
     assert {row[0] for row in names} == {
-        "audit.stream.created", "audit.stream.paused", "audit.stream.resumed",
-        "audit.stream.rewound",
+        "audit.destination.created", "audit.destination.paused", "audit.destination.resumed",
+        "audit.destination.rewound",
     }  # fmt: skip
     for name, leaf in (("nobody", 0), ("siem", 99)):
         with pytest.raises(Exception, match="there is no stream nobody|not to 99"):
@@ -582,6 +584,11 @@ async def test_personal_values_go_as_pseudonyms_unless_the_stream_may_have_them(
     await stream_to(*to(receiver), "personal = true").run_once()
     assert receiver.stored[2]["record"]["actor"]["email"] == "ann@example.com"
     assert receiver.stored[2]["content_hash"] == receiver.stored[0]["content_hash"]
+    # what it says of such an event may repeat a value, and would stay for ever
+    receiver.decide = lambda asked: Answer(status=422, body=b"ann@example.com is unknown")
+    await store.rewind(connection, "siem", 0, "once more")
+    await stream_to(*to(receiver), "personal = true").run_once()
+    assert {one.reason for one in await store.parked(connection, "siem")} == {"status 422"}
 
 
 async def test_the_numbers_are_metrics(log, stream_to, receiver):
@@ -601,12 +608,12 @@ async def test_the_numbers_are_metrics(log, stream_to, receiver):
         for point in metric.data.data_points
     }
     provider.shutdown()
-    name = {"audit.stream.name": "siem"}
+    name = {"audit.destination.name": "siem"}
     assert metrics == {
-        "audit.stream.sent": (3, name), "audit.stream.parked": (0, name),
-        "audit.stream.failures": (0, name), "audit.stream.altered": (0, name),
-        "audit.stream.position": (3, name), "audit.stream.behind": (0, name),
-        "audit.stream.lag": (0.0, name), "audit.stream.refused": (0, name),
+        "audit.destination.sent": (3, name), "audit.destination.parked": (0, name),
+        "audit.destination.failures": (0, name), "audit.destination.altered": (0, name),
+        "audit.destination.position": (3, name), "audit.destination.behind": (0, name),
+        "audit.destination.lag": (0.0, name), "audit.destination.refused": (0, name),
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -393,6 +394,18 @@ class TestWhatArrives:
         assert isinstance(refused, NotConvertible)
         assert refused.kind == "unverified"
         assert (stored.received.signature, stored.received.signed_by) == ("valid", "legacy")
+
+    def test_a_span_is_no_way_around_a_required_signature(self, signers):
+        """It cannot be signed, so it goes to quarantine; noted only, it is stored as before."""
+        span = replace(item(log()), is_log=False, body=None)
+
+        refused = converter(signers, requires_signature=True).read(span, NOBODY)
+        stored = converter(signers).read(span, NOBODY)
+
+        assert (refused.kind, refused.reason) == (
+            "unverified", "a valid signature is required, and a span has none"
+        )  # fmt: skip
+        assert stored.received.signature is None
 
 
 class TestAChain:

@@ -55,6 +55,9 @@ _CLOSED: Final = int(FrameKind.CLOSED)
 _DISCARDED: Final = int(FrameKind.DISCARDED)
 _CARRY_FROM_SEGMENTS: Final = 2
 _LOOK_AROUND_SECONDS: Final = 1.0
+DELIVERED_STAYS: Final = 60.0
+"""Seconds after which a file is given up in which all is delivered, full or not: what was erased
+from the trail since is not to stay on this disk until somebody has written 8 MB more."""
 _READ_PATIENCE: Final = 60.0
 """Seconds for which a segment that the disk does not give back is tried again."""
 
@@ -133,6 +136,7 @@ class Spool:
         self._segments_synced = 0
         self._sync_failed_through = 0
         self._looked_around = time.monotonic()
+        self._filling = (0, 0.0)  # a segment, and since when there is something in it
         self._lease = Lease(lock) if leased else None
         self._unreadable_since: dict[int, float] = {}
         self._watermarks = self._begin_watermarks()
@@ -259,6 +263,7 @@ class Spool:
                 if self._lease is not None:
                     self._lease.renew()
                 self._look_around()
+                self._give_up_delivered()
                 self._free()
             if self.settings.fsync != "never" and self._synced != self._segments.appended:
                 self._sync()
@@ -433,6 +438,23 @@ class Spool:
         )
 
     # --- freeing; the upkeep lock is held
+
+    def _give_up_delivered(self) -> None:
+        """Go on in another file, if nothing in the last one is needed and it is no longer young."""
+        with self._lock:
+            last, now = self._segments.last, time.monotonic()
+            if not last.size or self._filling[0] != last.number:
+                self._filling = (last.number, now)
+            elif (
+                now - self._filling[1] >= DELIVERED_STAYS
+                and not last.pins
+                and self._is_acknowledged(last.needs)
+            ):
+                try:
+                    self._segments.begin_next()
+                except SpoolWriteError as error:
+                    # it only stays longer; the next look tries again
+                    self._log_error(str(error))
 
     def _free(self) -> None:
         try:

@@ -228,6 +228,15 @@ class Segments:
             self._settle(current)
         elif not current.size or current.size + size <= self._segment_bytes:
             return current
+        return self.begin_next()
+
+    def begin_next(self) -> Segment:
+        """Let what follows go into a new segment.
+
+        Raises:
+            SpoolWriteError: The file system refuses.
+        """
+        current = self.last
         following = create_segment(self._spool, current.number + 1, current.end)
         if not self._keep_files:
             current.close()

@@ -29,6 +29,7 @@ from otel_audit.delivery.spool import (
     reopen,
 )
 from otel_audit.delivery.spool import log as module
+from otel_audit.delivery.spool.directory import segment_name
 from otel_audit.delivery.spool.ownership import OwnDirectory
 from otel_audit.errors import ConfigurationError
 
@@ -648,3 +649,44 @@ class TestFork:
         finally:
             for file in (started, start, end, ended):
                 os.close(file)
+
+
+class TestDelivered:
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch):
+        """No file is young any more, and each sync looks around."""
+        monkeypatch.setattr(module, "DELIVERED_STAYS", 0)
+        monkeypatch.setattr(module, "_LOOK_AROUND_SECONDS", 0)
+
+    def test_does_not_stay_in_a_file_that_is_not_full(self, spool):
+        """The file goes although the process lives and writes nothing more; then it goes on."""
+        spool.acknowledge([do_one(spool)])
+        assert segments(spool) == [segment_name(1)]
+        spool.sync()
+        spool.sync()
+        assert segments(spool) == [segment_name(2)]
+        assert spool.bytes_used == 0
+        spool.sync()
+        assert segments(spool) == [segment_name(2)]
+        position = do_one(spool, b"later")
+        assert [one.payload for one in spool.read()] == [b"later"]
+        spool.acknowledge([position])
+        assert spool.close()
+
+    def test_stays_while_something_beside_it_is_needed(self, spool, home):
+        """An action under way, or a record that is not acknowledged; adopted, nothing is missing."""
+        first = do_one(spool)
+        waiting = do_one(spool, b"waits")
+        spool.append(FrameKind.OPENED, uuid7(), b"under way")
+        spool.acknowledge([first])
+        for _ in range(3):
+            spool.sync()
+        assert segments(spool) == [segment_name(1)]
+        spool.acknowledge([waiting])
+        for _ in range(3):
+            spool.sync()
+        assert segments(spool) == [segment_name(1)]
+        assert not spool.close()
+        (left,) = adopt(home, "shop")
+        assert b"under way" in [record.payload for record in left.records()]
+        left.release()
