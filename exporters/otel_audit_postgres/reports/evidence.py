@@ -8,6 +8,7 @@ is looked up.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import uuid
@@ -37,6 +38,7 @@ _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
 _MOST_SUSPECTS: Final = 10_000
+_PAUSES_AFTER: Final = 500
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
@@ -298,13 +300,10 @@ async def _climb(
             sealed = leaves[: max(snapshot.size - piece.first, 0)]
             for one in sums:
                 one.add(piece.id_bytes(), sealed)
-            for size in sizes:
-                if walk.tree.size < size < piece.first + len(leaves):
-                    walk.tree = walk.tree.extended(
-                        leaves[walk.tree.size - piece.first :][: size - walk.tree.size]
-                    )
-                    walk.roots[size] = walk.tree.root()
-            walk.tree = walk.tree.extended(leaves[walk.tree.size - piece.first :])
+            _append(walk, piece.first, leaves, sizes)
+            if piece.count >= _PAUSES_AFTER:
+                # several milliseconds of hashing: whoever shares this loop has a turn
+                await asyncio.sleep(0)
         else:
             walk.tree = grown(walk.tree, piece)
         walk.roots[walk.tree.size] = walk.tree.root()
