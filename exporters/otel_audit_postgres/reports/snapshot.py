@@ -293,8 +293,8 @@ class Snapshot:
             return []
         told = (
             f"GAPS: {gaps['numbers']} numbers are missing between the first and the last record "
-            f"that {gaps['producers']} producer{'' if gaps['producers'] == 1 else 's'} made in this "
-            "period; `otel-audit gaps` names them"
+            f"that {gaps['producers']} producer{'' if gaps['producers'] == 1 else 's'} made in "
+            "this period; `otel-audit gaps` names them"
         )
         return [told]
 

@@ -205,6 +205,6 @@ def _write(made: Report, drafts: dict[str, Path]) -> None:
                 target.writelines(pieces(made, form))  # type: ignore[arg-type]
         except OSError as error:
             raise ConfigurationError(
-                f"--out: the report cannot be written to {draft.parent}: {error.strerror}; nothing is "
-                "left there"
+                f"--out: the report cannot be written to {draft.parent}: {error.strerror}; nothing "
+                "is left there"
             ) from None

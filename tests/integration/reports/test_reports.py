@@ -154,6 +154,12 @@ def replace_id(record, number: int):
     )  # fmt: skip
 
 
+_DROPPED = """
+INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows)
+VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', 0)
+"""
+
+
 class TestWhatItSays:
     async def test_gaps_are_in_every_head(self, store):
         """The numbers 16 and 17 of a producer are missing."""
@@ -167,6 +173,23 @@ class TestWhatItSays:
         told = json.loads(await made(store.dsn, "coverage", asked))
 
         assert any(note.startswith("NOT COVERED") for note in told["notes"])
+
+    async def test_which_months_of_the_period_were_dropped(self, store):
+        """And nothing of it is taken for tampering: what was dropped in order is accounted for."""
+        connection = await asyncpg.connect(store.dsn)
+        lowest, above = await connection.fetchrow(
+            "SELECT audit.uuid_at('2026-09-01Z')::text, audit.uuid_at('2026-10-01Z')::text"
+        )
+        await connection.close()
+        said = {"partition": "audit_logs_2026_09", "rows": 0, "lowest": lowest, "above": above}
+        manifest = fixed(30, "audit.partition.retired", tenant=None, metadata=said)
+        await store.add([manifest])
+        await tamper(store.dsn, _DROPPED.format(month="2026_09", id=manifest.record_id, **said))
+        for name in ("coverage", "integrity", "disposal"):
+            asked = replace(WHOLE, begin=datetime(2026, 9, 1, tzinfo=UTC))
+            notes = json.loads(await made(store.dsn, name, asked))["notes"]
+            assert "NOT HERE: records of 2026-09 were dropped; see the archive" in notes
+            assert [note for note in notes if note.startswith("TAMPERED")] == []
 
     async def test_what_the_readers_scope_hides(self, store, postgres):
         """Whoever sees one tenant gets no other's records, and the head says so."""
@@ -364,6 +387,17 @@ class TestEvidence:
             told = json.loads(await made(store.dsn, name))
             says = "1 records were never sealed, and do not wait for it"
             assert any(says in note for note in told["notes"]), name
+
+    async def test_a_month_that_was_dropped_without_a_sealed_record_of_it_is_told(self, store):
+        """Whoever deletes records could say that they were dropped in order."""
+        await tamper(store.dsn, TAMPERED["record"][0])
+        bounds = {"lowest": "01a0f000-0000-7000-8000-000000000000", "above": "f" * 32}
+        forged = _DROPPED.format(month="2026_10", id=records()[0].record_id, **bounds)
+        await tamper(store.dsn, forged)
+
+        notes = json.loads(await made(store.dsn, "rights"))["notes"]
+        assert any("was dropped without a sealed record of it" in note for note in notes)
+        assert any("1 sealed records are gone" in note for note in notes)
 
     async def test_integrity_asks_the_anchors_and_checks_the_signature(self, store):
         """And says so where there is nobody to ask."""

@@ -12,6 +12,10 @@ import pytest
 from otel_audit_postgres.reports.catalog import REPORTS
 from viewer_store import ACME, AUDITOR, SUPPORT, order_record
 
+_IS_WAITED_FOR = """
+SELECT EXISTS (SELECT FROM pg_locks
+               WHERE NOT granted AND relation = 'audit.ledger_prunings'::regclass)
+"""
 HOSTILE = "<script>alert(1)</script>\u202e"
 
 
@@ -61,12 +65,10 @@ class TestReports:
         blocking = await asyncpg.connect(audit_store)
         try:
             async with blocking.transaction():
-                # the one report that asks who was archived and dropped waits for this table
+                # every report asks this table which months were dropped, and no other page does
                 await blocking.execute("LOCK TABLE audit.ledger_prunings IN ACCESS EXCLUSIVE MODE")
                 waiting = asyncio.create_task(client.get("/reports/coverage", params=period()))
-                while not await blocking.fetchval(
-                    "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
-                ):
+                while not await blocking.fetchval(_IS_WAITED_FOR):  # noqa: ASYNC110 - another process waits
                     await asyncio.sleep(0.01)
                 assert (await client.get("/reports")).status_code == 200
                 assert (
