@@ -31,7 +31,6 @@ from otel_audit.cli.dev_store import (
 from otel_audit.cli.follow import Tail
 from otel_audit.cli.listing import Line, Table
 from otel_audit.cli.record_panel import change_lines, rolled_back_line
-from otel_audit.cli.search import without_own
 from otel_audit.cli.terminal import echo
 from otel_audit.cli.web import viewer_app, viewer_server
 from otel_audit.config import AuditConfig
@@ -191,6 +190,7 @@ async def _watch(
     show: Callable[[Sequence[Line]], None],
 ) -> None:
     from otel_audit_postgres.query.grammar import Query
+    from otel_audit_postgres.query.own_events import without_own
     from otel_audit_postgres.query.queries import opened
 
     tail = Tail(without_own(Query(())))

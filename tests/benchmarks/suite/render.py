@@ -10,7 +10,17 @@ from pathlib import Path
 from tests.benchmarks.suite import svg, tables, targets
 from tests.benchmarks.suite.tables import Results
 
-PARTS = ("request", "orm", "writing", "micro", "instructions", "profile", "loss", "growth")
+PARTS = (
+    "request",
+    "orm",
+    "writing",
+    "micro",
+    "instructions",
+    "profile",
+    "loss",
+    "growth",
+    "viewer",
+)
 
 
 def read(directory: Path) -> Results:
@@ -37,7 +47,7 @@ def blocks(results: Results) -> dict[str, str]:
     writers: dict[str, Callable[[Results], Iterator[str]]] = {
         "request": tables.requests, "orm": tables.orm, "writing": tables.writing,
         "micro": tables.micro, "instructions": tables.instructions, "profile": tables.profile,
-        "loss": tables.loss, "growth": tables.growth,
+        "loss": tables.loss, "growth": tables.growth, "viewer": tables.viewer,
     }  # fmt: skip
     for part, write in writers.items():
         if part in results:
