@@ -30,7 +30,8 @@ class Rule:
         severity: ``page``: somebody gets up; ``ticket``: somebody looks tomorrow.
         summary: What is wrong.
         act: What to do.
-        series: Series of its test, each with values a minute apart, with which it fires.
+        series: Series of its test, each with values a minute apart, with which it fires; none: it
+            fires where there is nothing.
         quiet: Series with which it does not.
     """
 
@@ -82,6 +83,10 @@ RULES: Final = (
     Rule("AuditSealLags", "audit_seal_lag_seconds > 60", "2m", "page",
          "Rows wait for their seal for more than a minute", "See whether `otel-audit seal` runs.",
          {"audit_seal_lag_seconds": "100+60x60"}, {"audit_seal_lag_seconds": "5+0x60"}),
+    # a sealer that is gone has no lag
+    Rule("AuditSealerAbsent", "absent(audit_seal_lag_seconds)", "15m", "page", "No process that seals is known",
+         "Let an application, `otel-audit serve --seal` or `otel-audit seal` run with metrics; rows that are not sealed are not proved.",
+         {}, {"audit_seal_lag_seconds": "0+0x60"}),
     Rule("AuditAnchorFails", _rises("audit_seal_publish_failures_total", "15m"), "15m", "ticket",
          "Checkpoints are not published", "Without anchors an old copy of the store passes for the original.",
          _ANCHOR, _NO_ANCHOR),
@@ -90,6 +95,12 @@ RULES: Final = (
     Rule("AuditNotVerified", "time() - audit_verify_timestamp_seconds > 93600", "0m", "ticket",
          "The trail was not verified for 26 hours", "See whether `otel-audit verify --metrics` runs each day.",
          {"audit_verify_timestamp_seconds": "-100000+0x60"}, {"audit_verify_timestamp_seconds": "0+0x60"}),
+    # the one above is silent as long as there is no time at all to compare with
+    Rule("AuditNeverVerified", "absent(audit_verify_timestamp_seconds)", "1h", "ticket",
+         "No verification of the trail is known",
+         "Run `otel-audit verify --metrics FILE` each day, where node exporter reads the file; gaps, quarantine and "
+         "partitions are not watched before that.",
+         {}, {"audit_verify_timestamp_seconds": "0+0x200"}),
     Rule("AuditQuarantineGrows", "delta(audit_store_quarantined_records[1h]) > 0", "0m", "ticket",
          "Records are put into quarantine", "`otel-audit quarantine` lists them with their reasons.",
          _QUARANTINE, _NO_QUARANTINE),
@@ -121,7 +132,7 @@ def rule_tests() -> str:
     tests: list[dict[str, Any]] = []
     for one in RULES:
         expected = {
-            "exp_labels": {"severity": one.severity, "instance": "a"},
+            "exp_labels": {"severity": one.severity} | ({"instance": "a"} if one.series else {}),
             "exp_annotations": {"summary": one.summary, "description": one.act},
         }  # fmt: skip
         for series, alerts in ((one.series, [expected]), (one.quiet, [])):
@@ -132,7 +143,7 @@ def rule_tests() -> str:
                     for name, values in series.items()
                 ],
                 "alert_rule_test": [
-                    {"eval_time": "90m" if "x200" in str(series) else "40m",
+                    {"eval_time": "90m" if one.lasting == "1h" or "x200" in str(series) else "40m",
                      "alertname": one.name, "exp_alerts": alerts}
                 ],
             })  # fmt: skip

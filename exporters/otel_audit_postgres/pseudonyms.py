@@ -15,7 +15,7 @@ KEY_ID_BYTES: Final = 8
 PSEUDONYM_BYTES: Final = 12
 _PARTS: Final = 3
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+", re.ASCII)
-_END: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
+SEARCHABLE_LENGTH: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
 
 
 class EncryptedValue(NamedTuple):
@@ -49,7 +49,7 @@ def searchable(text: str | None) -> str | None:
     """The column's text for a value: an encrypted one's pseudonym, otherwise the value."""
     if text is None or not text.startswith(MARK):
         return text
-    return text if read_encrypted(text) is None else text[:_END]
+    return text if read_encrypted(text) is None else text[:SEARCHABLE_LENGTH]
 
 
 def without_ciphertexts(payload: str) -> str:

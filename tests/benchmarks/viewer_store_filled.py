@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,10 +19,10 @@ from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.ledger.keys import PublicKey, SigningKey, generate, read_public_key
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.rows import COLUMNS
-from viewer_store import change, order_record
 
 from otel_audit._util.ids import uuid7
-from otel_audit.record import Actor, AuditRecord, Body, Request, Response
+from otel_audit.record import Actor, AuditRecord, Body, Change, Request, Response, Source
+from otel_audit.testing import make_record
 
 DAYS = 90
 PATTERN = 20_000
@@ -51,7 +53,7 @@ CROSS JOIN LATERAL (
 ORDER BY n
 """
 _PATTERN = """
-CREATE TEMPORARY TABLE pattern AS
+CREATE UNLOGGED TABLE pattern AS
 SELECT row_number() OVER (ORDER BY id) - 1 AS number,
        (extract(epoch FROM occurred_at) * 1000000)::bigint::text || '000' AS nanoseconds, l.*
 FROM audit.audit_logs l
@@ -115,9 +117,18 @@ async def filled_store(server: str, directory: Path, count: int) -> FilledStore:
         # months of the past are made before the event trigger stands
         await init(dsn)
         key = generate("audit.example.com/log")
-        await _fill(dsn, count)
+        # sealed as it is filled, as a store is: one that waits for its seal as a whole takes twice the time
+        filled = asyncio.Event()
+        sealing = asyncio.create_task(_seal(dsn, key, filled))
+        try:
+            await _fill(dsn, count)
+        finally:
+            filled.set()
+            await sealing
         await init(dsn, roles=True, viewer=VIEWER)
-        await _seal(dsn, key)
+        connection = await asyncpg.connect(dsn)
+        await connection.execute("VACUUM ANALYZE")
+        await connection.close()
         key_file.write_text(key.public.text())
     return FilledStore(dsn, viewer, read_public_key(key_file.read_text(), "the key file"))
 
@@ -130,8 +141,8 @@ def _records(count: int, dice: random.Random) -> Iterator[AuditRecord]:
         outcome = dice.choices(("success", "failure", "unknown"), (85, 13, 2))[0]
         actor = f"user-{dice.randrange(2_000)}@acme.example"
         order = str(dice.randrange(200_000))
-        yield order_record(
-            dice.choice(EVENTS), order, record_id=record_id, action_id=record_id, occurred_at=at,
+        yield make_record(
+            dice.choice(EVENTS), target=f"order:{order}", record_id=record_id, action_id=record_id, occurred_at=at,
             outcome=outcome, tenant=dice.choice(TENANTS),
             actor=Actor(id=actor, type="user", role="clerk", email=actor, verified=True),
             request=Request(
@@ -141,8 +152,14 @@ def _records(count: int, dice: random.Random) -> Iterator[AuditRecord]:
                           size=46, content_type="application/json"),
             ),
             response=Response(status_code=dice.choice((200, 201, 204, 403, 404, 500))),
-            changes=(change(order, status=["paid", "refunded"], total=["129.00", "0.00"]),),
-            trace_id=f"{dice.getrandbits(128):032x}",
+            changes=(
+                Change(operation="update", entity="Order", name="order", table="orders",
+                       key={"id": order},
+                       values={"status": ["paid", "refunded"], "total": ["129.00", "0.00"]}),
+            ),
+            source=Source(address="192.0.2.7", user_agent="Firefox", session_id=f"s-{order[:3]}"),
+            trace_id=f"{dice.getrandbits(128):032x}", trace_sampled=True,
+            resource={"service.name": "shop"},
         )  # fmt: skip
 
 
@@ -164,24 +181,39 @@ async def _fill(dsn: str, count: int) -> None:
         rest = count - pattern
         step = timedelta(days=DAYS) / max(rest, 1)
         begin = now - timedelta(days=DAYS, minutes=5)
-        for first in range(0, rest, _AT_ONCE):
-            last = min(first + _AT_ONCE, rest) - 1
-            await connection.execute(_REPEAT, first, last, begin, step, pattern)
+        starts = range(0, rest, _AT_ONCE)
+
+        async def repeat(one: asyncpg.Connection, starts: range) -> None:
+            await one.execute("SET synchronous_commit = off")
+            for first in starts:
+                last = min(first + _AT_ONCE, rest) - 1
+                await one.execute(_REPEAT, first, last, begin, step, pattern)
+
+        other = await asyncpg.connect(dsn)
+        await asyncio.gather(repeat(connection, starts[::2]), repeat(other, starts[1::2]))
+        await other.close()
+        await connection.execute("DROP TABLE pattern")
         await connection.execute("ANALYZE")
     finally:
         await connection.close()
-    print(f"filled with {count:,} records in {time.perf_counter() - began:.0f} s", flush=True)
+    print(
+        f"filled with {count:,} records in {time.perf_counter() - began:.0f} s",
+        flush=True,
+        file=sys.stderr,
+    )
 
 
-async def _seal(dsn: str, key: SigningKey) -> None:
+async def _seal(dsn: str, key: SigningKey, filled: asyncio.Event) -> None:
+    """Seal what comes, until nothing comes any more."""
     began = time.perf_counter()
     sealer = Sealer(dsn, signer=key)
     try:
-        while (await sealer.seal()).rows:
-            pass
+        while True:
+            is_last = filled.is_set()
+            if not (await sealer.seal()).rows:
+                if is_last:
+                    break
+                await asyncio.sleep(0.2)
     finally:
         await sealer.close()
-    connection = await asyncpg.connect(dsn)
-    await connection.execute("VACUUM ANALYZE")
-    await connection.close()
-    print(f"sealed in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"sealed in {time.perf_counter() - began:.0f} s", flush=True, file=sys.stderr)

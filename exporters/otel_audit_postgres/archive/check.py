@@ -178,17 +178,17 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
         origin = await store.origin(connection)
         archives = await recorded_archives(connection)
         removals = await recorded_removals(connection)
-        told_removals = await _told_removals(connection)
+        named_removals = await _named_removals(connection)
         prunings = await store.prunings(connection)
-        told = await _told_digests(connection)
+        named_digests = await _named_digests(connection)
         if question.deep:
             malformed = await _malformed(connection, origin, question.keys)
             question = replace(question, columns=True, malformed=malformed)
     report = ArchiveReport()
     findings = report.findings
-    _check_chain(archives, told, findings)
+    _check_chain(archives, named_digests, findings)
     counting = latest(archives)
-    _check_removals(removals, told_removals, prunings, findings)
+    _check_removals(removals, named_removals, prunings, findings)
     removed = set(removals)
     for recorded in counting.values():
         check_month(question, recorded.note, origin, removed, report)
@@ -381,13 +381,15 @@ def _read(
     """The leaves of a file as its rows are now."""
     rows, lowest, above = 0, within[0].bytes, within[1].bytes
     for batch in read_batches(file, NAMES if question.columns else _HASHED):
-        ids, told, leaves = (batch.column(name).to_pylist() for name in ("id", "leaf_hash", "leaf"))
+        ids, stored_hashes, leaves = (
+            batch.column(name).to_pylist() for name in ("id", "leaf_hash", "leaf")
+        )
         altered = _altered(batch, question) if question.columns else itertools.repeat(())
-        for row_id, is_told, leaf, is_now, names in zip(
-            ids, told, leaves, leaf_hashes(batch), altered, strict=question.columns
+        for row_id, stored, leaf, computed, names in zip(
+            ids, stored_hashes, leaves, leaf_hashes(batch), altered, strict=question.columns
         ):
             flaw = None
-            if is_now != is_told:
+            if computed != stored:
                 flaw = "a row is not what was sealed"
             elif not lowest <= row_id < above:
                 flaw = "a row is of another month"
@@ -397,7 +399,7 @@ def _read(
                 report.findings.add(
                     _CHANGED, f"{one.key}: {flaw}", str(uuid.UUID(bytes=row_id)), leaf
                 )
-            yield leaf, is_told
+            yield leaf, stored
         rows += batch.num_rows
         report.rows_read += batch.num_rows
         if question.progress is not None:
@@ -440,7 +442,7 @@ async def _malformed(
 _OF_THE_STORE: Final = r"received_by IS NULL AND payload::text !~ '\\u'"
 
 
-async def _told_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
+async def _named_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
     """What the records of removed objects tell of their names."""
     found = await connection.fetch(
         "SELECT id, payload -> 'metadata' ->> 'key' FROM audit.audit_logs "  # noqa: S608 - constants
@@ -451,15 +453,15 @@ async def _told_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | N
 
 def _check_removals(
     removals: Mapping[str, uuid.UUID],
-    told: Mapping[uuid.UUID, str | None],
+    named: Mapping[uuid.UUID, str | None],
     prunings: Sequence[store.Pruning],
     findings: Findings,
 ) -> None:
     """Each removal has its record, as long as the month of that is here."""
     for key, record_id in removals.items():
-        if told.get(record_id, key) != key:
+        if named.get(record_id, key) != key:
             findings.add(_CHANGED, f"the record of the removal of {key} tells of another object")
-        elif record_id not in told and not any(one.held(record_id) for one in prunings):
+        elif record_id not in named and not any(one.held(record_id) for one in prunings):
             findings.add(_DELETED, f"no record tells that {key} was removed", str(record_id))
 
 
@@ -468,7 +470,7 @@ def _today() -> date:
     return datetime.now(UTC).date() + timedelta(days=1)
 
 
-async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
+async def _named_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
     """The manifests, as the records of archived months name them."""
     found = await connection.fetch(
         "SELECT id, payload -> 'metadata' ->> 'manifest_sha256' FROM audit.audit_logs "  # noqa: S608
@@ -479,12 +481,12 @@ async def _told_digests(connection: Connection[Any]) -> dict[uuid.UUID, str | No
 
 def _check_chain(
     archives: Sequence[RecordedArchive],
-    told: Mapping[uuid.UUID, str | None],
+    named: Mapping[uuid.UUID, str | None],
     findings: Findings,
 ) -> None:
     before: str | None = None
     months: list[date] = []
-    first_kept = min(told, default=None)
+    first_kept = min(named, default=None)
     for number, one in enumerate(archives, 1):
         where = f"manifest of {one.month:%Y-%m} (step {one.step})"
         digest = manifest_digest(one.note)
@@ -499,14 +501,14 @@ def _check_chain(
         if (manifest.month, manifest.rows) != (one.month, one.rows):
             findings.add(_CHANGED, f"{where}: it is of {manifest.month:%Y-%m}")
         # its record may have gone with its own month, and then that month's archive has it
-        if told.get(one.record_id, digest) != digest:
+        if named.get(one.record_id, digest) != digest:
             findings.add(_CHANGED, f"{where}: its record names another one")
-        elif one.record_id not in told and first_kept is not None and one.record_id > first_kept:
+        elif one.record_id not in named and first_kept is not None and one.record_id > first_kept:
             findings.add(_DELETED, f"{where}: no record names it", str(one.record_id))
         months.append(one.month)
         before = digest
     known = {one.record_id for one in archives}
-    forged = sum(record_id not in known for record_id in told)
+    forged = sum(record_id not in known for record_id in named)
     if forged:
         # every writer can insert such records, so they prove nothing
         findings.warnings.append(

@@ -37,6 +37,13 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     return target.getvalue().encode("utf-8", "replace")
 
 
+def plain_csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Write rows as CSV of which it is known that no cell is a formula."""
+    target = io.StringIO()
+    csv.writer(target).writerows(rows)
+    return target.getvalue().encode()
+
+
 def harmless(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
     kind = type(value)

@@ -36,6 +36,11 @@ _AT_ONCE: Final = 4_000
 """Leaves whose rows are asked for in one go."""
 _FEW: Final = 200_000
 """Records up to which their ids are looked for first, and the rows of all other leaves not read."""
+# a few thousand ids of millions: each is looked up, whatever the planner thinks of a whole reading
+_BY_ID: Final = (
+    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+    "SET LOCAL enable_seqscan = off"
+)
 _US: Final = (
     "CASE WHEN isfinite(l.recorded_at) AND l.recorded_at < '290000-01-01 00:00:00+00' "
     "THEN (extract(epoch FROM l.recorded_at) * 1000000)::bigint ELSE -1 END"
@@ -372,6 +377,7 @@ class _Reading:
         """Rows in the order of their leaves; with how many leaves are done."""
         self._query = (await resolved(self._connection, self._query))[0]
         self._wanted = await self._ids()
+        await self._connection.execute(_BY_ID)
         numbers: list[int] = []
         ids: list[bytes] = []
         hashes: list[bytes] = []

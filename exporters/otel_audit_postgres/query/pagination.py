@@ -15,7 +15,7 @@ WINDOW: Final = 10_000
 """Records that one question reads whole, for free text and what has no column: about 0.1 s."""
 
 # word for word the condition of the index audit_logs_astray, or the index is of no use
-_ASTRAY: Final = (
+ASTRAY: Final = (
     "CASE WHEN isfinite(occurred_at) THEN "
     "abs(('x' || left(id::text, 8) || substr(id::text, 10, 4))::bit(48)::bigint"
     " - (extract(epoch FROM occurred_at - '1970-01-01 00:00:00+00'::timestamptz) * 1000)::bigint"
@@ -136,7 +136,7 @@ def _with_payloads(walked: str) -> str:
 
 def _by_time(asked: Conditions, names: Sequence[str], order: str, *, payloads: bool) -> str:
     """Walk along the ids of that time; those that are astray come from an index of their own."""
-    between = [*asked.columns, f"NOT ({_ASTRAY})"]
+    between = [*asked.columns, f"NOT ({ASTRAY})"]
     if asked.since is not None:
         between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")
     if asked.until is not None:
@@ -144,10 +144,15 @@ def _by_time(asked: Conditions, names: Sequence[str], order: str, *, payloads: b
     columns = (*names, "payload") if payloads else names
     astray = f"SELECT {selected(names)} FROM astray {order}"  # noqa: S608 - constants
     return (
-        f"WITH astray AS MATERIALIZED ({_selecting(names, [*asked.columns, _ASTRAY])}) "  # noqa: S608
+        f"WITH astray AS MATERIALIZED ({_selecting(names, [*asked.columns, ASTRAY])}) "  # noqa: S608
         f"SELECT {selected(columns)} FROM (({_selecting(columns, between)} {order}) "
         f"UNION ALL ({_with_payloads(astray) if payloads else astray})) AS found {order}"
     )
+
+
+def lowest_id(moment: datetime) -> uuid.UUID:
+    """The lowest UUID of a time."""
+    return _id_at(moment, 0)
 
 
 def _id_at(moment: datetime, milliseconds: int) -> uuid.UUID:

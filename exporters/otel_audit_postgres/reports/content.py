@@ -21,7 +21,13 @@ from otel_audit_postgres.reports.payload_parts import (
     values_of,
 )
 from otel_audit_postgres.reports.policy import month_end, policy_in_force
-from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
+from otel_audit_postgres.reports.snapshot import (
+    CHANGES,
+    OF_THE_STORE,
+    Snapshot,
+    moment,
+    selected,
+)
 
 _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
 _PEOPLE: Final = frozenset({
@@ -30,15 +36,16 @@ _PEOPLE: Final = frozenset({
 # the key's id in an encrypted value, 8 bytes
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
-_HAS_CHANGES: Final = "payload::text LIKE '%\"changes\"%'"
+_HAS_CHANGES: Final = f"{CHANGES} > 0"
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[Row]:
     creators: OrderedDict[str, str] = OrderedDict()
-    async for row, told in snapshot.records(_HAS_CHANGES):
+    sql, values = snapshot.of_records(_HAS_CHANGES)
+    async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
         at, actor, record = moment(row["occurred_at"]), row["actor_id"], str(row["id"])
-        for change in changes_of(told):
+        for change in changes:
             about, operation = reference_of(change), change.get("operation")
             pairs = list(values_of(change)) or [(str(operation), (None, None))]
             if operation == "insert":

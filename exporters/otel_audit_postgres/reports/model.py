@@ -67,6 +67,8 @@ class Definition:
         controls: What it supports.
         nothing: What it means that there is no row.
         needs: Options that it cannot do without: ``subject``, ``query``.
+        is_deep: Whether it is about the evidence itself, month by month.
+        of_the_store: Whether it is of what the store itself records, which is no tenant's.
     """
 
     name: str
@@ -77,3 +79,5 @@ class Definition:
     controls: tuple[Control, ...]
     nothing: str
     needs: tuple[Literal["subject", "query"], ...] = field(default=())
+    is_deep: bool = False
+    of_the_store: bool = False

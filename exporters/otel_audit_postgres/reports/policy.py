@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,3 +34,12 @@ def month_end(month: str) -> datetime:
     """The first moment after a month, such as ``2026-10``."""
     begin = datetime(int(month[:4]), int(month[5:]), 1, tzinfo=UTC)
     return datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
+
+
+def months(begin: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """The parts of a period, cut where a month ends."""
+    begin, end = begin.astimezone(UTC), end.astimezone(UTC)
+    while begin < end:
+        following = month_end(f"{begin:%Y-%m}")
+        yield begin, min(following, end)
+        begin = following

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final, Literal
 
+import msgspec
+
 from otel_audit._util.printable import ascii_json, visible
-from otel_audit_postgres.exports.formats import csv_lines
-from otel_audit_postgres.reports.model import Cell, Row
-from otel_audit_postgres.reports.run import Report
+from otel_audit_postgres.exports.formats import csv_lines, plain_csv_lines
+from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.run import AT_ONCE, Report
 
 ReportFormat = Literal["html", "csv", "json"]
 MOST_PRINTED: Final = 5_000
@@ -42,6 +44,9 @@ th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm;
 td.long { overflow-wrap: anywhere; } td.time { white-space: nowrap; }
 th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
 td.number { font-variant-numeric: tabular-nums; }
+code, pre { font: 7.5pt/1.35 "Liberation Mono", monospace; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; border: 0.2mm solid #bbb; padding: 2mm; margin: 0; }
+.proof { break-inside: avoid; }
 td.bad { color: #b00020; font-weight: bold; }
 """
 _PAGE: Final = """<!doctype html>
@@ -55,7 +60,9 @@ _PAGE: Final = """<!doctype html>
 </head>
 <body>
 """
-_AT_ONCE: Final = 500
+# an escape of JSON, or a text that begins as a formula does
+_NOT_HARMLESS: Final = re.compile(rb'\\|\x7f|"[=+\-@]')
+_decode_lines: Final = msgspec.json.Decoder().decode_lines
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
 _LONG: Final = re.compile(r"[^\s-]{24}")
@@ -94,8 +101,9 @@ def html_body(report: Report) -> Iterator[bytes]:
 def _table(report: Report) -> Iterator[bytes]:
     cells = "".join(f'<th scope="col">{_safe(name)}</th>' for name in report.definition.columns)
     yield f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n".encode()
-    for row in report.each(MOST_PRINTED):
-        yield f"<tr>{''.join(map(_cell, row))}</tr>\n".encode()
+    rows = report.each(MOST_PRINTED)
+    while batch := list(islice(rows, AT_ONCE)):
+        yield "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in batch).encode()
     yield b"</tbody>\n</table>\n"
     if report.rows > MOST_PRINTED:
         yield (
@@ -128,8 +136,28 @@ def _foot(report: Report) -> bytes:
         "<h2>Controls that this supports</h2>\n<p>Whether a control is met is for an auditor to "
         "say: a report shows what the trail holds.</p>\n<table>\n<thead><tr>"
         '<th scope="col">control</th><th scope="col">support</th><th scope="col">why</th>'
-        f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n"
+        f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n{_proof(report)}"
     ).encode()
+
+
+def _proof(report: Report) -> str:
+    """How to check the report, and the checkpoint that it stands on."""
+    steps = "".join(
+        f"<tr><td>{_safe(what)}</td><td><code>{_safe(how)}</code></td></tr>\n"
+        for what, how in report.checks
+    )
+    note = ""
+    if report.note:
+        lines = "\n".join(map(_safe, report.note.splitlines()))
+        note = (
+            "<p>The checkpoint as it was signed: log, leaves, root, then a line for each "
+            f"signature.</p>\n<pre>{lines}</pre>\n"
+        )
+    return (
+        '<section class="proof">\n<h2>How to check this report</h2>\n<table>\n<thead><tr>'
+        '<th scope="col">that</th><th scope="col">by</th></tr></thead>\n'
+        f"<tbody>\n{steps}</tbody>\n</table>\n{note}</section>\n"
+    )
 
 
 def _safe(text: str) -> str:
@@ -141,15 +169,14 @@ def _csv(report: Report) -> Iterator[bytes]:
     told = [*_told(report)]
     yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
     yield csv_lines([report.definition.columns])
-    for rows in _batches(report):
-        yield csv_lines([visible(one) if type(one) is str else one for one in row] for row in rows)
-
-
-def _batches(report: Report) -> Iterator[list[Row]]:
-    """The rows, some at a time: each piece of output costs as much as several rows."""
-    rows = report.each()
-    while batch := list(islice(rows, _AT_ONCE)):
-        yield batch
+    for lines in report.lines():
+        joined = b"".join(lines)
+        rows = _decode_lines(joined)
+        if not joined.isascii() or _NOT_HARMLESS.search(joined):
+            rows = [[visible(one) if type(one) is str else one for one in row] for row in rows]
+            yield csv_lines(rows)
+        else:
+            yield plain_csv_lines(rows)
 
 
 def _told(report: Report) -> Iterator[tuple[str, str]]:
@@ -160,6 +187,8 @@ def _told(report: Report) -> Iterator[tuple[str, str]]:
         yield "note", report.nothing
     for one in report.definition.controls:
         yield "control", f"{one.name} ({one.strength}): {one.why}"
+    for what, how in report.checks:
+        yield "check", f"{what}: {how}"
 
 
 def _json(report: Report) -> Iterator[bytes]:
@@ -174,13 +203,18 @@ def _json(report: Report) -> Iterator[bytes]:
             {"name": one.name, "strength": one.strength, "why": one.why}
             for one in definition.controls
         ],
+        "checks": [{"that": what, "by": how} for what, how in report.checks],
+        "checkpoint": report.note or None,
         "columns": definition.columns,
     }
     text = json.dumps(told, indent=2)
     yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
     before = ""
-    for rows in _batches(report):
-        joined = ",\n    ".join(map(json.dumps, rows))
+    # each row is the line that was hashed, but for what is beyond ASCII
+    for lines in report.lines():
+        joined = ",\n    ".join(
+            line.rstrip(b"\n").decode("utf-8", "surrogatepass") for line in lines
+        )
         yield ascii_json(f"{before}\n    {joined}").encode()
         before = ","
     yield b"\n  ]\n}\n" if report.rows else b"]\n}\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import IO, Any, Final
 
 import msgspec
@@ -17,13 +19,20 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import Scope, Trail, look_as
+from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
+from otel_audit_postgres.reports.policy import months
 from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
 
+NOBODY: Final = Witnesses()
 _IN_MEMORY: Final = 4_000_000
+# sorting and joining millions of rows otherwise goes by way of the disk; bounded all the same
+_FOR_MANY_ROWS: Final = "SET LOCAL work_mem = '64MB'"
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """Some reports have a row for each month of their period."""
-_encode: Final = msgspec.json.Encoder().encode
+AT_ONCE: Final = 500
+"""Rows that are written together: each piece of output costs as much as several rows."""
+_encode: Final = msgspec.json.Encoder().encode_lines
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -37,6 +46,9 @@ class Report:
         rows: How many rows.
         notes: What a reader must know: gaps, what is not covered, what is hidden.
         nothing: Why there is no row; None where there is one.
+        checks: How it can be checked, a step each.
+        checkpoint: Leaves under the checkpoint.
+        note: The checkpoint, signed; empty where it would tell of others.
     """
 
     definition: Definition
@@ -44,15 +56,26 @@ class Report:
     rows: int
     notes: tuple[str, ...]
     nothing: str | None
+    checks: tuple[tuple[str, str], ...]
+    checkpoint: int
+    note: str
     _kept: IO[bytes] = field(repr=False)
 
     def each(self, most: int | None = None) -> Iterator[Row]:
         """The rows, in their order."""
+        for lines in self.lines():
+            for line in lines if most is None else lines[:most]:
+                yield tuple(_decode(line))
+            if most is not None:
+                most -= len(lines)
+                if most <= 0:
+                    return
+
+    def lines(self) -> Iterator[list[bytes]]:
+        """The rows as lines of JSON in UTF-8, some at a time; their hash is that in the head."""
         self._kept.seek(0)
-        for place, line in enumerate(self._kept):
-            if most is not None and place >= most:
-                return
-            yield tuple(_decode(line))
+        while lines := list(islice(self._kept, AT_ONCE)):
+            yield lines
 
     def close(self) -> None:
         """Forget the rows."""
@@ -97,6 +120,7 @@ async def make_report(
     definition: Definition,
     options: Options,
     scope: Scope | None = None,
+    witnesses: Witnesses = NOBODY,
 ) -> Report:
     """Make a report as of a checkpoint: same options and checkpoint, same bytes.
 
@@ -107,6 +131,8 @@ async def make_report(
         definition: Which report.
         options: What of.
         scope: On whose behalf; None: the role's own rights are all that counts.
+        witnesses: Keys that may sign, and anchors; the latter are asked by a report of the
+            evidence itself.
 
     Raises:
         ConfigurationError: It cannot be asked for.
@@ -119,14 +145,16 @@ async def make_report(
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await look_as(connection, scope)
             await store.unlimited(connection)
+            await connection.execute(_FOR_MANY_ROWS)
             snapshot = await taken(connection, options, scope)
-            rows, digest = 0, hashlib.sha256()
-            async for row in definition.rows(snapshot):
-                line = _encode(row) + b"\n"
-                kept.write(line)
-                digest.update(line)
-                rows += 1
+            snapshot.evidence = await _evidence(snapshot, definition, witnesses)
+            rows, digest = await _keep(definition.rows(snapshot), kept)
             notes = await snapshot.notes()
+            if definition.of_the_store and snapshot.is_part:
+                notes.append(
+                    "PART: what the store records of itself is no tenant's, and may not fit a "
+                    "query: make this report of the whole store"
+                )
             if snapshot.unreadable:
                 notes.append(
                     f"UNREADABLE: the text of {snapshot.unreadable} records is no JSON that can be "
@@ -136,8 +164,40 @@ async def make_report(
     except BaseException:
         kept.close()
         raise
-    head = _head(snapshot, definition, rows, digest.hexdigest())
-    return Report(definition, head, rows, tuple(notes), nothing, kept)
+    head = _head(snapshot, definition, rows, digest)
+    return Report(
+        definition, head, rows, tuple(notes), nothing, _checks(snapshot, definition),
+        snapshot.size, "" if snapshot.is_narrow else snapshot.note, kept,
+    )  # fmt: skip
+
+
+async def _evidence(snapshot: Snapshot, definition: Definition, witnesses: Witnesses) -> Evidence:
+    options = snapshot.options
+    if definition.is_deep:
+        periods = months(options.begin, options.end)
+        return await gather(snapshot, periods, witnesses, is_deep=True)
+    whole = [(options.begin, options.end)]
+    return await gather(snapshot, whole, Witnesses(witnesses.keys), is_deep=False)
+
+
+async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
+    """Put rows down as lines of JSON; how many they are, and the hash of the lines."""
+    count, digest = 0, hashlib.sha256()
+    batch: list[Row] = []
+
+    def put() -> None:
+        lines = _encode(batch)
+        kept.write(lines)
+        digest.update(lines)
+        batch.clear()
+
+    async for row in rows:
+        batch.append(row)
+        count += 1
+        if len(batch) == AT_ONCE:
+            put()
+    put()
+    return count, digest.hexdigest()
 
 
 async def _nothing(snapshot: Snapshot, definition: Definition) -> str:
@@ -169,8 +229,46 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
         "log": snapshot.origin,
         "checkpoint": f"{snapshot.leaves}, made {moment(snapshot.sealed_at)}",
         "root": snapshot.root,
+        "evidence": _told(snapshot),
         "generator": f"otel-audit {_own_version()}",
     }
+
+
+def _told(snapshot: Snapshot) -> str:
+    """What the report stands on, in a sentence."""
+    evidence = snapshot.evidence
+    if evidence is None or evidence.problems:
+        return "TAMPERED: see the notes"
+    what = "each record of the report" if snapshot.is_part else "each record of the period"
+    return f"{what} has its leaf in the ledger, and the leaves make up the root"
+
+
+def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str], ...]:
+    """How somebody else can check the report."""
+    options = snapshot.options
+    size = "SIZE" if snapshot.is_narrow else snapshot.size
+    again = [
+        "otel-audit", "report", definition.name, "--from", moment(options.begin),
+        "--to", moment(options.end), "--checkpoint", str(size),
+    ]  # fmt: skip
+    for name in ("tenant", "query", "subject"):
+        if value := getattr(options, name):
+            again += [f"--{name}", value]
+    if definition.name == "review":
+        again += ["--sample", str(options.sample), "--seed", options.seed]
+    return (
+        ("its rows are those that were hashed", "jq -c '.rows[]' REPORT.json | sha256sum"),
+        ("the store gives it again, to the byte", shlex.join(again)),
+        (
+            "texts and columns of the period's records are as they were sealed",
+            shlex.join([*again[:2], "integrity", *again[3:9]]),
+        ),
+        (
+            "the trail is the one that was published, with this root",
+            "otel-audit verify --key LEDGER.pub --anchor ANCHOR",
+        ),
+        ("one record of it, without the store", "otel-audit prove RECORD"),
+    )
 
 
 def _own_version() -> str:
@@ -193,7 +291,7 @@ async def looked_at(trail: Trail, report: Report, options: Options) -> None:
         "tenant": options.tenant,
         "query": options.query or None,
         "subject": options.subject,
-        "checkpoint": report.head["checkpoint"],
+        "checkpoint": report.checkpoint,
     }
     await trail.looked("report", asked, report.rows)
 

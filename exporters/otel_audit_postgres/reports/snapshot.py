@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -14,11 +16,15 @@ from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 from otel_audit_postgres.ledger.leaves import ID_SIZE
+from otel_audit_postgres.ledger.merkle import HASH_SIZE
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query, parse
 from otel_audit_postgres.query.queries import resolved
 from otel_audit_postgres.query.trail import Scope
 from otel_audit_postgres.reports.model import Options
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.reports.evidence import Evidence
 
 _CHECKPOINT: Final = (
     "SELECT size, note, recorded_at FROM audit.ledger_checkpoints "
@@ -44,12 +50,20 @@ SELECT array_agg(id) FROM (
     WHERE b.first + n >= $1 AND b.first + octet_length(b.ids) / {ID_SIZE} > $1
 ) AS later
 """  # noqa: S608 - constants
-SEALED: Final = f"""
-    SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid AS id
-    FROM audit.ledger_blocks b
-    CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
-    WHERE b.first < {{size}} AND b.first + n < {{size}}
-"""  # noqa: S608 - constants
+# each block is read once; else it is, twice for each of its leaves, from where long values lie
+_BLOCKS: Final = """
+    (SELECT first, ids || ''::bytea AS ids, hashes || ''::bytea AS hashes
+     FROM audit.ledger_blocks WHERE first < {size} OFFSET 0) AS b
+    CROSS JOIN generate_series(0, octet_length(b.ids) / 16 - 1) AS n
+    WHERE b.first + n < {size}
+"""
+_ID: Final = f"encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid"
+SEALED: Final = f"SELECT {_ID} AS id FROM {_BLOCKS}"  # noqa: S608 - constants
+LEAVES: Final = (
+    f"SELECT {_ID} AS id, substr(b.hashes, (n * {HASH_SIZE} + 1)::int, {HASH_SIZE}) AS hash "  # noqa: S608
+    f"FROM {_BLOCKS}"
+)
+"""Ids, and leaf hashes, of what is under a checkpoint."""
 _DROPPED: Final = "SELECT partition FROM audit.ledger_prunings ORDER BY partition"
 _GAPS: Final = """
 SELECT count(*) FILTER (WHERE missing > 0) AS producers, coalesce(sum(missing), 0) AS numbers
@@ -59,11 +73,22 @@ FROM (
     FROM ({numbered}) AS numbered GROUP BY producer_id, received_by
 ) AS streams
 """
+CHANGES: Final = """strpos(payload::text COLLATE "C", '"changes"')"""
+"""Where in a payload's text its changes begin, or something before them; 0: it has none."""
 OF_THE_STORE: Final = "received_by IS NULL"
 """What the store's own functions record no sender may state: a sign-off, a policy, a hold."""
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 _AT_ONCE: Final = 1_000
 _MOST_LATER: Final = 2_000_000
+
+
+class _Changes(msgspec.Struct):
+    """The only part of a record that some reports are about."""
+
+    changes: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_decode_changes: Final = msgspec.json.Decoder(_Changes).decode
 
 
 @dataclass(slots=True)
@@ -80,6 +105,7 @@ class Snapshot:
         sealed_at: When the checkpoint was made.
         tenants: The only tenants whose records are seen; None: all.
         unreadable: Records whose text could not be read, and that are left out.
+        evidence: What was found of the period's records.
     """
 
     connection: Connection[Any]
@@ -91,6 +117,7 @@ class Snapshot:
     sealed_at: datetime
     tenants: tuple[str, ...] | None
     unreadable: int = 0
+    evidence: Evidence | None = None
     _query: Query = field(default_factory=Query)
     _later: list[Any] | None = None
 
@@ -103,6 +130,11 @@ class Snapshot:
         return bool(
             self._query.terms or self.options.tenant is not None or self.tenants is not None
         )
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether this is for some tenants: nothing of others is told then, not even how much."""
+        return self.options.tenant is not None or self.tenants is not None
 
     def whole(self) -> Snapshot:
         """The same state without the query and the tenant: what the reader may see of it all."""
@@ -144,9 +176,24 @@ class Snapshot:
             yield row
 
     async def run(self, sql: str, values: Sequence[Any]) -> AsyncIterator[Mapping[str, Any]]:
-        """Run a statement; its rows, a few at a time."""
-        async for row in self.connection.cursor(sql, *values, prefetch=_AT_ONCE):
-            yield row
+        """Run a statement; its rows, a few at a time.
+
+        The server reads the next rows while these are worked at: until the last one is there, it
+        answers nothing else.
+        """
+        cursor = await self.connection.cursor(sql, *values)
+        following = asyncio.ensure_future(cursor.fetch(_AT_ONCE))
+        try:
+            while rows := await following:
+                following = asyncio.ensure_future(cursor.fetch(_AT_ONCE))
+                await asyncio.sleep(0)  # so that it is asked for now
+                for row in rows:
+                    yield row
+        finally:
+            if not following.done():
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await following
 
     async def records(
         self, *conditions: str, in_period: bool = True
@@ -156,33 +203,57 @@ class Snapshot:
         Yields:
             The row, and what its payload says.
         """
-        asked = self.asked(in_period=in_period)
-        sql = selected(_RECORD, asked, conditions, "ORDER BY id, tenant_id")
-        async for row, told in self.decoded(sql, asked.values):
+        sql, values = self.of_records(*conditions, in_period=in_period)
+        async for row, told in self.decoded(sql, values):
             yield row, told
+
+    def of_records(self, *conditions: str, in_period: bool = True) -> tuple[str, Sequence[Any]]:
+        """The statement of `records`, and its values."""
+        asked = self.asked(in_period=in_period)
+        return selected(_RECORD, asked, conditions, "ORDER BY id, tenant_id"), asked.values
 
     async def decoded(
         self, sql: str, values: Sequence[Any]
     ) -> AsyncIterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Run a statement whose rows have a ``payload``, and read it; see `records`."""
         async for row in self.run(sql, values):
-            try:
-                told = msgspec.json.decode(row["payload"])
-            except (msgspec.MsgspecError, RecursionError):
-                told = None
-            if isinstance(told, dict):
+            told = self._read(row["payload"])
+            if told is not None:
                 yield row, told
-            else:
+
+    async def changed(
+        self, sql: str, values: Sequence[Any]
+    ) -> AsyncIterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
+        """As `decoded`, but of each payload only the changes are read: that takes a third."""
+        async for row in self.run(sql, values):
+            try:
+                changes = msgspec.json.decode(_decode_changes(row["payload"]).changes)
+            except (msgspec.MsgspecError, RecursionError):
                 self.unreadable += 1
+                continue
+            if isinstance(changes, list):
+                yield row, [one for one in changes if isinstance(one, dict)]
+
+    def _read(self, payload: str) -> dict[str, Any] | None:
+        try:
+            told = msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, RecursionError):
+            told = None
+        if not isinstance(told, dict):
+            self.unreadable += 1
+            return None
+        return told
 
     @property
     def leaves(self) -> str:
-        """The checkpoint's size; who sees some tenants is not told how much all others record."""
-        return f"{self.size} leaves" if self.tenants is None else "leaves of all tenants"
+        """The checkpoint's size; not for some tenants, as it says how much all others record."""
+        return "leaves of all tenants" if self.is_narrow else f"{self.size} leaves"
 
     async def notes(self) -> list[str]:
         """What a reader of the report must know: gaps, months that are not there, the scope."""
         found = []
+        if self.evidence is not None:
+            found += [f"TAMPERED: {problem}" for problem in self.evidence.problems]
         if not self.is_part:
             found += await self._gaps()
         if self.options.end > self.sealed_at:
@@ -202,7 +273,7 @@ class Snapshot:
         """How many records the period has at all, and of when the latest one is."""
         plain = Snapshot(
             self.connection, self.options, self.origin, self.size, self.note, self.root,
-            self.sealed_at, self.tenants, 0, Query(), self._later,
+            self.sealed_at, self.tenants, 0, None, Query(), self._later,
         )  # fmt: skip
         count = [row async for row in plain.rows("count(*) AS found")]
         latest = [
@@ -274,7 +345,7 @@ async def taken(
         later = None
     return Snapshot(
         connection, options, checkpoint.origin, row["size"], row["note"], checkpoint.root.hex(),
-        row["recorded_at"], tenants, 0, query, later,
+        row["recorded_at"], tenants, 0, None, query, later,
     )  # fmt: skip
 
 
@@ -317,4 +388,7 @@ def selected(
 
 def moment(value: datetime) -> str:
     """A time as reports have it: UTC, to the millisecond."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    told = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
+        timespec="milliseconds"
+    )
+    return f"{told[:23]}Z"

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.leaves import TAG, Block, grown
-from otel_audit_postgres.ledger.merkle import HASH_SIZE, Frontier
 from otel_audit_postgres.reports import controls
+from otel_audit_postgres.reports.evidence import Evidence, Part
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
-from otel_audit_postgres.reports.policy import month_end, policy_in_force
+from otel_audit_postgres.reports.policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
 
-_US: Final = "(extract(epoch FROM recorded_at) * 1000000)::bigint"
-_TAG: Final = (b"\x00" + TAG).hex()
-_CHECKED: Final = f"""
-WITH sealed AS MATERIALIZED (
-    SELECT encode(substr(b.ids, (n * 16 + 1)::int, 16), 'hex')::uuid AS id,
-           substr(b.hashes, (n * {HASH_SIZE} + 1)::int, {HASH_SIZE}) AS hash
-    FROM audit.ledger_blocks b CROSS JOIN generate_series(0, octet_length(b.ids) / 16 - 1) AS n
-    WHERE b.first + n < {{size}}
-      AND b.highest >= audit.uuid_at({{low}}) AND b.lowest < audit.uuid_at({{high}})
-), found AS (
-    SELECT l.id, l.tenant_id, l.outcome, l.event_name, l.content_hash,
-           sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash AS is_altered,
-           sha256('\\x{_TAG}'::bytea || uuid_send(l.id) || l.content_hash
-                  || int8send({_US})) AS hash
-    FROM ({{rows}}) AS l
-)
-SELECT count(*) AS rows, count(*) FILTER (WHERE f.is_altered) AS altered,
-       count(*) FILTER (WHERE NOT EXISTS (
-           SELECT FROM sealed s WHERE s.id = f.id AND s.hash = f.hash)) AS without_leaf,
-       count(*) FILTER (WHERE f.outcome = 'unknown') AS unknown
-FROM found f
-"""  # noqa: S608 - constants, and values by number
 _LAG: Final = """
 SELECT max(extract(epoch FROM b.recorded_at - l.recorded_at)) AS lag
 FROM audit.ledger_blocks b
@@ -53,75 +29,44 @@ _NOT_TOLD: Final = "not told: of the whole store only"
 
 
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
-    whole = snapshot.options
-    tree = await _tree(snapshot)
+    evidence = snapshot.evidence
+    if evidence is None:
+        return
     quarantined = await _quarantined(snapshot)
     losses = await _counted(snapshot, _LOSSES)
     guards = await _counted(snapshot, "event_name ~ '^audit[.](guard|partition|schema)[._]'")
-    for begin, end in _months(whole.begin, whole.end):
-        checked = await _checked_rows(snapshot, begin, end)
+    for one in evidence.parts:
+        begin, end = one.begin, one.end
         gaps = await _gaps(snapshot, begin, end)
         lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
-            f"{moment(begin)} to {moment(end)}", checked["rows"],
-            checked["rows"] - checked["without_leaf"],
-            f"{snapshot.leaves}, root {snapshot.root}", _key(snapshot.note),
-            "none: `otel-audit verify --anchor` asks them", _verdict(tree, checked), gaps,
-            _of_all(snapshot, losses[key]), _of_all(snapshot, quarantined[key]), checked["unknown"],
+            f"{moment(begin)} to {moment(end)}", one.records, one.records - one.odd,
+            f"{snapshot.leaves}, root {snapshot.root}", evidence.signed, evidence.anchors,
+            _verdict(evidence, one), gaps, _of_all(snapshot, losses[key]),
+            _of_all(snapshot, quarantined[key]), one.unknown,
             None if lag is None else f"{float(lag):.1f} s", _of_all(snapshot, guards[key]),
         )  # fmt: skip
+
+
+def _verdict(evidence: Evidence, month: Part) -> str:
+    against = [*evidence.against, *month.problems]
+    if against:
+        return f"TAMPERED: {'; '.join(against)}"
+    malformed = (
+        f"; {month.malformed} were inserted with columns that do not follow from their text"
+        if month.malformed
+        else ""
+    )
+    return (
+        "holds: every record is as it was sealed, and the leaves make up the checkpoint's root"
+        f"{malformed}"
+    )
 
 
 def _of_all(snapshot: Snapshot, count: int) -> int | str:
     """A number that records of no tenant tell; what cannot be seen is not nothing."""
     return _NOT_TOLD if snapshot.is_part else count
-
-
-def _verdict(tree: str, checked: Any) -> str:
-    if checked["altered"] or checked["without_leaf"]:
-        return (
-            f"TAMPERED: {checked['altered']} rows have another text than their hash says, "
-            f"{checked['without_leaf']} are not as they were sealed"
-        )
-    return tree
-
-
-def _key(note: str) -> str:
-    """Who signed the checkpoint, by the names on its lines."""
-    names = [line.split(" ")[1] for line in note.splitlines() if line.startswith("— ")]
-    return ", ".join(names) or "not signed"
-
-
-async def _tree(snapshot: Snapshot) -> str:
-    """Build the tree again from its leaves, and compare its root with the checkpoint's."""
-    tree = Frontier()
-    async for piece in store.pieces(snapshot.connection, 0, snapshot.size):
-        if isinstance(piece, Block):
-            if not piece.is_whole() or piece.first != tree.size:
-                return "TAMPERED: the leaves have a hole"
-            left = snapshot.size - piece.first
-            tree = tree.extended(piece.leaf_hashes()[:left])
-        else:
-            tree = grown(tree, piece)
-    if tree.size != snapshot.size or tree.root().hex() != snapshot.root:
-        return "TAMPERED: the leaves do not make up the checkpoint's root"
-    return "holds: every row is as it was sealed, and the leaves make up the checkpoint's root"
-
-
-async def _checked_rows(snapshot: Snapshot, begin: datetime, end: datetime) -> Any:
-    asked = snapshot.asked()
-    low, high = asked.bind(begin), asked.bind(end)
-    rows = selected(
-        "*", asked, (f"occurred_at >= {low}::timestamptz", f"occurred_at < {high}::timestamptz")
-    )
-    # an id may tell another time than its record's: leaves from a day before to a day after
-    sql = _CHECKED.format(
-        size=int(snapshot.size), rows=rows,
-        low=f"{asked.bind(begin - timedelta(days=1))}::timestamptz",
-        high=f"{asked.bind(end + timedelta(days=1))}::timestamptz",
-    )  # fmt: skip
-    return await snapshot.connection.fetchrow(sql, *asked.values)
 
 
 async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
@@ -163,15 +108,6 @@ async def _counted(snapshot: Snapshot, condition: str) -> Counter[str]:
     return Counter({row["month"]: row["found"] async for row in rows})
 
 
-def _months(begin: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """The parts of a period, cut where a month ends."""
-    begin, end = begin.astimezone(UTC), end.astimezone(UTC)
-    while begin < end:
-        following = datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
-        yield begin, min(following, end)
-        begin = following
-
-
 async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
     hot = await _hot(snapshot)
     archived, dropped = await _gone(snapshot)
@@ -187,10 +123,8 @@ async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
     ]
     erasures = int(counted[0])
     policy, keep = await policy_in_force(snapshot)
-    months = {
-        f"{begin:%Y-%m}" for begin, _ in _months(snapshot.options.begin, snapshot.options.end)
-    }
-    for month in sorted(months & (set(hot) | set(archived) | set(dropped))):
+    named = {f"{begin:%Y-%m}" for begin, _ in months(snapshot.options.begin, snapshot.options.end)}
+    for month in sorted(named & (set(hot) | set(archived) | set(dropped))):
         for kind in sorted(hot.get(month, {}) or {"(dropped)": 0}):
             until = None if keep is None else month_end(month) + timedelta(days=keep)
             late = until is not None and until < snapshot.sealed_at and month not in dropped
@@ -251,12 +185,13 @@ STORE_REPORTS: Final = (
     Definition(
         name="integrity", title="Integrity of the trail",
         about="Whether every record of the period is as it was sealed, and what is missing, by "
-        "month. Every row is hashed again, and the tree is built again from its leaves.",
+        "month. Every record is hashed again and its columns compared with its text, the tree is "
+        "built again from its leaves, and the anchors are asked.",
         columns=("period", "rows", "leaves", "checkpoint", "key", "anchors asked",
                  "verdict", "gaps by producer", "losses", "quarantined", "unknown outcomes",
                  "longest seal lag", "guards changed"),
         rows=_integrity, controls=controls.INTEGRITY,
-        nothing="the period is empty",
+        nothing="the period is empty", is_deep=True,
     ),
     Definition(
         name="disposal", title="Retention and disposal",

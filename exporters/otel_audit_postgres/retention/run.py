@@ -78,10 +78,10 @@ _REFUSED: Final = "OA001"
 _POLL: Final = 0.2
 _TRIES: Final = 30
 _LISTED: Final = 500
-"""Objects that the record of a run names, of each kind; how many there were it tells besides."""
+"""Objects that the record of a run names, of each kind; their number is recorded besides."""
 _NOT_SEALED: Final = "waits for the sealer"
 
-Told = Callable[[str, str], None]
+OnStep = Callable[[str, str], None]
 """Called with the month and the step that come next; tests interrupt a run here."""
 
 
@@ -100,7 +100,7 @@ class Setting:
         keys: Public keys that may have signed.
         seal: Called when a record waits to be sealed; None: another process seals.
         wait: Seconds to wait for that.
-        tell: Called with each step before it is taken.
+        on_step: Called with each step before it is taken.
         progress: Called with how many rows of a month were written.
     """
 
@@ -110,7 +110,7 @@ class Setting:
     keys: Sequence[PublicKey] = ()
     seal: Callable[[], Awaitable[object]] | None = None
     wait: float = 60.0
-    tell: Told | None = None
+    on_step: OnStep | None = None
     progress: Callable[[int], None] | None = None
 
 
@@ -174,7 +174,7 @@ async def run(policy: RetentionPolicy, setting: Setting, today: date | None = No
 
 
 async def put_in_force(connection: Connection[Any], policy: RetentionPolicy) -> None:
-    """Put a policy in force; a record tells it, if it is another one.
+    """Put a policy in force; an event records it, if it is another one.
 
     Raises:
         PolicyError: It may keep less, and two persons must want that.
@@ -248,7 +248,7 @@ class _Run:
 
     async def _record(self, plan: Plan, step: int) -> None:
         """Tell in the trail what was done, and that it was looked at where nothing was to do."""
-        self._step("", "tell")
+        self._step("", "record run")
         months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
         removed = self._report.removed
         done = {
@@ -466,13 +466,13 @@ class _Run:
         archive = self._setting.archive
         if archive is None:
             return
-        told = await removed_keys(self._connection)
+        removed = await removed_keys(self._connection)
         here = {month for month in self._months if f"{month:%Y-%m}" not in self._report.dropped}
         for one in latest(await recorded_archives(self._connection)).values():
             for entry in read_manifest(one.note).objects:
                 if entry.expires is None or entry.expires > plan.today or one.month in here:
                     continue
-                if entry.key not in told:
+                if entry.key not in removed:
                     held, seen = await hold_on_object(self._connection, archive, entry, one.month)
                     if held is not None:
                         self._report.blocked[entry.key] = f"{held} applies to it"
@@ -514,8 +514,8 @@ class _Run:
             ) from None
 
     def _step(self, month: str, step: str) -> None:
-        if self._setting.tell is not None:
-            self._setting.tell(month, step)
+        if self._setting.on_step is not None:
+            self._setting.on_step(month, step)
 
 
 def _longest(objects: Sequence[ArchivedObject]) -> date | None:

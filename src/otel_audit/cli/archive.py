@@ -268,7 +268,7 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str | None:
-    """Tell in the trail that archives were verified; why that cannot be told, if it cannot."""
+    """Record that archives were verified; return why it could not be recorded, else None."""
     from otel_audit_postgres.archive.catalog import record_verification
 
     try:

@@ -11,7 +11,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
 from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
-_reason_option = click.option("--reason", required=True, help="Why; the trail tells it.")
+_reason_option = click.option("--reason", required=True, help="The reason; it is recorded.")
 _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 

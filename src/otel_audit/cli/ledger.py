@@ -1,4 +1,4 @@
-"""`otel-audit begin-anchor` and `moved`: what the sealer is told, because it must not guess it."""
+"""`otel-audit begin-anchor` and `moved`: decisions that the sealer must not guess."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Form = Literal["table", "json", "ndjson", "csv"]
 _COLOURS: Final[Mapping[str, Colour]] = {"success": "green", "failure": "red", "unknown": "yellow"}
 _SHORT: Final = {"success": "ok", "failure": "failed"}
 _PHASES: Final = ("completed", "continued", "changes", "started", "intent")
-"""Of one action's records the first of these tells most."""
+"""Phases of an action, the most informative first."""
 _SHORTEST: Final = {"event": 16, "actor": 12, "target": 9, "tenant": 6, "service": 6}
 _SHORTEST_ID: Final = 13
 """Characters of an id up to its millisecond."""
@@ -67,14 +67,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    """One action: the record that tells most of it, and the phases of its other records."""
+    """One action: its most informative record, and the phases of its other records."""
 
     main: Line
     others: tuple[str, ...]
 
     @property
     def note(self) -> str:
-        """What is to be said of phases; nothing where one record tells of the whole action."""
+        """The phases shown beside it; empty if one record covers the whole action."""
         phase = self.main.found.phase
         parts = [] if phase == "completed" else [phase]
         return " ".join([*parts, *(f"+{other}" for other in self.others)])
@@ -172,7 +172,7 @@ def _each(print_one: Callable[[Line], None]) -> Callable[[Sequence[Line]], None]
 
 
 def zoned(moment: datetime, *, is_local: bool) -> datetime:
-    """A time in UTC, or in this machine's zone where its calendar can tell it."""
+    """A time in UTC, or in this machine's time zone if the platform can convert it."""
     try:
         return moment.astimezone() if is_local else moment.astimezone(UTC)
     except (OverflowError, OSError):
@@ -206,7 +206,7 @@ def _weight(phase: str) -> int:
 
 
 def _short_ids(found: Sequence[Found]) -> dict[Any, str]:
-    """The beginnings of ids that are enough to tell them apart here."""
+    """The shortest prefixes that distinguish these ids."""
     texts = sorted({str(one.id) for one in found})
     lengths = dict.fromkeys(texts, _SHORTEST_ID)
     for one, other in itertools.pairwise(texts):

@@ -156,7 +156,7 @@ def _action(found: Found, others: Sequence[Found]) -> str:
 
 
 def _read(record: AuditRecord) -> Iterator[Row]:
-    """What only the text tells."""
+    """Rows that only the payload has."""
     yield from _exchange(record)
     if record.error is not None:
         yield "error", [(_joined([record.error.type, record.error.message]), "red")]

@@ -129,15 +129,18 @@ def _file_name(definition: Definition, options: Options) -> str:
 def _made(dsn: str | None, definition: Definition, options: Options) -> Report:
     from otel_audit_postgres.query import queries
     from otel_audit_postgres.query.trail import Trail
+    from otel_audit_postgres.reports.evidence import witnesses_of
     from otel_audit_postgres.reports.run import checked, looked_at, make_report
 
     checked(definition, options)
+    config = AuditConfig()
+    witnesses = witnesses_of(config)
 
     async def answer() -> Report:
         async with queries.opened(chosen_dsn(dsn)) as connection:
-            made = await make_report(connection, definition, options)
+            made = await make_report(connection, definition, options, witnesses=witnesses)
             try:
-                await looked_at(Trail(connection, views=AuditConfig().record_views), made, options)
+                await looked_at(Trail(connection, views=config.record_views), made, options)
             except BaseException:
                 made.close()
                 raise

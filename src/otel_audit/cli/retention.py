@@ -119,13 +119,13 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
         says = policy.explain(kind)
     else:
         kind, says, leaves_on = run_lasting(planning.explain(chosen_dsn(dsn), policy, record_id))
-    told = {
+    explained = {
         "event": kind.event, "tenant": kind.tenant, "class": says.name, "min": says.min,
         "max": says.max, "hot": says.hot, "archive": says.archive, "rules": dict(says.rules),
         "leaves_on": None if leaves_on is None else leaves_on.isoformat(),
     }  # fmt: skip
     if as_json:
-        echo_json(told)
+        echo_json(explained)
         return
     echo(f"{kind.event}: class {says.name}")
     for name, meaning in (
@@ -215,7 +215,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
                 policy,
                 running.Setting(
                     place, chosen_archive(archive), signer, keys, wait=wait,
-                    tell=lambda month, step: progress.update(task, description=f"{month} {step}"),
+                    on_step=lambda month, step: progress.update(
+                        task, description=f"{month} {step}"
+                    ),
                     progress=lambda rows: progress.update(task, completed=rows),
                 ),
             )
@@ -235,7 +237,7 @@ def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> Non
     """Approve a policy that keeps less than the one in force.
 
     The one in force says two_persons. Do it by another role than the one that runs
-    `retention run` with it. A record tells it.
+    `retention run` with it. An event records it.
     """
     from otel_audit_postgres.retention import run as running
 
@@ -277,7 +279,7 @@ def _moment(when: datetime | None) -> str:
 
 
 def bar(*, visible: bool, unit: str = "rows") -> Progress:
-    """A line that tells what is done now, where somebody looks."""
+    """A progress line on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -319,10 +321,10 @@ def _print_plan(found: Plan) -> None:
         blocked = "; ".join(one.blocked_by)
         for number, kind in enumerate(one.classes or (None,)):
             first = head if number == 0 else ("",) * len(head)
-            told = ("", "", "") if kind is None else (
+            decision = ("", "", "") if kind is None else (
                 kind.says.name, kind.rows, kind.expires_on or "never"
             )  # fmt: skip
-            lines.append((*first, *told, blocked if number == 0 else ""))
+            lines.append((*first, *decision, blocked if number == 0 else ""))
     echo_columns(_COLUMNS, lines)
     names = ", ".join(f"{one.month:%Y-%m}" for one in found.due)
     echo(f"due on {found.today}: {names or 'nothing'}")

@@ -289,7 +289,7 @@ async def _once(streams: Sequence[Stream]) -> dict[str, str]:
         try:
             await one.run_once()
         except OtelAuditError as error:
-            failed[one.name] = _told(one.name, error)
+            failed[one.name] = _error_line(one.name, error)
         finally:
             await one.close()
     return failed
@@ -307,7 +307,7 @@ async def _for_ever(streams: Sequence[Stream]) -> dict[str, str]:
         try:
             await one.run(stop)
         except OtelAuditError as error:
-            failed[one.name] = _told(one.name, error)
+            failed[one.name] = _error_line(one.name, error)
             logging.getLogger(__name__).critical("%s", failed[one.name])
         finally:
             await one.close()
@@ -318,6 +318,6 @@ async def _for_ever(streams: Sequence[Stream]) -> dict[str, str]:
     return failed
 
 
-def _told(name: str, error: OtelAuditError) -> str:
+def _error_line(name: str, error: OtelAuditError) -> str:
     text = str(error)
     return text if name in text else f"stream {name}: {text}"

@@ -234,12 +234,12 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     from otel_audit_postgres.retention.subject import plan_replay, replay_erasures
 
     store = chosen_dsn(dsn)
-    told, back = _run(_keys(), lambda keys: plan_replay(store, keys))
+    destroyed, back = _run(_keys(), lambda keys: plan_replay(store, keys))
     if dry_run:
         if as_json:
-            echo_json({"told": told, "back": back})
+            echo_json({"told": destroyed, "back": back})
         else:
-            echo(f"{back} keys are back, of {told} that the trail tells of")
+            echo(f"{back} keys are back, of {destroyed} that the trail tells of")
         return
     if back:
         asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)

@@ -155,10 +155,10 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     if metrics_file is not None:
         _write_metrics(metrics_file, store, verified=is_fine)
     if as_json:
-        told = report.as_json()
+        shown = report.as_json()
         if archived is not None:
-            told["archives"] = archived.as_json()
-        echo_json(told, indent=2)
+            shown["archives"] = archived.as_json()
+        echo_json(shown, indent=2)
     else:
         if archived is not None:
             here = report.size - report.dropped
@@ -190,9 +190,9 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         echo_json(asdict(found), indent=2)
     else:
-        told = found.manifest
-        echo(f"{told.rows} records of log {told.log}")
-        echo(f"exported {told.exported_at} by {told.exported_by}")
+        manifest = found.manifest
+        echo(f"{manifest.rows} records of log {manifest.log}")
+        echo(f"exported {manifest.exported_at} by {manifest.exported_by}")
         for problem in found.problems:
             echo(problem, colour="red")
         if not found.signed_by:
@@ -200,7 +200,7 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
         if not found.problems:
             by = f", signed by {', '.join(found.signed_by)}" if found.signed_by else ""
             echo(f"OK: {found.rows} records are as they were sealed{by}", colour="green")
-            if told.data_format == "csv":
+            if manifest.data_format == "csv":
                 echo(
                     "of CSV only leaf, id, recorded_at and content_hash are proved: compare the "
                     "other columns with an export as ndjson",

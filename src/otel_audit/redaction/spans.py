@@ -72,7 +72,7 @@ class Redacting:
         budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
         plan = _SHAPES[tuple(attributes)]
-        told_alike = self._told_alike(plan, attributes)
+        told_alike = self._cache_key(plan, attributes)
         if told_alike is None or told_alike not in self._alike:
             self._treat(plan.alike, attributes, changed, budget)
             if told_alike is not None and not changed:
@@ -91,12 +91,12 @@ class Redacting:
         changed.update(dict.fromkeys(plan.too_many, _LEFT_OUT))
         if not changed:
             return _with_digests(attributes)
-        told = {**attributes, **changed}
+        merged = {**attributes, **changed}
         cut = [*budget.cut, *(("headers",) if plan.too_many else ())]
-        kept = {name: told[name] for name in told if told[name] is not _LEFT_OUT}
+        kept = {name: merged[name] for name in merged if merged[name] is not _LEFT_OUT}
         return _with_digests(_naming(kept, cut) if cut else kept)
 
-    def _told_alike(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
+    def _cache_key(self, plan: _Plan, attributes: Mapping[str, Any]) -> Hashable | None:
         """The cache key of a span by its common attributes; None if it cannot be cached."""
         if plan.values is None:
             return None
@@ -144,9 +144,9 @@ class Redacting:
             self._clean.put(("", name), True)  # noqa: FBT003 - used as a set
         return treated
 
-    def _remember_alike(self, told: Any) -> None:
-        if max(map(len, told[1])) <= _SHORT:
-            self._alike.put(told, True)  # noqa: FBT003 - used as a set
+    def _remember_alike(self, key: Any) -> None:
+        if max(map(len, key[1])) <= _SHORT:
+            self._alike.put(key, True)  # noqa: FBT003 - used as a set
 
 
 class _Planned(NamedTuple):
@@ -210,30 +210,30 @@ def _treated(shape: tuple[str, ...]) -> _Plan:
     )
 
 
-def _with_digests(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_digests(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """See that each body's hash is that of its text, whatever the sender says."""
-    found = told
+    found = attributes
     for body in (names.REQUEST_BODY, names.RESPONSE_BODY):
-        text, name = told.get(body), f"{body}.sha256"
+        text, name = attributes.get(body), f"{body}.sha256"
         digest = hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
-        if told.get(name) != digest:
+        if attributes.get(name) != digest:
             found = {key: value for key, value in found.items() if key != name}
             if digest is not None:
                 found[name] = digest
     return found
 
 
-def _naming(told: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
+def _naming(attributes: Mapping[str, Any], cut: list[str]) -> Mapping[str, Any]:
     """Name in the metadata what is not there in full."""
     metadata: dict[str, Any] = {}
-    if names.METADATA in told:
+    if names.METADATA in attributes:
         try:
-            metadata = _decode_mapping(told[names.METADATA])
+            metadata = _decode_mapping(attributes[names.METADATA])
         except (msgspec.MsgspecError, TypeError, RecursionError):
-            return told  # it becomes no record
+            return attributes  # it becomes no record
     earlier = metadata.get(TRUNCATED)
     named = dict.fromkeys((*(earlier if isinstance(earlier, list) else ()), *cut))
-    return {**told, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
+    return {**attributes, names.METADATA: to_json({**metadata, TRUNCATED: list(named)}).decode()}
 
 
 def _choose(name: str) -> Treatment | None:

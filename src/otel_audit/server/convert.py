@@ -169,7 +169,7 @@ class Converter:
             reason = f"its schema version is not {known}: this server knows no other"
             return self._unfit(item, sender, "invalid", reason, allowance)
         came = self._as_it_came(item)
-        text = _told(came)
+        text = _received_json(came)
         allowance.came += len(text)
         if len(text) > self._largest:
             reason = f"it is larger than {self._largest} bytes"
@@ -185,14 +185,16 @@ class Converter:
         ):
             reason = f"{sender.identity} may not send for another tenant than its own"
             return self._unfit(item, sender, "foreign_tenant", reason, allowance)
-        told = self._redacted(item, came, SpanBudget(allowance.work, allowance.own_work(len(text))))
-        tenant = told.tenant
+        redacted = self._redacted(
+            item, came, SpanBudget(allowance.work, allowance.own_work(len(text)))
+        )
+        tenant = redacted.tenant
         if sender.tenant is not None and (tenant is None or tenant.id != sender.tenant):
             slug = None if tenant is None else tenant.slug
             tenant = Tenant(id=sender.tenant, slug=slug)
         digest = hmac.digest(self._key, text, "sha256").hex()
         return as_received(
-            told,
+            redacted,
             self._received(item, sender, came.record_id, digest, checked),
             tenant,
             self._resource(item.origin, allowance),
@@ -226,26 +228,26 @@ class Converter:
         except InvalidAuditSpanError:
             # JSON that only redaction can read: lone surrogates, NaN; what others of the request
             # have cost must not decide what is hashed, so this has a budget of its own
-            told = self._redacting.redact(item.attributes)
-            if told is item.attributes:
+            attributes = self._redacting.redact(item.attributes)
+            if attributes is item.attributes:
                 raise
-            return _record(item, self._details(item, told), item.name)
+            return _record(item, self._details(item, attributes), item.name)
 
     def _redacted(self, item: ReceivedItem, came: AuditRecord, budget: SpanBudget) -> AuditRecord:
         name = self._redacting.name(item.name, budget)
-        told = self._redacting.redact(item.attributes, budget)
+        attributes = self._redacting.redact(item.attributes, budget)
         if item.mended:
-            told = _naming_mended(told, item.mended)
-        if told is item.attributes and name == item.name and not item.is_log:
+            attributes = _naming_mended(attributes, item.mended)
+        if attributes is item.attributes and name == item.name and not item.is_log:
             return came
-        return _record(item, self._details(item, told, budget), name)
+        return _record(item, self._details(item, attributes, budget), name)
 
     def _details(
-        self, item: ReceivedItem, told: Mapping[str, Any], budget: SpanBudget | None = None
+        self, item: ReceivedItem, attributes: Mapping[str, Any], budget: SpanBudget | None = None
     ) -> Mapping[str, Any]:
         if item.body is None:
-            return told
-        return _with_details(told, self._document(item.body, budget or SpanBudget()))
+            return attributes
+        return _with_details(attributes, self._document(item.body, budget or SpanBudget()))
 
     def _document(self, value: Any, budget: SpanBudget) -> Any:
         share = budget.of("metadata")
@@ -263,14 +265,14 @@ class Converter:
         return found.full if allowance.spend_copy(found.size) else found.lean
 
     def _read_resource(self, origin: Resource, allowance: RequestBudget) -> _Resource:
-        told = self._document(origin.attributes, SpanBudget(allowance.work, _RESOURCE_WORK))
-        if not isinstance(told, dict):
-            told = {}
-        ours = {name: value for name, value in told.items() if name.startswith(_SERVICE)}
+        redacted = self._document(origin.attributes, SpanBudget(allowance.work, _RESOURCE_WORK))
+        if not isinstance(redacted, dict):
+            redacted = {}
+        ours = {name: value for name, value in redacted.items() if name.startswith(_SERVICE)}
         lean = {name: clipped(value) for name, value in list(ours.items())[:_FEW]}
         full: dict[str, Any] = {}
         size, left_out = 0, origin.left_out
-        for name, value in {**lean, **told}.items():
+        for name, value in {**lean, **redacted}.items():
             length = len(to_json([name, value]))
             if size + length > _LARGEST_RESOURCE:
                 left_out += 1
@@ -323,45 +325,49 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
     anew = with_stream_id(item.attributes, names.PRODUCER_ID)
     if signal or anew is not None:
         item = replace(item, signal=signal, attributes=anew or item.attributes)
-    told, notes = item.attributes, []
-    number, producer = told.get(names.SEQUENCE_NUMBER), told.get(names.PRODUCER_ID)
+    attributes, notes = item.attributes, []
+    number, producer = attributes.get(names.SEQUENCE_NUMBER), attributes.get(names.PRODUCER_ID)
     if type(number) is int and not 1 <= number <= _LARGEST_NUMBER:
-        told = {name: value for name, value in told.items() if name != names.SEQUENCE_NUMBER}
+        attributes = {
+            name: value for name, value in attributes.items() if name != names.SEQUENCE_NUMBER
+        }
         notes.append(f"{names.SEQUENCE_NUMBER} is not from 1 to 2^53; left out")
     if isinstance(producer, str) and len(producer) > _LONGEST_PRODUCER:
-        told = {name: value for name, value in told.items() if name != names.PRODUCER_ID}
+        attributes = {
+            name: value for name, value in attributes.items() if name != names.PRODUCER_ID
+        }
         notes.append(f"{names.PRODUCER_ID} is longer than {_LONGEST_PRODUCER} characters; left out")
-    return replace(item, attributes=told, mended=(*item.mended, *notes)) if notes else item
+    return replace(item, attributes=attributes, mended=(*item.mended, *notes)) if notes else item
 
 
 def _ample() -> RequestBudget:
     return RequestBudget(1 << 30, 1 << 30)
 
 
-def _naming_mended(told: Mapping[str, Any], mended: Sequence[str]) -> Mapping[str, Any]:
+def _naming_mended(attributes: Mapping[str, Any], mended: Sequence[str]) -> Mapping[str, Any]:
     """Name in the metadata what of an item could not be read as it came."""
     metadata: dict[str, Any] = {}
-    if isinstance(told.get(names.METADATA), str):
+    if isinstance(attributes.get(names.METADATA), str):
         try:
-            metadata = _decode_mapping(told[names.METADATA])
+            metadata = _decode_mapping(attributes[names.METADATA])
         except (msgspec.MsgspecError, RecursionError):
-            return told  # it becomes no record
+            return attributes  # it becomes no record
     earlier = metadata.get(INCOMPLETE)
     named = [*(earlier if isinstance(earlier, list) else ()), *mended]
-    return {**told, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
+    return {**attributes, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
 
 
-def _told(came: AuditRecord) -> bytes:
+def _received_json(came: AuditRecord) -> bytes:
     """Write a record as it came, without what a Collector may add to it on the way."""
     service = {name: value for name, value in came.resource.items() if name.startswith(_SERVICE)}
     return to_json(with_resource(came, service))
 
 
-def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditRecord:
+def _record(item: ReceivedItem, attributes: Mapping[str, Any], name: str) -> AuditRecord:
     ours = item.scope == names.SCOPE_NAME and not item.is_log
     link = item.parent_span_id if ours else item.span_id
     return names.record_from_attributes(
-        told,
+        attributes,
         name=name,
         start_time=item.start_time,
         end_time=item.end_time,
@@ -371,17 +377,17 @@ def _record(item: ReceivedItem, told: Mapping[str, Any], name: str) -> AuditReco
     )
 
 
-def _with_details(told: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
+def _with_details(attributes: Mapping[str, Any], body: Any) -> Mapping[str, Any]:
     """Put a log record's body, the event's details, where the application's own data is."""
     if body is None:
-        return told
+        return attributes
     metadata: dict[str, Any] = {"details": body}
-    if isinstance(told.get(names.METADATA), str):
+    if isinstance(attributes.get(names.METADATA), str):
         try:
-            metadata.update(_decode_mapping(told[names.METADATA]))
+            metadata.update(_decode_mapping(attributes[names.METADATA]))
         except (msgspec.MsgspecError, RecursionError) as error:
             raise InvalidAuditSpanError(f"{names.METADATA}: {error}") from error
-    return {**told, names.METADATA: to_json(metadata).decode()}
+    return {**attributes, names.METADATA: to_json(metadata).decode()}
 
 
 def _own_ids(item: ReceivedItem) -> tuple[str, str]:

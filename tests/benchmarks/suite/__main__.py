@@ -35,6 +35,7 @@ from tests.benchmarks.suite import (
     request_cost,
     shops,
     sink_rate,
+    viewer_pages,
     writing,
 )
 
@@ -66,11 +67,13 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
         orm = orm_cost.Plan(rows=200, singles=10, rounds=3)
         write = writing.Plan(rows=1024, rounds=3, batches=(100, 512))
         lost = loss.Plan(seconds=1, outage=2, patience=8)
+        viewed = viewer_pages.Plan(20_000, 3, asked.viewer_store)
     else:
         request = request_cost.Plan(rounds=asked.rounds, seconds=asked.seconds)
         orm = orm_cost.Plan(rounds=asked.rounds)
         write = writing.Plan(rounds=max(asked.rounds - 2, 3))
         lost = loss.Plan()
+        viewed = viewer_pages.Plan(1_000_000, 20, asked.viewer_store)
     if asked.own:
         write = writing.Plan(rows=1024, rounds=4, batches=(100, 512))
     ways = [way for way in orm_cost.WAYS if way.peer is None or not asked.without_peers]
@@ -96,6 +99,7 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
         "profile": lambda databases: profile.measure(databases, 4 if quick else 15),
         "loss": lambda databases: loss.measure(databases, lost, compared),
         "growth": lambda databases: growth.measure(databases, rows, 2 if quick else 5),
+        "viewer": lambda databases: viewer_pages.measure(databases, viewed),
     }
 
 
@@ -194,6 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
     parts.add_argument("--seconds", type=float, default=0.8, help="of load in one measurement")
     parts.add_argument("--growth-rows", type=int, help="let the store grow to so many rows")
+    parts.add_argument(
+        "--viewer-store", type=Path, metavar="DIRECTORY",
+        help="keep the viewer's store there, or find it there",
+    )  # fmt: skip
     parts.add_argument(
         "--without-peers", action="store_true", help="install and measure nothing of others"
     )

@@ -12,7 +12,7 @@ from tests.benchmarks.suite.tables import Results
 
 PARTS = (
     "own", "own_rows", "writing", "sink", "instructions", "delivery", "profile", "micro",
-    "request", "orm", "loss", "growth",
+    "request", "orm", "loss", "growth", "viewer",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def blocks(results: Results) -> dict[str, str]:
         "micro": tables.micro, "instructions": tables.instructions, "profile": tables.profile,
         "loss": tables.loss, "growth": tables.growth, "own": tables.own,
         "own_rows": tables.own_rows, "sink": tables.sink, "delivery": tables.delivery,
+        "viewer": tables.viewer,
     }  # fmt: skip
     for part, write in writers.items():
         if part in results:

@@ -233,6 +233,45 @@ def growth(results: Results) -> Iterator[str]:
     )
 
 
+def viewer(results: Results) -> Iterator[str]:
+    found = results["viewer"]
+    people = ("auditor", "tenant")
+    rows = [
+        (f"`{query}`", *(
+            f"{found[who]['pages'][query][what]['median']:.0f} / "
+            f"{found[who]['pages'][query][what]['p95']:.0f}"
+            for who in people for what in ("first_ms", "counts_ms")
+        ))
+        for query in found["auditor"]["pages"]
+    ]  # fmt: skip
+    head = [f"{who}: {what}" for who in people for what in ("first rows", "counts")]
+    yield (
+        f"{found['rows']:,} records; each query {found['rounds']} times, median / 95th percentile "
+        "in ms. Counts are total, bars and values, after the rows."
+    )
+    yield table(["query", *head], rows)
+    others = [
+        ("record page with its verification, ms", "record_ms"), ("actor page, ms", "actor_ms"),
+    ]  # fmt: skip
+    told = [
+        (
+            what,
+            *(f"{found[who][key]['median']:.0f} / {found[who][key]['p95']:.0f}" for who in people),
+        )
+        for what, key in others
+    ]
+    told += [
+        (f"export as {form}, rows/s",
+         *(f"{found[who]['export_rows_per_s'][form]:,.0f}" for who in people))
+        for form in ("csv", "ndjson")
+    ]  # fmt: skip
+    told.append(("memory at its peak, MB", *(f"{found[who]['memory_mb']:.0f}" for who in people)))
+    told.append(
+        ("the log's tree, read at the start, s", *(f"{found[who]['tree_s']:.1f}" for who in people))
+    )
+    yield table(["", *people], told)
+
+
 def micro(results: Results) -> Iterator[str]:
     whole = None
     case = results.get("request", {}).get("scenarios", {}).get("write/1")

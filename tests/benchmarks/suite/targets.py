@@ -191,6 +191,34 @@ def _growth(found: dict[str, Any]) -> QueuedRows:
         )
 
 
+def _viewer(found: dict[str, Any]) -> QueuedRows:
+    for who in ("auditor", "tenant"):
+        seen = found[who]
+        for what, key, most in (("first rows", "first_ms", 150), ("counts", "counts_ms", 300)):
+            query, worst = max(
+                ((query, one[key]["p95"]) for query, one in seen["pages"].items()),
+                key=lambda one: one[1],
+            )
+            yield (
+                f"viewer, {who}: {what}, the slowest query",
+                f"95 % within {most} ms",
+                f"{worst:.0f} ms (`{query}`)",
+                worst <= most,
+            )
+        page = seen["record_ms"]["p95"]
+        yield (
+            f"viewer, {who}: record page with verification", "95 % within 100 ms",
+            f"{page:.0f} ms", page <= 100,
+        )  # fmt: skip
+        form, rate = min(seen["export_rows_per_s"].items(), key=lambda one: one[1])
+        yield (
+            f"viewer, {who}: export", "at least 20,000 rows/s", f"{rate:,.0f} ({form})",
+            rate >= 20_000,
+        )  # fmt: skip
+        memory = seen["memory_mb"]
+        yield f"viewer, {who}: memory", "at most 120 MB", f"{memory:.0f} MB", memory <= 120
+
+
 _JUDGES = {
     "instructions": _instructions,
     "own": _requests,
@@ -200,4 +228,5 @@ _JUDGES = {
     "sink": _sink,
     "loss": _loss,
     "growth": _growth,
+    "viewer": _viewer,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import functools
+import hashlib
 import io
 import json
 import os
@@ -22,12 +23,16 @@ import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
 from otel_audit_postgres import init
+from otel_audit_postgres.ledger.anchors import FileAnchor
+from otel_audit_postgres.ledger.checkpoints import signed_text
+from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.reports.catalog import REPORTS, find_report
+from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.model import Options
 from otel_audit_postgres.reports.render import pieces
-from otel_audit_postgres.reports.run import checked, make_report
+from otel_audit_postgres.reports.run import NOBODY, checked, make_report
 from otel_audit_postgres.reports.snapshot import moment
 from report_store import BEGIN, END, ReportStore, fixed, records
 
@@ -49,9 +54,16 @@ async def store(audit_store: str, tmp_path: Path) -> ReportStore:
     return await ReportStore(audit_store, tmp_path).fill()
 
 
-async def made(dsn: str, name: str, options: Options | None = None, form: str = "json") -> str:
+async def made(
+    dsn: str,
+    name: str,
+    options: Options | None = None,
+    form: str = "json",
+    witnesses: Witnesses = NOBODY,
+) -> str:
+    asked = options or ASKED.get(name, WHOLE)
     async with queries.opened(dsn) as connection:
-        found = await make_report(connection, REPORTS[name], options or ASKED.get(name, WHOLE))
+        found = await make_report(connection, REPORTS[name], asked, witnesses=witnesses)
     try:
         return b"".join(pieces(found, form)).decode()
     finally:
@@ -216,18 +228,6 @@ class TestWhatItSays:
 
         assert {row["finding"] for row in rows_of(await made(store.dsn, "review"))} == {None}
 
-    async def test_integrity_names_what_was_changed(self, store):
-        """A row with another text, and one that is gone from the tree's view."""
-        connection = await asyncpg.connect(store.dsn)
-        await Administrator(connection).does(
-            "UPDATE audit.audit_logs SET payload = replace(payload::text, 'order', 'offer')::json "
-            "WHERE event_name = 'order.paid'"
-        )
-        await connection.close()
-        (row,) = rows_of(await made(store.dsn, "integrity"))
-
-        assert row["verdict"].startswith("TAMPERED: 1 rows have another text")
-
     async def test_changes_names_who_approved_what_they_made(self, store):
         """The same person made and approved order 1; order 2 has two persons."""
         rows = rows_of(await made(store.dsn, "changes"))
@@ -263,6 +263,164 @@ class TestWhatItSays:
         rows = rows_of(await made(store.dsn, "review", options))
         assert {row["finding"] for row in rows} == {"nothing strange"}
         assert {row["reviewer"] for row in rows} != {None}
+
+
+_FORGED = """
+INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(l, '{"id":
+    "01a0f4c2-c400-7000-80b6-3dd0069e8dce", "event_name": "user.role_changed"}')).*
+FROM audit.audit_logs l WHERE event_name = 'order.paid'
+"""
+TAMPERED = {
+    "text": (
+        ("UPDATE audit.audit_logs SET payload = replace(payload::text, 'order', 'offer')::json "
+        "WHERE event_name = 'order.paid'"),
+        "1 records were changed",
+    ),
+    "column": (
+        "UPDATE audit.audit_logs SET actor_id = 'mallory' WHERE event_name = 'order.paid'",
+        "columns that do not follow from the payload: actor_id",
+    ),
+    "time": (
+        ("UPDATE audit.audit_logs SET occurred_at = occurred_at - interval '1 minute' "
+        "WHERE event_name = 'order.paid'"),
+        "columns that do not follow from the payload: occurred_at",
+    ),
+    "sender": (
+        "UPDATE audit.audit_logs SET received_by = 'a sender' WHERE event_name = 'audit.viewed'",
+        "columns that do not follow from the payload: received_by",
+    ),
+    "hash": (
+        "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE event_name = 'order.paid'",
+        "1 records are not as they were sealed",
+    ),
+    "record": (
+        "DELETE FROM audit.audit_logs WHERE event_name = 'order.paid'",
+        "1 sealed records are gone",
+    ),
+    "leaf": (
+        "UPDATE audit.ledger_blocks SET hashes = overlay(hashes PLACING sha256('x') FROM 1 FOR 32)",
+        "do not make up the checkpoint's root",
+    ),
+}  # fmt: skip
+"""What a person with every right does to a sealed trail, and what the report on it says."""
+NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender"})
+
+
+async def tamper(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await Administrator(connection).does(statement)
+    finally:
+        await connection.close()
+
+
+class TestEvidence:
+    @pytest.mark.parametrize("kind", TAMPERED)
+    async def test_integrity_names_what_was_tampered_with(self, store, kind):
+        """A text, a column, a time, a hash, a record, a leaf: each shows, and says which."""
+        statement, says = TAMPERED[kind]
+        await tamper(store.dsn, statement)
+        told = json.loads(await made(store.dsn, "integrity"))
+        (row,) = rows_of(json.dumps(told))
+
+        assert row["verdict"].startswith("TAMPERED: ")
+        assert says in row["verdict"]
+        assert told["head"]["evidence"].startswith("TAMPERED")
+
+    @pytest.mark.parametrize("name", ["coverage", "rights", "subject"])
+    @pytest.mark.parametrize("kind", [one for one in TAMPERED if one not in NOT_OF_THE_TEXT])
+    async def test_every_report_says_that_records_are_not_those_that_were_sealed(
+        self, store, name, kind
+    ):
+        """As far as ids, times and hashes tell, whatever the report is about."""
+        statement, says = TAMPERED[kind]
+        await tamper(store.dsn, statement)
+        told = json.loads(await made(store.dsn, name))
+
+        assert any(note.startswith("TAMPERED: ") and says in note for note in told["notes"])
+
+    async def test_a_record_that_was_put_in_behind_the_ledger_is_told(self, store):
+        """Whoever keeps a trigger from queueing it: it is in no report without a warning."""
+        connection = await asyncpg.connect(store.dsn)
+        await Administrator(connection).does(_FORGED)
+        await Administrator(connection).does("DELETE FROM audit.ledger_queue")
+        await connection.close()
+
+        for name in ("rights", "integrity"):
+            told = json.loads(await made(store.dsn, name))
+            says = "1 records were never sealed, and do not wait for it"
+            assert any(says in note for note in told["notes"]), name
+
+    async def test_integrity_asks_the_anchors_and_checks_the_signature(self, store):
+        """And says so where there is nobody to ask."""
+        witnesses = Witnesses((store.key.public,), (store.anchor,))
+        (row,) = rows_of(await made(store.dsn, "integrity", witnesses=witnesses))
+        (alone,) = rows_of(await made(store.dsn, "integrity"))
+
+        assert row["anchors asked"] == f"{store.anchor.name}: agrees"
+        assert row["key"] == f"{store.key.name}, checked"
+        assert alone["anchors asked"].startswith("no anchor was asked")
+        assert alone["key"].endswith("not checked: no public key was given")
+
+    async def test_an_anchor_that_saw_another_trail_is_told(self, store, tmp_path):
+        """An old copy of the whole store, or one that was rewritten, holds by itself alone."""
+        other = FileAnchor(tmp_path / "other", directory=False)
+        note = (tmp_path / "anchor").read_text()
+        lines = note.splitlines()
+        forged = signed_text(f"{lines[0]}\n99\n{lines[2]}\n", [store.key])
+        await other.publish(forged)
+        witnesses = Witnesses((store.key.public,), (other,))
+        (row,) = rows_of(await made(store.dsn, "integrity", witnesses=witnesses))
+
+        assert "has seen 99 leaves" in row["anchors asked"]
+        assert row["verdict"].startswith("TAMPERED: an anchor contradicts the store")
+
+    async def test_a_key_that_has_not_signed_is_told(self, store):
+        """Whoever owns the database can sign with a key of his own."""
+        witnesses = Witnesses((generate("audit.example.com/log").public,), ())
+        (row,) = rows_of(await made(store.dsn, "integrity", witnesses=witnesses))
+
+        assert "none of the given keys has signed" in row["verdict"]
+
+    async def test_a_record_whose_id_is_of_another_time_is_no_forgery(self, store):
+        """It came late, or under an id of its own; its leaf is where it was sealed."""
+        late = fixed(5_000, "order.paid", occurred_at=int(BEGIN.timestamp()) * 10**9 + 10**12)
+        await store.add([late])
+        told = json.loads(await made(store.dsn, "integrity"))
+
+        assert [note for note in told["notes"] if note.startswith("TAMPERED")] == []
+        assert rows_of(json.dumps(told))[0]["rows"] == len(records()) + 1
+
+    async def test_of_one_tenant_it_is_about_the_own_records_alone(self, store):
+        """Neither a number of others, nor the size of the whole log, nor the signed note."""
+        await tamper(store.dsn, TAMPERED["record"][0])
+        clinic = replace(WHOLE, tenant="clinic")
+        for name in REPORTS:
+            asked = replace(ASKED.get(name, WHOLE), tenant="clinic")
+            text = await made(store.dsn, name, asked)
+            told = json.loads(text)
+            assert not any(note.startswith("TAMPERED") for note in told["notes"]), name
+            assert "23 leaves" not in text
+            assert "--checkpoint 23" not in text
+            assert told["checkpoint"] is None
+            assert "acme" not in text
+        await tamper(
+            store.dsn,
+            "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE action = 'READ'",
+        )
+        told = json.loads(await made(store.dsn, "integrity", clinic))
+        assert "1 records are not as they were sealed" in rows_of(json.dumps(told))[0]["verdict"]
+
+    async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
+        """What the section on checks says: each row of the JSON file is a line that was hashed."""
+        for name in REPORTS:
+            told = json.loads(await made(store.dsn, name))
+            lines = "".join(
+                json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n"
+                for row in told["rows"]
+            )
+            digest = hashlib.sha256(lines.encode()).hexdigest()
+            assert digest == told["head"]["SHA-256 of the rows"], name
 
 
 class TestTheCommand:

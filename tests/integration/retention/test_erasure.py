@@ -284,7 +284,7 @@ class TestErasing:
                 erased.append(await erase(written.dsn, keys, subject, "law", "demand"))
 
         erasing = asyncio.create_task(erase_meanwhile())
-        done = await written.retain(tell=lambda month, step: steps.put_nowait(step))
+        done = await written.retain(on_step=lambda month, step: steps.put_nowait(step))
         await erasing
         assert (erased, done.dropped) == ([True, True], {"2025-01": 10})
         await written.seal()

@@ -286,7 +286,7 @@ class TestHolding:
 
         placing = asyncio.create_task(hold())
 
-        def tell(month, step):
+        def on_step(month, step):
             steps.put_nowait((month, step))
 
         async def slow_seal():
@@ -295,7 +295,7 @@ class TestHolding:
             steps.put_nowait(("2025-01", "drop"))
             await asyncio.wait([placing])
 
-        done = await months.retain(tell=tell, seal=slow_seal)
+        done = await months.retain(on_step=on_step, seal=slow_seal)
         hold_id, objects = await placing
         assert str(hold_id) in done.blocked["2025-01"]
         assert "2025-01" not in done.dropped

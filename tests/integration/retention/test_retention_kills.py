@@ -11,7 +11,7 @@ import pytest
 # each is killed before the step is taken, the last ones for a second month
 POINTS = (
     "policy", "write", "put 2025-01/default", "put 2025-01/tree", "put manifest", "record",
-    "read back", "retire", "seal", "drop", "collapse", "holds", "remove", "delete", "tell",
+    "read back", "retire", "seal", "drop", "collapse", "holds", "remove", "delete", "record run",
 )  # fmt: skip
 
 PROGRAM = """
@@ -23,11 +23,11 @@ trail = Trail(sys.argv[1], Path(sys.argv[2]))
 trail.key = __import__("otel_audit_postgres.ledger.keys", fromlist=["x"]).read_signing_key(
     sys.argv[3], "test")
 
-def tell(month, step):
+def on_step(month, step):
     if step.startswith(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-asyncio.run(trail.retain(tell=tell))
+asyncio.run(trail.retain(on_step=on_step))
 """
 
 

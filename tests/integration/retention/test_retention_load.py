@@ -35,7 +35,7 @@ async def test_inserts_wait_less_than_that(months):
     await reader.fetchval("SELECT count(*) FROM audit.audit_logs")
     drops, third = [], asyncio.Event()
 
-    def tell(month, step):
+    def on_step(month, step):
         if step == "drop":
             drops.append(month)
             if len(drops) == 3:
@@ -49,7 +49,7 @@ async def test_inserts_wait_less_than_that(months):
     freeing = asyncio.create_task(let_go())
     # one block at a time: who inserts without end is never sealed to the last row
     sealer = months.sealer()
-    done = await months.retain(tell=tell, seal=sealer.seal)
+    done = await months.retain(on_step=on_step, seal=sealer.seal)
     await sealer.close()
     ended.set()
     await asyncio.gather(*writers, freeing)

@@ -114,13 +114,13 @@ class TestRun:
         """A row that comes after a month was archived goes into a second archive of it."""
         late = []
 
-        def tell(month, step):
+        def on_step(month, step):
             if (month, step) == ("2025-01", "retire") and not late:
                 late.append(step)
                 raise StoreUnavailableError("cut off")
 
         with pytest.raises(StoreUnavailableError):
-            await months.retain(tell=tell)
+            await months.retain(on_step=on_step)
         await months.write_in(JANUARY, 2, tenant="late")
         await months.seal()
         done = await months.retain()
@@ -160,11 +160,11 @@ class TestRun:
         """A second run that begins meanwhile is refused, and the first goes on."""
         tasks = []
 
-        def tell(month, step):
+        def on_step(month, step):
             if step == "write" and not tasks:
                 tasks.append(asyncio.get_running_loop().create_task(months.retain()))
 
-        done = await months.retain(tell=tell)
+        done = await months.retain(on_step=on_step)
         with pytest.raises(StoreUnavailableError, match="another .* is under way"):
             await tasks[0]
         assert len(done.dropped) == 3

@@ -124,7 +124,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
         )
-    _judge_testimonies(walk, origin, witnesses, findings)
+    judge_testimonies(walk, origin, witnesses, findings)
     return Report(
         origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
@@ -282,9 +282,17 @@ def _judge_end(walk: TreePassState, keys: Sequence[PublicKey], findings: Finding
         )
 
 
-def _judge_testimonies(
+def judge_testimonies(
     walk: TreePassState, origin: str | None, seen: Sequence[AnchorReading], findings: Findings
 ) -> None:
+    """Compare the roots of a walk with what was published.
+
+    Args:
+        walk: Where it ended, with its roots at the sizes that were published.
+        origin: The log's name.
+        seen: What was published.
+        findings: Where contradictions are noted.
+    """
     cut = bool(findings.counts[ProblemKind.TRUNCATED_TAIL] or findings.counts[ProblemKind.INSERTED])
     for testimony in seen:
         there, size = testimony.checkpoint, walk.tree.size

@@ -1,0 +1,472 @@
+"""What a report stands on: that the records of its period are those that the ledger has.
+
+The leaves lead to the checkpoint's root, and the records to the leaves. Millions of both are
+compared by sums: of each leaf a keyed hash, with a key that nobody has before the comparison, so
+that no other records can be found that have the same sum. Only where the sums differ, each record
+is looked up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from otel_audit.config import AuditConfig
+from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.anchors import Anchor, anchors_from
+from otel_audit_postgres.ledger.checkpoints import read_note
+from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import TAG, Block, grown
+from otel_audit_postgres.ledger.settings import chosen_public_keys
+from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
+from otel_audit_postgres.ledger.verify.findings import Findings
+from otel_audit_postgres.ledger.verify.row_pass import RowSelection, check_rows
+from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassState
+from otel_audit_postgres.ledger.verify.verify import judge_testimonies
+from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
+from otel_audit_postgres.query.conditions import READABLE, Conditions
+from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
+from otel_audit_postgres.reports.snapshot import LEAVES, Snapshot, selected
+
+_SLACK: Final = timedelta(seconds=2)
+"""A record's id is that far from its time at most; those that are further have their own index."""
+_NAMED: Final = 3
+_MOST_SUSPECTS: Final = 10_000
+_SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
+NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
+_KINDS: Final = {
+    "changed": "records are not as they were sealed",
+    "inserted": "records were never sealed, and do not wait for it",
+    "gone": "sealed records are gone",
+}
+
+_US: Final = (
+    "CASE WHEN isfinite(l.recorded_at) AND l.recorded_at < '290000-01-01 00:00:00+00' "
+    "THEN (extract(epoch FROM l.recorded_at) * 1000000)::bigint ELSE -1 END"
+)
+_LEAF: Final = (
+    f"sha256('\\x{(chr(0).encode() + TAG).hex()}'::bytea || uuid_send(l.id) || l.content_hash "
+    f"|| int8send({_US}))"
+)
+
+
+def _differs(column: str, told: str) -> str:
+    return f"l.{column} IS DISTINCT FROM {told}"
+
+
+def _searchable(told: str) -> str:
+    """What a column has of an encrypted value is its beginning."""
+    return (
+        f"CASE WHEN starts_with({told}, '{MARK}') THEN left({told}, {SEARCHABLE_LENGTH}) "
+        f"ELSE {told} END"
+    )
+
+
+# columns that reports show, by their payloads; what seems to differ is read by the verification
+_OTHERWISE: Final = " OR ".join((
+    _differs("event_name", "p.event_name"),
+    _differs("action", "p.action"),
+    _differs("outcome", "p.outcome"),
+    _differs("transaction_outcome", "p.transaction"),
+    _differs("tenant_id", "coalesce(p.tenant ->> 'id', '')"),
+    _differs("actor_id", "a.id"),
+    _differs("actor_role", "a.role"),
+    _differs("target_type", "p.target ->> 'type'"),
+    _differs("target_id", "p.target ->> 'id'"),
+    _differs("source_address", _searchable("p.source ->> 'address'")),
+    _differs("http_method", "q.method"),
+    _differs("http_route", "q.route"),
+    _differs("request_id", "q.id"),
+    "l.status_code::text IS DISTINCT FROM p.response ->> 'status_code'",
+    _differs("producer_id", "p.producer_id"),
+    "l.sequence_number::text IS DISTINCT FROM p.sequence_number",
+    _differs("received_by", "p.received ->> 'by'"),
+    (
+        "CASE WHEN isfinite(l.occurred_at) THEN (extract(epoch FROM l.occurred_at) * 1000000)"
+        "::bigint END::text IS DISTINCT FROM left(p.occurred_at, -3)"
+    ),
+))  # fmt: skip
+_ALTERED: Final = f"""
+sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash
+OR CASE WHEN NOT ({READABLE.replace("payload", "l.payload")}) OR json_typeof(l.payload) <> 'object'
+THEN true ELSE EXISTS (
+    SELECT FROM json_to_record(l.payload) AS p(
+        event_name text, action text, outcome text, transaction text, occurred_at text,
+        producer_id text, sequence_number text, tenant json, actor json, target json, source json,
+        request json, response json, received json)
+    LEFT JOIN LATERAL json_to_record(
+        CASE WHEN json_typeof(p.actor) = 'object' THEN p.actor END) AS a(id text, role text) ON true
+    LEFT JOIN LATERAL json_to_record(CASE WHEN json_typeof(p.request) = 'object' THEN p.request END)
+        AS q(id text, method text, route text) ON true
+    WHERE {_OTHERWISE}) END
+"""
+_SUMS: Final = """
+SELECT count(*) AS records, coalesce(sum(summand), 0) AS total,
+       (array_agg(id) FILTER (WHERE is_altered))[1:{most}] AS altered,
+       count(*) FILTER (WHERE is_altered) AS altered_count
+FROM (SELECT l.id, {altered} AS is_altered,
+             ('x' || left(encode(sha256({key} || {leaf}), 'hex'), {digits}))::bit(60)::bigint
+                 AS summand
+      FROM audit.audit_logs l WHERE {where}) AS each
+"""
+_RECORDS: Final = "count(*) AS records, count(*) FILTER (WHERE outcome = 'unknown') AS unknown"
+# records by their leaves, one by one: those of the period, and leaves whose record is nowhere
+_DIFFERENCE: Final = f"""
+WITH sealed AS MATERIALIZED ({LEAVES}),
+found AS MATERIALIZED (SELECT l.id, {_LEAF} AS hash FROM audit.audit_logs l WHERE {{where}}),
+odd AS MATERIALIZED (
+    SELECT f.id FROM found f
+    WHERE NOT EXISTS (SELECT FROM sealed s WHERE s.id = f.id AND s.hash = f.hash)
+),
+known AS MATERIALIZED (SELECT DISTINCT o.id FROM odd o JOIN sealed s ON s.id = o.id),
+strange AS MATERIALIZED (
+    SELECT o.id FROM odd o WHERE NOT EXISTS (SELECT FROM known k WHERE k.id = o.id)
+),
+gone AS MATERIALIZED (
+    SELECT s.id FROM sealed s WHERE {{in_range}}
+    AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
+    AND NOT EXISTS (
+        SELECT FROM audit.ledger_prunings p WHERE s.id >= p.lowest AND s.id < p.above)
+)
+SELECT 'changed' AS kind, count(*) AS records,
+       (array_agg(id ORDER BY id))[1:{_MOST_SUSPECTS}] AS ids FROM known
+UNION ALL
+SELECT 'inserted', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM strange
+UNION ALL
+SELECT 'gone', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM gone
+"""  # noqa: S608 - constants
+_PRUNED: Final = "SELECT lowest, above FROM audit.ledger_prunings WHERE above > $1 AND lowest < $2"
+
+
+@dataclass(slots=True)
+class Part:
+    """One stretch of time, and what is found of its records.
+
+    Attributes:
+        begin, end: Its bounds.
+        records: Records of that time, as far as they belong to the report; if that was asked.
+        unknown: Those of them whose outcome is not known.
+        odd: Those of them that are not as they were sealed.
+        malformed: Those that were inserted so that columns do not follow from the text.
+        problems: What is not as it was sealed, in words.
+    """
+
+    begin: datetime
+    end: datetime
+    records: int = 0
+    unknown: int = 0
+    odd: int = 0
+    malformed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """What is asked outside of the store.
+
+    Attributes:
+        keys: Public keys of the ledger; without any, no signature is checked.
+        anchors: Where checkpoints were published.
+    """
+
+    keys: tuple[PublicKey, ...] = ()
+    anchors: tuple[Anchor, ...] = ()
+
+
+def witnesses_of(config: AuditConfig) -> Witnesses:
+    """The keys and anchors that the settings name.
+
+    Raises:
+        ConfigurationError: One is unfit.
+    """
+    return Witnesses(tuple(chosen_public_keys(config)), tuple(anchors_from(config.anchor)))
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What was found of the records, the tree, and outside.
+
+    Attributes:
+        parts: The stretches of the period.
+        against: What speaks against the tree: its root, a signature, an anchor.
+        anchors: What the anchors say.
+        signed: Who has signed the checkpoint.
+    """
+
+    parts: list[Part]
+    against: list[str] = field(default_factory=list)
+    anchors: str = NO_ANCHOR
+    signed: str = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """All that is not as it was sealed."""
+        return self.against + [problem for part in self.parts for problem in part.problems]
+
+
+async def gather(
+    snapshot: Snapshot,
+    periods: Iterable[tuple[datetime, datetime]],
+    witnesses: Witnesses,
+    *,
+    is_deep: bool,
+) -> Evidence:
+    """Compare the records of a period with their leaves, and these with the root.
+
+    Args:
+        snapshot: The state.
+        periods: The period, cut or not.
+        witnesses: Keys and anchors.
+        is_deep: Whether each record's text is hashed again, too, and its columns compared with it.
+    """
+    found = Evidence([Part(begin, end) for begin, end in periods])
+    comparisons = [await _comparison(snapshot, part) for part in found.parts]
+    await _climb(snapshot, found, comparisons, witnesses)
+    for one in comparisons:
+        await _compare(snapshot, one, is_deep=is_deep)
+        if is_deep:
+            await _look_into(snapshot, one, witnesses)
+    return found
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The leaves of a part, added up.
+
+    Attributes:
+        part: Which.
+        low, high: Bounds of its ids.
+        dropped: Bounds of ids within whose records were dropped in order.
+        leaves: How many.
+        total: The sum.
+        suspects: Records whose columns seem not to follow from their text.
+    """
+
+    part: Part
+    low: uuid.UUID
+    high: uuid.UUID
+    dropped: tuple[tuple[bytes, bytes], ...]
+    key: bytes
+    leaves: int = 0
+    total: int = 0
+    suspects: list[uuid.UUID] = field(default_factory=list)
+
+    def add(self, ids: Sequence[bytes], leaves: Sequence[bytes]) -> None:
+        """Add some leaves, as far as they are of that time and have a record."""
+        low, high, keyed, total, count = self.low.bytes, self.high.bytes, self.key, 0, 0
+        for record_id, leaf in zip(ids, leaves, strict=False):
+            if low <= record_id < high and not self._is_dropped(record_id):
+                total += int(hashlib.sha256(keyed + leaf).hexdigest()[:_SUM_DIGITS], 16)
+                count += 1
+        self.total += total
+        self.leaves += count
+
+    def _is_dropped(self, record_id: bytes) -> bool:
+        return bool(self.dropped) and any(low <= record_id < end for low, end in self.dropped)
+
+
+async def _comparison(snapshot: Snapshot, part: Part) -> _Comparison:
+    low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
+    dropped = await snapshot.connection.fetch(_PRUNED, low, high)
+    bounds = tuple((row["lowest"].bytes, row["above"].bytes) for row in dropped)
+    return _Comparison(part, low, high, bounds, secrets.token_bytes(32))
+
+
+async def _climb(
+    snapshot: Snapshot,
+    found: Evidence,
+    comparisons: Sequence[_Comparison],
+    witnesses: Witnesses,
+) -> None:
+    """Build the tree again, and add up the leaves on the way; then compare roots."""
+    findings = Findings()
+    heard = await hear(witnesses.anchors, witnesses.keys, findings)
+    sizes = sorted({snapshot.size, *(one.checkpoint.size for one in heard.testimonies)})
+    walk = TreePassState()
+    sums = [] if snapshot.is_part else comparisons
+    async for piece in store.pieces(snapshot.connection, 0, sizes[-1]):
+        if piece.first != walk.tree.size or not piece.is_whole():
+            found.against.append("the leaves have a hole")
+            return
+        if isinstance(piece, Block):
+            leaves = piece.leaf_hashes()
+            sealed = leaves[: max(snapshot.size - piece.first, 0)]
+            for one in sums:
+                one.add(piece.id_bytes(), sealed)
+            for size in sizes:
+                if walk.tree.size < size < piece.first + len(leaves):
+                    walk.tree = walk.tree.extended(
+                        leaves[walk.tree.size - piece.first :][: size - walk.tree.size]
+                    )
+                    walk.roots[size] = walk.tree.root()
+            walk.tree = walk.tree.extended(leaves[walk.tree.size - piece.first :])
+        else:
+            walk.tree = grown(walk.tree, piece)
+        walk.roots[walk.tree.size] = walk.tree.root()
+    if walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
+        found.against.append("the leaves do not make up the checkpoint's root")
+    found.signed = _signed(snapshot, witnesses, found)
+    heard.judge_silence(walk.tree.size, findings)
+    judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
+    _tell_anchors(snapshot, found, witnesses, heard, findings)
+
+
+def _append(walk: TreePassState, first: int, leaves: Sequence[bytes], sizes: Iterable[int]) -> None:
+    """Append leaves to the tree, and remember its roots at some sizes."""
+    end = first + len(leaves)
+    for size in [*(one for one in sizes if first < one < end), end]:
+        walk.tree = walk.tree.extended(leaves[walk.tree.size - first : size - first])
+        walk.roots[size] = walk.tree.root()
+
+
+def _signed(snapshot: Snapshot, witnesses: Witnesses, found: Evidence) -> str:
+    """Who signed the checkpoint: by a key, or by the names on its lines only."""
+    if not witnesses.keys:
+        names = [line.split(" ")[1] for line in snapshot.note.splitlines() if line.startswith("— ")]
+        return (
+            f"{', '.join(names)}, not checked: no public key was given" if names else "not signed"
+        )
+    keys = read_note(snapshot.note).signed_by(witnesses.keys)
+    if not keys:
+        found.against.append("none of the given keys has signed the checkpoint")
+        return "none of the given keys"
+    return ", ".join(f"{key.name}, checked" for key in keys)
+
+
+def _tell_anchors(
+    snapshot: Snapshot,
+    found: Evidence,
+    witnesses: Witnesses,
+    heard: AnchorReadings,
+    findings: Findings,
+) -> None:
+    if not witnesses.anchors:
+        return
+    # how much all tenants record, and where it is anchored, is not told to one of them
+    hides = snapshot.is_narrow
+    told = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
+    if findings.problems:
+        first = findings.problems[0].detail
+        against = "an anchor contradicts the store" + ("" if hides else f": {first}")
+        found.against.append(against)
+        told = [f"TAMPERED: {against}"]
+    elif hides:
+        told += ["an anchor knows nothing, or could not be asked"] if findings.warnings else []
+    else:
+        told += findings.warnings
+    found.anchors = "; ".join(dict.fromkeys(told)) or NO_ANCHOR
+
+
+async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> None:
+    """Compare the records of a part with its leaves."""
+    part = one.part
+    if is_deep:
+        asked = _of_part(snapshot, part)
+        (row,) = await snapshot.connection.fetch(selected(_RECORDS, asked), *asked.values)
+        part.records, part.unknown = row["records"], row["unknown"]
+    if snapshot.is_part:
+        asked = _of_part(snapshot, part)
+        await _differ(snapshot, part, asked, "false")
+        if is_deep:
+            (row,) = await _summed(snapshot, one, _of_part(snapshot, part), is_deep=True)
+            one.suspects = row["altered"] or []
+        return
+    asked = snapshot.asked(in_period=False)
+    asked.columns.append(_within(one, asked))
+    (row,) = await _summed(snapshot, one, asked, is_deep=is_deep)
+    one.suspects = row["altered"] or []
+    if (row["records"], int(row["total"])) != (one.leaves, one.total):
+        asked = snapshot.asked(in_period=False)
+        in_range = _within(one, asked)
+        asked.columns.append(in_range)
+        before = part.odd
+        await _differ(snapshot, part, asked, in_range)
+        if part.odd == before and not part.problems:
+            part.problems.append(
+                f"{row['records']} records and {one.leaves} leaves do not belong together"
+            )
+    await _compare_astray(snapshot, one)
+
+
+async def _compare_astray(snapshot: Snapshot, one: _Comparison) -> None:
+    """Compare the records of that time whose ids are of another one: they are few."""
+    asked = _of_part(snapshot, one.part)
+    asked.columns += [ASTRAY, f"NOT ({_within(one, asked)})"]
+    (row,) = await snapshot.connection.fetch(
+        f"SELECT EXISTS ({selected('1', asked)}) AS has_any",
+        *asked.values,
+    )
+    if row["has_any"]:
+        await _differ(snapshot, one.part, asked, "false")
+
+
+def _of_part(snapshot: Snapshot, part: Part) -> Conditions:
+    asked = snapshot.asked()
+    asked.columns.append(f"occurred_at >= {asked.bind(part.begin)}::timestamptz")
+    asked.columns.append(f"occurred_at < {asked.bind(part.end)}::timestamptz")
+    return asked
+
+
+def _within(one: _Comparison, asked: Conditions) -> str:
+    return f"(id >= {asked.bind(one.low)}::uuid AND id < {asked.bind(one.high)}::uuid)"
+
+
+def _where(asked: Conditions) -> str:
+    return " AND ".join([*asked.columns, *asked.payload]) or "true"
+
+
+async def _summed(
+    snapshot: Snapshot, one: _Comparison, asked: Conditions, *, is_deep: bool
+) -> list[Any]:
+    """Add up records; all in one answer, so that the server may have several processes at it."""
+    sql = _SUMS.format(
+        most=_MOST_SUSPECTS, altered=_ALTERED if is_deep else "false",
+        key=f"{asked.bind(one.key)}::bytea", leaf=_LEAF, digits=_SUM_DIGITS, where=_where(asked),
+    )  # fmt: skip
+    found: list[Any] = await snapshot.connection.fetch(sql, *asked.values)
+    return found
+
+
+async def _differ(snapshot: Snapshot, part: Part, asked: Conditions, in_range: str) -> None:
+    """Compare record by record, and say what differs."""
+    sql = _DIFFERENCE.format(size=int(snapshot.size), where=_where(asked), in_range=in_range)
+    for row in await snapshot.connection.fetch(sql, *asked.values):
+        if row["records"]:
+            ids = ", ".join(map(str, row["ids"][:_NAMED]))
+            part.problems.append(f"{row['records']} {_KINDS[row['kind']]}, the first: {ids}")
+            part.odd += 0 if row["kind"] == "gone" else row["records"]
+
+
+async def _look_into(snapshot: Snapshot, one: _Comparison, witnesses: Witnesses) -> None:
+    """Let the verification judge records that seem to be changed: some only were inserted so."""
+    if not one.suspects:
+        return
+    wanted, leaves, blocks = {found.bytes for found in one.suspects}, [], []
+    async for block in store.blocks(snapshot.connection, 0, snapshot.size):
+        places = [place for place, found in enumerate(block.id_bytes()) if found in wanted]
+        if places:
+            leaves += [block.first + place for place in places]
+            blocks.append(BlockRange(block.first, block.count, block.recorded_at))
+    choice = RowSelection(
+        leaves=frozenset(leaves), origin=snapshot.origin, keys=tuple(witnesses.keys)
+    )
+    rows = await check_rows(snapshot.connection, blocks, choice)
+    problems = [found for found in rows.findings.problems if found.record_id is not None]
+    one.part.malformed = rows.findings.malformed_by.total()
+    if len(one.suspects) >= _MOST_SUSPECTS:
+        one.part.odd = max(one.part.odd, len(one.suspects))
+        one.part.problems.append(
+            f"{_MOST_SUSPECTS} records or more have another text or other columns than they were "
+            "inserted with, or were inserted malformed: `otel-audit verify` names them"
+        )
+    elif problems:
+        one.part.odd = max(one.part.odd, len(problems))
+        one.part.problems.append(
+            f"{len(problems)} records were changed, the first: {problems[0].record_id}: "
+            f"{problems[0].detail}"
+        )
