@@ -38,7 +38,6 @@ from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
     Body,
-    Change,
     ErrorInfo,
     Operation,
     Outcome,
@@ -50,8 +49,6 @@ from otel_audit.record import (
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_audit.policy import Decision
     from otel_audit.policy.naming import Whom
     from otel_audit.redaction import Redactor
@@ -504,15 +501,17 @@ def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
     for change in audit.changes:
         if change.operation != operation or change.kind != "entity" or not change.key:
             continue
-        rank = max(alike(name, kind) for name in _names_of(change))
+        reference = change.reference
+        rank = alike(_noun_of(reference), kind)
+        if change.related:
+            rank = max(rank, *(alike(_noun_of(one), kind) for one in change.related))
         if rank > best:
             best, keys = rank, set()
         if rank and rank == best:
-            keys.add(change.reference.partition(":")[2])
+            keys.add(reference.partition(":")[2])
     return keys.pop() if len(keys) == 1 else None
 
 
-def _names_of(change: Change) -> Iterator[str]:
-    for reference in (change.reference, *change.related):
-        # what stands before the noun is where it is
-        yield reference.partition(":")[0].rpartition(".")[2]
+def _noun_of(reference: str) -> str:
+    # what stands before the noun is where it is
+    return reference.partition(":")[0].rpartition(".")[2]
