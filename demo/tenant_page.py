@@ -27,6 +27,7 @@ from otel_audit_postgres.ledger.keys import PublicKey, read_public_key
 
 from demo.postgres import AUDIT, VIEWER_ROLE, Postgres
 from otel_audit.viewer import Embedding, create_app, mint_token
+from otel_audit.viewer.identity import Permission
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -84,7 +85,9 @@ def make_product(
     @app.get("/my-audit-token")
     async def my_audit_token() -> dict[str, str]:
         signed_in = administrator
-        return {"token": mint_token(private, tenant=signed_in.tenant_id, viewer=signed_in.email)}
+        may: tuple[Permission, ...] = ("export", "prove", "tail")
+        token = mint_token(private, tenant=signed_in.tenant_id, viewer=signed_in.email, may=may)
+        return {"token": token}
 
     return app
 

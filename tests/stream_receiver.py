@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -60,6 +61,12 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
 
     with listening(respond, port=port) as receiver.url:
         yield receiver
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The events in a file, of the whole lines: another process may be writing the last one."""
+    written = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in written[: written.rfind(b"\n") + 1].splitlines()]
 
 
 def _events(headers: Mapping[str, str], body: bytes) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ try:
     from asyncpg.exceptions import (
         InsufficientPrivilegeError,
         InterfaceError,
+        InternalClientError,
         LockNotAvailableError,
         PostgresError,
         PostgresLogMessage,
@@ -40,6 +41,10 @@ APPLICATION_NAME = "otel-audit"
 
 Connection = asyncpg.Connection
 
+# the driver raises the third where a connection ends between two of its own steps
+BROKEN: Final = (PostgresError, InterfaceError, InternalClientError, OSError)
+"""Errors of a question: the server's, the driver's, and the network's."""
+
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[Any]
 else:
@@ -47,6 +52,7 @@ else:
 
 __all__ = [
     "APPLICATION_NAME",
+    "BROKEN",
     "Connection",
     "InsufficientPrivilegeError",
     "InterfaceError",

@@ -399,6 +399,8 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
+            # an auditor's role is told what it is, once, and not which right it lacks
+            await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from otel_audit._util.printable import visible
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
@@ -172,7 +173,9 @@ async def advance(  # noqa: PLR0913, PLR0917 - what a position is
             sends reads it again, and goes on from there.
     """
     said = json.dumps([
-        {"leaf": one.leaf, "id": str(one.id), "reason": one.reason[:2000]} for one in refused
+        # a destination's words: the store's JSON takes no NUL
+        {"leaf": one.leaf, "id": str(one.id), "reason": visible(one.reason[:2000])}
+        for one in refused
     ])  # fmt: skip
     if not await connection.fetchval(
         _ADVANCE, at.name, at.turn, at.next_leaf, next_leaf, leaf_hash, origin, sent, said

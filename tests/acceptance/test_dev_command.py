@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ports import free_port
 from servers import BIN
 
 from otel_audit.cli import dev_store
+from otel_audit.errors import StoreError
 
 pytestmark = pytest.mark.slow
 
@@ -52,15 +54,14 @@ def pay(number: int):
 
 
 @pytest.fixture
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project() -> Iterator[Path]:
     """An application that knows nothing of auditing, in a directory that others may read."""
-    directory = tmp_path_factory.mktemp("shop")
+    # not pytest's own, which another session may close at any time
+    directory = Path(tempfile.mkdtemp(prefix="shop"))
+    directory.chmod(0o755)
     (directory / "app.py").write_text(APP)
-    for one in (directory, *directory.parents):
-        if one.owner() != "root" or one == Path("/tmp"):
-            break
-        one.chmod(0o755)
     yield directory
+    shutil.rmtree(directory, ignore_errors=True)
     # as root, where the server's own user may not enter the project
     for one in Path("/var/tmp").glob("otel-audit-dev-*"):
         if one.name == dev_store.place_elsewhere(directory / dev_store.FOLDER).name:
@@ -181,3 +182,114 @@ def test_what_leaves_auditing_off_ends_it(project):
         assert "OTEL_AUDIT_JWT_KEY: no public key in PEM" in log.read_text()
         assert "HS256" in log.read_text()
         assert "no record" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"OTEL_AUDIT_LEVEL": "bogus"}, "OTEL_AUDIT_LEVEL"),
+        ({"OTEL_AUDIT_ENABLED": "false"}, "OTEL_AUDIT_ENABLED=false"),
+    ],
+)
+def test_settings_are_read_before_a_server_is_started(project, settings, said):
+    """One line, and nothing is left in the project."""
+    done = run_dev(project, **settings)
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert not (project / ".otel-audit").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_said_in_one_line(project):
+    """A file of that name, and one that belongs to somebody else."""
+    folder = project / ".otel-audit"
+    folder.touch()
+    (line,) = run_dev(project).stderr.splitlines()
+    assert "is no directory" in line
+    folder.unlink()
+    folder.mkdir()
+    program = "import os; os.geteuid = lambda: 0 if os.getuid() else 1"
+    (line,) = run_dev(project, before=program).stderr.splitlines()
+    assert "belongs to another user" in line
+
+
+def test_a_user_without_an_entry_is_told_what_to_do(project):
+    """As in a container with `--user 54321`: PostgreSQL would refuse to run."""
+    (line,) = run_dev(project, before="import os; os.geteuid = lambda: 54321").stderr.splitlines()
+    assert "user 54321 has no entry in /etc/passwd" in line
+    assert "useradd" in line
+
+
+def test_a_server_that_does_not_start_is_said_in_one_line(project):
+    """Damaged data: where to look, and how to begin anew; nothing complains at the end."""
+    data = project / ".otel-audit" / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("nonsense\n")
+    done = run_dev(project)
+    assert "does not start" in done.stderr.splitlines()[-1]
+    assert "begin anew" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "atexit" not in done.stderr
+
+
+def run_dev(project: Path, before: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"{before}\nimport sys; sys.argv = ['otel-audit', 'dev', {sys.executable!r}, '-c', 'pass']\n"
+        "from otel_audit_bootstrap.command import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env={**environment(), **settings},
+        capture_output=True, text=True, check=False, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    return done
+
+
+def test_an_interrupt_of_it_alone_ends_all_in_order(project):
+    """As `kill -INT` or a supervisor does it: the application first, then the server."""
+    program = (
+        "import otel_audit, time\n"
+        "print('at work', flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: otel_audit.emit('work.ended', actor='ada')\n"
+    )
+    with dev(project, "--no-viewer", sys.executable, "-c", program) as (process, log):
+        wait_for(log, "at work", process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "work.ended" in log.read_text()
+    assert not (project / ".otel-audit" / "reader.dsn").exists()
+
+
+def test_other_commands_beside_it_say_how_to_ask(project):
+    """In the project's directory, with no DSN set: the line to paste is in the message."""
+    search = f"{BIN}/otel-audit search; exit 0"
+    with dev(project, "--no-viewer", "bash", "-c", f"unset OTEL_AUDIT_DSN; {search}") as (
+        process,
+        log,
+    ):
+        assert process.wait(90) == 0
+        assert "export OTEL_AUDIT_DSN='postgresql://auditor@/audit?host=" in log.read_text()
+
+
+def test_the_store_stays_where_it_is(project):
+    """Whoever closes a directory above it later is told; nothing begins anew unasked."""
+    if os.geteuid() != 0:
+        pytest.skip("only for root PostgreSQL has a user of its own")
+    inner = project / "inner"
+    inner.mkdir(mode=0o755)
+    folder = dev_store.made_folder(inner)
+    inside = dev_store.data_directory(folder)
+    assert inside.parent == folder.resolve()
+    inside.mkdir()
+    (inside / "PG_VERSION").write_text("18")
+    project.chmod(0o700)
+    with pytest.raises(StoreError, match=f"{project} is closed"):
+        dev_store.data_directory(folder)
+    shutil.rmtree(inside)
+    elsewhere = dev_store.data_directory(folder)
+    assert elsewhere.parent == dev_store.place_elsewhere(folder)
+    elsewhere.mkdir()
+    (elsewhere / "PG_VERSION").write_text("18")
+    project.chmod(0o755)
+    assert dev_store.data_directory(folder) == elsewhere
+    shutil.rmtree(elsewhere.parent)

@@ -81,6 +81,37 @@ class TestWeb:
         assert "upgrade otel-audit" in refused("--port", "0", "--dsn", viewer_dsn)
 
     @pytest.mark.slow
+    async def test_a_superuser_is_told_that_no_tenant_may_look(self, postgres, viewer_dsn):
+        """An auditor sees all, as asked; one line says what else this role must not be used for."""
+        database = viewer_dsn.partition("?")[0].rpartition("/")[2]
+        command = [PROGRAM, "web", "--port", "0", "--dsn", postgres.dsn(database)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as running:
+            try:
+                assert running.stdout is not None
+                assert running.stderr is not None
+                link = running.stdout.readline().strip()
+                assert "--viewer ROLE" in running.stderr.readline()
+                assert httpx.get(link, follow_redirects=True).status_code == 200
+            finally:
+                running.send_signal(signal.SIGTERM)
+                running.wait(20)
+
+    @pytest.mark.parametrize("module", ["jinja2", "starlette", "uvicorn", "cryptography"])
+    def test_a_missing_extra_is_named(self, module):
+        """With the command that installs it."""
+        program = (
+            f"import sys; sys.modules[{module!r}] = None; sys.argv[0] = 'otel-audit'; "
+            "from otel_audit.cli import main; main()"
+        )
+        command = [sys.executable, "-c", program, "web", "--dsn", "postgresql://x/y"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        assert "pip install 'otel-audit[viewer]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.slow
     async def test_a_port_that_is_taken_is_named(self, viewer_dsn):
         """By its number, with what to do."""
         with socket.create_server(("127.0.0.1", 0)) as taken:

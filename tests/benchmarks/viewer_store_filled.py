@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.ledger.keys import PublicKey, SigningKey, generate, read_public_key
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.rows import COLUMNS
-from viewer_store import change, order_record
 
 from otel_audit._util.ids import uuid7
-from otel_audit.record import Actor, AuditRecord, Body, Request, Response
+from otel_audit.record import Actor, AuditRecord, Body, Change, Request, Response, Source
+from otel_audit.testing import make_record
 
 DAYS = 90
 PATTERN = 20_000
@@ -52,7 +53,7 @@ CROSS JOIN LATERAL (
 ORDER BY n
 """
 _PATTERN = """
-CREATE TEMPORARY TABLE pattern AS
+CREATE UNLOGGED TABLE pattern AS
 SELECT row_number() OVER (ORDER BY id) - 1 AS number,
        (extract(epoch FROM occurred_at) * 1000000)::bigint::text || '000' AS nanoseconds, l.*
 FROM audit.audit_logs l
@@ -140,8 +141,8 @@ def _records(count: int, dice: random.Random) -> Iterator[AuditRecord]:
         outcome = dice.choices(("success", "failure", "unknown"), (85, 13, 2))[0]
         actor = f"user-{dice.randrange(2_000)}@acme.example"
         order = str(dice.randrange(200_000))
-        yield order_record(
-            dice.choice(EVENTS), order, record_id=record_id, action_id=record_id, occurred_at=at,
+        yield make_record(
+            dice.choice(EVENTS), target=f"order:{order}", record_id=record_id, action_id=record_id, occurred_at=at,
             outcome=outcome, tenant=dice.choice(TENANTS),
             actor=Actor(id=actor, type="user", role="clerk", email=actor, verified=True),
             request=Request(
@@ -151,8 +152,14 @@ def _records(count: int, dice: random.Random) -> Iterator[AuditRecord]:
                           size=46, content_type="application/json"),
             ),
             response=Response(status_code=dice.choice((200, 201, 204, 403, 404, 500))),
-            changes=(change(order, status=["paid", "refunded"], total=["129.00", "0.00"]),),
-            trace_id=f"{dice.getrandbits(128):032x}",
+            changes=(
+                Change(operation="update", entity="Order", name="order", table="orders",
+                       key={"id": order},
+                       values={"status": ["paid", "refunded"], "total": ["129.00", "0.00"]}),
+            ),
+            source=Source(address="192.0.2.7", user_agent="Firefox", session_id=f"s-{order[:3]}"),
+            trace_id=f"{dice.getrandbits(128):032x}", trace_sampled=True,
+            resource={"service.name": "shop"},
         )  # fmt: skip
 
 
@@ -174,13 +181,26 @@ async def _fill(dsn: str, count: int) -> None:
         rest = count - pattern
         step = timedelta(days=DAYS) / max(rest, 1)
         begin = now - timedelta(days=DAYS, minutes=5)
-        for first in range(0, rest, _AT_ONCE):
-            last = min(first + _AT_ONCE, rest) - 1
-            await connection.execute(_REPEAT, first, last, begin, step, pattern)
+        starts = range(0, rest, _AT_ONCE)
+
+        async def repeat(one: asyncpg.Connection, starts: range) -> None:
+            await one.execute("SET synchronous_commit = off")
+            for first in starts:
+                last = min(first + _AT_ONCE, rest) - 1
+                await one.execute(_REPEAT, first, last, begin, step, pattern)
+
+        other = await asyncpg.connect(dsn)
+        await asyncio.gather(repeat(connection, starts[::2]), repeat(other, starts[1::2]))
+        await other.close()
+        await connection.execute("DROP TABLE pattern")
         await connection.execute("ANALYZE")
     finally:
         await connection.close()
-    print(f"filled with {count:,} records in {time.perf_counter() - began:.0f} s", flush=True)
+    print(
+        f"filled with {count:,} records in {time.perf_counter() - began:.0f} s",
+        flush=True,
+        file=sys.stderr,
+    )
 
 
 async def _seal(dsn: str, key: SigningKey, filled: asyncio.Event) -> None:
@@ -196,4 +216,4 @@ async def _seal(dsn: str, key: SigningKey, filled: asyncio.Event) -> None:
                 await asyncio.sleep(0.2)
     finally:
         await sealer.close()
-    print(f"sealed in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"sealed in {time.perf_counter() - began:.0f} s", flush=True, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ from acceptance.servers import BIN
 from ledger_store import Log
 from otlp_receiver import Answer
 from ports import free_port
-from stream_receiver import receiving
+from stream_receiver import lines_of, receiving
 
 pytestmark = pytest.mark.slow
 
@@ -71,12 +70,6 @@ def in_order_without_gap(events: list[dict[str, Any]], count: int) -> None:
         assert ids.setdefault(leaf, event["id"]) == event["id"]
         highest = max(highest, leaf)
     assert highest >= count - 1
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines: another process may be writing the last one."""
-    written = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
 
 
 async def wait_until(condition: Any, within: float = 60.0) -> None:

@@ -24,7 +24,7 @@ from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.rows import COLUMNS, to_row
 from otel_audit_postgres.schema import catalog
 from otel_audit_postgres.schema.migrations import latest_version
-from otel_audit_postgres.schema.readiness import refuse_version
+from otel_audit_postgres.schema.readiness import WRITER_NEEDED, only_reads, refuse_version
 
 OLDEST_SERVER: Final = 15
 NEWEST_SERVER: Final = 18
@@ -45,6 +45,11 @@ _ROLES: Final = (
     "run `otel-audit init --roles --writer ROLE` as an administrator, "
     "and let OTEL_AUDIT_DSN log in as ROLE"
 )
+_READER: Final = (
+    f"{WRITER_NEEDED}, and give this DSN as --reader-dsn; what `otel-audit dev` prints is the "
+    "reader's, and its application has the writer's already"
+)
+_READS: Final = "SELECT has_column_privilege('audit.audit_logs', 'payload', 'SELECT')"
 _TRIAL: Final = (
     f"INSERT INTO audit.audit_logs ({', '.join(name for name, _ in COLUMNS)}) "  # noqa: S608 - constants
     f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))})"
@@ -278,10 +283,13 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
     """The checks that need rights on the schema."""
+    lacking = await catalog.lacking_rights(connection)
+    if lacking and await connection.fetchval(_READS):
+        return [Finding("may_insert", ok=False, detail=only_reads(role), remedy=_READER)]
     found = [
         _none_of(
             "may_insert",
-            [f"role {role} lacks {right}" for right in await catalog.lacking_rights(connection)],
+            [f"role {role} lacks {right}" for right in lacking],
             f"role {role} may append records",
             _ROLES,
         )
@@ -294,7 +302,7 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
         "SELECT has_function_privilege('audit.exceptional_rows()', 'EXECUTE')"
     ):
         return [*found, Finding("exceptions", None, "this role may not see them", _ROLES)]
-    if not await catalog.lacking_rights(connection):
+    if not lacking:
         found.append(await _takes_records(connection))
     rows = await connection.fetchrow("SELECT * FROM audit.exceptional_rows()")
     assert rows is not None  # noqa: S101 - a function without SETOF has a row

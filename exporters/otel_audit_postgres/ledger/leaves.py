@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -75,6 +76,14 @@ class Block:
     def row_ids(self) -> list[uuid.UUID]:
         """The rows' ids in their order."""
         return [uuid.UUID(bytes=one) for one in self.id_bytes()]
+
+    def places(self, row_id: bytes) -> Iterator[int]:
+        """Where a row's id is in it."""
+        at = self.ids.find(row_id)
+        while at >= 0:
+            if at % ID_SIZE == 0:
+                yield at // ID_SIZE
+            at = self.ids.find(row_id, at + 1)
 
     def id_bytes(self) -> list[bytes]:
         """The same as they are stored, 16 bytes each: many of them are made and compared sooner."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -12,7 +12,6 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
-from otel_audit_postgres.ledger.leaves import ID_SIZE, Block
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, verify_inclusion
 from otel_audit_postgres.ledger.prove import EVIDENCE, Bundle
 from otel_audit_postgres.ledger.tree_cache import DamagedLedgerError, TreeCache
@@ -124,21 +123,12 @@ async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[i
     """Find the leaf of a row; and whether a leaf of its id is there at all."""
     leaf_hash, seen = leaf_of(row).hash(), False
     for block in await store.blocks_about(connection, row["id"]):
-        for number in _numbers(block, row["id"].bytes):
+        for number in block.places(row["id"].bytes):
             seen = True
             at = number * HASH_SIZE
             if block.hashes[at : at + HASH_SIZE] == leaf_hash:
                 return block.first + number, True
     return None, seen
-
-
-def _numbers(block: Block, record_id: bytes) -> Iterator[int]:
-    """The positions of an id in a block."""
-    at = block.ids.find(record_id)
-    while at >= 0:
-        if at % ID_SIZE == 0:
-            yield at // ID_SIZE
-        at = block.ids.find(record_id, at + 1)
 
 
 async def _not_sealed(connection: Connection[Any], row: Mapping[str, Any]) -> RecordProof:

@@ -9,6 +9,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 
 _BEGIN: Final = "SELECT coalesce(max(position), 0) FROM audit.ledger_queue"
+_IS_SEEN: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE id = $1)"
 _WAITING: Final = (
     "SELECT position, id FROM audit.ledger_queue WHERE position > $1 ORDER BY position LIMIT $2"
 )
@@ -26,6 +27,18 @@ async def sealed_ids(connection: Connection[Any], begin: int, end: int) -> list[
         at = max(begin - block.first, 0)
         ids += block.row_ids()[at : end - block.first]
     return ids
+
+
+async def place_behind(connection: Connection[Any], record_id: uuid.UUID) -> int | None:
+    """The place behind a record; None if it is not sealed, or this reader may not see it."""
+    if not await connection.fetchval(_IS_SEEN, record_id):
+        return None
+    places = [
+        block.first + place + 1
+        for block in await store.blocks_about(connection, record_id)
+        for place in block.places(record_id.bytes)
+    ]
+    return min(places, default=None)
 
 
 async def end_of_queue(connection: Connection[Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,8 +18,11 @@ MOST_BARS: Final = 100
 TOP: Final = 10
 COUNTED: Final = 10_000
 """Records that a count goes up to: beyond, it says that there are more."""
-TIMEOUT_MS: Final = 200
-"""For what the hours say; for what is counted of the newest records; and for that of `FEWER`."""
+TIMEOUT_MS: Final = 150
+"""For the counts by the hour; and for those of the newest `COUNTED` records."""
+TOGETHER_MS: Final = 250
+"""For all counts of a page; what is left of it, `LEAST_MS` at least, is for those of `FEWER`."""
+LEAST_MS: Final = 50
 FEWER: Final = 1_000
 """Records that are counted where the time was not enough for `COUNTED`."""
 
@@ -34,6 +38,8 @@ _COLUMNS: Final = {
 _ROLLED: Final = frozenset({"event", "outcome", "tenant"})
 _HOUR: Final = timedelta(hours=1)
 _ORIGIN: Final = "1970-01-01 00:00:00+00"
+_ORIGIN_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_RETIRED: Final = "SELECT lowest, above FROM audit.ledger_prunings ORDER BY lowest"
 _TOTAL: Final = "(all)"
 """Value of the field's column in rows of totals."""
 _COUNTED_ALL: Final = f"""
@@ -169,10 +175,11 @@ async def count(connection: Connection[Any], query: Query) -> int:
 async def histogram(connection: Connection[Any], query: Query) -> Histogram:
     """Count what fits over time; see `overview`."""
     query, _ = await resolved(connection, query)
-    rolled = await _of_hours(connection, query, ())
+    patience = _Patience()
+    rolled = await _of_hours(connection, query, (), patience)
     if rolled.histogram is not None:
         return rolled.histogram
-    return (await _of_newest(connection, query, ())).histogram
+    return (await _of_newest(connection, query, (), patience)).histogram
 
 
 async def facets(
@@ -193,7 +200,7 @@ async def overview(connection: Connection[Any], query: Query, fields: Sequence[s
 
     The counts by the hour are asked where they know all that is asked and the span is long enough.
     All else is counted of the newest `COUNTED` records that fit, which are read once; where that
-    takes longer than `TIMEOUT_MS`, of the newest `FEWER`.
+    takes longer than `TIMEOUT_MS`, of the newest `FEWER`. All of it takes `TOGETHER_MS` at most.
 
     Args:
         connection: To the store.
@@ -201,9 +208,10 @@ async def overview(connection: Connection[Any], query: Query, fields: Sequence[s
         fields: Of `FACETS`.
     """
     query, _ = await resolved(connection, query)
-    rolled = await _of_hours(connection, query, fields)
+    patience = _Patience()
+    rolled = await _of_hours(connection, query, fields, patience)
     others = tuple(name for name in fields if name not in rolled.facets)
-    read = await _of_newest(connection, query, others)
+    read = await _of_newest(connection, query, others, patience)
     known = rolled.facets | read.facets
     found = rolled.histogram or read.histogram
     is_searched = bool(conditions_of(query, datetime.now(UTC)).payload)
@@ -230,7 +238,20 @@ class _OfNewest:
     facets: dict[str, Facet]
 
 
-async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfHours:
+class _Patience:
+    """The time that all counts of a page have together."""
+
+    def __init__(self) -> None:
+        self._ends = time.monotonic() + TOGETHER_MS / 1000
+
+    def left(self, most: float = TOGETHER_MS) -> int:
+        """Milliseconds for the next statement."""
+        return max(int(min(most, (self._ends - time.monotonic()) * 1000)), LEAST_MS)
+
+
+async def _of_hours(
+    connection: Connection[Any], query: Query, fields: Sequence[str], patience: _Patience
+) -> _OfHours:
     """Ask the counts by the hour, in one pass."""
     now = datetime.now(UTC)
     span = conditions_of(query, now)
@@ -238,7 +259,8 @@ async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[
     end = min(span.until or now, now + _HOUR)
     if waiting is None:
         return _OfHours(None, {})
-    since = span.since or await _first_hour(connection)
+    retired = await _retired(connection)
+    since = span.since or await _first_hour(connection, retired)
     is_long = end - since >= _LONG
     width = max(_width(end - since), _HOUR)
     # an hour that the span cuts is told whole: good enough for a bar, and not for a number
@@ -246,29 +268,30 @@ async def _of_hours(connection: Connection[Any], query: Query, fields: Sequence[
     names = [name for name in fields if is_whole and name in _ROLLED]
     if not is_long and not names:
         return _OfHours(None, {})
-    sql, values = _rolled(query, now, width, names)
-    rows = await _within(connection, sql, values)
+    sql, values = _rolled(query, now, width, names, retired)
+    rows = await _within(connection, patience.left(TIMEOUT_MS), sql, values)
     if rows is None:
-        facets = {name: Facet(name, timed_out=True) for name in names}
-        drawn = Histogram((), width, waiting=waiting, timed_out=True)
-        return _OfHours(drawn if is_long else None, facets)
+        # the newest records say more than nothing
+        return _OfHours(None, {})
     bars = _bars([row for row in rows if row["field"] is None])
     facets = {name: _facet_of(name, rows) for name in names}
     return _OfHours(Histogram(bars, width, waiting=waiting) if is_long else None, facets)
 
 
-async def _of_newest(connection: Connection[Any], query: Query, fields: Sequence[str]) -> _OfNewest:
+async def _of_newest(
+    connection: Connection[Any], query: Query, fields: Sequence[str], patience: _Patience
+) -> _OfNewest:
     """Read the newest records that fit once, and count them every way."""
-    for most in (COUNTED, FEWER):
-        found = await _of_so_many(connection, query, fields, most)
-        if found is not None:
-            return found
+    found = await _of_so_many(connection, query, fields, COUNTED, patience.left(TIMEOUT_MS))
+    found = found or await _of_so_many(connection, query, fields, FEWER, patience.left())
+    if found is not None:
+        return found
     facets = {name: Facet(name, timed_out=True) for name in fields}
     return _OfNewest(None, 0, Histogram((), _HOUR, timed_out=True), facets)
 
 
 async def _of_so_many(
-    connection: Connection[Any], query: Query, fields: Sequence[str], most: int
+    connection: Connection[Any], query: Query, fields: Sequence[str], most: int, milliseconds: int
 ) -> _OfNewest | None:
     """Count the newest records, so many at most; None if it took too long."""
     now = datetime.now(UTC)
@@ -276,7 +299,11 @@ async def _of_so_many(
     end = min(asked.until or now, now + _HOUR)
     columns = dict.fromkeys(("outcome", *(_COLUMNS[name] for name in fields)))
     window = newest(asked, tuple(columns), most + 1)
-    rows = await _within(connection, *_counting(asked, window, end, fields, most))
+    # few are soon found along the ids; the planner would read and sort all that fit
+    walks = most == FEWER and not asked.entity
+    rows = await _within(
+        connection, milliseconds, *_counting(asked, window, end, fields, most), walks=walks
+    )
     if rows is None:
         return None
     (row,) = (row for row in rows if row["field"] == _TOTAL)
@@ -321,11 +348,20 @@ def _most_frequent(field: str, counted: str) -> str:
     )
 
 
-async def _within(connection: Connection[Any], sql: str, values: Sequence[Any]) -> list[Any] | None:
-    """Ask within a time; None if it was not enough."""
+async def _within(
+    connection: Connection[Any],
+    milliseconds: int,
+    sql: str,
+    values: Sequence[Any],
+    *,
+    walks: bool = False,
+) -> list[Any] | None:
+    """Ask within a time, along an index if need be; None if the time was not enough."""
     try:
         async with connection.transaction():
-            await connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_MS}")
+            await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+            if walks:
+                await connection.execute("SET LOCAL enable_bitmapscan = off")
             return await connection.fetch(sql, *values)
     except QueryCanceledError:
         return None
@@ -354,7 +390,11 @@ def _is_rolled(query: Query) -> bool:
 
 
 def _rolled(
-    query: Query, now: datetime, width: timedelta, fields: Sequence[str]
+    query: Query,
+    now: datetime,
+    width: timedelta,
+    fields: Sequence[str],
+    retired: Sequence[tuple[datetime, datetime]],
 ) -> tuple[str, list[Any]]:
     """Add up the counts by the hour: over time, and by the values of fields."""
     span = conditions_of(query, now)
@@ -363,6 +403,7 @@ def _rolled(
         asked.columns.append(f"hour > {asked.bind(span.since - _HOUR)}::timestamptz")
     if span.until is not None:
         asked.columns.append(f"hour < {asked.bind(span.until)}::timestamptz")
+    asked.columns += _not_within(asked, retired)
     where = f"WHERE {' AND '.join(asked.columns)} " if asked.columns else ""
     begin = f"date_bin({asked.bind(width)}::interval, hour, '{_ORIGIN}')"
     columns = [_COLUMNS[name] for name in fields]
@@ -392,8 +433,31 @@ async def _waiting(connection: Connection[Any]) -> int | None:
     return int(state["waiting"])
 
 
-async def _first_hour(connection: Connection[Any]) -> datetime:
-    found: datetime | None = await connection.fetchval("SELECT min(hour) FROM audit.rollup")
+async def _retired(connection: Connection[Any]) -> list[tuple[datetime, datetime]]:
+    """The times of months that were retired: the hours still count them, and no row is there."""
+    spans: list[tuple[datetime, datetime]] = []
+    for row in await connection.fetch(_RETIRED):
+        begin, end = (_ORIGIN_TIME + timedelta(milliseconds=row[edge].int >> 80) for edge in (0, 1))
+        if spans and spans[-1][1] == begin:
+            begin = spans.pop()[0]
+        spans.append((begin, end))
+    return spans
+
+
+def _not_within(asked: Conditions, spans: Sequence[tuple[datetime, datetime]]) -> list[str]:
+    return [
+        f"NOT (hour >= {asked.bind(begin)}::timestamptz AND hour < {asked.bind(end)}::timestamptz)"
+        for begin, end in spans
+    ]
+
+
+async def _first_hour(
+    connection: Connection[Any], retired: Sequence[tuple[datetime, datetime]]
+) -> datetime:
+    asked = Conditions()
+    where = " AND ".join(_not_within(asked, retired)) or "true"
+    sql = f"SELECT min(hour) FROM audit.rollup WHERE {where}"  # noqa: S608 - constants
+    found: datetime | None = await connection.fetchval(sql, *asked.values)
     return found or datetime.now(UTC)
 
 

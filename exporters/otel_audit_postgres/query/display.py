@@ -85,7 +85,7 @@ def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityCh
         entity: Only what is about this one, such as ``order:1``.
     """
     return tuple(
-        _change(change)
+        _change(change, record.transaction)
         for change in record.changes
         if entity is None or entity == _reference(change) or entity in change.related
     )
@@ -172,7 +172,7 @@ def _reference(change: Change) -> str | None:
     return change.reference if change.key else None
 
 
-def _change(change: Change) -> EntityChange:
+def _change(change: Change, transaction: str) -> EntityChange:
     return EntityChange(
         change.operation,
         change.kind,
@@ -183,7 +183,7 @@ def _change(change: Change) -> EntityChange:
         change.statement or "",
         "" if change.parameters is None else _compact(change.parameters),
         change.rows,
-        change.transaction or "",
+        change.transaction or (transaction if transaction == "rolled_back" else ""),
     )
 
 

@@ -12,10 +12,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import (
+    BROKEN,
     Connection,
-    InterfaceError,
     Limits,
-    PostgresError,
     QueryCanceledError,
     connect,
     disconnect,
@@ -97,7 +96,7 @@ class TrailPool:
                 yield connection
             except QueryCanceledError:
                 raise TookTooLongError(self._patience) from None
-            except (PostgresError, InterfaceError, OSError) as error:
+            except BROKEN as error:
                 told = as_store_error(error, "read the audit store", asks=True)
                 raise await _older_schema(connection, error) or told from None
             finally:
@@ -158,8 +157,10 @@ class TrailPool:
     async def _taken(self) -> Connection[Any]:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_closed():
+            # the server may have ended it meanwhile
+            if await _answers(connection):
                 return connection
+            await disconnect(connection)
         return await connect(self._dsn, _CONNECT_TIMEOUT, self._limits)
 
     async def _given_back(self, connection: Connection[Any]) -> None:
@@ -170,13 +171,21 @@ class TrailPool:
             self._idle.append(connection)
 
 
+async def _answers(connection: Connection[Any]) -> bool:
+    try:
+        await connection.execute("SELECT")
+    except BROKEN:
+        return False
+    return True
+
+
 async def _older_schema(connection: Connection[Any], error: BaseException) -> StoreError | None:
     """What to say where something is missing as the store was not migrated; None if it was."""
     if not is_missing(error) or connection.is_closed() or connection.is_in_transaction():
         return None
     try:
         version = await connection.fetchval(_VERSION)
-    except (PostgresError, InterfaceError, OSError):
+    except BROKEN:
         return None
     if version is None or version >= latest_version():
         return None

@@ -15,10 +15,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connection import (
+    BROKEN,
     Connection,
-    InterfaceError,
     Limits,
-    PostgresError,
     connect,
     disconnect,
 )
@@ -248,7 +247,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=PLANS))
         try:
             yield connection
-        except (PostgresError, InterfaceError, OSError) as error:
+        except BROKEN as error:
             raise as_store_error(error, "read the audit store", asks=True) from None
         finally:
             await disconnect(connection)

@@ -291,6 +291,12 @@ async def look_as(connection: Connection[Any], scope: Scope | None) -> None:
         raise StoreError(_NO_ROW_SECURITY)
 
 
+async def is_bound(connection: Connection[Any]) -> bool:
+    """Whether row-level security binds this role."""
+    bound: bool = await connection.fetchval("SELECT row_security_active('audit.audit_logs')")
+    return bound
+
+
 @asynccontextmanager
 async def open_trail(
     dsn: str, *, views: Views = "required", viewer: str | None = None

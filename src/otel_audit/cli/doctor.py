@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit.cli.dev_store import dev_hint
 from otel_audit.cli.options import dsn_option, json_option
 from otel_audit.cli.terminal import Colour, echo, echo_json, echo_marked
 from otel_audit.config import AuditConfig
@@ -65,10 +66,16 @@ class Check:
 @dsn_option
 @click.option("--app-dsn", metavar="DSN", help="Check the application's own database role, too.")
 @click.option("--reader-dsn", metavar="DSN", help="A role that may read, to count actors.")
+@click.option("--service", metavar="NAME", help="The application's OTEL_SERVICE_NAME.")
 @click.option("--app", "target", metavar="MODULE:APP", help="Check the hooks of this application.")
 @json_option
-def doctor(
-    dsn: str | None, app_dsn: str | None, reader_dsn: str | None, target: str | None, as_json: bool
+def doctor(  # noqa: PLR0913, PLR0917 - one for each option
+    dsn: str | None,
+    app_dsn: str | None,
+    reader_dsn: str | None,
+    service: str | None,
+    target: str | None,
+    as_json: bool,
 ) -> None:
     """Check settings, hooks, spool and store, and say what to do.
 
@@ -77,7 +84,8 @@ def doctor(
     """
     failed = False
     shown = []
-    for check in _checks(dsn, app_dsn, reader_dsn, target):
+    for found in _checks(dsn, app_dsn, reader_dsn, target, service):
+        check = replace(found, remedy="") if found.ok else found
         failed = failed or check.ok is False
         shown.append(asdict(check))
         if not as_json:
@@ -90,13 +98,19 @@ def doctor(
 def _print(check: Check) -> None:
     word, colour = _WORDS[check.ok]
     echo_marked(word, colour, f"  {check.name}: {check.detail}")
-    if not check.ok and check.remedy:
+    if check.remedy:
         echo(f"      -> {check.remedy}")
 
 
 def _checks(
-    dsn: str | None, app_dsn: str | None, reader_dsn: str | None, target: str | None
+    dsn: str | None,
+    app_dsn: str | None,
+    reader_dsn: str | None,
+    target: str | None,
+    service: str | None,
 ) -> Iterator[Check]:
+    if service:
+        os.environ["OTEL_SERVICE_NAME"] = service
     try:
         config = AuditConfig() if dsn is None else AuditConfig(dsn=dsn)
     except OtelAuditError as error:
@@ -115,7 +129,10 @@ def _checks(
             return
     if config.asyncpg_dsn is None:
         yield Check(
-            "store", ok=False, detail="OTEL_AUDIT_DSN is not set", remedy="set it, or give --dsn"
+            "store",
+            ok=False,
+            detail="OTEL_AUDIT_DSN is not set",
+            remedy=f"set it, or give --dsn{dev_hint()}",
         )
         return
     from otel_audit_postgres.checks.inspect import inspect
@@ -224,7 +241,8 @@ def _service() -> Check:
         ok=None,
         detail=f"{name or 'no name'}: all applications without a name share a spool directory on "
         "this host, and are not told apart in the trail",
-        remedy="set OTEL_SERVICE_NAME, another one for each application",
+        remedy="set OTEL_SERVICE_NAME, another one for each application; here --service says which "
+        "application is meant",
     )
 
 
@@ -286,15 +304,17 @@ def _actors(dsn: str) -> Iterator[Check]:
     if found is None:
         yield Check("actors", ok=True, detail="not counted: this role may not read (--reader-dsn)")
         return
-    if not found.records:
-        yield Check("actors", ok=True, detail="this service has no records yet")
+    if found.records < _ENOUGH:
+        few = f"not enough records yet to judge: {found.records}, and {_ENOUGH} are needed"
+        named = f"service {service_of_spool()}: "
+        yield Check("actors", ok=True, detail=named + (few if found.records else "no records yet"))
         return
     share = 100 * found.anonymous / found.records
     reason = max(found.reasons, key=found.reasons.__getitem__, default="")
     named = f", most for the reason {reason}" if reason else ""
     yield Check(
         "actors",
-        ok=None if share > _TOO_ANONYMOUS and found.records >= _ENOUGH else True,
+        ok=None if share > _TOO_ANONYMOUS else True,
         detail=f"{share:.0f} % of the last {found.records:,} records of this service are anonymous"
         + (named if found.anonymous else ""),
         remedy=REMEDIES.get(reason, _NAME_ACTORS),

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from otel_audit._util.postgres_dsn import plain_dsn
+from otel_audit.cli.dev_store import dev_hint
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
@@ -47,7 +48,7 @@ def chosen_dsn(dsn: str | None) -> str:
         return plain_dsn(dsn)
     found = AuditConfig().asyncpg_dsn
     if found is None:
-        raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
+        raise ConfigurationError(f"no audit store: set OTEL_AUDIT_DSN, or give --dsn{dev_hint()}")
     return found
 
 

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 _NOTHING: Final = "No matching records (your role may not see all tenants)."
 _HIDDEN: Final = "audit.* events (looks, starts and ends of processes) are hidden: --audit-events"
 _TENANT: Final = "tenant: is the tenant's id; for its readable name ask slug: or --slug"
-_OWN: Final = "audit."
-_NAMING: Final = ("event", "target", "entity")
-"""Fields whose values say that our own events are asked for."""
 _PAGE: Final = 500
 """Records that --all reads at once."""
 _OPTIONS: Final = (
@@ -115,9 +112,11 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
 
     That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
     """
+    from otel_audit_postgres.query.own_events import asks_for_own, without_own
+
     form = "ndjson" if as_json else form
     query = query_of(text, wanted)
-    shows_own = shows_own or _asks_for_own(query)
+    shows_own = shows_own or asks_for_own(query)
     query = within(query if shows_own else without_own(query), since, until)
     if follows:
         if shows_all or after or until or oldest_first or form == "json":
@@ -138,8 +137,9 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
             after = page.next
             if not shows_all or after is None:
                 break
-    if is_empty and form == "table":
-        echo(_NOTHING)
+    if is_empty and form in {"table", "csv"}:
+        # in a file of CSV the heading alone is the answer
+        echo(_NOTHING, err=form == "csv")
         if not shows_own:
             echo(_HIDDEN, err=True)
         if any(one.field == "tenant" for one in query.terms):
@@ -171,18 +171,3 @@ def _question(
     return lambda trail: trail.ask(
         "search", asked, answer, lambda found: len(found[1]), looked_at(query)
     )
-
-
-def _asks_for_own(query: Query) -> bool:
-    return any(
-        one.field in _NAMING and not one.negated and value.text.startswith("audit")
-        for one in query.terms
-        for value in one.values
-    )
-
-
-def without_own(query: Query) -> Query:
-    """Leave out the events of our own: looks, starts and ends of processes."""
-    from otel_audit_postgres.query.grammar import Term, Value
-
-    return query.with_term(Term("event", (Value(_OWN, "prefix"),), negated=True))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _IN_CLEAR: Final = (
     "What is shown travels in clear to {host}: put a proxy that speaks TLS in front of it"
 )
+_UNBOUND: Final = (
+    "The database's policies do not bind the role of --dsn, a superuser or the store's owner, so "
+    "that no tenant may look through it: otel-audit init --roles --viewer ROLE makes one that fits"
+)
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -132,7 +136,7 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
     """
     from otel_audit_postgres.query.grammar import Query
     from otel_audit_postgres.query.pool import TrailPool
-    from otel_audit_postgres.query.trail import Scope
+    from otel_audit_postgres.query.trail import Scope, is_bound
     from otel_audit_postgres.schema import catalog
     from otel_audit_postgres.schema.readiness import refuse_version
 
@@ -142,6 +146,8 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
         async with pool.trail("", Scope(tenants or None), views="off") as trail:
             await trail.search(Query(()), limit=1)
             refuse_version(await trail.aside(catalog.schema_version))
+            if not await trail.aside(is_bound):
+                echo(_UNBOUND, colour="yellow", err=True)
     except StoreUnavailableError as error:
         echo(f"The store does not answer yet: {error}", colour="yellow", err=True)
     finally:
@@ -158,7 +164,7 @@ def viewer_app(
     from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from otel_audit.viewer.app import create_app
+    from otel_audit.viewer import create_app
 
     config = AuditConfig()
     app = create_app(

@@ -84,9 +84,11 @@ def _destination(name: str, settings: Settings) -> Destination:
                 f"streams.{name}.path: there is no directory {settings.path.absolute().parent}"
             )
         return FileDestination(settings.path.absolute(), settings.rotate_bytes)
-    from otel_audit.streams.http import Client
+    from otel_audit.streams.http import Client, refuse_unfit_url
 
     client = Client(settings.certificate, f"streams.{name}.certificate", settings.timeout)
+    setting = "endpoint" if isinstance(settings, OtlpSettings) else "url"
+    refuse_unfit_url(getattr(settings, setting), f"streams.{name}.{setting}")
     if isinstance(settings, OtlpSettings):
         from otel_audit.streams.otlp import OtlpDestination
 

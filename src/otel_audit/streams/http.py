@@ -64,7 +64,7 @@ class Client:
             trust_env=False,
             limits=httpx.Limits(max_connections=1),
         )
-        self._timeout = timeout
+        self.timeout = timeout
 
     async def post(
         self,
@@ -83,11 +83,11 @@ class Client:
         )
         with suppress_instrumentation():
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self.timeout):
                     return await self._answer(request)
             except TimeoutError:
-                raise DestinationError(f"no answer within {self._timeout:g} s") from None
-            except (httpx.HTTPError, OSError) as error:
+                raise DestinationError(f"no answer within {self.timeout:g} s") from None
+            except (httpx.HTTPError, OSError, UnicodeError) as error:
                 raise DestinationError(
                     f"no connection, or it broke; does it run? [{type(error).__name__}]"
                 ) from None
@@ -95,7 +95,7 @@ class Client:
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await self._transport.aclose()
         except Exception:  # noqa: BLE001, S110 - it is gone either way, and nothing was under way
             pass
@@ -112,6 +112,19 @@ class Client:
             return Answer(response.status_code, headers, bytes(read[:_LONGEST_ANSWER]))
         finally:
             await response.aclose()
+
+
+def refuse_unfit_url(url: str, setting: str) -> None:
+    """Refuse what is no URL with a host that could be looked up: at the start.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    try:
+        host = httpx.URL(url).raw_host.decode("ascii")
+        host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigurationError(f"{setting}: this is no URL: {visible(str(error))}") from None
 
 
 def objection_of(answer: Answer) -> str | None:

@@ -12,6 +12,7 @@ import httpx
 from otel_audit_otlp import protobuf_wire as wire
 
 from otel_audit._util.loopback import is_loopback
+from otel_audit._util.printable import visible
 from otel_audit.errors import MissingExtraError
 from otel_audit.shapes import UnshapeableError
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
@@ -189,4 +190,4 @@ def _objection_in_success(answer: Answer) -> str | None:
     partial = response.partial_success
     if not partial.rejected_log_records:
         return None
-    return f"rejected in a partial success: {partial.error_message[:300]}"
+    return f"rejected in a partial success: {visible(partial.error_message[:300])}"

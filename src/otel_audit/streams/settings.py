@@ -25,7 +25,9 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.shapes import Shape, shape_named
 from otel_audit.shapes.ocsf import DEFAULT_ENTITIES
 
+_IN_URL: Final = re.compile(r"[^\s\x00-\x20\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_SECRET: Final = re.compile(r"[!-~]+")
 _MB: Final = 1_000_000
 
 
@@ -203,6 +205,11 @@ def secret(stream: str, setting: str, variable: str) -> str:
         raise ConfigurationError(
             f"streams.{stream}.{setting}: the variable {variable} is not set, or empty"
         )
+    if not _SECRET.fullmatch(value):
+        raise ConfigurationError(
+            f"streams.{stream}.{setting}: the variable {variable} holds a character that no secret "
+            "has here: visible ASCII alone, without spaces"
+        )
     return value
 
 
@@ -242,6 +249,8 @@ def _fault(fault: Mapping[str, Any]) -> str:
 
 
 def _sound_url(value: str, schemes: tuple[str, ...]) -> str:
+    if not _IN_URL.fullmatch(value.strip()):
+        raise ValueError("a URL has no spaces, and nothing that cannot be seen")
     try:
         parts = urlsplit(value.strip())
         _ = parts.port
@@ -259,7 +268,8 @@ def _refuse_shared_files(path: Path, found: Mapping[str, Settings]) -> None:
     taken: dict[Path, str] = {}
     for name, settings in found.items():
         if isinstance(settings, FileSettings):
-            place = settings.path.absolute()
+            # also where it is reached another way
+            place = settings.path.resolve()
             if place in taken:
                 raise ConfigurationError(
                     f"{path}: streams.{name}.path: stream {taken[place]} writes to that file"

@@ -177,6 +177,9 @@ class Stream:
             except StoreError as error:
                 self._is("refused", str(error))
                 raise
+            except Exception as error:  # noqa: BLE001 - it holds up no other stream; nothing moved
+                self._note_failure(error, is_ours=True)
+                await _pause(stop, next(pauses))
 
     async def run_once(self) -> None:
         """Send what is sealed now, and end.
@@ -362,12 +365,14 @@ class Stream:
         if state == "waiting":
             self.progress.lag = 0.0
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, *, is_ours: bool = False) -> None:
+        said = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
         self.progress.failures += 1
-        self._is("failing", str(error))
+        self._is("failing", said)
         log_limited(
             _logger, f"failing {self.name}", "Stream %s: %s; nothing is lost, it is tried again "
-            "from leaf %d on", self.name, visible(str(error)), self.progress.next_leaf,
+            "from leaf %d on", self.name, visible(said), self.progress.next_leaf,
+            error=error if is_ours else None,
         )  # fmt: skip
 
 

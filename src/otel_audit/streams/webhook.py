@@ -26,6 +26,8 @@ _SHORTEST_SECRET: Final = 24
 _LONGEST_SECRET: Final = 64
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
+# registered since, or not told apart by Python's own table everywhere (RFC 6890, RFC 9637)
+_NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20")))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -46,6 +48,8 @@ class WebhookDestination:
         """
         self._url = httpx.URL(url)
         self._host = self._url.netloc.decode("ascii")
+        # as it is looked up and stands in certificates: of a name beyond ASCII the xn-- form
+        self._name = self._url.raw_host.decode("ascii")
         self._client = client
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
@@ -90,17 +94,24 @@ class WebhookDestination:
                 signature(secret, message_id, moment, body) for secret in self._secrets
             ),
         }
-        answer = await self._client.post(url, headers, body, {"sni_hostname": self._url.host})
+        answer = await self._client.post(url, headers, body, {"sni_hostname": self._name})
         return objection_of(answer)
 
     async def _address(self) -> Address:
         """Look up the host's name, and refuse addresses that are not public."""
-        found = await resolved(self._url.host, self._url.port or 443)
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(self._client.timeout):
+                found = await resolved(self._name, port)
+        except TimeoutError:
+            raise DestinationError(
+                f"the host's name {self._name} is not looked up within {self._client.timeout:g} s"
+            ) from None
         if not self._allow_private:
             private = [one for one in found if not is_public(one)]
             if private:
                 raise DestinationError(
-                    f"{self._url.host} is {private[0]}, which is no public address: set "
+                    f"{self._name} is {private[0]}, which is no public address: set "
                     "allow_private = true if the endpoint is meant to be there"
                 )
         return found[0]
@@ -160,6 +171,8 @@ def is_public(address: Address) -> bool:
             return False
         if inner is not None:
             return is_public(inner)
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
@@ -172,7 +185,7 @@ async def resolved(host: str, port: int) -> list[Address]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         raise DestinationError(f"the host's name {host} cannot be looked up") from None
     addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
     return sorted(dict.fromkeys(addresses), key=lambda one: one.version)

@@ -50,6 +50,8 @@ class Chart:
     total: int
     counted: int | None
     waiting: int
+    slots: int
+    query: str
 
 
 def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | None:
@@ -82,15 +84,19 @@ def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | Non
     total = sum(bar.total for bar in drawn)
     return Chart(
         tuple(drawn), begin, end, histogram.width, highest, total, histogram.counted,
-        histogram.waiting if sees_store else 0,
+        histogram.waiting if sees_store else 0, slots, str(_without_time(query)),
     )  # fmt: skip
 
 
 def zoomed(query: Query, begin: datetime, end: datetime) -> Query:
     """Ask the same of another span of time."""
-    terms = tuple(one for one in query.terms if one.field != "time" or one.negated)
+    terms = _without_time(query).terms
     bounds = (Value(_text(begin), ">="),), (Value(_text(end), "<"),)
     return Query((*terms, *(Term("time", bound) for bound in bounds)))
+
+
+def _without_time(query: Query) -> Query:
+    return Query(tuple(one for one in query.terms if one.field != "time" or one.negated))
 
 
 def _text(moment: datetime) -> str:

@@ -114,7 +114,7 @@ def mint_token(  # noqa: PLR0913 - what a token says
         private_key: The Ed25519 key, PEM; only the application's backend has it.
         tenant: The tenant's id.
         viewer: Who looks, as it is recorded.
-        may: What is allowed besides looking: ``export``, ``prove``.
+        may: What is allowed besides looking: ``export``, ``prove``, ``tail``.
         minutes: How long, at most 60.
         audience: As for `Embedding`.
 

@@ -27,11 +27,9 @@ from otel_audit.record import AuditRecord
 from otel_audit.viewer.charts import Chart, draw
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import render, stream
-from otel_audit.viewer.site import Site, asked, missing
+from otel_audit.viewer.site import Site, asked, missing, without_unasked
 
 ROWS: Final = 50
-WITHOUT_LOOKS: Final = "-event:audit.viewed,audit.exported"
-_LOOKS_LEFT_OUT: Final = "without looks at the trail"
 _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
 _MOST_STATES: Final = 2_000
@@ -129,8 +127,7 @@ class _RecordPage:
 
 async def search(site: Site, request: Request, viewer: Viewer) -> Response:
     """The search page: rows first, then what is counted."""
-    text = request.query_params.get("q")
-    is_first, text = text is None, WITHOUT_LOOKS if text is None else text
+    text = request.query_params.get("q", "")
     try:
         query = asked(viewer, text)
     except QueryError as error:
@@ -143,7 +140,8 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
         }
         return await render(request, "query_error.html", context, 400)
     after = request.query_params.get("after")
-    narrowed = viewer.narrowed(query)
+    wanted = without_unasked(request, viewer, query)
+    narrowed = viewer.narrowed(wanted)
 
     async def answer(
         connection: Connection[Any],
@@ -163,10 +161,11 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
         return await _count(site, viewer, query, narrowed)
 
     context = {
-        "title": "Newest records" if is_first else str(query) or "All records",
+        "title": str(query) or "Newest records",
         "viewer": viewer,
         "query": str(query),
-        "is_first": is_first,
+        "exported": str(wanted),
+        "hides_own": wanted != query,
         "names": names,
         "people": _people(page.records, names),
         "chips": _chips(query),
@@ -349,11 +348,7 @@ def _facet_list(facet: Facet, query: Query) -> FacetList:
 
 
 def _chips(query: Query) -> tuple[Chip, ...]:
-    return tuple(
-        Chip(_LOOKS_LEFT_OUT if text == WITHOUT_LOOKS else text, str(query.without(one)))
-        for one in query.terms
-        for text in (str(Query((one,))),)
-    )
+    return tuple(Chip(str(Query((one,))), str(query.without(one))) for one in query.terms)
 
 
 def _people(

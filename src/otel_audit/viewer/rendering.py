@@ -34,7 +34,8 @@ def _finalized(value: Any) -> Any:
     return visible(value) if isinstance(value, str) else visible(str(value))
 
 
-def _moment(value: datetime) -> str:
+def moment(value: datetime) -> str:
+    """A time in UTC, to the millisecond."""
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
@@ -52,26 +53,38 @@ _environment: Final = Environment(
     lstrip_blocks=True,
     enable_async=True,
 )
-_environment.filters.update(moment=_moment, clip=_clipped, verbatim=Verbatim, cell=as_cell)
+_environment.filters.update(moment=moment, clip=_clipped, verbatim=Verbatim, cell=as_cell)
 _environment.globals["FLUSH"] = Markup(FLUSH)  # noqa: S704 - a constant
 
 
-class Links:
-    """URLs of the viewer's own pages, wherever it is mounted."""
+OWN_SHOWN: Final = "audit_events"
+"""The parameter by which the trail's own events are shown, too."""
+_KEEPING: Final = ("/", "/tail")
 
-    def __init__(self, root: str) -> None:
+
+class Links:
+    """URLs of the viewer's own pages, wherever it is mounted.
+
+    Attributes:
+        kept: Parameters of this page that searches keep.
+    """
+
+    def __init__(self, root: str, kept: Mapping[str, str]) -> None:
         """Begin at the path that it is mounted under."""
         self._root = root
+        self.kept = kept
 
     def __call__(self, path: str, **parameters: object) -> str:
         """The URL of a page; parameters that are None are left out."""
-        given = {name: str(value) for name, value in parameters.items() if value is not None}
+        asked = {**self.kept, **parameters} if path in _KEEPING else parameters
+        given = {name: str(value) for name, value in asked.items() if value is not None}
         return f"{self._root}{path}" + (f"?{urlencode(given)}" if given else "")
 
 
 def links_of(request: Request) -> Links:
     """Links for whoever sent this request."""
-    return Links(request.scope.get("root_path", ""))
+    kept = {OWN_SHOWN: "1"} if request.query_params.get(OWN_SHOWN) else {}
+    return Links(request.scope.get("root_path", ""), kept)
 
 
 async def render(

@@ -18,6 +18,7 @@ from otel_audit_postgres.personal.reveal import revealed
 from otel_audit_postgres.pseudonyms import MARK, EncryptedValue, read_encrypted
 from otel_audit_postgres.query import payloads
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
+from otel_audit_postgres.query.own_events import asks_for_own, without_own
 from otel_audit_postgres.query.payloads import Key, Names
 from otel_audit_postgres.query.pool import TookTooLongError, TrailPool
 from otel_audit_postgres.query.queries import Found
@@ -29,8 +30,9 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit.viewer.authentication import who_looks
 from otel_audit.viewer.identity import Viewer
-from otel_audit.viewer.rendering import render
+from otel_audit.viewer.rendering import OWN_SHOWN, render
 from otel_audit.viewer.settings import ViewerSettings
+from otel_audit.viewer.tail_cursor import TailCursors
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Site:
             views=settings.record_views,
         )
         self.tails = 0
+        self.cursors = TailCursors()
         self._keys_turn = asyncio.Lock()
 
     def trail(self, viewer: Viewer, **options: Any) -> AbstractAsyncContextManager[Trail]:
@@ -194,6 +197,14 @@ def asked(viewer: Viewer, text: str) -> Query:
             "free text looks into bodies, which this role does not see: name a field, field:value",
         )
     return query
+
+
+def without_unasked(request: Request, viewer: Viewer, query: Query) -> Query:
+    """A query without the trail's own events, unless they are asked for; as on the command line."""
+    # they are of no tenant
+    if not viewer.sees_store or request.query_params.get(OWN_SHOWN) or asks_for_own(query):
+        return query
+    return without_own(query)
 
 
 async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError) -> Response:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.tail import sealed_ids
+from otel_audit_postgres.ledger.tail import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.payloads import Key, Names
@@ -22,8 +22,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from otel_audit._util.printable import visible
 from otel_audit.errors import OtelAuditError
 from otel_audit.viewer.identity import Viewer
-from otel_audit.viewer.rendering import Links, links_of, render
-from otel_audit.viewer.site import Site, asked, refused
+from otel_audit.viewer.rendering import links_of, moment, render
+from otel_audit.viewer.site import Site, asked, refused, without_unasked
+from otel_audit.viewer.tail_cursor import Place
 
 MOST: Final = 20
 """Tails at once in one process."""
@@ -31,6 +32,11 @@ _BATCH: Final = 200
 _EVERY: Final = 1.0
 _HEARTBEAT: Final = 15.0
 _RECORDED_EVERY: Final = 60.0
+_ASKED_EVERY: Final = 15.0
+_GAP: Final = (
+    "The viewer was restarted meanwhile: what was sealed in between is not shown here, but in the "
+    "search."
+)
 
 
 async def page(_: Site, request: Request, viewer: Viewer) -> Response:
@@ -38,12 +44,16 @@ async def page(_: Site, request: Request, viewer: Viewer) -> Response:
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
-    context = {"title": "Live", "viewer": viewer, "query": str(query)}
+    wanted = without_unasked(request, viewer, query)
+    context = {
+        "title": "Live", "viewer": viewer, "query": str(query), "wanted": str(wanted),
+        "hides_own": wanted != query,
+    }  # fmt: skip
     return await render(request, "tail.html", context)
 
 
 async def events(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Server-sent events: batches of records; the id is the place in the log behind the batch."""
+    """Server-sent events: batches of records; the id is the place behind the batch."""
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
     query = viewer.narrowed(asked(viewer, request.query_params.get("q", "")))
@@ -53,93 +63,113 @@ async def events(site: Site, request: Request, viewer: Viewer) -> Response:
             503,
             headers={"retry-after": "30"},
         )
-    began = _place(request.headers.get("last-event-id") or request.query_params.get("from"))
-    tailing = _Tail(site, viewer, query, links_of(request))
-    position = await tailing.begin(began)
+    given = request.headers.get("last-event-id") or request.query_params.get("from")
+    tailing = _Tail(site, request, viewer, query)
+    await tailing.begin(given)
     # a proxy that buffers would hold back every event
     headers = {"x-accel-buffering": "no"}
-    return StreamingResponse(
-        tailing.stream(position), media_type="text/event-stream", headers=headers
-    )
+    return StreamingResponse(tailing.stream(), media_type="text/event-stream", headers=headers)
 
 
 class _Tail:
     """One person's tail."""
 
-    def __init__(self, site: Site, viewer: Viewer, query: Query, link: Links) -> None:
-        self._site, self._viewer, self._query, self._link = site, viewer, query, link
-        self._recorded = 0.0
+    def __init__(self, site: Site, request: Request, viewer: Viewer, query: Query) -> None:
+        self._site, self._request, self._viewer, self._query = site, request, viewer, query
+        self._link = links_of(request)
+        self._place = Place()
+        self._is_behind = False
+        self._recorded = self._asked = time.monotonic()
         self._names: dict[Key, Names] = {}
 
-    async def begin(self, position: int | None) -> int:
-        """Record that somebody looks; where it begins."""
-        _, position = await self._read(position, most=0)
-        return position
+    async def begin(self, given: str | None) -> None:
+        """Find where it begins, and record that somebody looks."""
+        self._place = self._site.cursors.read(given, plain=self._viewer.sees_store)
+        lacked = given is not None and self._place.position is None
 
-    async def stream(self, position: int) -> AsyncIterator[bytes]:
-        """The events, until nobody listens."""
+        async def place(connection: Connection[Any]) -> None:
+            size = await store.size(connection)
+            position, record = self._place.position, self._place.record
+            if position is None and record is not None:
+                position = await place_behind(connection, record)
+            self._is_behind = lacked and position is None
+            self._place = Place(size if position is None else min(position, size), record)
+
+        async with self._site.trail(self._viewer) as trail:
+            await trail.ask("tail", {"query": str(self._query)}, place, lambda _: 0)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The events, until nobody listens, or who listens may not any more."""
         self._site.tails += 1
         try:
-            yield f"retry: 2000\nid: {position}\nevent: begin\ndata: {{}}\n\n".encode()
+            yield b"retry: 2000\n" + self._event(
+                "begin", {"problem": _GAP} if self._is_behind else {}
+            )
             said = time.monotonic()
-            while True:
+            while await self._is_allowed():
                 try:
-                    found, position = await self._read(position)
+                    found, is_more = await self._read()
                 except OtelAuditError as error:
-                    yield _event("problem", position, {"message": visible(str(error))})
+                    yield self._event("problem", {"problem": visible(str(error))})
                     said = time.monotonic()
                     await asyncio.sleep(_EVERY * 5)
                     continue
                 if found:
-                    yield _event("records", position, [self._told(one) for one in found])
+                    yield self._event("records", {"records": [self._told(one) for one in found]})
                     said = time.monotonic()
                 elif time.monotonic() - said > _HEARTBEAT:
                     yield b": still here\n\n"
                     said = time.monotonic()
-                await asyncio.sleep(0 if found else _EVERY)
+                await asyncio.sleep(0 if is_more else _EVERY)
         finally:
             self._site.tails -= 1
 
-    async def _read(self, position: int | None, most: int = _BATCH) -> tuple[list[Found], int]:
-        """The next records of the log that fit, and the place behind what was looked at."""
-        due = time.monotonic() - self._recorded > _RECORDED_EVERY or not self._recorded
+    async def _is_allowed(self) -> bool:
+        """Ask again now and then: sessions and tokens end, and tokens are revoked."""
+        if time.monotonic() - self._asked < _ASKED_EVERY:
+            return True
+        self._asked = time.monotonic()
+        return await self._site.viewer_of(self._request) == self._viewer
 
-        async def answer(connection: Connection[Any]) -> tuple[list[Found], int]:
+    async def _read(self) -> tuple[list[Found], bool]:
+        """The next records of the log that fit; and whether there are more behind."""
+        due = time.monotonic() - self._recorded > _RECORDED_EVERY
+        begin = self._place.position or 0
+
+        async def answer(connection: Connection[Any]) -> tuple[list[Found], int, int]:
             size = await store.size(connection)
-            begin = size if position is None else min(position, size)
-            ids = await sealed_ids(connection, begin, min(begin + most, size))
+            ids = await sealed_ids(connection, min(begin, size), min(begin + _BATCH, size))
             found = await queries.among(connection, self._query, ids, datetime.now(UTC))
             self._names = await self._site.names(connection, found)
-            return found, begin + len(ids)
+            return found, min(begin, size) + len(ids), size
 
         async with self._site.trail(self._viewer, views=None if due else "off") as trail:
-            answered: tuple[list[Found], int] = await trail.ask(
+            answered: tuple[list[Found], int, int] = await trail.ask(
                 "tail", {"query": str(self._query)}, answer, lambda found: len(found[0])
             )
         if due:
             self._recorded = time.monotonic()
-        return answered
+        found, position, size = answered
+        self._place = Place(position, found[-1].id if found else self._place.record)
+        return found, position < size
+
+    def _event(self, kind: str, data: object) -> bytes:
+        # the id behind the data: who has read it has the data, too
+        where = self._site.cursors.make(self._place, plain=self._viewer.sees_store)
+        return f"event: {kind}\ndata: {json.dumps(data)}\nid: {where}\n\n".encode()
 
     def _told(self, one: Found) -> dict[str, str]:
         target = ":".join(part for part in (one.target_type, one.target_id) if part)
         named = self._names.get((one.id, one.tenant_id), Names(None, None))
         told = {
-            "time": one.occurred_at.isoformat(timespec="milliseconds"),
+            "time": moment(one.occurred_at),
             "event": one.event_name,
             "outcome": one.outcome,
             "actor": named.actor or one.actor_id,
             "tenant": named.tenant or one.tenant_id,
             "target": target,
             "status": "" if one.status_code is None else str(one.status_code),
+            "kind": one.outcome if one.outcome in ("success", "failure") else "unknown",
         }
         shown = {name: visible(text) for name, text in told.items()}
         return shown | {"href": self._link(f"/record/{one.id}")}
-
-
-def _place(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and len(text) < 19 else None  # noqa: PLR2004
-
-
-def _event(kind: str, position: int, data: object) -> bytes:
-    text = json.dumps(data)
-    return f"id: {position}\nevent: {kind}\ndata: {text}\n\n".encode()

@@ -81,6 +81,57 @@ def requests(results: Results) -> Iterator[str]:
         yield table(("", "requests made", "rows in the trail"), rows)
 
 
+def own(results: Results) -> Iterator[str]:
+    rows = []
+    for case in results["own"]["scenarios"].values():
+        many = "connections" if case["connections"] > 1 else "connection"
+        for number, seen in enumerate(case["variants"].values()):
+            rows.append((
+                "" if number else f"{case['title']}, {case['connections']} {many}",
+                seen["title"],
+                _spread(seen["cpu_us"]),
+                _times(seen.get("to_contrib")),
+                _spread(seen["p50_ms"], 1),
+                _spread(seen["p99_ms"], 1),
+                _times(seen.get("to_contrib"), "p99_ms"),
+                _spread(seen["first_byte_ms"], 2),
+            ))  # fmt: skip
+    head = (
+        "", "", "CPU µs a request", "x OpenTelemetry", "p50 ms", "p99 ms", "p99 x OpenTelemetry",
+        "first byte ms",
+    )  # fmt: skip
+    yield table(head, rows)
+
+
+def own_rows(results: Results) -> Iterator[str]:
+    cases = {name: case for name, case in results["own_rows"]["cases"].items() if case["rows"] > 1}
+    rows = []
+    for key, way in next(iter(cases.values()))["ways"].items():
+        row = [way["title"]]
+        for case in cases.values():
+            seen = case["ways"][key]
+            row.append(_spread(seen["thread_us"]))
+            row.append(_spread(seen["added_us"]) if "added_us" in seen else "–")
+        rows.append(row)
+    head = ["µs of CPU a row"]
+    for name in cases:
+        head += [_case(name), "added"]
+    yield table(head, rows)
+
+
+def sink(results: Results) -> Iterator[str]:
+    found = results["sink"]
+    head = ("records a second", "CPU of the sink, µs a record", "CPU of PostgreSQL, µs a record")
+    seen = (found["records_per_second"], found["sink_cpu_us"], found["postgres_cpu_us"])
+    yield table(head, [[_spread(one) for one in seen]])
+
+
+def delivery(results: Results) -> Iterator[str]:
+    counted = results["delivery"]["batches"].items()
+    rows = [(size, _thousands(seen["instructions"])) for size, seen in counted]
+    yield table(("records in a batch", "thousand instructions a record"), rows)
+
+
 def orm(results: Results) -> Iterator[str]:
     found = results["orm"]
     head = ["µs of CPU a row", *(_case(name) for name in found["cases"])]
@@ -180,6 +231,45 @@ def growth(results: Results) -> Iterator[str]:
         f"its seal had waited {lag['median_s']:.2f} s (median), {lag['max_s']:.2f} s (most). "
         f"Verification of {found['verified_rows']:,} rows: {verified}."
     )
+
+
+def viewer(results: Results) -> Iterator[str]:
+    found = results["viewer"]
+    people = ("auditor", "tenant")
+    rows = [
+        (f"`{query}`", *(
+            f"{found[who]['pages'][query][what]['median']:.0f} / "
+            f"{found[who]['pages'][query][what]['p95']:.0f}"
+            for who in people for what in ("first_ms", "counts_ms")
+        ))
+        for query in found["auditor"]["pages"]
+    ]  # fmt: skip
+    head = [f"{who}: {what}" for who in people for what in ("first rows", "counts")]
+    yield (
+        f"{found['rows']:,} records; each query {found['rounds']} times, median / 95th percentile "
+        "in ms. Counts are total, bars and values, after the rows."
+    )
+    yield table(["query", *head], rows)
+    others = [
+        ("record page with its verification, ms", "record_ms"), ("actor page, ms", "actor_ms"),
+    ]  # fmt: skip
+    told = [
+        (
+            what,
+            *(f"{found[who][key]['median']:.0f} / {found[who][key]['p95']:.0f}" for who in people),
+        )
+        for what, key in others
+    ]
+    told += [
+        (f"export as {form}, rows/s",
+         *(f"{found[who]['export_rows_per_s'][form]:,.0f}" for who in people))
+        for form in ("csv", "ndjson")
+    ]  # fmt: skip
+    told.append(("memory at its peak, MB", *(f"{found[who]['memory_mb']:.0f}" for who in people)))
+    told.append(
+        ("the log's tree, read at the start, s", *(f"{found[who]['tree_s']:.1f}" for who in people))
+    )
+    yield table(["", *people], told)
 
 
 def micro(results: Results) -> Iterator[str]:

@@ -8,6 +8,7 @@ import time
 import uuid
 from contextlib import asynccontextmanager
 
+import jwt
 import msgspec
 import pytest
 from starlette.applications import Starlette
@@ -272,7 +273,7 @@ class TestTail:
         """Live, then paused with the number of what is new."""
         async with opened(browser) as page:
             await page.goto(f"{running}/tail?q=event:live.made")
-            await page.wait_for_selector("text=live, 0")
+            await page.wait_for_selector("[data-state]:text-is('live')")
             await store.add(order_record("live.made", "<b>1</b>"))
             await store.seal()
             await page.wait_for_selector("[data-row]")
@@ -309,7 +310,8 @@ class TestFrame:
             )
 
         async def token(_):
-            minted.append(mint_token(PRIVATE, tenant="acme", viewer=ACME.name))
+            may = ("export", "prove", "tail")
+            minted.append(mint_token(PRIVATE, tenant="acme", viewer=ACME.name, may=may))
             return JSONResponse({"token": minted[-1]})
 
         app = Starlette(routes=[Route("/", page_of_app), Route("/token", token)])
@@ -332,10 +334,51 @@ class TestFrame:
             async with page.expect_download() as download:
                 await frame.locator("text=Export all").click()
             assert (await (await download.value).path()).stat().st_size > 100
+            await page.evaluate("history.back()")
+            await frame.locator("text=Verify in this browser").wait_for()
+            await frame.locator("nav a", has_text="Live").click()
+            await frame.locator("[data-state]:text-is('live')").wait_for()
+            await store.add(order_record("live.made"), order_record("secret.made", tenant="globex"))
+            await store.seal()
+            await frame.locator("[data-row]").first.wait_for()
+            assert await frame.locator("[data-row]").count() == 1
             assert await page.context.cookies() == []
             assert not any(minted[0] in url for url in urls)
             assert "secret" not in await frame.locator("body").inner_text()
             await quiet(page)
+
+    async def test_a_token_that_has_ended_is_renewed(self, store, viewer_role, serve, browser):
+        """The frame asks the application for another one, and goes on where it was."""
+        from ports import free_port
+
+        port, revoked, minted = free_port(), set(), []
+        embedding = Embedding(
+            PUBLIC, (f"http://localhost:{port}",), is_revoked=revoked.__contains__
+        )
+
+        async def page_of_app(_):
+            loader = f'<script src="{address}/static/loader.js"></script>'
+            return HTMLResponse(
+                f"<!doctype html>{loader}<otel-audit-viewer token-url=/token></otel-audit-viewer>"
+            )
+
+        async def token(_):
+            minted.append(mint_token(PRIVATE, tenant="acme", viewer=ACME.name))
+            return JSONResponse({"token": minted[-1]})
+
+        app = Starlette(routes=[Route("/", page_of_app), Route("/token", token)])
+        async with (
+            serve(create_app(dsn=viewer_role, embedding=embedding)) as address,
+            serve(app, port),
+            opened(browser) as page,
+        ):
+            await page.goto(f"http://localhost:{port}")
+            frame = page.frame_locator("iframe")
+            await frame.locator("[data-row]").first.wait_for()
+            revoked.add(jwt.decode(minted[0], options={"verify_signature": False})["jti"])
+            await frame.locator("[data-row] .target a").first.click()
+            await frame.locator("text=History of order:1").wait_for()
+            assert len(minted) == 2
 
     async def test_another_page_gets_nothing(self, viewer_role, store, serve, browser):
         """The frame does not stand in pages of other origins."""

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import httpx
 import pytest
 from viewer_store import ACME, AUDITOR, order_record
 
-from otel_audit.viewer import Viewer
+from otel_audit.viewer import Viewer, create_app
 
 
 class TestExports:
@@ -136,8 +137,9 @@ class Listening:
             async for line in answer.aiter_lines():
                 if line.startswith("id: "):
                     self.position = line[4:]
-                if line.startswith("data: ["):
-                    found += [one["href"].rpartition("/")[2] for one in json.loads(line[6:])]
+                if line.startswith("data: "):
+                    records = json.loads(line[6:]).get("records", ())
+                    found += [one["href"].rpartition("/")[2] for one in records]
                 if line == "" and len(found) >= count and self.position:
                     return found
         return found
@@ -158,6 +160,49 @@ class TestTail:
         listening.position = "6"
         assert sorted(await listening.ids(15, "event:live.made")) == sorted(written)
 
+    async def test_of_a_tenant_tells_no_position(self, store, viewer_role, serve):
+        """Its ids are encrypted; another process goes on behind the last record that was shown."""
+        await store.seal()
+        viewers = [create_app(dsn=viewer_role, authenticate=lambda _: ACME) for _ in range(2)]
+        async with serve(viewers[0]) as first, serve(viewers[1]) as second:
+            listening = Listening(first)
+            await listening.ids(0)
+            ids = await store.add(*(order_record("live.made", str(n)) for n in range(3)))
+            await store.seal()
+            assert sorted(await listening.ids(3)) == sorted(ids)
+            assert not re.search(r"(?<![\w-])(6|9)(?![\w-])", listening.position)
+            more = await store.add(order_record("live.made"), order_record("x", tenant="globex"))
+            await store.seal()
+            listening.url = second
+            assert await listening.ids(1) == more[:1]
+            foreign = {"last-event-id": f"x.{store.ids['globex']}"}
+            async with (
+                httpx.AsyncClient() as client,
+                client.stream("GET", f"{second}/tail/events", headers=foreign) as answer,
+            ):
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        assert "was restarted" in line
+                        break
+
+    async def test_ends_with_what_allowed_it(self, store, viewer_role, serve, monkeypatch):
+        """A token that is revoked, or a session that has ended, shows nothing more."""
+        monkeypatch.setattr("otel_audit.viewer.tail._ASKED_EVERY", 0.05)
+        monkeypatch.setattr("otel_audit.viewer.tail._EVERY", 0.01)
+        known = [True]
+        viewer = create_app(dsn=viewer_role, authenticate=lambda _: ACME if known[0] else None)
+        async with (
+            serve(viewer) as address,
+            httpx.AsyncClient(timeout=20) as client,
+            client.stream("GET", f"{address}/tail/events") as answer,
+        ):
+            lines = answer.aiter_lines()
+            assert await anext(lines) == "retry: 2000"
+            known[0] = False
+            async for _ in lines:
+                pass
+        assert viewer.state.site.tails == 0
+
     async def test_is_kept_open_by_heartbeats(self, running, monkeypatch):
         """Where nothing is sealed there is a comment now and then, for proxies that wait."""
         monkeypatch.setattr("otel_audit.viewer.tail._HEARTBEAT", 0.02)
@@ -170,7 +215,7 @@ class TestTail:
                 if lines.count(": still here") == 3:
                     break
         assert "event: begin" in lines
-        assert not any(line.startswith("data: [") for line in lines)
+        assert not any("records" in line for line in lines)
 
     async def test_there_are_twenty_at_most(self, running, monkeypatch):
         """The next one is told to come later."""

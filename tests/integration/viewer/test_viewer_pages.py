@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import re
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from otel_audit_postgres.schema.migrations import latest_version, migrations
@@ -84,16 +87,66 @@ class TestSearch:
         page = await get(await clients(AUDITOR), "/", 400, q="order:1")
         assert "/entity?e=order%3A1" in page
 
-    async def test_looks_are_left_out_at_first_in_words(self, store, clients):
-        """The first page has an empty field, and a chip that says what is not shown."""
+    async def test_the_trails_own_events_are_hidden_until_they_are_asked_for(self, store, clients):
+        """Whatever is searched for; a link shows them, and what is clicked then keeps them."""
         client = await clients(AUDITOR)
-        await get(client, "/", q="")
-        page = await get(client, "/")
-        assert "without looks at the trail" in page
-        assert 'type="search" value=""' in page
-        assert 'class="event">order.paid' in page
-        assert 'class="event">audit.viewed' not in page
-        assert 'class="event">audit.viewed' in await get(client, "/", q="event:audit.*")
+        await get(client, "/", q="order")
+        for query in ("", "outcome:success", "-tenant:globex"):
+            page = await get(client, "/", q=query)
+            assert "Hidden: audit.* events" in page
+            assert f'type="search" value="{query}"' in page
+            assert 'class="event">order.paid' in page
+            assert 'class="event">audit.viewed' not in page
+        page = await get(client, "/", q="outcome:success", audit_events="1")
+        assert 'class="event">audit.viewed' in page
+        assert "Hide them" in page
+        assert '<input type="hidden" name="audit_events" value="1">' in page
+        links = re.findall(r'href="/\?([^"]+)"', page.partition("<aside")[2])
+        assert links
+        assert all("audit_events=1" in link for link in links)
+        asked = await get(client, "/", q="event:audit.*")
+        assert 'class="event">audit.viewed' in asked
+        assert "Hidden: audit.* events" not in asked
+        assert "audit.* events" not in await get(await clients(ACME), "/")
+
+    async def test_what_is_exported_is_what_is_shown(self, store, clients):
+        """Without the trail's own events, where they are hidden."""
+        client = await clients(AUDITOR)
+        await get(client, "/", q="outcome:success")
+        page = await get(client, "/", q="outcome:success")
+        exported = html.unescape(page.rpartition('name="q" value="')[2].partition('"')[0])
+        assert exported == "outcome:success -event:audit.*"
+        found = await get(client, "/export", q=exported)
+        assert "order.paid" in found
+        assert ",audit." not in found
+
+    async def test_archived_months_are_not_counted(self, store, clients, audit_store):
+        """The hours of a month that was retired are left out of bars and values."""
+        now = datetime.now(UTC)
+        old = now.replace(day=1, hour=12) - timedelta(days=40)
+        await store.seal()
+        client = await clients(AUDITOR)
+        connection = await asyncpg.connect(audit_store)
+        await connection.execute(
+            "INSERT INTO audit.rollup VALUES ($1, 'acme', 'order.old', 'success', 70), "
+            "($2, 'acme', 'order.new', 'success', 3)", old, old + timedelta(days=35),
+        )  # fmt: skip
+        page = await get(client, "/", q="tenant:acme")
+        assert "order.old" in page
+        begin = old.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        end = (begin + timedelta(days=32)).replace(day=1)
+        lowest, above = (uuid.UUID(int=int(edge.timestamp() * 1000) << 80) for edge in (begin, end))
+        await connection.execute(
+            "INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows) "
+            "VALUES ($1, $2, $3, $4, 70)",
+            f"audit_logs_{begin:%Y_%m}", uuid.uuid4(), lowest, above,
+        )  # fmt: skip
+        await connection.close()
+        for viewer in (AUDITOR, ACME):
+            page = await get(await clients(viewer), "/", q="tenant:acme")
+            assert "order.old" not in page
+            assert "order.new" in page
+        assert f"Archived: the records of {begin:%Y-%m}" in await get(client, "/", q="tenant:acme")
 
     async def test_an_error_names_the_column_and_the_nearest_field(self, store, clients):
         """No traceback, and nothing is recorded as a look."""
@@ -111,7 +164,7 @@ class TestSearch:
         for _ in range(3):
             await get(client, "/", q="tenant:acme")
         (look,) = await looks(store.dsn)
-        assert (look["viewer"], look["query"]) == (AUDITOR.name, "tenant:acme")
+        assert (look["viewer"], look["query"]) == (AUDITOR.name, "tenant:acme -event:audit.*")
 
 
 class TestRecord:

@@ -91,6 +91,18 @@ def test_ocsf_has_the_entities_of_the_application(tmp_path):
         read(tmp_path, table.format("ecs"))
 
 
+def test_one_file_by_two_paths(tmp_path):
+    """Two streams would cut each other's lines, however they reach it."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    text = "".join(
+        f'[streams.{name}]\nkind = "file"\npath = "{tmp_path}/{place}/a.ndjson"\n'
+        for name, place in (("x", "real"), ("y", "link/../link"))
+    )
+    with pytest.raises(ConfigurationError, match="stream x writes to that file"):
+        read(tmp_path, text)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     """The error has its name."""
     with pytest.raises(ConfigurationError, match=r"none\.toml: cannot be read"):
@@ -104,6 +116,19 @@ def test_a_file_that_is_not_there(tmp_path):
         (
             'kind = "otlp"\nendpoint = "http://c:1"\ntoken_env = "NO_TOKEN"',
             r"streams\.x\.token_env: the variable NO_TOKEN is not set, or empty",
+        ),
+        (
+            'kind = "otlp"\nendpoint = "http://c:1"\ntoken_env = "TWO_LINES"',
+            r"streams\.x\.token_env: the variable TWO_LINES holds a character that no secret has",
+        ),
+        ('kind = "otlp"\nendpoint = "http://a..b:1"', r"streams\.x\.endpoint: this is no URL"),
+        (
+            'kind = "webhook"\nurl = "https://\u2024a/"\nsecret_env = ["GOOD"]',
+            r"streams\.x\.url: this is no URL",
+        ),
+        *(
+            (f'kind = "otlp"\nendpoint = "{url}"', r"streams\.x\.endpoint: a URL has no spaces")
+            for url in (r"http://a b/", r"http://a\nb/", r"http://a\u2028b/", r"http://a/\u0000")
         ),
         (
             'kind = "otlp"\nendpoint = "https://c:1"\ncertificate = "none.pem"',
@@ -138,6 +163,7 @@ def test_what_cannot_work_fails_at_the_start(tmp_path, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SHORT", "whsec_c2hvcnQ=")
     monkeypatch.setenv("GOOD", SECRET)
+    monkeypatch.setenv("TWO_LINES", "c2hvcnQ\nX-More: yes")
     with pytest.raises(ConfigurationError, match=said) as raised:
         make(tmp_path, f"[streams.x]\n{text}\n")
     assert "c2hvcnQ" not in str(raised.value)
@@ -174,7 +200,7 @@ def test_what_the_store_remembers_has_no_secret(tmp_path, monkeypatch):
         ("100.64.0.1", False), ("224.0.0.1", False), ("255.255.255.255", False), ("::", False),
         ("fe80::1", False), ("fec0::1", False), ("ff02::1", False), ("::ffff:8.8.8.8", True), ("::ffff:127.0.0.1", False),
         ("64:ff9b::808:808", True), ("64:ff9b::a00:1", False), ("2002:808:808::", True),
-        ("2001:0:1::1", False), ("192.0.2.1", False),
+        ("2001:0:1::1", False), ("192.0.2.1", False), ("192.0.0.8", False), ("3fff::1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address, public):

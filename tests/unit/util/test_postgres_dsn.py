@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from otel_audit._util.postgres_dsn import plain_dsn, read_dsn
@@ -38,6 +40,28 @@ class TestSchemes:
         with pytest.raises(ValueError, match=r".") as raised:
             read_dsn(dsn)
         assert "ter2" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("begin", "odd"),
+        [*itertools.product(("hun", "12"), ("/", "?", "#", "@", "/1=")), ("hun", "?x=")],
+    )
+    def test_a_password_that_is_not_encoded_is_told_how(self, begin, odd):
+        """The characters that end it are named with their codes; nothing of it is shown."""
+        with pytest.raises(ConfigurationError, match=r"percent-encoded: / is %2F") as raised:
+            AuditConfig(dsn=f"postgresql://u:{begin}{odd}ter2@h.example/d")
+        assert "ter2" not in str(raised.value)
+        assert "OTEL_AUDIT_DSN" in str(raised.value)
+
+    @pytest.mark.parametrize(
+        "dsn",
+        [
+            "postgresql://h/d?user=u@tenant&password=p", "postgresql://h:5432/d?user=u@tenant",
+            "postgresql://u:p%40%2F@h1:1,h2:2/d", "postgresql:///d?host=/run/pg&user=u@x",
+        ],
+    )  # fmt: skip
+    def test_an_at_sign_elsewhere_is_none_of_a_password(self, dsn):
+        """Azure's users have one, as a parameter's value."""
+        assert read_dsn(dsn).url.startswith("postgresql://")
 
 
 class TestParameters:

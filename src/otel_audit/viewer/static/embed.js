@@ -1,15 +1,40 @@
 // The frame within the application's page: it holds the token in memory, and asks with it.
 "use strict";
 (() => {
-  const origins = document.body.dataset.origins.split(" ");
-  const root = new URL(document.body.dataset.root, location);
-  const place = document.getElementById("frame");
+  const { origins, root } = document.body.dataset;
   const policy = window.trustedTypes?.createPolicy("otel-audit", { createHTML: (text) => text });
-  let token = null, host = null, now = root.href;
+  let token = null, renewal = null, came = null;
 
-  const ask = () => { if (host) window.parent.postMessage({ type: "otel-audit:token-please" }, host); };
-  window.viewerFetch = (url) => fetch(url, { headers: token ? { authorization: `Bearer ${token}` } : {}, credentials: "omit" });
+  // asks the application for a token; what does not come in ten seconds is not waited for
+  const renewed = () => renewal ??= new Promise((resolve) => {
+    came = () => { renewal = null; resolve(); };
+    setTimeout(came, 10000);
+    for (const origin of origins.split(" ")) parent.postMessage("otel-audit:token-please", origin);
+  });
+  addEventListener("message", ({ source, origin, data }) => {
+    if (source !== parent || !origins.split(" ").includes(origin) || !data?.token) return;
+    token = String(data.token);
+    came?.();
+  });
+  window.viewerFetch = async (url, { headers } = {}) => {
+    const send = () => fetch(url, { headers: { ...headers, authorization: `Bearer ${token}` }, credentials: "omit" });
+    if (!token) await renewed();
+    const answer = await send();
+    if (answer.status !== 401) return answer;
+    await renewed();
+    return send();
+  };
 
+  // the server's own page, in which everything is escaped; a document parsed so runs nothing
+  const show = (text) => {
+    const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
+    const parts = [".ask", "nav", "main"].flatMap((part) => page.querySelector(part) ?? []);
+    document.getElementById("frame").replaceChildren(...parts.map((part) => document.adoptNode(part)));
+    document.dispatchEvent(new CustomEvent("viewer:shown"));
+    document.getElementById("main").focus({ preventScroll: true });
+    scrollTo(0, 0);
+  };
+  const load = async (url) => show(await (await window.viewerFetch(url)).text());
   const download = async (url) => {
     const answer = await window.viewerFetch(url);
     if (!answer.ok) return show(await answer.text());
@@ -19,42 +44,23 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   };
-  // the server's own page, in which everything is escaped; a document parsed so runs nothing
-  const show = (text) => {
-    const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
-    place.replaceChildren(...[".ask", "main"].map((one) => page.querySelector(one)).filter(Boolean).map((one) => document.adoptNode(one)));
-    document.dispatchEvent(new CustomEvent("viewer:shown"));
-    document.getElementById("main")?.focus();
-  };
-  const go = async (url) => {
-    now = url;
-    const answer = await window.viewerFetch(url);
-    if (answer.status === 401) ask();
-    show(await answer.text());
-  };
+  // the browser's "back" leads back within the frame, whose own address never changes
+  const go = (url) => { history.pushState(url, ""); load(url); };
+  addEventListener("popstate", (event) => load(event.state ?? root));
 
-  window.addEventListener("message", (event) => {
-    if (event.source !== window.parent || !origins.includes(event.origin) || event.data?.type !== "otel-audit:token") return;
-    const first = token === null;
-    token = String(event.data.token);
-    host = event.origin;
-    if (first || event.data.reload) go(now);
-  });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href]");
-    const href = link && (link.href.baseVal ?? link.href);
-    if (!href || new URL(href, location).origin !== location.origin || link.target) return;
+    const url = link && new URL(link.href.baseVal ?? link.href, location);
+    if (url?.origin !== location.origin || link.target || url.hash) return;
     event.preventDefault();
-    const url = new URL(href, location);
-    if (url.hash && url.pathname === location.pathname) return;
-    if (link.hasAttribute("download")) download(url.href); else go(url.href);
+    (link.hasAttribute("download") ? download : go)(url.href);
   });
   document.addEventListener("submit", (event) => {
     event.preventDefault();
     const url = new URL(event.target.action);
     url.search = new URLSearchParams(new FormData(event.target));
-    if (url.pathname.endsWith("/export")) download(url.href); else go(url.href);
+    (url.pathname.endsWith("/export") ? download : go)(url.href);
   });
-  document.addEventListener("viewer:go", (event) => { event.preventDefault(); go(event.detail); });
-  for (const origin of origins) window.parent.postMessage({ type: "otel-audit:ready" }, origin);
+  window.viewerGo = go;
+  load(root);
 })();

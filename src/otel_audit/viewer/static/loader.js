@@ -9,20 +9,15 @@
       frame.title = this.getAttribute("title") || "Audit trail";
       frame.referrerPolicy = "no-referrer";
       frame.style.cssText = "width:100%;height:100%;min-height:40rem;border:0";
-      const hand = async (reload) => {
+      this.listen = async ({ source, origin }) => {
+        if (source !== frame.contentWindow || origin !== frameUrl.origin) return;
         const answer = await fetch(this.getAttribute("token-url"), { credentials: "same-origin" });
-        const { token } = await answer.json();
-        frame.contentWindow.postMessage({ type: "otel-audit:token", token, reload }, frameUrl.origin);
+        if (answer.ok) source.postMessage({ token: (await answer.json()).token }, origin);
       };
-      this.listen = (event) => {
-        if (event.source !== frame.contentWindow || event.origin !== frameUrl.origin) return;
-        if (event.data?.type === "otel-audit:ready") hand(true);
-        if (event.data?.type === "otel-audit:token-please") hand(true);
-      };
-      window.addEventListener("message", this.listen);
+      addEventListener("message", this.listen);
       frame.src = frameUrl;
       this.replaceChildren(frame);
     }
-    disconnectedCallback() { window.removeEventListener("message", this.listen); }
+    disconnectedCallback() { removeEventListener("message", this.listen); }
   });
 })();

@@ -1,207 +1,165 @@
-// Keys, local times, the brush on the histogram, the live tail, and verification in the browser.
 // Nothing here writes markup: what comes from the trail becomes text.
 "use strict";
 (() => {
 const one = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const on = (name, told) => document.addEventListener(name, told);
-const make = (name, text, kind) => {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
-};
+const on = (name, act) => document.addEventListener(name, act);
+const fail = (why) => { throw new Error(why); };
+// a frame asks with its token
+const ask = (url, headers) => (window.viewerFetch || fetch)(url, { headers });
+const go = (url) => window.viewerGo ? window.viewerGo(url) : location.assign(url);
 
 on("keydown", (event) => {
   const { key, target } = event, query = one("#q");
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
-  if (key === "Escape") {
-    if (typing) target.blur();
-    else if (!query || !location.pathname.endsWith(one(".brand")?.pathname || "/")) history.back();
-    return;
-  }
+  if (key === "Escape") return typing ? target.blur() : one(".search") || history.back();
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (key === "/" && query) { event.preventDefault(); query.focus(); query.select(); }
-  if (key === "?") all("nav a").find((a) => a.pathname.endsWith("/help"))?.click();
-  if (key === "j" || key === "k") {
-    const rows = all("[data-row]").filter((row) => one("a", row));
-    const now = rows.findIndex((row) => row.contains(document.activeElement));
-    const next = rows[key === "j" ? now + 1 : Math.max(now - 1, 0)];
-    if (next) one("a", next).focus();
-  }
+  if (key === "/" && query) { event.preventDefault(); query.select(); }
+  if (key === "?") one("nav a[href$='/help']").click();
+  if (key !== "j" && key !== "k") return;
+  const rows = all("[data-row]"), now = rows.findIndex((row) => row.contains(document.activeElement));
+  const next = rows[key === "j" ? now + 1 : Math.max(now - 1, 0)];
+  if (next) one("a", next).focus();
 });
 
-// the brush; a drag is no click
+// the brush: a drag over the histogram zooms to the bars that it touches
 let brush = null;
-on("dragstart", (event) => { if (event.target.closest?.("[data-chart]")) event.preventDefault(); });
-on("pointerdown", (event) => {
-  const svg = event.target.closest?.("[data-chart] svg");
-  if (!svg || event.button) return;
-  const box = svg.getBoundingClientRect();
-  const at = (x) => ((x - box.left) / box.width) * 1000;
-  brush = { svg, at, begin: at(event.clientX) };
+on("dragstart", (event) => brush && event.preventDefault());
+on("pointerdown", ({ target, button, clientX }) => {
+  const svg = target.closest?.("[data-chart] svg");
+  if (svg && !button) brush = { svg, chart: svg.parentNode.dataset, from: clientX };
 });
-on("pointermove", (event) => {
-  if (!brush) return;
-  const { svg, at, begin } = brush, now = at(event.clientX), width = Math.abs(now - begin);
-  if (!brush.mark) {
-    if (width < 8) return;
-    brush.mark = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    svg.append(brush.mark);
-  }
-  brush.end = now;
-  const told = { class: "brush", height: 76, x: Math.min(begin, now), width };
-  for (const name in told) brush.mark.setAttribute(name, told[name]);
+on("pointermove", ({ clientX }) => {
+  if (!brush || Math.abs(clientX - brush.from) < 5) return;
+  const { svg, chart, from } = brush, { left, width } = svg.getBoundingClientRect();
+  const [begin, end] = [from, clientX].sort((a, b) => a - b).map((x) => ((x - left) / width) * chart.bars);
+  const first = Math.max(Math.floor(begin), 0), last = Math.min(Math.ceil(end), chart.bars);
+  brush.bars = [first, last];
+  const part = (bars) => `${(bars / chart.bars) * 100}%`;
+  Object.assign(one(".brush", svg).style, { x: part(first), width: part(last - first) });
 });
 on("pointerup", () => {
-  const { svg, mark, begin, end } = brush || {};
+  const { bars, chart } = brush || {};
   brush = null;
-  if (!mark) return;
-  mark.remove();
-  const bars = all("a[data-begin]", svg).filter((bar) => {
-    const { x, width } = one(".hit", bar);
-    const left = x.baseVal.value;
-    return left + width.baseVal.value > Math.min(begin, end) && left < Math.max(begin, end);
-  });
-  if (!bars.length) return;
-  const short = (text) => new Date(text).toISOString().slice(0, 19) + "Z";
-  const query = (new URL(bars[0].href.baseVal, location).searchParams.get("q") || "")
-    .split(/ (?=time:)/).filter((term) => !term.startsWith("time:")).join(" ");
-  const time = `time:>=${short(bars[0].dataset.begin)} time:<${short(bars.at(-1).dataset.end)}`;
-  const url = new URL(svg.closest("[data-chart]").dataset.href, location);
-  url.searchParams.set("q", `${query} ${time}`.trim());
-  const go = new CustomEvent("viewer:go", { detail: url.href, cancelable: true });
-  if (document.dispatchEvent(go)) location.assign(url);
+  if (!bars) return;
+  const [from, to] = bars.map((bar) => new Date(Number(chart.begin) + bar * chart.step).toISOString());
+  const url = new URL(chart.href, location);
+  url.searchParams.set("q", `${chart.query} time:>=${from} time:<${to}`.trim());
+  go(url.href);
 });
 
-// verification
-const fail = (why) => { throw new Error(why); };
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-const utf8 = (text) => new TextEncoder().encode(text);
+const hex = (raw) => Array.from(raw, (byte) => byte.toString(16).padStart(2, 0)).join("");
 const sha256 = async (...parts) =>
-  new Uint8Array(await crypto.subtle.digest("SHA-256", await new Blob(parts.map((part) => Uint8Array.from(part))).arrayBuffer()));
+  new Uint8Array(await crypto.subtle.digest("SHA-256", await new Blob(parts).arrayBuffer()));
+const joined = (prefix, ...parts) => sha256(Uint8Array.of(prefix), ...parts);
 
-// RFC 9162, 2.1.3.2
-const rootOf = async (hash, place, size, path) => {
-  let last = size - 1;
-  const half = () => { place = Math.floor(place / 2); last = Math.floor(last / 2); };
-  for (const step of path) {
-    if (!last) fail("the proof is too long");
-    if (place % 2 || place === last) {
-      hash = await sha256([1], step, hash);
-      while (place % 2 === 0 && place) half();
-    } else hash = await sha256([1], hash, step);
-    half();
-  }
-  if (last) fail("the proof is too short");
-  return hash;
+// the root of a tree of so many leaves, RFC 9162, 2.1.1: the path's last step is its other half
+const rootOf = async (leaf, place, size, path) => {
+  if (size === 1) return path.length || place ? fail("the proof is too long") : leaf;
+  const other = path.at(-1), inner = path.slice(0, -1);
+  let half = 1;
+  while (half * 2 < size) half *= 2;
+  return place < half ? joined(1, await rootOf(leaf, place, half, inner), other)
+    : joined(1, other, await rootOf(leaf, place - half, size - half, inner));
 };
 
-const signedBy = async (note, keys) => {
-  const cut = note.lastIndexOf("\n\n"), names = [];
-  for (const line of note.slice(cut + 2).trimEnd().split("\n")) {
-    const [, name, encoded] = line.split(" ");
-    for (const key of keys.filter((known) => known.startsWith(name + "+"))) {
-      const raw = bytes(key.slice(name.length + 10)).slice(1);
-      const known = await crypto.subtle.importKey("raw", raw, "Ed25519", false, ["verify"]);
-      await crypto.subtle.verify("Ed25519", known, bytes(encoded).slice(4), utf8(note.slice(0, cut + 1)))
-        || fail(`the signature of ${name} does not hold`);
-      names.push(name);
-    }
+const checkSigned = async (text, signatures, keys) => {
+  let isSigned = false;
+  for (const line of signatures.trimEnd().split("\n")) {
+    const [, name, encoded] = line.split(" "), signature = bytes(encoded);
+    const key = keys.find((known) => known.startsWith(`${name}+${hex(signature.slice(0, 4))}+`));
+    if (!key) continue;
+    const raw = bytes(key.slice(name.length + 10)).slice(1);
+    const known = await crypto.subtle.importKey("raw", raw, "Ed25519", false, ["verify"])
+      .catch(() => fail("this browser may not know Ed25519"));
+    const signed = new TextEncoder().encode(text);
+    if (!await crypto.subtle.verify("Ed25519", known, signature.slice(4), signed))
+      fail(`the signature of ${name} does not hold`);
+    isSigned = true;
   }
-  return names;
+  if (!isSigned) fail("no known key has signed the checkpoint");
 };
 
 const verify = async (url, say) => {
-  const answer = await (window.viewerFetch || fetch)(url), bundle = await answer.json();
-  if (!answer.ok) fail(bundle.detail);
-  const [record] = bundle.records, { payload } = record, id = JSON.parse(payload).record_id;
-  const shown = location.pathname.split("/").at(-1).toLowerCase();
-  if (!url.includes(id) && id !== shown) fail("this is the evidence of another record");
-  const content = await sha256(utf8(payload));
-  const hex = [...content].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  say(`text hashed: SHA-256 ${hex}`);
-  const moment = new DataView(new ArrayBuffer(8));
-  moment.setBigInt64(0, BigInt(record.recorded_at));
-  const raw = id.replaceAll("-", "").match(/../g).map((two) => parseInt(two, 16));
-  const leaf = await sha256([0], utf8("otel-audit leaf 1\n"), raw, content, new Uint8Array(moment.buffer));
-  const [origin, size, root] = bundle.checkpoint.split("\n");
-  const found = await rootOf(leaf, record.leaf, Number(size), record.proof.map(bytes));
-  if (`${found}` !== `${bytes(root)}`) fail("the record is not in the log that the checkpoint signs");
-  say(`leaf ${record.leaf} leads to the root of ${size} leaves of log ${origin}`);
-  if (!bundle.keys.length) return say("no public key is set: who signed it was not checked");
-  let names;
-  try { names = await signedBy(bundle.checkpoint, bundle.keys); } catch (error) {
-    if (error.name !== "NotSupportedError") throw error;
-    return say("this browser does not know Ed25519: the signature was not checked here");
-  }
-  if (!names.length) fail("no known key has signed the checkpoint");
-  say(`checkpoint signed by ${bundle.keys.join(", ")}`);
-  say("Verified in this browser. Compare the key with the one that the log's operator published.");
+  const answer = await ask(url), { detail, records, checkpoint, keys } = await answer.json();
+  if (!answer.ok) fail(detail);
+  const [{ payload, recorded_at, leaf, proof }] = records, id = JSON.parse(payload).record_id;
+  if (!url.includes(id)) fail("this is the evidence of another record");
+  const content = await sha256(payload), moment = new DataView(new ArrayBuffer(8));
+  say(`SHA-256 of the text: ${hex(content)}`);
+  moment.setBigInt64(0, BigInt(recorded_at));
+  const raw = Uint8Array.from(id.replaceAll("-", "").match(/../g), (two) => parseInt(two, 16));
+  const hash = await joined(0, "otel-audit leaf 1\n", raw, content, moment);
+  const [text, signatures] = checkpoint.split(/(?<=\n)\n/), [origin, size, root] = text.split("\n");
+  if (hex(await rootOf(hash, leaf, Number(size), proof.map(bytes))) !== hex(bytes(root)))
+    fail("the record is not in the log of the checkpoint");
+  say(`leaf ${leaf} leads to the root of ${size} leaves of log ${origin}`);
+  if (!keys.length) return say("no public key is set: who signed it was not checked");
+  await checkSigned(text, signatures, keys);
+  say(`checkpoint signed by ${keys.join(", ")}`);
+  say("Verified in this browser. Compare the key with the one that the operator published.");
 };
-on("click", async (event) => {
-  const button = event.target.closest?.("[data-verify]");
+on("click", async ({ target }) => {
+  const button = target.closest?.("[data-verify]"), list = one("[data-steps]");
   if (!button) return;
-  const list = one("[data-steps]");
-  const say = (text, kind) => list.append(make("li", text, kind));
+  const say = (textContent, className = "") =>
+    list.append(Object.assign(document.createElement("li"), { textContent, className }));
   list.replaceChildren();
-  button.disabled = true;
-  try { await verify(button.dataset.verify, say); } catch (error) {
-    say(`Does not hold: ${error.message}`, "bad");
-  }
-  button.disabled = false;
+  await verify(button.dataset.verify, say).catch(({ message }) => say(`Not verified: ${message}`, "bad"));
 });
 
+// the live tail; by fetch, as an EventSource cannot send the frame's token
+const listen = async (table, heard) => {
+  for (let last = ""; table.isConnected; await new Promise((again) => setTimeout(again, 2000))) {
+    try {
+      const answer = await ask(table.dataset.tail, last ? { "last-event-id": last } : {});
+      if (!answer.ok) fail(`answer ${answer.status}`);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let left = "", read; !(read = await reader.read()).done;) {
+        if (!table.isConnected) return reader.cancel();
+        const lines = (left + read.value).split("\n");
+        left = lines.pop();
+        for (const line of lines) {
+          if (line.startsWith("data: ")) heard(JSON.parse(line.slice(6)));
+          if (line.startsWith("id: ")) last = line.slice(4);
+        }
+      }
+      fail("the connection has ended");
+    } catch ({ message }) { heard({ problem: `Not live: ${message}; trying again` }); }
+  }
+};
 const tail = (table) => {
-  const body = table.tBodies[0], state = one("[data-state]"), button = one("[data-pause]");
-  let waiting = [], paused = false, seen = 0;
+  const [body] = table.tBodies;
+  let waiting = [], paused = false;
   const row = (told) => {
-    const made = make("tr", "", "fresh");
-    made.dataset.row = "";
-    made.setAttribute("role", "row");
-    const when = make("a", told.time.replace("T", " ").replace(/\+00:00$/, ""));
-    when.href = told.href;
-    const kind = ["success", "failure"].includes(told.outcome) ? told.outcome : "unknown";
-    const outcome = make("span", told.outcome, `outcome is-${kind}`);
-    const { event, actor, target, tenant, status } = told;
-    for (const [name, text] of Object.entries({ when, event, "": outcome, actor, target, tenant, status })) {
-      const cell = make("td", "", name);
-      cell.setAttribute("role", "cell");
-      cell.append(text);
-      made.append(cell);
-    }
+    const made = one("template").content.firstElementChild.cloneNode(true);
+    for (const place of all("[data-told]", made)) place.textContent = told[place.dataset.told];
+    one("a", made).href = told.href;
+    one(".outcome", made).classList.add(`is-${told.kind}`);
     return made;
   };
-  const tell = () => {
+  const show = (problem) => {
     if (!paused) body.prepend(...waiting.splice(0).reverse().map(row));
     while (body.rows.length > 500) body.lastElementChild.remove();
-    state.textContent = paused ? `paused, ${waiting.length} new` : `live, ${seen} since you opened this page`;
+    one("[data-state]").textContent = problem || (paused ? `paused, ${waiting.length} new` : "live");
   };
-  const source = new EventSource(table.dataset.tail);
-  const told = (name, then) => source.addEventListener(name, (event) => then(JSON.parse(event.data)));
-  told("begin", tell);
-  told("records", (found) => {
-    seen += found.length;
-    waiting = [...waiting, ...found].slice(-500);
-    tell();
+  listen(table, ({ records = [], problem }) => {
+    waiting = [...waiting, ...records].slice(-500);
+    show(problem);
   });
-  told("problem", ({ message }) => { state.textContent = message; });
-  source.onerror = () => { state.textContent = "the connection was lost; it is tried again"; };
-  button.addEventListener("click", () => {
-    paused = !paused;
-    button.setAttribute("aria-pressed", paused);
-    tell();
-  });
+  one("[data-pause]").onclick = ({ target }) => {
+    target.setAttribute("aria-pressed", paused = !paused);
+    show();
+  };
 };
 
 const begin = () => {
-  for (const place of all("[data-local]")) {
-    const moment = new Date(place.dataset.local), style = { dateStyle: "medium", timeStyle: "long" };
-    if (!isNaN(moment)) place.textContent = moment.toLocaleString(undefined, style) + " here";
-  }
+  for (const place of all("[data-local]"))
+    place.textContent = `${new Date(place.dataset.local).toLocaleString()} here`;
   for (const button of all("[data-verify]")) button.hidden = !window.crypto?.subtle;
+  all("[data-tail]").forEach(tail);
 };
 on("viewer:shown", begin);
 begin();
-all("[data-tail]").forEach(tail);
 })();

@@ -1,0 +1,25 @@
+"""The trail's own events (``audit.*``): looks, exports, starts and ends of processes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from otel_audit_postgres.query.grammar import Query, Term, Value
+
+OWN: Final = "audit."
+_NAMING: Final = ("event", "target", "entity")
+"""Fields whose values say that our own events are asked for."""
+
+
+def asks_for_own(query: Query) -> bool:
+    """Whether a query names our own events, so that nobody wants them left out."""
+    return any(
+        one.field in _NAMING and not one.negated and value.text.startswith("audit")
+        for one in query.terms
+        for value in one.values
+    )
+
+
+def without_own(query: Query) -> Query:
+    """Leave out the events of our own."""
+    return query.with_term(Term("event", (Value(OWN, "prefix"),), negated=True))

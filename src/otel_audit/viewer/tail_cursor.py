@@ -1,0 +1,58 @@
+"""Where a live tail goes on after its connection was lost: the id of its events."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.fernet import Fernet, InvalidToken
+
+_LONGEST: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the log, or the last record that was shown, as far as either is known."""
+
+    position: int | None = None
+    record: uuid.UUID | None = None
+
+
+class TailCursors:
+    """Makes and reads the ids of events.
+
+    A position tells how large the log is, and with it how active others are. So a tenant's ids have
+    it encrypted, by a key of this process; another process goes on behind the last record shown.
+    """
+
+    def __init__(self) -> None:
+        """Begin with a key of its own."""
+        self._cipher = Fernet(Fernet.generate_key())
+
+    def make(self, place: Place, *, plain: bool) -> str:
+        """The id of an event, behind which a tail goes on."""
+        if plain:
+            return str(place.position)
+        token = self._cipher.encrypt(str(place.position).encode()).decode()
+        return f"{token}.{'' if place.record is None else place.record}"
+
+    def read(self, text: str | None, *, plain: bool) -> Place:
+        """The place that an id names; none if it names none."""
+        if not text or len(text) > _LONGEST:
+            return Place()
+        if plain:
+            is_number = text.isdecimal() and len(text) < 19  # noqa: PLR2004 - a bigint
+            return Place(int(text) if is_number else None)
+        token, _, last = text.partition(".")
+        try:
+            record = uuid.UUID(last) if last else None
+        except ValueError:
+            record = None
+        return Place(self._decrypted(token), record)
+
+    def _decrypted(self, token: str) -> int | None:
+        try:
+            return int(self._cipher.decrypt(token))
+        except (InvalidToken, ValueError):
+            return None
