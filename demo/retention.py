@@ -7,6 +7,7 @@ everything that is left, here and in the archive, still proves.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import sys
 import tempfile
@@ -37,6 +38,12 @@ from otel_audit.testing.store import embedded_server
 YEAR = datetime.now(UTC).year - 2
 ROWS = 400
 PEOPLE = ("ada", "bob", "cyd", "dan")
+ID = re.compile("hold [0-9a-f-]{36}")
+HINTS = """
+The same for a store of your own (docs/retention.md, docs/personal-data.md):
+    .venv/bin/otel-audit retention --help
+    .venv/bin/otel-audit hold place --help
+    .venv/bin/otel-audit subject erase --help"""
 POLICY = """
 floor = 30
 [default]
@@ -108,6 +115,7 @@ class Year:
 
 async def live(year: Year) -> bool:
     begun = time.monotonic()
+    print("A year of a store, its keys and its archive; all of it is temporary.")
     hold: uuid.UUID | None = None
     for number in range(1, 13):
         await year.fill(date(YEAR, number, 1))
@@ -125,7 +133,10 @@ async def live(year: Year) -> bool:
             before = await year.addresses_of("bob")
             await erase(year.dsn, year.keys, Subject("acme", "bob"), "GDPR 17", "on demand")
             after = await year.addresses_of("bob")
-            print(f"{today:%Y-%m}  bob is erased: {len(before)} addresses before, after: {after}")
+            print(
+                f"{today:%Y-%m}  bob is erased: his {len(before)} addresses are "
+                f"{', '.join(sorted(after))} now"
+            )
     assert hold is not None
     await release_hold(year.dsn, hold, "settled", year.archive)
     today = date(YEAR + 1, 6, 1)
@@ -135,9 +146,9 @@ async def live(year: Year) -> bool:
         year.dsn, Question(year.archive, [year.key.public], deep=True), anchors=[year.anchor]
     )
     here = report.size - report.dropped
+    print(f"\n{here + archived.archived} rows: {archived.archived} archived, {here} here")
     print(
-        f"\n{here + archived.archived} rows: {archived.archived} archived, {here} here, "
-        f"{archived.removed} removed as the policy says; {len(report.problems)} problems"
+        f"{archived.removed} more were removed as the policy says; {len(report.problems)} problems"
     )
     proved = 0
     for record_id in year.sample:
@@ -145,14 +156,16 @@ async def live(year: Year) -> bool:
         proved += bool(evidence_check.check(dict(bundle), []))
     print(f"{proved} of {len(year.sample)} records proved from the archive alone")
     print(f"a year in {time.monotonic() - begun:.0f} s")
+    print(HINTS)
     return report.ok and proved == len(year.sample)
 
 
 def told(today: date, done: RunReport) -> None:
-    parts = [f"{name} archived and dropped ({rows} rows)" for name, rows in done.dropped.items()]
-    parts += [f"{name} stays: {why}" for name, why in done.blocked.items()]
-    parts += [f"{len(done.removed)} archives removed"] if done.removed else []
-    print(f"{today:%Y-%m}  " + ("; ".join(parts) or "nothing is due"))
+    parts = [f"{name} archived and dropped: {rows} rows" for name, rows in done.dropped.items()]
+    parts += [f"{name} stays: {ID.sub('hold', why)}" for name, why in done.blocked.items()]
+    parts += [f"{len(done.removed)} expired archive files removed"] if done.removed else []
+    for part in parts or ["nothing is due"]:
+        print(f"{today:%Y-%m}  {part}")
 
 
 async def demonstrate(dsn: str, keys_dsn: str, folder: Path) -> bool:

@@ -23,6 +23,7 @@ from otel_audit.errors import ConfigurationError, MissingExtraError, OtelAuditEr
 CHUNK: Final = 1 << 20
 CACHE_BYTES: Final = 4_000_000_000
 """Bytes of copies that are kept between two questions, at the most, where a cache is named."""
+_OTHERS_MAY_WRITE: Final = 0o022
 _OPTIONS: Final = ("endpoint", "region", "mode", "cache")
 _NOT_THERE: Final = ("404", "NoSuchKey", "NotFound")
 _TAKEN: Final = ("PreconditionFailed", "ConditionalRequestConflict")
@@ -290,6 +291,7 @@ class S3Archive:
                 yield file
             return
         kept = self._cache / f"{sha256}.parquet"
+        self._refuse_shared(self._cache)
         if not kept.is_file():
             with self.fetch(key) as file:
                 _refuse_other(key, digest_of(file), sha256)
@@ -297,6 +299,16 @@ class S3Archive:
         with contextlib.suppress(OSError):
             os.utime(kept)  # what was asked for last is thrown away last
         yield kept
+
+    def _refuse_shared(self, cache: Path) -> None:
+        """What others can write into would answer questions in the archive's stead."""
+        with contextlib.suppress(FileNotFoundError):
+            found = cache.stat()
+            if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
+                raise ArchiveError(
+                    f"{self.name}: cache={cache}: others may write there; name a directory of this "
+                    "user's own (chmod 700)"
+                )
 
     def _keep(self, file: Path, kept: Path) -> None:
         try:
@@ -341,23 +353,28 @@ class S3Archive:
         """Delete all versions of an object: without that, one under lock stays and is hidden."""
         place = self._prefix + key
         try:
-            found = self._client.list_object_versions(Bucket=self._bucket, Prefix=place)
-            versions = [
-                one["VersionId"] for one in found.get("Versions", ()) if one["Key"] == place
-            ]
-            for version in versions or [None]:
+            for version in self._versions(place):
                 named = {} if version is None else {"VersionId": version}
                 self._client.delete_object(Bucket=self._bucket, Key=place, **named)
         except self._errors as error:
             raise self._failed(error, key, "deleted") from None
 
+    def _versions(self, place: str) -> list[str | None]:
+        """The versions of an object, the newest one first; None where there are no versions."""
+        found = self._client.list_object_versions(Bucket=self._bucket, Prefix=place)
+        named = [one["VersionId"] for one in found.get("Versions", ()) if one["Key"] == place]
+        return named or [None]
+
     def hold(self, key: str, *, on: bool) -> None:
         """Put a legal hold of the store's own on it, or take it off."""
+        place = self._prefix + key
         try:
+            # on the first version, which is ours: whoever writes over it adds another one
+            version = self._versions(place)[-1]
+            named = {} if version is None else {"VersionId": version}
             self._client.put_object_legal_hold(
-                Bucket=self._bucket, Key=self._prefix + key,
-                LegalHold={"Status": "ON" if on else "OFF"},
-            )  # fmt: skip
+                Bucket=self._bucket, Key=place, LegalHold={"Status": "ON" if on else "OFF"}, **named
+            )
         except self._errors as error:
             raise self._failed(error, key, "held") from None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final
@@ -35,6 +37,7 @@ _WHOLE: Final = (
     f"SELECT {', '.join(_READ)}, {_REASON}, filename "  # noqa: S608 - constants
     "FROM read_parquet(?, filename = true) WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
 )
+_LONGEST_EXPRESSION: Final = 200
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # nothing is fetched from elsewhere: all data is in the given files
 _OFFLINE: Final = (
@@ -106,27 +109,57 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
     wanted = [one for one in objects if not one.is_removed and asked.may_be_in(one.month)]
     if not wanted:
         return []
+    found: list[ArchivedHit] = []
     with contextlib.ExitStack() as stack:
         stack.callback(archive.tidy)
-        files = {
-            str(stack.enter_context(archive.copy(one.entry.key, one.entry.sha256))): one
-            for one in wanted
-        }  # fmt: skip
         connection: Any = stack.enter_context(contextlib.closing(duckdb.connect(":memory:")))
         try:
             for statement in _OFFLINE:
                 connection.execute(statement)
-            # which records first: their texts are read for those alone
-            rows = connection.execute(asked.statement(limit), [[*files], *asked.values]).fetchall()
-            if not rows:
-                return []
-            found = connection.execute(
-                _WHOLE, [sorted({row[1] for row in rows}), [row[0] for row in rows]]
-            ).fetchall()
+            for part in _newest_first(wanted):
+                found += _found_in(connection, archive, part, asked, limit - len(found))
+                if len(found) >= limit:
+                    break
         except duckdb.Error as error:
             raise ArchiveError(f"{archive.name} cannot be asked ({type(error).__name__})") from None
+    return found
+
+
+def _newest_first(objects: Sequence[ListedObject]) -> Iterator[list[ListedObject]]:
+    """The objects of one month, then of the two before it, of the four before those, and so on.
+
+    The id decides the month, so that what is found in a later one comes before all of an earlier
+    one, which is then not even fetched.
+    """
+    by_month = sorted(objects, key=lambda one: one.month, reverse=True)
+    months = [[*of] for _, of in itertools.groupby(by_month, key=lambda one: one.month)]
+    begin, count = 0, 1
+    while begin < len(months):
+        yield [one for of in months[begin : begin + count] for one in of]
+        begin, count = begin + count, count * 2
+
+
+def _found_in(
+    connection: Any,
+    archive: ArchiveStore,
+    objects: Sequence[ListedObject],
+    asked: _Conditions,
+    limit: int,
+) -> list[ArchivedHit]:
+    with contextlib.ExitStack() as stack:
+        files = {
+            str(stack.enter_context(archive.copy(one.entry.key, one.entry.sha256))): one
+            for one in objects
+        }  # fmt: skip
+        # which records first: their texts are read for those alone
+        rows = connection.execute(asked.statement(limit), [[*files], *asked.values]).fetchall()
+        if not rows:
+            return []
         chosen = {(bytes(row[0]), row[1]) for row in rows}
-        return [_hit(row, files[row[-1]]) for row in found if (bytes(row[0]), row[-1]) in chosen][
+        whole = connection.execute(
+            _WHOLE, [sorted({row[1] for row in rows}), [row[0] for row in rows]]
+        ).fetchall()
+        return [_hit(row, files[row[-1]]) for row in whole if (bytes(row[0]), row[-1]) in chosen][
             :limit
         ]
 
@@ -166,7 +199,11 @@ class _Conditions:
         """Add a condition."""
         if term.field is None:
             escaped = json.dumps(term.values[0].text, ensure_ascii=False)[1:-1]
-            parts = [f"contains(lower(payload), lower({self._bind(escaped)}))"]
+            # an expression that ignores case is matched three times as fast as a text is lowered;
+            # AND would do both for every row
+            likely = f"regexp_matches(payload, {self._bind(_any_case(escaped))}, 'i')"
+            exact = f"contains(lower(payload), lower({self._bind(escaped)}))"
+            parts = [f"CASE WHEN {likely} THEN {exact} ELSE false END"]
         else:
             known = FIELDS[term.field]
             if known.kind == "time" and not term.negated and len(term.values) == 1:
@@ -195,13 +232,12 @@ class _Conditions:
             self.parts.append(f"list_contains({self._bind([*tenants])}, tenant_id)")
         if before is not None:
             self.parts.append(f"id < {self._bind(before.bytes)}")
+            last = _time_of(before)
+            self._until = last if self._until is None else min(last, self._until)
         if record_id is not None:
             self.parts.append(f"id = {self._bind(record_id.bytes)}")
-            try:
-                self._since = datetime.fromtimestamp((record_id.int >> 80) / 1000, UTC)
-            except (OverflowError, ValueError, OSError):
-                self._since = datetime.max.replace(tzinfo=UTC)  # it tells no time: it is nowhere
-            self._until = self._since
+            # one that tells no time is nowhere
+            self._since = self._until = _time_of(record_id)
 
     def may_be_in(self, month: date) -> bool:
         """Whether a month can have records of the requested time.
@@ -293,6 +329,20 @@ class _Conditions:
             return "false"  # no path can name it
         way = self._bind(f'$.{known.column}[*].values."{value.text}"')
         return f"len(json_extract({document}, {way})) > 0"
+
+
+def _time_of(record_id: uuid.UUID) -> datetime:
+    """When a record was made, as its id says; the last moment of all if it says none."""
+    try:
+        return datetime.fromtimestamp((record_id.int >> 80) / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _any_case(text: str) -> str:
+    """A regular expression for at least what is the same text in lower case."""
+    # its own lower case is "i", and no expression knows that
+    return re.escape(text[:_LONGEST_EXPRESSION]).replace("i", "[iİ]")
 
 
 _KINDS: Final[dict[str, Callable[[_Conditions, Field, Value], str]]] = {

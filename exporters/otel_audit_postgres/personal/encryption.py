@@ -69,6 +69,14 @@ class SubjectKey:
             ) from None
         return raw.decode("utf-8", "surrogatepass")
 
+    def has_made(self, found: EncryptedValue, record_id: str, path: str) -> bool:
+        """Whether an encrypted value, its pseudonym included, is by this key and for this place."""
+        try:
+            value = self.decrypt(found, record_id, path)
+        except WrongKeyError:
+            return False
+        return self.encrypt(value, record_id, path) == found.text()
+
     def column_text(self, value: str, path: str) -> str:
         """The column's text for this value of the subject, to search by it."""
         return MARK + encoded(self._pseudonym(path, value.encode("utf-8", "surrogatepass")))

@@ -280,8 +280,12 @@ def _leaves(value: Any, path: str, key: SubjectKey | None, record_id: str) -> An
 
 
 def _encrypted(key: SubjectKey | None, value: str, record_id: str, path: str) -> str:
-    """Encrypt a value; what is encrypted already, as it comes from the quarantine, stays."""
-    if read_encrypted(value) is not None:
+    """Encrypt a value; what is encrypted already, as it comes from the quarantine, stays.
+
+    A text that only looks so is a value: with somebody's pseudonym in it, it would be found as his.
+    """
+    found = read_encrypted(value)
+    if found is not None and (key is None or key.has_made(found, record_id, path)):
         return value
     return ERASED if key is None else key.encrypt(value, record_id, path)
 

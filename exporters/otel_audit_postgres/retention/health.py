@@ -15,6 +15,7 @@ from otel_audit_postgres.personal.protect import key_store_from
 from otel_audit_postgres.retention.metrics import retention_state
 from otel_audit_postgres.retention.plan import Plan, plan
 from otel_audit_postgres.retention.policy import read_policy_file
+from otel_audit_postgres.retention.subject import plan_replay
 
 VERIFIED_WITHIN: Final = timedelta(days=45)
 """How old the last verification of archives may be: once a month, with some days to spare."""
@@ -121,10 +122,18 @@ async def _keys(config: AuditConfig, dsn: str) -> Finding:
         try:
             await keys.check()
             is_beside = await keys.server() == await _server(dsn)
+            _, back = await plan_replay(dsn, keys)
         finally:
             await keys.close()
     except OtelAuditError as error:
         return Finding("keys", ok=False, detail=str(error), remedy=_MEND)
+    if back:
+        return Finding(
+            "keys", ok=False,
+            detail=f"{back} keys are there that were destroyed: an older copy of the database of "
+            "keys was restored, and erased values can be read again",
+            remedy="otel-audit subject replay",
+        )  # fmt: skip
     if is_beside:
         return Finding(
             "keys", ok=None,

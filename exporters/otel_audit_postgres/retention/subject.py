@@ -25,6 +25,7 @@ _RECORDED: Final = (
     "SELECT coalesce(array_agg(key), '{}') FROM audit.erasures, unnest(keys) AS key "
     "WHERE key = ANY($1::text[])"
 )
+_PATIENCE: Final = "SET LOCAL lock_timeout = '30s'"
 _LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
 _MAY_READ_QUARANTINE: Final = "SELECT has_table_privilege('audit.quarantine', 'SELECT')"
 # as JSON has it; a text that is no JSON at all may have it, too
@@ -123,6 +124,7 @@ async def erase_all(
     done: list[Subject] = []
     async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
         # two erasures at once would both record it; in one order, so that none waits for ever
+        await connection.execute(_PATIENCE)
         for number in sorted({_lock_of(keys.subject_hash(one)) for one in subjects}):
             await connection.execute(_LOCK, number)
         open_keys = {one: await _open_keys(connection, keys, one) for one in subjects}

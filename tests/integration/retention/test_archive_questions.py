@@ -11,7 +11,7 @@ from datetime import UTC, date
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres import init
+from otel_audit_postgres import PostgresSink, init, maintain
 from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.iceberg import register_objects
 from otel_audit_postgres.archive.objects import ArchiveError, open_archive
@@ -25,6 +25,7 @@ from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import Scope, Trail
 from retention_trail import APRIL, JANUARY, MARCH, ids_of
+from strategies import a_record
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -99,6 +100,54 @@ class TestQuery:
             "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.viewed'"
         )
         assert looks == 6
+
+    async def test_fetches_the_newest_months_first_and_no_more_than_it_needs(
+        self, retained, monkeypatch
+    ):
+        """What a later month has comes before all of an earlier one; a next page begins there."""
+        objects = await archived_objects(retained.dsn)
+        fetched = []
+        copy = retained.archive.copy
+
+        def noted(key, sha256):
+            fetched.append(key[:7])
+            return copy(key, sha256)
+
+        monkeypatch.setattr(retained.archive, "copy", noted)
+        found = query_archives(retained.archive, objects, parse(""), limit=9)
+        assert ({one.month for one in found}, fetched) == ({APRIL}, ["2025-04"])
+        fetched.clear()
+        found = query_archives(retained.archive, objects, parse("acme"), limit=20)
+        assert ({one.month for one in found}, len(found)) == ({MARCH}, 20)
+        fetched.clear()
+        rest = query_archives(retained.archive, objects, parse(""), before=found[-1].found.id)
+        assert len(rest) == 64 - 9 - 20
+        assert "2025-04" not in fetched
+
+    async def test_finds_a_text_in_any_case_and_with_any_sign(self, trail):
+        """As a text in lower case has it; signs of expressions mean themselves."""
+        texts = ["Straße.*", "İstanbul (1)", "a\\d+$", 'say "hi"', "x" * 300 + "END", "Ärger|[z]"]
+        ids = ids_of(JANUARY, len(texts))
+        sink = PostgresSink(trail.dsn)
+        records = [
+            a_record(record_id=one, occurred_at=1_736_500_000 * 10**9, metadata={"said": text})
+            for one, text in zip(ids, texts, strict=True)
+        ]
+        assert (await sink.write(records)).stored == len(texts)
+        await sink.close()
+        await maintain(trail.dsn, months=[JANUARY])
+        await trail.seal()
+        await trail.retain()
+        objects = await archived_objects(trail.dsn)
+        for asked, record_id in zip(
+            ["STRASSE.*", "straße.*", "istanbul (1)", "A\\D+$", 'SAY "HI"', "X" * 300 + "end",
+             "ärger|[z]", "straße..", "aa\\d+$"],
+            [None, ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], None, None],
+            strict=True,
+        ):  # fmt: skip
+            quoted = asked.replace("\\", "\\\\").replace('"', '\\"')
+            found = query_archives(trail.archive, objects, parse(f'"{quoted}"'))
+            assert [str(one.found.id) for one in found] == ([record_id] if record_id else []), asked
 
     async def test_takes_a_query_for_a_value_alone(self, retained):
         """Nothing of a query's text is SQL."""

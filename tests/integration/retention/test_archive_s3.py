@@ -103,6 +103,51 @@ class TestS3:
         status = client.get_object_legal_hold(Bucket=name, Key=f"orders/{key}")
         assert status["LegalHold"]["Status"] == "OFF"
 
+    @pytest.mark.parametrize("attack", ["another version", "a delete marker"])
+    async def test_what_is_written_over_or_hidden_is_found_and_still_there(
+        self, months, client, endpoint, attack
+    ):
+        """Object lock lets a second version in; holds go to the first, and removing what came
+        makes the archive whole again."""
+        name, months.archive = bucket(client, endpoint)
+        months.policy = read_policy("[default]\nhot = 60\narchive = 4000")
+        await months.retain()
+        await months.seal()
+        entry = (await archived_objects(months.dsn))[0].entry
+        place = {"Bucket": name, "Key": f"orders/{entry.key}"}
+        first = client.head_object(**place)["VersionId"]
+        if attack == "another version":
+            client.put_object(**place, Body=b"forged")
+        else:
+            client.delete_object(**place)
+        (kind,) = {one.kind for one in (await months.check()).findings.problems}
+        assert kind in {ProblemKind.CHANGED, ProblemKind.DELETED}
+        months.archive.hold(entry.key, on=True)
+        held = client.get_object_legal_hold(**place, VersionId=first)
+        assert held["LegalHold"]["Status"] == "ON"
+        listed = client.list_object_versions(Bucket=name, Prefix=place["Key"])
+        for one in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
+            if one["VersionId"] != first:
+                client.delete_object(**place, VersionId=one["VersionId"])
+        assert (await months.check()).ok
+
+    async def test_takes_no_copies_from_where_others_may_write(
+        self, months, client, endpoint, tmp_path
+    ):
+        """A planted file would answer in the archive's stead."""
+        name, months.archive = bucket(client, endpoint)
+        await months.retain()
+        await months.seal()
+        listed = await archived_objects(months.dsn)
+        place = tmp_path / "shared"
+        place.mkdir()
+        place.chmod(0o777)
+        url = f"s3://{name}/orders?endpoint={endpoint}&region=us-east-1&cache={place}"
+        with pytest.raises(ArchiveError, match="others may write there"):
+            query_archives(open_archive(url), listed, parse(""))
+        place.chmod(0o700)
+        assert len(query_archives(open_archive(url), listed, parse(""), limit=100)) == 64
+
     def test_writes_once(self, client, endpoint, tmp_path):
         """The same content again is no error, another one is, and a wrong digest is refused."""
         _, archive = bucket(client, endpoint)

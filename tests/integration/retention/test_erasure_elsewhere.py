@@ -23,6 +23,7 @@ from otel_audit_postgres.sink import PostgresSink
 from postgres_servers import BIN
 from strategies import a_record
 
+from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.config import AuditConfig
@@ -229,6 +230,36 @@ class TestTheStore:
         assert len(told["not_reached"]) == 3
         again = await asyncio.to_thread(run, ANN.name, "guest:4", "--yes")
         assert again.output.count("was erased on") == 2
+
+    async def test_takes_no_text_for_an_encrypted_value_that_is_none(
+        self, settings, keys, connection, audit_store
+    ):
+        """Else anybody could be found under another one's pseudonym, or keep his value readable."""
+        sink = sink_maker(AuditConfig())()
+        await sink.write([personal()])
+        theirs = json.loads((await payloads(connection, 1))[0])["source"]["user_agent"]
+        forged = personal(
+            actor=Actor(id="eve", type="user"), source=Source(user_agent=theirs), changes=()
+        )
+        await sink.write([forged])
+        await sink.close()
+        row = await connection.fetchrow(
+            "SELECT user_agent, payload::text FROM audit.audit_logs WHERE actor_id = 'eve'"
+        )
+        assert not theirs.startswith(row["user_agent"])
+        assert theirs not in row["payload"]
+
+    async def test_says_that_marked_columns_come_in_clear(self, audit_store, caplog):
+        """Where there are no keys, whoever sent them; once, and only for what is marked."""
+        ratelimited_log.forget()
+        sink = PostgresSink(audit_store)
+        await sink.write([personal(changes=())])
+        assert not [one for one in caplog.messages if "KEYS_DSN" in one]
+        for _ in range(2):
+            await sink.accept([personal()])
+        await sink.close()
+        (line,) = [one for one in caplog.messages if "KEYS_DSN" in one]
+        assert "in clear" in line
 
     async def test_erases_all_names_or_none(self, settings, keys, audit_store):
         """One that is mistyped is named, and the others keep their keys."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import uuid
 
+import asyncpg
 import pytest
-from otel_audit_postgres.personal.key_store import KeyStore, read_wrapper
+from otel_audit_postgres.personal.key_store import KeyStore, Subject, read_wrapper
+from otel_audit_postgres.personal.protect import Protector, read_fields
 from otel_audit_postgres.retention.health import inspect_retention
+from otel_audit_postgres.retention.subject import erase, replay_erasures
+from otel_audit_postgres.sink import PostgresSink
 from retention_trail import MARCH, POLICY
+from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
+from otel_audit.record import Actor
 
 
 @pytest.fixture
@@ -17,6 +24,21 @@ async def keys_dsn(postgres):
     name = f"keys_{uuid.uuid4().hex[:12]}"
     await postgres.execute(f"CREATE DATABASE {name}")
     return postgres.dsn(name)
+
+
+async def _copy(dsn, rows=None):
+    """The keys as they are now; or, if given, as they were."""
+    connection = await asyncpg.connect(dsn)
+    if rows is None:
+        rows = await connection.fetch("SELECT * FROM audit_keys.subject_keys")
+    else:
+        await connection.execute("TRUNCATE audit_keys.subject_keys, audit_keys.destroyed_keys")
+        for row in rows:
+            await connection.execute(
+                "INSERT INTO audit_keys.subject_keys VALUES ($1, $2, $3, $4, $5)", *row.values()
+            )
+    await connection.close()
+    return rows
 
 
 @pytest.fixture
@@ -78,7 +100,8 @@ class TestArchive:
 
 class TestKeys:
     async def test_are_reachable_and_elsewhere(self, months, keys_dsn, tmp_path):
-        """The same server is a warning; the audit database, a wrong key and none at all fail."""
+        """The same server is a warning; the audit database, a wrong key, none at all, and a copy
+        from before an erasure fail."""
         kek = tmp_path / "kek"
         kek.write_text("07" * 32)
         kek.chmod(0o600)
@@ -87,6 +110,20 @@ class TestKeys:
         store = KeyStore(keys_dsn, read_wrapper(kek))
         await store.init()
         await store.close()
+        told = await found(months, keys_dsn=keys_dsn, keys_kek_file=kek)
+        assert (told["keys"].ok, "same server" in told["keys"].detail) == (None, True)
+        store = KeyStore(keys_dsn, read_wrapper(kek))
+        sink = PostgresSink(
+            months.dsn, protector=Protector(store, read_fields(["source.user_agent"]))
+        )
+        await sink.write([a_record(record_id=uuid7(), actor=Actor(id="ann", type="user"))])
+        backup = await _copy(keys_dsn)
+        await erase(months.dsn, store, Subject("", "ann"), "law", "demand")
+        await _copy(keys_dsn, backup)
+        told = await found(months, keys_dsn=keys_dsn, keys_kek_file=kek)
+        assert (told["keys"].ok, "1 keys are there" in told["keys"].detail) == (False, True)
+        await replay_erasures(months.dsn, store)
+        await sink.close()
         told = await found(months, keys_dsn=keys_dsn, keys_kek_file=kek)
         assert (told["keys"].ok, "same server" in told["keys"].detail) == (None, True)
         kek.write_text("08" * 32)

@@ -9,6 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.applications import Starlette
 
 from otel_audit import AuditConfig
+from otel_audit.cli.doctor import _marked
 from otel_audit.http import install
 from otel_audit.orm.marked_columns import marked_columns, marked_in_clear
 from otel_audit.runtime import Runtime
@@ -83,6 +84,17 @@ class TestMarkedWithoutKeys:
     def test_is_nothing_where_another_encrypts_or_nothing_is_kept(self, settings):
         """Keys are here, the receiver has them, or records go to the console."""
         assert marked_in_clear(AuditConfig(**{"dsn": DSN, **settings})) is None
+
+    @pytest.mark.parametrize(
+        ("settings", "state"),
+        [({}, None), ({"required": True}, False), ({"delivery": "strict"}, False),
+         ({"keys_dsn": "postgresql://keys@127.0.0.1:1/keys"}, True)],
+    )  # fmt: skip
+    def test_is_what_doctor_says(self, settings, state):
+        """A warning, a failure where the application would not start, or all well."""
+        (check,) = _marked(AuditConfig(dsn=DSN, **settings))
+        assert (check.name, check.ok) == ("personal columns", state)
+        assert check.detail.startswith(SETTING) == (state is not True)
 
     def test_is_a_warning_at_the_start(self, make_runtime, caplog):
         """Once, with the setting first."""
