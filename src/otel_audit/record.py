@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -468,18 +468,13 @@ def snake_case(name: str) -> str:
     return WORD_BREAK.sub("_", name).strip("_").lower()
 
 
-def to_json(value: Any) -> bytes:
-    """Write a record, or a part of one, as JSON text in UTF-8.
-
-    Args:
-        value: A record, a part, or plain values. What JSON does not know is written as its type's
-            name, never as its value; a kind of text is written as text.
-    """
-    return _encode(value)
-
-
 def _plain(value: object) -> str:
     return str.__str__(value) if isinstance(value, str) else f"<{type(value).__name__}>"
 
 
-_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+to_json: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=_plain).encode
+"""Write a record, a part of one, or plain values as JSON text in UTF-8.
+
+What JSON does not know is written as its type's name, never as its value; a kind of text is written
+as text.
+"""

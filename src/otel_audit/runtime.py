@@ -72,15 +72,14 @@ from otel_audit.identity.actor import (
 from otel_audit.identity.child_spans import ChildSpans
 from otel_audit.identity.presented import UNCHECKED
 from otel_audit.identity.propagation import PropagatorInstaller, told_by_context, told_by_request
-from otel_audit.identity.redact_identity import shown_actor, shown_source, shown_tenant
-from otel_audit.identity.source import SourceOptions, request_id, resolve_source
+from otel_audit.identity.redact_identity import shown_actor, shown_tenant
+from otel_audit.identity.source import SourceOptions, SourceReader, request_id
 from otel_audit.identity.tenant import TenantOptions, resolve_tenant
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
     Actor,
     AuditRecord,
-    Source,
     Tenant,
     TransactionOutcome,
 )
@@ -693,7 +692,7 @@ def _make_options(
 ) -> CaptureOptions:
     actor_options = ActorOptions.from_config(config)
     tenant_options = TenantOptions.from_config(config)
-    source_options = SourceOptions.from_config(config)
+    sources = SourceReader(SourceOptions.from_config(config), redactor)
 
     # the same actors come again and again
     shown = functools.lru_cache(maxsize=1024)(functools.partial(shown_actor, redactor=redactor))
@@ -712,20 +711,16 @@ def _make_options(
             found = told_by_request(scope).tenant
         return shown_tenant(found, redactor)
 
-    def source(scope: Mapping[str, Any], claims: Claims, known: Source | None) -> Source:
-        found = resolve_source(scope, source_options, claims, known)
-        return found if found is known else shown_source(found, redactor)
-
     if config.request_log:
         begin_request_log()
     return CaptureOptions(
         recorder=recorder,
         policy=Policy.from_config(config),
         redactor=redactor,
-        bearer=lambda scope: read_bearer(scope, actor_options),
+        bearer=functools.partial(read_bearer, options=actor_options),
         actor=actor,
         tenant=tenant,
-        source=source,
+        source=sources.read,
         request_id=functools.partial(
             request_id,
             header_name=config.request_id_header,

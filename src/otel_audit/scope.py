@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, final
 
 import msgspec
 from opentelemetry.trace import Span
@@ -68,6 +68,7 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
+@final
 class AuditScope(msgspec.Struct, eq=False):
     """The facts known so far about one action.
 
@@ -314,7 +315,8 @@ def current_scope() -> AuditScope | None:
     The action may be over: a task keeps its scope for as long as it lives.
     """
     scope = _current.get()
-    return scope.resolve() if isinstance(scope, PendingScope) else scope
+    # by its very type, here and below: asked for each event of the ORM
+    return scope if scope is None or type(scope) is AuditScope else scope.resolve()
 
 
 def open_scope() -> AuditScope | None:
@@ -328,7 +330,7 @@ def open_scope() -> AuditScope | None:
 def action_under_way() -> AuditScope | PendingScope | None:
     """As `open_scope`, for who only wants to tell one action from another: makes no scope."""
     scope = _current.get()
-    if isinstance(scope, PendingScope):
+    if scope is not None and type(scope) is not AuditScope:
         if scope.made is None:
             return None if scope.is_over else scope
         scope = scope.made
@@ -338,8 +340,6 @@ def action_under_way() -> AuditScope | PendingScope | None:
 def identities_at_hand() -> Iterable[object]:
     """Objects of the application that may say who does the action under way; makes no scope."""
     scope = action_under_way()
-    if isinstance(scope, PendingScope):
-        return scope.identities()
     return () if scope is None or scope.identities is None else scope.identities()
 
 

@@ -22,7 +22,7 @@ from otel_audit_postgres.query.trail import Scope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
 from otel_audit_postgres.reports.policy import months
-from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
+from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
 
 NOBODY: Final = Witnesses()
 _IN_MEMORY: Final = 4_000_000
@@ -60,6 +60,11 @@ class Report:
     checkpoint: int
     note: str
     _kept: IO[bytes] = field(repr=False)
+
+    @property
+    def is_tampered(self) -> bool:
+        """Whether records of it are not as they were sealed."""
+        return any(note.startswith(TAMPERED) for note in self.notes)
 
     def each(self, most: int | None = None) -> Iterator[Row]:
         """The rows, in their order."""
@@ -187,7 +192,13 @@ async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
 
     def put() -> None:
         lines = _encode(batch)
-        kept.write(lines)
+        try:
+            kept.write(lines)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the report's rows cannot be kept in {tempfile.gettempdir()}: {error.strerror}; "
+                "TMPDIR names another place"
+            ) from None
         digest.update(lines)
         batch.clear()
 

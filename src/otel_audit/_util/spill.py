@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -105,8 +105,7 @@ class SpilledPage:
         return changes
 
 
-@dataclass(slots=True)
-class SpilledChanges:
+class SpilledChanges(msgspec.Struct):
     """Changes in the order they came.
 
     Attributes:
@@ -118,9 +117,9 @@ class SpilledChanges:
     """
 
     room: SpillOptions = SpillOptions()
-    full: list[SpilledPage] = field(default_factory=list)
-    recent: list[Change] = field(default_factory=list)
-    unkept: dict[_Sort, int] = field(default_factory=dict)
+    full: list[SpilledPage] = msgspec.field(default_factory=list)
+    recent: list[Change] = msgspec.field(default_factory=list)
+    unkept: dict[_Sort, int] = msgspec.field(default_factory=dict)
     outcome: TransactionOutcome | None = None
     _file: _File | None = None
     _owner: int = 0

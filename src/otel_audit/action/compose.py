@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from opentelemetry.trace import Span, SpanContext, TraceFlags
+from opentelemetry.trace import Span, TraceFlags
 
 from otel_audit._util.ids import uuid7
 from otel_audit.action.parts import ACTOR_FAILED, Parts
@@ -621,15 +621,15 @@ def _first_changes(
 
 def _span_facts(span: Span) -> tuple[str, str, bool]:
     global _last_facts  # noqa: PLW0603 - replaced as a whole: any thread may
-    context = span.get_span_context()
     last, facts = _last_facts
-    if last is not context:
+    if last is not span:
+        context = span.get_span_context()
         # as format_trace_id and format_span_id do
         trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         facts = trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)
-        _last_facts = context, facts
+        _last_facts = span, facts
     return facts
 
 
-_last_facts: tuple[SpanContext | None, tuple[str, str, bool]] = None, ("", "", False)
+_last_facts: tuple[Span | None, tuple[str, str, bool]] = None, ("", "", False)
 """Of the span that was asked for last: an action's records follow one another."""

@@ -160,7 +160,8 @@ class Producer:
         if self._intents is None:
             return True
         self.begin()
-        record = first_of(self._fitted(self._placed(record, server_span, None)))
+        known = placed(record, server_span, self.producer_id, resource_attributes())
+        record = first_of(self._fitted(known))
         record = numbered(record, self.producer_id, self._next())
         try:
             stored = await self._intents.store(record)
@@ -214,7 +215,7 @@ class Producer:
             self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
     def _note(self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None) -> None:
-        known = self._placed(record, server_span, None)
+        known = placed(record, server_span, self.producer_id, resource_attributes())
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
@@ -222,7 +223,9 @@ class Producer:
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         # encoded once, number and all: what is measured is what the spool takes
-        finished = self._placed(record, server_span, self._next())
+        finished = placed(
+            record, server_span, self.producer_id, resource_attributes(), self._next()
+        )
         text = self._small(finished)
         if text is not None:
             self._submit(finished, text, server_span)
@@ -277,11 +280,6 @@ class Producer:
             The record; several where one would be too large.
         """
         return self._fitted(placed(record, server_span, None, resource_attributes()))
-
-    def _placed(
-        self, record: AuditRecord, server_span: trace.Span | None, number: int | None
-    ) -> AuditRecord:
-        return placed(record, server_span, self.producer_id, resource_attributes(), number)
 
     def _next(self) -> int:
         with self._lock:

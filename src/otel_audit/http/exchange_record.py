@@ -6,6 +6,8 @@ from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
     action_record,
@@ -36,7 +38,6 @@ from otel_audit.record import (
     ANONYMOUS,
     AuditRecord,
     Body,
-    Change,
     ErrorInfo,
     Operation,
     Outcome,
@@ -48,8 +49,6 @@ from otel_audit.record import (
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_audit.policy import Decision
     from otel_audit.policy.naming import Whom
     from otel_audit.redaction import Redactor
@@ -59,6 +58,9 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
+
+# nobody is known before a login; whom it is about says the target
+_LOGS_IN = msgspec.structs.replace(ANONYMOUS, reason="login")
 
 
 class ExchangeRecord(ExchangeFacts):
@@ -331,14 +333,18 @@ class ExchangeRecord(ExchangeFacts):
         self, decision: Decision, phase: Phase, outcome: Outcome, request: Request | None
     ) -> AuditRecord:
         audit = self.audit
+        action = parse_action(audit.action) or decision.action
+        actor = audit.actor or ANONYMOUS
+        if action == "LOGIN" and actor.reason is None and actor.id == ANONYMOUS.id:
+            actor = _LOGS_IN
         return action_record(
             audit,
             phase=phase,
             outcome=outcome,
             event_name=self._event_name(decision),
-            action=parse_action(audit.action) or decision.action,
+            action=action,
             level=decision.level,
-            actor=audit.actor or ANONYMOUS,
+            actor=actor,
             tenant=audit.tenant,
             target=self._target(decision),
             source=audit.source,
@@ -495,15 +501,17 @@ def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
     for change in audit.changes:
         if change.operation != operation or change.kind != "entity" or not change.key:
             continue
-        rank = max(alike(name, kind) for name in _names_of(change))
+        reference = change.reference
+        rank = alike(_noun_of(reference), kind)
+        if change.related:
+            rank = max(rank, *(alike(_noun_of(one), kind) for one in change.related))
         if rank > best:
             best, keys = rank, set()
         if rank and rank == best:
-            keys.add(change.reference.partition(":")[2])
+            keys.add(reference.partition(":")[2])
     return keys.pop() if len(keys) == 1 else None
 
 
-def _names_of(change: Change) -> Iterator[str]:
-    for reference in (change.reference, *change.related):
-        # what stands before the noun is where it is
-        yield reference.partition(":")[0].rpartition(".")[2]
+def _noun_of(reference: str) -> str:
+    # what stands before the noun is where it is
+    return reference.partition(":")[0].rpartition(".")[2]

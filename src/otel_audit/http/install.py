@@ -314,7 +314,8 @@ def _with_middleware(app: Any, stack: Any, capture: Capture) -> Any:
         _logger.info("%s builds its middleware stack itself; it is audited all the same",
                      type(app).__name__)  # fmt: skip
         layer = _with_inner_middleware(layer)
-    # an inner middleware of this kind does nothing
+    else:
+        _without_outer_middleware(layer)
     outer = OuterMiddleware(layer, capture.for_app(app))
     if outside is not None:
         with contextlib.suppress(AttributeError, TypeError):  # a layer that cannot be changed
@@ -348,6 +349,23 @@ def _with_inner_middleware(layer: Any) -> Any:
             break
         above = inner
     return InnerMiddleware(layer)
+
+
+def _without_outer_middleware(layer: Any) -> None:
+    """Take out the one that stands further inside: it would only pass everything on.
+
+    FastAPI puts layers of its own around the middleware of the application.
+    """
+    from starlette.applications import Starlette
+    from starlette.routing import Router
+
+    for one in _chain(layer):
+        if isinstance(one, Starlette | Router):
+            break  # another application
+        if isinstance(getattr(one, "app", None), OuterMiddleware):
+            with contextlib.suppress(AttributeError, TypeError):  # a layer that cannot be changed
+                one.app = one.app.app
+            break
 
 
 def _chain(layer: Any) -> Iterator[Any]:

@@ -111,7 +111,7 @@ class OuterMiddleware:
                 return
             await self.app(scope, receive, send)
             return
-        if isinstance(exchange, UnrecordedRequest):
+        if type(exchange) is UnrecordedRequest:
             await self._let_pass(exchange, scope, receive, send)
             return
         if exchange.refused or not await exchange.admitted():
@@ -186,7 +186,7 @@ class InnerMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
         exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
-        if isinstance(exchange, UnrecordedRequest):
+        if type(exchange) is UnrecordedRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             await self.app(scope, receive, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from otel_audit._util.cache import Memo
@@ -41,6 +42,7 @@ LONGEST_HEADER = 4_096
 _CACHED_NAME = 64
 """Characters of a header's name about which it is remembered whether it is kept."""
 
+_VALUE = itemgetter(1)
 _FEW_LINES = 16
 _SHORT_VALUE = LONGEST_HEADER // 4
 """So many lines of that length need no closer look."""
@@ -219,10 +221,12 @@ class RequestHead:
         if len(whole) > LONGEST_PATH:
             path = cut_path(whole, LONGEST_PATH)
             self._budget.note_cut("request.path")
-        if not parameters and routed.get("route") is None:
+        if not parameters:
+            if routed.get("route") is not None:
+                return path
             # not routed yet, so it is not known which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
-        return _without(path, secret_parameters(parameters or {}, self._redactor, whole))
+        return _without(path, secret_parameters(parameters, self._redactor, whole))
 
 
 def describe_headers(
@@ -244,7 +248,7 @@ def describe_headers(
     kept = [pair for pair in headers if is_kept[pair[0]]]
     if not kept:
         return {}
-    if len(kept) > _FEW_LINES or max(len(value) for _, value in kept) > _SHORT_VALUE:
+    if len(kept) > _FEW_LINES or max(map(len, map(_VALUE, kept))) > _SHORT_VALUE:
         kept = _bounded_lines(kept, budget, part)
     return redactor.headers(kept, keep, lambda: budget.head)
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from otel_audit._util.cache import Memo
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.identity.redact_identity import shown_source
 from otel_audit.identity.safe_access import (
     Scope,
     claim,
@@ -22,6 +24,7 @@ from otel_audit.identity.safe_access import (
     cookie_value,
     first_header,
     header_values,
+    headers_by_name,
     identifier,
     state_of,
 )
@@ -31,6 +34,8 @@ from otel_audit.redaction.truncate import cut_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from otel_audit.redaction import Redactor
 
 
 UNIX: Final = "unix"
@@ -172,6 +177,8 @@ def _network(entry: str) -> Network:
         ) from None
 
 
+_REMEMBERED: Final = 1024
+
 USER_AGENT_LIMIT: Final = 512
 """Characters of a user agent that are kept."""
 
@@ -232,18 +239,69 @@ def resolve_source(
         What is known. ``type`` is ``host`` where the server gives a name instead of an address.
     """
     session = _session(asgi_scope, options, claims)
-    if known is not None:
-        if session == known.session_id:
-            return known
-        return msgspec.structs.replace(known, session_id=session)
+    if known is None:
+        known = _of_connection(asgi_scope, options)
+    if session == known.session_id:
+        return known
+    return msgspec.structs.replace(known, session_id=session)
+
+
+def _of_connection(asgi_scope: Scope, options: SourceOptions) -> Source:
+    """Say what all requests over one connection have alike."""
     address = options.proxies.client(asgi_scope)
     agent = first_header(asgi_scope, "user-agent")
     return Source(
         address=None if address is None else clean(address) or None,
         type="ip" if address is None or parse_address(address) is not None else "host",
         user_agent=None if agent is None else _user_agent(agent),
-        session_id=session,
     )
+
+
+class SourceReader:
+    """Reads the source of requests, as it is shown; what they have alike is read once."""
+
+    def __init__(self, options: SourceOptions, redactor: Redactor) -> None:
+        """Take what reading needs.
+
+        Args:
+            options: From the settings.
+            redactor: Takes secrets out.
+        """
+        self._options = options
+        self._redactor = redactor
+        self._forwarded = options.proxies.header.encode("latin-1")
+        self._alike: Memo[tuple[str, bytes | None], Source] = Memo(
+            self._of_pair, _REMEMBERED, lambda pair: len(pair[1] or b"") <= USER_AGENT_LIMIT
+        )
+
+    def read(
+        self, asgi_scope: Scope, claims: Mapping[str, Any] | None, known: Source | None
+    ) -> Source:
+        """Find out where an action came from; see `resolve_source`.
+
+        Args:
+            asgi_scope: The ASGI scope.
+            claims: Claims of a verified token, for the session; None if there is none.
+            known: What this said before of the same connection: only the session may be news.
+        """
+        if known is None:
+            known = self._of_connection(asgi_scope)
+        found = resolve_source(asgi_scope, self._options, claims, known)
+        return found if found is known else shown_source(found, self._redactor)
+
+    def _of_connection(self, asgi_scope: Scope) -> Source:
+        client = asgi_scope.get("client")
+        sent = headers_by_name(asgi_scope.get("headers") or ())
+        if type(client) is tuple and type(client[0]) is str and self._forwarded not in sent:
+            return self._alike[client[0], sent.get(b"user-agent")]
+        return shown_source(_of_connection(asgi_scope, self._options), self._redactor)
+
+    def _of_pair(self, pair: tuple[str, bytes | None]) -> Source:
+        """Say it of all who come from one address, with one user agent and by no proxy."""
+        name, agent = pair
+        headers = () if agent is None else ((b"user-agent", agent),)
+        scope = {"client": (name, 0), "headers": headers}
+        return shown_source(_of_connection(scope, self._options), self._redactor)
 
 
 def _user_agent(given: str) -> str | None:
@@ -273,9 +331,10 @@ def request_id(
 def _session(
     asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
 ) -> str | None:
-    session = identifier(state_of(asgi_scope).get("session_id"))
-    if session is None and claims is not None:
-        session = identifier(claim(claims, options.session_claim))
+    named = state_of(asgi_scope).get("session_id")
+    if named is None and claims is not None:
+        named = claim(claims, options.session_claim)
+    session = None if named is None else identifier(named)
     if session is not None or options.session_cookie is None or not options.hash:
         return session
     secret = cookie_value(asgi_scope, options.session_cookie)

@@ -142,26 +142,30 @@ def tenant_from(thing: object) -> Tenant | None:
 def _app(
     _asgi: Scope, scope: AuditScope, _claims: Claims, _options: TenantOptions
 ) -> Tenant | None:
-    return tenant_from(scope.tenant)
+    return None if scope.tenant is None else tenant_from(scope.tenant)
 
 
 def _state(
     asgi: Scope, _scope: AuditScope, _claims: Claims, _options: TenantOptions
 ) -> Tenant | None:
     state = state_of(asgi)
-    found = tenant_from(state.get("tenant"))
+    given = state.get("tenant")
+    found = None if given is None else tenant_from(given)
     if found is not None:
         return found
-    named = identifier(state.get("tenant_id"))
+    given = state.get("tenant_id")
+    named = None if given is None else identifier(given)
     if named is None:
         return None
     return Tenant(id=named, slug=identifier(state.get("tenant_slug")))
 
 
 def _jwt(_asgi: Scope, _scope: AuditScope, claims: Claims, options: TenantOptions) -> Tenant | None:
-    found = identifier(claim(claims, options.claim)) if options.claim else None
+    found = identifier(claim(claims, options.claim)) if options.claim and claims else None
+    if found is None:
+        return None
     slug = identifier(claim(claims, options.slug_claim)) if options.slug_claim else None
-    return None if found is None else Tenant(id=found, slug=slug)
+    return Tenant(id=found, slug=slug)
 
 
 def _header(

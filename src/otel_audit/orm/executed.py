@@ -6,7 +6,7 @@ And whose it is: the unit of work's, or the application's during a flush.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Table
 from sqlalchemy.engine.interfaces import ExecuteStyle
@@ -21,6 +21,12 @@ from otel_audit.record import Operation
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
     from sqlalchemy.orm import Mapper
+
+
+_ELEMENT: Final = "_otel_audit_element"
+"""Key of the element that was sent, in the dictionary of what it was compiled to."""
+
+_UNREAD: Final = object()
 
 
 def sent_statement(compiled: Any) -> Any:
@@ -40,7 +46,13 @@ def sent_statement(compiled: Any) -> Any:
 def compiled_element(context: ExecutionContext | Any) -> Any:
     """The SQL element that was sent, None for a plain text given to the driver."""
     compiled = getattr(context, "compiled", None)
-    return None if compiled is None else bare(sent_statement(compiled))
+    if compiled is None:
+        return None
+    # SQLAlchemy compiles a statement once, and executes it often
+    found = compiled.__dict__.get(_ELEMENT, _UNREAD)
+    if found is _UNREAD:
+        found = compiled.__dict__[_ELEMENT] = bare(sent_statement(compiled))
+    return found
 
 
 def bare(element: Any) -> Any:

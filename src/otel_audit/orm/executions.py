@@ -59,6 +59,9 @@ _SESSIONS = "_otel_audit_sessions"
 
 def _sessions_of(connection: Connection) -> list[Session]:
     known: tuple[weakref.ref[Session], ...] = connection.__dict__.get(_SESSIONS, ())
+    if len(known) == 1:  # as nearly always
+        only = known[0]()
+        return [] if only is None else [only]
     return [session for one in known if (session := one()) is not None]
 
 
@@ -88,7 +91,7 @@ class Executions:
     def joined(self, session: Session, connection: Connection) -> None:
         """A session has begun to use a connection."""
         known = connection.__dict__.get(_SESSIONS, ())
-        if not any(one() is session for one in known):
+        if not known or not any(one() is session for one in known):
             connection.__dict__[_SESSIONS] = (*known, weakref.ref(session))
 
     def executed(

@@ -174,11 +174,12 @@ class MapperInfoCache:
 
     def mapper_of(self, table: Table) -> Mapper[Any] | None:
         """The mapper of a table; of several the base of all."""
-        if table in self._tables:
-            known = self._tables[table]
-            found = None if known is None else known()
-            if found is not None or known is None:
-                return found
+        known = self._tables.get(table, _never_met)
+        if known is None:
+            return None
+        found = known()
+        if found is not None:
+            return found
         mapper = _find_mapper(table)
         named = self._named
         if (
@@ -478,3 +479,7 @@ def _find_mapper(table: Table) -> Mapper[Any] | None:
         if mapper.local_table is table
     )
     return min(candidates, key=lambda mapper: len(bases_of(mapper)), default=None)
+
+
+def _never_met() -> None:
+    """Stands for the mapper of a table that is met for the first time."""

@@ -122,10 +122,11 @@ class SchemaQualifiers:
     def naming(self, place: WriteLocation, naming: RowNaming) -> RowNaming:
         """The nouns of rows at a place."""
         schema = place.schema(naming.schema)
-        parts = [self._database(place, naming), schema if schema != naming.schema else None]
-        qualifier = "".join(f"{_escaped(part)}." for part in parts if part)
-        if not qualifier and schema == naming.schema:
+        database = self._database(place, naming)
+        if not database and schema == naming.schema:
             return naming
+        parts = [database, schema if schema != naming.schema else None]
+        qualifier = "".join(f"{_escaped(part)}." for part in parts if part)
         key = (naming, schema, qualifier)
         found = self._placed.get(key)
         if found is None:

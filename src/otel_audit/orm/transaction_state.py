@@ -229,9 +229,13 @@ class TransactionState(msgspec.Struct, eq=False):
     @property
     def aborted(self) -> bool | None:
         """Whether the database will turn a COMMIT into a ROLLBACK; None if that may be."""
-        if any(frame.aborted for frame in self.frames):
-            return True
-        return None if any(frame.aborted is None for frame in self.frames) else False
+        found: bool | None = False
+        for frame in self.frames:
+            if frame.aborted:
+                return True
+            if frame.aborted is None:
+                found = None
+        return found
 
     def _leave(self, name: str) -> list[TransactionFrame]:
         for position in range(len(self.frames) - 1, 0, -1):

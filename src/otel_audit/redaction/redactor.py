@@ -23,7 +23,14 @@ from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
-from otel_audit.redaction.prefilter import Scan, is_clean_json, is_plain, is_plain_path, prefilter
+from otel_audit.redaction.prefilter import (
+    Scan,
+    is_clean,
+    is_clean_json,
+    is_plain,
+    is_plain_path,
+    prefilter,
+)
 from otel_audit.redaction.secret_urls import without_random_segments
 from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
@@ -190,7 +197,7 @@ class Redactor:
         try:
             text = encode(value)
             most = self._rules.limits.length if longest is None else longest
-            if len(text) > most or not is_clean_json(text, self._rules):
+            if len(text) > most or not is_clean(text, self._rules):
                 return None
             copy = parse_json(text)
             # what the encoder spells in its own way, such as bytes in base64, was not looked at

@@ -12,6 +12,7 @@ import secrets
 import ssl
 import uuid
 
+import asyncpg
 import pytest
 from collector.collectors import make_certificates
 from integration.streams.conftest import SECRET, running, until
@@ -213,16 +214,47 @@ async def test_an_event_says_when_the_store_took_it(log, stream_to, receiver, co
     assert (metadata["sequence"], metadata["log_name"]) == (0, "audit.example.com/log")
 
 
-async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, connection):
-    """A row that is no record of ours, put there by hand, stops no stream."""
-    await log.write(2)
+async def insert(connection, payload):
+    """Write a row by hand, after at least one that is a record."""
     await connection.execute(
         "INSERT INTO audit.audit_logs (id, action_id, phase, occurred_at, duration_ms, event_name,"
         " action, outcome, actor_id, actor_type, transaction_outcome, entities, schema_version,"
-        " content_hash, payload) SELECT '01890a5d-ac96-774b-bcce-b302099a8057', action_id, phase,"
-        " occurred_at, 0, event_name, action, outcome, actor_id, actor_type, transaction_outcome,"
-        " entities, schema_version, sha256('{\"a\":1}'), '{\"a\":1}' FROM audit.audit_logs LIMIT 1"
-    )
+        " content_hash, payload) SELECT $1, action_id, phase, occurred_at, 0, event_name, action,"
+        " outcome, actor_id, actor_type, transaction_outcome, entities, schema_version,"
+        " sha256(convert_to($2, 'UTF8')), $2::json FROM audit.audit_logs LIMIT 1",
+        uuid.UUID(uuid7()), payload,
+    )  # fmt: skip
+
+
+async def test_a_row_that_commits_late_comes_late(log, stream_to, receiver, audit_store):
+    """Its id is older than those that were sent; it is sealed after them, and sent once."""
+    await log.write(1)
+    late = await asyncpg.connect(audit_store)
+    held = late.transaction()
+    await held.start()
+    await insert(late, '{"record_id":"late"}')
+    try:
+        stream = stream_to(*to(receiver))
+        await log.write(3)
+        await log.seal()
+        await stream.run_once()
+        assert receiver.leaves == [0, 1, 2, 3]
+        await held.commit()
+    finally:
+        await late.close()
+    await log.write(1)
+    await log.seal()
+    await stream.run_once()
+    # and that the stream was made is one, too
+    assert receiver.leaves == list(range(7))
+    assert [event["id"] for event in receiver.stored].count("late") == 1
+    assert "late" not in [event["id"] for event in receiver.stored[:4]]
+
+
+async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, connection):
+    """A row that is no record of ours, put there by hand, stops no stream."""
+    await log.write(2)
+    await insert(connection, '{"a":1}')
     await log.write(2)
     await log.seal()
     await stream_to(*to(receiver), 'shape = "ecs"').run_once()

@@ -165,7 +165,7 @@ def tapped_without_anonymous(tapped: Tapped) -> Tapped:
     kept = tapped.runtime._options
     plain.runtime._options = dataclasses.replace(
         kept, policy=plain.runtime._options.policy,
-        recorder=plain.kept, on_error=plain.runtime._count_error,
+        recorder=plain.kept, on_error=plain.runtime.count_error,
     )  # fmt: skip
     return plain
 
