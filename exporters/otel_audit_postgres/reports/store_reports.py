@@ -38,14 +38,14 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
     for one in evidence.parts:
         begin, end = one.begin, one.end
         gaps = await _gaps(snapshot, begin, end)
-        lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
+        lag = await _lag(snapshot, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
             f"{moment(begin)} to {moment(end)}", one.records, one.records - one.odd,
             f"{snapshot.leaves}, root {snapshot.root}", evidence.signed, evidence.anchors,
             _verdict(evidence, one), gaps, _of_all(snapshot, losses[key]),
             _of_all(snapshot, quarantined[key]), one.unknown,
-            None if lag is None else f"{float(lag):.1f} s", _of_all(snapshot, guards[key]),
+            lag, _of_all(snapshot, guards[key]),
         )  # fmt: skip
 
 
@@ -62,6 +62,14 @@ def _verdict(evidence: Evidence, month: Part) -> str:
         "holds: every record is as it was sealed, and the leaves make up the checkpoint's root"
         f"{malformed}"
     )
+
+
+async def _lag(snapshot: Snapshot, begin: datetime, end: datetime) -> str | None:
+    """How long the first record of a block waited at most; a block has records of all tenants."""
+    if snapshot.is_part:
+        return _NOT_TOLD
+    lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
+    return None if lag is None else f"{float(lag):.1f} s"
 
 
 def _of_all(snapshot: Snapshot, count: int) -> int | str:

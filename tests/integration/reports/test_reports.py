@@ -326,6 +326,10 @@ TAMPERED = {
         "UPDATE audit.audit_logs SET received_by = 'a sender' WHERE event_name = 'audit.viewed'",
         "columns that do not follow from the payload: received_by",
     ),
+    "agent": (
+        "UPDATE audit.audit_logs SET user_agent = 'another' WHERE event_name = 'order.paid'",
+        "columns that do not follow from the payload: user_agent",
+    ),
     "hash": (
         "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE event_name = 'order.paid'",
         "1 records are not as they were sealed",
@@ -340,7 +344,7 @@ TAMPERED = {
     ),
 }  # fmt: skip
 """What a person with every right does to a sealed trail, and what the report on it says."""
-NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender"})
+NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender", "agent"})
 
 
 async def tamper(dsn: str, statement: str) -> None:
@@ -445,8 +449,10 @@ class TestEvidence:
         clinic = replace(WHOLE, tenant="clinic")
         for name in REPORTS:
             asked = replace(ASKED.get(name, WHOLE), tenant="clinic")
-            text = await made(store.dsn, name, asked)
+            witnesses = Witnesses((store.key.public,), (store.anchor,))
+            text = await made(store.dsn, name, asked, witnesses=witnesses)
             told = json.loads(text)
+            assert store.anchor.name not in text
             assert not any(note.startswith("TAMPERED") for note in told["notes"]), name
             assert "23 leaves" not in text
             assert "--checkpoint 23" not in text
@@ -457,7 +463,9 @@ class TestEvidence:
             "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE action = 'READ'",
         )
         told = json.loads(await made(store.dsn, "integrity", clinic))
-        assert "1 records are not as they were sealed" in rows_of(json.dumps(told))[0]["verdict"]
+        (row,) = rows_of(json.dumps(told))
+        assert "1 records are not as they were sealed" in row["verdict"]
+        assert row["longest seal lag"] == "not told: of the whole store only"
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""
