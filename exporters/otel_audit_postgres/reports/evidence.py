@@ -212,12 +212,15 @@ class Evidence:
     Attributes:
         parts: The stretches of the period.
         against: What speaks against the tree: its root, a signature, an anchor.
+        is_collapsed: Whether the checkpoint lies within leaves whose records were all dropped, so
+            that its root cannot be built again.
         anchors: What the anchors say.
         signed: Who has signed the checkpoint.
     """
 
     parts: list[Part]
     against: list[str] = field(default_factory=list)
+    is_collapsed: bool = False
     anchors: str = NO_ANCHOR
     signed: str = ""
 
@@ -329,9 +332,10 @@ async def _climb(
                 # several milliseconds of hashing: whoever shares this loop has a turn
                 await asyncio.sleep(0)
         else:
+            found.is_collapsed |= piece.first < snapshot.size < piece.first + piece.count
             walk.tree = grown(walk.tree, piece)
         walk.roots[walk.tree.size] = walk.tree.root()
-    if walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
+    if not found.is_collapsed and walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
         found.against.append("the leaves do not make up the checkpoint's root")
     found.signed = _signed(snapshot, witnesses, found)
     heard.judge_silence(walk.tree.size, findings)

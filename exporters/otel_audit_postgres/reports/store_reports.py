@@ -53,6 +53,8 @@ def _verdict(evidence: Evidence, month: Part) -> str:
     against = [*evidence.against, *month.problems]
     if against:
         return f"TAMPERED: {'; '.join(against)}"
+    if evidence.is_collapsed:
+        return "not to be told: the checkpoint lies within leaves whose records were dropped since"
     malformed = (
         f"; {month.malformed} were inserted with columns that do not follow from their text"
         if month.malformed

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
-from otel_audit_postgres import init
+from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.checkpoints import signed_text
 from otel_audit_postgres.ledger.keys import generate
@@ -154,6 +154,15 @@ def replace_id(record, number: int):
     )  # fmt: skip
 
 
+_COLLAPSED = (
+    """
+    INSERT INTO audit.ledger_pruned (first, leaves, hash)
+    SELECT 0, 16, decode(split_part(note, E'\\n', 3), 'base64') FROM audit.ledger_checkpoints
+    WHERE size = 16
+    """,
+    "DELETE FROM audit.ledger_blocks WHERE first < 16",
+    "DELETE FROM audit.audit_logs WHERE id < audit.uuid_at('2026-10-01T17:30Z')",
+)
 _DROPPED = """
 INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows)
 VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', 0)
@@ -190,6 +199,24 @@ class TestWhatItSays:
             notes = json.loads(await made(store.dsn, name, asked))["notes"]
             assert "NOT HERE: records of 2026-09 were dropped; see the archive" in notes
             assert [note for note in notes if note.startswith("TAMPERED")] == []
+
+    async def test_a_checkpoint_within_what_was_dropped_is_no_tampering(
+        self, audit_store, tmp_path
+    ):
+        """Its leaves are collapsed: there is nothing to compare, and a later one can be compared."""
+        store = ReportStore(audit_store, tmp_path)
+        await maintain(store.dsn, months=[date(2026, 10, 1)])
+        for begin, end in ((0, 8), (8, 16), (16, 23)):
+            await store.add(records()[begin:end])
+        for statement in _COLLAPSED:
+            await tamper(store.dsn, statement)
+
+        for name in ("integrity", "coverage"):
+            within = json.loads(await made(store.dsn, name, replace(WHOLE, checkpoint=8)))
+            assert within["head"]["evidence"].startswith("not to be had"), name
+            assert [note for note in within["notes"] if note.startswith("TAMPERED")] == []
+        whole = json.loads(await made(store.dsn, "coverage"))
+        assert whole["head"]["evidence"].endswith("the leaves make up the root")
 
     async def test_what_the_readers_scope_hides(self, store, postgres):
         """Whoever sees one tenant gets no other's records, and the head says so."""
