@@ -268,7 +268,9 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
         "--to", moment(options.end), "--checkpoint", str(size),
     ]  # fmt: skip
     for name in ("tenant", "query", "subject"):
-        if value := getattr(options, name):
+        value = getattr(options, name)
+        # records without a tenant are those of the tenant without a name
+        if value or (name == "tenant" and value is not None):
             again += [f"--{name}", value]
     if definition.name == "review":
         again += ["--sample", str(options.sample), "--seed", options.seed]
