@@ -61,6 +61,7 @@ _QUARANTINE, _NO_QUARANTINE = (
     {"audit_store_quarantined_records": "7+0x200"},
 )
 _PARKED, _NOT_PARKED = _counter("audit_destination_parked_total")
+_ALTERED, _NOT_ALTERED = _counter("audit_destination_altered_total")
 
 RULES: Final = (
     Rule("AuditStoreDown", "increase(audit_export_retries_total[2m]) > 0 and increase(audit_records_exported_total[2m]) == 0",
@@ -110,7 +111,18 @@ RULES: Final = (
          "A month begins within a week, and has no partition", "Run `otel-audit maintain`.",
          {"audit_store_partitions_ahead_seconds": "500000+0x200"}, {"audit_store_partitions_ahead_seconds": "900000+0x200"}),
     Rule("AuditStreamParks", _rises("audit_destination_parked_total", "15m"), "0m", "ticket",
-         "A destination refuses records, which are parked", "`otel-audit stream status` has the reasons.", _PARKED, _NOT_PARKED),
+         "A destination refuses records, which are parked", "`otel-audit stream parked NAME` has the reasons.", _PARKED, _NOT_PARKED),
+    Rule("AuditStreamLags", "audit_destination_lag_seconds > 300", "5m", "ticket",
+         "A destination gets records more than five minutes after they were sealed",
+         "Its log says what the destination answers; nothing is lost.",
+         {"audit_destination_lag_seconds": "400+60x60"}, {"audit_destination_lag_seconds": "3+0x60"}),
+    Rule("AuditStreamEnded", "audit_destination_refused > 0", "0m", "page",
+         "A stream has ended, as its position does not fit the log",
+         "Was the store restored? `otel-audit stream rewind` says from where to go on.",
+         {"audit_destination_refused": "1+0x60"}, {"audit_destination_refused": "0+0x60"}),
+    Rule("AuditStreamAltered", _rises("audit_destination_altered_total", "15m"), "0m", "page",
+         "A row that was sent is not what was sealed", "Run `otel-audit verify`; keep the store as it is.",
+         _ALTERED, _NOT_ALTERED),
 )  # fmt: skip
 
 

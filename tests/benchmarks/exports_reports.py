@@ -1,9 +1,10 @@
 """How long exports and reports take on a store of many records, and how much memory.
 
-    python -m tests.benchmarks.exports_reports --rows 1000000
+    python -m tests.benchmarks.exports_reports                       # 1,000,000 records
+    python -m tests.benchmarks.exports_reports --rows 5000000 --write   # and the table into docs/reports.md
 
 Fills a store in ``--data`` (kept for the next time) and measures each export format and each report,
-each in a process of its own. Figures are of this machine, with whatever else runs on it.
+each in a process of its own: its time, the CPU of this process and of the server's, and its memory.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import asyncpg
 
@@ -30,9 +30,10 @@ for folder in (HERE, HERE.parent, HERE.parents[1]):
 
 def main() -> None:
     told = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    told.add_argument("--rows", type=int, default=100_000)
+    told.add_argument("--rows", type=int, default=1_000_000)
     told.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "otel-audit-bench")
     told.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    told.add_argument("--write", action="store_true", help="write the table into docs/reports.md")
     told.add_argument("--only", help="one measurement: export:csv, report:rights")
     told.add_argument("--dsn", help="a store that is filled already")
     options = told.parse_args()
@@ -51,29 +52,64 @@ def main() -> None:
 
 def every(dsn: str, options: argparse.Namespace) -> None:
     """Measure each in a process of its own, so that memory is its own."""
-    from otel_audit_postgres.exports.write import FORMATS
+    from otel_audit_postgres.exports.write import DataFormat
     from otel_audit_postgres.reports.catalog import REPORTS
 
-    names = [*(f"export:{one}" for one in FORMATS), *(f"report:{one}" for one in REPORTS)]
+    names = [
+        *(f"export:{one}" for one in get_args(DataFormat)),
+        *(f"report:{one}" for one in REPORTS),
+    ]
     found = []
+    load = os.getloadavg()[0]
+    print("".join(HEAD), end="")
     for name in names:
         done = subprocess.run(
             [sys.executable, __file__, "--dsn", dsn, "--only", name],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         found.append(json.loads(done.stdout))
-        print(
-            "{name:24} {rows:>9} rows {seconds:7.1f} s (own CPU {cpu:6.1f}) {rate:>8} rows/s {memory:5} MB  load {load}".format(
-                **found[-1]
-            ),
-            flush=True,
-        )
+        print(line(found[-1]), end="", flush=True)
+    records = found[0]["rows"]
+    print(f"{records:,} records; load of the machine before: {load:.1f}")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
+    if options.write:
+        write_table(records, load, found)
+
+
+HEAD = (
+    "| what | rows | seconds | rows/s | CPU here | CPU of the server | memory |\n",
+    "|---|---|---|---|---|---|---|\n",
+)
+
+
+def line(one: dict[str, Any]) -> str:
+    kind, _, what = one["name"].partition(":")
+    rate = f"{one['rate']:,}" if kind == "export" else ""
+    return (
+        f"| {kind} `{what}` | {one['rows']:,} | {one['seconds']:.1f} | {rate} | "
+        f"{one['client_cpu']:.1f} s | {one['server_cpu']:.1f} s | {one['memory']} MB |\n"
+    )
+
+
+def write_table(records: int, load: float, found: list[dict[str, Any]]) -> None:
+    """Put the table between its marks, for this number of records, and leave the rest as it is."""
+    page = HERE.parents[1] / "docs" / "reports.md"
+    begin, end = f"<!-- figures {records}: begin -->", f"<!-- figures {records}: end -->"
+    before, _, rest = page.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    if not after:
+        raise SystemExit(f"{page} has no place for {records} records: {begin} … {end}")
+    about = (
+        f"{records:,} records, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, load of the machine before: "
+        f"{load:.1f}, {os.cpu_count()} cores\n\n"
+    )
+    table = "".join([*HEAD, *map(line, found)])
+    page.write_text(f"{before}{begin}\n\n{about}{table}\n{end}{after}")
 
 
 async def measure(dsn: str, name: str) -> dict[str, Any]:
-    """Measure one; reports of all the time that the store has, the files thrown away."""
+    """Measure one; reports of all the time that the store has, in all formats, thrown away."""
     import otel_audit_postgres.exports.write
     import otel_audit_postgres.reports.run  # noqa: F401 - what is imported is not measured
 
@@ -86,9 +122,15 @@ async def measure(dsn: str, name: str) -> dict[str, Any]:
         "name": name, "rows": rows, "seconds": round(seconds, 2), "rate": round(rows / seconds),
         "client_cpu": round(time.process_time() - own, 1),
         "server_cpu": round(server_cpu(server) - theirs, 1),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "memory": memory(),
         "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
+
+
+def memory() -> int:
+    """The most that this process has had in memory, in MB; `getrusage` counts its parent's, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 async def postmaster(dsn: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,6 +35,8 @@ CSV_COLUMNS: Final = ("leaf", *exporting.CSV_COLUMNS)
 
 _AT_ONCE: Final = 4_000
 """Leaves whose rows are asked for in one go."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+"""Errors of the disk, and not of the connection."""
 _FEW: Final = 200_000
 """Records up to which their ids are looked for first, and the rows of all other leaves not read."""
 # a few thousand ids of millions: each is looked up, whatever the planner thinks of a whole reading
@@ -129,6 +132,13 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
                 record_id=record_id,
             )  # fmt: skip
             files.keep(manifest)
+        except OSError as error:
+            files.discard()
+            if error.errno not in _NO_ROOM:
+                raise
+            raise ConfigurationError(
+                f"--out: {out} cannot be written: {error.strerror}; nothing is left there"
+            ) from None
         except BaseException:
             files.discard()
             raise
@@ -229,6 +239,9 @@ class _Target(Protocol):
     def close(self) -> None:
         """End the file."""
 
+    def abandon(self) -> None:
+        """Close it as it is."""
+
 
 class _TextTarget:
     """CSV, NDJSON, JSON."""
@@ -253,6 +266,10 @@ class _TextTarget:
         self._file.write(self._form.end)
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close it as it is."""
         self._file.close()
 
 
@@ -294,6 +311,10 @@ class _ParquetTarget:
 
     def close(self) -> None:
         """End the file."""
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close it as it is."""
         self._file.close()
 
 
@@ -345,7 +366,10 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
         if writing is not None:
             with contextlib.suppress(BaseException):
                 await asyncio.shield(writing)
-        proof.abandon()
+        # what ends this says what went wrong; a full disk may not even take the rest
+        for one in (target.abandon, proof.abandon):
+            with contextlib.suppress(Exception):
+                one()
         raise
     return done
 

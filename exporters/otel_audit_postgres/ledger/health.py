@@ -70,7 +70,7 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
         except ConfigurationError as error:
             found.append(Finding("signing_key", ok=False, detail=str(error), remedy=_KEYGEN))
         else:
-            detail = f"{path} is its owner's alone; the public key is {key.public.text()}"
+            detail = f"{path} is for this process alone; the public key is {key.public.text()}"
             found.append(Finding("signing_key", ok=True, detail=detail))
     if seals_here:
         found.append(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from otel_audit._util.durable_file import create_durably
+from otel_audit._util.private_file import is_private
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_ID_SIZE: Final = 4
 _ED25519: Final = b"\x01"
 _SEED_SIZE: Final = 32
 _PRIVATE: Final = "PRIVATE+KEY+"
-_OTHERS_MAY: Final = 0o077
 
 
 class Signer(Protocol):
@@ -165,12 +165,12 @@ def read_key_file(path: Path, setting: str) -> SigningKey:
         MissingExtraError: `cryptography` is not installed.
     """
     try:
-        mode, text = path.stat().st_mode, path.read_text("utf-8")
+        facts, text = path.stat(), path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"{setting}: the file cannot be read ({type(error).__name__})"
         ) from None
-    if mode & _OTHERS_MAY:
+    if not is_private(facts):
         raise ConfigurationError(f"{setting}: others may read the file; chmod 600 it")
     return read_signing_key(text, setting)
 

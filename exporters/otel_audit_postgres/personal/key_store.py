@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.durable_file import create_durably
+from otel_audit._util.private_file import is_private
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import (
     ConfigurationError,
@@ -41,7 +42,6 @@ REMEMBERED_FOR: Final = 60.0
 """Seconds for which a key is cached: so long other processes may use a destroyed key,
 and data encrypted with it cannot be read."""
 _MOST_REMEMBERED: Final = 10_000
-_OTHERS_MAY: Final = 0o077
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NONCE_BYTES: Final = 12
 
@@ -185,13 +185,13 @@ def read_wrapper(path: Path, setting: str = "OTEL_AUDIT_KEYS_KEK_FILE") -> FileW
         ConfigurationError: It cannot be read, others may read it, or it is none.
     """
     try:
-        mode, text = path.stat().st_mode, path.read_text("ascii").strip()
+        facts, text = path.stat(), path.read_text("ascii").strip()
         key = bytes.fromhex(text)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{setting}: no key can be read from the file ({type(error).__name__})"
         ) from None
-    if mode & _OTHERS_MAY:
+    if not is_private(facts):
         raise ConfigurationError(f"{setting}: others may read the file; chmod 600 it")
     if len(key) != KEY_BYTES:
         raise ConfigurationError(f"{setting}: 32 bytes in hex are needed")

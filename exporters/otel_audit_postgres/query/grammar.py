@@ -146,7 +146,7 @@ class _Reader:
             return Term(None, (self._text_value(),), negated)
         field = FIELDS.get(named[1].lower())
         if field is None:
-            raise QueryError(named.start(1) + 1, _unknown(named[1]))
+            raise QueryError(named.start(1) + 1, _unknown(named[1], self._text[named.end() :]))
         self._at = named.end()
         values = [self._value(field)]
         while self._peek() == ",":
@@ -253,9 +253,18 @@ def _checked(field: Field, text: str, begin: int) -> str:
     return text
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}:?" if near else f"there are {', '.join(FIELDS)}"
+_KEY: Final = re.compile(r"[\w-]{1,40}(?=\s|$)")
+
+
+def _unknown(name: str, value: str) -> str:
+    near = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.8)
+    if near:
+        meant = f"did you mean {near[0]}:?"
+    elif re.fullmatch(r"\w{1,40}", name) and (key := _KEY.match(value)):
+        # item:1 is what an entity is called
+        meant = f"did you mean entity:{name}:{key[0]}?"
+    else:
+        meant = f"there are {', '.join(FIELDS)}"
     return f"{name[:40]}: is no field; {meant} (put text with a colon in quotes)"
 
 

@@ -8,6 +8,7 @@ is looked up.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import uuid
@@ -25,6 +26,7 @@ from otel_audit_postgres.ledger.leaves import TAG, Block, grown
 from otel_audit_postgres.ledger.settings import chosen_public_keys
 from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
 from otel_audit_postgres.ledger.verify.findings import Findings
+from otel_audit_postgres.ledger.verify.retired import sound_prunings
 from otel_audit_postgres.ledger.verify.row_pass import RowSelection, check_rows
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassState
 from otel_audit_postgres.ledger.verify.verify import judge_testimonies
@@ -37,6 +39,7 @@ _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
 _MOST_SUSPECTS: Final = 10_000
+_PAUSES_AFTER: Final = 500
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
@@ -67,18 +70,30 @@ def _searchable(told: str) -> str:
     )
 
 
-# columns that reports show, by their payloads; what seems to differ is read by the verification
+# each column by the payload, but for entities, a duration and the hash as received, which only the
+# verification derives; it reads what seems to differ
 _OTHERWISE: Final = " OR ".join((
     _differs("event_name", "p.event_name"),
     _differs("action", "p.action"),
+    _differs("action_id", "p.action_id"),
+    _differs("phase", "p.phase"),
+    _differs("schema_version", "p.schema_version"),
+    _differs("trace_id", "p.trace_id"),
+    _differs("span_id", "p.span_id"),
+    _differs("error_type", "p.error ->> 'type'"),
+    _differs("service_name", "p.resource ->> 'service.name'"),
     _differs("outcome", "p.outcome"),
     _differs("transaction_outcome", "p.transaction"),
     _differs("tenant_id", "coalesce(p.tenant ->> 'id', '')"),
     _differs("actor_id", "a.id"),
+    _differs("actor_type", "a.type"),
     _differs("actor_role", "a.role"),
     _differs("target_type", "p.target ->> 'type'"),
     _differs("target_id", "p.target ->> 'id'"),
     _differs("source_address", _searchable("p.source ->> 'address'")),
+    _differs("user_agent", _searchable("p.source ->> 'user_agent'")),
+    _differs("session_id", _searchable("p.source ->> 'session_id'")),
+    _differs("url_path", _searchable("q.path")),
     _differs("http_method", "q.method"),
     _differs("http_route", "q.route"),
     _differs("request_id", "q.id"),
@@ -96,13 +111,16 @@ sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash
 OR CASE WHEN NOT ({READABLE.replace("payload", "l.payload")}) OR json_typeof(l.payload) <> 'object'
 THEN true ELSE EXISTS (
     SELECT FROM json_to_record(l.payload) AS p(
-        event_name text, action text, outcome text, transaction text, occurred_at text,
+        event_name text, action text, action_id text, phase text, schema_version text,
+        trace_id text, span_id text, error json, resource json,
+        outcome text, transaction text, occurred_at text,
         producer_id text, sequence_number text, tenant json, actor json, target json, source json,
         request json, response json, received json)
     LEFT JOIN LATERAL json_to_record(
-        CASE WHEN json_typeof(p.actor) = 'object' THEN p.actor END) AS a(id text, role text) ON true
+        CASE WHEN json_typeof(p.actor) = 'object' THEN p.actor END)
+        AS a(id text, type text, role text) ON true
     LEFT JOIN LATERAL json_to_record(CASE WHEN json_typeof(p.request) = 'object' THEN p.request END)
-        AS q(id text, method text, route text) ON true
+        AS q(id text, method text, route text, path text) ON true
     WHERE {_OTHERWISE}) END
 """
 _SUMS: Final = """
@@ -131,7 +149,8 @@ gone AS MATERIALIZED (
     SELECT s.id FROM sealed s WHERE {{in_range}}
     AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
     AND NOT EXISTS (
-        SELECT FROM audit.ledger_prunings p WHERE s.id >= p.lowest AND s.id < p.above)
+        SELECT FROM unnest({{dropped}}::uuid[], {{up_to}}::uuid[]) AS p(lowest, above)
+        WHERE s.id >= p.lowest AND s.id < p.above)
 )
 SELECT 'changed' AS kind, count(*) AS records,
        (array_agg(id ORDER BY id))[1:{_MOST_SUSPECTS}] AS ids FROM known
@@ -140,7 +159,6 @@ SELECT 'inserted', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM strang
 UNION ALL
 SELECT 'gone', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM gone
 """  # noqa: S608 - constants
-_PRUNED: Final = "SELECT lowest, above FROM audit.ledger_prunings WHERE above > $1 AND lowest < $2"
 
 
 @dataclass(slots=True)
@@ -194,12 +212,15 @@ class Evidence:
     Attributes:
         parts: The stretches of the period.
         against: What speaks against the tree: its root, a signature, an anchor.
+        is_collapsed: Whether the checkpoint lies within leaves whose records were all dropped, so
+            that its root cannot be built again.
         anchors: What the anchors say.
         signed: Who has signed the checkpoint.
     """
 
     parts: list[Part]
     against: list[str] = field(default_factory=list)
+    is_collapsed: bool = False
     anchors: str = NO_ANCHOR
     signed: str = ""
 
@@ -225,7 +246,8 @@ async def gather(
         is_deep: Whether each record's text is hashed again, too, and its columns compared with it.
     """
     found = Evidence([Part(begin, end) for begin, end in periods])
-    comparisons = [await _comparison(snapshot, part) for part in found.parts]
+    dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
+    comparisons = [_comparison(part, dropped) for part in found.parts]
     await _climb(snapshot, found, comparisons, witnesses)
     for one in comparisons:
         await _compare(snapshot, one, is_deep=is_deep)
@@ -250,7 +272,7 @@ class _Comparison:
     part: Part
     low: uuid.UUID
     high: uuid.UUID
-    dropped: tuple[tuple[bytes, bytes], ...]
+    dropped: Sequence[store.Pruning]
     key: bytes
     leaves: int = 0
     total: int = 0
@@ -259,22 +281,29 @@ class _Comparison:
     def add(self, ids: Sequence[bytes], leaves: Sequence[bytes]) -> None:
         """Add some leaves, as far as they are of that time and have a record."""
         low, high, keyed, total, count = self.low.bytes, self.high.bytes, self.key, 0, 0
+        dropped = [(one.lowest.bytes, one.above.bytes) for one in self.dropped]
         for record_id, leaf in zip(ids, leaves, strict=False):
-            if low <= record_id < high and not self._is_dropped(record_id):
+            if low <= record_id < high and not any(
+                lowest <= record_id < above for lowest, above in dropped
+            ):
                 total += int(hashlib.sha256(keyed + leaf).hexdigest()[:_SUM_DIGITS], 16)
                 count += 1
         self.total += total
         self.leaves += count
 
-    def _is_dropped(self, record_id: bytes) -> bool:
-        return bool(self.dropped) and any(low <= record_id < end for low, end in self.dropped)
+
+async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[store.Pruning]:
+    """Months that were dropped with a sealed record of it; without one, that is tampering."""
+    findings = Findings()
+    sound = await sound_prunings(snapshot.connection, findings)
+    found.against += [problem.detail for problem in findings.problems]
+    return sound
 
 
-async def _comparison(snapshot: Snapshot, part: Part) -> _Comparison:
+def _comparison(part: Part, dropped: Sequence[store.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
-    dropped = await snapshot.connection.fetch(_PRUNED, low, high)
-    bounds = tuple((row["lowest"].bytes, row["above"].bytes) for row in dropped)
-    return _Comparison(part, low, high, bounds, secrets.token_bytes(32))
+    within = [one for one in dropped if one.lowest < high and one.above > low]
+    return _Comparison(part, low, high, within, secrets.token_bytes(32))
 
 
 async def _climb(
@@ -298,17 +327,15 @@ async def _climb(
             sealed = leaves[: max(snapshot.size - piece.first, 0)]
             for one in sums:
                 one.add(piece.id_bytes(), sealed)
-            for size in sizes:
-                if walk.tree.size < size < piece.first + len(leaves):
-                    walk.tree = walk.tree.extended(
-                        leaves[walk.tree.size - piece.first :][: size - walk.tree.size]
-                    )
-                    walk.roots[size] = walk.tree.root()
-            walk.tree = walk.tree.extended(leaves[walk.tree.size - piece.first :])
+            _append(walk, piece.first, leaves, sizes)
+            if piece.count >= _PAUSES_AFTER:
+                # several milliseconds of hashing: whoever shares this loop has a turn
+                await asyncio.sleep(0)
         else:
+            found.is_collapsed |= piece.first < snapshot.size < piece.first + piece.count
             walk.tree = grown(walk.tree, piece)
         walk.roots[walk.tree.size] = walk.tree.root()
-    if walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
+    if not found.is_collapsed and walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
         found.against.append("the leaves do not make up the checkpoint's root")
     found.signed = _signed(snapshot, witnesses, found)
     heard.judge_silence(walk.tree.size, findings)
@@ -371,7 +398,7 @@ async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> No
         part.records, part.unknown = row["records"], row["unknown"]
     if snapshot.is_part:
         asked = _of_part(snapshot, part)
-        await _differ(snapshot, part, asked, "false")
+        await _differ(snapshot, one, asked, "false")
         if is_deep:
             (row,) = await _summed(snapshot, one, _of_part(snapshot, part), is_deep=True)
             one.suspects = row["altered"] or []
@@ -385,7 +412,7 @@ async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> No
         in_range = _within(one, asked)
         asked.columns.append(in_range)
         before = part.odd
-        await _differ(snapshot, part, asked, in_range)
+        await _differ(snapshot, one, asked, in_range)
         if part.odd == before and not part.problems:
             part.problems.append(
                 f"{row['records']} records and {one.leaves} leaves do not belong together"
@@ -402,7 +429,7 @@ async def _compare_astray(snapshot: Snapshot, one: _Comparison) -> None:
         *asked.values,
     )
     if row["has_any"]:
-        await _differ(snapshot, one.part, asked, "false")
+        await _differ(snapshot, one, asked, "false")
 
 
 def _of_part(snapshot: Snapshot, part: Part) -> Conditions:
@@ -432,9 +459,14 @@ async def _summed(
     return found
 
 
-async def _differ(snapshot: Snapshot, part: Part, asked: Conditions, in_range: str) -> None:
+async def _differ(snapshot: Snapshot, one: _Comparison, asked: Conditions, in_range: str) -> None:
     """Compare record by record, and say what differs."""
-    sql = _DIFFERENCE.format(size=int(snapshot.size), where=_where(asked), in_range=in_range)
+    part = one.part
+    sql = _DIFFERENCE.format(
+        size=int(snapshot.size), where=_where(asked), in_range=in_range,
+        dropped=asked.bind([month.lowest for month in one.dropped]),
+        up_to=asked.bind([month.above for month in one.dropped]),
+    )  # fmt: skip
     for row in await snapshot.connection.fetch(sql, *asked.values):
         if row["records"]:
             ids = ", ".join(map(str, row["ids"][:_NAMED]))

@@ -22,7 +22,7 @@ MOST_PRINTED: Final = 5_000
 
 _STYLE: Final = """
 @page { size: A4 landscape; margin: 14mm 12mm 16mm;
-  @bottom-left { content: "otel-audit"; font: 7pt sans-serif; color: #555; }
+  @bottom-left { content: FOOT; font: 7pt sans-serif; color: #555; }
   @bottom-right { content: counter(page) " / " counter(pages); font: 7pt sans-serif;
     color: #555; } }
 * { box-sizing: border-box; }
@@ -41,12 +41,13 @@ thead { display: table-header-group; }
 tr { break-inside: avoid; }
 th, td { text-align: left; vertical-align: top; padding: 0.8mm 1.4mm;
   border-bottom: 0.2mm solid #bbb; }
-td.long { overflow-wrap: anywhere; } td.time { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; } .time { white-space: nowrap; }
 th { background: #eee; border-bottom: 0.4mm solid #555; overflow-wrap: normal; hyphens: manual; }
 td.number { font-variant-numeric: tabular-nums; }
 code, pre { font: 7.5pt/1.35 "Liberation Mono", monospace; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; border: 0.2mm solid #bbb; padding: 2mm; margin: 0; }
 .proof { break-inside: avoid; }
+.proof p { margin-top: 3mm; }
 td.bad { color: #b00020; font-weight: bold; }
 """
 _PAGE: Final = """<!doctype html>
@@ -62,9 +63,12 @@ _PAGE: Final = """<!doctype html>
 """
 # an escape of JSON, or a text that begins as a formula does
 _NOT_HARMLESS: Final = re.compile(rb'\\|\x7f|"[=+\-@]')
+# what could end a string of CSS, or the element that it stands in
+_NOT_PLAIN: Final = re.compile(r"[^\w .:,|()…-]")
 _decode_lines: Final = msgspec.json.Decoder().decode_lines
 _BAD: Final = ("TAMPERED", "YES", "GAPS")
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z|[\d.]{1,12} s")
+_PERIOD: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z to \d{4}-\d\d-\d\dT[\d:.]{12}Z")
 _LONG: Final = re.compile(r"[^\s-]{24}")
 """A word that may be broken anywhere, or the table would not fit the page."""
 
@@ -75,9 +79,19 @@ def pieces(report: Report, form: ReportFormat) -> Iterator[bytes]:
 
 
 def _html(report: Report) -> Iterator[bytes]:
-    yield _PAGE.format(title=_safe(report.definition.title), style=_STYLE).encode()
+    style = _STYLE.replace("FOOT", _foot_line(report))
+    yield _PAGE.format(title=_safe(report.definition.title), style=style).encode()
     yield from html_body(report)
     yield b"</body>\n</html>\n"
+
+
+def _foot_line(report: Report) -> str:
+    """What stands on each page, as a string of CSS: a page alone tells where it belongs."""
+    told = (
+        f"{report.definition.title} | {report.head['period']} | root {report.head['root'][:16]}… | "
+        f"{report.head['generator']}"
+    )
+    return f'"{_NOT_PLAIN.sub(" ", told)}"'
 
 
 def html_body(report: Report) -> Iterator[bytes]:
@@ -121,6 +135,9 @@ def _cell(value: Cell) -> str:
         kind = "bad"
     elif _TIME.fullmatch(shown):
         kind = "time"
+    elif _PERIOD.fullmatch(shown):
+        begin, end = shown.split(" to ")
+        return f'<td><span class="time">{begin}</span> to <span class="time">{end}</span></td>'
     elif _LONG.search(shown):
         kind = "long"
     opened = f'<td class="{kind}">' if kind else "<td>"

@@ -22,7 +22,7 @@ from otel_audit_postgres.query.trail import Scope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
 from otel_audit_postgres.reports.policy import months
-from otel_audit_postgres.reports.snapshot import Snapshot, moment, taken
+from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
 
 NOBODY: Final = Witnesses()
 _IN_MEMORY: Final = 4_000_000
@@ -60,6 +60,11 @@ class Report:
     checkpoint: int
     note: str
     _kept: IO[bytes] = field(repr=False)
+
+    @property
+    def is_tampered(self) -> bool:
+        """Whether records of it are not as they were sealed."""
+        return any(note.startswith(TAMPERED) for note in self.notes)
 
     def each(self, most: int | None = None) -> Iterator[Row]:
         """The rows, in their order."""
@@ -187,7 +192,13 @@ async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
 
     def put() -> None:
         lines = _encode(batch)
-        kept.write(lines)
+        try:
+            kept.write(lines)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the report's rows cannot be kept in {tempfile.gettempdir()}: {error.strerror}; "
+                "TMPDIR names another place"
+            ) from None
         digest.update(lines)
         batch.clear()
 
@@ -239,6 +250,11 @@ def _told(snapshot: Snapshot) -> str:
     evidence = snapshot.evidence
     if evidence is None or evidence.problems:
         return "TAMPERED: see the notes"
+    if evidence.is_collapsed:
+        return (
+            "not to be had: the checkpoint lies within leaves whose records were dropped since, so "
+            "its root cannot be built again; a later one can"
+        )
     what = "each record of the report" if snapshot.is_part else "each record of the period"
     return f"{what} has its leaf in the ledger, and the leaves make up the root"
 
@@ -252,7 +268,9 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
         "--to", moment(options.end), "--checkpoint", str(size),
     ]  # fmt: skip
     for name in ("tenant", "query", "subject"):
-        if value := getattr(options, name):
+        value = getattr(options, name)
+        # records without a tenant are those of the tenant without a name
+        if value or (name == "tenant" and value is not None):
             again += [f"--{name}", value]
     if definition.name == "review":
         again += ["--sample", str(options.sample), "--seed", options.seed]

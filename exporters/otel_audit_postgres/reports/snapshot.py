@@ -78,6 +78,7 @@ CHANGES: Final = """strpos(payload::text COLLATE "C", '"changes"')"""
 OF_THE_STORE: Final = "received_by IS NULL"
 """What the store's own functions record no sender may state: a sign-off, a policy, a hold."""
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
+TAMPERED: Final = "TAMPERED: "
 _AT_ONCE: Final = 1_000
 _MOST_LATER: Final = 2_000_000
 
@@ -253,7 +254,7 @@ class Snapshot:
         """What a reader of the report must know: gaps, months that are not there, the scope."""
         found = []
         if self.evidence is not None:
-            found += [f"TAMPERED: {problem}" for problem in self.evidence.problems]
+            found += [f"{TAMPERED}{problem}" for problem in self.evidence.problems]
         if not self.is_part:
             found += await self._gaps()
         if self.options.end > self.sealed_at:
@@ -291,8 +292,9 @@ class Snapshot:
         if gaps is None or not gaps["numbers"]:
             return []
         told = (
-            f"GAPS: {gaps['producers']} producers lack {gaps['numbers']} numbers between "
-            "their first and last record of this period; `otel-audit gaps` names them"
+            f"GAPS: {gaps['numbers']} numbers are missing between the first and the last record "
+            f"that {gaps['producers']} producer{'' if gaps['producers'] == 1 else 's'} made in "
+            "this period; `otel-audit gaps` names them"
         )
         return [told]
 

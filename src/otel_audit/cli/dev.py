@@ -30,7 +30,7 @@ from otel_audit.cli.dev_store import (
 )
 from otel_audit.cli.follow import Tail
 from otel_audit.cli.listing import Line, Table
-from otel_audit.cli.record_panel import change_lines
+from otel_audit.cli.record_panel import change_lines, rolled_back_line
 from otel_audit.cli.terminal import echo
 from otel_audit.cli.web import viewer_app, viewer_server
 from otel_audit.config import AuditConfig
@@ -118,6 +118,8 @@ def _environment(store: DevStore, service: str) -> dict[str, str]:
     environment.setdefault("OTEL_SERVICE_NAME", service)
     # who tries auditing wants to hear at once of a setting that leaves it off
     environment.setdefault("OTEL_AUDIT_REQUIRED", "true")
+    # and to see what was tried where it came to nothing
+    environment.setdefault("OTEL_AUDIT_ORM_KEEP_ROLLED_BACK", "true")
     line = prepare(environment)
     if line:
         echo(line, err=True)
@@ -214,7 +216,7 @@ async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> l
         replace(
             line,
             found=replace(line.found, actor_reason=record.actor.reason),
-            details=list(change_lines(changes_of(record))),
+            details=[*change_lines(changes_of(record)), *rolled_back_line(record)],
         )
         if (text := known.get((line.found.id, line.found.tenant_id)))
         and (record := read_record(text, bodies=False))

@@ -305,12 +305,9 @@ def _actors(dsn: str) -> Iterator[Check]:
         yield Check("actors", ok=True, detail="not counted: this role may not read (--reader-dsn)")
         return
     if found.records < _ENOUGH:
-        number = found.records or "no"
-        yield Check(
-            "actors", ok=True,
-            detail=f"not enough records yet to judge: service {service_of_spool()} has {number}, "
-            f"and {_ENOUGH} are needed",
-        )  # fmt: skip
+        few = f"not enough records yet to judge: {found.records}, and {_ENOUGH} are needed"
+        named = f"service {service_of_spool()}: "
+        yield Check("actors", ok=True, detail=named + (few if found.records else "no records yet"))
         return
     share = 100 * found.anonymous / found.records
     reason = max(found.reasons, key=found.reasons.__getitem__, default="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,8 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     QUERY is as for `search`; without one, everything is written. The manifest says what the file
     is; `otel-audit verify FILE` checks it, and each record, without the store. The export is
     recorded in the trail before its first byte, as audit.exported. The files are there as a
-    whole, or not at all.
+    whole, or not at all. Exit status 0: written; 1: not written, or with records that are not
+    as they were sealed; 2: wrong use.
     """
     from otel_audit_postgres.exports.write import write_export
 
@@ -68,7 +70,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         )
     if as_json:
         echo_json(asdict(done))
-        return
+        sys.exit(done.changed > 0)
     echo(f"{done.rows} records in {out}, {done.size} bytes, sealed under {done.log}")
     if done.changed:
         echo(f"{done.changed} of them are NOT as they were sealed: run verify", colour="red")
@@ -76,6 +78,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         echo(f"not in it: {done.waiting} waiting for their seal, with the record of this export")
     if done.tenants is not None:
         echo("only records of the tenants that this role may see are in it")
+    sys.exit(done.changed > 0)
 
 
 def _bar(*, visible: bool) -> Progress:

@@ -16,6 +16,7 @@ from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
 from otel_audit.cli.search import say_where_it_goes_on
 from otel_audit.cli.terminal import echo, echo_document, echo_panel
 from otel_audit.config import AuditConfig
+from otel_audit.policy.entity_names import entity_noun
 
 if TYPE_CHECKING:
     from otel_audit_postgres.connection import Connection
@@ -75,6 +76,9 @@ def history(  # noqa: PLR0913, PLR0917 - one for each option
                 break
     if is_empty and form == "table":
         echo(_NOTHING_ABOUT.format(entity=entity))
+        name, _, key = entity.partition(":")
+        if (noun := entity_noun(name)) != name:
+            echo(f"did you mean {noun}:{key}?", err=True)
     say_where_it_goes_on(page)
 
 

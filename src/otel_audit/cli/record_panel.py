@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.cli.listing import iso, result_of
 from otel_audit.cli.terminal import Colour, Piece
+from otel_audit.config import PREFIX
 from otel_audit.record import AuditRecord, Body
 
 if TYPE_CHECKING:
@@ -83,10 +84,14 @@ def change_lines(
 
 
 def rolled_back_line(record: AuditRecord) -> Iterator[list[Piece]]:
-    """What was written and is not there, if anything."""
-    if count := record.changes_rolled_back:
+    """What was written, is not there, and is not shown, if anything."""
+    kept = sum(one.transaction == "rolled_back" for one in record.changes)
+    if (count := record.changes_rolled_back - kept) > 0:
         said = "1 change was" if count == 1 else f"{count} changes were"
-        yield [(f"{said} rolled back", "red")]
+        yield [
+            (f"{said} rolled back", "red"),
+            (f" (to keep their values: {PREFIX}ORM_KEEP_ROLLED_BACK=true)", None),
+        ]
 
 
 def _column(operation: str, name: str, before: Cell, after: Cell) -> list[Piece]:
@@ -193,7 +198,7 @@ def _changes(record: AuditRecord) -> Iterator[Row]:
 
     for number, line in enumerate(change_lines(changes_of(record))):
         yield "" if number else "changes", line
-    if record.changes_total is not None:
+    if record.changes_total is not None and record.changes_total > len(record.changes):
         yield "", _plain(f"of {record.changes_total} changes in all")
     for line in rolled_back_line(record):
         yield "", line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -69,7 +70,8 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 
     The same options and the same checkpoint give the same bytes. It is made of sealed records
     only, and says what is missing, and what this role may not see. That somebody looked is
-    recorded in the trail.
+    recorded in the trail. Exit status 0: made; 1: not made, or made of records that are not as
+    they were sealed; 2: wrong use.
     """
     from otel_audit_postgres.reports.catalog import REPORTS, find_report
 
@@ -97,12 +99,15 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
         finally:
             made.close()
     if as_json:
-        echo_json({"files": files, "head": made.head, "notes": made.notes, "nothing": made.nothing})
-        return
+        told = {"head": made.head, "notes": made.notes, "nothing": made.nothing}
+        echo_json({"files": files, "checkpoint": made.checkpoint, **told})
+        sys.exit(made.is_tampered)
     for note in (*made.notes, *(() if made.nothing is None else (made.nothing,))):
         echo(note, colour="yellow", err=True)
     for file in files.values():
         echo(f"{made.rows} rows in {file}")
+    echo(f"as of checkpoint {made.checkpoint}", err=True)
+    sys.exit(made.is_tampered)
 
 
 def _options(begin: datetime | None, end: datetime | None, **more: object) -> Options:
@@ -195,5 +200,11 @@ def _write(made: Report, drafts: dict[str, Path]) -> None:
     from otel_audit_postgres.reports.render import pieces
 
     for form, draft in drafts.items():
-        with draft.open("wb") as target:
-            target.writelines(pieces(made, form))  # type: ignore[arg-type]
+        try:
+            with draft.open("wb") as target:
+                target.writelines(pieces(made, form))  # type: ignore[arg-type]
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out: the report cannot be written to {draft.parent}: {error.strerror}; nothing "
+                "is left there"
+            ) from None

@@ -137,8 +137,9 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
             after = page.next
             if not shows_all or after is None:
                 break
-    if is_empty and form == "table":
-        echo(_NOTHING)
+    if is_empty and form in {"table", "csv"}:
+        # in a file of CSV the heading alone is the answer
+        echo(_NOTHING, err=form == "csv")
         if not shows_own:
             echo(_HIDDEN, err=True)
         if any(one.field == "tenant" for one in query.terms):

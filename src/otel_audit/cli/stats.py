@@ -48,15 +48,21 @@ def stats(
     echo_columns(
         ("day", "event", "records"), [(row.day, row.event_name, row.records) for row in volume]
     )
+    # of those that are empty, or were never counted, there are many; --json has them
+    shown = [row for row in sizes if row.rows or (row.rows is None and _is_of_the_trail(row.name))]
     echo_columns(
         ("table", "rows (estimated)", "table bytes", "index bytes"),
         [
-            (row.name, "?" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
-            for row in sizes
-            # of those that are empty there are many, and --json has them
-            if row.rows != 0
+            (row.name, "-" if row.rows is None else row.rows, row.table_bytes, row.index_bytes)
+            for row in shown
         ],
     )
+    if any(row.rows is None for row in shown):
+        echo("-: PostgreSQL has no estimate yet (ANALYZE, or autovacuum, makes one)", err=True)
+
+
+def _is_of_the_trail(table: str) -> bool:
+    return table.startswith("audit_logs")
 
 
 def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: bool) -> None:

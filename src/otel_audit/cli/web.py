@@ -159,6 +159,7 @@ def viewer_app(
 ) -> Starlette:
     """Make the viewer over a store; on this machine it answers to its own names alone."""
     from otel_audit_postgres.archive.objects import open_archive
+    from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.settings import chosen_public_keys
     from otel_audit_postgres.personal.protect import key_store_from
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -170,6 +171,7 @@ def viewer_app(
         dsn=chosen_dsn(dsn),
         authenticate=authenticate,
         keys=chosen_public_keys(config, keys),
+        anchors=anchors_from(config.anchor),
         personal_keys=key_store_from(config),
         archive=None if config.archive is None else open_archive(config.archive),
         trace_url=config.trace_url,

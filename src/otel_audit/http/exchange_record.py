@@ -6,6 +6,8 @@ from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
     action_record,
@@ -56,6 +58,9 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
+
+# nobody is known before a login; whom it is about says the target
+_LOGS_IN = msgspec.structs.replace(ANONYMOUS, reason="login")
 
 
 class ExchangeRecord(ExchangeFacts):
@@ -328,14 +333,18 @@ class ExchangeRecord(ExchangeFacts):
         self, decision: Decision, phase: Phase, outcome: Outcome, request: Request | None
     ) -> AuditRecord:
         audit = self.audit
+        action = parse_action(audit.action) or decision.action
+        actor = audit.actor or ANONYMOUS
+        if action == "LOGIN" and actor.reason is None and actor.id == ANONYMOUS.id:
+            actor = _LOGS_IN
         return action_record(
             audit,
             phase=phase,
             outcome=outcome,
             event_name=self._event_name(decision),
-            action=parse_action(audit.action) or decision.action,
+            action=action,
             level=decision.level,
-            actor=audit.actor or ANONYMOUS,
+            actor=actor,
             tenant=audit.tenant,
             target=self._target(decision),
             source=audit.source,

@@ -19,7 +19,8 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
     ("audit.destination.position", "{leaf}", lambda progress: progress.next_leaf),
     ("audit.destination.behind", "{leaf}", lambda progress: progress.size - progress.next_leaf),
     ("audit.destination.lag", "s", lambda progress: progress.lag),
-    ("audit.destination.refused", "1", lambda progress: progress.state == "refused"),
+    # without a unit: of "1" Prometheus makes a ratio
+    ("audit.destination.refused", "", lambda progress: progress.state == "refused"),
 )
 
 

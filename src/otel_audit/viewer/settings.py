@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.query.trail import Views
 
@@ -29,6 +30,7 @@ class ViewerSettings:
         authenticate: Tells who looks; without it nobody is let in.
         embedding: Lets tenants look from within the application's pages.
         keys: Public keys whose signatures count as proof.
+        anchors: Where checkpoints are published; the report on integrity asks them.
         personal_keys: Keys of personal values, which are shown decrypted then.
         archive: Where archived months are, so that their records are shown, too.
         trace_url: Where a trace is shown: ``https://traces.example/{trace_id}``.
@@ -41,6 +43,7 @@ class ViewerSettings:
     authenticate: Authenticate | None = None
     embedding: Embedding | None = None
     keys: Sequence[PublicKey] = field(default=())
+    anchors: Sequence[Anchor] = field(default=())
     personal_keys: KeyStore | None = None
     archive: ArchiveStore | None = None
     trace_url: str | None = None

@@ -1,6 +1,6 @@
 """Measures what otel-audit costs, against what a user would pick instead, and writes it down.
 
-python -m tests.benchmarks.suite run [--quick] [--only request,orm] [--results DIRECTORY]
+python -m tests.benchmarks.suite run [--quick] [--own] [--only request,orm] [--results DIRECTORY]
 python -m tests.benchmarks.suite render [--results DIRECTORY]
 python -m tests.benchmarks.suite limits [--update]
 python -m tests.benchmarks.suite install
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.suite import (
+    delivery,
     environments,
     growth,
     instructions,
@@ -33,6 +34,7 @@ from tests.benchmarks.suite import (
     render,
     request_cost,
     shops,
+    sink_rate,
     viewer_pages,
     writing,
 )
@@ -40,6 +42,11 @@ from tests.benchmarks.suite import (
 DOCS = Path(__file__).parents[3] / "docs"
 RESULTS = DOCS / "performance"
 PAGE = DOCS / "performance.md"
+
+OWN = ("own", "own_rows", "writing", "sink", "micro", "profile")
+"""Parts that depend on the machine's load, and compare with no other library."""
+
+SHOWN_OF_OWN = frozenset({*OWN, "machine", "measured"})
 
 Measure = Callable[[postgres.Databases], dict[str, Any] | None]
 
@@ -67,6 +74,8 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
         write = writing.Plan(rounds=max(asked.rounds - 2, 3))
         lost = loss.Plan()
         viewed = viewer_pages.Plan(1_000_000, 20, asked.viewer_store)
+    if asked.own:
+        write = writing.Plan(rows=1024, rounds=4, batches=(100, 512))
     ways = [way for way in orm_cost.WAYS if way.peer is None or not asked.without_peers]
     compared = [key for key in loss.COMPARED if not _is_left_out(key, asked)]
     chosen = request.variants or tuple(variant.key for variant in shops.VARIANTS)
@@ -75,15 +84,33 @@ def measurements(asked: argparse.Namespace) -> dict[str, Measure]:
     )
     return {
         "request": lambda databases: request_cost.measure(databases, request),
+        "own": lambda databases: request_cost.measure(databases, _own(asked)),
         "orm": lambda databases: orm_cost.measure(databases, orm, ways),
+        "own_rows": lambda databases: orm_cost.measure(
+            databases, orm, [way for way in orm_cost.WAYS if way.peer is None]
+        ),
         "writing": lambda databases: writing.measure(databases, write),
-        "micro": lambda _: micro.measure(0.1 if quick else 0.5),
+        "sink": lambda _: sink_rate.measure(
+            sink_rate.Plan(records=4_000, rounds=1) if quick else sink_rate.Plan()
+        ),
+        "micro": lambda _: micro.measure(0.1 if quick or asked.own else 0.5),
         "instructions": instructions.measure,
+        "delivery": delivery.measure,
         "profile": lambda databases: profile.measure(databases, 4 if quick else 15),
         "loss": lambda databases: loss.measure(databases, lost, compared),
         "growth": lambda databases: growth.measure(databases, rows, 2 if quick else 5),
         "viewer": lambda databases: viewer_pages.measure(databases, viewed),
     }
+
+
+def _own(asked: argparse.Namespace) -> request_cost.Plan:
+    """Requests beside OpenTelemetry alone, long enough that the slowest of a hundred says much."""
+    return request_cost.Plan(
+        rounds=3 if asked.quick else 7,
+        seconds=0.3 if asked.quick else 1.0,
+        variants=("contrib", "audit:none", "audit:metadata", "audit:request_response"),
+        cases=("write/1", "write/32", "read/1", "json/1", "stream/1"),
+    )
 
 
 def _is_left_out(variant: str, asked: argparse.Namespace) -> bool:
@@ -94,7 +121,7 @@ def run(asked: argparse.Namespace) -> None:
     directory: Path = asked.results
     directory.mkdir(parents=True, exist_ok=True)
     for part, measure in measurements(asked).items():
-        if asked.only and part not in asked.only:
+        if (asked.only and part not in asked.only) or (asked.own and part not in OWN):
             continue
         print(f"{part} …", file=sys.stderr)
         began, where = time.monotonic(), machine.describe()
@@ -117,13 +144,16 @@ def write(asked: argparse.Namespace) -> None:
     if asked.results.resolve() == RESULTS.resolve():
         render.into_page(PAGE, results)
         print(f"written: {PAGE.relative_to(DOCS.parent)}", file=sys.stderr)
+        if getattr(asked, "own", False):
+            print(_report({part: results[part] for part in results if part in SHOWN_OF_OWN}))
         return
     report = asked.results / "report.md"
-    report.write_text(
-        "\n\n".join(f"## {name}\n\n{block}" for name, block in render.blocks(results).items())
-        + "\n"
-    )
+    report.write_text(_report(results) + "\n")
     print(report.read_text())
+
+
+def _report(results: render.Results) -> str:
+    return "\n\n".join(f"## {name}\n\n{block}" for name, block in render.blocks(results).items())
 
 
 def limit(asked: argparse.Namespace) -> None:
@@ -160,6 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.add_argument(
         "--only", type=lambda text: set(text.split(",")), help=f"some of {','.join(render.PARTS)}"
     )
+    parts.add_argument(
+        "--own", action="store_true",
+        help="only what depends on the machine's load and compares with no other library: six "
+        "minutes; written into the page",
+    )  # fmt: skip
     parts.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
     parts.add_argument("--seconds", type=float, default=0.8, help="of load in one measurement")
     parts.add_argument("--growth-rows", type=int, help="let the store grow to so many rows")

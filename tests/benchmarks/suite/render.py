@@ -11,16 +11,9 @@ from tests.benchmarks.suite import svg, tables, targets
 from tests.benchmarks.suite.tables import Results
 
 PARTS = (
-    "request",
-    "orm",
-    "writing",
-    "micro",
-    "instructions",
-    "profile",
-    "loss",
-    "growth",
-    "viewer",
-)
+    "own", "own_rows", "writing", "sink", "instructions", "delivery", "profile", "micro",
+    "request", "orm", "loss", "growth", "viewer",
+)  # fmt: skip
 
 
 def read(directory: Path) -> Results:
@@ -47,7 +40,9 @@ def blocks(results: Results) -> dict[str, str]:
     writers: dict[str, Callable[[Results], Iterator[str]]] = {
         "request": tables.requests, "orm": tables.orm, "writing": tables.writing,
         "micro": tables.micro, "instructions": tables.instructions, "profile": tables.profile,
-        "loss": tables.loss, "growth": tables.growth, "viewer": tables.viewer,
+        "loss": tables.loss, "growth": tables.growth, "own": tables.own,
+        "own_rows": tables.own_rows, "sink": tables.sink, "delivery": tables.delivery,
+        "viewer": tables.viewer,
     }  # fmt: skip
     for part, write in writers.items():
         if part in results:

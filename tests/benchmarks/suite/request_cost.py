@@ -73,13 +73,13 @@ class Plan:
         rounds: Turns in which each variant is measured once.
         seconds: Length of one measurement, before `Scenario.seconds` and `speed`.
         variants: Which; all if empty.
-        scenarios: Which; all if empty.
+        cases: Which scenarios, with how many connections, such as ``write/1``; all if empty.
     """
 
     rounds: int = 7
     seconds: float = 0.9
     variants: tuple[str, ...] = ()
-    scenarios: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ async def _make(databases: Databases, chosen: Sequence[Variant], directory: Path
 def _measure(databases: Databases, plan: Plan, shops: Sequence[Shop], load: Load) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scenario in SCENARIOS:
-        if plan.scenarios and scenario.key not in plan.scenarios:
-            continue
         for connections in scenario.connections:
+            if plan.cases and f"{scenario.key}/{connections}" not in plan.cases:
+                continue
             began = time.monotonic()
             seen = {shop.variant.key: Seen() for shop in shops}
             for number in range(plan.rounds + 1):

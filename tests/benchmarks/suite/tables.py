@@ -81,6 +81,57 @@ def requests(results: Results) -> Iterator[str]:
         yield table(("", "requests made", "rows in the trail"), rows)
 
 
+def own(results: Results) -> Iterator[str]:
+    rows = []
+    for case in results["own"]["scenarios"].values():
+        many = "connections" if case["connections"] > 1 else "connection"
+        for number, seen in enumerate(case["variants"].values()):
+            rows.append((
+                "" if number else f"{case['title']}, {case['connections']} {many}",
+                seen["title"],
+                _spread(seen["cpu_us"]),
+                _times(seen.get("to_contrib")),
+                _spread(seen["p50_ms"], 1),
+                _spread(seen["p99_ms"], 1),
+                _times(seen.get("to_contrib"), "p99_ms"),
+                _spread(seen["first_byte_ms"], 2),
+            ))  # fmt: skip
+    head = (
+        "", "", "CPU µs a request", "x OpenTelemetry", "p50 ms", "p99 ms", "p99 x OpenTelemetry",
+        "first byte ms",
+    )  # fmt: skip
+    yield table(head, rows)
+
+
+def own_rows(results: Results) -> Iterator[str]:
+    cases = {name: case for name, case in results["own_rows"]["cases"].items() if case["rows"] > 1}
+    rows = []
+    for key, way in next(iter(cases.values()))["ways"].items():
+        row = [way["title"]]
+        for case in cases.values():
+            seen = case["ways"][key]
+            row.append(_spread(seen["thread_us"]))
+            row.append(_spread(seen["added_us"]) if "added_us" in seen else "–")
+        rows.append(row)
+    head = ["µs of CPU a row"]
+    for name in cases:
+        head += [_case(name), "added"]
+    yield table(head, rows)
+
+
+def sink(results: Results) -> Iterator[str]:
+    found = results["sink"]
+    head = ("records a second", "CPU of the sink, µs a record", "CPU of PostgreSQL, µs a record")
+    seen = (found["records_per_second"], found["sink_cpu_us"], found["postgres_cpu_us"])
+    yield table(head, [[_spread(one) for one in seen]])
+
+
+def delivery(results: Results) -> Iterator[str]:
+    counted = results["delivery"]["batches"].items()
+    rows = [(size, _thousands(seen["instructions"])) for size, seen in counted]
+    yield table(("records in a batch", "thousand instructions a record"), rows)
+
+
 def orm(results: Results) -> Iterator[str]:
     found = results["orm"]
     head = ["µs of CPU a row", *(_case(name) for name in found["cases"])]

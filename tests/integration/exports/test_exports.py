@@ -8,6 +8,7 @@ import functools
 import gzip
 import hashlib
 import json
+import resource
 from pathlib import Path
 from typing import get_args
 
@@ -67,6 +68,25 @@ _WITH_LINE_ENDS = (
     FROM audit.audit_logs l WHERE l.id = q.id
     """,
 )
+
+
+class TestAFullDisk:
+    @pytest.mark.parametrize("data_format", FORMATS)
+    async def test_leaves_nothing_and_says_so(self, log, tmp_path, data_format):
+        """A limit of the file's size fails as a full disk does; the next export is whole."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+        out = tmp_path / "full"
+        try:
+            with pytest.raises(
+                ConfigurationError, match="cannot be written: .*nothing is left there"
+            ):
+                await write_export(log.dsn, Query(), data_format, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+        assert [one for one in tmp_path.iterdir() if "full" in one.name] == []
+        assert (await write_export(log.dsn, Query(), data_format, out)).rows == 40
 
 
 class TestAnExport:

@@ -11,6 +11,7 @@ from otel_audit_postgres.checks.inspect import inspect
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit.errors import StoreError
 
 
 @pytest.fixture
@@ -259,6 +260,20 @@ class TestInspect:
         assert "INSERT on audit.audit_logs (actor_id)" in found["may_insert"].detail
 
     @pytest.mark.usefixtures("durable_server")
+    async def test_a_readers_dsn_is_told_what_it_is(self, postgres, audit_store, owner):
+        """Not made a writer as well: another DSN is needed, and nothing more is said of rights."""
+        role = f"auditor_{uuid.uuid4().hex[:8]}"
+        await owner.execute(f"CREATE ROLE {role} LOGIN; GRANT otel_audit_reader TO {role}")
+        dsn = postgres.dsn(audit_store.partition("?")[0].rpartition("/")[2], role)
+        found = await look(dsn)
+        assert wrong(found) == {"may_insert"}
+        assert found["may_insert"].detail.startswith(f"role {role} (OTEL_AUDIT_DSN) reads")
+        assert "--reader-dsn" in found["may_insert"].remedy
+        assert f"--writer {role}" not in found["may_insert"].remedy
+        with pytest.raises(StoreError, match="reads the trail and may not append") as raised:
+            await PostgresSink(dsn).check()
+        assert f"--writer {role}" not in str(raised.value)
+
     async def test_finds_a_role_without_any_rights(self, postgres, audit_store, owner):
         """Even who may not enter the schema gets findings, not an error."""
         role = f"nobody_{uuid.uuid4().hex[:8]}"

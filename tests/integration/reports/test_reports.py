@@ -12,9 +12,12 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +25,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
-from otel_audit_postgres import init
+from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.checkpoints import signed_text
 from otel_audit_postgres.ledger.keys import generate
@@ -47,6 +50,17 @@ ASKED = {
     "subject": replace(WHOLE, subject="p-77"),
     "review": replace(WHOLE, sample=5, seed="q4"),
 }
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Let this process write no file that is larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -140,12 +154,27 @@ def replace_id(record, number: int):
     )  # fmt: skip
 
 
+_COLLAPSED = (
+    """
+    INSERT INTO audit.ledger_pruned (first, leaves, hash)
+    SELECT 0, 16, decode(split_part(note, E'\\n', 3), 'base64') FROM audit.ledger_checkpoints
+    WHERE size = 16
+    """,
+    "DELETE FROM audit.ledger_blocks WHERE first < 16",
+    "DELETE FROM audit.audit_logs WHERE id < audit.uuid_at('2026-10-01T17:30Z')",
+)
+_DROPPED = """
+INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows)
+VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', 0)
+"""
+
+
 class TestWhatItSays:
     async def test_gaps_are_in_every_head(self, store):
         """The numbers 16 and 17 of a producer are missing."""
         told = json.loads(await made(store.dsn, "coverage"))
 
-        assert any(note.startswith("GAPS: 1 producers lack 2 numbers") for note in told["notes"])
+        assert any(note.startswith("GAPS: 2 numbers are missing") for note in told["notes"])
 
     async def test_what_the_checkpoint_does_not_cover(self, store):
         """A period that goes on after it."""
@@ -153,6 +182,41 @@ class TestWhatItSays:
         told = json.loads(await made(store.dsn, "coverage", asked))
 
         assert any(note.startswith("NOT COVERED") for note in told["notes"])
+
+    async def test_which_months_of_the_period_were_dropped(self, store):
+        """And nothing of it is taken for tampering: what was dropped in order is accounted for."""
+        connection = await asyncpg.connect(store.dsn)
+        lowest, above = await connection.fetchrow(
+            "SELECT audit.uuid_at('2026-09-01Z')::text, audit.uuid_at('2026-10-01Z')::text"
+        )
+        await connection.close()
+        said = {"partition": "audit_logs_2026_09", "rows": 0, "lowest": lowest, "above": above}
+        manifest = fixed(30, "audit.partition.retired", tenant=None, metadata=said)
+        await store.add([manifest])
+        await tamper(store.dsn, _DROPPED.format(month="2026_09", id=manifest.record_id, **said))
+        for name in ("coverage", "integrity", "disposal"):
+            asked = replace(WHOLE, begin=datetime(2026, 9, 1, tzinfo=UTC))
+            notes = json.loads(await made(store.dsn, name, asked))["notes"]
+            assert "NOT HERE: records of 2026-09 were dropped; see the archive" in notes
+            assert [note for note in notes if note.startswith("TAMPERED")] == []
+
+    async def test_a_checkpoint_within_what_was_dropped_is_no_tampering(
+        self, audit_store, tmp_path
+    ):
+        """Its leaves are collapsed: there is nothing to compare, and a later one can be compared."""
+        store = ReportStore(audit_store, tmp_path)
+        await maintain(store.dsn, months=[date(2026, 10, 1)])
+        for begin, end in ((0, 8), (8, 16), (16, 23)):
+            await store.add(records()[begin:end])
+        for statement in _COLLAPSED:
+            await tamper(store.dsn, statement)
+
+        for name in ("integrity", "coverage"):
+            within = json.loads(await made(store.dsn, name, replace(WHOLE, checkpoint=8)))
+            assert within["head"]["evidence"].startswith("not to be had"), name
+            assert [note for note in within["notes"] if note.startswith("TAMPERED")] == []
+        whole = json.loads(await made(store.dsn, "coverage"))
+        assert whole["head"]["evidence"].endswith("the leaves make up the root")
 
     async def test_what_the_readers_scope_hides(self, store, postgres):
         """Whoever sees one tenant gets no other's records, and the head says so."""
@@ -289,6 +353,10 @@ TAMPERED = {
         "UPDATE audit.audit_logs SET received_by = 'a sender' WHERE event_name = 'audit.viewed'",
         "columns that do not follow from the payload: received_by",
     ),
+    "agent": (
+        "UPDATE audit.audit_logs SET user_agent = 'another' WHERE event_name = 'order.paid'",
+        "columns that do not follow from the payload: user_agent",
+    ),
     "hash": (
         "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE event_name = 'order.paid'",
         "1 records are not as they were sealed",
@@ -303,7 +371,7 @@ TAMPERED = {
     ),
 }  # fmt: skip
 """What a person with every right does to a sealed trail, and what the report on it says."""
-NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender"})
+NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender", "agent"})
 
 
 async def tamper(dsn: str, statement: str) -> None:
@@ -351,6 +419,17 @@ class TestEvidence:
             says = "1 records were never sealed, and do not wait for it"
             assert any(says in note for note in told["notes"]), name
 
+    async def test_a_month_that_was_dropped_without_a_sealed_record_of_it_is_told(self, store):
+        """Whoever deletes records could say that they were dropped in order."""
+        await tamper(store.dsn, TAMPERED["record"][0])
+        bounds = {"lowest": "01a0f000-0000-7000-8000-000000000000", "above": "f" * 32}
+        forged = _DROPPED.format(month="2026_10", id=records()[0].record_id, **bounds)
+        await tamper(store.dsn, forged)
+
+        notes = json.loads(await made(store.dsn, "rights"))["notes"]
+        assert any("was dropped without a sealed record of it" in note for note in notes)
+        assert any("1 sealed records are gone" in note for note in notes)
+
     async def test_integrity_asks_the_anchors_and_checks_the_signature(self, store):
         """And says so where there is nobody to ask."""
         witnesses = Witnesses((store.key.public,), (store.anchor,))
@@ -397,8 +476,10 @@ class TestEvidence:
         clinic = replace(WHOLE, tenant="clinic")
         for name in REPORTS:
             asked = replace(ASKED.get(name, WHOLE), tenant="clinic")
-            text = await made(store.dsn, name, asked)
+            witnesses = Witnesses((store.key.public,), (store.anchor,))
+            text = await made(store.dsn, name, asked, witnesses=witnesses)
             told = json.loads(text)
+            assert store.anchor.name not in text
             assert not any(note.startswith("TAMPERED") for note in told["notes"]), name
             assert "23 leaves" not in text
             assert "--checkpoint 23" not in text
@@ -409,7 +490,9 @@ class TestEvidence:
             "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE action = 'READ'",
         )
         told = json.loads(await made(store.dsn, "integrity", clinic))
-        assert "1 records are not as they were sealed" in rows_of(json.dumps(told))[0]["verdict"]
+        (row,) = rows_of(json.dumps(told))
+        assert "1 records are not as they were sealed" in row["verdict"]
+        assert row["longest seal lag"] == "not told: of the whole store only"
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""
@@ -424,8 +507,8 @@ class TestEvidence:
 
 
 class TestTheCommand:
-    async def run(self, store, *arguments: str):
-        environment = {"OTEL_AUDIT_DSN": store.dsn}
+    async def run(self, store, *arguments: str, env: dict[str, str] | None = None):
+        environment = {"OTEL_AUDIT_DSN": store.dsn, **(env or {})}
         invoke = functools.partial(CliRunner().invoke, cli, ["report", *arguments], env=environment)
         return await asyncio.to_thread(invoke)
 
@@ -485,6 +568,54 @@ class TestTheCommand:
         assert found.exit_code != 0
         assert says in found.output
         assert list(out.iterdir()) == []
+
+    async def test_replaces_a_file_only_where_it_is_told_to(self, store, tmp_path):
+        """One line, and what was there stays; --force replaces it."""
+        told = ("rights", *self.PERIOD, "--out", str(tmp_path))
+        file = tmp_path / "rights-20261001-20261101.html"
+        file.write_text("somebody's")
+        found = await self.run(store, *told)
+        assert found.exit_code == 1
+        assert "is there already; give another --out, or --force" in found.output
+        assert file.read_text() == "somebody's"
+
+        assert (await self.run(store, *told, "--force")).exit_code == 0
+        assert file.read_text() != "somebody's"
+
+    async def test_leaves_nothing_where_the_disk_is_full(self, store, tmp_path):
+        """One line says so; a limit of the file's size fails as a full disk does."""
+        with at_most(2_000):
+            found = await self.run(store, "rights", *self.PERIOD, "--out", str(tmp_path))
+
+        assert found.exit_code == 1
+        assert "the report cannot be written to" in found.output
+        assert "File too large; nothing is left there" in " ".join(found.output.split())
+        assert [one for one in tmp_path.iterdir() if "rights" in one.name] == []
+
+    async def test_fails_where_records_are_not_as_they_were_sealed(self, store, tmp_path):
+        """The file is there all the same: it says what was found."""
+        told = ("rights", *self.PERIOD, "--out", str(tmp_path))
+        await tamper(store.dsn, TAMPERED["record"][0])
+        found = await self.run(store, *told)
+
+        assert found.exit_code == 1
+        assert "TAMPERED: 1 sealed records are gone" in found.output
+        assert "TAMPERED" in (tmp_path / "rights-20261001-20261101.html").read_text()
+
+    async def test_asks_the_anchors_that_the_settings_name(self, store, tmp_path):
+        """And checks by the key that they name."""
+        (tmp_path / "ledger.pub").write_text(store.key.public.text())
+        environment = {
+            "OTEL_AUDIT_ANCHOR": f"file:{tmp_path / 'anchor'}",
+            "OTEL_AUDIT_VERIFY_KEYS": str(tmp_path / "ledger.pub"),
+        }
+        told = ("integrity", *self.PERIOD, "--out", str(tmp_path), "--format", "json")
+        found = await self.run(store, *told, env=environment)
+        assert found.exit_code == 0, found.output
+
+        (row,) = rows_of((tmp_path / "integrity-20261001-20261101.json").read_text())
+        assert row["anchors asked"].endswith(": agrees")
+        assert row["key"].endswith(", checked")
 
     async def test_of_a_store_without_a_checkpoint_is_refused(self, audit_store):
         """There is nothing to report as of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,10 @@ import pytest
 from otel_audit_postgres.reports.catalog import REPORTS
 from viewer_store import ACME, AUDITOR, SUPPORT, order_record
 
+_IS_WAITED_FOR = """
+SELECT EXISTS (SELECT FROM pg_locks
+               WHERE NOT granted AND relation = 'audit.ledger_prunings'::regclass)
+"""
 HOSTILE = "<script>alert(1)</script>\u202e"
 
 
@@ -52,6 +57,36 @@ class TestReports:
         assert "order:1" in page
         assert "secret_column" not in page
         assert "SCOPE: who made this sees records of these tenants only: acme" in page
+
+    async def test_that_waits_for_the_store_blocks_nobody(self, store, clients, audit_store):
+        """Neither pages nor other reports: it has a connection of its own, and half of them at most."""
+        await store.seal()
+        client = await clients(AUDITOR)
+        blocking = await asyncpg.connect(audit_store)
+        try:
+            async with blocking.transaction():
+                # every report asks this table which months were dropped, and no other page does
+                await blocking.execute("LOCK TABLE audit.ledger_prunings IN ACCESS EXCLUSIVE MODE")
+                waiting = asyncio.create_task(client.get("/reports/coverage", params=period()))
+                while not await blocking.fetchval(_IS_WAITED_FOR):  # noqa: ASYNC110 - another process waits
+                    await asyncio.sleep(0.01)
+                assert (await client.get("/reports")).status_code == 200
+                assert (
+                    await client.get("/", params={"q": "actor:ada@acme.example"})
+                ).status_code == 200
+                assert not waiting.done()
+            assert (await waiting).status_code == 200
+        finally:
+            await blocking.close()
+
+    async def test_ask_the_anchors_of_the_viewer(self, store, clients):
+        """Integrity says what they know."""
+        await store.seal()
+        client = await clients(AUDITOR, anchors=[store.anchor], keys=[store.key.public])
+        page = (await client.get("/reports/integrity", params=period())).text
+
+        assert ": agrees" in page
+        assert ", checked" in page
 
     async def test_are_not_for_who_sees_no_bodies(self, store, clients):
         """Reports show values of records."""

@@ -104,6 +104,9 @@ class TestReading:
         ("text", "column", "said"),
         [
             ("acter:ada", 1, "acter: is no field; did you mean actor:?"),
+            ("item:1", 1, "item: is no field; did you mean entity:item:1?"),
+            ("time:7d order:a-1 x", 9, "order: is no field; did you mean entity:order:a-1?"),
+            ("item:<1", 1, "item: is no field; there are "),
             ("x http://a", 3, "put text with a colon in quotes"),
             ("actor:", 7, "a value is missing: actor:ada@example.com"),
             ("event:a,,b", 9, "a value is missing"),
