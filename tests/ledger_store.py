@@ -43,9 +43,9 @@ class Administrator:
 class Log:
     """A store together with its key and its anchor."""
 
-    def __init__(self, dsn, directory):
+    def __init__(self, dsn, directory, key=None):
         self.dsn = dsn
-        self.key = generate("audit.example.com/log")
+        self.key = key or generate("audit.example.com/log")
         self.anchor = FileAnchor(directory / "anchor", directory=False)
 
     def sealer(self, **options):

@@ -39,8 +39,8 @@ def ids_of(month: date, count: int) -> list[str]:
 class Trail(Log):
     """A store with its key, its anchor and its archive."""
 
-    def __init__(self, dsn, directory):
-        super().__init__(dsn, directory)
+    def __init__(self, dsn, directory, key=None):
+        super().__init__(dsn, directory, key)
         self.archive = FolderArchive(directory / "archive")
         self.policy = read_policy(POLICY)
 

@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "contributing.md").read_text()
 EXAMPLE = "trace_sampled"
 """A field that nothing but the record itself needs: so it stands in the places of any field."""
+OF_THE_SPAN = {"occurred_at", "duration", "trace_id", "span_id", "resource"}
+OF_THE_STORE = {"received", "conflict_of"}
+"""No sender says these."""
 
 
 def section(title: str) -> str:
@@ -43,6 +46,15 @@ class TestAField:
         builder = (ROOT / "src/otel_audit/action/compose.py").read_text()
 
         assert re.search(rf"\b{name}=", builder)
+
+    @pytest.mark.parametrize("name", sorted({*AuditRecord.__struct_fields__} - OF_THE_STORE))
+    def test_is_carried_by_spans(self, name: str) -> None:
+        """A field that is forgotten there is lost on the way through a Collector."""
+        attributes = (ROOT / "src/otel_audit/attributes.py").read_text()
+        spelling, _, reading = attributes.partition("def record_from_attributes(")
+
+        assert name in OF_THE_SPAN or re.search(rf'"{name}"|record\.{name}\b', spelling)
+        assert re.search(rf'\b{name}=|"{name}":', reading)
 
 
 def test_every_file_on_the_page_exists() -> None:

@@ -157,10 +157,16 @@ class TrailPool:
     async def _taken(self) -> Connection[Any]:
         while self._idle:
             connection = self._idle.pop()
-            # the server may have ended it meanwhile
-            if await _answers(connection):
+            try:
+                # the server may have ended it meanwhile
+                await connection.execute("SELECT")
+            except BROKEN:
+                await disconnect(connection)
+            except BaseException:  # who asked has gone away
+                connection.terminate()
+                raise
+            else:
                 return connection
-            await disconnect(connection)
         return await connect(self._dsn, _CONNECT_TIMEOUT, self._limits)
 
     async def _given_back(self, connection: Connection[Any]) -> None:
@@ -169,14 +175,6 @@ class TrailPool:
             await disconnect(connection)
         else:
             self._idle.append(connection)
-
-
-async def _answers(connection: Connection[Any]) -> bool:
-    try:
-        await connection.execute("SELECT")
-    except BROKEN:
-        return False
-    return True
 
 
 async def _older_schema(connection: Connection[Any], error: BaseException) -> StoreError | None:

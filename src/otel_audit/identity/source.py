@@ -290,9 +290,10 @@ class SourceReader:
         return found if found is known else shown_source(found, self._redactor)
 
     def _of_connection(self, asgi_scope: Scope) -> Source:
-        client = asgi_scope.get("client")
+        client: Any = asgi_scope.get("client")
         sent = headers_by_name(asgi_scope.get("headers") or ())
-        if type(client) is tuple and type(client[0]) is str and self._forwarded not in sent:
+        known = type(client) is tuple and bool(client) and type(client[0]) is str
+        if known and self._forwarded not in sent:
             return self._alike[client[0], sent.get(b"user-agent")]
         return shown_source(_of_connection(asgi_scope, self._options), self._redactor)
 

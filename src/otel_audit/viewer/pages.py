@@ -32,6 +32,7 @@ from otel_audit.viewer.site import Site, asked, missing, without_unasked
 ROWS: Final = 50
 _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
+_ERASED: Final = "[ERASED"
 _MOST_STATES: Final = 2_000
 _AROUND: Final = timedelta(minutes=5)
 _STATE_PAGE: Final = 500
@@ -123,6 +124,7 @@ class _RecordPage:
     looks: tuple[Look, ...]
     session: str | None
     names: Mapping[payloads.Key, payloads.Names]
+    has_erased: bool
 
 
 async def search(site: Site, request: Request, viewer: Viewer) -> Response:
@@ -376,7 +378,8 @@ async def _read_record(
     shown = next((one for one in found if tenant in (None, one.found.tenant_id)), None)
     if shown is None:
         return None
-    told = display.read_record(await site.readable(shown.payload), bodies=viewer.sees_bodies)
+    readable = await site.readable(shown.payload)
+    told = display.read_record(readable, bodies=viewer.sees_bodies)
     short = shown.found
     proof = await check_record(connection, short.id, short.tenant_id, site.tree, site.settings.keys)
     same_request = await _neighbours(connection, viewer, _request_terms(short), short)
@@ -389,8 +392,13 @@ async def _read_record(
     names = await site.names(connection, (short, *same_request, *same_action, *around))
     return _RecordPage(
         shown, others, told, proof, same_request, same_action, around, looks, _session_of(shown),
-        names,
+        names, _has_erased(shown.payload, readable),
     )  # fmt: skip
+
+
+def _has_erased(stored: str, readable: str) -> bool:
+    """Whether the key of a value is gone; a text that only says so is no such value."""
+    return readable.count(_ERASED) > stored.count(_ERASED)
 
 
 def _session_of(shown: Shown) -> str | None:
@@ -415,10 +423,14 @@ async def _archived(
     hit = next((one for one in hits if tenant in (None, one.found.tenant_id)), None)
     if hit is None:
         return ""
-    told = display.read_record(await site.readable(hit.payload), bodies=viewer.sees_bodies)
+    readable = await site.readable(hit.payload)
+    told = display.read_record(readable, bodies=viewer.sees_bodies)
     shown = Shown(hit.found, hit.payload, hashlib.sha256(hit.payload.encode()).digest())
     proof = ArchivedProof(f"{hit.month:%Y-%m}")
-    return _RecordPage(shown, (), told, proof, (), (), (), (), _session_of(shown), {})
+    return _RecordPage(
+        shown, (), told, proof, (), (), (), (), _session_of(shown), {},
+        _has_erased(hit.payload, readable),
+    )  # fmt: skip
 
 
 async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
@@ -529,6 +541,7 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
         "shown": found.shown,
         "others": found.others,
         "proof": found.proof,
+        "has_erased": found.has_erased,
         "changes": () if told is None else display.changes_of(told),
         "request_body": display.content_of(None if request is None else request.body),
         "response_body": display.content_of(None if response is None else response.body),

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import asyncpg
 import pytest
+from filled_stores import filled_store
 from ledger_store import Administrator, Log
 
 from otel_audit._util import ratelimited_log
 
 
+@pytest.fixture(scope="session")
+def sealed_store(audit_server, tmp_path_factory):
+    with filled_store(audit_server, tmp_path_factory.mktemp("sealed"), Log, _fill) as filled:
+        yield filled
+
+
 @pytest.fixture
-def log(audit_store, tmp_path):
+def filled(request):
+    """The store that the test has a copy of, if it asks for one; None: an empty one."""
+    wanted = "sealed_store" in request.fixturenames
+    return request.getfixturevalue("sealed_store") if wanted else None
+
+
+@pytest.fixture
+def store_template(filled, audit_template):
+    return audit_template if filled is None else filled.database
+
+
+@pytest.fixture
+def log(audit_store, tmp_path, filled):
     ratelimited_log.forget()
-    return Log(audit_store, tmp_path)
+    return Log(audit_store, tmp_path) if filled is None else filled.log(Log, audit_store, tmp_path)
 
 
 @pytest.fixture
@@ -28,9 +47,12 @@ def administrator(connection):
 
 
 @pytest.fixture
-async def sealed(log):
+def sealed(log, sealed_store):
     """Twenty-three rows, sealed in three blocks."""
+    return log
+
+
+async def _fill(log):
     for count in (10, 1, 12):
         await log.write(count)
         await log.seal()
-    return log

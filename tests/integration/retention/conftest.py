@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import asyncpg
 import pytest
+from filled_stores import filled_store
 from retention_trail import APRIL, JANUARY, MARCH, Trail
 
 
+@pytest.fixture(scope="session")
+def months_store(audit_server, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("months")
+    with filled_store(audit_server, directory, Trail, _fill_months) as filled:
+        yield filled
+
+
+@pytest.fixture(scope="session")
+def retained_store(audit_server, months_store, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("retained")
+    with filled_store(audit_server, directory, Trail, _retain, months_store) as filled:
+        yield filled
+
+
 @pytest.fixture
-def trail(audit_store, tmp_path):
-    return Trail(audit_store, tmp_path)
+def filled(request):
+    """The store that the test has a copy of, if it asks for one; None: an empty one."""
+    for name in ("retained_store", "months_store"):
+        if name in request.fixturenames:
+            return request.getfixturevalue(name)
+    return None
+
+
+@pytest.fixture
+def store_template(filled, audit_template):
+    return audit_template if filled is None else filled.database
+
+
+@pytest.fixture
+def trail(audit_store, tmp_path, filled):
+    return (
+        Trail(audit_store, tmp_path) if filled is None else filled.log(Trail, audit_store, tmp_path)
+    )
 
 
 @pytest.fixture
@@ -20,8 +51,18 @@ async def connection(audit_store):
 
 
 @pytest.fixture
-async def months(trail):
+def months(trail, months_store):
     """January with two classes, March, April, and this month; all sealed, in shared blocks."""
+    return trail
+
+
+@pytest.fixture
+def retained(months, retained_store):
+    """The same after a run: January to April are in the archive alone."""
+    return months
+
+
+async def _fill_months(trail):
     await trail.write_in(JANUARY, 30)
     await trail.seal()
     await trail.write_in(JANUARY, 12, event="auth.signed_in", actor="bob")
@@ -30,12 +71,8 @@ async def months(trail):
     await trail.write_in(APRIL, 9, tenant="other")
     await trail.write(5)
     await trail.seal()
-    return trail
 
 
-@pytest.fixture
-async def retained(months):
-    """The same after a run: January to April are in the archive alone."""
-    await months.retain()
-    await months.seal()
-    return months
+async def _retain(trail):
+    await trail.retain()
+    await trail.seal()

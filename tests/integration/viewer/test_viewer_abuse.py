@@ -9,6 +9,7 @@ import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import jwt
 import msgspec
 import pytest
@@ -242,3 +243,30 @@ class TestLongWork:
                 assert await again.fetchval("SELECT 1") == 1
         finally:
             await pool.close()
+
+    async def test_that_is_given_up_leaves_no_connection_open(self, viewer_role, store, postgres):
+        """Whoever goes away while a connection is looked after, or in the middle of a query."""
+        pool = TrailPool(viewer_role, size=2)
+        role = viewer_role.partition("://")[2].partition("@")[0]
+        async with pool.connection():
+            pass
+        for delay in (0, 0, 0, 0.001, 0.005, 0.02):
+
+            async def look() -> None:
+                async with pool.connection() as connection, connection.transaction():
+                    await connection.fetchval("SELECT pg_sleep(10)")
+
+            task = asyncio.create_task(look())
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await pool.close()
+        admin = await asyncpg.connect(postgres.dsn("postgres"))
+        try:
+            async with asyncio.timeout(10):
+                while await admin.fetchval(  # noqa: ASYNC110 - it has no event to wait for
+                    "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", role
+                ):
+                    await asyncio.sleep(0.05)
+        finally:
+            await admin.close()

@@ -8,6 +8,7 @@ from urllib.parse import quote_plus
 
 import asyncpg
 import pytest
+from otel_audit_postgres.reports.catalog import REPORTS
 from viewer_store import ACME, AUDITOR, GLOBEX, order_record
 
 FOREIGN = {
@@ -64,6 +65,12 @@ class TestTenants:
             ("/entity", {"e": "order:1", "at": i, "of": t})
             for i in store.ids.values()
             for t in ("acme", "globex")
+        ]
+        asked += [("/tail", {"q": q}) for q in queries(own, 3)]
+        period = {"from": "1d", "to": "now"}
+        asked += [
+            (f"/reports/{name}", {**period, "q": "time:1d", "subject": "hank@globex.example"})
+            for name in REPORTS
         ]
         for path, parameters in asked:
             answer = await client.get(path, params=parameters)

@@ -90,6 +90,7 @@ class TestPersonalValues:
         client = await clients(AUDITOR, keys=[store.key.public], personal_keys=keys)
         told = without_exact_text(await page_of(client, f"/record/{personal}"))
         assert told.count("mark is-erased") >= 3
+        assert "Values in it were erased" in told
         assert "Verified now" in told
         assert "order.noted" in told
         for text in (EMAIL, ADDRESS, "her-note", "body-note"):
