@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import click
@@ -181,6 +181,12 @@ def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
         raise ConfigurationError(f"--metrics: {file} cannot be written: {error.strerror}") from None
 
 
+_PROVED: Final = {
+    "csv": "CSV only leaf, id, recorded_at and content_hash are",
+    "parquet": "Parquet only the payload is",
+}
+
+
 def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
     """Check a file of `otel-audit export`; the store is not asked."""
     from otel_audit_postgres.exports.check import check_export
@@ -200,10 +206,10 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
         if not found.problems:
             by = f", signed by {', '.join(found.signed_by)}" if found.signed_by else ""
             echo(f"OK: {found.rows} records are as they were sealed{by}", colour="green")
-            if manifest.data_format == "csv":
+            if manifest.data_format in _PROVED:
                 echo(
-                    "of CSV only leaf, id, recorded_at and content_hash are proved: compare the "
-                    "other columns with an export as ndjson",
+                    f"of {_PROVED[manifest.data_format]} proved: compare the other columns with "
+                    "an export as ndjson",
                     err=True,
                 )
     sys.exit(1 if found.problems else 0)

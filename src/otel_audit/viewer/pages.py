@@ -110,6 +110,7 @@ class ArchivedProof:
     state: str = "archived"
     checkpoint: None = None
     bundle: None = None
+    malformed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

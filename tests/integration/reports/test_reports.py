@@ -32,7 +32,6 @@ from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
-from otel_audit_postgres.query.trail import Scope
 from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.model import Options
@@ -584,20 +583,6 @@ class TestEvidence:
 
         assert [note for note in told["notes"] if note.startswith("TAMPERED")] == []
         assert rows_of(json.dumps(told))[0]["rows"] == len(records()) + 1
-
-    async def test_nobody_finds_the_size_of_the_log_by_asking_for_checkpoints(self, store):
-        """Of a viewer of some tenants: one that is there and one that is not answer alike."""
-        said = []
-        for size in (len(records()), 7):
-            async with queries.opened(store.dsn) as connection:
-                asked = replace(WHOLE, checkpoint=size)
-                with pytest.raises(ConfigurationError) as refusal:
-                    await make_report(
-                        connection, REPORTS["rights"], asked, Scope(tenants=("acme",))
-                    )
-                said.append(str(refusal.value))
-        assert said[0] == said[1]
-        assert said[0].startswith("--checkpoint: ")
 
     async def test_of_one_tenant_it_is_about_the_own_records_alone(self, store):
         """Neither a number of others, nor the size of the whole log, nor the signed note."""

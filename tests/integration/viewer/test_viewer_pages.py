@@ -238,6 +238,23 @@ class TestRecord:
         assert "TAMPERED" in await get(client, f"/record/{store.ids['refunded']}")
         assert "Verified now" in await get(client, f"/record/{store.ids['created']}")
 
+    async def test_a_record_that_was_inserted_malformed_is_no_tampering(self, store, clients):
+        """Whoever may insert could raise the alarm otherwise."""
+        made = uuid.UUID(int=uuid.UUID(store.ids["created"]).int + 1)
+        connection = await asyncpg.connect(store.dsn)
+        await connection.execute(
+            "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(l, jsonb_build_object("
+            "'id', $2::text, 'outcome', 'failure'))).* FROM audit.audit_logs l WHERE id = $1",
+            store.ids["created"], str(made),
+        )  # fmt: skip
+        await connection.close()
+        await store.seal()
+        for viewer in (AUDITOR, ACME):
+            page = await get(await clients(viewer, keys=[store.key.public]), f"/record/{made}")
+            assert "Verified now.</strong> Text, place in the log and signature hold." in page
+            assert "outcome do not follow from its text" in page
+            assert "TAMPERED" not in page
+
     async def test_unknown_ids_have_a_page(self, store, clients):
         """Not there, and no id at all."""
         client = await clients(AUDITOR)
