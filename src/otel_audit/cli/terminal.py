@@ -120,7 +120,7 @@ def echo_table(
         dispensable: A column that is left out where the screen is too narrow.
     """
     # where nobody looks at a screen, lines must not be broken at its width
-    console = Console() if sys.stdout.isatty() else Console(width=_NOT_ON_A_SCREEN)
+    console = Console(width=screen_width() or _NOT_ON_A_SCREEN)
     # as text: square brackets would be markup
     texts = [[Text(visible(cell)) for cell in row] for row in rows]
     if dispensable and console.width < _wanted(columns, texts):
