@@ -102,7 +102,9 @@ one is needed only where somebody knew all of it beforehand."""
 
 # to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
-_ONLY_NULL: Final = {None}
+_ONLY_NULL: Final = {type(None)}
+_TEXTS: Final = {str, type(None)}
+_TEXT_COLUMNS: Final = [place for place, (_, kind) in enumerate(COLUMNS) if kind == "text"]
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -766,11 +768,30 @@ def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
-    arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
-    arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
+    """Put rows down as a statement's parameters.
+
+    Raises:
+        TypeError: A field has a type that its class does not allow; so a refusal, as the server's.
+    """
+    try:
+        arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
+        arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
+    except (AttributeError, LookupError) as error:
+        raise TypeError(type(error).__name__) from None
     arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
+    kinds = [set(map(type, column)) for column in arrays]
+    for place in _TEXT_COLUMNS:
+        # the driver takes a list in a list for a second dimension, which unnest makes flat
+        if not kinds[place] <= _TEXTS and not all(map(_may_be_text, arrays[place])):
+            raise TypeError(COLUMNS[place][0])
     # unnest fills up with NULL; each one that is sent costs the driver more than a text does
-    return [[] if not any(column) and set(column) == _ONLY_NULL else column for column in arrays]
+    return [
+        [] if kind == _ONLY_NULL else column for kind, column in zip(kinds, arrays, strict=True)
+    ]
+
+
+def _may_be_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _literal(texts: Sequence[str]) -> str:
