@@ -84,6 +84,7 @@ _QUARANTINE: Final = (
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
 _IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
+_MAY_INSERT: Final = "SELECT has_any_column_privilege('audit.audit_logs', 'INSERT')"
 _MOST_COUNTED: Final = 100_000
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
@@ -401,8 +402,9 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
-            # an auditor's role is told what it is, once, and not which right it lacks
-            await refuse_unready(connection)
+            if not await connection.fetchval(_MAY_INSERT, timeout=self._statement_timeout):
+                # an auditor's role is told what it is, once, and not which right it lacks
+                await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,
