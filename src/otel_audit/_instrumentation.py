@@ -379,6 +379,8 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     try:
         if app_engine is not None or not _may_wait_for_sqlalchemy(runtime.config):
             _orm = _attach_orm(runtime, app_engine)
+        else:
+            runtime.spill_cipher()  # a wrong key is said now, not when SQLAlchemy is imported
     except BaseException:
         runtime.close()
         raise

@@ -12,7 +12,7 @@ from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.rows import COLUMNS
 
 ROWS_IN_GROUP: Final = 20_000
-BYTES_IN_GROUP: Final = 32_000_000
+BYTES_IN_GROUP: Final = 16_000_000
 _ZSTD_LEVEL: Final = 1
 _ROWS_IN_BATCH: Final = 2000
 

@@ -111,10 +111,12 @@ _NOTES: Final = (
     "SELECT size, note FROM audit.ledger_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size"
 )
 _SIZE: Final = "SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints"
-# one that was recorded at no time at all says nothing about how long it waits
+# one that was recorded at no time at all says nothing about how long it waits; the first of the
+# queue wait longest, and all of a long queue are not read after each block that is taken from it
 _WAITING_FOR: Final = (
     "SELECT coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8 "
-    "FROM audit.ledger_queue WHERE isfinite(recorded_at)"
+    "FROM (SELECT recorded_at FROM audit.ledger_queue WHERE isfinite(recorded_at) "
+    "ORDER BY position LIMIT 1000) AS first"
 )
 _ROW_COUNT: Final = "SELECT count(*) FROM audit.audit_logs"
 _STORED_IDS: Final = """

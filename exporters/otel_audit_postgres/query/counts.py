@@ -361,7 +361,7 @@ async def _within(
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
             if walks:
-                await connection.execute("SET LOCAL enable_bitmapscan = off")
+                await connection.execute("SET LOCAL enable_sort = off")
             return await connection.fetch(sql, *values)
     except QueryCanceledError:
         return None

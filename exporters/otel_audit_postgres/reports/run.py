@@ -250,6 +250,11 @@ def _told(snapshot: Snapshot) -> str:
     evidence = snapshot.evidence
     if evidence is None or evidence.problems:
         return "TAMPERED: see the notes"
+    if evidence.is_collapsed:
+        return (
+            "not to be had: the checkpoint lies within leaves whose records were dropped since, so "
+            "its root cannot be built again; a later one can"
+        )
     what = "each record of the report" if snapshot.is_part else "each record of the period"
     return f"{what} has its leaf in the ledger, and the leaves make up the root"
 
@@ -263,7 +268,9 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
         "--to", moment(options.end), "--checkpoint", str(size),
     ]  # fmt: skip
     for name in ("tenant", "query", "subject"):
-        if value := getattr(options, name):
+        value = getattr(options, name)
+        # records without a tenant are those of the tenant without a name
+        if value or (name == "tenant" and value is not None):
             again += [f"--{name}", value]
     if definition.name == "review":
         again += ["--sample", str(options.sample), "--seed", options.seed]

@@ -38,14 +38,14 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
     for one in evidence.parts:
         begin, end = one.begin, one.end
         gaps = await _gaps(snapshot, begin, end)
-        lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
+        lag = await _lag(snapshot, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
             f"{moment(begin)} to {moment(end)}", one.records, one.records - one.odd,
             f"{snapshot.leaves}, root {snapshot.root}", evidence.signed, evidence.anchors,
             _verdict(evidence, one), gaps, _of_all(snapshot, losses[key]),
             _of_all(snapshot, quarantined[key]), one.unknown,
-            None if lag is None else f"{float(lag):.1f} s", _of_all(snapshot, guards[key]),
+            lag, _of_all(snapshot, guards[key]),
         )  # fmt: skip
 
 
@@ -53,6 +53,8 @@ def _verdict(evidence: Evidence, month: Part) -> str:
     against = [*evidence.against, *month.problems]
     if against:
         return f"TAMPERED: {'; '.join(against)}"
+    if evidence.is_collapsed:
+        return "not to be told: the checkpoint lies within leaves whose records were dropped since"
     malformed = (
         f"; {month.malformed} were inserted with columns that do not follow from their text"
         if month.malformed
@@ -62,6 +64,14 @@ def _verdict(evidence: Evidence, month: Part) -> str:
         "holds: every record is as it was sealed, and the leaves make up the checkpoint's root"
         f"{malformed}"
     )
+
+
+async def _lag(snapshot: Snapshot, begin: datetime, end: datetime) -> str | None:
+    """How long the first record of a block waited at most; a block has records of all tenants."""
+    if snapshot.is_part:
+        return _NOT_TOLD
+    lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
+    return None if lag is None else f"{float(lag):.1f} s"
 
 
 def _of_all(snapshot: Snapshot, count: int) -> int | str:

@@ -290,7 +290,7 @@ class SourceReader:
         return found if found is known else shown_source(found, self._redactor)
 
     def _of_connection(self, asgi_scope: Scope) -> Source:
-        client = asgi_scope.get("client")
+        client: Any = asgi_scope.get("client")
         sent = headers_by_name(asgi_scope.get("headers") or ())
         agent = sent.get(b"user-agent")
         if (

@@ -11,6 +11,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
 from otel_audit.orm.column_values import column_form, counted_form
+from otel_audit.orm.marked_columns import PERSONAL
 from otel_audit.orm.stored_values import is_same_document, same_uuid
 from otel_audit.record import Change
 from otel_audit.redaction import REDACTED
@@ -221,9 +222,6 @@ def _work() -> WorkBudget:
 
 def _is_text(shown: Any) -> bool:
     return isinstance(shown, str) and shown not in (REDACTED, WITHHELD, WITHHELD_FOR_WORK)
-
-
-PERSONAL = "personal"
 
 
 class PersonalColumns:

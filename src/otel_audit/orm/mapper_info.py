@@ -13,8 +13,9 @@ from sqlalchemy.orm import Mapper, RelationshipDirection, mapperlib
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from otel_audit.orm.cascades import Cascades, noted
-from otel_audit.orm.column_redaction import PERSONAL, PersonalColumns
+from otel_audit.orm.column_redaction import PersonalColumns
 from otel_audit.orm.key_spelling import Spelling, key_spelling
+from otel_audit.orm.marked_columns import PERSONAL
 from otel_audit.orm.reference_names import ReferenceNames, RowNaming, bases_of, mappers_of
 from otel_audit.orm.stored_values import (
     StoredMembers,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.orm import mapperlib
 
-from otel_audit.orm.column_redaction import PERSONAL
-
 if TYPE_CHECKING:
     from otel_audit.config import AuditConfig
 
+PERSONAL: Final = "personal"
 _LISTED: Final = 5
 
 

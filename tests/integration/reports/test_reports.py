@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
-from otel_audit_postgres import init
+from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.checkpoints import signed_text
 from otel_audit_postgres.ledger.keys import generate
@@ -154,6 +154,15 @@ def replace_id(record, number: int):
     )  # fmt: skip
 
 
+_COLLAPSED = (
+    """
+    INSERT INTO audit.ledger_pruned (first, leaves, hash)
+    SELECT 0, 16, decode(split_part(note, E'\\n', 3), 'base64') FROM audit.ledger_checkpoints
+    WHERE size = 16
+    """,
+    "DELETE FROM audit.ledger_blocks WHERE first < 16",
+    "DELETE FROM audit.audit_logs WHERE id < audit.uuid_at('2026-10-01T17:30Z')",
+)
 _DROPPED = """
 INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows)
 VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', 0)
@@ -190,6 +199,24 @@ class TestWhatItSays:
             notes = json.loads(await made(store.dsn, name, asked))["notes"]
             assert "NOT HERE: records of 2026-09 were dropped; see the archive" in notes
             assert [note for note in notes if note.startswith("TAMPERED")] == []
+
+    async def test_a_checkpoint_within_what_was_dropped_is_no_tampering(
+        self, audit_store, tmp_path
+    ):
+        """Its leaves are collapsed: there is nothing to compare, and a later one can be compared."""
+        store = ReportStore(audit_store, tmp_path)
+        await maintain(store.dsn, months=[date(2026, 10, 1)])
+        for begin, end in ((0, 8), (8, 16), (16, 23)):
+            await store.add(records()[begin:end])
+        for statement in _COLLAPSED:
+            await tamper(store.dsn, statement)
+
+        for name in ("integrity", "coverage"):
+            within = json.loads(await made(store.dsn, name, replace(WHOLE, checkpoint=8)))
+            assert within["head"]["evidence"].startswith("not to be had"), name
+            assert [note for note in within["notes"] if note.startswith("TAMPERED")] == []
+        whole = json.loads(await made(store.dsn, "coverage"))
+        assert whole["head"]["evidence"].endswith("the leaves make up the root")
 
     async def test_what_the_readers_scope_hides(self, store, postgres):
         """Whoever sees one tenant gets no other's records, and the head says so."""
@@ -326,6 +353,10 @@ TAMPERED = {
         "UPDATE audit.audit_logs SET received_by = 'a sender' WHERE event_name = 'audit.viewed'",
         "columns that do not follow from the payload: received_by",
     ),
+    "agent": (
+        "UPDATE audit.audit_logs SET user_agent = 'another' WHERE event_name = 'order.paid'",
+        "columns that do not follow from the payload: user_agent",
+    ),
     "hash": (
         "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE event_name = 'order.paid'",
         "1 records are not as they were sealed",
@@ -340,7 +371,7 @@ TAMPERED = {
     ),
 }  # fmt: skip
 """What a person with every right does to a sealed trail, and what the report on it says."""
-NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender"})
+NOT_OF_THE_TEXT = frozenset({"text", "column", "time", "sender", "agent"})
 
 
 async def tamper(dsn: str, statement: str) -> None:
@@ -445,8 +476,10 @@ class TestEvidence:
         clinic = replace(WHOLE, tenant="clinic")
         for name in REPORTS:
             asked = replace(ASKED.get(name, WHOLE), tenant="clinic")
-            text = await made(store.dsn, name, asked)
+            witnesses = Witnesses((store.key.public,), (store.anchor,))
+            text = await made(store.dsn, name, asked, witnesses=witnesses)
             told = json.loads(text)
+            assert store.anchor.name not in text
             assert not any(note.startswith("TAMPERED") for note in told["notes"]), name
             assert "23 leaves" not in text
             assert "--checkpoint 23" not in text
@@ -457,7 +490,9 @@ class TestEvidence:
             "UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE action = 'READ'",
         )
         told = json.loads(await made(store.dsn, "integrity", clinic))
-        assert "1 records are not as they were sealed" in rows_of(json.dumps(told))[0]["verdict"]
+        (row,) = rows_of(json.dumps(told))
+        assert "1 records are not as they were sealed" in row["verdict"]
+        assert row["longest seal lag"] == "not told: of the whole store only"
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 from otel_audit_postgres import maintain
+from otel_audit_postgres.archive import write_month
 from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.ledger import store
 from otel_audit_postgres.rows import COLUMNS
 from otel_audit_postgres.sink import PostgresSink
 from retention_trail import JANUARY, ids_of
@@ -123,3 +125,36 @@ async def test_rows_that_were_inserted_by_hand_are_archived_as_they_are(hostile,
     assert row["recorded_at"] == int(datetime(2025, 1, 10, tzinfo=UTC).timestamp()) * 10**6 + 1
     assert row["phase"] == ""
     assert json.loads(row["payload"]) == {"a": "b\x01"}
+
+
+async def written(dsn, folder):
+    """January's file, and how often its partition was read as a whole for it."""
+    folder.mkdir()
+    async with (
+        store.opened(dsn, "write a month") as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        month = await write_month.write_month(connection, JANUARY, folder, lambda *_: "default")
+        scans = await connection.fetchval(
+            "SELECT seq_scan FROM pg_stat_xact_all_tables WHERE relname = 'audit_logs_2025_01'"
+        )
+    return month.files[0], scans
+
+
+async def test_rows_that_do_not_fit_into_memory_come_in_parts(hostile, tmp_path, monkeypatch):
+    """The same bytes, whether all payloads come at once, some, or one at a time."""
+    await hostile.seal()
+    whole, _ = await written(hostile.dsn, tmp_path / "whole")
+    for most in (3000, 1):
+        monkeypatch.setattr(write_month, "BYTES_AT_ONCE", most)
+        part, _ = await written(hostile.dsn, tmp_path / f"at-most-{most}")
+        assert (part.rows, part.sha256) == (whole.rows, whole.sha256)
+
+
+async def test_a_month_is_not_read_as_a_whole_for_each_part(hostile, tmp_path, monkeypatch):
+    """Also without statistics; to count its rows it may be."""
+    await hostile.seal()
+    monkeypatch.setattr(write_month, "ROWS_AT_ONCE", 1)
+    file, scans = await written(hostile.dsn, tmp_path / "by-index")
+    assert file.rows > 10
+    assert scans <= 1

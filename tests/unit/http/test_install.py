@@ -241,6 +241,26 @@ class TestShapes:
         assert len(runtime.kept.all("closed")) == 1
 
 
+class WrapsUserMiddleware(Starlette):
+    """Puts a layer of its own around the application's middleware, as FastAPI does."""
+
+    def build_middleware_stack(self) -> Any:
+        stack: Any = super().build_middleware_stack()
+        stack.app = GZipMiddleware(stack.app)
+        return stack
+
+
+@pytest.mark.parametrize("kind", [FastAPI, Starlette, WrapsUserMiddleware])
+def test_the_outer_tap_stands_once(kind):
+    """Outside of a framework's own layers; one further inside would cost each request a step."""
+    app = kind()
+    install.install(app, Counted())
+    app.middleware_stack = app.build_middleware_stack()
+    names = [type(one).__name__ for one in install._chain(app.middleware_stack)]
+    assert (names.count("OuterMiddleware"), names.count("InnerMiddleware")) == (1, 1)
+    assert names.index("OuterMiddleware") == 1
+
+
 class TestLater:
     async def test_a_stack_that_is_replaced_after_the_start(self):
         """What is put around the built stack stands inside of the taps."""

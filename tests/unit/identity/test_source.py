@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.identity.redact_identity import shown_source
 from otel_audit.identity.source import (
     REQUEST_ID,
     SourceOptions,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from otel_audit.record import Source
 
 PROXY = "10.0.0.1"
+REDACTOR = Redactor()
 
 
 def resolve(
@@ -39,7 +41,11 @@ def resolve(
         "client": client,
         "state": state or {},
     }
-    return resolve_source(asgi, SourceOptions.from_config(AuditConfig(**settings)), claims)
+    options = SourceOptions.from_config(AuditConfig(**settings))
+    found, reader = resolve_source(asgi, options, claims), SourceReader(options, REDACTOR)
+    for _ in range(2):  # what it remembers is what it would find
+        assert reader.read(asgi, claims, None) == shown_source(found, REDACTOR)
+    return found
 
 
 def forwarded(value: str, *, proxies: str = "10.0.0.0/8", **more: Any) -> str | None:
@@ -52,6 +58,33 @@ BEHIND_PROXY = {
     )
     for name in ("X-Forwarded-For", "Forwarded")
 }
+
+
+class TestReader:
+    def test_says_of_each_connection_what_it_is(self) -> None:
+        """Of another address, another user agent, a forwarded header, another session."""
+        options = SourceOptions.from_config(AuditConfig(trusted_proxies="10.0.0.0/8"))
+        reader = SourceReader(options, REDACTOR)
+
+        def read(client: Any, *headers: tuple[bytes, bytes], session: str = "") -> Source:
+            state = {"session_id": session} if session else {}
+            asgi = {"client": client, "headers": headers, "state": state}
+            return reader.read(asgi, None, None)
+
+        agent, other = (b"user-agent", b"curl/8"), (b"user-agent", b"tea/1")
+        first = read(("192.0.2.1", 1), agent)
+        assert (first.address, first.user_agent) == ("192.0.2.1", "curl/8")
+        assert read(("192.0.2.1", 2), agent) is first
+        assert read(("192.0.2.2", 1), agent).address == "192.0.2.2"
+        assert read(("192.0.2.1", 1), other).user_agent == "tea/1"
+        assert read(("192.0.2.1", 1), agent, session="s-1").session_id == "s-1"
+        assert read(("192.0.2.1", 1), agent).session_id is None
+        through = (b"x-forwarded-for", b"198.51.100.7")
+        assert read((PROXY, 1), agent).address == PROXY
+        assert read((PROXY, 1), agent, through).address == "198.51.100.7"
+        assert read((PROXY, 1), agent).address == PROXY
+        for nobody in (None, (), ("", 0), ["192.0.2.1", 1]):
+            assert read(nobody).user_agent is None
 
 
 class TestAddress:
