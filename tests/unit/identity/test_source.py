@@ -223,7 +223,7 @@ class TestSession:
             assert found.session_id == "s1"
 
 
-class TestReader:
+class TestOddConnections:
     READER = SourceReader(SourceOptions.from_config(AuditConfig()), Redactor())
 
     @pytest.mark.parametrize("client", [None, (), [], ("", 0), (None, 0), (PROXY, 1), [PROXY, 1]])
