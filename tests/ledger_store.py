@@ -18,6 +18,7 @@ ALWAYS = {
     "ledger_checkpoints": ("refuse_change",),
     "ledger_log": ("refuse_change",),
     "ledger_flaws": ("refuse_change",),
+    "ledger_pruned": ("refuse_change",),
 }
 
 

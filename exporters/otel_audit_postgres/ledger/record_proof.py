@@ -5,23 +5,30 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.ledger.leaves import Block
+from otel_audit_postgres.ledger.malformed import read_flaws
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, verify_inclusion
 from otel_audit_postgres.ledger.prove import EVIDENCE, Bundle
 from otel_audit_postgres.ledger.tree_cache import DamagedLedgerError, TreeCache
-from otel_audit_postgres.ledger.verify.row_check import altered_columns, leaf_of
+from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record, leaf_of
 
 State = Literal["verified", "sealed", "waiting", "unsealed", "tampered"]
 
 _WAITS: Final = """
 SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float8
 FROM audit.ledger_queue WHERE id = $1 AND tenant_id = $2
+"""
+_IS_AS_INSERTED: Final = """
+SELECT EXISTS (
+    SELECT FROM audit.ledger_queue q JOIN audit.audit_logs a USING (id, tenant_id)
+    WHERE id = $1 AND tenant_id = $2 AND q.columns_hash = audit.columns_hash(a))
 """
 # a role that is limited to some tenants sees no queue, so it cannot know
 _SEES_ALL: Final = """
@@ -55,6 +62,8 @@ class RecordProof:
         checkpoint: The log's last checkpoint.
         signers: Names of the known keys that signed the checkpoint.
         bundle: Evidence for those without the store.
+        malformed: Columns that do not follow from the text, where it was inserted so and nobody
+            changed it since.
     """
 
     state: State
@@ -64,6 +73,7 @@ class RecordProof:
     checkpoint: Checkpoint | None = None
     signers: tuple[str, ...] = ()
     bundle: Bundle | None = None
+    malformed: tuple[str, ...] = ()
 
 
 async def check_record(
@@ -107,28 +117,55 @@ async def _checked(
     row = next((row for row in rows if row["tenant_id"] == tenant_id), None)
     if row is None:
         return None
-    leaf, seen = await _place(connection, row)
-    altered = altered_columns(row)
+    leaf, block, seen = await _place(connection, row)
+    altered = tuple(altered_columns(row))
     if seen and leaf is None:
         return RecordProof("tampered", "the record's text or time is not what was sealed")
-    if altered:
+    if altered and not await _was_inserted_so(connection, row, block, keys):
         what = ", ".join(altered)
         return RecordProof("tampered", f"not what the record's own text says: {what}", leaf=leaf)
     if leaf is None:
-        return await _not_sealed(connection, row)
-    return await _proved(connection, row, leaf, cache, keys)
+        found = await _not_sealed(connection, row)
+    else:
+        found = await _proved(connection, row, leaf, cache, keys)
+    return replace(found, malformed=altered)
 
 
-async def _place(connection: Connection[Any], row: Mapping[str, Any]) -> tuple[int | None, bool]:
-    """Find the leaf of a row; and whether a leaf of its id is there at all."""
+async def _was_inserted_so(
+    connection: Connection[Any],
+    row: Mapping[str, Any],
+    block: Block | None,
+    keys: Sequence[PublicKey],
+) -> bool:
+    """Whether columns that do not follow from the text were inserted so, as the verification asks.
+
+    Whoever may insert can insert such a row: that is no tampering.
+    """
+    if block is None:
+        found = await connection.fetchval(_IS_AS_INSERTED, row["id"], row["tenant_id"])
+        return bool(found)
+    note = await store.flaws(connection, block.first)
+    origin = await store.origin(connection)
+    flaws = frozenset() if note is None else read_flaws(note, origin, block.first, keys)
+    # the leaf covers the text: a text that is no record now was none when it was inserted
+    if is_no_record(row):
+        return not any(record_id == row["id"].bytes for record_id, _ in flaws)
+    hashes = await store.column_hashes(connection, [row["id"]])
+    return (row["id"].bytes, hashes.get((row["id"].bytes, row["tenant_id"]), b"")) in flaws
+
+
+async def _place(
+    connection: Connection[Any], row: Mapping[str, Any]
+) -> tuple[int | None, Block | None, bool]:
+    """Find the leaf of a row, and its block; and whether a leaf of its id is there at all."""
     leaf_hash, seen = leaf_of(row).hash(), False
     for block in await store.blocks_about(connection, row["id"]):
         for number in block.places(row["id"].bytes):
             seen = True
             at = number * HASH_SIZE
             if block.hashes[at : at + HASH_SIZE] == leaf_hash:
-                return block.first + number, True
-    return None, seen
+                return block.first + number, block, True
+    return None, None, seen
 
 
 async def _not_sealed(connection: Connection[Any], row: Mapping[str, Any]) -> RecordProof:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import secrets
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,9 +20,14 @@ from typing import Any, Final
 from otel_audit.config import AuditConfig
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, anchors_from
-from otel_audit_postgres.ledger.checkpoints import read_note
+from otel_audit_postgres.ledger.checkpoints import (
+    Checkpoint,
+    NoteError,
+    read_checkpoint,
+    read_note,
+)
 from otel_audit_postgres.ledger.keys import PublicKey
-from otel_audit_postgres.ledger.leaves import TAG, Block, grown
+from otel_audit_postgres.ledger.leaves import ID_SIZE, Block, grown
 from otel_audit_postgres.ledger.settings import chosen_public_keys
 from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
 from otel_audit_postgres.ledger.verify.findings import Findings
@@ -33,7 +38,7 @@ from otel_audit_postgres.ledger.verify.verify import judge_testimonies
 from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
 from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
-from otel_audit_postgres.reports.snapshot import LEAVES, Snapshot, selected
+from otel_audit_postgres.reports.snapshot import LEAF, LEAVES, Snapshot, selected
 
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
@@ -47,15 +52,6 @@ _KINDS: Final = {
     "inserted": "records were never sealed, and do not wait for it",
     "gone": "sealed records are gone",
 }
-
-_US: Final = (
-    "CASE WHEN isfinite(l.recorded_at) AND l.recorded_at < '290000-01-01 00:00:00+00' "
-    "THEN (extract(epoch FROM l.recorded_at) * 1000000)::bigint ELSE -1 END"
-)
-_LEAF: Final = (
-    f"sha256('\\x{(chr(0).encode() + TAG).hex()}'::bytea || uuid_send(l.id) || l.content_hash "
-    f"|| int8send({_US}))"
-)
 
 
 def _differs(column: str, told: str) -> str:
@@ -136,7 +132,7 @@ _RECORDS: Final = "count(*) AS records, count(*) FILTER (WHERE outcome = 'unknow
 # records by their leaves, one by one: those of the period, and leaves whose record is nowhere
 _DIFFERENCE: Final = f"""
 WITH sealed AS MATERIALIZED ({LEAVES}),
-found AS MATERIALIZED (SELECT l.id, {_LEAF} AS hash FROM audit.audit_logs l WHERE {{where}}),
+found AS MATERIALIZED (SELECT l.id, {LEAF} AS hash FROM audit.audit_logs l WHERE {{where}}),
 odd AS MATERIALIZED (
     SELECT f.id FROM found f
     WHERE NOT EXISTS (SELECT FROM sealed s WHERE s.id = f.id AND s.hash = f.hash)
@@ -158,6 +154,21 @@ UNION ALL
 SELECT 'inserted', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM strange
 UNION ALL
 SELECT 'gone', count(*), (array_agg(id ORDER BY id))[1:{_NAMED}] FROM gone
+"""  # noqa: S608 - constants
+
+_HAS_COLLAPSED: Final = "SELECT EXISTS (SELECT FROM audit.ledger_pruned)"
+# leaves whose records were dropped, and that are not collapsed: only blocks at a month's ends
+_MISSING: Final = f"""
+SELECT count(*) FROM (
+    SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid AS id
+    FROM (SELECT ids || ''::bytea AS ids FROM audit.ledger_blocks WHERE EXISTS (
+              SELECT FROM unnest($1::uuid[], $2::uuid[]) AS p(least, above)
+              WHERE highest >= p.least AND lowest < p.above) OFFSET 0) AS b
+    CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
+) AS s
+WHERE EXISTS (SELECT FROM unnest($1::uuid[], $2::uuid[]) AS p(least, above)
+              WHERE s.id >= p.least AND s.id < p.above)
+AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
 """  # noqa: S608 - constants
 
 
@@ -248,7 +259,9 @@ async def gather(
     found = Evidence([Part(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
     comparisons = [_comparison(part, dropped) for part in found.parts]
-    await _climb(snapshot, found, comparisons, witnesses)
+    collapsed = await _climb(snapshot, found, comparisons, witnesses)
+    if not snapshot.is_part:
+        await _account(snapshot, found, dropped, collapsed)
     for one in comparisons:
         await _compare(snapshot, one, is_deep=is_deep)
         if is_deep:
@@ -300,6 +313,20 @@ async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[store.P
     return sound
 
 
+async def _account(
+    snapshot: Snapshot, found: Evidence, dropped: Sequence[store.Pruning], collapsed: int
+) -> None:
+    """See that no more is gone than was dropped in order: a collapsed leaf names no record."""
+    recorded, gone = sum(one.rows for one in dropped), collapsed
+    if dropped:
+        lowest, above = [one.lowest for one in dropped], [one.above for one in dropped]
+        gone += await snapshot.connection.fetchval(_MISSING, lowest, above)
+    if gone > recorded:
+        found.against.append(
+            f"{recorded} records were dropped with their months, as sealed; {gone} are gone"
+        )
+
+
 def _comparison(part: Part, dropped: Sequence[store.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
     within = [one for one in dropped if one.lowest < high and one.above > low]
@@ -311,17 +338,24 @@ async def _climb(
     found: Evidence,
     comparisons: Sequence[_Comparison],
     witnesses: Witnesses,
-) -> None:
-    """Build the tree again, and add up the leaves on the way; then compare roots."""
-    findings = Findings()
+) -> int:
+    """Build the tree again, and add up the leaves on the way; then compare roots.
+
+    Returns:
+        How many leaves are collapsed.
+    """
+    findings, collapsed = Findings(), 0
     heard = await hear(witnesses.anchors, witnesses.keys, findings)
     sizes = sorted({snapshot.size, *(one.checkpoint.size for one in heard.testimonies)})
+    # what was collapsed can be told from what was made up by a root that was signed later
+    latest = await _latest(snapshot, found, witnesses)
+    sizes = sizes if latest is None else sorted({*sizes, latest.size})
     walk = TreePassState()
     sums = [] if snapshot.is_part else comparisons
     async for piece in store.pieces(snapshot.connection, 0, sizes[-1]):
         if piece.first != walk.tree.size or not piece.is_whole():
             found.against.append("the leaves have a hole")
-            return
+            return collapsed
         if isinstance(piece, Block):
             leaves = piece.leaf_hashes()
             sealed = leaves[: max(snapshot.size - piece.first, 0)]
@@ -334,13 +368,35 @@ async def _climb(
         else:
             found.is_collapsed |= piece.first < snapshot.size < piece.first + piece.count
             walk.tree = grown(walk.tree, piece)
+            collapsed += piece.count
         walk.roots[walk.tree.size] = walk.tree.root()
     if not found.is_collapsed and walk.roots.get(snapshot.size, b"").hex() != snapshot.root:
         found.against.append("the leaves do not make up the checkpoint's root")
+    elif latest is not None and walk.roots.get(latest.size) != latest.root:
+        found.against.append(
+            "the leaves, some collapsed, do not make up the last checkpoint's root"
+        )
     found.signed = _signed(snapshot, witnesses, found)
     heard.judge_silence(walk.tree.size, findings)
     judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
     _tell_anchors(snapshot, found, witnesses, heard, findings)
+    return collapsed
+
+
+async def _latest(snapshot: Snapshot, found: Evidence, witnesses: Witnesses) -> Checkpoint | None:
+    """The last checkpoint of a log that has collapsed leaves."""
+    if not await snapshot.connection.fetchval(_HAS_COLLAPSED):
+        return None
+    note = await store.last_note(snapshot.connection) or ""
+    try:
+        checkpoint = read_checkpoint(note)
+        is_signed = not witnesses.keys or bool(read_note(note).signed_by(witnesses.keys))
+    except NoteError as error:
+        found.against.append(f"the last checkpoint: {error}")
+        return None
+    if not is_signed:
+        found.against.append("none of the given keys has signed the last checkpoint")
+    return checkpoint
 
 
 def _append(walk: TreePassState, first: int, leaves: Sequence[bytes], sizes: Iterable[int]) -> None:
@@ -403,33 +459,57 @@ async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> No
             (row,) = await _summed(snapshot, one, _of_part(snapshot, part), is_deep=True)
             one.suspects = row["altered"] or []
         return
-    asked = snapshot.asked(in_period=False)
-    asked.columns.append(_within(one, asked))
+    asked = _of_months(snapshot, one)
     (row,) = await _summed(snapshot, one, asked, is_deep=is_deep)
     one.suspects = row["altered"] or []
     if (row["records"], int(row["total"])) != (one.leaves, one.total):
-        asked = snapshot.asked(in_period=False)
-        in_range = _within(one, asked)
-        asked.columns.append(in_range)
+        asked = _of_months(snapshot, one)
         before = part.odd
-        await _differ(snapshot, one, asked, in_range)
+        await _differ(snapshot, one, asked, _within(one, asked))
         if part.odd == before and not part.problems:
             part.problems.append(
                 f"{row['records']} records and {one.leaves} leaves do not belong together"
             )
-    await _compare_astray(snapshot, one)
+    await _compare_singly(snapshot, one, _astray, is_deep=is_deep)
+    if one.dropped:
+        await _compare_singly(snapshot, one, _after_dropping, is_deep=is_deep)
 
 
-async def _compare_astray(snapshot: Snapshot, one: _Comparison) -> None:
-    """Compare the records of that time whose ids are of another one: they are few."""
+async def _compare_singly(
+    snapshot: Snapshot,
+    one: _Comparison,
+    choose: Callable[[Snapshot, _Comparison], Conditions],
+    *,
+    is_deep: bool,
+) -> None:
+    """Compare records whose leaves are not added up: they are few."""
+    (row,) = await _summed(snapshot, one, choose(snapshot, one), is_deep=is_deep)
+    if row["records"]:
+        one.suspects += row["altered"] or []
+        await _differ(snapshot, one, choose(snapshot, one), "false")
+
+
+def _of_months(snapshot: Snapshot, one: _Comparison) -> Conditions:
+    """Records by their ids, but for those of months that were dropped."""
+    asked = snapshot.asked(in_period=False)
+    asked.columns.append(_within(one, asked))
+    if one.dropped:
+        asked.columns.append(f"NOT ({_in_dropped(one, asked)})")
+    return asked
+
+
+def _after_dropping(snapshot: Snapshot, one: _Comparison) -> Conditions:
+    """Records that came when their month had been dropped."""
+    asked = snapshot.asked(in_period=False)
+    asked.columns += [_within(one, asked), _in_dropped(one, asked)]
+    return asked
+
+
+def _astray(snapshot: Snapshot, one: _Comparison) -> Conditions:
+    """Records of that time whose ids are of another one."""
     asked = _of_part(snapshot, one.part)
     asked.columns += [ASTRAY, f"NOT ({_within(one, asked)})"]
-    (row,) = await snapshot.connection.fetch(
-        f"SELECT EXISTS ({selected('1', asked)}) AS has_any",
-        *asked.values,
-    )
-    if row["has_any"]:
-        await _differ(snapshot, one, asked, "false")
+    return asked
 
 
 def _of_part(snapshot: Snapshot, part: Part) -> Conditions:
@@ -443,6 +523,14 @@ def _within(one: _Comparison, asked: Conditions) -> str:
     return f"(id >= {asked.bind(one.low)}::uuid AND id < {asked.bind(one.high)}::uuid)"
 
 
+def _in_dropped(one: _Comparison, asked: Conditions) -> str:
+    bounds = (
+        f"(id >= {asked.bind(month.lowest)}::uuid AND id < {asked.bind(month.above)}::uuid)"
+        for month in one.dropped
+    )
+    return f"({' OR '.join(bounds)})"
+
+
 def _where(asked: Conditions) -> str:
     return " AND ".join([*asked.columns, *asked.payload]) or "true"
 
@@ -453,7 +541,7 @@ async def _summed(
     """Add up records; all in one answer, so that the server may have several processes at it."""
     sql = _SUMS.format(
         most=_MOST_SUSPECTS, altered=_ALTERED if is_deep else "false",
-        key=f"{asked.bind(one.key)}::bytea", leaf=_LEAF, digits=_SUM_DIGITS, where=_where(asked),
+        key=f"{asked.bind(one.key)}::bytea", leaf=LEAF, digits=_SUM_DIGITS, where=_where(asked),
     )  # fmt: skip
     found: list[Any] = await snapshot.connection.fetch(sql, *asked.values)
     return found

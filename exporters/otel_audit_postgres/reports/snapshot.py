@@ -15,7 +15,7 @@ import msgspec
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
-from otel_audit_postgres.ledger.leaves import ID_SIZE
+from otel_audit_postgres.ledger.leaves import ID_SIZE, TAG
 from otel_audit_postgres.ledger.merkle import HASH_SIZE
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query, parse
@@ -41,15 +41,36 @@ SELECT row_security_active('audit.audit_logs') AND NOT EXISTS (
              WHERE t.tenant_id IS NOT NULL ORDER BY 1) AS tenants
 """
 _LATER: Final = f"""
-SELECT array_agg(id) FROM (
+WITH later AS MATERIALIZED (
     SELECT id FROM audit.ledger_queue
     UNION ALL
     SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid
     FROM audit.ledger_blocks b
     CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
     WHERE b.first + n >= $1 AND b.first + octet_length(b.ids) / {ID_SIZE} > $1
-) AS later
+),
+sealed AS (
+    SELECT encode(substr(b.ids, (n * {ID_SIZE} + 1)::int, {ID_SIZE}), 'hex')::uuid AS id,
+           substr(b.hashes, (n * {HASH_SIZE} + 1)::int, {HASH_SIZE}) AS hash
+    FROM (SELECT first, ids || ''::bytea AS ids, hashes || ''::bytea AS hashes
+          FROM audit.ledger_blocks
+          WHERE first < $1 AND highest >= (SELECT id FROM later ORDER BY id LIMIT 1)
+            AND lowest <= (SELECT id FROM later ORDER BY id DESC LIMIT 1) OFFSET 0) AS b
+    CROSS JOIN generate_series(0, octet_length(b.ids) / {ID_SIZE} - 1) AS n
+    WHERE b.first + n < $1
+),
+twice AS MATERIALIZED (SELECT DISTINCT s.hash FROM sealed s WHERE s.id IN (SELECT id FROM later))
+SELECT (SELECT array_agg(id) FROM later) AS ids, (SELECT array_agg(hash) FROM twice) AS sealed
 """  # noqa: S608 - constants
+_US: Final = (
+    "CASE WHEN isfinite(recorded_at) AND recorded_at < '290000-01-01 00:00:00+00' "
+    "THEN (extract(epoch FROM recorded_at) * 1000000)::bigint ELSE -1 END"
+)
+LEAF: Final = (
+    f"sha256('\\x{(chr(0).encode() + TAG).hex()}'::bytea || uuid_send(id) || content_hash "
+    f"|| int8send({_US}))"
+)
+"""The leaf hash of a row of ``audit.audit_logs``, by its columns."""
 # each block is read once; else it is, twice for each of its leaves, from where long values lie
 _BLOCKS: Final = """
     (SELECT first, ids || ''::bytea AS ids, hashes || ''::bytea AS hashes
@@ -121,6 +142,7 @@ class Snapshot:
     evidence: Evidence | None = None
     _query: Query = field(default_factory=Query)
     _later: list[Any] | None = None
+    _sealed: list[bytes] | None = None
 
     @property
     def is_part(self) -> bool:
@@ -158,7 +180,11 @@ class Snapshot:
             sealed = SEALED.format(size=int(self.size))
             found.columns.append(f"id IN ({sealed})")
         elif self._later:
-            found.columns.append(f"id <> ALL({found.bind(self._later)}::uuid[])")
+            waits = f"id <> ALL({found.bind(self._later)}::uuid[])"
+            if self._sealed:
+                # of another tenant, or said to wait: a record with a leaf of its own is sealed
+                waits = f"({waits} OR {LEAF} = ANY({found.bind(self._sealed)}::bytea[]))"
+            found.columns.append(waits)
         return found
 
     async def rows(
@@ -274,7 +300,7 @@ class Snapshot:
         """How many records the period has at all, and of when the latest one is."""
         plain = Snapshot(
             self.connection, self.options, self.origin, self.size, self.note, self.root,
-            self.sealed_at, self.tenants, 0, None, Query(), self._later,
+            self.sealed_at, self.tenants, 0, None, Query(), self._later, self._sealed,
         )  # fmt: skip
         count = [row async for row in plain.rows("count(*) AS found")]
         latest = [
@@ -331,23 +357,31 @@ async def taken(
         scope: On whose behalf.
 
     Raises:
-        ConfigurationError: There is no such checkpoint, or the query cannot be understood.
+        ConfigurationError: There is no such checkpoint, it may not be chosen, or the query cannot
+            be understood.
         StoreError: Nothing was ever sealed.
     """
     query = (await resolved(connection, parse(options.query)))[0]
     tenants = await _tenants(connection, scope)
+    if options.checkpoint is not None and scope is not None and scope.tenants is not None:
+        raise ConfigurationError(
+            "--checkpoint: it is named by its size, which tells how much all tenants record, so "
+            "that some of them cannot choose one; leave it out"
+        )
     row = await connection.fetchrow(_CHECKPOINT, options.checkpoint)
     if row is None:
         raise await _no_checkpoint(connection, options, tenants)
     checkpoint = read_checkpoint(row["note"])
-    later = None
+    later = sealed = None
     if tenants is None:
-        later = await connection.fetchval(_LATER, row["size"]) or []
+        found = await connection.fetchrow(_LATER, row["size"])
+        assert found is not None  # noqa: S101 - it has one row
+        later, sealed = found["ids"] or [], found["sealed"]
     if later is not None and len(later) > _MOST_LATER:
         later = None
     return Snapshot(
         connection, options, checkpoint.origin, row["size"], row["note"], checkpoint.root.hex(),
-        row["recorded_at"], tenants, 0, None, query, later,
+        row["recorded_at"], tenants, 0, None, query, later, sealed,
     )  # fmt: skip
 
 

@@ -123,3 +123,28 @@ async def test_an_error_that_is_none_of_these_is_not_called_tampering(log, seale
     monkeypatch.setattr(TreeCache, "proof", broken)
     with pytest.raises(ValueError, match="of our own"):
         await proof(log, sealed[5])
+
+
+async def test_a_record_that_was_inserted_malformed_is_not_tampered_with(
+    log, sealed, administrator
+):
+    """Whoever may insert can insert false columns: that is said, before and after the seal."""
+    (made,) = await log.write(1, tenant=Tenant(id="t"))
+    await log.seal()
+    record_id = uuid.UUID(int=uuid.UUID(made).int + 1)
+    await administrator.connection.execute(
+        "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(l, jsonb_build_object("
+        "'id', $2::text, 'actor_id', 'zed'))).* FROM audit.audit_logs l WHERE id = $1",
+        made, str(record_id),
+    )  # fmt: skip
+    found = await proof(log, record_id)
+    assert (found.state, "actor_id" in found.malformed) == ("waiting", True)
+
+    await log.seal()
+    found = await proof(log, record_id)
+    assert (found.state, "actor_id" in found.malformed) == ("verified", True)
+
+    await administrator.does(
+        "UPDATE audit.audit_logs SET actor_id = 'another' WHERE id = $1", record_id
+    )
+    assert (await proof(log, record_id)).state == "tampered"

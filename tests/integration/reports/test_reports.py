@@ -29,8 +29,10 @@ from otel_audit_postgres import init, maintain
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.checkpoints import signed_text
 from otel_audit_postgres.ledger.keys import generate
+from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
+from otel_audit_postgres.query.trail import Scope
 from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.model import Options
@@ -41,7 +43,7 @@ from report_store import BEGIN, END, ReportStore, fixed, records
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit.record import Received, Target
+from otel_audit.record import Change, Received, Target
 
 GOLDEN = Path(__file__).parent / "golden"
 WHOLE = Options(begin=BEGIN, end=END)
@@ -165,7 +167,7 @@ _COLLAPSED = (
 )
 _DROPPED = """
 INSERT INTO audit.ledger_prunings (partition, manifest_id, lowest, above, rows)
-VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', 0)
+VALUES ('audit_logs_{month}', '{id}', '{lowest}', '{above}', {rows})
 """
 
 
@@ -206,8 +208,14 @@ class TestWhatItSays:
         """Its leaves are collapsed: there is nothing to compare, and a later one can be compared."""
         store = ReportStore(audit_store, tmp_path)
         await maintain(store.dsn, months=[date(2026, 10, 1)])
-        for begin, end in ((0, 8), (8, 16), (16, 23)):
-            await store.add(records()[begin:end])
+        said = {
+            "partition": "audit_logs_2026_09", "rows": 16,
+            "lowest": "01a0f4c2-c400-0000-0000-000000000000", "above": records()[15].record_id[:-1] + "f",
+        }  # fmt: skip
+        manifest = fixed(30, "audit.partition.retired", tenant=None, metadata=said)
+        for found in (records()[:8], records()[8:16], [*records()[16:], manifest]):
+            await store.add(found)
+        await tamper(store.dsn, _DROPPED.format(month="2026_09", id=manifest.record_id, **said))
         for statement in _COLLAPSED:
             await tamper(store.dsn, statement)
 
@@ -423,12 +431,119 @@ class TestEvidence:
         """Whoever deletes records could say that they were dropped in order."""
         await tamper(store.dsn, TAMPERED["record"][0])
         bounds = {"lowest": "01a0f000-0000-7000-8000-000000000000", "above": "f" * 32}
-        forged = _DROPPED.format(month="2026_10", id=records()[0].record_id, **bounds)
+        forged = _DROPPED.format(month="2026_10", id=records()[0].record_id, rows=1, **bounds)
         await tamper(store.dsn, forged)
 
         notes = json.loads(await made(store.dsn, "rights"))["notes"]
         assert any("was dropped without a sealed record of it" in note for note in notes)
         assert any("1 sealed records are gone" in note for note in notes)
+
+    @pytest.mark.parametrize("first", [8, 16])
+    async def test_leaves_that_were_collapsed_though_no_month_was_dropped_are_told(
+        self, audit_store, tmp_path, first
+    ):
+        """A collapsed leaf names no record: whoever deletes some could collapse theirs."""
+        store = ReportStore(audit_store, tmp_path)
+        await maintain(store.dsn, months=[date(2026, 10, 1)])
+        for begin, end in ((0, 8), (8, 16), (16, 23)):
+            await store.add(records()[begin:end])
+        deleted = [one.record_id for one in records()[first : first + 8]]
+        connection = await asyncpg.connect(store.dsn)
+        hashes = await connection.fetchval(
+            "SELECT hashes FROM audit.ledger_blocks WHERE first = $1", first
+        )
+        leaves = [hashes[at : at + 32] for at in range(0, len(hashes), 32)]
+        does = Administrator(connection).does
+        await does("DELETE FROM audit.audit_logs WHERE id = ANY($1::uuid[])", deleted)
+        await does("DELETE FROM audit.ledger_blocks WHERE first = $1", first)
+        await does(
+            "INSERT INTO audit.ledger_pruned (first, leaves, hash) VALUES ($1, 8, $2)",
+            first, Frontier().extended(leaves).root(),
+        )  # fmt: skip
+        await connection.close()
+
+        for name in ("changes", "integrity"):
+            notes = json.loads(await made(store.dsn, name))["notes"]
+            says = "TAMPERED: 0 records were dropped with their months, as sealed; 8 are gone"
+            assert says in notes, name
+            # leaves that end behind the log's last checkpoint can lead to no root
+            is_told = any("do not make up the last checkpoint's root" in note for note in notes)
+            assert is_told == (first == 16), name
+
+    @pytest.mark.parametrize("name", ["coverage", "integrity"])
+    async def test_a_record_that_came_after_its_month_was_dropped_is_no_tampering(
+        self, store, name
+    ):
+        """It is compared by itself; and if it is changed, that is told."""
+        said = {
+            "partition": "audit_logs_2026_09", "rows": 7,
+            "lowest": "01a0f4c2-c400-0000-0000-000000000000",
+            "above": records()[6].record_id[:-1] + "f",
+        }  # fmt: skip
+        manifest = fixed(30, "audit.partition.retired", tenant=None, metadata=said)
+        late = fixed(3, "order.late")
+        await store.add([manifest])
+        await tamper(
+            store.dsn, f"DELETE FROM audit.audit_logs WHERE id <= '{records()[6].record_id}'"
+        )
+        await tamper(store.dsn, _DROPPED.format(month="2026_09", id=manifest.record_id, **said))
+        await store.add([late])
+        told = json.loads(await made(store.dsn, name))
+        assert [note for note in told["notes"] if note.startswith("TAMPERED")] == []
+
+        await tamper(
+            store.dsn,
+            f"UPDATE audit.audit_logs SET content_hash = sha256('x') WHERE id = '{late.record_id}'",
+        )
+        notes = json.loads(await made(store.dsn, name))["notes"]
+        assert any("1 records are not as they were sealed" in note for note in notes)
+
+    @pytest.mark.parametrize("name", ["changes", "integrity"])
+    async def test_a_record_of_another_tenant_under_the_same_id_hides_none(self, store, name):
+        """A writer can insert one: what waits, or was sealed later, is left out by its own leaf."""
+        sealed = replace(WHOLE, checkpoint=len(records()))
+        before = await made(store.dsn, name, sealed)
+        own = await made(store.dsn, name, replace(sealed, tenant="acme"))
+        connection = await asyncpg.connect(store.dsn)
+        columns = await connection.fetchval(
+            "SELECT string_agg(attname, ', ') FROM pg_attribute WHERE attnum > 0 "
+            "AND attrelid = 'audit.audit_logs'::regclass AND attname <> 'recorded_at'"
+        )
+        await connection.execute(
+            f"INSERT INTO audit.audit_logs ({columns}) SELECT {columns} FROM jsonb_populate_record("
+            '(SELECT l FROM audit.audit_logs l WHERE id = $1), \'{"tenant_id": "evil"}\')',
+            records()[0].record_id,
+        )
+        await connection.close()
+
+        assert await made(store.dsn, name, sealed) == before
+        assert await made(store.dsn, name, replace(sealed, tenant="acme")) == own
+        await store.seal()
+        assert await made(store.dsn, name, sealed) == before
+        assert await made(store.dsn, name, replace(sealed, tenant="acme")) == own
+
+    async def test_a_sealed_record_that_is_said_to_wait_is_in_the_report(self, store):
+        """Whoever writes to the queue takes nothing out of a tenant's report."""
+        acme = replace(WHOLE, tenant="acme")
+        before = await made(store.dsn, "changes", acme)
+        await tamper(
+            store.dsn,
+            "INSERT INTO audit.ledger_queue (id, tenant_id, content_hash, recorded_at) "
+            "SELECT id, tenant_id, content_hash, recorded_at FROM audit.audit_logs "
+            "WHERE event_name = 'order.paid'",
+        )
+        assert await made(store.dsn, "changes", acme) == before
+
+    async def test_a_record_that_was_moved_from_another_month_is_told(self, store):
+        """Its id is of another time, so its leaf is not among those of the period."""
+        await store.add([fixed(900, "order.november")])
+        await tamper(
+            store.dsn,
+            "UPDATE audit.audit_logs SET occurred_at = '2026-10-20Z', actor_id = 'mallory' "
+            "WHERE event_name = 'order.november'",
+        )
+        (row,) = rows_of(await made(store.dsn, "integrity"))
+        assert "actor_id" in row["verdict"]
 
     async def test_integrity_asks_the_anchors_and_checks_the_signature(self, store):
         """And says so where there is nobody to ask."""
@@ -470,6 +585,20 @@ class TestEvidence:
         assert [note for note in told["notes"] if note.startswith("TAMPERED")] == []
         assert rows_of(json.dumps(told))[0]["rows"] == len(records()) + 1
 
+    async def test_nobody_finds_the_size_of_the_log_by_asking_for_checkpoints(self, store):
+        """Of a viewer of some tenants: one that is there and one that is not answer alike."""
+        said = []
+        for size in (len(records()), 7):
+            async with queries.opened(store.dsn) as connection:
+                asked = replace(WHOLE, checkpoint=size)
+                with pytest.raises(ConfigurationError) as refusal:
+                    await make_report(
+                        connection, REPORTS["rights"], asked, Scope(tenants=("acme",))
+                    )
+                said.append(str(refusal.value))
+        assert said[0] == said[1]
+        assert said[0].startswith("--checkpoint: ")
+
     async def test_of_one_tenant_it_is_about_the_own_records_alone(self, store):
         """Neither a number of others, nor the size of the whole log, nor the signed note."""
         await tamper(store.dsn, TAMPERED["record"][0])
@@ -496,12 +625,17 @@ class TestEvidence:
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""
+        odd = "\x7f \u2028 \x85 \U0001f600 \\ / \x01"
+        await store.add([fixed(40, "order.read", target=Target(type="order", id=odd), changes=(
+            Change(operation="update", entity="Note", table="notes", key={"id": odd}, values={odd: [odd, 1.5]}),
+        ))])  # fmt: skip
         for name in REPORTS:
             told = json.loads(await made(store.dsn, name))
+            # as jq writes it: the one character beyond JSON's own that has an escape is DEL
             lines = "".join(
                 json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n"
                 for row in told["rows"]
-            )
+            ).replace("\x7f", "\\u007f")
             digest = hashlib.sha256(lines.encode()).hexdigest()
             assert digest == told["head"]["SHA-256 of the rows"], name
 
