@@ -101,7 +101,8 @@ class Loader:
             if self._insert is _INSERT_NEW and sqlstate(error) == _UNIQUE_VIOLATION:
                 self._insert = _INSERT
                 return None
-            if is_refusal(error):
+            # a table that cannot be made, such as where pages are smaller, is no record's fault
+            if is_refusal(error) and self._is_prepared:
                 raise
             self._give_up(error)
             return None

@@ -57,7 +57,8 @@ _POOLER: Final = (
 _REMEDIES: Final = {
     "26000": _POOLER,
     "28": "user or password in OTEL_AUDIT_DSN are refused: correct them, or pg_hba.conf",
-    "3D": "the database that OTEL_AUDIT_DSN names does not exist: create it",
+    "3D": "the database that OTEL_AUDIT_DSN names does not exist: create it, or let "
+    "`otel-audit init --create` do so",
     "42P05": _POOLER,
     "42P07": "schema audit holds tables of these names that otel-audit did not make",
     "42723": "schema audit holds functions of these names that otel-audit did not make",
@@ -235,7 +236,8 @@ def as_connect_error(  # noqa: PLR0911 - a kind of error each
         return StoreError(f"OTEL_AUDIT_DSN: the server takes no TLS, and sslmode wants it [{seen}]")
     if isinstance(error, socket.gaierror):
         return StoreUnavailableError(
-            f"could not {doing}: the host's name in OTEL_AUDIT_DSN cannot be looked up [{seen}]"
+            f"could not {doing}: the host's name in OTEL_AUDIT_DSN cannot be looked up; in a "
+            f"password, @ is written %40 and / is written %2F [{seen}]"
         )
     if type(error).__name__ == "TargetServerAttributeNotMatched":
         return StoreUnavailableError(

@@ -84,6 +84,7 @@ _QUARANTINE: Final = (
     "SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING"
 )
 _IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
+_MAY_INSERT: Final = "SELECT has_any_column_privilege('audit.audit_logs', 'INSERT')"
 _MOST_COUNTED: Final = 100_000
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
@@ -102,7 +103,9 @@ one is needed only where somebody knew all of it beforehand."""
 
 # to receive data, to read it, to read the end of the stream, to notify the connection
 _TURNS_TO_READ: Final = 4
-_ONLY_NULL: Final = {None}
+_ONLY_NULL: Final = {type(None)}
+_TEXTS: Final = {str, type(None)}
+_TEXT_COLUMNS: Final = [place for place, (_, kind) in enumerate(COLUMNS) if kind == "text"]
 _ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
 _PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
@@ -399,8 +402,9 @@ class PostgresSink:
         try:
             partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
-            # an auditor's role is told what it is, once, and not which right it lacks
-            await refuse_unready(connection)
+            if not await connection.fetchval(_MAY_INSERT, timeout=self._statement_timeout):
+                # an auditor's role is told what it is, once, and not which right it lacks
+                await refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,
@@ -766,11 +770,30 @@ def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
-    arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
-    arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
+    """Put rows down as a statement's parameters.
+
+    Raises:
+        TypeError: A field has a type that its class does not allow; so a refusal, as the server's.
+    """
+    try:
+        arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
+        arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
+    except (AttributeError, LookupError) as error:
+        raise TypeError(type(error).__name__) from None
     arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
+    kinds = [set(map(type, column)) for column in arrays]
+    for place in _TEXT_COLUMNS:
+        # the driver takes a list in a list for a second dimension, which unnest makes flat
+        if not kinds[place] <= _TEXTS and not all(map(_may_be_text, arrays[place])):
+            raise TypeError(COLUMNS[place][0])
     # unnest fills up with NULL; each one that is sent costs the driver more than a text does
-    return [[] if not any(column) and set(column) == _ONLY_NULL else column for column in arrays]
+    return [
+        [] if kind == _ONLY_NULL else column for kind, column in zip(kinds, arrays, strict=True)
+    ]
+
+
+def _may_be_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _literal(texts: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -376,7 +377,7 @@ def _begin(
 def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     global _runtime, _orm  # noqa: PLW0603 - the one place where the process's state changes
     try:
-        if app_engine is not None or not _waits_for_sqlalchemy(runtime.config):
+        if app_engine is not None or not _may_wait_for_sqlalchemy(runtime.config):
             _orm = _attach_orm(runtime, app_engine)
         else:
             runtime.spill_cipher()  # a wrong key is said now, not when SQLAlchemy is imported
@@ -386,7 +387,7 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
     _runtime = runtime
     if _orm is not None:
         runtime.settle_changes = _orm.settle
-    elif _waits_for_sqlalchemy(runtime.config):
+    elif runtime.config.orm == "observed":
         _once_imported("sqlalchemy", functools.partial(_attach_orm_late, runtime))
     runtime.watch_spans()
     current_runtime.use(runtime.current)
@@ -398,7 +399,22 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
 
 def _adopt_left() -> None:
     if _runtime is not None:
+        _say_missed(_runtime.config)
         _runtime.adopt_left()
+
+
+def _say_missed(config: AuditConfig) -> None:
+    """Say what was imported past the import hook, so that it was not audited."""
+    missed = ["its applications"] if install.is_any_missed() else []
+    if _orm is None and config.orm == "observed" and "sqlalchemy" in sys.modules:
+        missed.append("its database changes")
+    if missed:
+        announce(
+            f"NOT ALL WAS AUDITED in this process: not {' and not '.join(missed)}, as Starlette, "
+            "FastAPI or SQLAlchemy was imported again, or by a finder in sys.meta_path that is not "
+            f"Python's own; set {PREFIX}REQUIRED=true, or import it before otel-audit starts",
+            logging.CRITICAL,
+        )
 
 
 def _call_at_the_end(call: Callable[[], None]) -> None:
@@ -437,10 +453,25 @@ def _install(app: Any, runtime: Runtime) -> None:
     if app is not None:
         install.install(app, runtime)
         return
-    install.install_for_all(runtime)
     for module in install.FRAMEWORK_MODULES:
-        if module not in sys.modules:
+        if not (_imports_at_once(runtime.config) or module in sys.modules):
             _once_imported(module, install.patch_imported)
+            continue
+        try:
+            # where another thread is importing it just now, this waits until its class is there
+            importlib.import_module(module)
+        except ImportError:
+            # a script or a worker has no use for it; or it is found when sys.path is complete
+            _once_imported(module, install.patch_imported)
+    install.install_for_all(runtime)
+
+
+def _imports_at_once(config: AuditConfig) -> bool:
+    """Whether auditing must hold, whoever else changes how modules are found.
+
+    A finder that stands before the hook's and loads by itself keeps the hook from being called.
+    """
+    return config.required or config.delivery == "strict"
 
 
 def _once_imported(module: str, call: Callable[[], None]) -> None:
@@ -461,8 +492,12 @@ def _once_imported(module: str, call: Callable[[], None]) -> None:
     wrapt.register_post_import_hook(hook, module)
 
 
-def _waits_for_sqlalchemy(config: AuditConfig) -> bool:
-    return config.orm == "observed" and "sqlalchemy" not in sys.modules
+def _may_wait_for_sqlalchemy(config: AuditConfig) -> bool:
+    return (
+        config.orm == "observed"
+        and not _imports_at_once(config)
+        and "sqlalchemy" not in sys.modules
+    )
 
 
 def _attach_orm_late(runtime: Runtime) -> None:

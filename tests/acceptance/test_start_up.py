@@ -323,6 +323,35 @@ class TestLight:
         (made,) = [one for one in records if one.get("request", {}).get("route") == "/items"]
         assert [one["entity"] for one in made["changes"]] == ["Item"]
 
+    @pytest.mark.parametrize("required", ["true", ""])
+    def test_what_is_imported_past_the_hook_is_audited_if_required_or_said(
+        self, run, tmp_path, required
+    ):
+        """A finder that stands before all others and loads by itself keeps hooks from being called."""
+        program = (
+            "import sys; from importlib.machinery import PathFinder\n"
+            "sys.meta_path.insert(0, PathFinder)\n"
+            "import sqlalchemy; from fastapi import FastAPI; from fastapi.testclient import TestClient\n"
+            "app = FastAPI()\n"
+            "@app.post('/items')\n"
+            "def make(): ...\n"
+            "with TestClient(app) as client: client.post('/items')\n"
+        )
+        # without OpenTelemetry's own, which import what they instrument
+        done = run(
+            *audited("--console", PYTHON, "-c", program), **NO_EXPORTERS,
+            OTEL_AUDIT_REQUIRED=required,
+            OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="fastapi,starlette,sqlalchemy",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        missed = [one for one in done.stderr.splitlines() if one.startswith("NOT ALL WAS AUDITED")]
+        if required:
+            assert '"/items"' in done.stdout
+            assert missed == []
+        else:
+            (said,) = missed
+            assert "not its applications and not its database changes" in said
+
     def test_the_line_is_said_once_for_servers_with_workers(self, run):
         """A process that multiprocessing spawns for the program was announced by the program."""
         program = (

@@ -89,6 +89,19 @@ async def test_from_nothing_to_a_store_that_takes_records(database, names):
     assert "up to date at version" in again.stdout
     assert "otel-audit run uvicorn app:app" in again.stdout
     assert writer not in again.stdout
+    # the server is known; the password only to whoever kept it
+    assert dsn_for(dsn, names["reader"]).replace("@", ":…@") in again.stdout
+    assert "(… is the role's own password" in again.stdout
+
+
+async def test_a_role_for_a_store_that_is_there_comes_alone(database, names):
+    """Adding a sealer makes no further role that may write."""
+    sealer, sealing = names["reader"], ("--sealer", names["reader"])
+    refused = await run("init", "--roles", *sealing, "--dsn", database)
+    assert (refused.exit_code, "init --create makes it" in refused.output) == (1, True)
+    done = await run("init", "--create", *sealing, "--dsn", database, "--json")
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["created"]["dsns"]) == [sealer]
 
 
 async def test_a_store_that_is_behind_says_by_what(audit_store):

@@ -49,7 +49,10 @@ _READER: Final = (
     f"{WRITER_NEEDED}, and give this DSN as --reader-dsn; what `otel-audit dev` prints is the "
     "reader's, and its application has the writer's already"
 )
-_READS: Final = "SELECT has_column_privilege('audit.audit_logs', 'payload', 'SELECT')"
+_READS: Final = (
+    "SELECT has_column_privilege('audit.audit_logs', 'payload', 'SELECT') "
+    "AND NOT has_any_column_privilege('audit.audit_logs', 'INSERT')"
+)
 _TRIAL: Final = (
     f"INSERT INTO audit.audit_logs ({', '.join(name for name, _ in COLUMNS)}) "  # noqa: S608 - constants
     f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))})"

@@ -108,7 +108,7 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
     if options.end > current:
         raise ConfigurationError(
             f"the period ends in the future, {moment(options.end)}: what is not over cannot be "
-            "reported; let it end at the present time or before"
+            "reported; let it end at the present time or before, such as --to now"
         )
     if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
         raise ConfigurationError(f"--sample: from 1 to 10,000, not {options.sample}")

@@ -14,8 +14,9 @@ _CONDITION: Final = """
 SELECT current_user AS role,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
        has_schema_privilege('audit', 'USAGE') AS may_use,
-       has_schema_privilege('audit', 'USAGE') AND has_column_privilege(
-           'audit.audit_logs', 'payload', 'SELECT') AS reads,
+       has_schema_privilege('audit', 'USAGE')
+           AND has_column_privilege('audit.audit_logs', 'payload', 'SELECT')
+           AND NOT has_any_column_privilege('audit.audit_logs', 'INSERT') AS reads,
        has_table_privilege(
            (SELECT c.oid FROM pg_catalog.pg_class c
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

@@ -133,7 +133,7 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
         ):
             raise ConfigurationError(
                 f"init: there is no role {login}; create it first: "
-                f"CREATE ROLE {quoted(login)} LOGIN PASSWORD …"
+                f"CREATE ROLE {quoted(login)} LOGIN PASSWORD … (or init --create makes it)"
             )
         await connection.execute(f"GRANT {group} TO {quoted(login)}")
         if group == READER and login == members.viewer:

@@ -50,9 +50,11 @@ class LazyPattern:
     def compile(self) -> None:
         """Compile now."""
         given = () if self._options is None else (self._options,)
-        if callable(self.pattern):
-            self.pattern = self.pattern()
-        made = self._compiler(self.pattern, *given)
+        # read once: another thread may be putting the text in the place of what makes it
+        pattern = self.pattern
+        if callable(pattern):
+            self.pattern = pattern = pattern()
+        made = self._compiler(pattern, *given)
         self.__dict__.update({name: getattr(made, name) for name in _METHODS})
         _waiting.discard(self)
 

@@ -63,10 +63,14 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) 
     at_least = sum(stream.lost_at_least for stream in streams)
     cut_off = sum(_is_cut_off(stream, quiet_after) for stream in streams)
     echo(
-        f"{len(streams)} producers: {missing} numbers missing, at least {at_least} records lost, "
-        f"{cut_off} processes cut off"
+        f"{_number(len(streams), 'producer')}: {_number(missing, 'number')} missing, at least "
+        f"{_number(at_least, 'record')} lost, {_number(cut_off, 'process', 'processes')} cut off"
     )
     sys.exit(1 if faulty else 0)
+
+
+def _number(number: int, one: str, more: str | None = None) -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
 
 
 def _as_json(stream: Stream, quiet_after: float) -> dict[str, object]:

@@ -15,6 +15,8 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otel_audit_postgres.schema.create import Created
 
 _WRITER: Final = "app_audit"
@@ -60,8 +62,9 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     Run it as a superuser, or as a role that may create a schema in the database.
 
     --create makes the database, and the login roles that --writer, --reader and so on name, each
-    with a new password; without names app_audit writes and auditor reads. It prints their DSNs,
-    once, and what to do next.
+    with a new password; without names app_audit writes and auditor reads. Roles for an existing
+    store are named alone: --create --sealer sealer. It prints their DSNs, once, and what to do
+    next.
 
     With --outbox it makes only the table audit.outbox, for OTEL_AUDIT_ORM=transactional: in the
     application's own database, which --dsn or OTEL_AUDIT_OUTBOX_DSN names.
@@ -81,7 +84,9 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
 
     if create:
         roles = True
-        writer, reader = writer or _WRITER, reader or _READER
+        # who adds a sealer to a store must not get a further role that writes
+        if writer or reader or not (sealer or retention or viewer or streamer):
+            writer, reader = writer or _WRITER, reader or _READER
     if show_sql:
         sql = schema_sql(
             roles=roles,
@@ -120,7 +125,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     if made is not None and made.database is not None:
         echo(f"database {made.database}: created")
     echo(*report.lines)
-    _say_next(made, writer, reader)
+    _say_next(dsn, made, writer, reader)
 
 
 def _refuse_contradictions(*found: tuple[object, str]) -> None:
@@ -129,22 +134,31 @@ def _refuse_contradictions(*found: tuple[object, str]) -> None:
             raise click.UsageError(message)
 
 
-def _say_next(made: Created | None, writer: str | None, reader: str | None) -> None:
+def _say_next(dsn: str, made: Created | None, writer: str | None, reader: str | None) -> None:
     """Print what to set and to run; passwords are shown here and nowhere else."""
     if made is None and writer is None:
         echo("next: otel-audit doctor", err=True)
         return
     dsns = {} if made is None else made.dsns
-    echo("", "next, where the application runs:")
-    echo(f"  export OTEL_AUDIT_DSN='{dsns.get(writer or '', f'postgresql://{writer}:…@…')}'")
-    echo("  otel-audit doctor", "  otel-audit run uvicorn app:app")
+    if writer is not None:
+        echo("", "next, where the application runs:")
+        echo(f"  export OTEL_AUDIT_DSN='{_dsn_of(writer, dsns, dsn)}'")
+        echo("  otel-audit doctor", "  otel-audit run uvicorn app:app")
     if reader is not None:
-        echo("and where it is looked at:")
-        echo(f"  export OTEL_AUDIT_DSN='{dsns.get(reader, f'postgresql://{reader}:…@…')}'")
+        echo("and where it is looked at:" if writer else "next, where it is looked at:")
+        echo(f"  export OTEL_AUDIT_DSN='{_dsn_of(reader, dsns, dsn)}'")
         echo("  otel-audit search")
     for role, text in dsns.items():
         if role not in (writer, reader):
             echo(f"{role}: {text}")
+    if any(role is not None and role not in dsns for role in (writer, reader)):
+        echo("(… is the role's own password: init shows one only when it makes the role)")
+
+
+def _dsn_of(role: str, made: Mapping[str, str], dsn: str) -> str:
+    from otel_audit_postgres.schema.create import dsn_for
+
+    return made.get(role) or dsn_for(dsn, role).replace("@", ":…@", 1)
 
 
 def _init_outbox(

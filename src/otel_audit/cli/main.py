@@ -36,7 +36,7 @@ from otel_audit.cli.serve import serve
 from otel_audit.cli.stats import stats
 from otel_audit.cli.stream import stream
 from otel_audit.cli.subject import subject
-from otel_audit.cli.terminal import cleaned, echo, show_what_cannot_be_encoded
+from otel_audit.cli.terminal import cleaned, echo, nobody_reads, show_what_cannot_be_encoded
 from otel_audit.cli.uninstall import uninstall
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
@@ -99,6 +99,8 @@ class _Group(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                raise  # `| head` has enough: click ends quietly
             raise click.ClickException(visible(str(error))) from error
         except Exception as error:
             if ctx.params["traceback"]:

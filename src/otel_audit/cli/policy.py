@@ -111,7 +111,9 @@ def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
         found = [dict(zip(names, row, strict=True)) for row in rows]
         echo_json({"routes": found, "warnings": warnings})
     else:
-        echo_table(_COLUMNS, rows)
+        # the action follows from the method, nearly always
+        whole = ("METHOD", "LEVEL", "ACTION")
+        echo_table(_COLUMNS, rows, whole=whole, dispensable="ACTION")
         echo(*(f"warning: {warning}" for warning in warnings), err=True)
     if strict and unrecorded:
         sys.exit(1)

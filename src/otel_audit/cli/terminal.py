@@ -6,9 +6,10 @@ import contextlib
 import csv
 import io
 import json
+import select
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -38,6 +39,16 @@ def show_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def nobody_reads() -> bool:
+    """Say whether the pipe behind standard output is closed at its other end."""
+    try:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+        return any(what & select.POLLERR for _, what in watched.poll(0))
+    except (OSError, ValueError):  # no descriptor, so no pipe either
+        return False
 
 
 def screen_width() -> int | None:
@@ -93,17 +104,48 @@ def echo_columns(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         click.echo("  ".join(padded).rstrip())
 
 
-def echo_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns that are folded where a screen is too narrow."""
+def echo_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    whole: Container[str] = (),
+    dispensable: str | None = None,
+) -> None:
+    """Print columns that are folded where a screen is too narrow.
+
+    Args:
+        columns: Their headings.
+        rows: A text for each column.
+        whole: Columns that are never folded.
+        dispensable: A column that is left out where the screen is too narrow.
+    """
+    # where nobody looks at a screen, lines must not be broken at its width
+    console = Console(width=screen_width() or _NOT_ON_A_SCREEN)
+    # as text: square brackets would be markup
+    texts = [[Text(visible(cell)) for cell in row] for row in rows]
+    if dispensable and console.width < _wanted(columns, texts):
+        left_out = columns.index(dispensable)
+        texts = [[*row[:left_out], *row[left_out + 1 :]] for row in texts]
+        columns = [name for name in columns if name != dispensable]
+    console.print(_table(columns, texts, whole))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Text]], whole: Container[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in columns:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in whole)
     for row in rows:
-        # as text: square brackets would be markup
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    # where nobody looks at a screen, lines must not be broken at its width
-    console = Console() if sys.stdout.isatty() else Console(width=_NOT_ON_A_SCREEN)
-    console.print(table)
+        table.add_row(*row)
+    return table
+
+
+def _wanted(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:
+    """Give the width at which nothing is folded."""
+    widest = (
+        max(cell_len(name), *(row[number].cell_len for row in rows)) if rows else cell_len(name)
+        for number, name in enumerate(columns)
+    )
+    return sum(widest) + len(_GAP) * (len(columns) - 1)
 
 
 def echo_csv(cells: Sequence[Any]) -> None:

@@ -371,7 +371,8 @@ class ExchangeRecord(ExchangeFacts):
         named = (self._aimed() if aimed else None) or decision.target
         if named is None:
             return None
-        seen = named, len(audit.changes), self._holder, self._secrets, audit.actor
+        routed = self.routed.get("route") is not None
+        seen = named, len(audit.changes), self._holder, self._secrets, audit.actor, routed
         known = self._shown_target
         if known is None or known[0] != seen:
             try:

@@ -102,6 +102,12 @@ def patch_imported() -> None:
         _watch_stacks()
 
 
+def is_any_missed() -> bool:
+    """Whether a framework is imported whose applications are not audited, though all should be."""
+    kind = _imported(_STARLETTE, "Starlette")
+    return bool(_for_all) and kind is not None and (kind, _STACK) not in _patched
+
+
 def install(app: Any, capture: Capture) -> None:
     """Add the middleware to one application.
 

@@ -292,9 +292,15 @@ class SourceReader:
     def _of_connection(self, asgi_scope: Scope) -> Source:
         client: Any = asgi_scope.get("client")
         sent = headers_by_name(asgi_scope.get("headers") or ())
-        known = type(client) is tuple and bool(client) and type(client[0]) is str
-        if known and self._forwarded not in sent:
-            return self._alike[client[0], sent.get(b"user-agent")]
+        agent = sent.get(b"user-agent")
+        if (
+            type(client) is tuple
+            and client
+            and type(client[0]) is str
+            and (agent is None or type(agent) is bytes)
+            and self._forwarded not in sent
+        ):
+            return self._alike[client[0], agent]
         return shown_source(_of_connection(asgi_scope, self._options), self._redactor)
 
     def _of_pair(self, pair: tuple[str, bytes | None]) -> Source:
@@ -333,9 +339,10 @@ def _session(
     asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
 ) -> str | None:
     named = state_of(asgi_scope).get("session_id")
-    if named is None and claims is not None:
-        named = claim(claims, options.session_claim)
     session = None if named is None else identifier(named)
+    if session is None and claims is not None:
+        named = claim(claims, options.session_claim)
+        session = None if named is None else identifier(named)
     if session is not None or options.session_cookie is None or not options.hash:
         return session
     secret = cookie_value(asgi_scope, options.session_cookie)

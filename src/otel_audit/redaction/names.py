@@ -73,15 +73,14 @@ _LONG_OPAQUE: Final = 16
 _MOST_COUNTED: Final = 64
 _FEW_DIGITS: Final = 15
 
-_MARKS: Final = LazyPattern(
+# the tables of names need it at once
+_MARKS: Final = re.compile(
     # what is written over, under or between letters, and what is not seen at all
     "[\u00ad\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
     "\u061c\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0900-\u0903"
     "\u093a-\u093c\u093e-\u094f\u0951-\u0957\u0962\u0963\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u180e"
     "\u1ab0-\u1aff\u1dc0-\u1dff\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20d0-\u20ff\u3099\u309a"
-    "\ufe00-\ufe0f\ufe20-\ufe2f\ufeff]+",
-    None,
-    re.compile,
+    "\ufe00-\ufe0f\ufe20-\ufe2f\ufeff]+"
 )
 _OTHER_DIGIT: Final = re.compile(r"(?![0-9])\d")
 _LETTERS: Final = str.maketrans({

@@ -111,7 +111,7 @@ class TestCommand:
         result = await run("--dsn", audit_store)
         assert result.exit_code == 0
         assert (
-            "1 producers: 0 numbers missing, at least 0 records lost, 0 processes" in result.output
+            "1 producer: 0 numbers missing, at least 0 records lost, 0 processes" in result.output
         )
 
     async def test_what_is_missing_is_named(self, audit_store):
@@ -124,7 +124,7 @@ class TestCommand:
         assert "missing: 3, 5-6" in result.output
         assert "cut off" in result.output
         assert (
-            "1 producers: 3 numbers missing, at least 3 records lost, 1 processes" in result.output
+            "1 producer: 3 numbers missing, at least 3 records lost, 1 process cut" in result.output
         )
 
     async def test_a_process_that_lives_is_not_reported(self, audit_store):

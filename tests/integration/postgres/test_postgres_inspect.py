@@ -259,7 +259,7 @@ class TestInspect:
         assert wrong(found) == {"may_insert"}
         assert "INSERT on audit.audit_logs (actor_id)" in found["may_insert"].detail
 
-    @pytest.mark.usefixtures("durable_server")
+    @pytest.mark.usefixtures("durable_server", "writer_dsn")
     async def test_a_readers_dsn_is_told_what_it_is(self, postgres, audit_store, owner):
         """Not made a writer as well: another DSN is needed, and nothing more is said of rights."""
         role = f"auditor_{uuid.uuid4().hex[:8]}"
@@ -274,6 +274,7 @@ class TestInspect:
             await PostgresSink(dsn).check()
         assert f"--writer {role}" not in str(raised.value)
 
+    @pytest.mark.usefixtures("durable_server")
     async def test_finds_a_role_without_any_rights(self, postgres, audit_store, owner):
         """Even who may not enter the schema gets findings, not an error."""
         role = f"nobody_{uuid.uuid4().hex[:8]}"

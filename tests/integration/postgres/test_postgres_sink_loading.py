@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import uuid
 
 import asyncpg
 import msgspec
 import pytest
-from otel_audit_postgres import PostgresSink, init, record_from_payload
+from otel_audit_postgres import PostgresSink, copy_load, init, record_from_payload, row_feed
 from otel_audit_postgres import sink as sink_module
 from otel_audit_postgres.copy_load import SMALLEST_LOAD
 from otel_audit_postgres.rows import COLUMNS, projections, to_row
@@ -21,7 +23,7 @@ from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import conflict_id, uuid7
 from otel_audit.delivery.sink import Written
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.record import Actor, Change, Received, Tenant
+from otel_audit.record import Actor, Change, Received, Source, Tenant
 
 LARGE = SMALLEST_LOAD * 3
 TABLE = "pg_temp.otel_audit_batch"
@@ -170,10 +172,24 @@ class TestBothWays:
         assert row["record_id"] == bad.record_id
         assert "22P02" in row["reason"]
 
-    @pytest.mark.parametrize("field", ["action_id", "span_id", "schema_version"])
-    async def test_find_what_cannot_be_sent(self, sink, reader, size, field):
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"action_id": 5},
+            {"span_id": 5},
+            {"schema_version": 5},
+            {"outcome": ["success"]},
+            {"event_name": ("order.created",)},
+            {"span_id": []},
+            {"source": Source(address=5)},
+            {"actor": None},
+            {"resource": None},
+        ],
+        ids=str,
+    )
+    async def test_find_what_cannot_be_sent(self, sink, reader, size, wrong):
         """A value of a wrong type costs its own record only, and the connection goes on."""
-        bad = new_record(**{field: 5})
+        bad = new_record(**wrong)
         batch = a_batch(size - 1)
         batch.insert(size // 3, bad)
         await sink.check()
@@ -264,6 +280,47 @@ class TestFeeding:
         assert await writing == Written(stored=LARGE, conflicts=1)
         assert await stored(reader) == LARGE + 1
 
+    @pytest.mark.parametrize("end", ["cut", "cancel"])
+    async def test_an_end_while_rows_are_made_loses_none_and_doubles_none(
+        self, sink, reader, monkeypatch, end
+    ):
+        """The connection ends, or the task, when half of the batch is on its way."""
+        batch = a_batch()
+        await sink.check()
+        server, made = sink._connection.get_server_pid(), []
+
+        def ends_half_way(record, *, to_copy):
+            made.append(record)
+            if len(made) == LARGE // 2:
+                os.kill(server, signal.SIGTERM) if end == "cut" else writing.cancel()
+            return to_row(record, to_copy=to_copy)
+
+        monkeypatch.setattr(row_feed, "to_row", ends_half_way)
+        writing = asyncio.create_task(sink.write(batch))
+        with pytest.raises(StoreUnavailableError if end == "cut" else asyncio.CancelledError):
+            await writing
+        assert await stored(reader) == 0
+        for _ in range(2):
+            assert await sink.write(batch) == Written(stored=LARGE)
+        assert await stored(reader) == LARGE
+
+    async def test_two_writers_of_the_same_records_store_each_once(self, sink, writer_dsn, reader):
+        """In the same moment, in the opposite order: whoever is refused writes again."""
+        other = PostgresSink(writer_dsn)
+        batch = a_batch()
+
+        async def write(one, records):
+            while True:
+                try:
+                    return await one.write(records)
+                except StoreUnavailableError:
+                    continue
+
+        for written in await asyncio.gather(write(sink, batch), write(other, batch[::-1])):
+            assert written == Written(stored=LARGE)
+        await other.close()
+        assert await stored(reader) == LARGE
+
     async def test_a_batch_goes_in_several_parts(self, sink, reader, monkeypatch):
         """No statement carries more than it should, and one that is refused costs no other part."""
         monkeypatch.setattr(sink_module, "LARGEST_STATEMENT", 20_000)
@@ -303,6 +360,22 @@ class TestWhereLoadingDoesNotWork:
         said = [line for line in caplog.messages if "TEMPORARY" in line]
         assert len(said) == 1
         assert "42501" in said[0]
+
+    async def test_a_server_that_refuses_the_table_itself_is_no_record_s_fault(
+        self, sink, reader, monkeypatch, caplog
+    ):
+        """Where pages are smaller a row of the table cannot be as long: said once, all is stored."""
+        wrong = copy_load._CREATE.replace("8160", "8161")
+        monkeypatch.setattr(copy_load, "_CREATE", wrong)
+        await sink.check()
+        sent = []
+        sink._connection.add_query_logger(lambda query: sent.append(query.query))
+        with caplog.at_level(logging.INFO):
+            for _ in range(2):
+                assert await sink.write(a_batch()) == Written(stored=LARGE)
+        assert await stored(reader) == 2 * LARGE
+        assert sent.count(wrong) == 1
+        assert "22023" in caplog.text
 
     @pytest.mark.parametrize("statement", [f"DROP TABLE {TABLE}", "DISCARD ALL"])
     async def test_the_table_may_vanish(self, sink, reader, caplog, statement):

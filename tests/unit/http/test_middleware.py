@@ -9,6 +9,8 @@ from asgi_app import Kept, Tapped, answer, say
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_audit.http.middleware import EXCHANGE
+
 
 class TestFrames:
     async def test_a_recorded_request_is_opened_answered_and_closed(self):
@@ -447,6 +449,23 @@ class TestPath:
             for kind, record in tapped.kept.frames
             if kind in ("answered", "closed")
         )
+
+    async def test_a_target_that_was_withheld_before_it_was_routed_is_named_then(self):
+        """What looks like a token may be an id: the route says so, to whatever was decided before."""
+        token = "8f3a9c0d7e6b5a4f3c2d"
+
+        def slow(app):
+            async def before(scope, receive, send):
+                scope[EXCHANGE]._takes_long()
+                await app(scope, receive, send)
+
+            return before
+
+        tapped = Tapped(self.routed("/orders/{order_id}", order_id=token), slow)
+        await tapped.ask(path=f"/orders/{token}", method="DELETE")
+        begun, ended = tapped.kept.all("closed")
+        assert (begun.phase, begun.target.type, begun.target.id) == ("started", "order", None)
+        assert ended.target.id == token
 
     async def test_nor_in_the_target(self):
         """A parameter that a setting calls secret names no target either."""

@@ -216,6 +216,26 @@ class TestSession:
         assert resolve(cookie, session_cookie="sid").session_id is None
         assert resolve(cookie, hmac_key="k").session_id is None
 
+    def test_a_session_of_the_state_that_is_none_hides_no_other(self) -> None:
+        """An empty text, or an object that is no identifier: then the token's counts."""
+        for unfit in ("", True, object()):
+            found = resolve(claims={"sid": "s1"}, state={"session_id": unfit})
+            assert found.session_id == "s1"
+
+
+class TestOddConnections:
+    READER = SourceReader(SourceOptions.from_config(AuditConfig()), Redactor())
+
+    @pytest.mark.parametrize("client", [None, (), [], ("", 0), (None, 0), (PROXY, 1), [PROXY, 1]])
+    @pytest.mark.parametrize("agent", [None, b"curl/8", bytearray(b"curl/8")])
+    def test_it_reads_what_is_there_as_without_it(self, client: Any, agent: Any) -> None:
+        """Also what no server should give."""
+        headers = [] if agent is None else [(b"user-agent", agent)]
+        scope = {"client": client, "headers": headers}
+        known = resolve_source(scope, SourceOptions.from_config(AuditConfig()), None)
+        for _ in range(2):
+            assert self.READER.read(scope, None, None) == known
+
 
 class TestRequestId:
     def ask(self, *values: str, header: str = "X-Request-ID") -> str | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
 
+from otel_audit.cli import terminal
 from otel_audit.cli.policy import policy
 
 if TYPE_CHECKING:
@@ -94,6 +98,30 @@ class TestExplain:
 
 
 class TestRoutes:
+    def test_names_are_whole_on_a_screen_of_80_columns(self, run, monkeypatch):
+        """What is short is not folded; the action, which `policy explain` has, makes room."""
+        monkeypatch.setattr(terminal, "screen_width", lambda: 80)
+        lines = run("routes", "policy_cli_app:app").stdout.splitlines()
+        assert lines[0].split() == ["METHOD", "ROUTE", "LEVEL", "EVENT", "RULE"]
+        assert max(map(len, lines)) <= 80
+        assert any({"request_response", "order.refund"} <= set(line.split()) for line in lines)
+        monkeypatch.setattr(terminal, "screen_width", lambda: 120)
+        assert "ACTION" in run("routes", "policy_cli_app:app").stdout
+
+    @pytest.mark.usefixtures("run")
+    def test_a_reader_that_leaves_is_no_error(self):
+        """As with `| head`: status 1, and not a word."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "otel_audit", "policy", "routes", "policy_cli_app:app"]
+        try:
+            done = subprocess.run(
+                [*command, "--json"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+            )
+        finally:
+            os.close(writing)
+        assert (done.returncode, done.stderr) == (1, "")
+
     def rows(self, result: Result) -> dict[tuple[str, str], list[str]]:
         lines = [line.split() for line in result.stdout.splitlines()[1:]]
         return {(line[0], line[1]): line[2:] for line in lines}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import asyncpg
 import pytest
 from otel_audit_postgres.errors import (
@@ -68,6 +70,12 @@ class TestAsStoreError:
         assert "as its writer" in str(as_store_error(error, "write"))
         missing = asyncpg.UndefinedTableError("x")
         assert "otel-audit init" in str(as_store_error(missing, "read", asks=True))
+
+    def test_a_host_that_is_the_rest_of_a_password_is_thought_of(self):
+        """An unescaped @ or / in a password moves the host; the message says how they are written."""
+        said = str(as_connect_error(socket.gaierror(-2, "x"), ()))
+        assert "OTEL_AUDIT_DSN cannot be looked up" in said
+        assert "@ is written %40 and / is written %2F" in said
 
     def test_never_quotes_the_original_message(self):
         """Messages of the server may show values, so they are left out."""
