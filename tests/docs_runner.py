@@ -65,7 +65,12 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+        # what this run of the tests was called with changes what a page's own pytest prints
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("OTEL_", "PYTEST_"))
+        }
         self.environment = {
             **clean,
             "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}",
