@@ -179,8 +179,8 @@ class TestProcesses:
             REQUIRED="true", **settings,
         )  # fmt: skip
         assert done.returncode == 78, done.stderr
-        first, _ = done.stderr.splitlines()
-        assert first.startswith("THIS APPLICATION IS NOT AUDITED: OTEL_AUDIT_")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("THIS APPLICATION IS NOT AUDITED: OTEL_AUDIT_")
         assert CANARY not in done.stderr
         assert "\x1b" not in done.stderr
 

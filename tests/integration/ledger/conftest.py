@@ -17,21 +17,23 @@ def sealed_store(audit_server, tmp_path_factory):
 
 
 @pytest.fixture
-def filled(request):
+def copied_store(request):
     """The store that the test has a copy of, if it asks for one; None: an empty one."""
     wanted = "sealed_store" in request.fixturenames
     return request.getfixturevalue("sealed_store") if wanted else None
 
 
 @pytest.fixture
-def store_template(filled, audit_template):
-    return audit_template if filled is None else filled.database
+def store_template(copied_store, audit_template):
+    return audit_template if copied_store is None else copied_store.database
 
 
 @pytest.fixture
-def log(audit_store, tmp_path, filled):
+def log(audit_store, tmp_path, copied_store):
     ratelimited_log.forget()
-    return Log(audit_store, tmp_path) if filled is None else filled.log(Log, audit_store, tmp_path)
+    if copied_store is None:
+        return Log(audit_store, tmp_path)
+    return copied_store.log(Log, audit_store, tmp_path)
 
 
 @pytest.fixture

@@ -346,4 +346,4 @@ class TestCommands:
             for line in run("stats").output.splitlines()
             if line.startswith("audit_logs_2026_11")
         )
-        assert line.split()[1] == "?"
+        assert line.split()[1] == "-"

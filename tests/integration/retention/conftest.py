@@ -23,7 +23,7 @@ def retained_store(audit_server, months_store, tmp_path_factory):
 
 
 @pytest.fixture
-def filled(request):
+def copied_store(request):
     """The store that the test has a copy of, if it asks for one; None: an empty one."""
     for name in ("retained_store", "months_store"):
         if name in request.fixturenames:
@@ -32,14 +32,16 @@ def filled(request):
 
 
 @pytest.fixture
-def store_template(filled, audit_template):
-    return audit_template if filled is None else filled.database
+def store_template(copied_store, audit_template):
+    return audit_template if copied_store is None else copied_store.database
 
 
 @pytest.fixture
-def trail(audit_store, tmp_path, filled):
+def trail(audit_store, tmp_path, copied_store):
     return (
-        Trail(audit_store, tmp_path) if filled is None else filled.log(Trail, audit_store, tmp_path)
+        Trail(audit_store, tmp_path)
+        if copied_store is None
+        else copied_store.log(Trail, audit_store, tmp_path)
     )
 
 
