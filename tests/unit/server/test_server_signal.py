@@ -7,10 +7,10 @@ import functools
 import hashlib
 import hmac
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 import rfc8785
 from cryptography import x509
@@ -397,7 +397,7 @@ class TestWhatArrives:
 
     def test_a_span_is_no_way_around_a_required_signature(self, signers):
         """It cannot be signed, so it goes to quarantine; noted only, it is stored as before."""
-        span = replace(item(log()), is_log=False, body=None)
+        span = msgspec.structs.replace(item(log()), is_log=False, body=None)
 
         refused = converter(signers, requires_signature=True).read(span, NOBODY)
         stored = converter(signers).read(span, NOBODY)
