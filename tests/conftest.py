@@ -46,14 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays: `_leaks_fail_in_their_file` need not look at it each time."""
+    """What is loaded by now stays: `_what_is_left_open_is_found_in_its_file` need not look at it each time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _leaks_fail_in_their_file() -> Iterator[None]:
-    """What a test has not closed is found at the end of its file, not in another one's test."""
+def _what_is_left_open_is_found_in_its_file() -> Iterator[None]:
+    """What a test has not closed is listed at the end of its file, not in another one's test."""
     yield
     gc.collect()
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -341,7 +342,14 @@ def disconnect_later(connection: Connection[Any]) -> None:
     """Close a connection as `disconnect`, while the caller continues; see `disconnected`."""
     task = asyncio.get_running_loop().create_task(disconnect(connection))
     _leaving.add(task)
-    task.add_done_callback(_leaving.discard)
+    task.add_done_callback(partial(_left, connection))
+
+
+def _left(connection: Connection[Any], task: asyncio.Task[None]) -> None:
+    _leaving.discard(task)
+    # a loop that ends may cancel a task before its first step, which then has closed nothing
+    if task.cancelled() and not connection.is_closed():
+        connection.terminate()
 
 
 async def disconnected() -> None:

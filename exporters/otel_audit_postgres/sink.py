@@ -351,11 +351,14 @@ class PostgresSink:
     async def close(self) -> None:
         """Give back the connection. Never raises."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await disconnect(connection)
-        if self._protector is not None:
-            await self._protector.close()
-        await disconnected()
+        try:
+            if connection is not None:
+                await disconnect(connection)
+        finally:
+            # whoever is cut off while the first one closes leaves no other one open
+            if self._protector is not None:
+                await self._protector.close()
+            await disconnected()
 
     @asynccontextmanager
     async def _session(

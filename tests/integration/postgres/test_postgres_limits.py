@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from otel_audit_postgres import PostgresSink, retention
 from otel_audit_postgres.checks.inspect import inspect
-from otel_audit_postgres.connection import Limits, connect
+from otel_audit_postgres.connection import Limits, connect, disconnect_later
 from otel_audit_postgres.exporter import PostgresAuditSpanExporter
 from otel_audit_postgres.ledger import prove
 from otel_audit_postgres.ledger.health import inspect_ledger
@@ -199,6 +199,19 @@ async def test_the_span_exporter_leaves_nothing(audit_store, admin):
         exporter.export([span])
     exporter.shutdown()
     await none_left(admin)
+
+
+def test_a_loop_that_ends_at_once_leaves_no_connection(audit_store):
+    """A task that is cancelled before its first step has closed nothing."""
+
+    async def leave():
+        connection = await connect(audit_store, 10.0)
+        disconnect_later(connection)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        return connection
+
+    assert asyncio.run(leave()).is_closed()
 
 
 @pytest.mark.usefixtures("locked")
