@@ -46,6 +46,38 @@ async def to_rows_by_turns(
     return rows, refused
 
 
+class _Parts:
+    """Rows, as many at a time as go into one statement."""
+
+    def __init__(self, rows: Iterator[Row], most_bytes: int) -> None:
+        """Take the first row."""
+        self._rows = rows
+        self._most_bytes = most_bytes
+        self._next = next(rows, None)
+
+    def __bool__(self) -> bool:
+        """Whether any row is left."""
+        return self._next is not None
+
+    def take(self, rows: list[Row]) -> Iterator[Row]:
+        """Add to the rows of a part, and yield each, until the part is full."""
+        size = 0
+        while (row := self._next) is not None:
+            size += len(row.payload)
+            if size > self._most_bytes and rows:
+                return
+            rows.append(row)
+            self._next = next(self._rows, None)
+            yield row
+
+
+def in_parts(rows: Iterable[Row], most_bytes: int) -> Iterator[list[Row]]:
+    """Split rows so that no statement carries more bytes of payload than that, or one row."""
+    parts = _Parts(iter(rows), most_bytes)
+    while parts:
+        yield RowPart(parts).finish()
+
+
 class RowFeed:
     """The rows of a batch in parts, each row made when it is taken.
 
@@ -63,37 +95,24 @@ class RowFeed:
             most_bytes: Bytes of payload in one part, or one row.
         """
         self.refused: list[Refused] = []
-        self._made = _made(records, self.refused, to_copy=True)
-        self._most_bytes = most_bytes
-        self._next = next(self._made, None)
+        self._parts = _Parts(_made(records, self.refused, to_copy=True), most_bytes)
 
     def __bool__(self) -> bool:
         """Whether any row is left."""
-        return self._next is not None
+        return bool(self._parts)
 
     def part(self) -> RowPart:
         """Begin the next part; the one before it must be finished."""
-        return RowPart(self)
-
-    def take(self, rows: list[Row]) -> Iterator[Row]:
-        """Add to the rows of a part, and yield each, until the part is full."""
-        size = 0
-        while (row := self._next) is not None:
-            size += len(row.payload)
-            if size > self._most_bytes and rows:
-                return
-            rows.append(row)
-            self._next = next(self._made, None)
-            yield row
+        return RowPart(self._parts)
 
 
 class RowPart:
     """As many rows as go into one statement; taken once."""
 
-    def __init__(self, feed: RowFeed) -> None:
+    def __init__(self, parts: _Parts) -> None:
         """Begin; nothing is taken yet."""
         self._rows: list[Row] = []
-        self._rest = feed.take(self._rows)
+        self._rest = parts.take(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
         """The rows that were not taken before."""

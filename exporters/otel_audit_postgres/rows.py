@@ -9,6 +9,7 @@ says what each column's value is; a `_Form` says how it is put down, as an objec
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import uuid
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def _exact_text(value: object) -> str:
     raise TypeError
 
 
-_encode = msgspec.json.Encoder(enc_hook=_exact_text).encode
+encode_exact = msgspec.json.Encoder(enc_hook=_exact_text).encode
+"""Writes JSON, of texts and of kinds of texts; `TypeError` where a type has no JSON."""
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
 
@@ -137,6 +139,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     def values(self) -> tuple[Any, ...]:
         """One value for each of `COLUMNS`, in this order, as a statement's parameters."""
         return _project(self.record, self.row_id, self.payload, self.content_hash, _OBJECTS)
+
+    @property
+    def json_values(self) -> tuple[Any, ...]:
+        """As `values`, spelled as the server reads them from JSON; the payload as text."""
+        return _project(self.record, self.row_id, self.payload, self.content_hash, _JSON)
 
     @property
     def received_hash(self) -> bytes | None:
@@ -307,6 +314,13 @@ _OBJECTS: Final = _Form(
     bytea=_same,
     json=_same,
 )
+_JSON: Final = _OBJECTS._replace(
+    uuid=bytes.hex,
+    # JSON has no infinity
+    float8=lambda value: value if math.isfinite(value) else str(value),
+    bytea=lambda value: None if value is None else f"\\x{value.hex()}",
+    json=bytes.decode,
+)
 _COPIED: Final = _Form(
     null=copy_format.NULL,
     uuid=copy_format.raw,
@@ -327,13 +341,13 @@ _COPIED: Final = _Form(
 def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
     """Encode a record; sanitize it first if its text could not be stored and searched."""
     try:
-        payload = _encode(record)
+        payload = encode_exact(record)
         if not needs_mending(payload) and type(record.record_id) is str and _names_alike(record):
             return record, payload
     except (UnicodeEncodeError, TypeError, AttributeError, RecursionError):
         pass
     mended = mend_record(record)
-    payload = _encode(mended)
+    payload = encode_exact(mended)
     try:
         return _decode(payload), payload
     except (msgspec.DecodeError, RecursionError) as error:
