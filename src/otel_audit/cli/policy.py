@@ -14,9 +14,8 @@ from otel_audit.cli.terminal import echo, echo_json, echo_table
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy import Decision, Policy
-from otel_audit.policy.overrides import MARK, Override
 from otel_audit.policy.routes import KnownRoute, routes_of
-from otel_audit.policy.rules import WRITES
+from otel_audit.policy.rules import MARK, WRITES, Override
 from otel_audit.record import ANONYMOUS, Actor, Tenant
 
 if TYPE_CHECKING:
