@@ -105,8 +105,8 @@ def _read_into(message: Message, answer: Answer) -> bool:
     kind = _media_type(answer)
     try:
         if kind == _JSON:
-            said = msgspec.json.decode(answer.body, type=dict[str, Any])
-            ParseDict(said, message, ignore_unknown_fields=True)
+            decoded = msgspec.json.decode(answer.body, type=dict[str, Any])
+            ParseDict(decoded, message, ignore_unknown_fields=True)
         elif kind == _PROTOBUF:
             message.ParseFromString(answer.body)
         else:

@@ -43,11 +43,11 @@ async def _inspect(connection: Connection[Any], at: streams.Position) -> Finding
     try:
         await streams.check_position(connection, at)
     except streams.PositionError as error:
-        said = str(error).removeprefix(f"{name}: ")
+        reason = str(error).removeprefix(f"{name}: ")
         return Finding(
             name,
             ok=False,
-            detail=said,
+            detail=reason,
             remedy=f"find out why; then otel-audit stream rewind {at.name}",
         )
     sealed = await horizon(connection)

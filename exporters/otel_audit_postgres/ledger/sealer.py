@@ -309,7 +309,7 @@ class Sealer:
                 self._began = True
             await self._refuse_what_differs(connection, tree, answers)
             await _refuse_elsewhere(connection)
-            await store.tell_quarantined(connection)
+            await store.record_quarantined(connection)
             agreeing = [one.anchor for one in answers]
             last_note = await store.last_note(connection)
             waiting = await store.queued(connection, self._size.entries)

@@ -97,8 +97,8 @@ class TrailPool:
             except QueryCanceledError:
                 raise TookTooLongError(self._patience) from None
             except BROKEN as error:
-                told = as_store_error(error, "read the audit store", asks=True)
-                raise await _older_schema(connection, error) or told from None
+                failed = as_store_error(error, "read the audit store", asks=True)
+                raise await _older_schema(connection, error) or failed from None
             finally:
                 await self._given_back(connection)
 

@@ -54,15 +54,15 @@ _KINDS: Final = {
 }
 
 
-def _differs(column: str, told: str) -> str:
-    return f"l.{column} IS DISTINCT FROM {told}"
+def _differs(column: str, expected: str) -> str:
+    return f"l.{column} IS DISTINCT FROM {expected}"
 
 
-def _searchable(told: str) -> str:
+def _searchable(value: str) -> str:
     """What a column has of an encrypted value is its beginning."""
     return (
-        f"CASE WHEN starts_with({told}, '{MARK}') THEN left({told}, {SEARCHABLE_LENGTH}) "
-        f"ELSE {told} END"
+        f"CASE WHEN starts_with({value}, '{MARK}') THEN left({value}, {SEARCHABLE_LENGTH}) "
+        f"ELSE {value} END"
     )
 
 
@@ -379,7 +379,7 @@ async def _climb(
     found.signed = _signed(snapshot, witnesses, found)
     heard.judge_silence(walk.tree.size, findings)
     judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
-    _tell_anchors(snapshot, found, witnesses, heard, findings)
+    _add_anchors(snapshot, found, witnesses, heard, findings)
     return collapsed
 
 
@@ -421,7 +421,7 @@ def _signed(snapshot: Snapshot, witnesses: Witnesses, found: Evidence) -> str:
     return ", ".join(f"{key.name}, checked" for key in keys)
 
 
-def _tell_anchors(
+def _add_anchors(
     snapshot: Snapshot,
     found: Evidence,
     witnesses: Witnesses,
@@ -432,17 +432,17 @@ def _tell_anchors(
         return
     # how much all tenants record, and where it is anchored, is not told to one of them
     hides = snapshot.is_narrow
-    told = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
+    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
     if findings.problems:
         first = findings.problems[0].detail
         against = "an anchor contradicts the store" + ("" if hides else f": {first}")
         found.against.append(against)
-        told = [f"TAMPERED: {against}"]
+        lines = [f"TAMPERED: {against}"]
     elif hides:
-        told += ["an anchor knows nothing, or could not be asked"] if findings.warnings else []
+        lines += ["an anchor knows nothing, or could not be asked"] if findings.warnings else []
     else:
-        told += findings.warnings
-    found.anchors = "; ".join(dict.fromkeys(told)) or NO_ANCHOR
+        lines += findings.warnings
+    found.anchors = "; ".join(dict.fromkeys(lines)) or NO_ANCHOR
 
 
 async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> None:

@@ -128,21 +128,21 @@ class RetentionPolicy:
             PolicyError: Two rules contradict each other for it; both are named.
         """
         days: dict[str, int] = {}
-        said_by: dict[str, str] = {}
+        rule_names: dict[str, str] = {}
         for rule in self.rules:
             if not rule.applies_to(kind):
                 continue
             for name, count in rule.days.items():
                 if name not in days:
-                    days[name], said_by[name] = count, rule.name
-        names = dict.fromkeys(said_by.values())
+                    days[name], rule_names[name] = count, rule.name
+        names = dict.fromkeys(rule_names.values())
         if len(names) > 1:
             names.pop(_DEFAULT, None)
         least = days.get("min", 0)
         if least <= self.floor:
-            least, said_by["min"] = self.floor, "floor"
+            least, rule_names["min"] = self.floor, "floor"
         found = RetentionClass(
-            "+".join(names) or _DEFAULT, said_by,
+            "+".join(names) or _DEFAULT, rule_names,
             least, days.get("max"), days.get("hot"), days.get("archive"),
         )  # fmt: skip
         _refuse_contradiction(found, kind)

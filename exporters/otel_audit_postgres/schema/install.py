@@ -150,8 +150,8 @@ async def migrate(dsn_or_engine: Any) -> InitReport:
             raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
         version = await installed_version(connection)
         if state["barred"] and not pending(version):
-            told = f"schema audit: up to date at version {version}; only a superuser renews guards"
-            return InitReport(version, (), (), (told,))
+            note = f"schema audit: up to date at version {version}; only a superuser renews guards"
+            return InitReport(version, (), (), (note,))
         return await _bring_up(connection, state, _NOTHING, roles=state["owner"] == OWNER)
 
 

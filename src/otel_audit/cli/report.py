@@ -99,8 +99,8 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
         finally:
             made.close()
     if as_json:
-        told = {"head": made.head, "notes": made.notes, "nothing": made.nothing}
-        echo_json({"files": files, "checkpoint": made.checkpoint, **told})
+        summary = {"head": made.head, "notes": made.notes, "nothing": made.nothing}
+        echo_json({"files": files, "checkpoint": made.checkpoint, **summary})
         sys.exit(made.is_tampered)
     for note in (*made.notes, *(() if made.nothing is None else (made.nothing,))):
         echo(note, colour="yellow", err=True)

@@ -320,8 +320,8 @@ def _lines(report: Report) -> Iterator[tuple[str, Colour | None]]:
 def _passed(report: Report) -> tuple[str, Colour]:
     """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
     if not report.waiting:
-        said = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
-        return said, "green"
+        verdict = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
+        return verdict, "green"
     if not report.size:
         return f"OK for 0 of {report.waiting} rows: nothing is sealed yet", "yellow"
     wait = "waits for its seal" if report.waiting == 1 else "wait for their seal"

@@ -86,7 +86,7 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         link = f"/sign-in?link={authenticate.new_link()}"
     elif host not in _LOOPBACK:
         echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
-    server = viewer_server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
+    server = viewer_server(uvicorn, app, host, port, lambda url: _announce(f"{url}{link}", opens))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
@@ -183,8 +183,8 @@ def viewer_app(
     return app
 
 
-def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) -> Any:
-    """Make its server; `say` gets the URL once it listens."""
+def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, announce: Any) -> Any:
+    """Make its server; `announce` gets the URL once it listens."""
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: Any = None) -> None:
@@ -192,7 +192,7 @@ def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) 
             if self.started:
                 where = self.servers[0].sockets[0].getsockname()
                 shown = f"[{where[0]}]" if ":" in where[0] else where[0]
-                say(f"http://{shown}:{where[1]}")
+                announce(f"http://{shown}:{where[1]}")
 
     return Server(
         uvicorn.Config(
@@ -209,7 +209,7 @@ def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) 
     )
 
 
-def _say(url: str, opens: bool) -> None:
+def _announce(url: str, opens: bool) -> None:
     echo(url)
     echo("(the link works once; Ctrl-C ends the viewer)", err=True)
     if opens:

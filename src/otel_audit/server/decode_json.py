@@ -305,12 +305,12 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
 
 
 def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> None:
-    told = {
+    attributes = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
     }
     left = ReceivedItem(
-        "", "", "", "", 0, 0, told, scope.name, scope.origin, is_log=scope.is_log, place=place,
+        "", "", "", "", 0, 0, attributes, scope.name, scope.origin, is_log=scope.is_log, place=place,
     )  # fmt: skip
     batch.broken.append((left, why))
 

@@ -366,12 +366,12 @@ class Stream:
             self.progress.lag = 0.0
 
     def _note_failure(self, error: Exception, *, is_ours: bool = False) -> None:
-        said = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
+        reason = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
         self.progress.failures += 1
-        self._is("failing", said)
+        self._is("failing", reason)
         log_limited(
             _logger, f"failing {self.name}", "Stream %s: %s; nothing is lost, it is tried again "
-            "from leaf %d on", self.name, visible(said), self.progress.next_leaf,
+            "from leaf %d on", self.name, visible(reason), self.progress.next_leaf,
             error=error if is_ours else None,
         )  # fmt: skip
 

@@ -97,7 +97,7 @@ class Site:
     ) -> dict[Key, Names]:
         """What those are called that records are by and for, decrypted as far as keys are known."""
         found = {
-            key: Names(_said(one.actor), _said(one.tenant))
+            key: Names(_readable_name(one.actor), _readable_name(one.tenant))
             for key, one in (await payloads.names(connection, records)).items()
         }
         encrypted = {
@@ -177,7 +177,7 @@ def _check_parameters(request: Request) -> None:
             raise ConfigurationError(f"{name[:30]}: {_LONGEST_PARAMETER:,} characters at most")
 
 
-def _said(name: str | None) -> str | None:
+def _readable_name(name: str | None) -> str | None:
     """A name, if it is one, or can be decrypted into one."""
     if name is None or payloads.says_who(name) or read_encrypted(name) is not None:
         return name

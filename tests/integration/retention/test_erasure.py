@@ -268,7 +268,7 @@ class TestErasing:
         """Keys destroyed, and the record of it lost with its transaction: the next try tells it."""
         await keys.destroy(ANN)
         plan = await plan_erasure(written.dsn, keys, ANN)
-        assert (plan.keys, [one.is_told for one in plan.erased]) == (0, [False])
+        assert (plan.keys, [one.is_recorded for one in plan.erased]) == (0, [False])
         assert await erase(written.dsn, keys, ANN, "law", "demand")
         assert not await erase(written.dsn, keys, ANN, "law", "demand")
 

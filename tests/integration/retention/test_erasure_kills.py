@@ -65,9 +65,9 @@ class Keys(KeyStore):
         destroyed.append(subject)
         reached(f"after key {len(destroyed)}")
 
-    async def told(self, subject):
+    async def mark_recorded(self, subject):
         reached("committed")
-        await super().told(subject)
+        await super().mark_recorded(subject)
         reached("told")
 
 keys = Keys(keys_dsn, FileWrapper(bytes.fromhex(kek)))
@@ -184,7 +184,7 @@ class TestErasing:
         assert await told_keys(connection) == ids
         for one in NAMES:
             plan = await plan_erasure(people.dsn, keys, one)
-            assert (plan.keys, [key.is_told for key in plan.erased]) == (0, [True])
+            assert (plan.keys, [key.is_recorded for key in plan.erased]) == (0, [True])
         assert await erase_all(people.dsn, keys, NAMES, "law", "demand") == []
         await people.seal()
         assert (await people.verify()).problems == ()

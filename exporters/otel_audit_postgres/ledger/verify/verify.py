@@ -29,7 +29,7 @@ from otel_audit_postgres.ledger.verify.row_pass import (
     check_rows_together,
 )
 from otel_audit_postgres.ledger.verify.tree_pass import Task, TreePassState, walk_tree
-from otel_audit_postgres.ledger.verify.unsealed import check_strays
+from otel_audit_postgres.ledger.verify.unsealed import check_unsealed
 from otel_audit_postgres.schema import catalog
 
 WAITS_TOO_LONG: Final = 300.0
@@ -106,7 +106,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         missing = unaccounted(rows.missing, walk.pruned, prunings, findings, complete=choice.is_all)
         _judge_missing(missing, rows.last_present, findings, complete=choice.is_all)
         dropped = sum(pruning.rows for pruning in prunings)
-        waiting = await check_strays(
+        waiting = await check_unsealed(
             connection, sealed=walk.tree.size - dropped,
             matched=rows.checked if choice.is_all else None, findings=findings,
         )  # fmt: skip
@@ -115,11 +115,11 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         await _judge_quarantine(connection, findings)
         conflicts, conflict_count = await store.conflicts(connection)
     if conflicts:
-        findings.warnings.append(_told_conflicts(conflicts, conflict_count))
+        findings.warnings.append(_conflicts_text(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
     heard.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
-        findings.warnings.append(_told_malformed(findings))
+        findings.warnings.append(_malformed_text(findings))
     if not seen and not heard.silent:
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
@@ -208,7 +208,7 @@ async def _overdue(connection: Connection[Any]) -> str | None:
     )
 
 
-def _told_malformed(findings: Findings) -> str:
+def _malformed_text(findings: Findings) -> str:
     producers = ", ".join(
         f"{count} of {'no producer' if producer is None else f'producer {producer}'}"
         for producer, count in findings.malformed_by.most_common(_PRODUCERS_NAMED)
@@ -246,7 +246,7 @@ async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
             )
 
 
-def _told_conflicts(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
+def _conflicts_text(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
     """Say who wrote under ids that were not theirs, and the first of them with its counterpart."""
     writers = Counter(_writer(one.received_by, one.producer) for one in conflicts)
     who = ", ".join(f"{n} by {by}" for by, n in writers.most_common(_PRODUCERS_NAMED))
