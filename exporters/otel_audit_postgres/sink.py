@@ -25,7 +25,7 @@ from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
-    Limits,
+    TimeLimits,
     UndefinedFunctionError,
     connect,
     disconnect,
@@ -390,7 +390,7 @@ class PostgresSink:
             await _process_incoming()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
-                self._dsn, self._connect_timeout, Limits.of_statements(self._statement_timeout)
+                self._dsn, self._connect_timeout, TimeLimits.of_statements(self._statement_timeout)
             )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None

@@ -59,7 +59,7 @@ class ArchivedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ArchiveManifest:
     """The content of a month's archive.
 
     Attributes:
@@ -123,7 +123,7 @@ def leaves_key(key: str) -> str:
     return f"{key}.leaves"
 
 
-def read_manifest(note: str) -> Manifest:
+def read_manifest(note: str) -> ArchiveManifest:
     """Read a manifest, without judging its signature.
 
     Raises:
@@ -136,7 +136,7 @@ def read_manifest(note: str) -> Manifest:
         pairs = [line.split(": ", 1) for line in lines]
         values = {name: value for name, value in pairs if name in _FIELDS}
         trees = [value.split(" ") for name, value in pairs if name == "tree"]
-        found = Manifest(
+        found = ArchiveManifest(
             values["log"],
             date.fromisoformat(f"{values['month']}-01"),
             None if values["previous"] == "none" else _digest(values["previous"]),

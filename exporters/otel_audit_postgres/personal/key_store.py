@@ -199,7 +199,7 @@ def read_wrapper(path: Path, setting: str = "OTEL_AUDIT_KEYS_KEK_FILE") -> FileW
 
 
 @dataclass(slots=True)
-class _Remembered:
+class _CachedKey:
     key: SubjectKey
     until: float
 
@@ -221,7 +221,7 @@ class KeyStore:
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
         self._connection: Connection[Any] | None = None
-        self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._known: OrderedDict[bytes, _CachedKey] = OrderedDict()
         self._away_until = 0.0
 
     async def init(self) -> None:
@@ -457,7 +457,7 @@ class KeyStore:
         return self._wrapper.unwrap(row["wrapped"], row["key_id"])
 
     def _remember(self, subject: bytes, key: SubjectKey, now: float) -> None:
-        self._known[subject] = _Remembered(key, now + REMEMBERED_FOR)
+        self._known[subject] = _CachedKey(key, now + REMEMBERED_FOR)
         self._known.move_to_end(subject)
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)

@@ -173,7 +173,7 @@ AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
 
 
 @dataclass(slots=True)
-class Part:
+class PeriodEvidence:
     """One stretch of time, and what is found of its records.
 
     Attributes:
@@ -229,7 +229,7 @@ class Evidence:
         signed: Who has signed the checkpoint.
     """
 
-    parts: list[Part]
+    parts: list[PeriodEvidence]
     against: list[str] = field(default_factory=list)
     is_collapsed: bool = False
     anchors: str = NO_ANCHOR
@@ -256,7 +256,7 @@ async def gather(
         witnesses: Keys and anchors.
         is_deep: Whether each record's text is hashed again, too, and its columns compared with it.
     """
-    found = Evidence([Part(begin, end) for begin, end in periods])
+    found = Evidence([PeriodEvidence(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
     comparisons = [_comparison(part, dropped) for part in found.parts]
     collapsed = await _climb(snapshot, found, comparisons, witnesses)
@@ -282,7 +282,7 @@ class _Comparison:
         suspects: Records whose columns seem not to follow from their text.
     """
 
-    part: Part
+    part: PeriodEvidence
     low: uuid.UUID
     high: uuid.UUID
     dropped: Sequence[store.Pruning]
@@ -327,7 +327,7 @@ async def _account(
         )
 
 
-def _comparison(part: Part, dropped: Sequence[store.Pruning]) -> _Comparison:
+def _comparison(part: PeriodEvidence, dropped: Sequence[store.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
     within = [one for one in dropped if one.lowest < high and one.above > low]
     return _Comparison(part, low, high, within, secrets.token_bytes(32))
@@ -512,7 +512,7 @@ def _astray(snapshot: Snapshot, one: _Comparison) -> Conditions:
     return asked
 
 
-def _of_part(snapshot: Snapshot, part: Part) -> Conditions:
+def _of_part(snapshot: Snapshot, part: PeriodEvidence) -> Conditions:
     asked = snapshot.asked()
     asked.columns.append(f"occurred_at >= {asked.bind(part.begin)}::timestamptz")
     asked.columns.append(f"occurred_at < {asked.bind(part.end)}::timestamptz")

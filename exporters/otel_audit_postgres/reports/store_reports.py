@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.evidence import Evidence, Part
+from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.policy import month_end, months, policy_in_force
@@ -49,7 +49,7 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
         )  # fmt: skip
 
 
-def _verdict(evidence: Evidence, month: Part) -> str:
+def _verdict(evidence: Evidence, month: PeriodEvidence) -> str:
     against = [*evidence.against, *month.problems]
     if against:
         return f"TAMPERED: {'; '.join(against)}"

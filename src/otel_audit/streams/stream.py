@@ -53,7 +53,7 @@ class Revealer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StreamPlan:
     """What a stream is to do.
 
     Attributes:
@@ -127,7 +127,9 @@ class Stream:
     after the destination has acknowledged: what is cut off in between is sent again.
     """
 
-    def __init__(self, dsn: str, plan: Plan, witness: Witness, *, interval: float = 1.0) -> None:
+    def __init__(
+        self, dsn: str, plan: StreamPlan, witness: Witness, *, interval: float = 1.0
+    ) -> None:
         """Open nothing yet.
 
         Args:

@@ -124,7 +124,7 @@ class _RecordPage:
     actor: tuple[Found, ...]
     views: tuple[Look, ...]
     session: str | None
-    names: Mapping[payloads.Key, payloads.Names]
+    names: Mapping[payloads.Key, payloads.DisplayNames]
     has_erased: bool
 
 
@@ -148,7 +148,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Mapping[payloads.Key, payloads.Names]]:
+    ) -> tuple[Page, Mapping[payloads.Key, payloads.DisplayNames]]:
         page = await queries.search(connection, narrowed, limit=ROWS, after=after)
         return page, await site.names(connection, page.records)
 
@@ -229,7 +229,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
     ) -> tuple[
         Page,
         Mapping[payloads.Key, str],
-        Mapping[payloads.Key, payloads.Names],
+        Mapping[payloads.Key, payloads.DisplayNames],
         Mapping[str, display.Cell] | None,
     ]:
         page = await queries.search(
@@ -279,7 +279,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.Names]]:
+    ) -> tuple[
+        Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.DisplayNames]
+    ]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
@@ -355,7 +357,7 @@ def _chips(query: Query) -> tuple[Chip, ...]:
 
 
 def _people(
-    records: Sequence[Found], names: Mapping[payloads.Key, payloads.Names]
+    records: Sequence[Found], names: Mapping[payloads.Key, payloads.DisplayNames]
 ) -> dict[tuple[str, str], str]:
     """What the values of facets are called, as far as the records of the page say."""
     found = {}

@@ -14,7 +14,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.tail import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.payloads import Key, Names
+from otel_audit_postgres.query.payloads import DisplayNames, Key
 from otel_audit_postgres.query.queries import Found
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -80,7 +80,7 @@ class _Tail:
         self._place = Place()
         self._is_behind = False
         self._recorded = self._asked = time.monotonic()
-        self._names: dict[Key, Names] = {}
+        self._names: dict[Key, DisplayNames] = {}
 
     async def begin(self, given: str | None) -> None:
         """Find where it begins, and record that somebody looks."""
@@ -160,7 +160,7 @@ class _Tail:
 
     def _row(self, one: Found) -> dict[str, str]:
         target = ":".join(part for part in (one.target_type, one.target_id) if part)
-        named = self._names.get((one.id, one.tenant_id), Names(None, None))
+        named = self._names.get((one.id, one.tenant_id), DisplayNames(None, None))
         row = {
             "time": moment(one.occurred_at),
             "event": one.event_name,

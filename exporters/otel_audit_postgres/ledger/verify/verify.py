@@ -18,7 +18,12 @@ from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.verify.anchored import AnchorReading, hear
 from otel_audit_postgres.ledger.verify.bookmark import SPOT_CHECKS, Bookmark
-from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind, Report, in_order
+from otel_audit_postgres.ledger.verify.findings import (
+    Findings,
+    ProblemKind,
+    VerificationReport,
+    in_order,
+)
 from otel_audit_postgres.ledger.verify.retired import sound_prunings, unaccounted
 from otel_audit_postgres.ledger.verify.row_pass import (
     Progress,
@@ -47,7 +52,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     remembered: Bookmark | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-) -> Report:
+) -> VerificationReport:
     """Verify an audit store; it is only read, and all of it as it is at one moment.
 
     The whole tree is always built again from its leaves; ``since``, ``sample`` and ``remembered``
@@ -125,7 +130,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
             "no anchor was asked: an old copy of the whole store would pass for the original"
         )
     judge_testimonies(walk, origin, witnesses, findings)
-    return Report(
+    return VerificationReport(
         origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
         time.monotonic() - begun, dropped, walk.last_note,
