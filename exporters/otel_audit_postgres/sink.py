@@ -45,7 +45,7 @@ from otel_audit_postgres.errors import (
 from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 _logger = logging.getLogger(__name__)
@@ -418,7 +418,7 @@ class PostgresSink:
             )
             return
         except UndefinedFunctionError:
-            if await catalog.missing_tables(connection):
+            if await pg_catalog.missing_tables(connection):
                 raise
             log_limited(
                 _logger,
@@ -559,7 +559,7 @@ class PostgresSink:
         in any case: such records are sound, and are stored once the cause is fixed.
         """
         at_fault = is_poison(error) or (
-            is_data_error(error) and not await catalog.additions(connection)
+            is_data_error(error) and not await pg_catalog.additions(connection)
         )
         if at_fault and await self._takes_sound_ones(connection, became):
             became.refused.append(_refused(row, refusal_reason(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from otel_audit_postgres import streams
+from otel_audit_postgres import stream_positions
 from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import Connection, InsufficientPrivilegeError
 from otel_audit_postgres.ledger.sealed_rows import horizon
@@ -28,7 +28,7 @@ async def inspect_streams(dsn: str) -> list[CheckResult]:
     """
     async with opened(dsn) as connection:
         try:
-            found = await streams.positions(connection)
+            found = await stream_positions.positions(connection)
         except InsufficientPrivilegeError:
             return [
                 CheckResult(
@@ -38,11 +38,11 @@ async def inspect_streams(dsn: str) -> list[CheckResult]:
         return [await _inspect(connection, one) for one in found]
 
 
-async def _inspect(connection: Connection[Any], at: streams.Position) -> CheckResult:
+async def _inspect(connection: Connection[Any], at: stream_positions.Position) -> CheckResult:
     name = f"stream {at.name}"
     try:
-        await streams.check_position(connection, at)
-    except streams.PositionError as error:
+        await stream_positions.check_position(connection, at)
+    except stream_positions.PositionError as error:
         reason = str(error).removeprefix(f"{name}: ")
         return CheckResult(
             name,
@@ -52,7 +52,7 @@ async def _inspect(connection: Connection[Any], at: streams.Position) -> CheckRe
         )
     sealed = await horizon(connection)
     behind = sealed.size - at.next_leaf
-    lag = await streams.waiting_for(connection, at.next_leaf, sealed)
+    lag = await stream_positions.waiting_for(connection, at.next_leaf, sealed)
     if at.is_paused:
         return CheckResult(
             name, ok=None, detail=f"is paused, {behind:,} leaves behind",
@@ -65,7 +65,7 @@ async def _inspect(connection: Connection[Any], at: streams.Position) -> CheckRe
             f"the stream moved last at {at.moved_at.isoformat(timespec='seconds')}",
             remedy="see that `otel-audit stream run` runs; its log says what the destination does",
         )  # fmt: skip
-    parked = await streams.count_parked(connection, at)
+    parked = await stream_positions.count_parked(connection, at)
     if parked:
         return CheckResult(
             name, ok=None, detail=f"its destination refused {parked:,} records, which are parked",

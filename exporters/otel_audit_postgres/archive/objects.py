@@ -326,7 +326,8 @@ class S3Archive:
             Path(part.name).rename(kept)
         except OSError as error:
             raise ArchiveError(
-                f"{self.name}: cache={kept.parent}: {_reason_of(error)}; name another directory, or none"
+                f"{self.name}: cache={kept.parent}: {_reason_of(error)}; name another directory, "
+                "or none"
             ) from None
 
     def tidy(self) -> None:

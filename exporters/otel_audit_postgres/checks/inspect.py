@@ -22,7 +22,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.rows import COLUMNS, to_row
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.migrations import latest_version
 from otel_audit_postgres.schema.readiness import WRITER_NEEDED, only_reads, refuse_version
 
@@ -118,7 +118,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
         _durability(server),
         _encoding(server),
     ]
-    missing = await catalog.missing_tables(connection)
+    missing = await pg_catalog.missing_tables(connection)
     found.append(
         _judged(
             "schema",
@@ -131,7 +131,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
     if missing:
         return found
     if await _is_current(connection):
-        parts = await catalog.missing_parts(connection, [name for name, _ in COLUMNS])
+        parts = await pg_catalog.missing_parts(connection, [name for name, _ in COLUMNS])
         if parts:
             found[-1] = _judged(
                 "schema", False, "",  # noqa: FBT003 - as above
@@ -143,31 +143,31 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
     found += [
         _none_of(
             "guards",
-            await catalog.unguarded(connection),
+            await pg_catalog.unguarded(connection),
             "UPDATE, DELETE and TRUNCATE are refused on every table",
             f"{INIT}; if that does not help, somebody removed guards: find out who",
         ),
         _none_of(
             "strangers",
-            await catalog.strangers(connection),
+            await pg_catalog.strangers(connection),
             "no triggers or rules but our own",
             "drop them: they can make records vanish",
         ),
         await _additions(connection),
         _none_of(
             "may_not_change",
-            await catalog.changing_rights(connection, role),
+            await pg_catalog.changing_rights(connection, role),
             f"role {role} may not UPDATE, DELETE or TRUNCATE",
             _ROLES,
         ),
         _none_of(
             "not_owner",
-            [f"role {role} {power}" for power in await catalog.powers(connection, role)],
+            [f"role {role} {power}" for power in await pg_catalog.powers(connection, role)],
             f"role {role} is neither owner nor superuser",
             _ROLES,
         ),
         *await _weaknesses(connection),
-        _partitions(await catalog.partitions(connection)),
+        _partitions(await pg_catalog.partitions(connection)),
     ]
     if not server["may_use"]:
         return [
@@ -184,7 +184,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
 
 async def _additions(connection: Connection[Any]) -> CheckResult:
     """Additions to the schema that could refuse sound records."""
-    found = await catalog.additions(connection)
+    found = await pg_catalog.additions(connection)
     if not found:
         return CheckResult(
             "additions", ok=True, detail="nothing that was added looks at new records"
@@ -288,7 +288,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[CheckResult]:
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[CheckResult]:
     """The checks that need rights on the schema."""
-    lacking = await catalog.lacking_rights(connection)
+    lacking = await pg_catalog.lacking_rights(connection)
     if lacking and await connection.fetchval(_READS):
         return [CheckResult("may_insert", ok=False, detail=only_reads(role), remedy=_READER)]
     found = [
@@ -300,7 +300,7 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[CheckResu
         )
     ]
     if await connection.fetchval("SELECT has_table_privilege('audit.schema_version', 'SELECT')"):
-        found.insert(0, _schema_version(await catalog.schema_version(connection)))
+        found.insert(0, _schema_version(await pg_catalog.schema_version(connection)))
     else:
         found.insert(0, CheckResult("schema_version", None, "this role may not see it", _ROLES))
     if not await connection.fetchval(
@@ -351,8 +351,8 @@ async def _look_at_app(connection: Connection[Any], app_dsn: str) -> CheckResult
         return CheckResult("app_role", ok=True, detail="the application uses another server")
     role = app["role"]
     rights = [
-        *await catalog.powers(connection, role),
-        *(f"may {right}" for right in await catalog.changing_rights(connection, role)),
+        *await pg_catalog.powers(connection, role),
+        *(f"may {right}" for right in await pg_catalog.changing_rights(connection, role)),
     ]
     return _none_of(
         "app_role",
@@ -458,6 +458,6 @@ def _judged(name: str, ok: bool, fine: str, wrong: str, remedy: str) -> CheckRes
 async def _is_current(connection: Connection[Any]) -> bool:
     """Whether all migrations are applied; what is missing else comes with them."""
     try:
-        return await catalog.schema_version(connection) == latest_version()
+        return await pg_catalog.schema_version(connection) == latest_version()
     except InsufficientPrivilegeError:
         return False

@@ -20,7 +20,7 @@ from otel_audit_postgres.reports.payload_parts import (
     text,
     values_of,
 )
-from otel_audit_postgres.reports.policy import month_end, policy_in_force
+from otel_audit_postgres.reports.retention_policy import month_end, policy_in_force
 from otel_audit_postgres.reports.snapshot import (
     CHANGES,
     OF_THE_STORE,

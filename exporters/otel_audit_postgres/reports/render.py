@@ -13,8 +13,8 @@ import msgspec
 
 from otel_audit._util.printable import ascii_json, visible
 from otel_audit_postgres.exports.formats import csv_lines, plain_csv_lines
+from otel_audit_postgres.reports.make_report import AT_ONCE, Report
 from otel_audit_postgres.reports.model import Cell
-from otel_audit_postgres.reports.run import AT_ONCE, Report
 
 ReportFormat = Literal["html", "csv", "json"]
 MOST_PRINTED: Final = 5_000

@@ -11,7 +11,7 @@ from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
-from otel_audit_postgres.reports.policy import month_end, months, policy_in_force
+from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
 
 _LAG: Final = """

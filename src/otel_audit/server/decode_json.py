@@ -310,7 +310,8 @@ def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> 
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
     }
     left = ReceivedItem(
-        "", "", "", "", 0, 0, attributes, scope.name, scope.origin, is_log=scope.is_log, place=place,
+        "", "", "", "", 0, 0, attributes, scope.name, scope.origin, is_log=scope.is_log,
+        place=place,
     )  # fmt: skip
     batch.broken.append((left, why))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from otel_audit_postgres import streams as store
+from otel_audit_postgres import stream_positions as store
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.sealed_rows import (
     SealedPage,

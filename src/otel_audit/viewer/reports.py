@@ -10,11 +10,11 @@ from typing import Any, Final
 from markupsafe import Markup
 from otel_audit_postgres.query.pool import TookTooLongError
 from otel_audit_postgres.query.times import parse_time
-from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.evidence import Witnesses
+from otel_audit_postgres.reports.make_report import Report, looked_at, make_report
 from otel_audit_postgres.reports.model import Definition, Options
+from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import html_body, pieces
-from otel_audit_postgres.reports.run import Report, looked_at, make_report
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.tail import place_behind, sealed_ids
+from otel_audit_postgres.ledger.latest_records import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.payloads import DisplayNames, Key

@@ -35,7 +35,7 @@ from otel_audit_postgres.ledger.verify.row_pass import (
 )
 from otel_audit_postgres.ledger.verify.tree_pass import Task, TreePassState, walk_tree
 from otel_audit_postgres.ledger.verify.unsealed import check_unsealed
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed makes the verification fail."""
@@ -91,8 +91,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         await store.unlimited(connection)
         await store.refuse_partial_view(connection)
         for problem in [
-            *await catalog.unguarded(connection),
-            *await catalog.strangers(connection),
+            *await pg_catalog.unguarded(connection),
+            *await pg_catalog.strangers(connection),
             *await security.opened_ways(connection),
         ]:
             findings.add(ProblemKind.GUARD_REMOVED, problem)

@@ -21,7 +21,7 @@ from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import Scope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
-from otel_audit_postgres.reports.policy import months
+from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
 
 NOBODY: Final = Witnesses()
