@@ -132,7 +132,7 @@ class Runtime:
         if recorder is None:
             self.delivery = make_delivery(
                 config,
-                sink_maker(config, self._tell_of_default),
+                sink_maker(config, self._warn_of_default_partition),
                 self.counters,
                 spooled=config.exporter != "console",
             )
@@ -457,7 +457,7 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
-    def _tell_of_default(self, rows: int) -> None:
+    def _warn_of_default_partition(self, rows: int) -> None:
         self._in_default = rows
 
     def _damaged_files(self) -> int:
