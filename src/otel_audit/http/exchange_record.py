@@ -241,7 +241,7 @@ class ExchangeRecord(ExchangeFacts):
             if span.is_recording():
                 redact_span_urls(
                     span,
-                    lambda path: self.head.spell_path(path, self.routed),
+                    lambda path: self.head.spell_path(path, self.routed, self._route(self.routed)),
                     self._options.redactor,
                     self.audit.budget,
                 )
