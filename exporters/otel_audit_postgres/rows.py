@@ -258,7 +258,11 @@ def key_text(text: str) -> str:
 
 
 def _copied_key(text: Any) -> bytes:
-    return copy_format.text(key_text(text))
+    return copy_format.text(text if len(text) <= LONGEST_KEY else key_text(text))
+
+
+def _copied_searchable(text: str | None) -> bytes:
+    return copy_format.text(searchable(text))
 
 
 class _Form(NamedTuple):
@@ -268,6 +272,7 @@ class _Form(NamedTuple):
         null: What is unknown.
         uuid: From 16 bytes.
         text: One that many records have, or None.
+        searched: The same, of an encrypted one what finds it.
         key: The same, bounded by `key_text`; not None.
         own_text: One that few records have, or None.
         own_key: The same, bounded by `key_text`; not None.
@@ -283,6 +288,7 @@ class _Form(NamedTuple):
     null: Any
     uuid: Callable[[bytes], Any]
     text: Callable[[str | None], Any]
+    searched: Callable[[str | None], Any]
     key: Callable[[str], Any]
     own_text: Callable[[str | None], Any]
     own_key: Callable[[str], Any]
@@ -303,6 +309,7 @@ _OBJECTS: Final = _Form(
     null=None,
     uuid=lambda value: uuid.UUID(bytes=value),
     text=_same,
+    searched=searchable,
     key=key_text,
     own_text=_same,
     own_key=key_text,
@@ -325,6 +332,7 @@ _COPIED: Final = _Form(
     null=copy_format.NULL,
     uuid=copy_format.raw,
     text=Memo(copy_format.text, _REMEMBERED, _is_short).__getitem__,
+    searched=Memo(_copied_searchable, _REMEMBERED, _is_short).__getitem__,
     key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
     own_text=copy_format.text,
     own_key=_copied_key,
@@ -373,7 +381,10 @@ def _project(
     record: AuditRecord, row_id: bytes, payload: bytes, content_hash: bytes, form: _Form
 ) -> tuple[Any, ...]:
     """Make the values in the order of `COLUMNS`, put down in that form."""
-    null, uuid_, text, key, own_text, own_key, moment, float8, int4, int8, texts, bytea, json = form
+    (
+        null, uuid_, text, searched, key, own_text, own_key,
+        moment, float8, int4, int8, texts, bytea, json,
+    ) = form  # fmt: skip
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
     request, response, received = record.request, record.response, record.received
     service = record.resource.get("service.name")
@@ -392,14 +403,14 @@ def _project(
         text(actor.role),
         null if target is None else key(target.type),
         null if target is None or target.id is None else own_key(target.id),
-        null if source is None else text(searchable(source.address)),
-        null if source is None else text(searchable(source.user_agent)),
-        null if source is None else text(searchable(source.session_id)),
+        null if source is None else searched(source.address),
+        null if source is None else searched(source.user_agent),
+        null if source is None else searched(source.session_id),
         null if record.error is None else text(record.error.type),
         text(service) if isinstance(service, str) else null,
         null if request is None else text(request.method),
         null if request is None else text(request.route),
-        null if request is None else text(searchable(request.path)),
+        null if request is None else searched(request.path),
         null if response is None else int4(_fitting(response.status_code, 31)),
         null if request is None or request.id is None else own_key(request.id),
         null if record.trace_id is None else own_key(record.trace_id),
