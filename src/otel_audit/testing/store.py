@@ -19,7 +19,7 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 from otel_audit.record import AuditRecord
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.ledger.verify.findings import Report
+    from otel_audit_postgres.ledger.verify.findings import VerificationReport
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class AuditStore:
         """Read all records, in the order of their ids."""
         return _run(self._records())
 
-    def verify(self) -> Report:
+    def verify(self) -> VerificationReport:
         """Seal the unsealed rows, and verify everything.
 
         Raises:
@@ -96,7 +96,7 @@ class AuditStore:
             await connection.close()
         return [record_from_payload(row["payload"]) for row in rows]
 
-    async def _verify(self) -> Report:
+    async def _verify(self) -> VerificationReport:
         from otel_audit_postgres.ledger.keys import generate
         from otel_audit_postgres.ledger.sealer import Sealer
         from otel_audit_postgres.ledger.verify.verify import verify
