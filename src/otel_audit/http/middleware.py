@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.health_endpoint import answer_health
-from otel_audit.http.request_metadata import method_of
-from otel_audit.http.routes import path_below_root
+from otel_audit.http.request_metadata import method_of, path_below_root
 from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.policy.routes import routes_of
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from opentelemetry import context, trace
 
 from otel_audit._util.ids import public_id
-from otel_audit.http.request_metadata import with_request_id
-from otel_audit.http.routes import path_below_root
+from otel_audit.http.request_metadata import path_below_root, with_request_id
 from otel_audit.identity.safe_access import headers_by_name, identities_in
 from otel_audit.policy import override_of
 from otel_audit.scope import AuditScope, PendingScope, enter, leave

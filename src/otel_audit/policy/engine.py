@@ -19,15 +19,16 @@ from otel_audit.config import PREFIX, AuditConfig, Level
 from otel_audit.policy.body_operations import carries_operations
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.naming import Naming, Whom, name_action
-from otel_audit.policy.overrides import Override, override_of
 from otel_audit.policy.route_index import PathIndex
 from otel_audit.policy.rules import (
     LEVELS,
     WRITES,
     CompiledRule,
+    Override,
     RequestFacts,
     Rule,
     compile_rule,
+    override_of,
     read_rules,
     rules_from_file,
 )
