@@ -47,9 +47,9 @@ class UnrecordedRequest(PendingScope):
         ended: Whether the response's last chunk was sent.
     """
 
-    __slots__ = ("_header", "_is_moved_on", "_is_routed", "_method", "_open", "_path", "_scope",
-                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope",
-                 "loop", "occurred_at", "span", "start", "started")  # fmt: skip
+    __slots__ = ("__weakref__", "_header", "_is_moved_on", "_is_routed", "_method", "_open",
+                 "_path", "_scope", "_token", "_whole_path", "ended", "entered", "exchange", "id",
+                 "inner_scope", "loop", "occurred_at", "span", "start", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class UnrecordedRequest(PendingScope):
         self._scope = scope
         self._open: Callable[[UnrecordedRequest], Exchange | None] | None = open_exchange
         scope.setdefault("state", {})["request_id"] = self.id
-        self._token: Token[AuditScope | PendingScope | None] = enter(self)
+        self._token: Token[AuditScope | PendingScope | None] | None = enter(self)
 
     def routed(self, scope: Scope) -> Exchange | None:
         """Learn which scope the router works on.
@@ -130,9 +130,11 @@ class UnrecordedRequest(PendingScope):
 
     def finish(self) -> Exchange | None:
         """The application has returned; give what has observed the request, to be closed."""
-        # ended in another context than it began in, nothing is to be undone
-        with suppress(ValueError):
-            leave(self._token)
+        token, self._token = self._token, None
+        if token is not None:
+            # ended in another context than it began in, nothing is to be undone
+            with suppress(ValueError):
+                leave(token)
         scope = self.inner_scope
         if self.exchange is None and scope is not None and _asks_for_record(scope):
             self.resolve()
