@@ -206,9 +206,7 @@ class Exchange(Lifecycle):
     @property
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
-        return self._options.durable is not None and (
-            self.bodies.ended or self._has_raised
-        )
+        return self._options.durable is not None and (self.bodies.ended or self._has_raised)
 
     async def durable(self) -> None:
         """Wait until what was recorded is on disk."""
